@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a benchmark is declared and measured."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+OURS, PEER = "ours", "cuda.core"
+
+Side = Callable[[], object]
+
+
+class Refused:
+    """A side that does not do this at all; the reason is its own error message."""
+
+    def __init__(self, attempt: Side, *expected: type[Exception]) -> None:
+        try:
+            attempt()
+        except expected as error:
+            self.reason = " ".join(str(error).split())
+        else:
+            raise AssertionError("the peer was expected to refuse this, and did not: give it a side")
+
+
+Sides = Mapping[str, "Side | Refused"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure to reach.
+
+    Attributes
+    ----------
+    text : str
+        The figure as the table shows it.
+    met : callable
+        Takes the medians, in seconds by side, and tells whether it is reached.
+    """
+
+    text: str
+    met: Callable[[Mapping[str, float]], bool]
+
+
+def ratio(most: float, to: str = PEER) -> Goal:
+    """Ours takes at most so many times what the other side takes."""
+    return Goal(f"≤ {most:g}× {to}", lambda medians: medians[OURS] <= most * medians[to])
+
+
+def at_most(seconds: float) -> Goal:
+    """Ours takes at most so long."""
+    return Goal(f"≤ {duration(seconds)}", lambda medians: medians[OURS] <= seconds)
+
+
+def over(side: str, seconds: float, share: float = 0.0) -> Goal:
+    """Ours takes at most so much longer than a side: seconds, or a share of that side's time where that is more."""
+    text = f"≤ {side} + {duration(seconds)}" + (f" or {share:.0%}" if share else "")
+    return Goal(text, lambda medians: medians[OURS] - medians[side] <= max(seconds, share * medians[side]))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Something to measure.
+
+    Attributes
+    ----------
+    name : str
+        ``room.what``; ``--only`` matches it.
+    what : str
+        One line for people.
+    goal : Goal
+        The figure to reach.
+    sides : callable or None
+        Takes an empty directory; a context manager that gives what to call, by side (ours first).
+    rounds : int
+        Each round calls every side ``calls`` times, so that a slow moment of the machine falls on all.
+    calls : int
+        Calls of a side in a round.
+    samples : callable or None
+        Instead of ``sides``, for what can't be called again and again in turns: takes an empty directory (others of the
+        same run lie beside it) and the effort, and gives the seconds that each call took, by side.
+    statistic : {"median", "mean", "p99"}
+        What of the calls' times counts.
+    """
+
+    name: str
+    what: str
+    goal: Goal
+    sides: Callable[[Path], AbstractContextManager[Sides]] | None = None
+    rounds: int = 60
+    calls: int = 50
+    samples: Callable[[Path, float], Mapping[str, Sequence[float]]] | None = None
+    statistic: str = "median"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a side took: seconds a call.
+
+    Attributes
+    ----------
+    median, low, high : float
+        The median and the quartiles.
+    mean, p99 : float
+        The mean, and what 99 % of the calls stay within.
+    calls : int
+        How many calls were timed.
+    """
+
+    median: float
+    low: float
+    high: float
+    mean: float
+    p99: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A benchmark's outcome.
+
+    Attributes
+    ----------
+    benchmark : Benchmark
+        What was measured.
+    measured : mapping
+        By side.
+    refused : mapping
+        The reason, by side that does not do this.
+    """
+
+    benchmark: Benchmark
+    measured: Mapping[str, Measured]
+    refused: Mapping[str, str]
+
+    @property
+    def times(self) -> dict[str, float]:
+        """The median, or the statistic that counts instead, in seconds, by side."""
+        return {side: getattr(measured, self.benchmark.statistic) for side, measured in self.measured.items()}
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours over the peer's; None where the peer refuses."""
+        times = self.times
+        return times[OURS] / times[PEER] if PEER in times else None
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure to reach is reached."""
+        return self.benchmark.goal.met(self.times)
+
+    def to_dict(self) -> dict[str, object]:
+        """Give the outcome as JSON takes it; times in seconds."""
+        return {
+            "name": self.benchmark.name,
+            "what": self.benchmark.what,
+            "goal": self.benchmark.goal.text,
+            "met": self.met,
+            "statistic": self.benchmark.statistic,
+            "ratio": self.ratio,
+            "sides": {
+                side: {
+                    "median": m.median,
+                    "quartiles": [m.low, m.high],
+                    "mean": m.mean,
+                    "p99": m.p99,
+                    "calls": m.calls,
+                }
+                for side, m in self.measured.items()
+            },
+            "refused": dict(self.refused),
+        }
+
+
+def measure(benchmark: Benchmark, directory: Path, effort: float = 1.0) -> Result:
+    """Run a benchmark.
+
+    Parameters
+    ----------
+    benchmark : Benchmark
+        What to measure.
+    directory : Path
+        An empty directory for it.
+    effort : float
+        A factor on the number of rounds; at least two are run.
+    """
+    if benchmark.samples is not None:
+        taken = benchmark.samples(directory, effort)
+        return Result(benchmark, {name: _summary(values) for name, values in taken.items()}, {})
+    if benchmark.sides is None:
+        raise TypeError(f"{benchmark.name} has neither sides nor samples")
+    with benchmark.sides(directory) as sides:
+        run = {name: side for name, side in sides.items() if not isinstance(side, Refused)}
+        refused = {name: side.reason for name, side in sides.items() if isinstance(side, Refused)}
+        seconds: dict[str, list[float]] = {name: [] for name in run}
+        for side in run.values():
+            side()  # imports, first touches and memos happen before the clock runs
+        order = list(run)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(max(2, round(benchmark.rounds * effort))):
+                for name in order:
+                    _time(run[name], benchmark.calls, seconds[name])
+                order.reverse()
+                gc.collect()
+        finally:
+            gc.enable()
+    return Result(benchmark, {name: _summary(values) for name, values in seconds.items()}, refused)
+
+
+def _time(side: Side, calls: int, into: list[float]) -> None:
+    clock = time.perf_counter_ns
+    for _ in range(calls):
+        start = clock()
+        side()
+        into.append((clock() - start) * 1e-9)
+
+
+def _summary(values: Sequence[float]) -> Measured:
+    low, median, high = statistics.quantiles([*values, *values], n=4, method="inclusive")  # twice: there may be one
+    p99 = sorted(values)[min(len(values) - 1, len(values) * 99 // 100)]
+    return Measured(median, low, high, statistics.fmean(values), p99, len(values))
+
+
+def duration(seconds: float) -> str:
+    """Write a time with three figures and its unit."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA programs compiled from Python: compiled once, kept, explained and shared.
+
+Everything public can be taken from here; each name is imported when it is
+first used, so that ``import cuda_progcache`` costs next to nothing.
+
+>>> from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+>>> program = Program(source, "c++", ProgramOptions(arch="sm_90"))  # doctest: +SKIP
+>>> with FileStreamProgramCache() as cache:  # doctest: +SKIP
+...     object_code = program.compile("cubin", cache=cache)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuda_progcache.compile.compiled import CompiledProgram as CompiledProgram
+    from cuda_progcache.compile.diagnostics import Diagnostic as Diagnostic
+    from cuda_progcache.compile.identity import make_program_cache_key as make_program_cache_key
+    from cuda_progcache.compile.identity import program_key as program_key
+    from cuda_progcache.compile.program import Program as Program
+    from cuda_progcache.compile.program import link as link
+    from cuda_progcache.errors import ArchError as ArchError
+    from cuda_progcache.errors import BundleError as BundleError
+    from cuda_progcache.errors import CompileError as CompileError
+    from cuda_progcache.errors import KernelNotFoundError as KernelNotFoundError
+    from cuda_progcache.errors import ParameterError as ParameterError
+    from cuda_progcache.errors import ProgCacheError as ProgCacheError
+    from cuda_progcache.errors import ReadOnlyError as ReadOnlyError
+    from cuda_progcache.errors import StoreError as StoreError
+    from cuda_progcache.errors import UncacheableError as UncacheableError
+    from cuda_progcache.events import Event as Event
+    from cuda_progcache.events import subscribe as subscribe
+    from cuda_progcache.keys.options import LinkerOptions as LinkerOptions
+    from cuda_progcache.keys.options import ProgramOptions as ProgramOptions
+    from cuda_progcache.keys.schema import ProgramKey as ProgramKey
+    from cuda_progcache.service.compile_service import CompileService as CompileService
+    from cuda_progcache.service.manifest import KernelLibrary as KernelLibrary
+    from cuda_progcache.service.prewarm import PrewarmReport as PrewarmReport
+    from cuda_progcache.store.base import ProgramCacheResource as ProgramCacheResource
+    from cuda_progcache.store.file_stream import FileStreamProgramCache as FileStreamProgramCache
+    from cuda_progcache.store.in_memory import InMemoryProgramCache as InMemoryProgramCache
+    from cuda_progcache.store.readonly import ReadOnlyProgramCache as ReadOnlyProgramCache
+    from cuda_progcache.store.stack import ProgramCacheStack as ProgramCacheStack
+    from cuda_progcache.templates.environment import KernelEnvironment as KernelEnvironment
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ArchError": "errors",
+    "BundleError": "errors",
+    "CompileError": "errors",
+    "CompileService": "service.compile_service",
+    "CompiledProgram": "compile.compiled",
+    "Diagnostic": "compile.diagnostics",
+    "Event": "events",
+    "FileStreamProgramCache": "store.file_stream",
+    "InMemoryProgramCache": "store.in_memory",
+    "KernelEnvironment": "templates.environment",
+    "KernelLibrary": "service.manifest",
+    "KernelNotFoundError": "errors",
+    "LinkerOptions": "keys.options",
+    "ParameterError": "errors",
+    "PrewarmReport": "service.prewarm",
+    "ProgCacheError": "errors",
+    "Program": "compile.program",
+    "ProgramCacheResource": "store.base",
+    "ProgramCacheStack": "store.stack",
+    "ProgramKey": "keys.schema",
+    "ProgramOptions": "keys.options",
+    "ReadOnlyError": "errors",
+    "ReadOnlyProgramCache": "store.readonly",
+    "StoreError": "errors",
+    "UncacheableError": "errors",
+    "link": "compile.program",
+    "make_program_cache_key": "compile.identity",
+    "program_key": "compile.identity",
+    "subscribe": "events",
+}
+
+__all__ = [
+    "ArchError",
+    "BundleError",
+    "CompileError",
+    "CompileService",
+    "CompiledProgram",
+    "Diagnostic",
+    "Event",
+    "FileStreamProgramCache",
+    "InMemoryProgramCache",
+    "KernelEnvironment",
+    "KernelLibrary",
+    "KernelNotFoundError",
+    "LinkerOptions",
+    "ParameterError",
+    "PrewarmReport",
+    "ProgCacheError",
+    "Program",
+    "ProgramCacheResource",
+    "ProgramCacheStack",
+    "ProgramKey",
+    "ProgramOptions",
+    "ReadOnlyError",
+    "ReadOnlyProgramCache",
+    "StoreError",
+    "UncacheableError",
+    "__version__",
+    "link",
+    "make_program_cache_key",
+    "program_key",
+    "subscribe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

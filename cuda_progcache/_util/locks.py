@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locks that a fork can't leave locked in the child."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+
+class ForkSafeLock:
+    """A reentrant lock around state in memory; a fork waits until nobody holds it.
+
+    So the child finds the lock free and what it guards whole. Hold it for memory operations only, never for I/O, never
+    two at once, and make none while holding one.
+    """
+
+    __slots__ = ("__weakref__", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        with _registry:
+            _locks.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+    def acquire(self) -> None:
+        self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
+#: Held through a fork: nobody adds a lock that the fork wouldn't know of, and two forks don't wait for each other's.
+#: Reentrant, as the locks are: a fork out of a signal handler that interrupted a holder must not wait for itself.
+_registry = threading.RLock()
+_held: list[list[ForkSafeLock]] = []  # by the forks in progress: one, or those of nested signal handlers
+
+
+def _before_fork() -> None:
+    _registry.acquire()
+    held = list(_locks)
+    for lock in held:
+        lock.acquire()
+    _held.append(held)
+
+
+def _after_fork() -> None:
+    for lock in _held.pop():
+        lock.release()
+    _registry.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

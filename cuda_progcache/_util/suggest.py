@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nearest valid name, for messages about a misspelled one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """Return the candidate most like `name`, or None where none is alike.
+
+    Parameters
+    ----------
+    name : str
+        What was written.
+    candidates : iterable of str
+        What would have been valid.
+
+    Returns
+    -------
+    str or None
+    """
+    import difflib  # 5 ms, and only an error needs it
+
+    choices = sorted(set(candidates))
+    folded = {choice.casefold(): choice for choice in choices}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    if close:
+        return folded[close[0]]
+    # difflib's ratio is low for an abbreviation ("block" for "threads_per_block").
+    short = name.casefold()
+    return next((c for c in choices if len(short) >= 3 and (short in c.casefold() or c.casefold() in short)), None)
+
+
+def did_you_mean(name: str, candidates: Iterable[str], *, listing: str = "valid") -> str:
+    """Return the tail of a message about an unknown `name`: the nearest candidate, else a few of all.
+
+    Parameters
+    ----------
+    name : str
+        What was written.
+    candidates : iterable of str
+        What would have been valid.
+    listing : str
+        The word before the list of candidates when none is near.
+
+    Returns
+    -------
+    str
+        ``"; did you mean 'block'?"``, ``"; valid: block, dtype"``, or ``""`` where there are no candidates.
+    """
+    choices = sorted(set(candidates))
+    if not choices:
+        return ""
+    near = nearest(name, choices)
+    if near is not None:
+        return f"; did you mean {near!r}?"
+    more = f" and {len(choices) - 20} more" if len(choices) > 20 else ""
+    return f"; {listing}: {', '.join(choices[:20])}{more}"

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``cuda-progcache`` command.
+
+:func:`main` is the console script's entry point. Commands live in modules of
+their own and are imported when they are called, so that ``--help`` and
+``stats`` don't pay for what ``prewarm`` needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run ``cuda-progcache`` and leave the process with its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments after the program's name; ``sys.argv[1:]`` by default.
+
+    Raises
+    ------
+    SystemExit
+        Always; its code is one of :class:`cuda_progcache.cli.app.ExitCode`.
+    """
+    from cuda_progcache.cli.app import app
+
+    app.main(None if argv is None else list(argv), prog_name="cuda-progcache")
+    raise SystemExit(0)

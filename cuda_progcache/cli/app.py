@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command group: lazily imported commands, errors as one line, exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from enum import IntEnum
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from cuda_progcache import errors
+from cuda_progcache.cli.output import emit, fail_line, warning_line
+from cuda_progcache.cli.session import common_options
+
+
+class ExitCode(IntEnum):
+    """What the process's exit code means."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    CACHE = 3
+    TOOLCHAIN = 4
+    NO_ENTRY = 5
+    INTERNAL = 70
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+EXIT_CODES = """\b
+Exit codes:
+    0  done
+    1  a compile, a render or a part of a prewarm failed, verify or check found something, a bundle is damaged, or the
+       output can't be written
+    2  wrong usage: unknown command, option, kernel, parameter or architecture, bad manifest
+    3  the cache can't be used: unsafe, unreadable, not a directory, disk full
+    4  a compiler library, header package or inspection tool is missing
+    5  no entry has this digest, or more than one does
+   70  a defect in cuda-progcache itself (CUDA_PROGCACHE_TRACEBACK=1 shows where)
+  130  interrupted; 141: the reader of the output went away
+
+With --json, stdout carries one JSON object and nothing else; when the command fails before it has a result, that
+object is {"error": {"type", "message", "exit_code", "log"}}. Every command's --help gives its shape.
+"""
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compile": ("compile", "Compile a source file or a library kernel, through the cache."),
+    "render": ("library", "Print the source that a kernel template and its parameters give."),
+    "kernels": ("library", "The library's kernels and their parameters."),
+    "prewarm": ("prewarm", "Compile a kernel library's variants into the cache before they are needed."),
+    "demo": ("prewarm", "Prewarm the bundled kernels for four architectures and show what happened."),
+    "list": ("entries", "The programs in the cache."),
+    "show": ("entries", "All that is known about one program: where it came from, what it uses."),
+    "explain": ("explain", "Why a program had to be compiled."),
+    "stats": ("cache", "How much the cache holds."),
+    "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
+    "prune": ("maintenance", "Remove the entries used least recently."),
+    "pin": ("maintenance", "Keep programs from being evicted or pruned."),
+    "export": ("maintenance", "Write programs to a bundle, for another machine."),
+    "import": ("maintenance", "Add a bundle's programs to the cache."),
+    "check": ("maintenance", "What this machine could use of a bundle or a cache, and why not."),
+    "clear": ("cache", "Remove every entry."),
+}
+"""Command name: the module under ``cuda_progcache.cli`` that has it, and its line in ``--help``."""
+
+_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
+    (errors.AmbiguousDigestError, ExitCode.NO_ENTRY),
+    (errors.StoreError, ExitCode.CACHE),
+    (errors.ToolchainError, ExitCode.TOOLCHAIN),
+    (errors.InspectError, ExitCode.TOOLCHAIN),
+    (errors.CompileError, ExitCode.FAILED),
+    (errors.TemplateError, ExitCode.FAILED),
+    (errors.KernelNotFoundError, ExitCode.USAGE),
+    (errors.ParameterError, ExitCode.USAGE),
+    (errors.ArchError, ExitCode.USAGE),
+    (errors.ManifestError, ExitCode.USAGE),
+    (errors.UncacheableError, ExitCode.USAGE),
+    (errors.OptionError, ExitCode.USAGE),
+    (errors.ProgCacheError, ExitCode.FAILED),
+    (OSError, ExitCode.FAILED),
+)
+
+
+class NoEntryError(click.ClickException):
+    """No entry of the cache has the digest that was asked for."""
+
+    exit_code = ExitCode.NO_ENTRY
+
+
+class ReaderLeftError(click.ClickException):
+    """Whoever read the output has closed it, as ``head`` does."""
+
+    exit_code = ExitCode.BROKEN_PIPE
+
+
+class CommandGroup(click.Group):
+    """A group whose commands are imported when they are called and whose errors are one line on stderr."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Give the command names in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        """Import and give the command; None when there is none of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"cuda_progcache.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; the error for an unknown one names the nearest."""
+        name = args[0]
+        if not name.startswith("-") and name not in COMMANDS and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"commands: {', '.join(COMMANDS)}"
+            raise click.UsageError(f"there is no command '{name}'; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click would answer a closed pipe with exit code 1, as if the command had failed."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise ReaderLeftError("nobody reads the output") from error
+            raise
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run a command and exit: no traceback, one clear line, a documented code."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra.pop("standalone_mode", None)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                code = super().main(arguments, prog_name, standalone_mode=False, **extra)
+                sys.stdout.flush()
+            except Exception as error:  # noqa: BLE001 - the last frame of the process: all become a line and a code
+                code = _report(error, as_json="--json" in arguments)
+        sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    warning_line(str(message))
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    """Say what went wrong on stderr (and as JSON on stdout when asked); give the exit code."""
+    if isinstance(error, ReaderLeftError):
+        # Python flushes stdout at exit and would complain: give it a place to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ExitCode.BROKEN_PIPE
+    if isinstance(error, click.Abort):
+        fail_line("interrupted")
+        return ExitCode.INTERRUPTED
+    log = str(getattr(error, "log", "") or "")
+    if isinstance(error, click.ClickException):
+        code, message = int(error.exit_code), error.format_message()
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            message += f"\nTry '{error.ctx.command_path} --help'."
+    else:
+        code = next((int(c) for kind, c in _CODES if isinstance(error, kind)), int(ExitCode.INTERNAL))
+        # KeyError and its kin print the repr of their message.
+        message = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        if code == ExitCode.INTERNAL:
+            if os.environ.get("CUDA_PROGCACHE_TRACEBACK"):
+                raise error
+            message = f"internal error: {type(error).__name__}: {message} (CUDA_PROGCACHE_TRACEBACK=1 shows where)"
+    fail_line(message)
+    if log.strip() and log.strip() not in message:
+        click.echo(log.rstrip(), err=True)
+    if as_json:
+        emit({"error": {"type": type(error).__name__, "message": message, "exit_code": code, "log": log}})
+    return code
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+    if value and not ctx.resilient_parsing:
+        from cuda_progcache import __version__
+
+        click.echo(f"cuda-progcache {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=CommandGroup,
+    name="cuda-progcache",
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118},
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+@common_options
+def app() -> None:
+    """CUDA programs compiled from Python: compiled once, kept, explained and shared."""

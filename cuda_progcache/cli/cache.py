@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``stats`` and ``clear``: the cache as a whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.store.stats import Totals
+
+STATS_JSON = """\b
+--json: {"root": str, "entries": int, "bytes": int, "compile_seconds": float (what compiling them took),
+"by_target": {target: count}, "by_arch": {arch: count}, "pinned": int, "all_time": {"hits", "misses", "corrupt",
+"evicted", "dropped", "refused", "read_errors", "stored"} (what every process on this cache has counted)}
+"""
+
+
+@click.command("stats", short_help="How much the cache holds.", epilog=STATS_JSON)
+@common_options
+@click.pass_obj
+def stats_command(session: Session) -> None:
+    """Say how many programs the cache holds, how big they are, and how much compile time they stand for."""
+    cache = session.existing_cache()
+    entries = [] if cache is None else list(cache.entries())
+    total = sum(entry.size for entry in entries)
+    compile_seconds = sum(float(entry.record.get("duration") or 0.0) for entry in entries)
+    targets = Counter(str(entry.record.get("target_type") or "unknown") for entry in entries)
+    archs = Counter(str(entry.record.get("arch") or "unknown") for entry in entries)
+    counted = (None if cache is None else cache.stats().all_time) or Totals()
+    pinned = 0 if cache is None else len(cache.pins())
+    if session.json:
+        output.emit(
+            {
+                "root": session.root(),
+                "entries": len(entries),
+                "bytes": total,
+                "compile_seconds": compile_seconds,
+                "by_target": dict(targets.most_common()),
+                "by_arch": dict(archs.most_common()),
+                "pinned": pinned,
+                "all_time": counted._asdict(),
+            }
+        )
+        return
+    lines = [
+        ("cache", str(session.root())),
+        ("entries", f"{len(entries):,}"),
+        ("size", output.size(total)),
+        ("stands for", f"{output.seconds(compile_seconds)} of compile time"),
+    ]
+    if entries:
+        lines.append(("targets", ", ".join(f"{count:,} {name}" for name, count in targets.most_common())))
+        lines.append(("archs", ", ".join(f"{count:,} {name}" for name, count in sorted(archs.items()))))
+    if pinned:
+        lines.append(("pinned", f"{pinned:,}"))
+    lookups = counted.hits + counted.misses
+    if lookups:
+        lines.append(("lookups", f"{lookups:,}, {counted.hits / lookups:.1%} hits (all time)"))
+    others = [(getattr(counted, name), name.replace("_", " ")) for name in counted._fields[2:]]
+    if any(count for count, _ in others):
+        lines.append(("counted", ", ".join(f"{count:,} {name}" for count, name in others if count) + " (all time)"))
+    for name, value in lines:
+        click.echo(f"{name:<12}{value}")
+
+
+CLEAR_JSON = """\b
+--json: {"root": str, "removed": int, "bytes": int}; it needs --yes, for there is no one to ask
+"""
+
+
+@click.command("clear", short_help="Remove every entry.", epilog=CLEAR_JSON)
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@click.option("--keep-pinned", is_flag=True, help="Spare pinned entries.")
+@common_options
+@click.pass_obj
+def clear_command(session: Session, *, yes: bool, keep_pinned: bool) -> None:
+    """Remove every entry of the cache, pinned ones, too, unless --keep-pinned. Asks first, unless --yes."""
+    if session.json and not yes:
+        raise click.UsageError("clear --json needs --yes: there is no one to ask")
+    cache = session.existing_cache()
+    removed = total = 0
+    if cache is not None:
+        pins = cache.pins()
+        entries = [entry for entry in cache.entries() if not (keep_pinned and entry.digest in pins)]
+        removed, total = len(entries), sum(entry.size for entry in entries)
+        if removed and not yes:
+            pinned = sum(entry.digest in pins for entry in entries)
+            among = f", {pinned:,} of them pinned," if pinned else ""
+            click.confirm(
+                f"Remove {output.plural(removed, 'entry')} ({output.size(total)}){among} from {session.root()}?",
+                abort=True,
+            )
+        cache.clear(pinned=not keep_pinned)
+    if session.json:
+        output.emit({"root": session.root(), "removed": removed, "bytes": total})
+    else:
+        click.echo(f"removed {output.plural(removed, 'entry')} ({output.size(total)}) from {session.root()}")

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``compile``: one program, from a file or from the kernel library, through the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.session import (
+    Session,
+    common_options,
+    library_at,
+    manifest_option,
+    parameter_option,
+    parse_parameters,
+    parse_value,
+)
+
+if TYPE_CHECKING:
+    from cuda_progcache import CompiledProgram
+
+_CODE_TYPES = {
+    ".cu": "c++",
+    ".cuh": "c++",
+    ".cpp": "c++",
+    ".cc": "c++",
+    ".cxx": "c++",
+    ".ptx": "ptx",
+    ".ll": "nvvm",
+    ".bc": "nvvm",
+    ".nvvm": "nvvm",
+}
+
+COMPILE_JSON = """\b
+--json: {"name", "kernel", "code_type", "target_type", "arch", "hit": bool, "digest" (null: not cached), "reason" (why),
+"path", "size" (bytes), "seconds" (this call), "compile_seconds" (what the compile took, now or then), "symbol_mapping",
+"log", "output"}
+
+\b
+Examples:
+  cuda-progcache compile saxpy.cu --arch sm_90
+  cuda-progcache compile gemm.cu --arch sm_90 --std c++17 -D TILE=32 --name-expression 'gemm<float>' -o gemm.cubin
+  cuda-progcache compile --kernel softmax -p dtype=float16 --arch sm_90
+"""
+
+
+@click.command(
+    "compile", short_help="Compile a source file or a library kernel, through the cache.", epilog=COMPILE_JSON
+)
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--code-type", type=click.Choice(["c++", "ptx", "nvvm"]), help="What FILE is. [default: by its suffix]")
+@click.option("--arch", metavar="ARCH", help="The architecture, such as sm_90. [default: that of the first GPU]")
+@click.option(
+    "--target", "target_type", type=click.Choice(["cubin", "ptx", "ltoir"]), default="cubin", show_default=True
+)
+@click.option("-D", "--define", "defines", multiple=True, metavar="NAME[=VALUE]", help="Define a macro; repeatable.")
+@click.option(
+    "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
+)
+@click.option("--std", metavar="STD", help="The C++ dialect, such as c++17.")
+@click.option(
+    "--name-expression", "name_expressions", multiple=True, metavar="EXPR", help="Instantiate this; repeatable."
+)
+@click.option(
+    "-O", "--option", "fields", multiple=True, metavar="FIELD=VALUE", help="Any field of ProgramOptions; repeatable."
+)
+@click.option("--kernel", metavar="NAME", help="Compile this kernel of the library instead of a file.")
+@parameter_option
+@manifest_option
+@click.option("-o", "--output", "target", metavar="OUT", help="Write the binary here; - is stdout.")
+@common_options
+@click.pass_obj
+def compile_command(
+    session: Session,
+    file: str | None,
+    code_type: str | None,
+    arch: str | None,
+    target_type: str,
+    defines: tuple[str, ...],
+    include_paths: tuple[str, ...],
+    std: str | None,
+    name_expressions: tuple[str, ...],
+    fields: tuple[str, ...],
+    kernel: str | None,
+    parameters: tuple[str, ...],
+    manifest: Path | None,
+    target: str | None,
+) -> None:
+    """Compile FILE (- is stdin), or a library kernel, unless the cache has it already."""
+    if session.json and target == "-":
+        raise click.UsageError("--json and -o - both want stdout")
+    from cuda_progcache import ProgramOptions
+    from cuda_progcache.compile.arch import with_arch
+
+    start = time.perf_counter()
+    if kernel is not None and file is None:
+        if defines or include_paths or std or name_expressions or fields or code_type:
+            raise click.UsageError("with --kernel the manifest gives the options; only -p, --arch, --target and -o fit")
+        library = library_at(manifest)
+        values = parse_parameters(library, kernel, parameters)
+        arch = arch or with_arch(ProgramOptions()).arch
+        program = session.service(library).kernel(kernel, arch=arch, target_type=target_type, **values)
+    elif file is not None and kernel is None:
+        if parameters or manifest is not None:
+            raise click.UsageError("-p and --manifest are for --kernel; a file takes -D and -O")
+        code_type = code_type or _code_type(file)
+        flags = {"arch": arch, "std": std, "include_path": list(include_paths), "define_macro": _macros(defines)}
+        given = {field: value for field, value in flags.items() if value}
+        options = program_options({"name": _name(file), **parse_options(fields), **given})
+        program = session.service().compile(
+            _read(file, code_type),
+            code_type,
+            options=options,
+            target_type=target_type,
+            name_expressions=name_expressions,
+        )
+    else:
+        raise click.UsageError("give a FILE or --kernel NAME, one of them")
+    elapsed = time.perf_counter() - start
+    if target == "-":
+        output.write(program.data)
+    elif target is not None:
+        Path(target).write_bytes(program.data)
+    _tell(session, program, kernel=kernel, code_type=code_type, elapsed=elapsed, target=target)
+
+
+def _code_type(file: str) -> str:
+    suffix = Path(file).suffix.lower()
+    if suffix not in _CODE_TYPES:
+        what = "stdin has no suffix" if file == "-" else f"the suffix {suffix!r} of {file} says nothing"
+        raise click.UsageError(f"{what}: give --code-type c++, ptx or nvvm (known: {' '.join(_CODE_TYPES)})")
+    return _CODE_TYPES[suffix]
+
+
+def _name(file: str) -> str:
+    """Name the program after its file, as compilers do: diagnostics point at it, headers beside it are found."""
+    return "stdin" if file == "-" else file
+
+
+def _read(file: str, code_type: str) -> str | bytes:
+    data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    if code_type == "nvvm" and data[:4] in (b"BC\xc0\xde", b"\xde\xc0\x17\x0b"):
+        return data  # LLVM bitcode
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{file} isn't UTF-8 text (byte {error.start}): is it {code_type}?") from None
+
+
+def _macros(defines: tuple[str, ...]) -> list[str | tuple[str, str]]:
+    """Split ``NAME=VALUE``; a bare NAME is defined as 1 by the compiler."""
+    return [(name, value) if equals else name for name, equals, value in (text.partition("=") for text in defines)]
+
+
+def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Turn ``FIELD=VALUE`` texts into ProgramOptions fields, by the fields' declared types.
+
+    A field that takes a list may be given more than once.
+
+    Raises
+    ------
+    click.BadParameter
+        Unknown field (the nearest is named), wrong type, given twice, or no text form.
+    """
+    from cuda_progcache import ProgramOptions
+
+    types = {field.name: str(field.type) for field in dataclasses.fields(ProgramOptions)}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.replace("-", "_")
+        if name not in types:
+            near = difflib.get_close_matches(name, types, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise click.BadParameter(f"ProgramOptions has no field '{name}'{hint}", param_hint="-O")
+        kind = types[name]
+        if name == "extra_sources":
+            raise click.BadParameter("extra_sources holds (name, source) pairs: use the Python API", param_hint="-O")
+        hint = f"-O {name}"
+        if not equals:
+            if "bool" not in kind:
+                raise click.BadParameter(f"needs a value: -O {name}=VALUE", param_hint=hint)
+            text = "true"
+        value = _option_value(text, kind, hint)
+        if "Sequence" in kind:
+            values.setdefault(name, []).append(value)
+        elif name in values:
+            raise click.BadParameter("given twice", param_hint=hint)
+        else:
+            values[name] = value
+    return values
+
+
+def _option_value(text: str, kind: str, hint: str) -> Any:
+    if text.lower() == "none":
+        return None
+    if kind.startswith("bool"):
+        return parse_value(text, "bool", hint)
+    if kind.startswith("int"):
+        return parse_value(text, "int", hint)
+    return text
+
+
+def program_options(fields: dict[str, Any]) -> Any:
+    """Make ProgramOptions; what it refuses is a usage error."""
+    from cuda_progcache import ProgramOptions, errors
+
+    try:
+        return ProgramOptions(**fields)
+    except errors.ProgCacheError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _tell(
+    session: Session,
+    program: CompiledProgram,
+    *,
+    kernel: str | None,
+    code_type: str | None,
+    elapsed: float,
+    target: str | None,
+) -> None:
+    """Report what was done: JSON on stdout, or lines (on stderr when stdout carries the binary)."""
+    record = program.record
+    duration = record.get("duration")
+    path = _entry_path(session, program.digest)
+    symbols = {_text(expression): _text(symbol) for expression, symbol in program.symbol_mapping.items()}
+    if session.json:
+        output.emit(
+            {
+                "name": program.name,
+                "kernel": kernel,
+                "code_type": record.get("code_type", code_type),
+                "target_type": program.target_type,
+                "arch": program.arch,
+                "hit": program.hit,
+                "digest": program.digest,
+                "reason": program.reason,
+                "path": path,
+                "size": len(program.data),
+                "seconds": elapsed,
+                "compile_seconds": duration,
+                "symbol_mapping": symbols,
+                "log": program.log,
+                "output": target,
+            }
+        )
+        return
+    if program.log.strip():
+        click.echo(program.log.rstrip(), err=True)
+    aside = target == "-"
+    verb = click.style("hit", fg="green", bold=True) if program.hit else click.style("compiled", fg="cyan", bold=True)
+    if program.hit:
+        spared = f", which spared {output.seconds(duration)} of compiling" if duration else ""
+        took = f"in {output.seconds(elapsed)}{spared}"
+    else:
+        took = f"in {output.seconds(duration or elapsed)}"
+    lines = [
+        f"{verb} {program.name} -> {program.target_type} for {program.arch}, {output.size(len(program.data))}, {took}"
+    ]
+    lines += [f"  symbol  {expression} -> {symbol}" for expression, symbol in symbols.items()]
+    if target is not None and not aside:
+        lines.append(f"  output  {target}")
+    if path is None or program.digest is None:
+        lines.append(f"  not cached: {program.reason or f'{session.root()} can not be written'}")
+    else:
+        lines.append(f"  entry   {path}")
+        lines.append(f"  next    {session.command('show')} {program.digest[:12]}")
+    for line in lines:
+        output.line(line, err=aside)
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+
+
+def _entry_path(session: Session, digest: str | None) -> Path | None:
+    """Give where an entry lies; None when it isn't on disk (a root that can't be written is replaced by memory)."""
+    path = None if digest is None else session.root() / "entries" / digest[:2] / digest[2:]
+    return path if path is not None and path.is_file() else None

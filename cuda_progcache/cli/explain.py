@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``explain``: why a program had to be compiled."""
+
+from __future__ import annotations
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.entries import entry_json, find_entry, program_name
+from cuda_progcache.cli.session import Session, common_options
+
+EXPLAIN_JSON = """\b
+--json: what list gives of the entry, and "reasons": [a sentence per difference from the nearest compile before it;
+"first compile of this program" where there was none]
+
+\b
+While a program runs, CUDA_PROGCACHE_LOG=explain prints the reasons of each miss as it happens.
+"""
+
+
+@click.command("explain", short_help="Why a program had to be compiled.", epilog=EXPLAIN_JSON)
+@click.argument("key", required=False)
+@click.option("--last", is_flag=True, help="The program compiled last.")
+@common_options
+@click.pass_obj
+def explain_command(session: Session, key: str | None, *, last: bool) -> None:
+    """Say what differs between a program and the nearest compile before it: headers, options, source, compiler.
+
+    KEY is the start of its digest, as list prints it.
+    """
+    from cuda_progcache.cli.app import NoEntryError
+    from cuda_progcache.compile.history import explain_entry
+
+    if (key is None) == (not last):
+        raise click.UsageError("give the start of a digest, or --last")
+    cache = session.existing_cache()
+    if key is None:
+        compiled = [e for e in (cache.entries() if cache is not None else ()) if e.record.get("components")]
+        if not compiled:
+            raise NoEntryError(f"nothing was compiled into {session.root()} yet")
+        entry = max(compiled, key=lambda e: e.created)
+    else:
+        entry = find_entry(session, key)
+    try:
+        reasons = explain_entry(cache, entry.digest)
+    except KeyError:
+        raise NoEntryError(f"{entry.digest[:12]} was put there by hand: there is no record to compare") from None
+    if session.json:
+        output.emit({**entry_json(entry), "reasons": reasons})
+        return
+    about = f"{program_name(entry.record)} ({entry.record.get('target_type')}, {entry.record.get('arch')})"
+    output.line(f"{entry.digest[:12]} {about} was compiled:")
+    for reason in reasons:
+        output.line(f"  {reason}")

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``verify``, ``prune``, ``pin``, ``export``, ``import`` and ``check``: the care of a cache, and its transport."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.app import ExitCode
+from cuda_progcache.cli.entries import find_entry, program_name
+from cuda_progcache.cli.session import Session, common_options
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+arch_option = click.option(
+    "--arch", "archs", multiple=True, metavar="ARCH", help="Only programs for this architecture, as sm_90; repeatable."
+)
+
+
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_TIMES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    """Turn ``500MB``, ``2GiB`` or ``0`` into bytes."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?)b?", value.strip().lower())
+    if match is None:
+        raise click.BadParameter(f"{value!r} isn't a size such as 500MB, 2GiB or 0")
+    return int(float(match[1]) * _SIZES[match[2]])
+
+
+def parse_time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """Turn ``90min``, ``12h`` or ``30d`` into seconds."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)", value.strip().lower())
+    if match is None:
+        raise click.BadParameter(f"{value!r} isn't a time such as 90min, 12h or 30d")
+    return float(match[1]) * _TIMES[match[2]]
+
+
+VERIFY_JSON = """\b
+--json: {"root": str, "ok": int, "bytes": int (of the whole entries), "clean": bool, "findings": [{"kind", "path",
+"digest" (or null), "size" (bytes), "advice", "repaired": bool}]}; kinds: corrupt, damaged-record, no-record,
+no-entry, unreadable, foreign, stale-staging
+
+\b
+Exit code 1: something is wrong, and wasn't repaired.
+"""
+
+
+@click.command("verify", short_help="Read every byte of the cache and say what is wrong.", epilog=VERIFY_JSON)
+@click.option("--repair", is_flag=True, help="Move what is wrong to the quarantine; remove what dead writers left.")
+@common_options
+@click.pass_obj
+def verify_command(session: Session, *, repair: bool) -> int:
+    """Check every entry against its checksum, and look for what doesn't belong there.
+
+    What is damaged is never taken for a hit, with or without this command.
+    """
+    cache = session.existing_cache()
+    seen = None if cache is None else cache.verify(repair=repair)
+    findings = () if seen is None else seen.findings
+    ok, size = (0, 0) if seen is None else (seen.ok, seen.bytes)
+    clean = seen is None or seen.clean
+    if session.json:
+        output.emit(
+            {
+                "root": session.root(),
+                "ok": ok,
+                "bytes": size,
+                "clean": clean,
+                "findings": [{**finding._asdict(), "advice": finding.advice} for finding in findings],
+            }
+        )
+    else:
+        for finding in findings:
+            done = " (repaired)" if finding.repaired else ""
+            output.line(f"{finding.kind}{done}: {finding.path} ({output.size(finding.size)})")
+        for kind, count in sorted(Counter(f.kind for f in findings if not f.repaired).items()):
+            advice = next(f.advice for f in findings if f.kind == kind)
+            output.line(f"{count:,} {kind}: {advice}")
+        output.line(f"{output.plural(ok, 'entry')} whole ({output.size(size)}), {_wrong(len(findings))}")
+        if not clean and not repair:
+            output.line(f"to repair: {session.command('verify')} --repair")
+    return ExitCode.OK if clean else ExitCode.FAILED
+
+
+def _wrong(count: int) -> str:
+    return "nothing wrong" if not count else f"{output.plural(count, 'file')} wrong"
+
+
+PRUNE_JSON = """\b
+--json: {"root": str, "removed": int, "bytes": int (freed), "left": int, "left_bytes": int, "pinned": int (spared)}
+"""
+
+
+@click.command("prune", short_help="Remove the entries used least recently.", epilog=PRUNE_JSON)
+@click.option(
+    "--max-size", callback=parse_size, metavar="SIZE", help="Until the cache is no larger than, say, 500MB or 2GiB."
+)
+@click.option("--older-than", callback=parse_time, metavar="TIME", help="Those not used for, say, 90min, 12h or 30d.")
+@common_options
+@click.pass_obj
+def prune_command(session: Session, max_size: int | None, older_than: float | None) -> None:
+    """Remove entries, the least recently used first. Pinned ones stay."""
+    if max_size is None and older_than is None:
+        raise click.UsageError("give --max-size, --older-than or both")
+    cache = session.existing_cache()
+    report = {"removed": 0, "bytes": 0, "left": 0, "left_bytes": 0, "pinned": 0}
+    if cache is not None:
+        report = cache.prune(max_size_bytes=max_size, older_than=older_than)._asdict()
+    if session.json:
+        output.emit({"root": session.root(), **report})
+        return
+    spared = f", {report['pinned']:,} of them pinned" if report["pinned"] else ""
+    output.line(
+        f"removed {output.plural(report['removed'], 'entry')} ({output.size(report['bytes'])}); "
+        f"{output.plural(report['left'], 'entry')} left ({output.size(report['left_bytes'])}{spared})"
+    )
+
+
+PIN_JSON = """\b
+--json: {"root": str, "pins": [{"digest", "name" (null: the entry is gone, and stays pinned when it comes back),
+"arch", "size"}]}: all that is pinned afterwards
+"""
+
+
+@click.command("pin", short_help="Keep programs from being evicted or pruned.", epilog=PIN_JSON)
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--unpin", is_flag=True, help="Let them go again.")
+@click.option("--list", "listing", is_flag=True, help="Print what is pinned.")
+@common_options
+@click.pass_obj
+def pin_command(session: Session, keys: tuple[str, ...], *, unpin: bool, listing: bool) -> None:
+    """Pin programs: the size cap and prune spare them. KEY is the start of a digest, as list prints it.
+
+    Removing a pinned program with clear, or replacing it, is possible as ever.
+    """
+    if bool(keys) == listing or (unpin and listing):
+        raise click.UsageError("give the start of a digest, with or without --unpin, or --list")
+    pinned: frozenset[str] = frozenset()
+    if listing:
+        cache = session.existing_cache()
+    else:
+        digests = [_pinned_or_there(session, key, unpin=unpin) for key in keys]
+        cache = session.cache()
+        for digest in digests:
+            try:
+                (cache.unpin if unpin else cache.pin)(digest)
+            except KeyError:
+                output.note_line(f"{digest[:12]} wasn't pinned" if unpin else f"{digest[:12]} is gone")
+    if cache is not None:
+        pinned = cache.pins()
+    rows = [_pin_json(cache, digest) for digest in sorted(pinned)]
+    if session.json:
+        output.emit({"root": session.root(), "pins": rows})
+    elif listing:
+        for row in rows:
+            size = "not in the cache now" if row["size"] is None else output.size(row["size"])
+            output.line(f"{row['digest']}  {row['name'] or '-'}  {row['arch'] or '-'}  {size}")
+    else:
+        output.line(f"{output.plural(len(rows), 'entry')} pinned in {session.root()}")
+
+
+def _pinned_or_there(session: Session, key: str, *, unpin: bool) -> str:
+    """Resolve a prefix among the pins (an entry may be gone, its pin not), else among the entries."""
+    cache = session.existing_cache() if unpin else None
+    if cache is not None:
+        matches = [digest for digest in cache.pins() if len(key) >= 4 and digest.startswith(key.lower())]
+        if len(matches) == 1:
+            return matches[0]
+    return find_entry(session, key).digest
+
+
+def _pin_json(cache: FileStreamProgramCache | None, digest: str) -> dict[str, Any]:
+    try:
+        entry = None if cache is None else cache.info(digest)
+    except KeyError:
+        entry = None
+    if entry is None:
+        return {"digest": digest, "name": None, "arch": None, "size": None}
+    return {
+        "digest": digest,
+        "name": program_name(entry.record),
+        "arch": entry.record.get("arch"),
+        "size": entry.size,
+    }
+
+
+EXPORT_JSON = """\b
+--json: {"root": str, "path": str, "entries": int, "bytes": int (of the bundle), "damaged": int (left out)}
+
+\b
+A bundle is a tar archive: tar -tf lists it, and tar -xf -C DIR makes a cache directory of it.
+"""
+
+
+@click.command("export", short_help="Write programs to a bundle, for another machine.", epilog=EXPORT_JSON)
+@click.argument("bundle", type=click.Path(dir_okay=False, path_type=Path))
+@arch_option
+@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only programs of this name; repeatable.")
+@common_options
+@click.pass_obj
+def export_command(session: Session, bundle: Path, archs: tuple[str, ...], kernels: tuple[str, ...]) -> None:
+    """Write the cache, or a part of it, to the file BUNDLE. The same programs give the same bytes."""
+    import fnmatch
+
+    from cuda_progcache.cli.app import NoEntryError
+
+    cache = session.existing_cache()
+    if cache is None:
+        raise NoEntryError(f"there is nothing to export: no cache at {session.root()}")
+
+    def chosen(entry: Any) -> bool:
+        return not kernels or any(fnmatch.fnmatchcase(program_name(entry.record), kernel) for kernel in kernels)
+
+    report = cache.export(bundle, archs=archs or None, filter=chosen)
+    if session.json:
+        output.emit({"root": session.root(), **report._asdict()})
+        return
+    if report.damaged:
+        output.note_line(f"{output.plural(report.damaged, 'damaged entry')} left out; verify says more")
+    output.line(f"{output.plural(report.entries, 'entry')} in {bundle} ({output.size(report.bytes)})")
+
+
+IMPORT_JSON = """\b
+--json: {"root": str, "imported": int, "bytes": int, "present": int (were here), "filtered": int (other
+architectures), "refused": int (larger than the size cap)}
+
+\b
+Exit code 1: the file is damaged or no bundle; nothing was imported.
+Checksums show damage, and not who made a bundle: import what you would run.
+"""
+
+
+@click.command("import", short_help="Add a bundle's programs to the cache.", epilog=IMPORT_JSON)
+@click.argument("bundle", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@arch_option
+@common_options
+@click.pass_obj
+def import_command(session: Session, bundle: Path, archs: tuple[str, ...]) -> None:
+    """Add the programs of the file BUNDLE; those that are here already stay as they are."""
+    report = session.cache().import_(bundle, archs=archs or None)
+    if session.json:
+        output.emit({"root": session.root(), **report._asdict()})
+        return
+    rest = [
+        f"{count:,} {what}"
+        for count, what in (
+            (report.present, "here already"),
+            (report.filtered, "for other architectures"),
+            (report.refused, "larger than the size cap"),
+        )
+        if count
+    ]
+    output.line(
+        f"imported {output.plural(report.imported, 'entry')} ({output.size(report.bytes)})"
+        + (f"; {', '.join(rest)}" if rest else "")
+    )
+
+
+CHECK_JSON = """\b
+--json: {"path": str, "archs": [str] (what was checked for; empty: no device here, any will do), "usable": int,
+"entries": [{"digest", "name", "target_type", "arch", "usable" (null: there is no record to judge by), "reasons"}]}
+
+\b
+Exit code 1: some programs are of no use here.
+"""
+
+
+@click.command(
+    "check", short_help="What this machine could use of a bundle or a cache, and why not.", epilog=CHECK_JSON
+)
+@click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--arch", "archs", multiple=True, metavar="ARCH", help="Check for this device, in place of those here; repeatable."
+)
+@common_options
+@click.pass_obj
+def check_command(session: Session, path: Path | None, archs: tuple[str, ...]) -> int:
+    """Say of each program in PATH (a bundle or a cache's directory; default: the cache) whether it is of use here.
+
+    It is if it runs on the device and the compiler installed here is the one that made it.
+    """
+    from cuda_progcache.service.host import check, device_archs
+
+    where = session.root() if path is None else path
+    asked = archs or device_archs()
+    checked = () if path is None and session.existing_cache() is None else check(where, archs=asked)
+    usable = sum(entry.usable is True for entry in checked)
+    if session.json:
+        output.emit({"path": where, "archs": asked, "usable": usable, "entries": [e._asdict() for e in checked]})
+    else:
+        if not asked:
+            output.note_line("no CUDA device here: architectures aren't checked (--arch sm_90 does)")
+        reasons = Counter(reason for entry in checked for reason in entry.reasons)
+        for reason, count in reasons.most_common():
+            output.line(f"{count:,}: {reason}")
+        output.line(f"{usable:,} of {output.plural(len(checked), 'entry')} can be used here")
+    return ExitCode.OK if all(entry.usable is not False for entry in checked) else ExitCode.FAILED

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How commands speak: one JSON object, or lines and tables for people; units; colours only on a terminal.
+
+``rich`` is imported when a table is made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+_NAME = click.style("cuda-progcache: ", bold=True)
+_WIDE = 10_000  # columns where no terminal limits them: nothing is cut or folded in a pipe
+
+
+def emit(data: Mapping[str, Any]) -> None:
+    """Print the one JSON object of a ``--json`` call."""
+    write(json.dumps(data, indent=2, default=_plain) + "\n")
+
+
+def write(text_or_bytes: str | bytes) -> None:
+    """Write all of it to stdout, or raise.
+
+    With ``PYTHONUNBUFFERED`` Python's stdout takes what one system call takes, and silently drops the rest.
+    """
+    data = text_or_bytes.encode("utf-8", "replace") if isinstance(text_or_bytes, str) else text_or_bytes
+    sys.stdout.flush()
+    stream, rest = sys.stdout.buffer, memoryview(data)
+    while rest:
+        rest = rest[stream.write(rest) :]
+    stream.flush()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (tuple, set, frozenset)):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print tables and texts on stdout: coloured on a terminal (rich heeds NO_COLOR), plain and never cut in a pipe."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(*renderables, sep="\n")
+        return
+    console = Console(file=io.StringIO(), width=_WIDE, highlight=False, color_system=None)
+    with console.capture() as captured:
+        console.print(*renderables, sep="\n")
+    # Without the padding. And not by rich, which answers a reader that left by exiting on its own.
+    write("".join(f"{row.rstrip()}\n" for row in captured.get().splitlines()))
+
+
+def table(
+    columns: Sequence[str], *, right: Iterable[str] = (), title: str | None = None, footer: bool = False
+) -> Table:
+    """Make an empty table.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        The headings.
+    right : iterable of str
+        The headings of right-aligned columns (numbers).
+    title : str, optional
+        A line above it.
+    footer : bool
+        Whether the last row added is set off (a total).
+    """
+    from rich import box
+    from rich.table import Table
+
+    plain = not sys.stdout.isatty()
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None if plain else box.SIMPLE_HEAD,
+        header_style="bold",
+        show_footer=footer,
+        pad_edge=not plain,
+        padding=(0, 2, 0, 0) if plain else (0, 1),
+    )
+    numbers = set(right)
+    for column in columns:
+        made.add_column(
+            column, justify="right" if column in numbers else "left", no_wrap=column in numbers or column == "digest"
+        )
+    return made
+
+
+def fields() -> Table:
+    """Make a two-column table of names and values, without lines."""
+    from rich.table import Table
+
+    made = Table.grid(padding=(0, 2, 0, 0))
+    made.add_column(style="cyan", no_wrap=True)
+    made.add_column(overflow="fold")
+    return made
+
+
+def text(value: str, style: str = "") -> Text:
+    """Make a piece of text that is printed as it is: brackets in it are no markup, undecodable bytes become ``?``."""
+    from rich.text import Text
+
+    return Text(printable(value), style=style)
+
+
+def printable(value: str) -> str:
+    """Replace what no terminal takes: the undecodable bytes of a file name in a compiler's log."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def escape(value: str) -> str:
+    """Make text safe inside rich markup."""
+    from rich.markup import escape
+
+    return escape(value)
+
+
+def line(message: str, *, err: bool = False) -> None:
+    """Print a line; its colours only on a terminal, and not where NO_COLOR asks for none."""
+    click.echo(message, err=err, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def fail_line(message: str) -> None:
+    """Say on stderr why the command failed."""
+    line(_NAME + click.style("error: ", fg="red", bold=True) + message, err=True)
+
+
+def warning_line(message: str) -> None:
+    """Say something on stderr that the user should act on."""
+    line(_NAME + click.style("warning: ", fg="yellow") + message, err=True)
+
+
+def note_line(message: str) -> None:
+    """Say something on stderr that is good to know."""
+    line(_NAME + message, err=True)
+
+
+def own_command() -> str:
+    """Give ``cuda-progcache`` as it can be typed here: by name where it is on PATH, else as it was called."""
+    import shutil
+
+    if shutil.which("cuda-progcache"):
+        return "cuda-progcache"
+    called = sys.argv[0]
+    return here(called) if os.path.basename(called) == "cuda-progcache" else "python -m cuda_progcache.cli"
+
+
+def here(path: str) -> str:
+    """Write a path from the working directory where it lies under it."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative
+
+
+def size(count: float) -> str:
+    """Write a number of bytes in SI units: ``6.5 kB``."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.5:
+            return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
+def seconds(value: float) -> str:
+    """Write a duration: ``412 us``, ``85 ms``, ``12.4 s``, ``3 min 20 s``."""
+    if value < 1e-3:
+        return f"{value * 1e6:.0f} us"
+    if value < 0.9995:
+        return f"{value * 1e3:.0f} ms"
+    if value < 60:
+        return f"{value:.1f} s" if value >= 9.95 else f"{value:.2f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def age(value: float) -> str:
+    """Write how long ago something was: ``now``, ``40 s``, ``3 min``, ``5 h``, ``12 d``."""
+    if value < 1:
+        return "now"
+    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if value < limit:
+            return f"{value / length:.0f} {unit}"
+    return f"{value / 86400:.0f} d"
+
+
+def ago(value: float) -> str:
+    """Write when something was: ``just now``, ``3 min ago``."""
+    return "just now" if value < 1 else f"{age(value)} ago"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count and its noun: ``1 entry``, ``2 entries``, ``3 hits``."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun[:-1]}ies" if noun.endswith("y") else f"{count:,} {noun}s"
+
+
+def prefix_length(digests: Iterable[str], at_least: int = 8) -> int:
+    """Give how many digits tell these digests apart."""
+    ordered = sorted(digests)
+    longest = 0
+    for one, next_one in pairwise(ordered):
+        same = 0
+        while same < len(one) and one[same] == next_one[same]:
+            same += 1
+        longest = max(longest, same + 1)
+    return min(max(at_least, longest), 64)

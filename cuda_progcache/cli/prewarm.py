@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prewarm`` and ``demo``: a whole kernel library, compiled into the cache before it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.app import ExitCode
+from cuda_progcache.cli.entries import cuobjdump, parameters_text
+from cuda_progcache.cli.session import Session, common_options, library_at, manifest_option
+
+if TYPE_CHECKING:
+    from cuda_progcache.service.compile_service import CompileService
+    from cuda_progcache.service.manifest import KernelLibrary
+    from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
+
+DEMO_ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
+
+PREWARM_JSON = """\b
+--json: {"ok": bool, "archs", "kernels": int, "variants": int, "jobs", "compiled", "hits", "failed", "skipped",
+"bytes", "seconds" (this call), "compile_seconds", "saved_seconds" (compile time that hits spared), "root",
+"items": [{"kernel", "variant": {parameter: value}, "arch", "status": "hit" | "compiled" | "failed" | "skipped"
+(the kernel needs a later architecture), "seconds", "saved", "size", "digest", "error"}]}
+Exit code 1 when anything failed; the rest is compiled and kept all the same.
+"""
+
+
+@click.command(
+    "prewarm",
+    short_help="Compile a kernel library's variants into the cache before they are needed.",
+    epilog=PREWARM_JSON,
+)
+@manifest_option
+@click.option(
+    "--arch",
+    "archs",
+    multiple=True,
+    metavar="ARCH",
+    help=f"An architecture; repeatable. [default: {', '.join(DEMO_ARCHS)}]",
+)
+@click.option(
+    "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
+)
+@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel; repeatable.")
+@common_options
+@click.pass_obj
+def prewarm_command(
+    session: Session,
+    manifest: Path | None,
+    archs: tuple[str, ...],
+    jobs: int | None,
+    kernels: tuple[str, ...],
+) -> None:
+    """Compile every variant that a manifest lists, for every architecture; what is cached already is left alone."""
+    library = library_at(manifest)
+    for name in kernels:
+        library[name]  # an unknown one is refused, with the nearest name, before any compile
+    report = run_prewarm(session.service(library), library, archs or DEMO_ARCHS, jobs=jobs, kernels=kernels or None)
+    if session.json:
+        output.emit(report_json(session, report))
+    else:
+        print_report(session, report)
+    if not report.ok:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+@click.command(
+    "demo", short_help="Prewarm the bundled kernels for four architectures and show what happened.", epilog=PREWARM_JSON
+)
+@click.option(
+    "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
+)
+@common_options
+@click.pass_obj
+def demo_command(session: Session, jobs: int | None) -> None:
+    """Compile the bundled kernel library for four architectures. No GPU is needed. Run it twice."""
+    library = library_at(None)
+    if not session.json:
+        output.show(
+            output.text("cuda_progcache", "bold cyan")
+            + output.text(f": {len(library)} kernel templates, four architectures, no GPU needed")
+        )
+    report = run_prewarm(session.service(library), library, DEMO_ARCHS, jobs=jobs)
+    if session.json:
+        output.emit(report_json(session, report))
+    else:
+        print_report(session, report)
+        print_next(session, report)
+    if not report.ok:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+def report_json(session: Session, report: PrewarmReport) -> dict[str, object]:
+    """Give the JSON form of a report."""
+    return {
+        **report.to_dict(),
+        "ok": report.ok,
+        "kernels": len({item.kernel for item in report.items}),
+        "variants": len({_variant(item) for item in report.items}),
+        "root": session.root(),
+    }
+
+
+def _variant(item: PrewarmItem) -> tuple[str, str]:
+    return item.kernel, parameters_text(item.variant)
+
+
+def run_prewarm(
+    service: CompileService,
+    library: KernelLibrary,
+    archs: Sequence[str],
+    *,
+    jobs: int | None = None,
+    kernels: Sequence[str] | None = None,
+) -> PrewarmReport:
+    """Prewarm with a progress display on stderr."""
+    with _progress() as on_progress:
+        return service.prewarm(library, archs=tuple(archs), jobs=jobs, kernels=kernels, on_progress=on_progress)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[PrewarmItem, int, int], None]]:
+    """Show progress: a live bar on a terminal, a line for each compile or failure elsewhere."""
+    if not sys.stderr.isatty():
+        yield _print_item
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=32, complete_style="cyan", finished_style="green"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as display:
+        task = display.add_task("reading the kernel library", total=None)
+
+        def on_progress(item: PrewarmItem, done: int, total: int) -> None:
+            colour = {"failed": "red", "compiled": "cyan"}.get(item.status, "green")
+            name = output.escape(f"{item.kernel} {parameters_text(item.variant)} {item.arch}")
+            display.update(task, completed=done, total=total, description=f"[{colour}]{item.status}[/] {name}")
+            if item.status == "failed":
+                display.console.print(f"[red]failed[/] {name}")
+
+        yield on_progress
+
+
+def _print_item(item: PrewarmItem, done: int, total: int) -> None:
+    if item.status in {"compiled", "failed"}:
+        what = f"{item.kernel} {parameters_text(item.variant)} for {item.arch}"
+        click.echo(
+            f"[{done:>{len(str(total))}}/{total}] {item.status} {what} in {output.seconds(item.seconds)}", err=True
+        )
+
+
+def print_report(session: Session, report: PrewarmReport) -> None:
+    """Print the summary: a row per kernel, a total, failures with their reasons, what the hits spared."""
+    rows: dict[str, list[PrewarmItem]] = defaultdict(list)
+    for item in report.items:
+        rows[item.kernel].append(item)
+    rare = tuple(status for status in ("failed", "skipped") if any(item.status == status for item in report.items))
+    numbers = ("variants", "archs", "compiled", "hits", *rare, "compile time", "size")
+    made = output.table(("kernel", *numbers), right=numbers)
+    for kernel, items in rows.items():
+        made.add_row(output.text(kernel), *_figures(items, rare))
+    if len(rows) > 1:
+        made.add_section()
+        made.add_row(
+            output.text("all", "bold"),
+            *(output.text(f, "bold") for f in _figures(report.items, rare)),
+        )
+    output.show(made)
+    for item in report.items:
+        if item.status == "failed":
+            output.show(output.text(f"failed: {item.kernel} {parameters_text(item.variant)} for {item.arch}", "red"))
+            output.show(output.text(str(item.error).rstrip()))
+    output.show(_verdict(report))
+    output.show(output.text(f"entries: {session.root() / 'entries'}"))
+
+
+def _figures(items: Sequence[PrewarmItem], rare: Sequence[str]) -> tuple[str, ...]:
+    """Give one row's numbers; compile time is what the compiles took, now or (for hits) when they were made."""
+    status = [item.status for item in items]
+    took = sum(item.saved if item.status == "hit" else item.seconds for item in items)
+    return (
+        str(len({_variant(item) for item in items})),
+        str(len({item.arch for item in items})),
+        str(status.count("compiled")),
+        str(status.count("hit")),
+        *(str(status.count(each)) for each in rare),
+        output.seconds(took),
+        output.size(sum(item.size for item in items)),
+    )
+
+
+def _verdict(report: PrewarmReport) -> str:
+    total = len(report.items) - report.skipped
+    wall = output.seconds(report.seconds)
+    if not total:
+        return "nothing to compile: every kernel needs a later architecture"
+    programs = output.plural(total, "program")
+    if report.hits == total:
+        saved = output.seconds(report.saved_seconds)
+        return f"100% hits: {programs} from the cache in {wall}; that saved {saved} of compile time."
+    parts = [f"{report.compiled:,} compiled in {wall} ({output.seconds(report.compile_seconds)} of compile time)"]
+    if report.hits:
+        saved = output.seconds(report.saved_seconds)
+        parts.append(f"{output.plural(report.hits, 'hit')} ({100 * report.hits // total}%), which saved {saved}")
+    if report.failed:
+        parts.append(f"{report.failed:,} failed")
+    if not report.compiled:
+        del parts[0]
+    return f"{programs}: {', '.join(parts)}."
+
+
+def print_next(session: Session, report: PrewarmReport) -> None:
+    """Name the next commands to try, with a digest that is there."""
+    kept = [item for item in report.items if item.digest]
+    if not kept:
+        return
+    largest = max(kept, key=lambda item: item.size)
+    prefix = str(largest.digest)[: output.prefix_length(str(item.digest) for item in kept)]
+    show = session.command("show")
+    steps = [
+        (f"where {largest.kernel} for {largest.arch} came from, and what it uses", f"{show} {prefix}"),
+        ("its machine code, from the file as it lies", f"{cuobjdump()} -sass $({show} --path {prefix})"),
+        ("what else is there", f"{session.command('list')} --arch {largest.arch}"),
+    ]
+    if report.hits < len(report.items) - report.skipped:
+        again = "make demo" if os.environ.get("MAKELEVEL") else session.command("demo")
+        steps.append(("once more: everything is a hit now", again))
+    # By click, not rich: a command must not be folded, or it can't be copied.
+    output.line("next:")
+    for remark, command in steps:
+        output.line(click.style(f"  # {remark}", dim=True))
+        output.line(click.style(f"  {command}", bold=True))

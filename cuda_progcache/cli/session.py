@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every command shares: ``--json``, ``--cache-dir``, and the way to the cache, the service and the library."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from cuda_progcache.service.compile_service import CompileService
+    from cuda_progcache.service.manifest import KernelLibrary
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Session:
+    """The common options of one call, and what they lead to.
+
+    Attributes
+    ----------
+    cache_dir : Path or None
+        ``--cache-dir``; None: ``CUDA_PROGCACHE_DIR`` or the user's cache directory.
+    json : bool
+        Whether stdout is to carry one JSON object.
+    """
+
+    cache_dir: Path | None = None
+    json: bool = False
+
+    def root(self) -> Path:
+        """Give the directory of the cache, whether or not it is there yet."""
+        from cuda_progcache.store.root import default_root
+
+        return Path(self.cache_dir or default_root()).expanduser().absolute()
+
+    def command(self, name: str) -> str:
+        """Write a command of ours as it can be typed here, for the same cache."""
+        from cuda_progcache.cli.output import here, own_command
+
+        where = "" if self.cache_dir is None else f" --cache-dir {shlex.quote(here(str(self.cache_dir)))}"
+        return f"{own_command()} {name}{where}"
+
+    def cache(self) -> FileStreamProgramCache:
+        """Open the cache, made where it isn't there yet."""
+        from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+        return FileStreamProgramCache(self.cache_dir)
+
+    def existing_cache(self) -> FileStreamProgramCache | None:
+        """Open the cache for looking at; None, and a note on stderr, where there is none: looking makes nothing."""
+        from cuda_progcache.cli.output import note_line
+
+        root = self.root()
+        if not root.exists():
+            note_line(f"there is no cache at {root} yet")
+            return None
+        # By its path: a default root that can't be written would be replaced by memory, and this one is to be read.
+        from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+        return FileStreamProgramCache(root)
+
+    def service(self, library: KernelLibrary | None = None) -> CompileService:
+        """Make a compile service over the cache."""
+        from cuda_progcache.service.compile_service import CompileService
+
+        return CompileService(self.cache(), library=library)
+
+
+def library_at(manifest: Path | None) -> KernelLibrary:
+    """Open the kernel library of a manifest.
+
+    Parameters
+    ----------
+    manifest : Path or None
+        A folder with a ``manifest.toml``, or that file itself; None: the bundled library.
+    """
+    from cuda_progcache.service.manifest import KernelLibrary
+
+    return KernelLibrary(manifest)
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    session = ctx.ensure_object(Session)
+    if value:
+        setattr(session, str(param.name), value)
+
+
+def common_options(command: F) -> F:
+    """Add ``--json`` and ``--cache-dir``; they may stand before or after the command's name."""
+    command = click.option(
+        "--json", is_flag=True, expose_value=False, callback=_remember, help="Print one JSON object on stdout."
+    )(command)
+    return click.option(
+        "--cache-dir",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=_remember,
+        help="The cache to use. [default: $CUDA_PROGCACHE_DIR, or the user's cache directory]",
+    )(command)
+
+
+manifest_option = click.option(
+    "--manifest",
+    type=click.Path(exists=True, path_type=Path),
+    help="A folder with a manifest.toml, or that file. [default: the bundled kernel library]",
+)
+parameter_option = click.option(
+    "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="A kernel parameter; repeatable."
+)
+
+
+def parse_parameters(library: KernelLibrary, kernel: str, pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Turn ``KEY=VALUE`` texts into values of the types that the kernel's manifest declares.
+
+    Unknown names pass as text: the library refuses them and names the nearest.
+
+    Raises
+    ------
+    click.BadParameter
+        No ``=``, or a text that isn't of the parameter's type.
+    KernelNotFoundError
+        The library has no such kernel.
+    """
+    declared = library[kernel].parameters
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{pair!r} isn't KEY=VALUE", param_hint="-p")
+        kind = declared[name].type if name in declared else "str"
+        values[name] = parse_value(text, kind, f"-p {name}")
+    return values
+
+
+def parse_value(text: str, kind: str, hint: str) -> Any:
+    """Turn text into an int (any base prefix), a float, a bool or leave it a str.
+
+    Parameters
+    ----------
+    text : str
+        What the user typed.
+    kind : str
+        ``int``, ``float``, ``bool``; anything else is text.
+    hint : str
+        The option's name, for the error.
+    """
+    try:
+        if kind == "int":
+            return int(text, 0)
+        if kind == "float":
+            return float(text)
+        if kind == "bool":
+            return {
+                "true": True,
+                "yes": True,
+                "on": True,
+                "1": True,
+                "false": False,
+                "no": False,
+                "off": False,
+                "0": False,
+            }[text.lower()]
+    except (ValueError, KeyError):
+        want = "true or false" if kind == "bool" else f"of type {kind}"
+        raise click.BadParameter(f"{text!r} isn't {want}", param_hint=hint) from None
+    return text

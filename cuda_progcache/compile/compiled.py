@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compile gives: a binary, and what is known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuda.core import ObjectCode
+
+
+@dataclass(frozen=True)
+class CompiledProgram:
+    """A binary, and what is known about how it came to be.
+
+    Attributes
+    ----------
+    data : bytes
+        The binary: cubin, PTX or LTO-IR.
+    target_type : str
+        Which of them.
+    name : str
+        The program's name.
+    arch : str
+        What it was compiled for.
+    symbol_mapping : dict
+        Name expression (as it was given, str or bytes) to mangled name (bytes).
+    log : str
+        The compiler's warnings and remarks, verbatim; replayed on a hit.
+    record : mapping
+        The provenance that lies beside the entry.
+    hit : bool
+        Whether it came from the cache.
+    digest : str or None
+        Digest of the entry in the cache (64 hex digits); None if it wasn't stored.
+    reason : str or None
+        Why it couldn't be stored, where it wasn't.
+    """
+
+    data: bytes = field(repr=False)
+    target_type: str
+    name: str
+    arch: str
+    symbol_mapping: Mapping[str | bytes, bytes] = field(default_factory=dict)
+    log: str = field(default="", repr=False)
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    hit: bool = False
+    digest: str | None = None
+    reason: str | None = None
+
+    def to_object_code(self) -> ObjectCode:
+        """The ``cuda.core.ObjectCode`` of these bytes (imports cuda.core; needs no driver until it is launched)."""
+        from cuda.core import ObjectCode
+
+        make = {"cubin": ObjectCode.from_cubin, "ptx": ObjectCode.from_ptx, "ltoir": ObjectCode.from_ltoir}
+        return make[self.target_type](self.data, name=self.name, symbol_mapping=dict(self.symbol_mapping))
+
+    def resource_usage(self) -> dict[str, dict[str, int]]:
+        """Registers, stack, shared, constant and local memory (bytes) of each kernel.
+
+        Raises
+        ------
+        InspectError
+            If this isn't a cubin.
+        """
+        from cuda_progcache.compile.cubin import resource_usage
+
+        return resource_usage(self.data)
+
+    def sass(self) -> str:
+        """The disassembly, by nvdisasm (InspectError if it isn't installed, or this isn't a cubin)."""
+        from cuda_progcache.compile.inspect import sass
+
+        return sass(self.data, self.target_type)

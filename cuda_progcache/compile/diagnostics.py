@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compiler says when it refuses, brought back to the lines a person wrote."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cuda_progcache.errors import CompileError
+
+# NVRTC:  gemm.cu(12): error: identifier "x" is undefined        gemm.cu(3): warning #177-D: variable ...
+# libNVVM and nvJitLink:  ptxas application ptx input, line 7; error : ...
+_NVRTC_LINE = re.compile(
+    r"^(?P<file>.+?)\((?P<line>\d+)\): (?P<severity>(?:catastrophic )?error|warning|remark|note)"
+    r"(?: #(?P<code>[\w-]+))?: (?P<message>.*)$"
+)
+_PTXAS_LINE = re.compile(
+    r"^(?P<file>ptxas .*?), line (?P<line>\d+); (?P<severity>error|warning|fatal)\s*: (?P<message>.*)$"
+)
+
+LineLookup = Callable[[int], "tuple[str, int] | None"]
+"""Generated line (from 1) to (template file, template line)."""
+
+
+class CompilerRefusal(Exception):  # noqa: N818 - internal: always turned into a CompileError
+    """A compiler's status and log, as it gave them."""
+
+    def __init__(self, status: str, log: str) -> None:
+        super().__init__(status, log)
+        self.status = status
+        self.log = log
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One message of a compiler.
+
+    Attributes
+    ----------
+    severity : str
+        ``"error"``, ``"catastrophic error"``, ``"warning"``, ``"remark"``, ``"note"`` or ``"fatal"``.
+    file : str
+        The file as the compiler names it: the program's name, or a header.
+    line : int
+        Line in that file, from 1.
+    message : str
+        The message, in one line.
+    code : str or None
+        The diagnostic's number, as in ``-diag-suppress``.
+    template : str or None
+        The template the line was rendered from.
+    template_line : int or None
+        The line there.
+    rendered : str or None
+        The rendered source line.
+    """
+
+    severity: str
+    file: str
+    line: int
+    message: str
+    code: str | None = None
+    template: str | None = None
+    template_line: int | None = None
+    rendered: str | None = None
+
+    def __str__(self) -> str:
+        code = f" #{self.code}" if self.code else ""
+        if self.template is None:
+            return f"{self.file}:{self.line}: {self.severity}{code}: {self.message}"
+        text = f"{self.template}:{self.template_line}: {self.severity}{code}: {self.message}"
+        shown = (self.rendered or "").strip()
+        return f"{text}\n    rendered as {self.file}:{self.line}:  {shown}" if shown else text
+
+
+def parse_log(
+    log: str, *, name: str = "", source: str = "", lookup: LineLookup | None = None
+) -> tuple[Diagnostic, ...]:
+    """Read a compiler's log.
+
+    Parameters
+    ----------
+    log : str
+        As the compiler gave it.
+    name : str
+        The program's name: messages for it are about ``source``.
+    source : str
+        The source that was compiled.
+    lookup : callable, optional
+        From a line of ``source`` to the template's file and line, where it was rendered from one.
+
+    Returns
+    -------
+    tuple of Diagnostic
+    """
+    lines = source.splitlines()
+    found = []
+    for text in log.splitlines():
+        match = _NVRTC_LINE.match(text) or _PTXAS_LINE.match(text)
+        if match is None:
+            continue
+        parts = match.groupdict()
+        line = int(parts["line"])
+        own = parts["file"] == name
+        place = lookup(line) if own and lookup is not None else None
+        found.append(
+            Diagnostic(
+                severity=parts["severity"],
+                file=parts["file"],
+                line=line,
+                message=parts["message"].strip(),
+                code=parts.get("code"),
+                template=place[0] if place else None,
+                template_line=place[1] if place else None,
+                rendered=lines[line - 1] if own and 0 < line <= len(lines) else None,
+            )
+        )
+    return tuple(found)
+
+
+def compile_error(
+    refusal: CompilerRefusal,
+    *,
+    name: str,
+    code_type: str,
+    target_type: str,
+    flags: Sequence[str],
+    source: str = "",
+    lookup: LineLookup | None = None,
+) -> CompileError:
+    """The error a caller sees for a compiler's refusal: what was compiled, where it went wrong, and the log."""
+    diagnostics = parse_log(refusal.log, name=name, source=source, lookup=lookup)
+    errors = [d for d in diagnostics if d.severity != "warning"]
+    log = refusal.log.strip()
+    head = f"{name}: {code_type} -> {target_type} failed ({refusal.status}) with {' '.join(flags)}"
+    mapped = [str(d) for d in errors if d.template is not None]
+    parts = [head, *mapped, f"compilation log:\n\n{log}" if log else "the compiler left no log"]
+    return _error_class()(
+        "\n".join(parts),
+        name=name,
+        code_type=code_type,
+        target_type=target_type,
+        options=flags,
+        log=refusal.log,
+        diagnostics=diagnostics,
+    )
+
+
+def _error_class() -> type[CompileError]:
+    """``CompileError``, which is ``cuda.core``'s NVRTCError too where that class is loaded."""
+    module = sys.modules.get("cuda.core._utils.cuda_utils")
+    theirs = getattr(module, "NVRTCError", None)
+    if theirs is None:
+        return CompileError
+    key = id(theirs)
+    if key not in _error_classes:
+        _error_classes[key] = type("CompileError", (CompileError, theirs), {"__doc__": CompileError.__doc__})
+    return _error_classes[key]
+
+
+_error_classes: dict[int, type[CompileError]] = {}

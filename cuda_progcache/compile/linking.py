@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several binaries, or compiles, into one: nvJitLink through the cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache.compile.arch import check_arch
+from cuda_progcache.compile.compiled import CompiledProgram
+from cuda_progcache.compile.diagnostics import CompilerRefusal, LineLookup, compile_error
+from cuda_progcache.compile.identity import known_headers
+from cuda_progcache.compile.pipeline import leases_dir, load, make_record, obtain, publish
+from cuda_progcache.compile.single_flight import fly
+from cuda_progcache.errors import OptionError
+from cuda_progcache.keys import options as opt
+from cuda_progcache.keys import toolchain
+from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
+from cuda_progcache.keys.schema import NO_SOURCE, SCHEMA, CompileInputs, Component, ProgramKey, base_key, digest
+
+if TYPE_CHECKING:
+    from cuda_progcache.compile.nvrtc import Output
+
+
+@dataclass(frozen=True)
+class LinkInput:
+    """Something to link: ready bytes, or a compile whose output isn't needed unless the link itself is missed."""
+
+    name: str
+    target_type: str
+    data: bytes | None = None
+    compile: CompileInputs | None = None
+    lookup: LineLookup | None = None
+
+
+def obtain_linked(
+    inputs: Sequence[LinkInput],
+    options: Any,
+    target_type: str,
+    cache: Any = None,
+    *,
+    kernel: Mapping[str, Any] | None = None,
+) -> CompiledProgram:
+    """Link with nvJitLink, through the cache: the link is keyed by what goes into it.
+
+    An input that is itself a compile is keyed by *its* inputs. LTO-IR holds the working directory it was made in, but
+    none of it reaches the linked binary, so the linked entry is shared between directories where the LTO-IR isn't.
+
+    Parameters
+    ----------
+    inputs : sequence of LinkInput
+        In link order.
+    options : LinkerOptions
+        With ``arch``.
+    target_type : {"cubin", "ptx"}
+    cache, kernel
+        As in :func:`obtain`.
+
+    Returns
+    -------
+    CompiledProgram
+
+    Raises
+    ------
+    CompileError
+        If a compiler or the linker refuses.
+    OptionError
+        For an empty list, or a target nvJitLink doesn't make.
+    """
+    if not inputs:
+        raise OptionError("there is nothing to link")
+    if target_type not in ("cubin", "ptx"):
+        raise OptionError(f"nvJitLink makes cubin or ptx, not {target_type!r}")
+    own = _link_step(inputs, options, target_type)
+    if cache is not None and (found := look_up_linked(inputs, options, target_type, cache)) is not None:
+        return found
+    parts: list[CompiledProgram | None] = [
+        None if item.compile is None else obtain(item.compile, cache, lookup=item.lookup) for item in inputs
+    ]
+    reason = next((part.reason for part in parts if part is not None and part.reason), None)
+    key = _link_key(own, inputs, cache) if cache is not None and reason is None else None
+    if key is None:
+        output, duration = _link(own, inputs, parts)
+        return CompiledProgram(
+            output.data, target_type, own.name, own.arch, {}, output.log, {"duration": duration}, reason=reason
+        )
+
+    def link_and_publish() -> CompiledProgram:
+        output, duration = _link(own, inputs, parts)
+        record = make_record(own, key, output, duration, kernel)
+        record["inputs"] = [
+            {"name": item.name, "target_type": item.target_type, "digest": part.digest if part else None}
+            for item, part in zip(inputs, parts, strict=True)
+        ]
+        return publish(own, key, output, record, cache, None)
+
+    return fly(key.digest.hex(), leases_dir(cache), link_and_publish, lambda: load(key, own, cache, again=True))
+
+
+def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
+    """What :func:`obtain_linked` would take from the cache, without compiling or linking; None is a miss."""
+    own = _link_step(inputs, options, target_type)
+    key = _link_key(own, inputs, cache)
+    return load(key, own, cache) if key is not None else None
+
+
+def _link_step(inputs: Sequence[LinkInput], options: Any, target_type: str) -> CompileInputs:
+    flags = tuple(opt.linker_flags(options))
+    if target_type == "ptx" and "-ptx" not in flags:
+        flags += ("-ptx",)
+    name = options.name or inputs[0].name
+    return CompileInputs(NO_SOURCE, "link", target_type, options, name, options.arch, flags, (), (), None)
+
+
+def _link_key(own: CompileInputs, inputs: Iterable[LinkInput], cache: Any) -> ProgramKey | None:
+    """The key of a link; None while what one of its compiles reads isn't known."""
+    tools = toolchain.toolchain("ptx")
+    used: dict[str, toolchain.ToolFile] = {tool.name: tool for tool in tools}
+    headers: dict[str, Any] = {}
+    components = [Component("schema", SCHEMA.encode())]
+    components += [Component(f"tool {tool.name}", tool.identity.encode()) for tool in tools]
+    components += [Component("code_type", b"link"), Component("target_type", own.target_type.encode())]
+    components += [Component("name", own.name.encode())]
+    components += [Component("option", flag.encode()) for flag in own.flags]
+    for index, item in enumerate(inputs):
+        if item.compile is None:
+            components.append(Component("input_type", item.target_type.encode()))
+            components.append(Component("input", item.data or b""))
+            continue
+        base = base_key(item.compile)
+        known = known_headers(base, cache) if item.compile.reads_headers else NO_HEADERS
+        if known is None:
+            return None
+        key = base.with_headers(known, output=own.target_type)
+        used.update((tool.name, tool) for tool in key.toolchain)
+        headers.update((h.name, h) for h in known.headers)
+        components += [Component(f"input {index} {label}", payload) for label, payload in key.components]
+    return ProgramKey(
+        digest(components), tuple(components), HeaderSet(headers=tuple(headers.values())), tuple(used.values())
+    )
+
+
+def _link(
+    own: CompileInputs, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]
+) -> tuple[Output, float]:
+    """Link; returns also the seconds a hit spares: the whole way, wherever the parts came from this time."""
+    from cuda_progcache.compile.nvjitlink import LinkerInput, link
+
+    check_arch(own.arch)  # nvJitLink ends the whole process over one it doesn't know
+    ready = [
+        LinkerInput(part.data if part is not None else item.data or b"", item.target_type, item.name)
+        for item, part in zip(inputs, parts, strict=True)
+    ]
+    clock = time.perf_counter()
+    try:
+        output = link(ready, flags=own.flags, target_type=own.target_type)
+    except CompilerRefusal as refusal:
+        raise compile_error(
+            refusal, name=own.name, code_type="link", target_type=own.target_type, flags=own.flags
+        ) from None  # the refusal is in it, whole
+    spent = time.perf_counter() - clock
+    return output, spent + sum(part.record.get("duration") or 0.0 for part in parts if part is not None)

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVRTC: CUDA C++ to PTX, cubin or LTO-IR, with the list of headers it opened.
+
+Needs neither a GPU nor a driver. Each call makes its own NVRTC program; the
+compile itself runs without the GIL.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.errors import ToolchainError
+from cuda_progcache.keys import toolchain
+from cuda_progcache.keys.headers import parse_trace
+
+_GETTERS = {"ptx": "PTX", "cubin": "CUBIN", "ltoir": "LTOIR"}
+_serial = itertools.count()
+
+
+class Output(NamedTuple):
+    """What a compiler made.
+
+    ``symbols`` maps each name expression to its mangled name; ``trace`` is the include trace, None where this NVRTC
+    gives none; ``pch_status`` is ``"created"``, ``"not_attempted"``, ``"failed"`` or None (no PCH was asked for).
+    """
+
+    data: bytes
+    log: str
+    symbols: Mapping[str | bytes, bytes] = MappingProxyType({})
+    trace: list[tuple[int, str]] | None = None
+    pch_status: str | None = None
+
+
+def _nvrtc() -> Any:
+    toolchain.load("nvrtc")
+    from cuda.bindings import nvrtc
+
+    return nvrtc
+
+
+def supported_archs() -> list[int]:
+    """Architectures this NVRTC compiles for, as numbers (90 is ``sm_90``), ascending."""
+    nvrtc = _nvrtc()
+    status, archs = nvrtc.nvrtcGetSupportedArchs()
+    if status:
+        raise ToolchainError(f"NVRTC doesn't say which architectures it supports ({status.name})")
+    return sorted(int(a) for a in archs)
+
+
+def compile_cpp(
+    code: bytes,
+    *,
+    name: str,
+    flags: Sequence[str],
+    target_type: str,
+    name_expressions: Sequence[str | bytes] = (),
+    random_seed: str | None = None,
+    trace: bool = True,
+    front_end_only: bool = False,
+) -> Output:
+    """Compile CUDA C++.
+
+    Parameters
+    ----------
+    code : bytes
+        The source, UTF-8.
+    name : str
+        File name in diagnostics and debug information.
+    flags : sequence of str
+        NVRTC's flags, ``-arch=`` among them.
+    target_type : {"ptx", "cubin", "ltoir"}
+    name_expressions : sequence of str or bytes
+        Templates to instantiate; their mangled names come back in ``symbols``.
+    random_seed : str, optional
+        ``--frandom-seed``, unless ``flags`` has one: names of anonymous namespaces otherwise hold the process id.
+    trace : bool
+        Whether to have the front end list the headers it opens.
+    front_end_only : bool
+        Stop after the syntax check: ``data`` is empty.
+
+    Returns
+    -------
+    Output
+
+    Raises
+    ------
+    CompilerRefusal
+        With NVRTC's status and log.
+    ToolchainError
+        If NVRTC isn't there.
+    """
+    extra: list[str] = []
+    if random_seed is not None and not any(flag.startswith("--frandom-seed") for flag in flags):
+        extra.append(f"--frandom-seed={random_seed}")
+    trace_file = (
+        os.path.join(tempfile.gettempdir(), f"progcache-trace-{os.getpid()}-{next(_serial)}") if trace else None
+    )
+    if trace_file is not None:
+        extra += ["-Xcudafe", "--trace_includes", "-Xcudafe", f"--error_output={trace_file}"]
+    if front_end_only:
+        extra.append("--fdevice-syntax-only")
+    try:
+        try:
+            output = _compile(
+                code, name, [*flags, *extra], target_type, name_expressions, front_end_only=front_end_only
+            )
+        except CompilerRefusal as refusal:
+            if refusal.status != "NVRTC_ERROR_INVALID_OPTION" or not extra or front_end_only:
+                raise
+            # An NVRTC too old for one of our own flags: the user's decide. No trace, so nothing with headers is cached.
+            return _compile(code, name, list(flags), target_type, name_expressions, front_end_only=False)
+        if trace_file is None:
+            return output
+        try:
+            with open(trace_file, encoding="utf-8", errors="surrogateescape") as file:
+                return output._replace(trace=parse_trace(file.read()))
+        except OSError:
+            return output
+    finally:
+        if trace_file is not None and os.path.lexists(trace_file):
+            os.unlink(trace_file)
+
+
+def _compile(
+    code: bytes,
+    name: str,
+    flags: list[str],
+    target_type: str,
+    name_expressions: Sequence[str | bytes],
+    *,
+    front_end_only: bool,
+) -> Output:
+    nvrtc = _nvrtc()
+    status, program = nvrtc.nvrtcCreateProgram(code, os.fsencode(name), 0, None, None)
+    _check(nvrtc, status)
+    try:
+        encoded: dict[str | bytes, bytes] = {e: e if isinstance(e, bytes) else e.encode() for e in name_expressions}
+        for text in encoded.values():
+            _check(nvrtc, *nvrtc.nvrtcAddNameExpression(program, text))
+        options = [os.fsencode(flag) for flag in flags]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        pch_status = _pch_status(nvrtc, program) if "--pch" in flags or _has(flags, "--create-pch=") else None
+        if pch_status == "heap exhausted" and not status:
+            status, pch_status = _retry_with_larger_pch_heap(nvrtc, program, options)
+        log = _log(nvrtc, program)
+        _check(nvrtc, status, log)
+        if front_end_only:
+            return Output(b"", log)
+        data = _get(nvrtc, program, _GETTERS[target_type])
+        symbols: dict[str | bytes, bytes] = {}
+        for expression, text in encoded.items():
+            status, mangled = nvrtc.nvrtcGetLoweredName(program, text)
+            _check(nvrtc, status)
+            symbols[expression] = mangled
+        return Output(data, log, symbols, None, pch_status)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _has(flags: Sequence[str], prefix: str) -> bool:
+    return any(flag.startswith(prefix) for flag in flags)
+
+
+def _check(nvrtc: Any, status: Any, log: str = "") -> None:
+    if status:
+        raise CompilerRefusal(nvrtc.nvrtcResult(status).name, log)
+
+
+def _log(nvrtc: Any, program: Any) -> str:
+    status, size = nvrtc.nvrtcGetProgramLogSize(program)
+    _check(nvrtc, status)
+    # A bytearray: NVRTC writes into it, and b" " * 1 would be the interpreter's own shared object.
+    buffer = bytearray(size)
+    _check(nvrtc, *nvrtc.nvrtcGetProgramLog(program, buffer))
+    return bytes(buffer).rstrip(b"\0").decode("utf-8", "backslashreplace")
+
+
+def _get(nvrtc: Any, program: Any, what: str) -> bytes:
+    status, size = getattr(nvrtc, f"nvrtcGet{what}Size")(program)
+    _check(nvrtc, status)
+    buffer = bytearray(size)
+    _check(nvrtc, *getattr(nvrtc, f"nvrtcGet{what}")(program, buffer))
+    return bytes(buffer)
+
+
+def _pch_status(nvrtc: Any, program: Any) -> str | None:
+    query = getattr(nvrtc, "nvrtcGetPCHCreateStatus", None)
+    if query is None:  # bindings before CUDA 12.8
+        return None
+    (status,) = query(program)
+    return {
+        "NVRTC_SUCCESS": "created",
+        "NVRTC_ERROR_NO_PCH_CREATE_ATTEMPTED": "not_attempted",
+        "NVRTC_ERROR_PCH_CREATE_HEAP_EXHAUSTED": "heap exhausted",
+    }.get(nvrtc.nvrtcResult(status).name, "failed")
+
+
+def _retry_with_larger_pch_heap(nvrtc: Any, program: Any, options: list[bytes]) -> tuple[Any, str | None]:
+    status, size = nvrtc.nvrtcGetPCHHeapSizeRequired(program)
+    _check(nvrtc, status)
+    _check(nvrtc, *nvrtc.nvrtcSetPCHHeapSize(size))
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    outcome = _pch_status(nvrtc, program)
+    return status, "failed" if outcome == "heap exhausted" else outcome

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Program`` and ``link``: what ``cuda.core.Program`` does, with a cache that takes everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from cuda_progcache.compile.arch import with_arch
+from cuda_progcache.compile.compiled import CompiledProgram
+from cuda_progcache.compile.linking import LinkInput, obtain_linked
+from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.keys.options import LinkerOptions, ProgramOptions, linker_flags
+from cuda_progcache.keys.schema import CODE_TYPES, TARGET_TYPES, normalize
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cuda.core import ObjectCode
+
+_BACKENDS = {"c++": "NVRTC", "ptx": "nvJitLink", "nvvm": "NVVM"}
+
+
+class LogWriter(Protocol):
+    """Anything with ``write(str)``."""
+
+    def write(self, text: str, /) -> object:
+        """Take text."""
+
+
+class Program:
+    """A program to compile: a drop-in for :class:`cuda.core.Program`.
+
+    Parameters
+    ----------
+    code : str, bytes or bytearray
+        The source; bytes for ``code_type="nvvm"`` only.
+    code_type : {"c++", "ptx", "nvvm"}
+        In any case.
+    options : ProgramOptions or mapping, optional
+        Ours or ``cuda.core``'s, or a mapping of its fields.
+
+    Raises
+    ------
+    TypeError
+        For code or options of the wrong type.
+    ValueError
+        For ``extra_sources`` with another code type than NVVM.
+    RuntimeError
+        For an unknown ``code_type``.
+
+    Notes
+    -----
+    Making one loads nothing: the compiler's own program is made when something is really compiled, anew each time.
+    """
+
+    def __init__(self, code: str | bytes | bytearray, code_type: str, options: Any = None) -> None:
+        self._options = _options(options)
+        kind = str(code_type).lower()
+        if kind not in CODE_TYPES:
+            raise UnsupportedCodeTypeError(f"Unsupported code_type={kind!r} (supported: {', '.join(CODE_TYPES)})")
+        if kind != "nvvm" and not isinstance(code, str):
+            raise TypeError(f"Expected type str, but got {type(code).__name__}")
+        if not isinstance(code, str | bytes | bytearray):
+            raise TypeError(f"NVVM IR code must be str, bytes, or bytearray, got {type(code).__name__}")
+        if kind != "nvvm" and self._options.extra_sources is not None:
+            raise ValueError(f"extra_sources is for code_type='nvvm' only, not {kind!r}")
+        self._code = code
+        self._code_type = kind
+        self._closed = False
+        self._peer: Any = None
+        self._pch_status: str | None = None
+
+    def compile(
+        self,
+        target_type: str,
+        name_expressions: Sequence[str | bytes] = (),
+        logs: LogWriter | None = None,
+        *,
+        cache: Any = None,
+    ) -> ObjectCode:
+        """Compile, or take the binary from a cache.
+
+        Parameters
+        ----------
+        target_type : {"ptx", "cubin", "ltoir"}
+            In any case.
+        name_expressions : sequence of str or bytes
+            Template instances to make; ``ObjectCode.get_kernel`` finds them by these names, on a hit too.
+        logs : object with ``write``, optional
+            Gets the compiler's log; on a hit, the log of the compile that made the entry.
+        cache : ProgramCacheResource, optional
+            One of our stores, or ``cuda.core``'s.
+
+        Returns
+        -------
+        cuda.core.ObjectCode
+
+        Raises
+        ------
+        CompileError
+            If the compiler refuses the program.
+        ValueError
+            For a target this code type doesn't compile to; with ``cache``, for options that a hit couldn't honour
+            (``create_pch``, ``time``, ``fdevice_time_trace``, precompiled headers).
+        ArchError
+            If no architecture was given and there is no device to ask.
+        """
+        return self.compiled(target_type, name_expressions, logs, cache=cache).to_object_code()
+
+    def compiled(
+        self,
+        target_type: str,
+        name_expressions: Sequence[str | bytes] = (),
+        logs: LogWriter | None = None,
+        *,
+        cache: Any = None,
+    ) -> CompiledProgram:
+        """As :meth:`compile`, but without ``cuda.core``: the bytes, whether it was a hit, and the record."""
+        if self._closed:
+            raise ClosedProgramError("Program has been closed")
+        if str(target_type).lower() not in TARGET_TYPES[self._code_type]:
+            supported = ", ".join(repr(t) for t in TARGET_TYPES[self._code_type])
+            raise ValueError(
+                f'Unsupported target_type="{target_type}" for {_BACKENDS[self._code_type]} (supported: {supported})'
+            )
+        inputs = normalize(
+            code=self._code,
+            code_type=self._code_type,
+            options=with_arch(self._options),
+            target_type=target_type,
+            name_expressions=name_expressions,
+        )
+        done = obtain(inputs, cache)
+        self._pch_status = done.record.get("pch_status")
+        if logs is not None and done.log:
+            logs.write(done.log)
+        return done
+
+    def close(self) -> None:
+        """Close: a later :meth:`compile` raises RuntimeError."""
+        self._closed = True
+        if self._peer is not None:
+            self._peer.close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    @property
+    def backend(self) -> str:
+        """The compiler library: ``"NVRTC"``, ``"NVVM"`` or ``"nvJitLink"``."""
+        return _BACKENDS[self._code_type]
+
+    @property
+    def pch_status(self) -> str | None:
+        """What became of the precompiled header in the latest compile; None if none was asked for."""
+        return self._pch_status
+
+    @property
+    def handle(self) -> Any:
+        """A handle of the compiler library for this source, made on demand by ``cuda.core``."""
+        if self._peer is None:
+            from cuda.core import Program as Peer
+            from cuda.core import ProgramOptions as PeerOptions
+
+            given = with_arch(self._options)
+            fields = {name: value for name, value in vars(given).items() if not name.startswith("_")}
+            self._peer = Peer(self._code, self._code_type, PeerOptions(**fields))
+        return self._peer.handle
+
+    def __repr__(self) -> str:
+        return f"<Program backend='{self.backend}'>"
+
+
+class UnsupportedCodeTypeError(ProgCacheError, RuntimeError, ValueError):
+    """No compiler here takes this code type."""
+
+
+class ClosedProgramError(ProgCacheError, RuntimeError):
+    """The program was closed."""
+
+
+def _options(options: Any) -> Any:
+    if options is None:
+        return ProgramOptions()
+    if isinstance(options, Mapping):
+        return ProgramOptions(**options)
+    if not hasattr(options, "as_bytes") or not hasattr(options, "std"):
+        raise TypeError(
+            f"options must be ProgramOptions (ours or cuda.core's) or a mapping of its fields, got {options!r}"
+        )
+    return options
+
+
+def link(
+    inputs: Sequence[Any],
+    options: Any = None,
+    target_type: str = "cubin",
+    *,
+    cache: Any = None,
+) -> CompiledProgram:
+    """Link binaries with nvJitLink, through the cache.
+
+    Parameters
+    ----------
+    inputs : sequence
+        In link order: ``CompiledProgram``, ``cuda.core.ObjectCode``, or ``(bytes, target_type)`` pairs.
+    options : LinkerOptions, optional
+        Ours or ``cuda.core``'s. Where any input is LTO-IR, ``link_time_optimization`` is switched on unless it is set.
+    target_type : {"cubin", "ptx"}
+    cache : ProgramCacheResource, optional
+        Keyed by the content of the inputs, the flags and the linker.
+
+    Returns
+    -------
+    CompiledProgram
+
+    Raises
+    ------
+    CompileError
+        If the linker refuses.
+    TypeError
+        For an input that isn't a binary.
+    OptionError
+        For an empty list, or a target nvJitLink doesn't make.
+    """
+    ready = [_link_input(item, index) for index, item in enumerate(inputs)]
+    options = with_arch(options if options is not None else LinkerOptions())
+    lto = any(item.target_type == "ltoir" for item in ready) or target_type == "ptx"
+    if lto and "-lto" not in linker_flags(options) and options.link_time_optimization is None:
+        options = replace(options, link_time_optimization=True)
+    return obtain_linked(ready, options, target_type, cache)
+
+
+def _link_input(item: Any, index: int) -> LinkInput:
+    if isinstance(item, CompiledProgram):
+        return LinkInput(item.name, item.target_type, item.data)
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], bytes | bytearray):
+        return LinkInput(f"input {index}", str(item[1]), bytes(item[0]))
+    code, code_type = getattr(item, "code", None), getattr(item, "code_type", None)
+    if isinstance(code, bytes | bytearray) and code_type is not None:
+        return LinkInput(getattr(item, "name", "") or f"input {index}", str(code_type), bytes(code))
+    raise TypeError(
+        f"input {index} can't be linked: expected CompiledProgram, ObjectCode or (bytes, target_type), got "
+        f"{type(item).__name__}"
+    )

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One compile per program, however many threads and processes ask for it at once.
+
+Threads of a process share a flight: the first compiles, the others get what it
+got, an error too. Processes share leases: a file per flight under ``leases/``
+of the cache, made with ``O_EXCL``, which names its holder (machine, boot,
+process, start time) and is touched while the holder works. No lock of the file
+system is used, so it works on NFS.
+
+Nobody waits in vain: a waiter looks every 10 ms; it takes over when the holder
+is dead (seen by its start time, or across machines by a lease that is no
+longer touched), and compiles beside it when the holder is alive but stands
+still, when the lease went without a result, or after :data:`LONGEST_WAIT`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from cuda_progcache._util import files
+from cuda_progcache._util.liveness import Owner, current_owner
+
+T = TypeVar("T")
+
+#: Seconds between looks of a waiter.
+POLL = 0.01
+#: Seconds between a holder's touches of its leases.
+HEARTBEAT = 0.5
+#: Seconds without a touch, by the waiter's own clock, after which a holder stands still (stopped, or its machine gone).
+STANDSTILL = 4 * HEARTBEAT
+#: Seconds after which a waiter compiles itself, whatever the holder does.
+LONGEST_WAIT = 300.0
+
+
+class _Flight(Generic[T]):
+    """A compile that is under way in this process."""
+
+    def __init__(self) -> None:
+        self.landed = threading.Event()
+        self.result: T | None = None
+        self.error: BaseException | None = None
+
+
+class _Process:
+    """What is under way in this process; a forked child starts anew, since the parent's flights land in the parent."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.lock = threading.Lock()
+        self.flights: dict[tuple[str | None, str], _Flight[object]] = {}
+        self.leases: set[str] = set()
+        self.heart: threading.Thread | None = None
+
+
+_here = _Process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_here.reset)
+
+
+def fly(flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None]) -> T:
+    """Compile, unless someone else is at it: then wait for them and take what they made.
+
+    Parameters
+    ----------
+    flight : str
+        Names what is compiled, file-name safe; equal only where the outcome is.
+    directory : str or None
+        Where the leases lie that processes share; None: threads of this process alone.
+    compile_ : callable
+        Does it.
+    look_up : callable
+        What is in the cache by now; None if it isn't there.
+
+    Returns
+    -------
+    What ``compile_`` returned, here or in another thread, or what ``look_up`` found.
+
+    Raises
+    ------
+    Whatever ``compile_`` raised, here or in another thread.
+    """
+    slot = (directory, flight)
+    with _here.lock:
+        current = _here.flights.get(slot)
+        if current is None:
+            mine: _Flight[object] = _Flight()
+            _here.flights[slot] = mine
+    if current is not None:
+        if not current.landed.wait(LONGEST_WAIT):
+            return compile_()
+        if current.error is not None:
+            raise current.error
+        found = look_up()
+        return found if found is not None else current.result  # type: ignore[return-value]
+    try:
+        result = _lead(flight, directory, compile_, look_up)
+        mine.result = result
+        return result
+    except BaseException as error:
+        # An interrupt is this thread's own; the others see it as a flight that gave nothing, and try themselves.
+        mine.error = error if isinstance(error, Exception) else None
+        raise
+    finally:
+        with _here.lock:
+            _here.flights.pop(slot, None)
+        mine.landed.set()
+
+
+def _lead(flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None]) -> T:
+    if directory is None:
+        return compile_()
+    path = os.path.join(directory, flight)
+    deadline = time.monotonic() + LONGEST_WAIT
+    while True:
+        taken = _take(path)
+        if taken is None:
+            return compile_()  # no leases can be made here (read-only, full): a compile too many, and nothing worse
+        if taken:
+            try:
+                found = look_up()  # someone may have landed between our look and our lease
+                return compile_() if found is None else found
+            finally:
+                _release(path)
+        if not _wait(path, deadline):
+            return compile_()
+        if (found := look_up()) is not None:
+            return found
+        if not os.path.lexists(path):
+            return compile_()  # its compile failed, or could not be kept: waiting for the next one would only queue
+
+
+def _take(path: str) -> bool | None:
+    """Take the lease: True if it is ours now, False if another has it, None if leases can't be made here."""
+    for attempt in range(2):
+        try:
+            files.write_new(path, str(current_owner()).encode(), mode=0o600, sync=False)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            if attempt:
+                return None
+            try:
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            except OSError:
+                return None
+        except OSError:
+            return None
+        else:
+            with _here.lock:
+                _here.leases.add(path)
+            _start_heart()
+            return True
+    return None
+
+
+def _release(path: str) -> None:
+    with _here.lock:
+        _here.leases.discard(path)
+    files.unlink_quietly(path)
+
+
+def _wait(path: str, deadline: float) -> bool:
+    """Wait until the lease is gone or free to take; False when it is better to compile beside its holder."""
+    touched: int | None = None
+    seen_at = checked_at = time.monotonic()
+    while True:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return True  # released
+        now = time.monotonic()
+        if status.st_mtime_ns != touched:
+            touched, seen_at = status.st_mtime_ns, now
+        if now - checked_at >= HEARTBEAT / 2 or touched is None:
+            checked_at = now
+            holder = _holder(path)
+            alive = None if holder is None else holder.is_alive()
+            if alive is False or (alive is None and now - seen_at > STANDSTILL):
+                _remove_dead(path, status)
+                return True
+            if now - seen_at > STANDSTILL:
+                return False
+        if now > deadline:
+            return False
+        time.sleep(POLL)
+
+
+def _holder(path: str) -> Owner | None:
+    try:
+        data, _ = files.read_regular(path)
+    except OSError:
+        return None
+    return Owner.parse(data.decode("ascii", "replace")) if data else None
+
+
+def _remove_dead(path: str, seen: os.stat_result) -> None:
+    try:
+        files.remove_if_same(path, files.identity(seen))
+    except OSError:
+        return  # another's directory: it stays, and each waiter finds the holder dead for itself
+
+
+def _start_heart() -> None:
+    with _here.lock:
+        if _here.heart is None or not _here.heart.is_alive():
+            _here.heart = threading.Thread(target=_beat, name="cuda_progcache-leases", daemon=True)
+            _here.heart.start()
+
+
+def _beat() -> None:
+    """Touch this process's leases while there are any; ends when there have been none for a while."""
+    idle = 0
+    while idle < 20:
+        time.sleep(HEARTBEAT)
+        with _here.lock:
+            held = list(_here.leases)
+            idle = 0 if held else idle + 1
+            if idle >= 20:
+                _here.heart = None
+        for path in held:
+            try:
+                os.utime(path)
+            except OSError:
+                continue  # released this moment, or the tree is gone: the waiters see that too

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error this package raises.
+
+All of them are :class:`ProgCacheError`. Each also derives from the built-in
+exception a caller would expect in its place (``ValueError`` for bad input,
+``KeyError``-like lookups as ``LookupError``, ``OSError`` for storage), so that
+code written against :mod:`cuda.core` or plain files keeps working.
+
+A cache miss is never an error: lookups return ``None``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cuda_progcache.compile.diagnostics import Diagnostic
+
+
+class ProgCacheError(Exception):
+    """Base class of every error raised by ``cuda_progcache``."""
+
+
+class StoreError(ProgCacheError, OSError):
+    """The store could not do what it was asked through its mapping API (disk full, permission, vanished root)."""
+
+
+class ReadOnlyError(StoreError):
+    """A write was asked of a store that only reads."""
+
+
+class UnsafeRootError(StoreError):
+    """The cache root can be written by others and isn't marked as shared: whoever writes there chooses what runs."""
+
+
+class BundleError(ProgCacheError, ValueError):
+    """A bundle file is truncated, altered, or no bundle at all; nothing of it was imported."""
+
+
+class AmbiguousDigestError(ProgCacheError, LookupError):
+    """A digest prefix fits more than one entry.
+
+    Attributes
+    ----------
+    prefix : str
+        What was asked for.
+    matches : tuple of str
+        The digests that fit.
+    """
+
+    def __init__(self, prefix: str, matches: Iterable[str]) -> None:
+        self.prefix = prefix
+        self.matches = tuple(matches)
+        shown = ", ".join(m[: len(prefix) + 8] for m in self.matches[:5])
+        more = f" and {len(self.matches) - 5} more" if len(self.matches) > 5 else ""
+        super().__init__(f"digest prefix {prefix!r} fits {len(self.matches)} entries ({shown}{more}); give more digits")
+
+
+class UncacheableError(ProgCacheError, ValueError):
+    """These compile inputs can't be keyed: a hit could differ from a fresh compile. The message says which and why."""
+
+
+class OptionError(ProgCacheError, ValueError, RuntimeError):
+    """A compiler option has a value, or goes with an input, that the compiler can't take."""
+
+
+class ToolchainError(ProgCacheError, RuntimeError):
+    """A compiler library, header package or tool is missing or can't be used; the message names what to install."""
+
+
+class CompileError(ProgCacheError):
+    """The compiler refused the program.
+
+    When ``cuda.core`` is loaded, the raised instance is also a
+    ``cuda.core._utils.cuda_utils.NVRTCError``, so that handlers written for
+    ``cuda.core.Program`` still see it.
+
+    Attributes
+    ----------
+    name : str
+        The program's name (the kernel's, for library kernels).
+    code_type, target_type : str
+        What was compiled, to what.
+    options : tuple of str
+        The flags the compiler was given.
+    log : str
+        The compiler's log, verbatim.
+    diagnostics : tuple of Diagnostic
+        The log, parsed; each with the template's file and line where known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        name: str = "",
+        code_type: str = "",
+        target_type: str = "",
+        options: Iterable[str] = (),
+        log: str = "",
+        diagnostics: Iterable[Diagnostic] = (),
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.code_type = code_type
+        self.target_type = target_type
+        self.options = tuple(options)
+        self.log = log
+        self.diagnostics = tuple(diagnostics)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Compile errors cross process borders in prewarm; the dynamic NVRTCError subclass can't be pickled by name.
+        return (_rebuild_compile_error, (str(self), dict(self.__dict__)))
+
+
+def _rebuild_compile_error(message: str, attributes: dict[str, object]) -> CompileError:
+    error = CompileError(message)
+    error.__dict__.update(attributes)
+    return error
+
+
+class TemplateError(ProgCacheError):
+    """A kernel template could not be rendered.
+
+    Attributes
+    ----------
+    template : str
+        The template's name.
+    line : int or None
+        The line in the template, from 1.
+    """
+
+    def __init__(self, message: str, *, template: str = "", line: int | None = None) -> None:
+        super().__init__(message)
+        self.template = template
+        self.line = line
+
+
+class ManifestError(ProgCacheError, ValueError):
+    """A kernel library's ``manifest.toml`` is missing or wrong; the message names file, kernel and field."""
+
+
+class KernelNotFoundError(ProgCacheError, LookupError):
+    """No such kernel in the library; the message names the nearest one."""
+
+
+class ParameterError(ProgCacheError, ValueError):
+    """A kernel parameter is unknown, of the wrong type or out of range; the message names the nearest valid one."""
+
+
+class ArchError(ProgCacheError, ValueError):
+    """An architecture is missing, misspelled or not supported by this compiler; the message lists what is."""
+
+
+class InspectError(ProgCacheError, RuntimeError):
+    """A binary could not be inspected (cuobjdump or nvdisasm missing, or not applicable to this target type)."""

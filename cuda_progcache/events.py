@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cache does, as it does it: events to subscribe to, and lines for logs.
+
+>>> import cuda_progcache
+>>> unsubscribe = cuda_progcache.subscribe(lambda event: print(event))
+>>> unsubscribe()
+
+The stdlib logger ``cuda_progcache`` gets hits at DEBUG, compiles and stores at
+DEBUG, and misses with their reasons at INFO. ``CUDA_PROGCACHE_LOG=explain``
+prints each miss on stderr, ``CUDA_PROGCACHE_LOG=all`` every event, with no
+logging set up at all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Event(NamedTuple):
+    """Something the cache did.
+
+    Attributes
+    ----------
+    kind : {"hit", "miss", "compile", "store", "drop"}
+        ``miss`` comes after the compile that it led to, when what was read is known; ``drop`` is a result that was not
+        kept.
+    name : str
+        The program's name.
+    target_type, arch : str
+    digest : str or None
+        Of the entry (64 hex digits), where there is one.
+    reasons : tuple of str
+        Of a miss: what differs from the nearest earlier compile. Of a drop: why.
+    seconds : float
+        Time of a compile; 0 otherwise.
+    """
+
+    kind: str
+    name: str
+    target_type: str
+    arch: str
+    digest: str | None = None
+    reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        head = f"{self.kind}: {self.name} ({self.target_type}, {self.arch})"
+        if self.digest:
+            head += f" {self.digest[:12]}"
+        if self.seconds:
+            head += f" in {self.seconds * 1e3:.0f} ms"
+        return head + (f": {'; '.join(self.reasons)}" if self.reasons else "")
+
+
+Subscriber = Callable[[Event], object]
+
+_subscribers: list[Subscriber] = []
+
+
+def subscribe(callback: Subscriber) -> Callable[[], None]:
+    """Have ``callback(event)`` called for every event of this process, in the thread that caused it.
+
+    Parameters
+    ----------
+    callback : callable
+        Should be quick. What it raises is logged and goes no further: a listener never fails a compile.
+
+    Returns
+    -------
+    callable
+        Ends the subscription; calling it twice does no harm.
+    """
+    _subscribers.append(callback)
+
+    def unsubscribe() -> None:
+        if callback in _subscribers:
+            _subscribers.remove(callback)
+
+    return unsubscribe
+
+
+def wanted(kind: str) -> bool:
+    """Whether anyone would hear an event of this kind; spares the trouble of making it."""
+    if _subscribers or os.environ.get("CUDA_PROGCACHE_LOG"):
+        return True
+    logging = sys.modules.get("logging")  # not imported: then nobody has set it up to listen
+    return logging is not None and logging.getLogger("cuda_progcache").isEnabledFor(_level(kind))
+
+
+def _level(kind: str) -> int:
+    return {"miss": 20, "drop": 30}.get(kind, 10)  # logging.INFO, WARNING, DEBUG
+
+
+def emit(event: Event) -> None:
+    """Tell subscribers, the logger and, if the environment asks for it, stderr."""
+    import logging
+
+    logger = logging.getLogger("cuda_progcache")
+    for callback in tuple(_subscribers):
+        try:
+            callback(event)
+        except Exception:
+            logger.exception("a subscriber failed over %s", event)
+    logger.log(_level(event.kind), "%s", event)
+    asked = os.environ.get("CUDA_PROGCACHE_LOG", "")
+    if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
+        sys.stderr.write(f"cuda_progcache: {event}\n")

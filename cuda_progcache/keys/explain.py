@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why two compiles have different keys, in words."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+
+from cuda_progcache.errors import OptionError
+from cuda_progcache.keys import options as opt
+
+Pairs = Sequence[Sequence[str]]
+"""Printable components: ``[[label, value], ...]``."""
+
+
+def explain(new: Pairs, old: Pairs, new_headers: Mapping[str, str], old_headers: Mapping[str, str]) -> list[str]:
+    """What differs between two compiles.
+
+    Parameters
+    ----------
+    new, old : sequence of (label, value)
+        Their components, printable, as records keep them.
+    new_headers, old_headers : mapping of str to str
+        Header name to digest.
+
+    Returns
+    -------
+    list of str
+        A sentence per difference; empty if there is none.
+    """
+    found: list[str] = []
+    for label in dict.fromkeys(label for label, _ in [*new, *old]):
+        mine, theirs = ([value for name, value in parts if name == label] for parts in (new, old))
+        if mine == theirs:
+            continue
+        prefix, plain = "", label
+        if label.startswith("input "):  # of a link: "input 0 code"
+            _, index, plain = label.split(" ", 2)
+            prefix = f"input {index}: "
+        found += [prefix + sentence for sentence in _differences(plain, mine, theirs, new_headers, old_headers)]
+    return found
+
+
+def _differences(
+    label: str, mine: list[str], theirs: list[str], new_headers: Mapping[str, str], old_headers: Mapping[str, str]
+) -> Iterable[str]:
+    if label == "code":
+        yield "the source differs"
+    elif label == "headers":
+        yield _headers(new_headers, old_headers)
+    elif label.startswith("tool "):
+        yield f"{label.removeprefix('tool ')} build differs"
+    elif label == "option":
+        yield from _options(mine, theirs)
+    elif label == "cwd":
+        yield "the working directory differs, and reaches the output"
+    elif label == "include_path":
+        yield "the include directories differ, and reach the output"
+    elif label == "extra_source":
+        yield "an extra source differs"
+    else:
+        gone = ", ".join(value for value in theirs if value not in mine) or "unset"
+        added = ", ".join(value for value in mine if value not in theirs) or "unset"
+        yield f"{label}: order or count differs" if gone == added else f"{label} {gone} → {added}"
+
+
+def _options(mine: list[str], theirs: list[str]) -> Iterable[str]:
+    def by_field(flags: list[str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for flag in flags:
+            name, equals, value = flag.partition("=")
+            found.setdefault(_fields().get(name, name), []).append(value if equals else "on")
+        return found
+
+    now, before = by_field(mine), by_field(theirs)
+    changed = [field for field in dict.fromkeys([*before, *now]) if now.get(field) != before.get(field)]
+    if not changed:
+        yield "options: the order differs"
+    for field in changed:
+        was, is_ = (", ".join(values.get(field, ["unset"])) for values in (before, now))
+        yield f"option {field} {was} → {is_}"
+
+
+@functools.cache
+def _fields() -> dict[str, str]:
+    """Flag to the field of ProgramOptions that gives it."""
+    found = {"-arch": "arch"}
+    for field, emit in [*opt.NVRTC.items(), *opt.NVVM.items(), *opt.NVJITLINK.items()]:
+        for sample in (True, 1, "x"):
+            try:
+                for flag in emit(sample):
+                    found.setdefault(flag.partition("=")[0], field)
+            except OptionError:
+                continue
+    return found
+
+
+def _headers(now: Mapping[str, str], before: Mapping[str, str]) -> str:
+    changed = [name for name in now if name in before and now[name] != before[name]]
+    added, gone = [n for n in now if n not in before], [n for n in before if n not in now]
+    found = [
+        f"header {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} {verb}"
+        for names, verb in ((changed, "changed"), (added, "is read now"), (gone, "is no longer read"))
+        if names
+    ]
+    differing, total = len(changed) + len(added) + len(gone), len({*now, *before})
+    return f"{'; '.join(found)} ({differing} of {total} headers differ)" if found else "headers: the order differs"

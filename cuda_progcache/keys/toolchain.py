@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which compiler will run, by the content of its files.
+
+A version number doesn't identify a compiler: two NVRTC patch releases both say
+"13.4" and produce different binaries. The identity used here is the GNU build
+id that the linker stored in the shared library (a note of type
+``NT_GNU_BUILD_ID`` in a ``PT_NOTE`` segment, see ``elf(5)``) with the file's
+size, or the SHA-256 of the whole file where there is none. Reading it takes
+some 40 us and doesn't load the library; it is remembered per file by stat.
+
+Where the library lies is decided in the order of ``cuda.pathfinder``: already
+loaded in this process, then the wheels in site-packages, then conda, then the
+system's loader. Only for the last is the library really loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import struct
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import BinaryIO, NamedTuple
+
+from cuda_progcache.errors import ToolchainError
+
+
+class ToolFile(NamedTuple):
+    """One file of a compiler: ``name`` as the key shows it, absolute ``path``, ``identity`` of its content."""
+
+    name: str
+    path: str
+    identity: str
+
+
+class _Library(NamedTuple):
+    sonames: tuple[str, ...]
+    wheel_dirs: tuple[str, ...]
+    wheel: str
+
+
+# Sonames and wheel folders as in cuda.pathfinder's descriptor catalog (Linux part).
+_LIBRARIES = {
+    "nvrtc": _Library(
+        ("libnvrtc.so.13", "libnvrtc.so.12"), ("nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"), "nvidia-cuda-nvrtc"
+    ),
+    "nvJitLink": _Library(
+        ("libnvJitLink.so.13", "libnvJitLink.so.12"), ("nvidia/cu13/lib", "nvidia/nvjitlink/lib"), "nvidia-nvjitlink"
+    ),
+    "nvvm": _Library(("libnvvm.so.4", "libnvvm.so"), ("nvidia/cu13/lib", "nvidia/cuda_nvcc/nvvm/lib64"), "nvidia-nvvm"),
+}
+_LIBDEVICE_DIRS = ("nvidia/cu13/nvvm/libdevice", "nvidia/cuda_nvcc/nvvm/libdevice")
+_HEADER_DIRS = {
+    "cuda": (("nvidia/cu13/include", "nvidia/cuda_runtime/include"), "cuda_fp16.h"),
+    "cccl": (("nvidia/cu13/include/cccl", "nvidia/cuda_cccl/include"), "cub/version.cuh"),
+}
+
+# elf(5): p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
+_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
+_PT_NOTE = 4
+_NT_GNU_BUILD_ID = 3
+
+LIBRARY_OF = {"c++": "nvrtc", "ptx": "nvJitLink", "nvvm": "nvvm"}
+
+_known: dict[tuple[str, bool], tuple[tuple[ToolFile, tuple[int, int, int, int]], ...]] = {}
+_located: dict[str, str] = {}
+
+
+def package_dirs() -> list[str]:
+    """Site-packages directories, in the order in which ``cuda.pathfinder`` searches them."""
+    dirs = list(site.getsitepackages())
+    if site.ENABLE_USER_SITE and (user := site.getusersitepackages()):
+        dirs.insert(1 if sys.prefix != sys.base_prefix else 0, user)
+    return dirs
+
+
+def _search(rel_dirs: tuple[str, ...], names: tuple[str, ...]) -> str | None:
+    for rel in rel_dirs:
+        for base in package_dirs():
+            for name in names:
+                path = os.path.join(base, *rel.split("/"), name)
+                if os.path.isfile(path):
+                    return path
+    return None
+
+
+def _mappings() -> list[tuple[str, int]]:
+    """Path and inode of every file mapped into this process; empty where there is no ``/proc``."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            fields = (line.rstrip("\n").split(maxsplit=5) for line in maps)
+            return [(f[5], int(f[4])) for f in fields if len(f) == 6]
+    except OSError:
+        return []
+
+
+def _mapped(sonames: tuple[str, ...]) -> str | None:
+    """The library already mapped into this process, by whomever (a framework may bring its own NVRTC)."""
+    for path, _ in _mappings():
+        # One replaced on disk since it was loaded is listed as deleted: what runs isn't what lies there.
+        if os.path.basename(path).startswith(sonames) and not path.endswith(" (deleted)"):
+            return path
+    return None
+
+
+def replaced_since_load(name: str) -> bool:
+    """Whether the loaded library isn't the file at its path any more (upgraded under a running process)."""
+    path = _located.get(name)
+    if path is None:
+        return False
+    paths = (path, os.path.realpath(path))
+    loaded = {inode for mapped, inode in _mappings() if mapped.removesuffix(" (deleted)") in paths}
+    try:
+        return bool(loaded) and os.stat(path).st_ino not in loaded
+    except OSError:
+        return True
+
+
+def locate(name: str) -> str:
+    """Path of the compiler library that this process would use.
+
+    Parameters
+    ----------
+    name : {"nvrtc", "nvJitLink", "nvvm"}
+        As ``cuda.pathfinder`` calls it.
+
+    Returns
+    -------
+    str
+        Absolute path.
+
+    Raises
+    ------
+    ToolchainError
+        If it is nowhere; the message names the wheel to install.
+    """
+    library = _LIBRARIES[name]
+    path = _mapped(library.sonames) or _search(library.wheel_dirs, library.sonames)
+    if path is None:
+        path = load(name)
+    return _settle(name, path)
+
+
+def _settle(name: str, path: str) -> str:
+    _located[name] = path
+    _known.clear()
+    if name == "nvrtc":
+        _builtins[path] = _builtins_beside(path)
+    return path
+
+
+def load(name: str) -> str:
+    """Load a compiler library as ``cuda.bindings`` does and return the path it came from.
+
+    Raises
+    ------
+    ToolchainError
+        If it can't be found; the message names the wheel to install.
+    """
+    from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+
+    try:
+        path = load_nvidia_dynamic_lib(name).abs_path
+    except DynamicLibNotFoundError as error:
+        raise ToolchainError(
+            f"the compiler library {name} was not found: `pip install {_LIBRARIES[name].wheel}` brings it ({error})"
+        ) from error
+    if path is None:
+        raise ToolchainError(f"the compiler library {name} was loaded, but the system doesn't say from which file")
+    # From here on this is what runs, whatever the search on disk said.
+    return path if _located.get(name) == path else _settle(name, path)
+
+
+def identity(path: str) -> str:
+    """Identity of a file's content: ``"build-id:<hex>:<size>"`` or ``"sha256:<hex>"``.
+
+    Parameters
+    ----------
+    path : str
+        A shared library, a bitcode library, any file.
+
+    Raises
+    ------
+    OSError
+        If it can't be read.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if (build_id := _gnu_build_id(file, size)) is not None:
+            return f"build-id:{build_id}:{size}"
+        file.seek(0)
+        digest = sha256(usedforsecurity=False)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _stamp(path: str) -> tuple[int, int, int, int]:
+    st = os.stat(path)
+    return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+
+
+def _gnu_build_id(file: BinaryIO, size: int) -> str | None:
+    """The ``NT_GNU_BUILD_ID`` note of a 64-bit little-endian ELF file; None if it has none."""
+
+    def read(offset: int, length: int) -> bytes:
+        if offset + length > size:
+            return b""  # not a well-formed file
+        file.seek(offset)
+        return file.read(length)
+
+    header = read(0, 64)
+    if header[:6] != b"\x7fELF\x02\x01":
+        return None
+    (phoff,) = struct.unpack_from("<Q", header, 32)
+    phentsize, phnum = struct.unpack_from("<HH", header, 54)
+    if phentsize != _PROGRAM_HEADER.size:
+        return None
+    for kind, _, offset, _, _, length, *_ in _PROGRAM_HEADER.iter_unpack(read(phoff, phentsize * phnum)):
+        notes = read(offset, min(length, 1 << 16)) if kind == _PT_NOTE else b""
+        at = 0
+        while at + 12 <= len(notes):
+            namesz, descsz, note = struct.unpack_from("<III", notes, at)
+            desc_at = at + 12 + ((namesz + 3) & ~3)
+            if note == _NT_GNU_BUILD_ID and notes[at + 12 : at + 16] == b"GNU\0":
+                return notes[desc_at : desc_at + descsz].hex()
+            at = desc_at + ((descsz + 3) & ~3)
+    return None
+
+
+def toolchain(code_type: str, *, libdevice: bool = False) -> tuple[ToolFile, ...]:
+    """The files that turn ``code_type`` into a binary, with the identity of their content.
+
+    Parameters
+    ----------
+    code_type : {"c++", "ptx", "nvvm"}
+        NVRTC (with its builtins library), nvJitLink or libNVVM.
+    libdevice : bool
+        Whether libdevice's bitcode is linked in (NVVM).
+
+    Returns
+    -------
+    tuple of ToolFile
+
+    Raises
+    ------
+    ToolchainError
+        If a file is missing or can't be read.
+    """
+    slot = (code_type, libdevice)
+    known = _known.get(slot)
+    try:
+        if known is not None and all(_stamp(tool.path) == stamp for tool, stamp in known):
+            return tuple(tool for tool, _ in known)
+    except OSError:
+        _located.clear()  # moved or removed since it was located: look again
+    try:
+        # The stat first: a file replaced between the two is then read again next time.
+        stamped = [(name, path, _stamp(path)) for name, path in _files(code_type, libdevice=libdevice)]
+        known = tuple((ToolFile(name, path, identity(path)), stamp) for name, path, stamp in stamped)
+    except OSError as error:
+        raise ToolchainError(f"a compiler file can't be read: {error}") from error
+    _known[slot] = known
+    return tuple(tool for tool, _ in known)
+
+
+def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:
+    name = LIBRARY_OF[code_type]
+    path = _located.get(name) or locate(name)
+    yield name, path
+    if code_type == "c++":
+        for builtins in _builtins[path]:
+            yield "nvrtc-builtins", builtins
+    elif libdevice:
+        yield "libdevice", libdevice_path()
+
+
+_builtins: dict[str, tuple[str, ...]] = {}
+
+
+def _builtins_beside(nvrtc: str) -> tuple[str, ...]:
+    """NVRTC loads its builtins from its own folder; which of several it takes is its choice, so all count."""
+    folder = os.path.dirname(nvrtc)
+    real: dict[str, str] = {}
+    for entry in sorted(os.listdir(folder)):
+        if entry.startswith("libnvrtc-builtins."):
+            path = os.path.join(folder, entry)
+            real.setdefault(os.path.realpath(path), path)
+    return tuple(real.values())
+
+
+def libdevice_path() -> str:
+    """Path of ``libdevice.10.bc``, found as ``cuda.core`` finds it.
+
+    Raises
+    ------
+    ToolchainError
+        If there is none.
+    """
+    path = _search(_LIBDEVICE_DIRS, ("libdevice.10.bc",))
+    if path is not None:
+        return path
+    from cuda.pathfinder import BitcodeLibNotFoundError, find_bitcode_lib
+
+    try:
+        return str(find_bitcode_lib("device"))
+    except BitcodeLibNotFoundError as error:
+        raise ToolchainError(f"libdevice was not found: install nvidia-nvvm ({error})") from error
+
+
+def header_root(name: str) -> str:
+    """The include directory of a set of headers.
+
+    Parameters
+    ----------
+    name : {"cuda", "cccl"}
+        CUDA's own headers (cuda_fp16.h, mma.h, ...) or CCCL's (cub, thrust, cuda/std).
+
+    Returns
+    -------
+    str
+        Absolute path: from the wheels, conda, or ``CUDA_PATH`` / ``CUDA_HOME``.
+
+    Raises
+    ------
+    ToolchainError
+        If it is nowhere; the message names the extra to install.
+    """
+    rel_dirs, probe = _HEADER_DIRS[name]
+    found = _search(rel_dirs, (probe,))
+    if found is None:
+        roots = [os.environ.get(variable) for variable in ("CONDA_PREFIX", "CUDA_PATH", "CUDA_HOME")]
+        tails = ("include/cccl", "include") if name == "cccl" else ("include",)
+        candidates = (
+            os.path.join(root, sub, tail, probe)
+            for root in roots
+            if root
+            for sub in ("targets/x86_64-linux", "")
+            for tail in tails
+        )
+        found = next((path for path in candidates if os.path.isfile(path)), None)
+    if found is None:
+        raise ToolchainError(
+            f"the {name} headers were not found (looked for {probe} in the wheels, CONDA_PREFIX, CUDA_PATH and "
+            f"CUDA_HOME): install them with `pip install 'cuda-progcache[headers]'`"
+        )
+    return found[: -len(probe) - 1]

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel libraries: a folder of templates with a ``manifest.toml``.
+
+The manifest is TOML, ``format = 1``; each ``[kernels.NAME]`` table has the fields of `KernelSpec`, with ``template``
+for a single file, and ``[kernels.NAME.parameters]`` those of `Parameter`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cuda_progcache._util.suggest import did_you_mean
+from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, TemplateError
+from cuda_progcache.service.kernel_spec import (
+    Constraint,
+    KernelSpec,
+    Parameter,
+    check_fields,
+    decode_kernel,
+)
+from cuda_progcache.templates.environment import KernelEnvironment, KernelTemplate, expression_names
+from cuda_progcache.templates.source_map import SourceMap
+
+__all__ = ["Constraint", "KernelLibrary", "KernelSpec", "Parameter", "RenderedKernel", "RenderedModule"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RenderedModule:
+    """The source of one module of a kernel.
+
+    Parameters
+    ----------
+    name : str
+        The kernel's name; of several modules, the template's without suffix.
+    source : str
+        What the compiler gets.
+    template : str
+        The template file, relative to the library.
+    """
+
+    name: str
+    source: str
+    template: str
+    _environment: KernelEnvironment = field(repr=False, compare=False)
+    _params: Mapping[str, Any] = field(repr=False, compare=False)
+
+    def source_map(self) -> SourceMap:
+        """Return where each line of `source` came from; renders again, so ask when there is an error to place.
+
+        The map is empty, with the reason, where it can't be known, for one because the template has been edited since.
+        """
+        try:
+            found = self._environment.source_map(self.template, **self._params)
+        except TemplateError as error:
+            return SourceMap(self.source, reason=f"the template changed since it was rendered: {error}")
+        if found.text != self.source:
+            return SourceMap(self.source, reason=f"{self.template} changed since it was rendered")
+        return found
+
+
+@dataclass(frozen=True)
+class RenderedKernel:
+    """A kernel's sources for one set of parameters.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        The kernel.
+    params : dict
+        All parameters, defaults filled in.
+    modules : tuple of RenderedModule
+        One, or several to link.
+    entry_points, name_expressions : tuple of str
+        For these parameters.
+    template_digests : dict
+        ``{template file: sha256 of it}``, includes too.
+    """
+
+    spec: KernelSpec
+    params: dict[str, Any]
+    modules: tuple[RenderedModule, ...]
+    entry_points: tuple[str, ...]
+    name_expressions: tuple[str, ...]
+    template_digests: dict[str, str]
+
+
+class KernelLibrary:
+    """The kernels of a manifest, by name.
+
+    Parameters
+    ----------
+    path : path, optional
+        A folder with a ``manifest.toml``, or that file. Without it, the library that comes with the package.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    environment : KernelEnvironment
+        Its templates.
+
+    Raises
+    ------
+    ManifestError
+        If there is no manifest or it is wrong; the message names file, kernel and field.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        folder = bundled_library() if path is None else Path(path)
+        if folder.name == "manifest.toml" and not folder.is_dir():
+            folder = folder.parent
+        self.path = folder
+        self.environment = KernelEnvironment(folder)
+        self._kernels = _read(folder / "manifest.toml")
+        self._names: dict[str, KernelTemplate] = {}
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest's file."""
+        return self.path / "manifest.toml"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The kernels' names, in the manifest's order."""
+        return tuple(self._kernels)
+
+    def __getitem__(self, name: str) -> KernelSpec:
+        try:
+            return self._kernels[name]
+        except KeyError:
+            hint = did_you_mean(name, self._kernels, listing="there are")
+            raise KernelNotFoundError(f"no kernel {name!r} in {self.manifest}{hint}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._kernels
+
+    def __iter__(self) -> Iterator[KernelSpec]:
+        return iter(self._kernels.values())
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def __repr__(self) -> str:
+        return f"KernelLibrary({str(self.path)!r})"
+
+    def render(self, kernel: str, /, **params: Any) -> RenderedKernel:
+        """Return a kernel's sources; parameters that aren't given have their defaults.
+
+        Raises
+        ------
+        KernelNotFoundError
+            If there is no such kernel.
+        ParameterError
+            If a parameter is unknown or its value not allowed; nothing has been rendered then.
+        TemplateError
+            If a template is missing or wrong, or refuses the parameters.
+        ManifestError
+            If a name or a constraint in the manifest can't be evaluated.
+        """
+        spec = self[kernel]
+        bound = spec.bind(params)
+        modules = []
+        digests: dict[str, str] = {}
+        for template in spec.templates:
+            source, used = self.environment.get_template(template).render_traced(**bound)
+            digests |= used
+            name = spec.name if len(spec.templates) == 1 else Path(template).name.split(".", 1)[0]
+            modules.append(RenderedModule(name, source, template, self.environment, bound))
+        return RenderedKernel(
+            spec,
+            bound,
+            tuple(modules),
+            self._render_names(spec, "entry_points", bound),
+            self._render_names(spec, "name_expressions", bound),
+            dict(sorted(digests.items())),
+        )
+
+    def _render_names(self, spec: KernelSpec, field_name: str, bound: Mapping[str, Any]) -> tuple[str, ...]:
+        rendered = []
+        for text in getattr(spec, field_name):
+            if "{" not in text:
+                rendered.append(text)
+                continue
+            try:
+                template = self._names.get(text)
+                if template is None:
+                    template = self._names[text] = self.environment.from_string(text)
+                rendered.append(template.render(**bound))
+            except TemplateError as error:
+                raise ManifestError(f"{self.manifest}: kernel {spec.name!r}, {field_name} {text!r}: {error}") from error
+        return tuple(rendered)
+
+    def undeclared(self, kernel: str) -> tuple[str, ...]:
+        """Return the names that a kernel's templates read but the manifest doesn't declare as its parameters.
+
+        Raises
+        ------
+        KernelNotFoundError, TemplateError
+        """
+        spec = self[kernel]
+        return tuple(sorted(self._used(spec) - set(spec.parameters)))
+
+    def _used(self, spec: KernelSpec) -> set[str]:
+        return {name for template in spec.templates for name in self.environment.undeclared_parameters(template)}
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the library, a line each; an empty list if all is well.
+
+        Missing templates, names that templates use and the manifest doesn't declare, parameters that nothing uses,
+        unknown options, wrong constraints, variants twice, and variants that don't render.
+        """
+        return [f"{spec.name}: {problem}" for spec in self for problem in self._check(spec)]
+
+    def _check(self, spec: KernelSpec) -> Iterator[str]:
+        yield from _check_options(spec)
+        try:
+            used = self._used(spec)
+        except TemplateError as error:
+            yield str(error)
+            return
+        for name in sorted(used - set(spec.parameters)):
+            yield f"a template uses {name!r}, which is no parameter{did_you_mean(name, spec.parameters)}"
+        in_names = "\n".join((*spec.entry_points, *spec.name_expressions))
+        try:
+            used |= self.environment.from_string(in_names).undeclared()
+            for name in sorted(
+                set().union(*(expression_names(c.require) for c in spec.constraints)) - set(spec.parameters)
+            ):
+                yield f"a constraint uses {name!r}, which is no parameter{did_you_mean(name, spec.parameters)}"
+        except TemplateError as error:
+            yield str(error)
+            return
+        for name in spec.parameters:
+            if name not in used:
+                yield f"nothing uses parameter {name!r}"
+        yield from self._check_variants(spec)
+
+    def _check_variants(self, spec: KernelSpec) -> Iterator[str]:
+        seen: list[dict[str, Any]] = []
+        complete = all(p.default is not None for p in spec.parameters.values())
+        defaults: list[tuple[str, dict[str, Any]]] = (
+            [("the defaults", {})] if complete and {} not in spec.variants else []
+        )
+        for label, variant in [*defaults, *((f"variant {n}", v) for n, v in enumerate(spec.variants, 1))]:
+            try:
+                rendered = self.render(spec.name, **variant)
+            except (ParameterError, TemplateError, ManifestError) as error:
+                yield f"{label}: {error}"
+                continue
+            if rendered.params in seen and label != "the defaults":
+                yield f"{label} ({variant}) is there twice"
+            if label != "the defaults":
+                seen.append(rendered.params)
+
+
+def _check_options(spec: KernelSpec) -> Iterator[str]:
+    from dataclasses import fields
+
+    from cuda_progcache.keys.options import ProgramOptions
+
+    known = {f.name for f in fields(ProgramOptions)} - {"name", "arch"}
+    for option in spec.options:
+        if option in {"name", "arch"}:
+            yield f"option {option!r} is set when the kernel is compiled, not in the manifest"
+        elif option not in known:
+            yield f"unknown option {option!r}{did_you_mean(option, known)}"
+
+
+def bundled_library() -> Path:
+    """Return the folder of the library that comes with the package.
+
+    In an installed package it lies inside (``cuda_progcache/kernels``), in a checkout beside the package.
+
+    Raises
+    ------
+    ManifestError
+        If it is in neither place.
+    """
+    package = Path(__file__).resolve().parent.parent
+    candidates = (package / "kernels", package.parent / "kernels")
+    for folder in candidates:
+        if (folder / "manifest.toml").is_file():
+            return folder
+    raise ManifestError(
+        f"the bundled kernel library is neither in {candidates[0]} nor in {candidates[1]}; reinstall cuda-progcache"
+    )
+
+
+def _read(file: Path) -> dict[str, KernelSpec]:
+    import tomllib
+
+    try:
+        with file.open("rb") as stream:
+            table = tomllib.load(stream)
+    except OSError as error:
+        raise ManifestError(f"can't read the kernel manifest {file}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{file} is not valid TOML: {error}") from error
+    if table.get("format") != FORMAT:
+        raise ManifestError(f"{file}: format must be {FORMAT}, is {table.get('format')!r}")
+    check_fields(table, ("format", "kernels"), str(file))
+    kernels = table.get("kernels", {})
+    if not isinstance(kernels, dict) or not kernels:
+        raise ManifestError(f"{file}: no [kernels.NAME] table")
+    return {name: decode_kernel(name, entry, f"{file}: kernel {name!r}") for name, entry in kernels.items()}

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile a library's variants ahead of time, so that nothing is compiled at run time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache.errors import ArchError, KernelNotFoundError, ProgCacheError
+from cuda_progcache.service.worker import Worker, WorkerDiedError
+
+if TYPE_CHECKING:
+    from cuda_progcache.service.compile_service import CompileService
+    from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel
+
+Progress = Callable[["PrewarmItem", int, int], None]
+
+
+@dataclass(frozen=True)
+class PrewarmItem:
+    """What became of one variant for one architecture.
+
+    Attributes
+    ----------
+    kernel : str
+    variant : dict
+        The parameters it sets; the others have their defaults.
+    arch : str
+    status : {"hit", "compiled", "failed", "skipped"}
+        Skipped: the kernel needs a later architecture.
+    seconds : float
+        Wall time it took now.
+    saved : float
+        Seconds of compiling that a hit spared.
+    size : int
+        Bytes of the binary.
+    digest : str or None
+        Digest of its entry.
+    error : str or None
+        Why it failed or was skipped.
+    """
+
+    kernel: str
+    variant: dict[str, Any]
+    arch: str
+    status: str
+    seconds: float = 0.0
+    saved: float = 0.0
+    size: int = 0
+    digest: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class PrewarmReport:
+    """What a prewarm did.
+
+    Attributes
+    ----------
+    items : tuple of PrewarmItem
+        In the manifest's order: kernel, variant, architecture.
+    archs : tuple of str
+    seconds : float
+        Wall time of the whole.
+    """
+
+    items: tuple[PrewarmItem, ...]
+    archs: tuple[str, ...]
+    seconds: float
+    jobs: int = field(default=1)
+
+    def _count(self, status: str) -> int:
+        return sum(item.status == status for item in self.items)
+
+    @property
+    def compiled(self) -> int:
+        """How many were compiled now."""
+        return self._count("compiled")
+
+    @property
+    def hits(self) -> int:
+        """How many were in the cache already."""
+        return self._count("hit")
+
+    @property
+    def failed(self) -> int:
+        """How many could not be had."""
+        return self._count("failed")
+
+    @property
+    def skipped(self) -> int:
+        """How many a kernel's ``min_arch`` rules out."""
+        return self._count("skipped")
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed: what was asked for lies in the cache."""
+        return self.failed == 0
+
+    @property
+    def bytes(self) -> int:
+        """Size of all the binaries."""
+        return sum(item.size for item in self.items)
+
+    @property
+    def compile_seconds(self) -> float:
+        """Time spent compiling, added up over the workers."""
+        return sum(item.seconds for item in self.items if item.status == "compiled")
+
+    @property
+    def saved_seconds(self) -> float:
+        """Time of compiling that the hits spared."""
+        return sum(item.saved for item in self.items)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON: the counts and sums above, and every item."""
+        return {
+            "ok": self.ok,
+            "archs": list(self.archs),
+            "jobs": self.jobs,
+            "seconds": self.seconds,
+            "compiled": self.compiled,
+            "hits": self.hits,
+            "failed": self.failed,
+            "skipped": self.skipped,
+            "bytes": self.bytes,
+            "compile_seconds": self.compile_seconds,
+            "saved_seconds": self.saved_seconds,
+            "items": [asdict(item) for item in self.items],
+        }
+
+
+@dataclass
+class _Job:
+    index: int
+    spec: KernelSpec
+    variant: dict[str, Any]
+    rendered: RenderedKernel
+    arch: str
+
+
+def prewarm(
+    service: CompileService,
+    library: KernelLibrary | str | os.PathLike[str] | None = None,
+    *,
+    archs: Iterable[str],
+    jobs: int | None = None,
+    kernels: Iterable[str] | None = None,
+    on_progress: Progress | None = None,
+) -> PrewarmReport:
+    """Compile a library's variants into a service's cache (see :meth:`CompileService.prewarm`)."""
+    from cuda_progcache.service.compile_service import CompileService, require_arch
+    from cuda_progcache.service.manifest import KernelLibrary
+
+    started = time.perf_counter()
+    if library is not None:
+        opened = library if isinstance(library, KernelLibrary) else KernelLibrary(library)
+        service = CompileService(service.cache, library=opened)
+    archs = tuple(dict.fromkeys(archs))
+    if not archs:
+        raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
+    for arch in archs:
+        require_arch(arch)
+    jobs = jobs if jobs is not None else os.cpu_count() or 1
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    specs = [service.library[name] for name in kernels] if kernels is not None else list(service.library)
+    if not specs:
+        raise KernelNotFoundError(f"{service.library.manifest} has no kernel to prewarm")
+
+    total = sum(len(spec.variants or ({},)) for spec in specs) * len(archs)
+    items: dict[int, PrewarmItem] = {}
+
+    def finished(index: int, item: PrewarmItem) -> None:
+        items[index] = item
+        if on_progress is not None:
+            on_progress(item, len(items), total)
+
+    missing = _look_up(service, specs, archs, finished)
+    if missing:
+        _compile_missing(service, missing, min(jobs, len(missing)), finished)
+    return PrewarmReport(tuple(items[i] for i in range(total)), archs, time.perf_counter() - started, jobs)
+
+
+def _look_up(
+    service: CompileService,
+    specs: Iterable[KernelSpec],
+    archs: tuple[str, ...],
+    finished: Callable[[int, PrewarmItem], None],
+) -> list[_Job]:
+    """Report what is there already (no compiler is loaded for that); return what isn't."""
+    from cuda_progcache.service.compile_service import KernelUnit
+
+    missing: list[_Job] = []
+    index = 0
+    for spec in specs:
+        for variant in spec.variants or ({},):
+            rendered: RenderedKernel | ProgCacheError
+            try:
+                rendered = service.library.render(spec.name, **variant)
+            except ProgCacheError as error:
+                rendered = error
+            for arch in archs:
+                if isinstance(rendered, ProgCacheError):
+                    finished(index, PrewarmItem(spec.name, dict(variant), arch, "failed", error=str(rendered)))
+                    index += 1
+                    continue
+                started = time.perf_counter()
+                try:
+                    found = KernelUnit(rendered, arch).look_up(service.cache)
+                except ArchError as error:
+                    finished(index, PrewarmItem(spec.name, dict(variant), arch, "skipped", error=str(error)))
+                except ProgCacheError as error:
+                    finished(index, PrewarmItem(spec.name, dict(variant), arch, "failed", error=str(error)))
+                else:
+                    if found is None:
+                        missing.append(_Job(index, spec, dict(variant), rendered, arch))
+                    else:
+                        seconds = time.perf_counter() - started
+                        spared = float(found.record.get("duration") or 0.0)
+                        finished(
+                            index,
+                            PrewarmItem(
+                                spec.name, dict(variant), arch, "hit", seconds, spared, len(found.data), found.digest
+                            ),
+                        )
+                index += 1
+    return missing
+
+
+def _compile_missing(
+    service: CompileService, missing: list[_Job], jobs: int, finished: Callable[[int, PrewarmItem], None]
+) -> None:
+    # The longest first, so that no worker is left alone with one at the end: CCCL's headers alone take a second.
+    missing.sort(key=lambda job: -len(job.spec.headers))
+    shareable = getattr(service.cache, "settings", None) is not None
+    workers = _WorkerProcesses(service) if shareable and jobs > 1 else None
+    with ThreadPoolExecutor(jobs, thread_name_prefix="prewarm") as pool:
+        try:
+            for job, future in _completed(
+                pool, workers.job if workers else lambda job: _in_thread(service, job), missing
+            ):
+                finished(job.index, future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            if workers is not None:
+                workers.close()
+
+
+def _completed(
+    pool: Executor, work: Callable[[_Job], PrewarmItem], jobs: list[_Job]
+) -> Iterable[tuple[_Job, Future[PrewarmItem]]]:
+    futures = {pool.submit(work, job): job for job in jobs}
+    for future in as_completed(futures):
+        yield futures[future], future
+
+
+def _in_thread(service: CompileService, job: _Job) -> PrewarmItem:
+    from cuda_progcache.service.compile_service import KernelUnit
+
+    started = time.perf_counter()
+    try:
+        done = KernelUnit(job.rendered, job.arch).obtain(service.cache)
+    except ProgCacheError as error:
+        return _item(job, {"error": str(error), "seconds": time.perf_counter() - started})
+    return _item(
+        job,
+        {
+            "hit": done.hit,
+            "size": len(done.data),
+            "digest": done.digest,
+            "reason": done.reason,
+            "duration": done.record.get("duration"),
+            "seconds": time.perf_counter() - started,
+        },
+    )
+
+
+def _item(job: _Job, answer: Mapping[str, Any]) -> PrewarmItem:
+    common = (job.spec.name, job.variant, job.arch)
+    seconds = float(answer["seconds"])
+    error = answer.get("error")
+    if error is None and answer["digest"] is None:
+        # It compiles, but the next process will compile it again: that isn't prewarmed.
+        error = f"compiled, but not stored: {answer.get('reason')}"
+    if error is not None:
+        return PrewarmItem(*common, "failed", seconds, error=error)
+    saved = float(answer["duration"] or 0.0) if answer["hit"] else 0.0
+    return PrewarmItem(
+        *common, "hit" if answer["hit"] else "compiled", seconds, saved, answer["size"], answer["digest"]
+    )
+
+
+class _WorkerProcesses:
+    """A worker process per thread of the pool, made when the thread gets its first job."""
+
+    def __init__(self, service: CompileService) -> None:
+        self._setup = {"cache": service.cache.settings, "library": str(service.library.path)}
+        self._local = threading.local()
+        self._workers: list[Worker] = []
+
+    def job(self, job: _Job) -> PrewarmItem:
+        worker: Worker | None = getattr(self._local, "worker", None)
+        if worker is None:
+            worker = self._local.worker = Worker(self._setup)
+            self._workers.append(worker)
+        started = time.perf_counter()
+        try:
+            answer = worker.run({"kernel": job.spec.name, "variant": job.variant, "arch": job.arch})
+        except WorkerDiedError as error:
+            self._local.worker = None
+            return _item(job, {"error": str(error), "seconds": time.perf_counter() - started})
+        return _item(job, answer)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()

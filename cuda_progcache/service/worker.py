@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compile worker: ``python -m cuda_progcache.service.worker`` reads jobs from stdin, answers on stdout.
+
+One JSON object a line each way. A process of its own rather than one forked or
+spawned by :mod:`multiprocessing`: forking beside a running compile hangs,
+spawning runs the caller's main module again, and a compiler that crashes takes
+one job with it, not the pool.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from cuda_progcache.errors import ProgCacheError
+
+
+class Worker:
+    """The caller's side: one worker process, one job at a time.
+
+    Parameters
+    ----------
+    setup : dict
+        ``{"cache": the store's settings, "library": folder}``.
+    """
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cuda_progcache.service.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            text=True,
+            encoding="utf-8",
+        )
+        self._send(setup)
+
+    def run(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Do a job.
+
+        Parameters
+        ----------
+        job : dict
+            ``{"kernel": name, "variant": {...}, "arch": "sm_90"}``.
+
+        Returns
+        -------
+        dict
+            ``{"hit", "size", "digest", "seconds", "reason"}``, or ``{"error": message}``.
+
+        Raises
+        ------
+        WorkerDiedError
+            If the process went away (a compiler crash, the out-of-memory killer).
+        """
+        try:
+            self._send(job)
+            line = self._process.stdout.readline() if self._process.stdout else ""
+        except (OSError, ValueError):  # a broken pipe, or one that was closed
+            line = ""
+        if not line:
+            status = self._process.wait()
+            cause = f"signal {-status}" if status < 0 else f"status {status}"
+            raise WorkerDiedError(
+                f"the worker process compiling {job['kernel']} for {job['arch']} died ({cause}); "
+                f"compile it alone to see why: cuda-progcache prewarm --jobs 1 --kernel {job['kernel']}"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def close(self) -> None:
+        """End the process (at once: what it was compiling is lost)."""
+        self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    continue  # it was gone already, with a job unread
+        self._process.wait()
+
+
+class WorkerDiedError(ProgCacheError, RuntimeError):
+    """A worker process ended in the middle of a job."""
+
+
+def main() -> None:
+    """Serve jobs until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
+    setup = json.loads(sys.stdin.readline())
+
+    import time
+
+    from cuda_progcache.service.compile_service import CompileService
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+    service = CompileService(FileStreamProgramCache(**setup["cache"]), library=setup["library"])
+    for line in sys.stdin:
+        job = json.loads(line)
+        started = time.perf_counter()
+        try:
+            done = service.kernel(job["kernel"], arch=job["arch"], **job["variant"])
+            answer: dict[str, Any] = {
+                "hit": done.hit,
+                "size": len(done.data),
+                "digest": done.digest,
+                "reason": done.reason,
+                "duration": done.record.get("duration"),
+            }
+        except ProgCacheError as error:
+            answer = {"error": str(error)}
+        answer["seconds"] = time.perf_counter() - started
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

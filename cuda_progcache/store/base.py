@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every store is: a bytes mapping with a record beside each entry.
+
+cuda.core and our stores
+------------------------
+``cuda.core.Program.compile(cache=...)`` wants ``isinstance(cache, cuda.core.utils.ProgramCacheResource)``, while we
+must not import cuda.core (0.3 s). If it is loaded when one of our stores is made, the store registers with its ABC.
+If it is imported later, the ``isinstance`` check itself is the moment: ``ABCMeta.__instancecheck__`` first asks the
+instance for ``__class__``, and :class:`ProgramCacheResource` has a property there that registers, if need be, and
+answers with the true type. This needs no import hook and no private name of cuda.core: just the public
+``cuda.core.utils.ProgramCacheResource``, looked up in ``sys.modules``.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import json
+import os
+import sys
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar, overload
+
+from cuda_progcache.errors import AmbiguousDigestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from cuda.core import ObjectCode
+
+    from cuda_progcache.store.stats import StoreStats
+
+    Key: TypeAlias = bytes | str
+    Value: TypeAlias = bytes | bytearray | memoryview | ObjectCode
+
+T = TypeVar("T")
+
+_sha256 = hashlib.sha256
+
+#: Bytes of a record that the size cap doesn't count (its fixed fields); a long log or header list it does.
+RECORD_ALLOWANCE = 512
+
+
+class Entry(NamedTuple):
+    """What a verified read gives.
+
+    Attributes
+    ----------
+    data : bytes
+        The compiled binary.
+    record : Mapping
+        What was published with it; empty for a plain ``cache[key] = value``.
+    """
+
+    data: bytes
+    record: Mapping[str, Any]
+
+
+class EntryInfo(NamedTuple):
+    """One entry as it lies in a store.
+
+    Attributes
+    ----------
+    digest : str
+        64 hex digits, SHA-256 of the key.
+    size : int
+        Bytes of the entry, without its record.
+    created, last_used : float
+        Seconds since the epoch; ``last_used`` is exact to a few minutes where a store persists it, and is kept up by
+        stores with a size cap alone.
+    checksum : str
+        32 hex digits, XXH3-128 of the entry's bytes as they were published.
+    path : Path or None
+        The file that holds the bytes; ``None`` in a store without files.
+    record : Mapping
+        What was published with it.
+    """
+
+    digest: str
+    size: int
+    created: float
+    last_used: float
+    checksum: str
+    path: Path | None
+    record: Mapping[str, Any]
+
+
+def key_bytes(key: object) -> bytes:
+    """A key as bytes: ``str`` is encoded as UTF-8, so ``"k"`` and ``b"k"`` are one key.
+
+    Raises
+    ------
+    TypeError
+        Neither bytes nor str.
+    """
+    if isinstance(key, (bytes, bytearray)):
+        return bytes(key)
+    if isinstance(key, str):
+        return key.encode("utf-8")
+    raise TypeError(f"cache keys must be bytes or str, got {type(key).__name__}")
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is the name of an entry: 64 lower-case hex digits."""
+    return len(text) == 64 and not text.strip("0123456789abcdef")
+
+
+def entry_digest(key: Key) -> str:
+    """The name of a key's entry in every store: SHA-256 of the key, 64 hex digits."""
+    return _sha256(key if type(key) is bytes else key_bytes(key), usedforsecurity=False).hexdigest()
+
+
+def program_bytes(value: object) -> bytes:
+    """The binary to store: bytes-like as it is, of an ``ObjectCode`` its code (read from disk if it is path-backed).
+
+    Raises
+    ------
+    FileNotFoundError
+        The file of a path-backed ``ObjectCode`` is gone.
+    TypeError
+        Neither bytes-like nor an ``ObjectCode``.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    # If nobody has imported cuda.core, nobody holds an ObjectCode.
+    object_code = getattr(sys.modules.get("cuda.core"), "ObjectCode", None)
+    if object_code is not None and isinstance(value, object_code):
+        code = value.code
+        if not isinstance(code, (str, os.PathLike)):
+            return bytes(code)
+        path = os.fspath(code)
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"can't store a path-backed ObjectCode in the program cache: {path} no longer exists"
+            ) from None
+    raise TypeError(f"cache values must be bytes-like or ObjectCode, got {type(value).__name__}")
+
+
+def check_size_cap(max_size_bytes: int | None) -> None:
+    """Refuse a size cap that could hold nothing.
+
+    Raises
+    ------
+    ValueError
+        Zero or negative.
+    """
+    if max_size_bytes is not None and max_size_bytes <= 0:
+        raise ValueError(f"max_size_bytes must be positive, or None for no limit, got {max_size_bytes}")
+
+
+def charged_size(data_size: int, record_size: int) -> int:
+    """Bytes that an entry takes of a size cap: its own, and its record's beyond the fixed fields."""
+    return data_size + max(0, record_size - RECORD_ALLOWANCE)
+
+
+_registered_with: weakref.WeakSet[type] = weakref.WeakSet()  # more than one where a test re-imports cuda.core
+
+
+def register_with_cuda_core() -> bool:
+    """Make ``isinstance(store, cuda.core.utils.ProgramCacheResource)`` true for our stores, if cuda.core is loaded.
+
+    Returns
+    -------
+    bool
+        Whether cuda.core is loaded (and our stores registered there).
+
+    Notes
+    -----
+    Called by itself whenever one of our stores is made or type-checked; cuda.core is never imported by it. Call it by
+    hand only before an ``issubclass`` on our classes, if cuda.core was imported after our last store was made.
+    """
+    theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)
+    if theirs is None:
+        return False
+    if theirs not in _registered_with:
+        theirs.register(ProgramCacheResource)
+        _registered_with.add(theirs)
+    return True
+
+
+class ProgramCacheResource(abc.ABC):
+    """A store of compiled programs: a bytes mapping, with a record beside each entry.
+
+    The same shape as ``cuda.core.utils.ProgramCacheResource``, for which our stores pass ``isinstance`` (see
+    this module's docstring), so that ``cuda.core.Program(...).compile("cubin", cache=store)`` works. A store of your
+    own needs the five abstract methods; :meth:`load` and :meth:`publish` carry records only where they are overridden.
+
+    ``key in store`` and iteration over it raise :class:`TypeError`: between the check and the read another process may
+    remove the entry. ``get`` answers both questions at once.
+    """
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
+        """Register with cuda.core, if it is loaded."""
+        register_with_cuda_core()
+        return object.__new__(cls)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Self]:
+        """The type, as ever; asking for it registers with cuda.core, if it is loaded."""
+        register_with_cuda_core()
+        return type(self)
+
+    @abc.abstractmethod
+    def __getitem__(self, key: Key) -> bytes:
+        """The entry's bytes; :class:`KeyError` on a miss."""
+
+    @abc.abstractmethod
+    def __setitem__(self, key: Key, value: Value) -> None:
+        """Store ``value`` with an empty record; :class:`~cuda_progcache.errors.StoreError` if that can't be done."""
+
+    @abc.abstractmethod
+    def __delitem__(self, key: Key) -> None:
+        """Remove the entry; :class:`KeyError` if there is none."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of entries."""
+
+    @abc.abstractmethod
+    def clear(self) -> None:
+        """Remove every entry."""
+
+    def __bool__(self) -> bool:
+        # An empty store is still a store: ``if cache`` means "was one given", and a len() may scan a directory.
+        return True
+
+    def __contains__(self, key: object) -> bool:
+        raise TypeError(f"{type(self).__name__} has no `in`: check-then-read races with other processes; use get(key)")
+
+    __iter__ = None  # iter() would fall back on __getitem__ with 0, 1, 2...
+
+    @overload
+    def get(self, key: Key) -> bytes | None: ...
+    @overload
+    def get(self, key: Key, default: T) -> bytes | T: ...
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The entry's bytes, or ``default`` on a miss."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def update(self, items: Mapping[Key, Value] | Iterable[tuple[Key, Value]], /) -> None:
+        """``self[key] = value`` for each pair; what was written before an error stays."""
+        for key, value in items.items() if isinstance(items, Mapping) else items:
+            self[key] = value
+
+    def load(self, key: Key) -> Entry | None:
+        """The entry with its record; ``None`` on a miss, and any trouble in the cache is one."""
+        data = self.get(key)
+        return None if data is None else Entry(data, {})
+
+    def load_again(self, key: Key) -> Entry | None:
+        """:meth:`load` for a caller whose miss has just been counted: that it still misses isn't counted once more."""
+        return self.load(key)
+
+    def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Store an entry with its record; what the compile path uses, for which a cache must never be in the way.
+
+        Parameters
+        ----------
+        key : bytes or str
+            The program's key.
+        data : bytes-like or ObjectCode
+            The compiled binary.
+        record : Mapping
+            A JSON object about it, kept as it is.
+
+        Returns
+        -------
+        bool
+            ``False``: it was dropped, for trouble in the cache (disk full, permission...) or for its size. The first
+            time a store warns, and it counts all.
+        """
+        try:
+            self[key] = data
+        except OSError:
+            return False
+        return True
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """Every entry that has a record, in no particular order; entries that come or go meanwhile may be missing."""
+        raise NotImplementedError(f"{type(self).__name__} can't list its entries")
+
+    def info(self, digest: str) -> EntryInfo:
+        """One entry; :class:`KeyError` if there is none of that digest."""
+        for entry in self.entries():
+            if entry.digest == digest:
+                return entry
+        raise KeyError(digest)
+
+    def resolve(self, prefix: str) -> str:
+        """The digest of the one entry whose digest starts with ``prefix``.
+
+        Parameters
+        ----------
+        prefix : str
+            At least 4 hex digits.
+
+        Raises
+        ------
+        KeyError
+            No entry fits, or ``prefix`` isn't 4 hex digits or more.
+        AmbiguousDigestError
+            Several fit.
+        """
+        wanted = prefix.lower()
+        if not 4 <= len(wanted) <= 64 or wanted.strip("0123456789abcdef"):
+            raise KeyError(f"{prefix!r} is no digest prefix: give 4 to 64 hex digits")
+        matches = sorted(self._digests(wanted))
+        if not matches:
+            raise KeyError(f"no entry's digest starts with {prefix!r}")
+        if len(matches) > 1:
+            raise AmbiguousDigestError(prefix, matches)
+        return matches[0]
+
+    def _digests(self, prefix: str) -> Iterable[str]:
+        return [entry.digest for entry in self.entries() if entry.digest.startswith(prefix)]
+
+    def _sizes(self) -> Iterable[tuple[str, int, int]]:
+        """Digest, size and record's size of every entry, cheaper than :meth:`entries` where a store can."""
+        return ((entry.digest, entry.size, len(json.dumps(entry.record))) for entry in self.entries())
+
+    def remove(self, digest: str) -> None:
+        """Remove the entry of that digest; :class:`KeyError` if there is none."""
+        raise NotImplementedError(f"{type(self).__name__} can't remove by digest")
+
+    def stats(self) -> StoreStats:
+        """What the store holds, and what it has counted."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no statistics")
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Directories under it, from which what is derived (header manifests) may be read, the fastest first."""
+        return ()
+
+    def close(self) -> None:  # noqa: B027
+        """Write down what was counted, where that is kept; the store can be used afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

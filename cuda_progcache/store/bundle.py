@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundles: a cache, or a part of one, as one file.
+
+A bundle is an uncompressed tar archive (POSIX ustar) that any ``tar`` lists and unpacks, in this order::
+
+    entries/ab/cdef...      each entry, as it lies in a cache, by digest
+    records/ab/cdef...      and its record
+    manifests/ab/cdef...    the header manifests that their keys are found by
+    bundle.json             {"format": 1, "files": {name: {"size", "sha256"}}}: every file before it
+
+Owners, modes and times are fixed, so that the same entries give the same bytes. ``bundle.json`` comes last: an archive
+that was cut short has none. What is read from a bundle is taken by digest and verified; its names are never paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from cuda_progcache._util.files import CREATE_FLAGS, read_regular, replace, unlink_quietly, write_new
+from cuda_progcache._util.liveness import current_owner
+from cuda_progcache.errors import BundleError
+from cuda_progcache.store import pairs
+from cuda_progcache.store.records import DamagedRecordError, Version, checksum, decode, encode
+from cuda_progcache.store.verification import read_pair
+
+if TYPE_CHECKING:
+    import tarfile
+
+    from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
+    from cuda_progcache.store.root import Root
+
+FORMAT = 1
+_INDEX = "bundle.json"
+_NAME = re.compile(r"(entries|records|manifests)/([0-9a-f]{2})/([0-9a-f]{62})")
+#: A header manifest keeps a few header sets; more than this is no manifest of ours.
+_MOST_SETS = 64
+
+_serial = itertools.count()
+
+
+class ExportReport(NamedTuple):
+    """What went into a bundle: entries, bytes of the bundle, and damaged entries that were left out."""
+
+    path: str
+    entries: int
+    bytes: int
+    damaged: int
+
+
+class ImportReport(NamedTuple):
+    """What came out of a bundle.
+
+    Attributes
+    ----------
+    imported, bytes : int
+        Entries that are new here, and their bytes.
+    present : int
+        Entries that were here already.
+    filtered : int
+        Entries for other architectures.
+    refused : int
+        Entries larger than the size cap.
+    """
+
+    imported: int
+    bytes: int
+    present: int
+    filtered: int
+    refused: int
+
+
+# Writing
+
+
+def export(
+    cache: ProgramCacheResource,
+    root: Root,
+    path: str,
+    archs: frozenset[str] | None,
+    wanted: Callable[[EntryInfo], bool] | None,
+) -> ExportReport:
+    """Write a bundle; see :meth:`FileStreamProgramCache.export`."""
+    folder, name = os.path.split(os.path.abspath(path))
+    staged = os.path.join(folder, f".{name}.{current_owner()}-{next(_serial)}")
+    try:
+        with os.fdopen(os.open(staged, CREATE_FLAGS, 0o666), "wb") as file:
+            entries, damaged = _write(file, cache, root, archs, wanted)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        replace(staged, path)
+    except BaseException:
+        unlink_quietly(staged)
+        raise
+    return ExportReport(path, entries, size, damaged)
+
+
+def _write(
+    file: IO[bytes],
+    cache: ProgramCacheResource,
+    root: Root,
+    archs: frozenset[str] | None,
+    wanted: Callable[[EntryInfo], bool] | None,
+) -> tuple[int, int]:
+    import tarfile
+
+    files: dict[str, dict[str, Any]] = {}
+    entries = damaged = 0
+    manifests: set[str] = set()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for digest in sorted(cache._digests("")):
+            try:
+                info = cache.info(digest)
+            except KeyError:
+                info = None
+            if info is not None and not _fits(info.record, archs):
+                continue
+            if info is not None and wanted is not None and not wanted(info):
+                continue
+            pair = None if info is None else read_pair(root, digest)
+            if pair is None:
+                damaged += pairs.lstat(root.entry_path(digest)) is not None  # else it was removed just now
+                continue
+            _add(tar, files, _member("entries", digest), pair.data)
+            _add(tar, files, _member("records", digest), encode(digest, [pair.version]))
+            entries += 1
+            manifest = pair.version.record().get("manifest")
+            if isinstance(manifest, str) and _NAME.fullmatch(_member("manifests", manifest)):
+                manifests.add(manifest)
+        for manifest in sorted(manifests):
+            content = _read(_manifest_path(root, manifest))
+            if content is not None and _sets(content) is not None:
+                _add(tar, files, _member("manifests", manifest), content)
+        index = json.dumps({"format": FORMAT, "files": files}, indent=0, sort_keys=True).encode("ascii")
+        _add(tar, {}, _INDEX, index)
+    return entries, damaged
+
+
+def _fits(record: Any, archs: frozenset[str] | None) -> bool:
+    return archs is None or record.get("arch") in archs
+
+
+def _member(tree: str, digest: str) -> str:
+    return f"{tree}/{digest[:2]}/{digest[2:]}"
+
+
+def _add(tar: tarfile.TarFile, files: dict[str, dict[str, Any]], name: str, data: bytes) -> None:
+    import io
+    import tarfile
+
+    member = tarfile.TarInfo(name)  # mode 0644, and zeros and empty names for owner and times
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+    files[name] = {"size": len(data), "sha256": _sha256(data)}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data, usedforsecurity=False).hexdigest()
+
+
+def _manifest_path(root: Root, manifest: str) -> str:
+    return os.path.join(root.path, "manifests", manifest[:2], manifest[2:])
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        return read_regular(path)[0]
+    except OSError:
+        return None
+
+
+# Reading
+
+
+class Bundle:
+    """An open bundle, all of it verified; made by :func:`opened`.
+
+    Attributes
+    ----------
+    digests : tuple of str
+        The entries in it, sorted.
+    """
+
+    def __init__(self, path: str, tar: tarfile.TarFile) -> None:
+        self._path = path
+        self._tar = tar
+        self._members: dict[str, tarfile.TarInfo] = {}
+        self._index: dict[str, Any] = {}
+        self._take_members()
+        self._take_index()
+        self.digests = self._of("entries")
+        if self._of("records") != self.digests:
+            raise self.refuse("entries and records don't go together")
+
+    def refuse(self, why: str) -> BundleError:
+        """The error that says why not."""
+        return BundleError(f"{self._path} can't be used as a bundle: {why}; nothing was imported")
+
+    def _take_members(self) -> None:
+        import tarfile
+
+        for member in self._tar:
+            name = member.name
+            if name != _INDEX and not _NAME.fullmatch(name):
+                raise self.refuse(f"it holds {name!r}, which is no place for a file of a cache")
+            # By the raw type: links, devices, FIFOs, directories and sparse files have no business here.
+            if member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or member.pax_headers:
+                raise self.refuse(f"{name} isn't a plain file (was it packed anew by another tool?)")
+            if name in self._members:
+                raise self.refuse(f"it holds {name} twice")
+            self._members[name] = member
+
+    def _take_index(self) -> None:
+        member = self._members.pop(_INDEX, None)
+        if member is None:
+            raise self.refuse(f"it has no {_INDEX}: it was cut short, or never was one")
+        if any(other.offset > member.offset for other in self._members.values()):
+            raise self.refuse(f"there are files after {_INDEX}")
+        try:
+            index = json.loads(self._data(member))
+            known, files = index["format"], index["files"]
+            if known != FORMAT:
+                raise self.refuse(f"its format is {known!r}, and this version reads format {FORMAT}")
+            if {name: int(about["size"]) for name, about in files.items()} != {
+                name: member.size for name, member in self._members.items()
+            }:
+                raise self.refuse(f"its files aren't those that {_INDEX} names")
+            self._index = {name: str(about["sha256"]) for name, about in files.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            if isinstance(exc, BundleError):
+                raise
+            raise self.refuse(f"{_INDEX} is damaged ({type(exc).__name__}: {exc})") from exc
+
+    def _of(self, tree: str) -> tuple[str, ...]:
+        found = (_NAME.fullmatch(name) for name in self._members)
+        return tuple(sorted(match[2] + match[3] for match in found if match is not None and match[1] == tree))
+
+    def _data(self, member: tarfile.TarInfo) -> bytes:
+        file = self._tar.extractfile(member)
+        data = b"" if file is None else file.read()
+        if len(data) != member.size:
+            raise self.refuse(f"{member.name} is cut short")
+        return data
+
+    def _file(self, tree: str, digest: str) -> bytes:
+        name = _member(tree, digest)
+        data = self._data(self._members[name])
+        if _sha256(data) != self._index[name]:
+            raise self.refuse(f"{name} doesn't have the checksum that {_INDEX} gives")
+        return data
+
+    def version(self, digest: str) -> tuple[Version, dict[str, Any]]:
+        """An entry's version and record."""
+        try:
+            (version,) = decode(self._file("records", digest), digest)
+            record = dict(version.record())
+            version = version._replace(created=min(float(version.created), time.time()))
+        except (DamagedRecordError, ValueError, TypeError, RecursionError) as exc:
+            if isinstance(exc, BundleError):
+                raise
+            raise self.refuse(f"the record of {digest} is damaged ({exc})") from exc
+        return version, record
+
+    def entry(self, digest: str, version: Version) -> bytes:
+        """An entry's bytes."""
+        data = self._file("entries", digest)
+        if (len(data), checksum(data)) != (version.length, version.checksum):
+            raise self.refuse(f"entry {digest} isn't what its record vouches for")
+        return data
+
+    def manifests(self) -> Iterator[tuple[str, bytes]]:
+        """Names and contents of the header manifests."""
+        for manifest in self._of("manifests"):
+            content = self._file("manifests", manifest)
+            if _sets(content) is None:
+                raise self.refuse(f"manifest {manifest} is damaged")
+            yield manifest, content
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Bundle]:
+    """Open a bundle and check its structure.
+
+    Raises
+    ------
+    BundleError
+        It is none.
+    OSError
+        It can't be read.
+    """
+    import tarfile
+
+    with open(path, "rb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                yield Bundle(path, tar)
+        except (tarfile.TarError, EOFError, UnicodeError, OverflowError) as exc:
+            raise BundleError(
+                f"{path} can't be used as a bundle: {type(exc).__name__}: {exc}; nothing was imported"
+            ) from exc
+
+
+def import_bundle(
+    root: Root, path: str, archs: frozenset[str] | None, put: Callable[[str, bytes, bytes, float], bool]
+) -> ImportReport:
+    """Read a bundle into a cache; see :meth:`FileStreamProgramCache.import_`.
+
+    Parameters
+    ----------
+    put : callable
+        Stores digest, bytes, record (JSON) and time of publication; False where the size cap forbids it.
+    """
+    with opened(path) as bundle:
+        wanted = []
+        for digest in bundle.digests:
+            version, record = bundle.version(digest)
+            bundle.entry(digest, version)
+            if _fits(record, archs):
+                wanted.append(digest)
+        manifests = list(bundle.manifests())
+        # All is well: from here on it is written.
+        imported = size = present = refused = 0
+        for digest in wanted:
+            if read_pair(root, digest) is not None:
+                present += 1
+                continue
+            version, _ = bundle.version(digest)
+            data = bundle.entry(digest, version)
+            if put(digest, data, version.record_json, version.created):
+                imported, size = imported + 1, size + len(data)
+            else:
+                refused += 1
+        for manifest, content in manifests:
+            _merge_manifest(root, manifest, content)
+        return ImportReport(imported, size, present, len(bundle.digests) - len(wanted), refused)
+
+
+# Header manifests: {"format": n, "sets": [...]}, newest first; disposable, and merged by adding the sets not known yet.
+
+
+def _sets(content: bytes) -> tuple[Any, list[Any]] | None:
+    try:
+        manifest = json.loads(content)
+        known, sets = manifest["format"], manifest["sets"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return (known, sets) if isinstance(sets, list) and len(sets) <= _MOST_SETS else None
+
+
+def _merge_manifest(root: Root, manifest: str, content: bytes) -> None:
+    path = _manifest_path(root, manifest)
+    theirs, ours = _sets(content), _sets(_read(path) or b"")
+    if theirs is not None and ours is not None and ours[0] == theirs[0]:
+        new = [one for one in theirs[1] if one not in ours[1]]
+        if not new:
+            return
+        merged = {"format": ours[0], "sets": [*ours[1], *new][:_MOST_SETS]}
+        content = json.dumps(merged, separators=(",", ":")).encode("ascii")
+    staged = root.stage_path()
+    try:
+        os.makedirs(os.path.dirname(path), 0o777 if root.shared else 0o700, exist_ok=True)
+        write_new(staged, content, mode=root.file_mode, sync=False)
+        replace(staged, path)
+    except OSError:
+        unlink_quietly(staged)  # without it, the first compile of a program here writes it anew

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A level of a stack: a store that may fail, and be left alone for it; and the order of writes to one key."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
+
+from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.store.stats import LevelStats
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.base import ProgramCacheResource
+    from cuda_progcache.store.breaker import CircuitBreaker
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+
+class Trouble:
+    """In place of an answer: the level raised, or its breaker is open."""
+
+
+TROUBLE: Final = Trouble()
+
+
+class Level:
+    """A store with its policy, its breaker and what the stack has counted about it."""
+
+    def __init__(
+        self, store: ProgramCacheResource, policy: str, breaker: CircuitBreaker, timeout: float | None,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.store = store
+        self.policy = policy
+        self.breaker = breaker
+        self._lock = ForkSafeLock()
+        self._counts = dict.fromkeys(
+            ("hits", "misses", "stored", "store_failed", "backfilled", "backfill_failed", "errors", "skipped"), 0
+        )
+        self.error: Exception | None = None  # the last one
+        self._timeout = timeout
+        self._clock = clock
+        self._warned = False
+
+    @property
+    def writable(self) -> bool:
+        """Whether the stack's writes go there."""
+        return self.policy == "through"
+
+    @property
+    def name(self) -> str:
+        """Its class, and where it lies."""
+        where = getattr(self.store, "path", None) or getattr(self.store, "name", None)
+        return type(self.store).__name__ + (f" at {where}" if where else "")
+
+    def ask(self, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None = None) -> R | Trouble:
+        """What a call of the level answers, unless it is out of order.
+
+        Parameters
+        ----------
+        operation : callable
+            A method of the store.
+        *args
+            Its arguments.
+        answer : type of exception, optional
+            One that is an answer, and raised: the KeyError of a removal.
+        """
+        if not self.breaker.allows():
+            self.count("skipped")
+            return TROUBLE
+        started = self._clock() if self._timeout is not None else 0.0
+        try:
+            value = operation(*args)
+        except NotImplementedError as exc:  # a plain store that can't list, say
+            self.breaker.succeeded()
+            self.error = exc
+            return TROUBLE
+        except Exception as exc:  # a level may be anyone's code, and none may fail a lookup
+            if answer is not None and isinstance(exc, answer):
+                self.breaker.succeeded()
+                raise
+            self._failed(exc)
+            return TROUBLE
+        except BaseException:
+            self.breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
+            raise
+        if self._timeout is not None and self._clock() - started > self._timeout:
+            self._failed(TimeoutError(errno.ETIMEDOUT, f"took longer than {self._timeout} s", self.name))
+        else:
+            self.breaker.succeeded()
+        return value
+
+    def peek(self, operation: Callable[[], R]) -> R | Trouble:
+        """What a look at the level says; nothing is tried while it is out of order, and nothing learnt about that."""
+        if self.breaker.state != "closed":
+            return TROUBLE
+        try:
+            return operation()
+        except Exception as exc:  # noqa: BLE001 - as above
+            self.error = exc
+            return TROUBLE
+
+    def _failed(self, exc: Exception) -> None:
+        self.breaker.failed()
+        self.count("errors")
+        self.error = exc
+        warned, self._warned = self._warned, True
+        if not warned:
+            warnings.warn(
+                f"{self.name} is in trouble ({type(exc).__name__}: {exc}); the stack goes on without it",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+
+    def count(self, name: str) -> None:
+        """Add one to a counter."""
+        with self._lock:
+            self._counts[name] += 1
+
+    def digests(self, prefix: str) -> list[str]:
+        """Of all its entries with this prefix."""
+        return list(self.store._digests(prefix))
+
+    def sizes(self) -> list[tuple[str, int, int]]:
+        """Digest, size and record's size of all its entries."""
+        return list(self.store._sizes())
+
+    def stats(self) -> LevelStats:
+        """What the stack has counted about it."""
+        with self._lock:
+            return LevelStats(name=self.name, policy=self.policy, state=self.breaker.state, **self._counts)
+
+
+class Stripes:
+    """Locks that order the writes of a key; held while levels write, so a forked child gets new ones."""
+
+    def __init__(self) -> None:
+        self.renew()
+        _stripes.add(self)
+
+    def renew(self) -> None:
+        """Make them anew: nobody holds one."""
+        self.locks = [threading.Lock() for _ in range(64)]
+
+    def of(self, digest: str) -> threading.Lock:
+        """The lock of an entry, and of others."""
+        return self.locks[int(digest[:2], 16) % len(self.locks)]
+
+
+_stripes: weakref.WeakSet[Stripes] = weakref.WeakSet()
+
+
+def _renew_stripes() -> None:
+    for stripes in list(_stripes):
+        stripes.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_stripes)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store that only reads: a directory in a container image, a mount, someone else's cache."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, overload
+
+from cuda_progcache.errors import ReadOnlyError
+from cuda_progcache.store.base import Entry, EntryInfo, ProgramCacheResource, T, key_bytes
+from cuda_progcache.store.file_stream import FileStreamProgramCache
+from cuda_progcache.store.root import Root
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cuda_progcache._util.files import Identity
+    from cuda_progcache.store.base import Key, Value
+    from cuda_progcache.store.stats import StoreStats
+
+
+class _Root(Root):
+    """A directory that is looked at: nothing is made, moved or removed in it."""
+
+    read_only = True
+
+    def open(self) -> None:
+        if not stat.S_ISDIR(os.stat(self.path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "the cache root is not a directory", self.path)
+        self.check()
+
+    def reclaim(self) -> int:
+        return 0
+
+    def set_aside(self, path: str, seen: Identity) -> bool:  # noqa: ARG002 - Root's signature
+        return False
+
+
+class _Reader(FileStreamProgramCache):
+    """Reads the entries of a directory; counts in memory alone."""
+
+    _ROOT = _Root  # and no size cap, so that no last use is bumped
+
+
+class ReadOnlyProgramCache(ProgramCacheResource):
+    """What another store holds, and no way to change it.
+
+    Reads leave no trace in a directory: no last use is bumped, nothing damaged is quarantined (it is a miss), no
+    counters are written. Writes raise :class:`~cuda_progcache.errors.ReadOnlyError`, but for :meth:`publish`, which the
+    compile path calls: it answers ``False``, and the program is compiled and not kept. In a
+    :class:`~cuda_progcache.store.ProgramCacheStack` writes pass it by.
+
+    Parameters
+    ----------
+    inner : ProgramCacheResource or path
+        The store, which stays as writable as it was; or the directory of one, which must be there.
+    shared : bool
+        Of a directory given by its path: others write to it, or own it, and may choose what runs on your GPU.
+
+    Raises
+    ------
+    StoreError
+        There is no such directory.
+    UnsafeRootError
+        Others own the directory or can write to it, and ``shared`` wasn't said.
+    TypeError
+        Neither a store nor a path.
+    """
+
+    def __init__(self, inner: ProgramCacheResource | str | os.PathLike[str], *, shared: bool = False) -> None:
+        if isinstance(inner, (str, os.PathLike)):
+            inner = _Reader(inner, shared=shared)
+        elif isinstance(inner, ReadOnlyProgramCache):
+            inner = inner._inner
+        elif type(inner) is FileStreamProgramCache:
+            settings = inner.settings
+            if settings is not None:
+                inner = _Reader(settings["path"], shared=settings["shared"])
+        elif not isinstance(inner, ProgramCacheResource):
+            raise TypeError(f"a store or the path of one is needed, got {type(inner).__name__}")
+        self._inner: ProgramCacheResource = inner
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """What it reads: the directory, else the store's class."""
+        return str(getattr(self._inner, "path", None) or type(self._inner).__name__)
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Those of the store it reads. There is no ``path``: that is where things may be written."""
+        return self._inner.roots
+
+    # Reads
+
+    @overload
+    def get(self, key: Key) -> bytes | None: ...
+    @overload
+    def get(self, key: Key, default: T) -> bytes | T: ...
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The entry's bytes, or ``default`` on a miss."""
+        return self._inner.get(key, default)
+
+    def __getitem__(self, key: Key) -> bytes:
+        return self._inner[key]
+
+    def load(self, key: Key) -> Entry | None:
+        """The entry with its record; ``None`` on a miss."""
+        return self._inner.load(key)
+
+    def load_again(self, key: Key) -> Entry | None:
+        """:meth:`load` for a caller whose miss has just been counted; see :meth:`ProgramCacheResource.load_again`."""
+        return self._inner.load_again(key)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """Every entry."""
+        return self._inner.entries()
+
+    def info(self, digest: str) -> EntryInfo:
+        """One entry; :class:`KeyError` if there is none of that digest."""
+        return self._inner.info(digest)
+
+    def _digests(self, prefix: str) -> Iterable[str]:
+        return self._inner._digests(prefix)
+
+    def _sizes(self) -> Iterable[tuple[str, int, int]]:
+        return self._inner._sizes()
+
+    def stats(self) -> StoreStats:
+        """What the store holds, and what was counted through this object."""
+        return self._inner.stats()
+
+    def close(self) -> None:
+        """Close the store it reads."""
+        self._inner.close()
+
+    # Writes
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ReadOnlyError(
+            errno.EROFS, f"can't {what}: this store only reads; use a stack with a writable level before it", self.name
+        )
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        key_bytes(key)
+        self._refuse("store a program")
+
+    def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Keep nothing."""
+        key_bytes(key)
+        return False
+
+    def __delitem__(self, key: Key) -> None:
+        key_bytes(key)
+        self._refuse("remove a program")
+
+    def remove(self, digest: str) -> None:  # noqa: ARG002
+        """Raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
+        self._refuse("remove a program")
+
+    def clear(self) -> None:
+        """Raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
+        self._refuse("clear the program cache")

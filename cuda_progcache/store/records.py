@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sidecar file: what belongs to an entry, and how to see that the two belong together.
+
+A sidecar is one JSON object, laid out in lines so that a plain ``get`` parses a few numbers and not a compile log::
+
+    {"format":1,"digest":"<64 hex>","versions":[
+    {"length":1234,"checksum":"<32 hex>","created":1763668800.25,"record_length":5,"record_checksum":"...","record":
+    {...the caller's record...}},
+    ...the versions before...
+    ]}
+
+``digest`` is the key's (so a sidecar under another name is seen), ``length`` and ``checksum`` (XXH3-128) are the
+entry's, ``record_length`` and ``record_checksum`` those of the record's line.
+
+Why versions: an entry and its sidecar are two files, and only one file at a time can be replaced. The sidecar goes
+first and names the binaries that may lie beside it: the new one, and those it replaces. So a reader finds, at any
+moment and after a crash at any moment, a pair that fits. As a rule there is one version; a second one appears only
+when a key is written again with different bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from xxhash import xxh3_128_hexdigest
+
+FORMAT = 1
+#: About what the sidecar's own fields take, in bytes.
+FRAME_SIZE = 280
+#: The version published, and two that it may replace: as many as three writers can race for one key.
+MAX_VERSIONS = 3
+
+
+class DamagedRecordError(ValueError):
+    """Not a sidecar of this entry. Never leaves the store: a lookup that meets it is a miss."""
+
+
+def checksum(data: bytes) -> str:
+    """XXH3-128 of ``data``, 32 hex digits."""
+    return xxh3_128_hexdigest(data)
+
+
+def encode_record(record: Mapping[str, Any]) -> bytes:
+    """A caller's record as one line of JSON.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no JSON object (NaN and infinities included).
+    """
+    if not isinstance(record, Mapping):
+        raise TypeError(f"a record must be a JSON object (a mapping), got {type(record).__name__}")
+    try:
+        # ASCII: a log may hold lone surrogates (file names that aren't UTF-8), which UTF-8 couldn't carry.
+        return json.dumps(dict(record), allow_nan=False, separators=(",", ":")).encode("ascii")
+    except (TypeError, ValueError) as exc:
+        raise type(exc)(f"a record must be a JSON object: {exc}") from exc
+
+
+class Version(NamedTuple):
+    """One binary that a sidecar vouches for.
+
+    Attributes
+    ----------
+    length : int
+        Bytes of the entry.
+    checksum : str
+        XXH3-128 of the entry.
+    created : float
+        When it was published, seconds since the epoch.
+    record_checksum : str
+        XXH3-128 of ``record_json``.
+    record_json : bytes
+        The caller's record, JSON.
+    """
+
+    length: int
+    checksum: str
+    created: float
+    record_checksum: str
+    record_json: bytes
+
+    @classmethod
+    def of(cls, data: bytes, record_json: bytes, created: float) -> Version:
+        """The version of these bytes."""
+        return cls(len(data), checksum(data), created, checksum(record_json), record_json)
+
+    def record(self) -> dict[str, Any]:
+        """The caller's record.
+
+        Raises
+        ------
+        DamagedRecordError
+            It isn't what was written.
+        """
+        if checksum(self.record_json) != self.record_checksum:
+            raise DamagedRecordError("the record doesn't have its checksum")
+        record: dict[str, Any] = json.loads(self.record_json)
+        return record
+
+
+def encode(digest: str, versions: Sequence[Version]) -> bytes:
+    """A sidecar file: ``versions`` of the entry ``digest``, newest first."""
+    parts = [b'{"format":%d,"digest":"%s","versions":[\n' % (FORMAT, digest.encode("ascii"))]
+    last = len(versions) - 1
+    for i, version in enumerate(versions):
+        parts += [_head(version), b"\n", version.record_json, b"}\n" if i == last else b"},\n"]
+    parts.append(b"]}\n")
+    return b"".join(parts)
+
+
+def _head(version: Version) -> bytes:
+    return (
+        f'{{"length":{version.length},"checksum":"{version.checksum}","created":{version.created!r},'
+        f'"record_length":{len(version.record_json)},"record_checksum":"{version.record_checksum}","record":'
+    ).encode("ascii")
+
+
+def decode(raw: bytes, digest: str) -> list[Version]:
+    """The versions in a sidecar file, newest first.
+
+    Raises
+    ------
+    DamagedRecordError
+        Cut short, altered, of another format or of another entry.
+    """
+    lines = raw.split(b"\n")
+    if lines[0] != b'{"format":%d,"digest":"%s","versions":[' % (FORMAT, digest.encode("ascii")):
+        raise DamagedRecordError("not a record of this entry in a format that is known")
+    if lines[-2:] != [b"]}", b""] or len(lines) % 2 == 0:
+        raise DamagedRecordError("cut short")
+    versions = []
+    try:
+        for head_line, body in zip(lines[1:-2:2], lines[2:-2:2], strict=True):
+            head = json.loads(head_line.removesuffix(b',"record":') + b"}")
+            length: int = head["record_length"]
+            version = Version(head["length"], head["checksum"], head["created"], head["record_checksum"], body[:length])
+            if _head(version) != head_line:  # else the types are right, and it can be written again as it is
+                raise DamagedRecordError("not as it was written")
+            versions.append(version)
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise DamagedRecordError(f"damaged: {exc}") from exc
+    if not versions:
+        raise DamagedRecordError("names no entry")
+    return versions
+
+
+def replacing(new: Version, present: Sequence[Version]) -> list[Version]:
+    """The versions of a sidecar that publishes ``new`` where ``present`` may lie."""
+    return [new, *(old for old in present if old.checksum != new.checksum)][:MAX_VERSIONS]

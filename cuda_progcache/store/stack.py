@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stores behind each other: memory before disk, disk before a layer of an image or a remote store."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, overload
+
+from cuda_progcache.errors import ReadOnlyError, StoreError
+from cuda_progcache.store.base import (
+    Entry,
+    EntryInfo,
+    ProgramCacheResource,
+    T,
+    entry_digest,
+    is_digest,
+    key_bytes,
+    program_bytes,
+)
+from cuda_progcache.store.breaker import CircuitBreaker
+from cuda_progcache.store.file_stream import FileStreamProgramCache
+from cuda_progcache.store.in_memory import InMemoryProgramCache
+from cuda_progcache.store.level import Level, Stripes, Trouble
+from cuda_progcache.store.readonly import ReadOnlyProgramCache
+from cuda_progcache.store.records import encode_record
+from cuda_progcache.store.stats import Counters, StoreStats
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cuda_progcache.store.base import Key, Value
+
+#: Whether puts, removals and copies of what was found in a slower level go to a level.
+WRITE_POLICIES = ("through", "skip")
+_READ_ONLY = "read-only"
+#: Keys whose last write is remembered, so that a slow lookup doesn't copy what it found over a later write.
+_REMEMBERED = 4096
+
+
+class ProgramCacheStack(ProgramCacheResource):
+    """Several stores as one: a lookup asks the fastest first, and what a slower one has is copied into the faster.
+
+    A level that raises is skipped, counted and warned about once; after a few failures in a row it is left alone for a
+    while. A lookup never fails for a level. A write goes to every level that takes writes, and is done when one of them
+    has it; where no level takes writes, it is skipped, and ``publish`` says ``False``. The mapping holds what any level
+    holds; where two disagree, the faster one is right.
+
+    An entry that a read-only level holds can't be removed: ``del`` removes it from the levels that take writes, and it
+    can still be read.
+
+    Parameters
+    ----------
+    levels : sequence of ProgramCacheResource
+        Fastest first; closed with the stack.
+    write_policy : str or sequence of str, optional
+        ``"through"`` (puts, removals and copies go to the level) or ``"skip"`` (none do), for each level or for all.
+        Default: through, wherever writes can be. A :class:`ReadOnlyProgramCache` is always skipped.
+    failures : int
+        Failures in a row after which a level is left alone.
+    rest : float
+        Seconds before it is tried again, by one caller.
+    timeout : float, optional
+        Seconds; a call of a level that takes longer counts as a failure, though its answer is used. The stack can't cut
+        a call short: give a remote level a time limit of its own, whose error it raises.
+    clock : callable
+        Seconds, monotonic.
+
+    Raises
+    ------
+    TypeError
+        A level is no store of this package's kind.
+    ValueError
+        No levels, a level twice, a stack inside the stack, or a write policy that makes no sense.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[ProgramCacheResource],
+        *,
+        write_policy: str | Sequence[str] | None = None,
+        failures: int = 3,
+        rest: float = 30.0,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        stores = tuple(levels)
+        _check(stores)
+        self._levels = tuple(
+            Level(store, policy, CircuitBreaker(threshold=failures, rest=rest, clock=clock), timeout, clock)
+            for store, policy in zip(stores, _policies(stores, write_policy), strict=True)
+        )
+        self._counters = Counters()
+        self._lock = self._counters.lock
+        self._stripes = Stripes()
+        self._writes = 0  # numbers the writes
+        self._touched: OrderedDict[str, int] = OrderedDict()  # digest: number of its last write
+        self._forgotten = 0  # the last write that is no longer in there
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {', '.join(level.name for level in self._levels)}>"
+
+    @property
+    def levels(self) -> tuple[ProgramCacheResource, ...]:
+        """The stores, fastest first."""
+        return tuple(level.store for level in self._levels)
+
+    @property
+    def path(self) -> Path | None:
+        """The directory of the first level on disk that takes writes; there the compile path keeps what is derived."""
+        paths = (getattr(level.store, "path", None) for level in self._levels if level.writable)
+        return next((path for path in paths if path is not None), None)
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The directories of all levels."""
+        return tuple(root for level in self._levels for root in level.store.roots)
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """What another process has to open to add to this stack: its directory's settings.
+
+        ``None`` where that would leave a level without what is compiled there: more than one outlives the process.
+        """
+        lasting = [
+            level.store
+            for level in self._levels
+            if level.writable and not isinstance(level.store, InMemoryProgramCache)
+        ]
+        if len(lasting) == 1 and isinstance(lasting[0], FileStreamProgramCache):
+            return lasting[0].settings
+        return None
+
+    # Lookups
+
+    @overload
+    def get(self, key: Key) -> bytes | None: ...
+    @overload
+    def get(self, key: Key, default: T) -> bytes | T: ...
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The entry's bytes, or ``default`` on a miss."""
+        name = key_bytes(key)
+        before = self._writes
+        first = self._levels[0]
+        data = first.ask(first.store.get, name)  # which is cheaper than load, and nothing is to be copied
+        if isinstance(data, bytes):
+            self._hit(first)
+            return data
+        if data is None:
+            first.count("misses")
+        found = self._look(self._levels[1:], name, before)
+        return default if found is None else found.data
+
+    def __getitem__(self, key: Key) -> bytes:
+        data = self.get(key)
+        if data is None:
+            raise KeyError(key)
+        return data
+
+    def load(self, key: Key) -> Entry | None:
+        """The entry with its record, and any trouble in a level is a miss there; ``None`` on a miss in all."""
+        name = key_bytes(key)
+        return self._look(self._levels, name, self._writes)
+
+    def load_again(self, key: Key) -> Entry | None:
+        """:meth:`load` for a caller whose miss has just been counted; see :meth:`ProgramCacheResource.load_again`."""
+        name = key_bytes(key)
+        return self._look(self._levels, name, self._writes, again=True)
+
+    def _look(self, levels: Sequence[Level], name: bytes, before: int, *, again: bool = False) -> Entry | None:
+        for level in levels:
+            found = level.ask(level.store.load_again if again else level.store.load, name)
+            if isinstance(found, Trouble):
+                continue
+            if found is None:
+                if not again:
+                    level.count("misses")
+                continue
+            self._hit(level)
+            self._copy_up(name, found, level, before)
+            return found
+        if not again:
+            self._counters.count("misses")
+        return None
+
+    def _hit(self, level: Level) -> None:
+        level.count("hits")
+        with self._lock:
+            self._counters.hits += 1
+
+    def _copy_up(self, name: bytes, entry: Entry, source: Level, before: int) -> None:
+        """Put what a level had into those above it, unless another thread does or did, or wrote the key."""
+        above = self._levels[: self._levels.index(source)]
+        targets = [level for level in above if level.writable]
+        if not targets:
+            return
+        digest = entry_digest(name)
+        lock = self._stripes.of(digest)
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            if self._touched.get(digest, self._forgotten) > before:
+                return
+            for level in targets:
+                kept = level.ask(level.store.publish, name, entry.data, entry.record)
+                level.count("backfilled" if kept is True else "backfill_failed")
+            self._touch(digest)
+        finally:
+            lock.release()
+
+    def _touch(self, digest: str) -> None:
+        with self._lock:
+            self._writes += 1
+            self._touched[digest] = self._writes
+            self._touched.move_to_end(digest)
+            if len(self._touched) > _REMEMBERED:
+                self._forgotten = self._touched.popitem(last=False)[1]
+
+    # Writes
+
+    def _writable(self, what: str) -> list[Level]:
+        writable = [level for level in self._levels if level.writable]
+        if not writable:
+            raise ReadOnlyError(errno.EROFS, f"can't {what}: no level of this stack takes writes")
+        return writable
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        name, data = key_bytes(key), program_bytes(value)
+        writable = [level for level in self._levels if level.writable]
+
+        def put(store: ProgramCacheResource) -> bool:
+            store[name] = data
+            return True
+
+        if not self._put(name, writable, put) and writable:
+            raise self._none_did("store a program", writable)
+
+    def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
+        """Store an entry with its record in every level that takes writes; ``True`` if one of them has it."""
+        name, payload = key_bytes(key), program_bytes(data)
+        encode_record(record)  # what is no JSON object is the caller's error, and not a level's trouble
+        writable = [level for level in self._levels if level.writable]
+        return self._put(name, writable, lambda store: store.publish(name, payload, record))
+
+    def _put(self, name: bytes, writable: list[Level], put: Callable[[ProgramCacheResource], bool]) -> bool:
+        digest = entry_digest(name)
+        stored = False
+        with self._stripes.of(digest):
+            for level in writable:
+                done = level.ask(put, level.store)
+                level.count("stored" if done is True else "store_failed")
+                stored |= done is True
+            self._touch(digest)
+        if stored:
+            self._counters.count("stored")
+        return stored
+
+    def _none_did(self, what: str, levels: Iterable[Level]) -> StoreError:
+        errors = [level.error for level in levels if level.error is not None]
+        reasons = "; ".join(f"{level.name}: {level.error or 'out of use for a while'}" for level in levels)
+        code = next((exc.errno for exc in errors if isinstance(exc, OSError) and exc.errno), errno.EIO)
+        return StoreError(code, f"can't {what} in any level of the stack ({reasons})")
+
+    def __delitem__(self, key: Key) -> None:
+        name = key_bytes(key)
+        self._remove(entry_digest(name), key, lambda store: store.__delitem__(name))
+
+    def remove(self, digest: str) -> None:
+        """Remove the entry of that digest from the levels that take writes; :class:`KeyError` if no level has it."""
+        if not is_digest(digest):
+            raise KeyError(digest)
+        self._remove(digest, digest, lambda store: store.remove(digest))
+
+    def _remove(self, digest: str, asked: object, remove: Callable[[ProgramCacheResource], None]) -> None:
+        removed, trouble = False, []
+        with self._stripes.of(digest):
+            for level in reversed(self._levels):  # so that a level never has what the ones below have lost
+                if level.writable:
+                    try:
+                        done = level.ask(remove, level.store, answer=KeyError)
+                    except KeyError:
+                        continue
+                    if isinstance(done, Trouble):
+                        trouble.append(level)
+                    else:
+                        removed = True
+            self._touch(digest)
+        if trouble:
+            raise self._none_did("remove a program", trouble)
+        if removed:
+            return
+        for level in self._levels:
+            if not level.writable and self._has(level, digest):
+                raise ReadOnlyError(
+                    errno.EROFS, "can't remove a program: it lies in a level that takes no writes", level.name
+                )
+        raise KeyError(asked)
+
+    @staticmethod
+    def _has(level: Level, digest: str) -> bool:
+        try:
+            return not isinstance(level.ask(level.store.info, digest, answer=KeyError), Trouble)
+        except KeyError:
+            return False
+
+    def clear(self) -> None:
+        """Remove every entry from the levels that take writes; what a read-only level holds can still be read."""
+        with ExitStack() as held:
+            for lock in self._stripes.locks:
+                held.enter_context(lock)
+            writable = self._writable("clear the program cache")
+            trouble = [level for level in reversed(writable) if isinstance(level.ask(level.store.clear), Trouble)]
+            with self._lock:
+                self._writes += 1
+                self._forgotten = self._writes
+                self._touched.clear()
+        if trouble:
+            raise self._none_did("clear the program cache", trouble)
+
+    # What there is
+
+    def __len__(self) -> int:
+        return len(set(self._digests("")))
+
+    def _digests(self, prefix: str) -> Iterable[str]:
+        found: set[str] = set()
+        for level in self._levels:
+            digests = level.ask(level.digests, prefix)
+            if not isinstance(digests, Trouble):
+                found.update(digests)
+        return found
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """Every entry once, as the fastest level that holds it has it."""
+        seen: set[str] = set()
+        for level in self._levels:
+            found = level.ask(level.store.entries)
+            while not isinstance(found, Trouble):
+                info = level.ask(next, found, None)
+                if info is None or isinstance(info, Trouble):
+                    break
+                if info.digest not in seen:
+                    seen.add(info.digest)
+                    yield info
+
+    def info(self, digest: str) -> EntryInfo:
+        """One entry, of the fastest level that holds it; :class:`KeyError` if none does."""
+        for level in self._levels:
+            try:
+                info = level.ask(level.store.info, digest, answer=KeyError)
+            except KeyError:
+                continue
+            if not isinstance(info, Trouble):
+                return info
+        raise KeyError(digest)
+
+    def stats(self) -> StoreStats:
+        """What the levels hold together, the stack's lookups and writes, and each level's share in ``levels``.
+
+        Damage, evictions and dropped writes are sums over the levels.
+        """
+        sizes: dict[str, tuple[int, int]] = {}
+        sums = dict.fromkeys(("corrupt", "evicted", "dropped", "refused", "read_errors"), 0)
+        for level in self._levels:
+            held = level.peek(level.sizes)
+            if not isinstance(held, Trouble):
+                for digest, size, record_size in held:
+                    sizes.setdefault(digest, (size, record_size))
+            stats = level.peek(level.store.stats)
+            if not isinstance(stats, Trouble):
+                for name in sums:
+                    sums[name] += getattr(stats, name)
+        own = self._counters.stats(
+            entries=len(sizes),
+            size=sum(size for size, _ in sizes.values()),
+            record_size=sum(record_size for _, record_size in sizes.values()),
+        )
+        return own._replace(
+            corrupt=sums["corrupt"],
+            evicted=sums["evicted"],
+            dropped=sums["dropped"],
+            refused=sums["refused"],
+            read_errors=sums["read_errors"],
+            levels=tuple(level.stats() for level in self._levels),
+        )
+
+    def close(self) -> None:
+        """Close every level."""
+        for level in self._levels:
+            level.peek(level.store.close)
+
+
+def _check(stores: tuple[ProgramCacheResource, ...]) -> None:
+    if not stores:
+        raise ValueError("a stack needs a level")
+    for store in stores:
+        if isinstance(store, ProgramCacheStack) or isinstance(getattr(store, "_inner", None), ProgramCacheStack):
+            raise ValueError("a stack can't hold a stack: name its levels instead")  # noqa: TRY004 - the type is right
+        if not isinstance(store, ProgramCacheResource):
+            raise TypeError(f"a level must be one of cuda_progcache's stores, got {type(store).__name__}")
+    if len({id(store) for store in stores}) < len(stores):
+        raise ValueError("a store can't be two levels of a stack")
+
+
+def _policies(stores: tuple[ProgramCacheResource, ...], asked: str | Sequence[str] | None) -> list[str]:
+    read_only = [isinstance(store, ReadOnlyProgramCache) for store in stores]
+    if asked is None or isinstance(asked, str):
+        asked = [asked or "through"] * len(stores)
+        asked = ["skip" if reads else policy for policy, reads in zip(asked, read_only, strict=True)]
+    if len(asked) != len(stores):
+        raise ValueError(f"write_policy has {len(asked)} policies for {len(stores)} levels")
+    for policy, reads in zip(asked, read_only, strict=True):
+        if policy not in WRITE_POLICIES:
+            raise ValueError(f"a write policy must be one of {', '.join(WRITE_POLICIES)}, got {policy!r}")
+        if reads and policy == "through":
+            raise ValueError("a read-only level can't be written through: its policy is 'skip'")
+    return [_READ_ONLY if reads else policy for policy, reads in zip(asked, read_only, strict=True)]

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stores count, and how they tell."""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+from cuda_progcache._util.locks import ForkSafeLock
+
+
+class Totals(NamedTuple):
+    """What was counted; the fields are those of :class:`StoreStats`."""
+
+    hits: int = 0
+    misses: int = 0
+    corrupt: int = 0
+    evicted: int = 0
+    dropped: int = 0
+    refused: int = 0
+    read_errors: int = 0
+    stored: int = 0
+
+    def plus(self, other: Totals) -> Totals:
+        """The sum, field by field."""
+        return Totals(*map(operator.add, self, other))
+
+    def minus(self, other: Totals) -> Totals:
+        """The difference, field by field."""
+        return Totals(*map(operator.sub, self, other))
+
+
+class LevelStats(NamedTuple):
+    """One level of a :class:`~cuda_progcache.store.ProgramCacheStack`, as the stack has seen it.
+
+    Attributes
+    ----------
+    name : str
+        Class of the level, and its directory where it has one.
+    policy : {"through", "skip", "read-only"}
+        Whether writes go there.
+    hits, misses : int
+        Lookups that reached it, and got an answer.
+    stored : int
+        Writes that it took.
+    store_failed : int
+        Writes that it dropped or raised at.
+    backfilled, backfill_failed : int
+        Entries found in a slower level and copied here; copies that it didn't take.
+    errors : int
+        Calls at which it raised, or that took longer than the stack's ``timeout``.
+    skipped : int
+        Calls it was spared while its breaker was open.
+    state : {"closed", "open", "half-open"}
+        Its circuit breaker: in use; out of use for a while; being tried again.
+    """
+
+    name: str
+    policy: str
+    hits: int
+    misses: int
+    stored: int
+    store_failed: int
+    backfilled: int
+    backfill_failed: int
+    errors: int
+    skipped: int
+    state: str
+
+
+class StoreStats(NamedTuple):
+    """Contents of a store, and what this store object has counted since it was made (in a forked child: since then).
+
+    Attributes
+    ----------
+    entries, bytes, record_bytes : int
+        Entries, the sum of their sizes, and the sum of their records' sizes.
+    hits, misses : int
+        Lookups; they add up to all lookups.
+    corrupt : int
+        Damaged entries or records that a lookup met (each such lookup is a miss, too).
+    evicted : int
+        Entries removed to keep the size cap.
+    dropped : int
+        Writes that were lost to trouble in the cache.
+    refused : int
+        Writes of a value larger than the size cap.
+    read_errors : int
+        Lookups that failed for another reason than absence or damage (permission, I/O error, stale handle).
+    stored : int
+        Writes that were done.
+    all_time : Totals or None
+        The same counters over every process that used this directory: what they have written down, and what this
+        process has yet to. Written at ``close()``, at exit and every few seconds of writing; a process that is killed
+        loses what it counted since. ``None`` in a store that doesn't outlive its process.
+    levels : tuple of LevelStats
+        The levels of a stack, fastest first.
+    """
+
+    entries: int
+    bytes: int
+    hits: int
+    misses: int
+    corrupt: int
+    evicted: int
+    dropped: int
+    refused: int = 0
+    read_errors: int = 0
+    record_bytes: int = 0
+    stored: int = 0
+    all_time: Totals | None = None
+    levels: tuple[LevelStats, ...] = ()
+
+
+class Counters:
+    """Counters of one store object; read and written under ``lock``."""
+
+    __slots__ = ("corrupt", "dropped", "evicted", "hits", "lock", "misses", "read_errors", "refused", "stored")
+
+    def __init__(self) -> None:
+        self.lock = ForkSafeLock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Start at zero."""
+        self.hits = self.misses = self.corrupt = self.evicted = 0
+        self.dropped = self.refused = self.read_errors = self.stored = 0
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to one counter."""
+        with self.lock:
+            setattr(self, name, getattr(self, name) + by)
+
+    def totals(self) -> Totals:
+        """All of them at one moment."""
+        with self.lock:
+            return Totals(
+                self.hits, self.misses, self.corrupt, self.evicted, self.dropped, self.refused, self.read_errors,
+                self.stored,
+            )  # fmt: skip
+
+    def stats(self, *, entries: int, size: int, record_size: int, all_time: Totals | None = None) -> StoreStats:
+        """The counters, next to what the store holds."""
+        return StoreStats(
+            entries=entries, bytes=size, record_bytes=record_size, all_time=all_time, **self.totals()._asdict()
+        )

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Template filters and tests for CUDA C++ source: C types, exact literals, vector types, definitions."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from cuda_progcache._util.suggest import did_you_mean
+from cuda_progcache.errors import ParameterError
+from cuda_progcache.templates.dtypes import C_TYPES, TYPE_CODES, dtype_name
+from cuda_progcache.templates.literals import cuda_literal
+
+
+def ctype(dtype: object) -> str:
+    """Filter: the C++ type of a dtype, ``float16`` to ``__half``.
+
+    Half types need ``cuda_fp16.h`` or ``cuda_bf16.h``, complex types ``cuda/std/complex`` (header root "cccl").
+
+    Parameters
+    ----------
+    dtype : str, type or numpy.dtype
+        See `dtype_name`.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ParameterError
+        If CUDA C++ has no such type.
+    """
+    return C_TYPES[dtype_name(dtype)]
+
+
+_VECTOR_BASES = {
+    "char": "char", "signed char": "char", "int8": "char", "unsigned char": "uchar", "uint8": "uchar",
+    "short": "short", "int16": "short", "unsigned short": "ushort", "uint16": "ushort",
+    "int": "int", "int32": "int", "unsigned int": "uint", "unsigned": "uint", "uint32": "uint",
+    "long": "long", "unsigned long": "ulong",
+    "long long": "longlong", "int64": "longlong", "unsigned long long": "ulonglong", "uint64": "ulonglong",
+    "float": "float", "float32": "float", "double": "double", "float64": "double",
+    "__half": "__half", "float16": "__half", "__nv_bfloat16": "__nv_bfloat16", "bfloat16": "__nv_bfloat16",
+}  # fmt: skip
+_VECTOR_BASES |= {base: base for base in ("uchar", "ushort", "uint", "ulong", "longlong", "ulonglong")}
+_WIDE = {"double", "long", "ulong", "longlong", "ulonglong"}
+
+
+def vector_type(base: object, length: int, align: int = 16) -> str:
+    """Filter and global: CUDA's built-in vector type, ``vector_type("float", 4)`` to ``float4``.
+
+    Parameters
+    ----------
+    base : str or dtype
+        A C type, CUDA's short name for it (``uint``), or a dtype. ``"float"`` is C's float here.
+    length : int
+        1 to 4 elements; 2 for the half types.
+    align : {16, 32}
+        Alignment in bytes of four 64-bit elements, for which CUDA 13 has two types: ``double4_16a``, ``double4_32a``.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ParameterError
+        If CUDA has no such vector type.
+    """
+    name = " ".join(base.split()) if isinstance(base, str) else dtype_name(base)
+    name = TYPE_CODES.get(name.lstrip("<=|"), name)
+    short = _VECTOR_BASES.get(name)
+    if short is None:
+        hint = did_you_mean(name, _VECTOR_BASES, listing="it has them of")
+        raise ParameterError(f"CUDA has no vectors of {name!r}{hint}")
+    lengths = (2,) if short.startswith("__") else (1, 2, 3, 4)
+    if length not in lengths or isinstance(length, bool):
+        valid = ", ".join(map(str, lengths))
+        raise ParameterError(f"CUDA has no vector of {length!r} elements of {name!r}; valid: {valid}")
+    if short not in _WIDE or length != 4:
+        if align != 16:
+            raise ParameterError(f"only four 64-bit elements come in two alignments, not {length} of {name!r}")
+        return f"{short}{length}"
+    if align not in {16, 32}:
+        raise ParameterError(f"{short}4 comes aligned to 16 or 32 bytes, not {align!r}")
+    return f"{short}4_{align}a"
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+def define(value: Any, name: str) -> str:
+    """Filter: a preprocessor definition, ``256 | define("BLOCK")`` to ``#define BLOCK 256``.
+
+    Parameters
+    ----------
+    value : bool, int, float, str or None
+        Booleans become 1 or 0, floats an exact double, strings stay as they are (their line breaks continued), None
+        gives no value.
+    name : str
+        The macro's name.
+
+    Returns
+    -------
+    str
+        The line, without its line break.
+
+    Raises
+    ------
+    ParameterError
+        If the name is not a C identifier or the value is of another type.
+    """
+    if not _IDENTIFIER.match(name):
+        raise ParameterError(f"define: {name!r} is not a C identifier")
+    if value is None:
+        return f"#define {name}"
+    if isinstance(value, str):
+        return f"#define {name} " + " \\\n    ".join(value.strip().splitlines())
+    if isinstance(value, bool):
+        return f"#define {name} {int(value)}"
+    return f"#define {name} {cuda_literal(value)}"
+
+
+def power_of_two(value: Any) -> bool:
+    """Test whether `value` is an integer power of two; 1 is."""
+    return _is_int(value) and value > 0 and value & (value - 1) == 0
+
+
+def aligned(value: Any, unit: int) -> bool:
+    """Test whether the integer `value` is a multiple of `unit`.
+
+    Raises
+    ------
+    ParameterError
+        If `unit` is not a positive integer.
+    """
+    if not _is_int(unit) or unit <= 0:
+        raise ParameterError(f"aligned needs a positive whole number, not {unit!r}")
+    return _is_int(value) and value % unit == 0
+
+
+def _is_int(value: Any) -> bool:
+    return not isinstance(value, bool) and hasattr(value, "__index__") and not hasattr(value, "__len__")
+
+
+FILTERS = {"ctype": ctype, "cuda_literal": cuda_literal, "vector_type": vector_type, "define": define}
+TESTS = {"power_of_two": power_of_two, "aligned": aligned}
+GLOBALS = {"vector_type": vector_type}

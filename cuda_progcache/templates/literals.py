@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact C++ literals of Python and NumPy numbers.
+
+They are constant expressions that need no header beyond the one that declares the type, because NVRTC has no
+``<math.h>``: ``INFINITY`` and ``NAN`` aren't declared there.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from cuda_progcache.errors import ParameterError
+from cuda_progcache.templates.dtypes import C_TYPES, dtype_name
+
+
+class _FloatFormat(NamedTuple):
+    """An IEEE 754 binary format: significant bits (with the hidden one) and the exponents of its normal numbers."""
+
+    precision: int
+    min_exponent: int
+    max_exponent: int
+
+    def round(self, value: Fraction) -> Fraction | None:
+        """Return `value` rounded to nearest, ties to even; None if that is infinite."""
+        if not value:
+            return value
+        magnitude = abs(value)
+        exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+        if magnitude < Fraction(2) ** exponent:
+            exponent -= 1
+        quantum = Fraction(2) ** (max(exponent, self.min_exponent) - (self.precision - 1))
+        rounded = round(value / quantum) * quantum
+        return None if abs(rounded) >= Fraction(2) ** (self.max_exponent + 1) else rounded
+
+
+_FLOATS = {
+    "float16": _FloatFormat(11, -14, 15),
+    "bfloat16": _FloatFormat(8, -126, 127),
+    "float32": _FloatFormat(24, -126, 127),
+    "float64": _FloatFormat(53, -1022, 1023),
+}
+_BY_BITS = {
+    "float16": "__half(__half_raw{{0x{:04x}u}})",
+    "bfloat16": "__nv_bfloat16(__nv_bfloat16_raw{{0x{:04x}u}})",
+    "float32": "__builtin_bit_cast(float, 0x{:08x}u)",
+    "float64": "__builtin_bit_cast(double, 0x{:016x}ull)",
+}
+
+
+def _by_bits(value: float, name: str) -> str:
+    """Write a value that the format represents by its encoding."""
+    if name == "bfloat16":  # the upper half of a float
+        bits = int.from_bytes(struct.pack(">f", value)[:2])
+    else:
+        bits = int.from_bytes(struct.pack({"float16": ">e", "float32": ">f", "float64": ">d"}[name], value))
+    return _BY_BITS[name].format(bits)
+
+
+def cuda_literal(value: Any, dtype: object = None) -> str:
+    """Filter: an exact C++ constant expression of type ``ctype(dtype)``.
+
+    Floats are rounded once, to nearest even, and written as the shortest decimal that reads back the same; halves,
+    infinities and NaN (the quiet one, whatever the payload was) by their bits. Negative numbers come in parentheses.
+
+    Parameters
+    ----------
+    value : bool, int, float, complex or NumPy scalar
+        The number.
+    dtype : str, type or numpy.dtype, optional
+        The type of the literal; without it, a NumPy scalar's own, and for Python numbers bool, float64, complex128, or
+        the first of int32, int64 and uint64 that holds the integer.
+
+    Returns
+    -------
+    str
+        ``0.1f``, ``(-2147483647 - 1)``, ``7ull``, ``__half(__half_raw{0x3c00u})``, ``static_cast<short>(5)``, ...
+
+    Raises
+    ------
+    ParameterError
+        If the value isn't a number, doesn't fit, isn't whole for an integer type, or would become zero or infinite.
+    """
+    own: Any = None
+    if not isinstance(value, (bool, int, float, complex)) or type(value).__module__ == "numpy":
+        own = getattr(value, "dtype", None)
+        item = getattr(value, "item", None)
+        if own is None or item is None or getattr(value, "shape", ()) != ():
+            raise ParameterError(f"cuda_literal needs a number, not {value!r} ({type(value).__name__})")
+        own = dtype_name(own)
+        value = item()
+        if not isinstance(value, (bool, int, float, complex)):
+            value = float(value)  # ml_dtypes scalars: every bfloat16 is a double
+    if dtype is not None:
+        name = dtype_name(dtype)
+    elif own is not None:
+        name = own
+    else:
+        name = _literal_dtype(value)
+    if name == "bool":
+        if value not in (0, 1):
+            raise ParameterError(f"cuda_literal: {value!r} is not a bool")
+        return "true" if value else "false"
+    if name in _FLOATS:
+        return _float_literal(value, name)
+    if name.startswith("complex"):
+        part = "float32" if name == "complex64" else "float64"
+        number = complex(value)
+        return f"{C_TYPES[name]}({_float_literal(number.real, part)}, {_float_literal(number.imag, part)})"
+    return _int_literal(value, name)
+
+
+def _literal_dtype(value: complex) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        if -(2**31) <= value < 2**31:
+            return "int32"
+        return "int64" if value < 2**63 else "uint64"
+    return "float64" if isinstance(value, float) else "complex128"
+
+
+def _int_literal(value: Any, name: str) -> str:
+    if isinstance(value, complex) or (isinstance(value, float) and not value.is_integer()):
+        raise ParameterError(f"cuda_literal: {value!r} is not a whole number, as {name} needs")
+    number = int(value)
+    unsigned = name.startswith("u")
+    width = int(name[4:] if unsigned else name[3:])
+    low, high = (0, 2**width - 1) if unsigned else (-(2 ** (width - 1)), 2 ** (width - 1) - 1)
+    if not low <= number <= high:
+        raise ParameterError(f"cuda_literal: {number} does not fit {name} ({low} to {high})")
+    if width < 32:  # C++ has no literals of these types
+        return f"static_cast<{C_TYPES[name]}>({number})"
+    suffix = {"int32": "", "uint32": "u", "int64": "ll", "uint64": "ull"}[name]
+    if number < 0 and number == low:  # -2147483648 is minus applied to a number that no int holds
+        return f"({number + 1}{suffix} - 1)"
+    return f"({number}{suffix})" if number < 0 else f"{number}{suffix}"
+
+
+def _float_literal(value: Any, name: str) -> str:
+    if isinstance(value, complex):
+        raise ParameterError(f"cuda_literal: complex {value!r} is not a {name}")
+    if isinstance(value, float) and not math.isfinite(value):
+        return _by_bits(math.nan if math.isnan(value) else value, name)
+    form = _FLOATS[name]
+    exact = Fraction(value)
+    rounded = form.round(exact)
+    if rounded is None or (exact and not rounded):
+        became = "infinite" if rounded is None else "zero"
+        raise ParameterError(f"cuda_literal: {value!r} is {became} as {name}; nothing of it is left")
+    negative = math.copysign(1.0, value) < 0 if isinstance(value, float) else value < 0
+    if name in {"float16", "bfloat16"}:
+        return _by_bits(math.copysign(float(rounded), -1.0 if negative else 1.0), name)
+    # Python's own repr is the shortest for doubles; for float32 fewer digits do, and nine always suffice.
+    digits = repr(float(abs(rounded))) if name == "float64" else _shortest(abs(rounded), form)
+    if digits.isdigit():
+        digits += ".0"
+    text = digits if name == "float64" else digits + "f"
+    return f"(-{text})" if negative else text
+
+
+def _shortest(value: Fraction, form: _FloatFormat) -> str:
+    number = float(value)
+    texts = (f"{number:.{digits}g}" for digits in range(1, 10))
+    return next(text for text in texts if form.round(Fraction(text)) == value)

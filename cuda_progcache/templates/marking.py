@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendering with marks, the way a source map is made with stock Jinja2.
+
+Every piece of output in a template's syntax tree gets a mark, made of Unicode noncharacters, that names its template
+line. Where text is put together (macros, includes, blocks, captured text) the marks travel along. Filters, tests and
+functions never see them; a filter that keeps the lines of its text (``indent``) or only trims it gets them back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.visitor import NodeTransformer
+
+from cuda_progcache.templates.jinja_environment import STRING, DigestLoader, JinjaEnvironment
+from cuda_progcache.templates.source_map import Location
+
+# "here": the text that follows is of location n. "open"/"close": around what an expression or an include puts out.
+_HERE, _OPEN, _CLOSE, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+_MARK = re.compile(f"([{_HERE}{_OPEN}{_CLOSE}])([0-9]+){_END}")
+_MARKS = re.compile(f"[{_HERE}{_OPEN}{_CLOSE}][0-9]+{_END}")
+
+
+class MarkedEnvironment(JinjaEnvironment):
+    """A `JinjaEnvironment` whose templates put out marks.
+
+    Attributes
+    ----------
+    locations : list of (str, int)
+        Template and line of mark number n.
+    """
+
+    def __init__(self, loader: DigestLoader, **additions: Any) -> None:
+        super().__init__(loader, **additions)
+        self.locations: list[tuple[str, int]] = []
+        filters: Mapping[str, Any] = self.filters
+        tests: Mapping[str, Any] = self.tests
+        self.filters.update({name: _unmarked(function, back=True) for name, function in filters.items()})
+        self.tests.update({name: _unmarked(function) for name, function in tests.items()})
+        functions = {n: f for n, f in self.globals.items() if callable(f) and not isinstance(f, type)}
+        self.globals.update({name: _unmarked(function) for name, function in functions.items()})
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        marked: nodes.Template = _Marker(name or STRING, self.locations).visit(tree)
+        return marked
+
+
+class _Marker(NodeTransformer):
+    def __init__(self, template: str, locations: list[tuple[str, int]]) -> None:
+        self._template = template
+        self._locations = locations
+
+    def _number(self, line: int) -> int:
+        self._locations.append((self._template, line))
+        return len(self._locations) - 1
+
+    def _data(self, node: nodes.TemplateData) -> nodes.TemplateData:
+        lines = node.data.split("\n")
+        for index, line in enumerate(lines):
+            visible = line.lstrip()
+            if visible:  # after the indentation, so that stripping and indenting work as on the plain text
+                blank = line[: len(line) - len(visible)]
+                lines[index] = f"{blank}{_HERE}{self._number(node.lineno + index)}{_END}{visible}"
+        return nodes.TemplateData("\n".join(lines), lineno=node.lineno)
+
+    def _around(self, line: int) -> tuple[nodes.TemplateData, nodes.TemplateData]:
+        number = self._number(line)
+        return (
+            nodes.TemplateData(f"{_OPEN}{number}{_END}", lineno=line),
+            nodes.TemplateData(f"{_CLOSE}{number}{_END}", lineno=line),
+        )
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Output:  # noqa: N802  (Jinja2's visitor protocol)
+        children: list[nodes.Expr] = []
+        for child in node.nodes:
+            if isinstance(child, nodes.TemplateData):
+                children.append(self._data(child))
+            else:
+                # An expression's own line is its outermost operator's; the text starts where the first name stands.
+                line = min(n.lineno for n in (child, *child.find_all(nodes.Expr)) if n.lineno)
+                before, after = self._around(line)
+                children += [before, child, after]
+        return nodes.Output(children, lineno=node.lineno)
+
+    def _call(self, node: nodes.Stmt) -> list[nodes.Stmt]:
+        self.generic_visit(node)
+        before, after = self._around(node.lineno)
+        return [nodes.Output([before], lineno=node.lineno), node, nodes.Output([after], lineno=node.lineno)]
+
+    visit_CallBlock = _call  # noqa: N815
+    visit_Include = _call  # noqa: N815
+
+
+def _unmarked(function: Callable[..., Any], *, back: bool = False) -> Callable[..., Any]:
+    """Wrap `function` to get text without marks; with `back`, its result gets them again where that is sure."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        plain = [_MARKS.sub("", a) if isinstance(a, str) else a for a in args]
+        result = function(*plain, **{k: _MARKS.sub("", v) if isinstance(v, str) else v for k, v in kwargs.items()})
+        if back and isinstance(result, str):
+            marked = next((a for a in args if isinstance(a, str)), "")
+            if _MARKS.search(marked):
+                return _with_marks(marked, result)
+        return result
+
+    return call
+
+
+def _with_marks(marked: str, result: str) -> str:
+    """Return `result`, which a filter made from the text of `marked`, with the marks of the lines that it kept."""
+    before = marked.split("\n")
+    plain = _MARKS.sub("", marked)
+    if plain.strip() == result.strip():  # trimmed, or as it was: leave out the lines that were trimmed away
+        skipped = _leading_lines(plain) - _leading_lines(result)
+        trimmed = "".join(_MARKS.findall("\n".join(before[:skipped])))
+        before = before[skipped : skipped + result.count("\n") + 1]
+        before[0] = trimmed + before[0]
+    after = result.split("\n")
+    if len(before) != len(after):
+        return result
+    return "\n".join(_mark_line(old, new) for old, new in zip(before, after, strict=True))
+
+
+def _leading_lines(text: str) -> int:
+    return text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _mark_line(marked: str, line: str) -> str:
+    leading: list[str] = []
+    rest: list[str] = []
+    seen = False
+    position = 0
+    for match in _MARKS.finditer(marked):
+        seen = seen or bool(marked[position : match.start()].strip())
+        (rest if seen else leading).append(match[0])
+        position = match.end()
+    visible = line.lstrip()
+    return line[: len(line) - len(visible)] + "".join(leading) + visible + "".join(rest)
+
+
+def unmark(text: str, locations: Sequence[tuple[str, int]]) -> tuple[str, tuple[Location | None, ...]]:
+    """Return the text without marks, and for each of its lines the location of its first visible character."""
+    plain: list[str] = []
+    lines: list[Location | None] = [None]
+    # Per open expression: its number, where it stands, and where the text that it is putting out now stands.
+    stack: list[tuple[int, Location | None, Location | None]] = [(-1, None, None)]
+
+    def take(piece: str) -> None:
+        plain.append(piece)
+        for index, part in enumerate(piece.split("\n")):
+            if index:
+                lines.append(None)
+            if lines[-1] is None and part.strip():
+                lines[-1] = stack[-1][2]
+
+    position = 0
+    for match in _MARK.finditer(text):
+        take(text[position : match.start()])
+        position = match.end()
+        kind, number = match[1], int(match[2])
+        if kind == _CLOSE:
+            if any(number == opened for opened, _, _ in stack):
+                while stack.pop()[0] != number:
+                    pass
+            continue
+        opened, caller, _ = stack[-1]
+        here = Location(*locations[number], caller)
+        if kind == _OPEN:
+            stack.append((number, here, here))
+        else:
+            stack[-1] = (opened, caller, here)
+    take(text[position:])
+    return "".join(plain), tuple(lines)

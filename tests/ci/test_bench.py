@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark harness: it measures what it says, and its JSON and exit status can be relied on. No test is timed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def bench(*arguments, status=0):
+    command = [sys.executable, "-m", "ci.bench", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_json_of_a_store_benchmark():
+    report = json.loads(bench("--only", "store.*", "--effort", "0.01", "--json", "-").stdout)
+    assert report["format"] == 1
+    assert report["versions"]["cuda-core"]
+    assert [b["name"] for b in report["benchmarks"]] == [
+        "store.get",
+        "store.load",
+        "store.get_in_memory",
+        "store.miss",
+        "store.put_fsync",
+        "store.put_none",
+    ]
+    for benchmark in report["benchmarks"]:
+        ours, peer = benchmark["sides"]["ours"], benchmark["sides"]["cuda.core"]
+        assert 0 < ours["quartiles"][0] <= ours["median"] <= ours["quartiles"][1]
+        assert ours["calls"] == peer["calls"] >= 20
+        assert benchmark["ratio"] == pytest.approx(ours["median"] / peer["median"])
+
+
+def test_what_the_peer_refuses_is_told():
+    done = bench("--only", "program.hit_name_expressions", "--effort", "0.01", "--json", "-")
+    (benchmark,) = json.loads(done.stdout)["benchmarks"]
+    assert "name_expressions" in benchmark["refused"]["cuda.core"]
+    assert benchmark["ratio"] is None
+    assert "refuses" in done.stderr
+
+
+def test_unknown_pattern_is_an_error():
+    assert "no benchmark fits" in bench("--only", "nothing.like.this", status=2).stderr
+
+
+def test_list_runs_nothing():
+    lines = bench("--list").stdout.splitlines()
+    assert len(lines) >= 12
+    assert any(line.startswith("process.cached_kernel ") for line in lines)
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import ci.bench.harness as module
+
+    return module
+
+
+def test_sides_take_turns_and_warm_up_first(harness, tmp_path):
+    called = []
+
+    @contextmanager
+    def sides(directory):
+        assert directory == tmp_path
+        yield {"ours": lambda: called.append("o"), "cuda.core": lambda: called.append("p")}
+
+    result = harness.measure(harness.Benchmark("a.b", "", harness.ratio(1.0), sides, rounds=3, calls=2), tmp_path)
+    assert "".join(called) == "op" + "oopp" + "ppoo" + "oopp"
+    assert result.measured["ours"].calls == 6
+
+
+def test_goals(harness):
+    medians = {"ours": 2.0, "cuda.core": 4.0, "bare": 1.5}
+    assert harness.ratio(0.5).met(medians)
+    assert not harness.ratio(0.4).met(medians)
+    assert harness.at_most(2.0).met(medians)
+    assert not harness.at_most(1.9).met(medians)
+    assert harness.over("bare", 0.5).met(medians)
+    assert not harness.over("bare", 0.4).met(medians)
+    assert harness.over("bare", 0.1, share=0.4).met(medians)
+
+
+def test_a_peer_that_no_longer_refuses_is_noticed(harness):
+    with pytest.raises(AssertionError, match="give it a side"):
+        harness.Refused(lambda: None, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.5, "2.5 s"), (0.0304, "30.4 ms"), (17.2e-6, "17.2 µs"), (350e-9, "350 ns")]
+)
+def test_duration(harness, seconds, text):
+    assert harness.duration(seconds) == text

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``compile``, with real compilers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+SAXPY = 'extern "C" __global__ void saxpy(float a, float* x, int n) { int i = threadIdx.x; if (i < n) x[i] *= a; }\n'
+TEMPLATED = "template <typename T> __global__ void scale(T* x, T a) { x[threadIdx.x] *= a; }\n"
+PTX = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry nothing()\n{\n    ret;\n}\n"
+LAYOUT = (
+    "e-p:64:64:64-i1:8:8-i8:8:8-i16:16:16-i32:32:32-i64:64:64-i128:128:128-f32:32:32-f64:64:64-"
+    "v16:16:16-v32:32:32-v64:64:64-v128:128:128-n16:32:64"
+)
+NVVM = """\
+target datalayout = "LAYOUT"
+target triple = "nvptx64-nvidia-cuda"
+define void @nothing() {
+  ret void
+}
+!nvvm.annotations = !{!0}
+!0 = !{void ()* @nothing, !"kernel", i32 1}
+!nvvmir.version = !{!1}
+!1 = !{i32 2, i32 0, i32 3, i32 1}
+""".replace("LAYOUT", LAYOUT)
+
+
+@pytest.fixture
+def saxpy(tmp_path):
+    path = tmp_path / "saxpy.cu"
+    path.write_text(SAXPY)
+    return path
+
+
+def test_the_second_compile_is_a_hit(cli, cli_json, saxpy):
+    first = cli_json("compile", saxpy, "--arch", "sm_90")
+    assert " ".join(first) == (
+        "name kernel code_type target_type arch hit digest reason path size seconds compile_seconds symbol_mapping log "
+        "output"
+    )
+    assert (first["hit"], first["target_type"], first["arch"]) == (False, "cubin", "sm_90")
+    assert Path(first["path"]).read_bytes()[:4] == b"\x7fELF"
+    second = cli_json("compile", saxpy, "--arch", "sm_90")
+    assert second["hit"]
+    assert second["digest"] == first["digest"]
+    text = cli("compile", saxpy, "--arch", "sm_90").stdout
+    assert text.startswith("hit ")
+    assert "which spared" in text
+    assert re.search(rf"next +.* show {first['digest'][:12]}\n", text)
+
+
+def test_an_edit_is_a_miss_and_a_touch_is_none(cli_json, saxpy):
+    first = cli_json("compile", saxpy, "--arch", "sm_90")
+    saxpy.touch()
+    assert cli_json("compile", saxpy, "--arch", "sm_90")["hit"]
+    saxpy.write_text(SAXPY.replace("*=", "+="))
+    edited = cli_json("compile", saxpy, "--arch", "sm_90")
+    assert not edited["hit"]
+    assert edited["digest"] != first["digest"]
+
+
+def test_a_header_beside_the_file_is_found_and_its_edit_is_a_miss(cli_json, tmp_path):
+    (tmp_path / "factor.cuh").write_text("#define FACTOR 2\n")
+    source = tmp_path / "twice.cu"
+    source.write_text('#include "factor.cuh"\nextern "C" __global__ void twice(int* x) { *x *= FACTOR; }\n')
+    run = lambda: cli_json("compile", source, "--arch", "sm_90")["hit"]  # noqa: E731
+    assert [run(), run()] == [False, True]
+    (tmp_path / "factor.cuh").write_text("#define FACTOR 3\n")
+    assert [run(), run()] == [False, True]
+
+
+def test_output_files_and_stdout(cli, process, saxpy, tmp_path):
+    target = tmp_path / "saxpy.cubin"
+    assert str(target) in cli("compile", saxpy, "--arch", "sm_90", "-o", target).stdout
+    done = process("compile", saxpy, "--arch", "sm_90", "-o", "-", text=False)
+    assert done.stdout == target.read_bytes()
+    assert done.stdout[:4] == b"\x7fELF"
+    assert b"hit" in done.stderr
+    assert "both want stdout" in cli("compile", saxpy, "--json", "-o", "-", code=2).stderr
+
+
+def test_output_that_can_not_be_written_is_a_failure(cli, saxpy, tmp_path):
+    assert "nowhere" in cli("compile", saxpy, "--arch", "sm_90", "-o", tmp_path / "nowhere" / "x", code=1).stderr
+
+
+def test_stdin_needs_its_code_type(cli, cli_json):
+    assert "--code-type" in cli("compile", "-", "--arch", "sm_90", code=2, stdin=SAXPY).stderr
+    result = cli_json("compile", "-", "--code-type", "c++", "--arch", "sm_90", stdin=SAXPY)
+    assert result["size"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code_type", "target"),
+    [
+        ("k.cpp", SAXPY, "c++", "ptx"),
+        ("k.cu", SAXPY, "c++", "ltoir"),
+        ("k.ptx", PTX, "ptx", "cubin"),
+        ("k.ll", NVVM, "nvvm", "ptx"),
+    ],
+)
+def test_the_suffix_gives_the_code_type(cli_json, tmp_path, name, text, code_type, target):
+    (tmp_path / name).write_text(text)
+    result = cli_json("compile", tmp_path / name, "--arch", "sm_90", "--target", target)
+    assert (result["code_type"], result["target_type"]) == (code_type, target)
+    if target == "ptx":
+        assert b".entry" in Path(result["path"]).read_bytes()
+
+
+def test_an_unknown_suffix_is_usage(cli, tmp_path):
+    (tmp_path / "k.txt").write_text(SAXPY)
+    assert "--code-type" in cli("compile", tmp_path / "k.txt", "--arch", "sm_90", code=2).stderr
+    cli("compile", tmp_path / "k.txt", "--arch", "sm_90", "--code-type", "c++")
+
+
+def test_macros_includes_dialect_and_name_expressions_reach_the_compiler(cli_json, tmp_path):
+    (tmp_path / "headers").mkdir()
+    (tmp_path / "headers" / "value.cuh").write_text("constexpr int value = 7;\n")
+    source = tmp_path / "k.cu"
+    source.write_text(
+        "#include <value.cuh>\n"
+        '#if !defined(PLAIN) || TILE != 32 || __cplusplus < 202002L\n#error "missing"\n#endif\n'
+        "static_assert(value == 7);\n" + TEMPLATED
+    )
+    result = cli_json(
+        "compile", source, "--arch", "sm_90", "-D", "PLAIN", "-D", "TILE=32", "-I", tmp_path / "headers",
+        "--std", "c++20", "--name-expression", "scale<float>", "--name-expression", "scale<double>",
+    )  # fmt: skip
+    assert set(result["symbol_mapping"]) == {"scale<float>", "scale<double>"}
+    assert result["symbol_mapping"]["scale<float>"].startswith("_Z5scaleIf")
+
+
+def test_any_option_field(cli, cli_json, saxpy):
+    fields = [
+        "-O",
+        "max_register_count=32",
+        "-O",
+        "use-fast-math",
+        "-O",
+        "ftz=false",
+        "-O",
+        "diag_suppress=177",
+        "-O",
+        "diag_suppress=550",
+    ]
+    assert cli_json("compile", saxpy, "--arch", "sm_90", *fields)["size"] > 0
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("max_register_cuont=32", "did you mean 'max_register_count'?"),
+        ("max_register_count=many", "isn't of type int"),
+        ("max_register_count", "needs a value"),
+        ("use_fast_math=perhaps", "isn't true or false"),
+        ("extra_sources=x", "Python API"),
+    ],
+)
+def test_a_wrong_option_field_is_usage(cli, saxpy, field, says):
+    assert says in cli("compile", saxpy, "--arch", "sm_90", "-O", field, code=2).stderr
+
+
+def test_an_option_given_twice_is_usage(cli, saxpy):
+    fields = ["-O", "max_register_count=32", "-O", "max_register_count=64"]
+    assert "given twice" in cli("compile", saxpy, "--arch", "sm_90", *fields, code=2).stderr
+
+
+def test_a_compile_error_shows_the_log_once(process, cli_json, tmp_path):
+    source = tmp_path / "bad.cu"
+    source.write_text('extern "C" __global__ void bad() {\n    int x = nothing_of_this_name;\n}\n')
+    done = process("compile", source, "--arch", "sm_90")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("cuda-progcache: error: ")
+    assert "bad.cu(2): error" in done.stderr
+    assert done.stderr.count('identifier "nothing_of_this_name" is undefined') == 1
+    assert "Traceback" not in done.stderr
+    error = cli_json("compile", source, "--arch", "sm_90", code=1)["error"]
+    assert error["type"] == "CompileError"
+    assert "nothing_of_this_name" in error["log"]
+
+
+def test_an_unknown_architecture_names_the_nearest(cli, saxpy):
+    assert "sm_90" in cli("compile", saxpy, "--arch", "sm_91", code=2).stderr
+
+
+def test_a_warning_is_shown_again_on_a_hit(cli, tmp_path):
+    source = tmp_path / "warned.cu"
+    source.write_text('extern "C" __global__ void warned(int* x) { int unused; *x = 1; }\n')
+    for _ in range(2):
+        assert "unused" in cli("compile", source, "--arch", "sm_90").stderr
+
+
+def test_a_library_kernel(cli, cli_json, library):
+    arguments = ["compile", "--kernel", "scale", "--manifest", library, "-p", "dtype=float64", "--arch", "sm_90"]
+    first, second = cli_json(*arguments), cli_json(*arguments)
+    assert (first["kernel"], first["hit"], second["hit"]) == ("scale", False, True)
+    shown = cli_json("show", first["digest"])["record"]
+    assert shown["kernel"]["parameters"]["dtype"] == "float64"
+    assert "dtype=float64" in cli("show", first["digest"]).stdout
+
+
+def test_a_broken_kernel_names_the_template_and_line(cli, broken_library):
+    error = cli("compile", "--kernel", "fill", "--manifest", broken_library, "--arch", "sm_90", code=1).stderr
+    assert "fill.cu.j2" in error
+    assert "fill.cu.j2:2" in error or "fill.cu.j2(2)" in error
+    assert "nothing_of_this_name" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give a FILE or --kernel"),
+        (["FILE", "--kernel", "scale"], "give a FILE or --kernel"),
+        (["FILE", "-p", "block=64"], "-p and --manifest are for --kernel"),
+        (["--kernel", "axpby", "-D", "X"], "the manifest gives the options"),
+        (["--kernel", "axpbi", "--arch", "sm_90"], "axpby"),
+        (["nothing.cu"], "does not exist"),
+        (["FILE", "--target", "sass"], "cubin"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_calls_are_usage(cli, saxpy, arguments, says):
+    arguments = [str(saxpy) if each == "FILE" else each for each in arguments]
+    assert says in cli("compile", *arguments, code=2).stderr
+
+
+def test_text_that_is_no_text_is_usage(cli, tmp_path):
+    (tmp_path / "k.cu").write_bytes(b"\xff\xfe\x00")
+    assert "isn't UTF-8" in cli("compile", tmp_path / "k.cu", "--arch", "sm_90", code=2).stderr
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_a_full_disk_does_not_cost_the_binary(cli, saxpy, tmp_path, monkeypatch):
+    """The fault is injected where the store puts an entry in its place; the compile is done and handed over."""
+    replace = os.replace
+
+    def full(source, target, **more):
+        if "/entries/" in str(target):
+            raise OSError(28, "No space left on device", target)
+        replace(source, target, **more)
+
+    monkeypatch.setattr("os.replace", full)
+    target = tmp_path / "out.cubin"
+    done = cli("compile", saxpy, "--arch", "sm_90", "-o", target)
+    assert target.read_bytes()[:4] == b"\x7fELF"
+    assert "not cached: " in done.stdout
+    assert "No space left on device" in done.stderr
+    assert "cuda-progcache: warning: " in done.stderr
+    assert json.loads(cli("list", "--json").stdout)["entries"] == []
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_a_default_root_that_can_not_be_written_is_said(cli, cli_json, saxpy, monkeypatch):
+    """For root every directory can be written, so the answer to "can it?" is injected."""
+    monkeypatch.setattr("cuda_progcache.store.root.Root.writable", lambda _: False)
+    done = cli("compile", saxpy, "--arch", "sm_90")
+    assert re.search(r"not cached: .* can not be written", done.stdout)
+    assert "cuda-progcache: warning: " in done.stderr
+    assert cli_json("compile", saxpy, "--arch", "sm_90")["path"] is None

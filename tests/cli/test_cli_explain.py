@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``explain``, on real compiles."""
+
+from __future__ import annotations
+
+import pytest
+
+from cuda_progcache import CompileService, FileStreamProgramCache, ProgramOptions
+
+SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
+
+
+@pytest.fixture
+def compiles():
+    service = CompileService()
+    return [
+        service.compile(SOURCE, options=ProgramOptions(arch="sm_80", name="k.cu", **options)).digest
+        for options in ({}, {"max_register_count": 32})
+    ]
+
+
+def test_the_last_and_any(cli, cli_json, compiles):
+    told = cli("explain", "--last").stdout
+    assert told == f"{compiles[1][:12]} k.cu (cubin, sm_80) was compiled:\n  option max_register_count unset → 32\n"
+    assert "first compile of this program" in cli("explain", compiles[0][:10]).stdout
+    found = cli_json("explain", compiles[1])
+    assert (found["digest"], found["reasons"]) == (compiles[1], ["option max_register_count unset → 32"])
+
+
+def test_wrong_calls(cli, compiles):
+    assert cli("explain", code=2).stderr.count("--last") == 1
+    assert cli("explain", compiles[0], "--last", code=2)
+    assert "no entry starts with 0000" in cli("explain", "0000", code=5).stderr
+    with FileStreamProgramCache() as cache:
+        cache["by hand"] = b"x"
+        digest = next(e.digest for e in cache.entries() if not e.record)
+    assert "by hand" in cli("explain", digest, code=5).stderr
+
+
+def test_an_empty_cache(cli):
+    assert "nothing was compiled" in cli("explain", "--last", code=5).stderr

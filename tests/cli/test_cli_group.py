@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Help, exit codes, errors as one line, start-up, pipes and colours."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import click
+import pytest
+
+from cuda_progcache import errors
+from cuda_progcache.cli.app import COMMANDS, ExitCode, app
+
+EVERY = list(COMMANDS)
+
+
+def test_help_lists_every_command_and_exit_code(cli):
+    text = cli("--help").stdout
+    for name, (_, line) in COMMANDS.items():
+        assert re.search(rf"^  {name}\b", text, re.MULTILINE)
+        assert line.split()[0] in text
+    for code in ExitCode:
+        assert re.search(rf"\b{int(code)}\b", text), code
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_command_helps_and_speaks_json(cli, name):
+    text = cli(name, "--help").stdout
+    assert "--json" in text
+    assert "--cache-dir" in text
+    assert '--json: {"' in text or "--json: what list gives" in text
+    command = app.get_command(click.Context(app), name)
+    assert command.short_help == COMMANDS[name][1]
+
+
+def test_every_option_has_a_help_line_or_a_telling_metavar():
+    for name in EVERY:
+        for parameter in app.get_command(click.Context(app), name).params:
+            if isinstance(parameter, click.Option) and parameter.name != "target_type":
+                assert parameter.help, (name, parameter.name)
+
+
+def test_unknown_command_names_the_nearest(cli):
+    assert "did you mean 'list'?" in cli("lits", code=2).stderr
+    assert "commands: compile, render" in cli("xyzzy", code=2).stderr
+
+
+def test_unknown_option_is_usage(cli):
+    assert "--josn" in cli("stats", "--josn", code=2).stderr
+
+
+def test_common_options_stand_before_or_after_the_command(cli, tmp_path, kept):
+    before = json.loads(cli("--json", "--cache-dir", tmp_path, "stats").stdout)
+    after = json.loads(cli("stats", "--json", "--cache-dir", tmp_path).stdout)
+    assert before["root"] == after["root"] == str(tmp_path)
+    assert before["entries"] == 0
+
+
+def test_version(cli):
+    import cuda_progcache
+
+    assert cli("--version").stdout.strip() == f"cuda-progcache {cuda_progcache.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.CompileError("no"), 1),
+        (errors.TemplateError("no"), 1),
+        (errors.KernelNotFoundError("no"), 2),
+        (errors.ParameterError("no"), 2),
+        (errors.ArchError("no"), 2),
+        (errors.ManifestError("no"), 2),
+        (errors.OptionError("no"), 2),
+        (errors.UnsafeRootError("no"), 3),
+        (errors.StoreError(28, "No space left on device", "/somewhere"), 3),
+        (errors.ToolchainError("no"), 4),
+        (errors.InspectError("no"), 4),
+        (errors.AmbiguousDigestError("ab", ["abcd", "abef"]), 5),
+        (OSError(13, "Permission denied", "out.cubin"), 1),
+        (ZeroDivisionError("oops"), 70),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_each_error_has_its_code_and_one_line(cli, monkeypatch, error, code):
+    @click.command()
+    def failing():
+        raise error
+
+    monkeypatch.setattr(type(app), "get_command", lambda *_: failing)
+    lines = cli("stats", code=code).stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("cuda-progcache: error: ")
+
+
+def test_a_defect_shows_its_traceback_when_asked(process, tmp_path):
+    script = (
+        "import sys, cuda_progcache.cli.output as o; del o.size; from cuda_progcache.cli import main; main(['stats'])"
+    )
+    for asked in (False, True):
+        env = {
+            **os.environ,
+            "CUDA_PROGCACHE_DIR": str(tmp_path),
+            **({"CUDA_PROGCACHE_TRACEBACK": "1"} if asked else {}),
+        }
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env)
+        assert ("Traceback" in done.stderr) is asked
+        assert done.returncode == (1 if asked else ExitCode.INTERNAL)
+
+
+def test_errors_are_json_too(cli_json):
+    error = cli_json("show", "nothex", code=2)["error"]
+    assert set(error) == {"type", "message", "exit_code", "log"}
+    assert error["exit_code"] == 2
+
+
+def test_a_reader_that_leaves_is_no_error(kept, root):
+    """As ``list | head -1``, with more output than a pipe holds."""
+    from cuda_progcache import FileStreamProgramCache
+
+    with FileStreamProgramCache() as cache:
+        for number in range(600):
+            cache.publish(str(number), b"x", {"name": f"program-{number:04}-" + "n" * 200, "arch": "sm_90"})
+    command = f"{sys.executable} -m cuda_progcache.cli list | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("digest")
+    assert done.stderr == ""
+    assert done.returncode == ExitCode.BROKEN_PIPE
+
+
+def test_no_colours_in_a_pipe_or_where_none_are_wanted(process, kept):
+    for env in ({}, {"NO_COLOR": "1"}, {"NO_COLOR": "1", "TERM": "xterm-256color"}):
+        for arguments in (["list"], ["show", kept["saxpy"]], ["show", "ffffffff"], ["stats"]):
+            done = process(*arguments, env=env)
+            assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_colours_on_a_terminal_unless_no_color(kept):
+    """Through a pseudo-terminal, as people see it."""
+    import pty
+
+    def seen(env):
+        parent, child = pty.openpty()
+        command = [sys.executable, "-m", "cuda_progcache.cli", "show", kept["saxpy"]]
+        with subprocess.Popen(command, stdout=child, stderr=child, env={**os.environ, "TERM": "xterm-256color", **env}):
+            os.close(child)
+            text = b""
+            try:
+                while data := os.read(parent, 65536):
+                    text += data
+            except OSError:
+                pass  # Linux says EIO when the other side of a terminal closes
+        os.close(parent)
+        return text
+
+    assert b"\x1b[" in seen({})
+    plain = seen({"NO_COLOR": "1"})
+    assert not re.search(rb"\x1b\[[0-9;]*3[0-9]m", plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["--help"], {"rich", "cuda", "jinja2", "numpy", "msgspec", "platformdirs"}),
+        (["stats"], {"rich", "cuda", "jinja2", "numpy"}),
+        (["show", "--path", "DIGEST"], {"rich", "cuda", "jinja2", "numpy"}),
+        (["list"], {"cuda", "jinja2", "numpy"}),
+    ],
+    ids=["help", "stats", "show-path", "list"],
+)
+def test_a_command_imports_what_it_needs(kept, arguments, unwanted):
+    arguments = [kept["saxpy"] if each == "DIGEST" else each for each in arguments]
+    script = (
+        "import sys\n"
+        "from cuda_progcache.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as done: assert not done.code, done.code\n"
+        "print(' '.join({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert not unwanted & set(done.stderr.split())

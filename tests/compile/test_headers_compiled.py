@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Headers with a real compiler: what it reads, where it looks, and that cached output equals fresh output."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+from cuda_progcache.keys.toolchain import header_root
+
+KERNEL = '\nextern "C" __global__ void k(int *a) { *a = VALUE; }\n'
+
+
+def fresh(source, **options):
+    return Program(source, "c++", ProgramOptions(**{"arch": "sm_80"} | options)).compiled("cubin").data
+
+
+@pytest.fixture
+def right(compiled):
+    """Compile through the cache and compare with a fresh compile; returns whether it was a hit."""
+
+    def check(source, **options):
+        made = compiled(source, **options)
+        assert made.data == fresh(source, **options)
+        return made.hit
+
+    return check
+
+
+def test_an_edited_header_is_a_miss_and_an_edit_undone_a_hit(right, project):
+    source = '#include "value.h"' + KERNEL
+    project("value.h", "#define VALUE 1")
+    assert [right(source), right(source)] == [False, True]
+    project("value.h", "#define VALUE 2")
+    assert [right(source), right(source)] == [False, True]
+    project("value.h", "#define VALUE 1")
+    assert right(source), "both versions are kept"
+
+
+def test_edits_in_quick_succession(right, project):
+    """Same size, within one tick of the file system's clock."""
+    source = '#include "value.h"' + KERNEL
+    for value in range(8):
+        project("value.h", f"#define VALUE {value}", old=False)
+        right(source)
+
+
+def test_the_working_directory_counts(right, project, monkeypatch):
+    """With the default name NVRTC looks for quoted includes in the working directory, and no option says so."""
+    source = '#include "value.h"' + KERNEL
+    project("a/value.h", "#define VALUE 1")
+    project("b/value.h", "#define VALUE 2")
+    project("c/value.h", "#define VALUE 1")
+    for folder, hit in (("a", False), ("b", False), ("c", True), ("b", True)):
+        monkeypatch.chdir(project.folder / folder)
+        assert right(source) is hit
+
+
+def test_a_name_with_a_folder(right, project):
+    source = '#include "value.h"' + KERNEL
+    project("src/value.h", "#define VALUE 1")
+    assert [right(source, name="src/k.cu"), right(source, name="src/k.cu")] == [False, True]
+    project("src/value.h", "#define VALUE 2")
+    assert not right(source, name="src/k.cu")
+
+
+@pytest.mark.parametrize("how", ["include_path", "pre_include", "macro", "nested", "symlink"])
+def test_every_way_to_a_header(right, project, how):
+    options = {}
+    source = "#include <value.h>" + KERNEL
+    if how == "include_path":
+        options = {"include_path": ["missing", str(project.folder / "inc")]}
+    elif how == "pre_include":
+        source, options = KERNEL, {"pre_include": "inc/value.h"}
+    elif how == "macro":
+        source, options = "#include HEADER" + KERNEL, {"define_macro": ("HEADER", '"inc/value.h"')}
+    elif how == "nested":
+        project("top/outer.h", '#include "../inc/value.h"')
+        source = '#include "top/outer.h"' + KERNEL
+    elif how == "symlink":
+        os.symlink(project.folder / "inc", project.folder / "link")
+        options = {"include_path": "link"}
+    project("inc/value.h", "#define VALUE 1")
+    assert [right(source, **options), right(source, **options)] == [False, True]
+    project("inc/value.h", "#define VALUE 2")
+    assert [right(source, **options), right(source, **options)] == [False, True]
+
+
+def test_a_new_file_that_shadows_a_header(right, project):
+    source = "#include <value.h>" + KERNEL
+    options = {"include_path": ["first", "second"]}
+    project("second/value.h", "#define VALUE 1")
+    assert [right(source, **options), right(source, **options)] == [False, True]
+    project("first/value.h", "#define VALUE 2")
+    assert not right(source, **options)
+    os.unlink("first/value.h")
+    assert right(source, **options)
+
+
+def test_has_include(right, project):
+    source = "#if __has_include(<extra.h>)\n#define VALUE 1\n#else\n#define VALUE 2\n#endif" + KERNEL
+    options = {"include_path": "inc"}
+    assert [right(source, **options), right(source, **options)] == [False, True]
+    project("inc/extra.h", "")
+    assert [right(source, **options), right(source, **options)] == [False, True]
+    project("inc/extra.h", "another content, and nobody reads it")
+    assert right(source, **options)
+
+
+def test_the_same_project_in_two_places_shares_entries(right, project, monkeypatch):
+    for place in ("one", "two"):
+        project(f"{place}/inc/value.h", "#define VALUE 1")
+    for place, hit in (("one", False), ("two", True)):
+        monkeypatch.chdir(project.folder / place)
+        assert right("#include <value.h>" + KERNEL, include_path=str(project.folder / place / "inc")) is hit
+
+
+def test_file_macro_in_a_header_is_not_shared(compiled, project, monkeypatch):
+    header = "#define VALUE (sizeof(__FILE__))"
+    for place in ("one", "another"):
+        project(f"{place}/inc/value.h", header)
+        monkeypatch.chdir(project.folder / place)
+        options = {"include_path": str(project.folder / place / "inc")}
+        source = "#include <value.h>" + KERNEL
+        made = compiled(source, **options)
+        assert not made.hit
+        assert made.data == fresh(source, **options)
+
+
+def test_headers_and_their_digests_are_in_the_record(compiled, project):
+    project("inc/value.h", "#define VALUE 1")
+    made = compiled("#include <value.h>" + KERNEL, include_path=str(project.folder / "inc"))
+    assert [h["name"] for h in made.record["headers"]] == ["value.h"]
+    assert str(project.folder) not in str(made.record)
+
+
+def test_cccl_is_cached_with_hundreds_of_headers(compiled, compiler_runs):
+    source = (
+        "#include <cub/block/block_reduce.cuh>\n"
+        "template <class T> __global__ void sum(const T *in, T *out) {\n"
+        "  using Reduce = cub::BlockReduce<T, 128>;\n"
+        "  __shared__ typename Reduce::TempStorage storage;\n"
+        "  T total = Reduce(storage).Sum(in[threadIdx.x]);\n"
+        "  if (threadIdx.x == 0) *out = total;\n}\n"
+    )
+    options = {"include_path": [header_root("cuda"), header_root("cccl")]}
+    first, again = (compiled(source, names=("sum<float>",), **options) for _ in range(2))
+    assert (first.hit, again.hit, len(compiler_runs)) == (False, True, 1)
+    assert len(first.record["headers"]) > 100
+    assert first.symbol_mapping == again.symbol_mapping
+
+
+def test_the_trace_changes_no_byte(project):
+    from cuda_progcache.compile.nvrtc import compile_cpp
+
+    project("value.h", "#define VALUE 1")
+    code = ('#include "value.h"' + KERNEL).encode()
+    given_ = {"name": "k.cu", "flags": ["-arch=sm_80"], "target_type": "cubin"}
+    traced, plain = (compile_cpp(code, trace=trace, **given_) for trace in (True, False))
+    assert traced.data == plain.data
+    assert traced.trace == [(0, "value.h")]
+    assert plain.trace is None
+
+
+def test_no_trace_file_is_left_behind(compiled, project, monkeypatch):
+    import tempfile
+
+    scratch = project.folder / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    project("value.h", "#define VALUE 1")
+    compiled('#include "value.h"' + KERNEL)
+    with pytest.raises(Exception, match="undefined"):
+        compiled('#include "value.h"\nint x = nope;')
+    assert not list(scratch.iterdir())
+
+
+def test_an_nvrtc_without_trace_caches_nothing_that_reads_headers(compiled, project, monkeypatch):
+    from cuda_progcache.compile import nvrtc
+
+    monkeypatch.setattr(nvrtc, "parse_trace", lambda text: None)
+    project("value.h", "#define VALUE 1")
+    made = compiled('#include "value.h"' + KERNEL)
+    assert made.data
+    assert "doesn't say which headers" in made.reason
+
+
+edits = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["first/value.h", "second/value.h", "value.h", "second/more.h"]), st.integers(0, 3)),
+        st.tuples(st.just("remove"), st.sampled_from(["first/value.h", "value.h", "first/more.h"])),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=edits, quoted=st.booleans(), fma=st.sampled_from([None, False]))
+def test_after_any_edits_cached_output_is_fresh_output(tmp_path_factory, monkeypatch, edits, quoted, fma):
+    folder = tmp_path_factory.mktemp("edits")
+    monkeypatch.chdir(folder)
+    cache = FileStreamProgramCache(folder / "cache", durability="none")
+
+    def write(name, value):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        more = "#if __has_include(<more.h>)\n#include <more.h>\n#endif\n#ifndef MORE\n#define MORE 0\n#endif\n"
+        path.write_text(f"#define MORE {value}\n" if "more" in name else f"{more}#define VALUE ({value} + MORE)\n")
+
+    write("second/value.h", 0)
+    source = ('#include "value.h"' if quoted else "#include <value.h>") + KERNEL
+    options = {"include_path": ["first", "second"], "fma": fma, "arch": "sm_80"}
+    for name, value in [("second/value.h", 0), *edits]:
+        if name == "remove":
+            (folder / value).unlink(missing_ok=True)
+        else:
+            write(name, value)
+        made = Program(source, "c++", ProgramOptions(**options)).compiled("cubin", cache=cache)
+        assert made.data == fresh(source, **options)

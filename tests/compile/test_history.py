@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Misses that explain themselves, with real compiles; events and logs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cuda_progcache import (
+    CompileService,
+    Event,
+    FileStreamProgramCache,
+    InMemoryProgramCache,
+    Program,
+    ProgramOptions,
+    subscribe,
+)
+from cuda_progcache.compile import history
+
+SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
+
+
+@pytest.fixture
+def seen():
+    """Every event, as it comes."""
+    caught: list[Event] = []
+    unsubscribe = subscribe(caught.append)
+    yield caught
+    unsubscribe()
+
+
+def why(seen):
+    """The reasons of the last miss."""
+    return [e for e in seen if e.kind == "miss"][-1].reasons
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_why_a_miss_missed(seen, project, cache, kind):
+    store = cache if kind == "disk" else InMemoryProgramCache()
+
+    def compile_(source='#include "cfg.cuh"\n' + SOURCE, target="cubin", **options):
+        given = ProgramOptions(**{"arch": "sm_80", "name": "k.cu"} | options)
+        return Program(source, "c++", given).compiled(target, cache=store)
+
+    project("cfg.cuh", "#define A 1")
+    compile_()
+    assert why(seen) == ("first compile of this program",)
+    project("cfg.cuh", "#define A 2")
+    compile_()
+    assert why(seen) == ("header cfg.cuh changed (1 of 1 headers differ)",)
+    compile_(max_register_count=32)
+    assert why(seen) == ("option max_register_count unset → 32",)
+    compile_(max_register_count=64, arch="sm_90")
+    assert why(seen) == ("option arch sm_80 → sm_90", "option max_register_count unset → 64")
+    compile_('#include "cfg.cuh"\n' + SOURCE + "//")
+    assert why(seen) == ("the source differs",)
+    compile_(name="other.cu")
+    assert why(seen) == ("first compile of this program",)
+    made = compile_()
+    assert made.hit
+    store.remove(made.digest)
+    compile_()
+    assert why(seen) == ("it was in the cache before, and was evicted, removed or damaged since",)
+
+
+def test_another_compiler_build_is_named(seen, compiled, monkeypatch):
+    from cuda_progcache.keys import schema
+
+    compiled()
+    real = schema.toolchain
+    monkeypatch.setattr(
+        schema, "toolchain", lambda *a, **k: tuple(t._replace(identity="build-id:0:0") for t in real(*a, **k)[:1])
+    )
+    compiled()
+    assert "nvrtc build differs" in why(seen)
+
+
+def test_events_of_a_miss_and_of_a_hit(seen, compiled):
+    first = compiled(name="k.cu")
+    compiled(name="k.cu")
+    assert [e.kind for e in seen] == ["miss", "compile", "store", "hit"]
+    assert {e.digest for e in seen} == {first.digest}
+    assert {(e.name, e.target_type, e.arch) for e in seen} == {("k.cu", "cubin", "sm_80")}
+    assert seen[1].seconds > 0
+    assert str(seen[3]) == f"hit: k.cu (cubin, sm_80) {first.digest[:12]}"
+
+
+def test_what_is_not_kept_says_why(seen, compiled, tmp_path):
+    store = FileStreamProgramCache(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    (tmp_path / "gone").write_text("")
+    with pytest.warns(RuntimeWarning):
+        compiled(store=store)
+    assert [e.kind for e in seen] == ["miss", "compile", "drop"]
+    assert "dropped" in seen[-1].reasons[0]
+
+
+def test_a_failing_subscriber_fails_nothing(compiled, caplog):
+    def broken(event):
+        raise RuntimeError("listener")
+
+    unsubscribe = subscribe(broken)
+    try:
+        assert compiled().data
+    finally:
+        unsubscribe()
+        unsubscribe()
+    assert "a subscriber failed" in caplog.text
+
+
+def test_logging(compiled, caplog):
+    with caplog.at_level(logging.INFO, "cuda_progcache"):
+        compiled(name="k.cu")
+        compiled(name="k.cu")
+    assert [r.message for r in caplog.records] == [
+        f"miss: k.cu (cubin, sm_80) {compiled(name='k.cu').digest[:12]}: first compile of this program"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, "cuda_progcache"):
+        compiled(name="k.cu")
+    assert [r.message.split(":")[0] for r in caplog.records] == ["hit"]
+
+
+@pytest.mark.parametrize(
+    ("level", "kinds"), [("explain", ["miss"]), ("all", ["miss", "compile", "store", "hit"]), ("", [])]
+)
+def test_the_environment_asks_for_it(tmp_path, level, kinds, monkeypatch):
+    monkeypatch.setenv("CUDA_PROGCACHE_LOG", level)
+    code = (
+        "from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions\n"
+        f"cache = FileStreamProgramCache({str(tmp_path / 'c')!r})\n"
+        f"for _ in 'ab': Program({SOURCE!r}, 'c++', ProgramOptions(arch='sm_80')).compiled('cubin', cache=cache)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == kinds
+
+
+def test_an_entry_is_explained_later(cache, compiled):
+    service = CompileService(cache)
+    first = compiled(name="k.cu")
+    second = compiled(name="k.cu", fma=False)
+    assert service.explain(first.digest) == ("first compile of this program",)
+    assert service.explain(second.digest[:12]) == ("option fma unset → false",)
+    cache["by hand"] = b"x"
+    by_hand = next(e.digest for e in cache.entries() if not e.record)
+    for missing in (by_hand, "0" * 64):
+        with pytest.raises(KeyError):
+            service.explain(missing)
+
+
+def test_the_history_is_disposable(cache, compiled, seen):
+    compiled(name="k.cu")
+    (folder,) = [p for p in cache.path.iterdir() if p.name == "latest"]
+    (file,) = folder.iterdir()
+    file.write_bytes(b"\xff junk\n")
+    compiled(name="k.cu", fma=False)
+    assert why(seen) == ("first compile of this program",)
+    shutil.rmtree(folder)
+    compiled(name="k.cu", fma=True)
+    assert why(seen) == ("first compile of this program",)
+    compiled(name="k.cu", ftz=True)
+    assert why(seen)[0].startswith("option")
+    assert len(history.latest(cache, "k.cu")) == 2
+
+
+def test_the_history_does_not_grow_for_ever(cache):
+    for n in range(50):
+        history.note(cache, "k.cu", f"{n:064x}")
+    assert history.latest(cache, "k.cu") == [f"{n:064x}" for n in range(49, 33, -1)]

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One compile per program, in threads and processes; and nobody waits for the dead."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cuda_progcache import FileStreamProgramCache, InMemoryProgramCache, Program, ProgramOptions
+from cuda_progcache._util.liveness import current_owner
+from cuda_progcache.compile import single_flight
+from cuda_progcache.compile.single_flight import fly
+from cuda_progcache.errors import CompileError
+
+SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
+DEADLINE = 60.0
+
+
+def never():
+    raise AssertionError("must not be called")
+
+
+class Compiler:
+    """Counts its runs and takes its time; what it makes lies in a 'cache' afterwards."""
+
+    def __init__(self, seconds=0.2, error=None):
+        self.runs = 0
+        self.made = None
+        self.seconds = seconds
+        self.error = error
+
+    def compile(self):
+        self.runs += 1
+        time.sleep(self.seconds)
+        if self.error:
+            raise self.error
+        self.made = b"binary"
+        return self.made
+
+    def look_up(self):
+        return self.made
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_share_one_compile(tmp_path, shared):
+    compiler = Compiler()
+    directory = str(tmp_path / "leases") if shared else None
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: fly("f", directory, compiler.compile, compiler.look_up), range(8)))
+    assert made == [b"binary"] * 8
+    assert compiler.runs == 1
+    assert not shared or not os.listdir(directory)
+
+
+def test_threads_share_an_error():
+    compiler = Compiler(error=ValueError("refused"))
+    barrier = threading.Barrier(4)
+
+    def ask(_):
+        barrier.wait()
+        with pytest.raises(ValueError, match="refused"):
+            fly("f", None, compiler.compile, compiler.look_up)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+    assert compiler.runs == 1
+    compiler.error = None
+    assert fly("f", None, compiler.compile, compiler.look_up) == b"binary", "a later call is a flight of its own"
+
+
+def test_different_programs_do_not_wait_for_each_other(tmp_path):
+    inside = threading.Barrier(2)
+
+    def compile_():
+        inside.wait(DEADLINE)  # both at once, or it breaks
+        return b"x"
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda n: fly(f"f{n}", str(tmp_path), compile_, lambda: None), range(2))) == [b"x", b"x"]
+
+
+def test_what_landed_between_look_and_lease_is_taken(tmp_path):
+    assert fly("f", str(tmp_path), never, lambda: b"there already") == b"there already"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("trouble", ["file in the way", "read-only"])
+def test_without_leases_there_is_a_compile_too_many_and_nothing_worse(tmp_path, trouble):
+    directory = tmp_path / "leases"
+    if trouble == "file in the way":
+        directory.write_text("")
+    elif os.geteuid() == 0:
+        directory = "/proc/leases"  # root may write anywhere but there
+    else:
+        tmp_path.chmod(0o500)
+    assert fly("f", str(directory), lambda: b"made", lambda: None) == b"made"
+
+
+HOLDER = """
+import sys, time
+from cuda_progcache.compile import single_flight
+def compile_():
+    print("holding", flush=True)
+    time.sleep(float(sys.argv[2]))
+    open(sys.argv[1] + ".made", "wb").write(b"from the holder")
+    return b"from the holder"
+single_flight.fly("f", sys.argv[1], compile_, lambda: None)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lease of flight "f" for a while."""
+    directory = str(tmp_path / "leases")
+    started = []
+
+    def start(seconds):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, directory, str(seconds)], stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout.readline() == "holding\n"
+        return process
+
+    def look_up():
+        try:
+            with open(directory + ".made", "rb") as file:
+                return file.read() or None
+        except OSError:
+            return None
+
+    start.directory, start.look_up = directory, look_up
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_another_process_is_waited_for(holder):
+    holder(0.5)
+    assert fly("f", holder.directory, never, holder.look_up) == b"from the holder"
+
+
+def test_a_killed_holder_is_replaced(holder):
+    process = holder(DEADLINE)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(fly, "f", holder.directory, lambda: b"ours", holder.look_up)
+        time.sleep(0.1)
+        assert not waiting.done()
+        process.kill()
+        process.wait()
+        assert waiting.result(DEADLINE) == b"ours"
+    assert not os.listdir(holder.directory), "and its lease is gone"
+
+
+def test_a_stopped_holder_is_not_waited_for(holder):
+    process = holder(DEADLINE)
+    process.send_signal(signal.SIGSTOP)
+    assert fly("f", holder.directory, lambda: b"ours", holder.look_up) == b"ours"
+    assert os.listdir(holder.directory) == ["f"], "it is alive: its lease stays"
+
+
+def test_a_holder_that_fails_is_not_queued_for(tmp_path):
+    """Its lease goes without a result: the waiters compile at once, side by side."""
+    directory = tmp_path / "leases"
+    directory.mkdir()
+    lease = directory / "f"
+    lease.write_text(str(current_owner()))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(fly, "f", str(directory), lambda: b"ours", lambda: None)
+        time.sleep(0.1)
+        assert not waiting.done()
+        lease.unlink()
+        assert waiting.result(DEADLINE) == b"ours"
+
+
+@pytest.mark.parametrize("content", ["otherhost-boot-1-1", "", "nonsense"])
+def test_a_lease_of_another_machine_counts_while_it_is_touched(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(single_flight, "STANDSTILL", 0.6)
+    lease = tmp_path / "f"
+    lease.write_text(content)
+    until = time.monotonic() + 1.5
+
+    def touch():
+        while time.monotonic() < until:
+            os.utime(lease)
+            time.sleep(0.05)
+
+    touching = threading.Thread(target=touch)
+    touching.start()
+    made = fly("f", str(tmp_path), time.monotonic, lambda: None)
+    touching.join()
+    assert made >= until, "waited for as long as the lease was touched"
+
+
+def test_a_waiter_gives_up_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(single_flight, "LONGEST_WAIT", 0.3)
+    (tmp_path / "f").write_text(str(current_owner()))
+    monkeypatch.setattr(single_flight, "STANDSTILL", DEADLINE)
+    assert fly("f", str(tmp_path), lambda: b"ours", lambda: None) == b"ours"
+
+
+def test_a_long_compile_keeps_its_lease_alive(tmp_path, monkeypatch):
+    monkeypatch.setattr(single_flight, "HEARTBEAT", 0.05)
+    lease = tmp_path / "f"
+
+    def compile_():
+        first = lease.stat().st_mtime_ns
+        end = time.monotonic() + DEADLINE
+        while lease.stat().st_mtime_ns == first and time.monotonic() < end:
+            time.sleep(0.01)
+        return lease.stat().st_mtime_ns > first
+
+    assert fly("f", str(tmp_path), compile_, lambda: None)
+
+
+def test_a_forked_child_has_flights_of_its_own(tmp_path):
+    """The thread that leads isn't in the child: waiting for it would be for ever."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def compile_():
+        inside.set()
+        go_on.wait(DEADLINE)
+        return b"parent"
+
+    with ThreadPoolExecutor(1) as pool:
+        leading = pool.submit(fly, "f", None, compile_, lambda: None)
+        inside.wait(DEADLINE)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if fly("f", None, lambda: b"child", lambda: None) == b"child" else 1)
+        _, status = os.waitpid(child, 0)
+        go_on.set()
+        assert leading.result(DEADLINE) == b"parent"
+    assert status == 0
+
+
+def test_threads_compile_a_program_once(cache, compiler_runs):
+    for store in (cache, InMemoryProgramCache()):
+        compiler_runs.clear()
+        barrier = threading.Barrier(8)
+
+        def ask(_, store=store, barrier=barrier):
+            barrier.wait()
+            return Program(SOURCE, "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=store)
+
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(ask, range(8)))
+        assert len(compiler_runs) == 1
+        assert len({m.data for m in made}) == 1
+
+
+def test_threads_get_one_compile_error(cache, compiler_runs):
+    barrier = threading.Barrier(4)
+
+    def ask(_):
+        barrier.wait()
+        with pytest.raises(CompileError, match="nope"):
+            Program("int x = nope;", "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=cache)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+    assert len(compiler_runs) <= 4
+    assert len(cache) == 0
+
+
+def test_eight_processes_compile_a_program_once(tmp_path):
+    root = str(tmp_path / "cache")
+    code = (
+        "import sys\n"
+        "from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions\n"
+        f"cache = FileStreamProgramCache({root!r})\n"
+        "source = '#include <cuda/std/limits>\\n' + 'extern \"C\" __global__ void k(int *a) { *a = 1; }'\n"
+        "from cuda_progcache.keys.toolchain import header_root\n"
+        "options = ProgramOptions(arch='sm_80', include_path=[header_root('cuda'), header_root('cccl')])\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "print(Program(source, 'c++', options).compiled('cubin', cache=cache).hit)\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    hits = [process.communicate(timeout=DEADLINE)[0].strip() for process in processes]
+    assert sorted(hits) == ["False"] + ["True"] * 7
+    assert len(FileStreamProgramCache(root)) == 1

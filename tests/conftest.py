@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For all tests: no test touches the user's cache, and GPU tests run where there is a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from functools import cache
+
+import pytest
+
+CUDA_ERROR_NO_DEVICE = 100
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_cache_dir(tmp_path_factory):
+    """Session fixtures that open a default cache get one of this run, removed with its temporary directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path_factory.mktemp("session-progcache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_dir(_session_cache_dir, monkeypatch, tmp_path_factory, request):
+    """Each test, and each process that it starts, has a default cache of its own."""
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path_factory.getbasetemp() / "progcache" / name))
+
+
+@cache
+def why_no_gpu():
+    """Say why there is no CUDA device; None where there is one. A driver that fails in another way is an error."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no CUDA driver (libcuda.so.1)"
+    status = driver.cuInit(0)
+    if status == CUDA_ERROR_NO_DEVICE:
+        return "no CUDA device"
+    count = ctypes.c_int()
+    if status or driver.cuDeviceGetCount(ctypes.byref(count)):
+        raise RuntimeError(f"the CUDA driver does not start (cuInit: {status}); mend it, or deselect with -m 'not gpu'")
+    return None if count.value else "no CUDA device"
+
+
+def pytest_collection_modifyitems(items):
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    # On a GPU runner a device that isn't seen is a failure, not a reason to skip.
+    if not on_gpu or os.environ.get("CUDA_PROGCACHE_REQUIRE_GPU"):
+        return
+    reason = why_no_gpu()
+    if reason:
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason=reason))

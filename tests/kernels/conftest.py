@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the kernel tests: the repository's kernel library, emulated launches, and compiled cubins."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:  # emulate.py, launchers.py and the checks are shared with tests/gpu
+    sys.path.insert(0, str(HERE))
+
+KERNELS = HERE.parents[1] / "kernels"
+
+
+@pytest.fixture(scope="session")
+def library() -> Any:
+    """The kernel library of this checkout."""
+    from cuda_progcache.service.manifest import KernelLibrary
+
+    return KernelLibrary(KERNELS)
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all of this run's processes share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def service(library: Any, session_folder: Path) -> Any:
+    """A compile service with one cache for the whole run: every kernel is compiled once."""
+    from cuda_progcache import CompileService
+
+    return CompileService(session_folder / "kernels-cache", library=library)
+
+
+@pytest.fixture(scope="session")
+def launch(library: Any, session_folder: Path) -> Any:
+    """Runs library kernels on the host; see launchers.HostLauncher."""
+    import emulate
+    import launchers
+
+    if emulate.compiler() is None:
+        pytest.skip("emulating kernels needs a C++ compiler for the host: install g++ or set CXX")
+    emulate.prepare(session_folder / "emulated")
+    return launchers.HostLauncher(library)

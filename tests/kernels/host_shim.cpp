@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fibers of host_shim.hpp: memory, the scheduler of threads and blocks, barriers, faults.
+#include "host_shim.hpp"
+
+#include <csetjmp>
+#include <csignal>
+#include <cstdarg>
+#include <cstdio>
+#include <link.h>
+#include <sys/mman.h>
+
+namespace cuda_host {
+namespace {
+
+constexpr std::size_t stack_bytes = 256 * 1024, dynamic_shared_limit = 232 * 1024, page = 4096;
+std::vector<Thread> threads;
+ucontext_t scheduler;
+sigjmp_buf escape;
+Launch* launch = nullptr;
+void (*kernel_body)() = nullptr;
+
+// What fills memory that holds nothing yet. Descending runs have another value, so that a NaN can't hide that it was read or written.
+unsigned char poison() { return launch->order == 1 ? 0x5a : 0xff; }
+
+unsigned char* map(std::size_t bytes, int protection = PROT_READ | PROT_WRITE) {
+    void* memory = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) { std::perror("host_shim: mmap"); std::abort(); }
+    return static_cast<unsigned char*>(memory);
+}
+std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+
+unsigned char* const stacks = map(1024 * stack_bytes);
+
+int module_info(dl_phdr_info* info, std::size_t, void* out) {
+    auto* found = static_cast<dl_phdr_info*>(out);
+    const auto here = reinterpret_cast<std::uintptr_t>(&module_info);
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+        const auto& segment = info->dlpi_phdr[i];
+        const auto begin = info->dlpi_addr + segment.p_vaddr;
+        if (segment.p_type == PT_LOAD && here >= begin && here < begin + segment.p_memsz) { *found = *info; return 1; }
+    }
+    return 0;
+}
+
+void poison_shared_memory() {
+    *static_cast<volatile unsigned char*>(&shared_memory_anchor) = 0; // the block is made when it is first touched
+    dl_phdr_info info{};
+    dl_iterate_phdr(module_info, &info);
+    for (int i = 0; i < info.dlpi_phnum; ++i)
+        if (info.dlpi_phdr[i].p_type == PT_TLS) std::memset(info.dlpi_tls_data, poison(), info.dlpi_phdr[i].p_memsz);
+    std::memset(dynamic_shared_memory, poison(), round_up(launch->shared_bytes, page));
+}
+
+void on_signal(int number, siginfo_t* info, void* raw) {
+    const auto* context = static_cast<ucontext_t*>(raw);
+    dl_phdr_info module{};
+    dl_iterate_phdr(module_info, &module);
+    launch->fault_offset = static_cast<std::uint64_t>(context->uc_mcontext.gregs[REG_RIP]) - module.dlpi_addr;
+    switch (number) {
+    case SIGILL: fail("undefined behaviour (null pointer, misaligned access, overflow, division by zero, shift or index out of range)");
+    case SIGFPE: fail("integer division by zero or overflow");
+    default: fail("access outside any buffer, at %p", info->si_addr);
+    }
+}
+
+void thread_main() {
+    kernel_body();
+    current->state = State::ended;
+    swapcontext(&current->context, &scheduler);
+}
+
+std::uint64_t next_random(std::uint64_t& state) { // xorshift64*
+    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+    return state * 2685821657736338717ull;
+}
+void arrange(std::vector<std::uint64_t>& order, std::uint64_t& seed) {
+    if (launch->order >= 2)
+        for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[next_random(seed) % i]);
+}
+std::vector<std::uint64_t> in_order(std::uint64_t count) {
+    std::vector<std::uint64_t> order(count);
+    for (std::uint64_t i = 0; i < count; ++i) order[i] = launch->order == 1 ? count - 1 - i : i;
+    return order;
+}
+
+void release_waiting() {
+    std::size_t waiting = 0, ended = 0;
+    int votes = 0;
+    for (Thread& thread : threads) {
+        waiting += thread.state == State::at_barrier;
+        ended += thread.state == State::ended;
+        if (thread.state == State::at_barrier) votes += thread.predicate != 0;
+    }
+    if (waiting && waiting + ended == threads.size())
+        for (Thread& thread : threads)
+            if (thread.state == State::at_barrier) {
+                thread.state = State::ready;
+                thread.votes = votes;
+                thread.voters = static_cast<int>(waiting);
+            }
+    if (ended) // a lane that ended may have been the last one that a collective waited for
+        for (Thread& thread : threads)
+            if (thread.state == State::at_collective) complete_collective(thread);
+}
+
+[[noreturn]] void report_deadlock(std::size_t ended) {
+    const Thread *at_barrier = nullptr, *at_collective = nullptr;
+    for (const Thread& thread : threads) {
+        if (thread.state == State::at_barrier) at_barrier = &thread;
+        if (thread.state == State::at_collective) at_collective = &thread;
+    }
+    fail("deadlock in block (%u, %u, %u): %zu of %zu threads ended, thread %u waits in %s, thread %u in %s", block_index.x,
+         block_index.y, block_index.z, ended, threads.size(), at_barrier ? at_barrier->linear : 0,
+         at_barrier ? at_barrier->operation : "nothing", at_collective ? at_collective->linear : 0,
+         at_collective ? at_collective->operation : "nothing");
+}
+
+void run_block(std::uint64_t& seed) {
+    poison_shared_memory();
+    const std::size_t count = threads.size();
+    for (std::size_t i = 0; i < count; ++i) {
+        Thread& thread = threads[i];
+        thread.linear = static_cast<unsigned>(i);
+        thread.index = {unsigned(i % block_size.x), unsigned(i / block_size.x % block_size.y), unsigned(i / block_size.x / block_size.y)};
+        thread.state = State::ready;
+        thread.copies.assign(1, {});
+        getcontext(&thread.context);
+        thread.context.uc_stack = {stacks + i * stack_bytes, 0, stack_bytes};
+        thread.context.uc_link = nullptr;
+        makecontext(&thread.context, thread_main, 0);
+    }
+    auto warps = in_order((count + 31) / 32), lanes = in_order(32);
+    for (std::size_t ended = 0; ended < count;) {
+        bool progress = false;
+        arrange(warps, seed);
+        for (const auto warp : warps) // each goes as far as it can alone, the others are as late as they can be
+            for (bool again = true; again;) {
+                again = false;
+                arrange(lanes, seed);
+                for (const auto lane : lanes) {
+                    const auto i = warp * 32 + lane;
+                    if (i >= count || threads[i].state != State::ready) continue;
+                    again = progress = true;
+                    current = &threads[i];
+                    swapcontext(&scheduler, &threads[i].context);
+                    current = nullptr;
+                }
+            }
+        ended = 0;
+        for (const Thread& thread : threads) ended += thread.state == State::ended;
+        if (!progress && ended < count) report_deadlock(ended);
+        release_waiting();
+    }
+    for (std::size_t i = launch->shared_bytes; i < round_up(launch->shared_bytes, page); ++i)
+        if (dynamic_shared_memory[i] != poison()) fail("write %zu bytes past the end of dynamic shared memory", i - launch->shared_bytes + 1);
+}
+
+// A device buffer: ends (rounded up to 32 bytes) at an inaccessible page; what surrounds it is poison and must stay so.
+struct Buffer {
+    unsigned char *mapping = nullptr, *data = nullptr, *end = nullptr;
+    std::size_t length = 0;
+    Argument* argument = nullptr;
+
+    explicit Buffer(Argument& a) : argument(&a) {
+        const std::size_t need = round_up(a.size + a.offset, 32), body = round_up(std::max<std::size_t>(need, 1), page);
+        length = body + 2 * page;
+        mapping = map(length, PROT_NONE);
+        mprotect(mapping + page, body, PROT_READ | PROT_WRITE);
+        std::memset(mapping + page, poison(), body);
+        end = mapping + page + body;
+        data = end - need + a.offset;
+        std::memcpy(data, a.data, a.size);
+        if (!a.writable) mprotect(mapping + page, body, PROT_READ);
+    }
+    bool intact() const {
+        for (unsigned char* p = mapping + page; p < end; ++p)
+            if ((p < data || p >= data + argument->size) && *p != poison()) return false;
+        return true;
+    }
+    void finish() {
+        if (argument->writable) std::memcpy(argument->data, data, argument->size);
+        munmap(mapping, length);
+    }
+};
+
+void run_grid() {
+    block_size = {launch->block[0], launch->block[1], launch->block[2]};
+    grid_size = {launch->grid[0], launch->grid[1], launch->grid[2]};
+    const std::uint64_t count = std::uint64_t(block_size.x) * block_size.y * block_size.z;
+    if (count == 0 || count > 1024 || launch->shared_bytes > dynamic_shared_limit) fail("invalid launch configuration");
+    threads.clear();
+    threads.resize(count);
+    std::uint64_t seed = launch->order * 0x9e3779b97f4a7c15ull + 1;
+    auto order = in_order(std::uint64_t(grid_size.x) * grid_size.y * grid_size.z);
+    arrange(order, seed);
+    for (const auto i : order) {
+        block_index = {unsigned(i % grid_size.x), unsigned(i / grid_size.x % grid_size.y), unsigned(i / grid_size.x / grid_size.y)};
+        run_block(seed);
+    }
+}
+
+// Copies the arrays to device buffers, runs the grid and copies back, also what a launch that failed has left.
+int run_with_buffers(std::size_t count, const bool* is_pointer) {
+    if (launch->argument_count != count) fail("the kernel takes %zu arguments, %zu were given", count, std::size_t(launch->argument_count));
+    static std::vector<Buffer> buffers;
+    static std::vector<unsigned char*> of;
+    buffers.clear(), buffers.reserve(count), of.assign(count + 1, nullptr);
+    for (std::size_t i = 0; i < count; ++i) {
+        if (is_pointer[i] != (launch->arguments[i].kind == 2)) fail("argument %zu: an array must be given for a pointer, and for nothing else", i);
+        if (is_pointer[i] && launch->arguments[i].data) of[i] = buffers.emplace_back(launch->arguments[i]).data;
+    }
+    arguments = launch->arguments, device_pointers = of.data();
+    volatile int status = 1;
+    if (sigsetjmp(escape, 1) == 0) {
+        run_grid();
+        for (const Buffer& buffer : buffers)
+            if (!buffer.intact()) fail("a write outside the buffer of argument %d", int(buffer.argument - launch->arguments));
+        status = 0;
+    }
+    for (Buffer& buffer : buffers) buffer.finish();
+    return status;
+}
+
+} // namespace
+
+unsigned char* const dynamic_shared_memory = map(dynamic_shared_limit + page);
+
+void fail(const char* format, ...) {
+    char text[768];
+    std::va_list rest;
+    va_start(rest, format);
+    std::vsnprintf(text, sizeof text, format, rest);
+    va_end(rest);
+    if (current)
+        std::snprintf(launch->message, launch->message_size, "block (%u, %u, %u), thread (%u, %u, %u): %s", block_index.x,
+                      block_index.y, block_index.z, current->index.x, current->index.y, current->index.z, text);
+    else
+        std::snprintf(launch->message, launch->message_size, "%s", text);
+    siglongjmp(escape, 1);
+}
+
+void wait(State state, const char* operation) {
+    current->state = state;
+    current->operation = operation;
+    Thread* self = current;
+    swapcontext(&self->context, &scheduler);
+    current = self;
+}
+
+bool complete_collective(Thread& one) {
+    const unsigned first = one.linear / 32 * 32, count = std::min<unsigned>(32, threads.size() - first);
+    unsigned char values[32][16];
+    std::memset(values, poison(), sizeof values);
+    for (unsigned lane = 0; lane < count; ++lane) {
+        const Thread& other = threads[first + lane];
+        if (!(one.mask >> lane & 1) || other.state == State::ended) continue;
+        if (other.state != State::at_collective) return false;
+        if (other.mask != one.mask || std::strcmp(other.operation, one.operation) != 0)
+            fail("lane %u is in %s with mask %08x, lane %u in %s with mask %08x", one.linear % 32, one.operation, one.mask, lane,
+                 other.operation, other.mask);
+        std::memcpy(values[lane], other.outbox, 16);
+    }
+    for (unsigned lane = 0; lane < count; ++lane) {
+        Thread& other = threads[first + lane];
+        if (!(one.mask >> lane & 1) || other.state == State::ended) continue;
+        std::memcpy(other.inbox, values, sizeof values);
+        other.state = State::ready;
+    }
+    return true;
+}
+
+bool present(unsigned lane) {
+    const unsigned linear = current->linear / 32 * 32 + lane;
+    return (current->mask >> lane & 1) && linear < threads.size() && threads[linear].state != State::ended;
+}
+
+int run(Launch* what, std::size_t count, const bool* is_pointer, void (*body)()) {
+    launch = what, kernel_body = body;
+    static unsigned char* signal_stack = map(64 * 1024);
+    stack_t alternate{signal_stack, 0, 64 * 1024}, previous_stack;
+    sigaltstack(&alternate, &previous_stack);
+    struct sigaction action{}, previous[4];
+    constexpr int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (int i = 0; i < 4; ++i) sigaction(signals[i], &action, &previous[i]);
+    volatile int status = 1;
+    if (sigsetjmp(escape, 1) == 0) status = run_with_buffers(count, is_pointer);
+    for (int i = 0; i < 4; ++i) sigaction(signals[i], &previous[i], nullptr);
+    sigaltstack(&previous_stack, nullptr);
+    current = nullptr;
+    return status;
+}
+
+} // namespace cuda_host

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One launch interface over two machines, so that a kernel's check is written once and runs emulated and on a GPU.
+
+``launch(kernel, args, grid=, block=, shared_bytes=, entry=, **params)`` renders a library kernel, runs it, and leaves
+its results in the writable arrays among `args`. Where a kernel has a parameter `block`, it is the launch's. Scalars are
+NumPy scalars of the parameter's exact type (a Python int is 64 bits wide).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import emulate
+import numpy as np
+from emulate import At, EmulationError
+
+__all__ = [
+    "At",
+    "HostLauncher",
+    "Launcher",
+    "evaluate",
+    "from_bfloat16",
+    "host_array",
+    "random_array",
+    "to_bfloat16",
+    "widen",
+]
+
+
+class Launcher(Protocol):
+    """What a kernel's check is given."""
+
+    def __call__(
+        self,
+        kernel: str,
+        args: Sequence[Any],
+        *,
+        grid: int | Sequence[int],
+        block: int | Sequence[int],
+        shared_bytes: int = 0,
+        entry: int | str = 0,
+        **params: Any,
+    ) -> None: ...
+
+    def spec(self, kernel: str) -> Any: ...
+
+
+class HostLauncher:
+    """Launches library kernels on the host, twice: with threads and blocks in ascending and in descending order.
+
+    What a missing barrier leaves depends on the order, so both must give the same bits.
+    """
+
+    def __init__(self, library: Any, orders: Sequence[str | int] = ("ascending", "descending")) -> None:
+        self.library = library
+        self.orders = tuple(orders)
+
+    def spec(self, kernel: str) -> Any:
+        return self.library[kernel]
+
+    def __call__(
+        self,
+        kernel: str,
+        args: Sequence[Any],
+        *,
+        grid: int | Sequence[int],
+        block: int | Sequence[int],
+        shared_bytes: int = 0,
+        entry: int | str = 0,
+        **params: Any,
+    ) -> None:
+        if "block" in self.spec(kernel).parameters:
+            params["block"] = block
+        rendered = self.library.render(kernel, **params)
+        names = tuple(rendered.name_expressions) or tuple(rendered.entry_points)
+        source = "\n".join(module.source for module in rendered.modules)  # LTO modules make one program
+        name = names[entry] if isinstance(entry, int) else entry
+
+        arrays = [getattr(a, "array", a) for a in args if isinstance(a, np.ndarray | At)]
+        written = [a for a in arrays if a.flags.writeable]
+        before = [a.copy() for a in written]
+        results: list[bytes] = []
+        for order in self.orders:
+            for array, start in zip(written, before, strict=True):
+                array[...] = start
+            emulate.run(source, name, args, grid, block, shared_bytes, entries=names, order=order)
+            results.append(b"".join(a.tobytes() for a in written))
+        if len(set(results)) > 1:
+            raise EmulationError(f"{name}: the result depends on the order in which threads run: a barrier is missing")
+
+
+def evaluate(spec: Any, **inputs: Any) -> Any:
+    """The kernel's reference from the manifest, over named inputs: an expression, or statements that set ``out``.
+
+    Floating inputs narrower than float64 are widened first, so that the reference is the better of the two.
+    """
+    names: dict[str, Any] = {"np": np} | {name: widen(value) for name, value in inputs.items()}
+    text = spec.reference.strip()
+    try:
+        expression = compile(text, "reference", "eval")
+    except SyntaxError:
+        exec(compile(text, "reference", "exec"), names)
+        return names["out"]
+    return eval(expression, names)
+
+
+def widen(value: Any) -> Any:
+    """float16 and float32 to float64; anything else as it is."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
+        return value.astype(np.float64)
+    return value
+
+
+def to_bfloat16(values: Any) -> np.ndarray:
+    """Round to bfloat16 (nearest even); NumPy has no such type, so the result is its bits as uint16."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """The float32 values of bfloat16 bits."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def host_array(values: Any, dtype: str) -> np.ndarray:
+    """A new array as a kernel over `dtype` takes it: bits as uint16 for bfloat16."""
+    return to_bfloat16(values) if dtype == "bfloat16" else np.array(values, dtype=dtype, order="C")
+
+
+def values_of(array: np.ndarray, dtype: str) -> np.ndarray:
+    """What `host_array` packed, as numbers."""
+    return from_bfloat16(array) if dtype == "bfloat16" else array
+
+
+def random_array(
+    shape: int | tuple[int, ...], dtype: str, *, seed: int = 0, low: float = -1.0, high: float = 1.0
+) -> np.ndarray:
+    """Seeded uniform values that `dtype` holds exactly; small integers (-9 to 9) for integer types."""
+    generator = np.random.default_rng(seed)
+    if dtype.startswith(("int", "uint")):
+        return generator.integers(0 if dtype.startswith("u") else -9, 10, shape).astype(dtype)
+    values = generator.uniform(low, high, shape)
+    return values_of(host_array(values, dtype), dtype) if dtype == "bfloat16" else values.astype(dtype)
+
+
+def tolerance(spec: Any, **tighter: float) -> Mapping[str, float]:
+    """The manifest's rtol and atol, for ``np.testing.assert_allclose``."""
+    return {**spec.tolerance, **tighter}

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels promise of their machine code, read from the disassembly: wide accesses, tensor cores, barriers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+from architectures import ARCHS
+
+INSTRUCTION = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE)
+
+# The least number of instructions that start so.
+PROMISES: dict[str, dict[str, int]] = {
+    "axpby": {"LDG.E.128": 2, "STG.E.128": 1},
+    "reduce": {"LDG.E.128": 2 * 4, "BAR.SYNC": 2, "MEMBAR": 1},  # in each of two kernels four loads in flight
+    "scan": {"LDG.E.128": 3, "STG.E.128": 3, "BAR.SYNC": 2 * 2},
+    "transpose": {"LDG.E": 4, "STG.E": 4, "STS": 4, "LDS": 4, "BAR.SYNC": 2},
+    "histogram": {"LDG.E.128": 1, "ATOMS": 4, "BAR.SYNC": 2},
+    "stencil2d": {"LDS": 5, "BAR.SYNC": 2},
+    "saxpy_nvvm": {"LDG.E.CONSTANT": 1, "FFMA": 1},
+    # a k step of a slice: 8 x 8 multiply-adds a thread out of four wide loads; one barrier before the loop, one in it
+    "sgemm": {"FFMA": 8 * 8 * 8, "LDS.128": 4 * 8, "LDG.E.128": 2, "STG.E.128": 1, "BAR.SYNC": 2},
+    # two k steps of a slice: 2 x 4 fragments, each in two halves of 8 columns
+    "hgemm_wmma": {
+        "HMMA.16816.F32": 2 * 2 * 4 * 2,
+        "LDSM": 2 * (2 + 4),
+        "LDGSTS.E.BYPASS.128": 4,
+        "STG.E.128": 1,
+        "LDS.128": 1,
+    },
+    # 8 key and 8 head fragments, each over 4 steps of 16
+    "attention": {"HMMA.16816.F32": 8 * 4 * 2, "LDSM": 4 + 4 * 4 * 2, "LDGSTS.E.BYPASS.128": 4, "STG.E.128": 1},
+    "softmax": {"LDG.E.128": 2, "STG.E.128": 1, "BAR.SYNC": 2},
+    "layernorm": {"LDG.E.128": 4, "STG.E.128": 1, "BAR.SYNC": 2},
+    "rmsnorm": {"LDG.E.128": 3, "STG.E.128": 1, "BAR.SYNC": 2},
+}
+
+
+def instructions(program: Any) -> Counter[str]:
+    """How often each instruction stands in a program."""
+    return Counter(INSTRUCTION.findall(program.sass()))
+
+
+def count(found: Counter[str], start: str) -> int:
+    return sum(number for name, number in found.items() if f"{name}.".startswith(f"{start}."))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("kernel", PROMISES)
+def test_instructions(service: Any, kernel: str, arch: str) -> None:
+    found = instructions(service.kernel(kernel, arch=arch))
+    for start, least in PROMISES[kernel].items():
+        assert count(found, start) >= least, f"{start}: expected at least {least}; found {sorted(found.items())}"
+    assert not count(found, "STL") and not count(found, "LDL"), "registers are spilled"
+
+
+@pytest.mark.parametrize(
+    ("params", "width"),
+    [
+        ({"vector_width": 2}, ".64"),
+        ({"dtype": "float16"}, ".128"),
+        ({"dtype": "float16", "vector_width": 2}, ""),
+        ({"dtype": "float16", "vector_width": 1}, ".U16"),
+    ],
+    ids=str,
+)
+def test_axpby_moves_packs_of_the_width_that_was_asked_for(service: Any, params: dict[str, Any], width: str) -> None:
+    found = instructions(service.kernel("axpby", arch="sm_90", **params))
+    loads = {name.removesuffix(".CONSTANT") for name in found if name.startswith("LDG")}
+    assert f"LDG.E{width}" in loads
+    wider = {"": {"LDG.E.64", "LDG.E.128"}, ".64": {"LDG.E.128"}, ".U16": {"LDG.E", "LDG.E.64", "LDG.E.128"}}
+    assert not loads & wider.get(width, set())
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_linker_inlines_the_other_module(library: Any, service: Any, arch: str) -> None:
+    rendered = library.render("lto_pair", activation="relu")
+    assert "activate(" in rendered.modules[0].source and "bias_activation" not in rendered.modules[0].source
+    program = service.kernel("lto_pair", arch=arch, activation="relu")
+    assert list(program.resource_usage()) == ["bias_activation"]
+    assert "activate" not in program.sass().replace("bias_activation", "")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32", "float64"])
+@pytest.mark.parametrize("tile", [16, 32, 64])
+def test_a_column_of_the_transposed_tile_lies_in_different_banks(
+    library: Any, service: Any, tile: int, dtype: str
+) -> None:
+    # Static shared memory tells the length of a row; a phase is what the hardware serves at once: 32 words of 4 bytes.
+    size = {"int8": 1, "float16": 2, "float32": 4, "float64": 8}[dtype]
+    program = service.kernel("transpose", arch="sm_80", dtype=dtype, tile=tile, block_rows=16)
+    row = program.resource_usage()["transpose"]["shared_bytes"] // tile
+    assert row > tile * size
+    words = max(size // 4, 1)
+    phase = min(32 // words, tile)
+    banks = [(lane * row // 4 + word) % 32 for lane in range(phase) for word in range(words)]
+    assert len(set(banks)) == len(banks)

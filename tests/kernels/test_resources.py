@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every kernel costs, and that it compiles clean: every variant, on the architectures that prewarm serves."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from architectures import ARCHS
+
+MANIFEST = tomllib.loads((Path(__file__).parents[2] / "kernels" / "manifest.toml").read_text())["kernels"]
+# NVRTC says of each LTO module that it made one.
+CHATTER = re.compile(r"INFO: \w+ LTOIR Container created \(\d+ bytes\)")
+RESERVED_SHARED = 1024  # bytes of each block's shared memory that CUDA keeps for itself, from sm_80 on
+
+
+def variants(kernel: str, arch: str) -> list[dict[str, Any]]:
+    """What prewarm compiles; of a kernel that takes CCCL's headers, a second apiece, the others on one architecture."""
+    all_variants = MANIFEST[kernel]["variants"]
+    return all_variants[:1] if "cccl" in MANIFEST[kernel].get("headers", ()) and arch != "sm_90" else all_variants
+
+
+def largest_block(source: str) -> int:
+    """Threads of the largest block that a kernel's own description of its launch allows."""
+    return max(math.prod(map(int, sizes)) for sizes in re.findall(r"block\s+\((\d+), (\d+), (\d+)\)", source))
+
+
+def registers_for(threads: int) -> int:
+    """Registers a thread can have in a block: 64 Ki for all, handed out to warps by 256 (8 a thread)."""
+    return min(255, 65536 // (-(-threads // 32) * 32) // 8 * 8)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("kernel", MANIFEST)
+def test_compiles_clean_and_spills_nothing(library: Any, service: Any, kernel: str, arch: str) -> None:
+    assert not MANIFEST[kernel]["variants"][0], "the first variant is the defaults"
+    for variant in variants(kernel, arch):
+        rendered = library.render(kernel, **variant)
+        program = service.kernel(kernel, arch=arch, **variant)
+        assert CHATTER.sub("", program.log).strip() == "", variant
+        usage = program.resource_usage()
+        names = {name.encode() for name in rendered.entry_points} | set(program.symbol_mapping.values())
+        assert {name.encode() for name in usage} == names, variant
+        threads = largest_block(rendered.modules[-1].source)
+        for function, used in usage.items():
+            assert (used["stack_bytes"], used["local_bytes"]) == (0, 0), (variant, function, used)
+            assert used["registers"] <= registers_for(threads), (variant, function, used)
+            assert used["shared_bytes"] <= 48 * 1024 + RESERVED_SHARED, (variant, function, used)
+
+
+# At the edge of what the constraints let through: most registers a thread, or a number that ptxas alone holds too low.
+EDGES = (
+    ("attention", {"head_dim": 128, "block_n": 64, "warps": 4, "causal": True}),
+    ("attention", {"head_dim": 64, "block_n": 64, "warps": 8}),
+    ("hgemm_wmma", {"dtype": "bfloat16", "tile_m": 32, "tile_n": 64, "tile_k": 64, "warps_m": 2, "warps_n": 4}),
+    ("hgemm_wmma", {"out_dtype": "float16", "tile_m": 128, "tile_n": 128, "tile_k": 32, "warps_m": 2, "warps_n": 4}),
+    ("hgemm_wmma", {"dtype": "bfloat16", "tile_m": 64, "tile_n": 64, "warps_m": 2, "warps_n": 2, "stages": 3}),
+    ("reduce", {"op": "max", "block": 1024}),
+    ("scan", {"dtype": "int64", "block": 512, "items": 16}),
+    ("scan", {"dtype": "int32", "block": 1024, "items": 16}),
+    ("sgemm", {"dtype": "float64", "tile_m": 64, "tile_n": 64, "tile_k": 8, "vector": 2}),
+    ("sgemm", {"tile_m": 64, "tile_n": 32, "tile_k": 16}),
+    (
+        "sgemm",
+        {"dtype": "float64", "tile_m": 64, "tile_n": 64, "tile_k": 16, "thread_m": 4, "thread_n": 2, "vector": 2},
+    ),
+    ("softmax", {"dtype": "bfloat16", "block": 1024}),
+    ("layernorm", {"dtype": "float16", "block": 1024, "save_statistics": True}),
+    ("stencil2d", {"dtype": "float64", "radius": 8, "tile_x": 64, "tile_y": 16}),
+    ("transpose", {"dtype": "float16", "tile": 32, "block_rows": 4}),
+    ("transpose", {"dtype": "bfloat16", "tile": 64, "block_rows": 4}),
+)
+
+
+@pytest.mark.parametrize(("kernel", "params"), EDGES, ids=[f"{k}-{i}" for i, (k, _) in enumerate(EDGES)])
+def test_edges_of_the_constraints_spill_nothing(
+    library: Any, service: Any, kernel: str, params: dict[str, Any]
+) -> None:
+    threads = largest_block(library.render(kernel, **params).modules[-1].source)
+    for arch in ARCHS:
+        for function, used in service.kernel(kernel, arch=arch, **params).resource_usage().items():
+            assert (used["stack_bytes"], used["local_bytes"]) == (0, 0), (arch, function, used)
+            assert used["registers"] <= registers_for(threads), (arch, function, used)
+
+
+def test_the_library_has_no_findings(library: Any) -> None:
+    assert library.check() == []
+    for spec in library:
+        assert spec.description and spec.reference and spec.tolerance and len(spec.variants) >= 2, spec.name
+        assert all(p.description for p in spec.parameters.values()), spec.name
+
+
+def test_every_kernel_starts_with_how_to_launch_it(library: Any) -> None:
+    for spec in library:
+        text = library.render(spec.name).modules[-1].source
+        head = text[: text.index("\n\n")] if "\n\n" in text else text
+        for word in ("launch", "grid", "block", "dynamic shared memory", "args"):
+            assert word in head, (spec.name, word)

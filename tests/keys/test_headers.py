@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces, header sets and manifests, on files alone. With a real compiler: tests/compile/test_headers_compiled.py."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from cuda_progcache.keys import headers
+from cuda_progcache.keys.headers import (
+    HeaderManifest,
+    HeaderSet,
+    SearchPath,
+    header_set,
+    holds,
+    may_include,
+    parse_trace,
+)
+
+LONG_AGO = 1_000_000_000
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two include directories and a source folder, with old files."""
+
+    def write(name, text="", age=LONG_AGO):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        if age is not None:
+            os.utime(path, (age, age))
+        return str(path)
+
+    for folder in ("one", "two", "src"):
+        (tmp_path / folder).mkdir()
+    write.root = tmp_path
+    write.search = SearchPath.of([str(tmp_path / "one"), str(tmp_path / "two")], "k.cu", str(tmp_path / "src"))
+    return write
+
+
+def read_set(tree, opened, code=b"", search=None):
+    trace = [(depth, str(tree.root / path)) for depth, path in opened]
+    return header_set(trace, code, search or tree.search, time.time_ns() + 10**9)
+
+
+def test_parse_trace():
+    text = "__nv_nvrtc_builtin_header.h\nhdr.h\n sub/h2.h\n/abs/with space.h\n__nv_name_map\n"
+    assert parse_trace(text) == [(0, "hdr.h"), (1, "sub/h2.h"), (0, "/abs/with space.h")]
+    assert parse_trace("__nv_nvrtc_builtin_header.h\n") == []
+
+
+@pytest.mark.parametrize("text", ["", "hdr.h\n", "k.cu(1): error: no\n"])
+def test_what_is_no_trace_is_not_taken_for_one(text):
+    assert parse_trace(text) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (b"int x;", False),
+        (b"# include <x>", True),
+        (b"#inc\\\nlude <x>", True),
+        (b"#inc\\\r\nlude <x>", True),
+        (b"#define X 1\n#pragma once\nint include;", False),
+        (b"#define X \\\n 1", True),
+        (b"%:include <x>", True),
+        (b"a % b; %:  include <x>", True),
+        (b"# /* */ include <x>", True),
+        (b"int a;\n#", False),
+        (b"??=include <x>", True),
+        (b"a ? b : c", False),
+        (b"#if __has_include(<x>)", True),
+    ],
+)
+def test_may_include(code, expected):
+    assert may_include(code) is expected
+
+
+def test_places_are_relative_to_where_a_file_was_found(tree):
+    tree("two/sub/a.h", "a")
+    tree("src/b.h", "b")
+    found = read_set(tree, [(0, "two/sub/a.h"), (0, "src/b.h")])
+    assert [h.place for h in found.headers] == [("I", 1, "sub/a.h"), ("S", 0, "b.h")]
+    assert [h.name for h in found.headers] == ["sub/a.h", "b.h"]
+    assert found.uncacheable is None
+    assert HeaderSet.from_json(found.to_json()) == found
+
+
+def test_a_set_holds_in_another_place(tree, tmp_path):
+    tree("two/a.h", "a")
+    found = read_set(tree, [(0, "two/a.h")])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.h").write_text("a")
+    moved = SearchPath.of([str(tmp_path / "none"), str(tmp_path / "elsewhere")], "k.cu", str(tmp_path))
+    assert holds(found, tree.search)
+    assert holds(found, moved)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/a.h").write_text("shadow")
+    assert not holds(found, moved)
+
+
+def test_an_edit_is_seen(tree):
+    tree("one/a.h", "a")
+    found = read_set(tree, [(0, "one/a.h")])
+    assert holds(found, tree.search)
+    tree("one/a.h", "b")
+    assert not holds(found, tree.search)
+    tree("one/a.h", "a", age=LONG_AGO + 7)
+    assert holds(found, tree.search), "touched, but equal"
+    os.unlink(tree.root / "one/a.h")
+    assert not holds(found, tree.search)
+
+
+def test_an_edit_within_one_tick_of_the_clock_is_seen(tree):
+    """Same size, same inode, same time stamps: only a file left alone for longer than a tick is remembered by stat."""
+    path = tree("one/a.h", "a", age=None)
+    found = read_set(tree, [(0, "one/a.h")])
+    stamps = os.stat(path)
+    with open(path, "r+") as file:  # keeps the inode
+        file.write("b")
+    os.utime(path, ns=(stamps.st_atime_ns, stamps.st_mtime_ns))
+    assert not holds(found, tree.search)
+
+
+def test_content_is_not_read_again_while_the_stat_stays(tree, monkeypatch):
+    path = tree("one/a.h", "a")
+    old = time.time_ns() + 10 * headers._STAMP_RESOLUTION_NS
+    monkeypatch.setattr(headers.time, "time_ns", lambda: old)  # ctime can't be set back: let the clock go on instead
+    found = header_set([(0, path)], b"", tree.search, old)
+    reads = []
+    monkeypatch.setattr(headers, "_read", reads.append)
+    assert holds(found, tree.search)
+    assert not reads
+
+
+def test_a_header_modified_during_the_compile_is_not_trusted(tree):
+    path = tree("one/a.h", "a", age=None)
+    found = header_set([(0, path)], b"", tree.search, os.stat(path).st_mtime_ns)
+    assert "modified while it was being compiled" in found.uncacheable
+
+
+@pytest.mark.parametrize("shadow", ["one/sub/a.h", "two/sub/sub/a.h"])
+def test_a_file_that_would_be_found_first_ends_the_set(tree, shadow):
+    tree("two/sub/includer.h", '#include "sub/a.h"')
+    tree("two/sub/a.h", "a")
+    found = read_set(tree, [(0, "two/sub/includer.h"), (1, "two/sub/a.h")])
+    assert holds(found, tree.search)
+    tree(shadow, "other")
+    assert not holds(found, tree.search)
+
+
+def test_absent_paths_are_cut_to_the_first_missing_folder_below_their_directory(tree):
+    tree("two/deep/er/a.h", "a")
+    tree("two/deep/er/b.h", "b")
+    found = read_set(tree, [(0, "two/deep/er/a.h"), (0, "two/deep/er/b.h")])
+    assert set(found.absent) == {("S", 0, "deep"), ("C", 0, "deep"), ("I", 0, "deep")}
+
+
+def test_has_include_is_part_of_the_set(tree):
+    tree("one/there.h")
+    code = b'#if __has_include(<there.h>) && !__has_include(<gone.h>) && !__has_include("quoted.h")\n'
+    found = read_set(tree, [], code)
+    assert holds(found, tree.search)
+    path = tree("two/gone.h")
+    assert not holds(found, tree.search)
+    os.unlink(path)
+    path = tree("src/quoted.h")
+    assert not holds(found, tree.search)
+    os.unlink(path)
+    assert holds(found, tree.search)
+    os.unlink(tree.root / "one/there.h")
+    assert not holds(found, tree.search)
+
+
+def test_has_include_in_a_header_looks_beside_it(tree):
+    tree("two/sub/a.h", '#if __has_include("b.h")\n#endif')
+    found = read_set(tree, [(0, "two/sub/a.h")])
+    tree("two/sub/b.h")
+    assert not holds(found, tree.search)
+
+
+@pytest.mark.parametrize(
+    "code", [b"#if __has_include(NAME)", b"#define HAS(x) __has_include(x)", b"#define HAS __has_include\n"]
+)
+def test_has_include_behind_a_macro_is_not_cached(tree, code):
+    assert "__has_include" in read_set(tree, [], code).uncacheable
+
+
+@pytest.mark.parametrize(
+    "code", [b"#ifdef __has_include\n#if __has_include (<a.h>)", b"#endif // __has_include(<a.h>)"]
+)
+def test_plain_uses_of_has_include_are_fine(tree, code):
+    assert read_set(tree, [], code).uncacheable is None
+
+
+@pytest.mark.parametrize("macro", ["__DATE__", "__TIME__", "__TIMESTAMP__"])
+def test_a_header_with_the_time_in_it_is_not_cached(tree, macro):
+    tree("one/a.h", f"const char *built = {macro};")
+    assert macro in read_set(tree, [(0, "one/a.h")]).uncacheable
+
+
+def test_file_macro_is_noticed(tree):
+    tree("one/a.h", "__FILE__")
+    assert read_set(tree, [(0, "one/a.h")]).mentions_file
+    tree("one/b.h", "")
+    assert not read_set(tree, [(0, "one/b.h")]).mentions_file
+
+
+def test_a_header_that_is_gone_after_the_compile_is_not_trusted(tree):
+    assert "can't be read" in read_set(tree, [(0, "one/gone.h")]).uncacheable
+
+
+def test_manifest_keeps_several_sets_and_finds_the_one_that_holds(tree, tmp_path):
+    file = tmp_path / "manifest"
+    sets = []
+    for text in ("a", "b", "c"):
+        tree("one/a.h", text)
+        sets.append(read_set(tree, [(0, "one/a.h")]))
+        manifest = HeaderManifest.read(str(file))
+        file.write_bytes(manifest.add(sets[-1]))
+    for text, expected in zip("abc", sets, strict=True):
+        tree("one/a.h", text)
+        assert HeaderManifest.read(str(file)).match(tree.search) == expected
+    tree("one/a.h", "d")
+    assert HeaderManifest.read(str(file)).match(tree.search) is None
+
+
+def test_a_manifest_doesnt_grow_for_ever(tree):
+    manifest = HeaderManifest(None)
+    for n in range(3 * headers._MAX_SETS):
+        tree("one/a.h", str(n))
+        manifest.add(read_set(tree, [(0, "one/a.h")]))
+    assert len(manifest.sets) == headers._MAX_SETS
+    assert manifest.match(tree.search) is manifest.sets[0]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"format":99,"sets":[]}', b'{"format":1,"sets":[{}]}', b"\xff"]
+)
+def test_a_damaged_manifest_is_an_empty_one(tmp_path, content):
+    file = tmp_path / "manifest"
+    file.write_bytes(content)
+    assert HeaderManifest.read(str(file)).sets == []
+    assert HeaderManifest.read(str(tmp_path / "none")).sets == []

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our option classes against cuda.core's, field by field and value by value."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import cuda.core
+import pytest
+
+from cuda_progcache import LinkerOptions, ProgramOptions
+from cuda_progcache.errors import OptionError
+from cuda_progcache.keys.options import linker_flags, nvrtc_flags, nvvm_flags, unknown_fields
+
+VALUES = [True, False, 1, 0, 3.5, "", "x", [], ["a", "b"], ("a", "b"), [1, 2], [("a", "b"), "c"]]
+FIELDS = [f.name for f in dataclasses.fields(cuda.core.ProgramOptions)]
+TYPED = [f for f in FIELDS if f not in {"name", "arch", "extra_sources"}]
+
+
+def flags_or_error(make, *arguments):
+    try:
+        return make().as_bytes(*arguments)
+    except Exception as error:  # noqa: BLE001 - which type it is, is what differs
+        return f"refused: {str(error).split('(')[0][:20]}"
+
+
+def test_fields_and_defaults_are_cuda_cores():
+    ours, theirs = (
+        [(f.name, f.default) for f in dataclasses.fields(c)] for c in (ProgramOptions, cuda.core.ProgramOptions)
+    )
+    assert ours == theirs
+    ours, theirs = (
+        [(f.name, f.default) for f in dataclasses.fields(c)] for c in (LinkerOptions, cuda.core.LinkerOptions)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("backend", [("nvrtc", "cubin"), ("nvvm", "ptx"), ("nvvm", "ltoir")])
+@pytest.mark.parametrize("name", TYPED)
+def test_flags_are_cuda_cores(name, backend):
+    for value in VALUES:
+        ours = flags_or_error(lambda: ProgramOptions(arch="sm_90", **{name: value}), *backend)  # noqa: B023
+        theirs = flags_or_error(lambda: cuda.core.ProgramOptions(arch="sm_90", **{name: value}), *backend)  # noqa: B023
+        assert ours == theirs, f"{name}={value!r}"
+
+
+def test_all_flags_together_come_in_cuda_cores_order():
+    given = {name: True for name in TYPED if name not in {"define_macro", "use_libdevice"}} | {
+        "define_macro": ["A", ("B", "1")]
+    }
+    given |= {"include_path": ["i", "j"], "pre_include": "p.h", "ptxas_options": ["-v", "-O2"], "std": "c++20"}
+    assert ProgramOptions(arch="sm_90", **given).as_bytes("nvrtc") == cuda.core.ProgramOptions(
+        arch="sm_90", **given
+    ).as_bytes("nvrtc")
+
+
+@pytest.mark.parametrize(
+    "name", [f.name for f in dataclasses.fields(cuda.core.LinkerOptions) if f.name not in {"name", "arch"}]
+)
+def test_linker_flags_are_cuda_cores(name):
+    # Slips of the peer: it drops tuples of names, False for optimize_unused_variables switches it on, and it writes
+    # true and false where nvJitLink wants 1 and 0.
+    skipped = {"kernels_used": [("a", "b")], "variables_used": [("a", "b")]}.get(name, [])
+    if name == "optimize_unused_variables":
+        skipped = [value for value in VALUES if not value]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for value in VALUES:
+            if value in skipped:
+                continue
+            ours = flags_or_error(lambda: LinkerOptions(arch="sm_90", **{name: value}))  # noqa: B023
+            theirs = flags_or_error(lambda: cuda.core.LinkerOptions(arch="sm_90", **{name: value}))  # noqa: B023
+            if name in {"ftz", "prec_div", "prec_sqrt", "fma"}:
+                theirs = [f.replace(b"=true", b"=1").replace(b"=false", b"=0") for f in theirs]
+            assert ours == theirs, f"{name}={value!r}"
+
+
+def test_tuples_of_kernel_names_reach_the_linker():
+    assert linker_flags(LinkerOptions(arch="sm_90", kernels_used=("a", "b")))[1:] == [
+        "-kernels-used=a",
+        "-kernels-used=b",
+    ]
+
+
+def test_cuda_cores_options_give_our_flags():
+    theirs = cuda.core.ProgramOptions(arch="sm_90", fma=False, define_macro="X", ptxas_options="-v")
+    ours = ProgramOptions(arch="sm_90", fma=False, define_macro="X", ptxas_options="-v")
+    assert nvrtc_flags(theirs) == nvrtc_flags(ours)
+    assert linker_flags(theirs) == linker_flags(ours) == ["-arch=sm_90", "-fma=0", "-Xptxas=-v"]
+    theirs, ours = (c(arch="sm_90", ftz=True) for c in (cuda.core.ProgramOptions, ProgramOptions))
+    assert nvvm_flags(theirs, "ltoir") == nvvm_flags(ours, "ltoir") == ["-arch=compute_90", "-ftz=1", "-gen-lto"]
+
+
+def test_a_field_we_do_not_know_is_kept_verbatim():
+    newer = dataclasses.make_dataclass("Newer", [("future", object, None)], bases=(cuda.core.ProgramOptions,))
+    assert unknown_fields(newer(arch="sm_90", future=[1, "x"])) == (("future", "[1, 'x']"),)
+    assert unknown_fields(newer(arch="sm_90")) == ()
+    assert unknown_fields(ProgramOptions(arch="sm_90")) == ()
+
+
+@pytest.mark.parametrize(
+    ("sources", "error", "words"),
+    [
+        (3, TypeError, "sequence of 2-tuples"),
+        ("a", TypeError, "2-tuple"),
+        ([["a", "b"]], TypeError, "got list at index 0"),
+        ([(1, "x")], TypeError, "name at index 0"),
+        ([("a", 3)], TypeError, "got int"),
+        ([("a", "")], ValueError, "cannot be empty"),
+    ],
+)
+def test_malformed_extra_sources(sources, error, words):
+    for options in (ProgramOptions, cuda.core.ProgramOptions):
+        with pytest.raises(error, match=words):
+            options(arch="sm_90", extra_sources=sources)
+
+
+def test_messages_for_bad_values():
+    with pytest.raises(TypeError, match="name must be a str, got int"):
+        ProgramOptions(name=5)
+    with pytest.raises(OptionError, match="define_macro"):
+        ProgramOptions(arch="sm_90", define_macro=3).as_bytes("nvrtc")
+    with pytest.raises(OptionError, match="lineinfo, max_register_count"):
+        ProgramOptions(arch="sm_90", max_register_count=3, lineinfo=True).as_bytes("nvvm")
+    with pytest.raises(ValueError, match="Unknown backend 'bogus'"):
+        ProgramOptions(arch="sm_90").as_bytes("bogus")
+    with pytest.raises(ValueError, match="Unknown backend 'driver'"):
+        LinkerOptions(arch="sm_90").as_bytes("driver")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which compiler files a key names, and by what."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from hashlib import sha256
+
+import pytest
+
+from cuda_progcache.errors import ToolchainError
+from cuda_progcache.keys import toolchain
+
+
+def test_found_where_it_will_be_loaded_from():
+    for name in ("nvrtc", "nvJitLink", "nvvm"):
+        assert os.path.realpath(toolchain.locate(name)) == os.path.realpath(toolchain.load(name))
+
+
+def test_locating_loads_nothing():
+    code = (
+        "from cuda_progcache.keys import toolchain as t\n"
+        "tools = t.toolchain('c++') + t.toolchain('ptx') + t.toolchain('nvvm', libdevice=True)\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "assert 'libnvrtc' not in maps and 'libnvvm' not in maps and 'libnvJitLink' not in maps, maps\n"
+        "import sys; assert 'cuda.pathfinder' not in sys.modules\n"
+        "print(*(tool.name for tool in tools))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["nvrtc", "nvrtc-builtins", "nvJitLink", "nvvm", "libdevice"]
+
+
+def test_build_id_is_what_the_file_says():
+    path = toolchain.locate("nvrtc")
+    kind, build_id, size = toolchain.identity(path).split(":")
+    assert kind == "build-id"
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        note = struct.pack("<III", 4, 20, 3) + b"GNU\0" + bytes.fromhex(build_id)
+        assert content.find(note) > 0
+    assert int(size) == os.path.getsize(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"plain", b"\x7fELF\x02\x01" + b"\0" * 20, b"\x7fELF\x02\x01" + b"\xff" * 200]
+)
+def test_a_file_without_build_id_is_known_by_its_content(tmp_path, content):
+    path = tmp_path / "lib.so"
+    path.write_bytes(content)
+    assert toolchain.identity(str(path)) == f"sha256:{sha256(content).hexdigest()}"
+
+
+def test_same_version_another_build_is_another_compiler(tmp_path):
+    """A patch release: same name, same version number, one byte of the build id changed."""
+    path = tmp_path / "libnvrtc-builtins.so.13.5"
+    original = next(t.path for t in toolchain.toolchain("c++") if t.name == "nvrtc-builtins")
+    shutil.copy(original, path)
+    before = toolchain.identity(str(path))
+    assert before == toolchain.identity(original)
+    build_id = bytes.fromhex(before.split(":")[1])
+    content = path.read_bytes().replace(build_id, build_id[:-1] + bytes([build_id[-1] ^ 1]))
+    path.write_bytes(content)
+    assert toolchain.identity(str(path)) != before
+
+
+def test_the_builtins_library_counts(tmp_path, monkeypatch):
+    for name in ("libnvrtc.so.13", "libnvrtc-builtins.so.13.5"):
+        (tmp_path / name).write_bytes(b"one")
+    monkeypatch.setattr(toolchain, "_located", {})
+    monkeypatch.setattr(toolchain, "_known", {})
+    toolchain._settle("nvrtc", str(tmp_path / "libnvrtc.so.13"))
+    before = toolchain.toolchain("c++")
+    (tmp_path / "libnvrtc-builtins.so.13.5").write_bytes(b"two")
+    after = toolchain.toolchain("c++")
+    assert before[0] == after[0]
+    assert before[1].identity != after[1].identity
+
+
+def test_a_library_replaced_under_the_process_is_noticed():
+    """In a process of its own: load a copy, replace it on disk as pip does (unlink, write), and ask."""
+    code = (
+        "import ctypes, os, shutil, sys, tempfile\n"
+        "from cuda_progcache.keys import toolchain as t\n"
+        "copy = os.path.join(tempfile.mkdtemp(), 'libnvrtc.so.13')\n"
+        "shutil.copy([x.path for x in t.toolchain('c++')][1], copy)\n"
+        "t._located['nvrtc'] = copy\n"
+        "ctypes.CDLL(copy)\n"
+        "assert not t.replaced_since_load('nvrtc')\n"
+        "os.unlink(copy); open(copy, 'wb').write(b'new')\n"
+        "assert t.replaced_since_load('nvrtc')\n"
+        "shutil.rmtree(os.path.dirname(copy))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_header_roots_hold_the_headers():
+    assert os.path.isfile(os.path.join(toolchain.header_root("cuda"), "cuda_fp16.h"))
+    assert os.path.isfile(os.path.join(toolchain.header_root("cccl"), "cub", "cub.cuh"))
+
+
+def test_header_roots_without_wheels(tmp_path, monkeypatch):
+    monkeypatch.setattr(toolchain, "package_dirs", list)
+    for name in ("CONDA_PREFIX", "CUDA_PATH", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ToolchainError, match=r"cuda-progcache\[headers\]"):
+        toolchain.header_root("cccl")
+    probe = tmp_path / "include/cccl/cub/version.cuh"
+    probe.parent.mkdir(parents=True)
+    probe.touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert toolchain.header_root("cccl") == str(tmp_path / "include/cccl")
+
+
+def test_unreadable_compiler_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(toolchain, "_located", {})
+    monkeypatch.setattr(toolchain, "_known", {})
+    monkeypatch.setattr(toolchain, "identity", lambda path: open(path + "gone"))  # noqa: SIM115
+    with pytest.raises(ToolchainError, match="can't be read"):
+        toolchain.toolchain("ptx")
+
+
+def test_a_library_that_moved_is_found_again(tmp_path, monkeypatch):
+    tool = toolchain.ToolFile("nvJitLink", str(tmp_path / "gone.so"), "x")
+    monkeypatch.setattr(toolchain, "_located", {"nvJitLink": tool.path})
+    monkeypatch.setattr(toolchain, "_known", {("ptx", False): ((tool, (0, 0, 0, 0)),)})
+    assert toolchain.toolchain("ptx")[0].path == toolchain.locate("nvJitLink")

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""README.md tells the truth: each of its code blocks is run, in its order, in one working directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+# These make environments and run this very suite.
+NOT_RUN = {"make demo", "make test"}
+
+
+class Block(NamedTuple):
+    line: int
+    language: str
+    text: str
+
+
+def blocks():
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
+        yield Block(README.count("\n", 0, match.start()) + 1, match[1], match[2])
+
+
+BLOCKS = list(blocks())
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """A working directory as the checkout's root would be, a cache of its own, and the tools on PATH."""
+    from cuda_progcache.compile.inspect import find_tool
+
+    for name in ("ci", "kernels"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "cache"))
+    tools = (os.path.dirname(sys.executable), os.path.dirname(find_tool("cuobjdump")))
+    monkeypatch.setenv("PATH", os.pathsep.join(tools), prepend=os.pathsep)
+    # The run of pytest inside this one is a run of its own.
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
+def test_there_is_something_to_run():
+    languages = [block.language for block in BLOCKS]
+    assert languages.count("python") >= 4
+    assert languages.count("console") >= 5
+    assert set(languages) <= {"python", "console", "cuda"}
+
+
+def test_every_block_runs(environment, capsys):
+    """In one test: later blocks look at what earlier ones compiled, so xdist must not part them."""
+    for block in BLOCKS:
+        try:
+            run(block, environment, capsys)
+        except Exception as error:
+            error.add_note(f"in the block at README.md:{block.line}")
+            raise
+
+
+def run(block, environment, capsys):
+    named = re.match(r"(?://|#) (\S+\.\w+)\n", block.text)
+    if named:  # a file that later blocks use
+        Path(named[1]).write_text(block.text)
+    if block.language == "python":
+        exec(compile(block.text, f"README.md:{block.line}", "exec"), {"__name__": "readme"})
+        printed = capsys.readouterr().out
+        assert bool(printed) is ("print(" in block.text)
+    elif block.language == "console":
+        commands = [line.removeprefix("$ ") for line in block.text.splitlines() if line.startswith("$ ")]
+        assert commands
+        script = "\n".join(command for command in commands if command not in NOT_RUN)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (script, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        if "pytest" in script:
+            assert re.findall(r"progcache: (\d+) hits?, (\d+) miss", done.stdout) == [("0", "1"), ("1", "0")]
+    else:
+        assert named, "a source that no block can use"
+
+
+def test_links_and_the_picture_are_there():
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert "ci/docs/how-it-works.svg" in targets
+    for target in targets:
+        assert (REPOSITORY / target).exists(), target
+    picture = ET.parse(REPOSITORY / "ci" / "docs" / "how-it-works.svg").getroot()
+    texts = ["".join(element.itertext()) for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"hit", "miss"} <= set(texts)
+
+
+def test_the_benchmark_table_can_be_written(tmp_path):
+    """From a report as ``python -m ci.bench`` writes it, into a README with the markers."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("bench_table", REPOSITORY / "ci" / "docs" / "bench_table.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.BEGIN in README
+    assert script.END in README
+    report = {
+        "created": "2026-01-02T03:04:05Z",
+        "python": "3.11.7",
+        "machine": {"cpu": "a processor", "cpus": 2},
+        "versions": {"cuda-core": "1.2.2", "missing": None},
+        "benchmarks": [
+            {"what": "get", "sides": {"ours": {"median": 8e-6}, "cuda.core": {"median": 1.6e-5}}, "refused": {}},
+            {"what": "headers", "sides": {"ours": {"median": 1.5e-3}}, "refused": {"cuda.core": "no"}},
+            {"what": "miss", "sides": {"ours": {"median": 1.25}, "bare": {"median": 1.2}}, "refused": {}},
+        ],
+    }
+    table = script.table(report)
+    assert "| get | 8 µs | 16 µs | 0.50× |" in table
+    assert "| headers | 1.5 ms | refused |  |" in table
+    assert "| miss | 1.25 s | (bare: 1.2 s) |  |" in table
+    assert "cuda-core 1.2.2" in table
+    assert "missing" not in table
+
+
+def test_the_readme_names_kernels_that_exist():
+    from cuda_progcache import KernelLibrary
+
+    named = set(re.findall(r"--kernel (\w+)(?: |$|\))", README)) | set(re.findall(r'\.kernel\("(\w+)"', README))
+    assert named
+    assert named <= set(KernelLibrary().names) | {"scale"}

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, TemplateError
+from cuda_progcache.service.manifest import KernelLibrary, bundled_library
+
+AXPBY = """\
+format = 1
+[kernels.axpby]
+template = "axpby.cu.j2"
+description = "y = a*x + b*y"
+entry_points = ["axpby_{{ dtype }}", "plain"]
+name_expressions = ["axpby<{{ dtype | ctype }}, {{ block }}>"]
+headers = ["cuda"]
+options = { std = "c++17" }
+min_arch = 80
+reference = "a * x + b * y"
+tolerance = { rtol = 1e-5, atol = 0 }
+constraints = [ { require = "block % 32 == 0", message = "block must be a multiple of the warp size" } ]
+[kernels.axpby.parameters]
+dtype = { type = "dtype", values = ["float32", "float64", "f2"], default = "float32", description = "element type" }
+block = { type = "int", min = 32, max = 1024, default = 256 }
+scale = { type = "float", default = 1 }
+fast = { type = "bool", default = false }
+label = { type = "str", values = ["sum", "max"], default = "sum" }
+[[kernels.axpby.variants]]
+[[kernels.axpby.variants]]
+dtype = "<f2"
+"""
+SOURCE = '{% include "head.cuh.j2" %}\n{{ dtype|ctype }} x[{{ block }}]; // {{ scale }} {{ fast }} {{ label }}\n'
+
+
+@pytest.fixture
+def library(tmp_path):
+    return make(tmp_path)
+
+
+def make(folder, manifest=AXPBY, **templates):
+    files = {
+        "axpby.cu.j2": SOURCE,
+        "head.cuh.j2": "// head\n",
+        **{n.replace("_", "."): t for n, t in templates.items()},
+    }
+    for name, text in {**files, "manifest.toml": manifest}.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return KernelLibrary(folder)
+
+
+def test_a_library_is_its_manifest(library, tmp_path):
+    assert (library.names, len(library), [spec.name for spec in library]) == (("axpby",), 1, ["axpby"])
+    assert "axpby" in library
+    assert "other" not in library
+    assert (library.path, library.manifest) == (tmp_path, tmp_path / "manifest.toml")
+    spec = library["axpby"]
+    assert (spec.templates, spec.code_type, spec.headers, spec.min_arch) == (("axpby.cu.j2",), "c++", ("cuda",), 80)
+    assert (spec.options, spec.tolerance) == ({"std": "c++17"}, {"rtol": 1e-5, "atol": 0})
+    assert spec.variants == ({}, {"dtype": "float16"})
+    dtype = spec.parameters["dtype"]
+    assert (dtype.type, dtype.values, dtype.default, dtype.description) == (
+        "dtype",
+        ("float32", "float64", "float16"),
+        "float32",
+        "element type",
+    )
+    assert (spec.parameters["block"].min, spec.parameters["block"].max) == (32, 1024)
+    assert KernelLibrary(tmp_path / "manifest.toml").names == library.names
+
+
+def test_render(library, tmp_path):
+    rendered = library.render("axpby", dtype=np.float16, block=np.int64(64))
+    assert rendered.params == {"dtype": "float16", "block": 64, "scale": 1.0, "fast": False, "label": "sum"}
+    (module,) = rendered.modules
+    assert (module.name, module.template) == ("axpby", "axpby.cu.j2")
+    assert module.source == "// head\n__half x[64]; // 1.0 False sum\n"
+    assert rendered.entry_points == ("axpby_float16", "plain")
+    assert rendered.name_expressions == ("axpby<__half, 64>",)
+    assert rendered.template_digests == {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("axpby.cu.j2", "head.cuh.j2")
+    }
+    assert [str(location) for location in module.source_map().lines[:2]] == ["head.cuh.j2:1", "axpby.cu.j2:2"]
+
+
+def test_several_templates_are_several_modules(tmp_path):
+    manifest = 'format = 1\n[kernels.pair]\ntemplates = ["main.cu.j2", "part.cu.j2"]\nentry_points = ["k"]\n'
+    library = make(tmp_path, manifest, main_cu_j2="a", part_cu_j2="b")
+    assert [(m.name, m.source, m.template) for m in library.render("pair").modules] == [
+        ("main", "a", "main.cu.j2"),
+        ("part", "b", "part.cu.j2"),
+    ]
+    assert set(library.render("pair").template_digests) == {"main.cu.j2", "part.cu.j2"}
+
+
+def test_a_source_map_of_an_edited_template_is_not_known(library, tmp_path):
+    (module,) = library.render("axpby").modules
+    (tmp_path / "axpby.cu.j2").write_text("other\n" + SOURCE)
+    found = module.source_map()
+    assert (found.text, found.lines, found.reason) == (
+        module.source,
+        (),
+        "axpby.cu.j2 changed since it was rendered",
+    )
+    (tmp_path / "axpby.cu.j2").write_text("{{ nothing }}")
+    assert module.source_map().reason.startswith("the template changed since it was rendered: axpby.cu.j2:1: 'nothing'")
+
+
+def test_an_unknown_kernel_names_the_nearest(library):
+    with pytest.raises(KernelNotFoundError) as caught:
+        library.render("axpy")
+    assert str(caught.value) == f"no kernel 'axpy' in {library.manifest}; did you mean 'axpby'?"
+    with pytest.raises(KernelNotFoundError, match=r"there are: axpby$"):
+        library["zzz"]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"blok": 1}, "has no parameter 'blok'; did you mean 'block'?"),
+        ({"zzz": 1}, "has no parameter 'zzz'; it has: block, dtype, fast, label, scale"),
+        ({"block": "64"}, "block must be an int, not '64' (str)"),
+        ({"block": 64.0}, "block must be an int, not 64.0 (float)"),
+        ({"block": True}, "block must be an int, not True (bool)"),
+        ({"scale": "1"}, "scale must be a float, not '1' (str)"),
+        ({"scale": True}, "scale must be a float, not True (bool)"),
+        ({"fast": 1}, "fast must be a bool, not 1 (int)"),
+        ({"label": 1}, "label must be a str, not 1 (int)"),
+        ({"label": "summ"}, "label = 'summ' is not one of sum, max; nearest: 'sum'"),
+        ({"label": "qqq"}, "label = 'qqq' is not one of sum, max"),
+        ({"block": 16}, "block = 16 is below its minimum; nearest: 32"),
+        ({"block": 2048}, "block = 2048 is above its maximum; nearest: 1024"),
+        ({"dtype": "int32"}, "dtype = 'int32' is not one of float32, float64, float16; nearest: "),
+        ({"dtype": "flot32"}, "dtype: no CUDA C++ type for dtype 'flot32'; did you mean 'float32'?"),
+        ({"dtype": 3}, "dtype: 3 is not a dtype; give a NumPy dtype"),
+        ({"block": 100}, "block must be a multiple of the warp size (block % 32 == 0 is false for block = 100)"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_anything_is_rendered(tmp_path, params, message):
+    library = make(tmp_path, axpby_cu_j2="{{ would_fail }}")
+    with pytest.raises(ParameterError) as caught:
+        library.render("axpby", **params)
+    assert str(caught.value).startswith("kernel 'axpby'")
+    assert message in str(caught.value)
+
+
+def test_parameters_become_plain_python(library):
+    bound = library["axpby"].bind(
+        {"scale": np.float32(0.5), "fast": np.bool_(1), "dtype": np.dtype("f8"), "label": "max"}
+    )
+    assert bound == {"dtype": "float64", "block": 256, "scale": 0.5, "fast": True, "label": "max"}
+    assert [type(value) for value in bound.values()] == [str, int, float, bool, str]
+    assert type(library["axpby"].bind({"scale": 2})["scale"]) is float
+
+
+def test_a_number_has_a_nearest_value(tmp_path):
+    manifest = """format = 1
+[kernels.k]
+template = "k.j2"
+entry_points = ["k"]
+[kernels.k.parameters]
+n = { type = "int", values = [1, 2, 4, 8], default = 1 }
+x = { type = "float", max = 1.5, default = 0.0 }
+"""
+    spec = make(tmp_path, manifest)["k"]
+    with pytest.raises(ParameterError, match="n = 7 is not one of 1, 2, 4, 8; nearest: 8"):
+        spec.bind({"n": 7})
+    with pytest.raises(ParameterError, match="x = nan is above its maximum"):
+        spec.bind({"x": float("nan")})
+    with pytest.raises(ParameterError, match="kernel 'k' has no parameter 'm'"):
+        spec.bind({"m": 7})
+
+
+def test_a_parameter_without_default_has_to_be_given(tmp_path):
+    manifest = AXPBY.replace(", default = 256 }", " }")
+    with pytest.raises(ManifestError, match=r"kernel 'axpby', variant 1: parameter 'block' .int. has no default"):
+        make(tmp_path, manifest)
+    library = make(tmp_path, manifest.replace("variants]]\n", "variants]]\nblock = 64\n"))
+    assert library.render("axpby", block=32).params["block"] == 32
+    with pytest.raises(ParameterError, match=r"parameter 'block' .int. has no default; give it"):
+        library.render("axpby")
+    without = manifest[: manifest.index("[[kernels.axpby.variants]]")]
+    with pytest.raises(ManifestError, match="block without default: list a variant that sets them"):
+        make(tmp_path, without)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("format = 1", "format = 2", "manifest.toml: format must be 1, is 2"),
+        ("format = 1", "", "manifest.toml: format must be 1, is None"),
+        ("format = 1", "format = 1\nkernel = 3", "manifest.toml: unknown field 'kernel'; did you mean 'kernels'?"),
+        ("[kernels.axpby]", "[kernels.axpby", "manifest.toml is not valid TOML: "),
+        ("description =", "descripton =", "kernel 'axpby': unknown field 'descripton'; did you mean 'description'?"),
+        ("description =", "name = 'x'\ndescription =", "kernel 'axpby': unknown field 'name'"),
+        ("min_arch = 80", "min_arch = 'sm_80'", "kernel 'axpby', min_arch: expected `int | null`, got `str`"),
+        ("template =", "templates = ['b']\ntemplate =", 'give either template = "file" or templates ='),
+        ('template = "axpby.cu.j2"', "", "give either template"),
+        ('template = "axpby.cu.j2"', "templates = []", "kernel 'axpby', templates: the list is empty"),
+        ('template = "axpby.cu.j2"', "template = 3", "kernel 'axpby', templates[0]: expected `str`, got `int`"),
+        (
+            'headers = ["cuda"]',
+            'headers = ["cudaa"]',
+            "headers: 'cudaa' is not one of cuda, cccl; did you mean 'cuda'?",
+        ),
+        ("min_arch = 80", 'code_type = "c+"', "code_type: 'c+' is not one of c++, nvvm"),
+        ("rtol", "rtoll", "kernel 'axpby', tolerance: unknown field 'rtoll'; did you mean 'rtol'?"),
+        ("require =", "requires =", "kernel 'axpby', constraint 1: unknown field 'requires'; did you mean 'require'?"),
+        ('message = "block', 'message = 3, x = "block', "constraint 1: unknown field 'x'"),
+        ("block = { type", "blöck! = { type", "is not valid TOML"),
+        ("block = { type", '"blo ck" = { type', "parameter 'blo ck': the name must be a Python identifier"),
+        (
+            "block = { type",
+            "arch = { type",
+            "parameter 'arch': the name must be a Python identifier, no keyword, and none of",
+        ),
+        ('type = "int"', 'type = "integer"', "parameter 'block', type: 'integer' is not one of int, float,"),
+        ('type = "int", ', "", "parameter 'block': object missing required field `type`"),
+        ("max = 1024", "maxi = 1024", "parameter 'block': unknown field 'maxi'; did you mean 'max'?"),
+        ("max = 1024", "max = 16", "parameter 'block': min 32 is above max 16"),
+        ("default = 256", "default = 16", "parameter 'block': block = 16 is below its minimum; nearest: 32"),
+        ("default = 256", 'default = "256"', "parameter 'block': block must be an int, not '256' (str)"),
+        ('default = "sum"', 'default = "min"', "parameter 'label': label = 'min' is not one of sum, max"),
+        (
+            'default = "sum"',
+            'min = 1, default = "sum"',
+            "parameter 'label': min and max are for int and float, not str",
+        ),
+        ('values = ["sum", "max"]', "values = []", "parameter 'label': values is empty"),
+        ('values = ["sum", "max"]', "values = ['sum', 3]", "parameter 'label': label must be a str, not 3 (int)"),
+        ('"f2"]', '"f3"]', "parameter 'dtype': dtype: no CUDA C++ type for dtype 'f3'"),
+        ('dtype = "<f2"', 'dtype = "int8"', "kernel 'axpby', variant 2: dtype = 'int8' is not one of float32,"),
+        (
+            'dtype = "<f2"',
+            'dtyp = "float16"',
+            "kernel 'axpby', variant 2: has no parameter 'dtyp'; did you mean 'dtype'?",
+        ),
+        (
+            'fast = { type = "bool", default = false }',
+            "fast = 3",
+            "parameter 'fast': must be a table with a type, is 3",
+        ),
+        ('options = { std = "c++17" }', "options = 3", "kernel 'axpby', options: expected `object`, got `int`"),
+        ("tolerance = { rtol = 1e-5, atol = 0 }", "tolerance = 3", "kernel 'axpby', tolerance: must be a table, is 3"),
+    ],
+)
+def test_a_wrong_manifest_names_file_kernel_and_field(tmp_path, old, new, message):
+    assert old in AXPBY
+    with pytest.raises(ManifestError) as caught:
+        make(tmp_path, AXPBY.replace(old, new, 1))
+    assert str(caught.value).startswith(str(tmp_path / "manifest.toml"))
+    assert message in str(caught.value)
+
+
+def test_a_kernel_needs_a_name_to_launch(tmp_path):
+    with pytest.raises(ManifestError, match=r"kernel 'k': give entry_points .* or name_expressions"):
+        make(tmp_path, 'format = 1\n[kernels.k]\ntemplate = "k.j2"\n')
+    with pytest.raises(ManifestError, match=r"manifest.toml: no \[kernels.NAME\] table"):
+        make(tmp_path, "format = 1\n")
+    with pytest.raises(ManifestError, match="kernel 'k': must be a table, is 3"):
+        make(tmp_path, "format = 1\nkernels = { k = 3 }\n")
+
+
+def test_a_missing_manifest_names_the_file(tmp_path):
+    with pytest.raises(ManifestError) as caught:
+        KernelLibrary(tmp_path / "nowhere")
+    file = tmp_path / "nowhere" / "manifest.toml"
+    assert str(caught.value) == f"can't read the kernel manifest {file}: No such file or directory"
+
+
+def test_names_that_do_not_render_blame_the_manifest(tmp_path):
+    library = make(tmp_path, AXPBY.replace("{{ block }}>", "{{ blok }}>"))
+    with pytest.raises(ManifestError) as caught:
+        library.render("axpby")
+    assert str(caught.value) == (
+        f"{library.manifest}: kernel 'axpby', name_expressions 'axpby<{{{{ dtype | ctype }}}}, {{{{ blok }}}}>': "
+        "<string>:1: 'blok' is undefined; did you mean 'block'?"
+    )
+    library = make(tmp_path, AXPBY.replace("block % 32 == 0", "block % warp == 0"))
+    with pytest.raises(ManifestError, match="kernel 'axpby', constraint 'block % warp == 0': 'warp' is undefined"):
+        library.render("axpby")
+
+
+def test_a_missing_template_is_a_template_error(tmp_path):
+    library = make(tmp_path, AXPBY.replace('"axpby.cu.j2"', '"axpy.cu.j2"'))
+    with pytest.raises(TemplateError, match=r"no template 'axpy.cu.j2' in .*; did you mean 'axpby.cu.j2'\?"):
+        library.render("axpby")
+    assert library.check() == [
+        f"axpby: axpy.cu.j2: no template 'axpy.cu.j2' in {tmp_path}; did you mean 'axpby.cu.j2'?"
+    ]
+
+
+def test_check_finds_nothing_where_all_is_well(library):
+    assert library.check() == []
+    assert library.undeclared("axpby") == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "template", "problems"),
+    [
+        ("", "", SOURCE + "{{ blok }}", ["a template uses 'blok', which is no parameter; did you mean 'block'?"]),
+        ("", "", SOURCE.replace("{{ label }}", ""), ["nothing uses parameter 'label'"]),
+        ("", "", SOURCE + "{% endif %}", ["axpby.cu.j2:3: Encountered unknown tag 'endif'"]),
+        ("std =", "stdd =", SOURCE, ["unknown option 'stdd'; did you mean 'std'?"]),
+        ("std =", "arch =", SOURCE, ["option 'arch' is set when the kernel is compiled, not in the manifest"]),
+        ("block % 32", "blok % 32", SOURCE, ["a constraint uses 'blok', which is no parameter; did you mean 'block'?"]),
+        ("block % 32", "block %% 32", SOURCE, ["unexpected '%'"]),
+        ('dtype = "<f2"', 'dtype = "float32"', SOURCE, ["variant 2 ({'dtype': 'float32'}) is there twice"]),
+        (
+            'dtype = "<f2"',
+            "block = 48",
+            SOURCE,
+            ["variant 2: kernel 'axpby': block must be a multiple of the warp"],
+        ),
+        (
+            "[[kernels.axpby.variants]]\n[[",
+            "[[",
+            SOURCE + "{{ 1 // 0 if dtype == 'float32' }}",
+            ["the defaults: axpby.cu"],
+        ),
+        ('["axpby_{{ dtype }}"', '["axpby_{{ dtyp }}"', SOURCE, ["variant 1: ", "variant 2: "]),
+    ],
+)
+def test_check_says_what_is_wrong(tmp_path, old, new, template, problems):
+    library = make(tmp_path, AXPBY.replace(old, new, 1), axpby_cu_j2=template)
+    found = library.check()
+    for problem in problems:
+        assert any(line.startswith(f"axpby: {problem}") for line in found), found
+
+
+def test_undeclared_names(tmp_path):
+    library = make(tmp_path, axpby_cu_j2=SOURCE + "{{ blok }}{{ other }}")
+    assert library.undeclared("axpby") == ("blok", "other")
+
+
+def test_libraries_and_rendered_kernels_pickle(library):
+    rendered = library.render("axpby")
+    again, kernel = pickle.loads(pickle.dumps((library, rendered)))
+    assert again.render("axpby") == rendered == kernel
+    assert kernel.modules[0].source_map().lines
+
+
+def test_loading_a_library_imports_neither_jinja2_nor_numpy():
+    code = (
+        "import sys; from cuda_progcache.service.manifest import KernelLibrary; KernelLibrary();"
+        "sys.exit(sorted({'numpy', 'jinja2', 'difflib', 'cuda.core'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_bundled_library_is_found_and_sound():
+    library = KernelLibrary()
+    assert library.path == bundled_library()
+    assert len(library) >= 10
+    assert library.check() == []
+
+
+def test_the_bundled_library_maps_every_visible_line():
+    library = KernelLibrary()
+    for spec in library:
+        for module in library.render(spec.name, **(spec.variants[0] if spec.variants else {})).modules:
+            found = module.source_map()
+            assert found.reason == "", module.template
+            for number, line in enumerate(module.source.split("\n"), 1):
+                location = found.lookup(number)
+                assert (location is not None) == bool(line.strip()), (module.template, number, line)
+                if location is None:
+                    continue
+                origin = (library.path / location.template).read_text(encoding="utf-8").split("\n")[location.line - 1]
+                if "{{" not in origin and "{%" not in origin and "{#" not in origin:
+                    assert line.split() == origin.split(), (module.template, number)
+
+
+def test_without_a_library_both_places_are_named(monkeypatch, tmp_path):
+    from cuda_progcache.service import manifest
+
+    monkeypatch.setattr(manifest, "__file__", str(tmp_path / "cuda_progcache" / "service" / "manifest.py"))
+    with pytest.raises(ManifestError) as caught:
+        KernelLibrary()
+    places = (tmp_path / "cuda_progcache" / "kernels", tmp_path / "kernels")
+    assert str(caught.value) == (
+        f"the bundled kernel library is neither in {places[0]} nor in {places[1]}; reinstall cuda-progcache"
+    )
+    for place in reversed(places):
+        place.mkdir(parents=True)
+        make(place)
+        assert KernelLibrary().path == place

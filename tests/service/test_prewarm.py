@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prewarming: everything that was listed lies in the cache afterwards, or the report says what doesn't."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgramCache
+from cuda_progcache.errors import ArchError, KernelNotFoundError
+from cuda_progcache.service.worker import Worker, WorkerDiedError
+
+ARCHS = ["sm_80", "sm_90"]
+
+
+def test_twice(service):
+    first = service.prewarm(archs=ARCHS, jobs=2)
+    assert (first.ok, first.compiled, first.hits, first.failed) == (True, 10, 0, 0)
+    assert first.compile_seconds > 0
+    assert first.saved_seconds == 0
+    again = service.prewarm(archs=ARCHS, jobs=2)
+    assert (again.ok, again.compiled, again.hits) == (True, 0, 10)
+    assert again.saved_seconds > 0
+    assert again.bytes == first.bytes == sum(item.size for item in first.items)
+    assert [i.digest for i in again.items] == [i.digest for i in first.items]
+    for item in first.items:
+        assert service.cache.info(item.digest).size == item.size
+        assert service.kernel(item.kernel, arch=item.arch, **item.variant).hit
+
+
+def test_the_report_is_in_the_manifests_order(service):
+    report = service.prewarm(archs=ARCHS, jobs=2)
+    kernels = ["fill", "fill", "fill", "fill", "typed", "typed", "pair", "pair", "ir", "ir"]
+    assert [i.kernel for i in report.items] == kernels
+    assert [i.arch for i in report.items] == ARCHS * 5
+    assert [i.variant for i in report.items[:4]] == [{}, {}, {"dtype": "int32"}, {"dtype": "int32"}]
+    written = json.loads(json.dumps(report.to_dict()))
+    assert written["compiled"] == 10
+    assert written["items"][2]["variant"] == {"dtype": "int32"}
+
+
+def test_progress_comes_in_the_calling_thread(service):
+    seen = []
+    service.prewarm(
+        archs=ARCHS, jobs=2, on_progress=lambda item, done, total: seen.append((done, total, threading.get_ident()))
+    )
+    assert seen == [(n, 10, threading.get_ident()) for n in range(1, 11)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_in_memory_caches_are_filled_by_threads(library_dir, jobs):
+    service = CompileService(InMemoryProgramCache(), library=library_dir)
+    assert service.prewarm(archs=["sm_80"], jobs=jobs).compiled == 5
+    assert service.kernel("typed", arch="sm_80").hit
+
+
+def test_failures_are_reported_and_the_rest_is_done(service, library_dir):
+    (library_dir / "typed.cu.j2").write_text("int x = {{ dtype }};")
+    (library_dir / "ir.ll.j2").write_text("{{ nope }}")
+    report = service.prewarm(archs=ARCHS, jobs=2)
+    assert not report.ok
+    assert (report.compiled, report.failed) == (6, 4)
+    errors = {i.kernel: i.error for i in report.items if i.status == "failed"}
+    assert "typed.cu.j2:1: error" in errors["typed"]
+    assert "nope" in errors["ir"]
+
+
+def test_what_a_kernel_cannot_run_on_is_skipped(service):
+    report = service.prewarm(archs=["sm_75"], jobs=1)
+    skipped = [i for i in report.items if i.status == "skipped"]
+    assert [i.kernel for i in skipped] == ["typed"]
+    assert "sm_80 or later" in skipped[0].error
+    assert (report.skipped, report.compiled, report.ok) == (1, 4, True)
+
+
+def test_only_some_kernels_and_another_library(service, tmp_path):
+    assert service.prewarm(archs=["sm_80"], kernels=["pair", "ir"]).compiled == 2
+    other = CompileService(service.cache)
+    assert other.prewarm(service.library.path, archs=["sm_80"], kernels=["pair"]).hits == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"archs": []}, ArchError, "no architecture"),
+        ({"archs": ["sm_80", "sm_999"]}, ArchError, "sm_999"),
+        ({"archs": ["sm_80"], "kernels": ["fil"]}, KernelNotFoundError, "fill"),
+        ({"archs": ["sm_80"], "kernels": []}, KernelNotFoundError, "no kernel"),
+        ({"archs": ["sm_80"], "jobs": 0}, ValueError, "at least 1"),
+    ],
+    ids=str,
+)
+def test_wrong_input_before_any_compile(service, given, error, words):
+    with pytest.raises(error, match=words):
+        service.prewarm(**given)
+    assert len(service.cache) == 0
+
+
+def test_what_could_not_be_stored_is_a_failure(service, library_dir):
+    (library_dir / "typed.cu.j2").write_text("// __TIME__\ntemplate <class T> __global__ void typed(T *a) {}\n")
+    path = library_dir / "manifest.toml"
+    path.write_text(path.read_text().replace("{{ dtype | ctype }}", "float"))
+    report = CompileService(service.cache, library=library_dir).prewarm(archs=["sm_80"], kernels=["typed"], jobs=1)
+    assert report.failed == 1
+    assert "__TIME__" in report.items[0].error
+
+
+def test_a_worker_that_dies_fails_its_job_and_no_other(service, monkeypatch):
+    original = Worker.run
+
+    def killed_for_pair(self, job):
+        if job["kernel"] == "pair":
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        return original(self, job)
+
+    monkeypatch.setattr(Worker, "run", killed_for_pair)
+    report = service.prewarm(archs=ARCHS, jobs=2)
+    assert {i.kernel for i in report.items if i.status == "failed"} == {"pair"}
+    assert report.compiled == 8
+    assert all("signal 9" in i.error for i in report.items if i.status == "failed")
+
+
+def test_worker_protocol(service):
+    worker = Worker({"cache": service.cache.settings, "library": str(service.library.path)})
+    try:
+        answer = worker.run({"kernel": "fill", "variant": {}, "arch": "sm_80"})
+        assert (answer["hit"], len(answer["digest"])) == (False, 64)
+        assert "no kernel 'gone'" in worker.run({"kernel": "gone", "variant": {}, "arch": "sm_80"})["error"]
+    finally:
+        worker.close()
+    with pytest.raises(WorkerDiedError):
+        worker.run({"kernel": "fill", "variant": {}, "arch": "sm_80"})
+
+
+def test_a_script_without_a_main_guard_may_prewarm(tmp_path, library_dir):
+    """Worker processes don't run the caller's script again, as multiprocessing's spawn would."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        from cuda_progcache import CompileService
+        print("started")
+        service = CompileService({str(tmp_path / "cache")!r}, library={str(library_dir)!r})
+        report = service.prewarm(archs=["sm_80"], jobs=2)
+        print(report.compiled)
+        """)
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["started", "5"]
+
+
+def test_an_interrupted_prewarm_leaves_no_worker_behind(service):
+    def stop(item, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        service.prewarm(archs=ARCHS, jobs=2, on_progress=stop)
+    children = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True, check=False
+    ).stdout
+    assert "service.worker" not in children
+
+
+def test_entries_written_by_workers_are_durable_as_the_cache_asks(tmp_path, library_dir):
+    cache = FileStreamProgramCache(tmp_path / "capped", durability="none", max_size_bytes=1 << 30)
+    assert cache.settings == {
+        "path": str(tmp_path / "capped"), "max_size_bytes": 1 << 30, "durability": "none", "shared": False,
+    }  # fmt: skip
+    assert CompileService(cache, library=library_dir).prewarm(archs=["sm_80"], jobs=2).ok

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fails the n-th system call that touches a directory tree, in this process, as a disk or a server would."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Callable, Iterator
+from typing import Self
+
+import pytest
+
+#: Functions of ``os`` that ask the file system something. Those that change names can fail after the fact, too.
+CHANGES = ("mkdir", "replace", "rename", "unlink", "remove", "rmdir", "link", "symlink", "utime", "chmod", "truncate")
+BY_PATH = ("open", "stat", "lstat", "listdir", "scandir", "readlink", "statvfs", *CHANGES)
+BY_FD = ("read", "pread", "readv", "write", "pwrite", "writev", "fstat", "fsync", "fdatasync", "ftruncate", "close",
+         "utime", "chmod", "sendfile", "copy_file_range", "posix_fadvise")  # fmt: skip
+
+
+class Injector:
+    """Counts the calls on what lies under ``root`` (by path, or by a descriptor opened there), and fails chosen ones.
+
+    Attributes
+    ----------
+    calls : list of str
+        Those made since :meth:`arm`, in order: "replace entries".
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._descriptors: set[int] = set()
+        self.calls: list[str] = []
+        self._fails: Callable[[int], bool] = lambda _: False
+        self._make: Callable[[str], OSError] | None = None
+        self._after = False
+
+    def arm(self, fails: Callable[[int], bool], make: Callable[[str], OSError], *, after: bool = False) -> None:
+        """From now on, fail the calls (from 0) that ``fails`` says, with ``make(path)``; after doing them, if said."""
+        self.calls = []
+        self._fails, self._make, self._after = fails, make, after
+
+    def disarm(self) -> None:
+        """Fail nothing more."""
+        self._make = None
+
+    def _ours(self, args: tuple[object, ...]) -> str | None:
+        if args and isinstance(args[0], int):
+            return "descriptor" if args[0] in self._descriptors else None
+        if args and isinstance(args[0], (str, os.PathLike)) and os.fspath(args[0]).startswith(self._root):
+            return os.fspath(args[0])
+        return None
+
+    def wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
+        """The function with faults."""
+
+        @functools.wraps(real)
+        def faulty(*args: object, **kwargs: object) -> object:
+            path = self._ours(args)
+            if path is None:
+                return real(*args, **kwargs)
+            number = len(self.calls)
+            rest = path.removeprefix(self._root).strip("/").split("/")[0]
+            self.calls.append(f"{name} {rest}")
+            fails = self._make is not None and self._fails(number)
+            if fails and name != "close" and not (self._after and name in CHANGES):
+                raise self._make(path)
+            result = real(*args, **kwargs)
+            if name == "close":
+                self._descriptors.discard(args[0])
+            elif name == "open":
+                self._descriptors.add(result)
+            if fails:
+                raise self._make(path)
+            return _Listing(self, result) if name == "scandir" else result
+
+        return faulty
+
+    def access(self, real: Callable[..., bool]) -> Callable[..., bool]:
+        """``os.access`` says no instead of raising."""
+
+        def faulty(path: str, *args: object, **kwargs: object) -> bool:
+            number = len(self.calls)
+            if self._ours((path,)) is not None:
+                self.calls.append("access")
+                if self._make is not None and self._fails(number):
+                    return False
+            return real(path, *args, **kwargs)
+
+        return faulty
+
+
+class _Listing:
+    """What ``scandir`` gives, with faults while it goes on and in the entries' own questions."""
+
+    def __init__(self, injector: Injector, listing: object) -> None:
+        self._injector, self._listing = injector, listing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listing.close()
+
+    def close(self) -> None:
+        self._listing.close()
+
+    def __iter__(self) -> Iterator[object]:
+        return self
+
+    def __next__(self) -> object:
+        item = next(self._listing)
+        step = self._injector.wrap("next", lambda _: None)
+        step(item.path)
+        return _Item(self._injector, item)
+
+
+class _Item:
+    def __init__(self, injector: Injector, item: os.DirEntry[str]) -> None:
+        self.name, self.path = item.name, item.path
+        for question in ("stat", "is_file", "is_dir", "is_symlink", "inode"):
+            real = getattr(item, question)
+            ask = injector.wrap(f"item {question}", lambda _, real=real, **kwargs: real(**kwargs))
+            setattr(self, question, functools.partial(ask, item.path))
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
+@contextlib.contextmanager
+def injected(root: str) -> Iterator[Injector]:
+    """An :class:`Injector` on the functions of ``os`` and on ``open``; disarmed and gone after the block."""
+    injector = Injector(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)  # thousands of them: counted and failed, not waited for
+        for name in {*BY_PATH, *BY_FD}:
+            patch.setattr(os, name, injector.wrap(name, getattr(os, name)))
+        patch.setattr(os, "access", injector.access(os.access))
+        opened = injector.wrap("file", open)
+        patch.setattr(builtins, "open", opened)
+        patch.setattr(io, "open", opened)
+        # The sets of what takes a descriptor or no link hold the functions themselves.
+        for supports in ("supports_fd", "supports_follow_symlinks", "supports_dir_fd", "supports_effective_ids"):
+            before = {function.__name__ for function in getattr(os, supports)}
+            patch.setattr(os, supports, {getattr(os, name) for name in before})
+        yield injector

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values that say which key, which writer and which turn they belong to, and prove that they are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+from cuda_progcache.store import FileStreamProgramCache, entry_digest
+
+
+def value(key: bytes, who: int, turn: int) -> bytes:
+    """What writer ``who`` publishes under ``key`` in its turn ``turn``; 50 bytes to 8 kB."""
+    length = random.Random(f"{who}/{turn}").choice((0, 40, 700, 4096, 8000))
+    body = b"%s %d %d " % (key, who, turn) + random.Random(turn * 1000 + who).randbytes(length)
+    return hashlib.sha256(body).digest() + body
+
+
+def record(who: int, turn: int) -> dict[str, object]:
+    """The record that goes with it."""
+    return {"name": "k", "who": who, "turn": turn, "log": "x" * (turn % 5 * 100)}
+
+
+def check(key: bytes, data: bytes) -> tuple[int, int]:
+    """Assert that ``data`` was written whole under ``key``; gives (who, turn)."""
+    assert hashlib.sha256(data[32:]).digest() == data[:32], "torn"
+    name, who, turn, _ = data[32:].split(b" ", 3)
+    assert name == key, "another key's"
+    return int(who), int(turn)
+
+
+def check_lookups(store: FileStreamProgramCache, key: bytes) -> int:
+    """Assert that ``get`` and ``load`` give something right or nothing; gives the number of hits (0 to 2)."""
+    data, entry = store.get(key), store.load(key)
+    if data is not None:
+        check(key, data)
+    if entry is not None:
+        who, turn = check(key, entry.data)
+        assert dict(entry.record) == record(who, turn), "another version's record"
+    return (data is not None) + (entry is not None)
+
+
+def publish(store: FileStreamProgramCache, key: bytes, who: int, turn: int) -> bool:
+    """Publish :func:`value` with its :func:`record`."""
+    return store.publish(key, value(key, who, turn), record(who, turn))
+
+
+def entry_path(root: Path, key: bytes) -> Path:
+    """Where the entry of ``key`` lies."""
+    digest = entry_digest(key)
+    return root / "entries" / digest[:2] / digest[2:]
+
+
+def record_path(root: Path, key: bytes) -> Path:
+    """Where its record lies."""
+    digest = entry_digest(key)
+    return root / "records" / digest[:2] / digest[2:]
+
+
+def staged(root: Path) -> list[str]:
+    """Names in the staging directory."""
+    try:
+        return sorted(path.name for path in (root / "tmp").iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def assert_works(root: Path, **settings: object) -> None:
+    """A new store on ``root`` writes, reads, replaces and removes; nothing staged is left by it."""
+    store = FileStreamProgramCache(root, durability="none", **settings)  # type: ignore[arg-type]
+    key = b"afterwards"
+    for turn in (1, 2):
+        assert publish(store, key, 0, turn)
+        assert store.get(key) == value(key, 0, turn)
+        assert store.load(key) == (value(key, 0, turn), record(0, turn))
+    del store[key]
+    assert store.get(key) is None
+    assert store.stats().dropped == 0
+
+
+def assert_within(root: Path, cap: int) -> None:
+    """After one more write, what lies in entries/ is within the cap, and each entry has its record."""
+    store = FileStreamProgramCache(root, durability="none", max_size_bytes=cap)
+    for turn in range(3):
+        assert publish(store, b"settle %d" % turn, 0, turn)
+    entries = [path for path in (root / "entries").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in entries) <= cap
+    assert store.stats().bytes <= cap

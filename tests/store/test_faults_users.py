@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several users on one directory, and directories that turn read-only. Real user ids and mounts; needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import pytest
+from faults_values import assert_works, check_lookups, entry_path, publish, staged
+
+from cuda_progcache.errors import StoreError, UnsafeRootError
+from cuda_progcache.store import FileStreamProgramCache
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root (user ids, mount)"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+]
+
+ANNA, BERT, GROUP = 20001, 20002, 20000
+
+
+@pytest.fixture
+def place():
+    """A directory that others may enter; pytest's own are closed to them, at every level."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
+def as_user(user, action, *, umask=0o022):
+    """Run ``action`` in a child with that user id; fails with the child's traceback."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            signal.alarm(30)
+            os.close(read)
+            os.setgroups([])
+            os.setgid(GROUP)
+            os.setuid(user)
+            os.umask(umask)
+            warnings.simplefilter("error")
+            action()
+            status = 0
+        except BaseException:  # noqa: BLE001 - the test must see whatever it is
+            os.write(write, traceback.format_exc().encode()[-60_000:])
+        finally:
+            os._exit(status)
+    os.close(write)
+    with open(read, "rb") as said:
+        errors = said.read().decode()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == 0, errors
+
+
+def shared_place(place, mode):
+    root = place / "cache"
+    root.mkdir()
+    os.chown(root, 0, GROUP)
+    root.chmod(mode)
+    return root
+
+
+@pytest.mark.parametrize("cap", [None, 50_000])
+def test_a_shared_setgid_directory(place, cap):
+    """Two users with umask 002: each opens, reads, replaces, removes, evicts and clears what the other wrote."""
+    root = shared_place(place, 0o2770)
+    keys = [b"key%d" % i for i in range(4)]
+
+    def work(who, turn, hits):
+        store = FileStreamProgramCache(root, shared=True, durability="none", max_size_bytes=cap)
+        assert sum(check_lookups(store, key) for key in keys) == hits
+        for key in keys:
+            assert publish(store, key, who, turn)
+            assert check_lookups(store, key) == 2
+        for i in range(20):
+            assert publish(store, b"more-%d" % i, who, turn * 100 + i)
+        for key in keys:
+            assert publish(store, key, who, turn)
+        stats = store.stats()
+        assert (stats.dropped, stats.read_errors, stats.corrupt) == (0, 0, 0)
+        assert cap is None or stats.bytes <= cap
+
+    for turn in range(1, 4):
+        as_user(ANNA, functools.partial(work, 1, turn, 0 if turn == 1 else 8), umask=0o002)
+        as_user(BERT, functools.partial(work, 2, turn, 8), umask=0o002)
+    digest_owner = entry_path(root, keys[0]).stat()
+    assert (digest_owner.st_uid, digest_owner.st_gid) == (BERT, GROUP)
+
+    def remove():
+        store = FileStreamProgramCache(root, shared=True)
+        del store[keys[0]]
+        os.truncate(entry_path(root, keys[1]), 3)
+        assert check_lookups(store, keys[1]) == 0, "damaged, and moved away by another user than its writer"
+        assert not entry_path(root, keys[1]).exists()
+        store.clear()
+        assert len(store) == 0
+
+    as_user(ANNA, remove, umask=0o002)
+    as_user(BERT, lambda: work(2, 5, 0), umask=0o002)
+
+
+def test_the_umask_of_another_user(place):
+    """077 and 022 shut the others out of what that user makes: a miss and a dropped write, one warning, no error."""
+    root = shared_place(place, 0o2770)
+    keys = [b"key%d" % i for i in range(6)]
+    as_user(ANNA, lambda: FileStreamProgramCache(root, shared=True), umask=0o002)
+
+    def write(who):
+        store = FileStreamProgramCache(root, shared=True)
+        for key in keys[:3]:
+            assert publish(store, key, who, 1)
+            assert check_lookups(store, key) == 2
+
+    def meet(who):
+        store = FileStreamProgramCache(root, shared=True, max_size_bytes=20_000)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for key in keys:
+                check_lookups(store, key)
+                kept = publish(store, key, who, 2)
+                assert check_lookups(store, key) in ({2} if kept else {0, 2})
+            for key in keys:
+                with contextlib.suppress(StoreError, KeyError):
+                    del store[key]
+            with contextlib.suppress(StoreError):
+                store.clear()
+            store.stats(), list(store.entries()), len(store)
+        texts = [str(warning.message) for warning in caught]
+        assert len(texts) == len(set(texts)) <= 2, texts
+
+    for umask in (0o077, 0o022, 0o027):
+        as_user(ANNA, lambda: write(1), umask=umask)
+        as_user(BERT, lambda: meet(2), umask=0o002)
+        as_user(ANNA, lambda: FileStreamProgramCache(root, shared=True).clear(), umask=umask)
+
+
+def test_a_private_directory_of_another_user_is_refused(place):
+    place.chmod(0o777)
+    root = place / "cache"
+    as_user(ANNA, lambda: publish(FileStreamProgramCache(root), b"k", 1, 1))
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+    def refused(expected, **options):
+        with pytest.raises(expected) as excinfo:
+            FileStreamProgramCache(root, **options)
+        assert str(root) in str(excinfo.value)
+
+    as_user(BERT, lambda: refused(UnsafeRootError))
+    os.chmod(root, 0o755)  # Anna lets others read: still hers, and what lies there runs on Bert's GPU
+    as_user(BERT, lambda: refused(UnsafeRootError))
+    os.chmod(root, 0o777)
+    as_user(ANNA, lambda: refused(UnsafeRootError))
+    as_user(BERT, lambda: refused(UnsafeRootError))
+
+    def planted():
+        os.environ["CUDA_PROGCACHE_DIR"] = str(root)
+        with pytest.raises(UnsafeRootError):
+            FileStreamProgramCache()
+
+    as_user(BERT, planted)
+
+
+def test_a_sticky_directory_like_tmp(place):
+    """A shared root with mode 1777: nobody removes or swaps another's staging file; it is left, and harms nobody."""
+    root = shared_place(place, 0o1777)
+    as_user(ANNA, lambda: publish(FileStreamProgramCache(root, shared=True), b"k", 1, 1), umask=0)
+    assert stat.S_IMODE((root / "tmp").stat().st_mode) == 0o1777
+    foreign = root / "tmp" / "000000000000-000000000000-1-1-1"
+    foreign.write_bytes(b"x" * 100)
+    os.chown(foreign, ANNA, GROUP)
+    os.utime(foreign, (0, 0))  # nobody's, and old: litter, if one may
+
+    def bert():
+        store = FileStreamProgramCache(root, shared=True, max_size_bytes=10_000)
+        assert check_lookups(store, b"k") == 2
+        assert publish(store, b"k", 2, 2)
+        assert check_lookups(store, b"k") == 2
+        with pytest.raises(PermissionError):
+            foreign.unlink()
+        with pytest.raises(PermissionError):
+            foreign.rename(root / "tmp" / "mine")
+
+    as_user(BERT, bert, umask=0)
+    assert staged(root) == [foreign.name]
+    as_user(ANNA, lambda: FileStreamProgramCache(root, shared=True), umask=0)
+    assert staged(root) == []
+
+
+@contextlib.contextmanager
+def tmpfs(at):
+    at.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", str(at)], check=True)
+    try:
+        yield at / "cache"
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
+
+
+def refuses_writes(store, code):
+    """Reads go on as before; publish drops with one warning in all, what may raise raises a StoreError that says so."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert check_lookups(store, b"k") == 2
+            assert check_lookups(store, b"never") == 0
+            assert publish(store, b"new", 1, 1) is False
+            assert publish(store, b"k", 1, 2) is False
+        for action in (lambda: store.__setitem__(b"new", b"v"), lambda: store.__delitem__(b"k"), store.clear):
+            with pytest.raises(StoreError) as excinfo:
+                action()
+            assert excinfo.value.errno == code
+            assert str(store.path) in str(excinfo.value)
+    assert len(caught) == 1
+    assert check_lookups(store, b"k") == 2
+    assert check_lookups(store, b"damaged") == 0
+    assert len(store) >= 1
+    assert list(store.entries())
+    store.close()
+
+
+def written(root):
+    return {path: (path.lstat().st_ino, path.lstat().st_mtime_ns, path.lstat().st_ctime_ns) for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize("cap", [None, 3000])
+def test_a_read_only_bind_mount(tmp_path, cap):
+    with tmpfs(tmp_path / "disk") as root:
+        writer = FileStreamProgramCache(root)
+        assert publish(writer, b"k", 1, 1)
+        assert publish(writer, b"damaged", 1, 1)
+        os.truncate(entry_path(root, b"damaged"), 5)
+        seen = tmp_path / "seen"
+        seen.mkdir()
+        subprocess.run(["mount", "--bind", str(root), str(seen)], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(seen)], check=True)
+            time.sleep(0.025)
+            before = written(root)
+            store = FileStreamProgramCache(seen, max_size_bytes=cap)
+            refuses_writes(store, errno.EROFS)
+            assert written(root) == before
+            assert publish(writer, b"k", 1, 3), "the other side still writes"
+            assert check_lookups(store, b"k") == 2
+        finally:
+            subprocess.run(["umount", str(seen)], check=True)
+        assert_works(root)
+
+
+@pytest.mark.parametrize("cap", [None, 30_000])
+def test_a_file_system_that_turns_read_only_and_back(tmp_path, cap):
+    """As ext4 does at its first error."""
+    with tmpfs(tmp_path / "disk") as root:
+        store = FileStreamProgramCache(root, max_size_bytes=cap)
+        assert publish(store, b"k", 1, 1)
+        assert publish(store, b"damaged", 1, 1)
+        os.truncate(entry_path(root, b"damaged"), 5)
+        time.sleep(0.025)
+        assert check_lookups(store, b"k") == 2
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True)
+        try:
+            refuses_writes(store, errno.EROFS)
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", str(tmp_path / "disk")], check=True)
+        assert publish(store, b"new", 1, 4)
+        assert check_lookups(store, b"new") == 2
+        assert check_lookups(store, b"damaged") == 0
+        assert publish(store, b"damaged", 1, 5)
+        assert check_lookups(store, b"damaged") == 2
+        assert staged(root) == []
+        assert_works(root)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sidecar format: golden bytes, and no damage that is taken for a record."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cuda_progcache.store.records import (
+    MAX_VERSIONS,
+    DamagedRecordError,
+    Version,
+    checksum,
+    decode,
+    encode,
+    encode_record,
+    replacing,
+)
+
+DIGEST = "ab" * 32
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=8,
+)
+records = st.dictionaries(st.text(max_size=8), json_values, max_size=4)
+
+
+def version(data=b"data", record=None, created=1.5):
+    return Version.of(data, encode_record(record or {}), created)
+
+
+def test_golden():
+    """The format on disk: a change here is a new FORMAT, or old caches are all misses."""
+    sidecar = encode(DIGEST, [version(record={"name": "k"}), version(b"old")])
+    assert sidecar.decode() == (
+        '{"format":1,"digest":"abababababababababababababababababababababababababababababababab","versions":[\n'
+        '{"length":4,"checksum":"c044be4073bb71f1340036b3f23aa86d","created":1.5,'
+        '"record_length":12,"record_checksum":"f707a87d67766783c0709057d7343e60","record":\n'
+        '{"name":"k"}},\n'
+        '{"length":3,"checksum":"1bcbfc1be90c1b300f3ca07a8cc8bf40","created":1.5,'
+        '"record_length":2,"record_checksum":"dc7048f8f8747f561349cde127705c16","record":\n'
+        "{}}\n"
+        "]}\n"
+    )
+    assert json.loads(sidecar)["versions"][0]["record"] == {"name": "k"}
+
+
+@given(st.lists(st.tuples(st.binary(max_size=50), records, st.floats(0, 2e9)), min_size=1, max_size=3))
+def test_what_is_encoded_is_decoded(contents):
+    versions = [version(*content) for content in contents]
+    sidecar = encode(DIGEST, versions)
+    assert decode(sidecar, DIGEST) == versions
+    assert [one.record() for one in decode(sidecar, DIGEST)] == [record for _, record, _ in contents]
+    assert [one["record"] for one in json.loads(sidecar)["versions"]] == [record for _, record, _ in contents]
+
+
+@given(records, st.data())
+def test_no_damage_passes(record, data):
+    """A flipped byte or a cut: found at decoding, or it can't vouch for the bytes, or it is the record's checksum."""
+    good = version(b"data", record)
+    sidecar = encode(DIGEST, [good])
+    if data.draw(st.booleans()):
+        damaged = bytearray(sidecar)
+        damaged[data.draw(st.integers(0, len(sidecar) - 1))] ^= data.draw(st.integers(1, 255))
+    else:
+        damaged = bytearray(sidecar[: data.draw(st.integers(0, len(sidecar) - 1))])
+    try:
+        found = decode(bytes(damaged), DIGEST)[0]
+        if found.checksum == good.checksum and found.length == good.length:
+            assert found.record() == record
+    except DamagedRecordError:
+        pass
+
+
+def test_a_record_of_another_entry():
+    with pytest.raises(DamagedRecordError):
+        decode(encode("cd" * 32, [version()]), DIGEST)
+
+
+def test_a_record_of_another_format():
+    with pytest.raises(DamagedRecordError, match="format"):
+        decode(encode(DIGEST, [version()]).replace(b'"format":1', b'"format":2'), DIGEST)
+
+
+def test_nothing_is_no_record():
+    for raw in (b"", b"\n", b"{}", encode(DIGEST, []), b"\0" * 500):
+        with pytest.raises(DamagedRecordError):
+            decode(raw, DIGEST)
+
+
+def test_what_a_new_version_replaces():
+    versions = [version(bytes([i])) for i in range(5)]
+    assert replacing(versions[0], []) == versions[:1]
+    assert replacing(versions[0], versions[1:2]) == versions[:2]
+    assert len(replacing(versions[0], versions[1:])) == MAX_VERSIONS
+    same_bytes = version(bytes([1]), {"newer": True})
+    assert replacing(same_bytes, versions[1:3]) == [same_bytes, versions[2]], "same bytes: the record is replaced"
+
+
+def test_checksum_is_xxh3_128():
+    assert checksum(b"") == "99aa06d3014798d86001c324468d497f"

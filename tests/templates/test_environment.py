@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from cuda_progcache.errors import ProgCacheError, TemplateError
+from cuda_progcache.templates import KernelEnvironment
+from cuda_progcache.templates.environment import evaluate, expression_names
+
+
+def render(source, **params):
+    return KernelEnvironment(()).from_string(source).render(**params)
+
+
+def test_set_up_for_cuda_source():
+    source = "{% if true %}\n    {% set x = '<&>' %}\n  {{ x }}\n{% endif %}\nend\n"
+    assert render(source) == "  <&>\nend\n"
+
+
+def test_filters_tests_and_globals():
+    source = "{{ dtype|ctype }} {{ 0.1|cuda_literal(dtype) }} {{ vector_type('float', n) }} {{ 'int'|vector_type(2) }}"
+    assert render(source, dtype=np.dtype("float32"), n=4) == "float 0.1f float4 int2"
+    assert render("{{ n is power_of_two }} {{ n is aligned(4) }} {{ n|define('N') }}", n=6) == "False False #define N 6"
+
+
+def test_our_additions_can_be_added_to_and_replaced(tmp_path):
+    environment = KernelEnvironment(
+        tmp_path,
+        filters={"twice": lambda x: x * 2, "define": lambda v, n: f"{n}={v}"},
+        tests={"odd_one": lambda x: x == 1},
+        globals={"warp": 32},
+    )
+    assert (
+        environment.from_string("{{ 2|twice }} {{ 1|define('A') }} {{ 1 is odd_one }} {{ warp }}").render()
+        == "4 A=1 True 32"
+    )
+
+
+def test_a_parameter_may_have_any_name():
+    assert render("{{ name }}{{ template_name }}{{ self_ }}", name=1, template_name=2, self_=3) == "123"
+
+
+def test_unroll():
+    source = (
+        "{% for n in (4, 'TILE / 2') %}\n    {% unroll n %}\n    for (;;);\n{% endfor %}\n{% unroll %}\nfor (;;);\n"
+    )
+    loop = "    for (;;);\n"
+    assert render(source) == f"#pragma unroll 4\n{loop}#pragma unroll TILE / 2\n{loop}#pragma unroll\nfor (;;);\n"
+
+
+@pytest.mark.parametrize("factor", [0, -1, True, 1.5, ""])
+def test_unroll_refuses_what_is_no_count(factor):
+    with pytest.raises(TemplateError) as caught:
+        render("\n{% unroll n %}\n", n=factor)
+    assert str(caught.value) == f"<string>:2: unroll takes a positive whole number or a C++ expression, not {factor!r}"
+
+
+def test_require_passes_in_silence():
+    assert render('{% require n > 1 and n is aligned(2), "n" %}\nx', n=2) == "x"
+
+
+def test_require_says_line_message_and_values():
+    source = '// tile\n\n{% require m % n == 0 and limit is undefined, "m must be a multiple of " ~ n %}\n'
+    with pytest.raises(TemplateError) as caught:
+        render(source, m=10, n=4)
+    assert str(caught.value) == "<string>:3: m must be a multiple of 4 (limit is undefined, m = 10, n = 4)"
+    assert (caught.value.template, caught.value.line) == ("<string>", 3)
+
+
+def test_require_in_an_include_names_the_include(folder):
+    environment = folder(k_j2='{% include "i.j2" %}', i_j2='\n{% require n is power_of_two, "n: a power of two" %}')
+    with pytest.raises(TemplateError) as caught:
+        environment.render("k.j2", n=6)
+    assert str(caught.value) == "i.j2:2: n: a power of two (n = 6)"
+    assert caught.value.template == "i.j2"
+
+
+@pytest.mark.parametrize(
+    ("source", "message", "line"),
+    [
+        ("\n{{ blok }}", "<string>:2: 'blok' is undefined; did you mean 'block'?", 2),
+        ("{{ zzz }}", "<string>:1: 'zzz' is undefined; parameters: block, dtype", 1),
+        ("\n\n{{ dtype.nam }}", "<string>:3: 'str object' has no attribute 'nam'", 3),
+        ("{{ block|ctyp }}", "<string>:1: No filter named 'ctyp'; did you mean 'ctype'?", 1),
+        ("{{ block is power_of_too }}", "<string>:1: No test named 'power_of_too'; did you mean 'power_of_two'?", 1),
+        ("\n{% unrol 4 %}", "<string>:2: Encountered unknown tag 'unrol'; did you mean 'unroll'?", 2),
+        ("{% require block %}", '<string>:1: require takes a condition and a message: {% require n > 0, "n must be', 1),
+        ("\n{{ block / 0 }}", "<string>:2: ZeroDivisionError: division by zero", 2),
+        ("\n{{ 'flot16'|ctype }}", "<string>:2: no CUDA C++ type for dtype 'flot16'; did you mean 'float16'?", 2),
+        ("\n{{ t|ctype }}".replace("t|", "(dtype ~ 'x')|"), "<string>:2: no CUDA C++ type for dtype 'float32x'", 2),
+        ("{% if block %}", "<string>:1: Unexpected end of template", 1),
+        ("{% include 'k.cuh' %}", "<string>:1: no template 'k.cuh' in an empty search path", 1),
+        ("{{ [1][block].x }}", "<string>:1: list object has no element 256", 1),
+    ],
+)
+def test_errors_name_template_line_and_the_nearest_name(source, message, line):
+    with pytest.raises(TemplateError) as caught:
+        render(source, block=256, dtype="float32")
+    assert str(caught.value).startswith(message)
+    assert (caught.value.template, caught.value.line) == ("<string>", line)
+    assert isinstance(caught.value, ProgCacheError)
+
+
+def test_an_error_lies_where_its_text_is(folder):
+    environment = folder(
+        k_j2='{% import "m.j2" as m %}\nint a;\n{{ m.f(1) }}\n', m_j2="{% macro f(x) %}\n\n{{ x / 0 }}{% endmacro %}"
+    )
+    with pytest.raises(TemplateError) as caught:
+        environment.render("k.j2")
+    assert str(caught.value) == "m.j2:3: ZeroDivisionError: division by zero"
+
+
+def test_syntax_errors_in_files_name_the_file(folder):
+    environment = folder(k_j2='x\n{% include "bad.j2" %}\n', bad_j2="a\n\n{% endfor %}")
+    with pytest.raises(TemplateError, match=r"^bad\.j2:3: Encountered unknown tag 'endfor'"):
+        environment.render("k.j2")
+
+
+def test_a_missing_template_names_the_nearest(folder):
+    environment = folder(axpby_cu="x")
+    with pytest.raises(TemplateError) as caught:
+        environment.get_template("axpy.cu")
+    assert str(caught.value) == f"axpy.cu: no template 'axpy.cu' in {folder.path}; did you mean 'axpby.cu'?"
+    with pytest.raises(TemplateError, match=r"no template '\.\./axpby\.cu'"):
+        environment.render("../axpby.cu")
+
+
+def test_a_file_that_is_not_utf8(folder):
+    environment = folder(k_j2="")
+    (folder.path / "k.j2").write_bytes(b"ok\n\xff\n")
+    with pytest.raises(TemplateError, match=r"^k\.j2:2: .*k\.j2 is not UTF-8"):
+        environment.render("k.j2")
+
+
+def test_the_first_folder_wins(tmp_path):
+    for name, text in (("a", "from a"), ("b", "from b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "k.j2").write_text(text)
+    (tmp_path / "b" / "only.j2").write_text("only b")
+    environment = KernelEnvironment([tmp_path / "a", tmp_path / "b"])
+    assert environment.render("k.j2") + environment.render("only.j2") == "from aonly b"
+
+
+def test_an_edited_template_is_read_again(folder):
+    environment = folder(k_j2='{% include "i.j2" %}', i_j2="old")
+    assert environment.get_template("k.j2").render_traced()[0] == "old"
+    before = environment.digests("k.j2")
+    stat = os.stat(folder.path / "i.j2")
+    folder(i_j2="newer")
+    os.utime(folder.path / "i.j2", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the size alone tells
+    text, digests = environment.get_template("k.j2").render_traced()
+    assert text == "newer"
+    assert digests["i.j2"] == hashlib.sha256(b"newer").hexdigest() != before["i.j2"]
+    assert digests["k.j2"] == before["k.j2"]
+
+
+def test_digests_cover_includes_imports_and_parents(folder):
+    texts = {
+        "k.j2": '{% extends "base.j2" %}{% import "m.j2" as m %}{% block b %}'
+        '{% include "i.j2" %}{{ m.f() }}{% endblock %}',
+        "base.j2": "{% block b %}{% endblock %}{% include 'none.j2' ignore missing %}",
+        "m.j2": "{% from 'deep.j2' import g %}{% macro f() %}{{ g() }}{% endmacro %}",
+        "deep.j2": "{% macro g() %}g{% endmacro %}",
+        "i.j2": "i",
+        "unrelated.j2": "",
+    }
+    environment = folder(**{name.replace(".", "_"): text for name, text in texts.items()})
+    expected = {
+        n: hashlib.sha256(texts[n].encode()).hexdigest() for n in ("base.j2", "deep.j2", "i.j2", "k.j2", "m.j2")
+    }
+    assert environment.digests("k.j2") == expected
+    template = environment.get_template("k.j2")
+    # The second render finds the imported module made, and still lists what that module imports.
+    assert template.render_traced() == template.render_traced() == ("ig", expected)
+
+
+def test_a_computed_include_is_in_the_digests_of_its_render(folder):
+    environment = folder(k_j2="{% include which %}", a_j2="a", b_j2="b")
+    template = environment.get_template("k.j2")
+    assert set(template.render_traced(which="a.j2")[1]) == {"k.j2", "a.j2"}
+    assert set(template.render_traced(which=["no.j2", "b.j2"])[1]) == {"k.j2", "b.j2"}
+    string = environment.from_string('{% include "a.j2" %}{% if no %}{% include "b.j2" %}{% endif %}')
+    assert set(string.render_traced(no=False)[1]) == {"a.j2", "b.j2"}
+
+
+def test_undeclared_parameters_see_through_includes(folder):
+    environment = folder(
+        k_j2='{% set tile = block * 2 %}{% include "i.j2" %}{% macro m(x) %}{{ x + depth }}{% endmacro %}{{ m(1) }}',
+        i_j2="{{ tile }}{{ range(n) }}{% for v in (1, 2) %}{{ v }}{{ loop.index }}{% endfor %}"
+        "{{ vector_type('int', 2) }}",
+    )
+    assert environment.undeclared_parameters("k.j2") == {"block", "depth", "n"}
+
+
+def test_threads_share_an_environment(folder):
+    environment = folder(k_j2='{% include "i.j2" %}', i_j2="{% for i in range(n) %}{{ i }},{% endfor %}")
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda n: environment.get_template("k.j2").render_traced(n=n), range(64)))
+    assert [text for text, _ in results] == ["".join(f"{i}," for i in range(n)) for n in range(64)]
+    assert all(set(digests) == {"k.j2", "i.j2"} for _, digests in results)
+
+
+def test_environment_and_template_pickle_without_what_they_compiled(folder):
+    environment = folder(k_j2="{{ n }}")
+    string = environment.from_string("s{{ n }}")
+    assert environment.render("k.j2", n=1) + string.render(n=1) == "1s1"
+    again = pickle.loads(pickle.dumps((environment, string)))
+    assert again[0].render("k.j2", n=2) + again[1].render(n=2) == "2s2"
+
+
+def test_evaluate():
+    assert evaluate("block % 32 == 0 and block is power_of_two", {"block": 64}) is True
+    assert evaluate("dtype|ctype", {"dtype": "int8"}) == "signed char"
+    assert expression_names("block % warp == 0 and range(3)") == {"block", "warp"}
+    for wrong, message in (
+        ("blok > 1", "'blok' is undefined; did you mean 'block'?"),
+        ("blok", "'blok' is undefined; did you mean 'block'?"),
+        ("block >", "unexpected 'end of template'"),
+        ("block / 0", "ZeroDivisionError: division by zero"),
+    ):
+        with pytest.raises(TemplateError) as caught:
+            evaluate(wrong, {"block": 1})
+        assert str(caught.value).startswith(message)
