@@ -604,6 +604,7 @@ def test_a_hit_imports_next_to_nothing(cache):
         f"assert BytecodeCache({cache.directory!r}).get('k.j2', {SOURCE!r})[0] is not None\n"
         "print(*sorted(name for name in set(sys.modules) - before if not name.startswith('cuda_progcache')))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for _ in range(2):  # the first in this directory computes the compiler's tag
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     heavy = {"re", "typing", "dataclasses", "pickle", "hashlib", "pathlib", "json", "jinja2", "enum", "contextlib"}
     assert not heavy & set(done.stdout.split())
