@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from cuda_progcache.templates.source_map import SourceMap
+if TYPE_CHECKING:
+    from cuda_progcache.templates.source_map import SourceMap
 
 # What changes where the scan is: comments, string and character literals, parentheses. The rest of a line is text.
 _TOKEN = re.compile(
@@ -66,11 +68,11 @@ def _openings(lines: list[str]) -> Iterator[bool]:
             if match is None:
                 break
             at = match.end()
-            token = match[0]
-            if token == "/*":
+            piece = match[0]
+            if piece == "/*":
                 until = "*/"
             elif match["raw"] is not None:
                 until = f'){match["raw"]}"'
-            elif token in "()":
-                depth += 1 if token == "(" else -1
+            elif piece in "()":
+                depth += 1 if piece == "(" else -1
         continued = line.endswith("\\")
