@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import time
 
 from cuda_progcache._util.digest import sha256
@@ -33,6 +34,8 @@ for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"
     _READ |= getattr(os, _flag, 0)
 _POSIX = hasattr(os, "geteuid")
 _DAY = 86400
+#: When what nobody uses was last removed.
+_CLEANED = "__progcache_cleaned"
 #: Seconds after which a file that a writer of unknown fate was writing is litter.
 _LITTER_AGE = 3600
 
@@ -160,6 +163,7 @@ class BytecodeCache:
             _make_private(self.directory)  # it may have been removed
             write_new(staged, data, mode=0o600, sync=False)
             replace(staged, path)
+            self._clean_daily()
         except OSError as error:
             unlink_quietly(staged)
             self._not_kept(name, str(error))
@@ -178,6 +182,7 @@ class BytecodeCache:
         """Remove templates that nobody has used for so many days, and what dead writers left.
 
         A use is noted once a day. Sources that were edited, compilers and Pythons that were replaced leave such files.
+        `set` does this by itself, once a day.
 
         Returns
         -------
@@ -225,6 +230,17 @@ class BytecodeCache:
             if entry.name.startswith(start) and entry.name.endswith(end):
                 yield entry
 
+    def _clean_daily(self) -> None:
+        marker = f"{self.directory}{os.sep}{_CLEANED}"
+        try:
+            due = time.time() - os.stat(marker).st_mtime > _DAY
+        except FileNotFoundError:
+            due = True
+        if due:
+            os.close(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o600))
+            os.utime(marker)
+            self.cleanup()
+
     def _others(self) -> Iterator[os.DirEntry[str]]:
         return (entry for entry in self._scan() if entry.name.startswith(MEMO) or entry.name.endswith(".tmp"))
 
@@ -256,6 +272,24 @@ class BytecodeCache:
         return f"BytecodeCache({self.directory!r})"
 
 
+def default_directory() -> str | None:
+    """Return where kernel libraries keep compiled templates, unless told otherwise; None if they shan't.
+
+    ``CUDA_PROGCACHE_TEMPLATES``, where ``off`` means nowhere, else ``cuda-progcache/templates`` in the user's cache
+    directory. Not below ``CUDA_PROGCACHE_DIR``: that may be shared, and what lies here is executed.
+    """
+    chosen = os.environ.get("CUDA_PROGCACHE_TEMPLATES")
+    if chosen:
+        return None if chosen == "off" else os.path.abspath(os.path.expanduser(chosen))
+    if sys.platform == "linux":  # what platformdirs says there; importing it takes as long as all that is spared
+        base = os.environ.get("XDG_CACHE_HOME", "").strip() or os.path.expanduser("~/.cache")
+    else:
+        import platformdirs
+
+        base = platformdirs.user_cache_dir()
+    return os.path.join(base, "cuda-progcache", "templates")
+
+
 def hash_source(source: str) -> str:
     """Return the SHA-256 of a template's text, 64 hex digits."""
     return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
@@ -273,12 +307,7 @@ def _safe(name: str) -> str:
 
 def _make_private(directory: str) -> None:
     try:
-        if not os.path.isdir(directory):
-            os.makedirs(os.path.dirname(directory), exist_ok=True)
-            from contextlib import suppress
-
-            with suppress(FileExistsError):  # made by another process just now, or no directory: looked at below
-                os.mkdir(directory, 0o700)
+        _make_directories(directory)
         status = os.stat(directory)
     except OSError as error:
         message = f"can't make the directory for compiled templates: {error.strerror}"
@@ -301,6 +330,19 @@ def _make_private(directory: str) -> None:
             f"{stat.S_IMODE(status.st_mode):04o}); run `chmod 700` on it, or choose another one",
             directory,
         )
+
+
+def _make_directories(directory: str) -> None:
+    """Make a directory, and those above it that are missing, for us alone: a store may share the one above."""
+    if os.path.isdir(directory):
+        return
+    above = os.path.dirname(directory)
+    if above != directory:
+        _make_directories(above)
+    from contextlib import suppress
+
+    with suppress(FileExistsError):  # made by another process just now, or no directory: looked at by the caller
+        os.mkdir(directory, 0o700)
 
 
 def _is_ours(status: os.stat_result) -> bool:

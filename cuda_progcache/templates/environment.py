@@ -7,13 +7,11 @@ Importing this module is cheap; jinja2 is imported with the first template.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cuda_progcache._util.suggest import did_you_mean, nearest
-from cuda_progcache.errors import TemplateError
+from cuda_progcache.templates.files import SearchPath
 from cuda_progcache.templates.source_map import SourceMap
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ class KernelEnvironment:
             environment.get_template(template_name)
             return environment.closure({template_name})
         except Exception as error:  # each becomes a TemplateError
-            raise template_error(error, environment, template_name, {}) from error
+            raise _template_error(error, environment, template_name, {}) from error
 
     def undeclared_parameters(self, template_name: str, /) -> frozenset[str]:
         """Return the names that a template and its includes read but neither set nor find among the globals."""
@@ -130,7 +128,7 @@ class KernelEnvironment:
         if self._environment is None:
             from cuda_progcache.templates.jinja_environment import DigestLoader, JinjaEnvironment
 
-            self._environment = JinjaEnvironment(DigestLoader(self.search_path), **self._additions)
+            self._environment = JinjaEnvironment(DigestLoader(SearchPath(self.search_path)), **self._additions)
         return self._environment
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,7 +220,7 @@ class KernelTemplate:
         try:
             return template.render(params)
         except Exception as error:  # a template's expressions can raise anything; it becomes a TemplateError
-            raise template_error(error, environment, self.name, params) from error
+            raise _template_error(error, environment, self.name, params) from error
 
     def _load(self, environment: JinjaEnvironment) -> jinja2.Template:
         try:
@@ -234,13 +232,21 @@ class KernelTemplate:
                 self._compiled = environment.from_string(self._source)
             return self._compiled
         except Exception as error:  # syntax, I/O, constant folding; it becomes a TemplateError
-            raise template_error(error, environment, self.name, {}) from error
+            raise _template_error(error, environment, self.name, {}) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
 
     def __repr__(self) -> str:
         return f"KernelTemplate({self.name!r})"
+
+
+def _template_error(
+    error: Exception, environment: JinjaEnvironment, name: str, params: Mapping[str, Any], *, placed: bool = True
+) -> Exception:
+    from cuda_progcache.templates.template_errors import template_error
+
+    return template_error(error, environment, name, params, placed=placed)
 
 
 def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
@@ -274,7 +280,7 @@ class _Expression:
             self._compiled = self._environment.compile_expression(source, undefined_to_none=False)
             tree = self._environment.parse("{{ " + source + " }}")
         except Exception as error:  # it becomes a TemplateError
-            raise template_error(error, self._environment, _STRING, {}, placed=False) from error
+            raise _template_error(error, self._environment, _STRING, {}, placed=False) from error
         self.names = frozenset(meta.find_undeclared_variables(tree) - set(self._environment.globals))
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
@@ -285,7 +291,7 @@ class _Expression:
             if isinstance(result, Undefined):
                 str(result)  # raises: StrictUndefined says what is missing
         except Exception as error:  # it becomes a TemplateError
-            raise template_error(error, self._environment, _STRING, values, placed=False) from error
+            raise _template_error(error, self._environment, _STRING, values, placed=False) from error
         return result
 
 
@@ -295,81 +301,3 @@ def _bare() -> KernelEnvironment:
 
 
 _expression = lru_cache(maxsize=1024)(_Expression)
-
-_UNDEFINED = re.compile(r"'([^']+)' is undefined")
-_NO_SUCH = re.compile(r"No (filter|test) named '([^']+)'")
-_UNKNOWN_TAG = re.compile(r"unknown tag '([^']+)'")
-_TAGS = (
-    *("block", "call", "extends", "filter", "for", "from", "if", "import", "include", "macro", "raw", "require", "set"),
-    *("unroll", "with", "elif", "else", "endblock", "endcall", "endfilter", "endfor", "endif", "endmacro", "endset"),
-)
-
-
-def template_error(
-    error: Exception, environment: JinjaEnvironment, name: str, params: Mapping[str, Any], *, placed: bool = True
-) -> TemplateError:
-    """Return `error`, raised by Jinja2 or by a template's own code, as a TemplateError.
-
-    Parameters
-    ----------
-    error : Exception
-        As caught, with its traceback.
-    environment : JinjaEnvironment
-        Where it happened.
-    name : str
-        The template that was asked for; the error may lie in one that it includes.
-    params : mapping
-        The parameters of the render, for the nearest name.
-    placed : bool
-        Whether the message starts with template and line.
-    """
-    import jinja2
-
-    if isinstance(error, TemplateError) and error.template:
-        return error
-    template, line = _place(error, environment, name)
-    message = str(error) or type(error).__name__
-    if isinstance(error, jinja2.TemplateNotFound):
-        missing = str(error.name or error)
-        hint = did_you_mean(missing, environment.list_templates(), listing="there are")
-        message = (
-            f"no template {missing!r} in {', '.join(environment.digest_loader.roots) or 'an empty search path'}{hint}"
-        )
-    elif isinstance(error, jinja2.TemplateSyntaxError):
-        message = error.message or message
-    elif isinstance(error, jinja2.UndefinedError):
-        match = _UNDEFINED.search(message)
-        if match:
-            near = nearest(match[1], {*params, *environment.globals})
-            message += f"; did you mean {near!r}?" if near else did_you_mean(match[1], params, listing="parameters")
-    elif not isinstance(error, (jinja2.TemplateError, ValueError)):
-        message = f"{type(error).__name__}: {message}"
-    match = _NO_SUCH.search(message)
-    if match:
-        known = environment.filters if match[1] == "filter" else environment.tests
-        message = message.rstrip(".") + did_you_mean(match[2], known)
-    match = _UNKNOWN_TAG.search(message)
-    if match:
-        message = message.rstrip(".") + did_you_mean(match[1], _TAGS)
-    if placed:
-        message = f"{template}:{line}: {message}" if line else f"{template}: {message}"
-    return TemplateError(message, template=template, line=line)
-
-
-def _place(error: Exception, environment: JinjaEnvironment, name: str) -> tuple[str, int | None]:
-    """Return template and line of an error: its own, else the innermost template frame of its traceback."""
-    import jinja2
-
-    names = environment.digest_loader.names
-    if isinstance(error, jinja2.TemplateSyntaxError):
-        return error.name or names.get(error.filename or "", name), error.lineno
-    template: str = name
-    line: int | None = None
-    traceback = error.__traceback__
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if "__jinja_exception__" in frame.f_globals:  # Jinja2 puts such a frame where a template's code stood
-            template = names.get(frame.f_code.co_filename, _STRING)
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return template, line

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jinja2
 import numpy as np
+import platformdirs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ from jinja2 import nodes
 from cuda_progcache.errors import ProgCacheError, StoreError, UnsafeRootError
 from cuda_progcache.events import subscribe
 from cuda_progcache.templates import abi, bytecode_cache
-from cuda_progcache.templates.bytecode_cache import BytecodeCache, hash_source
+from cuda_progcache.templates.bytecode_cache import BytecodeCache, default_directory, hash_source
 from cuda_progcache.templates.frames import V2, V3, V4, V5, Compiled, FrameError, frame, unframe
 
 MISS = (None, None, None)
@@ -465,7 +466,43 @@ def test_cleanup_removes_what_is_not_used_any_more(cache):
     assert cache.get("old", SOURCE) == MISS
     assert cache.get("used", SOURCE) != MISS
     assert cache.cleanup(max_age_days=-1) >= 2
-    assert os.listdir(cache.directory) == []
+    assert os.listdir(cache.directory) == ["__progcache_cleaned"]
+
+
+def test_setting_cleans_up_once_a_day(cache):
+    cache.set("first", SOURCE, code())
+    old = cache._make_path("first", SOURCE)
+    long_ago = time.time() - 31 * 86400
+    os.utime(old, (long_ago, long_ago))
+    cache.set("second", SOURCE, code())
+    assert old.exists()
+    marker = old.with_name("__progcache_cleaned")
+    os.utime(marker, (time.time() - 90000,) * 2)
+    cache.set("third", SOURCE, code())
+    assert not old.exists()
+    assert time.time() - marker.stat().st_mtime < 3600
+    assert cache.stats()["file_count"] == 2
+
+
+def test_the_default_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_PROGCACHE_TEMPLATES", str(tmp_path / "chosen"))
+    assert default_directory() == str(tmp_path / "chosen")
+    monkeypatch.setenv("CUDA_PROGCACHE_TEMPLATES", "off")
+    assert default_directory() is None
+    monkeypatch.delenv("CUDA_PROGCACHE_TEMPLATES")
+    for home, cache in ((None, None), (str(tmp_path), None), (str(tmp_path), str(tmp_path / "xdg"))):
+        for name, value in (("HOME", home), ("XDG_CACHE_HOME", cache)):
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+        assert default_directory() == os.path.join(platformdirs.user_cache_dir(), "cuda-progcache", "templates")
+
+
+def test_directories_above_are_ours_alone_too(tmp_path):
+    old = os.umask(0o002)
+    try:
+        BytecodeCache(tmp_path / "a" / "b" / "c")
+    finally:
+        os.umask(old)
+    assert [stat.S_IMODE(os.stat(tmp_path / path).st_mode) for path in ("a", "a/b", "a/b/c")] == [0o700] * 3
 
 
 WRITER = """

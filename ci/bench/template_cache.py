@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled templates from disk, beside Jinja2's FileSystemBytecodeCache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ci.bench.harness import OURS, Benchmark, Side, Sides, at_most, ratio
+
+JINJA2 = "Jinja2"
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+SMALL = "{{ dtype }} x[{{ n }}];\n"
+PARAMETERS: dict[str, Any] = {
+    "dtype": "float32", "tile_m": 128, "tile_n": 128, "tile_k": 16, "thread_m": 8, "thread_n": 8, "vector": 4,
+    "layout": "row",
+}
+
+OUR_PROCESS = f"""
+import os
+from cuda_progcache import KernelEnvironment
+from cuda_progcache.templates.bytecode_cache import BytecodeCache
+environment = KernelEnvironment({str(KERNELS)!r}, bytecode_cache=BytecodeCache(os.environ["BYTECODE"]))
+assert len(environment.render("sgemm.cu.j2", **{PARAMETERS!r})) > 5000
+"""
+JINJA2_PROCESS = f"""
+import os
+from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
+environment = Environment(
+    loader=FileSystemLoader({str(KERNELS)!r}), bytecode_cache=FileSystemBytecodeCache(os.environ["BYTECODE"]),
+    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+)
+environment.filters["ctype"] = {{"float32": "float"}}.__getitem__
+assert len(environment.get_template("sgemm.cu.j2").render(**{PARAMETERS!r})) > 5000
+"""
+
+
+def _process(code: str, bytecode: Path) -> Side:
+    bytecode.mkdir(mode=0o700)
+    environment = {**os.environ, "BYTECODE": str(bytecode)}
+
+    def run() -> None:
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdin=subprocess.DEVNULL)
+
+    return run
+
+
+@contextmanager
+def _cold(directory: Path) -> Iterator[Sides]:
+    yield {
+        OURS: _process(OUR_PROCESS, directory / "ours"),
+        JINJA2: _process(JINJA2_PROCESS, directory / "theirs"),
+        "bare Python": _process("pass", directory / "none"),
+    }
+
+
+def _hit(name: str, source: str) -> Callable[[Path], Any]:
+    @contextmanager
+    def sides(directory: Path) -> Iterator[Sides]:
+        import jinja2
+
+        from cuda_progcache.templates import runtime
+        from cuda_progcache.templates.bytecode_cache import BytecodeCache, hash_source
+        from cuda_progcache.templates.environment import KernelEnvironment
+
+        (directory / "templates").mkdir()
+        (directory / "templates" / name).write_text(source)
+        for folder in ("ours", "theirs"):
+            (directory / folder).mkdir(mode=0o700)
+
+        ours = BytecodeCache(directory / "ours")
+        kernels = KernelEnvironment([directory / "templates", KERNELS], bytecode_cache=ours)
+        kernels.get_template(name)
+        context = kernels.context_hash
+
+        def our_hit() -> None:
+            code, _, _ = ours.get(name, hash_source(source), context_hash=context)
+            assert code is not None
+            exec(code, {"_rt": runtime, "environment": kernels, "__name__": name})
+
+        theirs = jinja2.FileSystemBytecodeCache(str(directory / "theirs"))
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader([directory / "templates", KERNELS]),
+            bytecode_cache=theirs,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        environment.filters["ctype"] = str
+        path = environment.get_template(name).filename
+
+        def their_hit() -> None:
+            code = theirs.get_bucket(environment, name, path, source).code
+            assert code is not None
+            exec(code, {"environment": environment, "__file__": code.co_filename})
+
+        yield {OURS: our_hit, JINJA2: their_hit}
+
+    return sides
+
+
+BENCHMARKS = (
+    Benchmark(
+        "template.cold_start",
+        "new process to the text of sgemm, compiled templates on disk",
+        at_most(20e-3),
+        _cold,
+        rounds=15,
+        calls=1,
+    ),
+    Benchmark(
+        "template.hit_small",
+        "source hash, load, exec of a one-line template",
+        ratio(0.4, JINJA2),
+        _hit("small.cu.j2", SMALL),
+        rounds=100,
+    ),
+    Benchmark(
+        "template.hit_gemm",
+        "the same of the sgemm template",
+        ratio(0.4, JINJA2),
+        _hit("sgemm.cu.j2", (KERNELS / "sgemm.cu.j2").read_text(encoding="utf-8")),
+        rounds=60,
+        calls=20,
+    ),
+)
