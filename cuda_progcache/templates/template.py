@@ -55,7 +55,10 @@ class Template(jinja2.Template):
         globals: MutableMapping[str, Any],  # noqa: A002  (Jinja2's name for it)
     ) -> Template:
         if "root" in namespace:  # Jinja2's own compiler made it
-            return _from_namespace.__func__(cls, environment, namespace, globals)  # type: ignore[no-any-return]
+            made: Template = _from_namespace.__func__(cls, environment, namespace, globals)
+            made._namespace = None
+            made._render = made._concatenated
+            return made
         template: Template = object.__new__(cls)
         template.environment = environment
         template.globals = globals
@@ -99,7 +102,8 @@ class Template(jinja2.Template):
     def _form(self, form: str) -> Mapping[str, Any]:
         """Return the namespace with the functions of a form, compiled when it is first asked for."""
         names = self._namespace
-        assert names is not None
+        if names is None:
+            return {f"render_{form}": lambda context, blocks: self.root_render_func(context)}  # noqa: ARG005
         if f"render_{form}" in names:
             return names
         if form not in self._forms:
@@ -189,7 +193,7 @@ class Template(jinja2.Template):
     ) -> TemplateModule:
         """Return the template as a module; see `jinja2.Template.make_module`."""
         context = self.new_context(vars, shared, locals)
-        if self.environment.is_async or "render" not in (getattr(self, "_namespace", None) or ()):
+        if self.environment.is_async or "render" not in (self._namespace or ()):
             return TemplateModule(self, context)
         return TemplateModule(self, context, [self._render(context)])
 
@@ -201,7 +205,7 @@ class Template(jinja2.Template):
     ) -> TemplateModule:
         """Return the template as a module, in an async environment."""
         context = self.new_context(vars, shared, locals)
-        if "render" not in (getattr(self, "_namespace", None) or ()):
+        if "render" not in (self._namespace or ()):
             return TemplateModule(self, context, [piece async for piece in self.root_render_func(context)])  # type: ignore[attr-defined]
         return TemplateModule(self, context, [await self._render(context)])
 

@@ -135,6 +135,7 @@ class Folding(Builder):
         if kind is tuple:
             return self.tuple(items)
         if kind is list or (kind is set and items):
-            made = ast.List(items, ast.Load()) if kind is list else ast.Set(items)
-            return ast.fix_missing_locations(ast.copy_location(made, self.load("_")))
+            if kind is list:
+                return ast.List(items, ast.Load(), lineno=self.line, col_offset=0)
+            return ast.Set(items, lineno=self.line, col_offset=0)
         return self.call_name(kind.__name__, self.tuple(items))

@@ -263,7 +263,7 @@ class Compiler(Inheritance):
         return self._function(self._entry("render"), scope, function, body, blocks=bool(analysis.blocks or analysis.extends))
 
     def _block(self, name: str, node: nodes.Block) -> ast.stmt:
-        self.line = node.lineno
+        self.line = node.lineno or 1
         function = self.analysis.functions[id(node)]
         scope = self.analysis.scopes[id(node), ""]
         self.known_extends, self.guard_output, self.in_block = False, False, True

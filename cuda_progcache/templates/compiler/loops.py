@@ -49,7 +49,7 @@ class Loops(Statements):
             outer_trail, self.trail = self.trail, []
             self.around(node, loop, self.load("reciter"), has_object=True, recursive=True)
             self.defined, self.trail = outer_defined, outer_trail
-            self.line = node.lineno
+            self.line = node.lineno or self.line
             text = self.contents(number)
             if self.eval_ctx.volatile:
                 autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
@@ -110,7 +110,7 @@ class Loops(Statements):
             self.inside(node, loop)
             if indicator is not None:
                 self.emit(self.assign(indicator, self.constant(value=False)))
-        self.line = node.lineno
+        self.line = node.lineno or self.line
         self.emit(self.for_loop(target, iterable, body or [ast.Pass(lineno=self.line, col_offset=0)], asynchronous=asynchronous))
         if scope.captured and not recursive:
             locals_ = [local for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
@@ -158,7 +158,7 @@ class Loops(Statements):
     def skip_failing(self, node: nodes.For) -> None:
         """Emit ``if not test: continue``."""
         assert node.test is not None
-        line, self.line = self.line, node.test.lineno
+        line, self.line = self.line, node.test.lineno or self.line
         with self.entered(self.analysis.scopes[id(node), "test"], leave=False):
             failed = self.negate(self.expr(node.test))
             self.emit(self.when(failed, [ast.Continue(lineno=self.line, col_offset=0)]))
@@ -171,7 +171,7 @@ class Loops(Statements):
         self.buffers += 1
         name = f"_passing{self.buffers}"
         scope = self.analysis.scopes[id(node), "test"]
-        line, self.line = self.line, node.test.lineno
+        line, self.line = self.line, node.test.lineno or self.line
         outer_defined, self.defined = self.defined, set()
         outer_trail, self.trail = self.trail, []
         with self.block() as function:

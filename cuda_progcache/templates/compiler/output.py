@@ -163,7 +163,7 @@ class Output(Expressions):
         if not self.guard_output:
             self.children(node)
         elif not self.known_extends:
-            self.line = node.lineno
+            self.line = node.lineno or self.line
             test = self.compare(self.load("parent_template"), IS, self.constant(None))
             with self.block() as body:
                 self.children(node)
@@ -177,7 +177,7 @@ class Output(Expressions):
             return
         volatile = self.eval_ctx.volatile
         for child in children:
-            self.line = child.lineno
+            self.line = child.lineno or self.line
             if type(child) is nodes.TemplateData and not volatile:
                 self.text(child.data)
                 continue
@@ -274,7 +274,7 @@ class Output(Expressions):
         """Each child by itself, constants next to each other as one."""
         run: list[Any] = []
         for child in children:
-            line, self.line = self.line, child.lineno
+            line, self.line = self.line, child.lineno or self.line
             constant = (
                 type(child) in _LITERAL or id(child) in self.analysis.constant or self.is_static(child)
             )

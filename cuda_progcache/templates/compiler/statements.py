@@ -33,7 +33,7 @@ class Statements(Output):
                 method = methods.get(type(node))
                 if method is None:
                     self.fail(f"no code for {type(node).__name__} nodes", node.lineno)
-                if type(node) is not nodes.Output:
+                if node.lineno is not None and type(node) is not nodes.Output:
                     self.line = node.lineno
                 method(node)
         except Unreachable:
@@ -197,6 +197,8 @@ class Statements(Output):
                 return  # nobody will ask
             where = self.load("_loop_vars")
         elif scope.block:
+            if not self.function.foreign and self.settings.fuse:
+                return
             where = self.load("_block_vars")
         else:
             where = self.dotted(self.context, "vars")
@@ -228,7 +230,7 @@ class Statements(Output):
         names: list[str] = []
         with self.entered(scope), self.buffered():
             self.body(node.body)
-            self.line = node.lineno
+            self.line = node.lineno or self.line
             number = self.buffer
             value = self.filter(node.filter) if node.filter is not None else self.contents(number)
             if self.pending:
@@ -247,10 +249,10 @@ class Statements(Output):
         """``{% if %}``: a test that is known now leaves the branch that is taken."""
         soft, self.soft = self.soft, True
         self.branch += 1
-        arms: list[tuple[nodes.Expr | None, list[nodes.Node], int]] = [(node.test, node.body, node.lineno)]
-        arms += [(arm.test, arm.body, arm.lineno) for arm in node.elif_]
+        arms: list[tuple[nodes.Expr | None, list[nodes.Node], int]] = [(node.test, node.body, node.lineno or self.line)]
+        arms += [(arm.test, arm.body, arm.lineno or self.line) for arm in node.elif_]
         if node.else_:
-            arms.append((None, node.else_, node.lineno))
+            arms.append((None, node.else_, self.line))
         if self.static:
             arms = self.reachable(arms)
         self.arms(arms)
@@ -347,7 +349,7 @@ class Statements(Output):
         with self.entered(scope):
             with self.buffered():
                 self.body(node.body)
-                self.line = node.lineno
+                self.line = node.lineno or self.line
                 value = self.filter(node.filter)
                 if self.pending:
                     self.flush()
