@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel templates: parameters to CUDA source, with a map from each generated line back to its template.
 
-Each name is imported when it is first used: a kernel whose templates lie compiled in the cache needs few of them.
+Jinja2's syntax with a compiler of our own: `KernelEnvironment` for CUDA source, `Environment` and `Template` for any
+text, `patch_jinja2` for programs that use Jinja2 itself, `BytecodeCache` to keep what was compiled. Each name is
+imported when it is first used: a kernel whose templates lie compiled in the cache needs few of them.
 """
 
 from __future__ import annotations
@@ -12,21 +14,43 @@ if TYPE_CHECKING:
 
     from cuda_progcache.templates.bytecode_cache import BytecodeCache as BytecodeCache
     from cuda_progcache.templates.bytecode_cache import hash_source as hash_source
+    from cuda_progcache.templates.compiler import Compiler as Compiler
     from cuda_progcache.templates.environment import KernelEnvironment as KernelEnvironment
     from cuda_progcache.templates.environment import KernelTemplate as KernelTemplate
     from cuda_progcache.templates.source_map import Location as Location
     from cuda_progcache.templates.source_map import SourceMap as SourceMap
+    from cuda_progcache.templates.template import Environment as Environment
+    from cuda_progcache.templates.template import Template as Template
+    from cuda_progcache.templates.template import patch_jinja2 as patch_jinja2
+    from cuda_progcache.templates.template import unpatch_jinja2 as unpatch_jinja2
 
 _HOME = {
     "BytecodeCache": "bytecode_cache",
+    "Compiler": "compiler",
+    "Environment": "template",
     "KernelEnvironment": "environment",
     "KernelTemplate": "environment",
     "Location": "source_map",
     "SourceMap": "source_map",
+    "Template": "template",
     "hash_source": "bytecode_cache",
+    "patch_jinja2": "template",
+    "unpatch_jinja2": "template",
 }
 
-__all__ = ["BytecodeCache", "KernelEnvironment", "KernelTemplate", "Location", "SourceMap", "hash_source"]
+__all__ = [
+    "BytecodeCache",
+    "Compiler",
+    "Environment",
+    "KernelEnvironment",
+    "KernelTemplate",
+    "Location",
+    "SourceMap",
+    "Template",
+    "hash_source",
+    "patch_jinja2",
+    "unpatch_jinja2",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,558 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pre-pass: one walk over a template's nodes that finds out what the code generator needs to know beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import nodes
+from jinja2.utils import _PassArg
+
+from cuda_progcache.templates.compiler.scopes import Function, Scope
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+COUNTING = frozenset({"index", "index0", "first", "depth", "depth0"})
+"""What ``loop`` has that a counter gives."""
+SIZING = frozenset({"last", "length", "revindex", "revindex0"})
+"""What ``loop`` has that the number of items gives, too."""
+
+_MACRO_NAMES = frozenset({"caller", "kwargs", "varargs"})
+_FUNCTION_NAMES = frozenset({"self", "super"})
+
+
+@dataclass(slots=True, eq=False)
+class Loop:
+    """What is known of a ``{% for %}``.
+
+    Attributes
+    ----------
+    attributes : set of str
+        What of ``loop`` its body reads.
+    escapes : bool
+        Whether the body needs ``loop`` itself.
+    calls : bool
+        Whether the body calls something, which could change the list that is being gone through.
+    printed, dotted : dict
+        How often the body puts out a target as it is, and reads an attribute of one; inside another loop counts double.
+    """
+
+    targets: frozenset[str]
+    function: Function
+    depth: int
+    attributes: set[str] = field(default_factory=set)
+    escapes: bool = False
+    calls: bool = False
+    printed: dict[str, int] = field(default_factory=dict)
+    dotted: dict[str, int] = field(default_factory=dict)
+
+
+class Analysis:
+    """Scopes, functions, loops, constants and blocks of a template.
+
+    Parameters
+    ----------
+    environment : jinja2.Environment
+        Its filters' and tests' signatures are read.
+    static : collection of str
+        Names whose values are known.
+    hoist : bool
+        Whether names may be looked up once per function, because the context is ours.
+    inline_loops : bool
+        Whether ``loop`` may be taken apart.
+
+    Attributes
+    ----------
+    scopes : dict
+        ``(id of node, branch)`` to `Scope`.
+    functions : dict
+        The id of a template, block, macro or call block to its `Function`.
+    loops : dict
+        The id of a ``For`` to its `Loop`; also the id of each ``loop.attribute`` that can be inlined.
+    constant : set of int
+        Ids of expressions whose value doesn't depend on a render.
+    blocks : dict
+        Block name to node, in the template's order.
+    fails : list of (str, int)
+        Messages of errors that the template has anyhow, with lines.
+    """
+
+    def __init__(self, environment: Environment, static: Iterable[str], *, hoist: bool, inline_loops: bool) -> None:
+        self.environment = environment
+        self.hoist = hoist
+        self.inline_loops = inline_loops
+        self.static = frozenset(static)
+        self.scopes: dict[tuple[int, str], Scope] = {}
+        self.functions: dict[int, Function] = {}
+        self.loops: dict[int, Loop] = {}
+        self.constant: set[int] = set()
+        self.blocks: dict[str, nodes.Block] = {}
+        self.imports: dict[str, None] = {}
+        self.fails: list[tuple[str, int]] = []
+        self.extends = False
+        self.modifies_eval_context = False
+        self.assigned: set[str] = set()
+        self._scope: Scope
+        self._function: Function
+        self._macros: list[Function] = []
+        self._loops: list[Loop] = []
+        self._depth = 0
+        self._branch = 0
+        self._waiting: list[nodes.Block] = []
+
+    def run(self, template: nodes.Template) -> None:
+        """Walk over the template and its blocks."""
+        self._root(template, template.body, block=False)
+        done = 0
+        while done < len(self._waiting):
+            block = self._waiting[done]
+            done += 1
+            self._root(block, block.body, block=True)
+
+    def _root(self, node: nodes.Template | nodes.Block, body: Sequence[nodes.Node], *, block: bool) -> None:
+        self._function = self.functions[id(node)] = Function()
+        self._scope = self.scopes[id(node), ""] = Scope(None, self._function, toplevel=not block, block=block)
+        self._scope.hoist = self._scope.hoist_inner = self.hoist
+        self._macros, self._loops, self._depth, self._branch = [], [], 0, 0
+        self.body(body)
+        for name in _FUNCTION_NAMES & self._function.special:
+            if block or name == "self":
+                self._scope.parameter(name)
+
+    # Statements
+
+    def body(self, body: Iterable[nodes.Node]) -> None:
+        """Visit statements."""
+        for node in body:
+            self.visit(node)
+
+    def visit(self, node: nodes.Node) -> bool:
+        """Visit a node; True if it is an expression of a constant value."""
+        try:
+            method = _METHODS[type(node)]
+        except KeyError:
+            method = _inherited(type(node))
+        return bool(method(self, node))
+
+    def _inside(self, node: nodes.Node, branch: str = "", *, loop: bool = False) -> Scope:
+        """Enter a scope of the node; the caller puts ``self._scope`` back."""
+        outer = self._scope
+        hoist = outer.hoist_inner
+        self._scope = scope = Scope(outer, self._function, outer.level + 1, loop=loop, hoist=hoist, hoist_inner=hoist)
+        self.scopes[id(node), branch] = scope
+        return scope
+
+    def _scoped(self, node: nodes.Node, children: Iterable[nodes.Node], branch: str = "") -> None:
+        outer, in_branch = self._scope, self._branch
+        self._inside(node, branch)
+        self._branch = 0
+        self.body(children)
+        self._scope, self._branch = outer, in_branch
+
+    def _set(self, name: str, line: int) -> None:
+        self._hide(name)
+        self.assigned.add(name)
+        self._scope.set(name, branch=self._branch > 0)
+        if self._scope.loop:
+            self._function.sets_in_loop = True
+        if name == "loop" and self._depth:
+            self.fails.append(("Can't assign to special loop variable in for-loop target", line))
+
+    def _parameters(self, target: nodes.Node) -> None:
+        for name in _names(target):
+            self._hide(name.name)
+            self.assigned.add(name.name)
+            self._scope.parameter(name.name)
+            if name.name == "loop" and name.ctx == "store":
+                self.fails.append(("Can't assign to special loop variable in for-loop target", name.lineno))
+
+    def _hide(self, name: str) -> None:
+        if name in _MACRO_NAMES:
+            for macro in self._macros:
+                if name not in macro.special:
+                    macro.hidden.add(name)
+        elif name in _FUNCTION_NAMES:
+            function = self._function.outermost
+            if name not in function.special:
+                function.hidden.add(name)
+
+    def _read(self, name: str) -> None:
+        self._scope.read(name)
+        if name in _MACRO_NAMES:
+            for macro in self._macros:
+                if name not in macro.hidden:
+                    macro.special.add(name)
+        elif name in _FUNCTION_NAMES:
+            function = self._function.outermost
+            if name not in function.hidden:
+                function.special.add(name)
+
+    def _foreign(self, *, call: bool = True) -> None:
+        self._function.foreign = True
+        if call:
+            for loop in self._loops:
+                loop.calls = True
+
+    def _needs_loop(self) -> None:
+        for loop in self._loops:
+            loop.escapes = True
+
+    def _output(self, node: nodes.Output) -> None:
+        for child in node.nodes:
+            kind = type(child)
+            if kind is nodes.TemplateData:
+                continue
+            if kind is nodes.Name:
+                self._count(child.name, "printed")  # type: ignore[attr-defined]
+            self.visit(child)
+
+    def _count(self, name: str, what: str) -> None:
+        for loop in reversed(self._loops):
+            if name in loop.targets:
+                if loop.function is self._function:
+                    counts = getattr(loop, what)
+                    counts[name] = counts.get(name, 0) + (1 if loop is self._loops[-1] else 2)
+                return
+        if what == "dotted":
+            reads = self._function.reads
+            reads[name] = reads.get(name, 0) + (2 if self._loops else 1)
+
+    def _if(self, node: nodes.If) -> None:
+        self.visit(node.test)
+        self._branch += 1
+        self.body(node.body)
+        for other in node.elif_:
+            self.visit(other.test)
+            self.body(other.body)
+        self.body(node.else_)
+        self._branch -= 1
+
+    def _for(self, node: nodes.For) -> None:
+        self.visit(node.iter)
+        outer, in_branch = self._scope, self._branch
+        self._branch = 0
+        self._depth += 1
+        if node.test is not None:
+            self._inside(node, "test").hoist = False  # it may become a function of its own
+            self._parameters(node.target)
+            self.visit(node.test)
+            self._scope = outer
+        if node.else_:
+            self._inside(node, "else")
+            self.body(node.else_)
+            self._scope = outer
+        loop = Loop(frozenset(n.name for n in _names(node.target)), self._function, self._depth)
+        loop.escapes = node.recursive or not self.inline_loops
+        self.loops[id(node)] = loop
+        scope = self._inside(node, "body", loop=True)
+        if node.recursive:
+            scope.hoist = scope.hoist_inner = False  # it is a function of its own
+        self._parameters(node.target)
+        self._loops.append(loop)
+        self.body(node.body)
+        self._loops.pop()
+        if loop.attributes & SIZING and node.test is not None:
+            loop.escapes = True  # how many items pass the test is known only at the end
+        if loop.escapes and (node.recursive or loop.attributes):
+            scope.parameter("loop")
+        self._depth -= 1
+        self._scope, self._branch = outer, in_branch
+
+    def _macro(self, node: nodes.Macro) -> None:
+        self._set(node.name, node.lineno)
+        self._callable(node)
+
+    def _call_block(self, node: nodes.CallBlock) -> None:
+        self.visit(node.call)
+        self._callable(node)
+
+    def _callable(self, node: nodes.Macro | nodes.CallBlock) -> None:
+        outer = (self._scope, self._function, self._branch, self._loops, self._depth)
+        self._function = function = self.functions[id(node)] = Function(outer=outer[1])
+        scope = self._inside(node)
+        scope.hoist = scope.hoist_inner = self.hoist
+        self._branch = 0
+        for arg in node.args:
+            self.assigned.add(arg.name)
+            scope.parameter(arg.name)
+            for macro in self._macros:
+                if arg.name in _MACRO_NAMES and arg.name not in macro.special:
+                    macro.hidden.add(arg.name)
+        for default in node.defaults:
+            self.visit(default)
+        self._macros.append(function)
+        self.body(node.body)
+        self._macros.pop()
+        taken = {arg.name for arg in node.args}
+        for name in function.special & _MACRO_NAMES:
+            if name not in taken:
+                scope.parameter(name)
+        self._scope, self._function, self._branch, self._loops, self._depth = outer
+        defined_in: Scope | None = self._scope
+        while defined_in is not None:
+            defined_in.captured = True
+            defined_in = defined_in.parent
+        if function.foreign:
+            self._function.foreign = True
+
+    def _filter_block(self, node: nodes.FilterBlock) -> None:
+        self.visit(node.filter)
+        self._scoped(node, [*node.body, node.filter])
+
+    def _with(self, node: nodes.With) -> None:
+        for value in node.values:
+            self.visit(value)
+        outer, in_branch = self._scope, self._branch
+        self._inside(node)
+        self._branch = 0
+        for target in node.targets:
+            self._parameters(target)
+        self.body(node.body)
+        self._scope, self._branch = outer, in_branch
+
+    def _block(self, node: nodes.Block) -> None:
+        if node.name in self.blocks:
+            self.fails.append((f"block {node.name!r} defined twice", node.lineno))
+        self.blocks[node.name] = node
+        self._waiting.append(node)
+        self._foreign()
+        if node.scoped:
+            self._needs_loop()
+            for loop in self._loops:
+                loop.attributes.add("")
+
+    def _mention_loop(self) -> None:
+        """The loops around see the name, too: Jinja2 gives each of them a ``loop`` then, which an include would see."""
+        for loop in self._loops[:-1]:
+            loop.attributes.add("")
+
+    def _extends(self, node: nodes.Extends) -> None:
+        self.extends = True
+        self.visit(node.template)
+
+    def _include(self, node: nodes.Include) -> None:
+        self.visit(node.template)
+        if node.with_context:
+            self._needs_loop()
+
+    def _import(self, node: nodes.Import) -> None:
+        self.visit(node.template)
+        self._set(node.target, node.lineno)
+        if node.with_context:
+            self._needs_loop()
+
+    def _from_import(self, node: nodes.FromImport) -> None:
+        self.visit(node.template)
+        for name in node.names:
+            self._set(name if isinstance(name, str) else name[1], node.lineno)
+        if node.with_context:
+            self._needs_loop()
+
+    def _assign(self, node: nodes.Assign) -> None:
+        self.visit(node.node)
+        self._targets(node.target)
+
+    def _assign_block(self, node: nodes.AssignBlock) -> None:
+        self._targets(node.target)
+        self._scoped(node, [*node.body, node.filter] if node.filter is not None else node.body)
+
+    def _targets(self, target: nodes.Node) -> None:
+        if isinstance(target, nodes.Name):
+            if target.ctx == "param":
+                self._scope.parameter(target.name)
+            else:
+                self._set(target.name, target.lineno)
+        elif isinstance(target, nodes.NSRef):
+            self._read(target.name)
+        else:
+            for child in target.iter_child_nodes():
+                self._targets(child)
+
+    def _scope_node(self, node: nodes.Scope) -> None:
+        self._scoped(node, node.body)
+
+    def _overlay(self, node: nodes.OverlayScope) -> None:
+        self.visit(node.context)
+        outer, in_branch = self._scope, self._branch
+        scope = Scope(None, self._function, outer.level + 1)
+        self.scopes[id(node), ""] = self._scope = scope
+        self._branch = 0
+        self.body(node.body)
+        self._scope, self._branch = outer, in_branch
+
+    def _eval_context(self, node: nodes.EvalContextModifier) -> None:
+        self.modifies_eval_context = True
+        self._all(node)
+
+    # Expressions
+
+    def _all(self, node: nodes.Node) -> bool:
+        constant = True
+        for child in node.iter_child_nodes():
+            constant &= self.visit(child)
+        return constant
+
+    def _keep(self, node: nodes.Node) -> bool:
+        if self._all(node):
+            self.constant.add(id(node))
+            return True
+        return False
+
+    def _never(self, node: nodes.Node) -> bool:
+        self._all(node)
+        return False
+
+    def _name(self, node: nodes.Name) -> bool:
+        if node.ctx != "load":
+            self._targets(node)
+            return False
+        if node.name == "loop" and self._loops:
+            loop = self._loops[-1]
+            loop.escapes = True
+            loop.attributes.add("")
+            self._mention_loop()
+        self._read(node.name)
+        return node.name in self.static
+
+    def _namespace_reference(self, node: nodes.NSRef) -> bool:
+        self._read(node.name)
+        return False
+
+    def _getattr(self, node: nodes.Getattr) -> bool:
+        base = node.node
+        if type(base) is nodes.Name:
+            if base.name == "loop" and self._loops and self._loops[-1].function is self._function:
+                loop = self._loops[-1]
+                loop.attributes.add(node.attr)
+                if node.attr in COUNTING or node.attr in SIZING:
+                    self.loops[id(node)] = loop
+                else:
+                    loop.escapes = True
+                self._mention_loop()
+                return False
+            self._count(base.name, "dotted")
+        return self._keep(node)
+
+    def _filter(self, node: nodes.Filter) -> bool:
+        self._function.outermost.filters[node.name] = None
+        return self._applied(node, self.environment.filters)
+
+    def _test(self, node: nodes.Test) -> bool:
+        self._function.outermost.tests[node.name] = None
+        return self._applied(node, self.environment.tests)
+
+    def _applied(self, node: nodes.Filter | nodes.Test, known: Any) -> bool:
+        function = known.get(node.name)
+        if function is not None and _PassArg.from_obj(function) is _PassArg.context:
+            self._foreign(call=False)
+        if isinstance(node, nodes.Filter) and node.node is None:
+            self._all(node)
+            return False
+        return self._keep(node)
+
+    def _call(self, node: nodes.Call) -> bool:
+        target = node.node
+        cycles = (
+            type(target) is nodes.Getattr
+            and target.attr == "cycle"
+            and type(target.node) is nodes.Name
+            and target.node.name == "loop"
+            and self._loops
+            and self._loops[-1].function is self._function
+            and node.args
+            and not (node.kwargs or node.dyn_args or node.dyn_kwargs)
+        )
+        if cycles:
+            self._loops[-1].attributes.add("index0")
+            self.loops[id(node)] = self._loops[-1]
+            self._mention_loop()
+            for arg in node.args:
+                self.visit(arg)
+            return False
+        self._foreign()
+        self._all(node)
+        return False
+
+    def _context(self, node: nodes.Node) -> bool:  # noqa: ARG002  (the table's signature)
+        self._foreign()
+        self._needs_loop()
+        return False
+
+    def _imported(self, node: nodes.ImportedName) -> bool:
+        self.imports[node.importname] = None
+        return False
+
+    def _true(self, node: nodes.Node) -> bool:  # noqa: ARG002  (the table's signature)
+        return True
+
+    def _false(self, node: nodes.Node) -> bool:  # noqa: ARG002  (the table's signature)
+        return False
+
+
+def _names(target: nodes.Node) -> list[nodes.Name]:
+    return [target] if isinstance(target, nodes.Name) else list(target.find_all(nodes.Name))
+
+
+_METHODS: dict[type[nodes.Node], Callable[[Analysis, Any], object]] = {
+    nodes.Output: Analysis._output,
+    nodes.If: Analysis._if,
+    nodes.For: Analysis._for,
+    nodes.Macro: Analysis._macro,
+    nodes.CallBlock: Analysis._call_block,
+    nodes.FilterBlock: Analysis._filter_block,
+    nodes.With: Analysis._with,
+    nodes.Block: Analysis._block,
+    nodes.Extends: Analysis._extends,
+    nodes.Include: Analysis._include,
+    nodes.Import: Analysis._import,
+    nodes.FromImport: Analysis._from_import,
+    nodes.Assign: Analysis._assign,
+    nodes.AssignBlock: Analysis._assign_block,
+    nodes.Scope: Analysis._scope_node,
+    nodes.OverlayScope: Analysis._overlay,
+    nodes.EvalContextModifier: Analysis._eval_context,
+    nodes.ScopedEvalContextModifier: Analysis._eval_context,
+    nodes.Name: Analysis._name,
+    nodes.NSRef: Analysis._namespace_reference,
+    nodes.Const: Analysis._true,
+    nodes.TemplateData: Analysis._true,
+    nodes.Tuple: Analysis._keep,
+    nodes.List: Analysis._keep,
+    nodes.Dict: Analysis._keep,
+    nodes.Pair: Analysis._all,
+    nodes.Keyword: Analysis._all,
+    nodes.CondExpr: Analysis._keep,
+    nodes.Filter: Analysis._filter,
+    nodes.Test: Analysis._test,
+    nodes.Call: Analysis._call,
+    nodes.Getitem: Analysis._keep,
+    nodes.Getattr: Analysis._getattr,
+    nodes.Slice: Analysis._all,
+    nodes.Concat: Analysis._keep,
+    nodes.Compare: Analysis._keep,
+    nodes.Operand: Analysis._all,
+    nodes.EnvironmentAttribute: Analysis._false,
+    nodes.ExtensionAttribute: Analysis._false,
+    nodes.ImportedName: Analysis._imported,
+    nodes.InternalName: Analysis._false,
+    nodes.ContextReference: Analysis._context,
+    nodes.DerivedContextReference: Analysis._context,
+    nodes.Continue: Analysis._false,
+    nodes.Break: Analysis._false,
+    nodes.BinExpr: Analysis._keep,
+    nodes.UnaryExpr: Analysis._keep,
+}
+
+
+def _inherited(kind: type[nodes.Node]) -> Callable[[Analysis, Any], object]:
+    """Return the method for a node type that isn't in the table itself: its base's, or a walk over its children."""
+    found: Callable[[Analysis, Any], object] = Analysis._never
+    for base in kind.__mro__:
+        if base in _METHODS:
+            found = _METHODS[base]
+            break
+    _METHODS[kind] = found
+    return found

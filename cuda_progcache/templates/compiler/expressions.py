@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expressions: from ``jinja2.nodes`` to Python's."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from keyword import iskeyword
+from typing import Any, NoReturn
+
+from jinja2 import nodes
+from jinja2.utils import _PassArg
+
+from cuda_progcache.templates.compiler.folding import Folding
+from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Function, Scope
+from cuda_progcache.templates.compiler.settings import Settings
+from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, IN, IS, STR, UNARY
+
+_DICT_HAS = frozenset(dir(dict))
+
+class Expressions(Folding):
+    """Code for expressions; each method takes a node and returns a Python expression."""
+
+    settings: Settings
+    scope: Scope
+    function: Function
+    soft: bool
+    context: str
+    reference: str
+    unbound: set[str]
+    defined: set[str]
+    dict_aliases: dict[str, str]
+    import_names: dict[str, str]
+    filter_names: dict[str, str]
+    test_names: dict[str, str]
+    direct_macros: dict[tuple[int, str], tuple[str, nodes.Macro, Function]]
+    expression_methods: dict[type[nodes.Node], Callable[[Any], ast.expr]]
+
+    def fail(self, message: str, line: int) -> NoReturn:
+        """Raise the error of a template that is wrong."""
+        raise NotImplementedError
+
+    def expr(self, node: nodes.Expr) -> ast.expr:
+        """Return the code for an expression."""
+        if id(node) in self.analysis.constant:
+            known = self.folded(node)
+            if known is not None:
+                return known
+        try:
+            method = self.expression_methods[type(node)]
+        except KeyError:
+            self.fail(f"no code for {type(node).__name__} nodes", node.lineno)
+        return method(node)
+
+    def waited(self, value: ast.expr) -> ast.expr:
+        """Return `value`, awaited if it is an awaitable, in an async environment."""
+        if self.settings.asynchronous:
+            return self.awaits(self.call_name("auto_await", value))
+        return value
+
+    # Names and constants
+
+    def name(self, node: nodes.Name) -> ast.expr:
+        """A variable; where it isn't sure to have a value, with a look whether it has."""
+        name = node.name
+        if name in self.static:
+            return self.literal(self.static[name])
+        local = self.local(name)
+        if local in self.defined:
+            return self.load(local)
+        owner = self.scope.owner(name)
+        if owner is not None:
+            if owner.resolve()[name][1] == GIVEN:
+                if local not in self.unbound:
+                    return self.load(local)
+            elif self.settings.undefined_early and owner.notes[name] == READ:
+                return self.load(local)
+        return self.choose(self.compare(self.load(local), IS, self.load("missing")), self.undefined(name), self.load(local))
+
+    def local(self, name: str) -> str:
+        """Return the local that holds a template variable."""
+        local = self.scope.find(name)
+        if local is None:
+            raise AssertionError(f"the analysis has not seen {name!r}")
+        return local
+
+    def undefined(self, name: str, hint: str | None = None) -> ast.expr:
+        """Code for the undefined object of a name."""
+        args = [] if hint is None else [self.constant(hint)]
+        return self.call(self.dotted("environment", "undefined"), args, [self.keyword("name", self.constant(name))])
+
+    def const(self, node: nodes.Const) -> ast.expr:
+        """A literal."""
+        return self.literal(node.value)
+
+    def data(self, node: nodes.TemplateData) -> ast.expr:
+        """Text of the template, safe by nature."""
+        if self.eval_ctx.volatile:
+            return self.marked(self.constant(node.data))
+        return self.literal(node.as_const(self.eval_ctx))
+
+    def marked(self, value: ast.expr) -> ast.expr:
+        """`value` as markup if the moment's escaping says so."""
+        autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
+        return self.call(self.choose(autoescape, self.load("Markup"), self.load("identity")), [value])
+
+    def tuple_(self, node: nodes.Tuple) -> ast.expr:
+        """A tuple."""
+        return self.tuple([self.expr(item) for item in node.items])
+
+    def list_(self, node: nodes.List) -> ast.expr:
+        """A list."""
+        return ast.List([self.expr(item) for item in node.items], ast.Load(), lineno=self.line, col_offset=0)
+
+    def dict_(self, node: nodes.Dict) -> ast.expr:
+        """A dict."""
+        keys: list[ast.expr | None] = [self.expr(item.key) for item in node.items]
+        values = [self.expr(item.value) for item in node.items]
+        return ast.Dict(keys, values, lineno=self.line, col_offset=0)
+
+    # Operators
+
+    def binary(self, node: nodes.BinExpr) -> ast.expr:
+        """``+ - * / // % **``, ``and``, ``or``."""
+        left, right = self.expr(node.left), self.expr(node.right)
+        operator = node.operator
+        if operator in self.settings.intercepted_binops:
+            called = self.dotted("environment", "call_binop")
+            return self.call(called, [self.load(self.context), self.constant(operator), left, right])
+        if operator in BINARY:
+            return ast.BinOp(left, BINARY[operator], right, lineno=self.line, col_offset=0)
+        op = ast.And() if operator == "and" else ast.Or()
+        return ast.BoolOp(op, [left, right], lineno=self.line, col_offset=0)
+
+    def unary(self, node: nodes.UnaryExpr) -> ast.expr:
+        """``not``, ``-`` and ``+``."""
+        operand = self.expr(node.node)
+        operator = node.operator
+        if operator in self.settings.intercepted_unops:
+            called = self.dotted("environment", "call_unop")
+            return self.call(called, [self.load(self.context), self.constant(operator), operand])
+        return ast.UnaryOp(UNARY[operator], operand, lineno=self.line, col_offset=0)
+
+    def comparison(self, node: nodes.Compare) -> ast.expr:
+        """A chain of comparisons."""
+        left = self.expr(node.expr)
+        comparators = [self.expr(operand.expr) for operand in node.ops]
+        ops = [COMPARE[operand.op] for operand in node.ops]
+        return ast.Compare(left, ops, comparators, lineno=self.line, col_offset=0)
+
+    def concat(self, node: nodes.Concat) -> ast.expr:
+        """``a ~ b``."""
+        parts = [self.expr(part) for part in node.nodes]
+        if self.eval_ctx.volatile:
+            volatile = self.dotted(self.context, "eval_ctx", "volatile")
+            join = self.choose(volatile, self.load("markup_join"), self.load("str_join"))
+        elif self.eval_ctx.autoescape:
+            join = self.load("markup_join")
+        elif self.settings.fuse:
+            return self.joined([self.formatted(part, STR) for part in parts])
+        else:
+            join = self.load("str_join")
+        return self.call(join, [self.tuple(parts)])
+
+    def conditional(self, node: nodes.CondExpr) -> ast.expr:
+        """``a if test else b``; Jinja2's own undefined without the else."""
+        soft, self.soft = self.soft, True
+        try:
+            if id(node.test) in self.analysis.constant or type(node.test) is nodes.Name:
+                chosen = self.decided(node.test)
+                if chosen is True:
+                    return self.expr(node.expr1)
+                if chosen is False and node.expr2 is not None:
+                    return self.expr(node.expr2)
+            test = self.expr(node.test)
+            body = self.expr(node.expr1)
+            if node.expr2 is not None:
+                return self.choose(test, body, self.expr(node.expr2))
+            hint = (
+                f"the inline if-expression on {self.position(node)} evaluated to false and no else section was defined."
+            )
+            return self.choose(test, body, self.call_name("Undefined", self.constant(hint)))
+        finally:
+            self.soft = soft
+
+    def decided(self, test: nodes.Expr) -> bool | None:
+        """Return what a test comes to if that is known now."""
+        if self.eval_ctx.volatile or not self.static:
+            return None
+        if type(test) is nodes.Not:
+            inner = self.decided(test.node)
+            return None if inner is None else not inner
+        if id(test) not in self.analysis.constant and not (type(test) is nodes.Name and test.name in self.static):
+            return None
+        try:
+            return bool(self.fold(test))
+        except Exception:  # noqa: BLE001  (it raises again where the render evaluates it)
+            return None
+
+    def position(self, node: nodes.Node) -> str:
+        """Where a node stands, for people."""
+        raise NotImplementedError
+
+    # Attributes and items
+
+    def attribute_of(self, node: nodes.Getattr) -> ast.expr:
+        """``a.b``: the attribute, else the item.
+
+        A plain dict that has the key, and no attribute of that name, is asked directly.
+        """
+        loop = self.analysis.loops.get(id(node))
+        if loop is not None and not loop.escapes:
+            return self.loop_attribute(loop, node.attr)
+        attr = node.attr
+        if not self.settings.fast_getattr:
+            value = self.call(self.dotted("environment", "getattr"), [self.expr(node.node), self.constant(attr)])
+            return self.waited(value)
+        return self.looked_up(node.node, attr, "_getattr", dict_first=attr not in _DICT_HAS)
+
+    def looked_up(self, node: nodes.Expr, key: str, otherwise: str, *, dict_first: bool) -> ast.expr:
+        """Code that gets `key` of a dict in line, and of anything else by the function `otherwise`."""
+        base = self.expr(node)
+        if not dict_first:
+            return self.call_name(otherwise, base, self.constant(key))
+        if isinstance(base, ast.Name):
+            local = base.id
+            alias = self.dict_aliases.get(local)
+            if alias is not None:  # the dict itself, or an empty one
+                test = self.compare(self.constant(key), IN, self.load(alias))
+                item = self.subscript(self.load(alias), self.constant(key))
+                return self.choose(test, item, self.call_name(otherwise, base, self.constant(key)))
+            first: ast.expr = base
+        else:
+            local = "_t"
+            first = ast.NamedExpr(self.store(local), base, lineno=self.line, col_offset=0)
+        test = self.both(
+            self.compare(self.call_name("type", first), IS, self.load("dict")),
+            self.compare(self.constant(key), IN, self.load(local)),
+        )
+        item = self.subscript(self.load(local), self.constant(key))
+        return self.choose(test, item, self.call_name(otherwise, self.load(local), self.constant(key)))
+
+    def loop_attribute(self, loop: Any, attr: str) -> ast.expr:
+        """``loop.index`` and the like of a loop that was taken apart."""
+        raise NotImplementedError
+
+    def item_of(self, node: nodes.Getitem) -> ast.expr:
+        """``a[b]``: the item, else the attribute; slices go straight to the object."""
+        if isinstance(node.arg, nodes.Slice):
+            parts = (node.arg.start, node.arg.stop, node.arg.step)
+            base = self.expr(node.node)
+            start, stop, step = (None if part is None else self.expr(part) for part in parts)
+            return self.subscript(base, ast.Slice(start, stop, step, lineno=self.line, col_offset=0))
+        arg = node.arg
+        if self.settings.fast_getitem and type(arg) is nodes.Const and type(arg.value) is str:
+            return self.looked_up(node.node, arg.value, "_getitem", dict_first=True)
+        base = self.expr(node.node)
+        getitem = self.load("_getitem") if self.settings.fast_getitem else self.dotted("environment", "getitem")
+        return self.waited(self.call(getitem, [base, self.expr(arg)]))
+
+    # Filters, tests, calls
+
+    def filter(self, node: nodes.Filter) -> ast.expr:
+        """``value|filter``; without a value, of what the block around has put out."""
+        known = self.environment.filters.get(node.name)
+        return self.applied(node, known, self.filter_names[node.name], "filter")
+
+    def test(self, node: nodes.Test) -> ast.expr:
+        """``value is test``."""
+        known = self.environment.tests.get(node.name)
+        return self.applied(node, known, self.test_names[node.name], "test")
+
+    def applied(self, node: nodes.Filter | nodes.Test, known: Any, local: str, what: str) -> ast.expr:
+        """The call of a filter or test."""
+        if known is None and not self.soft:
+            self.fail(f"No {what} named {node.name!r}.", node.lineno)
+        value = self.captured_text() if node.node is None else self.expr(node.node)
+        args = [value]
+        wants = _PassArg.from_obj(known) if known is not None else None
+        if wants is _PassArg.context:
+            seen = self.load(self.context)
+            args.insert(0, self.call_name("_foreign", seen) if self.settings.fast_context else seen)
+        elif wants is _PassArg.eval_context:
+            args.insert(0, self.dotted(self.context, "eval_ctx"))
+        elif wants is _PassArg.environment:
+            args.insert(0, self.load("environment"))
+        keywords = self.signature(node, args)
+        return self.waited(self.call(self.load(local), args, keywords))
+
+    def captured_text(self) -> ast.expr:
+        """What the filter block around has put out so far."""
+        raise NotImplementedError
+
+    def signature(
+        self,
+        node: nodes.Filter | nodes.Test | nodes.Call,
+        args: list[ast.expr],
+        extra: Sequence[tuple[str, ast.expr]] = (),
+    ) -> list[ast.keyword]:
+        """Add a call's positional arguments to `args`; return its keyword arguments."""
+        args += [self.expr(arg) for arg in node.args]
+        named = [(keyword.key, self.expr(keyword.value)) for keyword in node.kwargs]
+        named += extra
+        keywords = []
+        if any(iskeyword(name) for name, _ in named):  # legal in a template, but not in Python's text
+            keywords.append(self.keyword(None, self.dict(named)))
+        else:
+            keywords += [self.keyword(name, value) for name, value in named]
+        if node.dyn_args is not None:
+            args.append(self.starred(self.expr(node.dyn_args)))
+        if node.dyn_kwargs is not None:
+            keywords.append(self.keyword(None, self.expr(node.dyn_kwargs)))
+        return keywords
+
+    def called(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
+        """``f(x)``: a macro bound once is called directly, anything else through the context."""
+        loop = self.analysis.loops.get(id(node))
+        if loop is not None and not loop.escapes:
+            items = self.tuple([self.expr(arg) for arg in node.args])
+            index = self.loop_attribute(loop, "index0")
+            count = self.constant(len(node.args))
+            return self.subscript(items, ast.BinOp(index, BINARY["%"], count, lineno=self.line, col_offset=0))
+        direct = self.called_directly(node, caller)
+        if direct is not None:
+            return self.marked_result(direct)
+        return self.called_by_context(node, caller)
+
+    def called_by_context(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
+        """A call of something that is known only in the render."""
+        extra = [] if caller is None else [("caller", caller)]
+        outermost = self.function
+        scoped = False
+        if self.scope.loop and outermost.sets_in_loop:
+            extra.append(("_loop_vars", self.load("_loop_vars")))
+            scoped = True
+        if self.scope.block:
+            extra.append(("_block_vars", self.load("_block_vars")))
+            scoped = True
+        target = self.expr(node.node)
+        if self.settings.sandboxed:
+            function, args = self.dotted("environment", "call"), [self.load(self.context), target]
+        elif self.settings.fast_call and not scoped:
+            function, args = self.load("_call"), [self.load(self.context), target]
+        else:
+            function, args = self.dotted(self.context, "call"), [target]
+        keywords = self.signature(node, args, extra)
+        return self.waited(self.call(function, args, keywords))
+
+    def marked_result(self, value: ast.expr) -> ast.expr:
+        """A macro's text, as markup where escaping is on."""
+        return self.call_name("Markup", value) if self.eval_ctx.autoescape else value
+
+    def called_directly(self, node: nodes.Call, caller: ast.expr | None) -> ast.expr | None:
+        """The call of the Python function of a macro that the name is bound to for good; None where it isn't."""
+        target = node.node
+        if type(target) is not nodes.Name or not self.direct_macros or node.dyn_args or node.dyn_kwargs:
+            return None
+        owner = self.scope.owner(target.name)
+        known = self.direct_macros.get((id(owner), target.name))
+        if known is None:
+            return None
+        function, macro, facts = known
+        names = [arg.name for arg in macro.args]
+        given: dict[str, nodes.Expr] = {}
+        if len(node.args) > len(names) or (caller is not None) != ("caller" in facts.special and "caller" not in names):
+            return None
+        if facts.special & {"kwargs", "varargs"} or "caller" in names:
+            return None
+        for keyword in node.kwargs:
+            if keyword.key not in names[len(node.args) :] or keyword.key in given:
+                return None
+            given[keyword.key] = keyword.value
+        args = [self.expr(arg) for arg in node.args]
+        if len(given) > 1 and [name for name in names if name in given] != list(given):
+            return None  # arguments are evaluated in the order in which they are written
+        for name in names[len(args) :]:
+            args.append(self.expr(given[name]) if name in given else self.load("missing"))
+        if caller is not None:
+            args.append(caller)
+        return self.call_name(function, *args)
+
+    # What extensions use
+
+    def environment_attribute(self, node: nodes.EnvironmentAttribute) -> ast.expr:
+        """An attribute of the environment."""
+        return self.dotted("environment", node.name)
+
+    def extension_attribute(self, node: nodes.ExtensionAttribute) -> ast.expr:
+        """An attribute of an extension."""
+        extension = self.subscript(self.dotted("environment", "extensions"), self.constant(node.identifier))
+        return self.attribute(extension, node.name)
+
+    def imported_name(self, node: nodes.ImportedName) -> ast.expr:
+        """Something imported when the code is loaded."""
+        return self.load(self.import_names[node.importname])
+
+    def internal_name(self, node: nodes.InternalName) -> ast.expr:
+        """A Python local that an extension's parser asked for."""
+        return self.load(node.name)
+
+    def mark_safe(self, node: nodes.MarkSafe) -> ast.expr:
+        """Text as markup."""
+        return self.call_name("Markup", self.expr(node.expr))
+
+    def mark_safe_if_autoescape(self, node: nodes.MarkSafeIfAutoescape) -> ast.expr:
+        """Text as markup where escaping is on."""
+        return self.marked(self.expr(node.expr))
+
+    def context_reference(self, node: nodes.Node) -> ast.expr:  # noqa: ARG002  (the table's signature)
+        """The context."""
+        seen = self.load(self.context)
+        return self.call_name("_foreign", seen) if self.settings.fast_context else seen
+
+    def derived_context_reference(self, node: nodes.Node) -> ast.expr:  # noqa: ARG002  (the table's signature)
+        """The context with the locals."""
+        return self.derived()
+
+    def derived(self) -> ast.expr:
+        """Code for a context that has this scope's names, too."""
+        return self.call(self.dotted(self.reference, "derived"), [self.locals()])
+
+    def locals(self) -> ast.expr:
+        """Code for a dict of the names set so far, here and around."""
+        return self.dict([(name, self.load(local)) for name, local in self.scope.exports().items()])
+

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiler itself: the functions of a template, and the module that they make."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, ClassVar, NoReturn
+
+from jinja2 import Environment, nodes
+from jinja2.exceptions import TemplateAssertionError
+from jinja2.nodes import EvalContext
+
+from cuda_progcache.templates.compiler.analysis import Analysis
+from cuda_progcache.templates.compiler.inheritance import Inheritance
+from cuda_progcache.templates.compiler.scopes import Function, Scope
+from cuda_progcache.templates.compiler.settings import Settings
+
+RUNTIME = "cuda_progcache.templates.jinja_runtime"
+
+
+@dataclass(frozen=True, slots=True)
+class CompilerWarning:
+    """Something in a template that is likely a mistake.
+
+    Parameters
+    ----------
+    code : str
+        What kind, for machines: ``"unused-static"``, ``"duplicate-keyword"``.
+    message : str
+        For people.
+    line : int
+        The template's.
+    suggestion : str
+        What to do, may be empty.
+    """
+
+    code: str
+    message: str
+    line: int
+    suggestion: str = ""
+
+
+class Compiler(Inheritance):
+    """Compiles templates for an environment.
+
+    A subclass can handle further node types: it names them in its ``_NODE_DISPATCH_NAMES``, with the methods that emit
+    their code. An extension of the environment can bring some, too, as ``node_compilers = {NodeType: function}``; the
+    function takes the compiler and the node.
+
+    Parameters
+    ----------
+    env : jinja2.Environment
+        Whose templates these are.
+    static_context : mapping, optional
+        Names whose values are the same in every render: expressions over them are evaluated now. A template that sets
+        such a name itself, anywhere, gets the name's ordinary meaning.
+
+    Attributes
+    ----------
+    warnings : list of CompilerWarning
+        Of the last template.
+    precomputed : list
+        Values that the last code needs as ``_pc_0``, ``_pc_1``, …: those that can't be written as code.
+    """
+
+    _NODE_DISPATCH_NAMES: ClassVar[Mapping[type[nodes.Node], str]] = {
+        nodes.Output: "output",
+        nodes.If: "if_node",
+        nodes.For: "for_node",
+        nodes.Macro: "macro",
+        nodes.CallBlock: "call_block",
+        nodes.FilterBlock: "filter_block",
+        nodes.With: "with_node",
+        nodes.Block: "block_node",
+        nodes.Extends: "extends_node",
+        nodes.Include: "include",
+        nodes.Import: "import_node",
+        nodes.FromImport: "from_import",
+        nodes.ExprStmt: "expression_statement",
+        nodes.Assign: "assign_node",
+        nodes.AssignBlock: "assign_block",
+        nodes.Scope: "scope_node",
+        nodes.OverlayScope: "overlay_scope",
+        nodes.EvalContextModifier: "modify_eval_context",
+        nodes.ScopedEvalContextModifier: "scoped_eval_context",
+        nodes.Break: "break_node",
+        nodes.Continue: "continue_node",
+        nodes.Name: "name",
+        nodes.Const: "const",
+        nodes.TemplateData: "data",
+        nodes.Tuple: "tuple_",
+        nodes.List: "list_",
+        nodes.Dict: "dict_",
+        nodes.CondExpr: "conditional",
+        nodes.Filter: "filter",
+        nodes.Test: "test",
+        nodes.Call: "called",
+        nodes.Getitem: "item_of",
+        nodes.Getattr: "attribute_of",
+        nodes.Concat: "concat",
+        nodes.Compare: "comparison",
+        **dict.fromkeys((nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Pow), "binary"),
+        **dict.fromkeys((nodes.And, nodes.Or), "binary"),
+        **dict.fromkeys((nodes.Not, nodes.Neg, nodes.Pos), "unary"),
+        nodes.EnvironmentAttribute: "environment_attribute",
+        nodes.ExtensionAttribute: "extension_attribute",
+        nodes.ImportedName: "imported_name",
+        nodes.InternalName: "internal_name",
+        nodes.MarkSafe: "mark_safe",
+        nodes.MarkSafeIfAutoescape: "mark_safe_if_autoescape",
+        nodes.ContextReference: "context_reference",
+        nodes.DerivedContextReference: "derived_context_reference",
+    }
+    _methods: ClassVar[Mapping[type[nodes.Node], str]] = _NODE_DISPATCH_NAMES
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        names: dict[type[nodes.Node], str] = {}
+        for base in reversed(cls.__mro__):
+            names.update(base.__dict__.get("_NODE_DISPATCH_NAMES", {}))
+        cls._methods = names
+
+    def __init__(self, env: Environment, static_context: Mapping[str, Any] | None = None) -> None:
+        self.environment = env
+        self.static_context = dict(static_context or {})
+        self.warnings: list[CompilerWarning] = []
+        self.precomputed: list[Any] = []
+        table: dict[type[nodes.Node], Callable[[Any], Any]] = {
+            kind: getattr(self, name) for kind, name in self._methods.items()
+        }
+        for extension in env.extensions.values():
+            for kind, function in getattr(extension, "node_compilers", {}).items():
+                table[kind] = function.__get__(self)
+        self.statement_methods = table
+        self.expression_methods = table
+
+    def compile(
+        self,
+        node: nodes.Template,
+        name: str | None = None,
+        filename: str | None = None,
+        *,
+        source: str | None = None,
+        form: str = "render",
+    ) -> CodeType:
+        """Compile a template.
+
+        Parameters
+        ----------
+        node : jinja2.nodes.Template
+            As the parser made it. Constant expressions in it are replaced by their values.
+        name : str, optional
+            The template's name.
+        filename : str, optional
+            What tracebacks say; the lines are the template's.
+        source : str, optional
+            The template's text: kept in the code, which compiles itself anew from it when it is asked for a stream.
+        form : {"render", "stream", "pieces"}
+            Which functions to make; see `cuda_progcache.templates.runtime`.
+
+        Raises
+        ------
+        jinja2.TemplateSyntaxError
+            If the template is wrong.
+        """
+        tree = self.tree(node, name, filename, source=source, form=form)
+        return self._compiled(tree, filename)
+
+    def compile_all(self, node: nodes.Template, name: str | None = None, filename: str | None = None) -> CodeType:
+        """Compile a tree that has no text: with its pieces, since nothing could be compiled from it later."""
+        tree = self.tree(node, name, filename)
+        precomputed = self.precomputed
+        pieces = self.tree(node, name, filename, form="pieces")
+        self.precomputed = precomputed
+        tree.body[-1:] = [*pieces.body[:-1], tree.body[-1]]
+        return self._compiled(tree, filename)
+
+    def tree(
+        self,
+        node: nodes.Template,
+        name: str | None = None,
+        filename: str | None = None,
+        *,
+        source: str | None = None,
+        form: str = "render",
+        raw: bool = False,
+    ) -> ast.Module:
+        """Return the Python tree that `compile` compiles; with `raw` one that can be written as Python text."""
+        if not isinstance(node, nodes.Template):
+            raise TypeError("Can't compile non template nodes")
+        self._begin(name, filename, form, raw=raw)
+        analysis = self.analysis
+        analysis.run(node)
+        for message, line in analysis.fails[:1]:
+            self.fail(message, line)
+        self.static = {k: v for k, v in self.static_context.items() if k not in analysis.assigned}
+        self._number_names()
+        functions = [self._template(node)]
+        functions += [self._block(block_name, block) for block_name, block in analysis.blocks.items()]
+        self.line = 1
+        module = ast.Module(body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables()], type_ignores=[])
+        return module
+
+    def _compiled(self, tree: ast.Module, filename: str | None) -> CodeType:
+        code = compile(tree, filename or "<template>", "exec", dont_inherit=True)
+        return code.replace(co_consts=tuple(map(_named_for_people, code.co_consts)))
+
+    def fail(self, message: str, line: int) -> NoReturn:
+        """Raise the error of a template that is wrong."""
+        raise TemplateAssertionError(message, line, self.template_name, self.filename)
+
+    def position(self, node: nodes.Node) -> str:
+        """Where a node stands, for people."""
+        where = f"line {node.lineno}"
+        return where if self.template_name is None else f"{where} in {self.template_name!r}"
+
+    # One template
+
+    def _begin(self, name: str | None, filename: str | None, form: str, *, raw: bool) -> None:
+        self.warnings, self.precomputed = [], []
+        self.template_name, self.filename = name, filename
+        self.settings = settings = Settings.of(self.environment, form, raw=raw)
+        self.context = self.reference = "context" if raw else "ctx"
+        self.eval_ctx = EvalContext(self.environment, name)
+        self.static = {}
+        self.analysis = Analysis(
+            self.environment,
+            self.static_context,
+            hoist=settings.fast_context and settings.fuse,
+            inline_loops=settings.inline_loops,
+        )
+        self.out, self.pending, self.buffer, self.buffers = [], [], None, 0
+        self.defined, self.trail, self.unbound = set(), [], set()
+        self.str_aliases, self.dict_aliases = {}, {}
+        self.direct_macros, self.counters = {}, {}
+        self.extends_seen, self.known_extends, self.guard_output = 0, False, False
+        self.soft, self.branch, self.in_block = False, 0, False
+
+    def _number_names(self) -> None:
+        functions = [f for f in self.analysis.functions.values() if f.outer is None]
+        self.filter_names = {n: f"_f{i}" for i, n in enumerate(dict.fromkeys(n for f in functions for n in f.filters))}
+        self.test_names = {n: f"_is{i}" for i, n in enumerate(dict.fromkeys(n for f in functions for n in f.tests))}
+        self.import_names = {name: f"_import{i}" for i, name in enumerate(self.analysis.imports)}
+
+    def _template(self, node: nodes.Template) -> ast.stmt:
+        self.line = node.lineno or 1
+        analysis = self.analysis
+        function = analysis.functions[id(node)]
+        scope = analysis.scopes[id(node), ""]
+        self.guard_output = analysis.extends
+
+        def body() -> None:
+            if analysis.extends:
+                self.emit(self.assign("parent_template", self.constant(None)))
+            with self.entered(scope, leave=False, first=True):
+                self.body(node.body)
+            if analysis.extends:
+                self.parent_body()
+
+        return self._function(self._entry("render"), scope, function, body, blocks=bool(analysis.blocks or analysis.extends))
+
+    def _block(self, name: str, node: nodes.Block) -> ast.stmt:
+        self.line = node.lineno or 1
+        function = self.analysis.functions[id(node)]
+        scope = self.analysis.scopes[id(node), ""]
+        self.known_extends, self.guard_output, self.in_block = False, False, True
+        self.str_aliases, self.dict_aliases = {}, {}
+
+        def body() -> None:
+            if "super" in function.special:
+                above = self.call(self.dotted(self.context, "super"), [self.constant(name), self._own_block(name)])
+                self.emit(self.assign("l_0_super", above))
+            if function.foreign or not self.settings.fuse:
+                self.emit(self.assign("_block_vars", ast.Dict([], [], lineno=self.line, col_offset=0)))
+            with self.entered(scope, leave=False, first=True):
+                self.body(node.body)
+
+        return self._function(self._entry(f"_block_{name}"), scope, function, body, blocks=True)
+
+    def _own_block(self, name: str) -> ast.expr:
+        return self.subscript(self.load("_own"), self.constant(name))
+
+    def _entry(self, name: str) -> str:
+        form = self.settings.form
+        return name if form == "render" else f"{name}_{form}"
+
+    def _function(
+        self, name: str, scope: Scope, function: Function, emit_body: Callable[[], None], *, blocks: bool
+    ) -> ast.stmt:
+        self.function, self.scope = function, scope
+        self.defined, self.trail, self.out = set(), [], []
+        line = self.line
+        self.alias_reads(function)
+        if self.settings.form == "render":
+            with self.buffered():
+                number = self.buffer
+                emit_body()
+                self.emit(self.returns(self.contents(number)))
+        else:
+            self.buffer = None
+            emit_body()
+            if self.pending:
+                self.flush()
+        self.line = line
+        body, self.out = self.out, []
+        begin: list[ast.stmt] = []
+        if self.settings.form != "render":
+            never = self.yields(self.constant(None))
+            begin.append(self.when(self.constant(value=False), [never]))  # a generator, whatever is in it
+        if blocks:
+            given = self.compare(self.load("_blocks"), ast.Is(), self.constant(None))
+            begin.append(self.when(given, [self.assign("_blocks", self.dotted(self.context, "blocks"))]))
+        begin += self.prologue(function, outermost=True)
+        if "self" in function.special:
+            begin.append(self.assign("l_0_self", self.call_name("TemplateReference", self.load(self.context))))
+        parameters = [self.context, "_blocks"]
+        defaults = [self.constant(None)]
+        asynchronous = self.settings.asynchronous
+        return self.function_def(name, parameters, begin + body, defaults=defaults, asynchronous=asynchronous)
+
+    # The module
+
+    def _imports(self, *, raw: bool) -> list[ast.stmt]:
+        made: list[ast.stmt] = []
+        if raw:
+            package, _, module = RUNTIME.rpartition(".")
+            alias = [ast.alias(module, "_rt", lineno=1, col_offset=0)]
+            made.append(ast.ImportFrom(package, alias, 0, lineno=1, col_offset=0))
+            names = self.call_name("globals")
+            made.append(self.statement(self.call(self.attribute(names, "update"), [self.dotted("_rt", "NAMES")])))
+        for name, local in self.import_names.items():
+            package, _, obj = name.rpartition(".")
+            alias = [ast.alias(obj if package else name, local, lineno=1, col_offset=0)]
+            if package:
+                made.append(ast.ImportFrom(package, alias, 0, lineno=1, col_offset=0))
+            else:
+                made.append(ast.Import(alias, lineno=1, col_offset=0))
+        return made
+
+    def _preamble(self, source: str | None) -> list[ast.stmt]:
+        self.line = 1
+        return [
+            self.assign("name", self.constant(self.template_name)),
+            self.assign("source", self.constant(source)),
+        ]
+
+    def _tables(self) -> list[ast.stmt]:
+        pairs = [(name, self.load(self._entry(f"_block_{name}"))) for name in self.analysis.blocks]
+        return [self.assign("blocks", self.dict(pairs))]
+
+
+def _named_for_people(constant: Any) -> Any:
+    """Give a function's code the name that tracebacks are to show: Jinja2 knows ``root`` and ``block_…``."""
+    if not isinstance(constant, CodeType):
+        return constant
+    name = constant.co_name
+    if name.startswith("_block_"):
+        return constant.replace(co_name=name[1:])
+    return constant.replace(co_name="root") if name in _ROOTS else constant
+
+
+_ROOTS = frozenset({"render", "render_stream", "render_pieces"})

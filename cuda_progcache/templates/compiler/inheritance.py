@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks, ``{% extends %}``, ``{% include %}`` and the imports: what joins templates."""
+
+from __future__ import annotations
+
+import ast
+
+from jinja2 import nodes
+
+from cuda_progcache.templates.compiler.macros import Macros
+from cuda_progcache.templates.compiler.statements import Unreachable
+from cuda_progcache.templates.compiler.tree import IS, IS_NOT
+
+
+class Inheritance(Macros):
+    """Code for what joins templates.
+
+    A render's blocks are in the context: for each name a list, the outermost child's first. ``{% extends %}`` adds those of
+    the parent, and when the child's body is done the parent's body is rendered in the same context.
+    """
+
+    extends_seen: int
+    template_name: str | None
+
+    # Blocks
+
+    def block_node(self, node: nodes.Block) -> None:
+        """``{% block %}``: the first of the name's blocks, where this template has no parent."""
+        guarded = False
+        if self.scope.toplevel:
+            if self.known_extends:
+                return
+            guarded = self.extends_seen > 0
+        with self.block() as body:
+            self.block_call(node)
+        if guarded:
+            self.emit(self.when(self.compare(self.load("parent_template"), IS, self.constant(None)), body))
+        else:
+            for statement in body:
+                self.emit(statement)
+
+    def block_call(self, node: nodes.Block) -> None:
+        """The check of a required block, and the call."""
+        stack = self.subscript(self.load("_blocks"), self.constant(node.name))
+        if node.required:
+            count = self.call_name("len", stack)
+            few = self.compare(count, ast.LtE(), self.constant(1))
+            error = self.call_name("TemplateRuntimeError", self.constant(f"Required block {node.name!r} not found"))
+            self.emit(self.when(few, [self.raises(error)]))
+        first = self.subscript(stack, self.constant(0))
+        context: ast.expr = self.load(self.reference)
+        if node.scoped:
+            context = self.derived()
+        self.put_all(first, [context, self.load("_blocks")])
+
+    def put_all(self, source: ast.expr, args: list[ast.expr]) -> None:
+        """Put out all that a block or template has, in the form that is being made.
+
+        `source` has a method for each form; ``render`` is what a buffer takes.
+        """
+        asynchronous = self.settings.asynchronous
+        if self.buffer is not None and self.settings.text:
+            text = self.call(self.attribute(source, "render"), args)
+            self.put(self.awaits(text) if asynchronous else text)
+            return
+        pieces = self.call(self.attribute(source, self.settings.form), args)
+        if self.buffer is None and not asynchronous:
+            self.emit(self.statement(ast.YieldFrom(pieces, lineno=self.line, col_offset=0)))
+            return
+        self.emit(self.assign("_pieces", pieces))
+        with self.block() as body:
+            self.put(self.load("_piece"))
+        loop = self.for_loop(self.store("_piece"), self.load("_pieces"), body, asynchronous=asynchronous)
+        close = self.call(self.dotted("_pieces", "aclose" if asynchronous else "close"), [])
+        closing = self.statement(self.awaits(close) if asynchronous else close)
+        self.emit(self.guarded([loop], final=[closing]))
+
+    # Extends
+
+    def extends_node(self, node: nodes.Extends) -> None:
+        """``{% extends %}``: the parent's blocks go behind ours."""
+        if not self.scope.toplevel:
+            self.fail("cannot use extend from a non top-level scope", node.lineno)
+        if self.extends_seen > 0:
+            error = self.raises(self.call_name("TemplateRuntimeError", self.constant("extended multiple times")))
+            if self.known_extends:
+                self.emit(error)
+                raise Unreachable
+            self.emit(self.when(self.compare(self.load("parent_template"), IS_NOT, self.constant(None)), [error]))
+        parent = self.call(
+            self.dotted("environment", "get_template"), [self.expr(node.template), self.constant(self.template_name)]
+        )
+        self.emit(self.assign("parent_template", parent))
+        self.emit(self.statement(self.call_name("_extend", self.load(self.context), self.load("parent_template"))))
+        if not self.branch:
+            self.known_extends = True
+        self.extends_seen += 1
+
+    def parent_body(self) -> None:
+        """Put out the parent's body, in this context."""
+        with self.block() as body:
+            source = self.call_name("_parent", self.load("parent_template"))
+            self.put_all(source, [self.load(self.context), self.load("_blocks")])
+        if self.known_extends:
+            for statement in body:
+                self.emit(statement)
+        else:
+            self.emit(self.when(self.compare(self.load("parent_template"), IS_NOT, self.constant(None)), body))
+
+    # Include
+
+    def include(self, node: nodes.Include) -> None:
+        """``{% include %}``."""
+        finding = self.found_template(node.template)
+        if node.ignore_missing:
+            with self.block() as found:
+                self.emit(self.assign("_included", finding))
+            with self.block() as body:
+                self.included(node)
+            handler = (self.load("TemplateNotFound"), [ast.Pass(lineno=self.line, col_offset=0)])
+            self.emit(self.guarded(found, handler, orelse=body))
+        else:
+            self.emit(self.assign("_included", finding))
+            self.included(node)
+
+    def found_template(self, name: nodes.Expr) -> ast.expr:
+        """Code that finds a template, or the first that exists of several."""
+        method = "get_or_select_template"
+        if isinstance(name, nodes.Const):
+            if isinstance(name.value, str):
+                method = "get_template"
+            elif isinstance(name.value, (tuple, list)):
+                method = "select_template"
+        elif isinstance(name, (nodes.Tuple, nodes.List)):
+            method = "select_template"
+        return self.call(self.dotted("environment", method), [self.expr(name), self.constant(self.template_name)])
+
+    def included(self, node: nodes.Include) -> None:
+        """Put out the template that was found."""
+        template = self.load("_included")
+        if node.with_context:
+            self.put_all(self.call_name("_include", template, self.load(self.context), self.locals()), [])
+        else:
+            self.put_all(self.call_name("_include_alone", template), [])
+
+    # Imports
+
+    def imported(self, node: nodes.Import | nodes.FromImport) -> ast.expr:
+        """Code for the module of a template."""
+        found = self.call(
+            self.dotted("environment", "get_template"), [self.expr(node.template), self.constant(self.template_name)]
+        )
+        suffix = "_async" if self.settings.asynchronous else ""
+        context = self.load(self.context)
+        if node.with_context:
+            everything = self.call(self.attribute(context, "get_all"), [])
+            args = [everything, self.constant(value=True), self.locals()]
+            module = self.call(self.attribute(found, f"make_module{suffix}"), args)
+        else:
+            module = self.call(self.attribute(found, f"_get_default_module{suffix}"), [context])
+        return self.awaits(module) if self.settings.asynchronous else module
+
+    def import_node(self, node: nodes.Import) -> None:
+        """``{% import "x" as y %}``."""
+        targets = [self.store(self.local(node.target))]
+        if self.scope.toplevel:
+            targets.append(self.subscript_store(self.dotted(self.context, "vars"), node.target))
+        self.emit(self.assign(targets, self.imported(node)))
+        self.define(self.local(node.target))
+        if self.scope.toplevel and not node.target.startswith("_"):
+            self.emit(self.exported("discard", "difference_update", [node.target]))
+
+    def from_import(self, node: nodes.FromImport) -> None:
+        """``{% from "x" import a, b as c %}``."""
+        self.emit(self.assign("_module", self.imported(node)))
+        names = []
+        for item in node.names:
+            name, alias = item if isinstance(item, tuple) else (item, item)
+            local = self.local(alias)
+            names.append(alias)
+            self.emit(
+                self.assign(
+                    local, self.call_name("getattr", self.load("_module"), self.constant(name), self.load("missing"))
+                )
+            )
+            absent = self.call_name(
+                "_not_exported",
+                self.load("environment"),
+                self.load("_module"),
+                self.constant(self.position(node)),
+                self.constant(name),
+            )
+            self.emit(self.when(self.compare(self.load(local), IS, self.load("missing")), [self.assign(local, absent)]))
+            self.define(local)
+        if self.scope.toplevel and names:
+            self.emit(self.stored(self.dotted(self.context, "vars"), names))
+            public = [name for name in names if not name.startswith("_")]
+            if public:
+                self.emit(self.exported("discard", "difference_update", public))

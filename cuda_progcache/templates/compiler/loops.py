@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``{% for %}``: a plain Python loop where the template doesn't need the loop object itself."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+
+from jinja2 import nodes
+
+from cuda_progcache.templates.compiler.analysis import SIZING, Loop
+from cuda_progcache.templates.compiler.statements import Statements
+from cuda_progcache.templates.compiler.tree import EQ, GE, IS
+
+_OFTEN = 2
+"""Reads from which on a target gets a local with its text, or with the dict that it is."""
+
+
+@dataclass(slots=True, eq=False)
+class Counters:
+    """The locals that stand for an inlined loop object."""
+
+    index: str
+    size: str
+    items: str
+
+
+class Loops(Statements):
+    """Code for loops."""
+
+    counters: dict[int, Counters]
+
+    def for_node(self, node: nodes.For) -> None:
+        """``{% for %}`` with its test, its else, and what it reads of ``loop``."""
+        loop = self.analysis.loops[id(node)]
+        if node.recursive:
+            self.recursive(node, loop)
+            return
+        iterable = self.expr(node.iter)
+        self.around(node, loop, iterable, has_object=loop.escapes and bool(loop.attributes), recursive=False)
+
+    def recursive(self, node: nodes.For, loop: Loop) -> None:
+        """A loop that its body can call with other items: a function."""
+        asynchronous = self.settings.asynchronous
+        outer_guard = self.guard_output
+        with self.block() as body, self.buffered():
+            number = self.buffer
+            outer_defined, self.defined = self.defined, set()
+            outer_trail, self.trail = self.trail, []
+            self.around(node, loop, self.load("reciter"), has_object=True, recursive=True)
+            self.defined, self.trail = outer_defined, outer_trail
+            self.line = node.lineno or self.line
+            text = self.contents(number)
+            if self.eval_ctx.volatile:
+                autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
+                text = self.choose(autoescape, self.call_name("Markup", text), self.contents(number))
+            elif self.eval_ctx.autoescape:
+                text = self.call_name("Markup", text)
+            self.emit(self.returns(text))
+        self.guard_output = outer_guard
+        self.buffers += 1
+        name = f"loop{self.buffers}"
+        parameters = ["reciter", "loop_render_func", "depth"]
+        self.emit(self.function_def(name, parameters, body, defaults=[self.constant(0)], asynchronous=asynchronous))
+        items = self.expr(node.iter)
+        if asynchronous:
+            items = self.call_name("auto_aiter", items)
+        value = self.call_name(name, items, self.load(name))
+        self.put(self.awaits(value) if asynchronous else value)
+
+    def around(
+        self, node: nodes.For, loop: Loop, iterable: ast.expr, *, has_object: bool, recursive: bool
+    ) -> None:
+        """Emit the loop over `iterable`, with what has to be before and after."""
+        scope = self.analysis.scopes[id(node), "body"]
+        asynchronous = self.settings.asynchronous
+        indicator = None
+        if node.else_:
+            self.buffers += 1
+            indicator = f"_none{self.buffers}"
+            self.emit(self.assign(indicator, self.constant(value=True)))
+        if has_object:
+            self.emit(self.assign(f"l_{scope.level}_loop", self.load("missing")))
+        test_inside = node.test is not None and not has_object and not asynchronous
+        if node.test is not None and not test_inside:
+            iterable = self.filtered(node, iterable)
+        counters = None if loop.escapes else self.count(loop)
+        outer_scope, self.scope = self.scope, scope
+        target = self.target(node.target, [])
+        self.scope = outer_scope
+        if has_object:
+            target, iterable = self.with_object(node, target, iterable, scope.level, recursive=recursive)
+        elif asynchronous:
+            iterable = self.call_name("auto_aiter", iterable)
+        elif counters is not None:
+            iterable = self.sized(loop, counters, iterable)
+            if node.test is None:
+                target = self.tuple([self.store(counters.index), target], stored=True)
+                iterable = self.call_name("enumerate", iterable, self.constant(1))
+            else:
+                self.emit(self.assign(counters.index, self.constant(0)))
+        if self.pending:
+            self.flush()
+        with self.block() as body:
+            if test_inside:
+                self.skip_failing(node)
+                if counters is not None:
+                    one = ast.BinOp(self.load(counters.index), ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
+                    self.emit(self.assign(counters.index, one))
+            self.inside(node, loop)
+            if indicator is not None:
+                self.emit(self.assign(indicator, self.constant(value=False)))
+        self.line = node.lineno or self.line
+        self.emit(self.for_loop(target, iterable, body or [ast.Pass(lineno=self.line, col_offset=0)], asynchronous=asynchronous))
+        if scope.captured and not recursive:
+            locals_ = [local for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
+            if locals_:
+                self.emit(self.assign([self.store(local) for local in locals_], self.load("missing")))
+        if indicator is not None:
+            with self.block() as otherwise:
+                with self.entered(self.analysis.scopes[id(node), "else"]):
+                    self.body(node.else_)
+            self.emit(self.when(self.load(indicator), otherwise))
+
+    def inside(self, node: nodes.For, loop: Loop) -> None:
+        """The body of the loop."""
+        made = self.analysis.scopes[id(node), "body"]
+        strings, dicts = dict(self.str_aliases), dict(self.dict_aliases)
+        with self.entered(made, leave=False):
+            if self.function.sets_in_loop and (self.function.foreign or not self.settings.fuse):
+                self.emit(self.assign("_loop_vars", ast.Dict([], [], lineno=self.line, col_offset=0)))
+            if self.settings.fuse and not self.settings.asynchronous:
+                self.alias_targets(loop, made.level)
+            self.body(node.body)
+        self.str_aliases, self.dict_aliases = strings, dicts
+
+    def alias_targets(self, loop: Loop, level: int) -> None:
+        """Emit locals for the text of a whole number and for the dict that a target is, where they are read often."""
+        for name in sorted(loop.targets):
+            local = f"l_{level}_{name}"
+            self.str_aliases.pop(local, None)
+            self.dict_aliases.pop(local, None)
+            if self.scope.assigned.get(name):
+                continue
+            if loop.printed.get(name, 0) >= _OFTEN and self.environment.finalize is None:
+                alias = f"s_{level}_{name}"
+                test = self.compare(self.call_name("type", self.load(local)), IS, self.load("int"))
+                text = self.choose(test, self.call_name("str", self.load(local)), self.load(local))
+                self.emit(self.assign(alias, text))
+                self.str_aliases[local] = alias
+            if loop.dotted.get(name, 0) >= _OFTEN and self.settings.fast_getattr:
+                alias = f"d_{level}_{name}"
+                self.emit(self.assign(alias, self.dict_or_empty(local)))
+                self.dict_aliases[local] = alias
+
+    # The test
+
+    def skip_failing(self, node: nodes.For) -> None:
+        """Emit ``if not test: continue``."""
+        assert node.test is not None
+        line, self.line = self.line, node.test.lineno or self.line
+        with self.entered(self.analysis.scopes[id(node), "test"], leave=False):
+            failed = self.negate(self.expr(node.test))
+            self.emit(self.when(failed, [ast.Continue(lineno=self.line, col_offset=0)]))
+        self.line = line
+
+    def filtered(self, node: nodes.For, iterable: ast.expr) -> ast.expr:
+        """Emit a generator of the items that pass the test; return its call."""
+        assert node.test is not None
+        asynchronous = self.settings.asynchronous
+        self.buffers += 1
+        name = f"_passing{self.buffers}"
+        scope = self.analysis.scopes[id(node), "test"]
+        line, self.line = self.line, node.test.lineno or self.line
+        outer_defined, self.defined = self.defined, set()
+        outer_trail, self.trail = self.trail, []
+        with self.block() as function:
+            with self.block() as body:
+                with self.entered(scope, leave=False):
+                    test = self.expr(node.test)
+                    self.emit(self.when(test, [self.yields(self.loaded(node.target, scope.level))]))
+            outer_scope, self.scope = self.scope, scope
+            target = self.target(node.target, [])
+            self.scope = outer_scope
+            source: ast.expr = self.load("fiter")
+            if asynchronous:
+                source = self.call_name("auto_aiter", source)
+            self.emit(self.for_loop(target, source, body, asynchronous=asynchronous))
+        self.defined, self.trail = outer_defined, outer_trail
+        self.emit(self.function_def(name, ["fiter"], function, asynchronous=asynchronous))
+        self.line = line
+        return self.call_name(name, iterable)
+
+    def loaded(self, target: nodes.Node, level: int) -> ast.expr:
+        """The items of a loop's target as a value."""
+        if isinstance(target, nodes.Name):
+            return self.load(f"l_{level}_{target.name}")
+        return self.tuple([self.loaded(item, level) for item in target.iter_child_nodes()])
+
+    # What stands for the loop object
+
+    def with_object(
+        self, node: nodes.For, target: ast.expr, iterable: ast.expr, level: int, *, recursive: bool
+    ) -> tuple[ast.expr, ast.expr]:
+        """Target and iterable of a loop that has its loop object."""
+        del node
+        made = "AsyncLoopContext" if self.settings.asynchronous else "LoopContext"
+        args = [iterable, self.dotted("environment", "undefined")]
+        if recursive:
+            args += [self.load("loop_render_func"), self.load("depth")]
+        target = self.tuple([target, self.store(f"l_{level}_loop")], stored=True)
+        return target, self.call_name(made, *args)
+
+    def count(self, loop: Loop) -> Counters | None:
+        """Return the locals for what the body reads of ``loop``; None if it reads nothing."""
+        if not loop.attributes - {"", "depth", "depth0"}:
+            return None
+        self.buffers += 1
+        number = self.buffers
+        made = self.counters[id(loop)] = Counters(f"_i{number}", f"_n{number}", f"_of{number}")
+        return made
+
+    def sized(self, loop: Loop, counters: Counters, iterable: ast.expr) -> ast.expr:
+        """Emit the number of items, if it is asked for; what has none is looked ahead in, an item at a time."""
+        if not loop.attributes & SIZING:
+            return iterable
+        self.emit(self.assign(counters.items, iterable))
+        items = self.load(counters.items)
+        sized = "_fixed" if loop.calls else "_sized"
+        is_sized = self.compare(self.call_name("type", items), ast.In(), self.load(sized))
+        size = self.choose(is_sized, self.call_name("len", items), self.constant(-1))
+        self.emit(self.assign(counters.size, size))
+        known = self.compare(self.load(counters.size), GE, self.constant(0))
+        ahead = self.call_name("_ahead", items)
+        self.emit(self.assign(counters.items, self.choose(known, items, ahead)))
+        return items
+
+    def loop_attribute(self, loop: Loop, attr: str) -> ast.expr:
+        """``loop.index`` and the like of a loop that was taken apart."""
+        if attr == "depth":
+            return self.constant(1)
+        if attr == "depth0":
+            return self.constant(0)
+        counters = self.counters[id(loop)]
+        index = self.load(counters.index)
+        if attr == "index":
+            return index
+        if attr == "index0":
+            return self.minus(index, self.constant(1))
+        if attr == "first":
+            return self.compare(index, EQ, self.constant(1))
+        known = self.compare(self.load(counters.size), GE, self.constant(0))
+        size = self.load(counters.size)
+        items = self.load(counters.items)
+        if attr == "last":
+            return self.choose(known, self.compare(index, EQ, size), self.attribute(items, "last"))
+        length = self.choose(known, size, self.attribute(items, "length"))
+        if attr == "length":
+            return length
+        left = self.minus(length, index)
+        return left if attr == "revindex0" else ast.BinOp(left, ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
+
+    def minus(self, left: ast.expr, right: ast.expr) -> ast.expr:
+        """``left - right``."""
+        return ast.BinOp(left, ast.Sub(), right, lineno=self.line, col_offset=0)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Output: where text goes, and how neighbouring pieces become one string."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.utils import _PassArg, concat
+from markupsafe import escape
+
+from cuda_progcache.templates.compiler.expressions import Expressions
+from cuda_progcache.templates.compiler.tree import IS, PLAIN, STR
+
+_LONGEST_RUN = 48
+"""Parts of an f-string; each stands on the interpreter's stack until the last is there."""
+
+
+class Output(Expressions):
+    """Statements go through `emit`, output through `put`; pending output is written before the next statement.
+
+    Attributes
+    ----------
+    out : list
+        The statements of the block being made.
+    buffer : int or None
+        The number of the list that output is appended to; None where it is yielded.
+    """
+
+    out: list[ast.stmt]
+    buffer: int | None
+    pending: list[ast.expr]
+    buffers: int
+    guard_output: bool
+    known_extends: bool
+    str_aliases: dict[str, str]
+
+    def emit(self, statement: ast.stmt) -> None:
+        """Add a statement."""
+        if self.pending:
+            self.flush()
+        self.out.append(statement)
+
+    @contextmanager
+    def block(self) -> Iterator[list[ast.stmt]]:
+        """Collect statements in a list of their own."""
+        if self.pending:
+            self.flush()
+        outer, self.out = self.out, []
+        mark = len(self.trail)
+        try:
+            yield self.out
+            if self.pending:
+                self.flush()
+        finally:
+            self.out = outer
+            while len(self.trail) > mark:
+                self.defined.discard(self.trail.pop())
+
+    trail: list[str]
+
+    def define(self, local: str) -> None:
+        """Note that a local has a value from here to the end of the block."""
+        if local not in self.defined:
+            self.defined.add(local)
+            self.trail.append(local)
+
+    def forget(self, local: str) -> None:
+        """Note that a local may be missing again."""
+        self.defined.discard(local)
+
+    # Where text goes
+
+    @contextmanager
+    def buffered(self) -> Iterator[None]:
+        """Collect output in a list; `contents` is what it came to."""
+        if self.pending:
+            self.flush()
+        outer = self.buffer
+        self.buffers += 1
+        self.buffer = self.buffers
+        self.open_buffer()
+        try:
+            yield
+        finally:
+            self.buffer = outer
+
+    def open_buffer(self) -> None:
+        """Emit the making of the list and of its append method."""
+        number = self.buffer
+        self.emit(self.assign(f"_b{number}", ast.List([], ast.Load(), lineno=self.line, col_offset=0)))
+        self.emit(self.assign(f"_a{number}", self.dotted(f"_b{number}", "append")))
+
+    def contents(self, number: int | None) -> ast.expr:
+        """Code for all that a buffer got, put together."""
+        if self.settings.text:
+            join = self.attribute(self.constant(""), "join")
+        else:
+            join = self.dotted("environment", "concat")
+        return self.call(join, [self.load(f"_b{number}")])
+
+    def put(self, value: ast.expr) -> None:
+        """Emit the output of one value as it is."""
+        if self.pending:
+            self.flush()
+        self.out.append(self.put_now(value))
+
+    def put_now(self, value: ast.expr) -> ast.stmt:
+        """The statement that puts out a value."""
+        if self.buffer is None:
+            return self.yields(value)
+        return self.statement(self.call_name(f"_a{self.buffer}", value))
+
+    def flush(self) -> None:
+        """Emit what is pending: constants next to each other as one, a run of parts as one f-string."""
+        parts, self.pending = self.pending, []
+        line = self.line
+        self.line = parts[0].lineno
+        value: ast.expr
+        if len(parts) == 1 and isinstance(parts[0], ast.Constant):
+            value = parts[0]
+        else:
+            value = self.joined(parts)
+        self.out.append(self.put_now(value))
+        self.line = line
+
+    def text(self, text: str) -> None:
+        """Put out constant text."""
+        if not text:
+            return
+        if not self.settings.fuse:
+            self.put(self.constant(text))
+            return
+        pending = self.pending
+        if pending and isinstance(pending[-1], ast.Constant):
+            pending[-1] = self.joint(pending[-1], text)
+        else:
+            if len(pending) >= _LONGEST_RUN:
+                self.flush()
+                pending = self.pending
+            pending.append(self.constant(text))
+
+    def joint(self, before: ast.Constant, text: str) -> ast.expr:
+        """A constant with more text."""
+        line, self.line = self.line, before.lineno
+        node = self.constant(str(before.value) + text)
+        self.line = line
+        return node
+
+    def value(self, node: ast.expr, conversion: int) -> None:
+        """Put out a value in the present run."""
+        if len(self.pending) >= _LONGEST_RUN:
+            self.flush()
+        self.pending.append(self.formatted(node, conversion))
+
+    # Output statements
+
+    def output(self, node: nodes.Output) -> None:
+        """``{{ … }}`` and text; nothing in a child template outside its blocks."""
+        if not self.guard_output:
+            self.children(node)
+        elif not self.known_extends:
+            self.line = node.lineno or self.line
+            test = self.compare(self.load("parent_template"), IS, self.constant(None))
+            with self.block() as body:
+                self.children(node)
+            self.emit(self.when(test, body))
+
+    def children(self, node: nodes.Output) -> None:
+        """The parts of an output statement."""
+        children = node.nodes
+        if not self.settings.fuse:
+            self.unfused(children)
+            return
+        volatile = self.eval_ctx.volatile
+        for child in children:
+            self.line = child.lineno or self.line
+            if type(child) is nodes.TemplateData and not volatile:
+                self.text(child.data)
+                continue
+            known = self.known_text(child)
+            if known is not None:
+                self.text(known)
+            else:
+                self.fused(child)
+
+    def fused(self, child: nodes.Expr) -> None:
+        """A child that is worked out in the render, as part of an f-string."""
+        if type(child) is nodes.Call and not self.eval_ctx.volatile and self.environment.finalize is None:
+            direct = self.called_directly(child, None) if id(child) not in self.analysis.loops else None
+            if direct is not None:  # a macro's text is text, and safe
+                self.value(direct, PLAIN)
+                return
+        value = self.expr(child)
+        finalized = self.finalized(value)
+        if self.eval_ctx.volatile:
+            autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
+            how = self.choose(autoescape, self.load("_escape"), self.load("str"))
+            self.value(self.call(how, [finalized]), STR)
+        elif self.eval_ctx.autoescape:
+            if finalized is value and isinstance(value, ast.Name) and value.id in self.str_aliases:
+                alias = self.load(self.str_aliases[value.id])
+                self.value(self.call_name("_escape", alias), PLAIN)
+            else:
+                self.value(self.call_name("_escape", finalized), PLAIN)
+        elif finalized is value and isinstance(value, ast.Name) and value.id in self.str_aliases:
+            self.value(self.load(self.str_aliases[value.id]), STR)
+        else:
+            self.value(finalized, STR)
+
+    def finalized(self, value: ast.expr) -> ast.expr:
+        """`value` through the environment's ``finalize``, if it has one."""
+        finalize = self.environment.finalize
+        if finalize is None:
+            return value
+        args = [value]
+        wants = _PassArg.from_obj(finalize)
+        if wants is _PassArg.context:
+            args.insert(0, self.load(self.context))
+        elif wants is _PassArg.eval_context:
+            args.insert(0, self.dotted(self.context, "eval_ctx"))
+        elif wants is _PassArg.environment:
+            args.insert(0, self.load("environment"))
+        return self.call(self.dotted("environment", "finalize"), args)
+
+    def known_text(self, child: nodes.Expr) -> str | None:
+        """Return what a constant child puts out; None if that is known only in the render."""
+        if id(child) not in self.analysis.constant and type(child) not in _LITERAL and not self.is_static(child):
+            return None
+        known = self.known_value(child)
+        return None if known is _UNKNOWN else str(known)
+
+    def is_static(self, child: nodes.Expr) -> bool:
+        """Whether a child is a name of the static context."""
+        return type(child) is nodes.Name and child.name in self.static
+
+    def known_value(self, child: nodes.Expr) -> Any:
+        """Return what a constant child puts out, before it becomes text; `_UNKNOWN` if it can't be had now."""
+        finalize = self.constant_finalize()
+        if self.eval_ctx.volatile or (finalize is None and type(child) is not nodes.TemplateData):
+            return _UNKNOWN
+        try:
+            value = child.as_const(self.eval_ctx) if type(child) is nodes.TemplateData else self.fold(child)
+            if self.settings.native:
+                from jinja2.compiler import has_safe_repr
+
+                if not has_safe_repr(value):
+                    return _UNKNOWN
+            elif self.eval_ctx.autoescape:
+                value = escape(value)
+            if type(child) is nodes.TemplateData:
+                return value
+            return finalize(value)  # type: ignore[misc]
+        except Exception:  # noqa: BLE001  (it raises again in the render, where it can be understood)
+            return _UNKNOWN
+
+    def constant_finalize(self) -> Callable[[Any], Any] | None:
+        """Return how a constant is finalized now; None if that takes the render's context."""
+        finalize: Any = self.environment.finalize
+        after: Callable[[Any], Any] = _same if self.settings.native else str
+        if finalize is None:
+            return after
+        wants = _PassArg.from_obj(finalize)
+        if wants is None:
+            return lambda value: after(finalize(value))
+        if wants is _PassArg.environment:
+            return lambda value: after(finalize(self.environment, value))
+        return None
+
+    def unfused(self, children: list[nodes.Expr]) -> None:
+        """Each child by itself, constants next to each other as one."""
+        run: list[Any] = []
+        for child in children:
+            line, self.line = self.line, child.lineno or self.line
+            constant = (
+                type(child) in _LITERAL or id(child) in self.analysis.constant or self.is_static(child)
+            )
+            known = self.known_value(child) if constant else _UNKNOWN
+            if known is not _UNKNOWN:
+                run.append(known)
+                continue
+            if run:
+                now, self.line = self.line, line
+                self.put_run(run)
+                self.line = now
+                run = []
+            self.put(self.piece(child))
+        if run:
+            self.put_run(run)
+
+    def put_run(self, run: list[Any]) -> None:
+        """Put out constants that stand next to each other."""
+        text = "".join([str(item) for item in run]) if self.settings.native else concat(run)
+        self.put(self.constant(text))
+
+    def piece(self, child: nodes.Expr) -> ast.expr:
+        """Code for one item of output."""
+        value = self.finalized(self.expr(child))
+        if self.settings.native:
+            return value
+        if self.eval_ctx.volatile:
+            autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
+            return self.call(self.choose(autoescape, self.load("escape"), self.load("str")), [value])
+        return self.call_name("escape" if self.eval_ctx.autoescape else "str", value)
+
+
+_UNKNOWN: Any = object()
+_LITERAL = frozenset({nodes.Const, nodes.TemplateData})
+
+
+def _same(value: Any) -> Any:
+    return value

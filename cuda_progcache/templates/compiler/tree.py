@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python syntax tree nodes, made quickly.
+
+Calling ``ast.Name(id=..., ctx=..., lineno=...)`` costs twice what making the bare object and storing its attributes
+does, and a template is thousands of nodes. What is the same for all nodes of a type (the column, the context of a name)
+is an attribute of the class: ``compile()`` and ``ast.unparse`` read attributes and don't ask where they live. The classes
+bear the names of those they derive from, since ``ast.NodeVisitor`` goes by the name.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+_LOAD, _STORE = ast.Load(), ast.Store()
+_NONE: list[Any] = []  # shared by all nodes that have no such children; nobody adds to it
+
+STR = 115
+"""The conversion ``!s`` of a formatted value; `PLAIN` is none."""
+PLAIN = -1
+
+BINARY: dict[str, ast.operator] = {
+    "+": ast.Add(),
+    "-": ast.Sub(),
+    "*": ast.Mult(),
+    "/": ast.Div(),
+    "//": ast.FloorDiv(),
+    "%": ast.Mod(),
+    "**": ast.Pow(),
+}
+UNARY: dict[str, ast.unaryop] = {"not": ast.Not(), "-": ast.USub(), "+": ast.UAdd()}
+COMPARE: dict[str, ast.cmpop] = {
+    "eq": ast.Eq(),
+    "ne": ast.NotEq(),
+    "gt": ast.Gt(),
+    "gteq": ast.GtE(),
+    "lt": ast.Lt(),
+    "lteq": ast.LtE(),
+    "in": ast.In(),
+    "notin": ast.NotIn(),
+}
+IS, IS_NOT, EQ, GE, GT, IN = ast.Is(), ast.IsNot(), ast.Eq(), ast.GtE(), ast.Gt(), ast.In()
+AND, OR = ast.And(), ast.Or()
+
+
+class Name(ast.Name):
+    ctx = _LOAD
+    col_offset = 0
+
+
+class _Stored(ast.Name):
+    ctx = _STORE
+    col_offset = 0
+
+
+class Constant(ast.Constant):
+    kind = None
+    col_offset = 0
+
+
+class Attribute(ast.Attribute):
+    ctx = _LOAD
+    col_offset = 0
+
+
+class Subscript(ast.Subscript):
+    ctx = _LOAD
+    col_offset = 0
+
+
+class Call(ast.Call):
+    keywords = _NONE
+    col_offset = 0
+
+
+class Expr(ast.Expr):
+    col_offset = 0
+
+
+class Assign(ast.Assign):
+    type_comment = None
+    col_offset = 0
+
+
+class IfExp(ast.IfExp):
+    col_offset = 0
+
+
+class Compare(ast.Compare):
+    col_offset = 0
+
+
+class BoolOp(ast.BoolOp):
+    col_offset = 0
+
+
+class JoinedStr(ast.JoinedStr):
+    col_offset = 0
+
+
+class FormattedValue(ast.FormattedValue):
+    format_spec = None
+    col_offset = 0
+
+
+class If(ast.If):
+    orelse = _NONE
+    col_offset = 0
+
+
+_Stored.__name__ = "Name"
+
+_arguments = ast.arguments
+
+
+class Builder:
+    """Makes nodes at the current template line.
+
+    Attributes
+    ----------
+    line : int
+        What ``lineno`` of the nodes made from now on is.
+    """
+
+    line = 1
+
+    def load(self, name: str) -> ast.expr:
+        node = Name.__new__(Name)
+        node.id = name
+        node.lineno = self.line
+        return node
+
+    def store(self, name: str) -> ast.expr:
+        node = _Stored.__new__(_Stored)
+        node.id = name
+        node.lineno = self.line
+        return node
+
+    def constant(self, value: Any) -> ast.expr:
+        node = Constant.__new__(Constant)
+        node.value = value
+        node.lineno = self.line
+        return node
+
+    def attribute(self, value: ast.expr, attr: str) -> ast.expr:
+        node = Attribute.__new__(Attribute)
+        node.value = value
+        node.attr = attr
+        node.lineno = self.line
+        return node
+
+    def dotted(self, name: str, *attrs: str) -> ast.expr:
+        node = self.load(name)
+        for attr in attrs:
+            node = self.attribute(node, attr)
+        return node
+
+    def subscript(self, value: ast.expr, index: ast.expr) -> ast.expr:
+        node = Subscript.__new__(Subscript)
+        node.value = value
+        node.slice = index
+        node.lineno = self.line
+        return node
+
+    def subscript_store(self, value: ast.expr, key: str) -> ast.expr:
+        return ast.Subscript(value, self.constant(key), _STORE, lineno=self.line, col_offset=0)
+
+    def call(self, function: ast.expr, args: list[ast.expr], keywords: list[ast.keyword] | None = None) -> ast.expr:
+        node = Call.__new__(Call)
+        node.func = function
+        node.args = args
+        if keywords:
+            node.keywords = keywords
+        node.lineno = self.line
+        return node
+
+    def call_name(self, name: str, *args: ast.expr) -> ast.expr:
+        return self.call(self.load(name), list(args))
+
+    def keyword(self, name: str | None, value: ast.expr) -> ast.keyword:
+        return ast.keyword(name, value, lineno=self.line, col_offset=0)
+
+    def starred(self, value: ast.expr) -> ast.expr:
+        return ast.Starred(value, _LOAD, lineno=self.line, col_offset=0)
+
+    def statement(self, value: ast.expr) -> ast.stmt:
+        node = Expr.__new__(Expr)
+        node.value = value
+        node.lineno = self.line
+        return node
+
+    def assign(self, targets: str | ast.expr | list[ast.expr], value: ast.expr) -> ast.stmt:
+        node = Assign.__new__(Assign)
+        if isinstance(targets, str):
+            node.targets = [self.store(targets)]
+        elif isinstance(targets, list):
+            node.targets = targets
+        else:
+            node.targets = [targets]
+        node.value = value
+        node.lineno = self.line
+        return node
+
+    def choose(self, test: ast.expr, body: ast.expr, orelse: ast.expr) -> ast.expr:
+        node = IfExp.__new__(IfExp)
+        node.test = test
+        node.body = body
+        node.orelse = orelse
+        node.lineno = self.line
+        return node
+
+    def compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> ast.expr:
+        node = Compare.__new__(Compare)
+        node.left = left
+        node.ops = [op]
+        node.comparators = [right]
+        node.lineno = self.line
+        return node
+
+    def both(self, *values: ast.expr) -> ast.expr:
+        node = BoolOp.__new__(BoolOp)
+        node.op = AND
+        node.values = list(values)
+        node.lineno = self.line
+        return node
+
+    def negate(self, value: ast.expr) -> ast.expr:
+        return ast.UnaryOp(UNARY["not"], value, lineno=self.line, col_offset=0)
+
+    def when(self, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt] | None = None) -> ast.stmt:
+        node = If.__new__(If)
+        node.test = test
+        node.body = body or [ast.Pass(lineno=self.line, col_offset=0)]
+        if orelse:
+            node.orelse = orelse
+        node.lineno = self.line
+        return node
+
+    def tuple(self, items: Sequence[ast.expr], *, stored: bool = False) -> ast.expr:
+        return ast.Tuple(list(items), _STORE if stored else _LOAD, lineno=self.line, col_offset=0)
+
+    def dict(self, items: Sequence[tuple[str, ast.expr]]) -> ast.expr:
+        keys: list[ast.expr | None] = [self.constant(key) for key, _ in items]
+        return ast.Dict(keys, [value for _, value in items], lineno=self.line, col_offset=0)
+
+    def formatted(self, value: ast.expr, conversion: int) -> ast.expr:
+        node = FormattedValue.__new__(FormattedValue)
+        node.value = value
+        node.conversion = conversion
+        node.lineno = self.line
+        return node
+
+    def joined(self, values: list[ast.expr]) -> ast.expr:
+        node = JoinedStr.__new__(JoinedStr)
+        node.values = values
+        node.lineno = self.line
+        return node
+
+    def returns(self, value: ast.expr) -> ast.stmt:
+        return ast.Return(value, lineno=self.line, col_offset=0)
+
+    def raises(self, value: ast.expr) -> ast.stmt:
+        return ast.Raise(value, None, lineno=self.line, col_offset=0)
+
+    def yields(self, value: ast.expr) -> ast.stmt:
+        return self.statement(ast.Yield(value, lineno=self.line, col_offset=0))
+
+    def awaits(self, value: ast.expr) -> ast.expr:
+        return ast.Await(value, lineno=self.line, col_offset=0)
+
+    def function_def(
+        self,
+        name: str,
+        parameters: Sequence[str],
+        body: list[ast.stmt],
+        *,
+        defaults: Sequence[ast.expr] = (),
+        asynchronous: bool = False,
+    ) -> ast.stmt:
+        arguments = _arguments(
+            posonlyargs=[],
+            args=[ast.arg(parameter, None, lineno=self.line, col_offset=0) for parameter in parameters],
+            vararg=None,
+            kwonlyargs=[],
+            kw_defaults=[],
+            kwarg=None,
+            defaults=list(defaults),
+        )
+        made = ast.AsyncFunctionDef if asynchronous else ast.FunctionDef
+        node = made(
+            name, arguments, body or [ast.Pass(lineno=self.line, col_offset=0)], [], None, lineno=self.line, col_offset=0
+        )
+        if hasattr(ast, "TypeVar"):  # Python 3.12
+            node.type_params = []  # type: ignore[attr-defined, unused-ignore]
+        return node
+
+    def for_loop(
+        self, target: ast.expr, iterable: ast.expr, body: list[ast.stmt], *, asynchronous: bool = False
+    ) -> ast.stmt:
+        made = ast.AsyncFor if asynchronous else ast.For
+        return made(target, iterable, body, [], lineno=self.line, col_offset=0)
+
+    def guarded(
+        self,
+        body: list[ast.stmt],
+        handler: tuple[ast.expr, list[ast.stmt]] | None = None,
+        orelse: list[ast.stmt] | None = None,
+        final: list[ast.stmt] | None = None,
+    ) -> ast.stmt:
+        handlers = []
+        if handler is not None:
+            handlers.append(ast.ExceptHandler(handler[0], None, handler[1], lineno=self.line, col_offset=0))
+        return ast.Try(body, handlers, orelse or [], final or [], lineno=self.line, col_offset=0)

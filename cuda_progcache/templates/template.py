@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Environment` and `Template`: Jinja2's, with our compiler under them; and `patch_jinja2`, which puts it under Jinja2's own."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
+from types import CodeType
+from typing import Any, ClassVar
+
+import jinja2
+from jinja2 import nodes, runtime
+from jinja2.environment import TemplateModule
+from jinja2.utils import internalcode
+
+from cuda_progcache.templates import jinja_runtime
+from cuda_progcache.templates.compiler.generator import Compiler
+from cuda_progcache.templates.compiler.settings import Settings, compilable
+from cuda_progcache.templates.runtime import Block
+
+_BaseEnvironment, _BaseTemplate = jinja2.Environment, jinja2.Template
+
+
+class Template(jinja2.Template):
+    """A compiled template; see `jinja2.Template`.
+
+    Besides what Jinja2's has, it gives runs of text with `render_stream`, and single blocks with `render_block`.
+    """
+
+    _namespace: MutableMapping[str, Any] | None
+    _forms: dict[str, Mapping[str, Any]]
+    _render: Callable[..., Any]
+
+    @classmethod
+    def from_code(
+        cls,
+        environment: jinja2.Environment,
+        code: CodeType,
+        globals: MutableMapping[str, Any],  # noqa: A002  (Jinja2's name for it)
+        uptodate: Callable[[], bool] | None = None,
+    ) -> Template:
+        """Return the template that a code object makes; see `jinja2.Template.from_code`."""
+        precomputed = getattr(environment, "_precomputed", {}).pop(code, ())
+        names = jinja_runtime.namespace(environment, code.co_filename, precomputed)
+        exec(code, names)  # noqa: S102  (made by our compiler)
+        template = cls._from_namespace(environment, names, globals)
+        template._uptodate = uptodate
+        return template  # type: ignore[return-value]
+
+    @classmethod
+    def _from_namespace(
+        cls,
+        environment: jinja2.Environment,
+        namespace: MutableMapping[str, Any],
+        globals: MutableMapping[str, Any],  # noqa: A002  (Jinja2's name for it)
+    ) -> Template:
+        if "root" in namespace:  # Jinja2's own compiler made it
+            made: Template = _from_namespace.__func__(cls, environment, namespace, globals)
+            made._namespace = None
+            made._render = made._concatenated
+            return made
+        template: Template = object.__new__(cls)
+        template.environment = environment
+        template.globals = globals
+        template.name = namespace["name"]
+        template.filename = namespace["__file__"]
+        template._module = None
+        template._uptodate = None
+        template._debug_info = namespace.get("debug_info", "")
+        template._namespace = jinja_runtime.bind(namespace, environment)
+        template._forms = {}
+        template._bind()
+        namespace["__jinja_template__"] = template
+        return template
+
+    def _bind(self) -> None:
+        names = self._namespace
+        assert names is not None
+        form = self._form
+        if "render" in names:
+            self._render = names["render"]
+            self.blocks = {name: Block(name, function, form) for name, function in names["blocks"].items()}
+        else:
+            self._render = self._concatenated
+            self.blocks = {name: Block(name, _no_text, form) for name in names["blocks"]}
+        names["_own"] = self.blocks
+        self.root_render_func = self._pieces
+
+    def _pieces(self, context: runtime.Context) -> Any:
+        return self._form("pieces")["render_pieces"](context)
+
+    def _concatenated(self, context: runtime.Context, blocks: Any = None) -> Any:
+        pieces = self._form("pieces")["render_pieces"](context, blocks)
+        if not self.environment.is_async:
+            return self.environment.concat(pieces)
+
+        async def gather() -> Any:
+            return self.environment.concat([piece async for piece in pieces])
+
+        return gather()
+
+    def _form(self, form: str) -> Mapping[str, Any]:
+        """Return the namespace with the functions of a form, compiled when it is first asked for."""
+        names = self._namespace
+        if names is None:
+            return {f"render_{form}": lambda context, blocks: self.root_render_func(context)}  # noqa: ARG005
+        if f"render_{form}" in names:
+            return names
+        if form not in self._forms:
+            source = names["source"]
+            if source is None:
+                return names if form == "pieces" else _Renamed(names)
+            environment = self.environment
+            compiler = _compiler(environment)
+            tree = environment._parse(source, self.name, self.filename)
+            code = compiler.compile(tree, self.name, self.filename, form=form)
+            made = jinja_runtime.namespace(environment, code.co_filename, compiler.precomputed)
+            exec(code, made)  # noqa: S102  (made by our compiler)
+            made["_own"] = self.blocks
+            made["__jinja_template__"] = self
+            self._forms[form] = made
+        return self._forms[form]
+
+    def new_context(
+        self,
+        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
+        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+    ) -> runtime.Context:
+        """Return a context for this template; see `jinja2.Template.new_context`."""
+        return jinja_runtime.new_context(
+            self.environment, self.name, self.blocks, vars, shared=shared, template_globals=self.globals, locals_=locals
+        )
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """Return the text for the variables given, as `dict` takes them."""
+        environment = self.environment
+        if environment.is_async:
+            import asyncio
+
+            return asyncio.run(self.render_async(*args, **kwargs))
+        context = self.new_context(dict(*args, **kwargs))
+        try:
+            text: str = self._render(context)
+        except StopIteration as error:
+            return _handled(environment, _stopped(error))
+        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
+            return _handled(environment)
+        return text
+
+    async def render_async(self, *args: Any, **kwargs: Any) -> str:
+        """Return the text, in an async environment."""
+        _require_async(self.environment)
+        context = self.new_context(dict(*args, **kwargs))
+        try:
+            text: str = await self._render(context)
+        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
+            return _handled(self.environment)
+        return text
+
+    def render_stream(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        """Give the text in runs, as it is made: fewer and longer than `generate`'s pieces, and far cheaper."""
+        if self.environment.is_async:
+            raise RuntimeError("an async environment streams with render_stream_async")
+        context = self.new_context(dict(*args, **kwargs))
+        try:
+            yield from self._form("stream")["render_stream"](context)
+        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
+            yield _handled(self.environment)
+
+    async def render_stream_async(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
+        """Give the text in runs, in an async environment."""
+        _require_async(self.environment)
+        context = self.new_context(dict(*args, **kwargs))
+        runs = self._form("stream")["render_stream"](context)
+        try:
+            async for run in runs:
+                yield run
+        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
+            yield _handled(self.environment)
+        finally:
+            await runs.aclose()
+
+    def list_blocks(self) -> list[str]:
+        """Return the names of the blocks and regions that this template defines, in its order."""
+        return list(self.blocks)
+
+    def make_module(
+        self,
+        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
+        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+    ) -> TemplateModule:
+        """Return the template as a module; see `jinja2.Template.make_module`."""
+        context = self.new_context(vars, shared, locals)
+        if self.environment.is_async or "render" not in (self._namespace or ()):
+            return TemplateModule(self, context)
+        return TemplateModule(self, context, [self._render(context)])
+
+    async def make_module_async(
+        self,
+        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
+        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+    ) -> TemplateModule:
+        """Return the template as a module, in an async environment."""
+        context = self.new_context(vars, shared, locals)
+        if "render" not in (self._namespace or ()):
+            return TemplateModule(self, context, [piece async for piece in self.root_render_func(context)])  # type: ignore[attr-defined]
+        return TemplateModule(self, context, [await self._render(context)])
+
+    @internalcode
+    def _get_default_module(self, ctx: runtime.Context | None = None) -> TemplateModule:
+        if self.environment.is_async:
+            raise RuntimeError("Module is not available in async mode.")
+        extra = _extra_globals(ctx, self.globals)
+        if extra:
+            return self.make_module(extra)
+        if self._module is None:
+            self._module = self.make_module()
+        return self._module
+
+    async def _get_default_module_async(self, ctx: runtime.Context | None = None) -> TemplateModule:
+        extra = _extra_globals(ctx, self.globals)
+        if extra:
+            return await self.make_module_async(extra)
+        if self._module is None:
+            self._module = await self.make_module_async()
+        return self._module
+
+    def get_corresponding_lineno(self, lineno: int) -> int:
+        """Return the template's line of a line of the code: the same, but for code that was written out as Python."""
+        return _corresponding_lineno(self, lineno) if self._debug_info else lineno
+
+
+class _Renamed(Mapping[str, Any]):
+    """A namespace whose pieces stand for its streams."""
+
+    def __init__(self, names: Mapping[str, Any]) -> None:
+        self._names = names
+
+    def __getitem__(self, name: str) -> Any:
+        return self._names[name.removesuffix("_stream") + "_pieces"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _no_text(*_: Any) -> Any:
+    raise TypeError("a native template's blocks have no text")
+
+
+def _require_async(environment: jinja2.Environment) -> None:
+    if not environment.is_async:
+        raise RuntimeError("The environment was not created with async mode enabled.")
+
+
+def _handled(environment: jinja2.Environment, error: BaseException | None = None) -> Any:
+    """Raise the present error as Jinja2 does, with the template's lines in the traceback."""
+    if error is not None:
+        try:
+            raise error
+        except RuntimeError:
+            environment.handle_exception()
+    environment.handle_exception()
+
+
+def _stopped(error: StopIteration) -> RuntimeError:
+    """What a StopIteration becomes where Jinja2's code, a generator, raises it."""
+    made = RuntimeError("generator raised StopIteration")
+    made.__cause__ = error
+    return made
+
+
+def _extra_globals(context: runtime.Context | None, own: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Return the importing template's globals that the imported one doesn't have."""
+    if context is None:
+        return {}
+    maps = getattr(getattr(context, "_globals", None), "maps", None)
+    if maps is not None and len(maps) == 2 and not maps[0]:
+        theirs = getattr(own, "maps", None)
+        if theirs is not None and theirs[-1] is maps[1]:
+            return {}  # nothing of its own, and the environment's are shared
+    return {key: context.parent[key] for key in context.globals_keys - own.keys()}
+
+
+def _compiler(environment: jinja2.Environment) -> Compiler:
+    kind: type[Compiler] = getattr(environment, "compiler_class", Compiler)
+    return kind(environment, getattr(environment, "static_context", None))
+
+
+def _compile(
+    self: jinja2.Environment,
+    source: str | nodes.Template,
+    name: str | None = None,
+    filename: str | None = None,
+    raw: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
+    defer_init: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
+) -> str | CodeType:
+    """Compile a template's text or tree to a code object; with `raw` to Python text. See `jinja2.Environment.compile`."""
+    if not compilable(self):
+        return _base_compile(self, source, name, filename, raw, defer_init)  # type: ignore[no-any-return]
+    text = source if isinstance(source, str) else None
+    try:
+        tree = self._parse(source, name, filename) if isinstance(source, str) else source
+        compiler = _compiler(self)
+        form = "render" if Settings.of(self, "render").text else "pieces"
+        if raw:
+            return _written(compiler.tree(tree, name, filename, source=text, form=form, raw=True))
+        if text is None and form == "render":
+            code = compiler.compile_all(tree, name, filename)
+        else:
+            code = compiler.compile(tree, name, filename, source=text, form=form)
+    except jinja2.TemplateSyntaxError:
+        self.handle_exception(source=text)
+    if compiler.precomputed:
+        self._precomputed[code] = compiler.precomputed  # type: ignore[attr-defined]
+    return code
+
+
+def _written(tree: ast.Module) -> str:
+    """Write a tree as Python text, with the table of its lines that `debug_info` is."""
+    text = ast.unparse(tree)
+    pairs: list[str] = []
+    last = 0
+    for ours, written in zip(_statements(tree), _statements(ast.parse(text)), strict=True):
+        if ours.lineno != last:
+            pairs.append(f"{ours.lineno}={written.lineno}")
+            last = ours.lineno
+    return f"{text}\ndebug_info = {'&'.join(pairs)!r}\n"
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.stmt]:
+    """Give the statements in the order in which they are written."""
+    for field in ast.iter_child_nodes(tree):
+        if isinstance(field, ast.stmt):
+            yield field
+        if isinstance(field, (ast.stmt, ast.ExceptHandler)):
+            yield from _statements(field)
+
+
+class Environment(jinja2.Environment):
+    """`jinja2.Environment` with our compiler under it.
+
+    Parameters
+    ----------
+    static_context : mapping, optional
+        Names with the same value in every render: what depends on them alone is worked out when a template is compiled.
+    **options
+        As `jinja2.Environment`'s.
+
+    Attributes
+    ----------
+    compiler_class : type
+        The `Compiler` to use.
+    """
+
+    compiler_class: ClassVar[type[Compiler]] = Compiler
+    template_class = Template
+    context_class = jinja_runtime.Context
+
+    def __init__(self, *args: Any, static_context: Mapping[str, Any] | None = None, **options: Any) -> None:
+        self.static_context = dict(static_context or {})
+        self._precomputed: dict[CodeType, list[Any]] = {}
+        super().__init__(*args, **options)
+
+    compile = internalcode(_compile)  # type: ignore[assignment]
+
+
+Template.environment_class = Environment
+
+# Jinja2's own methods, also while they are replaced.
+_base_compile = jinja2.Environment.compile
+_from_namespace = jinja2.Template._from_namespace
+_corresponding_lineno = jinja2.Template.get_corresponding_lineno
+
+_PATCHED = (
+    "from_code",
+    "_from_namespace",
+    "_bind",
+    "_pieces",
+    "_concatenated",
+    "_form",
+    "new_context",
+    "render",
+    "render_async",
+    "render_stream",
+    "render_stream_async",
+    "list_blocks",
+    "make_module",
+    "make_module_async",
+    "_get_default_module",
+    "_get_default_module_async",
+    "get_corresponding_lineno",
+)
+_originals: list[tuple[type, str, Any]] = []
+_ABSENT = object()
+
+
+def patch_jinja2() -> None:
+    """Put our compiler and runtime under `jinja2.Environment` and `jinja2.Template` themselves.
+
+    For programs that want the speed without a change. Templates compiled before keep working as they are. What Jinja2
+    keeps compiled on disk (`jinja2.BytecodeCache`) is compiled anew. Calling it again changes nothing.
+    """
+    if _originals:
+        return
+    for name in _PATCHED:
+        _replace(jinja2.Template, name, Template.__dict__[name])
+    _replace(jinja2.Environment, "compile", internalcode(_compile))
+    _replace(jinja2.Environment, "_precomputed", {})
+    _replace(runtime.Context, "escaped", value=False)
+    _replace(jinja2.BytecodeCache, "get_source_checksum", _source_checksum)
+
+
+def unpatch_jinja2() -> None:
+    """Take back what `patch_jinja2` did; templates compiled meanwhile don't render any more."""
+    while _originals:
+        owner, name, value = _originals.pop()
+        if value is _ABSENT:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, value)
+
+
+def _replace(owner: type, name: str, value: Any) -> None:
+    _originals.append((owner, name, owner.__dict__.get(name, _ABSENT)))
+    setattr(owner, name, value)
+
+
+_base_checksum = jinja2.BytecodeCache.get_source_checksum
+
+
+def _source_checksum(self: jinja2.BytecodeCache, source: str) -> str:
+    return "cuda_progcache-" + _base_checksum(self, source)
