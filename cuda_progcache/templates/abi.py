@@ -101,9 +101,9 @@ def _versions() -> str:
 
 def _remembered(memo: str) -> str:
     try:
-        with open(memo, encoding="ascii") as file:
-            tag = file.read(64)
-    except (OSError, ValueError):
+        with open(memo, "rb") as file:
+            tag = file.read(64).decode("utf-8", "replace")
+    except OSError:
         return ""
     return tag if len(tag) == 16 and not tag.strip("0123456789abcdef") else ""
 

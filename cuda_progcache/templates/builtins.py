@@ -13,16 +13,16 @@ from itertools import chain
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any, NoReturn
 
 _MISSING = object()
 
 
-class StrictUndefined:
-    """The value of a name, attribute or item that isn't there: anything but asking whether it is defined raises.
+class Undefined:
+    """The value of what isn't there, which puts out nothing; an operation on it raises.
 
-    Once Jinja2 is loaded it passes for Jinja2's own class, so that Jinja2's filters and tests know it.
+    Once Jinja2 is loaded it passes for Jinja2's class of that name, so that Jinja2's filters and tests know it.
 
     Parameters
     ----------
@@ -70,24 +70,49 @@ class StrictUndefined:
     __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __pos__ = __neg__ = __int__ = __float__ = __complex__ = (
         _fail_with_undefined_error
     )
-    __call__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = __iter__ = __str__ = __len__ = __eq__ = __ne__ = (
-        _fail_with_undefined_error
-    )
-    __bool__ = __hash__ = __contains__ = _fail_with_undefined_error
+    __call__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = _fail_with_undefined_error
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
+        if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)  # protocols that ask whether they are supported
         self._fail_with_undefined_error()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return id(type(self))
+
+    def __str__(self) -> str:
+        return ""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __bool__(self) -> bool:
+        return False
 
     @property  # type: ignore[misc]  # typeshed lets it be assigned to
     def __class__(self) -> type:
         runtime = sys.modules.get("jinja2.runtime")
-        found: type = StrictUndefined if runtime is None else runtime.StrictUndefined
+        found: type = type(self) if runtime is None else getattr(runtime, type(self).__name__)
         return found
 
     def __repr__(self) -> str:
         return "Undefined"
+
+
+class StrictUndefined(Undefined):
+    """The value of a name, attribute or item that isn't there: all but asking whether it is defined raises."""
+
+    __slots__ = ()
+
+    __iter__ = __str__ = __len__ = __eq__ = __ne__ = __bool__ = __hash__ = __contains__ = (
+        Undefined._fail_with_undefined_error
+    )
 
 
 def _describe(obj: object) -> str:
@@ -117,7 +142,7 @@ class Names(dict[str, "Callable[..., Any]"]):
         Which of Jinja2's.
     """
 
-    def __init__(self, table: str, *given: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, table: str, *given: Mapping[str, Callable[..., Any]]) -> None:
         for names in given:
             self.update(names)
         self._table = table
@@ -159,7 +184,7 @@ def _trim(value: object, chars: str | None = None) -> str:
 
 
 def _default(value: Any, default_value: Any = "", boolean: bool = False) -> Any:  # noqa: FBT001, FBT002
-    return default_value if isinstance(value, StrictUndefined) or (boolean and not value) else value
+    return default_value if isinstance(value, Undefined) or (boolean and not value) else value
 
 
 def _int(value: Any, default: int = 0, base: int = 10) -> int:
@@ -277,7 +302,7 @@ TESTS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("<=", "le"), operator.le),
     "boolean": lambda value: value is True or value is False,
     "callable": callable,
-    "defined": lambda value: not isinstance(value, StrictUndefined),
+    "defined": lambda value: not isinstance(value, Undefined),
     "divisibleby": lambda value, num: value % num == 0,
     "even": lambda value: value % 2 == 0,
     "false": lambda value: value is False,
@@ -292,6 +317,6 @@ TESTS: dict[str, Callable[..., Any]] = {
     "sameas": lambda value, other: value is other,
     "string": lambda value: isinstance(value, str),
     "true": lambda value: value is True,
-    "undefined": lambda value: isinstance(value, StrictUndefined),
+    "undefined": lambda value: isinstance(value, Undefined),
     "upper": lambda value: str(value).isupper(),
 }

@@ -129,6 +129,10 @@ class BytecodeCache:
             _touch(path)
         return found
 
+    def has(self, name: str, source_hash: str, *, context_hash: str | None = None) -> bool:
+        """Whether there is a file for this template; `load` says whether it is of use."""
+        return os.path.exists(self._path(name, _key(name, source_hash, context_hash)))
+
     def set(
         self,
         name: str,

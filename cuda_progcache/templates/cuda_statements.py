@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 
 from cuda_progcache.errors import TemplateError
-from cuda_progcache.templates.builtins import StrictUndefined
+from cuda_progcache.templates.builtins import Undefined
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
@@ -56,4 +56,4 @@ def pragma(factor: object, template: str, line: int) -> str:
 
 def _is_undefined(value: object) -> bool:
     jinja2 = sys.modules.get("jinja2")
-    return isinstance(value, StrictUndefined) or (jinja2 is not None and isinstance(value, jinja2.Undefined))
+    return isinstance(value, Undefined) or (jinja2 is not None and isinstance(value, jinja2.Undefined))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -16,14 +17,15 @@ from jinja2 import meta, nodes
 from jinja2.ext import Extension
 
 from cuda_progcache.templates.cuda_filters import FILTERS, GLOBALS, TESTS
+from cuda_progcache.templates.frames import Compiled
+from cuda_progcache.templates.plain_environment import STRING
+from cuda_progcache.templates.plain_runtime import with_facts
+from cuda_progcache.templates.template import Environment
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser
 
     from cuda_progcache.templates.files import SearchPath
-
-STRING = "<string>"
-"""The name of a template made from a string."""
 
 _loaded: ContextVar[set[str] | None] = ContextVar("_loaded", default=None)
 
@@ -54,8 +56,8 @@ class DigestLoader(jinja2.BaseLoader):
         return self.files.names()
 
 
-class JinjaEnvironment(jinja2.Environment):
-    """Stock Jinja2 with the settings, filters and tags for CUDA source."""
+class JinjaEnvironment(Environment):
+    """Jinja2 over our compiler, with the settings, filters and tags for CUDA source."""
 
     def __init__(
         self,
@@ -65,9 +67,11 @@ class JinjaEnvironment(jinja2.Environment):
         tests: Mapping[str, Callable[..., Any]],
         globals: Mapping[str, Any],  # noqa: A002  (Jinja2's name for it)
         extensions: Sequence[str | type[Extension]] = (),
+        static_context: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             loader=loader,
+            static_context=static_context,
             autoescape=False,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
@@ -78,8 +82,22 @@ class JinjaEnvironment(jinja2.Environment):
         self.digest_loader = loader
         self.filters.update({**FILTERS, **filters})
         self.tests.update({**TESTS, **tests})
-        self.globals.update({**GLOBALS, **globals})
+        self.globals.update({**GLOBALS, **(static_context or {}), **globals})
         self._references: dict[str, tuple[str, ...]] = {}
+
+    def compile_kernel(self, text: str, name: str | None, path: str) -> Compiled:
+        """Compile a template for the plain runtime.
+
+        Raises
+        ------
+        jinja2.TemplateSyntaxError
+        """
+        tree = self._parse(text, name, path)
+        references = tuple(r for r in meta.find_referenced_templates(tree) if r is not None)
+        plain = all(type(node) in _PLAIN_NODES for node in tree.find_all(nodes.Node))
+        compiler = self.compiler_class(self, self.static_context)
+        code = with_facts(compiler.compile(tree, name, path), references, plain=plain)
+        return Compiled(code, precomputed=compiler.precomputed, warnings=map(asdict, compiler.warnings))
 
     def get_template(self, *args: Any, **kwargs: Any) -> jinja2.Template:
         """As Jinja2's, and note the template for `tracking`."""
@@ -118,6 +136,10 @@ class JinjaEnvironment(jinja2.Environment):
             waiting.extend(self._references[name])
         return dict(sorted(digests.items()))
 
+    def references(self, template: jinja2.Template, source: str) -> tuple[str, ...]:  # noqa: ARG002  (the plain one's)
+        """Return the templates that one made from a string names."""
+        return tuple(r for r in meta.find_referenced_templates(self.parse(source)) if r is not None)
+
     def tree(self, name: str) -> nodes.Template:
         """Return a template's syntax tree.
 
@@ -133,6 +155,18 @@ class JinjaEnvironment(jinja2.Environment):
         if name is not None:
             self._references[name] = tuple(r for r in meta.find_referenced_templates(tree) if r is not None)
         return tree
+
+
+# What the plain runtime can do: all but escaping, i18n, and what extensions bring.
+_PLAIN_NODES = {
+    *(nodes.Output, nodes.If, nodes.For, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.Block),
+    *(nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport, nodes.ExprStmt, nodes.Assign, nodes.AssignBlock),
+    *(nodes.Name, nodes.NSRef, nodes.Const, nodes.TemplateData, nodes.Tuple, nodes.List, nodes.Dict, nodes.Pair),
+    *(nodes.Keyword, nodes.CondExpr, nodes.Filter, nodes.Test, nodes.Call, nodes.Getitem, nodes.Slice, nodes.Getattr),
+    *(nodes.Concat, nodes.Compare, nodes.Operand, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv),
+    *(nodes.Mod, nodes.Pow, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.ImportedName),
+    *(nodes.Break, nodes.Continue),
+}
 
 
 def _note(template: jinja2.Template) -> jinja2.Template:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cuda_progcache.templates.source_map import SourceMap
+    from cuda_progcache.templates.source_map import Location, SourceMap
 
 # What changes where the scan is: comments, string and character literals, parentheses. The rest of a line is text.
 _TOKEN = re.compile(
@@ -21,10 +21,10 @@ _TOKEN = re.compile(
 )
 
 
-def with_line_directives(found: SourceMap) -> str:
-    """Return the text of a source map with ``#line`` before each line that isn't the template's next one.
+def with_line_directives(found: SourceMap) -> SourceMap:
+    """Return a source map whose text has ``#line`` before each line that isn't the template's next one.
 
-    Lines whose origin isn't known count on from the one before. A map that could not be made gives its text as it is.
+    Lines whose origin isn't known count on from the one before. A map that could not be made stays as it is.
 
     Parameters
     ----------
@@ -33,20 +33,26 @@ def with_line_directives(found: SourceMap) -> str:
 
     Returns
     -------
-    str
+    SourceMap
+        The directives themselves have no origin.
     """
+    from cuda_progcache.templates.source_map import SourceMap
+
     written: list[str] = []
+    places: list[Location | None] = []
     expected: tuple[str, int] | None = None
     lines = found.text.split("\n")
     for index, (line, opens) in enumerate(zip(lines, _openings(lines), strict=True)):
         place = found.lookup(index + 1)
         if place is not None and opens and expected != (place.template, place.line):
             written.append(f"#line {place.line} {json.dumps(place.template, ensure_ascii=False)}")
+            places.append(None)
             expected = place.template, place.line
         written.append(line)
+        places.append(place)
         if expected is not None:
             expected = expected[0], expected[1] + 1
-    return "\n".join(written)
+    return SourceMap("\n".join(written), tuple(places) if found.lines else (), found.reason)
 
 
 def _openings(lines: list[str]) -> Iterator[bool]:

@@ -16,7 +16,8 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
-from cuda_progcache.templates.jinja_environment import STRING, DigestLoader, JinjaEnvironment
+from cuda_progcache.templates.jinja_environment import DigestLoader, JinjaEnvironment
+from cuda_progcache.templates.plain_environment import STRING
 from cuda_progcache.templates.source_map import Location
 
 # "here": the text that follows is of location n. "open"/"close": around what an expression or an include puts out.

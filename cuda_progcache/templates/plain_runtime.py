@@ -8,7 +8,7 @@ rarely needs takes Jinja2's own.
 
 from __future__ import annotations
 
-from cuda_progcache.templates.builtins import StrictUndefined
+from cuda_progcache.templates.builtins import Undefined
 from cuda_progcache.templates.runtime import (
     EMPTY,
     FIXED,
@@ -89,22 +89,20 @@ class Context:
         """Return the variables that importers see."""
         return {key: self.vars[key] for key in self.exported_vars}
 
-    def call(__self, __obj: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: N805  (as Jinja2's)
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function as a template does: with context, eval context or environment, if it asks for one."""
-        __self.escaped = True
+        self.escaped = True
         in_loop, in_block = kwargs.pop("_loop_vars", None), kwargs.pop("_block_vars", None)
-        wants = getattr(__obj, "jinja_pass_arg", None) or getattr(
-            getattr(__obj, "__call__", None), "jinja_pass_arg", None  # noqa: B004  (an object's marked method)
-        )
+        wants = getattr(function, "jinja_pass_arg", None) or getattr(type(function).__call__, "jinja_pass_arg", None)
         if wants is not None:
-            seen = __self
+            seen = self
             if wants.name == "context" and (in_loop or in_block):
                 seen = seen.derived({**(in_loop or {}), **(in_block or {})})
             args = ({"context": seen, "eval_context": seen.eval_ctx}.get(wants.name, seen.environment), *args)
         try:
-            return __obj(*args, **kwargs)
+            return function(*args, **kwargs)
         except StopIteration:
-            return __self.environment.undefined(STOPPED)
+            return self.environment.undefined(STOPPED)
 
     def derived(self, locals: Mapping[str, Any] | None = None) -> Context:  # noqa: A002  (Jinja2's name for it)
         """Return a context that has `locals`, too."""
@@ -169,6 +167,7 @@ class BlockReference:
         return _above(self.name, self._context, self._stack)
 
     def __call__(self) -> Any:
+        """Return the text."""
         return self._stack[0].render(self._context, self._context.blocks)
 
 
@@ -223,6 +222,7 @@ class Macro:
         self.explicit_caller = "caller" in arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the macro's text for these arguments."""
         names = self.arguments
         given = list(args[: len(names)])
         has_caller = self.explicit_caller
@@ -286,7 +286,8 @@ class LoopContext:
         """The number of items."""
         return self._items.length
 
-    __len__ = length.fget  # type: ignore[assignment]
+    def __len__(self) -> int:
+        return self.length
 
     @property
     def depth(self) -> int:
@@ -350,6 +351,7 @@ class LoopContext:
         return item, self
 
     def __call__(self, iterable: Iterable[Any]) -> Any:
+        """Return the loop's text for other items, in a recursive loop."""
         if self._recurse is None:
             raise TypeError("The loop must have the 'recursive' marker to be called recursively.")
         return self._recurse(iterable, self._recurse, depth=self.depth)
@@ -448,7 +450,7 @@ NAMES: dict[str, Any] = {
     "TemplateNotFound": TemplateNotFound,
     "TemplateReference": TemplateReference,
     "TemplateRuntimeError": TemplateRuntimeError,
-    "Undefined": StrictUndefined,
+    "Undefined": Undefined,
     "_absent": absent,
     "_ahead": Ahead,
     "_call": call,
@@ -481,12 +483,14 @@ class Template:
     Attributes
     ----------
     blocks : dict of str to Block
+    references : tuple of str
+        The templates that it includes, imports or extends by a constant name.
     """
 
-    __slots__ = ("_module", "_namespace", "_render", "blocks", "environment", "name")
+    __slots__ = ("_module", "_render", "blocks", "environment", "name", "references")
 
     def __init__(self, environment: Any, code: CodeType, name: str | None, precomputed: Iterable[Any] = ()) -> None:
-        names = self._namespace = {**environment.names, MARK: name}
+        names = {**environment.names, MARK: name}
         for number, value in enumerate(precomputed):
             names[f"_pc_{number}"] = value
         exec(code, names)  # noqa: S102  (what this package's compiler made of a template)
@@ -496,6 +500,7 @@ class Template:
         self.blocks = {key: Block(key, function, _no_form) for key, function in names["blocks"].items()}
         names["_own"] = self.blocks
         self._module: Module | None = None
+        self.references: tuple[str, ...] = (facts(code) or ((), True))[0]
 
     def context(self, names: dict[str, Any]) -> Context:
         """Return a context for these variables, which the globals must be among."""
@@ -521,6 +526,31 @@ class Template:
         return self._module
 
 
+_FACTS = "cuda_progcache"
+
+
+def with_facts(code: CodeType, references: tuple[str, ...], *, plain: bool) -> CodeType:
+    """Return a template's code with what has to be known of it without its source; `facts` reads it.
+
+    It is the last of the code's constants, so that it lies in the cache with it.
+
+    Parameters
+    ----------
+    code : types.CodeType
+    references : tuple of str
+        The templates that it names.
+    plain : bool
+        Whether this module is all that it needs.
+    """
+    return code.replace(co_consts=(*code.co_consts, (_FACTS, references, plain)))
+
+
+def facts(code: CodeType) -> tuple[tuple[str, ...], bool] | None:
+    """Return references and plainness of a template's code; None if it has none of that."""
+    last = code.co_consts[-1] if code.co_consts else None
+    return last[1:] if isinstance(last, tuple) and len(last) == 3 and last[0] == _FACTS else None
+
+
 def _no_form(form: str) -> Any:
     raise TemplateRuntimeError(f"kernel templates are rendered at once, not in the form {form!r}")
 
@@ -540,7 +570,7 @@ class Module:
         return str(vars(self)["_text"])
 
     def __repr__(self) -> str:
-        return f"<Module {self.__name__!r}>"
+        return f"<Module {vars(self)['__name__']!r}>"
 
 
 def names_for(environment: Any) -> dict[str, Any]:

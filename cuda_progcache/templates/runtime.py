@@ -33,8 +33,10 @@ After the code was executed, ``_own`` has to be put into the namespace: ``{NAME:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any
 
 EMPTY: dict[str, Any] = {}
 """Stands for a value that is no plain dict, where attributes are looked up; never changed."""
@@ -251,7 +253,5 @@ def attribute_getter(environment: Any) -> Callable[[Any, str], Any]:
 
 def not_exported(environment: Any, module: Any, position: str, name: str) -> Any:
     """Return the undefined object of a name that a module doesn't have."""
-    hint = (
-        f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
-    )
+    hint = f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
     return environment.undefined(hint, name=name)

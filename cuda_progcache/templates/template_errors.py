@@ -12,12 +12,11 @@ from jinja2 import nodes
 
 from cuda_progcache._util.suggest import did_you_mean, nearest
 from cuda_progcache.errors import TemplateError
+from cuda_progcache.templates.plain_environment import STRING
+from cuda_progcache.templates.plain_runtime import MARK, TemplateNotFound, TemplateRuntimeError
 
 if TYPE_CHECKING:
     from cuda_progcache.templates.jinja_environment import JinjaEnvironment
-
-STRING = "<string>"
-"""The name of a template made from a string."""
 
 _UNDEFINED = re.compile(r"'([^']+)' is undefined")
 _NO_SUCH = re.compile(r"No (filter|test) named '([^']+)'")
@@ -29,7 +28,13 @@ _TAGS = (
 
 
 def template_error(
-    error: Exception, environment: JinjaEnvironment, name: str, params: Mapping[str, Any], *, placed: bool = True
+    error: Exception,
+    environment: JinjaEnvironment,
+    name: str,
+    params: Mapping[str, Any],
+    *,
+    placed: bool = True,
+    source: str | None = None,
 ) -> TemplateError:
     """Return `error`, raised by Jinja2 or by a template's own code, as a TemplateError.
 
@@ -45,21 +50,23 @@ def template_error(
         The parameters of the render, for the nearest name and for the values.
     placed : bool
         Whether the message starts with template and line.
+    source : str, optional
+        The text of a template made from a string.
     """
     if isinstance(error, TemplateError) and error.template:
         return error
     template, line = _place(error, environment, name)
     message = _message(error, environment, params)
     if placed:
-        values = _values(error, environment, template, line, params)
+        values = _values(error, environment, (template, source), line, params)
         message = f"{template}:{line}: {message}{values}" if line else f"{template}: {message}"
     return TemplateError(message, template=template, line=line)
 
 
 def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[str, Any]) -> str:
     message = str(error) or type(error).__name__
-    if isinstance(error, jinja2.TemplateNotFound):
-        missing = str(error.name or error)
+    if isinstance(error, (jinja2.TemplateNotFound, TemplateNotFound)):
+        missing = str(getattr(error, "name", None) or error)
         hint = did_you_mean(missing, environment.list_templates(), listing="there are")
         return f"no template {missing!r} in {', '.join(environment.digest_loader.files.roots) or 'an empty search path'}{hint}"
     if isinstance(error, jinja2.TemplateSyntaxError):
@@ -71,7 +78,7 @@ def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[st
             if near:
                 return f"{message}; did you mean {near!r}?"
             return message + did_you_mean(match[1], params, listing="parameters")
-    elif not isinstance(error, (jinja2.TemplateError, ValueError)):
+    elif not isinstance(error, (jinja2.TemplateError, TemplateRuntimeError, ValueError)):
         message = f"{type(error).__name__}: {message}"
     match = _NO_SUCH.search(message)
     if match:
@@ -93,25 +100,34 @@ def _place(error: Exception, environment: JinjaEnvironment, name: str) -> tuple[
     traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
-        if TEMPLATE_MARK in frame.f_globals:
+        if MARK in frame.f_globals:
+            template = frame.f_globals[MARK] or STRING
+            line = traceback.tb_lineno
+        elif _JINJA2_MARK in frame.f_globals:
             template = names.get(frame.f_code.co_filename, STRING)
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     return template, line
 
 
-TEMPLATE_MARK = "__jinja_exception__"  # Jinja2 puts such a frame where a template's code stood
+_JINJA2_MARK = "__jinja_exception__"  # Jinja2 puts such a frame where a template's code stood
 
 
 def _values(
-    error: Exception, environment: JinjaEnvironment, template: str, line: int | None, params: Mapping[str, Any]
+    error: Exception,
+    environment: JinjaEnvironment,
+    template: tuple[str, str | None],
+    line: int | None,
+    params: Mapping[str, Any],
 ) -> str:
     """Return the parameters that the line uses with their values, for an error that was raised over them."""
-    if line is None or isinstance(error, (jinja2.TemplateSyntaxError, jinja2.UndefinedError, jinja2.TemplateNotFound)):
+    told = (jinja2.TemplateSyntaxError, jinja2.UndefinedError, jinja2.TemplateNotFound, TemplateNotFound)
+    if line is None or isinstance(error, told):
         return ""
     try:
-        tree = environment.tree(template)
-    except jinja2.TemplateError:  # edited since, or made from a string
+        name, source = template
+        tree = environment.parse(source) if name == STRING and source is not None else environment.tree(name)
+    except jinja2.TemplateError:  # edited since
         return ""
     used = {n.name for n in tree.find_all(nodes.Name) if n.lineno == line and n.ctx == "load"}
     shown = [f"{name} = {params[name]!r}" for name in sorted(used) if name in params]

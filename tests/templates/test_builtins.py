@@ -16,7 +16,7 @@ from jinja2 import defaults
 from markupsafe import Markup
 
 from cuda_progcache.templates import builtins
-from cuda_progcache.templates.builtins import FILTERS, TESTS, Names, StrictUndefined
+from cuda_progcache.templates.builtins import FILTERS, TESTS, Names, StrictUndefined, Undefined
 
 ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
 EVAL_CTX = jinja2.nodes.EvalContext(ENVIRONMENT)
@@ -115,12 +115,23 @@ isinstance(u,jinja2.StrictUndefined) u.__class__
 def test_undefined_values_fail_as_jinja2s(arguments):
     for use in USES:
         outcomes = []
-        for kind in (StrictUndefined, jinja2.StrictUndefined):
+        for kind in (StrictUndefined, jinja2.StrictUndefined, Undefined, jinja2.Undefined):
             try:
                 outcomes.append(eval(use, {"u": kind(**arguments), "jinja2": jinja2}))
             except Exception as error:  # noqa: BLE001  (whatever it is, it has to be the same)
                 outcomes.append((type(error), str(error).replace("jinja2.runtime.", "")))
         assert outcomes[0] == outcomes[1], use
+        if use not in {"hash(u)", "u.__class__", "{u}"}:  # told below
+            assert outcomes[2] == outcomes[3], use
+
+
+def test_lenient_undefined_values():
+    one, other = Undefined(name="a"), Undefined(name="b")
+    assert one == other
+    assert hash(one) == hash(other)
+    assert {one} == {other}
+    assert one != StrictUndefined(name="a").__class__
+    assert one.__class__ is jinja2.Undefined
 
 
 def test_undefined_values_know_themselves_before_and_after_jinja2_is_loaded():

@@ -18,6 +18,7 @@ from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, IN, IS, STR,
 
 _DICT_HAS = frozenset(dir(dict))
 
+
 class Expressions(Folding):
     """Code for expressions; each method takes a node and returns a Python expression."""
 
@@ -75,7 +76,9 @@ class Expressions(Folding):
                     return self.load(local)
             elif self.settings.undefined_early and owner.notes[name] == READ:
                 return self.load(local)
-        return self.choose(self.compare(self.load(local), IS, self.load("missing")), self.undefined(name), self.load(local))
+        return self.choose(
+            self.compare(self.load(local), IS, self.load("missing")), self.undefined(name), self.load(local)
+        )
 
     def local(self, name: str) -> str:
         """Return the local that holds a template variable."""
@@ -422,4 +425,3 @@ class Expressions(Folding):
     def locals(self) -> ast.expr:
         """Code for a dict of the names set so far, here and around."""
         return self.dict([(name, self.load(local)) for name, local in self.scope.exports().items()])
-

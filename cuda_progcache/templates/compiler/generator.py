@@ -201,7 +201,9 @@ class Compiler(Inheritance):
         functions = [self._template(node)]
         functions += [self._block(block_name, block) for block_name, block in analysis.blocks.items()]
         self.line = 1
-        module = ast.Module(body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables()], type_ignores=[])
+        module = ast.Module(
+            body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables()], type_ignores=[]
+        )
         return module
 
     def _compiled(self, tree: ast.Module, filename: str | None) -> CodeType:
@@ -260,7 +262,9 @@ class Compiler(Inheritance):
             if analysis.extends:
                 self.parent_body()
 
-        return self._function(self._entry("render"), scope, function, body, blocks=bool(analysis.blocks or analysis.extends))
+        return self._function(
+            self._entry("render"), scope, function, body, blocks=bool(analysis.blocks or analysis.extends)
+        )
 
     def _block(self, name: str, node: nodes.Block) -> ast.stmt:
         self.line = node.lineno or 1
