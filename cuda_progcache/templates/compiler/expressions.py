@@ -14,7 +14,7 @@ from jinja2.utils import _PassArg
 from cuda_progcache.templates.compiler.folding import Folding
 from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Function, Scope
 from cuda_progcache.templates.compiler.settings import Settings
-from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, IN, IS, STR, UNARY
+from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, IN, IS, IS_NOT, STR, UNARY
 
 _DICT_HAS = frozenset(dir(dict))
 
@@ -221,27 +221,32 @@ class Expressions(Folding):
         return self.looked_up(node.node, attr, "_getattr", dict_first=attr not in _DICT_HAS)
 
     def looked_up(self, node: nodes.Expr, key: str, otherwise: str, *, dict_first: bool) -> ast.expr:
-        """Code that gets `key` of a dict in line, and of anything else by the function `otherwise`."""
+        """Code that gets `key` of a dict or an attribute in line, and anything else by the function `otherwise`."""
         base = self.expr(node)
-        if not dict_first:
-            return self.call_name(otherwise, base, self.constant(key))
         if isinstance(base, ast.Name):
             local = base.id
-            alias = self.dict_aliases.get(local)
-            if alias is not None:  # the dict itself, or an empty one
-                test = self.compare(self.constant(key), IN, self.load(alias))
-                item = self.subscript(self.load(alias), self.constant(key))
-                return self.choose(test, item, self.call_name(otherwise, base, self.constant(key)))
             first: ast.expr = base
         else:
             local = "_t"
             first = ast.NamedExpr(self.store(local), base, lineno=self.line, col_offset=0)
+        alias = self.dict_aliases.get(local)
+        last = self.call_name(otherwise, first if not dict_first else self.load(local), self.constant(key))
+        if otherwise == "_getattr":
+            subject = first if not dict_first else self.load(local)
+            value = self.call_name("getattr", subject, self.constant(key), self.load("missing"))
+            named = ast.NamedExpr(self.store("_v"), value, lineno=self.line, col_offset=0)
+            absent = self.call_name(otherwise, self.load(local), self.constant(key))
+            last = self.choose(self.compare(named, IS_NOT, self.load("missing")), self.load("_v"), absent)
+        if not dict_first:
+            return last
+        if alias is not None:  # the dict itself, or an empty one
+            test = self.compare(self.constant(key), IN, self.load(alias))
+            return self.choose(test, self.subscript(self.load(alias), self.constant(key)), last)
         test = self.both(
             self.compare(self.call_name("type", first), IS, self.load("dict")),
             self.compare(self.constant(key), IN, self.load(local)),
         )
-        item = self.subscript(self.load(local), self.constant(key))
-        return self.choose(test, item, self.call_name(otherwise, self.load(local), self.constant(key)))
+        return self.choose(test, self.subscript(self.load(local), self.constant(key)), last)
 
     def loop_attribute(self, loop: Any, attr: str) -> ast.expr:
         """``loop.index`` and the like of a loop that was taken apart."""

@@ -236,6 +236,7 @@ class Compiler(Inheritance):
         )
         self.out, self.pending, self.buffer, self.buffers = [], [], None, 0
         self.defined, self.trail, self.unbound = set(), [], set()
+        self.appends, self.strings = [], set()
         self.str_aliases, self.dict_aliases = {}, {}
         self.direct_macros, self.counters = {}, {}
         self.extends_seen, self.known_extends, self.guard_output = 0, False, False
@@ -300,9 +301,8 @@ class Compiler(Inheritance):
         self.alias_reads(function)
         if self.settings.form == "render":
             with self.buffered():
-                number = self.buffer
                 emit_body()
-                self.emit(self.returns(self.contents(number)))
+                self.return_contents(self.out, 0)
         else:
             self.buffer = None
             emit_body()

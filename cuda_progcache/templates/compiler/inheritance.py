@@ -61,7 +61,9 @@ class Inheritance(Macros):
         asynchronous = self.settings.asynchronous
         if self.buffer is not None and self.settings.text:
             text = self.call(self.attribute(source, "render"), args)
-            self.put(self.awaits(text) if asynchronous else text)
+            text = self.awaits(text) if asynchronous else text
+            self.strings.add(id(text))
+            self.put(text)
             return
         pieces = self.call(self.attribute(source, self.settings.form), args)
         if self.buffer is None and not asynchronous:

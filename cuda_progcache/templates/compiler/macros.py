@@ -82,12 +82,11 @@ class Macros(Loops):
         outer_strings, self.str_aliases = self.str_aliases, {}
         self.alias_reads(facts)
         with self.block() as body, self.buffered():
-            number = self.buffer
             with self.entered(scope, leave=False, first=True):
                 self.defaults(node, names, scope.level)
                 self.body(node.body)
             self.line = line
-            self.emit(self.returns(self.contents(number)))
+            self.return_contents(body, 0)
         prologue = self.prologue(facts, outermost=False)
         self.function = outer_function
         self.guard_output = outer_guard

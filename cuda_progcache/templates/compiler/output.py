@@ -33,6 +33,8 @@ class Output(Expressions):
     out: list[ast.stmt]
     buffer: int | None
     pending: list[ast.expr]
+    appends: list[int]
+    strings: set[int]
     buffers: int
     guard_output: bool
     known_extends: bool
@@ -80,6 +82,7 @@ class Output(Expressions):
         if self.pending:
             self.flush()
         outer = self.buffer
+        depth = len(self.appends)
         self.buffers += 1
         self.buffer = self.buffers
         self.open_buffer()
@@ -87,12 +90,39 @@ class Output(Expressions):
             yield
         finally:
             self.buffer = outer
+            del self.appends[depth:]
 
     def open_buffer(self) -> None:
         """Emit the making of the list and of its append method."""
         number = self.buffer
         self.emit(self.assign(f"_b{number}", ast.List([], ast.Load(), lineno=self.line, col_offset=0)))
         self.emit(self.assign(f"_a{number}", self.dotted(f"_b{number}", "append")))
+        self.appends.append(0)
+
+    def return_contents(self, body: list[ast.stmt], start: int) -> None:
+        """Emit the return of what a function's buffer got; the buffer was opened at `start` in the function's body.
+
+        Where all output is one string, put out at the end, there is no buffer.
+        """
+        number = self.buffer
+        if self.pending:
+            self.flush()
+        count = self.appends.pop()
+        if count == 0 and self.settings.text:
+            del body[start : start + 2]
+            body.append(self.returns(self.constant("")))
+            return
+        last = body[-1]
+        if count == 1 and self.settings.fuse and isinstance(last, ast.Expr) and isinstance(last.value, ast.Call):
+            called, value = last.value.func, last.value.args[0]
+            one = isinstance(called, ast.Name) and called.id == f"_a{number}"
+            if one and (isinstance(value, (ast.JoinedStr, ast.Constant)) or id(value) in self.strings):
+                line, self.line = self.line, last.lineno
+                body[-1] = self.returns(value)
+                self.line = line
+                del body[start : start + 2]
+                return
+        body.append(self.returns(self.contents(number)))
 
     def contents(self, number: int | None) -> ast.expr:
         """Code for all that a buffer got, put together."""
@@ -112,6 +142,7 @@ class Output(Expressions):
         """The statement that puts out a value."""
         if self.buffer is None:
             return self.yields(value)
+        self.appends[-1] += 1
         return self.statement(self.call_name(f"_a{self.buffer}", value))
 
     def flush(self) -> None:
