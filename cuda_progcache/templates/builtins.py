@@ -126,11 +126,15 @@ def _describe(obj: object) -> str:
     return f"{where}{kind.__name__} object"
 
 
-def _theirs(table: str, name: str) -> Callable[..., Any]:
+def _table(name: str) -> dict[str, Callable[..., Any]]:
     from jinja2 import defaults
 
-    found: Callable[..., Any] = getattr(defaults, f"DEFAULT_{table}")[name]
+    found: dict[str, Callable[..., Any]] = getattr(defaults, f"DEFAULT_{name}")
     return found
+
+
+def _theirs(table: str, name: str) -> Callable[..., Any]:
+    return _table(table)[name]
 
 
 class Names(dict[str, "Callable[..., Any]"]):
@@ -146,6 +150,9 @@ class Names(dict[str, "Callable[..., Any]"]):
         for names in given:
             self.update(names)
         self._table = table
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in _table(self._table)
 
     def __missing__(self, name: str) -> Callable[..., Any]:
         found = self[name] = _theirs(self._table, name)

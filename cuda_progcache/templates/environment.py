@@ -52,10 +52,10 @@ class KernelEnvironment:
     extensions : sequence of str or class, optional
         Of Jinja2; templates of an environment with extensions need Jinja2 when they are rendered, too.
     generated_from : bool
-        Begin each text with a comment that names its template and the SHA-256 of its file.
+        Begin the text of each file with a comment that names it and its SHA-256.
     line_directives : bool
-        Put ``#line`` into each text, so that the compiler, ``-lineinfo`` and profilers name the template's lines. Each
-        render then costs one more, with a compile of the templates.
+        Put ``#line`` into the text of each C++ file, so that the compiler, ``-lineinfo`` and profilers name the
+        template's lines. Each render then costs one more, with a compile of the templates.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class KernelTemplate:
         TemplateError
             If a name is undefined, a ``{% require %}`` fails, or an expression raises.
         """
-        if self._kernel_environment.line_directives:
+        if self._has_directives:
             return self.source_map(**params).text
         return self._headed(self._text(params))
 
@@ -282,7 +282,7 @@ class KernelTemplate:
             extended by name, whether or not this render's conditions reached it.
         """
         text, digests = self._run(lambda environment: self._traced(environment, params), params)
-        if self._kernel_environment.line_directives:
+        if self._has_directives:
             return self.source_map(**params).text, digests
         return self._headed(text), digests
 
@@ -309,7 +309,7 @@ class KernelTemplate:
         from cuda_progcache.templates.source_map import SourceMap
 
         found = self._map(self._text(params), params)
-        if self._kernel_environment.line_directives:
+        if self._has_directives:
             from cuda_progcache.templates.line_directives import with_line_directives
 
             found = with_line_directives(found)
@@ -334,16 +334,18 @@ class KernelTemplate:
 
     def _headed(self, text: str) -> str:
         environment = self._kernel_environment
-        if not environment.generated_from:
+        if not environment.generated_from or self._source is not None:
             return text
-        if self._source is None:
-            digest = environment.digests(self.name)[self.name]
-        else:
-            from cuda_progcache.templates.bytecode_cache import hash_source
+        comment = ";" if self._is_llvm else "//"
+        return f"{comment} GENERATED FROM {self.name} sha256:{environment.digests(self.name)[self.name]}\n{text}"
 
-            digest = hash_source(self._source)
-        comment = ";" if self.name.partition(".")[2].startswith("ll") else "//"
-        return f"{comment} GENERATED FROM {self.name} sha256:{digest}\n{text}"
+    @property
+    def _has_directives(self) -> bool:
+        return self._kernel_environment.line_directives and self._source is None and not self._is_llvm
+
+    @property
+    def _is_llvm(self) -> bool:
+        return "ll" in self.name.split(".")[1:]
 
     def _text(self, params: Mapping[str, Any]) -> str:
         text: str = self._run(lambda environment: self._load(environment).render(params), params)

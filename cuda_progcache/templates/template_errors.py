@@ -66,9 +66,10 @@ def template_error(
 def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[str, Any]) -> str:
     message = str(error) or type(error).__name__
     if isinstance(error, (jinja2.TemplateNotFound, TemplateNotFound)):
-        missing = str(getattr(error, "name", None) or error)
-        hint = did_you_mean(missing, environment.list_templates(), listing="there are")
-        return f"no template {missing!r} in {', '.join(environment.digest_loader.files.roots) or 'an empty search path'}{hint}"
+        names: list[str] = [str(n) for n in getattr(error, "templates", None) or getattr(error, "names", (error,))]
+        hint = did_you_mean(names[0], environment.list_templates(), listing="there are")
+        where = ", ".join(environment.digest_loader.files.roots) or "an empty search path"
+        return f"no template {' or '.join(map(repr, names))} in {where}{hint}"
     if isinstance(error, jinja2.TemplateSyntaxError):
         message = error.message or message
     elif isinstance(error, jinja2.UndefinedError):
