@@ -34,6 +34,8 @@ for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"
     _READ |= getattr(os, _flag, 0)
 _POSIX = hasattr(os, "geteuid")
 _DAY = 86400
+#: Templates whose files are known by name without a digest.
+_REMEMBERED = 1024
 #: When what nobody uses was last removed.
 _CLEANED = "__progcache_cleaned"
 #: Seconds after which a file that a writer of unknown fate was writing is litter.
@@ -77,6 +79,7 @@ class BytecodeCache:
         self.pattern = pattern
         self.hits = self.misses = self.rejected = self.failed = 0
         _make_private(self.directory)
+        self._places: dict[tuple[str, str, str | None], tuple[str, bytes]] = {}
         self._version = f"{PYTHON_TAG}-{abi_tag(self.directory)}"
 
     def get(
@@ -103,8 +106,7 @@ class BytecodeCache:
 
     def load(self, name: str, source_hash: str, *, context_hash: str | None = None) -> Compiled | None:
         """Return as `get`, with the compiler's warnings; None on a miss."""
-        key = _key(name, source_hash, context_hash)
-        path = self._path(name, key)
+        path, key = self._place(name, source_hash, context_hash)
         status = None
         try:
             fd = os.open(path, _READ)
@@ -113,7 +115,7 @@ class BytecodeCache:
                 data = os.read(fd, status.st_size + 1) if _is_ours(status) else b""
             finally:
                 os.close(fd)
-            found = unframe(data, self._bound(key))
+            found = unframe(data, key)
         except OSError as error:  # mostly: it isn't there
             self.misses += 1
             if not isinstance(error, FileNotFoundError):
@@ -131,7 +133,7 @@ class BytecodeCache:
 
     def has(self, name: str, source_hash: str, *, context_hash: str | None = None) -> bool:
         """Whether there is a file for this template; `load` says whether it is of use."""
-        return os.path.exists(self._path(name, _key(name, source_hash, context_hash)))
+        return os.path.exists(self._place(name, source_hash, context_hash)[0])
 
     def set(
         self,
@@ -155,10 +157,9 @@ class BytecodeCache:
         from cuda_progcache._util.files import replace, unlink_quietly, write_new
         from cuda_progcache._util.liveness import current_owner
 
-        key = _key(name, source_hash, context_hash)
-        path = self._path(name, key)
+        path, key = self._place(name, source_hash, context_hash)
         try:
-            data = frame(compiled, self._bound(key))
+            data = frame(compiled, key)
         except FrameError as error:
             self._not_kept(name, str(error))
             return
@@ -217,14 +218,20 @@ class BytecodeCache:
     def _make_path(self, name: str, source_hash: str, context_hash: str | None = None) -> Path:
         from pathlib import Path
 
-        return Path(self._path(name, _key(name, source_hash, context_hash)))
+        return Path(self._place(name, source_hash, context_hash)[0])
 
-    def _path(self, name: str, key: bytes) -> str:
-        file_name = self.pattern.format(version=self._version, name=_safe(name), hash=sha256(key).hexdigest()[:32])
-        return f"{self.directory}{os.sep}{file_name}"
-
-    def _bound(self, key: bytes) -> bytes:
-        return self._version.encode() + b"\0" + key
+    def _place(self, name: str, source_hash: str, context_hash: str | None) -> tuple[str, bytes]:
+        """Return a template's file, and the key that its checksum is bound to; both remembered."""
+        place = self._places.get((name, source_hash, context_hash))
+        if place is None:
+            parts = [p.encode("utf-8", "surrogatepass") for p in (self._version, name, source_hash, context_hash or "")]
+            key = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+            file_name = self.pattern.format(version=self._version, name=_safe(name), hash=sha256(key).hexdigest()[:32])
+            place = f"{self.directory}{os.sep}{file_name}", key
+            if len(self._places) >= _REMEMBERED:
+                self._places.clear()
+            self._places[name, source_hash, context_hash] = place
+        return place
 
     def _entries(self, version: str = "") -> Iterator[os.DirEntry[str]]:
         """Yield the files that the pattern fits, of one version or of any."""
@@ -297,11 +304,6 @@ def default_directory() -> str | None:
 def hash_source(source: str) -> str:
     """Return the SHA-256 of a template's text, 64 hex digits."""
     return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _key(name: str, source_hash: str, context_hash: str | None) -> bytes:
-    parts = [part.encode("utf-8", "surrogatepass") for part in (name, source_hash, context_hash or "")]
-    return b"".join(b"%d:%b" % (len(part), part) for part in parts)
 
 
 def _safe(name: str) -> str:

@@ -37,6 +37,7 @@ V2, V3, V4, V5 = b"\0KDA", b"\1KDA", b"\2KDA", b"\5PGC"
 _SUM = slice(4, 36)
 _LENGTHS = slice(36, 52)
 _PARTS = 52
+_CODE_ALONE = bytes(12)
 
 
 class Compiled:
@@ -116,6 +117,8 @@ def unframe(data: bytes, key: bytes) -> Compiled:
         if sha256(key + data[36:]).digest() != data[_SUM]:
             raise FrameError("the checksum is not that of this template")
         lengths = data[_LENGTHS]
+        if lengths[4:] == _CODE_ALONE and int.from_bytes(lengths[:4], "little") == len(data) - _PARTS:
+            return Compiled(_unmarshal(data[_PARTS:]))
         code, precomputed, warnings, ast = _split(data, _PARTS, [lengths[at : at + 4] for at in (0, 4, 8, 12)])
     elif magic in {V2, V3, V4}:
         code, precomputed, warnings, ast = _older(data, {V2: 1, V3: 2, V4: 3}[magic])

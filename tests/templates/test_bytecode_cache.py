@@ -264,7 +264,7 @@ def test_a_hostile_file_executes_nothing(cache, tmp_path, number):
     # The attacker can write a right checksum, too.
     sealed = counted(CODE, payload, b"", b"")
     summed = b"".join(len(part).to_bytes(4, "little") for part in (CODE, payload, b"", b"")) + CODE + payload
-    key = cache._bound(bytecode_cache._key("k.j2", SOURCE, None))
+    _, key = cache._place("k.j2", SOURCE, None)
     for data in (
         payload,
         V2 + counted(CODE) + payload,

@@ -112,10 +112,14 @@ def variables():
 
 # The grammar
 
-names = st.sampled_from(["x", "y", "items", "numbers", "d", "thing", "whole", "flag", "none", "unknown", "local", "i", "m"])
+names = st.sampled_from(
+    ["x", "y", "items", "numbers", "d", "thing", "whole", "flag", "none", "unknown", "local", "i", "m"]
+)
 literals = st.sampled_from(["1", "2.5", "'t'", "'<&>'", "true", "none", "[1, 2]", "{'a': 1}", "(1, 'z')", "''"])
 attributes = st.sampled_from(["a", "b", "n", "items", "missing", "a.b", "n.a"])
-loops = st.sampled_from(["loop.index", "loop.index0", "loop.first", "loop.last", "loop.length", "loop.revindex", "loop.depth"])
+loops = st.sampled_from(
+    ["loop.index", "loop.index0", "loop.first", "loop.last", "loop.length", "loop.revindex", "loop.depth"]
+)
 
 
 def unary(inner):
@@ -123,7 +127,9 @@ def unary(inner):
         st.builds("{}.{}".format, names, attributes),
         st.builds("{}['{}']".format, names, attributes),
         st.builds("{}[{}]".format, names, st.sampled_from(["0", "-1", "1:3", "'a'", "x"])),
-        st.builds("{}|{}".format, inner, st.sampled_from(["upper", "length", "default('dd')", "string", "e", "safe", "list"])),
+        st.builds(
+            "{}|{}".format, inner, st.sampled_from(["upper", "length", "default('dd')", "string", "e", "safe", "list"])
+        ),
         st.builds("({} is {})".format, inner, st.sampled_from(["defined", "none", "number", "mapping", "odd"])),
         st.builds("(not {})".format, inner),
         st.builds("-{}".format, st.sampled_from(["x", "whole", "1", "y"])),
@@ -132,7 +138,12 @@ def unary(inner):
 
 def binary(inner):
     return st.one_of(
-        st.builds("({} {} {})".format, inner, st.sampled_from(["+", "-", "*", "//", "%", "~", "and", "or", "==", "<", "in"]), inner),
+        st.builds(
+            "({} {} {})".format,
+            inner,
+            st.sampled_from(["+", "-", "*", "//", "%", "~", "and", "or", "==", "<", "in"]),
+            inner,
+        ),
         st.builds("({} if {} else {})".format, inner, inner, inner),
         st.builds("({} if {})".format, inner, inner),
     )
@@ -153,7 +164,9 @@ outputs = st.builds("{{{{ {} }}}}".format, expressions)
 
 def statements(inner):
     body = st.lists(inner, min_size=0, max_size=4).map("".join)
-    iterables = st.sampled_from(["items", "numbers", "empty", "produced", "[1, 2, 3]", "pairs", "range(x)", "d", "none", "y"])
+    iterables = st.sampled_from(
+        ["items", "numbers", "empty", "produced", "[1, 2, 3]", "pairs", "range(x)", "d", "none", "y"]
+    )
     targets = st.sampled_from(["i", "i", "x", "(i, local)"])
     return st.one_of(
         st.builds("{{% if {} %}}{}{{% endif %}}".format, expressions, body),
@@ -305,7 +318,10 @@ def agree_in_all_modes(source, options):
 
 
 environments = st.fixed_dictionaries(
-    {"autoescape": st.booleans(), "undefined": st.sampled_from([jinja2.Undefined, jinja2.Undefined, jinja2.StrictUndefined])}
+    {
+        "autoescape": st.booleans(),
+        "undefined": st.sampled_from([jinja2.Undefined, jinja2.Undefined, jinja2.StrictUndefined]),
+    }
 )
 
 
