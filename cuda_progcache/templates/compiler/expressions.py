@@ -333,12 +333,11 @@ class Expressions(Folding):
     def called_by_context(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
         """A call of something that is known only in the render."""
         extra = [] if caller is None else [("caller", caller)]
-        outermost = self.function
         scoped = False
-        if self.scope.loop and outermost.sets_in_loop:
+        if self.scope.loop and self.function.sets_in_loop:
             extra.append(("_loop_vars", self.load("_loop_vars")))
             scoped = True
-        if self.scope.block:
+        if self.scope.block and self.scope.assigned:
             extra.append(("_block_vars", self.load("_block_vars")))
             scoped = True
         target = self.expr(node.node)
