@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import CodeType
     from typing import Any
 
+    import jinja2
     from jinja2 import nodes
 
 PATTERN = "__progcache_{version}_{name}_{hash}.pyc"
@@ -173,6 +174,41 @@ class BytecodeCache:
             unlink_quietly(staged)
             self._not_kept(name, str(error))
 
+    def get_bucket(self, environment: jinja2.Environment, name: str, filename: str | None, source: str) -> Bucket:
+        """Look a template up for a loader of Jinja2's (its ``BytecodeCache`` protocol).
+
+        So ``Environment(bytecode_cache=...)`` takes this cache, ours and Jinja2's own. The key has all that the
+        environment does to the code; where that can't be told, nothing is kept.
+
+        Returns
+        -------
+        Bucket
+            Whose ``code`` is None on a miss.
+        """
+        from cuda_progcache.templates.compile_context import environment_context, move
+
+        bucket = Bucket(environment, name, hash_source(source), environment_context(environment))
+        found = None
+        if bucket.context_hash is not None:
+            found = self.load(name, bucket.source_hash, context_hash=bucket.context_hash)
+        if found is not None:
+            move(found.code, filename or "<template>")
+            bucket.code = found.code
+            if found.precomputed:
+                environment._precomputed[found.code] = found.precomputed  # type: ignore[attr-defined]
+        return bucket
+
+    def set_bucket(self, bucket: Bucket) -> None:
+        """Keep the code that a loader has put into a bucket (Jinja2's ``BytecodeCache`` protocol)."""
+        if bucket.context_hash is not None and bucket.code is not None:
+            precomputed = getattr(bucket.environment, "_precomputed", {}).get(bucket.code)
+            self.save(
+                bucket.key,
+                bucket.source_hash,
+                Compiled(bucket.code, precomputed=precomputed),
+                context_hash=bucket.context_hash,
+            )
+
     def clear(self, current_version_only: bool = False) -> int:  # noqa: FBT001, FBT002  (a name of the contract)
         """Remove the compiled templates, of other Pythons and compilers, too, unless `current_version_only`.
 
@@ -281,6 +317,23 @@ class BytecodeCache:
 
     def __repr__(self) -> str:
         return f"BytecodeCache({self.directory!r})"
+
+
+class Bucket:
+    """A template on its way between a loader of Jinja2's and the cache.
+
+    Attributes
+    ----------
+    code : types.CodeType or None
+        What was found; None on a miss, until the loader has compiled it.
+    """
+
+    def __init__(self, environment: jinja2.Environment, key: str, source_hash: str, context_hash: str | None) -> None:
+        self.environment = environment
+        self.key = key
+        self.source_hash = source_hash
+        self.context_hash = context_hash
+        self.code: CodeType | None = None
 
 
 def default_directory() -> str | None:

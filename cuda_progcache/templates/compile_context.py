@@ -11,6 +11,7 @@ from __future__ import annotations
 import marshal
 import os
 import sys
+from _operator import is_not
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 
 from cuda_progcache._util.digest import sha256
@@ -48,35 +49,55 @@ def context_digest(*parts: object) -> str | None:
         return None
 
 
-def environment_context(environment: jinja2.Environment, static_context: dict[str, Any] | None = None) -> str | None:
+def environment_context(environment: jinja2.Environment) -> str | None:
     """Return the digest of all that a Jinja2 environment does to the code of its templates.
 
-    That is every option, the environment's class and extensions, filters and tests.
+    That is every option, the environment's class and compiler, its extensions, filters, tests and static context.
 
     Returns
     -------
     str or None
         As `context_digest`.
     """
-    options = {name: getattr(environment, name) for name in _OPTIONS}
-    return context_digest(
-        type(environment),
-        options,
-        environment.extensions,
-        environment.filters,
-        environment.tests,
-        getattr(environment, "code_generator_class", None),
-        environment.template_class,
-        static_context,
+    kind = type(environment)
+    parts = (
+        kind,
+        kind.compile,  # another one where Jinja2 is patched
+        *(getattr(environment, name) for name in _OPTIONS),
+        *(part for name in _TABLES for part in (*getattr(environment, name), *getattr(environment, name).values())),
+        *(getattr(environment, name, None) for name in _OWN),
     )
+    known = _digests.get(id(environment))
+    # Filters may be added at any time; objects that are the same ones have the same digest.
+    if known is None or len(known[0]) != len(parts) or any(map(is_not, known[0], parts)):
+        if len(_digests) >= _REMEMBERED:
+            _digests.clear()
+        known = _digests[id(environment)] = (
+            parts,
+            context_digest(*parts, [list(getattr(environment, name)) for name in _TABLES]),
+        )
+    return known[1]
 
 
 _OPTIONS = (
     *("block_start_string", "block_end_string", "variable_start_string", "variable_end_string"),
     *("comment_start_string", "comment_end_string", "line_statement_prefix", "line_comment_prefix"),
     *("trim_blocks", "lstrip_blocks", "newline_sequence", "keep_trailing_newline", "optimized", "undefined"),
-    *("finalize", "autoescape", "is_async", "sandboxed", "policies"),
+    *("finalize", "autoescape", "is_async", "sandboxed", "template_class"),
 )
+_TABLES = ("extensions", "filters", "tests", "policies")
+_OWN = ("code_generator_class", "compiler_class", "static_context")
+_REMEMBERED = 64
+#: By the environment's id: what its digest was made of, which keeps those objects, and the digest.
+_digests: dict[int, tuple[tuple[object, ...], str | None]] = {}
+
+
+def move(code: CodeType, path: str) -> None:
+    """Have tracebacks name a template's file as it is called here, wherever its code was compiled."""
+    if code.co_filename != path:
+        from _imp import _fix_co_filename  # type: ignore[attr-defined]  # what importlib does for modules
+
+        _fix_co_filename(code, path)
 
 
 class _Described:

@@ -135,7 +135,9 @@ class ParentBlock(BlockReference):
 def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call what a template calls: like ``Context.call``, quick about plain functions."""
     kind = type(function)
-    if kind is BuiltinFunctionType or (kind in _PLAIN_CALLABLES and not hasattr(function, "jinja_pass_arg")):
+    if kind is BuiltinFunctionType or (
+        kind in _PLAIN_CALLABLES and not hasattr(function, "jinja_pass_arg")
+    ):
         pass
     elif kind is Macro:
         eval_ctx = context.eval_ctx

@@ -10,12 +10,12 @@ from contextvars import ContextVar
 
 from cuda_progcache.templates import builtins, cuda_filters
 from cuda_progcache.templates.builtins import Names, StrictUndefined
+from cuda_progcache.templates.compile_context import move
 from cuda_progcache.templates.plain_runtime import EvalContext, Namespace, Template, TemplateNotFound, facts, names_for
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from types import CodeType
     from typing import Any
 
     from cuda_progcache.templates.bytecode_cache import BytecodeCache
@@ -159,7 +159,7 @@ class PlainEnvironment:
         known = facts(compiled.code)
         if known is None or not known[1]:
             raise NeedsJinja2Error(key)
-        _move(compiled.code, path)
+        move(compiled.code, path)
         return Template(self, compiled.code, name, compiled.precomputed or ())
 
     # Which templates go into a text
@@ -209,14 +209,6 @@ class PlainEnvironment:
                 except AttributeError:
                     pass
             return self.undefined(obj=obj, name=argument)
-
-
-def _move(code: CodeType, path: str) -> None:
-    """Have tracebacks name the file as it is called here, wherever it was compiled."""
-    if code.co_filename != path:
-        from _imp import _fix_co_filename  # type: ignore[attr-defined]  # what importlib does for modules
-
-        _fix_co_filename(code, path)
 
 
 class _Tracking:

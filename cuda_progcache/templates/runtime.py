@@ -253,5 +253,7 @@ def attribute_getter(environment: Any) -> Callable[[Any, str], Any]:
 
 def not_exported(environment: Any, module: Any, position: str, name: str) -> Any:
     """Return the undefined object of a name that a module doesn't have."""
-    hint = f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
+    hint = (
+        f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
+    )
     return environment.undefined(hint, name=name)

@@ -16,7 +16,8 @@ from jinja2.utils import internalcode
 from cuda_progcache.templates import jinja_runtime
 from cuda_progcache.templates.compiler.generator import Compiler
 from cuda_progcache.templates.compiler.settings import Settings, compilable
-from cuda_progcache.templates.runtime import Block
+from cuda_progcache.templates.regions import RegionExtension
+from cuda_progcache.templates.runtime import Block, extend
 
 _BaseEnvironment, _BaseTemplate = jinja2.Environment, jinja2.Template
 
@@ -180,6 +181,70 @@ class Template(jinja2.Template):
             yield _handled(self.environment)
         finally:
             await runs.aclose()
+
+    def render_block(self, block: str, /, *args: Any, **kwargs: Any) -> str:
+        """Return the text of one block or region.
+
+        ``{% globals %}`` and ``{% imports %}`` are done before, of this template and of those it extends by a constant
+        name; nothing else outside the block is. A region takes its parameters from the variables.
+
+        Parameters
+        ----------
+        block : str
+            Its name, in this template or one that it extends.
+        *args, **kwargs
+            The variables, as for `render`.
+
+        Raises
+        ------
+        KeyError
+            If there is no such block; the message lists those that there are.
+        """
+        if self.environment.is_async:
+            import asyncio
+
+            return asyncio.run(self.render_block_async(block, *args, **kwargs))
+        context = self.new_context(dict(*args, **kwargs))
+        try:
+            for setup in self._setups(context):
+                setup(context)
+            text: str = self._block_of(context, block).render(context, context.blocks)
+        except StopIteration as error:
+            return _handled(self.environment, _stopped(error))
+        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
+            return _handled(self.environment)
+        return text
+
+    async def render_block_async(self, block: str, /, *args: Any, **kwargs: Any) -> str:
+        """Return the text of one block or region, in an async environment; see `render_block`."""
+        _require_async(self.environment)
+        context = self.new_context(dict(*args, **kwargs))
+        try:
+            for setup in self._setups(context):
+                await setup(context)
+            text: str = await self._block_of(context, block).render(context, context.blocks)
+        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
+            return _handled(self.environment)
+        return text
+
+    def _setups(self, context: runtime.Context) -> list[Callable[..., Any]]:
+        """Put the blocks of the templates that this one extends into the context; return what sets up their names."""
+        found = []
+        template: Any = self
+        while True:
+            names = template._namespace or {}
+            if "_globals_setup" in names:
+                found.append(names["_globals_setup"])
+            if names.get("parent") is None:
+                return found[::-1]  # the parent's first: the child's names win
+            template = self.environment.get_template(names["parent"], template.name)
+            extend(context, template)
+
+    def _block_of(self, context: runtime.Context, block: str) -> Any:
+        if block not in context.blocks:
+            known = ", ".join(sorted(context.blocks)) or "none"
+            raise KeyError(f"{self.name or 'the template'} has no block {block!r}; there are: {known}")
+        return context.blocks[block][0]
 
     def list_blocks(self) -> list[str]:
         """Return the names of the blocks and regions that this template defines, in its order."""
@@ -366,6 +431,7 @@ class Environment(jinja2.Environment):
         self.static_context = dict(static_context or {})
         self._precomputed: dict[CodeType, list[Any]] = {}
         super().__init__(*args, **options)
+        self.add_extension(RegionExtension)
 
     compile = internalcode(_compile)  # type: ignore[assignment]
 
@@ -390,6 +456,10 @@ _PATCHED = (
     "render_stream",
     "render_stream_async",
     "list_blocks",
+    "render_block",
+    "render_block_async",
+    "_setups",
+    "_block_of",
     "make_module",
     "make_module_async",
     "_get_default_module",

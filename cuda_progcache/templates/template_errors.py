@@ -66,7 +66,8 @@ def template_error(
 def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[str, Any]) -> str:
     message = str(error) or type(error).__name__
     if isinstance(error, (jinja2.TemplateNotFound, TemplateNotFound)):
-        names: list[str] = [str(n) for n in getattr(error, "templates", None) or getattr(error, "names", (error,))]
+        missing = error.templates if isinstance(error, jinja2.TemplateNotFound) else error.names
+        names = [str(name) for name in missing]
         hint = did_you_mean(names[0], environment.list_templates(), listing="there are")
         where = ", ".join(environment.digest_loader.files.roots) or "an empty search path"
         return f"no template {' or '.join(map(repr, names))} in {where}{hint}"

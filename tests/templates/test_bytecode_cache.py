@@ -31,7 +31,7 @@ from jinja2 import nodes
 
 from cuda_progcache.errors import ProgCacheError, StoreError, UnsafeRootError
 from cuda_progcache.events import subscribe
-from cuda_progcache.templates import abi, bytecode_cache
+from cuda_progcache.templates import Environment, abi, bytecode_cache, patch_jinja2, unpatch_jinja2
 from cuda_progcache.templates.bytecode_cache import BytecodeCache, default_directory, hash_source
 from cuda_progcache.templates.frames import V2, V3, V4, V5, Compiled, FrameError, frame, unframe
 
@@ -645,3 +645,74 @@ def test_a_hit_imports_next_to_nothing(cache):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     heavy = {"re", "typing", "dataclasses", "pickle", "hashlib", "pathlib", "json", "jinja2", "enum", "contextlib"}
     assert not heavy & set(done.stdout.split())
+
+
+# As Jinja2's loaders use it
+
+
+@pytest.mark.parametrize("kind", [jinja2.Environment, Environment])
+def test_an_environment_takes_the_cache(tmp_path, kind):
+    (tmp_path / "base.html").write_text("<{% block b %}{% endblock %}>")
+    (tmp_path / "k.html").write_text("{% extends 'base.html' %}{% block b %}{{ x|mine }}{{ 2|mine }}{% endblock %}")
+
+    def made(by, **options):
+        loader = jinja2.FileSystemLoader(tmp_path)
+        environment = kind(loader=loader, bytecode_cache=BytecodeCache(tmp_path / "cache"), **options)
+        environment.filters["mine"] = lambda value: value * by
+        return environment
+
+    for number, (by, options, expected, hits) in enumerate(
+        [
+            (2, {}, "<84>", 0),
+            (2, {}, "<84>", 2),
+            (3, {}, "<126>", 0),
+            (2, {"autoescape": True}, "<84>", 0),
+            (3, {}, "<126>", 2),
+        ]
+    ):
+        environment = made(by, **options)
+        assert environment.get_template("k.html").render(x=4) == expected, number
+        assert environment.bytecode_cache.hits == hits, number
+
+
+def test_static_values_travel_with_the_code(tmp_path):
+    (tmp_path / "k.txt").write_text("{{ arch.name }}{{ sizes }}{{ sizes|length }}{{ when }}")
+    for _ in range(2):
+        environment = Environment(
+            loader=jinja2.FileSystemLoader(tmp_path),
+            bytecode_cache=BytecodeCache(tmp_path / "cache"),
+            static_context={"arch": {"name": "sm_90"}, "sizes": [1, 2], "when": dt.date(2026, 1, 2)},
+        )
+        assert environment.get_template("k.txt").render() == "sm_90[1, 2]22026-01-02"
+        assert environment._precomputed == {}
+    assert environment.bytecode_cache.hits == 1
+
+
+def test_an_environment_that_can_not_be_told_keeps_nothing(tmp_path):
+    (tmp_path / "k.txt").write_text("{{ 1|mine }}")
+    hidden = object()
+    for _ in range(2):
+        environment = Environment(
+            loader=jinja2.FileSystemLoader(tmp_path), bytecode_cache=BytecodeCache(tmp_path / "cache")
+        )
+        environment.filters["mine"] = lambda value: hidden and value
+        assert environment.get_template("k.txt").render() == "1"
+    assert environment.bytecode_cache.stats()["file_count"] == 0
+
+
+def test_patched_and_stock_jinja2_keep_apart(tmp_path):
+    (tmp_path / "k.txt").write_text("{{ x }}")
+
+    def render():
+        cache = BytecodeCache(tmp_path / "cache")
+        loader = jinja2.FileSystemLoader(tmp_path)
+        return jinja2.Environment(loader=loader, bytecode_cache=cache).get_template("k.txt").render(x=1), cache.hits
+
+    outcomes = [render()]
+    patch_jinja2()
+    try:
+        outcomes += [render(), render()]
+    finally:
+        unpatch_jinja2()
+    outcomes.append(render())
+    assert outcomes == [("1", 0), ("1", 0), ("1", 1), ("1", 1)]

@@ -17,6 +17,8 @@ import pytest
 from jinja2.ext import Extension
 from jinja2.sandbox import SandboxedEnvironment
 
+from cuda_progcache.templates import Environment as Ours
+from cuda_progcache.templates import patch_jinja2, unpatch_jinja2
 from cuda_progcache.templates.compile_context import context_digest, environment_context
 
 
@@ -253,9 +255,28 @@ def test_each_option_of_an_environment_counts():
     removed = jinja2.Environment()
     del removed.filters["upper"]
     digests.append(environment_context(removed))
-    digests.append(environment_context(jinja2.Environment(), {"tile": 4}))
-    digests.append(environment_context(jinja2.Environment(), {"tile": 5}))
+    digests.append(environment_context(Ours(static_context={"tile": 4})))
+    digests.append(environment_context(Ours(static_context={"tile": 5})))
+    digests.append(environment_context(Ours()))
+    patch_jinja2()
+    try:
+        digests.append(environment_context(jinja2.Environment()))
+    finally:
+        unpatch_jinja2()
     assert None not in digests
     assert len(set(digests)) == len(digests)
     assert environment_context(jinja2.Environment()) == environment_context(jinja2.Environment()) == digests[0]
-    assert environment_context(jinja2.Environment(), {"x": object()}) is None
+    assert environment_context(Ours(static_context={"x": object()})) is None
+
+
+def test_a_filter_that_is_added_later_counts():
+    environment = jinja2.Environment()
+    before = environment_context(environment)
+    assert environment_context(environment) == before
+    environment.filters["upper"] = scaled(2)
+    changed = environment_context(environment)
+    assert changed != before
+    environment.filters["upper"] = scaled(2)
+    assert environment_context(environment) == changed
+    environment.trim_blocks = True
+    assert environment_context(environment) not in {before, changed}

@@ -11,6 +11,7 @@ from jinja2 import nodes
 from jinja2.utils import _PassArg
 
 from cuda_progcache.templates.compiler.scopes import Function, Scope
+from cuda_progcache.templates.regions import Globals, Region
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -75,7 +76,11 @@ class Analysis:
     constant : set of int
         Ids of expressions whose value doesn't depend on a render.
     blocks : dict
-        Block name to node, in the template's order.
+        Block and region names to nodes, in the template's order.
+    setup : jinja2.nodes.Template or None
+        The bodies of ``{% globals %}`` and ``{% imports %}``, one after the other.
+    set_in_loops : list of (Scope, str, int)
+        What loops' bodies set, and in which line.
     fails : list of (str, int)
         Messages of errors that the template has anyhow, with lines.
     """
@@ -89,19 +94,22 @@ class Analysis:
         self.functions: dict[int, Function] = {}
         self.loops: dict[int, Loop] = {}
         self.constant: set[int] = set()
-        self.blocks: dict[str, nodes.Block] = {}
+        self.blocks: dict[str, Any] = {}
+        self.setup: nodes.Template | None = None
         self.imports: dict[str, None] = {}
         self.fails: list[tuple[str, int]] = []
         self.extends = False
         self.modifies_eval_context = False
         self.assigned: set[str] = set()
+        self.set_in_loops: list[tuple[Scope, str, int]] = []
         self._scope: Scope
         self._function: Function
         self._macros: list[Function] = []
         self._loops: list[Loop] = []
         self._depth = 0
         self._branch = 0
-        self._waiting: list[nodes.Block] = []
+        self._waiting: list[Any] = []
+        self._setup: list[nodes.Node] = []
 
     def run(self, template: nodes.Template) -> None:
         """Walk over the template and its blocks."""
@@ -111,12 +119,25 @@ class Analysis:
             block = self._waiting[done]
             done += 1
             self._root(block, block.body, block=True)
+            if done == len(self._waiting) and self._setup and self.setup is None:
+                self._run_setup(template)
+        if self._setup and self.setup is None:
+            self._run_setup(template)
+
+    def _run_setup(self, template: nodes.Template) -> None:
+        self.setup = nodes.Template(self._setup, lineno=template.lineno)
+        self._root(self.setup, self._setup, block=False)
 
     def _root(self, node: nodes.Template | nodes.Block, body: Sequence[nodes.Node], *, block: bool) -> None:
         self._function = self.functions[id(node)] = Function()
         self._scope = self.scopes[id(node), ""] = Scope(None, self._function, toplevel=not block, block=block)
         self._scope.hoist = self._scope.hoist_inner = self.hoist
         self._macros, self._loops, self._depth, self._branch = [], [], 0, 0
+        for arg in getattr(node, "args", ()):
+            self.assigned.add(arg.name)
+            self._scope.parameter(arg.name)
+        for default in getattr(node, "defaults", ()):
+            self.visit(default)
         self.body(body)
         for name in _FUNCTION_NAMES & self._function.special:
             if block or name == "self":
@@ -158,6 +179,7 @@ class Analysis:
         self._scope.set(name, branch=self._branch > 0)
         if self._scope.loop:
             self._function.sets_in_loop = True
+            self.set_in_loops.append((self._scope, name, line))
         if name == "loop" and self._depth:
             self.fails.append(("Can't assign to special loop variable in for-loop target", line))
 
@@ -323,6 +345,31 @@ class Analysis:
             self._needs_loop()
             for loop in self._loops:
                 loop.attributes.add("")
+
+    def _region(self, node: Any) -> None:
+        if node.name in self.blocks:
+            self.fails.append((f"block {node.name!r} defined twice", node.lineno))
+        self.blocks[node.name] = node
+        self._set(node.name, node.lineno)
+        self._waiting.append(node)
+        self._foreign()
+
+    def _globals(self, node: Any) -> None:
+        self._setup += node.body
+
+    def dropped_lines(self, template: nodes.Template) -> list[int]:
+        """Return the lines of visible text outside the blocks of a template that always extends another."""
+        lines: list[int] = []
+        extends = False
+        for node in template.body:
+            if isinstance(node, nodes.Extends):
+                extends = True
+            elif extends and isinstance(node, nodes.Output):
+                for child in node.nodes:
+                    if isinstance(child, nodes.TemplateData) and child.data.strip():
+                        before = child.data[: len(child.data) - len(child.data.lstrip())]
+                        lines.append(child.lineno + before.count("\n"))
+        return lines
 
     def _mention_loop(self) -> None:
         """The loops around see the name, too: Jinja2 gives each of them a ``loop`` then, which an include would see."""
@@ -506,6 +553,8 @@ _METHODS: dict[type[nodes.Node], Callable[[Analysis, Any], object]] = {
     nodes.With: Analysis._with,
     nodes.Block: Analysis._block,
     nodes.Extends: Analysis._extends,
+    Region: Analysis._region,
+    Globals: Analysis._globals,
     nodes.Include: Analysis._include,
     nodes.Import: Analysis._import,
     nodes.FromImport: Analysis._from_import,

@@ -18,7 +18,6 @@ from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, IN, IS, IS_N
 
 _DICT_HAS = frozenset(dir(dict))
 
-
 class Expressions(Folding):
     """Code for expressions; each method takes a node and returns a Python expression."""
 
@@ -76,9 +75,7 @@ class Expressions(Folding):
                     return self.load(local)
             elif self.settings.undefined_early and owner.notes[name] == READ:
                 return self.load(local)
-        return self.choose(
-            self.compare(self.load(local), IS, self.load("missing")), self.undefined(name), self.load(local)
-        )
+        return self.choose(self.compare(self.load(local), IS, self.load("missing")), self.undefined(name), self.load(local))
 
     def local(self, name: str) -> str:
         """Return the local that holds a template variable."""
@@ -336,12 +333,11 @@ class Expressions(Folding):
     def called_by_context(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
         """A call of something that is known only in the render."""
         extra = [] if caller is None else [("caller", caller)]
-        outermost = self.function
         scoped = False
-        if self.scope.loop and outermost.sets_in_loop:
+        if self.scope.loop and self.function.sets_in_loop:
             extra.append(("_loop_vars", self.load("_loop_vars")))
             scoped = True
-        if self.scope.block:
+        if self.scope.block and self.scope.assigned:
             extra.append(("_block_vars", self.load("_block_vars")))
             scoped = True
         target = self.expr(node.node)
@@ -430,3 +426,4 @@ class Expressions(Folding):
     def locals(self) -> ast.expr:
         """Code for a dict of the names set so far, here and around."""
         return self.dict([(name, self.load(local)) for name, local in self.scope.exports().items()])
+

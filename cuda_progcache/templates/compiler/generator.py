@@ -14,9 +14,10 @@ from jinja2.exceptions import TemplateAssertionError
 from jinja2.nodes import EvalContext
 
 from cuda_progcache.templates.compiler.analysis import Analysis
-from cuda_progcache.templates.compiler.inheritance import Inheritance
-from cuda_progcache.templates.compiler.scopes import Function, Scope
+from cuda_progcache.templates.compiler.regions import Regions
+from cuda_progcache.templates.compiler.scopes import SET, Function, Scope
 from cuda_progcache.templates.compiler.settings import Settings
+from cuda_progcache.templates.regions import Globals, Region
 
 RUNTIME = "cuda_progcache.templates.jinja_runtime"
 
@@ -28,7 +29,7 @@ class CompilerWarning:
     Parameters
     ----------
     code : str
-        What kind, for machines: ``"unused-static"``, ``"duplicate-keyword"``.
+        What kind, for machines: ``"lost-assignment"``, ``"dropped-output"``, ``"static-assigned"``.
     message : str
         For people.
     line : int
@@ -43,7 +44,7 @@ class CompilerWarning:
     suggestion: str = ""
 
 
-class Compiler(Inheritance):
+class Compiler(Regions):
     """Compiles templates for an environment.
 
     A subclass can handle further node types: it names them in its ``_NODE_DISPATCH_NAMES``, with the methods that emit
@@ -75,6 +76,8 @@ class Compiler(Inheritance):
         nodes.FilterBlock: "filter_block",
         nodes.With: "with_node",
         nodes.Block: "block_node",
+        Region: "region_node",
+        Globals: "globals_node",
         nodes.Extends: "extends_node",
         nodes.Include: "include",
         nodes.Import: "import_node",
@@ -197,13 +200,20 @@ class Compiler(Inheritance):
         for message, line in analysis.fails[:1]:
             self.fail(message, line)
         self.static = {k: v for k, v in self.static_context.items() if k not in analysis.assigned}
+        self._warn(node)
         self._number_names()
         functions = [self._template(node)]
-        functions += [self._block(block_name, block) for block_name, block in analysis.blocks.items()]
+        for block_name, block in analysis.blocks.items():
+            if isinstance(block, Region):
+                self._leave_template()
+                functions += self.region_functions(block_name, block)
+            else:
+                functions.append(self._block(block_name, block))
+        self._leave_template()
+        self.guard_output = False
+        functions += self.globals_function()
         self.line = 1
-        module = ast.Module(
-            body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables()], type_ignores=[]
-        )
+        module = ast.Module(body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables()], type_ignores=[])
         return module
 
     def _compiled(self, tree: ast.Module, filename: str | None) -> CodeType:
@@ -239,8 +249,26 @@ class Compiler(Inheritance):
         self.appends, self.strings = [], set()
         self.str_aliases, self.dict_aliases = {}, {}
         self.direct_macros, self.counters = {}, {}
+        self.parent = None
         self.extends_seen, self.known_extends, self.guard_output = 0, False, False
         self.soft, self.branch, self.in_block = False, 0, False
+
+    def _warn(self, node: nodes.Template) -> None:
+        """Note what is likely a mistake."""
+        analysis = self.analysis
+        for name in sorted(self.static_context.keys() & analysis.assigned):
+            message = f"{name!r} is of the static context, and the template sets it, too: it is looked up in each render"
+            self.warnings.append(CompilerWarning("static-assigned", message, node.lineno or 1, "give one another name"))
+        for scope, name, line in analysis.set_in_loops:
+            around = scope.parent.owner(name) if scope.parent is not None else None
+            if around is not None and around.notes[name] & SET:
+                message = f"what the loop's body sets as {name!r} is gone after each pass; the {name!r} outside stays as it is"
+                suggestion = f"{{% set ns = namespace({name}=…) %}} before the loop, {{% set ns.{name} = … %}} in it"
+                self.warnings.append(CompilerWarning("lost-assignment", message, line, suggestion))
+        for line in analysis.dropped_lines(node):
+            message = "text outside the blocks of a template that extends another is never put out"
+            self.warnings.append(CompilerWarning("dropped-output", message, line, "move it into a block"))
+        self.warnings.sort(key=lambda warning: warning.line)
 
     def _number_names(self) -> None:
         functions = [f for f in self.analysis.functions.values() if f.outer is None]
@@ -263,42 +291,48 @@ class Compiler(Inheritance):
             if analysis.extends:
                 self.parent_body()
 
-        return self._function(
-            self._entry("render"), scope, function, body, blocks=bool(analysis.blocks or analysis.extends)
-        )
+        return self._function(self.entry("render"), scope, function, body, blocks=bool(analysis.blocks or analysis.extends))
 
     def _block(self, name: str, node: nodes.Block) -> ast.stmt:
         self.line = node.lineno or 1
         function = self.analysis.functions[id(node)]
         scope = self.analysis.scopes[id(node), ""]
-        self.known_extends, self.guard_output, self.in_block = False, False, True
-        self.str_aliases, self.dict_aliases = {}, {}
+        self._leave_template()
 
         def body() -> None:
             if "super" in function.special:
                 above = self.call(self.dotted(self.context, "super"), [self.constant(name), self._own_block(name)])
                 self.emit(self.assign("l_0_super", above))
-            if function.foreign or not self.settings.fuse:
+            if scope.assigned:
                 self.emit(self.assign("_block_vars", ast.Dict([], [], lineno=self.line, col_offset=0)))
             with self.entered(scope, leave=False, first=True):
                 self.body(node.body)
 
-        return self._function(self._entry(f"_block_{name}"), scope, function, body, blocks=True)
+        return self._function(self.entry(f"_block_{name}"), scope, function, body, blocks=True)
+
+    def _leave_template(self) -> None:
+        self.known_extends, self.guard_output, self.in_block = False, False, True
+
+    def begin_function(self, function: Function, scope: Scope) -> None:
+        """Begin with a function of the module."""
+        self.function, self.scope = function, scope
+        self.defined, self.trail, self.out = set(), [], []
+        self.str_aliases, self.dict_aliases = {}, {}
+        self.alias_reads(function)
 
     def _own_block(self, name: str) -> ast.expr:
         return self.subscript(self.load("_own"), self.constant(name))
 
-    def _entry(self, name: str) -> str:
+    def entry(self, name: str) -> str:
+        """The name of an entry of the module in the form that is being made."""
         form = self.settings.form
         return name if form == "render" else f"{name}_{form}"
 
     def _function(
         self, name: str, scope: Scope, function: Function, emit_body: Callable[[], None], *, blocks: bool
     ) -> ast.stmt:
-        self.function, self.scope = function, scope
-        self.defined, self.trail, self.out = set(), [], []
+        self.begin_function(function, scope)
         line = self.line
-        self.alias_reads(function)
         if self.settings.form == "render":
             with self.buffered():
                 emit_body()
@@ -317,6 +351,8 @@ class Compiler(Inheritance):
         if blocks:
             given = self.compare(self.load("_blocks"), ast.Is(), self.constant(None))
             begin.append(self.when(given, [self.assign("_blocks", self.dotted(self.context, "blocks"))]))
+        if name in _ROOTS:
+            begin += self.call_globals()
         begin += self.prologue(function, outermost=True)
         if "self" in function.special:
             begin.append(self.assign("l_0_self", self.call_name("TemplateReference", self.load(self.context))))
@@ -352,8 +388,18 @@ class Compiler(Inheritance):
         ]
 
     def _tables(self) -> list[ast.stmt]:
-        pairs = [(name, self.load(self._entry(f"_block_{name}"))) for name in self.analysis.blocks]
-        return [self.assign("blocks", self.dict(pairs))]
+        pairs = [(name, self.load(self.entry(f"_block_{name}"))) for name in self.analysis.blocks]
+        made = [self.assign("blocks", self.dict(pairs))]
+        regions = [(name, node) for name, node in self.analysis.blocks.items() if isinstance(node, Region)]
+        if regions:
+            signatures = [
+                (name, self.tuple([self.tuple([self.constant(a.name) for a in node.args]), self.constant(len(node.defaults))]))
+                for name, node in regions
+            ]
+            made.append(self.assign("regions", self.dict(signatures)))
+        if self.parent is not None:
+            made.append(self.assign("parent", self.constant(self.parent)))
+        return made
 
 
 def _named_for_people(constant: Any) -> Any:

@@ -20,6 +20,7 @@ class Inheritance(Macros):
     """
 
     extends_seen: int
+    parent: str | None
     template_name: str | None
 
     # Blocks
@@ -93,6 +94,8 @@ class Inheritance(Macros):
             self.dotted("environment", "get_template"), [self.expr(node.template), self.constant(self.template_name)]
         )
         self.emit(self.assign("parent_template", parent))
+        if not self.branch and isinstance(node.template, nodes.Const) and isinstance(node.template.value, str):
+            self.parent = node.template.value
         self.emit(self.statement(self.call_name("_extend", self.load(self.context), self.load("parent_template"))))
         if not self.branch:
             self.known_extends = True

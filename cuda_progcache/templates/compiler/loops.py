@@ -68,7 +68,9 @@ class Loops(Statements):
         value = self.call_name(name, items, self.load(name))
         self.put(self.awaits(value) if asynchronous else value)
 
-    def around(self, node: nodes.For, loop: Loop, iterable: ast.expr, *, has_object: bool, recursive: bool) -> None:
+    def around(
+        self, node: nodes.For, loop: Loop, iterable: ast.expr, *, has_object: bool, recursive: bool
+    ) -> None:
         """Emit the loop over `iterable`, with what has to be before and after."""
         scope = self.analysis.scopes[id(node), "body"]
         asynchronous = self.settings.asynchronous
@@ -103,19 +105,13 @@ class Loops(Statements):
             if test_inside:
                 self.skip_failing(node)
                 if counters is not None:
-                    one = ast.BinOp(
-                        self.load(counters.index), ast.Add(), self.constant(1), lineno=self.line, col_offset=0
-                    )
+                    one = ast.BinOp(self.load(counters.index), ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
                     self.emit(self.assign(counters.index, one))
             self.inside(node, loop)
             if indicator is not None:
                 self.emit(self.assign(indicator, self.constant(value=False)))
         self.line = node.lineno or self.line
-        self.emit(
-            self.for_loop(
-                target, iterable, body or [ast.Pass(lineno=self.line, col_offset=0)], asynchronous=asynchronous
-            )
-        )
+        self.emit(self.for_loop(target, iterable, body or [ast.Pass(lineno=self.line, col_offset=0)], asynchronous=asynchronous))
         if scope.captured and not recursive:
             locals_ = [local for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
             if locals_:
@@ -262,11 +258,7 @@ class Loops(Statements):
         if attr == "length":
             return length
         left = self.minus(length, index)
-        return (
-            left
-            if attr == "revindex0"
-            else ast.BinOp(left, ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
-        )
+        return left if attr == "revindex0" else ast.BinOp(left, ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
 
     def minus(self, left: ast.expr, right: ast.expr) -> ast.expr:
         """``left - right``."""

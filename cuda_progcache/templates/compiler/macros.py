@@ -42,9 +42,7 @@ class Macros(Loops):
         """The call that makes the object."""
         arguments = self.tuple([self.constant(arg.name) for arg in node.args])
         taken = {arg.name for arg in node.args}
-        catches = [
-            self.constant(value=special in facts.special and special not in taken) for special in ("kwargs", "varargs")
-        ]
+        catches = [self.constant(value=special in facts.special and special not in taken) for special in ("kwargs", "varargs")]
         caller = self.constant(value="caller" in facts.special)
         autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
         return self.call_name(

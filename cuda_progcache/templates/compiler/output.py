@@ -306,7 +306,9 @@ class Output(Expressions):
         run: list[Any] = []
         for child in children:
             line, self.line = self.line, child.lineno or self.line
-            constant = type(child) in _LITERAL or id(child) in self.analysis.constant or self.is_static(child)
+            constant = (
+                type(child) in _LITERAL or id(child) in self.analysis.constant or self.is_static(child)
+            )
             known = self.known_value(child) if constant else _UNKNOWN
             if known is not _UNKNOWN:
                 run.append(known)

@@ -74,7 +74,9 @@ class Settings:
         """
         native = is_native(environment)
         text = environment.concat == concat
-        fast_context = environment.context_class is runtime.Context or getattr(environment.context_class, "lean", False)
+        fast_context = environment.context_class is runtime.Context or getattr(
+            environment.context_class, "lean", False
+        )
         asynchronous = environment.is_async
         sandboxed = environment.sandboxed
         binops: Any = getattr(environment, "intercepted_binops", ()) if sandboxed else ()
@@ -91,11 +93,7 @@ class Settings:
             fast_getitem=not asynchronous and _untouched(environment, "getitem"),
             undefined_early=fast_context and environment.undefined in _EARLY,
             inline_loops=not asynchronous,
-            direct_macros=not asynchronous
-            and not sandboxed
-            and fast_context
-            and not native
-            and text
+            direct_macros=not asynchronous and not sandboxed and fast_context and not native and text
             and isinstance(environment.autoescape, bool),
             sandboxed=sandboxed,
             intercepted_binops=frozenset(binops),

@@ -65,7 +65,7 @@ class Statements(Output):
         again: list[ast.stmt] = []
         for name, (local, source, outer) in scope.resolve().items():
             self.forget(local)
-            if source == GIVEN:
+            if source == GIVEN or name in self.static:
                 continue
             if source == FROM_OUTER:
                 assert outer is not None
@@ -110,7 +110,7 @@ class Statements(Output):
         """Return what a function has to do before its body; called when the body is made."""
         outer, self.out = self.out, []
         pending, self.pending = self.pending, []
-        lookups = [(local, self.from_context(name, early=True)) for name, local in function.hoisted.items()]
+        lookups = [(local, self.from_context(name, early=True)) for name, local in function.hoisted.items() if name not in self.static]
         if function.looks_up and self.settings.fast_context:
             self.emit(self.assign("_set", self.dotted(self.context, "vars")))
             self.emit(self.assign("_given", self.dotted(self.context, "parent")))

@@ -289,13 +289,7 @@ class Builder:
         )
         made = ast.AsyncFunctionDef if asynchronous else ast.FunctionDef
         node = made(
-            name,
-            arguments,
-            body or [ast.Pass(lineno=self.line, col_offset=0)],
-            [],
-            None,
-            lineno=self.line,
-            col_offset=0,
+            name, arguments, body or [ast.Pass(lineno=self.line, col_offset=0)], [], None, lineno=self.line, col_offset=0
         )
         if hasattr(ast, "TypeVar"):  # Python 3.12
             node.type_params = []  # type: ignore[attr-defined, unused-ignore]
