@@ -150,19 +150,14 @@ class KernelEnvironment:
 
     def undeclared_parameters(self, template_name: str, /) -> frozenset[str]:
         """Return the names that a template and its includes read but neither set nor find among the globals."""
-        from jinja2 import meta, nodes
-
         environment = self.jinja()
-        undeclared: set[str] = set()
-        assigned: set[str] = set()
+        read: set[str] = set()
+        assigned: set[str] = set()  # an included template sees what the including one has set
         for name in self.digests(template_name):
-            tree = environment.tree(name)
-            undeclared |= meta.find_undeclared_variables(tree)
-            # An included template sees what the including one has set.
-            assigned |= {n.name for n in tree.find_all(nodes.Name) if n.ctx == "store"}
-            assigned |= {n.name for n in tree.find_all(nodes.Macro)}
-            assigned |= {n.target for n in tree.find_all(nodes.Import)}
-        return frozenset(undeclared - assigned - set(environment.globals))
+            names = environment.names_of(environment.tree(name))
+            read |= names[0]
+            assigned |= names[1]
+        return frozenset(read - assigned - set(environment.globals))
 
     def evaluate(self, expression: str, values: Mapping[str, Any]) -> Any:
         """Return the value of a Jinja2 expression, with the CUDA filters and tests, over `values`.
@@ -288,11 +283,9 @@ class KernelTemplate:
 
     def undeclared(self) -> frozenset[str]:
         """Return the names that this template itself, without its includes, reads but doesn't set."""
-        from jinja2 import meta
-
         environment = self._kernel_environment.jinja()
         tree = environment.tree(self.name) if self._source is None else environment.parse(self._source)
-        return frozenset(meta.find_undeclared_variables(tree) - set(environment.globals))
+        return frozenset(environment.names_of(tree)[0] - set(environment.globals))
 
     def source_map(self, /, **params: Any) -> SourceMap:
         """Return where each line of ``render(**params)`` came from.

@@ -20,6 +20,7 @@ from cuda_progcache.templates.cuda_filters import FILTERS, GLOBALS, TESTS
 from cuda_progcache.templates.frames import Compiled
 from cuda_progcache.templates.plain_environment import STRING
 from cuda_progcache.templates.plain_runtime import with_facts
+from cuda_progcache.templates.regions import Globals, Region
 from cuda_progcache.templates.template import Environment
 
 if TYPE_CHECKING:
@@ -140,6 +141,14 @@ class JinjaEnvironment(Environment):
         """Return the templates that one made from a string names."""
         return tuple(r for r in meta.find_referenced_templates(self.parse(source)) if r is not None)
 
+    def names_of(self, tree: nodes.Template) -> tuple[set[str], set[str]]:
+        """Return the names that a template reads without having set them, and all that it sets somewhere."""
+        defined = {n.name for n in tree.find_all((nodes.Macro, Region))}  # regions are nothing that `meta` knows
+        assigned = defined | {n.name for n in tree.find_all(nodes.Name) if n.ctx == "store"}
+        assigned |= {n.target for n in tree.find_all(nodes.Import)}
+        regions = {n.name for n in tree.find_all(Region)}
+        return meta.find_undeclared_variables(tree) - regions, assigned
+
     def tree(self, name: str) -> nodes.Template:
         """Return a template's syntax tree.
 
@@ -165,7 +174,7 @@ _PLAIN_NODES = {
     *(nodes.Keyword, nodes.CondExpr, nodes.Filter, nodes.Test, nodes.Call, nodes.Getitem, nodes.Slice, nodes.Getattr),
     *(nodes.Concat, nodes.Compare, nodes.Operand, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv),
     *(nodes.Mod, nodes.Pow, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.ImportedName),
-    *(nodes.Break, nodes.Continue),
+    *(nodes.Break, nodes.Continue, Region, Globals),
 }
 
 

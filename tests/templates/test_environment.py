@@ -198,6 +198,15 @@ def test_undeclared_parameters_see_through_includes(folder):
     assert environment.undeclared_parameters("k.j2") == {"block", "depth", "n"}
 
 
+def test_undeclared_parameters_of_regions(folder):
+    environment = folder(
+        k_j2="{% region tile(a, b=depth) %}{{ a }}{{ b }}{{ n }}{% set own = 1 %}{{ own }}{% endregion %}{{ tile(m) }}"
+        "{% globals %}{% set twice = k * 2 %}{% endglobals %}{{ twice }}"
+    )
+    assert environment.undeclared_parameters("k.j2") == {"depth", "k", "m", "n"}
+    assert environment.get_template("k.j2").undeclared() == {"depth", "k", "m", "n"}
+
+
 def test_threads_share_an_environment(folder):
     environment = folder(k_j2='{% include "i.j2" %}', i_j2="{% for i in range(n) %}{{ i }},{% endfor %}")
     with ThreadPoolExecutor(8) as pool:

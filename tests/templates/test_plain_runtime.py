@@ -304,6 +304,28 @@ def test_the_names_of_compiled_code_are_all_there():
     assert NAMES.keys() - plain_runtime.NAMES.keys() <= escaping_or_async | {"str_join"}
 
 
+OWN = [
+    "{% region tile(a, b=2, c=n) %}{{ a }}{{ b }}{{ c }}{{ s }};{% endregion %}{{ tile(1) }}{{ tile(1, c=3) }}{{ tile(b=0, a=9) }}",
+    "{% globals %}{% set k = n * 2 %}{% macro m(x) %}{{ x }}{{ k }}{% endmacro %}{% endglobals %}{{ k }}{{ m(1) }}",
+    "{% imports %}{% from 'macros.j2' import f %}{% endimports %}{{ f(4) }}{% region r() %}{{ f(n) }}{% endregion %}{{ r() }}",
+    "{% region tile(a) %}{{ a }}{% endregion %}{{ tile() }}",
+    "{% region tile(a) %}{{ missing }}{% endregion %}{{ tile(1) }}",
+]
+
+
+@pytest.mark.parametrize("source", OWN)
+def test_our_own_statements(folder, tmp_path, source):
+    expected = told(ours(KernelEnvironment(folder, extensions=["jinja2.ext.do"]), source))
+    for _ in range(2):
+        environment = KernelEnvironment(folder, bytecode_cache=tmp_path / "cache")
+        assert told(ours(environment, source)) == expected
+        assert not environment._needs_jinja2
+    assert environment.bytecode_cache.hits
+    if isinstance(expected, str):
+        found = environment.from_string(source).source_map(**PARAMS)
+        assert (found.text, found.reason) == (expected, "")
+
+
 def test_extensions_and_context_functions_find_a_real_environment(folder):
     seen = []
 
