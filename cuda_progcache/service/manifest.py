@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.suggest import did_you_mean
 from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, StoreError, TemplateError
@@ -101,7 +101,7 @@ class KernelLibrary:
     ----------
     path : path, optional
         A folder with a ``manifest.toml``, or that file. Without it, the library that comes with the package.
-    bytecode_cache : BytecodeCache or "default" or None
+    bytecode_cache : BytecodeCache, path, "default" or None
         Where compiled templates are kept between processes. By default in a directory of the user's own
         (``CUDA_PROGCACHE_TEMPLATES``, ``off`` for none); where that can't be had, they are compiled in each process.
     generated_from : bool
@@ -126,7 +126,7 @@ class KernelLibrary:
         self,
         path: str | os.PathLike[str] | None = None,
         *,
-        bytecode_cache: BytecodeCache | Literal["default"] | None = "default",
+        bytecode_cache: BytecodeCache | str | os.PathLike[str] | None = "default",
         generated_from: bool = False,
         line_directives: bool = False,
     ) -> None:
@@ -142,6 +142,18 @@ class KernelLibrary:
         )
         self._kernels = _read(folder / "manifest.toml")
         self._names: dict[str, KernelTemplate] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make this library again, in another process."""
+        environment = self.environment
+        kept = environment.bytecode_cache
+        return {
+            "path": str(self.path),
+            "bytecode_cache": None if kept is None else kept.directory,
+            "generated_from": environment.generated_from,
+            "line_directives": environment.line_directives,
+        }
 
     @property
     def manifest(self) -> Path:
