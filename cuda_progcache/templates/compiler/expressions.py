@@ -87,6 +87,10 @@ class Expressions(Folding):
         local = self.scope.find(name)
         if local is None:
             raise AssertionError(f"the analysis has not seen {name!r}")
+        if local[:2] == "c_":
+            owner = self.scope.owner(name)
+            if owner is not None:
+                owner.function.used.add(name)
         return local
 
     def undefined(self, name: str, hint: str | None = None) -> ast.expr:
@@ -232,6 +236,8 @@ class Expressions(Folding):
             local = "_t"
             first = ast.NamedExpr(self.store(local), base, lineno=self.line, col_offset=0)
         alias = self.dict_aliases.get(local)
+        if local[:2] == "c_" and local[2:] not in self.function.hoisted:
+            alias = None  # a local of the function around this macro
         last = self.call_name(otherwise, first if not dict_first else self.load(local), self.constant(key))
         if otherwise == "_getattr":
             subject = first if not dict_first else self.load(local)

@@ -222,6 +222,9 @@ class Output(Expressions):
                 return
         value = self.expr(child)
         finalized = self.finalized(value)
+        if finalized is value and isinstance(value, ast.Constant) and not self.eval_ctx.volatile:
+            self.text(str(escape(value.value) if self.eval_ctx.autoescape else value.value))
+            return
         if self.eval_ctx.volatile:
             autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
             how = self.choose(autoescape, self.load("_escape"), self.load("str"))

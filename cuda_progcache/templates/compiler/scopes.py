@@ -38,7 +38,9 @@ class Function:
     looks_up : bool
         Whether names are looked up in the context.
     hoisted : dict
-        Names that are looked up where the function begins, with their locals.
+        Names that may be looked up where the function begins, with their locals.
+    used : set of str
+        Those of them that the code needs: branches that are never taken are left out of it.
     reads : dict
         How often attributes of a name are read.
     special : set of str
@@ -54,6 +56,7 @@ class Function:
     sets_in_loop: bool = False
     looks_up: bool = False
     hoisted: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
     reads: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -118,7 +118,7 @@ class Statements(Output):
         lookups = [
             (local, self.from_context(name, early=True))
             for name, local in function.hoisted.items()
-            if name not in self.static
+            if name in function.used
         ]
         if function.looks_up and self.settings.fast_context:
             self.emit(self.assign("_set", self.dotted(self.context, "vars")))
