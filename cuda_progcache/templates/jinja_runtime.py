@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compiled templates run on in a `jinja2.Environment`: Jinja2's classes, with a context that is cheaper to make."""
+"""What compiled templates run on in a `jinja2.Environment`: Jinja2's classes, and a context that costs less."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ class Context(runtime.Context):
         setattr(self, name, value)
         return value
 
-    def call(__self, __obj: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: N805  (as Jinja2's)
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As Jinja2's."""
-        __self.escaped = True
-        return runtime.Context.call(__self, __obj, *args, **kwargs)
+        self.escaped = True
+        return runtime.Context.call(self, function, *args, **kwargs)
 
     def super(self, name: str, current: Any) -> Any:
         """As Jinja2's."""
@@ -135,9 +135,7 @@ class ParentBlock(BlockReference):
 def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call what a template calls: like ``Context.call``, quick about plain functions."""
     kind = type(function)
-    if kind is BuiltinFunctionType or (
-        kind in _PLAIN_CALLABLES and not hasattr(function, "jinja_pass_arg")
-    ):
+    if kind is BuiltinFunctionType or (kind in _PLAIN_CALLABLES and not hasattr(function, "jinja_pass_arg")):
         pass
     elif kind is Macro:
         eval_ctx = context.eval_ctx
@@ -239,10 +237,7 @@ def new_context(
         return runtime.new_context(environment, name, blocks, variables, shared, template_globals, locals_)
     if variables is None:
         variables = {}
-    if shared:
-        parent = variables
-    else:
-        parent = dict(_flat(template_globals), **variables)
+    parent = variables if shared else dict(_flat(template_globals), **variables)
     if locals_:
         given = {key: value for key, value in locals_.items() if value is not missing}
         if given:
@@ -291,20 +286,20 @@ NAMES: dict[str, Any] = {
 }
 """The globals of compiled code."""
 
-internal_code.update(function.__code__ for function in (call, extend, include))
-internal_code.add(Context.call.__code__)
+for _function in (call, extend, include, Context.call):
+    internal_code.add(_function.__code__)
 
 
 def namespace(environment: Any, filename: str, precomputed: Iterable[Any] = ()) -> dict[str, Any]:
     """Return the namespace that a template's code is executed in."""
     names = {**NAMES, "__file__": filename, "__name__": "cuda_progcache.template"}
     names.update((f"_pc_{index}", value) for index, value in enumerate(precomputed))
-    return bind(names, environment)
+    bind(names, environment)
+    return names
 
 
-def bind(names: MutableMapping[str, Any], environment: Any) -> Any:
-    """Put what depends on the environment into a template's namespace; return it."""
+def bind(names: MutableMapping[str, Any], environment: Any) -> None:
+    """Put what depends on the environment into a template's namespace."""
     names["environment"] = environment
     names["_getattr"] = attribute_getter(environment)
     names["_getitem"] = environment.getitem
-    return names

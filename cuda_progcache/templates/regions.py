@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The statements that Jinja2 doesn't have: ``{% region %}``, ``{% globals %}`` and ``{% imports %}``, from text to nodes."""
+"""The statements that Jinja2 doesn't have: ``{% region %}``, ``{% globals %}``, ``{% imports %}``, as nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
 
-def _statement(name: str, fields: tuple[str, ...], doc: str) -> type[nodes.Stmt]:
+def _statement(name: str, fields: tuple[str, ...], doc: str) -> Any:
     """Make a node type; Jinja2 lets nobody but itself write one as a class."""
     members = {
         "__doc__": doc,
@@ -21,12 +21,12 @@ def _statement(name: str, fields: tuple[str, ...], doc: str) -> type[nodes.Stmt]
         "attributes": nodes.Stmt.attributes,
         "abstract": False,
     }
-    made: type[nodes.Stmt] = type.__new__(nodes.NodeType, name, (nodes.Stmt,), members)
+    made: Any = type.__new__(nodes.NodeType, name, (nodes.Stmt,), members)
     return made
 
 
-Region: Any = _statement("Region", ("name", "args", "defaults", "body"), "A block with parameters.")
-Globals: Any = _statement("Globals", ("body",), "Statements that set up names for the template and for its blocks.")
+Region = _statement("Region", ("name", "args", "defaults", "body"), "A block with parameters.")
+Globals = _statement("Globals", ("body",), "Statements that set up names for the template and for its blocks.")
 
 
 class RegionExtension(Extension):

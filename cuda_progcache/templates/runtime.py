@@ -27,8 +27,8 @@ in ``render_pieces`` and ``_block_NAME_pieces``. The other forms are compiled fr
 After the code was executed, ``_own`` has to be put into the namespace: ``{NAME: Block}`` of the template.
 
 `ctx` has ``vars`` (what the template set), ``parent`` (what it was given), ``environment``, ``eval_ctx``, ``name``,
-``blocks`` ({name: [Block, ...]}, the child's first), ``exported_vars``, ``escaped`` (whether foreign code has seen it), and
-``call``, ``derived``, ``get_all``, ``resolve_or_missing``.
+``blocks`` ({name: [Block, ...]}, the child's first), ``exported_vars``, ``escaped`` (whether foreign code has seen it),
+and ``call``, ``derived``, ``get_all``, ``resolve_or_missing``.
 """
 
 from __future__ import annotations
@@ -64,14 +64,9 @@ missing = Missing()
 
 
 class Ahead:
-    """Goes through `items` and can tell whether the present one is the last: it looks one item ahead, when asked.
+    """Goes through items and can tell whether the present one is the last: it looks one item ahead, when asked.
 
-    Attributes
-    ----------
-    last : bool
-        Whether there is no item after the present one.
-    length : int
-        The number of items; those of a generator are all taken out for it.
+    Asked for their number, it takes all of them out of a generator.
     """
 
     __slots__ = ("_after", "_index", "_items", "_iterator", "_length")
@@ -96,12 +91,14 @@ class Ahead:
 
     @property
     def last(self) -> bool:
+        """Whether there is no item after the present one."""
         if self._after is missing:
             self._after = next(self._iterator, missing)
         return self._after is missing
 
     @property
     def length(self) -> int:
+        """The number of items."""
         if self._length is None:
             try:
                 self._length = len(self._items)  # type: ignore[arg-type]
@@ -160,6 +157,7 @@ class ForeignBlock:
     stream: Callable[..., Any] = property(lambda self: self.pieces)  # type: ignore[assignment]
 
     def __call__(self, ctx: Any) -> Any:
+        """Give each piece of output."""
         return self.pieces(ctx)
 
 
@@ -253,7 +251,5 @@ def attribute_getter(environment: Any) -> Callable[[Any, str], Any]:
 
 def not_exported(environment: Any, module: Any, position: str, name: str) -> Any:
     """Return the undefined object of a name that a module doesn't have."""
-    hint = (
-        f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
-    )
+    hint = f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
     return environment.undefined(hint, name=name)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Environment` and `Template`: Jinja2's, with our compiler under them; and `patch_jinja2`, which puts it under Jinja2's own."""
+"""`Environment` and `Template`: Jinja2's, with our compiler under them; `patch_jinja2` puts it under Jinja2's own."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from types import CodeType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import jinja2
 from jinja2 import nodes, runtime
@@ -46,7 +46,7 @@ class Template(jinja2.Template):
         exec(code, names)  # noqa: S102  (made by our compiler)
         template = cls._from_namespace(environment, names, globals)
         template._uptodate = uptodate
-        return template  # type: ignore[return-value]
+        return template
 
     @classmethod
     def _from_namespace(
@@ -56,7 +56,7 @@ class Template(jinja2.Template):
         globals: MutableMapping[str, Any],  # noqa: A002  (Jinja2's name for it)
     ) -> Template:
         if "root" in namespace:  # Jinja2's own compiler made it
-            made: Template = _from_namespace.__func__(cls, environment, namespace, globals)
+            made: Template = _from_namespace(cls, environment, namespace, globals)
             made._namespace = None
             made._render = made._concatenated
             return made
@@ -68,15 +68,14 @@ class Template(jinja2.Template):
         template._module = None
         template._uptodate = None
         template._debug_info = namespace.get("debug_info", "")
-        template._namespace = jinja_runtime.bind(namespace, environment)
+        jinja_runtime.bind(namespace, environment)
+        template._namespace = namespace
         template._forms = {}
-        template._bind()
+        template._bind(namespace)
         namespace["__jinja_template__"] = template
         return template
 
-    def _bind(self) -> None:
-        names = self._namespace
-        assert names is not None
+    def _bind(self, names: MutableMapping[str, Any]) -> None:
         form = self._form
         if "render" in names:
             self._render = names["render"]
@@ -144,9 +143,9 @@ class Template(jinja2.Template):
         try:
             text: str = self._render(context)
         except StopIteration as error:
-            return _handled(environment, _stopped(error))
+            _handled(environment, _stopped(error))
         except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            return _handled(environment)
+            _handled(environment)
         return text
 
     async def render_async(self, *args: Any, **kwargs: Any) -> str:
@@ -156,7 +155,7 @@ class Template(jinja2.Template):
         try:
             text: str = await self._render(context)
         except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            return _handled(self.environment)
+            _handled(self.environment)
         return text
 
     def render_stream(self, *args: Any, **kwargs: Any) -> Iterator[str]:
@@ -167,7 +166,7 @@ class Template(jinja2.Template):
         try:
             yield from self._form("stream")["render_stream"](context)
         except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            yield _handled(self.environment)
+            _handled(self.environment)
 
     async def render_stream_async(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
         """Give the text in runs, in an async environment."""
@@ -178,7 +177,7 @@ class Template(jinja2.Template):
             async for run in runs:
                 yield run
         except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            yield _handled(self.environment)
+            _handled(self.environment)
         finally:
             await runs.aclose()
 
@@ -210,9 +209,9 @@ class Template(jinja2.Template):
                 setup(context)
             text: str = self._block_of(context, block).render(context, context.blocks)
         except StopIteration as error:
-            return _handled(self.environment, _stopped(error))
+            _handled(self.environment, _stopped(error))
         except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            return _handled(self.environment)
+            _handled(self.environment)
         return text
 
     async def render_block_async(self, block: str, /, *args: Any, **kwargs: Any) -> str:
@@ -224,7 +223,7 @@ class Template(jinja2.Template):
                 await setup(context)
             text: str = await self._block_of(context, block).render(context, context.blocks)
         except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            return _handled(self.environment)
+            _handled(self.environment)
         return text
 
     def _setups(self, context: runtime.Context) -> list[Callable[..., Any]]:
@@ -323,7 +322,7 @@ def _require_async(environment: jinja2.Environment) -> None:
         raise RuntimeError("The environment was not created with async mode enabled.")
 
 
-def _handled(environment: jinja2.Environment, error: BaseException | None = None) -> Any:
+def _handled(environment: jinja2.Environment, error: BaseException | None = None) -> NoReturn:
     """Raise the present error as Jinja2 does, with the template's lines in the traceback."""
     if error is not None:
         try:
@@ -365,9 +364,10 @@ def _compile(
     raw: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
     defer_init: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
 ) -> str | CodeType:
-    """Compile a template's text or tree to a code object; with `raw` to Python text. See `jinja2.Environment.compile`."""
+    """Compile a template's text or tree to a code object; with `raw` to Python text (`jinja2.Environment.compile`)."""
     if not compilable(self):
-        return _base_compile(self, source, name, filename, raw, defer_init)  # type: ignore[no-any-return]
+        made: str | CodeType = _base_compile(self, source, name, filename, raw, defer_init)
+        return made
     text = source if isinstance(source, str) else None
     try:
         tree = self._parse(source, name, filename) if isinstance(source, str) else source
@@ -439,8 +439,8 @@ class Environment(jinja2.Environment):
 Template.environment_class = Environment
 
 # Jinja2's own methods, also while they are replaced.
-_base_compile = jinja2.Environment.compile
-_from_namespace = jinja2.Template._from_namespace
+_base_compile: Any = jinja2.Environment.compile
+_from_namespace: Any = jinja2.Template.__dict__["_from_namespace"].__func__
 _corresponding_lineno = jinja2.Template.get_corresponding_lineno
 
 _PATCHED = (

@@ -112,10 +112,14 @@ def variables():
 
 # The grammar
 
-names = st.sampled_from(["x", "y", "items", "numbers", "d", "thing", "whole", "flag", "none", "unknown", "local", "i", "m"])
+names = st.sampled_from(
+    ["x", "y", "items", "numbers", "d", "thing", "whole", "flag", "none", "unknown", "local", "i", "m"]
+)
 literals = st.sampled_from(["1", "2.5", "'t'", "'<&>'", "true", "none", "[1, 2]", "{'a': 1}", "(1, 'z')", "''"])
 attributes = st.sampled_from(["a", "b", "n", "items", "missing", "a.b", "n.a"])
-loops = st.sampled_from(["loop.index", "loop.index0", "loop.first", "loop.last", "loop.length", "loop.revindex", "loop.depth"])
+loops = st.sampled_from(
+    ["loop.index", "loop.index0", "loop.first", "loop.last", "loop.length", "loop.revindex", "loop.depth"]
+)
 
 
 def unary(inner):
@@ -123,7 +127,9 @@ def unary(inner):
         st.builds("{}.{}".format, names, attributes),
         st.builds("{}['{}']".format, names, attributes),
         st.builds("{}[{}]".format, names, st.sampled_from(["0", "-1", "1:3", "'a'", "x"])),
-        st.builds("{}|{}".format, inner, st.sampled_from(["upper", "length", "default('dd')", "string", "e", "safe", "list"])),
+        st.builds(
+            "{}|{}".format, inner, st.sampled_from(["upper", "length", "default('dd')", "string", "e", "safe", "list"])
+        ),
         st.builds("({} is {})".format, inner, st.sampled_from(["defined", "none", "number", "mapping", "odd"])),
         st.builds("(not {})".format, inner),
         st.builds("-{}".format, st.sampled_from(["x", "whole", "1", "y"])),
@@ -132,17 +138,22 @@ def unary(inner):
 
 def binary(inner):
     return st.one_of(
-        st.builds("({} {} {})".format, inner, st.sampled_from(["+", "-", "*", "//", "%", "~", "and", "or", "==", "<", "in"]), inner),
+        st.builds(
+            "({} {} {})".format,
+            inner,
+            st.sampled_from(["+", "-", "*", "//", "%", "~", "and", "or", "==", "<", "in"]),
+            inner,
+        ),
         st.builds("({} if {} else {})".format, inner, inner, inner),
         st.builds("({} if {})".format, inner, inner),
     )
 
 
 calls = st.sampled_from(
-    ["f(1)", "f(x, k=y)", "sees()", "sees('local')", "sees('i')", "changes()", "changes('local')", "escaping()", "stops()",
-     "fails()", "thing.method(1)", "range(3)", "m(1)", "m(1, 2)", "m(x, b=y)", "m(b=1)", "m(1, 2, 3)", "m()", "m(c=1)",
-     "caller()", "namespace(q=1).q", "dict(a=1).a", "super()", "self.one()", "loop.cycle('p', 'q')", "loop.changed(x)", "loop",
-     "pair(1)", "lib.pair(1)", "lib.shown", "unknown()"]
+    ["f(1)", "f(x, k=y)", "sees()", "sees('local')", "sees('i')", "changes()", "changes('local')", "escaping()",
+     "stops()", "fails()", "thing.method(1)", "range(3)", "m(1)", "m(1, 2)", "m(x, b=y)", "m(b=1)", "m(1, 2, 3)", "m()",
+     "m(c=1)", "caller()", "namespace(q=1).q", "dict(a=1).a", "super()", "self.one()", "loop.cycle('p', 'q')",
+     "loop.changed(x)", "loop", "pair(1)", "lib.pair(1)", "lib.shown", "unknown()"]
 )  # fmt: skip
 expressions = st.recursive(
     st.one_of(names, literals, loops, calls), lambda inner: st.one_of(unary(inner), binary(inner)), max_leaves=4
@@ -153,35 +164,40 @@ outputs = st.builds("{{{{ {} }}}}".format, expressions)
 
 def statements(inner):
     body = st.lists(inner, min_size=0, max_size=4).map("".join)
-    iterables = st.sampled_from(["items", "numbers", "empty", "produced", "[1, 2, 3]", "pairs", "range(x)", "d", "none", "y"])
+    iterables = st.sampled_from(
+        ["items", "numbers", "empty", "produced", "[1, 2, 3]", "pairs", "range(x)", "d", "none", "y"]
+    )
     targets = st.sampled_from(["i", "i", "x", "(i, local)"])
-    return st.one_of(
-        st.builds("{{% if {} %}}{}{{% endif %}}".format, expressions, body),
-        st.builds("{{% if {} %}}{}{{% elif {} %}}{}{{% else %}}{}{{% endif %}}".format, expressions, body, expressions, body, body),
-        st.builds("{{% for {} in {} %}}{}{{% endfor %}}".format, targets, iterables, body),
-        st.builds("{{% for i in {} if {} %}}{}{{% else %}}{}{{% endfor %}}".format, iterables, expressions, body, body),
-        st.builds("{{% for i in [1, [2, 3]] recursive %}}{}{{{{ loop(i) if i is iterable }}}}{{% endfor %}}".format, body),
-        st.builds("{{% set {} = {} %}}".format, st.sampled_from(["x", "local", "i", "m"]), expressions),
-        st.builds("{{% set x, local = {}, {} %}}".format, expressions, expressions),
-        st.builds("{{% set ns = namespace(v=0) %}}{{% set ns.v = {} %}}{{{{ ns.v }}}}".format, expressions),
-        st.builds("{{% set local %}}{}{{% endset %}}".format, body),
-        st.builds("{{% set local | upper %}}{}{{% endset %}}".format, body),
-        st.builds("{{% macro m(a, b={}) %}}{}{{{{ a }}}}{{{{ b }}}}{{% endmacro %}}".format, literals, body),
-        st.builds("{{% macro m(a) %}}{}{{{{ caller(a) if caller }}}}{{{{ varargs }}}}{{{{ kwargs }}}}{{% endmacro %}}".format, body),
-        st.builds("{{% call(q) m({}) %}}{}{{{{ q }}}}{{% endcall %}}".format, expressions, body),
-        st.builds("{{% call m(1) %}}{}{{% endcall %}}".format, body),
-        st.builds("{{% filter upper %}}{}{{% endfilter %}}".format, body),
-        st.builds("{{% with local = {}, i = x %}}{}{{% endwith %}}".format, expressions, body),
-        st.builds("{{% autoescape {} %}}{}{{% endautoescape %}}".format, st.sampled_from(["true", "false", "flag"]), body),
-        st.builds(
-            "{{% include {} %}}".format,
-            st.sampled_from(["'part'", "'gone' ignore missing", "['gone', 'part']", "'broken'"]),
-        ),
-        st.sampled_from(
-            ["{% from 'macros' import pair, shown %}", "{% import 'macros' as lib with context %}", "{% import 'macros' as lib %}",
-             "{% from 'macros' import gone %}{{ gone }}", "{% break %}", "{% continue %}"]
-        ),
-    )  # fmt: skip
+    e, b = expressions, body
+    filled = [
+        ("{{% if {} %}}{}{{% endif %}}", e, b),
+        ("{{% if {} %}}{}{{% elif {} %}}{}{{% else %}}{}{{% endif %}}", e, b, e, b, b),
+        ("{{% for {} in {} %}}{}{{% endfor %}}", targets, iterables, b),
+        ("{{% for i in {} if {} %}}{}{{% else %}}{}{{% endfor %}}", iterables, e, b, b),
+        ("{{% for i in [1, [2, 3]] recursive %}}{}{{{{ loop(i) if i is iterable }}}}{{% endfor %}}", b),
+        ("{{% set {} = {} %}}", st.sampled_from(["x", "local", "i", "m"]), e),
+        ("{{% set x, local = {}, {} %}}", e, e),
+        ("{{% set ns = namespace(v=0) %}}{{% set ns.v = {} %}}{{{{ ns.v }}}}", e),
+        ("{{% set local %}}{}{{% endset %}}", b),
+        ("{{% set local | upper %}}{}{{% endset %}}", b),
+        ("{{% macro m(a, b={}) %}}{}{{{{ a }}}}{{{{ b }}}}{{% endmacro %}}", literals, b),
+        ("{{% macro m(a) %}}{}{{{{ caller(a) if caller }}}}{{{{ varargs }}}}{{{{ kwargs }}}}{{% endmacro %}}", b),
+        ("{{% call(q) m({}) %}}{}{{{{ q }}}}{{% endcall %}}", e, b),
+        ("{{% call m(1) %}}{}{{% endcall %}}", b),
+        ("{{% filter upper %}}{}{{% endfilter %}}", b),
+        ("{{% with local = {}, i = x %}}{}{{% endwith %}}", e, b),
+        ("{{% autoescape {} %}}{}{{% endautoescape %}}", st.sampled_from(["true", "false", "flag"]), b),
+        ("{{% include {} %}}", st.sampled_from(["'part'", "'gone' ignore missing", "['gone', 'part']", "'broken'"])),
+    ]
+    fixed = [
+        "{% from 'macros' import pair, shown %}",
+        "{% import 'macros' as lib with context %}",
+        "{% import 'macros' as lib %}",
+        "{% from 'macros' import gone %}{{ gone }}",
+        "{% break %}",
+        "{% continue %}",
+    ]
+    return st.one_of(*(st.builds(form.format, *parts) for form, *parts in filled), st.sampled_from(fixed))
 
 
 pieces = st.recursive(st.one_of(texts, outputs), statements, max_leaves=12)
@@ -234,13 +250,13 @@ def outcome(environment, source, run):
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         return "syntax", type(error), error.message, error.lineno
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (whatever it is, the other has to raise it, too)
         return "compiler", repr(error)
     try:
         return "text", run(template)
     except RecursionError:
         return ("recursion",)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (as above)
         lines = []
         traceback = error.__traceback__
         while traceback is not None:
@@ -307,7 +323,10 @@ def agree_in_all_modes(source, options):
 
 
 environments = st.fixed_dictionaries(
-    {"autoescape": st.booleans(), "undefined": st.sampled_from([jinja2.Undefined, jinja2.Undefined, jinja2.StrictUndefined])}
+    {
+        "autoescape": st.booleans(),
+        "undefined": st.sampled_from([jinja2.Undefined, jinja2.Undefined, jinja2.StrictUndefined]),
+    }
 )
 
 

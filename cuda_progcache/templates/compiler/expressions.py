@@ -6,17 +6,20 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from keyword import iskeyword
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jinja2 import nodes
 from jinja2.utils import _PassArg
 
 from cuda_progcache.templates.compiler.folding import Folding
 from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Function, Scope
-from cuda_progcache.templates.compiler.settings import Settings
 from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, IN, IS, IS_NOT, STR, UNARY
 
+if TYPE_CHECKING:
+    from cuda_progcache.templates.compiler.settings import Settings
+
 _DICT_HAS = frozenset(dir(dict))
+
 
 class Expressions(Folding):
     """Code for expressions; each method takes a node and returns a Python expression."""
@@ -40,7 +43,7 @@ class Expressions(Folding):
         """Raise the error of a template that is wrong."""
         raise NotImplementedError
 
-    def expr(self, node: nodes.Expr) -> ast.expr:
+    def expr(self, node: nodes.Node) -> ast.expr:
         """Return the code for an expression."""
         if id(node) in self.analysis.constant:
             known = self.folded(node)
@@ -75,13 +78,19 @@ class Expressions(Folding):
                     return self.load(local)
             elif self.settings.undefined_early and owner.notes[name] == READ:
                 return self.load(local)
-        return self.choose(self.compare(self.load(local), IS, self.load("missing")), self.undefined(name), self.load(local))
+        return self.choose(
+            self.compare(self.load(local), IS, self.load("missing")), self.undefined(name), self.load(local)
+        )
 
     def local(self, name: str) -> str:
         """Return the local that holds a template variable."""
         local = self.scope.find(name)
         if local is None:
             raise AssertionError(f"the analysis has not seen {name!r}")
+        if local[:2] == "c_":
+            owner = self.scope.owner(name)
+            if owner is not None:
+                owner.function.used.add(name)
         return local
 
     def undefined(self, name: str, hint: str | None = None) -> ast.expr:
@@ -106,7 +115,7 @@ class Expressions(Folding):
 
     def tuple_(self, node: nodes.Tuple) -> ast.expr:
         """A tuple."""
-        return self.tuple([self.expr(item) for item in node.items])
+        return self.tuple_of([self.expr(item) for item in node.items])
 
     def list_(self, node: nodes.List) -> ast.expr:
         """A list."""
@@ -160,7 +169,7 @@ class Expressions(Folding):
             return self.joined([self.formatted(part, STR) for part in parts])
         else:
             join = self.load("str_join")
-        return self.call(join, [self.tuple(parts)])
+        return self.call(join, [self.tuple_of(parts)])
 
     def conditional(self, node: nodes.CondExpr) -> ast.expr:
         """``a if test else b``; Jinja2's own undefined without the else."""
@@ -183,7 +192,7 @@ class Expressions(Folding):
         finally:
             self.soft = soft
 
-    def decided(self, test: nodes.Expr) -> bool | None:
+    def decided(self, test: nodes.Node) -> bool | None:
         """Return what a test comes to if that is known now."""
         if self.eval_ctx.volatile or not self.static:
             return None
@@ -227,6 +236,8 @@ class Expressions(Folding):
             local = "_t"
             first = ast.NamedExpr(self.store(local), base, lineno=self.line, col_offset=0)
         alias = self.dict_aliases.get(local)
+        if local[:2] == "c_" and local[2:] not in self.function.hoisted:
+            alias = None  # a local of the function around this macro
         last = self.call_name(otherwise, first if not dict_first else self.load(local), self.constant(key))
         if otherwise == "_getattr":
             subject = first if not dict_first else self.load(local)
@@ -304,11 +315,11 @@ class Expressions(Folding):
     ) -> list[ast.keyword]:
         """Add a call's positional arguments to `args`; return its keyword arguments."""
         args += [self.expr(arg) for arg in node.args]
-        named = [(keyword.key, self.expr(keyword.value)) for keyword in node.kwargs]
+        named: list[tuple[str, ast.expr]] = [(str(keyword.key), self.expr(keyword.value)) for keyword in node.kwargs]
         named += extra
         keywords = []
         if any(iskeyword(name) for name, _ in named):  # legal in a template, but not in Python's text
-            keywords.append(self.keyword(None, self.dict(named)))
+            keywords.append(self.keyword(None, self.dict_of(named)))
         else:
             keywords += [self.keyword(name, value) for name, value in named]
         if node.dyn_args is not None:
@@ -321,7 +332,7 @@ class Expressions(Folding):
         """``f(x)``: a macro bound once is called directly, anything else through the context."""
         loop = self.analysis.loops.get(id(node))
         if loop is not None and not loop.escapes:
-            items = self.tuple([self.expr(arg) for arg in node.args])
+            items = self.tuple_of([self.expr(arg) for arg in node.args])
             index = self.loop_attribute(loop, "index0")
             count = self.constant(len(node.args))
             return self.subscript(items, ast.BinOp(index, BINARY["%"], count, lineno=self.line, col_offset=0))
@@ -377,8 +388,8 @@ class Expressions(Folding):
         args = [self.expr(arg) for arg in node.args]
         if len(given) > 1 and [name for name in names if name in given] != list(given):
             return None  # arguments are evaluated in the order in which they are written
-        for name in names[len(args) :]:
-            args.append(self.expr(given[name]) if name in given else self.load("missing"))
+        absent = names[len(args) :]
+        args += [self.expr(given[name]) if name in given else self.load("missing") for name in absent]
         if caller is not None:
             args.append(caller)
         return self.call_name(function, *args)
@@ -425,5 +436,4 @@ class Expressions(Folding):
 
     def locals(self) -> ast.expr:
         """Code for a dict of the names set so far, here and around."""
-        return self.dict([(name, self.load(local)) for name, local in self.scope.exports().items()])
-
+        return self.dict_of([(name, self.load(local)) for name, local in self.scope.exports().items()])

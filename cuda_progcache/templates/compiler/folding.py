@@ -7,13 +7,13 @@ import ast
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes
-from jinja2.nodes import EvalContext
 from markupsafe import Markup
 
 from cuda_progcache.templates.compiler.tree import Builder
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from jinja2.nodes import EvalContext
 
     from cuda_progcache.templates.compiler.analysis import Analysis
 
@@ -48,7 +48,7 @@ class Folding(Builder):
     static: dict[str, Any]
     precomputed: list[Any]
 
-    def fold(self, node: nodes.Expr) -> Any:
+    def fold(self, node: Any) -> Any:
         """Return the value of an expression that the analysis found constant.
 
         What has been worked out is put into the tree in its place, so that nothing is evaluated twice.
@@ -61,9 +61,9 @@ class Folding(Builder):
         """
         kind = type(node)
         if kind is nodes.Const:
-            return node.value  # type: ignore[attr-defined]
+            return node.value
         if kind is nodes.Name:
-            return self.static[node.name]  # type: ignore[attr-defined]
+            return self.static[node.name]
         if id(node) not in self.analysis.constant and kind is not nodes.TemplateData:
             raise nodes.Impossible
         try:
@@ -101,7 +101,7 @@ class Folding(Builder):
         elif type(child) is not nodes.Const:
             items[index] = self._known(child)
 
-    def folded(self, node: nodes.Expr) -> ast.expr | None:
+    def folded(self, node: nodes.Node) -> ast.expr | None:
         """Return the code for a constant expression's value; None if it can't be had before the render."""
         if self.eval_ctx.volatile:
             return None
@@ -133,9 +133,9 @@ class Folding(Builder):
             return ast.Dict(keys, [self.literal(v) for v in value.values()], lineno=self.line, col_offset=0)
         items = [self.literal(item) for item in value]
         if kind is tuple:
-            return self.tuple(items)
+            return self.tuple_of(items)
         if kind is list or (kind is set and items):
             if kind is list:
                 return ast.List(items, ast.Load(), lineno=self.line, col_offset=0)
             return ast.Set(items, lineno=self.line, col_offset=0)
-        return self.call_name(kind.__name__, self.tuple(items))
+        return self.call_name(kind.__name__, self.tuple_of(items))

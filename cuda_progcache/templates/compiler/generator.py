@@ -213,8 +213,9 @@ class Compiler(Regions):
         self.guard_output = False
         functions += self.globals_function()
         self.line = 1
-        module = ast.Module(body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables()], type_ignores=[])
-        return module
+        return ast.Module(
+            body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables()], type_ignores=[]
+        )
 
     def _compiled(self, tree: ast.Module, filename: str | None) -> CodeType:
         code = compile(tree, filename or "<template>", "exec", dont_inherit=True)
@@ -257,12 +258,14 @@ class Compiler(Regions):
         """Note what is likely a mistake."""
         analysis = self.analysis
         for name in sorted(self.static_context.keys() & analysis.assigned):
-            message = f"{name!r} is of the static context, and the template sets it, too: it is looked up in each render"
+            message = (
+                f"{name!r} is of the static context, and the template sets it, too: it is looked up in each render"
+            )
             self.warnings.append(CompilerWarning("static-assigned", message, node.lineno or 1, "give one another name"))
         for scope, name, line in analysis.set_in_loops:
             around = scope.parent.owner(name) if scope.parent is not None else None
             if around is not None and around.notes[name] & SET:
-                message = f"what the loop's body sets as {name!r} is gone after each pass; the {name!r} outside stays as it is"
+                message = f"what the loop's body sets as {name!r} is gone after each pass; that outside stays as it is"
                 suggestion = f"{{% set ns = namespace({name}=…) %}} before the loop, {{% set ns.{name} = … %}} in it"
                 self.warnings.append(CompilerWarning("lost-assignment", message, line, suggestion))
         for line in analysis.dropped_lines(node):
@@ -291,7 +294,9 @@ class Compiler(Regions):
             if analysis.extends:
                 self.parent_body()
 
-        return self._function(self.entry("render"), scope, function, body, blocks=bool(analysis.blocks or analysis.extends))
+        return self._function(
+            self.entry("render"), scope, function, body, blocks=bool(analysis.blocks or analysis.extends)
+        )
 
     def _block(self, name: str, node: nodes.Block) -> ast.stmt:
         self.line = node.lineno or 1
@@ -389,14 +394,19 @@ class Compiler(Regions):
 
     def _tables(self) -> list[ast.stmt]:
         pairs = [(name, self.load(self.entry(f"_block_{name}"))) for name in self.analysis.blocks]
-        made = [self.assign("blocks", self.dict(pairs))]
+        made = [self.assign("blocks", self.dict_of(pairs))]
         regions = [(name, node) for name, node in self.analysis.blocks.items() if isinstance(node, Region)]
         if regions:
             signatures = [
-                (name, self.tuple([self.tuple([self.constant(a.name) for a in node.args]), self.constant(len(node.defaults))]))
+                (
+                    name,
+                    self.tuple_of(
+                        [self.tuple_of([self.constant(a.name) for a in node.args]), self.constant(len(node.defaults))]
+                    ),
+                )
                 for name, node in regions
             ]
-            made.append(self.assign("regions", self.dict(signatures)))
+            made.append(self.assign("regions", self.dict_of(signatures)))
         if self.parent is not None:
             made.append(self.assign("parent", self.constant(self.parent)))
         return made

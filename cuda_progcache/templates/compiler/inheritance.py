@@ -15,8 +15,8 @@ from cuda_progcache.templates.compiler.tree import IS, IS_NOT
 class Inheritance(Macros):
     """Code for what joins templates.
 
-    A render's blocks are in the context: for each name a list, the outermost child's first. ``{% extends %}`` adds those of
-    the parent, and when the child's body is done the parent's body is rendered in the same context.
+    A render's blocks are in the context: for each name a list, the outermost child's first. ``{% extends %}`` adds
+    those of the parent, and when the child's body is done the parent's body is rendered in the same context.
     """
 
     extends_seen: int
@@ -122,8 +122,7 @@ class Inheritance(Macros):
                 self.emit(self.assign("_included", finding))
             with self.block() as body:
                 self.included(node)
-            handler = (self.load("TemplateNotFound"), [ast.Pass(lineno=self.line, col_offset=0)])
-            self.emit(self.guarded(found, handler, orelse=body))
+            self.emit(self.guarded(found, ignored=self.load("TemplateNotFound"), orelse=body))
         else:
             self.emit(self.assign("_included", finding))
             self.included(node)
@@ -167,7 +166,7 @@ class Inheritance(Macros):
 
     def import_node(self, node: nodes.Import) -> None:
         """``{% import "x" as y %}``."""
-        targets = [self.store(self.local(node.target))]
+        targets: list[ast.expr] = [self.store(self.local(node.target))]
         if self.scope.toplevel:
             targets.append(self.subscript_store(self.dotted(self.context, "vars"), node.target))
         self.emit(self.assign(targets, self.imported(node)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import nodes
 
@@ -68,59 +69,61 @@ class Loops(Statements):
         value = self.call_name(name, items, self.load(name))
         self.put(self.awaits(value) if asynchronous else value)
 
-    def around(
-        self, node: nodes.For, loop: Loop, iterable: ast.expr, *, has_object: bool, recursive: bool
-    ) -> None:
+    def around(self, node: nodes.For, loop: Loop, iterable: ast.expr, *, has_object: bool, recursive: bool) -> None:
         """Emit the loop over `iterable`, with what has to be before and after."""
         scope = self.analysis.scopes[id(node), "body"]
         asynchronous = self.settings.asynchronous
-        indicator = None
+        none_yet = ""
         if node.else_:
             self.buffers += 1
-            indicator = f"_none{self.buffers}"
-            self.emit(self.assign(indicator, self.constant(value=True)))
-        if has_object:
-            self.emit(self.assign(f"l_{scope.level}_loop", self.load("missing")))
-        test_inside = node.test is not None and not has_object and not asynchronous
+            none_yet = f"_none{self.buffers}"
+            self.emit(self.assign(none_yet, self.constant(value=True)))
+        test_inside = not has_object and not asynchronous
         if node.test is not None and not test_inside:
             iterable = self.filtered(node, iterable)
         counters = None if loop.escapes else self.count(loop)
-        outer_scope, self.scope = self.scope, scope
-        target = self.target(node.target, [])
-        self.scope = outer_scope
         if has_object:
-            target, iterable = self.with_object(node, target, iterable, scope.level, recursive=recursive)
-        elif asynchronous:
-            iterable = self.call_name("auto_aiter", iterable)
-        elif counters is not None:
-            iterable = self.sized(loop, counters, iterable)
-            if node.test is None:
-                target = self.tuple([self.store(counters.index), target], stored=True)
-                iterable = self.call_name("enumerate", iterable, self.constant(1))
-            else:
-                self.emit(self.assign(counters.index, self.constant(0)))
-        if self.pending:
-            self.flush()
+            target, iterable = self.with_object(node, iterable, recursive=recursive)
+        else:
+            target, iterable = self.heading(node, loop, counters, iterable)
         with self.block() as body:
-            if test_inside:
-                self.skip_failing(node)
-                if counters is not None:
-                    one = ast.BinOp(self.load(counters.index), ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
-                    self.emit(self.assign(counters.index, one))
+            if node.test is not None and test_inside:
+                self.skip_failing(node, counters)
             self.inside(node, loop)
-            if indicator is not None:
-                self.emit(self.assign(indicator, self.constant(value=False)))
+            if none_yet:
+                self.emit(self.assign(none_yet, self.constant(value=False)))
         self.line = node.lineno or self.line
-        self.emit(self.for_loop(target, iterable, body or [ast.Pass(lineno=self.line, col_offset=0)], asynchronous=asynchronous))
-        if scope.captured and not recursive:
-            locals_ = [local for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
-            if locals_:
-                self.emit(self.assign([self.store(local) for local in locals_], self.load("missing")))
-        if indicator is not None:
-            with self.block() as otherwise:
-                with self.entered(self.analysis.scopes[id(node), "else"]):
-                    self.body(node.else_)
-            self.emit(self.when(self.load(indicator), otherwise))
+        statements = body or [ast.Pass(lineno=self.line, col_offset=0)]
+        self.emit(self.for_loop(target, iterable, statements, asynchronous=asynchronous))
+        if not recursive:
+            self.leave(scope)
+        if none_yet:
+            with self.block() as otherwise, self.entered(self.analysis.scopes[id(node), "else"]):
+                self.body(node.else_)
+            self.emit(self.when(self.load(none_yet), otherwise))
+
+    def heading(
+        self, node: nodes.For, loop: Loop, counters: Counters | None, iterable: ast.expr
+    ) -> tuple[ast.expr, ast.expr]:
+        """Return target and iterable of a loop that has no loop object."""
+        target = self.loop_target(node)
+        if self.settings.asynchronous:
+            return target, self.call_name("auto_aiter", iterable)
+        if counters is None:
+            return target, iterable
+        iterable = self.sized(loop, counters, iterable)
+        if node.test is not None:
+            self.emit(self.assign(counters.index, self.constant(0)))
+            return target, iterable
+        target = self.tuple_of([self.store(counters.index), target], stored=True)
+        return target, self.call_name("enumerate", iterable, self.constant(1))
+
+    def loop_target(self, node: nodes.For) -> ast.expr:
+        """Code for what the items are assigned to: names of the body's scope."""
+        outer, self.scope = self.scope, self.analysis.scopes[id(node), "body"]
+        target = self.target(node.target, [])
+        self.scope = outer
+        return target
 
     def inside(self, node: nodes.For, loop: Loop) -> None:
         """The body of the loop."""
@@ -155,30 +158,31 @@ class Loops(Statements):
 
     # The test
 
-    def skip_failing(self, node: nodes.For) -> None:
-        """Emit ``if not test: continue``."""
-        assert node.test is not None
-        line, self.line = self.line, node.test.lineno or self.line
+    def skip_failing(self, node: nodes.For, counters: Counters | None) -> None:
+        """Emit ``if not test: continue``, and the counting of those that pass."""
+        test: Any = node.test
+        line, self.line = self.line, test.lineno or self.line
         with self.entered(self.analysis.scopes[id(node), "test"], leave=False):
-            failed = self.negate(self.expr(node.test))
+            failed = self.negate(self.expr(test))
             self.emit(self.when(failed, [ast.Continue(lineno=self.line, col_offset=0)]))
         self.line = line
+        if counters is not None:
+            self.emit(self.assign(counters.index, self.plus_one(self.load(counters.index))))
 
     def filtered(self, node: nodes.For, iterable: ast.expr) -> ast.expr:
         """Emit a generator of the items that pass the test; return its call."""
-        assert node.test is not None
+        test: Any = node.test
         asynchronous = self.settings.asynchronous
         self.buffers += 1
         name = f"_passing{self.buffers}"
         scope = self.analysis.scopes[id(node), "test"]
-        line, self.line = self.line, node.test.lineno or self.line
+        line, self.line = self.line, test.lineno or self.line
         outer_defined, self.defined = self.defined, set()
         outer_trail, self.trail = self.trail, []
         with self.block() as function:
-            with self.block() as body:
-                with self.entered(scope, leave=False):
-                    test = self.expr(node.test)
-                    self.emit(self.when(test, [self.yields(self.loaded(node.target, scope.level))]))
+            with self.block() as body, self.entered(scope, leave=False):
+                passes = self.expr(test)
+                self.emit(self.when(passes, [self.yields(self.loaded(node.target, scope.level))]))
             outer_scope, self.scope = self.scope, scope
             target = self.target(node.target, [])
             self.scope = outer_scope
@@ -195,21 +199,19 @@ class Loops(Statements):
         """The items of a loop's target as a value."""
         if isinstance(target, nodes.Name):
             return self.load(f"l_{level}_{target.name}")
-        return self.tuple([self.loaded(item, level) for item in target.iter_child_nodes()])
+        return self.tuple_of([self.loaded(item, level) for item in target.iter_child_nodes()])
 
     # What stands for the loop object
 
-    def with_object(
-        self, node: nodes.For, target: ast.expr, iterable: ast.expr, level: int, *, recursive: bool
-    ) -> tuple[ast.expr, ast.expr]:
-        """Target and iterable of a loop that has its loop object."""
-        del node
+    def with_object(self, node: nodes.For, iterable: ast.expr, *, recursive: bool) -> tuple[ast.expr, ast.expr]:
+        """Return target and iterable of a loop that has its loop object."""
+        local = f"l_{self.analysis.scopes[id(node), 'body'].level}_loop"
+        self.emit(self.assign(local, self.load("missing")))
         made = "AsyncLoopContext" if self.settings.asynchronous else "LoopContext"
         args = [iterable, self.dotted("environment", "undefined")]
         if recursive:
             args += [self.load("loop_render_func"), self.load("depth")]
-        target = self.tuple([target, self.store(f"l_{level}_loop")], stored=True)
-        return target, self.call_name(made, *args)
+        return self.tuple_of([self.loop_target(node), self.store(local)], stored=True), self.call_name(made, *args)
 
     def count(self, loop: Loop) -> Counters | None:
         """Return the locals for what the body reads of ``loop``; None if it reads nothing."""
@@ -258,7 +260,11 @@ class Loops(Statements):
         if attr == "length":
             return length
         left = self.minus(length, index)
-        return left if attr == "revindex0" else ast.BinOp(left, ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
+        return left if attr == "revindex0" else self.plus_one(left)
+
+    def plus_one(self, value: ast.expr) -> ast.expr:
+        """``value + 1``."""
+        return ast.BinOp(value, ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
 
     def minus(self, left: ast.expr, right: ast.expr) -> ast.expr:
         """``left - right``."""

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
-import ast
-
-from jinja2 import nodes
+from typing import TYPE_CHECKING
 
 from cuda_progcache.templates.compiler.loops import Loops
-from cuda_progcache.templates.compiler.scopes import Function
 from cuda_progcache.templates.compiler.tree import IS
+
+if TYPE_CHECKING:
+    import ast
+
+    from jinja2 import nodes
+
+    from cuda_progcache.templates.compiler.scopes import Function
 
 
 class Macros(Loops):
@@ -40,9 +44,11 @@ class Macros(Loops):
         self, function: str, node: nodes.Macro | nodes.CallBlock, name: str | None, facts: Function
     ) -> ast.expr:
         """The call that makes the object."""
-        arguments = self.tuple([self.constant(arg.name) for arg in node.args])
+        arguments = self.tuple_of([self.constant(arg.name) for arg in node.args])
         taken = {arg.name for arg in node.args}
-        catches = [self.constant(value=special in facts.special and special not in taken) for special in ("kwargs", "varargs")]
+        catches = [
+            self.constant(value=special in facts.special and special not in taken) for special in ("kwargs", "varargs")
+        ]
         caller = self.constant(value="caller" in facts.special)
         autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
         return self.call_name(
@@ -62,7 +68,8 @@ class Macros(Loops):
         names = [arg.name for arg in node.args]
         if "caller" in facts.special and "caller" in names and names.index("caller") < len(names) - len(node.defaults):
             self.fail(
-                'When defining macros or call blocks the special "caller" argument must be omitted or be given a default.',
+                'When defining macros or call blocks the special "caller" argument must be omitted or be given a '
+                "default.",
                 node.lineno,
             )
         parameters = [f"l_{scope.level}_{arg}" for arg in names]

@@ -126,10 +126,8 @@ class Output(Expressions):
 
     def contents(self, number: int | None) -> ast.expr:
         """Code for all that a buffer got, put together."""
-        if self.settings.text:
-            join = self.attribute(self.constant(""), "join")
-        else:
-            join = self.dotted("environment", "concat")
+        text = self.settings.text
+        join = self.attribute(self.constant(""), "join") if text else self.dotted("environment", "concat")
         return self.call(join, [self.load(f"_b{number}")])
 
     def put(self, value: ast.expr) -> None:
@@ -150,11 +148,8 @@ class Output(Expressions):
         parts, self.pending = self.pending, []
         line = self.line
         self.line = parts[0].lineno
-        value: ast.expr
-        if len(parts) == 1 and isinstance(parts[0], ast.Constant):
-            value = parts[0]
-        else:
-            value = self.joined(parts)
+        alone = len(parts) == 1 and isinstance(parts[0], ast.Constant)
+        value = parts[0] if alone else self.joined(parts)
         self.out.append(self.put_now(value))
         self.line = line
 
@@ -227,6 +222,9 @@ class Output(Expressions):
                 return
         value = self.expr(child)
         finalized = self.finalized(value)
+        if finalized is value and isinstance(value, ast.Constant) and not self.eval_ctx.volatile:
+            self.text(str(escape(value.value) if self.eval_ctx.autoescape else value.value))
+            return
         if self.eval_ctx.volatile:
             autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
             how = self.choose(autoescape, self.load("_escape"), self.load("str"))
@@ -306,9 +304,7 @@ class Output(Expressions):
         run: list[Any] = []
         for child in children:
             line, self.line = self.line, child.lineno or self.line
-            constant = (
-                type(child) in _LITERAL or id(child) in self.analysis.constant or self.is_static(child)
-            )
+            constant = type(child) in _LITERAL or id(child) in self.analysis.constant or self.is_static(child)
             known = self.known_value(child) if constant else _UNKNOWN
             if known is not _UNKNOWN:
                 run.append(known)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import ast
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.templates.compiler.inheritance import Inheritance
-from cuda_progcache.templates.compiler.scopes import Function, Scope
 from cuda_progcache.templates.compiler.tree import IN
+
+if TYPE_CHECKING:
+    from cuda_progcache.templates.compiler.scopes import Function, Scope
 
 
 class Regions(Inheritance):
@@ -39,7 +41,11 @@ class Regions(Inheritance):
         body = [self.returns(self.awaits(text) if asynchronous else text)]
         self.emit(self.function_def(function, parameters, body, asynchronous=asynchronous))
         facts = self.analysis.functions[id(node)]
-        if self.scope.assigned.get(node.name) == 1 and self.settings.direct_macros and not self.analysis.modifies_eval_context:
+        if (
+            self.scope.assigned.get(node.name) == 1
+            and self.settings.direct_macros
+            and not self.analysis.modifies_eval_context
+        ):
             self.direct_macros[id(self.scope), node.name] = (function, node, facts)
         self.emit(self.exported("add", "update", [node.name]))
         local = self.local(node.name)
@@ -70,7 +76,9 @@ class Regions(Inheritance):
         body, self.out = self.out, []
         asynchronous = self.settings.asynchronous
         begin = self.prologue(function, outermost=True)
-        text = self.function_def(f"_region_{name}", [self.context, "_blocks", *parameters], begin + body, asynchronous=asynchronous)
+        text = self.function_def(
+            f"_region_{name}", [self.context, "_blocks", *parameters], begin + body, asynchronous=asynchronous
+        )
         return [text, self._region_as_block(name, names)]
 
     def _region_as_block(self, name: str, names: list[str]) -> ast.stmt:
@@ -99,9 +107,8 @@ class Regions(Inheritance):
         function, scope = self.analysis.functions[id(setup)], self.analysis.scopes[id(setup), ""]
         self.line = setup.lineno or 1
         self.begin_function(function, scope)
-        with self.buffered():
-            with self.entered(scope, leave=False, first=True):
-                self.body(setup.body)
+        with self.buffered(), self.entered(scope, leave=False, first=True):
+            self.body(setup.body)
         body, self.out = self.out, []
         self.pending = []
         begin = self.prologue(function, outermost=True)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which Python local a template variable is, by Jinja2's scoping rules.
 
-A scope belongs to a template or block, a loop's body, a macro, ``{% with %}`` and the like. A name that a scope only reads
-is the one of the nearest scope around it that has it; where none has, it is looked up in the context when the scope is
-entered. A name that a scope sets is the scope's own: it starts as what the scope around has, or missing, or, where only a
-branch of an ``{% if %}`` sets it or it is read before it is set, as what the context has.
+A scope belongs to a template or block, a loop's body, a macro, ``{% with %}`` and the like. A name that a scope only
+reads is the one of the nearest scope around it that has it; where none has, it is looked up in the context when the
+scope is entered. A name that a scope sets is the scope's own: it starts as what the scope around has, or missing, or,
+where only a branch of an ``{% if %}`` sets it or it is read before it is set, as what the context has.
 
 The rules need to know only in which order a scope reads and sets a name and whether it is first set in a branch, so one
-walk in the template's order notes them, whatever the depth; what the names come to is worked out when a scope is entered,
-when all that is around it is complete.
+walk in the template's order notes them, whatever the depth; what the names come to is worked out when a scope is
+entered, when all that is around it is complete.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Function:
     looks_up : bool
         Whether names are looked up in the context.
     hoisted : dict
-        Names that are looked up where the function begins, with their locals.
+        Names that may be looked up where the function begins, with their locals.
+    used : set of str
+        Those of them that the code needs: branches that are never taken are left out of it.
     reads : dict
         How often attributes of a name are read.
     special : set of str
@@ -54,6 +56,7 @@ class Function:
     sets_in_loop: bool = False
     looks_up: bool = False
     hoisted: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
     reads: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -119,7 +122,8 @@ class Scope:
         """Return the scope's own names: ``{name: (local, where its first value comes from, the outer local)}``."""
         if self.own is not None:
             return self.own
-        self.own = own = {}
+        own: dict[str, tuple[str, str, str | None]] = {}
+        self.own = own
         for name, note in self.notes.items():
             local = f"l_{self.level}_{name}"
             if note & PARAMETER:

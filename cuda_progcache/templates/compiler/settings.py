@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of an environment decides which code is right: each shortcut is taken only where nobody has changed what it replaces."""
+"""What of an environment decides which code is right.
+
+Each shortcut is taken only where nobody has changed what it replaces.
+"""
 
 from __future__ import annotations
 
@@ -74,9 +77,7 @@ class Settings:
         """
         native = is_native(environment)
         text = environment.concat == concat
-        fast_context = environment.context_class is runtime.Context or getattr(
-            environment.context_class, "lean", False
-        )
+        fast_context = environment.context_class is runtime.Context or getattr(environment.context_class, "lean", False)
         asynchronous = environment.is_async
         sandboxed = environment.sandboxed
         binops: Any = getattr(environment, "intercepted_binops", ()) if sandboxed else ()
@@ -93,7 +94,11 @@ class Settings:
             fast_getitem=not asynchronous and _untouched(environment, "getitem"),
             undefined_early=fast_context and environment.undefined in _EARLY,
             inline_loops=not asynchronous,
-            direct_macros=not asynchronous and not sandboxed and fast_context and not native and text
+            direct_macros=not asynchronous
+            and not sandboxed
+            and fast_context
+            and not native
+            and text
             and isinstance(environment.autoescape, bool),
             sandboxed=sandboxed,
             intercepted_binops=frozenset(binops),

@@ -14,6 +14,9 @@ from cuda_progcache.templates.compiler.output import Output
 from cuda_progcache.templates.compiler.scopes import FROM_CONTEXT, FROM_OUTER, GIVEN, MISSING, READ, Function, Scope
 from cuda_progcache.templates.compiler.tree import IN, IS
 
+_Arm = tuple[nodes.Node | None, list[nodes.Node], int]
+_Made = tuple[ast.expr, list[ast.stmt], int]
+
 
 class Unreachable(Exception):  # noqa: N818  (ends the compilation of a body, it is no error)
     """What follows in this body can't be reached."""
@@ -33,7 +36,7 @@ class Statements(Output):
                 method = methods.get(type(node))
                 if method is None:
                     self.fail(f"no code for {type(node).__name__} nodes", node.lineno)
-                if node.lineno is not None and type(node) is not nodes.Output:
+                if node.lineno and type(node) is not nodes.Output:
                     self.line = node.lineno
                 method(node)
         except Unreachable:
@@ -54,10 +57,15 @@ class Statements(Output):
             yield
         finally:
             self.scope, self.soft, self.branch = outer, soft, branch
-        if leave and scope.captured:
-            line_locals = [local for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
-            if line_locals:
-                self.emit(self.assign([self.store(local) for local in line_locals], self.load("missing")))
+        if leave:
+            self.leave(scope)
+
+    def leave(self, scope: Scope) -> None:
+        """Take away what a macro, called later, must not find any more."""
+        if scope.captured:
+            gone: list[ast.expr] = [self.store(local) for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
+            if gone:
+                self.emit(self.assign(gone, self.load("missing")))
 
     def enter(self, scope: Scope, *, first: bool = False) -> None:
         """Emit the first values of a scope's names."""
@@ -68,8 +76,7 @@ class Statements(Output):
             if source == GIVEN or name in self.static:
                 continue
             if source == FROM_OUTER:
-                assert outer is not None
-                self.emit(self.assign(local, self.load(outer)))
+                self.emit(self.assign(local, self.load(outer or "missing")))
                 if outer in self.defined:
                     self.define(local)
             elif source == MISSING:
@@ -94,10 +101,8 @@ class Statements(Output):
         if not self.settings.fast_context:
             return self.call_name("resolve", self.constant(name))
         self.function.looks_up = True
-        if early and self.settings.undefined_early:
-            otherwise = self.undefined(name)
-        else:
-            otherwise = self.load("missing")
+        early = early and self.settings.undefined_early
+        otherwise = self.undefined(name) if early else self.load("missing")
         given = self.in_dict("_given", name, otherwise)
         return self.in_dict("_set", name, given)
 
@@ -110,7 +115,11 @@ class Statements(Output):
         """Return what a function has to do before its body; called when the body is made."""
         outer, self.out = self.out, []
         pending, self.pending = self.pending, []
-        lookups = [(local, self.from_context(name, early=True)) for name, local in function.hoisted.items() if name not in self.static]
+        lookups = [
+            (local, self.from_context(name, early=True))
+            for name, local in function.hoisted.items()
+            if name in function.used
+        ]
         if function.looks_up and self.settings.fast_context:
             self.emit(self.assign("_set", self.dotted(self.context, "vars")))
             self.emit(self.assign("_given", self.dotted(self.context, "parent")))
@@ -137,7 +146,7 @@ class Statements(Output):
             self.emit(self.assign(alias, self.dict_or_empty(local)))
 
     def alias_reads(self, function: Function) -> None:
-        """Choose the names of the context whose attributes are read often enough to look once whether they are dicts."""
+        """Choose the names whose attributes are read often enough to look only once whether they are dicts."""
         if self.settings.fuse and self.settings.fast_getattr and self.settings.fast_context:
             for name, count in function.reads.items():
                 if count >= 2:
@@ -158,8 +167,8 @@ class Statements(Output):
         if isinstance(node, nodes.NSRef):
             return self.subscript_store(self.load(self.local(node.name)), node.attr)
         if isinstance(node, (nodes.Tuple, nodes.List)):
-            return self.tuple([self.target(item, names) for item in node.items], stored=True)
-        self.fail(f"can't assign to {type(node).__name__}", node.lineno)
+            return self.tuple_of([self.target(item, names) for item in node.items], stored=True)
+        return self.fail(f"can't assign to {type(node).__name__}", node.lineno)
 
     def assign_node(self, node: nodes.Assign) -> None:
         """``{% set a, b = value %}``."""
@@ -211,7 +220,7 @@ class Statements(Output):
         """``where[name] = local`` for each name."""
         if len(names) == 1:
             return self.assign(self.subscript_store(where, names[0]), self.load(self.local(names[0])))
-        pairs = self.dict([(name, self.load(self.local(name))) for name in names])
+        pairs = self.dict_of([(name, self.load(self.local(name))) for name in names])
         return self.statement(self.call(self.attribute(where, "update"), [pairs]))
 
     def exported(self, one: str, several: str, names: Sequence[str]) -> ast.stmt:
@@ -219,7 +228,7 @@ class Statements(Output):
         exported = self.dotted(self.context, "exported_vars")
         if len(names) == 1:
             return self.statement(self.call(self.attribute(exported, one), [self.constant(names[0])]))
-        listed = self.tuple([self.constant(name) for name in names])
+        listed = self.tuple_of([self.constant(name) for name in names])
         return self.statement(self.call(self.attribute(exported, several), [listed]))
 
     def assign_block(self, node: nodes.AssignBlock) -> None:
@@ -249,7 +258,7 @@ class Statements(Output):
         """``{% if %}``: a test that is known now leaves the branch that is taken."""
         soft, self.soft = self.soft, True
         self.branch += 1
-        arms: list[tuple[nodes.Expr | None, list[nodes.Node], int]] = [(node.test, node.body, node.lineno or self.line)]
+        arms: list[_Arm] = [(node.test, node.body, node.lineno or self.line)]
         arms += [(arm.test, arm.body, arm.lineno or self.line) for arm in node.elif_]
         if node.else_:
             arms.append((None, node.else_, self.line))
@@ -259,11 +268,9 @@ class Statements(Output):
         self.branch -= 1
         self.soft = soft
 
-    def reachable(
-        self, arms: list[tuple[nodes.Expr | None, list[nodes.Node], int]]
-    ) -> list[tuple[nodes.Expr | None, list[nodes.Node], int]]:
+    def reachable(self, arms: list[_Arm]) -> list[_Arm]:
         """Leave out the arms whose tests are known to fail, and what follows one that is known to hold."""
-        kept = []
+        kept: list[_Arm] = []
         for test, body, line in arms:
             known = None if test is None else self.decided(test)
             if known is False:
@@ -274,14 +281,15 @@ class Statements(Output):
             kept.append((test, body, line))
         return kept
 
-    def arms(self, arms: list[tuple[nodes.Expr | None, list[nodes.Node], int]]) -> None:
+    def arms(self, arms: list[_Arm]) -> None:
         """Emit a chain of tests; made from its end, so that its length costs no recursion here."""
         if not arms:
             return
         if arms[0][0] is None:
             self.body(arms[0][1])
             return
-        made: list[tuple[ast.expr | None, list[ast.stmt], int]] = []
+        made: list[_Made] = []
+        orelse: list[ast.stmt] = []
         if self.pending:
             self.flush()
         for test, body, line in arms:
@@ -289,20 +297,19 @@ class Statements(Output):
             condition = None if test is None else self.expr(test)
             with self.block() as statements:
                 self.body(body)
-            made.append((condition, statements, line))
-        orelse: list[ast.stmt] = []
-        if made[-1][0] is None:
-            orelse = made.pop()[1]
+            if condition is None:
+                orelse = statements
+            else:
+                made.append((condition, statements, line))
         if len(made) > _DEEPEST:
             self.flat(made, orelse)
             return
         for condition, statements, line in reversed(made):
             self.line = line
-            assert condition is not None
             orelse = [self.when(condition, statements, orelse)]
         self.emit(orelse[0])
 
-    def flat(self, made: list[tuple[ast.expr | None, list[ast.stmt], int]], orelse: list[ast.stmt]) -> None:
+    def flat(self, made: list[_Made], orelse: list[ast.stmt]) -> None:
         """Emit a chain too long for Python's compiler to nest: each arm tells the next ones that it was taken.
 
         Groups of arms are nested, and follow each other while none was taken.
@@ -315,7 +322,6 @@ class Statements(Output):
             last = [self.assign(taken, self.constant(value=False))]
             for condition, statements, line in reversed(group):
                 self.line = line
-                assert condition is not None
                 last = [self.when(condition, statements, last)]
             if number:
                 begin = [self.assign(taken, self.constant(value=True)), *last]

@@ -2,8 +2,8 @@
 """Python syntax tree nodes, made quickly.
 
 Calling ``ast.Name(id=..., ctx=..., lineno=...)`` costs twice what making the bare object and storing its attributes
-does, and a template is thousands of nodes. What is the same for all nodes of a type (the column, the context of a name)
-is an attribute of the class: ``compile()`` and ``ast.unparse`` read attributes and don't ask where they live. The classes
+does, and a template is thousands of nodes. What is the same for all nodes of a type (the column, a name's context) is
+an attribute of the class: ``compile()`` and ``ast.unparse`` read attributes and don't ask where they live. The classes
 bear the names of those they derive from, since ``ast.NodeVisitor`` goes by the name.
 """
 
@@ -45,6 +45,8 @@ AND, OR = ast.And(), ast.Or()
 
 
 class Name(ast.Name):
+    """`ast.Name`."""
+
     ctx = _LOAD
     col_offset = 0
 
@@ -55,56 +57,80 @@ class _Stored(ast.Name):
 
 
 class Constant(ast.Constant):
+    """`ast.Constant`."""
+
     kind = None
     col_offset = 0
 
 
 class Attribute(ast.Attribute):
+    """`ast.Attribute`."""
+
     ctx = _LOAD
     col_offset = 0
 
 
 class Subscript(ast.Subscript):
+    """`ast.Subscript`."""
+
     ctx = _LOAD
     col_offset = 0
 
 
 class Call(ast.Call):
+    """`ast.Call`."""
+
     keywords = _NONE
     col_offset = 0
 
 
 class Expr(ast.Expr):
+    """`ast.Expr`."""
+
     col_offset = 0
 
 
 class Assign(ast.Assign):
+    """`ast.Assign`."""
+
     type_comment = None
     col_offset = 0
 
 
 class IfExp(ast.IfExp):
+    """`ast.IfExp`."""
+
     col_offset = 0
 
 
 class Compare(ast.Compare):
+    """`ast.Compare`."""
+
     col_offset = 0
 
 
 class BoolOp(ast.BoolOp):
+    """`ast.BoolOp`."""
+
     col_offset = 0
 
 
 class JoinedStr(ast.JoinedStr):
+    """`ast.JoinedStr`."""
+
     col_offset = 0
 
 
 class FormattedValue(ast.FormattedValue):
+    """`ast.FormattedValue`."""
+
     format_spec = None
     col_offset = 0
 
 
 class If(ast.If):
+    """`ast.If`."""
+
     orelse = _NONE
     col_offset = 0
 
@@ -126,24 +152,28 @@ class Builder:
     line = 1
 
     def load(self, name: str) -> ast.expr:
+        """A name's value."""
         node = Name.__new__(Name)
         node.id = name
         node.lineno = self.line
         return node
 
-    def store(self, name: str) -> ast.expr:
-        node = _Stored.__new__(_Stored)
+    def store(self, name: str) -> ast.Name:
+        """A name that is assigned to."""
+        node: ast.Name = _Stored.__new__(_Stored)
         node.id = name
         node.lineno = self.line
         return node
 
     def constant(self, value: Any) -> ast.expr:
+        """A constant."""
         node = Constant.__new__(Constant)
         node.value = value
         node.lineno = self.line
         return node
 
     def attribute(self, value: ast.expr, attr: str) -> ast.expr:
+        """``value.attr``."""
         node = Attribute.__new__(Attribute)
         node.value = value
         node.attr = attr
@@ -151,12 +181,14 @@ class Builder:
         return node
 
     def dotted(self, name: str, *attrs: str) -> ast.expr:
+        """``name.attr.attr``."""
         node = self.load(name)
         for attr in attrs:
             node = self.attribute(node, attr)
         return node
 
     def subscript(self, value: ast.expr, index: ast.expr) -> ast.expr:
+        """``value[index]``."""
         node = Subscript.__new__(Subscript)
         node.value = value
         node.slice = index
@@ -164,9 +196,11 @@ class Builder:
         return node
 
     def subscript_store(self, value: ast.expr, key: str) -> ast.expr:
+        """``value["key"]``, assigned to."""
         return ast.Subscript(value, self.constant(key), _STORE, lineno=self.line, col_offset=0)
 
     def call(self, function: ast.expr, args: list[ast.expr], keywords: list[ast.keyword] | None = None) -> ast.expr:
+        """A call."""
         node = Call.__new__(Call)
         node.func = function
         node.args = args
@@ -176,21 +210,26 @@ class Builder:
         return node
 
     def call_name(self, name: str, *args: ast.expr) -> ast.expr:
+        """A call of a name with positional arguments."""
         return self.call(self.load(name), list(args))
 
     def keyword(self, name: str | None, value: ast.expr) -> ast.keyword:
+        """A keyword argument; with None ``**value``."""
         return ast.keyword(name, value, lineno=self.line, col_offset=0)
 
     def starred(self, value: ast.expr) -> ast.expr:
+        """``*value``."""
         return ast.Starred(value, _LOAD, lineno=self.line, col_offset=0)
 
     def statement(self, value: ast.expr) -> ast.stmt:
+        """An expression as a statement."""
         node = Expr.__new__(Expr)
         node.value = value
         node.lineno = self.line
         return node
 
     def assign(self, targets: str | ast.expr | list[ast.expr], value: ast.expr) -> ast.stmt:
+        """An assignment to a name, a target, or several targets."""
         node = Assign.__new__(Assign)
         if isinstance(targets, str):
             node.targets = [self.store(targets)]
@@ -203,6 +242,7 @@ class Builder:
         return node
 
     def choose(self, test: ast.expr, body: ast.expr, orelse: ast.expr) -> ast.expr:
+        """``body if test else orelse``."""
         node = IfExp.__new__(IfExp)
         node.test = test
         node.body = body
@@ -211,6 +251,7 @@ class Builder:
         return node
 
     def compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> ast.expr:
+        """``left op right``."""
         node = Compare.__new__(Compare)
         node.left = left
         node.ops = [op]
@@ -219,6 +260,7 @@ class Builder:
         return node
 
     def both(self, *values: ast.expr) -> ast.expr:
+        """``a and b``."""
         node = BoolOp.__new__(BoolOp)
         node.op = AND
         node.values = list(values)
@@ -226,9 +268,11 @@ class Builder:
         return node
 
     def negate(self, value: ast.expr) -> ast.expr:
+        """``not value``."""
         return ast.UnaryOp(UNARY["not"], value, lineno=self.line, col_offset=0)
 
     def when(self, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt] | None = None) -> ast.stmt:
+        """An ``if``; an empty body is ``pass``."""
         node = If.__new__(If)
         node.test = test
         node.body = body or [ast.Pass(lineno=self.line, col_offset=0)]
@@ -237,14 +281,17 @@ class Builder:
         node.lineno = self.line
         return node
 
-    def tuple(self, items: Sequence[ast.expr], *, stored: bool = False) -> ast.expr:
+    def tuple_of(self, items: Sequence[ast.expr], *, stored: bool = False) -> ast.expr:
+        """A tuple."""
         return ast.Tuple(list(items), _STORE if stored else _LOAD, lineno=self.line, col_offset=0)
 
-    def dict(self, items: Sequence[tuple[str, ast.expr]]) -> ast.expr:
+    def dict_of(self, items: Sequence[tuple[str, ast.expr]]) -> ast.expr:
+        """A dict with constant keys."""
         keys: list[ast.expr | None] = [self.constant(key) for key, _ in items]
         return ast.Dict(keys, [value for _, value in items], lineno=self.line, col_offset=0)
 
     def formatted(self, value: ast.expr, conversion: int) -> ast.expr:
+        """A part of an f-string."""
         node = FormattedValue.__new__(FormattedValue)
         node.value = value
         node.conversion = conversion
@@ -252,21 +299,26 @@ class Builder:
         return node
 
     def joined(self, values: list[ast.expr]) -> ast.expr:
+        """An f-string."""
         node = JoinedStr.__new__(JoinedStr)
         node.values = values
         node.lineno = self.line
         return node
 
     def returns(self, value: ast.expr) -> ast.stmt:
+        """``return value``."""
         return ast.Return(value, lineno=self.line, col_offset=0)
 
     def raises(self, value: ast.expr) -> ast.stmt:
+        """``raise value``."""
         return ast.Raise(value, None, lineno=self.line, col_offset=0)
 
     def yields(self, value: ast.expr) -> ast.stmt:
+        """``yield value``."""
         return self.statement(ast.Yield(value, lineno=self.line, col_offset=0))
 
     def awaits(self, value: ast.expr) -> ast.expr:
+        """``await value``."""
         return ast.Await(value, lineno=self.line, col_offset=0)
 
     def function_def(
@@ -278,6 +330,7 @@ class Builder:
         defaults: Sequence[ast.expr] = (),
         asynchronous: bool = False,
     ) -> ast.stmt:
+        """A function with plain parameters."""
         arguments = _arguments(
             posonlyargs=[],
             args=[ast.arg(parameter, None, lineno=self.line, col_offset=0) for parameter in parameters],
@@ -289,26 +342,35 @@ class Builder:
         )
         made = ast.AsyncFunctionDef if asynchronous else ast.FunctionDef
         node = made(
-            name, arguments, body or [ast.Pass(lineno=self.line, col_offset=0)], [], None, lineno=self.line, col_offset=0
+            name,
+            arguments,
+            body or [ast.Pass(lineno=self.line, col_offset=0)],
+            [],
+            None,
+            lineno=self.line,
+            col_offset=0,
         )
-        if hasattr(ast, "TypeVar"):  # Python 3.12
-            node.type_params = []  # type: ignore[attr-defined, unused-ignore]
+        node.__dict__["type_params"] = []  # required from Python 3.12 on
         return node
 
     def for_loop(
         self, target: ast.expr, iterable: ast.expr, body: list[ast.stmt], *, asynchronous: bool = False
     ) -> ast.stmt:
+        """A ``for``."""
         made = ast.AsyncFor if asynchronous else ast.For
         return made(target, iterable, body, [], lineno=self.line, col_offset=0)
 
     def guarded(
         self,
         body: list[ast.stmt],
-        handler: tuple[ast.expr, list[ast.stmt]] | None = None,
+        *,
+        ignored: ast.expr | None = None,
         orelse: list[ast.stmt] | None = None,
         final: list[ast.stmt] | None = None,
     ) -> ast.stmt:
+        """A ``try`` that ignores an exception, or has something to do in the end."""
         handlers = []
-        if handler is not None:
-            handlers.append(ast.ExceptHandler(handler[0], None, handler[1], lineno=self.line, col_offset=0))
+        if ignored is not None:
+            nothing: list[ast.stmt] = [ast.Pass(lineno=self.line, col_offset=0)]
+            handlers.append(ast.ExceptHandler(ignored, None, nothing, lineno=self.line, col_offset=0))
         return ast.Try(body, handlers, orelse or [], final or [], lineno=self.line, col_offset=0)
