@@ -8,6 +8,7 @@ import stat
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, overload
 
 from cuda_progcache._util.files import (
@@ -410,12 +411,16 @@ class FileStreamProgramCache(MaintainedDirectory):
             self._discard(digest)  # a later read must not give the value before
             return False
         version = Version.of(data, record_json, time.time() if created is None else created)
-        if not self._cap.accounted:
+        operation = self._cap.operation(digest, charged)
+        if operation is None:
             pairs.publish(self._root, digest, data, version, durability=self._durability)
+            self._cap.unannounced([(digest, 0, 0)])  # somebody may have begun one meanwhile
             return True
-        before = pairs.charged_on_disk(self._root, digest)
-        charged = pairs.publish(self._root, digest, data, version, durability=self._durability)
-        self._cap.wrote(digest, int(before is None), charged - (before or 0))
+        with operation:
+            before = pairs.charged_on_disk(self._root, digest)
+            charged = pairs.publish(self._root, digest, data, version, durability=self._durability)
+            operation.done(int(before is None), charged - (before or 0))
+        self._cap.wrote(digest)
         return True
 
     def __delitem__(self, key: Key) -> None:
@@ -439,10 +444,13 @@ class FileStreamProgramCache(MaintainedDirectory):
             raise StoreError(exc.errno, f"can't remove a program: {reason}", self._root.entry_path(digest)) from exc
 
     def _discard(self, digest: str) -> bool:
-        charged = pairs.charged_on_disk(self._root, digest) if self._cap.accounted else None
-        if not pairs.remove(self._root, digest):
-            return False
-        self._cap.removed(digest, charged or 0)
+        with self._cap.operation(digest) or nullcontext() as operation:
+            charged = operation and pairs.charged_on_disk(self._root, digest)
+            if not pairs.remove(self._root, digest):
+                return False
+            if operation is not None:
+                operation.done(-1, -(charged or 0))
+        self._cap.last_use.pop(digest, None)
         self._unpin_removed(digest)
         return True
 

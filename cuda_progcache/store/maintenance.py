@@ -156,7 +156,9 @@ class MaintainedDirectory(ProgramCacheResource):
 
         root = self._directory("verify the cache")
         try:
-            return verify(root, repair=repair, removed=self._cap.removed)
+            return verify(
+                root, repair=repair, removed=lambda digest, size: self._cap.unannounced([(digest, -1, -size)])
+            )
         except OSError as exc:
             raise self._error("verify the cache", exc) from exc
 
@@ -190,8 +192,7 @@ class MaintainedDirectory(ProgramCacheResource):
             removed = [victim for victim in victims if pairs.evict(root, victim)]
         except OSError as exc:
             raise self._error("prune the cache", exc) from exc
-        for victim in removed:
-            self._cap.removed(victim.digest, victim.charged)
+        self._cap.unannounced((victim.digest, -1, -victim.charged) for victim in removed)
         freed = sum(victim.charged for victim in removed)
         return PruneReport(
             removed=len(removed),

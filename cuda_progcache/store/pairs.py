@@ -173,13 +173,26 @@ def evict(root: Root, victim: Candidate) -> bool:
     OSError
         The directory can't be written.
     """
-    record_path = root.record_path(victim.digest)
-    record = lstat(record_path)
-    if not remove_if_same(root.entry_path(victim.digest), victim.seen):
+    entry_path, record_path = root.entry_path(victim.digest), root.record_path(victim.digest)
+    raw: bytes | None = None
+    try:
+        raw, status = read_regular(record_path)
+        record: os.stat_result | None = status
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        record = lstat(record_path)
+    if not remove_if_same(entry_path, victim.seen):
         return False
-    if record is not None:
-        remove_if_same(record_path, identity(record))
+    if record is not None and remove_if_same(record_path, identity(record)) and lstat(entry_path) is not None:
+        _put_back(root, record_path, raw or b"")  # the record was a writer's, whose entry has come just now
     return True
+
+
+def _put_back(root: Root, record_path: str, raw: bytes) -> None:
+    staged = root.stage_path()
+    with contextlib.suppress(OSError):  # a newer one lies there, or no links are to be had: the entry is a miss
+        write_new(staged, raw, mode=root.file_mode, sync=False)
+        os.link(staged, record_path)
+    unlink_quietly(staged)
 
 
 def charged_on_disk(root: Root, digest: str) -> int | None:
