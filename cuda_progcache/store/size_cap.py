@@ -45,7 +45,7 @@ COUNT_SLICE = 512
 AUDIT_LOOKS = 4
 #: Evictions told to other processes in one line of the ledger; they evict, too, until they know.
 TELL_EVERY = 64
-#: Puts between two looks for the staging files of dead writers.
+#: Puts between two looks at the staging files of other writers, alive or dead.
 LOOK_AT_STAGING_EVERY = 64
 #: Last uses remembered in a process; 150 bytes each.
 _REMEMBERED = 131_072
@@ -76,6 +76,7 @@ class SizeCap:
         self._enforcing = 0  # the process that does
         self._written_meanwhile = False
         self._puts = 0
+        self._staged = 0  # bytes of staging files when they were last looked at
         self._rest = 0  # puts to let pass before a pass is tried again that would find nothing to evict
 
     def used(self, digest: str, now: int) -> None:
@@ -147,9 +148,11 @@ class SizeCap:
             return
         self._puts += 1
         if self._puts % LOOK_AT_STAGING_EVERY == 1:
-            self._root.reclaim()
+            self._staged = self._root.reclaim()
         for _ in range(passes_at_most(self._size, cap)):
             self._make_sure()
+            if self._size > cap:
+                self._staged = self._root.reclaim()
             if self._size <= cap or self._rest:
                 return
             self._evict(cap)
@@ -167,10 +170,15 @@ class SizeCap:
     @property
     def _size(self) -> int:
         """Bytes charged, at most."""
-        size = self.ledger.size
+        size = self.ledger.size + self._unannounced
         if self._looked_at_whole or not self.ledger.doubts:
             return size
         return size + self.ledger.doubts * size // self.ledger.entries
+
+    @property
+    def _unannounced(self) -> int:
+        """Bytes in staging files that are in no account: not an operation's, or of another program."""
+        return max(0, self._staged - self.ledger.announced)
 
     def _audit_is_due(self, digest: str) -> bool:
         # A digest is as good as dice.
@@ -220,7 +228,8 @@ class SizeCap:
         exact = looked_at == SHARDS
         candidates = self._count(self._shards_with_entries() if exact else sorted(_some_shards(looked_at)))
         # Where all was looked at, no account is needed: on a full disk it may be a guess from one shard.
-        size = self.ledger.announced + sum(candidate.charged for candidate in candidates) if exact else self._size
+        on_its_way = self.ledger.announced + self._unannounced
+        size = on_its_way + sum(candidate.charged for candidate in candidates) if exact else self._size
         to_free = excess(size, len(candidates) if exact else self.ledger.entries, cap)
         if not to_free:
             return
