@@ -125,7 +125,7 @@ class Ledger:
         self._entries = [0] * SHARDS
         self._sizes = [0] * SHARDS
         self._counted = [False] * SHARDS
-        self._doubted = [False] * SHARDS
+        self._doubted: set[int] = set()
         self._open = [0] * SHARDS  # operations
         self._moved = [0] * SHARDS  # where the last line of an operation lies
         self._seen = {which: operation.seen for which, operation in self._operations.items()}
@@ -163,7 +163,7 @@ class Ledger:
     @property
     def doubts(self) -> int:
         """How many shards are in doubt."""
-        return sum(self._doubted)
+        return len(self._doubted)
 
     def uncounted(self) -> list[int]:
         """The shards that have not been counted."""
@@ -172,17 +172,17 @@ class Ledger:
     def doubtful(self) -> list[int]:
         """The shards in doubt that a count can make sure of: where nothing moves, or what did is taken for dead."""
         with self._lock:
-            given_up = time.monotonic() - GIVE_UP_AFTER
+            given_up = time.monotonic() - GIVE_UP_AFTER if self._operations else 0.0
             for (ref, shard), operation in list(self._operations.items()):
                 if operation.seen < given_up:
                     self._close(ref, shard)
                     self._given_up.add((ref, shard))
-                    self._doubted[shard] = True
-            return [shard for shard in range(SHARDS) if self._doubted[shard] and not self._open[shard]]
+                    self._doubted.add(shard)
+            return sorted(shard for shard in self._doubted if not self._open[shard])
 
     def is_empty(self, shard: int) -> bool:
         """Whether that shard was counted and holds nothing."""
-        return self._counted[shard] and not (self._entries[shard] or self._sizes[shard] or self._doubted[shard])
+        return self._counted[shard] and not (self._entries[shard] or self._sizes[shard] or shard in self._doubted)
 
     # What it is told
 
@@ -246,7 +246,7 @@ class Ledger:
         self._exchange(lines)
 
     def _agrees(self, shard: int, entries: int, size: int) -> bool:
-        known = self._counted[shard] and not self._doubted[shard]
+        known = self._counted[shard] and shard not in self._doubted
         return known and (self._entries[shard], self._sizes[shard]) == (entries, size)
 
     def exists(self) -> bool:
@@ -349,7 +349,7 @@ class Ledger:
                     self._claim = _Claim(ref, time.monotonic())
                 continue
             if kind == _DOUBT:
-                self._doubted[shard] = True
+                self._doubted.add(shard)
             else:
                 self._moved[shard] = offset + at
                 if kind == _BEGIN:
@@ -359,7 +359,7 @@ class Ledger:
                     continue
                 self._ended.add((ref, shard))
                 if not self._close(ref, shard):  # its announcement got lost, or comes later
-                    self._doubted[shard] = True
+                    self._doubted.add(shard)
                     if (ref, shard) in self._given_up:  # and counted, perhaps
                         continue
             if self._counted[shard]:  # else its count will contain it
@@ -367,11 +367,11 @@ class Ledger:
 
     def _take_count(self, shard: int, entries: int, size: int, ref: int) -> None:
         exact = ref > self._moved[shard] and not self._open[shard]
-        if self._counted[shard] and not exact and not self._doubted[shard]:
+        if self._counted[shard] and not exact and shard not in self._doubted:
             return  # what is known is better
         self._known += not self._counted[shard]
         self._counted[shard] = True
-        self._doubted[shard] = not exact
+        (self._doubted.discard if exact else self._doubted.add)(shard)
         self._add(shard, entries - self._entries[shard], size - self._sizes[shard])
 
     def _add(self, shard: int, entries: int, size: int) -> None:
@@ -384,7 +384,7 @@ class Ledger:
         if (ref, shard) in self._operations or (ref, shard) in self._ended:
             return
         if self._open[shard]:
-            self._doubted[shard] = True
+            self._doubted.add(shard)
         self._operations[ref, shard] = _Operation(size, self._seen.get((ref, shard)) or time.monotonic())
         self._open[shard] += 1
         self._announced += size
@@ -421,7 +421,7 @@ class Ledger:
             seen = self._offset
             shards = [shard for shard in range(SHARDS) if self._counted[shard]]
             lines = [_line(shard, _COUNT, self._entries[shard], self._sizes[shard], _SIZE) for shard in shards]
-            lines += [_line(shard, _DOUBT) for shard in range(SHARDS) if self._doubted[shard]]
+            lines += [_line(shard, _DOUBT) for shard in self._doubted]
             lines += [_line(shard, _BEGIN, 0, op.size, ref) for (ref, shard), op in self._operations.items()]
         if self._first_line() != header:
             return
