@@ -308,6 +308,7 @@ class FileStreamProgramCache(MaintainedDirectory):
                 culprit = (entry_path, st)
             except DamagedRecordError:
                 pass  # the record is the culprit, unless a writer is just replacing it
+            del data  # not held while it is read again
             looked.append((signature(st), signature(record_st)))
             if len(looked) > 1 and time.time() - max(st.st_mtime, record_st.st_mtime) > _YOUNG:
                 break

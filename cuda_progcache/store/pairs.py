@@ -100,12 +100,15 @@ def publish(root: Root, digest: str, data: bytes, version: Version, *, durabilit
 
 
 def _publish(root: Root, digest: str, data: bytes, version: Version, durability: str) -> int:
-    root.ensure_shard(digest)
     staged = root.stage_path()
     try:
         # The slow step first: the two names then change right after each other.
         write_new(staged, data, mode=root.file_mode, sync=durability != "none")
-        record = _publish_record(root, digest, version, sync=durability == "full")
+        try:
+            record = _publish_record(root, digest, version, sync=durability == "full")
+        except FileNotFoundError:  # the first entry of a shard: rarer than asking at each write would be
+            root.make_shard(digest)
+            record = _publish_record(root, digest, version, sync=durability == "full")
         replace(staged, root.entry_path(digest))
         _settle(root, digest, version, record, sync=durability == "full")
     except BaseException:

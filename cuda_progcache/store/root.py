@@ -86,7 +86,6 @@ class Root:
         self.staging = os.path.join(path, "tmp") + os.sep
         self.quarantine = os.path.join(path, "quarantine") + os.sep
         self.pinned = os.path.join(path, "pins") + os.sep
-        self._shards: set[str] = set()
         self._durable: set[str] = set()
 
     def entry_path(self, digest: str) -> str:
@@ -149,13 +148,11 @@ class Root:
         """Whether this process may stage files here."""
         return os.access(self.staging, os.W_OK | os.X_OK)
 
-    def ensure_shard(self, digest: str) -> None:
-        """Make the two directories that hold ``digest``, unless this object has made them before."""
+    def make_shard(self, digest: str) -> None:
+        """Make the two directories that hold ``digest``, unless they are there."""
         shard = digest[:2]
-        if shard not in self._shards:
-            self.mkdir(self.entries + shard)
-            self.mkdir(self.records + shard)
-            self._shards.add(shard)
+        self.mkdir(self.entries + shard)
+        self.mkdir(self.records + shard)
 
     def make_durable(self, digest: str) -> None:
         """Sync the names in the two directories that hold ``digest``; the first time, those of the directories, too."""
@@ -177,7 +174,6 @@ class Root:
 
         For a write that ran into a ``rm -rf``, a ``clear()`` or a directory where a file should be.
         """
-        self._shards.clear()
         self._durable.clear()
         self._make_root()
         self.check()
@@ -187,6 +183,7 @@ class Root:
             self._clear_way(directory.rstrip(os.sep), directory=True)
             self.mkdir(directory)
             self._clear_way(directory + digest[:2], directory=True)
+        self.make_shard(digest)
         self._clear_way(self.entry_path(digest), directory=False)
         self._clear_way(self.record_path(digest), directory=False)
 
@@ -368,7 +365,6 @@ class Root:
             remove_if_same(path, identity(status))
 
     def _forget_shard(self, shard: str) -> None:
-        self._shards.discard(shard)
         self._durable.discard(shard)
         for tree in (self.entries, self.records):
             try:
