@@ -50,7 +50,7 @@ def start_as_user(user, action, *, umask=0o022, group=GROUP, groups=()):
     if not child:
         status = 1
         try:
-            signal.alarm(30)
+            signal.alarm(120)
             os.close(read)
             os.setgroups(groups)
             os.setgid(group)
