@@ -85,13 +85,13 @@ def _put(durability: str) -> Callable[[Path], Any]:
     @contextmanager
     def sides(directory: Path) -> Iterator[Sides]:
         with _stores(directory, durability=durability) as (ours, peer):
-            bare = {BARE: _bare_putter(directory / "bare")} if durability == "none" else {}
-            yield {OURS: _putter(ours), **bare, PEER: _putter(peer)}
+            bare = _bare_putter(directory / "bare", sync=durability != "none")
+            yield {OURS: _putter(ours), BARE: bare, PEER: _putter(peer)}
 
     return sides
 
 
-def _bare_putter(directory: Path) -> Callable[[], None]:
+def _bare_putter(directory: Path, *, sync: bool) -> Callable[[], None]:
     """The system calls that two files cost, and nothing else: one written and renamed, one written in place."""
     numbers = itertools.count()
     record = os.urandom(280)
@@ -109,6 +109,8 @@ def _bare_putter(directory: Path) -> Callable[[], None]:
         for path, data in ((staged, TEN_KB), (f"{directory}/records/{place}", record)):
             fd = os.open(path, flags, 0o600)
             os.write(fd, data)
+            if sync and path is staged:
+                os.fsync(fd)
             os.close(fd)
         os.replace(staged, f"{directory}/entries/{place}")
 
