@@ -34,6 +34,11 @@ CREATE_AND_LOOK = ["write descriptor", "fstat descriptor", "close descriptor"]
 PUT = ["open tmp", *CREATE, "open records", *CREATE_AND_LOOK, "replace tmp", "lstat records"]
 
 
+def but_questions(calls):
+    """Without those whether a store with a size cap keeps an account here."""
+    return [call for call in calls if call != "access"]
+
+
 def in_one_shard(count):
     """Keys whose digests begin alike."""
     first = entry_digest(b"0")[:2]
@@ -44,19 +49,20 @@ def in_one_shard(count):
 def test_a_put_of_a_new_key(tmp_path, calls):
     a, b, c = in_one_shard(3)
     store = FileStreamProgramCache(tmp_path / "cache", durability="none")
-    assert calls(lambda: store.__setitem__(a, b"v")) != PUT, "the first of a shard makes two directories"
-    assert calls(lambda: store.__setitem__(b, b"v")) == PUT
+    assert [call for call in calls(lambda: store.__setitem__(a, b"v")) if "mkdir" in call] == [
+        "mkdir entries",
+        "mkdir records",
+    ]
+    assert but_questions(calls(lambda: store.__setitem__(b, b"v"))) == PUT
     store = FileStreamProgramCache(tmp_path / "cache", durability="none")
-    asked = calls(lambda: store.__setitem__(c, b"v"))
-    assert asked[-len(PUT) :] == PUT
-    assert not [call for call in asked if "mkdir" in call], "another store object has made them"
+    assert but_questions(calls(lambda: store.__setitem__(c, b"v"))) == PUT, "another store object has made them"
 
 
 def test_a_put_is_synced_once(tmp_path, calls):
     a, b = in_one_shard(2)
     store = FileStreamProgramCache(tmp_path / "cache")
     store[a] = b"v"
-    assert calls(lambda: store.__setitem__(b, b"v")) == [*PUT[:2], "fsync descriptor", *PUT[2:]]
+    assert but_questions(calls(lambda: store.__setitem__(b, b"v"))) == [*PUT[:2], "fsync descriptor", *PUT[2:]]
 
 
 @pytest.mark.parametrize("cap", [None, 100_000])
