@@ -7,8 +7,8 @@ group may enter it. Then directories made in it take its group and the group's p
 entries follow the umask. Such a root may belong to another user if its group is one of ours: who put us there trusts us
 with each other.
 
-A root that everyone can write to is never shared by its mode alone, neither sticky nor setgid: setgid is inherited from
-the directory above and survives ``chmod 777``, and sticky, as ``/tmp`` is, only keeps files from being removed.
+A root that everyone can write to is shared with everyone if it is setgid, as somebody has marked it then, and else
+refused: sticky, as ``/tmp`` is, only keeps files from being removed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Sharing(NamedTuple):
         Raises
         ------
         UnsafeRootError
-            ``shared`` wasn't said, and another user (not root, nor one whose group is ours and shares it) owns the
-            root, or everyone can write to it.
+            ``shared`` wasn't said, and another user (not root, nor one who shares it with us) owns the root, or
+            everyone can write to it and it isn't setgid.
         OSError
             It is no directory, or gone.
         """
@@ -58,15 +58,16 @@ class Sharing(NamedTuple):
         if shared:
             return cls(shared, status if setgid else None)
         marked = setgid or bool(mode & stat.S_IWGRP)
+        with_us = marked and (_is_ours(status.st_gid) or bool(mode & stat.S_IWOTH))
         advice = "or, if everyone who can write there may choose what runs on your GPU, pass shared=True"
-        if status.st_uid not in (os.geteuid(), 0) and not (marked and _is_ours(status.st_gid)):
+        if status.st_uid not in (os.geteuid(), 0) and not with_us:
             raise UnsafeRootError(
                 errno.EPERM,
                 f"the cache root belongs to user id {status.st_uid}, not to you; choose another directory "
                 f"(CUDA_PROGCACHE_DIR), {advice}",
                 path,
             )
-        if mode & stat.S_IWOTH:
+        if mode & stat.S_IWOTH and not setgid:
             raise UnsafeRootError(
                 errno.EPERM,
                 f"all others can write to the cache root (mode {stat.S_IMODE(mode):04o}); run `chmod go-w` on it, "
@@ -99,7 +100,8 @@ class Sharing(NamedTuple):
             with contextlib.suppress(PermissionError):  # not in that group: then no other group is let in
                 if status.st_gid != self.root.st_gid:
                     os.chown(directory, -1, self.root.st_gid)
-                mode |= stat.S_ISGID | self.root.st_mode & stat.S_IRWXG
+                others = stat.S_IRWXO if self.root.st_mode & stat.S_IWOTH else 0
+                mode |= stat.S_ISGID | self.root.st_mode & (stat.S_IRWXG | others)
         if mode | bits != before:
             os.chmod(directory, mode | bits)
 

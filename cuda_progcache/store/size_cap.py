@@ -22,6 +22,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from cuda_progcache._util.parallel import for_each
+from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store import pairs
 from cuda_progcache.store.eviction import (
     SAMPLE_SHARE,
@@ -280,7 +281,7 @@ class SizeCap:
             warned = about in self._warned
             self._warned.add(about)
         if not warned:
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            warnings.warn(message, ProgCacheWarning, stacklevel=3)
 
 
 class Operation:

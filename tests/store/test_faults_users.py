@@ -215,7 +215,7 @@ def _all_hit(root, count):
 
 @pytest.mark.parametrize("owner", [0, ANNA])
 def test_a_directory_that_everyone_can_write_to_is_refused(place, owner):
-    """Whatever other bits say: setgid is inherited, sticky is what /tmp is."""
+    """Unless it is setgid; sticky is what /tmp is."""
     root = shared_place(place, 0o777)
     os.chown(root, owner, GROUP)
 
@@ -225,12 +225,27 @@ def test_a_directory_that_everyone_can_write_to_is_refused(place, owner):
         assert excinfo.value.filename == str(root)
         assert isinstance(excinfo.value, PermissionError)
 
-    for bits in (0o777, 0o1777, 0o2777, 0o3777, 0o707):
+    for bits in (0o777, 0o1777, 0o707):
         root.chmod(bits)
         for user in (ANNA, BERT, CARLA):
             as_user(user, refused)
     root.chmod(0o1777)
     as_user(BERT, lambda: publish(FileStreamProgramCache(root, shared=True), b"k", 1, 1))
+
+
+def test_a_setgid_directory_that_everyone_can_write_to_is_shared_with_everyone(place):
+    root = shared_place(place, 0o2777)
+
+    def use(who):
+        store = FileStreamProgramCache(root, max_size_bytes=1_000_000)
+        for i in range(40):
+            check_lookups(store, b"key%d" % i)
+            assert publish(store, b"key%d" % i, who, 1)
+        store.close()
+
+    for who, user in enumerate((ANNA, BERT, CARLA)):
+        as_user(user, lambda who=who: use(who), umask=0o022)
+        as_user(BERT, lambda: _all_hit(root, 40))
 
 
 def test_a_default_directory_that_another_user_fills(place, monkeypatch):
