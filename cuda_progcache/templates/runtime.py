@@ -219,6 +219,26 @@ class Source:
         return make(form)[f"render_{form}"](ctx, blocks)
 
 
+_TEXTS: dict[range, tuple[tuple[int, str], ...]] = {}
+
+
+def texts(items: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
+    """Give each item with what stands for its text: that of a whole number, else the item itself.
+
+    Kernels count in short ranges, again and again: what these give is kept.
+    """
+    if type(items) is range:
+        pairs = _TEXTS.get(items)
+        if pairs is not None:
+            return pairs
+        fresh = zip(items, map(str, items), strict=True)
+        if len(items) > 256 or len(_TEXTS) >= 1024:
+            return fresh
+        pairs = _TEXTS[items] = tuple(fresh)
+        return pairs
+    return ((item, str(item) if type(item) is int else item) for item in items)
+
+
 def extend(ctx: Any, parent: Any) -> None:
     """Put a parent's blocks behind those that the context has."""
     blocks = ctx.blocks
