@@ -18,6 +18,7 @@ def _session_cache_dir(tmp_path_factory):
     """Session fixtures that open a default cache get one of this run, removed with its temporary directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path_factory.mktemp("session-progcache")))
+        patch.setenv("CUDA_PROGCACHE_TEMPLATES", str(tmp_path_factory.getbasetemp() / "compiled-templates"))
         yield
 
 

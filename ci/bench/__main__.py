@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import processes, programs, scaling, stores, templates
+from ci.bench import processes, programs, scaling, stores, template_cache, templates
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
@@ -26,6 +26,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *programs.BENCHMARKS,
     *processes.BENCHMARKS,
     *templates.BENCHMARKS,
+    *template_cache.BENCHMARKS,
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from typing import Any
 
 import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.errors import StoreError
 from cuda_progcache.store.stats import Totals
 
 STATS_JSON = """\b
 --json: {"root": str, "entries": int, "bytes": int, "compile_seconds": float (what compiling them took),
 "by_target": {target: count}, "by_arch": {arch: count}, "pinned": int, "all_time": {"hits", "misses", "corrupt",
-"evicted", "dropped", "refused", "read_errors", "stored"} (what every process on this cache has counted)}
+"evicted", "dropped", "refused", "read_errors", "stored"} (what every process on this cache has counted), "templates":
+{"directory": str or null (off), "file_count", "total_bytes", "refused": str or null} (the compiled kernel templates)}
 """
 
 
@@ -31,6 +35,7 @@ def stats_command(session: Session) -> None:
     archs = Counter(str(entry.record.get("arch") or "unknown") for entry in entries)
     counted = (None if cache is None else cache.stats().all_time) or Totals()
     pinned = 0 if cache is None else len(cache.pins())
+    templates = _compiled_templates()
     if session.json:
         output.emit(
             {
@@ -42,6 +47,7 @@ def stats_command(session: Session) -> None:
                 "by_arch": dict(archs.most_common()),
                 "pinned": pinned,
                 "all_time": counted._asdict(),
+                "templates": templates,
             }
         )
         return
@@ -62,8 +68,27 @@ def stats_command(session: Session) -> None:
     others = [(getattr(counted, name), name.replace("_", " ")) for name in counted._fields[2:]]
     if any(count for count, _ in others):
         lines.append(("counted", ", ".join(f"{count:,} {name}" for count, name in others if count) + " (all time)"))
+    if templates["refused"]:
+        lines.append(("templates", f"not kept: {templates['refused']}"))
+    elif templates["file_count"]:
+        kept = f"{templates['file_count']:,} compiled, {output.size(templates['total_bytes'])}"
+        lines.append(("templates", f"{kept} in {templates['directory']}"))
     for name, value in lines:
         click.echo(f"{name:<12}{value}")
+
+
+def _compiled_templates() -> dict[str, Any]:
+    """Count the compiled kernel templates; looking makes no directory."""
+    from cuda_progcache.templates.bytecode_cache import BytecodeCache, default_directory
+
+    directory = default_directory()
+    found: dict[str, Any] = {"directory": directory, "file_count": 0, "total_bytes": 0, "refused": None}
+    if directory is not None and os.path.exists(directory):
+        try:
+            found |= BytecodeCache(directory).stats()
+        except StoreError as error:
+            found["refused"] = f"{error.strerror}: {directory}"
+    return found
 
 
 CLEAR_JSON = """\b

@@ -20,6 +20,9 @@ _PTXAS_LINE = re.compile(
     r"^(?P<file>ptxas .*?), line (?P<line>\d+); (?P<severity>error|warning|fatal)\s*: (?P<message>.*)$"
 )
 
+# What `#line` takes: a line, and a file in quotes.
+_DIRECTIVE = re.compile(r'\s*#\s*line\s+(?P<line>\d+)\s+"(?P<file>(?:[^"\\]|\\.)*)"\s*')
+
 LineLookup = Callable[[int], "tuple[str, int] | None"]
 """Generated line (from 1) to (template file, template line)."""
 
@@ -72,7 +75,8 @@ class Diagnostic:
             return f"{self.file}:{self.line}: {self.severity}{code}: {self.message}"
         text = f"{self.template}:{self.template_line}: {self.severity}{code}: {self.message}"
         shown = (self.rendered or "").strip()
-        return f"{text}\n    rendered as {self.file}:{self.line}:  {shown}" if shown else text
+        where = "" if self.file == self.template else f" {self.file}:{self.line}"
+        return f"{text}\n    rendered as{where}:  {shown}" if shown else text
 
 
 def parse_log(
@@ -96,6 +100,7 @@ def parse_log(
     tuple of Diagnostic
     """
     lines = source.splitlines()
+    directed = _directed_lines(lines)
     found = []
     for text in log.splitlines():
         match = _NVRTC_LINE.match(text) or _PTXAS_LINE.match(text)
@@ -105,6 +110,10 @@ def parse_log(
         line = int(parts["line"])
         own = parts["file"] == name
         place = lookup(line) if own and lookup is not None else None
+        rendered = lines[line - 1] if own and 0 < line <= len(lines) else None
+        if (parts["file"], line) in directed:
+            rendered = directed[parts["file"], line]
+            place = (parts["file"], line) if lookup is not None else None
         found.append(
             Diagnostic(
                 severity=parts["severity"],
@@ -114,10 +123,24 @@ def parse_log(
                 code=parts.get("code"),
                 template=place[0] if place else None,
                 template_line=place[1] if place else None,
-                rendered=lines[line - 1] if own and 0 < line <= len(lines) else None,
+                rendered=rendered,
             )
         )
     return tuple(found)
+
+
+def _directed_lines(lines: Sequence[str]) -> dict[tuple[str, int], str]:
+    """Return the lines of a source that has ``#line`` directives by the file and the line that these give them."""
+    found: dict[tuple[str, int], str] = {}
+    file, number = "", 0
+    for text in lines:
+        match = _DIRECTIVE.fullmatch(text) if "#" in text else None
+        if match:
+            file, number = re.sub(r"\\(.)", r"\1", match["file"]), int(match["line"])
+        elif file:
+            found.setdefault((file, number), text)
+            number += 1
+    return found
 
 
 def compile_error(

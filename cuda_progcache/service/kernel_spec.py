@@ -12,7 +12,7 @@ import msgspec
 from cuda_progcache._util.suggest import did_you_mean, nearest
 from cuda_progcache.errors import ManifestError, ParameterError, TemplateError
 from cuda_progcache.templates.dtypes import dtype_name
-from cuda_progcache.templates.environment import evaluate, expression_names
+from cuda_progcache.templates.environment import KernelEnvironment, evaluate, expression_names
 
 PARAMETER_TYPES = ("int", "float", "bool", "str", "dtype")
 HEADER_ROOTS = ("cuda", "cccl")
@@ -163,13 +163,17 @@ class KernelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     reference: str = ""
     tolerance: dict[str, float] = {}
 
-    def bind(self, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def bind(
+        self, params: Mapping[str, Any] | None = None, environment: KernelEnvironment | None = None
+    ) -> dict[str, Any]:
         """Return all parameters with their values, defaults filled in, in the manifest's order.
 
         Parameters
         ----------
         params : mapping, optional
             The ones that differ from their defaults.
+        environment : KernelEnvironment, optional
+            What evaluates the constraints: one with a bytecode cache has them compiled.
 
         Raises
         ------
@@ -179,11 +183,11 @@ class KernelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         bound = self.fill(params or {})
         for constraint in self.constraints:
             try:
-                holds = evaluate(constraint.require, bound)
-                names = expression_names(constraint.require)
+                holds = evaluate(constraint.require, bound, environment)
+                names = None if holds else expression_names(constraint.require)
             except TemplateError as error:
                 raise ManifestError(f"kernel {self.name!r}, constraint {constraint.require!r}: {error}") from error
-            if not holds:
+            if names is not None:
                 values = ", ".join(f"{name} = {bound[name]!r}" for name in bound if name in names)
                 raise ParameterError(
                     f"kernel {self.name!r}: {constraint.message} ({constraint.require} is false for {values})"

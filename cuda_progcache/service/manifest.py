@@ -11,10 +11,11 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.suggest import did_you_mean
-from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, TemplateError
+from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, StoreError, TemplateError
+from cuda_progcache.events import Event, emit, wanted
 from cuda_progcache.service.kernel_spec import (
     Constraint,
     KernelSpec,
@@ -24,6 +25,9 @@ from cuda_progcache.service.kernel_spec import (
 )
 from cuda_progcache.templates.environment import KernelEnvironment, KernelTemplate, expression_names
 from cuda_progcache.templates.source_map import SourceMap
+
+if TYPE_CHECKING:
+    from cuda_progcache.templates.bytecode_cache import BytecodeCache
 
 __all__ = ["Constraint", "KernelLibrary", "KernelSpec", "Parameter", "RenderedKernel", "RenderedModule"]
 
@@ -97,6 +101,13 @@ class KernelLibrary:
     ----------
     path : path, optional
         A folder with a ``manifest.toml``, or that file. Without it, the library that comes with the package.
+    bytecode_cache : BytecodeCache, path, "default" or None
+        Where compiled templates are kept between processes. By default in a directory of the user's own
+        (``CUDA_PROGCACHE_TEMPLATES``, ``off`` for none); where that can't be had, they are compiled in each process.
+    generated_from : bool
+        Begin each source with a comment that names its template and digest; it is in the program's key then.
+    line_directives : bool
+        Have the compiler, ``-lineinfo`` and profilers name the lines of C++ templates; see `KernelEnvironment`.
 
     Attributes
     ----------
@@ -111,14 +122,38 @@ class KernelLibrary:
         If there is no manifest or it is wrong; the message names file, kernel and field.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        bytecode_cache: BytecodeCache | str | os.PathLike[str] | None = "default",
+        generated_from: bool = False,
+        line_directives: bool = False,
+    ) -> None:
         folder = bundled_library() if path is None else Path(path)
         if folder.name == "manifest.toml" and not folder.is_dir():
             folder = folder.parent
         self.path = folder
-        self.environment = KernelEnvironment(folder)
+        self.environment = KernelEnvironment(
+            folder,
+            bytecode_cache=_default_bytecode_cache() if bytecode_cache == "default" else bytecode_cache,
+            generated_from=generated_from,
+            line_directives=line_directives,
+        )
         self._kernels = _read(folder / "manifest.toml")
         self._names: dict[str, KernelTemplate] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make this library again, in another process."""
+        environment = self.environment
+        kept = environment.bytecode_cache
+        return {
+            "path": str(self.path),
+            "bytecode_cache": None if kept is None else kept.directory,
+            "generated_from": environment.generated_from,
+            "line_directives": environment.line_directives,
+        }
 
     @property
     def manifest(self) -> Path:
@@ -164,7 +199,7 @@ class KernelLibrary:
             If a name or a constraint in the manifest can't be evaluated.
         """
         spec = self[kernel]
-        bound = spec.bind(params)
+        bound = spec.bind(params, self.environment)
         modules = []
         digests: dict[str, str] = {}
         for template in spec.templates:
@@ -270,6 +305,21 @@ def _check_options(spec: KernelSpec) -> Iterator[str]:
             yield f"option {option!r} is set when the kernel is compiled, not in the manifest"
         elif option not in known:
             yield f"unknown option {option!r}{did_you_mean(option, known)}"
+
+
+def _default_bytecode_cache() -> BytecodeCache | None:
+    from cuda_progcache.templates.bytecode_cache import BytecodeCache, default_directory
+
+    directory = default_directory()
+    if directory is None:
+        return None
+    try:
+        return BytecodeCache(directory)
+    except StoreError as error:
+        if wanted("drop"):
+            reason = f"compiled templates are not kept: {error.strerror}: {directory}"
+            emit(Event("drop", "kernel templates", "bytecode", "", reasons=(reason,)))
+        return None
 
 
 def bundled_library() -> Path:

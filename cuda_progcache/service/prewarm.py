@@ -302,7 +302,7 @@ class _WorkerProcesses:
     """A worker process per thread of the pool, made when the thread gets its first job."""
 
     def __init__(self, service: CompileService) -> None:
-        self._setup = {"cache": service.cache.settings, "library": str(service.library.path)}
+        self._setup = {"cache": service.cache.settings, "library": service.library.settings}
         self._local = threading.local()
         self._workers: list[Worker] = []
 

@@ -24,7 +24,7 @@ class Worker:
     Parameters
     ----------
     setup : dict
-        ``{"cache": the store's settings, "library": folder}``.
+        ``{"cache": the store's settings, "library": the kernel library's}``.
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -103,9 +103,10 @@ def main() -> None:
     import time
 
     from cuda_progcache.service.compile_service import CompileService
+    from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-    service = CompileService(FileStreamProgramCache(**setup["cache"]), library=setup["library"])
+    service = CompileService(FileStreamProgramCache(**setup["cache"]), library=KernelLibrary(**setup["library"]))
     for line in sys.stdin:
         job = json.loads(line)
         started = time.perf_counter()

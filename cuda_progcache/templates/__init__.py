@@ -2,21 +2,44 @@
 """Kernel templates: parameters to CUDA source, with a map from each generated line back to its template.
 
 Jinja2's syntax with a compiler of our own: `KernelEnvironment` for CUDA source, `Environment` and `Template` for any
-text, `patch_jinja2` for programs that use Jinja2 itself.
+text, `patch_jinja2` for programs that use Jinja2 itself, `BytecodeCache` to keep what was compiled. Each name is
+imported when it is first used: a kernel whose templates lie compiled in the cache needs few of them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from cuda_progcache.templates.environment import KernelEnvironment, KernelTemplate
-from cuda_progcache.templates.source_map import Location, SourceMap
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cuda_progcache.templates.compiler import Compiler
-    from cuda_progcache.templates.template import Environment, Template, patch_jinja2, unpatch_jinja2
+    from typing import Any
+
+    from cuda_progcache.templates.bytecode_cache import BytecodeCache as BytecodeCache
+    from cuda_progcache.templates.bytecode_cache import hash_source as hash_source
+    from cuda_progcache.templates.compiler import Compiler as Compiler
+    from cuda_progcache.templates.environment import KernelEnvironment as KernelEnvironment
+    from cuda_progcache.templates.environment import KernelTemplate as KernelTemplate
+    from cuda_progcache.templates.source_map import Location as Location
+    from cuda_progcache.templates.source_map import SourceMap as SourceMap
+    from cuda_progcache.templates.template import Environment as Environment
+    from cuda_progcache.templates.template import Template as Template
+    from cuda_progcache.templates.template import patch_jinja2 as patch_jinja2
+    from cuda_progcache.templates.template import unpatch_jinja2 as unpatch_jinja2
+
+_HOME = {
+    "BytecodeCache": "bytecode_cache",
+    "Compiler": "compiler",
+    "Environment": "template",
+    "KernelEnvironment": "environment",
+    "KernelTemplate": "environment",
+    "Location": "source_map",
+    "SourceMap": "source_map",
+    "Template": "template",
+    "hash_source": "bytecode_cache",
+    "patch_jinja2": "template",
+    "unpatch_jinja2": "template",
+}
 
 __all__ = [
+    "BytecodeCache",
     "Compiler",
     "Environment",
     "KernelEnvironment",
@@ -24,27 +47,20 @@ __all__ = [
     "Location",
     "SourceMap",
     "Template",
+    "hash_source",
     "patch_jinja2",
     "unpatch_jinja2",
 ]
 
-# These import jinja2, which a hit in the bytecode cache must not.
-_LAZY = {
-    "Compiler": "compiler",
-    "Environment": "template",
-    "Template": "template",
-    "patch_jinja2": "template",
-    "unpatch_jinja2": "template",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    home = _HOME.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    value = getattr(__import__(f"{__name__}.{home}", fromlist=[name]), name)  # importlib itself takes a while to import
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_HOME})

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 from cuda_progcache._util.suggest import did_you_mean
 from cuda_progcache.errors import ParameterError
 from cuda_progcache.templates.dtypes import C_TYPES, TYPE_CODES, dtype_name
-from cuda_progcache.templates.literals import cuda_literal
+
+TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 
 def ctype(dtype: object) -> str:
@@ -87,7 +88,11 @@ def vector_type(base: object, length: int, align: int = 16) -> str:
     return f"{short}4_{align}a"
 
 
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+def cuda_literal(value: Any, dtype: object = None) -> str:
+    """Filter: an exact C++ constant expression; see `cuda_progcache.templates.literals.cuda_literal`."""
+    from cuda_progcache.templates import literals  # exact fractions: 8 ms to import
+
+    return literals.cuda_literal(value, dtype)
 
 
 def define(value: Any, name: str) -> str:
@@ -111,7 +116,7 @@ def define(value: Any, name: str) -> str:
     ParameterError
         If the name is not a C identifier or the value is of another type.
     """
-    if not _IDENTIFIER.match(name):
+    if not (name.isascii() and name.isidentifier()):
         raise ParameterError(f"define: {name!r} is not a C identifier")
     if value is None:
         return f"#define {name}"
@@ -144,6 +149,11 @@ def _is_int(value: Any) -> bool:
     return not isinstance(value, bool) and hasattr(value, "__index__") and not hasattr(value, "__len__")
 
 
-FILTERS = {"ctype": ctype, "cuda_literal": cuda_literal, "vector_type": vector_type, "define": define}
-TESTS = {"power_of_two": power_of_two, "aligned": aligned}
-GLOBALS = {"vector_type": vector_type}
+FILTERS: dict[str, Callable[..., Any]] = {
+    "ctype": ctype,
+    "cuda_literal": cuda_literal,
+    "vector_type": vector_type,
+    "define": define,
+}
+TESTS: dict[str, Callable[..., Any]] = {"power_of_two": power_of_two, "aligned": aligned}
+GLOBALS: dict[str, Any] = {"vector_type": vector_type}

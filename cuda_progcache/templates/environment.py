@@ -1,27 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel templates: Jinja2 syntax, set for CUDA source, with errors that name the template's line.
 
-Importing this module is cheap; jinja2 is imported with the first template.
+A template whose code lies in a bytecode cache is loaded and rendered without Jinja2; it is imported when something has
+to be compiled, or explained.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
-from cuda_progcache._util.suggest import did_you_mean, nearest
-from cuda_progcache.errors import TemplateError
-from cuda_progcache.templates.source_map import SourceMap
+from cuda_progcache.templates.compile_context import context_digest
+from cuda_progcache.templates.files import SearchPath
+from cuda_progcache.templates.plain_environment import STRING, NeedsJinja2Error, PlainEnvironment
 
+TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, TypeVar
+
     import jinja2
+    from jinja2.ext import Extension
 
+    from cuda_progcache.templates.bytecode_cache import BytecodeCache
     from cuda_progcache.templates.jinja_environment import JinjaEnvironment
+    from cuda_progcache.templates.plain_runtime import Template
+    from cuda_progcache.templates.source_map import SourceMap
 
-_STRING = "<string>"
+    E = TypeVar("E", bound=JinjaEnvironment)
+    T = TypeVar("T")
 
 
 class KernelEnvironment:
@@ -36,22 +42,59 @@ class KernelEnvironment:
     ----------
     search_path : path or sequence of paths
         Folders with templates; the first that has a name wins.
+    bytecode_cache : BytecodeCache or path, optional
+        Where compiled templates are kept between processes. Filters, tests and values of the static context count with
+        their code and content; where those can't be told (an object with hidden state), nothing is kept.
+    static_context : mapping, optional
+        Names with the same value in every render: what depends on them alone is worked out when a template is compiled.
     filters, tests, globals : mapping, optional
         Further ones; they win over ours.
+    extensions : sequence of str or class, optional
+        Of Jinja2; templates of an environment with extensions need Jinja2 when they are rendered, too.
+    generated_from : bool
+        Begin the text of each file with a comment that names it and its SHA-256.
+    line_directives : bool
+        Put ``#line`` into the text of each C++ file, so that the compiler, ``-lineinfo`` and profilers name the
+        template's lines. Each render then costs one more, with a compile of the templates.
     """
 
     def __init__(
         self,
         search_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
+        bytecode_cache: BytecodeCache | str | os.PathLike[str] | None = None,
+        static_context: Mapping[str, Any] | None = None,
         filters: Mapping[str, Callable[..., Any]] | None = None,
         tests: Mapping[str, Callable[..., Any]] | None = None,
         globals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+        extensions: Sequence[str | type[Extension]] = (),
+        generated_from: bool = False,
+        line_directives: bool = False,
     ) -> None:
+        if isinstance(bytecode_cache, (str, os.PathLike)):
+            from cuda_progcache.templates.bytecode_cache import BytecodeCache
+
+            bytecode_cache = BytecodeCache(bytecode_cache)
         paths = [search_path] if isinstance(search_path, (str, os.PathLike)) else search_path
         self.search_path = tuple(os.fspath(path) for path in paths)
+        self.bytecode_cache = bytecode_cache
+        self.generated_from = generated_from
+        self.line_directives = line_directives
+        self._static = dict(static_context or {})
         self._additions = {"filters": dict(filters or {}), "tests": dict(tests or {}), "globals": dict(globals or {})}
+        self._extensions = tuple(extensions)
+        self._needs_jinja2 = bool(extensions)
         self._environment: JinjaEnvironment | None = None
+        self._plain: PlainEnvironment | None = None
+        self._expressions: dict[str, Template] = {}
+
+    @property
+    def context_hash(self) -> str | None:
+        """What the bytecode cache files this environment's templates under, besides their names and sources.
+
+        None where its filters, tests or static context can't be told from others; then nothing is kept.
+        """
+        return context_digest(self._additions["filters"], self._additions["tests"], self._extensions, self._static)
 
     def get_template(self, template_name: str) -> KernelTemplate:
         """Return the template of that name.
@@ -62,7 +105,7 @@ class KernelEnvironment:
             If there is no such file, or its syntax is wrong.
         """
         template = KernelTemplate(self, template_name, None)
-        template._load(self.jinja())
+        template._check()
         return template
 
     def from_string(self, source: str) -> KernelTemplate:
@@ -73,8 +116,8 @@ class KernelEnvironment:
         TemplateError
             If its syntax is wrong.
         """
-        template = KernelTemplate(self, _STRING, source)
-        template._load(self.jinja())
+        template = KernelTemplate(self, STRING, source)
+        template._check()
         return template
 
     def render(self, template_name: str, /, **params: Any) -> str:
@@ -102,39 +145,96 @@ class KernelEnvironment:
         dict
             ``{template name: 64 hex digits}``, sorted by name.
         """
-        environment = self.jinja()
-        try:
-            environment.get_template(template_name)
-            return environment.closure({template_name})
-        except Exception as error:  # each becomes a TemplateError
-            raise template_error(error, environment, template_name, {}) from error
+        template = self.get_template(template_name)
+        return template._run(lambda environment: environment.closure({template_name}), {})
 
     def undeclared_parameters(self, template_name: str, /) -> frozenset[str]:
         """Return the names that a template and its includes read but neither set nor find among the globals."""
-        from jinja2 import meta, nodes
-
         environment = self.jinja()
-        undeclared: set[str] = set()
-        assigned: set[str] = set()
+        read: set[str] = set()
+        assigned: set[str] = set()  # an included template sees what the including one has set
         for name in self.digests(template_name):
-            tree = environment.tree(name)
-            undeclared |= meta.find_undeclared_variables(tree)
-            # An included template sees what the including one has set.
-            assigned |= {n.name for n in tree.find_all(nodes.Name) if n.ctx == "store"}
-            assigned |= {n.name for n in tree.find_all(nodes.Macro)}
-            assigned |= {n.target for n in tree.find_all(nodes.Import)}
-        return frozenset(undeclared - assigned - set(environment.globals))
+            names = environment.names_of(environment.tree(name))
+            read |= names[0]
+            assigned |= names[1]
+        return frozenset(read - assigned - set(environment.globals))
+
+    def evaluate(self, expression: str, values: Mapping[str, Any]) -> Any:
+        """Return the value of a Jinja2 expression, with the CUDA filters and tests, over `values`.
+
+        Raises
+        ------
+        TemplateError
+            If the expression is wrong, names something undefined, or raises.
+        """
+        try:
+            plain = self._plain_environment()
+            if plain is None:
+                return self._jinja_expression(expression)(values)
+            template = self._expressions.get(expression)
+            if template is None:
+                template = self._expressions[expression] = self._expression(plain, expression)
+            context = template.context({**plain.globals, **values})
+            template._render(context, None)
+            result = context.vars["_result"]
+            if isinstance(result, plain.undefined):
+                str(result)  # raises, and says what is missing
+            return result
+        except NeedsJinja2Error:
+            self._needs_jinja2 = True
+            return self.evaluate(expression, values)
+        except Exception as error:  # it becomes a TemplateError
+            raise self._error(error, STRING, values, placed=False) from error
+
+    def _expression(self, plain: PlainEnvironment, expression: str) -> Template:
+        source = "{% set _result = (" + expression + ") %}"
+        if not plain.has_string(source):
+            self._jinja_expression(expression)  # what is wrong with it is told in its own words
+        return plain.from_string(source)
+
+    def _jinja_expression(self, expression: str) -> Callable[[Mapping[str, Any]], Any]:
+        from jinja2 import Undefined
+
+        compiled = self.jinja().compile_expression(expression, undefined_to_none=False)
+
+        def evaluate(values: Mapping[str, Any]) -> Any:
+            result = compiled(values)
+            if isinstance(result, Undefined):
+                str(result)  # raises, and says what is missing
+            return result
+
+        return evaluate
 
     def jinja(self) -> JinjaEnvironment:
-        """Return the jinja2 environment beneath, made at the first call."""
+        """Return the Jinja2 environment beneath, made at the first call."""
         if self._environment is None:
             from cuda_progcache.templates.jinja_environment import DigestLoader, JinjaEnvironment
 
-            self._environment = JinjaEnvironment(DigestLoader(self.search_path), **self._additions)
+            self._environment = self._made(JinjaEnvironment, DigestLoader(SearchPath(self.search_path)))
         return self._environment
 
+    def _made(self, kind: type[E], loader: Any) -> E:
+        return kind(loader, **self._additions, extensions=self._extensions, static_context=self._static)
+
+    def _plain_environment(self) -> PlainEnvironment | None:
+        """Return the environment that needs no Jinja2; None where one of the templates does."""
+        if self._plain is None and not self._needs_jinja2:
+            digest = self.context_hash
+            additions = {**self._additions, "globals": {**self._static, **self._additions["globals"]}}
+            cache = None if digest is None else self.bytecode_cache
+            self._plain = PlainEnvironment(SearchPath(self.search_path), cache, digest or "", self.jinja, **additions)
+        return None if self._needs_jinja2 else self._plain
+
+    def _error(
+        self, error: Exception, name: str, params: Mapping[str, Any], *, placed: bool = True, source: str | None = None
+    ) -> Exception:
+        from cuda_progcache.templates.template_errors import template_error
+
+        return template_error(error, self.jinja(), name, params, placed=placed, source=source)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_environment": None}  # compiled templates don't pickle; another process makes its own
+        # Compiled templates don't pickle; another process makes its own.
+        return {**self.__dict__, "_environment": None, "_plain": None, "_expressions": {}}
 
     def __repr__(self) -> str:
         return f"KernelEnvironment({list(self.search_path)!r})"
@@ -153,7 +253,7 @@ class KernelTemplate:
         self.name = name
         self._kernel_environment = environment
         self._source = source
-        self._compiled: jinja2.Template | None = None
+        self._compiled: Template | jinja2.Template | None = None  # of a string; files' are the environment's
 
     def render(self, /, **params: Any) -> str:
         """Return the text for `params`.
@@ -163,7 +263,9 @@ class KernelTemplate:
         TemplateError
             If a name is undefined, a ``{% require %}`` fails, or an expression raises.
         """
-        return self._render(self._kernel_environment.jinja(), params)
+        if self._has_directives:
+            return self.source_map(**params).text
+        return self._headed(self._text(params))
 
     def render_traced(self, /, **params: Any) -> tuple[str, dict[str, str]]:
         """Return the text and the digests of the templates that can have gone into it.
@@ -174,22 +276,16 @@ class KernelTemplate:
             The dict is ``{template name: sha256 of its file}``: every file that was loaded or is included, imported or
             extended by name, whether or not this render's conditions reached it.
         """
-        environment = self._kernel_environment.jinja()
-        with environment.tracking() as names:
-            text = self._render(environment, params)
-            if self._source is not None:
-                from jinja2 import meta
-
-                names |= {n for n in meta.find_referenced_templates(environment.parse(self._source)) if n is not None}
-            return text, environment.closure(names)
+        text, digests = self._run(lambda environment: self._traced(environment, params), params)
+        if self._has_directives:
+            return self.source_map(**params).text, digests
+        return self._headed(text), digests
 
     def undeclared(self) -> frozenset[str]:
         """Return the names that this template itself, without its includes, reads but doesn't set."""
-        from jinja2 import meta
-
         environment = self._kernel_environment.jinja()
         tree = environment.tree(self.name) if self._source is None else environment.parse(self._source)
-        return frozenset(meta.find_undeclared_variables(tree) - set(environment.globals))
+        return frozenset(environment.names_of(tree)[0] - set(environment.globals))
 
     def source_map(self, /, **params: Any) -> SourceMap:
         """Return where each line of ``render(**params)`` came from.
@@ -203,13 +299,25 @@ class KernelTemplate:
         TemplateError
             As `render`.
         """
-        from cuda_progcache.templates.marking import MarkedEnvironment, unmark
+        from cuda_progcache.templates.source_map import SourceMap
 
-        plain = self.render(**params)
-        base = self._kernel_environment.jinja()
-        marked = MarkedEnvironment(base.digest_loader, **self._kernel_environment._additions)
+        found = self._map(self._text(params), params)
+        if self._has_directives:
+            from cuda_progcache.templates.line_directives import with_line_directives
+
+            found = with_line_directives(found)
+        head = self._headed("")
+        return SourceMap(head + found.text, (None,) * bool(head) + found.lines, found.reason) if head else found
+
+    def _map(self, plain: str, params: Mapping[str, Any]) -> SourceMap:
+        from cuda_progcache.templates.marking import MarkedEnvironment, unmark
+        from cuda_progcache.templates.source_map import SourceMap
+
+        environment = self._kernel_environment
+        marked = environment._made(MarkedEnvironment, environment.jinja().digest_loader)
         try:
-            text = self._load(marked).render(params)
+            template = marked.get_template(self.name) if self._source is None else marked.from_string(self._source)
+            text = template.render(params)
         except Exception as error:  # noqa: BLE001  (the marks upset a computation; the caller gets the reason)
             return SourceMap(plain, reason=f"{self.name} can't be rendered with marks: {error}")
         stripped, lines = unmark(text, marked.locations)
@@ -217,24 +325,57 @@ class KernelTemplate:
             return SourceMap(plain, reason=f"{self.name} computes with its own text, which marks change")
         return SourceMap(plain, lines)
 
-    def _render(self, environment: JinjaEnvironment, params: Mapping[str, Any]) -> str:
-        template = self._load(environment)
-        try:
-            return template.render(params)
-        except Exception as error:  # a template's expressions can raise anything; it becomes a TemplateError
-            raise template_error(error, environment, self.name, params) from error
+    def _headed(self, text: str) -> str:
+        environment = self._kernel_environment
+        if not environment.generated_from or self._source is not None:
+            return text
+        comment = ";" if self._is_llvm else "//"
+        return f"{comment} GENERATED FROM {self.name} sha256:{environment.digests(self.name)[self.name]}\n{text}"
 
-    def _load(self, environment: JinjaEnvironment) -> jinja2.Template:
+    @property
+    def _has_directives(self) -> bool:
+        return self._kernel_environment.line_directives and self._source is None and not self._is_llvm
+
+    @property
+    def _is_llvm(self) -> bool:
+        return "ll" in self.name.split(".")[1:]
+
+    def _text(self, params: Mapping[str, Any]) -> str:
+        text: str = self._run(lambda environment: self._load(environment).render(params), params)
+        return text
+
+    def _traced(self, environment: PlainEnvironment | JinjaEnvironment, params: Mapping[str, Any]) -> Any:
+        with environment.tracking() as names:
+            template = self._load(environment)
+            text = template.render(params)
+            if self._source is not None:
+                names |= set(environment.references(template, self._source))
+            return text, environment.closure(names)
+
+    def _check(self) -> None:
+        self._run(self._load, {})
+
+    def _run(self, work: Callable[[Any], T], params: Mapping[str, Any]) -> T:
+        """Do something in the environment that can: the plain one, or where a template needs it Jinja2's."""
+        environment = self._kernel_environment
         try:
-            if self._source is None:
-                return environment.get_template(self.name)  # Jinja2 keeps it, and reloads it when the file changes
-            if environment is not self._kernel_environment._environment:
-                return environment.from_string(self._source)
-            if self._compiled is None:
-                self._compiled = environment.from_string(self._source)
-            return self._compiled
-        except Exception as error:  # syntax, I/O, constant folding; it becomes a TemplateError
-            raise template_error(error, environment, self.name, {}) from error
+            plain = environment._plain_environment()
+            if plain is not None:
+                try:
+                    return work(plain)
+                except NeedsJinja2Error:
+                    environment._needs_jinja2 = True
+                    self._compiled = None
+            return work(environment.jinja())
+        except Exception as error:  # a template's expressions can raise anything; it becomes a TemplateError
+            raise environment._error(error, self.name, params, source=self._source) from error
+
+    def _load(self, environment: Any) -> Any:
+        if self._source is None:
+            return environment.get_template(self.name)  # kept there, and read again when the file changes
+        if self._compiled is None or self._compiled.environment is not environment:
+            self._compiled = environment.from_string(self._source)
+        return self._compiled
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
@@ -243,15 +384,9 @@ class KernelTemplate:
         return f"KernelTemplate({self.name!r})"
 
 
-def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
-    """Return the value of a Jinja2 expression, with the CUDA filters and tests, over `values`.
-
-    Raises
-    ------
-    TemplateError
-        If the expression is wrong, names something undefined, or raises.
-    """
-    return _expression(expression)(values)
+def evaluate(expression: str, values: Mapping[str, Any], environment: KernelEnvironment | None = None) -> Any:
+    """Return the value of a Jinja2 expression; see `KernelEnvironment.evaluate`."""
+    return (environment or _bare()).evaluate(expression, values)
 
 
 def expression_names(expression: str) -> frozenset[str]:
@@ -262,114 +397,22 @@ def expression_names(expression: str) -> frozenset[str]:
     TemplateError
         If its syntax is wrong.
     """
-    return _expression(expression).names
+    from jinja2 import meta
+
+    environment = _bare()
+    try:
+        environment._jinja_expression(expression)
+        tree = environment.jinja().parse("{{ " + expression + " }}")
+    except Exception as error:  # it becomes a TemplateError
+        raise environment._error(error, STRING, {}, placed=False) from error
+    return frozenset(meta.find_undeclared_variables(tree) - set(environment.jinja().globals))
 
 
-class _Expression:
-    def __init__(self, source: str) -> None:
-        from jinja2 import meta
-
-        self._environment = _bare().jinja()
-        try:
-            self._compiled = self._environment.compile_expression(source, undefined_to_none=False)
-            tree = self._environment.parse("{{ " + source + " }}")
-        except Exception as error:  # it becomes a TemplateError
-            raise template_error(error, self._environment, _STRING, {}, placed=False) from error
-        self.names = frozenset(meta.find_undeclared_variables(tree) - set(self._environment.globals))
-
-    def __call__(self, values: Mapping[str, Any]) -> Any:
-        from jinja2 import Undefined
-
-        try:
-            result = self._compiled(values)
-            if isinstance(result, Undefined):
-                str(result)  # raises: StrictUndefined says what is missing
-        except Exception as error:  # it becomes a TemplateError
-            raise template_error(error, self._environment, _STRING, values, placed=False) from error
-        return result
+_bares: list[KernelEnvironment] = []
 
 
-@lru_cache(maxsize=1)
 def _bare() -> KernelEnvironment:
-    return KernelEnvironment(())
-
-
-_expression = lru_cache(maxsize=1024)(_Expression)
-
-_UNDEFINED = re.compile(r"'([^']+)' is undefined")
-_NO_SUCH = re.compile(r"No (filter|test) named '([^']+)'")
-_UNKNOWN_TAG = re.compile(r"unknown tag '([^']+)'")
-_TAGS = (
-    *("block", "call", "extends", "filter", "for", "from", "if", "import", "include", "macro", "raw", "require", "set"),
-    *("unroll", "with", "elif", "else", "endblock", "endcall", "endfilter", "endfor", "endif", "endmacro", "endset"),
-)
-
-
-def template_error(
-    error: Exception, environment: JinjaEnvironment, name: str, params: Mapping[str, Any], *, placed: bool = True
-) -> TemplateError:
-    """Return `error`, raised by Jinja2 or by a template's own code, as a TemplateError.
-
-    Parameters
-    ----------
-    error : Exception
-        As caught, with its traceback.
-    environment : JinjaEnvironment
-        Where it happened.
-    name : str
-        The template that was asked for; the error may lie in one that it includes.
-    params : mapping
-        The parameters of the render, for the nearest name.
-    placed : bool
-        Whether the message starts with template and line.
-    """
-    import jinja2
-
-    if isinstance(error, TemplateError) and error.template:
-        return error
-    template, line = _place(error, environment, name)
-    message = str(error) or type(error).__name__
-    if isinstance(error, jinja2.TemplateNotFound):
-        missing = str(error.name or error)
-        hint = did_you_mean(missing, environment.list_templates(), listing="there are")
-        message = (
-            f"no template {missing!r} in {', '.join(environment.digest_loader.roots) or 'an empty search path'}{hint}"
-        )
-    elif isinstance(error, jinja2.TemplateSyntaxError):
-        message = error.message or message
-    elif isinstance(error, jinja2.UndefinedError):
-        match = _UNDEFINED.search(message)
-        if match:
-            near = nearest(match[1], {*params, *environment.globals})
-            message += f"; did you mean {near!r}?" if near else did_you_mean(match[1], params, listing="parameters")
-    elif not isinstance(error, (jinja2.TemplateError, ValueError)):
-        message = f"{type(error).__name__}: {message}"
-    match = _NO_SUCH.search(message)
-    if match:
-        known = environment.filters if match[1] == "filter" else environment.tests
-        message = message.rstrip(".") + did_you_mean(match[2], known)
-    match = _UNKNOWN_TAG.search(message)
-    if match:
-        message = message.rstrip(".") + did_you_mean(match[1], _TAGS)
-    if placed:
-        message = f"{template}:{line}: {message}" if line else f"{template}: {message}"
-    return TemplateError(message, template=template, line=line)
-
-
-def _place(error: Exception, environment: JinjaEnvironment, name: str) -> tuple[str, int | None]:
-    """Return template and line of an error: its own, else the innermost template frame of its traceback."""
-    import jinja2
-
-    names = environment.digest_loader.names
-    if isinstance(error, jinja2.TemplateSyntaxError):
-        return error.name or names.get(error.filename or "", name), error.lineno
-    template: str = name
-    line: int | None = None
-    traceback = error.__traceback__
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if "__jinja_exception__" in frame.f_globals:  # Jinja2 puts such a frame where a template's code stood
-            template = names.get(frame.f_code.co_filename, _STRING)
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return template, line
+    """Return the environment without templates, for expressions."""
+    if not _bares:
+        _bares.append(KernelEnvironment(()))
+    return _bares[0]

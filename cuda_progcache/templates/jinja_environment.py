@@ -1,42 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jinja2 set up for CUDA source: loader with digests, ``{% require %}`` and ``{% unroll %}``.
+"""Jinja2 set up for CUDA source: what compiles a template that the bytecode cache doesn't hold, and answers questions.
 
-The one module, with :mod:`cuda_progcache.templates.marking`, that imports jinja2 at its top; both are reached only when
-something is rendered.
+One of the modules that import jinja2 at their top; they are reached when there is something to compile or to explain.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension
-from jinja2.loaders import split_template_path
 
-from cuda_progcache.errors import TemplateError
 from cuda_progcache.templates.cuda_filters import FILTERS, GLOBALS, TESTS
+from cuda_progcache.templates.frames import Compiled
+from cuda_progcache.templates.plain_environment import STRING
+from cuda_progcache.templates.plain_runtime import with_facts
+from cuda_progcache.templates.regions import Globals, Region
+from cuda_progcache.templates.template import Environment
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser
 
-STRING = "<string>"
-"""The name of a template made from a string."""
+    from cuda_progcache.templates.files import SearchPath
 
 _loaded: ContextVar[set[str] | None] = ContextVar("_loaded", default=None)
 
 
 class DigestLoader(jinja2.BaseLoader):
-    """Loads templates from folders, first match wins, and keeps the SHA-256 of each file it loaded."""
+    """Loads templates from a search path, and keeps the SHA-256 of each file it loaded."""
 
-    def __init__(self, roots: Sequence[str]) -> None:
-        self.roots = tuple(roots)
+    def __init__(self, files: SearchPath) -> None:
+        self.files = files
         self.digests: dict[str, str] = {}
         self.names: dict[str, str] = {}  # file to template name, for tracebacks
 
@@ -46,57 +45,20 @@ class DigestLoader(jinja2.BaseLoader):
         template: str,
     ) -> tuple[str, str, Callable[[], bool]]:
         """Return text, file and an up-to-date check (Jinja2's loader protocol)."""
-        parts = split_template_path(template)
-        for root in self.roots:
-            path = os.path.join(root, *parts)
-            signature = _signature(path)  # before the read: a write in between shows as stale, never as fresh
-            data = _contents(path, template)
-            if data is None:
-                continue
-            try:
-                text = data.decode()
-            except UnicodeDecodeError as error:
-                line = data.count(b"\n", 0, error.start) + 1
-                raise TemplateError(f"{template}:{line}: {path} is not UTF-8", template=template, line=line) from error
-            self.digests[template] = hashlib.sha256(data).hexdigest()
-            self.names[path] = template
-            return text, path, partial(_unchanged, path, signature)
-        raise jinja2.TemplateNotFound(template)
+        file = self.files.read(template)
+        if file is None:
+            raise jinja2.TemplateNotFound(template)
+        self.digests[template] = file.digest
+        self.names[file.path] = template
+        return file.text, file.path, file.is_current
 
     def list_templates(self) -> list[str]:
         """Return the names of all files under the roots."""
-        return sorted(
-            os.path.relpath(os.path.join(folder, file), root).replace(os.sep, "/")
-            for root in self.roots
-            for folder, _, files in os.walk(root)
-            for file in files
-        )
+        return self.files.names()
 
 
-def _signature(path: str) -> tuple[int, int, int] | None:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
-def _contents(path: str, template: str) -> bytes | None:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    except OSError as error:
-        raise TemplateError(f"{template}: can't read {path}: {error.strerror}", template=template) from error
-
-
-def _unchanged(path: str, signature: tuple[int, int, int] | None) -> bool:
-    return _signature(path) == signature
-
-
-class JinjaEnvironment(jinja2.Environment):
-    """Stock Jinja2 with the settings, filters and tags for CUDA source."""
+class JinjaEnvironment(Environment):
+    """Jinja2 over our compiler, with the settings, filters and tags for CUDA source."""
 
     def __init__(
         self,
@@ -105,21 +67,38 @@ class JinjaEnvironment(jinja2.Environment):
         filters: Mapping[str, Callable[..., Any]],
         tests: Mapping[str, Callable[..., Any]],
         globals: Mapping[str, Any],  # noqa: A002  (Jinja2's name for it)
+        extensions: Sequence[str | type[Extension]] = (),
+        static_context: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             loader=loader,
+            static_context=static_context,
             autoescape=False,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
-            extensions=[RequireExtension, UnrollExtension],
+            extensions=[RequireExtension, UnrollExtension, *extensions],
         )
         self.digest_loader = loader
         self.filters.update({**FILTERS, **filters})
         self.tests.update({**TESTS, **tests})
-        self.globals.update({**GLOBALS, **globals})
+        self.globals.update({**GLOBALS, **(static_context or {}), **globals})
         self._references: dict[str, tuple[str, ...]] = {}
+
+    def compile_kernel(self, text: str, name: str | None, path: str) -> Compiled:
+        """Compile a template for the plain runtime.
+
+        Raises
+        ------
+        jinja2.TemplateSyntaxError
+        """
+        tree = self._parse(text, name, path)
+        references = tuple(r for r in meta.find_referenced_templates(tree) if r is not None)
+        plain = all(type(node) in _PLAIN_NODES for node in tree.find_all(nodes.Node))
+        compiler = self.compiler_class(self, self.static_context)
+        code = with_facts(compiler.compile(tree, name, path), references, plain=plain)
+        return Compiled(code, precomputed=compiler.precomputed, warnings=map(asdict, compiler.warnings))
 
     def get_template(self, *args: Any, **kwargs: Any) -> jinja2.Template:
         """As Jinja2's, and note the template for `tracking`."""
@@ -158,6 +137,18 @@ class JinjaEnvironment(jinja2.Environment):
             waiting.extend(self._references[name])
         return dict(sorted(digests.items()))
 
+    def references(self, template: jinja2.Template, source: str) -> tuple[str, ...]:  # noqa: ARG002  (the plain one's)
+        """Return the templates that one made from a string names."""
+        return tuple(r for r in meta.find_referenced_templates(self.parse(source)) if r is not None)
+
+    def names_of(self, tree: nodes.Template) -> tuple[set[str], set[str]]:
+        """Return the names that a template reads without having set them, and all that it sets somewhere."""
+        defined = {n.name for n in tree.find_all((nodes.Macro, Region))}  # regions are nothing that `meta` knows
+        assigned = defined | {n.name for n in tree.find_all(nodes.Name) if n.ctx == "store"}
+        assigned |= {n.target for n in tree.find_all(nodes.Import)}
+        regions = {n.name for n in tree.find_all(Region)}
+        return meta.find_undeclared_variables(tree) - regions, assigned
+
     def tree(self, name: str) -> nodes.Template:
         """Return a template's syntax tree.
 
@@ -173,6 +164,18 @@ class JinjaEnvironment(jinja2.Environment):
         if name is not None:
             self._references[name] = tuple(r for r in meta.find_referenced_templates(tree) if r is not None)
         return tree
+
+
+# What the plain runtime can do: all but escaping, i18n, and what extensions bring.
+_PLAIN_NODES = {
+    *(nodes.Output, nodes.If, nodes.For, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.Block),
+    *(nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport, nodes.ExprStmt, nodes.Assign, nodes.AssignBlock),
+    *(nodes.Name, nodes.NSRef, nodes.Const, nodes.TemplateData, nodes.Tuple, nodes.List, nodes.Dict, nodes.Pair),
+    *(nodes.Keyword, nodes.CondExpr, nodes.Filter, nodes.Test, nodes.Call, nodes.Getitem, nodes.Slice, nodes.Getattr),
+    *(nodes.Concat, nodes.Compare, nodes.Operand, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv),
+    *(nodes.Mod, nodes.Pow, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.ImportedName),
+    *(nodes.Break, nodes.Continue, Region, Globals),
+}
 
 
 def _note(template: jinja2.Template) -> jinja2.Template:
@@ -198,17 +201,8 @@ class RequireExtension(Extension):
         shown = sorted(names)
         values = nodes.List([nodes.Name(name, "load") for name in shown])
         where = [nodes.Const(parser.name or STRING), nodes.Const(line)]
-        failure = self.call_method("_fail", [message, nodes.Const(tuple(shown)), values, *where])
+        failure = _call("refuse", [message, nodes.Const(tuple(shown)), values, *where])
         return nodes.If(nodes.Not(condition), [nodes.ExprStmt(failure)], [], []).set_lineno(line)
-
-    def _fail(self, message: object, names: Sequence[str], values: Sequence[object], template: str, line: int) -> None:
-        pairs = [
-            f"{name} is undefined" if isinstance(value, jinja2.Undefined) else f"{name} = {value!r}"
-            for name, value in zip(names, values, strict=True)
-            if not callable(value) or isinstance(value, jinja2.Undefined)
-        ]
-        tail = f" ({', '.join(pairs)})" if pairs else ""
-        raise TemplateError(f"{template}:{line}: {message}{tail}", template=template, line=line)
 
 
 class UnrollExtension(Extension):
@@ -225,11 +219,12 @@ class UnrollExtension(Extension):
         if parser.stream.current.type == "block_end":
             return nodes.Output([nodes.Const("#pragma unroll\n")]).set_lineno(line)
         where = [nodes.Const(parser.name or STRING), nodes.Const(line)]
-        return nodes.Output([self.call_method("_pragma", [parser.parse_expression(), *where])]).set_lineno(line)
+        return nodes.Output([_call("pragma", [parser.parse_expression(), *where])]).set_lineno(line)
 
-    def _pragma(self, factor: object, template: str, line: int) -> str:
-        whole = not isinstance(factor, bool) and isinstance(factor, int) and factor >= 1
-        if not whole and not (isinstance(factor, str) and factor.strip()):
-            message = f"{template}:{line}: unroll takes a positive whole number or a C++ expression, not {factor!r}"
-            raise TemplateError(message, template=template, line=line)
-        return f"#pragma unroll {factor}\n"
+
+def _call(function: str, arguments: list[nodes.Expr]) -> nodes.Call:
+    """Build the call of a function that compiled templates import for themselves, without the extension."""
+    return nodes.Call(nodes.ImportedName(f"{_STATEMENTS}.{function}"), arguments, [], None, None)
+
+
+_STATEMENTS = "cuda_progcache.templates.cuda_statements"

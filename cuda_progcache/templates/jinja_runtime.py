@@ -135,7 +135,7 @@ class ParentBlock(BlockReference):
 
 def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call what a template calls: like ``Context.call``, quick about plain functions."""
-    if function is range:
+    if function is range and not kwargs:
         return range(*args)
     kind = type(function)
     if kind is BuiltinFunctionType or (kind in _PLAIN_CALLABLES and not hasattr(function, "jinja_pass_arg")):

@@ -33,8 +33,10 @@ and ``call``, ``derived``, ``get_all``, ``resolve_or_missing``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any
 
 EMPTY: dict[str, Any] = {}
 """Stands for a value that is no plain dict, where attributes are looked up; never changed."""

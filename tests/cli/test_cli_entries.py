@@ -163,7 +163,8 @@ def test_show_of_an_ambiguous_prefix_names_the_candidates(cli):
     assert entry_digest(str(number))[:8] in error
 
 
-def test_stats(cli, cli_json, kept, root):
+def test_stats(cli, cli_json, kept, root, monkeypatch):
+    monkeypatch.setenv("CUDA_PROGCACHE_TEMPLATES", "off")
     text = cli("stats").stdout
     assert str(root) in text
     assert "5.1 kB" in text
@@ -180,7 +181,30 @@ def test_stats(cli, cli_json, kept, root):
             "hits": 0, "misses": 0, "corrupt": 0, "evicted": 0, "dropped": 0, "refused": 0, "read_errors": 0,
             "stored": 3,
         },
+        "templates": {"directory": None, "file_count": 0, "total_bytes": 0, "refused": None},
     }  # fmt: skip
+
+
+def test_stats_counts_compiled_templates(cli, cli_json, monkeypatch, tmp_path):
+    folder = tmp_path / "templates"
+    monkeypatch.setenv("CUDA_PROGCACHE_TEMPLATES", str(folder))
+    none = {"directory": str(folder), "file_count": 0, "total_bytes": 0, "refused": None}
+    assert cli_json("stats")["templates"] == none
+    assert not folder.exists()  # looking makes none
+    cli("render", "axpby")
+    size = sum(file.stat().st_size for file in folder.glob("*.pyc"))
+    count = len(list(folder.glob("*axpby*.pyc"))) + len(list(folder.glob("*packs*.pyc")))
+    assert count >= 2
+    found = cli_json("stats")["templates"]
+    assert found["total_bytes"] == size
+    assert found["file_count"] >= count
+    assert f"compiled, {size / 1000:.0f}" in cli("stats").stdout
+    folder.chmod(0o755)
+    assert "open to others (mode 0755)" in cli_json("stats")["templates"]["refused"]
+    assert "not kept: compiled templates are executed" in cli("stats").stdout
+    cli("render", "axpby")  # renders all the same
+    monkeypatch.setenv("CUDA_PROGCACHE_TEMPLATES", "off")
+    assert cli_json("stats")["templates"]["directory"] is None
 
 
 def test_looking_at_a_cache_that_is_not_there_makes_none(cli, cli_json, root):

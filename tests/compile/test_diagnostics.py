@@ -40,6 +40,17 @@ def test_printed_as_editors_read_it():
     assert str(header) == 'inc/util.h:7: warning #177-D: variable "y" was declared but never referenced'
 
 
+def test_line_directives_name_the_place_themselves():
+    source = 'int b;\n#line 40 "a \\"k\\".cu.j2"\n\n  a = x;\n# line 7 "inc.j2"\nint c;\n'
+    log = 'a "k".cu.j2(41): error: identifier "x" is undefined\ngemm.cu(1): error: no\nother.h(7): error: no\n'
+    mapped, own, header = parse_log(log, name="gemm.cu", source=source, lookup=lambda line: None)
+    assert (mapped.template, mapped.template_line, mapped.rendered) == ('a "k".cu.j2', 41, "  a = x;")
+    assert str(mapped) == 'a "k".cu.j2:41: error: identifier "x" is undefined\n    rendered as:  a = x;'
+    assert (own.template, own.rendered, header.template, header.rendered) == (None, "int b;", None, None)
+    (mapped, *_) = parse_log(log, name="gemm.cu", source=source)
+    assert (mapped.template, mapped.rendered) == (None, "  a = x;")
+
+
 def test_lines_without_a_known_origin_stay_as_they_are():
     found = parse_log(LOG, name="gemm.cu", source="one\n  a = x;\n", lookup=lambda line: None)
     assert str(found[0]).startswith("gemm.cu:2: error")

@@ -127,6 +127,33 @@ def test_a_compile_error_in_a_linked_module_names_its_template(service, library_
         service.kernel("pair", arch="sm_90")
 
 
+def test_a_compile_error_in_an_include_and_in_a_macro_names_their_lines(service, library_dir):
+    (library_dir / "body.cuh.j2").write_text("// body\n{% macro store(to) %}\n  {{ to }} = valeu;\n{% endmacro %}\n")
+    (library_dir / "load.cuh.j2").write_text("{# #}\n\n__device__ int load() { return nothing; }\n")
+    (library_dir / "fill.cu.j2").write_text(
+        '{% from "body.cuh.j2" import store %}\n{% include "load.cuh.j2" %}\n'
+        'extern "C" __global__ void fill({{ dtype|ctype }} *a) {\n{{ store("a[" ~ block ~ "]") }}}\n'
+    )
+    for library in (library_dir, KernelLibrary(library_dir, line_directives=True)):
+        with pytest.raises(CompileError) as caught:
+            CompileService(service.cache, library=library).kernel("fill", arch="sm_90")
+        found = {(d.template, d.template_line, d.rendered.strip()) for d in caught.value.diagnostics}
+        assert found == {
+            ("load.cuh.j2", 3, "__device__ int load() { return nothing; }"),
+            ("body.cuh.j2", 3, "a[256] = valeu;"),
+        }
+        assert 'body.cuh.j2:3: error: identifier "valeu" is undefined' in str(caught.value)
+
+
+def test_line_directives_are_in_the_key_and_hit(service, library_dir):
+    plain = service.kernel("fill", arch="sm_90")
+    directed = CompileService(service.cache, library=KernelLibrary(library_dir, line_directives=True))
+    assert not directed.kernel("fill", arch="sm_90").hit
+    assert directed.kernel("fill", arch="sm_90").hit
+    assert service.kernel("fill", arch="sm_90").digest == plain.digest
+    assert directed.kernel("ir", arch="sm_90").digest == service.kernel("ir", arch="sm_90").digest
+
+
 def test_compile(service):
     log = io.StringIO()
     source = "#warning careful\ntemplate <class T> __global__ void k(T *a) { *a = 1; }"

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, TemplateError
+from cuda_progcache.events import subscribe
 from cuda_progcache.service.manifest import KernelLibrary, bundled_library
+from cuda_progcache.templates import BytecodeCache
 
 AXPBY = """\
 format = 1
@@ -391,3 +393,69 @@ def test_without_a_library_both_places_are_named(monkeypatch, tmp_path):
         place.mkdir(parents=True)
         make(place)
         assert KernelLibrary().path == place
+
+
+ALL_RENDERED = """
+import hashlib, sys
+from cuda_progcache.service.manifest import KernelLibrary
+library = KernelLibrary()
+digest = hashlib.sha256()
+for spec in library:
+    for variant in spec.variants or ({},):
+        rendered = library.render(spec.name, **variant)
+        digest.update(repr([(m.name, m.source) for m in rendered.modules]).encode())
+        digest.update(repr((rendered.entry_points, rendered.name_expressions, rendered.template_digests)).encode())
+print(digest.hexdigest(), "jinja2" in sys.modules)
+"""
+
+
+def test_a_second_process_renders_the_bundled_library_without_jinja2(monkeypatch, tmp_path):
+    outputs = []
+    for directory in (tmp_path / "compiled", tmp_path / "compiled", "off"):
+        monkeypatch.setenv("CUDA_PROGCACHE_TEMPLATES", str(directory))
+        done = subprocess.run([sys.executable, "-c", ALL_RENDERED], capture_output=True, text=True, check=True)
+        outputs.append(done.stdout.split())
+    assert [jinja2 for _, jinja2 in outputs] == ["True", "False", "True"]
+    assert len({digest for digest, _ in outputs}) == 1
+
+
+def test_a_library_takes_a_bytecode_cache_or_none(tmp_path, monkeypatch):
+    make(tmp_path)
+    monkeypatch.setenv("CUDA_PROGCACHE_TEMPLATES", str(tmp_path / "default"))
+    own = BytecodeCache(tmp_path / "own")
+    assert KernelLibrary(tmp_path, bytecode_cache=own).environment.bytecode_cache is own
+    assert KernelLibrary(tmp_path, bytecode_cache=None).environment.bytecode_cache is None
+    assert not (tmp_path / "default").exists()
+    library = KernelLibrary(tmp_path)
+    library.render("axpby")
+    assert library.environment.bytecode_cache.directory == str(tmp_path / "default")
+    # Two templates, two names that are templates, one constraint.
+    assert library.environment.bytecode_cache.stats()["file_count"] == 5
+
+
+def test_an_unsafe_default_directory_is_not_used_and_said(library, tmp_path, monkeypatch):
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    monkeypatch.setenv("CUDA_PROGCACHE_TEMPLATES", str(open_to_all))
+    events = []
+    unsubscribe = subscribe(events.append)
+    other = KernelLibrary(tmp_path)
+    unsubscribe()
+    assert other.environment.bytecode_cache is None
+    assert other.render("axpby").modules == library.render("axpby").modules
+    assert list(open_to_all.iterdir()) == []
+    assert [event.kind for event in events] == ["drop"]
+    assert "compiled templates are executed, and this directory is open to others (mode 0777)" in str(events[0])
+
+
+def test_generated_from_and_line_directives(library, tmp_path):
+    plain = library.render("axpby")
+    marked = KernelLibrary(tmp_path, generated_from=True, line_directives=True).render("axpby")
+    digest = plain.template_digests["axpby.cu.j2"]
+    assert marked.modules[0].source == (
+        f'// GENERATED FROM axpby.cu.j2 sha256:{digest}\n#line 1 "head.cuh.j2"\n// head\n#line 2 "axpby.cu.j2"\n'
+        "float x[256]; // 1.0 False sum\n"
+    )
+    assert (marked.name_expressions, marked.entry_points) == (plain.name_expressions, plain.entry_points)
+    assert marked.modules[0].source_map().reason == ""

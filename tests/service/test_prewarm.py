@@ -15,7 +15,9 @@ import pytest
 
 from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgramCache
 from cuda_progcache.errors import ArchError, KernelNotFoundError
+from cuda_progcache.service.manifest import KernelLibrary
 from cuda_progcache.service.worker import Worker, WorkerDiedError
+from cuda_progcache.templates import BytecodeCache
 
 ARCHS = ["sm_80", "sm_90"]
 
@@ -52,6 +54,17 @@ def test_progress_comes_in_the_calling_thread(service):
         archs=ARCHS, jobs=2, on_progress=lambda item, done, total: seen.append((done, total, threading.get_ident()))
     )
     assert seen == [(n, 10, threading.get_ident()) for n in range(1, 11)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_compiled_templates_are_kept_where_the_library_says(tmp_path, library_dir, jobs):
+    kept = BytecodeCache(tmp_path / "templates")
+    library = KernelLibrary(library_dir, bytecode_cache=kept, line_directives=True)
+    service = CompileService(FileStreamProgramCache(tmp_path / "cache", durability="none"), library=library)
+    assert service.prewarm(archs=["sm_80"], kernels=["fill", "typed"], jobs=jobs).compiled == 3
+    assert kept.stats()["file_count"] == 3  # two templates, and a name that is one
+    again = CompileService(service.cache, library=KernelLibrary(**library.settings))
+    assert again.kernel("fill", arch="sm_80").hit  # the workers wrote #line, too
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -129,7 +142,7 @@ def test_a_worker_that_dies_fails_its_job_and_no_other(service, monkeypatch):
 
 
 def test_worker_protocol(service):
-    worker = Worker({"cache": service.cache.settings, "library": str(service.library.path)})
+    worker = Worker({"cache": service.cache.settings, "library": service.library.settings})
     try:
         answer = worker.run({"kernel": "fill", "variant": {}, "arch": "sm_80"})
         assert (answer["hit"], len(answer["digest"])) == (False, 64)

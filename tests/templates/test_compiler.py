@@ -689,6 +689,30 @@ def test_async_stream():
         next(template.render_stream())
 
 
+def test_precomputed_values_belong_to_their_code():
+    environment = Environment(static_context={"one": Formats(), "two": Whole(2)})
+    compiled = [environment.compile("{{ type(" + name + ") }}") for name in ("one", "two")]
+    for code_object, kind in zip([*compiled, *compiled], [Formats, Whole] * 2, strict=True):
+        template = Template.from_code(environment, code_object, environment.make_globals(None))
+        assert template.render(type=type) == str(kind)
+
+
+# Source maps
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_source_map(asynchronous):
+    files = {"part": "p\n{{ x }}\n"}
+    files["t"] = "a\n{% for i in [1, 2] %}\nb{{ i }}{% endfor %}\n\n{% include 'part' %}"
+    template = Environment(loader=jinja2.DictLoader(files), enable_async=asynchronous).get_template("t")
+    found = template.source_map(x="x")
+    assert found.text == template.render(x="x") and not found.reason
+    text = found.text.split("\n")
+    where = {line: str(found.lookup(number)) for number, line in enumerate(text, 1) if line}
+    assert where == {"a": "t:1", "b1": "t:3", "b2": "t:3", "p": "part:1", "x": "part:2"}
+    assert Environment().from_string("{% set a %}x{% endset %}{{ a|length }}{{ a == 'x' }}").source_map().reason
+
+
 # Jinja2 itself
 
 

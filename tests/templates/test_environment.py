@@ -198,6 +198,15 @@ def test_undeclared_parameters_see_through_includes(folder):
     assert environment.undeclared_parameters("k.j2") == {"block", "depth", "n"}
 
 
+def test_undeclared_parameters_of_regions(folder):
+    environment = folder(
+        k_j2="{% region tile(a, b=depth) %}{{ a }}{{ b }}{{ n }}{% set own = 1 %}{{ own }}{% endregion %}{{ tile(m) }}"
+        "{% globals %}{% set twice = k * 2 %}{% endglobals %}{{ twice }}"
+    )
+    assert environment.undeclared_parameters("k.j2") == {"depth", "k", "m", "n"}
+    assert environment.get_template("k.j2").undeclared() == {"depth", "k", "m", "n"}
+
+
 def test_threads_share_an_environment(folder):
     environment = folder(k_j2='{% include "i.j2" %}', i_j2="{% for i in range(n) %}{{ i }},{% endfor %}")
     with ThreadPoolExecutor(8) as pool:
@@ -227,3 +236,100 @@ def test_evaluate():
         with pytest.raises(TemplateError) as caught:
             evaluate(wrong, {"block": 1})
         assert str(caught.value).startswith(message)
+
+
+def test_generated_from(folder):
+    environment = folder(k_j2='#include "x.h"\n{% include "i.j2" %}', i_j2="int {{ n }};")
+    marked = KernelEnvironment(folder.path, generated_from=True)
+    digest = environment.digests("k.j2")["k.j2"]
+    text = marked.render("k.j2", n="a")
+    assert text == f"// GENERATED FROM k.j2 sha256:{digest}\n" + environment.render("k.j2", n="a")
+    assert marked.get_template("k.j2").render_traced(n="a")[0] == text
+    found = marked.source_map("k.j2", n="a")
+    assert found.text == text
+    assert [str(place) for place in found.lines] == ["None", "k.j2:1", "i.j2:1"]
+    assert marked.from_string("{{ n }}").render(n=1) == "1"
+    (folder.path / "k.ll.j2").write_text("ret void\n")
+    assert marked.render("k.ll.j2").startswith("; GENERATED FROM k.ll.j2 sha256:")
+
+
+def test_line_directives_on_request(folder):
+    folder(k_j2='a\n{% include "i.j2" %}', i_j2="\nint {{ n }};")
+    directed = KernelEnvironment(folder.path, line_directives=True, generated_from=True)
+    text = directed.render("k.j2", n="b")
+    assert text.splitlines()[1:] == ['#line 1 "k.j2"', "a", "", '#line 2 "i.j2"', "int b;"]
+    assert directed.get_template("k.j2").render_traced(n="b")[0] == text
+    found = directed.source_map("k.j2", n="b")
+    assert [str(found.lookup(n)) for n in range(1, 7)] == ["None", "None", "k.j2:1", "None", "None", "i.j2:2"]
+    assert directed.from_string("{{ n }}").render(n=1) == "1"
+    (folder.path / "k.ll.j2").write_text("ret void\n")
+    assert "#line" not in directed.render("k.ll.j2")
+
+
+def test_errors_show_the_parameters_of_their_line(folder):
+    environment = folder(
+        k_j2="{{ n }}\n{{ dtype|ctype }} {{ n }} {{ 4 }}\n{% include 'i.j2' %}", i_j2="{{ (m / zero)\n if m }}"
+    )
+    for template in (environment.get_template("k.j2"), environment.from_string("\n{{ dtype|ctype }} x[{{ n }}];")):
+        with pytest.raises(TemplateError) as caught:
+            template.render(dtype="flot16", n=3, m=2, zero=0)
+        assert str(caught.value) == (
+            f"{template.name}:2: no CUDA C++ type for dtype 'flot16'; did you mean 'float16'? (dtype = 'flot16', n = 3)"
+        )
+    with pytest.raises(TemplateError) as caught:
+        environment.render("k.j2", dtype="int8", n=3, m=2, zero=0)
+    assert str(caught.value) == "i.j2:1: ZeroDivisionError: division by zero (m = 2, zero = 0)"
+
+
+def test_a_static_context(folder, tmp_path):
+    folder(k_j2="{% if arch >= 90 %}{{ tile.m * 2 }}{{ sizes }}{% else %}{{ missing }}{% endif %}{{ arch }}")
+    cache = tmp_path / "cache"
+    for arch, tile, expected in [(90, {"m": 4}, "8[1]90"), (100, {"m": 4}, "8[1]100"), (90, {"m": 5}, "10[1]90")]:
+        for _ in range(2):
+            static = {"arch": arch, "tile": tile, "sizes": [1]}
+            environment = KernelEnvironment(folder.path, static_context=static, bytecode_cache=cache)
+            assert environment.render("k.j2") == expected
+            assert environment.from_string("{{ arch + n }}").render(n=1) == str(arch + 1)
+            assert environment.evaluate("arch", {}) == arch
+    assert environment.bytecode_cache.hits == 3
+
+
+def test_what_can_not_be_told_is_not_kept(folder, tmp_path):
+    folder(k_j2="{{ 1|mine }}")
+    seen = object()
+
+    def mine(value):
+        return seen is not None and value
+
+    for _ in range(2):
+        environment = KernelEnvironment(folder.path, filters={"mine": mine}, bytecode_cache=tmp_path / "c")
+        assert environment.context_hash is None
+        assert environment.render("k.j2") == "1"
+        assert environment.bytecode_cache.stats()["file_count"] == 0
+
+
+def test_a_changed_filter_is_another_template(folder, tmp_path):
+    folder(k_j2="{{ 3|mine }}")
+
+    def scaled(by):
+        return lambda value: value * by
+
+    for by in (2, 3, 2):
+        environment = KernelEnvironment(folder.path, filters={"mine": scaled(by)}, bytecode_cache=tmp_path / "c")
+        assert environment.render("k.j2") == str(3 * by)
+    assert environment.bytecode_cache.hits == 1
+
+
+def test_a_moved_folder_keeps_its_compiled_templates(folder, tmp_path):
+    folder(k_j2="\n{{ n / zero }}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "k.j2").write_text("\n{{ n / zero }}")
+    for place in (folder.path, tmp_path / "other"):
+        environment = KernelEnvironment(place, bytecode_cache=tmp_path / "c")
+        with pytest.raises(TemplateError, match=r"k\.j2:2: ZeroDivisionError") as caught:
+            environment.render("k.j2", n=1, zero=0)
+        innermost = caught.value.__cause__.__traceback__
+        while innermost.tb_next is not None:
+            innermost = innermost.tb_next
+        assert innermost.tb_frame.f_code.co_filename == str(place / "k.j2")
+    assert environment.bytecode_cache.hits == 1

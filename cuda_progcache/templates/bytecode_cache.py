@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled templates on disk: the code of each template, under everything that decides what it is.
+
+What lies here is executed. So the directory has to be ours alone, as must be each file, and its bytes are checked
+before they are taken for code (see `cuda_progcache.templates.frames`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import time
+
+from cuda_progcache._util.digest import sha256
+from cuda_progcache.errors import StoreError, UnsafeRootError
+from cuda_progcache.templates.abi import MEMO, PYTHON_TAG, abi_tag
+from cuda_progcache.templates.frames import Compiled, FrameError, frame, unframe
+
+TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import CodeType
+    from typing import Any
+
+    import jinja2
+    from jinja2 import nodes
+
+PATTERN = "__progcache_{version}_{name}_{hash}.pyc"
+
+_READ = os.O_RDONLY
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
+    _READ |= getattr(os, _flag, 0)
+_POSIX = hasattr(os, "geteuid")
+_DAY = 86400
+#: Templates whose files are known by name without a digest.
+_REMEMBERED = 1024
+#: When what nobody uses was last removed.
+_CLEANED = "__progcache_cleaned"
+#: Seconds after which a file that a writer of unknown fate was writing is litter.
+_LITTER_AGE = 3600
+
+
+class BytecodeCache:
+    """Compiled templates in a directory that many processes may share.
+
+    Trouble is never in the way: what can't be read is a miss, what can't be written isn't kept.
+
+    Parameters
+    ----------
+    directory : path
+        Made (mode 0700) if it isn't there.
+    pattern : str
+        File names, over ``version`` (Python and compiler), ``name`` (the template's, made safe) and ``hash`` (of the
+        whole key).
+
+    Attributes
+    ----------
+    directory : str
+    hits, misses, rejected, failed : int
+        Lookups of this object that found a template and that didn't, the files among the latter that were damaged or
+        foreign, and the templates that couldn't be kept.
+
+    Raises
+    ------
+    UnsafeRootError
+        If the directory belongs to someone else or others may look or write into it: what lies in it is executed.
+    StoreError
+        If it can't be made.
+    ValueError
+        If the pattern has no ``{hash}``, or leads elsewhere.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], pattern: str = PATTERN) -> None:
+        if "{hash}" not in pattern or os.path.basename(pattern) != pattern:
+            raise ValueError(f"a pattern for file names needs {{hash}} and no directory, not {pattern!r}")
+        self.directory = os.path.abspath(os.fspath(directory))
+        self.pattern = pattern
+        self.hits = self.misses = self.rejected = self.failed = 0
+        _make_private(self.directory)
+        self._places: dict[tuple[str, str, str | None], tuple[str, bytes]] = {}
+        self._version = f"{PYTHON_TAG}-{abi_tag(self.directory)}"
+
+    def get(
+        self, name: str, source_hash: str, *, context_hash: str | None = None
+    ) -> tuple[CodeType, nodes.Template | None, list[Any] | None] | tuple[None, None, None]:
+        """Return a template's code, syntax tree and precomputed values.
+
+        Parameters
+        ----------
+        name : str
+            The template's name.
+        source_hash : str
+            `hash_source` of its text.
+        context_hash : str, optional
+            Digest of all else that decides what the code is: the environment's settings, see `compile_context`.
+
+        Returns
+        -------
+        tuple
+            ``(code, ast, precomputed)``, the latter two None where there are none; ``(None, None, None)`` on a miss.
+        """
+        found = self.load(name, source_hash, context_hash=context_hash)
+        return (None, None, None) if found is None else (found.code, found.ast, found.precomputed)
+
+    def load(self, name: str, source_hash: str, *, context_hash: str | None = None) -> Compiled | None:
+        """Return as `get`, with the compiler's warnings; None on a miss."""
+        path, key = self._place(name, source_hash, context_hash)
+        status = None
+        try:
+            fd = os.open(path, _READ)
+            try:
+                status = os.fstat(fd)
+                data = os.read(fd, status.st_size + 1) if _is_ours(status) else b""
+            finally:
+                os.close(fd)
+            found = unframe(data, key)
+        except OSError as error:  # mostly: it isn't there
+            self.misses += 1
+            if not isinstance(error, FileNotFoundError):
+                self._remove_unless_file(path)
+            return None
+        except FrameError:
+            self.misses += 1
+            self.rejected += 1
+            _remove(path, status)
+            return None
+        self.hits += 1
+        if time.time() - status.st_mtime > _DAY:
+            _touch(path)
+        return found
+
+    def has(self, name: str, source_hash: str, *, context_hash: str | None = None) -> bool:
+        """Whether there is a file for this template; `load` says whether it is of use."""
+        return os.path.exists(self._place(name, source_hash, context_hash)[0])
+
+    def set(
+        self,
+        name: str,
+        source_hash: str,
+        code: CodeType,
+        *,
+        context_hash: str | None = None,
+        ast: nodes.Template | None = None,
+        precomputed: list[Any] | None = None,
+    ) -> None:
+        """Keep a template's code under the key of `get`, in place of what was there.
+
+        Precomputed values of classes that unpickling would refuse are a reason not to keep the template; `failed`
+        counts it.
+        """
+        self.save(name, source_hash, Compiled(code, ast, precomputed), context_hash=context_hash)
+
+    def save(self, name: str, source_hash: str, compiled: Compiled, *, context_hash: str | None = None) -> None:
+        """Keep as `set`, with the compiler's warnings."""
+        from cuda_progcache._util.files import replace, unlink_quietly, write_new
+        from cuda_progcache._util.liveness import current_owner
+
+        path, key = self._place(name, source_hash, context_hash)
+        try:
+            data = frame(compiled, key)
+        except FrameError as error:
+            self._not_kept(name, str(error))
+            return
+        staged = f"{path}.{current_owner()}.{time.monotonic_ns():x}.tmp"
+        try:
+            _make_private(self.directory)  # it may have been removed
+            write_new(staged, data, mode=0o600, sync=False)
+            replace(staged, path)
+            self._clean_daily()
+        except OSError as error:
+            unlink_quietly(staged)
+            self._not_kept(name, str(error))
+
+    def get_bucket(self, environment: jinja2.Environment, name: str, filename: str | None, source: str) -> Bucket:
+        """Look a template up for a loader of Jinja2's (its ``BytecodeCache`` protocol).
+
+        So ``Environment(bytecode_cache=...)`` takes this cache, ours and Jinja2's own. The key has all that the
+        environment does to the code; where that can't be told, nothing is kept.
+
+        Returns
+        -------
+        Bucket
+            Whose ``code`` is None on a miss.
+        """
+        from cuda_progcache.templates.compile_context import environment_context, move
+
+        bucket = Bucket(environment, name, hash_source(source), environment_context(environment))
+        found = None
+        if bucket.context_hash is not None:
+            found = self.load(name, bucket.source_hash, context_hash=bucket.context_hash)
+        if found is not None:
+            move(found.code, filename or "<template>")
+            bucket.code = found.code
+            if found.precomputed:
+                environment._precomputed[found.code] = found.precomputed  # type: ignore[attr-defined]
+        return bucket
+
+    def set_bucket(self, bucket: Bucket) -> None:
+        """Keep the code that a loader has put into a bucket (Jinja2's ``BytecodeCache`` protocol)."""
+        if bucket.context_hash is not None and bucket.code is not None:
+            precomputed = getattr(bucket.environment, "_precomputed", {}).get(bucket.code)
+            self.save(
+                bucket.key,
+                bucket.source_hash,
+                Compiled(bucket.code, precomputed=precomputed),
+                context_hash=bucket.context_hash,
+            )
+
+    def clear(self, current_version_only: bool = False) -> int:  # noqa: FBT001, FBT002  (a name of the contract)
+        """Remove the compiled templates, of other Pythons and compilers, too, unless `current_version_only`.
+
+        Returns
+        -------
+        int
+            How many files were removed.
+        """
+        return sum(_remove(entry.path) for entry in self._entries(self._version if current_version_only else ""))
+
+    def cleanup(self, max_age_days: float = 30) -> int:
+        """Remove templates that nobody has used for so many days, and what dead writers left.
+
+        A use is noted once a day. Sources that were edited, compilers and Pythons that were replaced leave such files.
+        `set` does this by itself, once a day.
+
+        Returns
+        -------
+        int
+            How many files were removed.
+        """
+        now = time.time()
+        removed = 0
+        for entry in (*self._entries(), *self._others()):
+            try:
+                age = now - entry.stat(follow_symlinks=False).st_mtime
+            except OSError:
+                continue  # removed meanwhile
+            if age > max_age_days * _DAY or _is_orphan(entry.name, age):
+                removed += _remove(entry.path)
+        return removed
+
+    def stats(self) -> dict[str, int]:
+        """Return ``{"file_count", "total_bytes"}`` of the compiled templates, whatever Python they are for."""
+        sizes = []
+        for entry in self._entries():
+            try:
+                sizes.append(entry.stat(follow_symlinks=False).st_size)
+            except OSError:
+                continue  # removed meanwhile
+        return {"file_count": len(sizes), "total_bytes": sum(sizes)}
+
+    def _make_path(self, name: str, source_hash: str, context_hash: str | None = None) -> Path:
+        from pathlib import Path
+
+        return Path(self._place(name, source_hash, context_hash)[0])
+
+    def _place(self, name: str, source_hash: str, context_hash: str | None) -> tuple[str, bytes]:
+        """Return a template's file, and the key that its checksum is bound to; both remembered."""
+        place = self._places.get((name, source_hash, context_hash))
+        if place is None:
+            parts = [p.encode("utf-8", "surrogatepass") for p in (self._version, name, source_hash, context_hash or "")]
+            key = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+            file_name = self.pattern.format(version=self._version, name=_safe(name), hash=sha256(key).hexdigest()[:32])
+            place = f"{self.directory}{os.sep}{file_name}", key
+            if len(self._places) >= _REMEMBERED:
+                self._places.clear()
+            self._places[name, source_hash, context_hash] = place
+        return place
+
+    def _entries(self, version: str = "") -> Iterator[os.DirEntry[str]]:
+        """Yield the files that the pattern fits, of one version or of any."""
+        fields = ("\0" if version == "" else version, "\0", "\0")
+        start, *_, end = self.pattern.format(version=fields[0], name=fields[1], hash=fields[2]).split("\0")
+        for entry in self._scan():
+            if entry.name.startswith(start) and entry.name.endswith(end):
+                yield entry
+
+    def _clean_daily(self) -> None:
+        marker = f"{self.directory}{os.sep}{_CLEANED}"
+        try:
+            due = time.time() - os.stat(marker).st_mtime > _DAY
+        except FileNotFoundError:
+            due = True
+        if due:
+            os.close(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o600))
+            os.utime(marker)
+            self.cleanup()
+
+    def _others(self) -> Iterator[os.DirEntry[str]]:
+        return (entry for entry in self._scan() if entry.name.startswith(MEMO) or entry.name.endswith(".tmp"))
+
+    def _scan(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.directory) as entries:
+                return [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
+
+    def _remove_unless_file(self, path: str) -> None:
+        """Remove a link or the like that lies where a template should; leave a file that just can't be opened now."""
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return
+        if not stat.S_ISREG(status.st_mode):
+            self.rejected += 1
+            _remove(path, status)
+
+    def _not_kept(self, name: str, reason: str) -> None:
+        from cuda_progcache.events import Event, emit, wanted
+
+        self.failed += 1
+        if wanted("drop"):
+            emit(Event("drop", name, "bytecode", "", reasons=(f"compiled template not kept: {reason}",)))
+
+    def __repr__(self) -> str:
+        return f"BytecodeCache({self.directory!r})"
+
+
+class Bucket:
+    """A template on its way between a loader of Jinja2's and the cache.
+
+    Attributes
+    ----------
+    code : types.CodeType or None
+        What was found; None on a miss, until the loader has compiled it.
+    """
+
+    def __init__(self, environment: jinja2.Environment, key: str, source_hash: str, context_hash: str | None) -> None:
+        self.environment = environment
+        self.key = key
+        self.source_hash = source_hash
+        self.context_hash = context_hash
+        self.code: CodeType | None = None
+
+
+def default_directory() -> str | None:
+    """Return where kernel libraries keep compiled templates, unless told otherwise; None if they shan't.
+
+    ``CUDA_PROGCACHE_TEMPLATES``, where ``off`` means nowhere, else ``cuda-progcache/templates`` in the user's cache
+    directory. Not below ``CUDA_PROGCACHE_DIR``: that may be shared, and what lies here is executed.
+    """
+    chosen = os.environ.get("CUDA_PROGCACHE_TEMPLATES")
+    if chosen:
+        return None if chosen == "off" else os.path.abspath(os.path.expanduser(chosen))
+    if sys.platform == "linux":  # what platformdirs says there; importing it takes as long as all that is spared
+        base = os.environ.get("XDG_CACHE_HOME", "").strip() or os.path.expanduser("~/.cache")
+    else:
+        import platformdirs
+
+        base = platformdirs.user_cache_dir()
+    return os.path.join(base, "cuda-progcache", "templates")
+
+
+def hash_source(source: str) -> str:
+    """Return the SHA-256 of a template's text, 64 hex digits."""
+    return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _safe(name: str) -> str:
+    """Return as much of a template's name as a person needs and any file system takes."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-.") else "_" for c in name[-80:])
+
+
+def _make_private(directory: str) -> None:
+    try:
+        _make_directories(directory)
+        status = os.stat(directory)
+    except OSError as error:
+        message = f"can't make the directory for compiled templates: {error.strerror}"
+        raise StoreError(error.errno, message, directory) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise StoreError(errno.ENOTDIR, "compiled templates need a directory, and this is none", directory)
+    if not _POSIX:
+        return
+    if status.st_uid != os.geteuid():
+        raise UnsafeRootError(
+            errno.EPERM,
+            f"compiled templates are executed, and this directory belongs to user id {status.st_uid}, not to you; "
+            "choose another one",
+            directory,
+        )
+    if status.st_mode & 0o077:
+        raise UnsafeRootError(
+            errno.EPERM,
+            f"compiled templates are executed, and this directory is open to others (mode "
+            f"{stat.S_IMODE(status.st_mode):04o}); run `chmod 700` on it, or choose another one",
+            directory,
+        )
+
+
+def _make_directories(directory: str) -> None:
+    """Make a directory, and those above it that are missing, for us alone: a store may share the one above."""
+    if os.path.isdir(directory):
+        return
+    above = os.path.dirname(directory)
+    if above != directory:
+        _make_directories(above)
+    from contextlib import suppress
+
+    with suppress(FileExistsError):  # made by another process just now, or no directory: looked at by the caller
+        os.mkdir(directory, 0o700)
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    return not _POSIX or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
+
+
+def _touch(path: str) -> None:
+    try:
+        os.utime(path)
+    except OSError:
+        return  # read-only, or gone: it will be compiled again some day
+
+
+def _remove(path: str, seen: os.stat_result | None = None) -> bool:
+    """Remove a file, if it is still the one that was seen; tell whether that was done."""
+    from cuda_progcache._util.files import identity, remove_if_same, unlink_quietly
+
+    if seen is None:
+        return unlink_quietly(path)
+    try:
+        return remove_if_same(path, identity(seen))
+    except OSError:
+        return False
+
+
+def _is_orphan(name: str, age: float) -> bool:
+    """Whether this is the staging file of a writer that is gone."""
+    if not name.endswith(".tmp"):
+        return False
+    from cuda_progcache._util.liveness import Owner
+
+    owner = Owner.parse(name.split(".")[-3]) if name.count(".") >= 3 else None
+    alive = None if owner is None else owner.is_alive()
+    return age > _LITTER_AGE if alive is None else not alive

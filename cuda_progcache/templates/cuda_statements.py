@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``{% require %}`` and ``{% unroll %}`` do when a template is rendered."""
+
+from __future__ import annotations
+
+import sys
+
+from cuda_progcache.errors import TemplateError
+from cuda_progcache.templates.builtins import Undefined
+
+TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+
+def refuse(message: object, names: Sequence[str], values: Sequence[object], template: str, line: int) -> NoReturn:
+    """Fail a ``{% require %}``.
+
+    Parameters
+    ----------
+    message : object
+        What the template says.
+    names, values : sequence
+        The variables of the condition; functions among them aren't shown.
+    template, line : str, int
+        Where it stands.
+
+    Raises
+    ------
+    TemplateError
+    """
+    pairs = [
+        f"{name} is undefined" if _is_undefined(value) else f"{name} = {value!r}"
+        for name, value in zip(names, values, strict=True)
+        if _is_undefined(value) or not callable(value)
+    ]
+    tail = f" ({', '.join(pairs)})" if pairs else ""
+    raise TemplateError(f"{template}:{line}: {message}{tail}", template=template, line=line)
+
+
+def pragma(factor: object, template: str, line: int) -> str:
+    """Return ``#pragma unroll factor`` and a line break.
+
+    Raises
+    ------
+    TemplateError
+        If `factor` is neither a positive whole number nor a C++ expression.
+    """
+    whole = not isinstance(factor, bool) and isinstance(factor, int) and factor >= 1
+    if not whole and not (isinstance(factor, str) and factor.strip()):
+        message = f"{template}:{line}: unroll takes a positive whole number or a C++ expression, not {factor!r}"
+        raise TemplateError(message, template=template, line=line)
+    return f"#pragma unroll {factor}\n"
+
+
+def _is_undefined(value: object) -> bool:
+    jinja2 = sys.modules.get("jinja2")
+    return isinstance(value, Undefined) or (jinja2 is not None and isinstance(value, jinja2.Undefined))

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong in a template, as an error that says where, with which values, and what was probably meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from jinja2 import nodes
+
+from cuda_progcache._util.suggest import did_you_mean, nearest
+from cuda_progcache.errors import TemplateError
+from cuda_progcache.templates.plain_environment import STRING
+from cuda_progcache.templates.plain_runtime import MARK, TemplateNotFound, TemplateRuntimeError
+
+if TYPE_CHECKING:
+    from cuda_progcache.templates.jinja_environment import JinjaEnvironment
+
+_UNDEFINED = re.compile(r"'([^']+)' is undefined")
+_NO_SUCH = re.compile(r"No (filter|test) named '([^']+)'")
+_UNKNOWN_TAG = re.compile(r"unknown tag '([^']+)'")
+_TAGS = (
+    *("block", "call", "extends", "filter", "for", "from", "if", "import", "include", "macro", "raw", "require", "set"),
+    *("unroll", "with", "elif", "else", "endblock", "endcall", "endfilter", "endfor", "endif", "endmacro", "endset"),
+)
+
+
+def template_error(
+    error: Exception,
+    environment: JinjaEnvironment,
+    name: str,
+    params: Mapping[str, Any],
+    *,
+    placed: bool = True,
+    source: str | None = None,
+) -> TemplateError:
+    """Return `error`, raised by Jinja2 or by a template's own code, as a TemplateError.
+
+    Parameters
+    ----------
+    error : Exception
+        As caught, with its traceback.
+    environment : JinjaEnvironment
+        Where it happened.
+    name : str
+        The template that was asked for; the error may lie in one that it includes.
+    params : mapping
+        The parameters of the render, for the nearest name and for the values.
+    placed : bool
+        Whether the message starts with template and line.
+    source : str, optional
+        The text of a template made from a string.
+    """
+    if isinstance(error, TemplateError) and error.template:
+        return error
+    template, line = _place(error, environment, name)
+    message = _message(error, environment, params)
+    if placed:
+        values = _values(error, environment, (template, source), line, params)
+        message = f"{template}:{line}: {message}{values}" if line else f"{template}: {message}"
+    return TemplateError(message, template=template, line=line)
+
+
+def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[str, Any]) -> str:
+    message = str(error) or type(error).__name__
+    if isinstance(error, (jinja2.TemplateNotFound, TemplateNotFound)):
+        missing = error.templates if isinstance(error, jinja2.TemplateNotFound) else error.names
+        names = [str(name) for name in missing]
+        hint = did_you_mean(names[0], environment.list_templates(), listing="there are")
+        where = ", ".join(environment.digest_loader.files.roots) or "an empty search path"
+        return f"no template {' or '.join(map(repr, names))} in {where}{hint}"
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        message = error.message or message
+    elif isinstance(error, jinja2.UndefinedError):
+        match = _UNDEFINED.search(message)
+        if match:
+            near = nearest(match[1], {*params, *environment.globals})
+            if near:
+                return f"{message}; did you mean {near!r}?"
+            return message + did_you_mean(match[1], params, listing="parameters")
+    elif not isinstance(error, (jinja2.TemplateError, TemplateRuntimeError, ValueError)):
+        message = f"{type(error).__name__}: {message}"
+    match = _NO_SUCH.search(message)
+    if match:
+        known = environment.filters if match[1] == "filter" else environment.tests
+        return message.rstrip(".") + did_you_mean(match[2], known)
+    match = _UNKNOWN_TAG.search(message)
+    if match:
+        return message.rstrip(".") + did_you_mean(match[1], _TAGS)
+    return message
+
+
+def _place(error: Exception, environment: JinjaEnvironment, name: str) -> tuple[str, int | None]:
+    """Return template and line of an error: its own, else the innermost template frame of its traceback."""
+    names = environment.digest_loader.names
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return error.name or names.get(error.filename or "", name), error.lineno
+    template: str = name
+    line: int | None = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if MARK in frame.f_globals:
+            template = frame.f_globals[MARK] or STRING
+            line = traceback.tb_lineno
+        elif _JINJA2_MARK in frame.f_globals:
+            template = names.get(frame.f_code.co_filename, STRING)
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return template, line
+
+
+_JINJA2_MARK = "__jinja_exception__"  # Jinja2 puts such a frame where a template's code stood
+
+
+def _values(
+    error: Exception,
+    environment: JinjaEnvironment,
+    template: tuple[str, str | None],
+    line: int | None,
+    params: Mapping[str, Any],
+) -> str:
+    """Return the parameters that the line uses with their values, for an error that was raised over them."""
+    told = (jinja2.TemplateSyntaxError, jinja2.UndefinedError, jinja2.TemplateNotFound, TemplateNotFound)
+    if line is None or isinstance(error, told):
+        return ""
+    try:
+        name, source = template
+        tree = environment.parse(source) if name == STRING and source is not None else environment.tree(name)
+    except jinja2.TemplateError:  # edited since
+        return ""
+    used = {n.name for n in tree.find_all(nodes.Name) if n.lineno == line and n.ctx == "load"}
+    shown = [f"{name} = {params[name]!r}" for name in sorted(used) if name in params]
+    return f" ({', '.join(shown)})" if shown else ""
