@@ -19,6 +19,7 @@ The code defines::
     blocks         {NAME: _block_NAME}
     regions        {NAME: ((parameter, ...), number of defaults)}
     _globals_setup(ctx)                    where the template has {% globals %} or {% imports %}
+    parent                                 the name of the template it extends, where that is a constant
 
 In an async environment ``render`` and the blocks are coroutine functions. Compiled for streaming (``form="stream"``)
 the code defines ``render_stream(ctx, _blocks=None)`` and ``_block_NAME_stream`` in their place: generators, or async
