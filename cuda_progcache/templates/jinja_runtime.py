@@ -28,6 +28,7 @@ from cuda_progcache.templates.runtime import (
     extend,
     foreign,
     not_exported,
+    texts,
 )
 
 try:
@@ -134,6 +135,8 @@ class ParentBlock(BlockReference):
 
 def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call what a template calls: like ``Context.call``, quick about plain functions."""
+    if function is range and not kwargs:
+        return range(*args)
     kind = type(function)
     if kind is BuiltinFunctionType or (kind in _PLAIN_CALLABLES and not hasattr(function, "jinja_pass_arg")):
         pass
@@ -276,6 +279,7 @@ NAMES: dict[str, Any] = {
     "_not_exported": not_exported,
     "_parent": Source,
     "_sized": SIZED,
+    "_texts": texts,
     "auto_aiter": auto_aiter,
     "auto_await": auto_await,
     "escape": markup_escape,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendering with marks, the way a source map is made with stock Jinja2.
+"""Rendering with marks, the way a source map is made.
 
 Every piece of output in a template's syntax tree gets a mark, made of Unicode noncharacters, that names its template
 line. Where text is put together (macros, includes, blocks, captured text) the marks travel along. Filters, tests and
@@ -11,14 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
 from cuda_progcache.templates.jinja_environment import DigestLoader, JinjaEnvironment
 from cuda_progcache.templates.plain_environment import STRING
-from cuda_progcache.templates.source_map import Location
+from cuda_progcache.templates.source_map import Location, SourceMap
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from cuda_progcache.templates.template import Template
 
 # "here": the text that follows is of location n. "open"/"close": around what an expression or an include puts out.
 _HERE, _OPEN, _CLOSE, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
@@ -38,17 +43,51 @@ class MarkedEnvironment(JinjaEnvironment):
     def __init__(self, loader: DigestLoader, **additions: Any) -> None:
         super().__init__(loader, **additions)
         self.locations: list[tuple[str, int]] = []
-        filters: Mapping[str, Any] = self.filters
-        tests: Mapping[str, Any] = self.tests
-        self.filters.update({name: _unmarked(function, back=True) for name, function in filters.items()})
-        self.tests.update({name: _unmarked(function) for name, function in tests.items()})
-        functions = {n: f for n, f in self.globals.items() if callable(f) and not isinstance(f, type)}
-        self.globals.update({name: _unmarked(function) for name, function in functions.items()})
+        _keep_marks_from(self)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         marked: nodes.Template = _Marker(name or STRING, self.locations).visit(tree)
         return marked
+
+
+def map_of(template: Template, plain: str, variables: Mapping[str, Any]) -> SourceMap:
+    """Return the source map of a template of an `Environment`, whose text for `variables` is `plain`."""
+    source = template._namespace["source"] if template._namespace is not None else None
+    if source is None:
+        return SourceMap(plain, reason="the template was not made from text by our compiler")
+    environment: Any = template.environment.overlay()
+    locations: list[tuple[str, int]] = []
+    parse = environment._parse
+
+    def marked(source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree: nodes.Template = _Marker(name or STRING, locations).visit(parse(source, name, filename))
+        return tree
+
+    environment._parse = marked
+    environment.bytecode_cache = None
+    environment.filters, environment.tests = dict(environment.filters), dict(environment.tests)
+    environment.globals = dict(template.globals)
+    _keep_marks_from(environment)
+    try:
+        code = environment.compile(source, template.name, template.filename)
+        text = type(template).from_code(environment, code, environment.globals).render(variables)
+    except Exception as error:  # noqa: BLE001  (the marks upset a computation; the caller gets the reason)
+        return SourceMap(plain, reason=f"the template can't be rendered with marks: {error}")
+    stripped, lines = unmark(text, locations)
+    if stripped != plain:
+        return SourceMap(plain, reason="the template computes with its own text, which marks change")
+    return SourceMap(plain, lines)
+
+
+def _keep_marks_from(environment: jinja2.Environment) -> None:
+    """Put around an environment's filters, tests and functions what hides the marks from them."""
+    filters: Any = environment.filters
+    tests: Any = environment.tests
+    filters.update({name: _unmarked(function, back=True) for name, function in filters.items()})
+    tests.update({name: _unmarked(function) for name, function in tests.items()})
+    functions = {n: f for n, f in environment.globals.items() if callable(f) and not isinstance(f, type)}
+    environment.globals.update({name: _unmarked(function) for name, function in functions.items()})
 
 
 class _Marker(NodeTransformer):

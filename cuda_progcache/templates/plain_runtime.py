@@ -30,6 +30,7 @@ from cuda_progcache.templates.runtime import (
     foreign,
     missing,
     not_exported,
+    texts,
 )
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
@@ -179,6 +180,8 @@ class TemplateRuntimeError(Exception):
 
 def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call what a template calls: like ``Context.call``, quick about plain functions."""
+    if function is range and not kwargs:
+        return range(*args)
     kind = type(function)
     if kind in _PLAIN_CALLABLES:
         if hasattr(function, "jinja_pass_arg"):
@@ -249,6 +252,7 @@ NAMES: dict[str, Any] = {
     "_not_exported": not_exported,
     "_parent": Source,
     "_sized": SIZED,
+    "_texts": texts,
     "missing": missing,
 }
 """The globals of compiled code."""

@@ -19,6 +19,7 @@ The code defines::
     blocks         {NAME: _block_NAME}
     regions        {NAME: ((parameter, ...), number of defaults)}
     _globals_setup(ctx)                    where the template has {% globals %} or {% imports %}
+    parent                                 the name of the template it extends, where that is a constant
 
 In an async environment ``render`` and the blocks are coroutine functions. Compiled for streaming (``form="stream"``)
 the code defines ``render_stream(ctx, _blocks=None)`` and ``_block_NAME_stream`` in their place: generators, or async
@@ -219,6 +220,26 @@ class Source:
         if make is None:
             return self._template.root_render_func(ctx)
         return make(form)[f"render_{form}"](ctx, blocks)
+
+
+_TEXTS: dict[range, tuple[tuple[int, str], ...]] = {}
+
+
+def texts(items: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
+    """Give each item with what stands for its text: that of a whole number, else the item itself.
+
+    Kernels count in short ranges, again and again: what these give is kept.
+    """
+    if type(items) is range:
+        pairs = _TEXTS.get(items)
+        if pairs is not None:
+            return pairs
+        fresh = zip(items, map(str, items), strict=True)
+        if len(items) > 256 or len(_TEXTS) >= 1024:
+            return fresh
+        pairs = _TEXTS[items] = tuple(fresh)
+        return pairs
+    return ((item, str(item) if type(item) is int else item) for item in items)
 
 
 def extend(ctx: Any, parent: Any) -> None:

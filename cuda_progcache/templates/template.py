@@ -6,7 +6,8 @@ from __future__ import annotations
 import ast
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from types import CodeType
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from weakref import WeakKeyDictionary
 
 import jinja2
 from jinja2 import nodes, runtime
@@ -19,7 +20,8 @@ from cuda_progcache.templates.compiler.settings import Settings, compilable
 from cuda_progcache.templates.regions import RegionExtension
 from cuda_progcache.templates.runtime import Block, extend
 
-_BaseEnvironment, _BaseTemplate = jinja2.Environment, jinja2.Template
+if TYPE_CHECKING:
+    from cuda_progcache.templates.source_map import SourceMap
 
 
 class Template(jinja2.Template):
@@ -41,7 +43,7 @@ class Template(jinja2.Template):
         uptodate: Callable[[], bool] | None = None,
     ) -> Template:
         """Return the template that a code object makes; see `jinja2.Template.from_code`."""
-        precomputed = getattr(environment, "_precomputed", {}).pop(code, ())
+        precomputed = getattr(environment, "_precomputed", {}).get(code, ())
         names = jinja_runtime.namespace(environment, code.co_filename, precomputed)
         exec(code, names)  # noqa: S102  (made by our compiler)
         template = cls._from_namespace(environment, names, globals)
@@ -245,6 +247,22 @@ class Template(jinja2.Template):
             raise KeyError(f"{self.name or 'the template'} has no block {block!r}; there are: {known}")
         return context.blocks[block][0]
 
+    def source_map(self, *args: Any, **kwargs: Any) -> SourceMap:
+        """Return where each line of the text came from.
+
+        The template is compiled and rendered once more with a mark before every piece of text; the map is what the
+        marks say, and is empty, with the reason, unless the text without them is exactly that of `render`. For errors,
+        not for every render.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            The variables, as for `render`.
+        """
+        from cuda_progcache.templates.marking import map_of
+
+        return map_of(self, self.render(*args, **kwargs), dict(*args, **kwargs))
+
     def list_blocks(self) -> list[str]:
         """Return the names of the blocks and regions that this template defines, in its order."""
         return list(self.blocks)
@@ -429,7 +447,7 @@ class Environment(jinja2.Environment):
 
     def __init__(self, *args: Any, static_context: Mapping[str, Any] | None = None, **options: Any) -> None:
         self.static_context = dict(static_context or {})
-        self._precomputed: dict[CodeType, list[Any]] = {}
+        self._precomputed: MutableMapping[CodeType, list[Any]] = WeakKeyDictionary()
         super().__init__(*args, **options)
         self.add_extension(RegionExtension)
 
@@ -481,7 +499,7 @@ def patch_jinja2() -> None:
     for name in _PATCHED:
         _replace(jinja2.Template, name, Template.__dict__[name])
     _replace(jinja2.Environment, "compile", internalcode(_compile))
-    _replace(jinja2.Environment, "_precomputed", {})
+    _replace(jinja2.Environment, "_precomputed", WeakKeyDictionary())
     _replace(runtime.Context, "escaped", value=False)
     _replace(jinja2.BytecodeCache, "get_source_checksum", _source_checksum)
 

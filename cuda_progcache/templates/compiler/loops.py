@@ -109,14 +109,35 @@ class Loops(Statements):
         target = self.loop_target(node)
         if self.settings.asynchronous:
             return target, self.call_name("auto_aiter", iterable)
+        if counters is not None:
+            iterable = self.sized(loop, counters, iterable)
+        if self.counts(node, loop):
+            (name,) = loop.targets
+            text = f"s_{self.analysis.scopes[id(node), 'body'].level}_{name}"
+            target = self.tuple_of([target, self.store(text)], stored=True)
+            iterable = self.call_name("_texts", iterable)
         if counters is None:
             return target, iterable
-        iterable = self.sized(loop, counters, iterable)
         if node.test is not None:
             self.emit(self.assign(counters.index, self.constant(0)))
             return target, iterable
         target = self.tuple_of([self.store(counters.index), target], stored=True)
         return target, self.call_name("enumerate", iterable, self.constant(1))
+
+    def counts(self, node: nodes.For, loop: Loop) -> bool:
+        """Whether the loop goes through ``range(…)`` and puts out the numbers: then they come with their texts."""
+        items, target = node.iter, node.target
+        return (
+            isinstance(items, nodes.Call)
+            and isinstance(items.node, nodes.Name)
+            and items.node.name == "range"
+            and isinstance(target, nodes.Name)
+            and loop.printed.get(target.name, 0) > 0
+            and not self.analysis.scopes[id(node), "body"].assigned.get(target.name)
+            and not loop.escapes
+            and self.settings.fuse
+            and self.environment.finalize is None
+        )
 
     def loop_target(self, node: nodes.For) -> ast.expr:
         """Code for what the items are assigned to: names of the body's scope."""
@@ -133,11 +154,11 @@ class Loops(Statements):
             if self.function.sets_in_loop and (self.function.foreign or not self.settings.fuse):
                 self.emit(self.assign("_loop_vars", ast.Dict([], [], lineno=self.line, col_offset=0)))
             if self.settings.fuse and not self.settings.asynchronous:
-                self.alias_targets(loop, made.level)
+                self.alias_targets(node, loop, made.level)
             self.body(node.body)
         self.str_aliases, self.dict_aliases = strings, dicts
 
-    def alias_targets(self, loop: Loop, level: int) -> None:
+    def alias_targets(self, node: nodes.For, loop: Loop, level: int) -> None:
         """Emit locals for the text of a whole number and for the dict that a target is, where they are read often."""
         for name in sorted(loop.targets):
             local = f"l_{level}_{name}"
@@ -145,7 +166,9 @@ class Loops(Statements):
             self.dict_aliases.pop(local, None)
             if self.scope.assigned.get(name):
                 continue
-            if loop.printed.get(name, 0) >= _OFTEN and self.environment.finalize is None:
+            if self.counts(node, loop):
+                self.str_aliases[local] = f"s_{level}_{name}"
+            elif loop.printed.get(name, 0) >= _OFTEN and self.environment.finalize is None:
                 alias = f"s_{level}_{name}"
                 test = self.compare(self.call_name("type", self.load(local)), IS, self.load("int"))
                 text = self.choose(test, self.call_name("str", self.load(local)), self.load(local))
