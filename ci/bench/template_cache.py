@@ -109,20 +109,20 @@ def _hit(name: str, source: str) -> Callable[[Path], Any]:
 
 BENCHMARKS = (
     Benchmark(
-        "template.cold_start",
+        "templates.cold_start",
         "new process to the text of sgemm, compiled templates on disk (CPU time)",
         at_most(20e-3),
         samples=_cold,
     ),
     Benchmark(
-        "template.hit_small",
+        "templates.hit_small",
         "source hash, load, exec of a one-line template",
         ratio(0.4, JINJA2),
         _hit("small.cu.j2", SMALL),
         rounds=100,
     ),
     Benchmark(
-        "template.hit_gemm",
+        "templates.hit_gemm",
         "the same of the sgemm template",
         ratio(0.4, JINJA2),
         _hit("sgemm.cu.j2", (KERNELS / "sgemm.cu.j2").read_text(encoding="utf-8")),
