@@ -5,8 +5,8 @@
 >>> unsubscribe = cuda_progcache.subscribe(lambda event: print(event))
 >>> unsubscribe()
 
-The stdlib logger ``cuda_progcache`` gets hits at DEBUG, compiles and stores at
-DEBUG, and misses with their reasons at INFO. ``CUDA_PROGCACHE_LOG=explain``
+The stdlib logger ``cuda_progcache`` gets misses with their reasons at INFO, what
+was dropped at WARNING, a hit that proved wrong at ERROR, and the rest at DEBUG. ``CUDA_PROGCACHE_LOG=explain``
 prints each miss on stderr, ``CUDA_PROGCACHE_LOG=all`` every event, with no
 logging set up at all.
 """
@@ -24,16 +24,17 @@ class Event(NamedTuple):
 
     Attributes
     ----------
-    kind : {"hit", "miss", "compile", "store", "drop"}
-        ``miss`` comes after the compile that it led to, when what was read is known; ``drop`` is a result that was not
-        kept.
+    kind : {"hit", "miss", "compile", "refused", "store", "drop", "evict", "mismatch"}
+        ``miss`` comes after the compile that it led to, when what was read is known; ``refused`` is a compile that
+        failed, now or as it is remembered; ``drop`` is a result that was not kept; ``evict`` an entry removed to keep
+        the size cap (only its digest is known); ``mismatch`` a hit that a fresh compile didn't confirm.
     name : str
         The program's name.
     target_type, arch : str
     digest : str or None
         Of the entry (64 hex digits), where there is one.
     reasons : tuple of str
-        Of a miss: what differs from the nearest earlier compile. Of a drop: why.
+        Of a miss: what differs from the nearest earlier compile. Of a drop, a refusal or a mismatch: why.
     seconds : float
         Time of a compile; 0 otherwise.
     """
@@ -47,7 +48,8 @@ class Event(NamedTuple):
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        head = f"{self.kind}: {self.name} ({self.target_type}, {self.arch})"
+        about = f" {self.name} ({self.target_type}, {self.arch})" if self.name else ""
+        head = f"{self.kind}:{about}"
         if self.digest:
             head += f" {self.digest[:12]}"
         if self.seconds:
@@ -91,11 +93,19 @@ def wanted(kind: str) -> bool:
 
 
 def _level(kind: str) -> int:
-    return {"miss": 20, "drop": 30}.get(kind, 10)  # logging.INFO, WARNING, DEBUG
+    return {"miss": 20, "drop": 30, "mismatch": 40}.get(kind, 10)  # logging.INFO, WARNING, ERROR, DEBUG
 
 
 def emit(event: Event) -> None:
     """Tell subscribers, the logger and, if the environment asks for it, stderr."""
+    relay(event)
+    asked = os.environ.get("CUDA_PROGCACHE_LOG", "")
+    if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
+        sys.stderr.write(f"cuda_progcache: {event}\n")
+
+
+def relay(event: Event) -> None:
+    """Tell subscribers and the logger what happened in another process, which has written to stderr itself."""
     import logging
 
     logger = logging.getLogger("cuda_progcache")
@@ -105,6 +115,3 @@ def emit(event: Event) -> None:
         except Exception:
             logger.exception("a subscriber failed over %s", event)
     logger.log(_level(event.kind), "%s", event)
-    asked = os.environ.get("CUDA_PROGCACHE_LOG", "")
-    if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
-        sys.stderr.write(f"cuda_progcache: {event}\n")

@@ -25,12 +25,13 @@ LineLookup = Callable[[int], "tuple[str, int] | None"]
 
 
 class CompilerRefusal(Exception):  # noqa: N818 - internal: always turned into a CompileError
-    """A compiler's status and log, as it gave them."""
+    """A compiler's status and log, as it gave them, and the include trace of a compile that had one."""
 
-    def __init__(self, status: str, log: str) -> None:
+    def __init__(self, status: str, log: str, trace: list[tuple[int, str]] | None = None) -> None:
         super().__init__(status, log)
         self.status = status
         self.log = log
+        self.trace = trace
 
 
 @dataclass(frozen=True)

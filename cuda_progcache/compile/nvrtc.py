@@ -112,19 +112,24 @@ def compile_cpp(
             )
         except CompilerRefusal as refusal:
             if refusal.status != "NVRTC_ERROR_INVALID_OPTION" or not extra or front_end_only:
+                refusal.trace = _read_trace(trace_file)
                 raise
             # An NVRTC too old for one of our own flags: the user's decide. No trace, so nothing with headers is cached.
             return _compile(code, name, list(flags), target_type, name_expressions, front_end_only=False)
-        if trace_file is None:
-            return output
-        try:
-            with open(trace_file, encoding="utf-8", errors="surrogateescape") as file:
-                return output._replace(trace=parse_trace(file.read()))
-        except OSError:
-            return output
+        return output._replace(trace=_read_trace(trace_file))
     finally:
         if trace_file is not None and os.path.lexists(trace_file):
             os.unlink(trace_file)
+
+
+def _read_trace(path: str | None) -> list[tuple[int, str]] | None:
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return parse_trace(file.read())
+    except OSError:
+        return None
 
 
 def _compile(
@@ -199,6 +204,15 @@ def _pch_status(nvrtc: Any, program: Any) -> str | None:
         "NVRTC_ERROR_NO_PCH_CREATE_ATTEMPTED": "not_attempted",
         "NVRTC_ERROR_PCH_CREATE_HEAP_EXHAUSTED": "heap exhausted",
     }.get(nvrtc.nvrtcResult(status).name, "failed")
+
+
+def reserve_pch_heap(size: int) -> bool:
+    """Have NVRTC set aside so many bytes of address space for precompiled headers; False where it makes none."""
+    nvrtc = _nvrtc()
+    if getattr(nvrtc, "nvrtcSetPCHHeapSize", None) is None:  # bindings before CUDA 12.8
+        return False
+    (status,) = nvrtc.nvrtcSetPCHHeapSize(size)
+    return not status
 
 
 def _retry_with_larger_pch_heap(nvrtc: Any, program: Any, options: list[bytes]) -> tuple[Any, str | None]:

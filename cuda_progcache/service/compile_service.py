@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from cuda_progcache.compile.arch import check_arch, with_arch
 from cuda_progcache.compile.history import explain_entry
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
-from cuda_progcache.compile.pipeline import look_up, obtain
+from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, look_up, obtain
 from cuda_progcache.errors import ArchError, CompileError
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
 from cuda_progcache.keys.schema import CompileInputs, normalize
@@ -21,6 +21,7 @@ from cuda_progcache.keys.toolchain import header_root
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.compiled import CompiledProgram
+    from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.compile.program import LogWriter
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel, RenderedModule
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
@@ -40,18 +41,30 @@ class CompileService:
         (``CUDA_PROGCACHE_DIR``, else the user's cache directory).
     library : KernelLibrary or path, optional
         The kernels :meth:`kernel` knows; None for the bundled library.
+    keep_failures : float
+        Seconds for which a compiler's refusal is remembered, as long as the source, its headers, the options and the
+        compiler stay the same; the error has a note that says so. 0: each call asks the compiler again.
 
     Notes
     -----
     Thread-safe: calls share nothing but the cache and the library, which are.
     """
 
-    def __init__(self, cache: Any = None, *, library: KernelLibrary | str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        cache: Any = None,
+        *,
+        library: KernelLibrary | str | os.PathLike[str] | None = None,
+        keep_failures: float = 0.0,
+    ) -> None:
+        if keep_failures < 0:
+            raise ValueError(f"keep_failures is a number of seconds, or 0 for none, got {keep_failures!r}")
         if cache is None or isinstance(cache, str | os.PathLike):
             from cuda_progcache.store.file_stream import FileStreamProgramCache
 
             cache = FileStreamProgramCache(cache)
         self.cache = cache
+        self.keep_failures = float(keep_failures)
         self._given_library = library
 
     @functools.cached_property
@@ -112,7 +125,9 @@ class CompileService:
             target_type=target_type,
             name_expressions=name_expressions,
         )
-        done = _naming_archs(options.arch, lambda: obtain(inputs, self.cache))
+        done = _naming_archs(
+            options.arch, lambda: obtain(inputs, self.cache, policy=MissPolicy(keep_failures=self.keep_failures))
+        )
         if logs is not None and done.log:
             logs.write(done.log)
         return done
@@ -157,8 +172,9 @@ class CompileService:
             return _side_by_side({one: functools.partial(self._obtain, unit) for one, unit in units.items()})
         return self._obtain(KernelUnit(rendered, arch, target_type))
 
-    def _obtain(self, unit: KernelUnit) -> CompiledProgram:
-        return _naming_archs(unit.arch, lambda: unit.obtain(self.cache))
+    def _obtain(self, unit: KernelUnit, precompiled: PrecompiledHeaders | None = None) -> CompiledProgram:
+        policy = MissPolicy(precompiled, self.keep_failures)
+        return _naming_archs(unit.arch, lambda: unit.obtain(self.cache, policy))
 
     def explain(self, digest: str) -> tuple[str, ...]:
         """Say why an entry had to be compiled: what differs from the nearest compile before it.
@@ -190,8 +206,13 @@ class CompileService:
         jobs: int | None = None,
         kernels: Iterable[str] | None = None,
         on_progress: Callable[[PrewarmItem, int, int], None] | None = None,
+        on_start: Callable[[PrewarmItem, int, int], None] | None = None,
     ) -> PrewarmReport:
         """Compile every variant that a library lists, for several architectures, in parallel.
+
+        Light programs are compiled in threads. Where several include much (cub, thrust, cooperative groups), worker
+        processes do it, which precompile the headers that three or more of the programs begin with; what comes out is
+        the same.
 
         Parameters
         ----------
@@ -200,11 +221,13 @@ class CompileService:
         archs : iterable of str
             ``["sm_80", "sm_90"]``.
         jobs : int, optional
-            Worker processes; None: one per CPU. A cache without a directory is served by threads instead.
+            How many are compiled at once; None: one per CPU. A cache without a directory is served by threads alone.
         kernels : iterable of str, optional
             Only these.
         on_progress : callable, optional
             Called with (item, done, total) in the calling thread after each variant.
+        on_start : callable, optional
+            Called in the same way when a compile begins; the item's status is ``"compiling"``.
 
         Returns
         -------
@@ -218,7 +241,9 @@ class CompileService:
         """
         from cuda_progcache.service.prewarm import prewarm
 
-        return prewarm(self, library, archs=archs, jobs=jobs, kernels=kernels, on_progress=on_progress)
+        return prewarm(
+            self, library, archs=archs, jobs=jobs, kernels=kernels, on_progress=on_progress, on_start=on_start
+        )
 
 
 class KernelUnit:
@@ -254,7 +279,7 @@ class KernelUnit:
         else:
             self.inputs = self._inputs(modules[0], self.target_type)
 
-    def obtain(self, cache: Any) -> CompiledProgram:
+    def obtain(self, cache: Any, policy: MissPolicy = PLAIN) -> CompiledProgram:
         """Take it from the cache, or compile and publish it (raises CompileError, ToolchainError)."""
         spec, rendered = self.rendered.spec, self.rendered
         kernel = {
@@ -263,8 +288,18 @@ class KernelUnit:
             "templates": [{"name": n, "digest": d} for n, d in rendered.template_digests.items()],
         }
         if self.inputs is not None:
-            return obtain(self.inputs, cache, kernel=kernel, lookup=_template_lines(rendered.modules[0]))
-        return obtain_linked(self.link_inputs, self._link_options(), self.target_type, cache, kernel=kernel)
+            lookup = _template_lines(rendered.modules[0])
+            return obtain(self.inputs, cache, kernel=kernel, lookup=lookup, policy=policy)
+        return obtain_linked(
+            self.link_inputs, self._link_options(), self.target_type, cache, kernel=kernel, policy=policy
+        )
+
+    @property
+    def compiles(self) -> tuple[CompileInputs, ...]:
+        """What has to be compiled for it."""
+        if self.inputs is not None:
+            return (self.inputs,)
+        return tuple(item.compile for item in self.link_inputs if item.compile is not None)
 
     def look_up(self, cache: Any) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""
