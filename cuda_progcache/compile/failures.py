@@ -27,9 +27,9 @@ _FORMAT = 1
 #: Failures remembered per cache that lies in memory.
 _KEPT = 256
 #: What the compilers' statuses for a wrong program have in them; others are about the machine.
-_FINAL = ("COMPIL", "INVALID_IR")
+_FINAL = ("COMPIL", "INVALID_IR", "INCORRECT_INPUT")
 #: What a log has in it where a file or the machine was in the way.
-_PASSING = ("catastrophic", "could not open", "cannot open", "memory")
+_PASSING = ("catastrophic", "could not open", "cannot open", "out of memory")
 
 _in_memory: WeakKeyDictionary[Any, dict[str, tuple[float, bytes]]] = WeakKeyDictionary()
 _lock = threading.Lock()
