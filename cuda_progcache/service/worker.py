@@ -53,7 +53,8 @@ class Worker:
         Returns
         -------
         dict
-            ``{"hit", "size", "digest", "seconds", "reason"}``, or ``{"error": message}``; and ``"events"``.
+            ``{"hit", "size", "digest", "seconds", "reason", "precompiled"}``, or ``{"error": message}``; and
+            ``"events"``.
 
         Raises
         ------
@@ -118,6 +119,7 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         started = time.perf_counter()
+        used = precompiled.used
         try:
             unit = KernelUnit(service.library.render(job["kernel"], **job["variant"]), job["arch"])
             done = service._obtain(unit, precompiled if job.get("precompile") else None)
@@ -127,6 +129,7 @@ def main() -> None:
                 "digest": done.digest,
                 "reason": done.reason,
                 "duration": done.record.get("duration"),
+                "precompiled": precompiled.used > used,
             }
         except ProgCacheError as error:
             answer = {"error": str(error)}
