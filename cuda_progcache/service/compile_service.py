@@ -18,6 +18,7 @@ from cuda_progcache.errors import ArchError, CompileError
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
 from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
+from cuda_progcache.service.hit_check import HitCheck
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.compiled import CompiledProgram
@@ -44,6 +45,16 @@ class CompileService:
     keep_failures : float
         Seconds for which a compiler's refusal is remembered, as long as the source, its headers, the options and the
         compiler stay the same; the error has a note that says so. 0: each call asks the compiler again.
+    verify_rate : float
+        Share of the hits (0 to 1; 0.01 is one of a hundred) that are compiled again in the background and compared. One
+        that differs is moved to the quarantine, with a warning and a ``mismatch`` event. It loads the compiler, and
+        takes a core for as long as a compile.
+
+    Attributes
+    ----------
+    cache : store
+    hit_check : HitCheck or None
+        Where ``verify_rate`` is given: its ``stats``, and ``wait()``.
 
     Notes
     -----
@@ -56,6 +67,7 @@ class CompileService:
         *,
         library: KernelLibrary | str | os.PathLike[str] | None = None,
         keep_failures: float = 0.0,
+        verify_rate: float = 0.0,
     ) -> None:
         if keep_failures < 0:
             raise ValueError(f"keep_failures is a number of seconds, or 0 for none, got {keep_failures!r}")
@@ -63,7 +75,10 @@ class CompileService:
             from cuda_progcache.store.file_stream import FileStreamProgramCache
 
             cache = FileStreamProgramCache(cache)
+        if not 0 <= verify_rate <= 1:
+            raise ValueError(f"verify_rate is a share of the hits, 0 to 1, got {verify_rate!r}")
         self.cache = cache
+        self.hit_check = HitCheck(cache, verify_rate) if verify_rate else None
         self.keep_failures = float(keep_failures)
         self._given_library = library
 
@@ -125,9 +140,10 @@ class CompileService:
             target_type=target_type,
             name_expressions=name_expressions,
         )
-        done = _naming_archs(
-            options.arch, lambda: obtain(inputs, self.cache, policy=MissPolicy(keep_failures=self.keep_failures))
-        )
+        policy = MissPolicy(keep_failures=self.keep_failures)
+        done = _naming_archs(options.arch, lambda: obtain(inputs, self.cache, policy=policy))
+        if self.hit_check is not None and done.hit:
+            self.hit_check.saw(done, lambda: obtain(inputs), lambda: look_up(inputs, self.cache))
         if logs is not None and done.log:
             logs.write(done.log)
         return done
@@ -174,7 +190,10 @@ class CompileService:
 
     def _obtain(self, unit: KernelUnit, precompiled: PrecompiledHeaders | None = None) -> CompiledProgram:
         policy = MissPolicy(precompiled, self.keep_failures)
-        return _naming_archs(unit.arch, lambda: unit.obtain(self.cache, policy))
+        done = _naming_archs(unit.arch, lambda: unit.obtain(self.cache, policy))
+        if self.hit_check is not None and done.hit:
+            self.hit_check.saw(done, lambda: unit.obtain(None), lambda: unit.look_up(self.cache))
+        return done
 
     def explain(self, digest: str) -> tuple[str, ...]:
         """Say why an entry had to be compiled: what differs from the nearest compile before it.

@@ -330,6 +330,13 @@ class ProgramCacheResource(abc.ABC):
         """Remove the entry of that digest; :class:`KeyError` if there is none."""
         raise NotImplementedError(f"{type(self).__name__} can't remove by digest")
 
+    def quarantine(self, digest: str) -> None:
+        """Put an entry that proved wrong where it is no hit; :class:`KeyError` if there is none of that digest.
+
+        A store without a quarantine removes it.
+        """
+        self.remove(digest)
+
     def stats(self) -> StoreStats:
         """What the store holds, and what it has counted."""
         raise NotImplementedError(f"{type(self).__name__} keeps no statistics")
