@@ -104,6 +104,12 @@ def emit(event: Event) -> None:
         sys.stderr.write(f"cuda_progcache: {event}\n")
 
 
+def emit_evicted(digest: str) -> None:
+    """Tell that an entry was removed to keep a store's size cap, if anyone would hear it."""
+    if wanted("evict"):
+        emit(Event("evict", "", "", "", digest))
+
+
 def relay(event: Event) -> None:
     """Tell subscribers and the logger what happened in another process, which has written to stderr itself."""
     import logging

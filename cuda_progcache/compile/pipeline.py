@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -83,10 +84,25 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
         return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
     from cuda_progcache.compile.nvvm import compile_nvvm
 
-    extra = inputs.options.extra_sources or ()
-    modules = [(name, inputs.code)]
-    modules += [(n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in extra]
+    modules = [(name, inputs.code), *_extra_modules(inputs)]
     return compile_nvvm(modules, flags=inputs.flags, libdevice=bool(inputs.options.use_libdevice))
+
+
+def _extra_modules(inputs: CompileInputs) -> list[tuple[str, bytes]]:
+    extra = inputs.options.extra_sources or ()
+    return [(n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in extra]
+
+
+def _warn_of_dropped_kernels(inputs: CompileInputs) -> None:
+    from cuda_progcache.compile.nvvm import kernels_without_use
+
+    if names := kernels_without_use(inputs.code, *(module for _, module in _extra_modules(inputs))):
+        warnings.warn(
+            f"{inputs.name}: a link of this LTO-IR will drop {', '.join(names)}: nvJitLink keeps kernels of NVVM IR "
+            f"only where @llvm.used names them (or compile to ptx, and link that)",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
 def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup | None) -> CompileError:
@@ -136,6 +152,8 @@ def obtain(
     UncacheableError
         (a ``ValueError``) with a cache, for options that a hit couldn't honour.
     """
+    if inputs.target_type == "ltoir" and inputs.code_type == "nvvm":
+        _warn_of_dropped_kernels(inputs)
     if cache is None:
         return _compiled_only(inputs, lookup)
     base = base_key(inputs)

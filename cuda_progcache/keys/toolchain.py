@@ -196,6 +196,49 @@ def identity(path: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+#: The driver's own linker: the library, and the PTX compiler that it loads.
+_DRIVER, _DRIVERS_COMPILER = "libcuda.so.1", "libnvidia-ptxjitcompiler.so.1"
+
+
+def linker() -> str:
+    """Which linker there is: ``"nvJitLink"``, or ``"driver"`` where that is missing and the CUDA driver isn't.
+
+    Raises
+    ------
+    ToolchainError
+        If there is neither; the message names the wheel to install.
+    """
+    if "nvJitLink" in _located:
+        return "nvJitLink"
+    try:
+        locate("nvJitLink")
+    except ToolchainError as error:
+        if _driver() is None:
+            raise ToolchainError(f"{error}; there is no CUDA driver either, whose linker would do for PTX") from error
+        return "driver"
+    return "nvJitLink"
+
+
+def _driver() -> str | None:
+    """Path of the CUDA driver's library, which is loaded; None where there is no driver."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return None
+    return _mapped((_DRIVER, "libcuda.so."))
+
+
+def _driver_files() -> Iterator[tuple[str, str]]:
+    path = _driver()
+    if path is not None:
+        yield "driver", path
+        compiler = os.path.join(os.path.dirname(path), _DRIVERS_COMPILER)
+        if os.path.exists(compiler):
+            yield "driver's PTX compiler", compiler
+
+
 def _stamp(path: str) -> tuple[int, int, int, int]:
     st = os.stat(path)
     return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
@@ -267,6 +310,9 @@ def toolchain(code_type: str, *, libdevice: bool = False) -> tuple[ToolFile, ...
 
 def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:
     name = LIBRARY_OF[code_type]
+    if name == "nvJitLink" and linker() == "driver":
+        yield from _driver_files()
+        return
     path = _located.get(name) or locate(name)
     yield name, path
     if code_type == "c++":

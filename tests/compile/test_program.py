@@ -36,6 +36,7 @@ define void @k(double* %p) {
   store double %y, double* %p
   ret void
 }
+@llvm.used = appending global [1 x i8*] [i8* bitcast (void (double*)* @k to i8*)], section "llvm.metadata"
 !nvvm.annotations = !{!0}
 !0 = !{void (double*)* @k, !"kernel", i32 1}
 !nvvmir.version = !{!1}
