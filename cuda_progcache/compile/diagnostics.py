@@ -138,7 +138,7 @@ def compile_error(
     head = f"{name}: {code_type} -> {target_type} failed ({refusal.status}) with {' '.join(flags)}"
     mapped = [str(d) for d in errors if d.template is not None]
     parts = [head, *mapped, f"compilation log:\n\n{log}" if log else "the compiler left no log"]
-    return _error_class()(
+    return _error_class(code_type)(
         "\n".join(parts),
         name=name,
         code_type=code_type,
@@ -149,10 +149,19 @@ def compile_error(
     )
 
 
-def _error_class() -> type[CompileError]:
-    """``CompileError``, which is ``cuda.core``'s NVRTCError too where that class is loaded."""
-    module = sys.modules.get("cuda.core._utils.cuda_utils")
-    theirs = getattr(module, "NVRTCError", None)
+# What cuda.core raises, by code type: the module, if it is loaded, and the class.
+_THEIRS = {
+    "c++": ("cuda.core._utils.cuda_utils", "NVRTCError"),
+    "ptx": ("cuda.bindings.nvjitlink", "nvJitLinkError"),
+    "link": ("cuda.bindings.nvjitlink", "nvJitLinkError"),
+    "nvvm": ("cuda.bindings.nvvm", "nvvmError"),
+}
+
+
+def _error_class(code_type: str) -> type[CompileError]:
+    """``CompileError``, which is what ``cuda.core`` raises, too, where that class is loaded."""
+    module, name = _THEIRS[code_type]
+    theirs = getattr(sys.modules.get(module), name, None)
     if theirs is None:
         return CompileError
     key = id(theirs)

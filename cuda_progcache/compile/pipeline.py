@@ -156,8 +156,13 @@ def obtain(
         _warn_of_dropped_kernels(inputs)
     if cache is None:
         return _compiled_only(inputs, lookup)
+    ours = isinstance(cache, ProgramCacheResource)
+    if not ours and not (callable(getattr(cache, "get", None)) and hasattr(cache, "__setitem__")):
+        raise TypeError(
+            f"cache must be a program cache, of cuda_progcache's or cuda.core's; got {type(cache).__name__}"
+        )
     base = base_key(inputs)
-    if inputs.name_expressions and not isinstance(cache, ProgramCacheResource):
+    if inputs.name_expressions and not ours:
         raise UncacheableError(
             f"{type(cache).__name__} holds bytes alone, so the symbol mapping of name_expressions would be lost on a "
             f"hit; use one of cuda_progcache's stores"

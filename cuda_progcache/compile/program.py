@@ -169,6 +169,8 @@ class Program:
             given = with_arch(self._options)
             fields = {name: value for name, value in vars(given).items() if not name.startswith("_")}
             self._peer = Peer(self._code, self._code_type, PeerOptions(**fields))
+            if self._closed:
+                self._peer.close()  # its handle is null then
         return self._peer.handle
 
     def __repr__(self) -> str:
