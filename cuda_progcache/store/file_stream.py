@@ -459,14 +459,14 @@ class FileStreamProgramCache(MaintainedDirectory):
         entry = pairs.lstat(self._root.entry_path(digest)) if is_digest(digest) else None
         if entry is None:
             raise KeyError(digest)
-        charged = pairs.charged_on_disk(self._root, digest) if self._cap.accounted else None
+        charged = pairs.charged_on_disk(self._root, digest) or 0
         if not self._root.set_aside(self._root.entry_path(digest), identity(entry)):
             self.remove(digest)  # no quarantine can be had: gone is safe, too
         else:
             record = pairs.lstat(self._root.record_path(digest))
             if record is not None:
                 self._root.set_aside(self._root.record_path(digest), identity(record))
-            self._cap.removed(digest, charged or 0)
+            self._cap.unannounced([(digest, -1, -charged)])
             self._unpin_removed(digest)
         self._counters.count("corrupt")
 
