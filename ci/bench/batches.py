@@ -71,7 +71,7 @@ def _prewarm(directory: Path, effort: float) -> dict[str, list[float]]:
     return {OURS: [taken], SERIAL: [before, loop(variants[-shown:])]}
 
 
-# A program that takes some 200 ms without any header: those the peer's cache refuses.
+# A program that takes 0.4 s without any header: with headers the peer's cache refuses it.
 BUSY = "".join(
     f'extern "C" __global__ void k{k}(float* a) {{\n#pragma unroll\n'
     f"for (int i = 0; i < 16; ++i) a[i] = sinf(a[i] * {k}.5f) + expf(a[15 - i]) / a[(i * 7 + {k}) % 16];\n}}\n"
