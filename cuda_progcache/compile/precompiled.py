@@ -179,7 +179,10 @@ class PrecompiledHeaders:
                 return self._make(prefix, base, compile_)
             self._kept.move_to_end(prefix)
             return self._use(prefix, known, base, compile_)
-        except CompilerRefusal:
+        except CompilerRefusal as refusal:
+            if known is not None and "precompiled header" in refusal.log:  # it can't be read any more
+                self._drop(prefix)
+                self._hopeless.add(prefix)
             return None  # the plain compile says it without a word about PCHs
 
     def _make(

@@ -8,9 +8,11 @@ event (``mismatch``) and as a warning.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -66,6 +68,11 @@ class HitCheck:
         self.rate = rate
         # Where it starts is left to chance: short processes that each see a few hits draw their share as well.
         self._owed = random.random()  # noqa: S311
+        self._reset()
+        _all.add(self)
+
+    def _reset(self) -> None:
+        """Start anew, as in a forked child: the parent's thread isn't there, and its hits are the parent's to check."""
         self._changed = threading.Condition()
         self._waiting: deque[tuple[CompiledProgram, Callable[[], CompiledProgram], Callable[[], Any]]] = deque()
         self._thread: threading.Thread | None = None
@@ -73,7 +80,7 @@ class HitCheck:
 
     @property
     def stats(self) -> HitCheckStats:
-        """What became of the hits drawn so far."""
+        """What became of the hits drawn so far; in a forked child, since then."""
         return self._stats
 
     def saw(
@@ -103,7 +110,7 @@ class HitCheck:
                 self._count("passed_over")
                 return
             self._waiting.append((hit, compile_again, look_again))
-            if self._thread is None or not self._thread.is_alive():  # never started, or left behind by a fork
+            if self._thread is None:
                 # No daemon: a thread that the interpreter abandons in the middle of NVRTC may crash the process.
                 self._thread = threading.Thread(target=self._work, name="cuda_progcache-hit-check", daemon=False)
                 self._thread.start()
@@ -176,3 +183,13 @@ class HitCheck:
 
 def _same(one: CompiledProgram, other: CompiledProgram) -> bool:
     return one.data == other.data and dict(one.symbol_mapping) == dict(other.symbol_mapping)
+
+
+def _start_anew() -> None:
+    for check in _all:
+        check._reset()
+
+
+_all: weakref.WeakSet[HitCheck] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

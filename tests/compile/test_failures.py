@@ -72,6 +72,11 @@ def test_a_missing_header_is_looked_for_each_time(project, service, refuse):
     assert refuse(service)[1]
 
 
+def test_a_header_that_a_header_misses_is_looked_for_each_time(project, service, refuse):
+    project("value.h", '#define value 1\n#include "more.h"\n')
+    assert [refuse(service)[1] for _ in range(2)] == [True, True]
+
+
 def test_other_compilers(service, refuse):
     for code_type, target_type in (("ptx", "cubin"), ("nvvm", "ptx")):
         asked = [refuse(service, "nonsense", code_type=code_type, target_type=target_type)[1] for _ in range(2)]

@@ -180,6 +180,19 @@ def test_one_that_is_not_taken_is_given_up(project, get, plain, batch, monkeypat
     assert (batch.made, batch.used) == (1, 0)
 
 
+def test_one_that_can_not_be_read_is_given_up(project, get, plain, batch):
+    project("value.h", "inline __device__ int value() { return 1; }\n")
+    source = '#include "value.h"\n' + BODY
+    get(source % 1)
+    (known,) = batch._kept.values()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, known.descriptor)
+    os.close(nothing)
+    for n in (2, 3):
+        assert_alike(get(source % n), plain(source % n))
+    assert (batch.used, len(batch._kept)) == (0, 0)
+
+
 def test_two_are_kept_and_no_files_remain(project, get, batch, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()

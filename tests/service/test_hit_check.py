@@ -182,14 +182,18 @@ def test_a_process_ends_in_order(tmp_path):
 
 
 def test_a_forked_child_checks_its_own(cache, project):
-    service = CompileService(cache, verify_rate=1.0)
-    compile_(service)
-    compile_(service)
-    assert stats(service).confirmed == 1
+    """In the middle of a check, too: the thread that does it isn't in the child."""
+    hit = compile_(CompileService(cache))
+    check, inside, go_on = HitCheck(cache, 1.0), threading.Event(), threading.Event()
+    check.saw(hit, lambda: inside.set() or (go_on.wait(DEADLINE) and hit), lambda: hit)
+    assert inside.wait(DEADLINE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads, as the test means to
         child = os.fork()
     if child == 0:
-        compile_(service)
-        os._exit(0 if stats(service).confirmed == 2 else 1)
+        check.saw(hit, lambda: hit, lambda: hit)
+        os._exit(0 if check.wait(DEADLINE) and check.stats == HitCheckStats(confirmed=1) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    go_on.set()
+    assert check.wait(DEADLINE)
+    assert check.stats == HitCheckStats(confirmed=1)

@@ -73,6 +73,11 @@ def test_workers_keep_to_what_they_have_precompiled():
     assert all(s.precompile for s in left + right)
 
 
+def test_one_worker_does_one_group_after_the_other():
+    (steps,) = drain(plan(*"aaaaabbbbbbbbb"), 1)
+    assert [s.prefix for s in steps] == ["b"] * 9 + ["a"] * 5
+
+
 def test_a_large_group_is_shared():
     left, right = drain(plan(*("a" * 12)), 2)
     assert len(left) == len(right) == 6
