@@ -65,6 +65,7 @@ LIBRARY_OF = {"c++": "nvrtc", "ptx": "nvJitLink", "nvvm": "nvvm"}
 
 _known: dict[tuple[str, bool], tuple[tuple[ToolFile, tuple[int, int, int, int]], ...]] = {}
 _located: dict[str, str] = {}
+_loaded: dict[str, set[int]] = {}
 
 
 def package_dirs() -> list[str]:
@@ -109,8 +110,12 @@ def replaced_since_load(name: str) -> bool:
     path = _located.get(name)
     if path is None:
         return False
-    paths = (path, os.path.realpath(path))
-    loaded = {inode for mapped, inode in _mappings() if mapped.removesuffix(" (deleted)") in paths}
+    loaded = _loaded.get(path)
+    if loaded is None:
+        paths = (path, os.path.realpath(path))
+        loaded = {inode for mapped, inode in _mappings() if mapped.removesuffix(" (deleted)") in paths}
+        if loaded:
+            _loaded[path] = loaded  # a library that is loaded stays; to list what is mapped takes a millisecond
     try:
         return bool(loaded) and os.stat(path).st_ino not in loaded
     except OSError:
