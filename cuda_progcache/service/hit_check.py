@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache import events
-from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.errors import ProgCacheError, ProgCacheWarning
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.compiled import CompiledProgram
@@ -176,7 +176,7 @@ class HitCheck:
         events.emit(events.Event("mismatch", hit.name, hit.target_type, hit.arch, digest, reasons))
         warnings.warn(
             f"a cache hit was wrong: {hit.name} for {hit.arch}, entry {digest[:12]}: {what}; {done}",
-            RuntimeWarning,
+            ProgCacheWarning,
             stacklevel=2,
         )
 

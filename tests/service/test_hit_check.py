@@ -15,6 +15,7 @@ from cuda_progcache import (
     CompileService,
     FileStreamProgramCache,
     InMemoryProgramCache,
+    ProgCacheWarning,
     ProgramCacheStack,
     ProgramOptions,
     ReadOnlyProgramCache,
@@ -87,7 +88,7 @@ def test_a_wrong_hit_is_put_away(cache, project, heard, kind):
     service = CompileService(store, verify_rate=1.0)
     first = compile_(service)
     poison(store, first)
-    with pytest.warns(RuntimeWarning, match=r"a cache hit was wrong: default_program for sm_80.*moved to the quarant"):
+    with pytest.warns(ProgCacheWarning, match=r"hit was wrong: default_program for sm_80.*moved to the quarantine"):
         wrong = compile_(service)
         assert wrong.hit
         assert wrong.data != first.data
@@ -106,7 +107,7 @@ def test_a_wrong_hit_of_a_library_kernel(cache, library_dir):
     service = CompileService(cache, library=library_dir, verify_rate=1.0)
     first = service.kernel("pair", arch="sm_80")
     poison(cache, first)
-    with pytest.warns(RuntimeWarning, match="pair for sm_80"):
+    with pytest.warns(ProgCacheWarning, match="pair for sm_80"):
         service.kernel("pair", arch="sm_80")
         assert stats(service).mismatched == 1
     assert service.kernel("pair", arch="sm_80").data == first.data
@@ -116,7 +117,7 @@ def test_where_nothing_can_be_moved_it_is_said(cache, project):
     first = compile_(CompileService(cache))
     poison(cache, first)
     service = CompileService(ReadOnlyProgramCache(cache.path), verify_rate=1.0)
-    with pytest.warns(RuntimeWarning, match="could not be moved to the quarantine"):
+    with pytest.warns(ProgCacheWarning, match="could not be moved to the quarantine"):
         compile_(service)
         assert stats(service).mismatched == 1
 
