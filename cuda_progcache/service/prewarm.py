@@ -150,7 +150,7 @@ def prewarm(
     started = time.perf_counter()
     if library is not None:
         opened = library if isinstance(library, KernelLibrary) else KernelLibrary(library)
-        service = CompileService(service.cache, library=opened)
+        service = CompileService(service.cache, library=opened, keep_failures=service.keep_failures)
     archs = tuple(dict.fromkeys(archs))
     if not archs:
         raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
