@@ -13,10 +13,14 @@ logging set up at all.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import logging
 
 
 class Event(NamedTuple):
@@ -86,8 +90,15 @@ def wanted(kind: str) -> bool:
     """Whether anyone would hear an event of this kind; spares the trouble of making it."""
     if _subscribers or os.environ.get("CUDA_PROGCACHE_LOG"):
         return True
-    logging = sys.modules.get("logging")  # not imported: then nobody has set it up to listen
-    return logging is not None and logging.getLogger("cuda_progcache").isEnabledFor(_level(kind))
+    # Not imported: then nobody has set it up to listen.
+    return "logging" in sys.modules and _logger().isEnabledFor(_level(kind))
+
+
+@functools.cache
+def _logger() -> logging.Logger:
+    import logging
+
+    return logging.getLogger("cuda_progcache")
 
 
 def _level(kind: str) -> int:
@@ -96,9 +107,7 @@ def _level(kind: str) -> int:
 
 def emit(event: Event) -> None:
     """Tell subscribers, the logger and, if the environment asks for it, stderr."""
-    import logging
-
-    logger = logging.getLogger("cuda_progcache")
+    logger = _logger()
     for callback in tuple(_subscribers):
         try:
             callback(event)

@@ -57,10 +57,22 @@ def program_key(
     ValueError, TypeError
         As in :func:`make_program_cache_key`.
     """
+    base, headers = _identify(code, code_type, options, target_type, name_expressions, extra_digest)
+    return base.with_headers(headers)
+
+
+def _identify(
+    code: str | bytes,
+    code_type: str,
+    options: Any,
+    target_type: str,
+    name_expressions: Sequence[str | bytes],
+    extra_digest: bytes | None,
+) -> tuple[BaseKey, HeaderSet]:
     inputs = normalize(
         code=code,
         code_type=code_type,
-        options=with_arch(options),
+        options=options if options.arch is not None else with_arch(options),
         target_type=target_type,
         name_expressions=name_expressions,
         extra_digest=extra_digest,
@@ -69,12 +81,12 @@ def program_key(
         raise UncacheableError(f"{inputs.name}: {reason}")
     base = base_key(inputs)
     if not inputs.reads_headers:
-        return base.with_headers(NO_HEADERS)
+        return base, NO_HEADERS
     headers = known_headers(base, None)
     if headers is None:
         headers = _trace_headers(base)
         remember_headers(base, headers, None)
-    return base.with_headers(headers)
+    return base, headers
 
 
 def make_program_cache_key(
@@ -120,14 +132,8 @@ def make_program_cache_key(
     TypeError
         For arguments of the wrong type.
     """
-    return program_key(
-        code=code,
-        code_type=code_type,
-        options=options,
-        target_type=target_type,
-        name_expressions=name_expressions,
-        extra_digest=extra_digest,
-    ).digest
+    base, headers = _identify(code, code_type, options, target_type, name_expressions, extra_digest)
+    return base.digest(headers)
 
 
 def compiler_name(inputs: CompileInputs) -> str:

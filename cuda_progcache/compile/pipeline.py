@@ -16,11 +16,12 @@ compiled and not stored, and :attr:`CompiledProgram.reason` says why.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cuda_progcache import events
 from cuda_progcache.compile import history
@@ -33,7 +34,7 @@ from cuda_progcache.errors import InspectError, UncacheableError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key
-from cuda_progcache.store.base import ProgramCacheResource
+from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.nvrtc import Output
@@ -191,7 +192,7 @@ def _compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> Compiled
 
 def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = False) -> CompiledProgram | None:
     """What the cache has under a key; None is a miss, counted unless this looks ``again``."""
-    if not isinstance(cache, ProgramCacheResource):
+    if not _is_ours(type(cache)):
         data = cache.get(key.digest)
         if data is None:
             return None
@@ -207,7 +208,7 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
         if symbol is None:
             return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
         symbols[expression] = symbol.encode()
-    digest = sha256(key.digest, usedforsecurity=False).hexdigest()
+    digest = entry_digest(key.digest)
     if events.wanted("hit"):
         events.emit(events.Event("hit", inputs.name, inputs.target_type, inputs.arch, digest))
     return CompiledProgram(
@@ -221,6 +222,11 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
         hit=True,
         digest=digest,
     )
+
+
+@functools.cache
+def _is_ours(kind: Hashable) -> bool:
+    return issubclass(cast("type", kind), ProgramCacheResource)  # remembered, since an ABC takes its time to say
 
 
 def _text(expression: str | bytes) -> str:
@@ -272,7 +278,7 @@ def publish(
 ) -> CompiledProgram:
     """Store what was compiled, unless there is a ``reason`` not to; the caller gets the bytes in hand either way."""
     ours = isinstance(cache, ProgramCacheResource)
-    digest = sha256(key.digest, usedforsecurity=False).hexdigest()
+    digest = entry_digest(key.digest)
     why = history.reasons(cache, record, digest) if ours and reason is None and events.wanted("miss") else ()
     if reason is None:
         if ours:

@@ -60,12 +60,13 @@ class Program:
         kind = str(code_type).lower()
         if kind not in CODE_TYPES:
             raise UnsupportedCodeTypeError(f"Unsupported code_type={kind!r} (supported: {', '.join(CODE_TYPES)})")
-        if kind != "nvvm" and not isinstance(code, str):
-            raise TypeError(f"Expected type str, but got {type(code).__name__}")
-        if not isinstance(code, str | bytes | bytearray):
+        if kind != "nvvm":
+            if not isinstance(code, str):
+                raise TypeError(f"Expected type str, but got {type(code).__name__}")
+            if self._options.extra_sources is not None:
+                raise ValueError(f"extra_sources is for code_type='nvvm' only, not {kind!r}")
+        elif not isinstance(code, str | bytes | bytearray):
             raise TypeError(f"NVVM IR code must be str, bytes, or bytearray, got {type(code).__name__}")
-        if kind != "nvvm" and self._options.extra_sources is not None:
-            raise ValueError(f"extra_sources is for code_type='nvvm' only, not {kind!r}")
         self._code = code
         self._code_type = kind
         self._closed = False

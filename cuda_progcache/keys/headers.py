@@ -33,6 +33,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from cuda_progcache.keys.source import time_macro
+
 # A file whose time stamp is this young may be written again without its stat moving; it is read again next time.
 # 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
 _STAMP_RESOLUTION_NS = 2_000_000_000
@@ -41,7 +43,6 @@ _MAX_SETS = 16
 
 _HAS_INCLUDE = re.compile(rb"__has_include(?:_next)?\s*\(\s*(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^)\n]*))")
 _HAS_INCLUDE_ALIAS = re.compile(rb"#[ \t]*define[^\n]*__has_include(?:_next)?[ \t]*(?:\r?\n|$)")
-_TIME_MACROS = (b"__DATE__", b"__TIME__", b"__TIMESTAMP__")
 
 # Files that the compiler makes up: listed in the trace, but nowhere on disk.
 _SYNTHETIC = ("__nv_nvrtc_builtin_header.h", "__nv_name_map")
@@ -221,29 +222,6 @@ def _read(path: str) -> bytes | None:
 
 
 # --- from a trace to a header set ----------------------------------------------------------------------------------
-
-
-def may_include(code: bytes) -> bool:
-    """Whether this source can read any header at all: a superset, since comments and strings count.
-
-    Looks at the lines with a ``#`` or its digraph alone; where such a line goes on in the next one, it may.
-    """
-    for mark in (b"#", b"%:"):
-        at = code.find(mark)
-        while at >= 0:
-            end = code.find(b"\n", at)
-            line = code[at:end] if end >= 0 else code[at:]
-            if b"include" in line or b"\\" in line or b"/*" in line:
-                return True
-            at = code.find(mark, end) if end >= 0 else -1
-        if b"%" not in code:
-            break
-    return b"?" in code and b"??=" in code  # the trigraph of #, in old dialects
-
-
-def time_macro(code: bytes) -> str | None:
-    """The macro in ``code`` that makes each compile's output its own, if there is one."""
-    return next((macro.decode() for macro in _TIME_MACROS if macro in code), None)
 
 
 def parse_trace(text: str) -> list[tuple[int, str]] | None:

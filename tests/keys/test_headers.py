@@ -15,7 +15,6 @@ from cuda_progcache.keys.headers import (
     SearchPath,
     header_set,
     holds,
-    may_include,
     parse_trace,
 )
 
@@ -55,28 +54,6 @@ def test_parse_trace():
 @pytest.mark.parametrize("text", ["", "hdr.h\n", "k.cu(1): error: no\n"])
 def test_what_is_no_trace_is_not_taken_for_one(text):
     assert parse_trace(text) is None
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        (b"int x;", False),
-        (b"# include <x>", True),
-        (b"#inc\\\nlude <x>", True),
-        (b"#inc\\\r\nlude <x>", True),
-        (b"#define X 1\n#pragma once\nint include;", False),
-        (b"#define X \\\n 1", True),
-        (b"%:include <x>", True),
-        (b"a % b; %:  include <x>", True),
-        (b"# /* */ include <x>", True),
-        (b"int a;\n#", False),
-        (b"??=include <x>", True),
-        (b"a ? b : c", False),
-        (b"#if __has_include(<x>)", True),
-    ],
-)
-def test_may_include(code, expected):
-    assert may_include(code) is expected
 
 
 def test_places_are_relative_to_where_a_file_was_found(tree):
