@@ -30,9 +30,9 @@ from cuda_progcache.compile.cubin import resource_usage
 from cuda_progcache.compile.diagnostics import CompilerRefusal, LineLookup, compile_error
 from cuda_progcache.compile.identity import compiler_name, known_headers, read_headers, remember_headers
 from cuda_progcache.compile.single_flight import fly
-from cuda_progcache.errors import InspectError, UncacheableError
+from cuda_progcache.errors import CompileError, InspectError, UncacheableError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.keys.headers import NO_HEADERS
+from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
@@ -68,15 +68,36 @@ def _compile(inputs: CompileInputs, seed: str, lookup: LineLookup | None) -> Out
         modules += [(n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in extra]
         return compile_nvvm(modules, flags=inputs.flags, libdevice=bool(inputs.options.use_libdevice))
     except CompilerRefusal as refusal:
-        raise compile_error(
-            refusal,
-            name=name,
-            code_type=inputs.code_type,
-            target_type=inputs.target_type,
-            flags=inputs.flags,
-            source=inputs.code.decode("utf-8", "replace") if inputs.code_type != "nvvm" else "",
-            lookup=lookup,
-        ) from None  # the refusal is in it, whole
+        raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
+
+
+def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup | None) -> CompileError:
+    return compile_error(
+        refusal,
+        name=compiler_name(inputs),
+        code_type=inputs.code_type,
+        target_type=inputs.target_type,
+        flags=inputs.flags,
+        source=inputs.code.decode("utf-8", "replace") if inputs.code_type != "nvvm" else "",
+        lookup=lookup,
+    )
+
+
+def _compile_reading(base: BaseKey, lookup: LineLookup | None) -> tuple[Output, HeaderSet]:
+    """Compile; gives also what was read."""
+    inputs, seed = base.inputs, base.plain.hex()[:32]
+    if not inputs.reads_headers:
+        return _compile(inputs, seed, lookup), NO_HEADERS
+    if inputs.header_policy.hermetic:
+        from cuda_progcache.compile.hermetic import compile_hermetic
+
+        try:
+            return compile_hermetic(base, seed)
+        except CompilerRefusal as refusal:
+            raise _error(inputs, refusal, lookup) from None
+    started = time.time_ns()
+    output = _compile(inputs, seed, lookup)
+    return output, read_headers(base, output, started)
 
 
 def obtain(
@@ -133,12 +154,10 @@ def _compile_and_publish(
     base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None, lookup: LineLookup | None
 ) -> CompiledProgram:
     inputs = base.inputs
-    started = time.time_ns()
     clock = time.perf_counter()
-    output = _compile(inputs, base.plain.hex()[:32], lookup)
+    output, headers = _compile_reading(base, lookup)
     duration = time.perf_counter() - clock
-    headers = read_headers(base, output, started) if inputs.reads_headers else NO_HEADERS
-    reason = inputs.unrepeatable or headers.uncacheable or _toolchain_trouble(inputs)
+    reason = inputs.unrepeatable or headers.uncacheable or _toolchain_trouble(base)
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
     if reason is None and inputs.reads_headers:
@@ -163,21 +182,24 @@ def _look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgr
     return None if headers is None else load(base.with_headers(headers), base.inputs, cache, again=again)
 
 
-def _toolchain_trouble(inputs: CompileInputs) -> str | None:
+def _toolchain_trouble(base: BaseKey) -> str | None:
     """Why the compiler that ran may not be the one in the key, if so."""
-    name = toolchain.LIBRARY_OF[inputs.code_type]
+    name = toolchain.LIBRARY_OF[base.inputs.code_type]
     if toolchain.replaced_since_load(name):
         return f"{name} was replaced on disk since this process loaded it; restart the process to use the new one"
+    if base.changed_tools():
+        return f"the files of {name} were replaced while it was compiling"
     return None
 
 
 def _compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
-    try:
-        seed = base_key(inputs).plain.hex()[:32]  # as with a cache: the bytes must be the same
-    except UncacheableError:
-        seed = sha256(inputs.code, usedforsecurity=False).hexdigest()[:32]
     clock = time.perf_counter()
-    output = _compile(inputs, seed, lookup)
+    try:
+        base = base_key(inputs)  # as with a cache: the bytes must be the same
+        hermetic = inputs.header_policy.hermetic
+        output = _compile_reading(base, lookup)[0] if hermetic else _compile(inputs, base.plain.hex()[:32], lookup)
+    except UncacheableError:
+        output = _compile(inputs, sha256(inputs.code, usedforsecurity=False).hexdigest()[:32], lookup)
     record = {"duration": time.perf_counter() - clock, "log": output.log, "pch_status": output.pch_status}
     return CompiledProgram(
         output.data,
@@ -192,7 +214,7 @@ def _compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> Compiled
 
 def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = False) -> CompiledProgram | None:
     """What the cache has under a key; None is a miss, counted unless this looks ``again``."""
-    if not _is_ours(type(cache)):
+    if not _is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
         data = cache.get(key.digest)
         if data is None:
             return None

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from cuda_progcache.errors import OptionError
 
 DEFAULT_NAME = "default_program"
-INCLUDE_PATH, BUNDLED_HEADERS = "--include-path=", "--use-bundled-headers="
+INCLUDE_PATH, PRE_INCLUDE = "--include-path=", "--pre-include="
+BUNDLED_HEADERS = "--use-bundled-headers="
 
 _Flags = Iterator[str]
 

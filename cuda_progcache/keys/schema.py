@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache.errors import ArchError, UncacheableError
 from cuda_progcache.keys import options as opt
-from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet, SearchPath
+from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
 from cuda_progcache.keys.source import Source, read_source, time_macro
 from cuda_progcache.keys.toolchain import ToolFile, toolchain
 
@@ -135,6 +135,7 @@ class CompileInputs(NamedTuple):
     name_expressions: tuple[str | bytes, ...]
     extra_digest: bytes | None
     unknown_fields: tuple[tuple[str, str], ...] = ()
+    header_policy: HeaderPolicy = CHECK_EACH_TIME
 
     @property
     def code(self) -> bytes:
@@ -156,7 +157,13 @@ class CompileInputs(NamedTuple):
 
     def search_path(self, cwd: str | None = None) -> SearchPath:
         """Where the compiler looks for headers."""
-        return SearchPath.of(self.include_dirs, self.name, cwd if cwd is not None else os.getcwd())
+        bundled = next((f[len(opt.BUNDLED_HEADERS) :] for f in self.flags if f.startswith(opt.BUNDLED_HEADERS)), None)
+        return SearchPath.of(self.include_dirs, self.name, cwd if cwd is not None else os.getcwd(), bundled)
+
+    @property
+    def pre_includes(self) -> list[str]:
+        """Headers that are read before the source."""
+        return [flag[len(opt.PRE_INCLUDE) :] for flag in self.flags if flag.startswith(opt.PRE_INCLUDE)]
 
 
 @functools.lru_cache(maxsize=256)
@@ -174,6 +181,7 @@ def normalize(
     target_type: object,
     name_expressions: Sequence[Any] = (),
     extra_digest: object = None,
+    header_policy: HeaderPolicy = CHECK_EACH_TIME,
 ) -> CompileInputs:
     """Check compile inputs and bring them to the form the compiler gets.
 
@@ -216,6 +224,7 @@ def normalize(
         tuple(name_expressions) if code_type == "c++" else (),
         extra_digest,
         unknown_fields,
+        header_policy,
     )
 
 
@@ -277,6 +286,11 @@ class BaseKey:
         yield from self._recipe.components
         yield Component("code", self.inputs.source.identity)
 
+    def changed_tools(self) -> bool:
+        """Whether a compiler file isn't any more what it was when the key was made."""
+        libdevice = any(tool.name == "libdevice" for tool in self.toolchain)
+        return toolchain(self.inputs.code_type, libdevice=libdevice, thorough=True) != self.toolchain
+
     @functools.cached_property
     def cwd(self) -> str:
         """The working directory when it was first asked for."""
@@ -324,7 +338,11 @@ class BaseKey:
 
     def _more(self, headers: HeaderSet, output: str) -> list[Component]:
         more = [Component("headers", headers.identity.encode())] if headers.headers else []
-        return [*more, *self._paths()] if self._paths_reach_output(headers, output) else more
+        if self._paths_reach_output(headers, output):
+            more += self._paths()
+            if headers.headers and self.inputs.header_policy.hermetic:
+                more.append(Component("hermetic", b""))  # headers from memory have other paths
+        return more
 
     def _paths_reach_output(self, headers: HeaderSet, output: str) -> bool:
         inputs = self.inputs
@@ -354,7 +372,7 @@ def base_key(inputs: CompileInputs) -> BaseKey:
         if options.extra_sources:
             extra_sources = tuple((n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in options.extra_sources)
     tools = toolchain(inputs.code_type, libdevice=libdevice)
-    return BaseKey(inputs, _recipe(inputs[1:3], inputs[4], inputs[6], inputs[8:], extra_sources, tools), tools)
+    return BaseKey(inputs, _recipe(inputs[1:3], inputs[4], inputs[6], inputs[8:11], extra_sources, tools), tools)
 
 
 class _Recipe(NamedTuple):

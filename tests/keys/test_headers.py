@@ -9,14 +9,8 @@ import time
 import pytest
 
 from cuda_progcache.keys import headers
-from cuda_progcache.keys.headers import (
-    HeaderManifest,
-    HeaderSet,
-    SearchPath,
-    header_set,
-    holds,
-    parse_trace,
-)
+from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, SearchPath, holds
+from cuda_progcache.keys.includes import header_set, parse_trace
 
 LONG_AGO = 1_000_000_000
 
@@ -108,7 +102,7 @@ def test_content_is_not_read_again_while_the_stat_stays(tree, monkeypatch):
     monkeypatch.setattr(headers.time, "time_ns", lambda: old)  # ctime can't be set back: let the clock go on instead
     found = header_set([(0, path)], b"", tree.search, old)
     reads = []
-    monkeypatch.setattr(headers, "_read", reads.append)
+    monkeypatch.setattr(headers, "read_file", reads.append)
     assert holds(found, tree.search)
     assert not reads
 
