@@ -26,7 +26,7 @@ from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.includes import UNKNOWN, Trace, included_names, probed_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from cuda_progcache.compile.nvrtc import Output
     from cuda_progcache.keys.headers import HeaderSet, SearchPath
@@ -75,6 +75,7 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
     run = functools.partial(compile_cpp, inputs.code, name=compiler_name(inputs), target_type=inputs.target_type)
     reason = "its headers changed again and again while it was being compiled"
     for _ in range(_ATTEMPTS):
+        started = time.time_ns()
         front_end = run(flags=inputs.flags, front_end_only=True)
         contents: dict[str, bytes] = {}
         headers = read_headers(base, front_end, _NEVER_NS, contents)
@@ -92,6 +93,8 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
             reason = str(error)
             break
         except CompilerRefusal as refusal:
+            if _edited_since(started, contents):  # what was recorded isn't what the front end saw
+                continue
             reason = f"the compiler refuses it with headers from memory ({refusal.status})"
             break
         recorded = [contents.get(os.path.join(base.cwd, path)) for _, path in front_end.trace or ()]
@@ -101,6 +104,13 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
     output = run(flags=inputs.flags, name_expressions=inputs.name_expressions, random_seed=random_seed)
     headers = read_headers(base, output, started)
     return output, replace(headers, uncacheable=headers.uncacheable or f"it can't be compiled hermetically: {reason}")
+
+
+def _edited_since(time_ns: int, paths: Iterable[str]) -> bool:
+    try:
+        return any(max(st.st_mtime_ns, st.st_ctime_ns) >= time_ns for st in map(os.stat, paths))
+    except OSError:
+        return True
 
 
 def _opened(trace: Trace, memory: _InMemory) -> list[bytes | None]:

@@ -169,7 +169,7 @@ def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_
 
 def _includes(content: bytes) -> list[tuple[bytes, bytes, bytes]]:
     """What stands behind each ``#include``: in angle brackets, in quotes, or something else."""
-    return _INCLUDE.findall(_CONTINUED.sub(b"", content)) if b"include" in content or b"\\" in content else []
+    return _INCLUDE.findall(_CONTINUED.sub(b"", content))
 
 
 def included_names(content: bytes) -> set[str]:
@@ -237,7 +237,8 @@ class _Collector:
         if content is None:
             self.note_problem(f"header {spelled} can't be read after the compile")
             return None
-        if max(before.st_mtime_ns, before.st_ctime_ns) >= self._compiled_at_ns:
+        # NVRTC itself writes its bundled headers, as a part of the first compile that asks for them.
+        if place[0] != "B" and max(before.st_mtime_ns, before.st_ctime_ns) >= self._compiled_at_ns:
             self.note_problem(f"header {spelled} was modified while it was being compiled")
         digest = sha256(content, usedforsecurity=False).hexdigest()
         remember_digest(path, before, digest)
