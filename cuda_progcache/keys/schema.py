@@ -337,21 +337,19 @@ class BaseKey:
         return self._digest(self._more(headers, self.inputs.target_type))
 
     def _more(self, headers: HeaderSet, output: str) -> list[Component]:
-        more = [Component("headers", headers.identity.encode())] if headers.headers else []
-        if self._paths_reach_output(headers, output):
-            more += self._paths()
-            if headers.headers and self.inputs.header_policy.hermetic:
-                more.append(Component("hermetic", b""))  # headers from memory have other paths
-        return more
-
-    def _paths_reach_output(self, headers: HeaderSet, output: str) -> bool:
         inputs = self.inputs
+        more = [Component("headers", headers.identity.encode())] if headers.headers else []
         if inputs.code_type != "c++":
-            return False
-        if output == "ltoir" or headers.mentions_file or (headers.headers and inputs.source.mentions_file):
-            return True
+            return more
         options = inputs.options
-        return bool(options.debug or options.lineinfo or _macros_in_flags(inputs.flags)[1])
+        paths = bool(output == "ltoir" or options.debug or options.lineinfo or _macros_in_flags(inputs.flags)[1])
+        file_macro = headers.mentions_file or (bool(headers.headers) and inputs.source.mentions_file)
+        hermetic = inputs.header_policy.hermetic and bool(headers.headers)
+        if paths or (file_macro and not hermetic):
+            more += self._paths()
+        if hermetic and (paths or file_macro):
+            more.append(Component("hermetic", b""))  # headers from memory have their names for paths
+        return more
 
 
 def base_key(inputs: CompileInputs) -> BaseKey:
