@@ -241,13 +241,13 @@ def _recall_include_source(manifest_path: str) -> None:
             nvrtc.include_sources[nvrtc.build()] = found
 
 
-def _keep_include_source(manifest_path: str) -> None:
+def _keep_include_source(manifest_path: str, *, shared: bool) -> None:
     from cuda_progcache.compile import nvrtc
 
     path = _include_source_path(manifest_path)
     found = nvrtc.include_sources.get(nvrtc.build())
     if found is not None and not os.path.lexists(path):
-        _write(path, found.encode())
+        _write(path, found.encode(), shared=shared)
 
 
 def _keep_manifest(slot: tuple[str | None, str], manifest: HeaderManifest) -> None:
@@ -270,19 +270,20 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object) -> None:
     content = manifest.add(headers)
     _keep_manifest(slot, manifest)
     if path is not None:
-        _write(path, content)
-        _keep_include_source(path)
+        shared = bool((getattr(cache, "settings", None) or {}).get("shared"))
+        _write(path, content, shared=shared)
+        _keep_include_source(path, shared=shared)
 
 
-def _write(path: str, content: bytes) -> None:
+def _write(path: str, content: bytes, *, shared: bool) -> None:
     """Write a disposable file: without it, the next process compiles once more.
 
     The entry's own write warns if the cache is in trouble.
     """
     staged = f"{path}.{os.getpid()}.{threading.get_ident()}"
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        files.write_new(staged, content, mode=0o600, sync=False)
+        os.makedirs(os.path.dirname(path), mode=0o777 if shared else 0o700, exist_ok=True)
+        files.write_new(staged, content, mode=0o666 if shared else 0o600, sync=False)
         files.replace(staged, path)
     except OSError:
         files.unlink_quietly(staged)
