@@ -23,7 +23,6 @@ from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderManifest, HeaderSet, read_file
-from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE, header_set, scan
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key, normalize
 
 if TYPE_CHECKING:
@@ -178,6 +177,8 @@ def read_headers(base: BaseKey, output: Output, started_ns: int, contents: dict[
 
     Where the compiler didn't tell, the text does, with all that it may have read. ``contents`` takes the bytes by path.
     """
+    from cuda_progcache.keys.includes import header_set, scan
+
     inputs = base.inputs
     search = inputs.search_path(base.cwd)
     if output.trace is None:
@@ -234,6 +235,7 @@ def _include_source_path(manifest_path: str) -> str:
 def _recall_include_source(manifest_path: str) -> None:
     """Take from the cache's directory how this NVRTC tells what it includes: trying it takes as long as a compile."""
     from cuda_progcache.compile import nvrtc
+    from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
 
     if nvrtc.build() not in nvrtc.include_sources:
         found = (read_file(_include_source_path(manifest_path)) or b"").decode("ascii", "replace")

@@ -237,8 +237,8 @@ class _Collector:
         if content is None:
             self.note_problem(f"header {spelled} can't be read after the compile")
             return None
-        # A file's stamp may lag the clock by a tick (4 ms), so an edit right after the start may look older than that; NVRTC
-        # reads its own prologue for longer before it opens the first header.
+        # A file's stamp may lag the clock by a tick (4 ms), so an edit right after the start may look older than that;
+        # NVRTC reads its own prologue for longer before it opens the first header.
         # Bundled headers it writes itself, as a part of the first compile that asks for them.
         if place[0] != "B" and max(before.st_mtime_ns, before.st_ctime_ns) >= self._compiled_at_ns:
             self.note_problem(f"header {spelled} was modified while it was being compiled")

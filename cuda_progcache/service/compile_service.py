@@ -15,6 +15,7 @@ from cuda_progcache.compile.history import explain_entry
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
 from cuda_progcache.compile.pipeline import look_up, obtain
 from cuda_progcache.errors import ArchError, CompileError
+from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
 from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
@@ -40,18 +41,27 @@ class CompileService:
         (``CUDA_PROGCACHE_DIR``, else the user's cache directory).
     library : KernelLibrary or path, optional
         The kernels :meth:`kernel` knows; None for the bundled library.
+    header_policy : HeaderPolicy
+        How much is done to be sure of headers.
 
     Notes
     -----
     Thread-safe: calls share nothing but the cache and the library, which are.
     """
 
-    def __init__(self, cache: Any = None, *, library: KernelLibrary | str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        cache: Any = None,
+        *,
+        library: KernelLibrary | str | os.PathLike[str] | None = None,
+        header_policy: HeaderPolicy = CHECK_EACH_TIME,
+    ) -> None:
         if cache is None or isinstance(cache, str | os.PathLike):
             from cuda_progcache.store.file_stream import FileStreamProgramCache
 
             cache = FileStreamProgramCache(cache)
         self.cache = cache
+        self.header_policy = header_policy
         self._given_library = library
 
     @functools.cached_property
@@ -111,6 +121,7 @@ class CompileService:
             options=options,
             target_type=target_type,
             name_expressions=name_expressions,
+            header_policy=self.header_policy,
         )
         done = _naming_archs(options.arch, lambda: obtain(inputs, self.cache))
         if logs is not None and done.log:
@@ -153,9 +164,9 @@ class CompileService:
         """
         rendered = self.library.render(name, **params)
         if isinstance(arch, list | tuple):
-            units = {one: KernelUnit(rendered, one, target_type) for one in arch}
+            units = {one: KernelUnit(rendered, one, target_type, self.header_policy) for one in arch}
             return _side_by_side({one: functools.partial(self._obtain, unit) for one, unit in units.items()})
-        return self._obtain(KernelUnit(rendered, arch, target_type))
+        return self._obtain(KernelUnit(rendered, arch, target_type, self.header_policy))
 
     def _obtain(self, unit: KernelUnit) -> CompiledProgram:
         return _naming_archs(unit.arch, lambda: unit.obtain(self.cache))
@@ -238,8 +249,15 @@ class KernelUnit:
         For a target this kernel can't have.
     """
 
-    def __init__(self, rendered: RenderedKernel, arch: str, target_type: str = "cubin") -> None:
+    def __init__(
+        self,
+        rendered: RenderedKernel,
+        arch: str,
+        target_type: str = "cubin",
+        header_policy: HeaderPolicy = CHECK_EACH_TIME,
+    ) -> None:
         require_arch(arch, rendered.spec)
+        self.header_policy = header_policy
         self.rendered = rendered
         self.arch = arch
         self.target_type = target_type.lower()
@@ -296,6 +314,7 @@ class KernelUnit:
             options=options,
             target_type=target_type,
             name_expressions=self.rendered.name_expressions,
+            header_policy=self.header_policy,
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+from cuda_progcache import CompileService, FileStreamProgramCache, HeaderPolicy, Program, ProgramOptions
 from cuda_progcache.compile import nvrtc
 from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
 from cuda_progcache.keys.toolchain import header_root
@@ -291,6 +291,24 @@ def test_bundled_headers_are_keyed_by_content(compiled, project, monkeypatch):
     with open(project.folder / "b/cuda-python/nvrtc-bundled-headers/cuda_fp16.h", "a", encoding="ascii") as file:
         file.write("// edited")
     assert compiled(source, use_bundled_headers=True).digest != made[0].digest
+
+
+def test_within_the_interval_headers_are_not_looked_at_again(cache, project):
+    """What was asked for: an edit is served late by as much, in this process alone."""
+    project("value.h", "#define VALUE 1")
+    source, options = '#include "value.h"' + KERNEL, ProgramOptions(arch="sm_80")
+    eager = Program(source, "c++", options)
+    patient = Program(source, "c++", options, header_policy=HeaderPolicy(recheck_after=3600))
+    service = CompileService(cache, header_policy=HeaderPolicy(recheck_after=3600))
+    first = patient.compiled("cubin", cache=cache)
+    assert patient.compiled("cubin", cache=cache).hit
+    project("value.h", "#define VALUE 2")
+    assert patient.compiled("cubin", cache=cache).data == first.data
+    assert service.compile(source, options=options).data == first.data
+    second = eager.compiled("cubin", cache=cache)
+    assert not second.hit
+    assert second.data != first.data
+    assert patient.compiled("cubin", cache=cache).data == second.data, "what this process compiles is known at once"
 
 
 edits = st.lists(

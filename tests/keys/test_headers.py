@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import headers
-from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, SearchPath, holds
+from cuda_progcache.keys.headers import HeaderManifest, HeaderPolicy, HeaderSet, SearchPath, holds
 from cuda_progcache.keys.includes import header_set, parse_trace
 
 LONG_AGO = 1_000_000_000
@@ -206,6 +207,37 @@ def test_a_manifest_doesnt_grow_for_ever(tree):
         manifest.add(read_set(tree, [(0, "one/a.h")]))
     assert len(manifest.sets) == headers._MAX_SETS
     assert manifest.match(tree.search) is manifest.sets[0]
+
+
+def test_a_match_is_looked_at_again_after_the_interval_only(tree, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(headers.time, "monotonic", lambda: clock[0])
+    tree("one/a.h", "a")
+    found = read_set(tree, [(0, "one/a.h")])
+    manifest = HeaderManifest(None, [found])
+    assert manifest.match(tree.search, 10.0) is found
+    tree("one/a.h", "b")
+    clock[0] += 9.9
+    assert manifest.match(tree.search, 10.0) is found
+    elsewhere = SearchPath.of([str(tree.root / "two")], "k.cu", str(tree.root / "src"))
+    assert manifest.match(elsewhere, 10.0) is None, "another place was not looked at"
+    assert manifest.match(tree.search, 10.0) is None
+    tree("one/a.h", "a")
+    assert manifest.match(tree.search, 10.0) is found
+    tree("one/a.h", "b")
+    clock[0] += 0.1
+    assert manifest.match(tree.search) is None, "off by default"
+    tree("one/a.h", "a")
+    assert manifest.match(tree.search, 10.0) is found
+    tree("one/a.h", "b")
+    clock[0] += 10.0
+    assert manifest.match(tree.search, 10.0) is None
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_an_interval_that_makes_no_sense(seconds):
+    with pytest.raises(OptionError, match="recheck_after"):
+        HeaderPolicy(recheck_after=seconds)
 
 
 @pytest.mark.parametrize(
