@@ -8,15 +8,19 @@
 The stdlib logger ``cuda_progcache`` gets misses with their reasons at INFO, what
 was dropped at WARNING, a hit that proved wrong at ERROR, and the rest at DEBUG. ``CUDA_PROGCACHE_LOG=explain``
 prints each miss on stderr, ``CUDA_PROGCACHE_LOG=all`` every event, with no
-logging set up at all.
+logging set up at all; it is read once, at the first event.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import logging
 
 
 class Event(NamedTuple):
@@ -86,10 +90,23 @@ def subscribe(callback: Subscriber) -> Callable[[], None]:
 
 def wanted(kind: str) -> bool:
     """Whether anyone would hear an event of this kind; spares the trouble of making it."""
-    if _subscribers or os.environ.get("CUDA_PROGCACHE_LOG"):
+    if _subscribers or _asked():
         return True
-    logging = sys.modules.get("logging")  # not imported: then nobody has set it up to listen
-    return logging is not None and logging.getLogger("cuda_progcache").isEnabledFor(_level(kind))
+    # Not imported: then nobody has set it up to listen.
+    return "logging" in sys.modules and _logger().isEnabledFor(_level(kind))
+
+
+@functools.cache
+def _asked() -> str:
+    """What the environment asks for; looked up once, since that takes a microsecond of every hit."""
+    return os.environ.get("CUDA_PROGCACHE_LOG", "")
+
+
+@functools.cache
+def _logger() -> logging.Logger:
+    import logging
+
+    return logging.getLogger("cuda_progcache")
 
 
 def _level(kind: str) -> int:
@@ -99,7 +116,7 @@ def _level(kind: str) -> int:
 def emit(event: Event) -> None:
     """Tell subscribers, the logger and, if the environment asks for it, stderr."""
     relay(event)
-    asked = os.environ.get("CUDA_PROGCACHE_LOG", "")
+    asked = _asked()
     if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
         sys.stderr.write(f"cuda_progcache: {event}\n")
 
@@ -112,9 +129,7 @@ def emit_evicted(digest: str) -> None:
 
 def relay(event: Event) -> None:
     """Tell subscribers and the logger what happened in another process, which has written to stderr itself."""
-    import logging
-
-    logger = logging.getLogger("cuda_progcache")
+    logger = _logger()
     for callback in tuple(_subscribers):
         try:
             callback(event)

@@ -16,13 +16,14 @@ compiled and not stored, and :attr:`CompiledProgram.reason` says why.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cuda_progcache import events
 from cuda_progcache.compile import history
@@ -35,7 +36,7 @@ from cuda_progcache.errors import CompileError, InspectError, UncacheableError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key
-from cuda_progcache.store.base import ProgramCacheResource
+from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.nvrtc import Output
@@ -193,7 +194,7 @@ def _compile_and_publish(
         _tell_refused(inputs, refusal.status)
         raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
     duration = time.perf_counter() - clock
-    reason = inputs.unrepeatable or headers.uncacheable or _toolchain_trouble(inputs)
+    reason = inputs.unrepeatable or headers.uncacheable or _toolchain_trouble(base)
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
     if reason is None and inputs.reads_headers:
@@ -202,16 +203,26 @@ def _compile_and_publish(
     return publish(inputs, key, output, record, cache, reason)
 
 
+def _seed(base: BaseKey) -> str:
+    return base.plain.hex()[:32]
+
+
 def _compile(base: BaseKey, policy: MissPolicy) -> tuple[Output, HeaderSet]:
     """Compile; returns also what was read."""
-    inputs, seed = base.inputs, base.plain.hex()[:32]
+    inputs, seed = base.inputs, _seed(base)
+    if not inputs.reads_headers:
+        return _run(inputs, seed), NO_HEADERS
+    if inputs.header_policy.hermetic:
+        from cuda_progcache.compile.hermetic import compile_hermetic
+
+        return compile_hermetic(base, seed)
     if policy.precompiled is not None:
         made = policy.precompiled.compile(base, lambda more_flags: _run(inputs, seed, more_flags))
         if made is not None:
             return made
     started = time.time_ns()
     output = _run(inputs, seed)
-    return output, read_headers(base, output, started) if inputs.reads_headers else NO_HEADERS
+    return output, read_headers(base, output, started)
 
 
 def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, seconds: float) -> None:
@@ -257,22 +268,24 @@ def _look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgr
     return None if headers is None else load(base.with_headers(headers), base.inputs, cache, again=again)
 
 
-def _toolchain_trouble(inputs: CompileInputs) -> str | None:
+def _toolchain_trouble(base: BaseKey) -> str | None:
     """Why the compiler that ran may not be the one in the key, if so."""
-    name = toolchain.LIBRARY_OF[inputs.code_type]
+    name = toolchain.LIBRARY_OF[base.inputs.code_type]
     if toolchain.replaced_since_load(name):
         return f"{name} was replaced on disk since this process loaded it; restart the process to use the new one"
+    if base.changed_tools():
+        return f"the files of {name} were replaced while it was compiling"
     return None
 
 
 def _compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
-    try:
-        seed = base_key(inputs).plain.hex()[:32]  # as with a cache: the bytes must be the same
-    except UncacheableError:
-        seed = sha256(inputs.code, usedforsecurity=False).hexdigest()[:32]
     clock = time.perf_counter()
     try:
-        output = _run(inputs, seed)
+        try:
+            base = base_key(inputs)  # as with a cache: the bytes must be the same
+            output = _compile(base, PLAIN)[0] if inputs.header_policy.hermetic else _run(inputs, _seed(base))
+        except UncacheableError:
+            output = _run(inputs, sha256(inputs.code, usedforsecurity=False).hexdigest()[:32])
     except CompilerRefusal as refusal:
         raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
     record = {"duration": time.perf_counter() - clock, "log": output.log, "pch_status": output.pch_status}
@@ -289,7 +302,7 @@ def _compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> Compiled
 
 def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = False) -> CompiledProgram | None:
     """What the cache has under a key; None is a miss, counted unless this looks ``again``."""
-    if not isinstance(cache, ProgramCacheResource):
+    if not _is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
         data = cache.get(key.digest)
         if data is None:
             return None
@@ -305,7 +318,7 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
         if symbol is None:
             return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
         symbols[expression] = symbol.encode()
-    digest = sha256(key.digest, usedforsecurity=False).hexdigest()
+    digest = entry_digest(key.digest)
     if events.wanted("hit"):
         events.emit(events.Event("hit", inputs.name, inputs.target_type, inputs.arch, digest))
     return CompiledProgram(
@@ -319,6 +332,11 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
         hit=True,
         digest=digest,
     )
+
+
+@functools.cache
+def _is_ours(kind: Hashable) -> bool:
+    return issubclass(cast("type", kind), ProgramCacheResource)  # remembered, since an ABC takes its time to say
 
 
 def _text(expression: str | bytes) -> str:
@@ -370,7 +388,7 @@ def publish(
 ) -> CompiledProgram:
     """Store what was compiled, unless there is a ``reason`` not to; the caller gets the bytes in hand either way."""
     ours = isinstance(cache, ProgramCacheResource)
-    digest = sha256(key.digest, usedforsecurity=False).hexdigest()
+    digest = entry_digest(key.digest)
     why = history.reasons(cache, record, digest) if ours and reason is None and events.wanted("miss") else ()
     if reason is None:
         if ours:

@@ -27,10 +27,13 @@ from typing import TYPE_CHECKING
 
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.compile.identity import read_headers
-from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds, may_include
+from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
+from cuda_progcache.keys.includes import TRACE
+from cuda_progcache.keys.source import may_include
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.keys.includes import Trace
     from cuda_progcache.keys.schema import BaseKey, CompileInputs
 
 #: Bytes of address space that NVRTC sets aside for a PCH; cub and thrust take some 300 MB, the default is 256 MB.
@@ -130,7 +133,7 @@ def reaches_many_headers(inputs: CompileInputs, search: SearchPath, many: int = 
 class _Precompiled:
     descriptor: int
     headers: HeaderSet
-    trace: list[tuple[int, str]]
+    trace: Trace
 
     @property
     def path(self) -> str:
@@ -188,10 +191,11 @@ class PrecompiledHeaders:
     def _make(
         self, prefix: str, base: BaseKey, compile_: Callable[[Sequence[str]], Output]
     ) -> tuple[Output, HeaderSet] | None:
-        from cuda_progcache.compile.nvrtc import reserve_pch_heap
+        from cuda_progcache.compile.nvrtc import include_source, reserve_pch_heap
 
         self._hopeless.add(prefix)  # until it has succeeded: to try with each compile would double its cost
-        if not os.path.isdir("/proc/self/fd") or not reserve_pch_heap(HEAP):
+        # By the trace it shows whether a PCH was taken: without, nothing does.
+        if include_source() != TRACE or not os.path.isdir("/proc/self/fd") or not reserve_pch_heap(HEAP):
             return None
         started = time.time_ns()
         with tempfile.TemporaryDirectory(prefix="progcache-pch-", dir=self._scratch) as folder:

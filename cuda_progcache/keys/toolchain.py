@@ -19,6 +19,7 @@ import os
 import site
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import BinaryIO, NamedTuple
@@ -61,9 +62,36 @@ _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 _PT_NOTE = 4
 _NT_GNU_BUILD_ID = 3
 
+# The library itself is looked at each time. What comes with it (NVRTC's builtins, libdevice) is replaced with it, save
+# by hand: seconds after which that is noticed by a lookup; before something is stored, all are looked at.
+_LOOK_INTERVAL = 0.1
+
 LIBRARY_OF = {"c++": "nvrtc", "ptx": "nvJitLink", "nvvm": "nvvm"}
 
-_known: dict[tuple[str, bool], tuple[tuple[ToolFile, tuple[int, int, int, int]], ...]] = {}
+_Stamp = tuple[int, int, int, int]
+
+
+class _Known:
+    """What :func:`toolchain` found, and when the files beside the library were last looked at."""
+
+    def __init__(self, tools: tuple[ToolFile, ...], stamps: tuple[_Stamp, ...]) -> None:
+        self.tools = tools
+        self.library = tools[0].path
+        self.stamps = stamps
+        self.looked = time.monotonic()
+
+    def holds(self, *, thorough: bool) -> bool:
+        """Whether the files are still those (OSError where one is gone)."""
+        if _stamp(self.library) != self.stamps[0]:
+            return False
+        now = time.monotonic()
+        if not thorough and now - self.looked < _LOOK_INTERVAL:
+            return True
+        self.looked = now
+        return [_stamp(tool.path) for tool in self.tools] == list(self.stamps)
+
+
+_known: dict[tuple[str, bool], _Known] = {}
 _located: dict[str, str] = {}
 _loaded: dict[str, set[int]] = {}
 
@@ -244,7 +272,7 @@ def _driver_files() -> Iterator[tuple[str, str]]:
             yield "driver's PTX compiler", compiler
 
 
-def _stamp(path: str) -> tuple[int, int, int, int]:
+def _stamp(path: str) -> _Stamp:
     st = os.stat(path)
     return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
@@ -277,7 +305,7 @@ def _gnu_build_id(file: BinaryIO, size: int) -> str | None:
     return None
 
 
-def toolchain(code_type: str, *, libdevice: bool = False) -> tuple[ToolFile, ...]:
+def toolchain(code_type: str, *, libdevice: bool = False, thorough: bool = False) -> tuple[ToolFile, ...]:
     """The files that turn ``code_type`` into a binary, with the identity of their content.
 
     Parameters
@@ -286,6 +314,8 @@ def toolchain(code_type: str, *, libdevice: bool = False) -> tuple[ToolFile, ...
         NVRTC (with its builtins library), nvJitLink or libNVVM.
     libdevice : bool
         Whether libdevice's bitcode is linked in (NVVM).
+    thorough : bool
+        Look at every file now; else those beside the library at most ten times a second.
 
     Returns
     -------
@@ -298,19 +328,20 @@ def toolchain(code_type: str, *, libdevice: bool = False) -> tuple[ToolFile, ...
     """
     slot = (code_type, libdevice)
     known = _known.get(slot)
-    try:
-        if known is not None and all(_stamp(tool.path) == stamp for tool, stamp in known):
-            return tuple(tool for tool, _ in known)
-    except OSError:
-        _located.clear()  # moved or removed since it was located: look again
+    if known is not None:
+        try:
+            if known.holds(thorough=thorough):
+                return known.tools
+        except OSError:
+            _located.clear()  # moved or removed since it was located: look again
     try:
         # The stat first: a file replaced between the two is then read again next time.
         stamped = [(name, path, _stamp(path)) for name, path in _files(code_type, libdevice=libdevice)]
-        known = tuple((ToolFile(name, path, identity(path)), stamp) for name, path, stamp in stamped)
+        tools = tuple(ToolFile(name, path, identity(path)) for name, path, _ in stamped)
     except OSError as error:
         raise ToolchainError(f"a compiler file can't be read: {error}") from error
-    _known[slot] = known
-    return tuple(tool for tool, _ in known)
+    _known[slot] = _Known(tools, tuple(stamp for _, _, stamp in stamped))
+    return tools
 
 
 def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:

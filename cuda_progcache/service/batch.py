@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache import events
@@ -160,6 +160,7 @@ class _Crew:
         self._setup = {
             "cache": service.cache.settings,
             "library": str(service.library.path),
+            "header_policy": asdict(service.header_policy),
             "keep_failures": service.keep_failures,
             "scratch": self._scratch.name,
             "events": events.wanted("hit"),

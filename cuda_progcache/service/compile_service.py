@@ -15,6 +15,7 @@ from cuda_progcache.compile.history import explain_entry
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
 from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, look_up, obtain
 from cuda_progcache.errors import ArchError, CompileError
+from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
 from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
@@ -42,6 +43,8 @@ class CompileService:
         (``CUDA_PROGCACHE_DIR``, else the user's cache directory).
     library : KernelLibrary or path, optional
         The kernels :meth:`kernel` knows; None for the bundled library.
+    header_policy : HeaderPolicy
+        How much is done to be sure of headers.
     keep_failures : float
         Seconds for which a compiler's refusal is remembered, as long as the source, its headers, the options and the
         compiler stay the same; the error has a note that says so. 0: each call asks the compiler again.
@@ -66,6 +69,7 @@ class CompileService:
         cache: Any = None,
         *,
         library: KernelLibrary | str | os.PathLike[str] | None = None,
+        header_policy: HeaderPolicy = CHECK_EACH_TIME,
         keep_failures: float = 0.0,
         verify_rate: float = 0.0,
     ) -> None:
@@ -78,6 +82,7 @@ class CompileService:
         if not 0 <= verify_rate <= 1:
             raise ValueError(f"verify_rate is a share of the hits, 0 to 1, got {verify_rate!r}")
         self.cache = cache
+        self.header_policy = header_policy
         self.hit_check = HitCheck(cache, verify_rate) if verify_rate else None
         self.keep_failures = float(keep_failures)
         self._given_library = library
@@ -139,6 +144,7 @@ class CompileService:
             options=options,
             target_type=target_type,
             name_expressions=name_expressions,
+            header_policy=self.header_policy,
         )
         policy = MissPolicy(keep_failures=self.keep_failures)
         done = _naming_archs(options.arch, lambda: obtain(inputs, self.cache, policy=policy))
@@ -184,9 +190,9 @@ class CompileService:
         """
         rendered = self.library.render(name, **params)
         if isinstance(arch, list | tuple):
-            units = {one: KernelUnit(rendered, one, target_type) for one in arch}
+            units = {one: KernelUnit(rendered, one, target_type, self.header_policy) for one in arch}
             return _side_by_side({one: functools.partial(self._obtain, unit) for one, unit in units.items()})
-        return self._obtain(KernelUnit(rendered, arch, target_type))
+        return self._obtain(KernelUnit(rendered, arch, target_type, self.header_policy))
 
     def _obtain(self, unit: KernelUnit, precompiled: PrecompiledHeaders | None = None) -> CompiledProgram:
         policy = MissPolicy(precompiled, self.keep_failures)
@@ -282,8 +288,15 @@ class KernelUnit:
         For a target this kernel can't have.
     """
 
-    def __init__(self, rendered: RenderedKernel, arch: str, target_type: str = "cubin") -> None:
+    def __init__(
+        self,
+        rendered: RenderedKernel,
+        arch: str,
+        target_type: str = "cubin",
+        header_policy: HeaderPolicy = CHECK_EACH_TIME,
+    ) -> None:
         require_arch(arch, rendered.spec)
+        self.header_policy = header_policy
         self.rendered = rendered
         self.arch = arch
         self.target_type = target_type.lower()
@@ -350,6 +363,7 @@ class KernelUnit:
             options=options,
             target_type=target_type,
             name_expressions=self.rendered.name_expressions,
+            header_policy=self.header_policy,
         )
 
 

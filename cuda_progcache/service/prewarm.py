@@ -150,7 +150,9 @@ def prewarm(
     started = time.perf_counter()
     if library is not None:
         opened = library if isinstance(library, KernelLibrary) else KernelLibrary(library)
-        service = CompileService(service.cache, library=opened, keep_failures=service.keep_failures)
+        service = CompileService(
+            service.cache, library=opened, header_policy=service.header_policy, keep_failures=service.keep_failures
+        )
     archs = tuple(dict.fromkeys(archs))
     if not archs:
         raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
@@ -209,7 +211,7 @@ def _look_up(
                     continue
                 started = time.perf_counter()
                 try:
-                    unit = KernelUnit(rendered, arch)
+                    unit = KernelUnit(rendered, arch, header_policy=service.header_policy)
                     found = unit.look_up(service.cache)
                 except ArchError as error:
                     finished(index, PrewarmItem(spec.name, dict(variant), arch, "skipped", error=str(error)))

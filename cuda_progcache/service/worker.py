@@ -24,7 +24,8 @@ class Worker:
     Parameters
     ----------
     setup : dict
-        ``{"cache": the store's settings, "library": folder}``, and where wanted ``"keep_failures"`` (seconds),
+        ``{"cache": the store's settings, "library": folder}``, and where wanted ``"header_policy"`` (its fields),
+        ``"keep_failures"`` (seconds),
         ``"scratch"`` (a folder for temporary files) and ``"events"`` (whether to send them along).
     """
 
@@ -107,11 +108,14 @@ def main() -> None:
 
     from cuda_progcache import events
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
+    from cuda_progcache.keys.headers import HeaderPolicy
     from cuda_progcache.service.compile_service import CompileService, KernelUnit
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
     cache = FileStreamProgramCache(**setup["cache"])
-    service = CompileService(cache, library=setup["library"], keep_failures=setup.get("keep_failures", 0.0))
+    headers = HeaderPolicy(**setup.get("header_policy", {}))
+    given = {"header_policy": headers, "keep_failures": setup.get("keep_failures", 0.0)}
+    service = CompileService(cache, library=setup["library"], **given)
     precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch
     happened: list[events.Event] = []
     if setup.get("events"):
@@ -121,7 +125,8 @@ def main() -> None:
         started = time.perf_counter()
         used = precompiled.used
         try:
-            unit = KernelUnit(service.library.render(job["kernel"], **job["variant"]), job["arch"])
+            rendered = service.library.render(job["kernel"], **job["variant"])
+            unit = KernelUnit(rendered, job["arch"], header_policy=headers)
             done = service._obtain(unit, precompiled if job.get("precompile") else None)
             answer: dict[str, Any] = {
                 "hit": done.hit,
