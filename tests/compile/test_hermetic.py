@@ -145,6 +145,22 @@ def test_a_header_whose_includes_change_is_tried_again(made, project, just_befor
     assert [h["name"] for h in done.record["headers"]] == ["outer.h", "b.h"]
 
 
+def test_a_header_that_only_the_disk_has_is_noticed(made, project, monkeypatch):
+    """NVRTC takes from the disk what isn't in memory: nothing that did so is kept, it is tried again."""
+    project("inc/outer.h", "#define VALUE 1")
+    late = project("late.h", "#define VALUE 2")
+    original = hermetic.read_headers
+
+    def changed(*arguments):
+        project("inc/outer.h", f'#include "{late}"')
+        return original(*arguments)
+
+    monkeypatch.setattr(hermetic, "read_headers", changed)
+    done = made("#include <outer.h>" + KERNEL, include_path="inc")
+    assert done.reason is None
+    assert [os.path.basename(h["name"]) for h in done.record["headers"]] == ["outer.h", "late.h"]
+
+
 WAYS = {
     "quoted": ('#include "a.h"', {"a.h": "#define VALUE 1"}, {}),
     "angled": ("#include <a.h>", {"inc/a.h": "#define VALUE 1"}, {"include_path": "inc"}),
