@@ -153,7 +153,9 @@ class CompileInputs(NamedTuple):
     @property
     def reads_headers(self) -> bool:
         """Whether the compiler may open any header."""
-        return self.code_type == "c++" and (self.source.may_include or self.options.pre_include is not None)
+        if self.code_type != "c++":
+            return False
+        return self.source.may_include or any(flag.startswith("--pre-include") for flag in self.flags)
 
     def search_path(self, cwd: str | None = None) -> SearchPath:
         """Where the compiler looks for headers."""
@@ -206,7 +208,7 @@ def normalize(
         raise TypeError(f"extra_digest must be non-empty bytes or None, got {extra_digest!r}")
     if code_type != "nvvm" and getattr(options, "extra_sources", None) is not None:
         raise ValueError(f"extra_sources is for code_type='nvvm' only; code_type={code_type!r} has no such input")
-    for expression in name_expressions:
+    for expression in name_expressions if code_type == "c++" else ():  # no other compiler looks at them
         if not isinstance(expression, str | bytes):
             raise TypeError(f"name_expressions must be str or bytes, got {type(expression).__name__}")
     if not getattr(options, "arch", None):
@@ -425,8 +427,8 @@ _PRECOMPILED = ("--pch-dir=", "--use-pch=")
 def _refuse_uncacheable(flags: tuple[str, ...], *, vouched: bool) -> None:
     if found := [flag for flag in flags if flag.startswith(_SIDE_EFFECTS)]:
         raise UncacheableError(
-            f"a program with {' '.join(found)} can't be cached: such options write a file while compiling, and a cache "
-            f"hit compiles nothing, so the file would be missing. Unset them, or compile without cache=."
+            f"a program with {' '.join(found)} can't be cached: such options write a file as a side effect, and a "
+            f"cache hit compiles nothing, so the file would be missing. Unset them, or compile without cache=."
         )
     found = [flag for flag in flags if flag == "--pch" or flag.startswith(_PRECOMPILED)]
     if found and not vouched:

@@ -166,6 +166,10 @@ class FileStreamProgramCache(MaintainedDirectory):
 
         return Path(self._root.path)
 
+    def _path_for_key(self, key: Key) -> Path:
+        # What scripts written for cuda.core's store call to hand an entry to cuobjdump.
+        return self.path.joinpath("entries", (digest := entry_digest(key))[:2], digest[2:])
+
     @property
     def roots(self) -> tuple[Path, ...]:
         """The root directory, alone."""
@@ -413,9 +417,11 @@ class FileStreamProgramCache(MaintainedDirectory):
     def _write_error(self, digest: str, exc: OSError) -> StoreError:
         if isinstance(exc, StoreError):
             return exc
+        # Raised by Python code without a number (a wrapped os, a test): it stays the error that callers catch.
+        number = errno.EACCES if exc.errno is None and isinstance(exc, PermissionError) else exc.errno
         reason = exc.strerror or str(exc)
         return StoreError(
-            exc.errno, f"can't store a program in the cache: {reason}", exc.filename or self._root.entry_path(digest)
+            number, f"can't store a program in the cache: {reason}", exc.filename or self._root.entry_path(digest)
         )
 
     def _put(self, digest: str, data: bytes, record_json: bytes, created: float | None = None) -> bool:
