@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from cuda_progcache._util import files
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.keys.headers import HeaderSet, holds
+from cuda_progcache.store.sharing import write_beside
 
 if TYPE_CHECKING:
     from cuda_progcache.keys.schema import BaseKey
@@ -100,14 +101,10 @@ def remember(base: BaseKey, refusal: CompilerRefusal, headers: HeaderSet, cache:
             while len(kept) > _KEPT:
                 kept.pop(next(iter(kept)))
         return True
-    staged = f"{path}.{os.getpid()}.{threading.get_ident()}"
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        write_beside(cache.path, path, content)
         _remove_old(os.path.dirname(path), seconds)
-        files.write_new(staged, content, mode=0o600, sync=False)
-        files.replace(staged, path)
     except OSError:
-        files.unlink_quietly(staged)
         return False  # disposable: the compiler is asked again
     return True
 

@@ -8,15 +8,14 @@ that lies on disk. They are disposable: without them the next lookup is a miss.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from cuda_progcache._util import files
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.diagnostics import CompilerRefusal
@@ -24,6 +23,7 @@ from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderManifest, HeaderSet, read_file
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key, normalize
+from cuda_progcache.store.sharing import write_beside
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.nvrtc import Output
@@ -243,13 +243,13 @@ def _recall_include_source(manifest_path: str) -> None:
             nvrtc.include_sources[nvrtc.build()] = found
 
 
-def _keep_include_source(manifest_path: str, *, shared: bool) -> None:
+def _keep_include_source(cache: object, manifest_path: str) -> None:
     from cuda_progcache.compile import nvrtc
 
     path = _include_source_path(manifest_path)
     found = nvrtc.include_sources.get(nvrtc.build())
     if found is not None and not os.path.lexists(path):
-        _write(path, found.encode(), shared=shared)
+        _write(cache, path, found.encode())
 
 
 def _keep_manifest(slot: tuple[str | None, str], manifest: HeaderManifest) -> None:
@@ -272,20 +272,11 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object) -> None:
     content = manifest.add(headers)
     _keep_manifest(slot, manifest)
     if path is not None:
-        shared = bool((getattr(cache, "settings", None) or {}).get("shared"))
-        _write(path, content, shared=shared)
-        _keep_include_source(path, shared=shared)
+        _write(cache, path, content)
+        _keep_include_source(cache, path)
 
 
-def _write(path: str, content: bytes, *, shared: bool) -> None:
-    """Write a disposable file: without it, the next process compiles once more.
-
-    The entry's own write warns if the cache is in trouble.
-    """
-    staged = f"{path}.{os.getpid()}.{threading.get_ident()}"
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o777 if shared else 0o700, exist_ok=True)
-        files.write_new(staged, content, mode=0o666 if shared else 0o600, sync=False)
-        files.replace(staged, path)
-    except OSError:
-        files.unlink_quietly(staged)
+def _write(cache: object, path: str, content: bytes) -> None:
+    """Write a disposable file: without it, the next process compiles once more."""
+    with contextlib.suppress(OSError):  # the entry's own write warns if the cache is in trouble
+        write_beside(cache.path, path, content)  # type: ignore[attr-defined]

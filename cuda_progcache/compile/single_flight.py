@@ -24,6 +24,7 @@ from typing import Generic, TypeVar
 
 from cuda_progcache._util import files
 from cuda_progcache._util.liveness import Owner, current_owner
+from cuda_progcache.store.sharing import write_beside
 
 T = TypeVar("T")
 
@@ -138,26 +139,16 @@ def _lead(flight: str, directory: str | None, compile_: Callable[[], T], look_up
 
 def _take(path: str) -> bool | None:
     """Take the lease: True if it is ours now, False if another has it, None if leases can't be made here."""
-    for attempt in range(2):
-        try:
-            files.write_new(path, str(current_owner()).encode(), mode=0o600, sync=False)
-        except FileExistsError:
-            return False
-        except FileNotFoundError:
-            if attempt:
-                return None
-            try:
-                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            except OSError:
-                return None
-        except OSError:
-            return None
-        else:
-            with _here.lock:
-                _here.leases.add(path)
-            _start_heart()
-            return True
-    return None
+    try:
+        write_beside(os.path.dirname(os.path.dirname(path)), path, str(current_owner()).encode(), new=True)
+    except FileExistsError:
+        return False
+    except OSError:
+        return None
+    with _here.lock:
+        _here.leases.add(path)
+    _start_heart()
+    return True
 
 
 def _release(path: str) -> None:
