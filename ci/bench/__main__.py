@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import processes, programs, scaling, stores, template_cache, templates
+from ci.bench import batches, processes, programs, scaling, stores, template_cache, templates
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *stores.BENCHMARKS,
     *programs.BENCHMARKS,
+    *batches.BENCHMARKS,
     *processes.BENCHMARKS,
     *templates.BENCHMARKS,
     *template_cache.BENCHMARKS,
