@@ -48,7 +48,7 @@ class Compiled:
     code : types.CodeType
     ast : jinja2.nodes.Template, optional
         One that was read has no environment: call its ``set_environment`` before use.
-    precomputed : list, optional
+    precomputed : iterable, optional
         Values that the code expects as ``_pc_0``, ``_pc_1``, ....
     warnings : iterable of mapping
         What the compiler warned of; JSON values.
@@ -60,12 +60,12 @@ class Compiled:
         self,
         code: CodeType,
         ast: nodes.Template | None = None,
-        precomputed: list[Any] | None = None,
+        precomputed: Iterable[Any] | None = None,
         warnings: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.code = code
         self.ast = ast
-        self.precomputed = precomputed
+        self.precomputed = None if precomputed is None else list(precomputed)
         self.warnings = tuple(dict(warning) for warning in warnings)
 
 

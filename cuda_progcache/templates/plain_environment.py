@@ -11,7 +11,8 @@ from contextvars import ContextVar
 from cuda_progcache.templates import builtins, cuda_filters
 from cuda_progcache.templates.builtins import Names, StrictUndefined
 from cuda_progcache.templates.compile_context import move
-from cuda_progcache.templates.plain_runtime import EvalContext, Namespace, Template, TemplateNotFound, facts, names_for
+from cuda_progcache.templates.plain_objects import Namespace
+from cuda_progcache.templates.plain_runtime import EvalContext, Template, TemplateNotFound, facts, names_for
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:

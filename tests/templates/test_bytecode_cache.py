@@ -138,6 +138,8 @@ def test_precomputed_values_and_ast_come_back(cache):
     assert precomputed == values
     assert [type(value) for value in precomputed] == [type(value) for value in values]
     assert ast == before
+    cache.set("k.j2", SOURCE, code(), precomputed=(1, 2))
+    assert cache.get("k.j2", SOURCE)[2] == [1, 2]
     assert ast.environment is None  # no environment travels along: its loader and filters are no data
     environment = jinja2.Environment()
     assert environment.from_string(ast.set_environment(environment)).render() == "12"

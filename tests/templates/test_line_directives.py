@@ -87,6 +87,14 @@ def test_no_directive_where_it_would_be_something_else():
     ]
 
 
+def test_a_line_of_another_place_waits_for_the_next_opening():
+    lines = ["f(a,", "  b);", "int c;", "int d;"]
+    places = tuple(Location("k.j2", number) for number in (1, 7, 9, 10))
+    found = with_line_directives(SourceMap("\n".join(lines), places))
+    assert found.text.split("\n") == ['#line 1 "k.j2"', "f(a,", "  b);", '#line 9 "k.j2"', "int c;", "int d;"]
+    assert found.lines == (None, places[0], places[1], None, *places[2:])
+
+
 def test_a_map_that_could_not_be_made_leaves_the_text():
     assert with_line_directives(SourceMap("a\nb", reason="no")) == SourceMap("a\nb", reason="no")
 

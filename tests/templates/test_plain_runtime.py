@@ -217,7 +217,9 @@ def ours(environment, source):
 def told(outcome):
     if isinstance(outcome, str):
         return outcome
-    return str(outcome).replace(f"{plain_runtime.__name__}.", "").replace("jinja2.runtime.", ""), outcome.line
+    return str(outcome).replace("cuda_progcache.templates.plain_objects.", "").replace(
+        "jinja2.runtime.", ""
+    ), outcome.line
 
 
 @pytest.mark.parametrize("source", SOURCES)
