@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from cuda_progcache.templates.compiler import Compiler as Compiler
     from cuda_progcache.templates.environment import KernelEnvironment as KernelEnvironment
     from cuda_progcache.templates.environment import KernelTemplate as KernelTemplate
+    from cuda_progcache.templates.patch import patch_jinja2 as patch_jinja2
+    from cuda_progcache.templates.patch import unpatch_jinja2 as unpatch_jinja2
     from cuda_progcache.templates.source_map import Location as Location
     from cuda_progcache.templates.source_map import SourceMap as SourceMap
     from cuda_progcache.templates.template import Environment as Environment
     from cuda_progcache.templates.template import Template as Template
-    from cuda_progcache.templates.template import patch_jinja2 as patch_jinja2
-    from cuda_progcache.templates.template import unpatch_jinja2 as unpatch_jinja2
 
 _HOME = {
     "BytecodeCache": "bytecode_cache",
@@ -34,8 +34,8 @@ _HOME = {
     "SourceMap": "source_map",
     "Template": "template",
     "hash_source": "bytecode_cache",
-    "patch_jinja2": "template",
-    "unpatch_jinja2": "template",
+    "patch_jinja2": "patch",
+    "unpatch_jinja2": "patch",
 }
 
 __all__ = [

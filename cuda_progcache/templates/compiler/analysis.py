@@ -4,51 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes
 from jinja2.utils import _PassArg
 
-from cuda_progcache.templates.compiler.scopes import Function, Scope
+from cuda_progcache.templates.compiler.scopes import COUNTING, SIZING, Function, Loop, Scope
 from cuda_progcache.templates.regions import Globals, Region
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-COUNTING = frozenset({"index", "index0", "first", "depth", "depth0"})
-"""What ``loop`` has that a counter gives."""
-SIZING = frozenset({"last", "length", "revindex", "revindex0"})
-"""What ``loop`` has that the number of items gives, too."""
-
 _MACRO_NAMES = frozenset({"caller", "kwargs", "varargs"})
 _FUNCTION_NAMES = frozenset({"self", "super"})
-
-
-@dataclass(slots=True, eq=False)
-class Loop:
-    """What is known of a ``{% for %}``.
-
-    Attributes
-    ----------
-    attributes : set of str
-        What of ``loop`` its body reads.
-    escapes : bool
-        Whether the body needs ``loop`` itself.
-    calls : bool
-        Whether the body calls something, which could change the list that is being gone through.
-    printed, dotted : dict
-        How often the body puts out a target as it is, and reads an attribute of one; inside another loop counts double.
-    """
-
-    targets: frozenset[str]
-    function: Function
-    depth: int
-    attributes: set[str] = field(default_factory=set)
-    escapes: bool = False
-    calls: bool = False
-    printed: dict[str, int] = field(default_factory=dict)
-    dotted: dict[str, int] = field(default_factory=dict)
 
 
 class Analysis:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import nodes
 
-from cuda_progcache.templates.compiler.analysis import SIZING, Loop
+from cuda_progcache.templates.compiler.scopes import SIZING, Loop
 from cuda_progcache.templates.compiler.statements import Statements
 from cuda_progcache.templates.compiler.tree import EQ, GE, IS
 

@@ -20,6 +20,11 @@ READ, SET, BRANCH, PARAMETER = 1, 2, 4, 8
 FROM_CONTEXT, FROM_OUTER, MISSING, GIVEN = "context", "outer", "missing", "given"
 """Where a scope's own name gets its first value."""
 
+COUNTING = frozenset({"index", "index0", "first", "depth", "depth0"})
+"""What ``loop`` has that a counter gives."""
+SIZING = frozenset({"last", "length", "revindex", "revindex0"})
+"""What ``loop`` has that the number of items gives, too."""
+
 
 @dataclass(slots=True, eq=False)
 class Function:
@@ -172,3 +177,29 @@ class Scope:
                         names[name] = local
             scope = scope.parent
         return names
+
+
+@dataclass(slots=True, eq=False)
+class Loop:
+    """What is known of a ``{% for %}``.
+
+    Attributes
+    ----------
+    attributes : set of str
+        What of ``loop`` its body reads.
+    escapes : bool
+        Whether the body needs ``loop`` itself.
+    calls : bool
+        Whether the body calls something, which could change the list that is being gone through.
+    printed, dotted : dict
+        How often the body puts out a target as it is, and reads an attribute of one; inside another loop counts double.
+    """
+
+    targets: frozenset[str]
+    function: Function
+    depth: int
+    attributes: set[str] = field(default_factory=set)
+    escapes: bool = False
+    calls: bool = False
+    printed: dict[str, int] = field(default_factory=dict)
+    dotted: dict[str, int] = field(default_factory=dict)
