@@ -25,7 +25,8 @@ class Worker:
     ----------
     setup : dict
         ``{"cache": the store's settings, "library": the kernel library's}``, and where wanted ``"header_policy"`` (its
-        fields), ``"keep_failures"`` (seconds), ``"scratch"`` (a folder for temporary files) and ``"events"`` (whether to send them along).
+        fields), ``"keep_failures"`` (seconds), ``"scratch"`` (a folder for temporary files) and
+        ``"events"`` (whether to send them along).
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
