@@ -167,7 +167,7 @@ class Memoized(Generic[P, R]):
         cache = given if isinstance(given, BaseCache) else given()
         try:
             arguments = self._bind(args, kwargs)
-            key = key_from_head(self._head, arguments)
+            key, digests = key_from_head(self._head, arguments)
         except (Indigestible, TypeError) as error:
             return self._uncached(error, args, kwargs)
         if not _refreshing.get():
@@ -183,7 +183,9 @@ class Memoized(Generic[P, R]):
                 if around is not None:
                     around.children[key] = None
                 return cast("R", _as_awaitable(result) if self._async else result)
-        return self._miss(cache, key, arguments, args, kwargs)
+        name, module, version, code = self._about
+        call = Call(name, arguments, {}, module, version, code, digests=digests, sealed=key)
+        return self._miss(cache, call, key, args, kwargs)
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Bind to an instance, whose digest is part of the key."""
@@ -201,7 +203,7 @@ class Memoized(Generic[P, R]):
 
     def digest(self, *args: P.args, **kwargs: P.kwargs) -> Digest:
         """The key of the call with these arguments; Indigestible where it has none."""
-        return key_from_head(self._head, self._bind(args, kwargs))
+        return key_from_head(self._head, self._bind(args, kwargs))[0]
 
     def contains(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Whether the call with these arguments would hit."""
@@ -241,21 +243,21 @@ class Memoized(Generic[P, R]):
 
     # A miss
 
-    def _miss(self, cache: BaseCache, key: Digest, arguments: dict[str, Any], args: Any, kwargs: Any) -> R:
+    def _miss(self, cache: BaseCache, call: Call, key: Digest, args: Any, kwargs: Any) -> R:
         if self._required and (missing := [name for name in self._missing(args, kwargs) if name in self._required]):
             return self._uncached(f"it leaves out {', '.join(missing)}", args, kwargs)
-        for value in arguments.values():
+        for value in call.arguments.values():
             if type(value) is Digest:
                 return self._with_values(cache, args, kwargs)
         self.counters["misses"] += 1
         note_child(key)
         around = _running.get()
         if self._async:
-            return cast("R", self._run_async(cache, key, arguments, args, kwargs))
+            return cast("R", self._run_async(cache, key, call, args, kwargs))
         if _refreshing.get() or isinstance(cache, RefreshingCache) or self._single_flight == "off":
-            return self._run(cache, key, arguments, args, kwargs)
+            return self._run(cache, key, call, args, kwargs)
         if around is not None and around.runs(key):
-            return self._run(cache, key, arguments, args, kwargs)  # it calls itself: waiting would be for ever
+            return self._run(cache, key, call, args, kwargs)  # it calls itself: waiting would be for ever
 
         def find() -> tuple[R] | None:
             try:
@@ -268,7 +270,7 @@ class Memoized(Generic[P, R]):
         def compute() -> tuple[R]:
             # Where no lease is taken nobody has looked again since this thread's turn came.
             found = find() if directory is None else None
-            return found or (self._run(cache, key, arguments, args, kwargs),)
+            return found or (self._run(cache, key, call, args, kwargs),)
 
         flight = key if directory is not None else f"{key}-{id(cache):x}"
         found = None
@@ -293,8 +295,8 @@ class Memoized(Generic[P, R]):
 
         return self(*map(value, args), **{name: value(argument) for name, argument in kwargs.items()})
 
-    def _run(self, cache: BaseCache, key: Digest, arguments: dict[str, Any], args: Any, kwargs: Any) -> R:
-        prepared = self._prepare(cache, arguments)
+    def _run(self, cache: BaseCache, key: Digest, call: Call, args: Any, kwargs: Any) -> R:
+        prepared = self._prepare(cache, call)
         running = _Running(key, _running.get())
         token = _running.set(running)
         started, clock = time.time(), time.perf_counter()
@@ -309,7 +311,7 @@ class Memoized(Generic[P, R]):
         self._commit(prepared, result, running, started, time.perf_counter() - clock)
         return result
 
-    async def _run_async(self, cache: BaseCache, key: Digest, arguments: dict[str, Any], args: Any, kwargs: Any) -> Any:
+    async def _run_async(self, cache: BaseCache, key: Digest, call: Call, args: Any, kwargs: Any) -> Any:
         slot = (asyncio.get_running_loop(), key)
         if not _refreshing.get():
             other = self._under_way.get(slot)
@@ -318,7 +320,7 @@ class Memoized(Generic[P, R]):
             future = self._under_way[slot] = slot[0].create_future()
         else:
             future = slot[0].create_future()
-        prepared = self._prepare(cache, arguments)
+        prepared = self._prepare(cache, call)
         running = _Running(key, _running.get())
         token = _running.set(running)
         started, clock = time.time(), time.perf_counter()
@@ -342,12 +344,11 @@ class Memoized(Generic[P, R]):
             if self._under_way.get(slot) is future:
                 del self._under_way[slot]
 
-    def _prepare(self, cache: BaseCache, arguments: dict[str, Any]) -> PreparedCall | None:
-        name, module, version, code = self._about
+    def _prepare(self, cache: BaseCache, call: Call) -> PreparedCall | None:
         try:
-            return cache.prepare(Call(name, arguments, {}, module, version, code))
+            return cache.prepare(call)
         except Exception as error:  # noqa: BLE001 - a cache may be anyone's code; the body runs all the same
-            self._trouble("trouble", f"a call of {name} can't be prepared for the cache: {error}")
+            self._trouble("trouble", f"a call of {call.name} can't be prepared for the cache: {error}")
             return None
 
     def _commit(

@@ -8,7 +8,7 @@ import logging
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,7 +89,8 @@ class Cache(PerKeyLockMixin, BaseCache):
             if isinstance(value, Digest):
                 arguments[name] = value
                 continue
-            arguments[name] = digest(value)
+            known = call.digests.get(name)
+            arguments[name] = digest(value) if known is None else Digest(known.decode("ascii"))
             if (text := self._inlined(value)) is not None:
                 inline[arguments[name]] = text
             else:
@@ -101,8 +102,9 @@ class Cache(PerKeyLockMixin, BaseCache):
                 for name, value in stored.items():
                     arguments[name] = self._keep_argument(call.name, name, value, arguments[name])
         sealed = DigestedCall(
-            call.name, arguments, None, call.metadata, call.module, call.version, call.code_digest, call.key, inline
-        )
+            call.name, arguments, None, call.metadata, call.module, call.version, call.code_digest, call.key, inline,
+            call.sealed,
+        )  # fmt: skip
         return PreparedCall(sealed, self, release)
 
     def _inlined(self, value: Any) -> bytes | None:
@@ -329,11 +331,6 @@ class Cache(PerKeyLockMixin, BaseCache):
 
         return let_go
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> contextlib.AbstractContextManager[Any]:
         flights = _flights_of(self.values)
-        if flights is None:
-            yield
-            return
-        with flights.lock:
-            yield
+        return contextlib.nullcontext() if flights is None else flights.lock

@@ -24,7 +24,7 @@ from xxhash import xxh3_128_hexdigest
 
 from cuda_progcache._util import files
 from cuda_progcache._util.liveness import Owner, current_owner
-from cuda_progcache.memo.call import DigestedCall, QueryCall
+from cuda_progcache.memo.call import Call, DigestedCall, QueryCall
 from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.index import Index
 from cuda_progcache.memo.storage import codecs, records
@@ -253,8 +253,10 @@ class FileCallStorage(PerKeyLockMixin, CallMixin, FileBackend):
         super().__post_init__()
         object.__setattr__(self, "index", Index(self, f"{self.root}/index.sqlite"))
 
-    def put(self, value: DigestedCall, key: Digest) -> Digest:
-        """Write the record of a call."""
+    def put(self, value: DigestedCall | Call, key: Digest) -> Digest:
+        """Write the record of a call; of one with live values their digests alone."""
+        if isinstance(value, Call):
+            value = value.digest()
         self._write(key, records.seal(records.body(value, key), key, self.secret), f"the call of {value.name}")
         return key
 
