@@ -195,6 +195,9 @@ class Call(_Record):
     def _digested(self, save: Callable[[Any], Digest]) -> DigestedCall:
         from cuda_progcache.memo.storage import SaveError
 
+        result = None
+        if self.result is not NO_RESULT:
+            result = self.result if isinstance(self.result, Digest) else save(self.result)
         arguments: dict[str, Digest] = {}
         for name, value in self.arguments.items():
             if isinstance(value, Digest):
@@ -205,9 +208,6 @@ class Call(_Record):
             except SaveError as error:
                 _logger.debug("argument %s of %s is kept as its digest: %s", name, self.name, error)
                 arguments[name] = Unstored(_digest.digest(value))
-        result = None
-        if self.result is not NO_RESULT:
-            result = self.result if isinstance(self.result, Digest) else save(self.result)
         return DigestedCall(
             self.name, arguments, result, self.metadata, self.module, self.version, self.code_digest, key=self.key
         )

@@ -251,7 +251,8 @@ class FileCallStorage(PerKeyLockMixin, CallMixin, FileBackend):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "index", Index(self, f"{self.root}/index.sqlite"))
+        # An index isn't signed: where records have to be, it is kept out of others' reach, in memory.
+        object.__setattr__(self, "index", Index(self, f"{self.root}/index.sqlite" if self.secret is None else None))
 
     def put(self, value: DigestedCall | Call, key: Digest) -> Digest:
         """Write the record of a call; of one with live values their digests alone."""
