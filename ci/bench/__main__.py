@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import processes, programs, scaling, stores
+from ci.bench import memo, processes, programs, scaling, stores
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
-BENCHMARKS: tuple[Benchmark, ...] = (*stores.BENCHMARKS, *programs.BENCHMARKS, *processes.BENCHMARKS)
+BENCHMARKS: tuple[Benchmark, ...] = (*stores.BENCHMARKS, *programs.BENCHMARKS, *processes.BENCHMARKS, *memo.BENCHMARKS)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -89,7 +89,17 @@ def _run(benchmark: Benchmark, directory: Path, effort: float) -> Result:
 
 def _report(results: list[Result], effort: float, seconds: float) -> dict[str, Any]:
     versions: dict[str, str | None] = {}
-    for package in ("cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-cccl", "msgspec", "xxhash"):
+    for package in (
+        "cuda-core",
+        "cuda-bindings",
+        "nvidia-cuda-nvrtc",
+        "nvidia-cuda-cccl",
+        "msgspec",
+        "xxhash",
+        "diskcache",
+        "joblib",
+        "fleche",
+    ):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
