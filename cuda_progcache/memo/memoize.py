@@ -49,6 +49,10 @@ R = TypeVar("R")
 _logger = logging.getLogger(__name__)
 
 
+#: Seconds that a body has to have run for processes to wait for each other (threads always do).
+WORTH_A_LEASE = 1e-3
+
+
 class _Running:
     """A call whose body runs now; what it calls is its child."""
 
@@ -153,6 +157,7 @@ class Memoized(Generic[P, R]):
         self._async = inspect.iscoroutinefunction(function)
         self._under_way: dict[tuple[Any, Digest], asyncio.Future[Any]] = {}
         self._warned: set[str] = set()
+        self._longest: float | None = None  # seconds that the body took
         self.counters: Counter[str] = Counter()
 
     @property
@@ -263,7 +268,9 @@ class Memoized(Generic[P, R]):
             except Exception:  # noqa: BLE001 - trouble was told of by the first lookup: a miss
                 return None
 
-        directory = cache.leases if self._single_flight == "processes" else None
+        # A lease costs 60 µs and more: a function that was never seen to run long is run beside another process instead.
+        wanted = self._single_flight == "processes" and (self._longest is None or self._longest >= WORTH_A_LEASE)
+        directory = cache.leases if wanted else None
 
         def compute() -> tuple[R]:
             # Where no lease is taken nobody has looked again since this thread's turn came.
@@ -347,6 +354,7 @@ class Memoized(Generic[P, R]):
     def _commit(
         self, prepared: PreparedCall | None, result: Any, running: _Running, started: float, seconds: float
     ) -> None:
+        self._longest = max(seconds, self._longest or 0.0)
         if prepared is None:
             return
         metadata: Metadata = {
@@ -434,7 +442,8 @@ def memoize(
     tags : mapping, optional
         Kept in each record, under ``metadata["tags"]``.
     single_flight : {"processes", "threads", "off"}
-        Who waits for whom when several ask for one call.
+        Who waits for whom when several ask for one call. Processes wait for the first call, and for others once a
+        body has run for :data:`WORTH_A_LEASE` seconds: before that, running it twice is cheaper.
 
     Returns
     -------

@@ -483,3 +483,18 @@ def test_large_values_lie_in_files_of_their_own(files):
     assert len(runs) == 1
     assert len(list(files.values.list())) == 2
     assert not os.listdir(os.path.join(files.values.root, "pins"))
+
+
+def test_quick_functions_take_no_lease_once_they_are_known_to_be_quick(files, monkeypatch):
+    from cuda_progcache.memo import memoize as module
+
+    taken = []
+    fly = module.fly
+    monkeypatch.setattr(module, "fly", lambda flight, directory, *rest, **more: taken.append(directory) or fly(
+        flight, directory, *rest, **more))  # fmt: skip
+    slow = threading.Event()
+    monkeypatch.setattr(module, "WORTH_A_LEASE", 0.05)
+    f = memoize(files, lambda x: slow.wait(0.1) if x == 3 else x)
+    for x in range(6):
+        f(x)
+    assert [directory is not None for directory in taken] == [True, False, False, False, True, True]
