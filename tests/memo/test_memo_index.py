@@ -74,6 +74,20 @@ def test_each_of_many_changes_is_seen_at_once(filled):
             assert filled.query(arguments={"x": x}).empty()
 
 
+def test_a_change_within_a_tick_of_the_clock_is_seen(filled):
+    import time
+
+    first = filled.calls.load(next(iter(filled.calls.list()))).to_lookup_key()
+    shard = os.path.join(filled.calls.root, first[:2])
+    second = next(x for x in range(1000, 10_000) if call(x).to_lookup_key()[:2] == first[:2])
+    now = time.time_ns()
+    os.utime(shard, ns=(now, now))
+    assert second not in listed(filled)
+    filled.save(call(second))
+    os.utime(shard, ns=(now, now))
+    assert second in listed(filled)
+
+
 def test_only_what_moved_is_read(filled, monkeypatch):
     import time
 
