@@ -43,8 +43,6 @@ CREATE TABLE shards (name TEXT PRIMARY KEY, mtime INTEGER) WITHOUT ROWID;
 #: Seconds to wait for another process that refreshes the index; rebuilding one of 100,000 calls takes less.
 _PATIENCE = 60.0
 _CHUNK = 500
-#: Inodes and sizes are unsigned; SQLite's integers aren't.
-_SIGNED = (1 << 63) - 1
 
 
 class Source(Protocol):
@@ -54,7 +52,7 @@ class Source(Protocol):
         """Parts of the source, with a number that moves when something in one changes."""
 
     def scan(self, shard: str) -> Mapping[Digest, tuple[int, int, int]]:
-        """Keys in a part, with three numbers that tell a record from one that replaced it."""
+        """Keys in a part, with three numbers (63 bits) that tell a record from one that replaced it."""
 
     def settled(self, mtime_ns: int) -> bool:
         """Whether that number of a part will move with its next change."""
@@ -259,19 +257,14 @@ class Index:
 
     def _refresh_shard(self, connection: sqlite3.Connection, shard: str) -> int:
         found = self._source.scan(shard)
-        have = {
-            key: (ident, tuple(signature))
-            for ident, key, *signature in connection.execute(
-                "SELECT id, key, inode, mtime, size FROM calls WHERE shard = ?", (shard,)
-            )
-        }
-        signatures = {key: tuple(number & _SIGNED for number in signature) for key, signature in found.items()}
-        stale = [ident for key, (ident, signature) in have.items() if signatures.get(key) != signature]
-        connection.executemany("DELETE FROM arguments WHERE call = ?", [(ident,) for ident in stale])
-        connection.executemany("DELETE FROM calls WHERE id = ?", [(ident,) for ident in stale])
+        select = "SELECT key, id, inode, mtime, size FROM calls WHERE shard = ?"
+        have = {row[0]: row for row in connection.execute(select, (shard,))}
+        stale = [(row[1],) for key, row in have.items() if found.get(key) != row[2:]]
+        connection.executemany("DELETE FROM arguments WHERE call = ?", stale)
+        connection.executemany("DELETE FROM calls WHERE id = ?", stale)
         added = 0
-        for key, signature in signatures.items():
-            if key in have and have[key][1] == signature:
+        for key, signature in found.items():
+            if key in have and have[key][2:] == signature:
                 continue
             record = self._source.record(key)
             if record is not None:

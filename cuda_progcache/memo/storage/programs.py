@@ -290,7 +290,7 @@ class _RecordTree:
                 status = os.lstat(os.path.join(self.records, shard, name))
             except OSError:
                 continue
-            found[Digest(shard + name)] = Signature(status.st_ino, status.st_mtime_ns, status.st_size)
+            found[Digest(shard + name)] = Signature.of(status)
         return found
 
 

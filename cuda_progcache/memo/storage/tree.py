@@ -22,6 +22,7 @@ from cuda_progcache._util import files
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest
 
 _HEX = frozenset("0123456789abcdef")
+_SIGNED = (1 << 63) - 1
 #: Nanoseconds within which two changes of a directory may have one mtime (the kernel's clock ticks every 1 to 10 ms).
 _TICK = 50_000_000
 #: Seconds after which a file under a dot name is a crashed writer's.
@@ -36,6 +37,11 @@ class Signature(NamedTuple):
     inode: int
     mtime_ns: int
     size: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Signature:
+        """The signature of a file; of its inode number 63 bits, as many as SQLite's integers have."""
+        return cls(status.st_ino & _SIGNED, status.st_mtime_ns, status.st_size)
 
 
 class FileTree:
@@ -152,7 +158,7 @@ class FileTree:
                         status = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue
-                    found[key] = Signature(entry.inode(), status.st_mtime_ns, status.st_size)
+                    found[key] = Signature.of(status)
         except OSError:
             pass  # no such shard, or not readable: nothing in it can be had
         return found
