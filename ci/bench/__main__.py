@@ -17,11 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import memo, processes, programs, scaling, stores
+from ci.bench import batches, memo, processes, programs, scaling, stores
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
-BENCHMARKS: tuple[Benchmark, ...] = (*stores.BENCHMARKS, *programs.BENCHMARKS, *processes.BENCHMARKS, *memo.BENCHMARKS)
+BENCHMARKS: tuple[Benchmark, ...] = (
+    *stores.BENCHMARKS,
+    *programs.BENCHMARKS,
+    *batches.BENCHMARKS,
+    *processes.BENCHMARKS,
+    *memo.BENCHMARKS,
+)
 RESULTS = Path(__file__).parent / "results"
 
 

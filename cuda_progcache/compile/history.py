@@ -8,15 +8,15 @@ is to be explained, and disposable: without it, a miss is "the first compile".
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from cuda_progcache._util import files
-from cuda_progcache.keys.explain import explain
+from cuda_progcache.store.sharing import write_beside
 
 #: Digests kept per program name.
 _KEPT = 16
@@ -32,28 +32,9 @@ def note(cache: Any, name: str, digest: str) -> None:
     if path is None:
         _in_memory.setdefault(cache, {})[name] = digests
         return
-    staged = f"{path}.{os.getpid()}.{threading.get_ident()}"
     content = "".join(f"{known}\n" for known in digests).encode()
-    for attempt in range(2):
-        try:
-            files.write_new(staged, content, mode=0o600, sync=False)
-            files.replace(staged, path)
-        except FileNotFoundError:
-            if attempt or not _make_directory(path):
-                return
-        except OSError:
-            files.unlink_quietly(staged)
-            return  # disposable: a later miss has less to be compared with
-        else:
-            return
-
-
-def _make_directory(path: str) -> bool:
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError):  # disposable: a later miss has less to be compared with
+        write_beside(cache.path, path, content)
 
 
 def latest(cache: Any, name: str) -> list[str]:
@@ -105,6 +86,8 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ..
 
 def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     """What differs between two records' compiles, a sentence each."""
+    from cuda_progcache.keys.explain import explain
+
     mine, theirs = ({h["name"]: h["digest"] for h in r.get("headers") or ()} for r in (new, old))
     return explain(new["components"], old["components"], mine, theirs)
 

@@ -166,6 +166,10 @@ class FileStreamProgramCache(MaintainedDirectory):
 
         return Path(self._root.path)
 
+    def _path_for_key(self, key: Key) -> Path:
+        # What scripts written for cuda.core's store call to hand an entry to cuobjdump.
+        return self.path.joinpath("entries", (digest := entry_digest(key))[:2], digest[2:])
+
     @property
     def roots(self) -> tuple[Path, ...]:
         """The root directory, alone."""
@@ -413,9 +417,11 @@ class FileStreamProgramCache(MaintainedDirectory):
     def _write_error(self, digest: str, exc: OSError) -> StoreError:
         if isinstance(exc, StoreError):
             return exc
+        # Raised by Python code without a number (a wrapped os, a test): it stays the error that callers catch.
+        number = errno.EACCES if exc.errno is None and isinstance(exc, PermissionError) else exc.errno
         reason = exc.strerror or str(exc)
         return StoreError(
-            exc.errno, f"can't store a program in the cache: {reason}", exc.filename or self._root.entry_path(digest)
+            number, f"can't store a program in the cache: {reason}", exc.filename or self._root.entry_path(digest)
         )
 
     def _put(self, digest: str, data: bytes, record_json: bytes, created: float | None = None) -> bool:
@@ -450,6 +456,25 @@ class FileStreamProgramCache(MaintainedDirectory):
             self._fallback.remove(digest)
         elif not is_digest(digest) or not self._delete(digest):
             raise KeyError(digest)
+
+    def quarantine(self, digest: str) -> None:
+        """Move an entry that proved wrong, and its record, to the quarantine, and count it as corrupt."""
+        if self._fallback is not None:
+            self._fallback.quarantine(digest)
+            return
+        entry = pairs.lstat(self._root.entry_path(digest)) if is_digest(digest) else None
+        if entry is None:
+            raise KeyError(digest)
+        charged = pairs.charged_on_disk(self._root, digest) or 0
+        if not self._root.set_aside(self._root.entry_path(digest), identity(entry)):
+            self.remove(digest)  # no quarantine can be had: gone is safe, too
+        else:
+            record = pairs.lstat(self._root.record_path(digest))
+            if record is not None:
+                self._root.set_aside(self._root.record_path(digest), identity(record))
+            self._cap.unannounced([(digest, -1, -charged)])
+            self._unpin_removed(digest)
+        self._counters.count("corrupt")
 
     def _delete(self, digest: str) -> bool:
         try:

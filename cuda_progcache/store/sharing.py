@@ -17,8 +17,10 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from typing import NamedTuple, Self
 
+from cuda_progcache._util.files import replace, unlink_quietly, write_new
 from cuda_progcache.errors import UnsafeRootError
 
 
@@ -104,6 +106,62 @@ class Sharing(NamedTuple):
                 mode |= stat.S_ISGID | self.root.st_mode & (stat.S_IRWXG | others)
         if mode | bits != before:
             os.chmod(directory, mode | bits)
+
+
+def write_beside(root: str | os.PathLike[str], path: str, content: bytes, *, new: bool = False) -> None:
+    """Write a small file of another room below a store's root, as open to others as the store's entries are.
+
+    Parameters
+    ----------
+    root : str or os.PathLike
+        The store's.
+    path : str
+        The file; directories that it lacks are made.
+    content : bytes
+        All of it.
+    new : bool
+        Write it in place, if nothing lies there; else it is replaced in one step.
+
+    Raises
+    ------
+    FileExistsError
+        ``new``, and something does.
+    OSError
+        It can't be written.
+    """
+    sharing = _like_entries(root)
+    staged = path if new else f"{path}.{os.getpid()}.{threading.get_ident()}"
+    try:
+        try:
+            write_new(staged, content, mode=sharing.file_mode, sync=False)
+        except FileNotFoundError:
+            _make_directories(os.fspath(root), os.path.dirname(path), sharing)
+            write_new(staged, content, mode=sharing.file_mode, sync=False)
+        if not new:
+            replace(staged, path)
+    except OSError:
+        if not new:
+            unlink_quietly(staged)
+        raise
+
+
+def _like_entries(root: str | os.PathLike[str]) -> Sharing:
+    try:
+        status = os.stat(os.path.join(root, "entries"))
+    except OSError:
+        return Sharing(shared=False)
+    shared = bool(status.st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+    return Sharing(shared, status if shared and status.st_mode & stat.S_ISGID else None)
+
+
+def _make_directories(root: str, directory: str, sharing: Sharing) -> None:
+    if directory == root or os.path.isdir(directory):
+        return
+    _make_directories(root, os.path.dirname(directory), sharing)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, sharing.directory_mode)
+        if sharing.root is not None:
+            sharing.open_to_group(directory)
 
 
 def _is_ours(group: int) -> bool:

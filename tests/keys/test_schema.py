@@ -195,3 +195,24 @@ def test_components_print_without_their_bulk():
     assert printable["code"].endswith("bytes, sha256:" + printable["code"][-64:])
     assert printable["name"] == "default_program"
     assert Component("c", b"\xff\xfe").printable == "fffe"
+
+
+@pytest.mark.parametrize(("code_type", "code", "target"), [("ptx", ".version 7.0", "cubin"), ("nvvm", b"BC", "ptx")])
+def test_name_expressions_are_looked_at_where_the_compiler_does(code_type, code, target):
+    program = {"code": code, "code_type": code_type, "target_type": target}
+    assert key(**program, names=(123, None)).digest == key(**program).digest
+    with pytest.raises(TypeError, match="name_expressions must be str or bytes, got int"):
+        inputs(names=("k", 123))
+
+
+@pytest.mark.parametrize("nothing", [None, False, [], (), range(0)])
+def test_a_pre_include_that_the_compiler_ignores_reads_no_header(nothing):
+    assert not inputs(pre_include=nothing).reads_headers
+    assert inputs(pre_include="a.h").reads_headers
+    assert inputs(pre_include=["a.h"]).reads_headers
+
+
+@pytest.mark.parametrize("option", ["create_pch", "time", "fdevice_time_trace"])
+def test_a_side_effect_is_refused_by_that_name(option):
+    with pytest.raises(UncacheableError, match="side effect"):
+        key(**{option: "file"})

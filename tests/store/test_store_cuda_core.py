@@ -229,3 +229,23 @@ def test_records_survive_pickling_of_what_is_read(tmp_path):
     (info,) = store.entries()
     assert pickle.loads(pickle.dumps(info)) == info
     assert pickle.loads(pickle.dumps(store.stats())) == store.stats()
+
+
+def test_where_cuda_cores_store_says_an_entry_lies(tmp_path):
+    with FileStreamProgramCache(tmp_path / "c") as store:
+        store[b"k"] = store["other"] = b"\x7fELF"
+        for key in (b"k", "other"):
+            assert store._path_for_key(key).read_bytes() == b"\x7fELF"
+
+
+@pytest.mark.parametrize("error", [PermissionError("denied"), PermissionError(13, "denied")], ids=["bare", "numbered"])
+def test_a_denied_write_is_a_permission_error(tmp_path, monkeypatch, error):
+    def denied(source, target):
+        raise error
+
+    with FileStreamProgramCache(tmp_path / "c") as store:
+        monkeypatch.setattr(os, "replace", denied)
+        with pytest.raises(PermissionError, match="can't store a program in the cache: denied"):
+            store[b"k"] = b"v"
+        with pytest.warns(RuntimeWarning, match="denied"):
+            assert not store.publish(b"k", b"v", {})

@@ -20,6 +20,7 @@ from cuda_progcache._util.files import SHARING_DELAYS
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.errors import ProgCacheError, ProgCacheWarning, ReadOnlyError, StoreError, UnsafeRootError
 from cuda_progcache.store import FileStreamProgramCache, entry_digest, pairs
+from cuda_progcache.store.sharing import write_beside
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -637,3 +638,50 @@ def test_no_warning_where_nothing_is_wrong(tmp_path):
         with FileStreamProgramCache(tmp_path / "cache", max_size_bytes=100) as store:
             for i in range(20):
                 store[str(i)] = b"x" * 30
+
+
+OTHER = 65534
+
+
+@needs_root
+@pytest.mark.parametrize("bits", [0o2770, 0o2777, 0o700])
+def test_files_of_other_rooms_are_as_open_as_the_entries(bits):
+    """Leases, manifests and histories of a root that users share serve them all."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o711)
+        root = os.path.join(folder, "cache")
+        os.mkdir(root)
+        os.chown(root, 0, OTHER)
+        os.chmod(root, bits)
+        FileStreamProgramCache(root).close()
+        paths = [os.path.join(root, "leases", "flight"), os.path.join(root, "manifests", "ab", "cdef")]
+        for path in paths:
+            write_beside(root, path, b"root's", new=True)
+            with pytest.raises(FileExistsError):
+                write_beside(root, path, b"another's", new=True)
+
+        def as_other():
+            for path in paths:
+                if bits == 0o700:
+                    with pytest.raises(PermissionError):
+                        write_beside(root, path, b"other's")
+                else:
+                    write_beside(root, path, b"other's")
+                    write_beside(root, path + " beside", b"other's", new=True)
+
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                os.setgroups([])
+                os.setresgid(OTHER, OTHER, OTHER)
+                os.setresuid(OTHER, OTHER, OTHER)
+                as_other()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        for path in paths:
+            with open(path, "rb") as file:
+                assert file.read() == (b"root's" if bits == 0o700 else b"other's")
+            assert {name.split()[0] for name in os.listdir(os.path.dirname(path))} == {os.path.basename(path)}
