@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 3: memoized calls, and where every result came from."""
+"""Memoized calls on disk, and where every result came from."""
