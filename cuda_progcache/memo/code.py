@@ -14,23 +14,21 @@ every interpreter.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import copyreg
 import dis
 import functools
 import importlib.util
 import inspect
-import os
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
-from cuda_progcache.memo.syntax import canonical, tree_of, walk, written
+from cuda_progcache.memo.modules import local_source, version_of
+from cuda_progcache.memo.syntax import canonical, tree_of, walk
 
 #: Set on wrappers that add caching and nothing else: what counts is the function inside.
 TRANSPARENT = "__cache_file__"
@@ -330,7 +328,7 @@ class _Walker:
             return True
         if not top or top == "__main__":
             return False
-        version = _version(top)
+        version = version_of(top)
         if version is None:
             given = getattr(module, "__version__", None) if module is not None and module.__spec__ is None else None
             if given is None:
@@ -480,156 +478,3 @@ def _slots(kind: type) -> Iterable[str]:
     slots = vars(kind).get("__slots__", ())
     names = (slots,) if isinstance(slots, str) else slots
     return [name for name in names if name not in {"__dict__", "__weakref__"}]
-
-
-@functools.cache
-def _package_folders() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    return tuple({os.path.realpath(paths[name]) + os.sep for name in ("purelib", "platlib", "stdlib", "platstdlib")})
-
-
-_versions: dict[str, str | None] = {}
-
-
-def _version(top: str) -> str | None:
-    """Version of the installed package that has a top-level module; None if none has.
-
-    Asked of the installed metadata and not of the module, which need not be loaded yet: the answer must be the same
-    before the function's first run and after.
-    """
-    if top not in _versions:
-        _versions[top] = _find_version(top)
-    return _versions[top]
-
-
-def _find_version(top: str) -> str | None:
-    from importlib import metadata
-
-    if top == __name__.partition(".")[0]:
-        from cuda_progcache import __version__
-
-        return __version__  # also where it is run from a source tree
-    origin = _origin(top)
-    if origin is None or not origin.startswith(_package_folders()):
-        return None  # nowhere, or a module of one's own, though perhaps installed as editable
-    try:
-        return metadata.version(top)
-    except metadata.PackageNotFoundError:
-        names = metadata.packages_distributions().get(top, ())
-        return metadata.version(names[0]) if names else "unknown"
-
-
-def _origin(name: str) -> str | None:
-    """The file or folder that a module comes from, without importing it."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return None  # not there, or made by hand
-    if spec is None:
-        return None
-    place = spec.origin if spec.has_location else next(iter(spec.submodule_search_locations or ()), None)
-    return None if place is None else os.path.realpath(place)
-
-
-_sources: dict[str, tuple[tuple[int, int, int], bytes, frozenset[str]]] = {}
-
-
-def local_source(name: str) -> bytes:
-    """Digest of the source of a module of one's own, and of those it imports, as they lie on disk."""
-    found: dict[str, bytes] = {}
-    pending = [name]
-    while pending:
-        module = pending.pop()
-        if module in found or module.partition(".")[0] in sys.stdlib_module_names:
-            continue
-        origin = _origin(module)
-        if origin is None:
-            found[module] = b"missing"
-            continue
-        if origin.startswith(_package_folders()):
-            found[module] = (_version(module.partition(".")[0]) or "unknown").encode()
-            continue
-        found[module], imports = _source(origin, module)
-        pending += imports
-    return _hash(*(part for module, source in sorted(found.items()) for part in (module, source)))
-
-
-def _source(path: str, module: str) -> tuple[bytes, frozenset[str]]:
-    """Digest of a source file, without comments and layout, and the modules it imports."""
-    try:
-        status = os.stat(path)
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        known = _sources.get(path)
-        if known is not None and known[0] == stamp:
-            return known[1], known[2]
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError:
-        return b"unreadable", frozenset()
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError):
-        made = (_hash("file", content), frozenset[str]())  # an extension module
-    else:
-        package = module if os.path.basename(path) == "__init__.py" else module.rpartition(".")[0]
-        made = (_hash("file", written(tree)), frozenset(_statements(tree, package)))
-    _sources[path] = (stamp, *made)
-    return made
-
-
-def _statements(tree: ast.Module, package: str) -> Iterable[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            name = node.module or ""
-            if node.level:
-                try:
-                    name = importlib.util.resolve_name("." * node.level + name, package)
-                except ImportError:
-                    continue
-            yield name
-            yield from (f"{name}.{alias.name}" for alias in node.names if _origin(f"{name}.{alias.name}"))
-
-
-#: Calls that read what their first argument names.
-_READERS = frozenset(["listdir", "scandir", "walk", "glob", "iglob", "loadtxt", "genfromtxt", "imread"])
-
-
-def find_path_specs(function: Any) -> dict[str, list[str]]:
-    """Paths that a function's source reads: ``os.listdir("data")``, ``open(CONFIG)``, ``pd.read_csv(TABLE)``.
-
-    Parameters
-    ----------
-    function : callable
-
-    Returns
-    -------
-    dict
-        ``literals``: texts in such a call; ``symbols``: names in it. Hints: a call through another name isn't seen.
-    """
-    found: dict[str, list[str]] = {"literals": [], "symbols": []}
-    plain = inspect.unwrap(function)
-    plain = getattr(plain, "__func__", plain)
-    tree = tree_of(plain, exact=False) if isinstance(plain, types.FunctionType) else None
-    if tree is None:
-        return found
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args and _reads(node):
-            argument = node.args[0]
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                found["literals"].append(argument.value)
-            elif isinstance(argument, ast.Name):
-                found["symbols"].append(argument.id)
-    return {kind: sorted(set(names)) for kind, names in found.items()}
-
-
-def _reads(call: ast.Call) -> bool:
-    target = call.func
-    name = target.attr if isinstance(target, ast.Attribute) else target.id if isinstance(target, ast.Name) else ""
-    if name == "open":
-        mode = call.args[1] if len(call.args) > 1 else next((k.value for k in call.keywords if k.arg == "mode"), None)
-        if mode is None:
-            return True
-        return isinstance(mode, ast.Constant) and isinstance(mode.value, str) and not set(mode.value) & set("wax+")
-    return name in _READERS or name.startswith("read_")

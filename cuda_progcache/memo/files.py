@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 from cuda_progcache.errors import ProgCacheError
@@ -94,17 +94,17 @@ def hash_file(path: str, algo: str) -> tuple[str, os.stat_result]:
 class FileDigests:
     """Digests by path, as many as a limit allows; the oldest go first.
 
-    Parameters
+    Attributes
     ----------
     memory : dict
-        Where they are kept, by path as it was given. Single operations on a dict are atomic, so threads may share it.
+        By path as it was given. Single operations on a dict are atomic, so threads may share it.
     limit : callable
         How many may be kept, asked each time.
     """
 
-    def __init__(self, memory: dict[str, Any], limit: Callable[[], int]) -> None:
-        self.memory = memory
-        self._limit = limit
+    def __init__(self, limit: Callable[[], int]) -> None:
+        self.memory: dict[str, Remembered] = {}
+        self.limit = limit
 
     def of_file(self, path: str, algo: str) -> str | None:
         """Hash of a regular file; None if it isn't there, can't be read or is no regular file."""
@@ -129,7 +129,7 @@ class FileDigests:
     def _keep(self, path: str, what: Remembered) -> None:
         self.memory.pop(path, None)
         self.memory[path] = what
-        while len(self.memory) > max(self._limit(), 1):
+        while len(self.memory) > max(self.limit(), 1):
             try:
                 self.memory.pop(next(iter(self.memory)), None)
             except (StopIteration, RuntimeError):
@@ -193,3 +193,52 @@ def _kind(path: str) -> str:
         return f"type {stat.S_IFMT(os.lstat(path).st_mode):o}"
     except OSError:
         return "gone"
+
+
+#: The digests that all of this process shares.
+shared = FileDigests(lambda: 10_000)
+
+_LONGEST_PATH = 4096
+
+
+def is_there(path: str) -> bool:
+    """Whether a text names something; False also where it can't be a name."""
+    try:
+        return os.path.exists(path)
+    except ValueError:
+        return False  # a NUL in it
+
+
+def _looks_like_path(text: str) -> bool:
+    if len(text) > _LONGEST_PATH or not text.isprintable():
+        return False
+    return (os.sep in text or (os.altsep is not None and os.altsep in text)) and is_there(text)
+
+
+def _is_path(value: Any, *, declared: bool, guess: bool) -> bool:
+    if isinstance(value, os.PathLike):
+        return True
+    return isinstance(value, str) and (declared or (guess and _looks_like_path(value)))
+
+
+def paths_in(value: Any, *, declared: bool, guess: bool) -> Iterator[str]:
+    """Paths in an argument, also in lists, tuples, sets and dicts."""
+    if _is_path(value, declared=declared, guess=guess):
+        yield os.fsdecode(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from paths_in(item, declared=declared, guess=guess)
+    elif isinstance(value, list | tuple | set | frozenset):
+        found = [path for item in value for path in paths_in(item, declared=declared, guess=guess)]
+        yield from sorted(found) if isinstance(value, set | frozenset) else found
+
+
+def without_paths(value: Any, *, declared: bool, guess: bool) -> Any:
+    """An argument with each of those paths replaced by the same text."""
+    if _is_path(value, declared=declared, guess=guess):
+        return "a path"
+    if isinstance(value, dict):
+        return {key: without_paths(item, declared=declared, guess=guess) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [without_paths(item, declared=declared, guess=guess) for item in value]
+    return value

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from xml.sax.saxutils import escape, quoteattr
 
 from cuda_progcache.memo.export import short
@@ -54,11 +54,15 @@ COLOURS = {
 STEP_COLOUR = "#fff7c8"
 
 
+Route: TypeAlias = "tuple[list[Box], str]"
+
+
 @dataclass(eq=False)
-class _Box:
+class Box:
     """What takes a place in a layer: a node, a group of nodes, or an edge passing by (without lines)."""
 
     kind: str = ""
+    ids: Sequence[str] = ()
     columns: Sequence[Sequence[tuple[str, str]]] = ()
     """Rows per column: the text, and the tooltip."""
     heading: str = ""
@@ -69,12 +73,13 @@ class _Box:
     y: float = 0.0
     width: float = 0.0
     height: float = 4.0
-    left: list[_Box] = field(default_factory=list)
+    left: list[Box] = field(default_factory=list)
     """What it depends on: neighbours in the next layer to the left."""
-    right: list[_Box] = field(default_factory=list)
+    right: list[Box] = field(default_factory=list)
 
     @property
     def middle(self) -> float:
+        """Where edges meet it, from the top."""
         return self.y + self.height / 2
 
 
@@ -93,6 +98,11 @@ def to_svg(graph: Graph, title: str = "provenance") -> str:
     str
         A whole SVG document, its size in pixels such that text is 12 px.
     """
+    return _write(title, *arrange(graph))
+
+
+def arrange(graph: Graph) -> tuple[list[Box], list[Route], float, float]:
+    """Give every node a place: the boxes, the edges as the boxes they run along, width and height in pixels."""
     boxes = _boxes(graph)
     edges = _edges(graph, boxes)
     unique = list(dict.fromkeys(boxes.values()))
@@ -100,10 +110,10 @@ def to_svg(graph: Graph, title: str = "provenance") -> str:
     layers, routes = _route(unique, edges, back)
     _order(layers)
     width, height = _place(layers)
-    return _write(title, unique, routes, width, height)
+    return unique, routes, width, height
 
 
-def _boxes(graph: Graph) -> dict[str, _Box]:
+def _boxes(graph: Graph) -> dict[str, Box]:
     """The box of each node, by id."""
     used_by: dict[str, set[tuple[str, str]]] = defaultdict(set)
     has_target = {edge.source for edge in graph.edges}
@@ -113,7 +123,7 @@ def _boxes(graph: Graph) -> dict[str, _Box]:
     for node in graph.nodes.values():
         alone = node.id in has_target or node.is_step or node.id == graph.root or not used_by[node.id]
         crowds[node.id if alone else (node.kind, frozenset(used_by[node.id]))].append(node)
-    boxes: dict[str, _Box] = {}
+    boxes: dict[str, Box] = {}
     for members in crowds.values():
         if len(members) > CROWD:
             box = _crowd(members)
@@ -123,7 +133,7 @@ def _boxes(graph: Graph) -> dict[str, _Box]:
     return boxes
 
 
-def _single(node: Node, *, is_root: bool) -> _Box:
+def _single(node: Node, *, is_root: bool) -> Box:
     lines = [node.label]
     if node.kind == "render":
         parameters = node.detail.get("parameters") or {}
@@ -131,10 +141,10 @@ def _single(node: Node, *, is_root: bool) -> _Box:
     elif node.digest:
         lines.append(short(node.digest))
     rows = [(elided(line), f"{node.kind}: {line}" + (f" {node.digest}" if node.digest else "")) for line in lines]
-    return _sized(_Box(node.kind, [rows], is_step=node.is_step, is_root=is_root))
+    return _sized(Box(node.kind, [node.id], [rows], is_step=node.is_step, is_root=is_root))
 
 
-def _crowd(members: Iterable[Node]) -> _Box:
+def _crowd(members: Iterable[Node]) -> Box:
     """Names in columns, by directory; half as wide again as high, as screens are."""
     nodes = sorted(members, key=lambda node: os.path.split(node.label))
     rows: list[tuple[str, str]] = []
@@ -150,10 +160,10 @@ def _crowd(members: Iterable[Node]) -> _Box:
     count = max(1, round(math.sqrt(ASPECT * len(rows) * LINE / widest)))
     tall = math.ceil(len(rows) / count)
     columns = [rows[start : start + tall] for start in range(0, len(rows), tall)]
-    return _sized(_Box(nodes[0].kind, columns, heading=f"{len(nodes):,} {nodes[0].kind}s"))
+    return _sized(Box(nodes[0].kind, [node.id for node in nodes], columns, heading=f"{len(nodes):,} {nodes[0].kind}s"))
 
 
-def _sized(box: _Box) -> _Box:
+def _sized(box: Box) -> Box:
     widths = [max(text_width(text) for text, _ in column) for column in box.columns]
     box.width = max(sum(widths) + PAD * 2 * len(widths), text_width(box.heading) + PAD * 2)
     box.height = LINE * (max(len(column) for column in box.columns) + bool(box.heading)) + PAD
@@ -173,19 +183,19 @@ def text_width(text: str) -> float:
     return GLYPH * sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
-_BoxEdge = tuple[_Box, _Box, str]
+_BoxEdge = tuple[Box, Box, str]
 
 
-def _edges(graph: Graph, boxes: dict[str, _Box]) -> list[_BoxEdge]:
+def _edges(graph: Graph, boxes: dict[str, Box]) -> list[_BoxEdge]:
     """Edges between boxes, each once."""
     seen = dict.fromkeys((boxes[e.source], boxes[e.target], e.relation) for e in graph.edges)
     return [edge for edge in seen if edge[0] is not edge[1]]
 
 
-def _assign_layers(boxes: Sequence[_Box], edges: Sequence[_BoxEdge]) -> set[_BoxEdge]:
+def _assign_layers(boxes: Sequence[Box], edges: Sequence[_BoxEdge]) -> set[_BoxEdge]:
     """Number the layers from the right, a box one more than what depends on it; returns the edges that close cycles."""
-    out: dict[_Box, list[_BoxEdge]] = defaultdict(list)
-    incoming: dict[_Box, int] = defaultdict(int)
+    out: dict[Box, list[_BoxEdge]] = defaultdict(list)
+    incoming: dict[Box, int] = defaultdict(int)
     for edge in edges:
         out[edge[0]].append(edge)
         incoming[edge[1]] += 1
@@ -204,10 +214,10 @@ def _assign_layers(boxes: Sequence[_Box], edges: Sequence[_BoxEdge]) -> set[_Box
     return back
 
 
-def _closing(boxes: Sequence[_Box], out: dict[_Box, list[_BoxEdge]]) -> set[_BoxEdge]:
+def _closing(boxes: Sequence[Box], out: dict[Box, list[_BoxEdge]]) -> set[_BoxEdge]:
     """Edges that lead back to a box the walk is still in; without recursion, since graphs may be deep."""
     back: set[_BoxEdge] = set()
-    state: dict[_Box, bool] = {}  # True: the walk is in it, False: it has left
+    state: dict[Box, bool] = {}  # True: the walk is in it, False: it has left
     for start in boxes:
         if start in state:
             continue
@@ -227,11 +237,9 @@ def _closing(boxes: Sequence[_Box], out: dict[_Box, list[_BoxEdge]]) -> set[_Box
     return back
 
 
-def _route(
-    boxes: Sequence[_Box], edges: Sequence[_BoxEdge], back: set[_BoxEdge]
-) -> tuple[list[list[_Box]], list[tuple[list[_Box], str]]]:
+def _route(boxes: Sequence[Box], edges: Sequence[_BoxEdge], back: set[_BoxEdge]) -> tuple[list[list[Box]], list[Route]]:
     """Layers with a place for each edge that passes through, and each edge as the boxes it runs along."""
-    layers: list[list[_Box]] = [[] for _ in range(max((box.layer for box in boxes), default=-1) + 1)]
+    layers: list[list[Box]] = [[] for _ in range(max((box.layer for box in boxes), default=-1) + 1)]
     for box in boxes:
         layers[box.layer].append(box)
     routes = []
@@ -239,7 +247,7 @@ def _route(
         source, target, relation = edge if edge not in back else (edge[1], edge[0], edge[2])
         path = [source]
         for layer in range(source.layer + 1, target.layer):
-            passing = _Box(layer=layer)
+            passing = Box(layer=layer)
             layers[layer].append(passing)
             path.append(passing)
         path.append(target)
@@ -250,7 +258,7 @@ def _route(
     return layers, routes
 
 
-def _order(layers: list[list[_Box]]) -> None:
+def _order(layers: list[list[Box]]) -> None:
     """Put each box where its neighbours are on average, sweeping to and fro (barycentres)."""
     for sweep in range(_SWEEPS):
         leftwards = sweep % 2 == 0
@@ -263,11 +271,11 @@ def _order(layers: list[list[_Box]]) -> None:
                 box.y = float(index)
 
 
-def _mean(neighbours: Sequence[_Box], otherwise: float) -> float:
+def _mean(neighbours: Sequence[Box], otherwise: float) -> float:
     return sum(box.y for box in neighbours) / len(neighbours) if neighbours else otherwise
 
 
-def _place(layers: list[list[_Box]]) -> tuple[float, float]:
+def _place(layers: list[list[Box]]) -> tuple[float, float]:
     """Give each box its place; returns the picture's width and height."""
     x = float(MARGIN)
     for layer in reversed(layers):
@@ -296,7 +304,7 @@ def _place(layers: list[list[_Box]]) -> tuple[float, float]:
     return x - GAP_X + MARGIN if layers else 2.0 * MARGIN, bottom + MARGIN
 
 
-def _settle(layer: list[_Box], neighbours: list[list[_Box]]) -> None:
+def _settle(layer: list[Box], neighbours: list[list[Box]]) -> None:
     """Move the boxes of a layer toward their neighbours, in their order and without overlap."""
     wanted = [
         (sum(other.middle for other in others) / len(others) if others else box.middle) - box.height / 2
@@ -314,16 +322,14 @@ def _settle(layer: list[_Box], neighbours: list[list[_Box]]) -> None:
         box.y = (box.y + y) / 2
 
 
-def _stack(layer: list[_Box], wanted: Sequence[float]) -> None:
+def _stack(layer: list[Box], wanted: Sequence[float]) -> None:
     limit = -math.inf
     for box, y in zip(layer, wanted, strict=True):
         box.y = max(y, limit)
         limit = box.y + box.height + GAP_Y
 
 
-def _write(
-    title: str, boxes: Sequence[_Box], routes: Sequence[tuple[list[_Box], str]], width: float, height: float
-) -> str:
+def _write(title: str, boxes: Sequence[Box], routes: Sequence[Route], width: float, height: float) -> str:
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     font = f'font-family="ui-monospace, DejaVu Sans Mono, Consolas, monospace" font-size="{FONT}"'
     parts = [
@@ -339,7 +345,7 @@ def _write(
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _curve(path: Sequence[_Box], relation: str) -> str:
+def _curve(path: Sequence[Box], relation: str) -> str:
     start = path[0]
     x, y = start.x, start.middle
     commands = [f"M{x:.1f} {y:.1f}"]
@@ -354,7 +360,7 @@ def _curve(path: Sequence[_Box], relation: str) -> str:
     return f'<path d="{" ".join(commands)}"{dashed}><title>{escape(relation)}</title></path>'
 
 
-def _drawn(box: _Box) -> list[str]:
+def _drawn(box: Box) -> list[str]:
     fill = STEP_COLOUR if box.is_step else COLOURS.get(box.kind, "#ffffff")
     radius = LINE if box.is_step else 3
     stroke = 2.2 if box.is_root else 1

@@ -11,6 +11,7 @@ there is no tree, and the bytecode has to speak for itself.
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 import types
 from collections.abc import Iterator
@@ -150,3 +151,46 @@ def _constant(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return hex(value)  # repr refuses ints of more than 4,300 digits
     return repr(value)
+
+
+#: Calls that read what their first argument names.
+_READERS = frozenset(["listdir", "scandir", "walk", "glob", "iglob", "loadtxt", "genfromtxt", "imread"])
+
+
+def find_path_specs(function: Any) -> dict[str, list[str]]:
+    """Paths that a function's source reads: ``os.listdir("data")``, ``open(CONFIG)``, ``pd.read_csv(TABLE)``.
+
+    Parameters
+    ----------
+    function : callable
+
+    Returns
+    -------
+    dict
+        ``literals``: texts in such a call; ``symbols``: names in it. Hints: a call through another name isn't seen.
+    """
+    found: dict[str, list[str]] = {"literals": [], "symbols": []}
+    plain = inspect.unwrap(function)
+    plain = getattr(plain, "__func__", plain)
+    tree = tree_of(plain, exact=False) if isinstance(plain, types.FunctionType) else None
+    if tree is None:
+        return found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and _reads(node):
+            argument = node.args[0]
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                found["literals"].append(argument.value)
+            elif isinstance(argument, ast.Name):
+                found["symbols"].append(argument.id)
+    return {kind: sorted(set(names)) for kind, names in found.items()}
+
+
+def _reads(call: ast.Call) -> bool:
+    target = call.func
+    name = target.attr if isinstance(target, ast.Attribute) else target.id if isinstance(target, ast.Name) else ""
+    if name == "open":
+        mode = call.args[1] if len(call.args) > 1 else next((k.value for k in call.keywords if k.arg == "mode"), None)
+        if mode is None:
+            return True
+        return isinstance(mode, ast.Constant) and isinstance(mode.value, str) and not set(mode.value) & set("wax+")
+    return name in _READERS or name.startswith("read_")

@@ -229,6 +229,10 @@ class CallStorage(KeyManagement):
         """A value that lies in a record; KeyError if none has it."""
         raise KeyError(key)
 
+    def expand_inlined(self, prefix: str) -> Digest:
+        """The digest of a value that lies in a record, from its first characters; KeyError if none has them."""
+        raise KeyError(prefix)
+
     def references(self, values: set[Digest]) -> set[Digest]:
         """Those of ``values`` to which some call refers itself (not through a container)."""
         found: set[Digest] = set()

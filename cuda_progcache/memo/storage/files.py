@@ -28,7 +28,15 @@ from cuda_progcache.memo.call import DigestedCall, QueryCall
 from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.index import Index
 from cuda_progcache.memo.storage import codecs, records
-from cuda_progcache.memo.storage.base import CallMixin, Intent, SaveError, StorageBackend, ValueMixin
+from cuda_progcache.memo.storage.base import (
+    SHORTEST_PREFIX,
+    CallMixin,
+    Intent,
+    SaveError,
+    StorageBackend,
+    ValueMixin,
+    _resolve_prefix,
+)
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
 from cuda_progcache.memo.storage.tree import FileTree, Signature
@@ -167,25 +175,38 @@ class FileValueStorage(PerKeyLockMixin, DestructuringMixin, ValueMixin, FileBack
             return _nothing  # read-only or full: then no value is stored either
         return lambda: _unpin(path)
 
-    def pinned(self) -> set[Digest]:
-        """Values of calls in flight; pins of processes that are known to be dead are removed."""
+    def pinned(self) -> tuple[set[Digest], float | None]:
+        """Values of calls in flight, and when the first of them was pinned (seconds since the epoch; None: no call).
+
+        Pins of processes that are known to be dead are removed.
+        """
         found: set[Digest] = set()
+        since: float | None = None
         directory = f"{self.root}/pins"
         try:
             names = os.listdir(directory)
         except OSError:
-            return found
+            return found, None
         for name in names:
             owner = Owner.parse(name.partition(".")[0])
             if owner is None or owner.is_alive() is False:
                 files.unlink_quietly(f"{directory}/{name}")
                 continue
             try:
-                data, _ = files.read_regular(f"{directory}/{name}")
+                data, status = files.read_regular(f"{directory}/{name}")
             except OSError:
                 continue  # released just now: its record is there
             found.update(map(Digest, (data or b"").decode("ascii", "replace").split()))
-        return found
+            since = status.st_mtime if since is None else min(since, status.st_mtime)
+        return found, since
+
+    def written_since(self, key: Digest, since: float) -> bool:
+        """Whether a value that was put away had been written after this time, to a second."""
+        path = self.tree.path(key)
+        try:
+            return os.stat(f"{os.path.dirname(path)}/.{key}.away").st_mtime >= since - 1
+        except OSError:
+            return False
 
     def put_away(self, key: Digest) -> bool:
         """Take a value out, so that :meth:`put_back` can undo it; False if it isn't there."""
@@ -277,6 +298,12 @@ class FileCallStorage(PerKeyLockMixin, CallMixin, FileBackend):
         if text is None:
             raise KeyError(key)
         return codecs.decode_json(text)
+
+    def expand_inlined(self, prefix: str) -> Digest:
+        """The digest of a value that lies in a record, from its first characters; KeyError if none has them."""
+        if len(prefix) < SHORTEST_PREFIX:
+            raise KeyError(prefix)
+        return _resolve_prefix(prefix, self.index.values_with_prefix(prefix))
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
         """Calls that fit a pattern, through the index."""
