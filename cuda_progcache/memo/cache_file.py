@@ -256,6 +256,7 @@ def cache_tree_sync(cache_dir: str | os.PathLike[str]) -> dict[str, call_tree.No
             continue  # removed meanwhile
         if "id" in record:
             call_tree.restore(record, Path(row.path))
+    call_tree.complete()
     return cache_tree_nodes()
 
 

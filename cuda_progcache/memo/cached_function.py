@@ -112,7 +112,7 @@ class CachedFunction:
             return self.function(*args, **kwargs)
         directory = self.directory
         path = os.path.join(directory, key.stem + layout.SUFFIXES[self.options.backend])
-        call_tree.register(key.stem, self.fname, key.stem.rpartition(".")[2], Path(path), self.options.algo)
+        call_tree.register(key.stem, self.fname, key.stem.rpartition(".")[2], path, self.options.algo)
         reuse = control["_load"] and not control["_force"]
         if reuse:
             found = self._look_up(path, key)
@@ -163,7 +163,7 @@ class CachedFunction:
         """The saved result, if there is one, it is this key's, and the files it depends on are as they were."""
         try:
             loaded = layout.read(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except layout.RefusedError as error:
             if not isinstance(error, layout.UntrustedError):

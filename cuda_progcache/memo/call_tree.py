@@ -112,7 +112,7 @@ stack = _CallStack()
 _lock = threading.RLock()
 
 
-def register(node: str, fname: str, hash_: str, outfile: Path | None, algo: str = "xxhash64") -> Node:
+def register(node: str, fname: str, hash_: str, outfile: str | Path | None, algo: str = "xxhash64") -> Node:
     """Add a call to the tree, as a child of the call that is under way here; returns its node."""
     with _lock:
         found = graph.get(node)
@@ -128,9 +128,10 @@ def register(node: str, fname: str, hash_: str, outfile: Path | None, algo: str 
         return found
 
 
-def _new(node: str, fname: str, hash_: str, outfile: Path | None, algo: str) -> Node:
+def _new(node: str, fname: str, hash_: str, outfile: str | Path | None, algo: str) -> Node:
+    place = None if outfile is None else Path(outfile)
     return {
-        "id": node, "fname": fname, "hash": hash_, "outfile": outfile, "parents": [], "children": [], "files": [],
+        "id": node, "fname": fname, "hash": hash_, "outfile": place, "parents": [], "children": [], "files": [],
         "file_hashes": {}, "patterns": {}, "algo": algo, "created": time.time(),
     }  # fmt: skip
 
@@ -179,6 +180,16 @@ def restore(node: Mapping[str, Any], outfile: Path | None) -> None:
             for other in node.get(side) or ():
                 if other not in found[side]:
                     found[side].append(other)
+
+
+def complete() -> None:
+    """Note edges that only one end knows of at the other, too."""
+    with _lock:
+        for name, node in graph.items():
+            for child in node["children"]:
+                _connect(name, child)
+            for parent in node["parents"]:
+                _connect(parent, name)
 
 
 def cache_tree_nodes() -> dict[str, Node]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import builtins
 import copyreg
 import dis
+import enum
 import functools
 import importlib.util
 import inspect
@@ -352,12 +353,8 @@ class _Walker:
             parts.append(f"{params.eq} {params.order} {params.frozen} {params.unsafe_hash}")
         for name, field in (fields or {}).items():
             parts += [name, self.value(field.default), self.value(field.default_factory)]
-        for name, member in sorted(vars(kind).items()):
-            made = (
-                fields is not None and _filename(member) == "<string>"
-            )  # a dataclass's methods follow from its fields
-            if name not in _CLASS_FURNITURE and not made:
-                parts += [name, self.value(member)]
+        for name, member in _own_members(kind):
+            parts += [name, self.value(member)]
         return _hash(*parts)
 
     def method(self, method: types.MethodType) -> bytes:
@@ -410,7 +407,8 @@ class _Walker:
         owner = value.__self__
         if owner is None or isinstance(owner, types.ModuleType):
             self.external(value.__module__)
-            return _hash("builtin", str(value.__module__), value.__qualname__)
+            # Where C code lives moves between versions: open() was of io, and is of _io.
+            return _hash("builtin", str(value.__module__).lstrip("_"), value.__qualname__)
         return _hash("builtin", value.__qualname__, self.value(owner))
 
     def plain(self, value: Any) -> bytes:
@@ -444,6 +442,19 @@ _HANDLERS: dict[type, Any] = {
     frozenset: _Walker.unordered,
     **dict.fromkeys((int, float, str, bytes, bool, complex, type(None), bytearray, range, slice), _Walker.plain),
 }
+
+
+def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
+    """What a class's author wrote: not what Python, ``dataclasses`` and ``enum`` add, which differs by version."""
+    members = kind.__members__ if issubclass(kind, enum.Enum) else {}
+    yield from ((name, member.value) for name, member in members.items())
+    made = "__dataclass_fields__" in vars(kind)
+    for name, member in sorted(vars(kind).items()):
+        if name in _CLASS_FURNITURE or name in members or (made and _filename(member) == "<string>"):
+            continue  # a dataclass's methods follow from its fields
+        of_enum = getattr(member, "__module__", None) == "enum" or (name[0] == name[-1] == "_" != name[1])
+        if not (issubclass(kind, enum.Enum) and of_enum):
+            yield name, member
 
 
 def _filename(function: Any) -> str | None:
