@@ -16,6 +16,7 @@ A call goes through forms, each with the same key (:meth:`to_lookup_key`):
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,7 @@ Metadata: TypeAlias = dict[str, dict[str, Any]]
 
 
 class _Sentinel:
-    def __init__(self, name: str, stands_for: object = None) -> None:
+    def __init__(self, name: str, stands_for: object) -> None:
         self._name = name
         self._stands_for = stands_for
 
@@ -55,9 +56,13 @@ class _Sentinel:
 
 
 #: In a query: the value None itself, where a plain None means "anything".
-NONE = _Sentinel("NONE")
+NONE = _Sentinel("NONE", None)
 #: The result of a call that has none yet; ``result=None`` is a result.
-NO_RESULT = _Sentinel("NO_RESULT")
+NO_RESULT = _Sentinel("NO_RESULT", ("cuda_progcache", "NO_RESULT"))
+
+
+#: The digests of a result and of metadata that aren't there, as a key has them.
+_NOTHING_YET = (child_bytes(NO_RESULT), child_bytes(None))
 
 
 class Unstored(Digest):
@@ -71,14 +76,23 @@ def head_bytes(name: str, module: str | None, version: str | int | None, code: s
     return child_bytes((name, module, version, code if code is None else Digest(code)))
 
 
-def key_from_head(head: bytes, arguments: Mapping[str, Any]) -> Digest:
-    """The key of a call, from :func:`head_bytes` and the arguments or their digests."""
-    return Digest(_call_bytes(head, arguments, b"-", b"-").decode("ascii"))
+def key_from_head(head: bytes, arguments: Mapping[str, Any]) -> tuple[Digest, dict[str, bytes]]:
+    """The key of a call from :func:`head_bytes` and the arguments, and the arguments' digests as ASCII.
+
+    The same as the digest of a :class:`Call` without result and metadata, whose arguments are a dict.
+    """
+    digests = {name: child_bytes(value) for name, value in arguments.items()}
+    pairs = sorted([_name_bytes(name) + b"=" + found for name, found in digests.items()])
+    return Digest(_call_bytes(head, _digest._hash(b"dict:", b",".join(pairs)), *_NOTHING_YET).decode("ascii")), digests
 
 
-def _call_bytes(head: bytes, arguments: Mapping[str, Any], result: bytes, metadata: bytes) -> bytes:
-    pairs = [name.encode() + b"=" + child_bytes(arguments[name]) for name in sorted(arguments)]
-    return _digest._hash(b"call:", head + b"(" + b",".join(pairs) + b")" + result + metadata)
+@functools.lru_cache(maxsize=10_000)
+def _name_bytes(name: str) -> bytes:
+    return child_bytes(name)
+
+
+def _call_bytes(head: bytes, arguments: bytes, result: bytes, metadata: bytes) -> bytes:
+    return _digest._hash(b"call:", b",".join((head, arguments, result, metadata)))
 
 
 def bind(
@@ -108,9 +122,8 @@ class _Record:
     def __digest__(self) -> Digest:
         arguments, result, metadata = self._parts()
         head = head_bytes(self.name, self.module, self.version, self.code_digest)
-        found = b"-" if result is NO_RESULT else child_bytes(result)
-        about = b"-" if metadata is None else child_bytes(metadata)
-        return Digest(_call_bytes(head, arguments, found, about).decode("ascii"))
+        found = _call_bytes(head, child_bytes(arguments), child_bytes(result), child_bytes(metadata))
+        return Digest(found.decode("ascii"))
 
     def to_lookup_key(self) -> Digest:
         """The key under which caches keep this call."""
@@ -149,6 +162,9 @@ class Call(_Record):
     code_digest: str | None = None
     result: Any = NO_RESULT
     key: Digest | None = None
+    #: Digests of arguments that are known already, so that large ones aren't hashed twice.
+    digests: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    sealed: Digest | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def from_call(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
@@ -179,6 +195,9 @@ class Call(_Record):
     def _digested(self, save: Callable[[Any], Digest]) -> DigestedCall:
         from cuda_progcache.memo.storage import SaveError
 
+        result = None
+        if self.result is not NO_RESULT:
+            result = self.result if isinstance(self.result, Digest) else save(self.result)
         arguments: dict[str, Digest] = {}
         for name, value in self.arguments.items():
             if isinstance(value, Digest):
@@ -189,9 +208,6 @@ class Call(_Record):
             except SaveError as error:
                 _logger.debug("argument %s of %s is kept as its digest: %s", name, self.name, error)
                 arguments[name] = Unstored(_digest.digest(value))
-        result = None
-        if self.result is not NO_RESULT:
-            result = self.result if isinstance(self.result, Digest) else save(self.result)
         return DigestedCall(
             self.name, arguments, result, self.metadata, self.module, self.version, self.code_digest, key=self.key
         )
@@ -218,6 +234,12 @@ class DigestedCall(_Record):
     code_digest: str | None = None
     key: Digest | None = None
     inline: dict[Digest, bytes] = field(default_factory=dict, repr=False)
+    #: The key, where whoever made this had computed it already; storages don't keep it.
+    sealed: Digest | None = field(default=None, repr=False)
+
+    def to_lookup_key(self) -> Digest:
+        """The key under which caches keep this call."""
+        return super().to_lookup_key() if self.sealed is None else self.sealed
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (DigestedCall, Call)):

@@ -32,7 +32,7 @@ import hashlib
 import struct
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, ValuesView
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache.errors import ProgCacheError
@@ -212,6 +212,12 @@ def _method(value: types.MethodType) -> bytes:
     return _hash(b"method:", _sequence((value.__func__, value.__self__)))
 
 
+def _module(value: types.ModuleType) -> bytes:
+    """By what it offers; most real modules offer something indigestible."""
+    names = getattr(value, "__all__", None)
+    return _hash(b"module:", _pairs({name: getattr(value, name) for name in (dir(value) if names is None else names)}))
+
+
 def _builtin(value: types.BuiltinFunctionType) -> bytes:
     owner = value.__self__
     if owner is None or isinstance(owner, types.ModuleType):
@@ -258,6 +264,7 @@ _EXACT: dict[type, Encoder] = {
     types.FunctionType: _function,
     types.CodeType: _code,
     types.MethodType: _method,
+    types.ModuleType: _module,
     types.BuiltinFunctionType: _builtin,
     functools.partial: _partial,
     staticmethod: lambda value: _hash(b"staticmethod:", child_bytes(value.__func__)),
@@ -286,7 +293,8 @@ def _encoder(kind: type) -> Encoder:
     if issubclass(kind, enum.Enum):
         return lambda value: _hash(_class_tag(kind), _sequence((value.name, value.value)))
     for base in kind.__mro__:
-        foreign = _FOREIGN.get(f"{base.__module__}.{base.__qualname__}")
+        # By package and name: classes move between a package's modules from version to version.
+        foreign = _FOREIGN.get(f"{base.__module__.partition('.')[0]}.{base.__qualname__}")
         if foreign is not None:
             return foreign
     names = _field_names(kind)
@@ -322,7 +330,7 @@ def _collection(kind: type) -> Encoder:
         return lambda value: _hash(_class_tag(kind), _pairs(dict(value)))
     if issubclass(kind, Set):
         return lambda value: _hash(_class_tag(kind), _unordered(value))
-    if issubclass(kind, Collection):
+    if issubclass(kind, (Sequence, ValuesView)):  # what is merely iterable may have content that iterating doesn't show
         return lambda value: _hash(_class_tag(kind), _sequence(value))
     return _refuse
 
@@ -381,13 +389,12 @@ _FOREIGN: dict[str, Encoder] = {
     "numpy.generic": _numpy_scalar,
     "numpy.ndarray": _ndarray,
     "numpy.ufunc": _repr,
-    "pandas.core.frame.DataFrame": _frame,
-    "pandas.core.indexes.base.Index": _index,
-    "pandas.core.series.Series": _series,
+    "pandas.DataFrame": _frame,
+    "pandas.Index": _index,
+    "pandas.Series": _series,
     "pathlib.PurePath": lambda value: _hash(b"path:", _sequence((str(value),))),
-    "pathlib._local.PurePath": lambda value: _hash(b"path:", _sequence((str(value),))),
-    "pandas._libs.missing.NAType": _repr,
-    "pandas._libs.tslibs.nattype.NaTType": _repr,
+    "pandas.NAType": _repr,
+    "pandas.NaTType": _repr,
     "uuid.UUID": _repr,
     "zoneinfo.ZoneInfo": lambda value: _hash(b"zoneinfo:", str(value.key).encode()),
 }

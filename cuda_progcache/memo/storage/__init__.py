@@ -34,6 +34,7 @@ from cuda_progcache.memo.storage.destructuring import (
 from cuda_progcache.memo.storage.files import FileCallStorage, FileValueStorage
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin, SerializingMixin
 from cuda_progcache.memo.storage.memory import CallMemory, MemoryBackend, ValueMemory
+from cuda_progcache.memo.storage.programs import ProgramCallStorage, ProgramValueStorage, program_cache
 
 __all__ = [
     "AmbiguousDigestError",
@@ -52,10 +53,13 @@ __all__ = [
     "MemoryBackend",
     "OperationContext",
     "PerKeyLockMixin",
+    "ProgramCallStorage",
+    "ProgramValueStorage",
     "SaveError",
     "SerializingMixin",
     "StorageBackend",
     "ValueMemory",
     "ValueMixin",
     "ValueStorage",
+    "program_cache",
 ]

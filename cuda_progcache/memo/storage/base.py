@@ -7,7 +7,7 @@ import abc
 import bisect
 import contextlib
 import enum
-import itertools
+import heapq
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -116,8 +116,8 @@ class KeyManagement(OperationContext):
             return _resolve_prefix(str(key), self._prefix_candidates(str(key)))
 
     def _prefix_candidates(self, prefix: str) -> Iterable[Digest]:
-        """Keys with this prefix, two if there are several."""
-        return itertools.islice((key for key in self.list() if key.startswith(prefix)), 2)
+        """Keys with this prefix, sorted; the first two if there are several."""
+        return heapq.nsmallest(2, (key for key in self.list() if key.startswith(prefix)))
 
     @overload
     def shrink(self, key: Digest | str, /) -> Digest: ...

@@ -24,7 +24,7 @@ from xxhash import xxh3_128_hexdigest
 
 from cuda_progcache._util import files
 from cuda_progcache._util.liveness import Owner, current_owner
-from cuda_progcache.memo.call import DigestedCall, QueryCall
+from cuda_progcache.memo.call import Call, DigestedCall, QueryCall
 from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.index import Index
 from cuda_progcache.memo.storage import codecs, records
@@ -251,10 +251,13 @@ class FileCallStorage(PerKeyLockMixin, CallMixin, FileBackend):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "index", Index(self, f"{self.root}/index.sqlite"))
+        # An index isn't signed: where records have to be, it is kept out of others' reach, in memory.
+        object.__setattr__(self, "index", Index(self, f"{self.root}/index.sqlite" if self.secret is None else None))
 
-    def put(self, value: DigestedCall, key: Digest) -> Digest:
-        """Write the record of a call."""
+    def put(self, value: DigestedCall | Call, key: Digest) -> Digest:
+        """Write the record of a call; of one with live values their digests alone."""
+        if isinstance(value, Call):
+            value = value.digest()
         self._write(key, records.seal(records.body(value, key), key, self.secret), f"the call of {value.name}")
         return key
 

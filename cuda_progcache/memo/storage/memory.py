@@ -76,7 +76,9 @@ class CallMemory(PerKeyLockMixin, CallMixin, MemoryBackend):
 
     def put(self, value: DigestedCall, key: Digest) -> Digest:
         """Keep a copy of a call."""
-        self.storage[key] = replace(value, arguments=dict(value.arguments), metadata=deepcopy(value.metadata))
+        self.storage[key] = replace(
+            value, arguments=dict(value.arguments), metadata=deepcopy(value.metadata), sealed=None
+        )
         return key
 
     def get(self, key: Digest) -> DigestedCall:
