@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cuda_progcache.keys import toolchain
 
 if TYPE_CHECKING:
+    from cuda_progcache.memo.caches import BaseCache
+    from cuda_progcache.memo.call import DigestedCall
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
 
 #: Kinds of node that are steps; every other kind is a thing.
@@ -247,6 +249,65 @@ def _add_inputs(graph: Graph, cache: ProgramCacheResource, record: Mapping[str, 
             detail = {"entry": digest, "target_type": part.get("target_type"), "gone": digest is not None}
             node = graph.add(Node(f"input:{digest or f'{step}:{index}'}", "input", label, None, detail))
         graph.link(step, node, "used")
+
+
+def call_graph(cache: BaseCache, key: str) -> Graph:
+    """Walk from the result of a memoized call to its arguments, and to the results of the calls that it made.
+
+    Parameters
+    ----------
+    cache : BaseCache
+        Where the calls are recorded. A call that is gone is a result that nothing is known of.
+    key : str
+        The call's, or its first digits.
+
+    Raises
+    ------
+    KeyError
+        There is no such call.
+    """
+    graph = Graph()
+    start = cache.expand(key)
+    graph.root = _add_call(graph, cache.load(start).detach())
+    pending = [start]
+    while pending:
+        asking = pending.pop()
+        step = f"call:{asking}"
+        for child in graph.nodes[step].detail["children"]:
+            known = f"call:{child}" in graph.nodes
+            try:
+                result = _add_call(graph, cache.load(child).detach())
+            except KeyError:
+                result = graph.add(Node(f"input:{child}", "input", f"call {child[:12]}", None, {"gone": True}))
+            else:
+                if not known:
+                    pending.append(child)
+            graph.link(step, result, "used")
+    return graph
+
+
+def _add_call(graph: Graph, call: DigestedCall) -> str:
+    key = call.to_lookup_key()
+    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
+    started: float | None = runtime.get("timestart")
+    detail: dict[str, Any] = {
+        "key": key,
+        "module": call.module,
+        "version": call.version,
+        "code": call.code_digest,
+        "duration": runtime.get("duration"),
+        "children": list(links.get("children") or ()),
+    }
+    if started is not None:
+        detail["started"] = _utc(datetime.fromtimestamp(started, UTC))
+        detail["ended"] = _utc(datetime.fromtimestamp(runtime.get("timestop") or started, UTC))
+    step = graph.add(Node(f"call:{key}", "call", call.name, None, detail))
+    for name, value in call.arguments.items():
+        graph.link(step, graph.add(Node(f"value:{value}", "value", name, str(value))), "used")
+    # By its call and not by its digest: equal values of two calls have two origins.
+    result = graph.add(Node(f"result:{key}", "value", f"result of {call.name}", call.result and str(call.result)))
+    graph.link(result, step, "made by")
+    return result
 
 
 class Affected(NamedTuple):

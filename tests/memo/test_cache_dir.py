@@ -14,7 +14,14 @@ import pytest
 
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.errors import ProgCacheError
-from cuda_progcache.memo.cache_file import cache_file, cache_info, cache_list, cache_prune, cache_stats, cache_tree_reset
+from cuda_progcache.memo.cache_file import (
+    cache_file,
+    cache_info,
+    cache_list,
+    cache_prune,
+    cache_stats,
+    cache_tree_reset,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +55,16 @@ def test_files_are_as_other_tools_expect_them(store):
     assert found["dat"] == 30
     meta = found["meta"]
     assert meta["call"] == {"x": 3}
-    assert {"call", "closure", "dir_states", "envs", "version", "depends_on_files", "depends_on_vars", "pkgs"} <= meta.keys()
+    assert {
+        "call",
+        "closure",
+        "dir_states",
+        "envs",
+        "version",
+        "depends_on_files",
+        "depends_on_vars",
+        "pkgs",
+    } <= meta.keys()
 
 
 def test_info(store, tmp_path):

@@ -263,7 +263,13 @@ def test_version_and_variables(store):
 
         return f(1)
 
-    for options in ({}, {"version": "1"}, {"version": "2"}, {"depends_on_vars": {"s": 1}}, {"depends_on_vars": {"s": 2}}):
+    for options in (
+        {},
+        {"version": "1"},
+        {"version": "2"},
+        {"depends_on_vars": {"s": 1}},
+        {"depends_on_vars": {"s": 2}},
+    ):
         make(**options)
         make(**options)
     assert len(entries(store)) == 5

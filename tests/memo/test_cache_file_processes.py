@@ -73,7 +73,12 @@ def interpreters():
 def run(job, store, log, *, python=sys.executable, **options):
     environment = {**os.environ, "PYTHONPATH": str(Path(cuda_progcache.__file__).parents[1]), **options.pop("env", {})}
     done = subprocess.run(
-        [python, str(job), str(store), str(log)], env=environment, capture_output=True, text=True, check=False, **options
+        [python, str(job), str(store), str(log)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
     )
     assert done.returncode == 0, done.stderr
     return sorted(p.name for p in Path(store).iterdir())
@@ -99,7 +104,9 @@ def test_another_place_and_layout_of_the_source_make_no_odds(place, tmp_path):
     names = run(job, store, log)
     other = tmp_path / "elsewhere"
     other.mkdir()
-    (other / "renamed.py").write_text("# moved\n\n\n" + JOB.replace("squares = [", "squares = [  # a comment\n        "))
+    (other / "renamed.py").write_text(
+        "# moved\n\n\n" + JOB.replace("squares = [", "squares = [  # a comment\n        ")
+    )
     assert run(other / "renamed.py", store, log) == names
     assert log.read_text() == ".."
     (other / "renamed.py").write_text(JOB.replace("i * i", "i + i"))
@@ -117,7 +124,7 @@ def test_every_interpreter_has_the_same_keys(place):
     assert log.read_text() == ".."
 
 
-SLOW = '''
+SLOW = """
 import os, sys, time
 from cuda_progcache.memo.cache_file import cache_file
 
@@ -132,7 +139,7 @@ def slow(x):
 assert slow(1) == ["result", 1]
 with open(sys.argv[2] + f".{os.getpid()}", "w") as file:
     file.write(str(time.time()))
-'''
+"""
 
 
 @pytest.fixture

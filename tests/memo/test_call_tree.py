@@ -178,7 +178,7 @@ def test_nothing_is_written_for_the_trees_sake(pipeline):
 
 
 def test_save_and_load(pipeline, tmp_path):
-    report, store, data = pipeline
+    report, _, data = pipeline
     report()
     before = cache_tree_nodes()
     cache_tree_save(tmp_path / "graph.pkl")
