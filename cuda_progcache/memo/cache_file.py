@@ -30,7 +30,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +90,8 @@ __all__ = [
     "probabilistic_file_hash",
     "track_file",
 ]
+
+_logger = logging.getLogger(__name__)
 
 # Names that programs written for the module this one stands in for import, too.
 _cache_tree_graph = call_tree.graph
@@ -283,6 +287,33 @@ def plot_cache_graph(output: str | os.PathLike[str] | None = None, highlight_sta
     from cuda_progcache.memo.graph_plot import plot
 
     return plot(cache_tree_nodes(), set(cache_tree_changed_files()) if highlight_stale else set(), output)
+
+
+def _wait_for_sentinel(
+    sentinel: str | os.PathLike[str],
+    outfile: str | os.PathLike[str],
+    load: Callable[[Any], Any],
+    fname: str,
+    poll: float = 0.01,
+    timeout: float = 600.0,
+    stale: float = 3600.0,
+) -> Any:
+    """Wait for a result that another process is said to compute; None when there is none to wait for.
+
+    For programs that bring their own sentinels: :func:`cache_file` itself waits by
+    :func:`~cuda_progcache.compile.single_flight.fly`, which sees whether the holder lives.
+    """
+    end = time.monotonic() + timeout
+    while not os.path.exists(outfile):
+        try:
+            age = time.time() - os.stat(sentinel).st_mtime
+        except OSError:
+            return None  # never begun, or given up
+        if age > stale or time.monotonic() > end:
+            _logger.info("%s: no result came from the holder of %s", fname, os.fspath(sentinel))
+            return None
+        time.sleep(poll)
+    return load(outfile)
 
 
 def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from cuda_progcache.memo.digest import Digest, Indigestible, digest
 from cuda_progcache.memo.modules import local_source, version_of
 from cuda_progcache.memo.syntax import canonical, tree_of, walk
 
-#: Set on wrappers that add caching and nothing else: what counts is the function inside.
+#: Set on wrappers that add caching and nothing else: what counts is the function inside, and what this holds.
 TRANSPARENT = "__cache_file__"
 
 _MISSING = object()
@@ -269,9 +269,9 @@ class _Walker:
         return self.instance(value)
 
     def function(self, function: types.FunctionType) -> bytes:
-        inner = getattr(function, "__wrapped__", None) if hasattr(function, TRANSPARENT) else None
-        if inner is not None:
-            return self.value(inner)
+        told = getattr(function, TRANSPARENT, None)
+        if told is not None:
+            return _hash("cached", self.value(told), self.value(function.__wrapped__))  # type: ignore[attr-defined]
         if self.external(function.__module__):
             return _hash("function", str(function.__module__), function.__qualname__)
         again = self._again(function)

@@ -241,18 +241,20 @@ def test_helpers_and_data_they_refer_to_count(store):
 
 
 def test_what_a_cached_helper_was_told_counts_for_its_callers(store):
-    def build(version):
-        @cache_file(store, version=version)
+    def build(**options):
+        @cache_file(store, **options)
         def inner(x):
-            return version
+            return x
 
         @cache_file(store)
         def outer(x):
             return inner(x)
 
-        return outer
+        return outer(1)
 
-    assert (build("a")(1), build("b")(1)) == ("a", "b")
+    for options in ({}, {"version": "1"}, {"version": "2"}, {"depends_on_vars": {"a": 1}}, {}):
+        build(**options)
+    assert sum(name.startswith("outer.") for name in entries(store)) == 4
 
 
 def test_version_and_variables(store):

@@ -250,3 +250,31 @@ def test_force_waits_for_nobody(tmp_path):
     path.unlink()
     path.with_name(path.name + ".computing").write_text(str(current_owner()))  # held, and never let go
     assert f(1, _force=True) == 2
+
+
+def test_waiting_for_anothers_sentinel(tmp_path):
+    import threading
+
+    from cuda_progcache.memo.cache_file import _wait_for_sentinel
+
+    sentinel, out = tmp_path / "f.pkl.computing", tmp_path / "f.pkl"
+    assert _wait_for_sentinel(sentinel, out, Path.read_text, "f") is None
+    sentinel.touch()
+    assert _wait_for_sentinel(sentinel, out, Path.read_text, "f", timeout=0.05) is None
+    os.utime(sentinel, (1, 1))
+    assert _wait_for_sentinel(sentinel, out, Path.read_text, "f") is None
+    sentinel.touch()
+
+    def finish():
+        (tmp_path / "staged").write_text("made")
+        (tmp_path / "staged").rename(out)
+
+    timer = threading.Timer(0.1, finish)
+    timer.start()
+    assert _wait_for_sentinel(sentinel, out, Path.read_text, "f") == "made"
+    timer.join(60)
+    out.unlink()
+    timer = threading.Timer(0.1, sentinel.unlink)
+    timer.start()
+    assert _wait_for_sentinel(sentinel, out, Path.read_text, "f") is None
+    timer.join(60)
