@@ -86,9 +86,6 @@ class Index:
         self._known: dict[str, int] = {}
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("an index isn't pickled; the storage it belongs to makes its own")
-
     # Queries
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:

@@ -263,7 +263,7 @@ class Memoized(Generic[P, R]):
             except Exception:  # noqa: BLE001 - trouble was told of by the first lookup: a miss
                 return None
 
-        directory = self._leases(cache)
+        directory = cache.leases if self._single_flight == "processes" else None
 
         def compute() -> tuple[R]:
             # Where no lease is taken nobody has looked again since this thread's turn came.
@@ -275,12 +275,6 @@ class Memoized(Generic[P, R]):
         while found is None:  # None: the thread that ran it was interrupted
             found = fly(flight, directory, compute, find, longest_wait=float("inf"))
         return found[0]
-
-    def _leases(self, cache: BaseCache) -> str | None:
-        root = getattr(getattr(cache, "calls", None), "root", None)
-        if root is None or self._single_flight != "processes":
-            return None
-        return os.path.join(root, "leases")
 
     def _missing(self, args: Any, kwargs: Any) -> list[str]:
         given = self.profile.signature.bind(*args, **kwargs).arguments

@@ -77,7 +77,7 @@ class FunctionProfile:
         if isinstance(named, functools.partial):
             named = named.func
         module = getattr(named, "__module__", None) or type(named).__module__
-        hints = _hints(function)
+        hints = _hints(inspect.unwrap(function))
         return cls(
             signature,
             getattr(named, "__qualname__", None) or type(named).__qualname__,

@@ -73,6 +73,11 @@ class BaseCache(OperationContext):
         """Values that a value refers to."""
         return set()
 
+    @property
+    def leases(self) -> str | None:
+        """A directory by which processes that save here can agree who runs a call; None where there is none."""
+        return None
+
     def lookup(self, key: Digest) -> Any:
         """The result of the call with this key; KeyError on a miss. The shortest way, taken by memoized functions."""
         return self.load(key).result

@@ -24,7 +24,7 @@ from cuda_progcache.memo.call import (
     digests_of,
 )
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
-from cuda_progcache.memo.storage.base import CallStorage, Intent, SaveError, ValueStorage
+from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, SaveError, ValueStorage, lengthened
 from cuda_progcache.memo.storage.codecs import decode_json
 from cuda_progcache.memo.storage.destructuring import HasChildDigests
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
@@ -65,6 +65,12 @@ class Cache(PerKeyLockMixin, BaseCache):
 
     values: ValueStorage
     calls: CallStorage
+
+    @property
+    def leases(self) -> str | None:
+        """Beside the calls, where these lie in files."""
+        found = getattr(self.calls, "leases", None)
+        return found if isinstance(found, str) else None
 
     def load_value(self, key: str) -> Any:
         """The value with this digest (or the one with this prefix), wherever it lies; KeyError on a miss."""
@@ -208,9 +214,14 @@ class Cache(PerKeyLockMixin, BaseCache):
                 raise KeyError(key)
             shares[is_call].append(key)
         found: dict[str, Digest] = {}
-        for is_call, storage in ((True, self.calls), (False, self.values)):
+        for is_call, storage, other in ((True, self.calls, self.values), (False, self.values, self.calls)):
             if shares[is_call]:
-                found.update(zip(shares[is_call], storage._shrink(*shares[is_call]), strict=True))
+                short = storage._shrink(*shares[is_call])
+                strangers = sorted(other.list()) if isinstance(other, KeyManagement) else []
+                found.update({
+                    key: lengthened(prefix, key, strangers)
+                    for key, prefix in zip(shares[is_call], short, strict=True)
+                })
         return tuple(found[key] for key in keys)
 
     def _query(self, template: QueryCall) -> Iterable[LazyCall]:

@@ -111,6 +111,11 @@ class CacheStack(PerKeyLockMixin, _MultiCache):
     def _members(self) -> tuple[BaseCache, ...]:
         return self.stack
 
+    @property
+    def leases(self) -> str | None:
+        """The first cache's: it is where calls are saved."""
+        return self.stack[0].leases
+
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
         """File a call in the first cache."""
         return self.stack[0].save(call)

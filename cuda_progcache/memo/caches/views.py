@@ -25,6 +25,11 @@ class CacheWrapper(BaseCache):
 
     cache: BaseCache
 
+    @property
+    def leases(self) -> str | None:
+        """The wrapped cache's."""
+        return self.cache.leases
+
     def prepare(self, call: Call) -> PreparedCall:
         """As the wrapped cache does; the commit goes through this one's :meth:`save`."""
         prepared = self.cache.prepare(call)

@@ -171,6 +171,14 @@ def shortest_prefix(key: str, known: Sequence[str]) -> Digest:
     return Digest(key[:length])
 
 
+def lengthened(prefix: Digest, key: str, strangers: Sequence[str]) -> Digest:
+    """A prefix of ``key`` made so long that none of the sorted ``strangers`` has it."""
+    place = bisect.bisect_left(strangers, key)
+    neighbours = [*strangers[max(0, place - 1) : place], *(s for s in strangers[place : place + 2] if s != key)]
+    needed = max((shared_prefix(key, other) for other in neighbours), default=0) + 1
+    return prefix if needed <= len(prefix) else Digest(key[:needed])
+
+
 class StorageBackend(KeyManagement):
     """Puts and gets; :class:`ValueMixin` and :class:`CallMixin` make storages of it."""
 

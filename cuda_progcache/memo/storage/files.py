@@ -12,17 +12,18 @@ in :mod:`~cuda_progcache.memo.storage.records`. Damage of any kind is a miss, se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from xxhash import xxh3_128_hexdigest
 
-from cuda_progcache._util import files
+from cuda_progcache._util import files as file_system
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.memo.call import Call, DigestedCall, QueryCall
 from cuda_progcache.memo.digest import Digest
@@ -67,6 +68,13 @@ class FileBackend(StorageBackend):
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", os.path.abspath(os.fspath(self.root)))
         object.__setattr__(self, "tree", FileTree(str(self.root), self._suffix))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()  # what is derived, and this process's
 
     @property
     def counters(self) -> Counter[str]:
@@ -169,8 +177,9 @@ class FileValueStorage(PerKeyLockMixin, DestructuringMixin, ValueMixin, FileBack
         path = f"{self.root}/pins/{current_owner()}.{threading.get_ident()}-{next(_serial)}"
         content = "".join(f"{key}\n" for key in keys).encode()
         try:
+            self.tree.make_root()
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            files.write_new(path, content, mode=0o644, sync=False)
+            file_system.write_new(path, content, mode=0o644, sync=False)
         except OSError:
             return _nothing  # read-only or full: then no value is stored either
         return lambda: _unpin(path)
@@ -190,10 +199,10 @@ class FileValueStorage(PerKeyLockMixin, DestructuringMixin, ValueMixin, FileBack
         for name in names:
             owner = Owner.parse(name.partition(".")[0])
             if owner is None or owner.is_alive() is False:
-                files.unlink_quietly(f"{directory}/{name}")
+                file_system.unlink_quietly(f"{directory}/{name}")
                 continue
             try:
-                data, status = files.read_regular(f"{directory}/{name}")
+                data, status = file_system.read_regular(f"{directory}/{name}")
             except OSError:
                 continue  # released just now: its record is there
             found.update(map(Digest, (data or b"").decode("ascii", "replace").split()))
@@ -212,7 +221,7 @@ class FileValueStorage(PerKeyLockMixin, DestructuringMixin, ValueMixin, FileBack
         """Take a value out, so that :meth:`put_back` can undo it; False if it isn't there."""
         path = self.tree.path(key)
         try:
-            files.replace(path, f"{os.path.dirname(path)}/.{key}.away")
+            file_system.replace(path, f"{os.path.dirname(path)}/.{key}.away")
         except OSError:
             return False
         return True
@@ -221,13 +230,13 @@ class FileValueStorage(PerKeyLockMixin, DestructuringMixin, ValueMixin, FileBack
         """Undo :meth:`put_away`."""
         path = self.tree.path(key)
         try:
-            files.replace(f"{os.path.dirname(path)}/.{key}.away", path)
+            file_system.replace(f"{os.path.dirname(path)}/.{key}.away", path)
         except OSError:
             self.counters["read_errors"] += 1  # written again meanwhile and swept by another: a miss at worst
 
     def throw_away(self, key: Digest) -> None:
         """Remove what :meth:`put_away` took out."""
-        files.unlink_quietly(f"{os.path.dirname(self.tree.path(key))}/.{key}.away")
+        file_system.unlink_quietly(f"{os.path.dirname(self.tree.path(key))}/.{key}.away")
 
 
 @dataclass(frozen=True)
@@ -269,6 +278,13 @@ class FileCallStorage(PerKeyLockMixin, CallMixin, FileBackend):
         return records.call_of(record)
 
     peek = get
+
+    @property
+    def leases(self) -> str:
+        """Where processes agree who runs a call; made by who takes the first lease, but not its parent."""
+        with contextlib.suppress(OSError):  # read-only or full: there will be no leases
+            self.tree.make_root()
+        return f"{self.root}/leases"
 
     def record(self, key: Digest) -> bytes | None:
         """The JSON of a record; None where it is missing, damaged or not to be trusted."""
@@ -341,7 +357,7 @@ def _nothing() -> None:
 
 
 def _unpin(path: str) -> None:
-    files.unlink_quietly(path)
+    file_system.unlink_quietly(path)
 
 
 _serial = iter(range(1 << 62))

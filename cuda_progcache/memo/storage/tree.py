@@ -85,7 +85,7 @@ class FileTree:
         try:
             files.write_new(staged, data, mode=0o644, sync=False)
         except FileNotFoundError:
-            os.makedirs(self.root, mode=0o700, exist_ok=True)
+            self.make_root()
             shared = os.stat(self.root).st_mode & 0o020  # a group's cache: its shards are the group's too
             os.makedirs(os.path.dirname(path), mode=0o777 if shared else 0o755, exist_ok=True)
             files.write_new(staged, data, mode=0o644, sync=False)
@@ -94,6 +94,10 @@ class FileTree:
         except BaseException:
             files.unlink_quietly(staged)
             raise
+
+    def make_root(self) -> None:
+        """Make the directory, for this user alone, if it isn't there; OSError where that can't be done."""
+        os.makedirs(self.root, mode=0o700, exist_ok=True)
 
     def contains(self, key: str) -> bool:
         """Whether there is a file for a key."""
