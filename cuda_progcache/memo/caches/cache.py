@@ -13,16 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cuda_progcache.memo.caches.base import BaseCache, Rejected, _combine_expand
-from cuda_progcache.memo.call import (
-    NO_RESULT,
-    Call,
-    DigestedCall,
-    LazyCall,
-    PreparedCall,
-    QueryCall,
-    Unstored,
-    digests_of,
-)
+from cuda_progcache.memo.call import NO_RESULT, Call, DigestedCall, LazyCall, PreparedCall, QueryCall, Unstored, digests_of
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, SaveError, ValueStorage, lengthened
 from cuda_progcache.memo.storage.codecs import decode_json

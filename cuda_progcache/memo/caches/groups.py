@@ -26,9 +26,7 @@ class _MultiCache(BaseCache):
     @abc.abstractmethod
     def _members(self) -> tuple[BaseCache, ...]: ...
 
-    def _first_hit(
-        self, operation: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError, key: Any = None
-    ) -> T:
+    def _first_hit(self, operation: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError, key: Any = None) -> T:
         """What the first member gives that doesn't raise ``exc``; ``exc(key)`` if all do."""
         for cache in self._members:
             try:
