@@ -4,10 +4,11 @@ r"""A directory of cached results: one file each, ``<function>.<hash>.pkl``.
 A file begins with a pickle of ``{"dat": value, "meta": {...}}``, as other tools
 expect it, and goes on where ``pickle.load`` stops::
 
-    pickle | JSON record | length of the pickle (8 bytes) | length of the record (8 bytes) | b"PROGMEMO"
+    pickle | two lines of JSON | length of the pickle (8 bytes) | length of the lines (8 bytes) | b"PROGMEMO"
 
-The record says what the pickle is (its key, CRC-32, and what the result depends
-on), so that listing a directory reads the ends of files and unpickles nothing.
+The lines are the entry's record: in the first what a hit is checked by (its
+key, CRC-32, the files it tracked), in the second what people ask for. Listing a
+directory reads the ends of files and unpickles nothing.
 Files that another tool wrote have no record: they are taken for what their
 name says, by age alone.
 
@@ -58,17 +59,26 @@ class Loaded(NamedTuple):
     value : object
     meta : dict
         The pickled metadata.
-    record : dict
-        The JSON record; empty for the file of another tool.
+    checks : dict
+        The record's first line; empty for the file of another tool.
     """
 
     value: Any
     meta: dict[str, Any]
-    record: dict[str, Any]
+    checks: dict[str, Any]
 
 
-def write(path: str, value: Any, meta: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def write(path: str, value: Any, meta: Mapping[str, Any], checks: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Write an entry, whole or not at all.
+
+    Parameters
+    ----------
+    path : str
+    value : object
+    meta : mapping
+        Pickled with it.
+    checks, record : mapping
+        The record's lines, as JSON values.
 
     Raises
     ------
@@ -78,7 +88,8 @@ def write(path: str, value: Any, meta: Mapping[str, Any], record: Mapping[str, A
         Whatever pickling ``value`` raises.
     """
     pickled = pickle.dumps({"dat": value, "meta": dict(meta)}, protocol=5)
-    text = json.dumps({**record, "crc32": zlib.crc32(pickled)}, separators=(",", ":")).encode("ascii")
+    lines = ({**checks, "crc32": zlib.crc32(pickled)}, record)
+    text = b"".join(json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n" for line in lines)
     data = b"".join((pickled, text, _FOOTER.pack(len(pickled), len(text), _MAGIC)))
     staged = f"{path}.tmp.{current_owner()}-{threading.get_ident()}"
     for attempt in range(2):
@@ -117,8 +128,8 @@ def read(path: str) -> Loaded:
         raise RefusedError("it is no regular file")
     if not (is_private(status) and is_private(os.stat(os.path.dirname(path) or "."))):
         raise UntrustedError("others can write it or its directory, so unpickling may run what they wrote (chmod go-w)")
-    record, length = _record_of(data)
-    if record and zlib.crc32(memoryview(data)[:length]) != record.get("crc32"):
+    checks, length = _checks_of(data)
+    if checks and zlib.crc32(memoryview(data)[:length]) != checks.get("crc32"):
         raise RefusedError("it doesn't have its checksum")
     try:
         found = pickle.loads(memoryview(data)[:length])  # noqa: S301 - written by this user or root
@@ -126,8 +137,8 @@ def read(path: str) -> Loaded:
         raise RefusedError(f"it can't be unpickled: {error}") from error
     if isinstance(found, dict) and "dat" in found:
         meta = found.get("meta")
-        return Loaded(found["dat"], meta if isinstance(meta, dict) else {}, record)
-    return Loaded(found, {"legacy": True}, record)
+        return Loaded(found["dat"], meta if isinstance(meta, dict) else {}, checks)
+    return Loaded(found, {"legacy": True}, checks)
 
 
 def is_private(status: os.stat_result) -> bool:
@@ -137,14 +148,14 @@ def is_private(status: os.stat_result) -> bool:
     return status.st_uid in {os.getuid(), 0} and not status.st_mode & 0o022
 
 
-def _record_of(data: bytes) -> tuple[dict[str, Any], int]:
-    """The record at the end of a file, and where its pickle ends; without one the whole file is the pickle."""
+def _checks_of(data: bytes) -> tuple[dict[str, Any], int]:
+    """The first line of the record at the end of a file, and how long its pickle is: without a record, the whole file."""
     if len(data) < _FOOTER.size or data[-8:] != _MAGIC:
         return {}, len(data)
     length, size, _ = _FOOTER.unpack(data[-_FOOTER.size :])
     if length + size + _FOOTER.size != len(data):
         raise RefusedError("it was cut short")
-    return _json(data[length : length + size]), length
+    return _json(data[length : data.find(b"\n", length)]), length
 
 
 def _json(text: bytes) -> dict[str, Any]:
@@ -181,7 +192,10 @@ def _tail(file: BinaryIO) -> dict[str, Any]:
     if magic != _MAGIC or length + record + _FOOTER.size != size:
         return {}
     file.seek(length)
-    return _json(file.read(record))
+    found: dict[str, Any] = {}
+    for line in file.read(record).splitlines():
+        found |= _json(line)
+    return found
 
 
 def set_aside(path: str) -> None:

@@ -334,9 +334,10 @@ def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     target = os.fspath(path)
     try:
         found = layout.read(target)
+        record = layout.read_record(target)
     except layout.RefusedError as error:
         raise ProgCacheError(f"{target} isn't read: {error}") from error
-    return {"value": found.value, "meta": found.meta, "record": found.record, "path": Path(target)}
+    return {"value": found.value, "meta": found.meta, "record": record, "path": Path(target)}
 
 
 def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -173,7 +173,7 @@ class CachedFunction:
         except OSError as error:
             self._warn(f"read {path}", f"{path} can't be read: {error}")
             return None
-        record = loaded.record
+        record = loaded.checks
         if record.get("key", key.digest) != key.digest:
             return None  # two keys with one hash
         tracked = [Watched(*item) for item in record.get("tracked") or ()]
@@ -194,9 +194,13 @@ class CachedFunction:
         self, key: _Key, path: str, value: Any, frame: Frame, above: Sequence[Frame], started: float, duration: float
     ) -> None:
         parts = key.parts
-        record = {
+        checks = {
             "format": 1,
             "key": key.digest,
+            "tracked": [_written(item) for item in frame.watched.values() if item.path not in key.watched],
+            "environment": frame.environment,
+        }
+        record = {
             "id": key.stem,
             "fname": self.fname,
             "hash": key.stem.rpartition(".")[2],
@@ -211,8 +215,6 @@ class CachedFunction:
             "parents": [above[-1].node] if above else [],
             "children": list(frame.children),
             "watched": [_written(item) for item in {**frame.watched, **key.watched}.values()],
-            "tracked": [_written(item) for item in frame.watched.values() if item.path not in key.watched],
-            "environment": frame.environment,
         }
         meta = {
             "call": {name: _kept(argument) for name, argument in key.bound.items()},
@@ -226,7 +228,7 @@ class CachedFunction:
             **{name: record[name] for name in ("fname", "hash", "created", "duration", "host", "parents", "children")},
         }
         try:
-            layout.write(path, value, meta, record)
+            layout.write(path, value, meta, checks, record)
         except OSError as error:
             self._warn("save", f"{self.fname}: the result can't be saved in {os.path.dirname(path)}: {error}")
         except Exception as error:  # noqa: BLE001 - pickling runs any class's code; the result is there all the same
@@ -261,13 +263,9 @@ class CachedFunction:
             "depends_on_vars": {name: argument_digest(v) for name, v in (options.depends_on_vars or {}).items()},
             "packages": found.packages,
         }
-        state = sha256(usedforsecurity=False)
-        for component, fields in parts.items():
-            for name, text in sorted(fields.items()):
-                for field in (component, name, text):
-                    data = field.encode("utf-8", "surrogatepass")
-                    state.update(b"%d:" % len(data) + data)
-        digest = state.hexdigest()
+        named = [(part, *field) for part, fields in parts.items() for field in sorted(fields.items())]
+        # repr tells every field from the next, whatever is in it.
+        digest = sha256(repr(named).encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
         return _Key(
             digest, f"{_file_safe(self.fname)}.{hash_text(digest, options.algo)}", parts, watched, bound, found.packages
         )
