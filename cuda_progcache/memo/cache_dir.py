@@ -149,7 +149,7 @@ def is_private(status: os.stat_result) -> bool:
 
 
 def _checks_of(data: bytes) -> tuple[dict[str, Any], int]:
-    """The first line of the record at the end of a file, and how long its pickle is: without a record, the whole file."""
+    """The first line of the record at the end of a file, and how long its pickle is: all of the file if it has none."""
     if len(data) < _FOOTER.size or data[-8:] != _MAGIC:
         return {}, len(data)
     length, size, _ = _FOOTER.unpack(data[-_FOOTER.size :])
