@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
 
 PROVENANCE_JSON = """\b
---json is --format json: {"format": 1, "root": id, "nodes": [{"id", "kind", "label", "digest", and what is known of its
-kind}], "edges": [{"from", "to", "relation": "used", "made by" or "called by"}]}; an edge points at what is depended on
+--json: {"format": 1, "root": id, "nodes": [{"id", "kind", "label", "digest", and what is known of its kind}],
+"edges": [{"from", "to", "relation": "used", "made by" or "called by"}]}, as --format json; an edge points at what is
+depended on
 
 \b
 Formats:
