@@ -17,11 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import processes, programs, scaling, stores
+from ci.bench import cache_file, processes, programs, scaling, stores
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
-BENCHMARKS: tuple[Benchmark, ...] = (*stores.BENCHMARKS, *programs.BENCHMARKS, *processes.BENCHMARKS)
+BENCHMARKS: tuple[Benchmark, ...] = (
+    *stores.BENCHMARKS,
+    *programs.BENCHMARKS,
+    *processes.BENCHMARKS,
+    *cache_file.BENCHMARKS,
+)
 RESULTS = Path(__file__).parent / "results"
 
 
