@@ -155,3 +155,30 @@ def test_prune_leaves_what_a_process_is_at_work_on(store):
     cache_prune(store, days_old=0)
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in [*gone, lock])
+
+
+def test_results_are_calls_of_a_cache(store):
+    from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.memo.storage import CallMemory, ValueMemory
+    from cuda_progcache.memo.storage.directory import directory_cache
+
+    cache = directory_cache(store)
+    assert cache.query().count() == 3
+    (call,) = cache.query(name="add", arguments={"x": 20})
+    assert (call.result, call.arguments["y"], call.module) == (21, 1, __name__)
+    assert call.metadata["runtime"]["duration"] >= 0
+    key = call.to_lookup_key()
+    assert cache.load(key[:8]).result == 21
+    assert cache.shrink(key) == key[: len(cache.shrink(key))]
+    other = Cache(ValueMemory({}), CallMemory({}))
+    cache.query(name="add").transfer(other)
+    assert sorted(c.result for c in other.query()) == [11, 21]
+    cache.evict(key)
+    assert not cache.contains(key)
+    assert len(cache_list(store)) == 2
+    with pytest.raises(KeyError):
+        cache.load(key)
+    with pytest.raises(Exception, match="written by cache_file alone"):
+        cache.values.save(1)
+    (store / "bare.0123.pkl").write_bytes(pickle.dumps(1))
+    assert cache.query().count() == 2
