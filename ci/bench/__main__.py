@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import cache_file, processes, programs, scaling, stores
+from ci.bench import cache_file, memo, processes, programs, scaling, stores
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
@@ -25,6 +25,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *stores.BENCHMARKS,
     *programs.BENCHMARKS,
     *processes.BENCHMARKS,
+    *memo.BENCHMARKS,
     *cache_file.BENCHMARKS,
 )
 RESULTS = Path(__file__).parent / "results"
@@ -94,7 +95,17 @@ def _run(benchmark: Benchmark, directory: Path, effort: float) -> Result:
 
 def _report(results: list[Result], effort: float, seconds: float) -> dict[str, Any]:
     versions: dict[str, str | None] = {}
-    for package in ("cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-cccl", "msgspec", "xxhash"):
+    for package in (
+        "cuda-core",
+        "cuda-bindings",
+        "nvidia-cuda-nvrtc",
+        "nvidia-cuda-cccl",
+        "msgspec",
+        "xxhash",
+        "diskcache",
+        "joblib",
+        "fleche",
+    ):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -20,7 +20,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from cuda_progcache.memo import digest as _digest
 from cuda_progcache.memo.digest import Digest, Indigestible, child_bytes
@@ -333,7 +333,7 @@ class PreparedCall:
         if release is not None:
             release()
 
-    def __enter__(self) -> PreparedCall:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -347,7 +347,9 @@ class LazyArguments(Mapping[str, Any]):
     Raises :class:`KeyError` for a value that is gone; one that was never stored is its digest (:class:`Unstored`).
     """
 
-    def __init__(self, cache: BaseCache, digests: Mapping[str, Any], inline: Mapping[Digest, bytes] | None = None) -> None:
+    def __init__(
+        self, cache: BaseCache, digests: Mapping[str, Any], inline: Mapping[Digest, bytes] | None = None
+    ) -> None:
         self._cache = cache
         self._digests = digests
         self._inline = inline or {}
@@ -418,7 +420,14 @@ class LazyCall(_Record):
         """The call with all its values loaded; KeyError where one is gone."""
         result = NO_RESULT if self._result is None else self.result
         return Call(
-            self.name, dict(self.arguments), self.metadata, self.module, self.version, self.code_digest, result, self.key
+            self.name,
+            dict(self.arguments),
+            self.metadata,
+            self.module,
+            self.version,
+            self.code_digest,
+            result,
+            self.key,
         )
 
     def detach(self) -> DigestedCall:

@@ -25,14 +25,15 @@ A class of your own says ``def __digest__(self) -> str``, or is taught with
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 import functools
 import hashlib
 import struct
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache.errors import ProgCacheError
@@ -175,12 +176,12 @@ def _str(value: str) -> bytes:
     return _hash(b"str:", value.encode("utf-8", "surrogatepass"))
 
 
-def _datetime(value: datetime.datetime | datetime.time) -> bytes:
+def _datetime(value: dt.datetime | dt.time) -> bytes:
     zone = getattr(value.tzinfo, "key", "")
     return _hash(_class_tag(type(value)), f"{value.isoformat()} {value.fold} {zone}".encode())
 
 
-def _timezone(value: datetime.timezone) -> bytes:
+def _timezone(value: dt.timezone) -> bytes:
     return _hash(b"timezone:", f"{value.utcoffset(None)!r} {value.tzname(None)}".encode())
 
 
@@ -198,10 +199,19 @@ def _function(value: types.FunctionType) -> bytes:
     return _hash(b"function:", _sequence(state))
 
 
-_CODE = (
-    "co_code co_consts co_names co_varnames co_freevars co_cellvars co_argcount co_posonlyargcount "
-    "co_kwonlyargcount co_flags co_exceptiontable"
-).split()
+_CODE = [
+    "co_code",
+    "co_consts",
+    "co_names",
+    "co_varnames",
+    "co_freevars",
+    "co_cellvars",
+    "co_argcount",
+    "co_posonlyargcount",
+    "co_kwonlyargcount",
+    "co_flags",
+    "co_exceptiontable",
+]
 
 
 def _code(value: types.CodeType) -> bytes:
@@ -256,11 +266,11 @@ _EXACT: dict[type, Encoder] = {
     range: lambda value: _hash(b"range:", _sequence((value.start, value.stop, value.step))),
     slice: lambda value: _hash(b"slice:", _sequence((value.start, value.stop, value.step))),
     memoryview: lambda value: _hash(b"memoryview:", _sequence((value.format, value.shape, value.tobytes()))),
-    datetime.datetime: _datetime,
-    datetime.time: _datetime,
-    datetime.date: lambda value: _hash(b"date:", value.isoformat().encode()),
-    datetime.timedelta: lambda v: _hash(b"timedelta:", f"{v.days} {v.seconds} {v.microseconds}".encode()),
-    datetime.timezone: _timezone,
+    dt.datetime: _datetime,
+    dt.time: _datetime,
+    dt.date: lambda value: _hash(b"date:", value.isoformat().encode()),
+    dt.timedelta: lambda v: _hash(b"timedelta:", f"{v.days} {v.seconds} {v.microseconds}".encode()),
+    dt.timezone: _timezone,
     types.FunctionType: _function,
     types.CodeType: _code,
     types.MethodType: _method,
@@ -328,7 +338,7 @@ def _collection(kind: type) -> Encoder:
         return _refuse  # it would be used up
     if issubclass(kind, Mapping):
         return lambda value: _hash(_class_tag(kind), _pairs(dict(value)))
-    if issubclass(kind, Set):
+    if issubclass(kind, AbstractSet):
         return lambda value: _hash(_class_tag(kind), _unordered(value))
     if issubclass(kind, (Sequence, ValuesView)):  # what is merely iterable may have content that iterating doesn't show
         return lambda value: _hash(_class_tag(kind), _sequence(value))

@@ -15,13 +15,15 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from cuda_progcache._util import files
 from cuda_progcache.memo.call import NONE, DigestedCall, QueryCall
 from cuda_progcache.memo.digest import Digest, digest
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -91,8 +93,8 @@ class Index:
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
         """Calls that fit a pattern; the records that were there when it was asked."""
         where, parameters, rest = _conditions(template)
-        ids = self._ask(lambda connection: [row[0] for row in connection.execute(
-            f"SELECT calls.id FROM calls{where}", parameters)])  # noqa: S608 - made here, of placeholders
+        statement = f"SELECT calls.id FROM calls{where}"  # noqa: S608 - made here, of placeholders
+        ids = self._ask(lambda connection: [int(row[0]) for row in connection.execute(statement, parameters)])
         matches = rest.matcher() if rest is not None else None
         for start in range(0, len(ids), _CHUNK):
             for record in self._records(ids[start : start + _CHUNK]):
@@ -109,10 +111,11 @@ class Index:
 
     def inlined(self, value: Digest) -> bytes | None:
         """The JSON of a value that lies in some record, by its digest; None if none has it."""
+
         def find(connection: sqlite3.Connection) -> list[bytes]:
             rows = connection.execute(
-                "SELECT record FROM calls WHERE result = ? UNION ALL "
-                "SELECT record FROM calls JOIN arguments ON arguments.call = calls.id WHERE arguments.digest = ? LIMIT 8",
+                "SELECT record FROM calls WHERE result = ? UNION ALL SELECT record FROM calls "
+                "JOIN arguments ON arguments.call = calls.id WHERE arguments.digest = ? LIMIT 8",
                 (value, value),
             )
             return [row[0] for row in rows]
@@ -125,6 +128,7 @@ class Index:
 
     def values_with_prefix(self, prefix: str) -> list[Digest]:
         """Digests of results and arguments that begin so, two if there are several."""
+
         def find(connection: sqlite3.Connection) -> list[Digest]:
             after = prefix + "\x7f"
             rows = connection.execute(
@@ -138,6 +142,7 @@ class Index:
 
     def references(self, values: set[Digest]) -> set[Digest]:
         """Those of ``values`` that are some call's result or argument."""
+
         def find(connection: sqlite3.Connection) -> set[Digest]:
             return {
                 value for value in values
@@ -159,7 +164,7 @@ class Index:
         """Bring the index up to what the records are now; queries do that by themselves."""
         self._ask(lambda _: None)
 
-    def _ask(self, question: Any) -> Any:
+    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """Answer from an index that is up to date, mended or made anew where need be."""
         if self._pid != os.getpid() and self._connection is not None:
             self._lock = threading.RLock()  # a thread of the parent may have held it when this process was forked
@@ -180,7 +185,11 @@ class Index:
         path = self._where
         if path is None:
             raise error
-        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error) and "no such" not in str(error):
+        if (
+            isinstance(error, sqlite3.OperationalError)
+            and "malformed" not in str(error)
+            and "no such" not in str(error)
+        ):
             # Not writable, locked for long, no room: it is another's, or in the way; the files alone will do.
             _logger.warning("the index %s can't be used (%s); it is made in memory", path, error)
             self._where = None
@@ -219,7 +228,7 @@ class Index:
             if connection.execute("PRAGMA user_version").fetchone()[0] == _VERSION:
                 return  # another process was quicker
             for (name,) in list(connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")):
-                connection.execute(f"DROP TABLE {name}")  # noqa: S608 - a table of ours, of another version
+                connection.execute(f"DROP TABLE {name}")
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
@@ -327,7 +336,7 @@ def _conditions(template: QueryCall) -> tuple[str, list[Any], QueryCall | None]:
         if value is NONE:
             terms.append(f"calls.{column} IS NULL")
         elif isinstance(value, Digest) and field != "code_digest":
-            rest = replace(rest, **{field: value})  # the digest of a name: only the records tell
+            setattr(rest, field, value)  # the digest of a name: only the records tell
         else:
             terms.append(f"calls.{column} = ?")
             compared.append(str(value))
@@ -340,7 +349,9 @@ def _conditions(template: QueryCall) -> tuple[str, list[Any], QueryCall | None]:
             left[name] = None
             continue
         place = f"a{len(joins)}"
-        joins.append(f" JOIN arguments AS {place} ON {place}.call = calls.id AND {place}.digest = ? AND {place}.name = ?")
+        joins.append(
+            f" JOIN arguments AS {place} ON {place}.call = calls.id AND {place}.digest = ? AND {place}.name = ?"
+        )
         joined += [str(digest(value)), name]
     if left or template.metadata or template.version is not None or rest.name or rest.module:
         rest = replace(rest, arguments=left or None, metadata=template.metadata, version=template.version)

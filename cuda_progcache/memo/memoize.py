@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overlo
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo.caches import BaseCache, Cache, RefreshingCache
 from cuda_progcache.memo.call import Call, Metadata, PreparedCall, QueryCall, head_bytes, key_from_head
-from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, Indigestible
+from cuda_progcache.memo.digest import Digest, Indigestible
 from cuda_progcache.memo.signature import FunctionProfile
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Memoized(Generic[P, R]):
         return self if instance is None else _Bound(self, instance)
 
     def __reduce__(self) -> str:
-        return self.__qualname__  # as a function: by name, since another process may have another cache
+        return self.profile.qualname  # as a function: by name, since another process may have another cache
 
     # What else can be asked
 
@@ -214,13 +214,11 @@ class Memoized(Generic[P, R]):
         return cast("R", self.cache.load(self.digest(*args, **kwargs)).result)
 
     def query(self, *args: Any, metadata: Mapping[str, Any] | None = None, **kwargs: Any) -> QueryIterator:
-        """Recorded calls of this function, of whatever version and code, with these arguments; those left out fit any."""
+        """Recorded calls with these arguments, of whatever version and code; arguments left out fit any."""
         given = {
             name: value for name, value in self.profile.bind_partial(args, kwargs).items() if name not in self._ignored
         }
-        template = QueryCall(
-            self.profile.qualname, given or None, dict(metadata) if metadata else None, self._about[1]
-        )
+        template = QueryCall(self.profile.qualname, given or None, dict(metadata) if metadata else None, self._about[1])
         return self.cache.query(template)
 
     def rerun(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -284,6 +282,7 @@ class Memoized(Generic[P, R]):
 
     def _with_values(self, cache: BaseCache, args: Any, kwargs: Any) -> R:
         """A digest was given in place of a value: the body gets the value."""
+
         def value(argument: Any) -> Any:
             return cache.load_value(argument) if type(argument) is Digest else argument
 

@@ -183,8 +183,8 @@ class QueryIterator(Iterable[LazyCall]):
         calls = list(self)
         keys: list[str] = [call.to_lookup_key() for call in calls]
         if shrink_keys and calls:
-            short = (self.cache or calls[0]._cache).shrink(*keys)
-            keys = [short] if isinstance(short, str) else list(short)
+            short = (self.cache or calls[0]._cache)._shrink(*keys)
+            keys = list(short)
         rows = {str(key): _row(call, wanted, results=results) for key, call in zip(keys, calls, strict=True)}
         table = pd.DataFrame.from_dict(rows, orient="index")
         if calls:
@@ -210,11 +210,11 @@ def _row(call: LazyCall, wanted: Any, *, results: bool) -> dict[str, Any]:
             row.update(group)
     have = call.arguments
     for name in have if wanted is True else wanted:
-        row[f"a_{name}" if name in row else name] = have[name] if name in have else None
+        row[f"a_{name}" if name in row else name] = have.get(name)
     return row
 
 
 def _local_zone() -> Any:
-    import datetime
+    import datetime as dt
 
-    return datetime.datetime.now(datetime.UTC).astimezone().tzinfo
+    return dt.datetime.now(dt.UTC).astimezone().tzinfo

@@ -71,7 +71,9 @@ def test_arguments_of_many_types_are_cached(cache, value):
     assert len(runs) == 1 and not memoized.counters["uncached"]
 
 
-@pytest.mark.parametrize("value", [None, False, 0, "", (), [1, {"a": (2, {3})}], b"\0", float("inf"), 2**100, 1.0, True])
+@pytest.mark.parametrize(
+    "value", [None, False, 0, "", (), [1, {"a": (2, {3})}], b"\0", float("inf"), 2**100, 1.0, True]
+)
 def test_results_come_back_equal_and_of_their_type(cache, value):
     memoized, runs = counted(cache, lambda: value)
     first, second = memoized(), memoized()
@@ -163,7 +165,7 @@ def test_an_uncachable_result_is_returned_counted_and_warned_of_once(cache):
     class Thing:
         pass
 
-    memoized, runs = counted(cache, lambda: Thing())
+    memoized, runs = counted(cache, Thing)
     with pytest.warns(RuntimeWarning, match="used but not kept"):
         assert isinstance(memoized(), Thing)
     with warnings.catch_warnings():
@@ -173,7 +175,7 @@ def test_an_uncachable_result_is_returned_counted_and_warned_of_once(cache):
 
 
 def test_indigestible_arguments_run_uncached(cache):
-    memoized, runs = counted(cache, lambda items: sum(items))
+    memoized, runs = counted(cache, sum)
     with pytest.warns(RuntimeWarning, match="isn't cached"):
         assert memoized(i for i in range(4)) == 6
     assert len(runs) == 1 and memoized.counters["uncached"] == 1

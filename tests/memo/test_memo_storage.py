@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import os
 import pathlib
@@ -66,10 +66,10 @@ def test_codecs_give_back_what_they_got(value):
 @pytest.mark.parametrize(
     "value",
     [
-        np.arange(6).reshape(2, 3), np.float32(1.5), np.array(3), {"a": np.arange(2)}, pathlib.Path("a/b"), uuid.UUID(int=3),
-        datetime.datetime(2024, 5, 6, 7, tzinfo=datetime.UTC), datetime.date(2024, 1, 1), datetime.time(3, 4),
-        datetime.timedelta(1, 2, 3), decimal.Decimal("1.10"), Fraction(1, 3), range(1, 9, 2), bytearray(b"x"), digest("x"),
-        np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]), float("nan"), -0.0, 2**200,
+        np.arange(6).reshape(2, 3), np.float32(1.5), np.array(3), {"a": np.arange(2)}, pathlib.Path("a/b"),
+        uuid.UUID(int=3),        dt.datetime(2024, 5, 6, 7, tzinfo=dt.UTC), dt.date(2024, 1, 1), dt.time(3, 4),
+        dt.timedelta(1, 2, 3), decimal.Decimal("1.10"), Fraction(1, 3), range(1, 9, 2), bytearray(b"x"),
+        digest("x"),        np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]), float("nan"), -0.0, 2**200,
     ],
     ids=repr,
 )  # fmt: skip
@@ -107,7 +107,7 @@ BOMB = ""
 
 @pytest.fixture
 def bomb(tmp_path):
-    global BOMB
+    global BOMB  # noqa: PLW0603 - what is unpickled finds it by name
     BOMB = str(tmp_path / "exploded")
     return pathlib.Path(BOMB)
 
@@ -277,7 +277,7 @@ def test_expand_asks_only_its_shard(tmp_path):
 def test_concurrent_writers_of_one_key(tmp_path, at_once):
     storage = FileValueStorage(tmp_path)
     value = list(range(5000))
-    keys = set(at_once(6, lambda _: [storage.save(value) for _ in range(5)][0]))
+    keys = set(at_once(6, lambda _: next(storage.save(value) for _ in range(5))))
     assert storage.load(keys.pop()) == value
 
 
@@ -338,7 +338,7 @@ def test_a_forked_child_finds_free_locks(tmp_path):
                 with cache.calls._operation_context("k"):
                     cache.save(Call("f", {"x": 2}, result=3))
                 os._exit(0 if cache.query().count() == 2 else 1)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - the child must not go on with the tests
                 os._exit(2)
     assert os.waitpid(pid, 0)[1] == 0
     assert cache.query().count() == 2

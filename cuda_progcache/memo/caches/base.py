@@ -120,13 +120,13 @@ class BaseCache(OperationContext):
             return True
 
     def readonly(self) -> ReadOnlyCache:
-        """This cache, without writes."""
+        """The same cache, without writes."""
         from cuda_progcache.memo.caches.views import ReadOnlyCache
 
         return ReadOnlyCache(self)
 
     def push(self, cache: BaseCache) -> CacheStack:
-        """This cache with another one in front of it: ``CacheStack((cache, self))``."""
+        """The same cache with another one in front of it: ``CacheStack((cache, self))``."""
         from cuda_progcache.memo.caches.groups import CacheStack
 
         return CacheStack((cache, self))

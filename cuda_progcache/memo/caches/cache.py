@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cuda_progcache.memo.caches.base import BaseCache, Rejected, _combine_expand
-from cuda_progcache.memo.call import NO_RESULT, Call, DigestedCall, LazyCall, PreparedCall, QueryCall, Unstored, digests_of
+from cuda_progcache.memo.call import (
+    NO_RESULT,
+    Call,
+    DigestedCall,
+    LazyCall,
+    PreparedCall,
+    QueryCall,
+    Unstored,
+    digests_of,
+)
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, SaveError, ValueStorage, lengthened
 from cuda_progcache.memo.storage.codecs import decode_json
@@ -119,11 +128,11 @@ class Cache(PerKeyLockMixin, BaseCache):
 
     def _keep_argument(self, function: str, name: str, value: Any, key: Digest) -> Digest:
         try:
-            saved = self.values.save(value, key)
+            self.values.save(value, key)
         except SaveError as error:
             _logger.debug("argument %s of %s is kept as its digest alone: %s", name, function, error)
             return Unstored(key)
-        return saved if isinstance(saved, Digest) else key
+        return key
 
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
         """File a call; gives its key.
@@ -159,9 +168,8 @@ class Cache(PerKeyLockMixin, BaseCache):
                 else:
                     release = self._hold([found])
                     with self._writing():
-                        saved = self.values.save(result, found)
-                        call = replace(call, result=saved if isinstance(saved, Digest) else found)
-                        return self.calls.save(call)
+                        self.values.save(result, found)
+                        return self.calls.save(replace(call, result=found))
                 with self._writing():
                     return self.calls.save(call)
             except SaveError as error:
@@ -205,14 +213,17 @@ class Cache(PerKeyLockMixin, BaseCache):
                 raise KeyError(key)
             shares[is_call].append(key)
         found: dict[str, Digest] = {}
-        for is_call, storage, other in ((True, self.calls, self.values), (False, self.values, self.calls)):
+        sides: tuple[tuple[bool, Any, Any], ...] = ((True, self.calls, self.values), (False, self.values, self.calls))
+        for is_call, storage, other in sides:
             if shares[is_call]:
                 short = storage._shrink(*shares[is_call])
                 strangers = sorted(other.list()) if isinstance(other, KeyManagement) else []
-                found.update({
-                    key: lengthened(prefix, key, strangers)
-                    for key, prefix in zip(shares[is_call], short, strict=True)
-                })
+                found.update(
+                    {
+                        key: lengthened(prefix, key, strangers)
+                        for key, prefix in zip(shares[is_call], short, strict=True)
+                    }
+                )
         return tuple(found[key] for key in keys)
 
     def _query(self, template: QueryCall) -> Iterable[LazyCall]:

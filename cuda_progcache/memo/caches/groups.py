@@ -7,14 +7,16 @@ import abc
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache.memo.caches.base import BaseCache, Rejected, _combine_expand, _combine_shrink, _logger
 from cuda_progcache.memo.caches.views import ReadOnlyMixin
-from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall, QueryCall
-from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage.base import Intent
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall, QueryCall
+    from cuda_progcache.memo.digest import Digest
 
 T = TypeVar("T")
 
@@ -26,7 +28,9 @@ class _MultiCache(BaseCache):
     @abc.abstractmethod
     def _members(self) -> tuple[BaseCache, ...]: ...
 
-    def _first_hit(self, operation: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError, key: Any = None) -> T:
+    def _first_hit(
+        self, operation: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError, key: Any = None
+    ) -> T:
         """What the first member gives that doesn't raise ``exc``; ``exc(key)`` if all do."""
         for cache in self._members:
             try:
@@ -160,7 +164,7 @@ class CacheStack(PerKeyLockMixin, _MultiCache):
             _logger.warning("Failed to transfer the hit %s to %s: %s", key, type(cache).__name__, error)
 
     def push(self, cache: BaseCache) -> CacheStack:
-        """This stack with another cache in front."""
+        """The same stack with another cache in front."""
         return CacheStack((cache, *self.stack))
 
     def evict(self, key: str) -> None:
@@ -174,7 +178,7 @@ class CacheStack(PerKeyLockMixin, _MultiCache):
 
 
 @dataclass(frozen=True)
-class CachePool(ReadOnlyMixin, _MultiCache):  # type: ignore[misc]
+class CachePool(ReadOnlyMixin, _MultiCache):
     """Caches side by side, read-only: the first that has a call gives it, nothing is copied.
 
     Attributes

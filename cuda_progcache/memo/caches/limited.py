@@ -11,13 +11,15 @@ import random
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.memo.caches.base import BaseCache
 from cuda_progcache.memo.caches.cache import Cache
-from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall
-from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage.locking import locks_of
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall
+    from cuda_progcache.memo.digest import Digest
 
 #: Of the limit, how many calls may be evicted before their values are collected: it looks at every call.
 _COLLECTED = 1 / 16

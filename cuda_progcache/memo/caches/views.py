@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from cuda_progcache.memo.caches.base import BaseCache, Rejected
@@ -93,7 +93,7 @@ class ReadOnlyMixin:
 
 
 @dataclass(frozen=True)
-class ReadOnlyCache(ReadOnlyMixin, CacheWrapper):  # type: ignore[misc]
+class ReadOnlyCache(ReadOnlyMixin, CacheWrapper):
     """Another cache, without writes."""
 
 
@@ -159,7 +159,7 @@ class FilteringMixin(CacheWrapper):
 
 
 @dataclass(frozen=True)
-class FilteredCache(ReadOnlyMixin, FilteringMixin):  # type: ignore[misc]
+class FilteredCache(ReadOnlyMixin, FilteringMixin):
     """Another cache's calls as far as they fit, read-only."""
 
 

@@ -9,7 +9,6 @@ import contextlib
 import enum
 import heapq
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -24,7 +23,7 @@ SHORTEST_PREFIX = 4
 
 
 class SaveError(ProgCacheError, ValueError):
-    """A value can't be stored: no codec takes it, or the storage is in trouble. A computed result is never lost by it."""
+    """A value can't be stored: no codec takes it, or the storage is in trouble. No computed result is lost by it."""
 
 
 class Intent(enum.StrEnum):
@@ -52,11 +51,13 @@ class OperationContext(abc.ABC):  # noqa: B024 - a base for mixins; nothing in i
 
 def shared_prefix(one: str, other: str) -> int:
     """How many characters two digests begin with in common."""
-    return len(os.path.commonprefix((one, other)))
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def _resolve_prefix(prefix: str, candidates: Iterable[Digest], *, dedupe: bool = False) -> Digest:
-    """The one candidate; KeyError for none, AmbiguousDigestError for several (equal ones count once with ``dedupe``)."""
+    """The one candidate; KeyError for none, AmbiguousDigestError for several. With ``dedupe`` equal ones are one."""
     found = sorted(set(candidates)) if dedupe else list(candidates)
     if not found:
         raise KeyError(prefix)

@@ -13,7 +13,7 @@ on reading: only a storage that asked for it reads it, from a directory that nob
 from __future__ import annotations
 
 import base64
-import datetime
+import datetime as dt
 import decimal
 import fractions
 import hashlib
@@ -21,7 +21,7 @@ import hmac
 import io
 import json
 import pathlib
-import pickle  # noqa: S403 - only where asked for
+import pickle
 import sys
 import uuid
 from collections.abc import Callable
@@ -187,7 +187,7 @@ def _text(tag: str, write: Callable[[Any], str] = str) -> Callable[[Any], tuple[
 
 
 def _aware(value: Any) -> str:
-    if value.tzinfo is not None and type(value.tzinfo) is not datetime.timezone or value.fold:
+    if (value.tzinfo is not None and type(value.tzinfo) is not dt.timezone) or value.fold:
         raise SaveError("a time with a zone of rules, or with a fold, can't be stored")
     return str(value.isoformat())
 
@@ -201,10 +201,10 @@ _WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     complex: lambda value: ("complex", [value.real.hex(), value.imag.hex()]),
     range: lambda value: ("range", [value.start, value.stop, value.step]),
     Digest: _text("digest"),
-    datetime.date: _text("date", lambda value: value.isoformat()),
-    datetime.datetime: _text("datetime", _aware),
-    datetime.time: _text("time", _aware),
-    datetime.timedelta: lambda value: ("timedelta", [value.days, value.seconds, value.microseconds]),
+    dt.date: _text("date", lambda value: value.isoformat()),
+    dt.datetime: _text("datetime", _aware),
+    dt.time: _text("time", _aware),
+    dt.timedelta: lambda value: ("timedelta", [value.days, value.seconds, value.microseconds]),
     decimal.Decimal: _text("decimal"),
     fractions.Fraction: _text("fraction"),
     uuid.UUID: _text("uuid"),
@@ -234,10 +234,10 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "complex": lambda parts: complex(float.fromhex(parts[0]), float.fromhex(parts[1])),
     "range": lambda parts: range(*parts),
     "digest": Digest,
-    "date": datetime.date.fromisoformat,
-    "datetime": datetime.datetime.fromisoformat,
-    "time": datetime.time.fromisoformat,
-    "timedelta": lambda parts: datetime.timedelta(*parts),
+    "date": dt.date.fromisoformat,
+    "datetime": dt.datetime.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "timedelta": lambda parts: dt.timedelta(*parts),
     "decimal": decimal.Decimal,
     "fraction": fractions.Fraction,
     "uuid": uuid.UUID,

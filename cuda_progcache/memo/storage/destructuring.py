@@ -117,7 +117,7 @@ class DigestedFields(Digested):
 
     def mend(self, storage: ValueStorage) -> Any:
         """The instance with its fields loaded."""
-        made = object.__new__(self.cls)
+        made: Any = object.__new__(self.cls)
         for name, value in self.fields.items():
             object.__setattr__(made, name, _loaded(storage, value))
         return made
@@ -178,7 +178,7 @@ class DestructuringMixin(ValueStorage):
         if not self._divides(value):
             return super().save(value, key)  # type: ignore[safe-super]
         kept, depth = self._intern(value, key)
-        return super().save(kept, key) if depth < self.remaining_depth else kept  # type: ignore[safe-super,no-any-return]
+        return super().save(kept, key) if depth < self.remaining_depth else kept  # type: ignore[safe-super]
 
     def load(self, key: Digest | str) -> Any:
         """The value with this digest, put together; KeyError if it, or a part of it, isn't there."""
@@ -211,7 +211,7 @@ class DestructuringMixin(ValueStorage):
         else:
             for fits, take_apart in _TAKERS:
                 if fits(value):
-                    value, depth = take_apart(value, self._intern)  # noqa: PLW2901
+                    value, depth = take_apart(value, self._intern)
                     break
         if depth < self.remaining_depth:
             return value, depth

@@ -129,7 +129,7 @@ class FileValueStorage(PerKeyLockMixin, DestructuringMixin, ValueMixin, FileBack
             raise ValueError(f"codec must be 'safe' or 'pickle', got {self.codec!r}")
 
     def save(self, value: Any, key: Digest | None = None) -> Digest:
-        """Keep a value, under its digest or under ``key``; SaveError where no codec takes it or nothing can be written."""
+        """Keep a value, under its digest or under ``key``; SaveError where no codec takes it, or the disk is full."""
         return super().save(value, key)
 
     def put(self, value: Any, key: Digest) -> Digest:

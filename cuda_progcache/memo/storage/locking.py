@@ -12,11 +12,13 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.locks import ForkSafeLock
-from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage.base import Intent, OperationContext
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.digest import Digest
 
 
 class KeyLocks:

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cuda_progcache.memo.call import DigestedCall
 from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage.base import CallMixin, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.call import DigestedCall
 
 _IMMUTABLE = frozenset({int, float, str, bytes, bool, type(None), complex, Digest})
 

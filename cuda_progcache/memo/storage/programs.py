@@ -148,9 +148,12 @@ class ProgramCallStorage(_Programs, CallStorage):
     """
 
     def __init__(self, store: ProgramCacheResource, values: ProgramValueStorage | None = None) -> None:
+        from cuda_progcache.store.stack import ProgramCacheStack
+
         super().__init__(store)
         self.values = values if values is not None else ProgramValueStorage(store)
-        path = getattr(store, "path", None)
+        # A stack's path is one of its levels'; what the others have isn't under it.
+        path = None if isinstance(store, ProgramCacheStack) else getattr(store, "path", None)
         tree = None if path is None else _RecordTree(str(path))
         self._source = None if tree is None or not os.path.isdir(tree.records) else _Source(self, tree)
         self.index = None if self._source is None else Index(self._source, f"{path}/calls.sqlite")

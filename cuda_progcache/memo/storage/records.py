@@ -1,8 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call's record as a file: one JSON object, with a checksum in front of it::
+"""A call's record as a file.
 
-    {"checksum":"<32 hex>","record":{"format":1,"key":"<64 hex>","name":"area","module":"shapes",
-     "arguments":{"r":"<digest>"},"result":"<digest>","inline":{"<digest>":2},"metadata":{...}}}
+It is one JSON object, with a checksum in front::
+
+    {
+        "checksum": "<32 hex>",
+        "record": {
+            "format": 1,
+            "key": "<64 hex>",
+            "name": "area",
+            "module": "shapes",
+            "arguments": {"r": "<digest>"},
+            "result": "<digest>",
+            "inline": {"<digest>": 2},
+            "metadata": {...},
+        },
+    }
 
 The checksum is XXH3-128 over the record's bytes; where the storage has a secret, ``"signature"`` (HMAC-SHA256 over key
 and record) follows it. ``inline`` holds values small enough to need no file, as tagged JSON; ``unstored`` names
