@@ -809,3 +809,36 @@ def test_threads_that_ask_at_once_run_it_once(store, log):
     assert results == [[1]] * 8
     assert ran(log) == 1
     assert len(os.listdir(store)) == 1
+
+
+def test_an_interrupted_thread_leaves_the_others_their_turn(store, log):
+    started, waiting = threading.Event(), threading.Event()
+    results = []
+
+    @cache_file(store)
+    def f(x):
+        with open(log, "a") as file:
+            file.write(".")
+        if ran(log) == 1:
+            started.set()
+            assert waiting.wait(60)
+            time.sleep(0.1)
+            raise KeyboardInterrupt
+        return x
+
+    def lead():
+        with pytest.raises(KeyboardInterrupt):
+            f(1)
+
+    def follow():
+        waiting.set()
+        results.append(f(1))
+
+    threads = [threading.Thread(target=lead), threading.Thread(target=follow)]
+    threads[0].start()
+    assert started.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join(60)
+    assert results == [1]
+    assert ran(log) == 2
