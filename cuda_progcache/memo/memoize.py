@@ -24,6 +24,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import operator
 import os
 import platform
 import sys
@@ -37,8 +38,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overlo
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo.caches import BaseCache, Cache, RefreshingCache
 from cuda_progcache.memo.call import Call, Metadata, PreparedCall, QueryCall, head_bytes, key_from_head
-from cuda_progcache.memo.digest import Digest, Indigestible
-from cuda_progcache.memo.signature import FunctionProfile
+from cuda_progcache.memo.digest import Digest, Indigestible, digest
+from cuda_progcache.memo.signature import FunctionProfile, code_digest
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.query import QueryIterator
@@ -47,6 +48,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _logger = logging.getLogger(__name__)
+
+
+#: Seconds that a body has to have run for processes to wait for each other (threads always do).
+WORTH_A_LEASE = 1e-3
 
 
 class _Running:
@@ -112,6 +117,8 @@ def file_cache(path: str | os.PathLike[str], *, codec: str = "safe", secret: byt
     )
 
 
+#: Whether code counts, or what digests it.
+CodeDigest = bool | Callable[[Any], str]
 CacheLike = BaseCache | str | os.PathLike[str] | Callable[[], BaseCache]
 
 
@@ -129,7 +136,7 @@ class Memoized(Generic[P, R]):
 
     def __init__(
         self, function: Callable[P, R], cache: CacheLike, *, version: str | int | None, ignore: frozenset[str],
-        require: frozenset[str], code: bool, module: bool, tags: Mapping[str, Any], single_flight: str,
+        require: frozenset[str], code: CodeDigest, module: bool, tags: Mapping[str, Any], single_flight: str,
     ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
         self.function = function
@@ -141,18 +148,22 @@ class Memoized(Generic[P, R]):
         self._ignored = ignore | profile.ignored
         self._required = require | profile.required
         self._bind = profile.binder(self._ignored)
-        self._about = (
+        self._named = (
             profile.qualname,
             profile.module if module else None,
             profile.version if version is None else version,
-            profile.code_digest if code else None,
         )
-        self._head = head_bytes(*self._about)
+        self._code = code_digest if code is True else code
+        self._cells = getattr(inspect.unwrap(function), "__closure__", None) or ()
+        self._closed_over: list[Any] = []
+        self._about: tuple[str, str | None, str | int | None, Digest | None] | None = None
+        self._head = b""
         self._tags = dict(tags)
         self._single_flight = single_flight
         self._async = inspect.iscoroutinefunction(function)
         self._under_way: dict[tuple[Any, Digest], asyncio.Future[Any]] = {}
         self._warned: set[str] = set()
+        self._longest: float | None = None  # seconds that the body took
         self.counters: Counter[str] = Counter()
 
     @property
@@ -167,7 +178,8 @@ class Memoized(Generic[P, R]):
         cache = given if isinstance(given, BaseCache) else given()
         try:
             arguments = self._bind(args, kwargs)
-            key, digests = key_from_head(self._head, arguments)
+            head = self._head if self._about is not None and not self._cells else self._current_head()
+            key, digests = key_from_head(head, arguments)
         except (Indigestible, TypeError) as error:
             return self._uncached(error, args, kwargs)
         if not _refreshing.get():
@@ -176,14 +188,14 @@ class Memoized(Generic[P, R]):
             except KeyError:
                 pass
             except Exception as error:  # noqa: BLE001 - a cache may be anyone's code, and must not fail a call
-                self._trouble("trouble", f"looking up a call of {self._about[0]} failed: {error!r}")
+                self._trouble("trouble", f"looking up a call of {self._named[0]} failed: {error!r}")
             else:
                 self.counters["hits"] += 1
                 around = _running.get()
                 if around is not None:
                     around.children[key] = None
                 return cast("R", _as_awaitable(result) if self._async else result)
-        name, module, version, code = self._about
+        name, module, version, code = cast("Any", self._about)
         call = Call(name, arguments, {}, module, version, code, digests=digests, sealed=key)
         return self._miss(cache, call, key, args, kwargs)
 
@@ -194,16 +206,32 @@ class Memoized(Generic[P, R]):
     def __reduce__(self) -> str:
         return self.profile.qualname  # as a function: by name, since another process may have another cache
 
+    def __digest__(self) -> Digest:
+        """Of what it memoizes: a function that closes over this one changes when this one's code does."""
+        return digest((*self._named, code_digest(getattr(self.function, "__code__", None)) or self._named[0]))
+
+    def _current_head(self) -> bytes:
+        """What of the key is the function's, taken anew when a variable that it closes over was bound anew."""
+        held = [_content(cell) for cell in self._cells]
+        same = len(held) == len(self._closed_over) and all(map(operator.is_, held, self._closed_over))
+        if self._about is None or not same:
+            code = self._code(self.function) if callable(self._code) else None
+            self._about = (*self._named, None if code is None else Digest(code))
+            self._head = head_bytes(*self._about)
+            self._closed_over = held
+        return self._head
+
     # What else can be asked
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
         """The call with these arguments, as it would be recorded."""
-        name, module, version, code = self._about
+        self._current_head()
+        name, module, version, code = cast("Any", self._about)
         return Call(name, self._bind(args, kwargs), {}, module, version, code)
 
     def digest(self, *args: P.args, **kwargs: P.kwargs) -> Digest:
         """The key of the call with these arguments; Indigestible where it has none."""
-        return key_from_head(self._head, self._bind(args, kwargs))[0]
+        return key_from_head(self._current_head(), self._bind(args, kwargs))[0]
 
     def contains(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Whether the call with these arguments would hit."""
@@ -218,7 +246,7 @@ class Memoized(Generic[P, R]):
         given = {
             name: value for name, value in self.profile.bind_partial(args, kwargs).items() if name not in self._ignored
         }
-        template = QueryCall(self.profile.qualname, given or None, dict(metadata) if metadata else None, self._about[1])
+        template = QueryCall(self.profile.qualname, given or None, dict(metadata) if metadata else None, self._named[1])
         return self.cache.query(template)
 
     def rerun(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -263,7 +291,9 @@ class Memoized(Generic[P, R]):
             except Exception:  # noqa: BLE001 - trouble was told of by the first lookup: a miss
                 return None
 
-        directory = cache.leases if self._single_flight == "processes" else None
+        # A lease costs 60 µs and more: a function never seen to run long is run beside another process instead.
+        wanted = self._single_flight == "processes" and (self._longest is None or self._longest >= WORTH_A_LEASE)
+        directory = cache.leases if wanted else None
 
         def compute() -> tuple[R]:
             # Where no lease is taken nobody has looked again since this thread's turn came.
@@ -347,6 +377,7 @@ class Memoized(Generic[P, R]):
     def _commit(
         self, prepared: PreparedCall | None, result: Any, running: _Running, started: float, seconds: float
     ) -> None:
+        self._longest = max(seconds, self._longest or 0.0)
         if prepared is None:
             return
         metadata: Metadata = {
@@ -365,12 +396,12 @@ class Memoized(Generic[P, R]):
         try:
             prepared.commit(result, metadata)
         except Exception as error:  # noqa: BLE001 - what was computed is returned, whatever became of keeping it
-            self._trouble("dropped", f"a result of {self._about[0]} is used but not kept: {error}")
+            self._trouble("dropped", f"a result of {self._named[0]} is used but not kept: {error}")
 
     def _uncached(self, why: object, args: Any, kwargs: Any) -> R:
         if isinstance(why, TypeError) and not isinstance(why, Indigestible):
             self.profile.signature.bind(*args, **kwargs)  # the arguments don't fit: say so as Python does
-        self._trouble("uncached", f"a call of {self._about[0]} isn't cached: {why}")
+        self._trouble("uncached", f"a call of {self._named[0]} isn't cached: {why}")
         return self.function(*args, **kwargs)
 
     def _trouble(self, counter: str, message: str) -> None:
@@ -401,18 +432,18 @@ class _Bound:
 @overload
 def memoize(
     cache: CacheLike, *, version: str | int | None = ..., ignore: str | Iterable[str] = ...,
-    require: str | Iterable[str] = ..., code: bool = ..., module: bool = ..., tags: Mapping[str, Any] | None = ...,
+    require: str | Iterable[str] = ..., code: CodeDigest = ..., module: bool = ..., tags: Mapping[str, Any] | None = ...,
     single_flight: str = ...,
 ) -> Callable[[Callable[P, R]], Memoized[P, R]]: ...  # fmt: skip
 @overload
 def memoize(
     cache: CacheLike, function: Callable[P, R], *, version: str | int | None = ..., ignore: str | Iterable[str] = ...,
-    require: str | Iterable[str] = ..., code: bool = ..., module: bool = ..., tags: Mapping[str, Any] | None = ...,
+    require: str | Iterable[str] = ..., code: CodeDigest = ..., module: bool = ..., tags: Mapping[str, Any] | None = ...,
     single_flight: str = ...,
 ) -> Memoized[P, R]: ...  # fmt: skip
 def memoize(
     cache: CacheLike, function: Callable[..., Any] | None = None, *, version: str | int | None = None,
-    ignore: str | Iterable[str] = (), require: str | Iterable[str] = (), code: bool = True, module: bool = True,
+    ignore: str | Iterable[str] = (), require: str | Iterable[str] = (), code: CodeDigest = True, module: bool = True,
     tags: Mapping[str, Any] | None = None, single_flight: str = "processes",
 ) -> Any:  # fmt: skip
     """Keep the results of a function.
@@ -429,12 +460,17 @@ def memoize(
         Parameters that have no part in the key; also those annotated ``Ignored``.
     require : str or iterable of str
         Parameters that a call must give itself to be cached; also those annotated ``Required``.
-    code, module : bool
-        Whether the digest of the function's code, and its module's name, are part of the key.
+    code : bool or callable
+        Whether a digest of the function's code, defaults and closure is part of the key; a callable takes the function
+        and gives another one, as ``get_recursive_closure_hash``, which also counts the globals that the code names.
+        It is taken at the first call, and when a variable of the closure was bound anew.
+    module : bool
+        Whether the name of the function's module is part of the key.
     tags : mapping, optional
         Kept in each record, under ``metadata["tags"]``.
     single_flight : {"processes", "threads", "off"}
-        Who waits for whom when several ask for one call.
+        Who waits for whom when several ask for one call. Processes wait for the first call, and for others once a
+        body has run for :data:`WORTH_A_LEASE` seconds: before that, running it twice is cheaper.
 
     Returns
     -------
@@ -467,6 +503,13 @@ def _cache_of(given: CacheLike) -> BaseCache | Callable[[], BaseCache]:
     if isinstance(given, BaseCache) or callable(given):
         return given
     raise TypeError(f"memoize takes a cache, a path or a callable that gives a cache, got {type(given).__name__}")
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None  # not bound yet
 
 
 async def _as_awaitable(result: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -141,6 +141,8 @@ class FunctionProfile:
 
 def code_digest(function: Any) -> Digest | None:
     """The digest of a function's code, defaults and closure; None where there is none, or none that can be taken."""
+    if isinstance(function, types.CodeType):
+        return digest(function)
     plain = inspect.unwrap(function) if callable(function) else function
     if isinstance(plain, functools.partial):
         plain = plain.func
@@ -176,13 +178,3 @@ def profile(function: Callable[..., Any]) -> FunctionProfile:
         return _remembered(function)
     except TypeError:
         return FunctionProfile.of(function)
-
-
-def module_of_main(module: str) -> str:
-    """A module's name; of ``__main__`` its file's stem, so that ``python job.py`` and ``import job`` agree."""
-    if module != "__main__":
-        return module
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if spec is not None and spec.name:
-        return str(spec.name.removesuffix(".__main__"))
-    return module

@@ -402,9 +402,43 @@ def test_explain(cache):
     memoized(5, 6)
     assert memoized.explain(1, 3) == ("argument y 2 → 3",)
     assert memoize(cache, f, version=2).explain(5, 6) == ("version 1 → 2",)
-    changed = memoize(cache, lambda x, y: y, version=1)
-    changed._about = (memoized._about[0], *changed._about[1:])
-    assert "code" in changed.explain(1, 2)[0]
+    assert cache.explain(memoized.digest(5, 6))
+    assert cache.explain(memoized.digest(1, 2)) == (f"first call of {f.__qualname__}",)
+
+    def other(x, y):
+        return y
+
+    other.__qualname__ = f.__qualname__
+    assert memoize(cache, other, version=1).explain(1, 2) == ("the function's code, defaults or closure differs",)
+
+
+def test_a_closure_that_is_bound_anew(cache):
+    step = 1
+    f = memoize(cache, lambda x: x + step)
+    assert f(1) == 2
+    step = 5
+    assert f(1) == 6
+    step = 1
+    assert f(1) == 2
+    assert f.counters == {"misses": 2, "hits": 1}
+
+
+def test_code_may_be_digested_by_another_function(cache):
+    asked = []
+    f = memoize(cache, lambda x: x, code=lambda function: asked.append(function) or "a" * 64)
+    assert f(1) == f(1) == 1
+    assert f.query().only().code_digest == "a" * 64
+    assert asked == [f.function]
+
+
+def test_a_memoized_function_in_a_closure_counts(cache):
+    def make(body):
+        inner = memoize(cache, body)
+        return memoize(cache, lambda x: inner(x) + 0)
+
+    one, two = make(lambda x: x + 1), make(lambda x: x + 2)
+    assert (one(1), two(1)) == (2, 3)
+    assert one.digest(1) != two.digest(1)
 
 
 def test_a_digest_in_place_of_a_value(cache):
@@ -483,3 +517,18 @@ def test_large_values_lie_in_files_of_their_own(files):
     assert len(runs) == 1
     assert len(list(files.values.list())) == 2
     assert not os.listdir(os.path.join(files.values.root, "pins"))
+
+
+def test_quick_functions_take_no_lease_once_they_are_known_to_be_quick(files, monkeypatch):
+    from cuda_progcache.memo import memoize as module
+
+    taken = []
+    fly = module.fly
+    monkeypatch.setattr(module, "fly", lambda flight, directory, *rest, **more: taken.append(directory) or fly(
+        flight, directory, *rest, **more))  # fmt: skip
+    slow = threading.Event()
+    monkeypatch.setattr(module, "WORTH_A_LEASE", 0.05)
+    f = memoize(files, lambda x: slow.wait(0.1) if x == 3 else x)
+    for x in range(6):
+        f(x)
+    assert [directory is not None for directory in taken] == [True, False, False, False, True, True]

@@ -188,6 +188,23 @@ class BaseCache(OperationContext):
         """Every call as a row of a table; see :meth:`QueryIterator.table`."""
         return self.query().table(arguments=arguments, results=results, shrink_keys=shrink_keys)
 
+    def explain(self, call: str | Call | LazyCall | DigestedCall) -> tuple[str, ...]:
+        """What tells a call from the nearest one that ran before it: a sentence per difference.
+
+        Parameters
+        ----------
+        call : str or call
+            A call, recorded or not, or the key of one that is recorded, or its first digits.
+
+        Raises
+        ------
+        KeyError
+            No call has this key.
+        """
+        from cuda_progcache.memo.explain import explain
+
+        return explain(self, call)
+
     def filter(self, predicate: Callable[[LazyCall], bool] | QueryCall) -> FilteredCache:
         """Only the calls that fit, read-only, as they are when asked for.
 
