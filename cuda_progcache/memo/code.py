@@ -366,12 +366,14 @@ class _Walker:
         own = not self.external(kind.__module__)
         behind = self.type(kind)
         try:
-            return _hash("instance", behind, digest(value))
+            content = digest(value)
         except Indigestible:
-            pass
+            content = None
         inner = getattr(value, "__wrapped__", None)
-        if callable(inner):  # functools.lru_cache and its like
-            return self._data(value, lambda: ("wrapper", behind, self.value(inner)))
+        if callable(inner):  # functools.lru_cache, memoize and their like
+            return self._data(value, lambda: ("wrapper", behind, content or "", self.value(inner)))
+        if content is not None:
+            return _hash("instance", behind, content)
         state = _state(value) if own else None
         if state is not None:
             return self._data(value, lambda: ("object", behind, *(p for n, v in state for p in (n, self.value(v)))))

@@ -257,6 +257,26 @@ def test_what_a_cached_helper_was_told_counts_for_its_callers(store):
     assert sum(name.startswith("outer.") for name in entries(store)) == 4
 
 
+def test_what_a_memoized_helper_refers_to_counts_for_its_callers(store):
+    from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.memo.memoize import memoize
+    from cuda_progcache.memo.storage import CallMemory, ValueMemory
+
+    names = types.SimpleNamespace(deep=lambda x: x + 1)
+
+    @memoize(Cache(ValueMemory({}), CallMemory({})))
+    def inner(x):
+        return names.deep(x)
+
+    @cache_file(store)
+    def outer(x):
+        return inner.__wrapped__(x)
+
+    assert outer(1) == 2
+    names.deep = lambda x: x + 10
+    assert outer(1) == 11
+
+
 def test_version_and_variables(store):
     def make(**options):
         @cache_file(store, **options)
