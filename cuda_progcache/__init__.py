@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import KernelNotFoundError as KernelNotFoundError
     from cuda_progcache.errors import ParameterError as ParameterError
     from cuda_progcache.errors import ProgCacheError as ProgCacheError
+    from cuda_progcache.errors import ProgCacheWarning as ProgCacheWarning
     from cuda_progcache.errors import ReadOnlyError as ReadOnlyError
     from cuda_progcache.errors import StoreError as StoreError
     from cuda_progcache.errors import UncacheableError as UncacheableError
@@ -65,6 +66,7 @@ _HOME = {
     "ParameterError": "errors",
     "PrewarmReport": "service.prewarm",
     "ProgCacheError": "errors",
+    "ProgCacheWarning": "errors",
     "Program": "compile.program",
     "ProgramCacheResource": "store.base",
     "ProgramCacheStack": "store.stack",
@@ -98,6 +100,7 @@ __all__ = [
     "ParameterError",
     "PrewarmReport",
     "ProgCacheError",
+    "ProgCacheWarning",
     "Program",
     "ProgramCacheResource",
     "ProgramCacheStack",

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error this package raises.
+"""Every error this package raises, and the category of its warnings.
 
-All of them are :class:`ProgCacheError`. Each also derives from the built-in
+All errors are :class:`ProgCacheError`. Each also derives from the built-in
 exception a caller would expect in its place (``ValueError`` for bad input,
 ``KeyError``-like lookups as ``LookupError``, ``OSError`` for storage), so that
 code written against :mod:`cuda.core` or plain files keeps working.
 
-A cache miss is never an error: lookups return ``None``.
+A cache miss is never an error: lookups return ``None``. Trouble that costs no
+result, a program that was compiled and couldn't be kept, is a
+:class:`ProgCacheWarning`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self, cast
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.diagnostics import Diagnostic
@@ -22,8 +24,37 @@ class ProgCacheError(Exception):
     """Base class of every error raised by ``cuda_progcache``."""
 
 
+class ProgCacheWarning(RuntimeWarning):
+    """The cache is in trouble, and the caller has the result all the same; said once per store and kind of trouble."""
+
+
 class StoreError(ProgCacheError, OSError):
-    """The store could not do what it was asked through its mapping API (disk full, permission, vanished root)."""
+    """The store could not do what it was asked through its mapping API (disk full, permission, vanished root).
+
+    Made as an :class:`OSError` is, ``(errno, message, path)``. As there, the number decides about the class: with
+    ``EACCES`` the error is a :class:`PermissionError`, too, with ``ENOENT`` a :class:`FileNotFoundError`, and so on.
+    """
+
+    def __new__(cls, *args: object) -> Self:
+        """Make an instance of the class that Python has for this errno and of this one."""
+        native = type(OSError(*args[:2]))
+        return super().__new__(cls if issubclass(cls, native) else cast("type[Self]", _also(cls, native)), *args)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The class made for an errno can't be found by its name: pickle and copy go through the one that can.
+        home = next(base for base in type(self).__mro__ if "_native" not in vars(base))
+        return (home, *super().__reduce__()[1:])
+
+
+_made: dict[tuple[type[StoreError], type[OSError]], type[StoreError]] = {}
+
+
+def _also(cls: type[StoreError], native: type[OSError]) -> type[StoreError]:
+    """``cls`` that ``except native`` catches as well; it looks like ``cls`` in tracebacks."""
+    if (cls, native) not in _made:
+        names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+        _made[cls, native] = type(cls.__name__, (cls, native), {**names, "_native": native})
+    return _made[cls, native]
 
 
 class ReadOnlyError(StoreError):

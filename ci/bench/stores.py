@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import time
@@ -14,6 +15,8 @@ from typing import Any
 from ci.bench.harness import OURS, PEER, Benchmark, Sides, at_most, ratio
 
 TEN_KB = os.urandom(10_000)
+#: What a put can't be cheaper than while it makes an entry and a record.
+BARE = "two bare files"
 KEY = b"\x5a" * 32
 
 
@@ -82,9 +85,36 @@ def _put(durability: str) -> Callable[[Path], Any]:
     @contextmanager
     def sides(directory: Path) -> Iterator[Sides]:
         with _stores(directory, durability=durability) as (ours, peer):
-            yield {OURS: _putter(ours), PEER: _putter(peer)}
+            bare = _bare_putter(directory / "bare", sync=durability != "none")
+            yield {OURS: _putter(ours), BARE: bare, PEER: _putter(peer)}
 
     return sides
+
+
+def _bare_putter(directory: Path, *, sync: bool) -> Callable[[], None]:
+    """The system calls that two files cost, and nothing else: one written and renamed, one written in place."""
+    numbers = itertools.count()
+    record = os.urandom(280)
+    for tree in ("entries", "records"):
+        for shard in range(256):
+            (directory / tree / f"{shard:02x}").mkdir(parents=True)
+    staging = directory / "tmp"
+    staging.mkdir()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
+    def put() -> None:
+        number = next(numbers)
+        name = hashlib.sha256(number.to_bytes(32, "little")).hexdigest()
+        staged, place = f"{staging}/{number}", f"{name[:2]}/{name[2:]}"
+        for path, data in ((staged, TEN_KB), (f"{directory}/records/{place}", record)):
+            fd = os.open(path, flags, 0o600)
+            os.write(fd, data)
+            if sync and path is staged:
+                os.fsync(fd)
+            os.close(fd)
+        os.replace(staged, f"{directory}/entries/{place}")
+
+    return put
 
 
 def _putter(store: Any) -> Callable[[], None]:

@@ -7,6 +7,7 @@ Everything here works on plain ``str`` paths: :mod:`pathlib` costs more than the
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import time
@@ -92,10 +93,11 @@ def read_descriptor(fd: int, size: int) -> bytes:
     data = os.read(fd, size + 1)
     if len(data) >= size:
         return data
-    parts = [data]  # a short read: a huge file (2 GiB at once at most), a signal, or a file cut under us
-    while part := os.read(fd, 1 << 24):
-        parts.append(part)
-    return b"".join(parts)
+    # A short read: a huge file (2 GiB at once at most), a signal, or a file cut under us. Again, into one block.
+    del data
+    os.lseek(fd, 0, os.SEEK_SET)
+    with io.FileIO(fd, closefd=False) as file:
+        return file.readall()
 
 
 def read_regular(path: str, *, largest: int | None = LARGE) -> tuple[bytes | None, os.stat_result]:
@@ -136,8 +138,8 @@ def _read_regular(path: str, largest: int | None) -> tuple[bytes | None, os.stat
         os.close(fd)
 
 
-def write_new(path: str, data: bytes, *, mode: int, sync: bool) -> os.stat_result:
-    """Write a file that must not exist yet; returns its status as it was closed.
+def write_new(path: str, data: bytes, *, mode: int, sync: bool) -> None:
+    """Write a file that must not exist yet.
 
     Parameters
     ----------
@@ -151,16 +153,31 @@ def write_new(path: str, data: bytes, *, mode: int, sync: bool) -> os.stat_resul
     OSError
         The file is removed again, as far as that can be done.
     """
+    _write_new(path, data, mode, sync, _unseen)
+
+
+def write_new_seen(path: str, data: bytes, *, mode: int, sync: bool) -> Identity:
+    """:func:`write_new`; returns which file it made, for one call more."""
+    return identity(_write_new(path, data, mode, sync, os.fstat))
+
+
+def _unseen(_: int) -> None:
+    pass
+
+
+def _write_new(path: str, data: bytes, mode: int, sync: bool, look: Callable[[int], T]) -> T:  # noqa: FBT001 - passed on
     # Windows: a file removed just now keeps its name as long as someone reads it.
     fd = retry_sharing(lambda: os.open(path, CREATE_FLAGS, mode)) if WINDOWS else os.open(path, CREATE_FLAGS, mode)
     try:
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            written = os.write(fd, data)
+            if written < len(data):  # 2 GiB at once at most, or a signal
+                view = memoryview(data)
+                while written < len(data):
+                    written += os.write(fd, view[written:])
             if sync:
                 os.fsync(fd)
-            return os.fstat(fd)
+            return look(fd)
         finally:
             os.close(fd)
     except BaseException:

@@ -366,7 +366,7 @@ def _merge_manifest(root: Root, manifest: str, content: bytes) -> None:
         content = json.dumps(merged, separators=(",", ":")).encode("ascii")
     staged = root.stage_path()
     try:
-        os.makedirs(os.path.dirname(path), 0o777 if root.shared else 0o700, exist_ok=True)
+        root.mkdir(os.path.dirname(path))
         write_new(staged, content, mode=root.file_mode, sync=False)
         replace(staged, path)
     except OSError:

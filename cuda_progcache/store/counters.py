@@ -17,7 +17,6 @@ its last file; a lookup counts its hit or miss in one step, so that what is ther
 from __future__ import annotations
 
 import atexit
-import contextlib
 import itertools
 import json
 import os
@@ -128,8 +127,7 @@ class Tally:
         total, now = self._unwritten()
         if not any(total):
             return
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self._directory, 0o777 if self._root.shared else 0o700)
+        self._root.mkdir(self._directory)
         # In this order: a process that is dead before the files are read has left all that it ever will.
         owners = {name: Owner.parse(name.rpartition("-")[0]) for name in _names(self._directory)}
         free = [name for name, owner in owners.items() if self._is_free(name, owner)]

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, overload
 
 from cuda_progcache._util.files import (
@@ -18,7 +20,7 @@ from cuda_progcache._util.files import (
     read_descriptor,
     read_regular,
 )
-from cuda_progcache.errors import StoreError, UnsafeRootError
+from cuda_progcache.errors import ProgCacheWarning, StoreError, UnsafeRootError
 from cuda_progcache.store import pairs
 from cuda_progcache.store.base import (
     Entry,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cuda_progcache.store.base import Key, Value
+    from cuda_progcache.store.stack import ProgramCacheStack
 
 DURABILITIES = ("fsync", "full", "none")
 
@@ -53,9 +56,6 @@ _LOOKS = (0.0, 0.0, 0.001, 0.004, 0.015, 0.030, 0.050)
 _YOUNG = 2.0
 #: Verified files remembered per store object; 100 bytes each.
 _REMEMBERED = 65_536
-
-#: Where it can be had, no: a dangling link is something, and not an entry.
-_FOLLOW = os.access not in os.supports_follow_symlinks
 
 
 class FileStreamProgramCache(MaintainedDirectory):
@@ -74,7 +74,7 @@ class FileStreamProgramCache(MaintainedDirectory):
     path : str or os.PathLike, optional
         The directory; made if missing, with mode 0700. Default: ``CUDA_PROGCACHE_DIR`` or the user's cache directory +
         ``cuda-progcache``. If the default can't be made or written, there is one warning and programs are kept in
-        memory.
+        memory, before those that can be read there.
     max_size_bytes : int, optional
         Soft cap on the bytes of entries, staging files and long records (beyond 512 bytes each). When a write passes
         it, the least recently used entries are evicted; in a store of more than 64 entries down to 90 % of the cap, of
@@ -84,8 +84,9 @@ class FileStreamProgramCache(MaintainedDirectory):
         ``"fsync"``: an entry's bytes are on the disk before its name is. ``"full"``: the record and the names, too,
         when a write returns. ``"none"``: as the system likes; what a crash tears, the checksum catches.
     shared : bool
-        Other users write here, too: permissions follow the umask. Without it, a root that others can write to, or that
-        belongs to another user, is refused.
+        Other users write here, too: permissions follow the umask. A directory that is group-writable, or setgid, is
+        shared by its group without this being said. Any other root that belongs to another user, and one that everyone
+        can write to, is refused (:mod:`~cuda_progcache.store.sharing`).
 
     Raises
     ------
@@ -122,12 +123,12 @@ class FileStreamProgramCache(MaintainedDirectory):
         self._recent = RecentRecords()
         self._writes_uses = True
         self._warned = False
-        self._fallback: InMemoryProgramCache | None = None
+        self._fallback: InMemoryProgramCache | ProgramCacheStack | None = None
         self._tally: Tally | None = None
         try:
             root.open()
             if path is None and not root.writable():
-                raise PermissionError(f"{root.path} can't be written")
+                raise PermissionError(errno.EACCES, "no permission, or a read-only file system", root.staging)
             root.reclaim()
         except UnsafeRootError:
             raise
@@ -136,16 +137,27 @@ class FileStreamProgramCache(MaintainedDirectory):
                 raise StoreError(
                     exc.errno, f"can't open a program cache here ({exc.strerror or exc})", root.path
                 ) from exc
-            warnings.warn(
-                f"compiled programs are kept in memory only: {root.path} can't be made or written "
-                f"({exc.strerror or exc}); set CUDA_PROGCACHE_DIR to a directory of yours",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            self._fallback = InMemoryProgramCache(max_size_bytes=max_size_bytes)
+            self._fall_back(exc)
             return
         if not root.read_only:
             self._tally = Tally.of(root, self, self._counters)
+
+    def _fall_back(self, exc: OSError) -> None:
+        """Keep programs in memory, and read those that lie in the root, where that can be done."""
+        memory, root = InMemoryProgramCache(max_size_bytes=self._max_size_bytes), self._root.path
+        self._fallback = memory
+        reason = exc.strerror or exc
+        trouble = f"compiled programs are kept in memory only: {root} can't be made or written ({reason})"
+        if os.access(self._root.entries, os.R_OK | os.X_OK):
+            from cuda_progcache.store.readonly import ReadOnlyProgramCache
+            from cuda_progcache.store.stack import ProgramCacheStack
+
+            self._fallback = ProgramCacheStack((memory, ReadOnlyProgramCache(root, shared=self._root.said_shared)))
+            trouble = (
+                f"{root} can't be written ({reason}): what lies there is used, "
+                "and what is compiled now is kept in memory only"
+            )
+        warnings.warn(f"{trouble}; set CUDA_PROGCACHE_DIR to a directory of yours", ProgCacheWarning, stacklevel=3)
 
     @property
     def path(self) -> Path:
@@ -168,7 +180,7 @@ class FileStreamProgramCache(MaintainedDirectory):
             "path": self._root.path,
             "max_size_bytes": self._max_size_bytes,
             "durability": self._durability,
-            "shared": self._root.shared,
+            "shared": self._root.said_shared,
         }
 
     def __repr__(self) -> str:
@@ -204,7 +216,7 @@ class FileStreamProgramCache(MaintainedDirectory):
                 with self._lock:
                     self._counters.hits += 1
                 return data
-        elif not os.access(path, os.F_OK, follow_symlinks=_FOLLOW):  # a third of a failed open with its exception
+        elif not pairs.exists(path):
             with self._lock:
                 self._counters.misses += 1
             return None
@@ -222,8 +234,8 @@ class FileStreamProgramCache(MaintainedDirectory):
                 data = read_descriptor(fd, st.st_size)
                 if len(data) != st.st_size:
                     return None
-                if self._max_size_bytes is not None:
-                    self._note_use(digest, fd, st)
+                if self._max_size_bytes is not None and self._note_use(digest, st):
+                    self._write_use(digest, fd, st)
                 return data
             finally:
                 os.close(fd)
@@ -296,6 +308,7 @@ class FileStreamProgramCache(MaintainedDirectory):
                 culprit = (entry_path, st)
             except DamagedRecordError:
                 pass  # the record is the culprit, unless a writer is just replacing it
+            del data  # not held while it is read again
             looked.append((signature(st), signature(record_st)))
             if len(looked) > 1 and time.time() - max(st.st_mtime, record_st.st_mtime) > _YOUNG:
                 break
@@ -317,21 +330,24 @@ class FileStreamProgramCache(MaintainedDirectory):
             if len(self._verified) >= _REMEMBERED:
                 self._verified.clear()
             self._verified[digest] = (signature(st), digest_of_data)
-        if self._max_size_bytes is not None:
+        if self._max_size_bytes is not None and self._note_use(digest, st):
             try:
                 fd = os.open(self._root.entry_path(digest), READ_FLAGS)
                 try:
-                    self._note_use(digest, fd, os.fstat(fd))
+                    self._write_use(digest, fd, os.fstat(fd))
                 finally:
                     os.close(fd)
             except OSError:
                 return  # removed since, or in trouble: the bytes are read already
 
-    def _note_use(self, digest: str, fd: int, st: os.stat_result) -> None:
+    def _note_use(self, digest: str, st: os.stat_result) -> bool:
+        """Note that an entry of this status is read now; whether that is to be written down, too."""
         now = time.time_ns()
         self._cap.used(digest, now)
-        if not self._writes_uses or not use_is_due(st.st_atime_ns, st.st_mtime_ns, now):
-            return
+        return self._writes_uses and use_is_due(st.st_atime_ns, st.st_mtime_ns, now)
+
+    def _write_use(self, digest: str, fd: int, st: os.stat_result) -> None:
+        now = time.time_ns()
         try:
             os.utime(
                 fd if os.utime in os.supports_fd else self._root.entry_path(digest), ns=(now, min(st.st_mtime_ns, now))
@@ -392,7 +408,7 @@ class FileStreamProgramCache(MaintainedDirectory):
         with self._lock:
             warned, self._warned = self._warned, True
         if not warned:
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            warnings.warn(message, ProgCacheWarning, stacklevel=3)
 
     def _write_error(self, digest: str, exc: OSError) -> StoreError:
         if isinstance(exc, StoreError):
@@ -410,12 +426,16 @@ class FileStreamProgramCache(MaintainedDirectory):
             self._discard(digest)  # a later read must not give the value before
             return False
         version = Version.of(data, record_json, time.time() if created is None else created)
-        if not self._cap.accounted:
+        operation = self._cap.operation(digest, charged)
+        if operation is None:
             pairs.publish(self._root, digest, data, version, durability=self._durability)
+            self._cap.unannounced([(digest, 0, 0)])  # somebody may have begun one meanwhile
             return True
-        before = pairs.charged_on_disk(self._root, digest)
-        charged = pairs.publish(self._root, digest, data, version, durability=self._durability)
-        self._cap.wrote(digest, int(before is None), charged - (before or 0))
+        with operation:
+            before = pairs.charged_on_disk(self._root, digest)
+            charged = pairs.publish(self._root, digest, data, version, durability=self._durability)
+            operation.done(int(before is None), charged - (before or 0))
+        self._cap.wrote(digest)
         return True
 
     def __delitem__(self, key: Key) -> None:
@@ -439,10 +459,13 @@ class FileStreamProgramCache(MaintainedDirectory):
             raise StoreError(exc.errno, f"can't remove a program: {reason}", self._root.entry_path(digest)) from exc
 
     def _discard(self, digest: str) -> bool:
-        charged = pairs.charged_on_disk(self._root, digest) if self._cap.accounted else None
-        if not pairs.remove(self._root, digest):
-            return False
-        self._cap.removed(digest, charged or 0)
+        with self._cap.operation(digest) or nullcontext() as operation:
+            charged = operation and pairs.charged_on_disk(self._root, digest)
+            if not pairs.remove(self._root, digest):
+                return False
+            if operation is not None:
+                operation.done(-1, -(charged or 0))
+        self._cap.last_use.pop(digest, None)
         self._unpin_removed(digest)
         return True
 

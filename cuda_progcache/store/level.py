@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store.stats import LevelStats
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Level:
         if not warned:
             warnings.warn(
                 f"{self.name} is in trouble ({type(exc).__name__}: {exc}); the stack goes on without it",
-                RuntimeWarning,
+                ProgCacheWarning,
                 stacklevel=6,
             )
 

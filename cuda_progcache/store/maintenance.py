@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.in_memory import InMemoryProgramCache
     from cuda_progcache.store.root import Root
     from cuda_progcache.store.size_cap import SizeCap
+    from cuda_progcache.store.stack import ProgramCacheStack
     from cuda_progcache.store.verification import Verification
 
 
@@ -50,7 +51,7 @@ class MaintainedDirectory(ProgramCacheResource):
 
     _root: Root
     _cap: SizeCap
-    _fallback: InMemoryProgramCache | None
+    _fallback: InMemoryProgramCache | ProgramCacheStack | None
 
     def _put(self, digest: str, data: bytes, record_json: bytes, created: float | None = None) -> bool:
         raise NotImplementedError
@@ -101,7 +102,7 @@ class MaintainedDirectory(ProgramCacheResource):
                 except FileNotFoundError:
                     if attempt:
                         raise
-                    os.makedirs(root.pinned, 0o777 if root.shared else 0o700, exist_ok=True)
+                    root.mkdir(root.pinned)
                     continue
                 break
             # Now, and not before: what is there once it is pinned, no eviction that begins from here on takes.
@@ -156,7 +157,9 @@ class MaintainedDirectory(ProgramCacheResource):
 
         root = self._directory("verify the cache")
         try:
-            return verify(root, repair=repair, removed=self._cap.removed)
+            return verify(
+                root, repair=repair, removed=lambda digest, size: self._cap.unannounced([(digest, -1, -size)])
+            )
         except OSError as exc:
             raise self._error("verify the cache", exc) from exc
 
@@ -190,8 +193,7 @@ class MaintainedDirectory(ProgramCacheResource):
             removed = [victim for victim in victims if pairs.evict(root, victim)]
         except OSError as exc:
             raise self._error("prune the cache", exc) from exc
-        for victim in removed:
-            self._cap.removed(victim.digest, victim.charged)
+        self._cap.unannounced((victim.digest, -1, -victim.charged) for victim in removed)
         freed = sum(victim.charged for victim in removed)
         return PruneReport(
             removed=len(removed),

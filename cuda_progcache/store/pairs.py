@@ -24,6 +24,7 @@ from cuda_progcache._util.files import (
     unlink,
     unlink_quietly,
     write_new,
+    write_new_seen,
 )
 from cuda_progcache.store.base import charged_size
 from cuda_progcache.store.eviction import USE_RESOLUTION_NS, Candidate
@@ -36,6 +37,14 @@ from cuda_progcache.store.records import (
     replacing,
 )
 from cuda_progcache.store.root import LITTER_AGE, WRITE_TRIES, Root
+
+#: Where it can be had, no: a dangling link is something, and not an entry.
+_FOLLOW = os.access not in os.supports_follow_symlinks
+
+
+def exists(path: str) -> bool:
+    """Whether anything lies at ``path``; where nothing does, in a third of the time of a failed call's exception."""
+    return os.access(path, os.F_OK, follow_symlinks=_FOLLOW)
 
 
 def lstat(path: str) -> os.stat_result | None:
@@ -91,12 +100,15 @@ def publish(root: Root, digest: str, data: bytes, version: Version, *, durabilit
 
 
 def _publish(root: Root, digest: str, data: bytes, version: Version, durability: str) -> int:
-    root.ensure_shard(digest)
     staged = root.stage_path()
     try:
         # The slow step first: the two names then change right after each other.
         write_new(staged, data, mode=root.file_mode, sync=durability != "none")
-        record = _publish_record(root, digest, version, sync=durability == "full")
+        try:
+            record = _publish_record(root, digest, version, sync=durability == "full")
+        except FileNotFoundError:  # the first entry of a shard: rarer than asking at each write would be
+            root.make_shard(digest)
+            record = _publish_record(root, digest, version, sync=durability == "full")
         replace(staged, root.entry_path(digest))
         _settle(root, digest, version, record, sync=durability == "full")
     except BaseException:
@@ -112,16 +124,16 @@ def _publish_record(root: Root, digest: str, version: Version, *, sync: bool) ->
     path = root.record_path(digest)
     # A new key: nobody reads a record without an entry beside it, so it may be written in place.
     with contextlib.suppress(FileExistsError):
-        return identity(write_new(path, encode(digest, [version]), mode=root.file_mode, sync=sync))
+        return write_new_seen(path, encode(digest, [version]), mode=root.file_mode, sync=sync)
     staged = root.stage_path()
     try:
         encoded = encode(digest, replacing(version, versions(root, digest)))
-        written = write_new(staged, encoded, mode=root.file_mode, sync=sync)
+        written = write_new_seen(staged, encoded, mode=root.file_mode, sync=sync)
         replace(staged, path)
     except BaseException:
         unlink_quietly(staged)
         raise
-    return identity(written)
+    return written
 
 
 def _settle(root: Root, digest: str, version: Version, ours: Identity, *, sync: bool) -> None:
@@ -173,18 +185,34 @@ def evict(root: Root, victim: Candidate) -> bool:
     OSError
         The directory can't be written.
     """
-    record_path = root.record_path(victim.digest)
-    record = lstat(record_path)
-    if not remove_if_same(root.entry_path(victim.digest), victim.seen):
+    entry_path, record_path = root.entry_path(victim.digest), root.record_path(victim.digest)
+    raw: bytes | None = None
+    try:
+        raw, status = read_regular(record_path)
+        record: os.stat_result | None = status
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        record = lstat(record_path)
+    if not remove_if_same(entry_path, victim.seen):
         return False
-    if record is not None:
-        remove_if_same(record_path, identity(record))
+    if record is not None and remove_if_same(record_path, identity(record)) and lstat(entry_path) is not None:
+        _put_back(root, record_path, raw or b"")  # the record was a writer's, whose entry has come just now
     return True
+
+
+def _put_back(root: Root, record_path: str, raw: bytes) -> None:
+    staged = root.stage_path()
+    with contextlib.suppress(OSError):  # a newer one lies there, or no links are to be had: the entry is a miss
+        write_new(staged, raw, mode=root.file_mode, sync=False)
+        os.link(staged, record_path)
+    unlink_quietly(staged)
 
 
 def charged_on_disk(root: Root, digest: str) -> int | None:
     """Bytes that an entry takes of the size cap; ``None`` if there is no entry."""
-    entry = lstat(root.entry_path(digest))
+    path = root.entry_path(digest)
+    if not exists(path):
+        return None
+    entry = lstat(path)
     return None if entry is None else _charged(entry, lstat(root.record_path(digest)))
 
 

@@ -65,7 +65,7 @@ class ReadOnlyProgramCache(ProgramCacheResource):
     StoreError
         There is no such directory.
     UnsafeRootError
-        Others own the directory or can write to it, and ``shared`` wasn't said.
+        Others own the directory or can write to it; see :mod:`~cuda_progcache.store.sharing`.
     TypeError
         Neither a store nor a path.
     """

@@ -103,12 +103,12 @@ class Version(NamedTuple):
 
 def encode(digest: str, versions: Sequence[Version]) -> bytes:
     """A sidecar file: ``versions`` of the entry ``digest``, newest first."""
-    parts = [b'{"format":%d,"digest":"%s","versions":[\n' % (FORMAT, digest.encode("ascii"))]
-    last = len(versions) - 1
-    for i, version in enumerate(versions):
-        parts += [_head(version), b"\n", version.record_json, b"}\n" if i == last else b"},\n"]
-    parts.append(b"]}\n")
-    return b"".join(parts)
+    lines = b"},\n".join([b"%b\n%b" % (_head(version), version.record_json) for version in versions])
+    return b"%b\n%b}\n]}\n" % (_first_line(digest), lines)
+
+
+def _first_line(digest: str) -> bytes:
+    return b'{"format":%d,"digest":"%b","versions":[' % (FORMAT, digest.encode("ascii"))
 
 
 def _head(version: Version) -> bytes:
@@ -127,7 +127,7 @@ def decode(raw: bytes, digest: str) -> list[Version]:
         Cut short, altered, of another format or of another entry.
     """
     lines = raw.split(b"\n")
-    if lines[0] != b'{"format":%d,"digest":"%s","versions":[' % (FORMAT, digest.encode("ascii")):
+    if lines[0] != _first_line(digest):
         raise DamagedRecordError("not a record of this entry in a format that is known")
     if lines[-2:] != [b"]}", b""] or len(lines) % 2 == 0:
         raise DamagedRecordError("cut short")

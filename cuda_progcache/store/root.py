@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory under a store: where it is, whether it can be trusted, its staging area and its quarantine."""
+"""The directory under a store: where it is, its tree, its staging area and its quarantine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cuda_progcache._util.files import (
 )
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache._util.parallel import for_each
-from cuda_progcache.errors import UnsafeRootError
+from cuda_progcache.store.sharing import Sharing
 
 #: A staging file is written and renamed within seconds. Where its owner can't be asked after, this age (in seconds)
 #: says that it was left behind; also the age from which a record without an entry is litter.
@@ -65,26 +65,27 @@ class Root:
     path : str
         Absolute.
     shared : bool
-        Other users write here, too: permissions follow the umask, and the checks of :meth:`check` are off.
+        Other users write here, too; see :mod:`~cuda_progcache.store.sharing`.
 
     Attributes
     ----------
     read_only : bool
         Whether nothing may be written under it, not even a time stamp.
+    said_shared : bool
+        What ``shared`` was.
     """
 
     read_only = False
 
     def __init__(self, path: str, *, shared: bool) -> None:
         self.path = path
-        self.shared = shared
-        self.file_mode = 0o666 if shared else 0o600
+        self.said_shared = shared
+        self._sharing = Sharing(shared)
         self.entries = os.path.join(path, "entries") + os.sep
         self.records = os.path.join(path, "records") + os.sep
         self.staging = os.path.join(path, "tmp") + os.sep
         self.quarantine = os.path.join(path, "quarantine") + os.sep
         self.pinned = os.path.join(path, "pins") + os.sep
-        self._shards: set[str] = set()
         self._durable: set[str] = set()
 
     def entry_path(self, digest: str) -> str:
@@ -116,53 +117,42 @@ class Root:
                 if attempt == WRITE_TRIES - 1:
                     raise
         try:
-            for directory in (self.entries, self.records):
-                self._mkdir(directory)
             self._make_staging()
+            for directory in (self.entries, self.records):
+                self.mkdir(directory)
             write_new(self.path + os.sep + "CACHEDIR.TAG", _TAG, mode=0o666 if self.shared else 0o644, sync=False)
         except OSError:
             return  # the tag is there; or all is read-only: lookups don't mind, and a write will say what is the matter
 
     def check(self) -> None:
-        """Refuse a root where others decide what runs on the GPU.
+        """Find out who shares the root, and refuse one where others decide what runs on the GPU.
 
         Raises
         ------
         UnsafeRootError
-            Another user (not root) owns it, or others can write to it, and it wasn't opened as shared.
+            See :meth:`Sharing.of <cuda_progcache.store.sharing.Sharing.of>`.
         """
-        if self.shared or not hasattr(os, "geteuid"):
-            return
-        status = os.stat(self.path)
-        if not stat.S_ISDIR(status.st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "the cache root is not a directory", self.path)
-        shared = "or, if everyone who can write there may choose what runs on your GPU, pass shared=True"
-        if status.st_uid not in (os.geteuid(), 0):
-            raise UnsafeRootError(
-                errno.EPERM,
-                f"the cache root belongs to user id {status.st_uid}, not to you; choose another directory "
-                f"(CUDA_PROGCACHE_DIR), {shared}",
-                self.path,
-            )
-        if status.st_mode & 0o022:
-            raise UnsafeRootError(
-                errno.EPERM,
-                f"others can write to the cache root (mode {stat.S_IMODE(status.st_mode):04o}); run `chmod go-w` "
-                f"on it, {shared}",
-                self.path,
-            )
+        self._sharing = Sharing.of(self.path, shared=self.said_shared)
+
+    @property
+    def shared(self) -> bool:
+        """Whether others write here, too: as was said, or as the directory was marked when it was last checked."""
+        return self._sharing.shared
+
+    @property
+    def file_mode(self) -> int:
+        """Permission bits of a new file, before the umask."""
+        return self._sharing.file_mode
 
     def writable(self) -> bool:
         """Whether this process may stage files here."""
         return os.access(self.staging, os.W_OK | os.X_OK)
 
-    def ensure_shard(self, digest: str) -> None:
-        """Make the two directories that hold ``digest``, unless this object has made them before."""
+    def make_shard(self, digest: str) -> None:
+        """Make the two directories that hold ``digest``, unless they are there."""
         shard = digest[:2]
-        if shard not in self._shards:
-            self._mkdir(self.entries + shard)
-            self._mkdir(self.records + shard)
-            self._shards.add(shard)
+        self.mkdir(self.entries + shard)
+        self.mkdir(self.records + shard)
 
     def make_durable(self, digest: str) -> None:
         """Sync the names in the two directories that hold ``digest``; the first time, those of the directories, too."""
@@ -184,16 +174,16 @@ class Root:
 
         For a write that ran into a ``rm -rf``, a ``clear()`` or a directory where a file should be.
         """
-        self._shards.clear()
         self._durable.clear()
         self._make_root()
         self.check()
-        for directory in (self.entries, self.records):
-            self._clear_way(directory.rstrip(os.sep), directory=True)
-            self._mkdir(directory)
-            self._clear_way(directory + digest[:2], directory=True)
         self._clear_way(self.staging.rstrip(os.sep), directory=True)
         self._make_staging()
+        for directory in (self.entries, self.records):
+            self._clear_way(directory.rstrip(os.sep), directory=True)
+            self.mkdir(directory)
+            self._clear_way(directory + digest[:2], directory=True)
+        self.make_shard(digest)
         self._clear_way(self.entry_path(digest), directory=False)
         self._clear_way(self.record_path(digest), directory=False)
 
@@ -210,22 +200,36 @@ class Root:
     def _make_root(self) -> None:
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            os.mkdir(self.path, 0o777 if self.shared else 0o700)
+            os.mkdir(self.path, 0o777 if self.said_shared else 0o700)
         except FileExistsError:
             if not stat.S_ISDIR(os.stat(self.path).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "the cache root is not a directory", self.path) from None
+        else:
+            if (lost := self._sharing.root) is not None:  # removed under us: as it was, for those who shared it
+                self._sharing.open_to_group(self.path, stat.S_IMODE(lost.st_mode) & ~stat.S_IRWXG)
 
     def _make_staging(self) -> None:
-        # Sticky where it is shared: nobody can swap a file that another user is about to publish.
-        if self._mkdir(self.staging) and self.shared:
-            os.chmod(self.staging, stat.S_IMODE(os.stat(self.staging).st_mode) | stat.S_ISVTX)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.staging, self._sharing.directory_mode)
+            # Sticky where it is shared: nobody can swap a file that another user is about to publish.
+            self._sharing.open_to_group(self.staging, stat.S_ISVTX if self.shared else 0)
 
-    def _mkdir(self, path: str) -> bool:
-        try:
-            os.mkdir(path, 0o777 if self.shared else 0o700)
-        except FileExistsError:
-            return False
-        return True
+    def mkdir(self, path: str) -> None:
+        """Make a directory of the tree, open to those who share it, unless it is there."""
+        if self._sharing.root is None:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, self._sharing.directory_mode)
+        elif not os.path.lexists(path):
+            # Under a name of ours first: another user's write must not meet it before it is open to that user.
+            staged = self.stage_path()
+            os.mkdir(staged, self._sharing.directory_mode)
+            try:
+                self._sharing.open_to_group(staged)
+                os.rename(staged, path)  # onto another's that is still empty, too
+            except OSError:
+                os.rmdir(staged)
+                if not os.path.lexists(path):
+                    raise
 
     # Staging
 
@@ -255,7 +259,10 @@ class Root:
             alive = None if owner is None else owner.is_alive()
             if alive is None:
                 alive = abs(time.time() - status.st_mtime) < LITTER_AGE
-            if alive or not unlink_quietly(item.path):
+            if not alive and stat.S_ISDIR(status.st_mode):
+                with contextlib.suppress(OSError):  # another user's, or not empty and no staging file at all
+                    os.rmdir(item.path)
+            elif alive or not unlink_quietly(item.path):
                 live += status.st_size
         return live
 
@@ -274,9 +281,10 @@ class Root:
         try:
             if identity(os.lstat(path)) != seen:
                 return False
-            if not self._mkdir(self.quarantine) and not os.path.isdir(self.quarantine):
+            self.mkdir(self.quarantine)
+            if not os.path.isdir(self.quarantine):
                 unlink_quietly(self.quarantine.rstrip(os.sep))
-                self._mkdir(self.quarantine)
+                self.mkdir(self.quarantine)
             replace(path, target)
             self.empty_quarantine(keep=QUARANTINE_KEEP)
         except OSError:
@@ -357,7 +365,6 @@ class Root:
             remove_if_same(path, identity(status))
 
     def _forget_shard(self, shard: str) -> None:
-        self._shards.discard(shard)
         self._durable.discard(shard)
         for tree in (self.entries, self.records):
             try:

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """A store's size cap: what a write does to the account, and the eviction that it may have to run.
 
-A write enters its entry in the account that all processes share (:mod:`~cuda_progcache.store.ledger`) and, where that
-is then above the cap, runs an eviction pass; which entries go is decided, and its figures are given, in
-:mod:`~cuda_progcache.store.eviction`. Opening looks at nothing. What the account doesn't know yet is counted by the
-puts, some shards each, and until then guessed from the shards that are known. Each pass counts the shards that it looks
-at, and one put in a while counts a shard without being asked, so that the account follows the directory whatever is
-done to it by hand.
+A write announces itself in the account that all processes share (:mod:`~cuda_progcache.store.ledger`), tells when it is
+done and, where the store is then above the cap, runs an eviction pass; which entries go is decided, and its figures are
+given, in :mod:`~cuda_progcache.store.eviction`. Opening looks at nothing. What the account doesn't know yet is counted
+by the puts, some shards each, and until then guessed from the shards that are known.
+
+In a store that a pass looks at whole, each put counts again the shards that are in doubt since others wrote beside it.
+So whoever is the last to write knows the size to the byte, and leaves the store within its cap. In a larger one the
+doubts are a few entries in thousands: they are kept free as a margin, and counted one by one. Each pass counts the
+shards that it looks at, and one put in a while counts a shard without being asked, so that the account follows the
+directory whatever is done to it by hand.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from cuda_progcache._util.parallel import for_each
+from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store import pairs
 from cuda_progcache.store.eviction import (
     SAMPLE_SHARE,
@@ -70,54 +74,68 @@ class SizeCap:
         self._root = root
         self._counters = counters
         self._warned: set[str] = set()
-        self._accounted: bool | None = None if cap is None else True
         self._enforcing = 0  # the process that does
+        self._written_meanwhile = False
         self._puts = 0
         self._staged = 0  # bytes of staging files when they were last looked at
         self._rest = 0  # puts to let pass before a pass is tried again that would find nothing to evict
-
-    @property
-    def accounted(self) -> bool:
-        """Whether writes are entered in the account; found out once where this store object has no cap."""
-        if self._accounted is None:
-            self._accounted = self.ledger.exists()
-        return self._accounted
 
     def used(self, digest: str, now: int) -> None:
         """Note that this process has read or written an entry just now (nanoseconds since the epoch)."""
         self._latest = self.last_use[digest] = max(now, self._latest + 1)
 
-    def wrote(self, digest: str, entries: int, size: int) -> None:
-        """An entry was published: so many entries and bytes more than before. Evicts where that is too much."""
-        if not self.accounted:
-            return
-        self.ledger.change([(int(digest[:2], 16), entries, size)])
+    def operation(self, digest: str, size: int = 0) -> Operation | None:
+        """Announce that an entry will come, change or go; ``None`` where nobody keeps an account of this store.
+
+        Parameters
+        ----------
+        digest : str
+            Which entry.
+        size : int
+            Bytes that may come.
+        """
+        if self.cap is None and not self.ledger.exists():
+            return None
+        return Operation(self.ledger, int(digest[:2], 16), size)
+
+    def wrote(self, digest: str) -> None:
+        """An entry was published. Evicts where that is too much."""
         if self.cap is None:
             return
         self.used(digest, time.time_ns())
-        with self._counters.lock:
-            if self._enforcing == os.getpid():  # by process: a child forked in the middle of a pass isn't in one
+        while True:
+            with self._counters.lock:
+                # By process: a child forked in the middle of a pass isn't in one.
+                self._written_meanwhile = self._enforcing == os.getpid()
+                if self._written_meanwhile:
+                    return  # the other thread looks again
+                self._enforcing = os.getpid()
+            try:
+                self._enforce(self.cap, digest)
+            except OSError as exc:  # the write itself is done
+                self._rest = self.ledger.entries // 64
+                self._warn_once("eviction", f"can't evict programs from {self._root.path}: {exc.strerror or exc}")
+            finally:
+                with self._counters.lock:
+                    self._enforcing = 0
+            if not self._written_meanwhile:
                 return
-            self._enforcing = os.getpid()
-        try:
-            self._enforce(self.cap, digest)
-        except OSError as exc:  # the write itself is done
-            self._rest = self.ledger.entries // 64
-            self._warn_once("eviction", f"can't evict programs from {self._root.path}: {exc.strerror or exc}")
-        finally:
-            self._enforcing = 0
 
-    def removed(self, digest: str, size: int) -> None:
-        """An entry of so many bytes was removed."""
-        self.last_use.pop(digest, None)
-        if self.accounted:
-            self.ledger.change([(int(digest[:2], 16), -1, -size)])
+    def unannounced(self, changes: Iterable[tuple[str, int, int]]) -> None:
+        """Entries came or went: digest, and entries and bytes more than before."""
+        shards: dict[int, tuple[int, int]] = {}
+        for digest, entries, size in changes:
+            if entries < 0:
+                self.last_use.pop(digest, None)
+            before = shards.get(int(digest[:2], 16), (0, 0))
+            shards[int(digest[:2], 16)] = before[0] + entries, before[1] + size
+        if shards and (self.cap is not None or self.ledger.exists()):
+            self.ledger.doubt((shard, *change) for shard, change in shards.items())
 
     def cleared(self) -> None:
         """Everything was removed."""
         self.last_use.clear()
-        if self.accounted:
-            self.ledger.discard()
+        self.ledger.discard()
 
     # The account
 
@@ -125,23 +143,43 @@ class SizeCap:
         if not self.ledger.complete:
             self._count_some()
         elif self._audit_is_due(digest):
-            self._count([int(digest[4:6], 16)])
+            self._count(self.ledger.doubtful()[:1] or [int(digest[4:6], 16)])
         if self._rest:
             self._rest -= 1
             return
-        if self._puts % LOOK_AT_STAGING_EVERY == 0:
-            self._staged = self._root.reclaim()
         self._puts += 1
+        if self._puts % LOOK_AT_STAGING_EVERY == 1:
+            self._staged = self._root.reclaim()
         for _ in range(passes_at_most(self._size, cap)):
+            self._make_sure()
             if self._size > cap:
                 self._staged = self._root.reclaim()
             if self._size <= cap or self._rest:
                 return
             self._evict(cap)
+        self._make_sure()
+
+    def _make_sure(self) -> None:
+        """Count what is in doubt, in a store small enough for it."""
+        if self._looked_at_whole and self.ledger.complete and (doubtful := self.ledger.doubtful()):
+            self._count(doubtful)
+
+    @property
+    def _looked_at_whole(self) -> bool:
+        return shards_to_look_at(self.ledger.entries, SHARDS) == SHARDS
 
     @property
     def _size(self) -> int:
-        return self.ledger.size + self._staged
+        """Bytes charged, at most."""
+        size = self.ledger.size + self._unannounced
+        if self._looked_at_whole or not self.ledger.doubts:
+            return size
+        return size + self.ledger.doubts * size // self.ledger.entries
+
+    @property
+    def _unannounced(self) -> int:
+        """Bytes in staging files that are in no account: not an operation's, or of another program."""
+        return max(0, self._staged - self.ledger.announced)
 
     def _audit_is_due(self, digest: str) -> bool:
         # A digest is as good as dice.
@@ -161,22 +199,26 @@ class SizeCap:
         found: list[Candidate] = []
         counts: list[tuple[int, int, int]] = []
         untold = 0
+        since = self.ledger.mark()
         for shard in shards:
             present = list(pairs.candidates(self._root, f"{shard:02x}", self.last_use))
             found += present
             counts.append((shard, len(present), sum(candidate.charged for candidate in present)))
             untold += len(present)
-            if untold >= TELL_EVERY:  # soon: a write of another process between scan and line is counted wrongly
-                self.ledger.count(counts)
+            if untold >= TELL_EVERY:  # soon: what another process does between scan and line leaves a doubt
+                self.ledger.count(counts, since)
                 counts, untold = [], 0
-        self.ledger.count(counts)
+                since = self.ledger.mark()
+        self.ledger.count(counts, since)
         return found
 
     def _shards_with_entries(self) -> list[int]:
         """Those with a directory; the others are entered as empty."""
+        since = self.ledger.mark()
         present = {int(shard, 16) for shard in self._root.shards()}
         self.ledger.count(
-            [(shard, 0, 0) for shard in range(SHARDS) if shard not in present and not self.ledger.is_empty(shard)]
+            [(shard, 0, 0) for shard in range(SHARDS) if shard not in present and not self.ledger.is_empty(shard)],
+            since,
         )
         return sorted(present)
 
@@ -187,16 +229,17 @@ class SizeCap:
         exact = looked_at == SHARDS
         candidates = self._count(self._shards_with_entries() if exact else sorted(_some_shards(looked_at)))
         # Where all was looked at, no account is needed: on a full disk it may be a guess from one shard.
-        size = self._staged + sum(candidate.charged for candidate in candidates) if exact else self._size
+        on_its_way = self.ledger.announced + self._unannounced
+        size = on_its_way + sum(candidate.charged for candidate in candidates) if exact else self._size
         to_free = excess(size, len(candidates) if exact else self.ledger.entries, cap)
-        if not to_free and self._size > cap:
-            self._rest = 1 + len(candidates) // 64
+        if not to_free:
             return
         pins = self._root.pins()
         free = [candidate for candidate in candidates if candidate.digest not in pins]
         at_most = None if exact else max(1, len(candidates) // SAMPLE_SHARE)
         victims = choose_victims(free, excess=to_free, at_most=at_most, now=max(time.time_ns(), self._latest))
-        self._remove(victims)
+        for start in range(0, len(victims), TELL_EVERY):
+            self._remove(victims[start : start + TELL_EVERY])
         if pins and len(victims) == len(free):
             self._only_pins_left(pins, len(candidates), cap)
         if len(self.last_use) > _REMEMBERED:
@@ -204,28 +247,25 @@ class SizeCap:
             self.last_use = dict(youngest)
 
     def _remove(self, victims: list[Candidate]) -> None:
-        gone: deque[Candidate] = deque()
+        gone: deque[Candidate] = deque()  # appended to by several threads
 
         def evict(victim: Candidate) -> None:
             if pairs.evict(self._root, victim):
-                self.last_use.pop(victim.digest, None)
                 gone.append(victim)
-                if len(gone) >= TELL_EVERY:
-                    self._tell(gone)
 
+        changes = {int(victim.digest[:2], 16): (0, 0) for victim in victims}
+        operation = self.ledger.begin(changes)
+        sure = False
         try:
             for_each(victims, evict)
+            sure = True
         finally:
-            self._tell(gone)
-
-    def _tell(self, gone: deque[Candidate]) -> None:
-        told: list[tuple[int, int, int]] = []
-        with contextlib.suppress(IndexError):  # other threads draw from it, too
-            while True:
-                victim = gone.popleft()
-                told.append((int(victim.digest[:2], 16), -1, -victim.charged))
-        self._counters.count("evicted", len(told))
-        self.ledger.change(told)
+            for victim in gone:
+                self.last_use.pop(victim.digest, None)
+                entries, size = changes[int(victim.digest[:2], 16)]
+                changes[int(victim.digest[:2], 16)] = entries - 1, size - victim.charged
+            self._counters.count("evicted", len(gone))
+            self.ledger.end(operation, [(shard, *change) for shard, change in changes.items()], sure=sure)
 
     def _only_pins_left(self, pins: set[str], looked_at: int, cap: int) -> None:
         self._rest = looked_at // 64
@@ -241,7 +281,39 @@ class SizeCap:
             warned = about in self._warned
             self._warned.add(about)
         if not warned:
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            warnings.warn(message, ProgCacheWarning, stacklevel=3)
+
+
+class Operation:
+    """Something that is being done to one entry, from its announcement to its end: a context.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        The account.
+    shard : int
+        The entry's.
+    size : int
+        Bytes that may come.
+    """
+
+    __slots__ = ("_change", "_ledger", "_ref", "_shard")
+
+    def __init__(self, ledger: Ledger, shard: int, size: int) -> None:
+        self._ledger = ledger
+        self._shard = shard
+        self._change = (0, 0)
+        self._ref = ledger.begin([shard], size)
+
+    def done(self, entries: int, size: int) -> None:
+        """So many entries and bytes more than before, negative for what went."""
+        self._change = entries, size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._ledger.end(self._ref, [(self._shard, *self._change)], sure=failure is None)
 
 
 def _some_shards(count: int) -> set[int]:

@@ -20,13 +20,13 @@ class Hang(BaseException):
 
 @pytest.fixture
 def watchdog():
-    """Ends a test that hangs (in open() of a FIFO, say) with :class:`Hang`; calling it gives another 30 seconds."""
+    """Ends a test that hangs (in open() of a FIFO, say) with :class:`Hang`; calling it gives another 120 seconds."""
 
     def bark(*_):
         raise Hang
 
     def feed():
-        signal.setitimer(signal.ITIMER_REAL, 30)
+        signal.setitimer(signal.ITIMER_REAL, 120)
 
     before = signal.signal(signal.SIGALRM, bark)
     feed()

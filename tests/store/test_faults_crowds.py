@@ -21,7 +21,7 @@ from faults_values import assert_within, assert_works, check_lookups, publish, s
 from cuda_progcache.store import FileStreamProgramCache
 
 WORKER = Path(__file__).resolve().parent / "faults_worker.py"
-DEADLINE = 60
+DEADLINE = 180
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root (mount)")
 
 
@@ -70,14 +70,13 @@ def test_removal_in_a_loop_under_writers_and_readers(root, how, cap):
     cleaner = FileStreamProgramCache(root)
     with crowd(root, cap=cap):
         until = time.monotonic() + 1.0
-        while time.monotonic() < until:
+        while removals < 6 or time.monotonic() < until:
             if how == "clear":
                 cleaner.clear()
             else:
                 shutil.rmtree(root, ignore_errors=True)
             removals += 1
             time.sleep(0.001)
-    assert removals > 5
     assert staged(root) == []
     assert_works(root)
 
@@ -196,7 +195,7 @@ def test_a_hundred_forks_out_of_eight_busy_threads(root):
                 status = 1
                 try:
                     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                    signal.alarm(30)
+                    signal.alarm(120)
                     fresh = FileStreamProgramCache(root, durability="none")
                     key = b"child-%d" % i
                     ok = publish(store, key, 0, i) and publish(fresh, key, 1, i)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from faults_values import assert_works, check_lookups, entry_path, publish, staged
 
-from cuda_progcache.errors import StoreError, UnsafeRootError
+from cuda_progcache.errors import ProgCacheWarning, StoreError, UnsafeRootError
 from cuda_progcache.store import FileStreamProgramCache
 
 pytestmark = [
@@ -38,17 +38,22 @@ def place():
         yield Path(directory)
 
 
-def as_user(user, action, *, umask=0o022):
+def as_user(user, action, *, umask=0o022, group=GROUP, groups=()):
     """Run ``action`` in a child with that user id; fails with the child's traceback."""
+    start_as_user(user, action, umask=umask, group=group, groups=groups)()
+
+
+def start_as_user(user, action, *, umask=0o022, group=GROUP, groups=()):
+    """Begin that, and give what waits for the end."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
         status = 1
         try:
-            signal.alarm(30)
+            signal.alarm(120)
             os.close(read)
-            os.setgroups([])
-            os.setgid(GROUP)
+            os.setgroups(groups)
+            os.setgid(group)
             os.setuid(user)
             os.umask(umask)
             warnings.simplefilter("error")
@@ -59,10 +64,14 @@ def as_user(user, action, *, umask=0o022):
         finally:
             os._exit(status)
     os.close(write)
-    with open(read, "rb") as said:
-        errors = said.read().decode()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code == 0, errors
+
+    def wait():
+        with open(read, "rb") as said:
+            errors = said.read().decode()
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == 0, errors
+
+    return wait
 
 
 def shared_place(place, mode):
@@ -110,6 +119,167 @@ def test_a_shared_setgid_directory(place, cap):
 
     as_user(ANNA, remove, umask=0o002)
     as_user(BERT, lambda: work(2, 5, 0), umask=0o002)
+
+
+#: Anna and Bert have groups of their own and one in common; Carla is a stranger.
+CARLA = 20003
+ANNA_IN_GROUP = {"group": ANNA, "groups": [GROUP]}
+BERT_IN_GROUP = {"group": BERT, "groups": [GROUP]}
+
+
+@pytest.mark.parametrize("cap", [None, 50_000])
+@pytest.mark.parametrize("bits", [0o770, 0o2770, 0o2775])
+@pytest.mark.parametrize("owner", [0, ANNA])
+def test_a_directory_that_its_mode_says_a_group_shares(place, owner, bits, cap):
+    """Without ``shared=True``, with the umask that everyone has: all of it works for both, and for nobody else."""
+    root = shared_place(place, bits)
+    os.chown(root, owner, GROUP)
+    root.chmod(bits)
+    keys = [b"key%d" % i for i in range(4)]
+
+    def work(who, turn, hits):
+        store = FileStreamProgramCache(root, durability="none", max_size_bytes=cap)
+        assert sum(check_lookups(store, key) for key in keys) == hits
+        for key in keys:
+            assert publish(store, key, who, turn)
+            assert check_lookups(store, key) == 2
+        for i in range(20):
+            assert publish(store, b"more-%d" % i, who, turn * 100 + i)
+        for key in keys:
+            assert publish(store, key, who, turn)
+        del store[keys[0]]
+        store[keys[0]] = b"new"
+        assert store.pin(keys[0])
+        store.unpin(keys[0])
+        assert publish(store, keys[0], who, turn)
+        stats = store.stats()
+        assert (stats.dropped, stats.read_errors, stats.corrupt) == (0, 0, 0)
+        assert cap is None or stats.bytes <= cap
+        store.close()
+
+    for turn in range(1, 3):
+        as_user(ANNA, functools.partial(work, 1, turn, 0 if turn == 1 else 8), **ANNA_IN_GROUP)
+        as_user(BERT, functools.partial(work, 2, turn, 8), **BERT_IN_GROUP)
+    status = entry_path(root, keys[0]).stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (BERT, GROUP, 0o644)
+    assert all(path.stat().st_gid == GROUP for path in root.rglob("*") if path.name != "CACHEDIR.TAG")
+
+    def stranger():
+        if owner != 0:
+            with pytest.raises(UnsafeRootError, match=f"user id {owner}"):
+                FileStreamProgramCache(root)
+        elif bits & 0o005:  # root's, as a cache of the machine's is: read, not written
+            store = FileStreamProgramCache(root)
+            assert sum(check_lookups(store, key) for key in keys) == 8
+            with pytest.raises(PermissionError):
+                store[keys[0]] = b"mine"
+
+    as_user(CARLA, stranger, group=CARLA)
+
+    def clear():
+        store = FileStreamProgramCache(root)
+        store.clear()
+        assert len(store) == 0
+
+    as_user(ANNA, clear, **ANNA_IN_GROUP)
+    as_user(BERT, lambda: work(2, 5, 0), **BERT_IN_GROUP)
+
+
+@pytest.mark.parametrize("bits", [0o770, 0o2770])
+def test_two_users_fill_a_shared_directory_at_once(place, bits):
+    """Neither meets a directory that the other has made and not yet opened to the group."""
+    root = shared_place(place, bits)
+    as_user(ANNA, lambda: FileStreamProgramCache(root), **ANNA_IN_GROUP)
+
+    def work(who):
+        store = FileStreamProgramCache(root, durability="none")
+        for i in range(300):
+            assert publish(store, b"key%d" % i, who, i)
+        stats = store.stats()
+        assert (stats.stored, stats.dropped, stats.read_errors, stats.corrupt) == (300, 0, 0, 0)
+        store.close()
+
+    for wait in [
+        start_as_user(ANNA, lambda: work(1), **ANNA_IN_GROUP),
+        start_as_user(BERT, lambda: work(2), **BERT_IN_GROUP),
+    ]:
+        wait()
+    as_user(BERT, lambda: _all_hit(root, 300), **BERT_IN_GROUP)
+    assert staged(root) == []
+
+
+def _all_hit(root, count):
+    store = FileStreamProgramCache(root)
+    assert sum(check_lookups(store, b"key%d" % i) for i in range(count)) == 2 * count
+
+
+@pytest.mark.parametrize("owner", [0, ANNA])
+def test_a_directory_that_everyone_can_write_to_is_refused(place, owner):
+    """Unless it is setgid; sticky is what /tmp is."""
+    root = shared_place(place, 0o777)
+    os.chown(root, owner, GROUP)
+
+    def refused():
+        with pytest.raises(UnsafeRootError, match=r"others can write|user id") as excinfo:
+            FileStreamProgramCache(root)
+        assert excinfo.value.filename == str(root)
+        assert isinstance(excinfo.value, PermissionError)
+
+    for bits in (0o777, 0o1777, 0o707):
+        root.chmod(bits)
+        for user in (ANNA, BERT, CARLA):
+            as_user(user, refused)
+    root.chmod(0o1777)
+    as_user(BERT, lambda: publish(FileStreamProgramCache(root, shared=True), b"k", 1, 1))
+
+
+def test_a_setgid_directory_that_everyone_can_write_to_is_shared_with_everyone(place):
+    root = shared_place(place, 0o2777)
+
+    def use(who):
+        store = FileStreamProgramCache(root, max_size_bytes=1_000_000)
+        for i in range(40):
+            check_lookups(store, b"key%d" % i)
+            assert publish(store, b"key%d" % i, who, 1)
+        store.close()
+
+    for who, user in enumerate((ANNA, BERT, CARLA)):
+        as_user(user, lambda who=who: use(who), umask=0o022)
+        as_user(BERT, lambda: _all_hit(root, 40))
+
+
+def test_a_default_directory_that_another_user_fills(place, monkeypatch):
+    """Root's, and readable: its programs are hits, those compiled now are kept in memory, with one warning."""
+    root = shared_place(place, 0o755)
+    writer = FileStreamProgramCache(root, shared=True)
+    assert publish(writer, b"k", 1, 1)
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(root))
+
+    def reads():
+        with pytest.warns(ProgCacheWarning, match="CUDA_PROGCACHE_DIR") as caught:
+            store = FileStreamProgramCache()
+            for _ in range(2):
+                assert check_lookups(store, b"k") == 2
+                assert check_lookups(store, b"mine") == 0
+            assert publish(store, b"mine", 2, 2)
+            assert check_lookups(store, b"mine") == 2
+        assert len(caught) == 1
+        assert str(root) in str(caught[0].message)
+        assert len(store) == 2
+        store.close()
+
+    as_user(BERT, reads)
+    assert check_lookups(writer, b"mine") == 0
+    (root / "entries").chmod(0o700)
+
+    def keeps_in_memory():
+        with pytest.warns(ProgCacheWarning, match="kept in memory only") as caught:
+            store = FileStreamProgramCache()
+            assert publish(store, b"k", 2, 2)
+            assert check_lookups(store, b"k") == 2
+        assert len(caught) == 1
+
+    as_user(BERT, keeps_in_memory)
 
 
 def test_the_umask_of_another_user(place):

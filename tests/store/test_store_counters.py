@@ -23,6 +23,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
+@pytest.fixture(autouse=True)
+def _never_by_the_clock(monkeypatch):
+    """On a busy machine a test can take longer than the interval; what is written then is tested by moving the date."""
+    monkeypatch.setattr(counters, "INTERVAL", 3600.0)
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "cache"

@@ -184,6 +184,28 @@ def test_what_is_replaced_after_the_scan_is_spared(root, monkeypatch):
     assert store.stats().evicted == 0
 
 
+def test_a_writer_whose_entry_comes_while_the_one_before_is_evicted_keeps_its_record(root, monkeypatch):
+    """Its record was in place already, beside the entry that goes."""
+    store = make(root, 5000)
+    store[b"a"] = b"A" * 2000
+    store[b"b"] = b"B" * 2000
+    digest = entry_digest(b"a")
+    version = records.Version.of(b"fresh", b'{"n":1}', time.time())
+    pairs._publish_record(store._root, digest, version, sync=False)
+    real = pairs.remove_if_same
+
+    def racing(path, seen):
+        gone = real(path, seen)
+        if path == str(entry(root, b"a")):
+            entry(root, b"a").write_bytes(b"fresh")
+        return gone
+
+    monkeypatch.setattr(pairs, "remove_if_same", racing)
+    store[b"c"] = b"C" * 2000
+    assert store.load(b"a") == (b"fresh", {"n": 1})
+    assert not list((root / "tmp").iterdir())
+
+
 def test_what_is_replaced_after_a_clears_look_is_spared(root, monkeypatch):
     store, writer = make(root), make(root)
     store[b"a"] = b"old"

@@ -26,8 +26,17 @@ def root(tmp_path):
 def counted(root, entries=0, size=0):
     """A ledger that knows every shard."""
     ledger = Ledger(root)
-    ledger.count((shard, entries, size) for shard in range(SHARDS))
+    ledger.count([(shard, entries, size) for shard in range(SHARDS)], ledger.mark())
     return ledger
+
+
+def move(ledger, *changes):
+    """An operation that nothing comes between."""
+    ledger.end(ledger.begin([shard for shard, _, _ in changes]), changes)
+
+
+def hear(ledger):
+    ledger.mark()
 
 
 def path(root):
@@ -37,27 +46,108 @@ def path(root):
 def test_what_one_tells_the_others_hear(root):
     one = counted(root)
     other = Ledger(root)
-    one.change([(3, 1, 100), (4, 1, 50)])
-    other.change([(3, 1, 10)])
+    move(one, (3, 1, 100), (4, 1, 50))
+    move(other, (3, 1, 10))
     assert (other.entries, other.size) == (3, 160)
-    one.change([(4, -1, -50)])
+    move(one, (4, -1, -50))
     assert (one.entries, one.size) == (2, 110)
-    other.count([(3, 1, 7)])
+    other.count([(3, 1, 7)], other.mark())
     assert (other.entries, other.size) == (1, 7)
-    one.change([])
+    hear(one)
     assert (one.entries, one.size) == (1, 7)
+    assert not one.doubts
+
+
+def test_what_is_announced_counts_until_it_is_done(root):
+    one, other = counted(root), Ledger(root)
+    write = one.begin([5], 1000)
+    hear(other)
+    assert (other.entries, other.size, other.announced) == (0, 1000, 1000)
+    one.end(write, [(5, 1, 400)])
+    hear(other)
+    assert (other.entries, other.size, other.announced) == (1, 400, 0)
+    failed = one.begin([5], 1000)
+    one.end(failed, [(5, 0, 0)], sure=False)
+    hear(other)
+    assert (other.size, other.doubtful()) == (400, [5])
+
+
+def test_two_operations_on_a_shard_at_a_time_leave_a_doubt_until_a_count(root):
+    """Of one key, perhaps: both saw the same entry before."""
+    one, other = counted(root), Ledger(root)
+    first, second = one.begin([5], 100), other.begin([5], 200)
+    apart = other.begin([6], 50)
+    one.end(first, [(5, 1, 100)])
+    assert one.doubts == 1
+    assert one.doubtful() == [], "who ends last makes sure"
+    other.end(second, [(5, 1, 200)])
+    other.end(apart, [(6, 1, 50)])
+    assert other.doubtful() == [5]
+    other.count([(5, 1, 200)], other.mark())
+    hear(one)
+    assert (one.entries, one.size, one.doubts) == (2, 250, 0)
+
+
+@pytest.mark.parametrize("when", ["open at the scan", "begun during the scan", "ended during the scan"])
+def test_a_count_beside_an_operation_is_not_exact(root, when):
+    one, other = counted(root), Ledger(root)
+    if when == "open at the scan":
+        move_on = one.begin([5], 100)
+        since = other.mark()
+        other.count([(5, 7, 700)], since)
+        assert other.size == 100, "the shard was exact before: what is known is better"
+        one.end(move_on, [(5, 1, 100)])
+    else:
+        move_on = one.begin([5], 100) if when == "ended during the scan" else None
+        since = other.mark()
+        one.end(move_on or one.begin([5], 100), [(5, 1, 100)])
+        other.count([(5, 7, 700)], since)
+    hear(other)
+    assert (other.size, other.doubts) == (100, 0)
+    one.doubt([(5, 0, 0)])
+    move_on = one.begin([5], 100)
+    other.count([(5, 7, 700)], other.mark())
+    assert (other.size - other.announced, other.doubts) == (700, 1), "better than a number in doubt, and in doubt"
+    one.end(move_on, [(5, 0, 0)])
+    other.count([(5, 2, 200)], other.mark())
+    assert (other.size, other.doubts) == (200, 0)
+
+
+def test_an_operation_that_does_not_end_is_given_up(root, monkeypatch):
+    one, other = counted(root), Ledger(root)
+    killed = one.begin([5], 100)
+    hear(other)
+    assert (other.size, other.doubtful()) == (100, [])
+    now = module.time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + module.GIVE_UP_AFTER + 1)
+    assert other.doubtful() == [5]
+    assert other.size == 0
+    one.end(killed, [(5, 1, 100)])  # it was slow, not dead
+    hear(other)
+    assert other.size == 0
+    assert other.doubtful() == [5], "a count will find it"
+
+
+def test_an_end_without_its_beginning_is_a_doubt(root):
+    one, other = counted(root), Ledger(root)
+    write = one.begin([5], 100)
+    one.discard()
+    counted(root)
+    one.end(write, [(5, 1, 100)])
+    hear(other)
+    assert (other.size, other.doubtful()) == (100, [5])
 
 
 def test_uncounted_shards_are_guessed_from_the_others(root):
     ledger = Ledger(root)
     assert (ledger.entries, ledger.size) == (0, 0)
-    ledger.change([(9, 1, 100)])
+    move(ledger, (9, 1, 100))
     assert (ledger.entries, ledger.size) == (0, 0), "the count of that shard will contain it"
-    ledger.count([(0, 3, 300), (1, 5, 500)])
+    ledger.count([(0, 3, 300), (1, 5, 500)], ledger.mark())
     assert (ledger.entries, ledger.size) == (4 * SHARDS, 400 * SHARDS)
     assert ledger.uncounted() == list(range(2, SHARDS))
     assert not ledger.complete
-    ledger.count((shard, 0, 0) for shard in range(2, SHARDS))
+    ledger.count([(shard, 0, 0) for shard in range(2, SHARDS)], ledger.mark())
     assert ledger.complete
     assert (ledger.entries, ledger.size) == (8, 800)
     assert not ledger.is_empty(0)
@@ -66,47 +156,70 @@ def test_uncounted_shards_are_guessed_from_the_others(root):
 
 def test_never_less_than_nothing(root):
     ledger = counted(root)
-    ledger.change([(0, -1, -100)])
+    move(ledger, (0, -1, -100))
     assert (ledger.entries, ledger.size) == (0, 0)
 
 
 def test_it_stays_short_and_nothing_gets_lost(root):
     ledgers = [counted(root) for _ in range(3)]
-    for i in range(3 * LONG // 16):
-        ledgers[i % 3].change([(i % SHARDS, 1, i)])
-        assert os.path.getsize(path(root)) <= LONG + 64
-    for ledger in ledgers:
-        ledger.change([])
-        assert ledger.entries == 3 * LONG // 16
-        assert ledger.size == sum(range(3 * LONG // 16))
-    fresh = Ledger(root)
-    fresh.change([])
-    assert fresh.entries == 3 * LONG // 16
+    count = 3 * LONG // 24
+    slow = ledgers[0].begin([200], 5000)
+    ledgers[1].doubt([(201, 0, 0)])
+    for i in range(count):
+        move(ledgers[i % 3], (i % 200, 1, i))
+        assert os.path.getsize(path(root)) <= LONG + 100
+    for ledger in (*ledgers, Ledger(root)):
+        hear(ledger)
+        assert ledger.entries == count
+        assert ledger.size == sum(range(count)) + 5000
+        assert ledger.doubtful() == [201], "and nothing else: operations of other shards don't trouble it"
+    ledgers[0].end(slow, [(200, 1, 4000)])
+    assert ledgers[0].size == sum(range(count)) + 4000
+    assert ledgers[0].doubtful() == [201]
 
 
-def test_what_is_appended_while_it_is_shortened_is_handed_on(root, monkeypatch):
+@pytest.mark.parametrize("seen", ["handed on", "appended again"])
+def test_what_is_appended_while_it_is_shortened_is_not_lost(root, monkeypatch, seen):
+    """Before the renaming it is handed on; after it, whoever appends sees that the file is another one."""
     one, other = counted(root), Ledger(root)
-    for _ in range(LONG // 16 - SHARDS - 2):
-        one.change([(0, 1, 10)])
-    other.change([])
+    while os.path.getsize(path(root)) < LONG - 100:
+        move(one, (0, 1, 10))
+    hear(other)
     before = one.entries
     real = module.replace
 
     def late(source, target):
         monkeypatch.setattr(module, "replace", real)
-        fd = os.open(path(root), os.O_WRONLY | os.O_APPEND)
-        os.write(fd, module._line(7, module._CHANGE, 1, 10))
-        os.close(fd)
+        if seen == "handed on":
+            late.write = other.begin([7], 10)
+            other.count([(3, 5, 50)], other.mark())
+        else:
+            opened, write = os.open(path(root), os.O_RDWR | os.O_APPEND), os.write
+            monkeypatch.setattr(module.os, "open", lambda *_args: opened)
+
+            def too_late(fd, data):
+                monkeypatch.undo()
+                real(source, target)
+                return write(fd, data)
+
+            monkeypatch.setattr(module.os, "write", too_late)
+            late.write = other.begin([7], 10)
+            return
         real(source, target)
 
     monkeypatch.setattr(module, "replace", late)
     inode = os.stat(path(root)).st_ino
-    for _ in range(2 * SHARDS):
-        one.change([(0, 1, 10)])
-    assert os.stat(path(root)).st_ino != inode
-    assert module.replace is real, "it was shortened"
-    assert one.entries == before + 2 * SHARDS + 1
-    other.change([])
+    turns = 0
+    while module.replace is not real or not turns:
+        move(one, (0, 1, 10))
+        turns += 1
+    assert os.stat(path(root)).st_ino != inode, "it was shortened"
+    hear(one)
+    assert one.announced == 10
+    other.end(late.write, [(7, 1, 10)])
+    hear(one)
+    assert one.entries == before + turns + 1, "a count that began in the file before is worth nothing in this one"
+    hear(other)
     assert other.entries == one.entries
 
 
@@ -168,7 +281,7 @@ def test_damage_in_the_middle_is_noticed_by_who_reads_it(root):
         file.seek(800)
         file.write(b"\xff" * 5)
     fresh = Ledger(root)
-    fresh.change([])
+    hear(fresh)
     assert (fresh.entries, fresh.complete) == (0, False)
     assert len(fresh.uncounted()) == SHARDS
 
@@ -180,23 +293,28 @@ def test_without_its_file_the_account_is_this_process_s(root, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(module.os, "open", refuse)
-    ledger.change([(0, 1, 50)])
+    move(ledger, (0, 1, 50))
     assert (ledger.entries, ledger.size) == (SHARDS + 1, SHARDS * 100 + 50)
+    monkeypatch.undo()
+    hear(ledger)
+    assert (ledger.entries, ledger.doubtful()) == (SHARDS, [0]), "with the file back, what it couldn't say is a doubt"
+    ledger.count([(0, 2, 150)], ledger.mark())
+    assert (ledger.entries, ledger.size, ledger.doubts) == (SHARDS + 1, SHARDS * 100 + 50, 0)
 
 
 def test_what_another_thread_has_read_meanwhile_is_not_taken_twice(root, monkeypatch):
     ledger, other = counted(root), Ledger(root)
-    other.change([(0, 1, 10)])
+    move(other, (0, 1, 10))
     real, calls = os.read, []
 
     def read(fd, size):
         calls.append(size)
         if len(calls) == 2:  # after the header: the lines since the last look
-            ledger.change([(1, 1, 10)])
+            move(ledger, (1, 1, 10))
         return real(fd, size)
 
     monkeypatch.setattr(module.os, "read", read)
-    ledger.change([])
+    hear(ledger)
     assert len(calls) > 4
     assert (ledger.entries, ledger.size) == (2, 20)
 
@@ -206,7 +324,7 @@ def test_threads_of_one_store_do_not_count_twice(root):
 
     def work(shard):
         for _ in range(300):
-            ledger.change([(shard, 1, 10)])
+            move(ledger, (shard, 1, 10))
 
     threads = [threading.Thread(target=work, args=(shard,)) for shard in range(4)]
     for thread in threads:
@@ -226,7 +344,7 @@ def make(path, cap=None):
 
 
 def account(store):
-    store._cap.ledger.change([])
+    hear(store._cap.ledger)
     return store._cap.ledger.entries, store._cap.ledger.size
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cuda_progcache.errors import StoreError
+from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store import FileStreamProgramCache, entry_digest
 
 
@@ -180,7 +180,7 @@ def test_the_cap_knows_what_a_prune_removed(path):
 def test_memory_behind_a_root_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "file" / "cache"))
-    with pytest.warns(RuntimeWarning, match="memory only"):
+    with pytest.warns(ProgCacheWarning, match="memory only"):
         cache = FileStreamProgramCache()
     cache[b"a"] = b"1"
     assert cache.pins() == frozenset()

@@ -50,7 +50,7 @@ def start(script, *args):
     )  # fmt: skip
 
 
-def finish(process, timeout=60):
+def finish(process, timeout=180):
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err
     assert err == ""
@@ -121,12 +121,13 @@ def test_two_writers_and_a_reader(root, tmp_path):
 
 
 FOREVER = """
-print("ready", flush=True)
-i = int(sys.argv[3]) * 100_000
+first = i = int(sys.argv[3]) * 100_000
 while True:
     i += 1
     key = random.choice(keys)
     store.publish(key, value(key, i), {"i": i})
+    if i == first + 1:
+        print("ready", flush=True)
 """
 
 
@@ -152,7 +153,7 @@ def test_kill_in_the_middle_of_puts(root):
         reopened = FileStreamProgramCache(root)
         assert list((root / "tmp").iterdir()) == [], "the dead writer's staging files"
         assert reopened.publish(b"after", b"v", {})
-    assert found > 12
+    assert found >= 12
     stats = store.stats()
     assert stats.hits + stats.misses == 12 * 16
 
@@ -185,7 +186,7 @@ REMOVED = """
 print("ready", flush=True)
 warnings.simplefilter("error")
 puts = 0
-while not os.path.exists(sys.argv[3]):
+while puts < 16 or not os.path.exists(sys.argv[3]):
     for key in keys:
         puts += 1
         data = value(key, puts)
@@ -211,7 +212,7 @@ def test_puts_survive_removal_beside_them(root, tmp_path, how):
         assert writer.stdout.readline() == "ready\n"
     until = time.monotonic() + 1.5
     removals = 0
-    while time.monotonic() < until:
+    while removals < 6 or time.monotonic() < until:
         if how == "clear":
             FileStreamProgramCache(root).clear()
         else:
@@ -220,8 +221,7 @@ def test_puts_survive_removal_beside_them(root, tmp_path, how):
         time.sleep(0.002)
     done.touch()
     for writer in writers:
-        assert int(finish(writer)) > 8
-    assert removals > 5
+        assert int(finish(writer)) >= 16
     store = FileStreamProgramCache(root)
     store[b"k"] = b"v"
     assert store[b"k"] == b"v"
@@ -279,7 +279,7 @@ def test_a_fork_while_other_threads_work(root):
             if not child:
                 status = 1
                 try:
-                    signal.alarm(20)
+                    signal.alarm(120)
                     store[b"child %d" % i] = b"%d" % i
                     before = store._counters.hits
                     ok = store.get(b"k") == b"v" and store.get(b"child %d" % i) == b"%d" % i

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from cuda_progcache._util.liveness import current_owner
-from cuda_progcache.errors import AmbiguousDigestError, ReadOnlyError, StoreError, UnsafeRootError
+from cuda_progcache.errors import AmbiguousDigestError, ProgCacheWarning, ReadOnlyError, StoreError, UnsafeRootError
 from cuda_progcache.store import (
     Entry,
     FileStreamProgramCache,
@@ -171,7 +171,7 @@ def test_what_is_no_store_is_named(wrong):
 def test_memory_behind_a_root_that_cannot_be_made_is_read_too(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "file" / "cache"))
-    with pytest.warns(RuntimeWarning, match="memory only"):
+    with pytest.warns(ProgCacheWarning, match="memory only"):
         inner = FileStreamProgramCache()
     inner[b"a"] = b"1"
     assert ReadOnlyProgramCache(inner)[b"a"] == b"1"

@@ -18,7 +18,7 @@ import pytest
 from cuda_progcache._util import files
 from cuda_progcache._util.files import SHARING_DELAYS
 from cuda_progcache._util.liveness import Owner, current_owner
-from cuda_progcache.errors import ProgCacheError, StoreError, UnsafeRootError
+from cuda_progcache.errors import ProgCacheError, ProgCacheWarning, ReadOnlyError, StoreError, UnsafeRootError
 from cuda_progcache.store import FileStreamProgramCache, entry_digest, pairs
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -59,7 +59,7 @@ def test_a_shared_tree_follows_the_umask(tmp_path, open_umask):
     assert mode(root / "tmp") == 0o1775, "sticky: nobody swaps what another user stages"
 
 
-@pytest.mark.parametrize("bits", [0o770, 0o707, 0o777, 0o1777, 0o720])
+@pytest.mark.parametrize("bits", [0o707, 0o702, 0o777, 0o1777, 0o2707])
 def test_a_root_that_others_write_to_is_refused(tmp_path, bits):
     root = tmp_path / "cache"
     root.mkdir()
@@ -70,6 +70,93 @@ def test_a_root_that_others_write_to_is_refused(tmp_path, bits):
     assert "shared=True" in str(excinfo.value)
     assert list(root.iterdir()) == [], "nothing was made there"
     FileStreamProgramCache(root, shared=True)[b"k"] = b"v"
+
+
+@pytest.fixture
+def narrow_umask():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize("bits", [0o770, 0o775, 0o2770, 0o2775, 0o2755, 0o3770, 0o2777])
+def test_a_root_that_its_mode_says_a_group_shares(tmp_path, narrow_umask, bits):
+    """Entries follow the umask; directories are as open to the group as the root is."""
+    root = tmp_path / "cache"
+    root.mkdir()
+    root.chmod(bits)
+    store = FileStreamProgramCache(root, max_size_bytes=10_000)
+    store[b"k"] = b"v"
+    store.pin(b"k")
+    store.close()
+    assert mode(root) == bits
+    opened = 0o007 if bits & 0o002 else 0
+    digest = entry_digest(b"k")
+    for tree in ("entries", "records"):
+        for path in (root / tree, root / tree / digest[:2]):
+            assert mode(path) == 0o2750 | bits & 0o070 | opened
+        assert mode(root / tree / digest[:2] / digest[2:]) == 0o640
+    assert mode(root / "tmp") == 0o3750 | bits & 0o070 | opened, "sticky: nobody swaps what another user stages"
+    for other in ("pins", "counters"):
+        assert mode(root / other) == 0o2750 | bits & 0o070 | opened
+    assert list((root / "tmp").iterdir()) == []
+    assert store.settings["shared"] is False, "another process looks for itself"
+
+
+def test_a_private_root_below_a_setgid_directory(tmp_path, open_umask):
+    """Setgid is inherited: alone, where the group can't enter, it says nothing."""
+    tmp_path.chmod(0o2755)
+    root = tmp_path / "cache"
+    store = FileStreamProgramCache(root)
+    store[b"k"] = b"v"
+    FileStreamProgramCache(root)[b"l"] = b"v"
+    assert mode(root) & 0o777 == 0o700
+    for path in root.rglob("*"):
+        if path.name != "CACHEDIR.TAG":
+            assert mode(path) & 0o777 == (0o700 if path.is_dir() else 0o600)
+
+
+@pytest.mark.parametrize("bits", [0o2775, 0o770])
+def test_a_group_root_that_is_removed_is_made_again_for_the_group(tmp_path, narrow_umask, bits):
+    root = tmp_path / "cache"
+    root.mkdir()
+    root.chmod(bits)
+    if os.geteuid() == 0:
+        os.chown(root, 0, 12345)
+    group = root.stat().st_gid
+    store = FileStreamProgramCache(root)
+    store[b"k"] = b"v"
+    shutil.rmtree(root)
+    store[b"k"] = b"w"
+    assert mode(root) == bits | 0o2000
+    digest = entry_digest(b"k")
+    for path in (root, root / "tmp", root / "records" / digest[:2], root / "entries" / digest[:2] / digest[2:]):
+        assert path.stat().st_gid == group
+    assert FileStreamProgramCache(root)[b"k"] == b"w"
+
+
+def test_a_root_that_is_removed_and_made_private_stays_private(tmp_path, open_umask):
+    root = tmp_path / "cache"
+    root.mkdir()
+    root.chmod(0o2775)
+    store = FileStreamProgramCache(root)
+    shutil.rmtree(root)
+    root.mkdir(mode=0o700)
+    store[b"k"] = b"v"
+    assert mode(root) & 0o777 == 0o700
+    digest = entry_digest(b"k")
+    assert mode(root / "entries" / digest[:2] / digest[2:]) == 0o600
+
+
+def test_a_directory_left_in_staging_is_reclaimed(tmp_path):
+    """A shared root's directories are made there; their maker was killed."""
+    root = tmp_path / "cache"
+    FileStreamProgramCache(root)
+    me = current_owner()
+    (root / "tmp" / f"{me._replace(start=me.start + 1)}-1").mkdir()
+    (root / "tmp" / f"{me}-7").mkdir()
+    FileStreamProgramCache(root, max_size_bytes=1000)
+    assert [path.name for path in (root / "tmp").iterdir()] == [f"{me}-7"]
 
 
 def test_others_may_read_the_root(tmp_path):
@@ -104,7 +191,7 @@ def test_a_root_that_became_unsafe_is_not_written_again(tmp_path):
     root.chmod(0o777)
     with pytest.raises(UnsafeRootError):
         store[b"k"] = b"v"
-    with pytest.warns(RuntimeWarning, match="others can write"):
+    with pytest.warns(ProgCacheWarning, match="others can write"):
         assert store.publish(b"k", b"v", {}) is False
 
 
@@ -133,7 +220,7 @@ def test_a_relative_root_survives_chdir(tmp_path, monkeypatch):
 def test_a_default_root_that_cannot_be_made_falls_back_to_memory(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "file" / "cache"))
-    with pytest.warns(RuntimeWarning) as caught:
+    with pytest.warns(ProgCacheWarning) as caught:
         store = FileStreamProgramCache()
     assert len(caught) == 1
     assert str(tmp_path / "file" / "cache") in str(caught[0].message)
@@ -149,7 +236,8 @@ def test_a_path_that_was_asked_for_is_an_error(tmp_path):
             FileStreamProgramCache(path)
         assert excinfo.value.errno == errno.ENOTDIR
         assert str(path) in str(excinfo.value)
-        assert isinstance(excinfo.value, (ProgCacheError, OSError))
+        assert isinstance(excinfo.value, ProgCacheError)
+        assert isinstance(excinfo.value, NotADirectoryError), "as open() would have said"
 
 
 @pytest.mark.parametrize("durability", ["fsync", "full", "none"])
@@ -199,7 +287,7 @@ for action in (lambda: store.__setitem__(b"x", b"y"), store.clear, lambda: store
         action()
     except StoreError as exc:
         assert {root!r} in str(exc), exc
-        assert isinstance(exc, OSError) and exc.errno == 13, exc
+        assert isinstance(exc, PermissionError) and exc.errno == 13, exc
     else:
         sys.exit("no error")
 assert store.stats().dropped == 3
@@ -237,7 +325,7 @@ def test_a_full_disk(tmp_path):
         store = FileStreamProgramCache(disk / "cache")
         store[b"small"] = b"s" * 1000
         big = os.urandom(2_000_000)
-        with pytest.warns(RuntimeWarning, match="No space left") as caught:
+        with pytest.warns(ProgCacheWarning, match="No space left") as caught:
             assert store.publish(b"big", big, {}) is False
             assert store.publish(b"big", big, {}) is False
         assert len(caught) == 1
@@ -264,6 +352,33 @@ def test_a_full_disk(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def reads_a_read_only_default(root):
+    """``CUDA_PROGCACHE_DIR`` holds "k" and can't be written: its hits are served, what is new is kept in memory."""
+    with pytest.warns(ProgCacheWarning) as caught:
+        store = FileStreamProgramCache()
+        for _ in range(2):
+            assert store[b"k"] == b"v"
+            assert store.load(b"k") == (b"v", {"n": 1})
+            assert store.get(b"x") is None
+        store[b"x"] = b"y"
+        assert store.publish(b"z", b"w", {"n": 2})
+    assert len(caught) == 1
+    assert str(root) in str(caught[0].message)
+    assert "CUDA_PROGCACHE_DIR" in str(caught[0].message)
+    assert caught[0].filename == __file__
+    assert (store[b"x"], store.load(b"z"), len(store)) == (b"y", (b"w", {"n": 2}), 3)
+    stats = store.stats()
+    assert (stats.entries, stats.stored, stats.dropped) == (3, 2, 0)
+    assert [level.hits for level in stats.levels] == [5, 1], "the first from the disk, then from memory"
+    assert (store.settings, store.path) == (None, root)
+    store.clear()
+    assert store[b"k"] == b"v", "what lies on the disk stays"
+    store.clear()
+    with pytest.raises(ReadOnlyError):
+        del store[b"k"]
+    store.close()
+
+
 @needs_root
 def test_a_read_only_file_system(tmp_path, monkeypatch):
     disk = tmp_path / "disk"
@@ -277,11 +392,10 @@ def test_a_read_only_file_system(tmp_path, monkeypatch):
         assert store.load(b"k").record == {"n": 1}
         with pytest.raises(StoreError, match="Read-only"):
             store[b"x"] = b"y"
-        with pytest.warns(RuntimeWarning, match="Read-only"):
+        with pytest.warns(ProgCacheWarning, match="Read-only"):
             assert store.publish(b"x", b"y", {}) is False
         monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(disk / "cache"))
-        with pytest.warns(RuntimeWarning, match="kept in memory only"):
-            FileStreamProgramCache()[b"x"] = b"y"
+        reads_a_read_only_default(disk / "cache")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -359,7 +473,7 @@ def test_a_put_is_dropped_when_the_violation_stays(tmp_path, monkeypatch, window
 
     monkeypatch.setattr(os, "replace", busy)
     store[b"k"] = b"v"
-    with pytest.warns(RuntimeWarning):
+    with pytest.warns(ProgCacheWarning):
         assert store.publish(b"k", b"v", {}) is False
     assert store.stats().dropped == 2
     assert sum(windows) == pytest.approx(2 * 0.185)

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from cuda_progcache.errors import ReadOnlyError, StoreError
+from cuda_progcache.errors import ProgCacheWarning, ReadOnlyError, StoreError
 from cuda_progcache.store import (
     Entry,
     FileStreamProgramCache,
@@ -162,7 +162,7 @@ def test_many_threads_copy_a_key_once(disk):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert stack.stats().levels[0].backfilled == 1
     assert fast.stats().stored == 1
     assert stack.stats().hits == 8
@@ -212,7 +212,7 @@ def test_a_failed_copy_is_counted_and_the_read_is_served():
         raise OSError("disk full")
 
     raising.publish = publish
-    with pytest.warns(RuntimeWarning, match="disk full"):
+    with pytest.warns(ProgCacheWarning, match="disk full"):
         assert stack.get(b"b") == b"2"
     top, full, _ = stack.stats().levels
     assert (top.backfilled, top.backfill_failed, top.errors) == (1, 1, 1)
@@ -224,7 +224,7 @@ def test_a_failed_copy_is_counted_and_the_read_is_served():
 )
 def test_a_level_that_raises_is_skipped_and_warned_about_once(error):
     stack = ProgramCacheStack((Fails(error), holding(a=b"1")), failures=100)
-    with pytest.warns(RuntimeWarning, match="goes on without it") as caught:
+    with pytest.warns(ProgCacheWarning, match="goes on without it") as caught:
         assert stack.get(b"a") == b"1"
         assert stack.load(b"a").data == b"1"
         assert stack.get(b"none") is None
@@ -244,7 +244,7 @@ def test_interrupts_are_not_swallowed():
         stack.get(b"a")
 
 
-@pytest.mark.filterwarnings("ignore:.*in trouble:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*in trouble:cuda_progcache.errors.ProgCacheWarning")
 def test_the_breaker_spares_a_failing_level_and_tries_it_again():
     clock, failing = Clock(), Fails(OSError("down"))
     stack = ProgramCacheStack((failing, holding(a=b"1")), failures=3, rest=30, clock=clock)
@@ -282,7 +282,7 @@ def test_the_breaker_spares_a_failing_level_and_tries_it_again():
     assert failing.load(b"a") == Entry(b"1", {"name": "a"})
 
 
-@pytest.mark.filterwarnings("ignore:.*in trouble:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*in trouble:cuda_progcache.errors.ProgCacheWarning")
 def test_a_level_that_takes_too_long_counts_as_failing_and_its_answer_is_used():
     clock = Clock()
 
@@ -361,18 +361,18 @@ def test_removal_where_only_a_read_only_level_has_it(disk):
 def test_a_write_needs_one_level_to_take_it():
     good = InMemoryProgramCache()
     stack = ProgramCacheStack((Fails(OSError(28, "full")), good), failures=100)
-    with pytest.warns(RuntimeWarning, match="full"):
+    with pytest.warns(ProgCacheWarning, match="full"):
         stack[b"a"] = b"1"
     assert good[b"a"] == b"1"
     broken = ProgramCacheStack((Fails(OSError(28, "full")), Fails(OSError(5, "I/O"))), failures=1)
-    with pytest.warns(RuntimeWarning), pytest.raises(StoreError, match=r"full.*I/O") as excinfo:
+    with pytest.warns(ProgCacheWarning), pytest.raises(StoreError, match=r"full.*I/O") as excinfo:
         broken[b"a"] = b"1"
     assert excinfo.value.errno == 28
     assert broken.publish(b"a", b"1", {}) is False
     assert broken.get(b"a") is None
 
 
-@pytest.mark.filterwarnings("ignore:.*in trouble:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*in trouble:cuda_progcache.errors.ProgCacheWarning")
 def test_a_removal_that_a_level_could_not_do_is_an_error():
     good = InMemoryProgramCache()
     failing = Fails()
@@ -509,20 +509,20 @@ def test_a_fork_while_a_level_writes(disk):
     class Slow(InMemoryProgramCache):
         def __setitem__(self, key, value):
             entered.set()
-            go.wait(60)
+            go.wait(120)
             super().__setitem__(key, value)
 
     stack = ProgramCacheStack((Slow(), disk))
     thread = threading.Thread(target=stack.__setitem__, args=(b"a", b"1"))
     thread.start()
-    assert entered.wait(30)
+    assert entered.wait(120)
     child = os.fork()
     if child == 0:
         go.set()
         stack[b"a"] = b"2"
         os._exit(0 if stack[b"a"] == b"2" else 1)
     go.set()
-    thread.join(30)
+    thread.join(120)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What callers can rely on when they catch our errors and filter our warnings."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import pickle
+import traceback
+
+import pytest
+
+import cuda_progcache
+from cuda_progcache.errors import ProgCacheError, ProgCacheWarning, ReadOnlyError, StoreError, UnsafeRootError
+
+SAMPLES = [
+    (errno.EACCES, "no", "/x"),
+    (errno.EPERM, "no"),
+    (errno.ENOENT, "gone", "/x"),
+    (errno.EROFS, "read-only", "/x"),
+    (errno.ENOSPC, "full", "/x"),
+    (errno.ENOTDIR, "a file", None),
+    (None, "who knows"),
+    ("just text",),
+    (),
+]
+
+
+@pytest.mark.parametrize("cls", [StoreError, ReadOnlyError, UnsafeRootError])
+@pytest.mark.parametrize("args", SAMPLES)
+def test_a_store_error_is_what_python_raises_for_its_errno(cls, args):
+    native = OSError(*args)
+    error = cls(*args)
+    assert isinstance(error, (cls, ProgCacheError))
+    assert isinstance(error, type(native))
+    assert isinstance(error, PermissionError) == isinstance(native, PermissionError)
+    assert isinstance(error, FileNotFoundError) == isinstance(native, FileNotFoundError)
+    assert str(error) == str(native)
+    assert (error.errno, error.strerror, error.filename) == (native.errno, native.strerror, native.filename)
+
+
+def test_an_error_of_the_store_reads_as_one():
+    with pytest.raises(PermissionError) as excinfo:
+        raise StoreError(errno.EACCES, "can't store", "/x")
+    shown = "".join(traceback.format_exception_only(excinfo.value))
+    assert shown == "cuda_progcache.errors.StoreError: [Errno 13] can't store: '/x'\n"
+    assert type(excinfo.value) is type(StoreError(errno.EPERM, "one class for both"))
+
+
+@pytest.mark.parametrize("cls", [StoreError, ReadOnlyError, UnsafeRootError])
+@pytest.mark.parametrize("args", SAMPLES)
+@pytest.mark.parametrize("through", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_a_store_error_crosses_process_borders(cls, args, through):
+    error = cls(*args)
+    error.add_note("in the worker")
+    other = through(error)
+    assert type(other) is type(error)
+    assert str(other) == str(error)
+    assert (other.errno, other.filename, other.__notes__) == (error.errno, error.filename, ["in the worker"])
+
+
+def test_a_missing_directory_of_a_bundle_is_a_file_not_found(tmp_path):
+    with cuda_progcache.FileStreamProgramCache(tmp_path / "cache") as store:
+        with pytest.raises(FileNotFoundError) as excinfo:
+            store.export(tmp_path / "no such directory" / "bundle")
+        assert isinstance(excinfo.value, StoreError)
+        assert excinfo.value.errno == errno.ENOENT
+
+
+def test_warnings_can_be_filtered_by_their_category():
+    assert cuda_progcache.ProgCacheWarning is ProgCacheWarning
+    assert issubclass(ProgCacheWarning, RuntimeWarning), "as filters written before there was a category expect"
