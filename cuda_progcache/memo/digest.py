@@ -32,7 +32,7 @@ import hashlib
 import struct
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -334,13 +334,11 @@ def _subclassed(kind: type, encode: Encoder, value: Any) -> bytes:
 
 
 def _collection(kind: type) -> Encoder:
-    if issubclass(kind, Iterator):
-        return _refuse  # it would be used up
     if issubclass(kind, Mapping):
         return lambda value: _hash(_class_tag(kind), _pairs(dict(value)))
     if issubclass(kind, AbstractSet):
         return lambda value: _hash(_class_tag(kind), _unordered(value))
-    if issubclass(kind, (Sequence, ValuesView)):  # what is merely iterable may have content that iterating doesn't show
+    if issubclass(kind, (Sequence, ValuesView)):  # iterating may use up, or not show, what others hold
         return lambda value: _hash(_class_tag(kind), _sequence(value))
     return _refuse
 

@@ -242,12 +242,13 @@ class Index:
         changed = 0
         with _transaction(connection):
             for shard in moved:
-                changed += self._refresh_shard(connection, shard)
                 mtime = now.get(shard)
+                settled = mtime is not None and self._source.settled(mtime)  # asked before it is looked at
+                changed += self._refresh_shard(connection, shard)
                 if mtime is None:
                     self._known.pop(shard, None)
                     connection.execute("DELETE FROM shards WHERE name = ?", (shard,))
-                elif self._source.settled(mtime):
+                elif settled:
                     self._known[shard] = mtime
                     connection.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (shard, mtime))
                 else:

@@ -432,14 +432,14 @@ class _Bound:
 @overload
 def memoize(
     cache: CacheLike, *, version: str | int | None = ..., ignore: str | Iterable[str] = ...,
-    require: str | Iterable[str] = ..., code: CodeDigest = ..., module: bool = ..., tags: Mapping[str, Any] | None = ...,
-    single_flight: str = ...,
+    require: str | Iterable[str] = ..., code: CodeDigest = ..., module: bool = ...,
+    tags: Mapping[str, Any] | None = ..., single_flight: str = ...,
 ) -> Callable[[Callable[P, R]], Memoized[P, R]]: ...  # fmt: skip
 @overload
 def memoize(
     cache: CacheLike, function: Callable[P, R], *, version: str | int | None = ..., ignore: str | Iterable[str] = ...,
-    require: str | Iterable[str] = ..., code: CodeDigest = ..., module: bool = ..., tags: Mapping[str, Any] | None = ...,
-    single_flight: str = ...,
+    require: str | Iterable[str] = ..., code: CodeDigest = ..., module: bool = ...,
+    tags: Mapping[str, Any] | None = ..., single_flight: str = ...,
 ) -> Memoized[P, R]: ...  # fmt: skip
 def memoize(
     cache: CacheLike, function: Callable[..., Any] | None = None, *, version: str | int | None = None,

@@ -366,7 +366,8 @@ def _merge_manifest(root: Root, manifest: str, content: bytes) -> None:
         content = json.dumps(merged, separators=(",", ":")).encode("ascii")
     staged = root.stage_path()
     try:
-        root.mkdir(os.path.dirname(path))
+        for directory in (os.path.dirname(os.path.dirname(path)), os.path.dirname(path)):
+            root.mkdir(directory)
         write_new(staged, content, mode=root.file_mode, sync=False)
         replace(staged, path)
     except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ class Slow(Cache):
 
     def save(self, one):
         self.__dict__.setdefault("saves", []).append(one)
+        time.sleep(0.05)
         return super().save(one)
 
 

@@ -18,7 +18,7 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cuda_progcache.memo.digest import Digest, Indigestible, digest, register
@@ -79,6 +79,7 @@ def test_elements_may_be_replaced_by_their_digests():
     assert digest((digest({1, 2}),)) == digest(({1, 2},))
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_equal_values_have_equal_digests(value):
     assert digest(value) == digest(eval(repr(value), {"inf": math.inf}))

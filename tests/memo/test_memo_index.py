@@ -74,6 +74,22 @@ def test_each_of_many_changes_is_seen_at_once(filled):
             assert filled.query(arguments={"x": x}).empty()
 
 
+def test_a_change_within_a_tick_of_the_clock_is_seen(filled):
+    import time
+
+    first = filled.calls.load(next(iter(filled.calls.list()))).to_lookup_key()
+    shard = os.path.join(filled.calls.root, first[:2])
+    second = next(x for x in range(1000, 10_000) if call(x).to_lookup_key()[:2] == first[:2])
+    tick = time.time_ns() + 3600 * 10**9  # so that no delay of this process makes it old
+    os.utime(shard, ns=(tick, tick))
+    assert second not in listed(filled)
+    assert call(second).to_lookup_key() not in filled.calls.list()
+    filled.save(call(second))
+    os.utime(shard, ns=(tick, tick))
+    assert second in listed(filled)
+    assert call(second).to_lookup_key() in filled.calls.list()
+
+
 def test_only_what_moved_is_read(filled, monkeypatch):
     import time
 

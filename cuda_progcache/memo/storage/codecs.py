@@ -22,6 +22,7 @@ import io
 import json
 import pathlib
 import pickle
+import struct
 import sys
 import uuid
 from collections.abc import Callable
@@ -162,7 +163,7 @@ def _scalar(value: Any) -> Any:
     if kind is int and value.bit_length() > _LONG_INT:
         return _tagged("int", hex(value))
     if kind is float and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124 - NaN
-        return _tagged("float", value.hex())
+        return _tagged("float", struct.pack(">d", value).hex())  # of a NaN all its bits
     if kind is str and not _is_unicode(value):
         return _tagged("str", value.encode("utf-8", "surrogatepass").hex())
     return value
@@ -198,7 +199,7 @@ _WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     frozenset: lambda value: ("frozenset", [_plain(item) for item in sorted(value, key=repr)]),
     bytes: lambda value: ("bytes", base64.b64encode(value).decode("ascii")),
     bytearray: lambda value: ("bytearray", base64.b64encode(value).decode("ascii")),
-    complex: lambda value: ("complex", [value.real.hex(), value.imag.hex()]),
+    complex: lambda value: ("complex", struct.pack(">dd", value.real, value.imag).hex()),
     range: lambda value: ("range", [value.start, value.stop, value.step]),
     Digest: _text("digest"),
     dt.date: _text("date", lambda value: value.isoformat()),
@@ -223,7 +224,7 @@ def _each(content: Any) -> list[Any]:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "int": lambda text: int(text, 16),
-    "float": float.fromhex,
+    "float": lambda text: struct.unpack(">d", bytes.fromhex(text))[0],
     "str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
     "dict": _pairs,
     "tuple": lambda content: tuple(_each(content)),
@@ -231,7 +232,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "frozenset": lambda content: frozenset(_each(content)),
     "bytes": base64.b64decode,
     "bytearray": lambda text: bytearray(base64.b64decode(text)),
-    "complex": lambda parts: complex(float.fromhex(parts[0]), float.fromhex(parts[1])),
+    "complex": lambda text: complex(*struct.unpack(">dd", bytes.fromhex(text))),
     "range": lambda parts: range(*parts),
     "digest": Digest,
     "date": dt.date.fromisoformat,

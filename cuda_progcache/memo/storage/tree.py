@@ -176,12 +176,13 @@ class FileTree:
         known = self._listed.get(shard)
         if known is not None and known[0] == mtime:
             return known[1]
+        settled = self.settled(mtime)  # asked before it is listed
         try:
             names = os.listdir(directory)
         except OSError:
             return []
         keys = sorted(key for name in names if (key := self._key(name)) is not None)
-        if self.settled(mtime):
+        if settled:
             self._listed[shard] = (mtime, keys)
         return keys
 
