@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import UncacheableError as UncacheableError
     from cuda_progcache.events import Event as Event
     from cuda_progcache.events import subscribe as subscribe
+    from cuda_progcache.keys.headers import HeaderPolicy as HeaderPolicy
     from cuda_progcache.keys.options import LinkerOptions as LinkerOptions
     from cuda_progcache.keys.options import ProgramOptions as ProgramOptions
     from cuda_progcache.keys.schema import ProgramKey as ProgramKey
@@ -58,6 +59,7 @@ _HOME = {
     "Diagnostic": "compile.diagnostics",
     "Event": "events",
     "FileStreamProgramCache": "store.file_stream",
+    "HeaderPolicy": "keys.headers",
     "InMemoryProgramCache": "store.in_memory",
     "KernelEnvironment": "templates.environment",
     "KernelLibrary": "service.manifest",
@@ -92,6 +94,7 @@ __all__ = [
     "Diagnostic",
     "Event",
     "FileStreamProgramCache",
+    "HeaderPolicy",
     "InMemoryProgramCache",
     "KernelEnvironment",
     "KernelLibrary",

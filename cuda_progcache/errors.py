@@ -103,9 +103,9 @@ class ToolchainError(ProgCacheError, RuntimeError):
 class CompileError(ProgCacheError):
     """The compiler refused the program.
 
-    When ``cuda.core`` is loaded, the raised instance is also a
-    ``cuda.core._utils.cuda_utils.NVRTCError``, so that handlers written for
-    ``cuda.core.Program`` still see it.
+    Where ``cuda.core`` is loaded, the raised instance is also what it raises for that compiler
+    (``cuda.core._utils.cuda_utils.NVRTCError``, ``nvJitLinkError`` or ``nvvmError`` of ``cuda.bindings``), so that
+    handlers written for ``cuda.core.Program`` still see it.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class CompileError(ProgCacheError):
         log: str = "",
         diagnostics: Iterable[Diagnostic] = (),
     ) -> None:
-        super().__init__(message)
+        Exception.__init__(self, message)  # not a sibling's: the compilers' own classes take a status
         self.name = name
         self.code_type = code_type
         self.target_type = target_type

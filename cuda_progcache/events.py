@@ -5,18 +5,22 @@
 >>> unsubscribe = cuda_progcache.subscribe(lambda event: print(event))
 >>> unsubscribe()
 
-The stdlib logger ``cuda_progcache`` gets hits at DEBUG, compiles and stores at
-DEBUG, and misses with their reasons at INFO. ``CUDA_PROGCACHE_LOG=explain``
+The stdlib logger ``cuda_progcache`` gets misses with their reasons at INFO, what
+was dropped at WARNING, a hit that proved wrong at ERROR, and the rest at DEBUG. ``CUDA_PROGCACHE_LOG=explain``
 prints each miss on stderr, ``CUDA_PROGCACHE_LOG=all`` every event, with no
-logging set up at all.
+logging set up at all; it is read once, at the first event.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import logging
 
 
 class Event(NamedTuple):
@@ -24,16 +28,17 @@ class Event(NamedTuple):
 
     Attributes
     ----------
-    kind : {"hit", "miss", "compile", "store", "drop"}
-        ``miss`` comes after the compile that it led to, when what was read is known; ``drop`` is a result that was not
-        kept.
+    kind : {"hit", "miss", "compile", "refused", "store", "drop", "evict", "mismatch"}
+        ``miss`` comes after the compile that it led to, when what was read is known; ``refused`` is a compile that
+        failed, now or as it is remembered; ``drop`` is a result that was not kept; ``evict`` an entry removed to keep
+        the size cap (only its digest is known); ``mismatch`` a hit that a fresh compile didn't confirm.
     name : str
         The program's name.
     target_type, arch : str
     digest : str or None
         Of the entry (64 hex digits), where there is one.
     reasons : tuple of str
-        Of a miss: what differs from the nearest earlier compile. Of a drop: why.
+        Of a miss: what differs from the nearest earlier compile. Of a drop, a refusal or a mismatch: why.
     seconds : float
         Time of a compile; 0 otherwise.
     """
@@ -47,7 +52,8 @@ class Event(NamedTuple):
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        head = f"{self.kind}: {self.name} ({self.target_type}, {self.arch})"
+        about = f" {self.name} ({self.target_type}, {self.arch})" if self.name else ""
+        head = f"{self.kind}:{about}"
         if self.digest:
             head += f" {self.digest[:12]}"
         if self.seconds:
@@ -84,27 +90,49 @@ def subscribe(callback: Subscriber) -> Callable[[], None]:
 
 def wanted(kind: str) -> bool:
     """Whether anyone would hear an event of this kind; spares the trouble of making it."""
-    if _subscribers or os.environ.get("CUDA_PROGCACHE_LOG"):
+    if _subscribers or _asked():
         return True
-    logging = sys.modules.get("logging")  # not imported: then nobody has set it up to listen
-    return logging is not None and logging.getLogger("cuda_progcache").isEnabledFor(_level(kind))
+    # Not imported: then nobody has set it up to listen.
+    return "logging" in sys.modules and _logger().isEnabledFor(_level(kind))
+
+
+@functools.cache
+def _asked() -> str:
+    """What the environment asks for; looked up once, since that takes a microsecond of every hit."""
+    return os.environ.get("CUDA_PROGCACHE_LOG", "")
+
+
+@functools.cache
+def _logger() -> logging.Logger:
+    import logging
+
+    return logging.getLogger("cuda_progcache")
 
 
 def _level(kind: str) -> int:
-    return {"miss": 20, "drop": 30}.get(kind, 10)  # logging.INFO, WARNING, DEBUG
+    return {"miss": 20, "drop": 30, "mismatch": 40}.get(kind, 10)  # logging.INFO, WARNING, ERROR, DEBUG
 
 
 def emit(event: Event) -> None:
     """Tell subscribers, the logger and, if the environment asks for it, stderr."""
-    import logging
+    relay(event)
+    asked = _asked()
+    if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
+        sys.stderr.write(f"cuda_progcache: {event}\n")
 
-    logger = logging.getLogger("cuda_progcache")
+
+def emit_evicted(digest: str) -> None:
+    """Tell that an entry was removed to keep a store's size cap, if anyone would hear it."""
+    if wanted("evict"):
+        emit(Event("evict", "", "", "", digest))
+
+
+def relay(event: Event) -> None:
+    """Tell subscribers and the logger what happened in another process, which has written to stderr itself."""
+    logger = _logger()
     for callback in tuple(_subscribers):
         try:
             callback(event)
         except Exception:
             logger.exception("a subscriber failed over %s", event)
     logger.log(_level(event.kind), "%s", event)
-    asked = os.environ.get("CUDA_PROGCACHE_LOG", "")
-    if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
-        sys.stderr.write(f"cuda_progcache: {event}\n")

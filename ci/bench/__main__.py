@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import cache_file, memo, processes, programs, scaling, stores
+from ci.bench import batches, cache_file, memo, processes, programs, scaling, stores
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *stores.BENCHMARKS,
     *programs.BENCHMARKS,
+    *batches.BENCHMARKS,
     *processes.BENCHMARKS,
     *memo.BENCHMARKS,
     *cache_file.BENCHMARKS,

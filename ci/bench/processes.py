@@ -41,7 +41,9 @@ def _python(code: str, directory: Path) -> Side:
 
 def _process(command: list[str], directory: Path) -> Side:
     environment = {
-        **os.environ,
+        # An installed package has its bytecode, the peer's too; a checkout that may not write any would be compiled
+        # anew by each process.
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         "CUDA_PROGCACHE_DIR": str(directory / "ours"),
         "PEER_CACHE": str(directory / "peer"),
     }

@@ -21,6 +21,7 @@ from cuda_progcache.cli.session import (
     parameter_option,
     parse_parameters,
     parse_value,
+    verbose_option,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ Examples:
 @parameter_option
 @manifest_option
 @click.option("-o", "--output", "target", metavar="OUT", help="Write the binary here; - is stdout.")
+@verbose_option
 @common_options
 @click.pass_obj
 def compile_command(

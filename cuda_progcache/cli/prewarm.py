@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +16,12 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.entries import cuobjdump, parameters_text
-from cuda_progcache.cli.session import Session, common_options, library_at, manifest_option
+from cuda_progcache.cli.session import Session, common_options, library_at, manifest_option, verbose_option
 
 if TYPE_CHECKING:
     from cuda_progcache.service.compile_service import CompileService
     from cuda_progcache.service.manifest import KernelLibrary
-    from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
+    from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport, Progress
 
 DEMO_ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
@@ -51,6 +51,7 @@ Exit code 1 when anything failed; the rest is compiled and kept all the same.
     "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
 )
 @click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel; repeatable.")
+@verbose_option
 @common_options
 @click.pass_obj
 def prewarm_command(
@@ -79,6 +80,7 @@ def prewarm_command(
 @click.option(
     "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
 )
+@verbose_option
 @common_options
 @click.pass_obj
 def demo_command(session: Session, jobs: int | None) -> None:
@@ -123,37 +125,39 @@ def run_prewarm(
     kernels: Sequence[str] | None = None,
 ) -> PrewarmReport:
     """Prewarm with a progress display on stderr."""
-    with _progress() as on_progress:
-        return service.prewarm(library, archs=tuple(archs), jobs=jobs, kernels=kernels, on_progress=on_progress)
+    with _progress() as (on_start, on_progress):
+        return service.prewarm(
+            library, archs=tuple(archs), jobs=jobs, kernels=kernels, on_start=on_start, on_progress=on_progress
+        )
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[PrewarmItem, int, int], None]]:
+def _progress() -> Iterator[tuple[Progress | None, Progress]]:
     """Show progress: a live bar on a terminal, a line for each compile or failure elsewhere."""
     if not sys.stderr.isatty():
-        yield _print_item
+        yield None, _print_item
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (
-        SpinnerColumn(),
-        BarColumn(bar_width=32, complete_style="cyan", finished_style="green"),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        progress.SpinnerColumn(),
+        progress.BarColumn(bar_width=32, complete_style="cyan", finished_style="green"),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as display:
+    with progress.Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as display:
         task = display.add_task("reading the kernel library", total=None)
 
         def on_progress(item: PrewarmItem, done: int, total: int) -> None:
-            colour = {"failed": "red", "compiled": "cyan"}.get(item.status, "green")
+            colour = {"failed": "red", "compiled": "cyan", "compiling": "cyan"}.get(item.status, "green")
             name = output.escape(f"{item.kernel} {parameters_text(item.variant)} {item.arch}")
             display.update(task, completed=done, total=total, description=f"[{colour}]{item.status}[/] {name}")
             if item.status == "failed":
                 display.console.print(f"[red]failed[/] {name}")
 
-        yield on_progress
+        yield on_progress, on_progress
 
 
 def _print_item(item: PrewarmItem, done: int, total: int) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,6 +107,27 @@ def common_options(command: F) -> F:
     )(command)
 
 
+def _explain_misses(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+    """Print the reason of every miss on stderr while the command runs, those of worker processes too."""
+    if not value or os.environ.get("CUDA_PROGCACHE_LOG") in {"explain", "all"}:
+        return  # printed where they happen
+    from cuda_progcache.events import Event, subscribe
+
+    def tell(event: Event) -> None:
+        if event.kind in {"miss", "drop"}:
+            click.echo(str(event), err=True)
+
+    ctx.call_on_close(subscribe(tell))
+
+
+verbose_option = click.option(
+    "--verbose",
+    "-v",
+    is_flag=True,
+    expose_value=False,
+    callback=_explain_misses,
+    help="Say of every miss why, on stderr.",
+)
 manifest_option = click.option(
     "--manifest",
     type=click.Path(exists=True, path_type=Path),

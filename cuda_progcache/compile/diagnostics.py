@@ -25,12 +25,13 @@ LineLookup = Callable[[int], "tuple[str, int] | None"]
 
 
 class CompilerRefusal(Exception):  # noqa: N818 - internal: always turned into a CompileError
-    """A compiler's status and log, as it gave them."""
+    """A compiler's status and log, as it gave them, and the include trace of a compile that had one."""
 
-    def __init__(self, status: str, log: str) -> None:
+    def __init__(self, status: str, log: str, trace: list[tuple[int, str]] | None = None) -> None:
         super().__init__(status, log)
         self.status = status
         self.log = log
+        self.trace = trace
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def compile_error(
     head = f"{name}: {code_type} -> {target_type} failed ({refusal.status}) with {' '.join(flags)}"
     mapped = [str(d) for d in errors if d.template is not None]
     parts = [head, *mapped, f"compilation log:\n\n{log}" if log else "the compiler left no log"]
-    return _error_class()(
+    return _error_class(code_type)(
         "\n".join(parts),
         name=name,
         code_type=code_type,
@@ -148,10 +149,19 @@ def compile_error(
     )
 
 
-def _error_class() -> type[CompileError]:
-    """``CompileError``, which is ``cuda.core``'s NVRTCError too where that class is loaded."""
-    module = sys.modules.get("cuda.core._utils.cuda_utils")
-    theirs = getattr(module, "NVRTCError", None)
+# What cuda.core raises, by code type: the module, if it is loaded, and the class.
+_THEIRS = {
+    "c++": ("cuda.core._utils.cuda_utils", "NVRTCError"),
+    "ptx": ("cuda.bindings.nvjitlink", "nvJitLinkError"),
+    "link": ("cuda.bindings.nvjitlink", "nvJitLinkError"),
+    "nvvm": ("cuda.bindings.nvvm", "nvvmError"),
+}
+
+
+def _error_class(code_type: str) -> type[CompileError]:
+    """``CompileError``, which is what ``cuda.core`` raises, too, where that class is loaded."""
+    module, name = _THEIRS[code_type]
+    theirs = getattr(sys.modules.get(module), name, None)
     if theirs is None:
         return CompileError
     key = id(theirs)

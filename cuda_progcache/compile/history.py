@@ -16,7 +16,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from cuda_progcache._util import files
-from cuda_progcache.keys.explain import explain
 
 #: Digests kept per program name.
 _KEPT = 16
@@ -105,6 +104,8 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ..
 
 def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     """What differs between two records' compiles, a sentence each."""
+    from cuda_progcache.keys.explain import explain
+
     mine, theirs = ({h["name"]: h["digest"] for h in r.get("headers") or ()} for r in (new, old))
     return explain(new["components"], old["components"], mine, theirs)
 

@@ -22,7 +22,7 @@ from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys import options as opt
-from cuda_progcache.keys.headers import NO_HEADERS, HeaderManifest, HeaderSet, header_set
+from cuda_progcache.keys.headers import NO_HEADERS, HeaderManifest, HeaderSet, read_file
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key, normalize
 
 if TYPE_CHECKING:
@@ -57,10 +57,22 @@ def program_key(
     ValueError, TypeError
         As in :func:`make_program_cache_key`.
     """
+    base, headers = _identify(code, code_type, options, target_type, name_expressions, extra_digest)
+    return base.with_headers(headers)
+
+
+def _identify(
+    code: str | bytes,
+    code_type: str,
+    options: Any,
+    target_type: str,
+    name_expressions: Sequence[str | bytes],
+    extra_digest: bytes | None,
+) -> tuple[BaseKey, HeaderSet]:
     inputs = normalize(
         code=code,
         code_type=code_type,
-        options=with_arch(options),
+        options=options if options.arch is not None else with_arch(options),
         target_type=target_type,
         name_expressions=name_expressions,
         extra_digest=extra_digest,
@@ -69,12 +81,12 @@ def program_key(
         raise UncacheableError(f"{inputs.name}: {reason}")
     base = base_key(inputs)
     if not inputs.reads_headers:
-        return base.with_headers(NO_HEADERS)
+        return base, NO_HEADERS
     headers = known_headers(base, None)
     if headers is None:
         headers = _trace_headers(base)
         remember_headers(base, headers, None)
-    return base.with_headers(headers)
+    return base, headers
 
 
 def make_program_cache_key(
@@ -120,14 +132,8 @@ def make_program_cache_key(
     TypeError
         For arguments of the wrong type.
     """
-    return program_key(
-        code=code,
-        code_type=code_type,
-        options=options,
-        target_type=target_type,
-        name_expressions=name_expressions,
-        extra_digest=extra_digest,
-    ).digest
+    base, headers = _identify(code, code_type, options, target_type, name_expressions, extra_digest)
+    return base.digest(headers)
 
 
 def compiler_name(inputs: CompileInputs) -> str:
@@ -166,11 +172,18 @@ def _trace_headers(base: BaseKey) -> HeaderSet:
     return headers
 
 
-def read_headers(base: BaseKey, output: Output, started_ns: int) -> HeaderSet:
-    """What a compile that began at ``started_ns`` read; ``uncacheable`` says why where that isn't known."""
+def read_headers(base: BaseKey, output: Output, started_ns: int, contents: dict[str, bytes] | None = None) -> HeaderSet:
+    """What a compile that began at ``started_ns`` read; ``uncacheable`` says why where that can't be known.
+
+    Where the compiler didn't tell, the text does, with all that it may have read. ``contents`` takes the bytes by path.
+    """
+    from cuda_progcache.keys.includes import header_set, scan
+
+    inputs = base.inputs
+    search = inputs.search_path(base.cwd)
     if output.trace is None:
-        return HeaderSet(uncacheable="this NVRTC doesn't say which headers it opened")
-    return header_set(output.trace, base.inputs.code, base.inputs.search_path(base.cwd), started_ns)
+        return scan(inputs.code, inputs.pre_includes, search, started_ns)
+    return header_set(output.trace, inputs.code, search, started_ns, contents)
 
 
 _manifests: OrderedDict[tuple[str | None, str], HeaderManifest] = OrderedDict()
@@ -191,12 +204,12 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
     """The header set of an earlier compile that holds now."""
     path = _manifest_path(cache, base.manifest_id)
     slot = (path, base.manifest_id)
-    search = base.inputs.search_path(base.cwd)
+    search, recheck_after = base.inputs.search_path(base.cwd), base.inputs.header_policy.recheck_after
     with _manifests_lock:
         manifest = _manifests.get(slot)
         if manifest is not None:
             _manifests.move_to_end(slot)
-    if manifest is not None and (found := manifest.match(search)) is not None:
+    if manifest is not None and (found := manifest.match(search, recheck_after)) is not None:
         return found
     if path is not None:
         manifest = HeaderManifest.read(path)  # another process may know better
@@ -208,7 +221,35 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
         if layer != path and (found := HeaderManifest.read(layer).match(search)) is not None:
             _keep_manifest(slot, HeaderManifest(path, [found, *(manifest.sets if manifest is not None else ())]))
             return found
+    if path is not None:
+        _recall_include_source(path)
     return None
+
+
+def _include_source_path(manifest_path: str) -> str:
+    from cuda_progcache.compile import nvrtc
+
+    return os.path.join(os.path.dirname(os.path.dirname(manifest_path)), f"nvrtc-{nvrtc.build()[:32]}")
+
+
+def _recall_include_source(manifest_path: str) -> None:
+    """Take from the cache's directory how this NVRTC tells what it includes: trying it takes as long as a compile."""
+    from cuda_progcache.compile import nvrtc
+    from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
+
+    if nvrtc.build() not in nvrtc.include_sources:
+        found = (read_file(_include_source_path(manifest_path)) or b"").decode("ascii", "replace")
+        if found in {TRACE, TIME_TRACE, TEXT}:
+            nvrtc.include_sources[nvrtc.build()] = found
+
+
+def _keep_include_source(manifest_path: str, *, shared: bool) -> None:
+    from cuda_progcache.compile import nvrtc
+
+    path = _include_source_path(manifest_path)
+    found = nvrtc.include_sources.get(nvrtc.build())
+    if found is not None and not os.path.lexists(path):
+        _write(path, found.encode(), shared=shared)
 
 
 def _keep_manifest(slot: tuple[str | None, str], manifest: HeaderManifest) -> None:
@@ -231,11 +272,20 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object) -> None:
     content = manifest.add(headers)
     _keep_manifest(slot, manifest)
     if path is not None:
-        staged = f"{path}.{os.getpid()}.{threading.get_ident()}"
-        try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            files.write_new(staged, content, mode=0o600, sync=False)
-            files.replace(staged, path)
-        except OSError:
-            # Disposable: the next process compiles once more. The entry's own write warns if the cache is in trouble.
-            files.unlink_quietly(staged)
+        shared = bool((getattr(cache, "settings", None) or {}).get("shared"))
+        _write(path, content, shared=shared)
+        _keep_include_source(path, shared=shared)
+
+
+def _write(path: str, content: bytes, *, shared: bool) -> None:
+    """Write a disposable file: without it, the next process compiles once more.
+
+    The entry's own write warns if the cache is in trouble.
+    """
+    staged = f"{path}.{os.getpid()}.{threading.get_ident()}"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o777 if shared else 0o700, exist_ok=True)
+        files.write_new(staged, content, mode=0o666 if shared else 0o600, sync=False)
+        files.replace(staged, path)
+    except OSError:
+        files.unlink_quietly(staged)

@@ -12,7 +12,7 @@ from cuda_progcache.compile.arch import check_arch
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.diagnostics import CompilerRefusal, LineLookup, compile_error
 from cuda_progcache.compile.identity import known_headers
-from cuda_progcache.compile.pipeline import leases_dir, load, make_record, obtain, publish
+from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, leases_dir, load, make_record, obtain, publish
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import options as opt
@@ -42,6 +42,7 @@ def obtain_linked(
     cache: Any = None,
     *,
     kernel: Mapping[str, Any] | None = None,
+    policy: MissPolicy = PLAIN,
 ) -> CompiledProgram:
     """Link with nvJitLink, through the cache: the link is keyed by what goes into it.
 
@@ -55,8 +56,8 @@ def obtain_linked(
     options : LinkerOptions
         With ``arch``.
     target_type : {"cubin", "ptx"}
-    cache, kernel
-        As in :func:`obtain`.
+    cache, kernel, policy
+        As in :func:`obtain`; a link's own refusal is not remembered.
 
     Returns
     -------
@@ -77,7 +78,8 @@ def obtain_linked(
     if cache is not None and (found := look_up_linked(inputs, options, target_type, cache)) is not None:
         return found
     parts: list[CompiledProgram | None] = [
-        None if item.compile is None else obtain(item.compile, cache, lookup=item.lookup) for item in inputs
+        None if item.compile is None else obtain(item.compile, cache, lookup=item.lookup, policy=policy)
+        for item in inputs
     ]
     reason = next((part.reason for part in parts if part is not None and part.reason), None)
     key = _link_key(own, inputs, cache) if cache is not None and reason is None else None

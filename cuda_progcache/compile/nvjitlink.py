@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nvJitLink: PTX, LTO-IR and cubins, one or several, to one cubin (or PTX). No GPU, no driver."""
+"""nvJitLink: PTX, LTO-IR and cubins, one or several, to one cubin (or PTX). No GPU, no driver.
+
+Where it isn't installed, the driver's linker does what it can (:mod:`cuda_progcache.compile.driver_linker`).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -57,6 +61,10 @@ def link(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: st
     unknown = [i.target_type for i in inputs if i.target_type not in _KINDS]
     if unknown:
         raise OptionError(f"nvJitLink can't link {unknown[0]!r} input (it takes {', '.join(_KINDS)})")
+    if toolchain.linker() == "driver":
+        from cuda_progcache.compile.driver_linker import link_by_driver
+
+        return link_by_driver(inputs, flags=flags, target_type=target_type)
     toolchain.load("nvJitLink")
     from cuda.bindings import nvjitlink
 
@@ -83,9 +91,13 @@ def link(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: st
         nvjitlink.destroy(handle)
 
 
+# nvJitLink says this of every LTO-IR input that libNVVM made, and it tells nobody anything.
+_CHATTER = re.compile(r"^INFO: \w+ LTOIR Container created \(\d+ bytes\)\n?", re.MULTILINE)
+
+
 def _log(nvjitlink: Any, handle: Any, kind: str) -> str:
     size = getattr(nvjitlink, f"get_{kind}_log_size")(handle)
     buffer = bytearray(size)
     if size:
         getattr(nvjitlink, f"get_{kind}_log")(handle, buffer)
-    return buffer.rstrip(b"\0").decode("utf-8", "backslashreplace")
+    return _CHATTER.sub("", buffer.rstrip(b"\0").decode("utf-8", "backslashreplace"))

@@ -10,17 +10,22 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.errors import ToolchainError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.keys.headers import parse_trace
+from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE, UNKNOWN, Trace, parse_time_trace, parse_trace
 
 _GETTERS = {"ptx": "PTX", "cubin": "CUBIN", "ltoir": "LTOIR"}
 _serial = itertools.count()
+_NO_HEADERS: Mapping[str, bytes] = MappingProxyType({})
+
+#: How each build of NVRTC tells what it includes, as far as this process knows.
+include_sources: dict[str, str] = {}
 
 
 class Output(NamedTuple):
@@ -33,7 +38,7 @@ class Output(NamedTuple):
     data: bytes
     log: str
     symbols: Mapping[str | bytes, bytes] = MappingProxyType({})
-    trace: list[tuple[int, str]] | None = None
+    trace: Trace | None = None
     pch_status: str | None = None
 
 
@@ -53,6 +58,43 @@ def supported_archs() -> list[int]:
     return sorted(int(a) for a in archs)
 
 
+def build() -> str:
+    """Names the build of NVRTC, by the content of its files (64 hex digits)."""
+    tools = toolchain.toolchain("c++")
+    return sha256("\n".join(tool.identity for tool in tools).encode(), usedforsecurity=False).hexdigest()
+
+
+def include_source() -> str:
+    """How this NVRTC tells which headers it opened: ``"trace"``, ``"time-trace"``, or ``"text"`` for not at all.
+
+    The trace isn't documented, so it is tried once per build, with two small headers.
+    """
+    known = include_sources.get(build())
+    if known is None:
+        known = include_sources[build()] = _try_include_sources()
+    return known
+
+
+def _try_include_sources() -> str:
+    with tempfile.TemporaryDirectory(prefix="progcache-") as folder:
+        outer, inner = (os.path.join(folder, name) for name in ("outer.h", "sub/inner.h"))
+        os.mkdir(os.path.dirname(inner))
+        for path, content in ((outer, '#include "sub/inner.h"\n'), (inner, "\n")):
+            with open(path, "w", encoding="ascii") as file:
+                file.write(content)
+        for source, depths in ((TRACE, (0, 1)), (TIME_TRACE, (UNKNOWN, UNKNOWN))):
+            try:
+                flags = [f"--include-path={folder}", "--fdevice-syntax-only"]
+                output = _compile_telling(
+                    b"#include <outer.h>\n", "probe.cu", flags, source, "ptx", front_end_only=True
+                )
+            except CompilerRefusal:
+                continue
+            if output.trace == list(zip(depths, (outer, inner), strict=True)):
+                return source
+    return TEXT
+
+
 def compile_cpp(
     code: bytes,
     *,
@@ -63,6 +105,7 @@ def compile_cpp(
     random_seed: str | None = None,
     trace: bool = True,
     front_end_only: bool = False,
+    headers: Mapping[str, bytes] = _NO_HEADERS,
 ) -> Output:
     """Compile CUDA C++.
 
@@ -80,9 +123,11 @@ def compile_cpp(
     random_seed : str, optional
         ``--frandom-seed``, unless ``flags`` has one: names of anonymous namespaces otherwise hold the process id.
     trace : bool
-        Whether to have the front end list the headers it opens.
+        Whether to have the front end list the headers it opens, if this NVRTC can (:func:`include_source`).
     front_end_only : bool
         Stop after the syntax check: ``data`` is empty.
+    headers : mapping of str to bytes
+        Headers from memory, by the name that an ``#include`` gives; they come before those on disk.
 
     Returns
     -------
@@ -98,33 +143,57 @@ def compile_cpp(
     extra: list[str] = []
     if random_seed is not None and not any(flag.startswith("--frandom-seed") for flag in flags):
         extra.append(f"--frandom-seed={random_seed}")
-    trace_file = (
-        os.path.join(tempfile.gettempdir(), f"progcache-trace-{os.getpid()}-{next(_serial)}") if trace else None
-    )
-    if trace_file is not None:
-        extra += ["-Xcudafe", "--trace_includes", "-Xcudafe", f"--error_output={trace_file}"]
     if front_end_only:
         extra.append("--fdevice-syntax-only")
+    source = include_source() if trace else TEXT
+    given = (target_type, name_expressions, headers)
     try:
-        try:
-            output = _compile(
-                code, name, [*flags, *extra], target_type, name_expressions, front_end_only=front_end_only
-            )
-        except CompilerRefusal as refusal:
-            if refusal.status != "NVRTC_ERROR_INVALID_OPTION" or not extra or front_end_only:
-                raise
-            # An NVRTC too old for one of our own flags: the user's decide. No trace, so nothing with headers is cached.
-            return _compile(code, name, list(flags), target_type, name_expressions, front_end_only=False)
-        if trace_file is None:
-            return output
-        try:
-            with open(trace_file, encoding="utf-8", errors="surrogateescape") as file:
-                return output._replace(trace=parse_trace(file.read()))
-        except OSError:
-            return output
+        return _compile_telling(code, name, [*flags, *extra], source, *given, front_end_only=front_end_only)
+    except CompilerRefusal as refusal:
+        if refusal.status != "NVRTC_ERROR_INVALID_OPTION" or not extra or front_end_only:
+            raise
+        # An NVRTC too old for one of our own flags: the user's decide.
+        return _compile_telling(code, name, list(flags), source, *given)
+
+
+def _compile_telling(
+    code: bytes,
+    name: str,
+    flags: list[str],
+    source: str,
+    target_type: str,
+    name_expressions: Sequence[str | bytes] = (),
+    headers: Mapping[str, bytes] = _NO_HEADERS,
+    *,
+    front_end_only: bool = False,
+) -> Output:
+    """Compile, with the list of what was opened from ``source``."""
+    if source == TEXT:
+        return _compile(code, name, flags, target_type, name_expressions, headers, front_end_only=front_end_only)
+    path = os.path.join(tempfile.gettempdir(), f"progcache-trace-{os.getpid()}-{next(_serial)}")
+    if source == TRACE:
+        written, parse = path, parse_trace
+        flags = [*flags, "-Xcudafe", "--trace_includes", "-Xcudafe", f"--error_output={path}"]
+    else:
+        written, parse = f"{path}.json", parse_time_trace
+        flags = [*flags, f"--fdevice-time-trace={path}"]
+    try:
+        output = _compile(code, name, flags, target_type, name_expressions, headers, front_end_only=front_end_only)
+        return output._replace(trace=_told(written, parse))
+    except CompilerRefusal as refusal:
+        refusal.trace = _told(written, parse)
+        raise
     finally:
-        if trace_file is not None and os.path.lexists(trace_file):
-            os.unlink(trace_file)
+        if os.path.lexists(written):
+            os.unlink(written)
+
+
+def _told(path: str, parse: Callable[[str], Trace | None]) -> Trace | None:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return parse(file.read())
+    except OSError:
+        return None
 
 
 def _compile(
@@ -133,11 +202,14 @@ def _compile(
     flags: list[str],
     target_type: str,
     name_expressions: Sequence[str | bytes],
+    headers: Mapping[str, bytes],
     *,
     front_end_only: bool,
 ) -> Output:
     nvrtc = _nvrtc()
-    status, program = nvrtc.nvrtcCreateProgram(code, os.fsencode(name), 0, None, None)
+    names = [os.fsencode(header) for header in headers] or None
+    contents = list(headers.values()) or None
+    status, program = nvrtc.nvrtcCreateProgram(code, os.fsencode(name), len(headers), contents, names)
     _check(nvrtc, status)
     try:
         encoded: dict[str | bytes, bytes] = {e: e if isinstance(e, bytes) else e.encode() for e in name_expressions}
@@ -199,6 +271,15 @@ def _pch_status(nvrtc: Any, program: Any) -> str | None:
         "NVRTC_ERROR_NO_PCH_CREATE_ATTEMPTED": "not_attempted",
         "NVRTC_ERROR_PCH_CREATE_HEAP_EXHAUSTED": "heap exhausted",
     }.get(nvrtc.nvrtcResult(status).name, "failed")
+
+
+def reserve_pch_heap(size: int) -> bool:
+    """Have NVRTC set aside so many bytes of address space for precompiled headers; False where it makes none."""
+    nvrtc = _nvrtc()
+    if getattr(nvrtc, "nvrtcSetPCHHeapSize", None) is None:  # bindings before CUDA 12.8
+        return False
+    (status,) = nvrtc.nvrtcSetPCHHeapSize(size)
+    return not status
 
 
 def _retry_with_larger_pch_heap(nvrtc: Any, program: Any, options: list[bytes]) -> tuple[Any, str | None]:

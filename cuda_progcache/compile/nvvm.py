@@ -3,12 +3,50 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.compile.nvrtc import Output
 from cuda_progcache.keys import toolchain
+
+_SYMBOL = r'@("[^"\n]*"|[-\w.$]+)'
+_KERNELS = (
+    re.compile(rf'!\{{[^{{}}\n]*{_SYMBOL}, *!"kernel", *i32 1'),  # an annotation
+    re.compile(rf"^define [^@\n]*\bptx_kernel\b[^@\n]*{_SYMBOL}\(", re.MULTILINE),  # a calling convention
+)
+_USED = re.compile(r"^@llvm\.(?:compiler\.)?used *=(.*)$", re.MULTILINE)
+
+
+@functools.lru_cache(maxsize=64)
+def kernels_without_use(*modules: bytes) -> tuple[str, ...]:
+    """Kernels of textual NVVM IR that a link of its LTO-IR would drop.
+
+    nvJitLink keeps the kernels of C++, but of libNVVM's LTO-IR only what is used: by other code, or by being named in
+    ``@llvm.used`` (or ``@llvm.compiler.used``).
+
+    Parameters
+    ----------
+    *modules : bytes
+        All modules of a program. Where one is bitcode, nothing is known.
+
+    Returns
+    -------
+    tuple of str
+        Names, in order.
+    """
+    if any(map(_is_bitcode, modules)):
+        return ()  # the list of what is used may be in it
+    text = "\n".join(module.decode("utf-8", "replace") for module in modules)
+    used = {name for kept in _USED.findall(text) for name in re.findall(_SYMBOL, kept)}
+    kernels = {name: None for pattern in _KERNELS for name in pattern.findall(text)}
+    return tuple(name.strip('"') for name in kernels if name not in used)
+
+
+def _is_bitcode(module: bytes) -> bool:
+    return module[:4] in {b"BC\xc0\xde", b"\xde\xc0\x17\x0b"}
 
 
 def compile_nvvm(modules: Sequence[tuple[str, bytes]], *, flags: Sequence[str], libdevice: bool = False) -> Output:

@@ -16,11 +16,14 @@ compiled and not stored, and :attr:`CompiledProgram.reason` says why.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cuda_progcache import events
 from cuda_progcache.compile import history
@@ -29,53 +32,90 @@ from cuda_progcache.compile.cubin import resource_usage
 from cuda_progcache.compile.diagnostics import CompilerRefusal, LineLookup, compile_error
 from cuda_progcache.compile.identity import compiler_name, known_headers, read_headers, remember_headers
 from cuda_progcache.compile.single_flight import fly
-from cuda_progcache.errors import InspectError, UncacheableError
+from cuda_progcache.errors import CompileError, InspectError, UncacheableError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.keys.headers import NO_HEADERS
+from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key
-from cuda_progcache.store.base import ProgramCacheResource
+from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.compile.precompiled import PrecompiledHeaders
 
 
-def _compile(inputs: CompileInputs, seed: str, lookup: LineLookup | None) -> Output:
+@dataclass(frozen=True)
+class MissPolicy:
+    """How misses are compiled.
+
+    Attributes
+    ----------
+    precompiled : PrecompiledHeaders or None
+        Of the batch that this process works on.
+    keep_failures : float
+        Seconds for which a refusal of the compiler is remembered; 0: not at all.
+    """
+
+    precompiled: PrecompiledHeaders | None = None
+    keep_failures: float = 0.0
+
+
+PLAIN = MissPolicy()
+
+
+def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Output:
+    """Run the compiler that these inputs are for; raises CompilerRefusal."""
     name = compiler_name(inputs)
-    try:
-        if inputs.code_type == "c++":
-            from cuda_progcache.compile.nvrtc import compile_cpp
+    if inputs.code_type == "c++":
+        from cuda_progcache.compile.nvrtc import compile_cpp
 
-            return compile_cpp(
-                inputs.code,
-                name=name,
-                flags=inputs.flags,
-                target_type=inputs.target_type,
-                name_expressions=inputs.name_expressions,
-                random_seed=seed,
-                trace=inputs.reads_headers,
-            )
-        if inputs.code_type == "ptx":
-            from cuda_progcache.compile.arch import check_arch
-            from cuda_progcache.compile.nvjitlink import LinkerInput, link
-
-            check_arch(inputs.arch)  # nvJitLink ends the whole process over one it doesn't know
-            return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
-        from cuda_progcache.compile.nvvm import compile_nvvm
-
-        extra = inputs.options.extra_sources or ()
-        modules = [(name, inputs.code)]
-        modules += [(n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in extra]
-        return compile_nvvm(modules, flags=inputs.flags, libdevice=bool(inputs.options.use_libdevice))
-    except CompilerRefusal as refusal:
-        raise compile_error(
-            refusal,
+        return compile_cpp(
+            inputs.code,
             name=name,
-            code_type=inputs.code_type,
+            flags=(*inputs.flags, *more_flags),
             target_type=inputs.target_type,
-            flags=inputs.flags,
-            source=inputs.code.decode("utf-8", "replace") if inputs.code_type != "nvvm" else "",
-            lookup=lookup,
-        ) from None  # the refusal is in it, whole
+            name_expressions=inputs.name_expressions,
+            random_seed=seed,
+            trace=inputs.reads_headers,
+        )
+    if inputs.code_type == "ptx":
+        from cuda_progcache.compile.arch import check_arch
+        from cuda_progcache.compile.nvjitlink import LinkerInput, link
+
+        check_arch(inputs.arch)  # nvJitLink ends the whole process over one it doesn't know
+        return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
+    from cuda_progcache.compile.nvvm import compile_nvvm
+
+    modules = [(name, inputs.code), *_extra_modules(inputs)]
+    return compile_nvvm(modules, flags=inputs.flags, libdevice=bool(inputs.options.use_libdevice))
+
+
+def _extra_modules(inputs: CompileInputs) -> list[tuple[str, bytes]]:
+    extra = inputs.options.extra_sources or ()
+    return [(n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in extra]
+
+
+def _warn_of_dropped_kernels(inputs: CompileInputs) -> None:
+    from cuda_progcache.compile.nvvm import kernels_without_use
+
+    if names := kernels_without_use(inputs.code, *(module for _, module in _extra_modules(inputs))):
+        warnings.warn(
+            f"{inputs.name}: a link of this LTO-IR will drop {', '.join(names)}: nvJitLink keeps kernels of NVVM IR "
+            f"only where @llvm.used names them (or compile to ptx, and link that)",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup | None) -> CompileError:
+    return compile_error(
+        refusal,
+        name=compiler_name(inputs),
+        code_type=inputs.code_type,
+        target_type=inputs.target_type,
+        flags=inputs.flags,
+        source=inputs.code.decode("utf-8", "replace") if inputs.code_type != "nvvm" else "",
+        lookup=lookup,
+    )
 
 
 def obtain(
@@ -84,6 +124,7 @@ def obtain(
     *,
     kernel: Mapping[str, Any] | None = None,
     lookup: LineLookup | None = None,
+    policy: MissPolicy = PLAIN,
 ) -> CompiledProgram:
     """Get a compile's output: from the cache, or compiled now and published there.
 
@@ -98,6 +139,8 @@ def obtain(
         For the record: the library kernel, its parameters and templates.
     lookup : callable, optional
         From a source line to the template's, for diagnostics.
+    policy : MissPolicy
+        How a miss is compiled.
 
     Returns
     -------
@@ -106,14 +149,21 @@ def obtain(
     Raises
     ------
     CompileError
-        If the compiler refuses the program.
+        If the compiler refuses the program, or is known to.
     UncacheableError
         (a ``ValueError``) with a cache, for options that a hit couldn't honour.
     """
+    if inputs.target_type == "ltoir" and inputs.code_type == "nvvm":
+        _warn_of_dropped_kernels(inputs)
     if cache is None:
         return _compiled_only(inputs, lookup)
+    ours = isinstance(cache, ProgramCacheResource)
+    if not ours and not (callable(getattr(cache, "get", None)) and hasattr(cache, "__setitem__")):
+        raise TypeError(
+            f"cache must be a program cache, of cuda_progcache's or cuda.core's; got {type(cache).__name__}"
+        )
     base = base_key(inputs)
-    if inputs.name_expressions and not isinstance(cache, ProgramCacheResource):
+    if inputs.name_expressions and not ours:
         raise UncacheableError(
             f"{type(cache).__name__} holds bytes alone, so the symbol mapping of name_expressions would be lost on a "
             f"hit; use one of cuda_progcache's stores"
@@ -123,27 +173,83 @@ def obtain(
     return fly(
         base.flight,
         leases_dir(cache),
-        lambda: _compile_and_publish(base, cache, kernel, lookup),
+        lambda: _compile_and_publish(base, cache, kernel, lookup, policy),
         lambda: _look_up(base, cache, again=True),
     )
 
 
 def _compile_and_publish(
-    base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None, lookup: LineLookup | None
+    base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None, lookup: LineLookup | None, policy: MissPolicy
 ) -> CompiledProgram:
     inputs = base.inputs
-    started = time.time_ns()
+    if policy.keep_failures:
+        _raise_known_failure(base, cache, lookup, policy.keep_failures)
     clock = time.perf_counter()
-    output = _compile(inputs, base.plain.hex()[:32], lookup)
+    started = time.time_ns()
+    try:
+        output, headers = _compile(base, policy)
+    except CompilerRefusal as refusal:
+        if policy.keep_failures:
+            _keep_failure(base, refusal, started, cache, policy.keep_failures)
+        _tell_refused(inputs, refusal.status)
+        raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
     duration = time.perf_counter() - clock
-    headers = read_headers(base, output, started) if inputs.reads_headers else NO_HEADERS
-    reason = inputs.unrepeatable or headers.uncacheable or _toolchain_trouble(inputs)
+    reason = inputs.unrepeatable or headers.uncacheable or _toolchain_trouble(base)
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
     if reason is None and inputs.reads_headers:
         remember_headers(base, headers, cache)
         record["manifest"] = base.manifest_id  # an export takes it along: without it the key can't be found again
     return publish(inputs, key, output, record, cache, reason)
+
+
+def _seed(base: BaseKey) -> str:
+    return base.plain.hex()[:32]
+
+
+def _compile(base: BaseKey, policy: MissPolicy) -> tuple[Output, HeaderSet]:
+    """Compile; returns also what was read."""
+    inputs, seed = base.inputs, _seed(base)
+    if not inputs.reads_headers:
+        return _run(inputs, seed), NO_HEADERS
+    if inputs.header_policy.hermetic:
+        from cuda_progcache.compile.hermetic import compile_hermetic
+
+        return compile_hermetic(base, seed)
+    if policy.precompiled is not None:
+        made = policy.precompiled.compile(base, lambda more_flags: _run(inputs, seed, more_flags))
+        if made is not None:
+            return made
+    started = time.time_ns()
+    output = _run(inputs, seed)
+    return output, read_headers(base, output, started)
+
+
+def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, seconds: float) -> None:
+    from cuda_progcache.compile import failures
+
+    known = failures.recall(base, cache, seconds)
+    if known is not None:
+        refusal, age = known
+        _tell_refused(base.inputs, f"remembered for {age:.0f} s")
+        error = _error(base.inputs, refusal, lookup)
+        error.add_note(f"remembered: the compiler said so {age:.0f} s ago, and nothing that it read has changed since")
+        raise error
+
+
+def _keep_failure(base: BaseKey, refusal: CompilerRefusal, started: int, cache: Any, seconds: float) -> None:
+    from cuda_progcache.compile import failures
+    from cuda_progcache.compile.nvrtc import Output
+
+    headers = NO_HEADERS
+    if base.inputs.reads_headers:
+        headers = read_headers(base, Output(b"", refusal.log, trace=refusal.trace), started)
+    failures.remember(base, refusal, headers, cache, seconds)
+
+
+def _tell_refused(inputs: CompileInputs, why: str) -> None:
+    if events.wanted("refused"):
+        events.emit(events.Event("refused", inputs.name, inputs.target_type, inputs.arch, None, (why,)))
 
 
 def leases_dir(cache: Any) -> str | None:
@@ -162,21 +268,26 @@ def _look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgr
     return None if headers is None else load(base.with_headers(headers), base.inputs, cache, again=again)
 
 
-def _toolchain_trouble(inputs: CompileInputs) -> str | None:
+def _toolchain_trouble(base: BaseKey) -> str | None:
     """Why the compiler that ran may not be the one in the key, if so."""
-    name = toolchain.LIBRARY_OF[inputs.code_type]
+    name = toolchain.LIBRARY_OF[base.inputs.code_type]
     if toolchain.replaced_since_load(name):
         return f"{name} was replaced on disk since this process loaded it; restart the process to use the new one"
+    if base.changed_tools():
+        return f"the files of {name} were replaced while it was compiling"
     return None
 
 
 def _compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
-    try:
-        seed = base_key(inputs).plain.hex()[:32]  # as with a cache: the bytes must be the same
-    except UncacheableError:
-        seed = sha256(inputs.code, usedforsecurity=False).hexdigest()[:32]
     clock = time.perf_counter()
-    output = _compile(inputs, seed, lookup)
+    try:
+        try:
+            base = base_key(inputs)  # as with a cache: the bytes must be the same
+            output = _compile(base, PLAIN)[0] if inputs.header_policy.hermetic else _run(inputs, _seed(base))
+        except UncacheableError:
+            output = _run(inputs, sha256(inputs.code, usedforsecurity=False).hexdigest()[:32])
+    except CompilerRefusal as refusal:
+        raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
     record = {"duration": time.perf_counter() - clock, "log": output.log, "pch_status": output.pch_status}
     return CompiledProgram(
         output.data,
@@ -191,7 +302,7 @@ def _compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> Compiled
 
 def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = False) -> CompiledProgram | None:
     """What the cache has under a key; None is a miss, counted unless this looks ``again``."""
-    if not isinstance(cache, ProgramCacheResource):
+    if not _is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
         data = cache.get(key.digest)
         if data is None:
             return None
@@ -207,7 +318,7 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
         if symbol is None:
             return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
         symbols[expression] = symbol.encode()
-    digest = sha256(key.digest, usedforsecurity=False).hexdigest()
+    digest = entry_digest(key.digest)
     if events.wanted("hit"):
         events.emit(events.Event("hit", inputs.name, inputs.target_type, inputs.arch, digest))
     return CompiledProgram(
@@ -221,6 +332,11 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
         hit=True,
         digest=digest,
     )
+
+
+@functools.cache
+def _is_ours(kind: Hashable) -> bool:
+    return issubclass(cast("type", kind), ProgramCacheResource)  # remembered, since an ABC takes its time to say
 
 
 def _text(expression: str | bytes) -> str:
@@ -272,7 +388,7 @@ def publish(
 ) -> CompiledProgram:
     """Store what was compiled, unless there is a ``reason`` not to; the caller gets the bytes in hand either way."""
     ours = isinstance(cache, ProgramCacheResource)
-    digest = sha256(key.digest, usedforsecurity=False).hexdigest()
+    digest = entry_digest(key.digest)
     why = history.reasons(cache, record, digest) if ours and reason is None and events.wanted("miss") else ()
     if reason is None:
         if ours:

@@ -12,6 +12,7 @@ from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.linking import LinkInput, obtain_linked
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions, linker_flags
 from cuda_progcache.keys.schema import CODE_TYPES, TARGET_TYPES, normalize
 
@@ -40,6 +41,8 @@ class Program:
         In any case.
     options : ProgramOptions or mapping, optional
         Ours or ``cuda.core``'s, or a mapping of its fields.
+    header_policy : HeaderPolicy
+        How much is done to be sure of headers.
 
     Raises
     ------
@@ -55,17 +58,26 @@ class Program:
     Making one loads nothing: the compiler's own program is made when something is really compiled, anew each time.
     """
 
-    def __init__(self, code: str | bytes | bytearray, code_type: str, options: Any = None) -> None:
+    def __init__(
+        self,
+        code: str | bytes | bytearray,
+        code_type: str,
+        options: Any = None,
+        *,
+        header_policy: HeaderPolicy = CHECK_EACH_TIME,
+    ) -> None:
         self._options = _options(options)
+        self._header_policy = header_policy
         kind = str(code_type).lower()
         if kind not in CODE_TYPES:
             raise UnsupportedCodeTypeError(f"Unsupported code_type={kind!r} (supported: {', '.join(CODE_TYPES)})")
-        if kind != "nvvm" and not isinstance(code, str):
-            raise TypeError(f"Expected type str, but got {type(code).__name__}")
-        if not isinstance(code, str | bytes | bytearray):
+        if kind != "nvvm":
+            if not isinstance(code, str):
+                raise TypeError(f"Expected type str, but got {type(code).__name__}")
+            if self._options.extra_sources is not None:
+                raise ValueError(f"extra_sources is for code_type='nvvm' only, not {kind!r}")
+        elif not isinstance(code, str | bytes | bytearray):
             raise TypeError(f"NVVM IR code must be str, bytes, or bytearray, got {type(code).__name__}")
-        if kind != "nvvm" and self._options.extra_sources is not None:
-            raise ValueError(f"extra_sources is for code_type='nvvm' only, not {kind!r}")
         self._code = code
         self._code_type = kind
         self._closed = False
@@ -131,6 +143,7 @@ class Program:
             options=with_arch(self._options),
             target_type=target_type,
             name_expressions=name_expressions,
+            header_policy=self._header_policy,
         )
         done = obtain(inputs, cache)
         self._pch_status = done.record.get("pch_status")
@@ -169,6 +182,8 @@ class Program:
             given = with_arch(self._options)
             fields = {name: value for name, value in vars(given).items() if not name.startswith("_")}
             self._peer = Peer(self._code, self._code_type, PeerOptions(**fields))
+            if self._closed:
+                self._peer.close()  # its handle is null then
         return self._peer.handle
 
     def __repr__(self) -> str:

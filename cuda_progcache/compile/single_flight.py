@@ -7,10 +7,11 @@ of the cache, made with ``O_EXCL``, which names its holder (machine, boot,
 process, start time) and is touched while the holder works. No lock of the file
 system is used, so it works on NFS.
 
-Nobody waits in vain: a waiter looks every 10 ms; it takes over when the holder
-is dead (seen by its start time, or across machines by a lease that is no
-longer touched), and compiles beside it when the holder is alive but stands
-still, when the lease went without a result, or after :data:`LONGEST_WAIT`.
+Nobody waits in vain: a waiter looks every 10 ms; within 2 s of the holder's
+death it takes over (seen by its start time, or across machines by a lease that
+is no longer touched), and compiles beside it when the holder is alive but
+stands still, when the lease went without a result, or after
+:data:`LONGEST_WAIT`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ POLL = 0.01
 #: Seconds between a holder's touches of its leases.
 HEARTBEAT = 0.5
 #: Seconds without a touch, by the waiter's own clock, after which a holder stands still (stopped, or its machine gone).
-STANDSTILL = 4 * HEARTBEAT
+STANDSTILL = 3 * HEARTBEAT
 #: Seconds after which a waiter compiles itself, whatever the holder does.
 LONGEST_WAIT = 300.0
 
@@ -175,18 +176,19 @@ def _release(path: str) -> None:
 def _wait(path: str, deadline: float) -> bool:
     """Wait until the lease is gone or free to take; False when it is better to compile beside its holder."""
     touched: int | None = None
-    seen_at = checked_at = time.monotonic()
-    while True:
-        try:
-            status = os.stat(path)
-        except OSError:
-            return True  # released
+    seen_at = time.monotonic()
+    read_at = -HEARTBEAT
+    while os.path.lexists(path):
         now = time.monotonic()
-        if status.st_mtime_ns != touched:
-            touched, seen_at = status.st_mtime_ns, now
-        if now - checked_at >= HEARTBEAT / 2 or touched is None:
-            checked_at = now
-            holder = _holder(path)
+        if now - read_at >= HEARTBEAT / 2:
+            read_at = now
+            try:
+                data, status = files.read_regular(path)  # opened, since a bare stat may be NFS's memory, seconds old
+            except OSError:
+                return True  # released
+            if status.st_mtime_ns != touched:
+                touched, seen_at = status.st_mtime_ns, now
+            holder = Owner.parse(data.decode("ascii", "replace")) if data else None
             alive = None if holder is None else holder.is_alive()
             if alive is False or (alive is None and now - seen_at > STANDSTILL):
                 _remove_dead(path, status)
@@ -196,14 +198,7 @@ def _wait(path: str, deadline: float) -> bool:
         if now > deadline:
             return False
         time.sleep(POLL)
-
-
-def _holder(path: str) -> Owner | None:
-    try:
-        data, _ = files.read_regular(path)
-    except OSError:
-        return None
-    return Owner.parse(data.decode("ascii", "replace")) if data else None
+    return True  # released
 
 
 def _remove_dead(path: str, seen: os.stat_result) -> None:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a C++ compile depends on, by what the compiler really opened.
+"""Which files a C++ compile depends on, and whether they still are what they were.
 
-NVRTC's front end, told ``-Xcudafe --trace_includes``, lists every header it
-opens, indented by nesting. That list, with a digest per file, is a
-:class:`HeaderSet`. Beside the files that were read it remembers what would
-change the *choice* of files:
+What a compile read (:mod:`cuda_progcache.keys.includes` learns it), with a digest per file, is a :class:`HeaderSet`.
+Beside the files that were read it remembers what would change the *choice* of files:
 
 * ``absent``: paths that were not there and would win over a header that was
   found (an earlier include directory, the includer's own folder), or would
@@ -26,12 +24,13 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
+
+from cuda_progcache.errors import OptionError
 
 # A file whose time stamp is this young may be written again without its stat moving; it is read again next time.
 # 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
@@ -39,16 +38,35 @@ _STAMP_RESOLUTION_NS = 2_000_000_000
 _MANIFEST_FORMAT = 1
 _MAX_SETS = 16
 
-_HAS_INCLUDE = re.compile(rb"__has_include(?:_next)?\s*\(\s*(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^)\n]*))")
-_HAS_INCLUDE_ALIAS = re.compile(rb"#[ \t]*define[^\n]*__has_include(?:_next)?[ \t]*(?:\r?\n|$)")
-_TIME_MACROS = (b"__DATE__", b"__TIME__", b"__TIMESTAMP__")
-
-# Files that the compiler makes up: listed in the trace, but nowhere on disk.
-_SYNTHETIC = ("__nv_nvrtc_builtin_header.h", "__nv_name_map")
-
 Place = tuple[str, int, str]
 """A path and what it is relative to: ("I", n, rest) include directory n, ("S", 0, rest) the source's folder,
-("C", 0, rest) the working directory, ("A", 0, path) nothing."""
+("C", 0, rest) the working directory, ("B", 0, rest) the folder of NVRTC's bundled headers, ("A", 0, path) nothing."""
+
+
+@dataclass(frozen=True)
+class HeaderPolicy:
+    """How much is done to be sure of headers.
+
+    Attributes
+    ----------
+    hermetic : bool
+        On a miss, hand the compiler the very bytes that are in the key, from memory: an edit during the compile can't
+        come between. The front end runs twice for that. A program that can't be compiled so is compiled as ever, and
+        not kept, with the reason.
+    recheck_after : float
+        Seconds for which headers that were looked at in this process are taken as unchanged by its next lookups, for
+        loops that ask for the same programs many times a second. 0: each lookup looks at each header's stat.
+    """
+
+    hermetic: bool = False
+    recheck_after: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.recheck_after >= 0:
+            raise OptionError(f"recheck_after is a number of seconds, or 0 for none, got {self.recheck_after!r}")
+
+
+CHECK_EACH_TIME = HeaderPolicy()
 
 
 class Header(NamedTuple):
@@ -137,23 +155,34 @@ class SearchPath:
         The folder of the program's name.
     cwd : str
         The working directory.
+    bundled : str or None
+        Where NVRTC puts the headers that it brings, where it was asked to.
     """
 
     include_dirs: tuple[str, ...]
     source_dir: str
     cwd: str
+    bundled: str | None = None
 
     @classmethod
-    def of(cls, include_dirs: Iterable[str], name: str, cwd: str) -> SearchPath:
+    def of(cls, include_dirs: Iterable[str], name: str, cwd: str, bundled: str | None = None) -> SearchPath:
         """The search path of a program called ``name``, compiled in ``cwd``."""
         dirs = tuple(os.path.join(cwd, d).rstrip("/") or "/" for d in include_dirs)
-        return cls(dirs, os.path.join(cwd, os.path.dirname(name)).rstrip("/"), cwd)
+        bundled = None if bundled is None else os.path.join(cwd, bundled).rstrip("/")
+        return cls(dirs, os.path.join(cwd, os.path.dirname(name)).rstrip("/"), cwd, bundled)
 
     @functools.cached_property
     def prefixes(self) -> dict[tuple[str, int], str]:
         """What to put before the rest of a place."""
         found = {("I", n): d + "/" for n, d in enumerate(self.include_dirs)}
+        if self.bundled is not None:
+            found["B", 0] = self.bundled + "/"
         return found | {("S", 0): self.source_dir + "/", ("C", 0): self.cwd + "/", ("A", 0): ""}
+
+    @functools.cached_property
+    def roots(self) -> list[Place]:
+        """The directories in which any include is looked for, in order, ready to put a name behind."""
+        return [("I", n, "") for n in range(len(self.include_dirs))] + ([("B", 0, "")] if self.bundled else [])
 
     def absolute(self, place: Place) -> str | None:
         """The path of a place under this search path; None if it has no such include directory."""
@@ -195,15 +224,16 @@ def file_digest(path: str) -> str | None:
     known = _digests.get(path)
     if known is not None and known[0] == stamp:
         return known[1]
-    content = _read(path)
+    content = read_file(path)
     if content is None:
         return None
     digest = sha256(content, usedforsecurity=False).hexdigest()
-    _remember(path, before, digest)
+    remember_digest(path, before, digest)
     return digest
 
 
-def _remember(path: str, before: os.stat_result, digest: str) -> None:
+def remember_digest(path: str, before: os.stat_result, digest: str) -> None:
+    """Spare later lookups reading a file that had this status before it was read."""
     now = time.time_ns()
     newest = max(before.st_mtime_ns, before.st_ctime_ns)
     if newest + _STAMP_RESOLUTION_NS < now:
@@ -212,7 +242,8 @@ def _remember(path: str, before: os.stat_result, digest: str) -> None:
         _digests.pop(path, None)
 
 
-def _read(path: str) -> bytes | None:
+def read_file(path: str) -> bytes | None:
+    """A file's content; None if it can't be read."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -220,206 +251,56 @@ def _read(path: str) -> bytes | None:
         return None
 
 
-# --- from a trace to a header set ----------------------------------------------------------------------------------
+class _Paths(NamedTuple):
+    """A header set's places under one search path."""
+
+    search: SearchPath
+    absent: list[str]
+    present: list[str]
+    headers: list[tuple[str, str]]
 
 
-def may_include(code: bytes) -> bool:
-    """Whether this source can read any header at all: a superset, since comments and strings count.
-
-    Looks at the lines with a ``#`` or its digraph alone; where such a line goes on in the next one, it may.
-    """
-    for mark in (b"#", b"%:"):
-        at = code.find(mark)
-        while at >= 0:
-            end = code.find(b"\n", at)
-            line = code[at:end] if end >= 0 else code[at:]
-            if b"include" in line or b"\\" in line or b"/*" in line:
-                return True
-            at = code.find(mark, end) if end >= 0 else -1
-        if b"%" not in code:
-            break
-    return b"?" in code and b"??=" in code  # the trigraph of #, in old dialects
-
-
-def time_macro(code: bytes) -> str | None:
-    """The macro in ``code`` that makes each compile's output its own, if there is one."""
-    return next((macro.decode() for macro in _TIME_MACROS if macro in code), None)
-
-
-def parse_trace(text: str) -> list[tuple[int, str]] | None:
-    """Read an include trace.
-
-    Parameters
-    ----------
-    text : str
-        What NVRTC wrote under ``-Xcudafe --trace_includes``: a path a line, a leading space per level.
-
-    Returns
-    -------
-    list of (depth, path), or None if it isn't a trace (the compiler's own prologue header is missing).
-    """
-    opened: list[tuple[int, str]] = []
-    genuine = False
-    for line in text.splitlines():
-        path = line.lstrip(" ")
-        if path in _SYNTHETIC:
-            genuine = genuine or path == _SYNTHETIC[0]
-        elif path:
-            opened.append((len(line) - len(path), path))
-    return opened if genuine else None
-
-
-def header_set(trace: list[tuple[int, str]], code: bytes, search: SearchPath, compiled_at_ns: int) -> HeaderSet:
-    """What a compile read, from its trace.
-
-    Parameters
-    ----------
-    trace : list of (depth, path)
-        From :func:`parse_trace`.
-    code : bytes
-        The source, for its own ``__has_include`` probes.
-    search : SearchPath
-        What the compile had.
-    compiled_at_ns : int
-        ``time.time_ns()`` before the compile began: a header that is younger may not be what the compiler saw.
-
-    Returns
-    -------
-    HeaderSet
-        With ``uncacheable`` set where the set can't be trusted.
-    """
-    headers: dict[str, Header] = {}
-    choice = _Choice(search)
-    mentions_file = False
-    problem = choice.probe(code, "the source", [("S", 0, "")])
-    chain: list[Place] = []  # the headers being read, outermost first
-    for depth, spelled in trace:
-        path = os.path.join(search.cwd, spelled)
-        place = choice.take(path, chain[depth - 1] if 0 < depth <= len(chain) else None)
-        chain[depth:] = [place]
-        if path in headers:
-            continue
-        try:
-            before = os.stat(path)
-        except OSError as error:
-            problem = problem or f"header {spelled} can't be read after the compile ({error.strerror})"
-            continue
-        content = _read(path)
-        if content is None:
-            problem = problem or f"header {spelled} can't be read after the compile"
-            continue
-        if max(before.st_mtime_ns, before.st_ctime_ns) >= compiled_at_ns:
-            problem = problem or f"header {spelled} was modified while it was being compiled"
-        digest = sha256(content, usedforsecurity=False).hexdigest()
-        _remember(path, before, digest)
-        headers[path] = Header(place, digest)
-        if macro := time_macro(content):
-            problem = problem or f"header {spelled} uses {macro}"
-        mentions_file = mentions_file or b"__FILE__" in content
-        problem = choice.probe(content, spelled, [_folder(place)]) or problem
-    return HeaderSet(
-        headers=tuple(headers.values()),
-        absent=tuple(choice.absent),
-        present=tuple(choice.present),
-        mentions_file=mentions_file,
-        uncacheable=problem,
-    )
-
-
-def _folder(place: Place) -> Place:
-    """The folder of a place, ready to put a name behind."""
-    root, index, rest = place
-    return (root, index, rest[: rest.rfind("/") + 1])
-
-
-class _Choice:
-    """Collects what decides which files are read: paths that must stay absent, and some that must stay present."""
-
-    def __init__(self, search: SearchPath) -> None:
-        self.search = search
-        self.absent: dict[Place, None] = {}
-        self.present: dict[Place, None] = {}
-        self._exists: dict[Place, bool] = {}
-        self._places: dict[str, list[Place]] = {}
-        self._taken: set[tuple[str, Place | None]] = set()
-
-    def take(self, path: str, includer: Place | None) -> Place:
-        """Note that ``path`` was read from ``includer`` (None: from the source); returns its place."""
-        places = self._places.get(path)
-        if places is None:
-            places = self._places[path] = self.search.places(path)
-        folder = _folder(includer) if includer is not None else None
-        if (path, folder) not in self._taken:
-            self._taken.add((path, folder))
-            # How it was spelled isn't known: every reading of the path counts, whatever of them exists doesn't.
-            first = [folder] if folder is not None else [("S", 0, ""), ("C", 0, "")]
-            for root, index, rest in places:
-                if root != "A":
-                    earlier = [("I", n, "") for n in range(index if root == "I" else 0)]
-                    for candidate in (*first, *earlier):
-                        self._must_stay_absent((candidate[0], candidate[1], candidate[2] + rest))
-        return places[0]
-
-    def probe(self, content: bytes, where: str, folders: list[Place]) -> str | None:
-        """Note what the ``__has_include`` tests of a file look at; a reason if one can't be known from its text."""
-        if b"__has_include" not in content:
-            return None
-        if _HAS_INCLUDE_ALIAS.search(content):
-            return f"{where} gives __has_include another name"
-        problem = None
-        for angled, quoted, other in _HAS_INCLUDE.findall(content):
-            if not (angled or quoted):
-                problem = f"{where} tests __has_include({other.decode(errors='replace').strip()}): a macro decides"
-                continue
-            rest = os.fsdecode(angled or quoted)
-            places: list[Place] = [("I", n, "") for n in range(len(self.search.include_dirs))]
-            for root, index, folder in [*(folders if quoted else ()), *places]:
-                place = (root, index, folder + rest) if not rest.startswith("/") else ("A", 0, rest)
-                if self._there(place):
-                    self.present[place] = None
-                    break
-                self._must_stay_absent(place)
-        return problem
-
-    def _must_stay_absent(self, place: Place) -> None:
-        """Cut to the first missing folder: a thousand paths become a few.
-
-        Never above the directory it was looked for in: in another project that directory may exist.
-        """
-        root, index, rest = place
-        end = 0
-        while root != "A" and (end := rest.find("/", end + 1)) > 0:
-            folder = (root, index, rest[:end])
-            if not self._there(folder):
-                self.absent[folder] = None
-                return
-        if not self._there(place):
-            self.absent[place] = None
-
-    def _there(self, place: Place) -> bool:
-        found = self._exists.get(place)
-        if found is None:
-            path = self.search.absolute(place)
-            found = self._exists[place] = path is not None and os.access(path, os.F_OK)
-        return found
+def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
+    """Remembered with the set, since lookups come from one place mostly; KeyError where a root is missing."""
+    known: _Paths | None = headers.__dict__.get("_paths")
+    if known is None or known.search != search:
+        prefixes = search.prefixes
+        absent, present = (
+            [prefixes[root, index] + rest for root, index, rest in places]
+            for places in (headers.absent, headers.present)
+        )
+        files = [(prefixes[root, index] + rest, digest) for (root, index, rest), digest in headers.headers]
+        known = headers.__dict__["_paths"] = _Paths(search, absent, present, files)
+    return known
 
 
 def holds(headers: HeaderSet, search: SearchPath) -> bool:
     """Whether a compile now would read what this set says: every digest equal, nothing shadowed, nothing gone."""
-    prefixes = search.prefixes
     try:
-        for root, index, rest in headers.absent:
-            # An include directory more or less may change the choice, and is another manifest anyway.
-            if os.access(prefixes[root, index] + rest, os.F_OK):
-                return False
-        for root, index, rest in headers.present:
-            if not os.access(prefixes[root, index] + rest, os.F_OK):
-                return False
-        for (root, index, rest), digest in headers.headers:
-            if file_digest(prefixes[root, index] + rest) != digest:
-                return False
+        paths = _paths(headers, search)
     except KeyError:
         return False  # made for more include directories than there are
+    there, known, stat = os.access, _digests.get, os.stat
+    for path in paths.absent:
+        if there(path, os.F_OK):
+            return False
+    for path in paths.present:
+        if not there(path, os.F_OK):
+            return False
+    for path, digest in paths.headers:
+        # As file_digest does it, without a call for each of some hundreds.
+        seen = known(path)
+        if seen is not None:
+            try:
+                st = stat(path)
+            except OSError:
+                return False
+            if seen[0] == (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns):
+                if seen[1] != digest:
+                    return False
+                continue
+        if file_digest(path) != digest:
+            return False
     return True
 
 
@@ -443,11 +324,12 @@ class HeaderManifest:
 
     path: str | None
     sets: list[HeaderSet] = field(default_factory=list)
+    _checked: tuple[HeaderSet, SearchPath, float] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, path: str | None) -> HeaderManifest:
         """Read a manifest; a missing, foreign or damaged file gives an empty one."""
-        content = _read(path) if path is not None else None
+        content = read_file(path) if path is not None else None
         if content is None:
             return cls(path)
         try:
@@ -458,9 +340,16 @@ class HeaderManifest:
         except (ValueError, KeyError, TypeError):
             return cls(path)
 
-    def match(self, search: SearchPath) -> HeaderSet | None:
-        """The newest header set that holds now, if any."""
-        return next((s for s in self.sets if holds(s, search)), None)
+    def match(self, search: SearchPath, recheck_after: float = 0.0) -> HeaderSet | None:
+        """The newest header set that holds now, if any; or that held less than ``recheck_after`` seconds ago."""
+        now = time.monotonic()
+        if recheck_after and self._checked is not None:
+            headers, where, when = self._checked
+            if now - when < recheck_after and where == search:
+                return headers
+        found = next((s for s in self.sets if holds(s, search)), None)
+        self._checked = None if found is None else (found, search, now)
+        return found
 
     def add(self, headers: HeaderSet) -> bytes:
         """Put a set in front; returns the manifest's new content."""

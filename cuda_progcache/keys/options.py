@@ -11,13 +11,16 @@ nvJitLink; ``tests/keys/test_options.py`` compares every field with
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from cuda_progcache.errors import OptionError
 
 DEFAULT_NAME = "default_program"
+INCLUDE_PATH, PRE_INCLUDE = "--include-path=", "--pre-include="
+BUNDLED_HEADERS = "--use-bundled-headers="
 
 _Flags = Iterator[str]
 
@@ -325,6 +328,54 @@ def unknown_fields(options: Any) -> tuple[tuple[str, str], ...]:
     known = {f.name for f in fields(ProgramOptions)}
     values = ((f.name, getattr(options, f.name)) for f in fields(options) if f.name not in known)
     return tuple((name, repr(value)) for name, value in values if value is not None)
+
+
+class Translation(NamedTuple):
+    """What options come to: the compiler's flags, the include directories among them, fields we don't know."""
+
+    flags: tuple[str, ...]
+    include_dirs: tuple[str, ...]
+    unknown_fields: tuple[tuple[str, str], ...]
+
+
+_translations: dict[tuple[type, str, str, bytes], Translation] = {}
+_MAX_TRANSLATIONS = 256
+
+
+def translate(options: Any, code_type: str, target_type: str) -> Translation:
+    """The flags for a compile of ``code_type`` to ``target_type``.
+
+    Remembered by the values of all fields, since options are mutable and there are some fifty of them to look at:
+    marshal tells ``1`` from ``True`` and a list from a tuple, and takes what it is given as it is now.
+    """
+    try:
+        slot = (type(options), code_type, target_type, marshal.dumps(tuple(vars(options).values()), 2))
+    except (TypeError, ValueError):  # a value of some class of the user's: no memory for that
+        return _translate(options, code_type, target_type)
+    known = _translations.get(slot)
+    if known is None:
+        known = _translate(options, code_type, target_type)
+        if options.use_bundled_headers:  # where they lie, the environment says
+            return known
+        if len(_translations) >= _MAX_TRANSLATIONS:
+            _translations.clear()
+        _translations[slot] = known
+    return known
+
+
+def _translate(options: Any, code_type: str, target_type: str) -> Translation:
+    if code_type == "nvvm":
+        flags = nvvm_flags(options, target_type)
+    elif code_type == "ptx":
+        flags = linker_flags(options)
+        if target_type == "ptx":
+            flags.append("-ptx")
+    else:
+        flags = nvrtc_flags(options)
+        if target_type == "ltoir" and "--dlink-time-opt" not in flags:
+            flags.append("--dlink-time-opt")  # without it NVRTC makes no LTO-IR at all
+    dirs = tuple(flag[len(INCLUDE_PATH) :] for flag in flags if flag.startswith(INCLUDE_PATH))
+    return Translation(tuple(flags), dirs, unknown_fields(options))
 
 
 @dataclass

@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache.errors import ArchError, UncacheableError
 from cuda_progcache.keys import options as opt
-from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet, SearchPath, may_include, time_macro
+from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
+from cuda_progcache.keys.source import Source, read_source, time_macro
 from cuda_progcache.keys.toolchain import ToolFile, toolchain
 
-SCHEMA = "1"
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+SCHEMA = "2"
 
 CODE_TYPES = ("c++", "ptx", "nvvm")
-TARGET_TYPES = {"c++": ("ptx", "cubin", "ltoir"), "ptx": ("cubin", "ptx"), "nvvm": ("ptx", "ltoir")}
+NO_SOURCE = read_source(b"")
 
-_INCLUDE_PATH, _BUNDLED_HEADERS = "--include-path=", "--use-bundled-headers="
+TARGET_TYPES = {"c++": ("ptx", "cubin", "ltoir"), "ptx": ("cubin", "ptx"), "nvvm": ("ptx", "ltoir")}
 
 
 class Component(NamedTuple):
@@ -48,23 +52,25 @@ class Component(NamedTuple):
 
 def digest(components: Sequence[Component]) -> bytes:
     """SHA-256 over labelled, length-prefixed components (32 bytes)."""
-    hasher = sha256(usedforsecurity=False)
-    for label, payload in components:
-        hasher.update(label.encode())
-        hasher.update(len(payload).to_bytes(8, "big"))
-        hasher.update(payload)
-    return hasher.digest()
+    return sha256(_stream(components), usedforsecurity=False).digest()
 
 
-@dataclass(frozen=True)
+def _stream(components: Iterable[Component]) -> bytes:
+    return b"".join([_hashed(label, payload) for label, payload in components])
+
+
+def _hashed(label: str, payload: bytes) -> bytes:
+    return label.encode() + len(payload).to_bytes(8, "big") + payload
+
+
 class ProgramKey:
     """A key with everything that went into it.
 
-    Attributes
+    Parameters
     ----------
     digest : bytes
         The key itself, 32 bytes.
-    components : tuple of Component
+    components : sequence of Component
         In hashing order.
     headers : HeaderSet
         The headers among them.
@@ -72,10 +78,32 @@ class ProgramKey:
         The compiler files among them.
     """
 
-    digest: bytes
-    components: tuple[Component, ...]
-    headers: HeaderSet = NO_HEADERS
-    toolchain: tuple[ToolFile, ...] = ()
+    def __init__(
+        self,
+        digest: bytes,
+        components: Iterable[Component],
+        headers: HeaderSet = NO_HEADERS,
+        toolchain: tuple[ToolFile, ...] = (),
+    ) -> None:
+        self.digest = digest
+        self.headers = headers
+        self.toolchain = toolchain
+        self._components = components
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """What was hashed, in that order."""
+        self._components = tuple(self._components)  # a hit has no use for them: made when they are asked for
+        return self._components
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ProgramKey) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"<ProgramKey {self.digest.hex()}>"
 
     def printable(self) -> list[list[str]]:
         """``[[label, text], ...]`` for records and people."""
@@ -89,50 +117,11 @@ class ProgramKey:
         return explain(self.printable(), other.printable(), mine, theirs)
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A source, and what its text alone says; the costly questions are answered when they are asked.
-
-    Attributes
-    ----------
-    code : bytes
-        What the compiler reads.
-    identity : bytes
-        Its length and SHA-256.
-    may_include : bool
-        Whether it can read a header.
-    """
-
-    code: bytes
-    identity: bytes
-    may_include: bool
-
-    @functools.cached_property
-    def time_macro(self) -> str | None:
-        """The macro in it that makes each compile's output its own (comments count)."""
-        return time_macro(self.code)
-
-    @functools.cached_property
-    def mentions_file(self) -> bool:
-        """Whether it has ``__FILE__``, which in a header that expands it is a path."""
-        return b"__FILE__" in self.code
-
-
-@functools.lru_cache(maxsize=64)
-def _read_source(text: str | bytes) -> Source:
-    """Read a source; remembered, since a program is compiled again as the same object and 200 kB take 0.1 ms."""
-    code = text.encode() if isinstance(text, str) else text
-    identity = f"{len(code)} bytes, sha256:{sha256(code, usedforsecurity=False).hexdigest()}".encode()
-    return Source(code, identity, may_include(code))
-
-
-NO_SOURCE = _read_source(b"")
-
-
 class CompileInputs(NamedTuple):
     """The normalized inputs of one compile: what the compiler would get.
 
-    ``flags`` are the compiler's own; ``include_dirs`` are taken out of them for the search of headers.
+    ``flags`` are the compiler's own; ``include_dirs`` are taken out of them for the search of headers;
+    ``unknown_fields`` are those of options newer than this package.
     """
 
     source: Source
@@ -145,6 +134,8 @@ class CompileInputs(NamedTuple):
     include_dirs: tuple[str, ...]
     name_expressions: tuple[str | bytes, ...]
     extra_digest: bytes | None
+    unknown_fields: tuple[tuple[str, str], ...] = ()
+    header_policy: HeaderPolicy = CHECK_EACH_TIME
 
     @property
     def code(self) -> bytes:
@@ -156,9 +147,7 @@ class CompileInputs(NamedTuple):
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
         if self.code_type != "c++":
             return None
-        macro = self.source.time_macro or next(
-            (m for f in self.flags if "__" in f and (m := time_macro(f.encode()))), None
-        )
+        macro = self.source.time_macro or _macros_in_flags(self.flags)[0]
         return f"the source uses {macro}: each compile's output is its own" if macro else None
 
     @property
@@ -168,7 +157,20 @@ class CompileInputs(NamedTuple):
 
     def search_path(self, cwd: str | None = None) -> SearchPath:
         """Where the compiler looks for headers."""
-        return SearchPath.of(self.include_dirs, self.name, cwd if cwd is not None else os.getcwd())
+        bundled = next((f[len(opt.BUNDLED_HEADERS) :] for f in self.flags if f.startswith(opt.BUNDLED_HEADERS)), None)
+        return SearchPath.of(self.include_dirs, self.name, cwd if cwd is not None else os.getcwd(), bundled)
+
+    @property
+    def pre_includes(self) -> list[str]:
+        """Headers that are read before the source."""
+        return [flag[len(opt.PRE_INCLUDE) :] for flag in self.flags if flag.startswith(opt.PRE_INCLUDE)]
+
+
+@functools.lru_cache(maxsize=256)
+def _macros_in_flags(flags: tuple[str, ...]) -> tuple[str | None, bool]:
+    """A macro in a definition that makes each compile's output its own, if any; whether one has ``__FILE__``."""
+    text = "\n".join(flags)
+    return time_macro(text.encode("utf-8", "surrogateescape")), "__FILE__" in text
 
 
 def normalize(
@@ -179,6 +181,7 @@ def normalize(
     target_type: object,
     name_expressions: Sequence[Any] = (),
     extra_digest: object = None,
+    header_policy: HeaderPolicy = CHECK_EACH_TIME,
 ) -> CompileInputs:
     """Check compile inputs and bring them to the form the compiler gets.
 
@@ -196,7 +199,8 @@ def normalize(
     ArchError
         If ``options.arch`` isn't set.
     """
-    code_type, target_type = _check_types(code_type, target_type)
+    if code_type != "c++" or target_type not in _CPP_TARGETS:  # not spelled as most spell it
+        code_type, target_type = _check_types(code_type, target_type)
     source = _source(code, code_type)
     if extra_digest is not None and (not isinstance(extra_digest, bytes) or not extra_digest):
         raise TypeError(f"extra_digest must be non-empty bytes or None, got {extra_digest!r}")
@@ -207,7 +211,7 @@ def normalize(
             raise TypeError(f"name_expressions must be str or bytes, got {type(expression).__name__}")
     if not getattr(options, "arch", None):
         raise ArchError("no architecture: set ProgramOptions(arch='sm_90') or the like")
-    flags = _flags(options, code_type, target_type)
+    flags, include_dirs, unknown_fields = opt.translate(options, code_type, target_type)
     return CompileInputs(
         source,
         code_type,
@@ -215,11 +219,16 @@ def normalize(
         options,
         options.name if options.name is not None else opt.DEFAULT_NAME,
         options.arch,
-        tuple(flags),
-        tuple(flag[len(_INCLUDE_PATH) :] for flag in flags if flag.startswith(_INCLUDE_PATH)),
+        flags,
+        include_dirs,
         tuple(name_expressions) if code_type == "c++" else (),
         extra_digest,
+        unknown_fields,
+        header_policy,
     )
+
+
+_CPP_TARGETS = frozenset(TARGET_TYPES["c++"])
 
 
 def _check_types(code_type: object, target_type: object) -> tuple[str, str]:
@@ -239,26 +248,14 @@ def _check_types(code_type: object, target_type: object) -> tuple[str, str]:
 
 def _source(code: object, code_type: str) -> Source:
     if isinstance(code, str):
-        return _read_source(code)
+        return read_source(code)
     if isinstance(code, bytes | bytearray):
         if code_type == "nvvm":
-            return _read_source(bytes(code))
+            return read_source(bytes(code))
         raise TypeError(
             f"code must be str for code_type={code_type!r}, got {type(code).__name__} (bytes are for 'nvvm' only)"
         )
     raise TypeError(f"code must be str or bytes, got {type(code).__name__}")
-
-
-def _flags(options: Any, code_type: str, target_type: str) -> list[str]:
-    if code_type == "nvvm":
-        return opt.nvvm_flags(options, target_type)
-    if code_type == "ptx":
-        flags = opt.linker_flags(options)
-        return [*flags, "-ptx"] if target_type == "ptx" else flags
-    flags = opt.nvrtc_flags(options)
-    if target_type == "ltoir" and "--dlink-time-opt" not in flags:
-        flags.append("--dlink-time-opt")  # without it NVRTC makes no LTO-IR at all
-    return flags
 
 
 def _one_of(values: Sequence[str]) -> str:
@@ -266,39 +263,60 @@ def _one_of(values: Sequence[str]) -> str:
     return f"{', '.join(head)} or {last}" if head else last
 
 
-@dataclass(frozen=True)
 class BaseKey:
     """All of a key but the headers: what can be known without asking the compiler.
 
     Attributes
     ----------
     inputs : CompileInputs
-    components : tuple of Component
     plain : bytes
         Digest of the components: the key, where there are no headers and no path reaches the output.
     toolchain : tuple of ToolFile
-    cwd : str
-        The working directory when the key was made.
     """
 
-    inputs: CompileInputs
-    components: tuple[Component, ...]
-    plain: bytes
-    toolchain: tuple[ToolFile, ...]
-    cwd: str
+    def __init__(self, inputs: CompileInputs, recipe: _Recipe, tools: tuple[ToolFile, ...]) -> None:
+        self.inputs = inputs
+        self.toolchain = tools
+        self._recipe = recipe
+        self._state = recipe.state.copy()
+        self._state.update(_hashed("code", inputs.source.identity))
+        self.plain = self._state.digest()
 
-    @property
+    def _components(self) -> Iterator[Component]:
+        yield from self._recipe.components
+        yield Component("code", self.inputs.source.identity)
+
+    def changed_tools(self) -> bool:
+        """Whether a compiler file isn't any more what it was when the key was made."""
+        libdevice = any(tool.name == "libdevice" for tool in self.toolchain)
+        return toolchain(self.inputs.code_type, libdevice=libdevice, thorough=True) != self.toolchain
+
+    @functools.cached_property
+    def cwd(self) -> str:
+        """The working directory when it was first asked for."""
+        return os.getcwd()
+
+    def _digest(self, more: Sequence[Component]) -> bytes:
+        """Of these components after our own."""
+        if not more:
+            return self.plain
+        state = self._state.copy()
+        state.update(_stream(more))
+        return state.digest()
+
+    @functools.cached_property
     def manifest_id(self) -> str:
         """Names the header manifest (hex): the same for the same source, options and compiler, wherever they lie."""
-        roots = Component("include_roots", str(len(self.inputs.include_dirs)).encode())
-        return digest((*self.components, roots)).hex()
+        return self._digest((Component("include_roots", str(len(self.inputs.include_dirs)).encode()),)).hex()
 
     @property
     def flight(self) -> str:
         """Names one compile while it is under way (hex): equal only where the same bytes come out, headers included."""
-        here = [Component("cwd", os.fsencode(self.cwd))]
-        here += [Component("include_path", os.fsencode(d)) for d in self.inputs.include_dirs]
-        return digest((*self.components, *here)).hex()
+        return self._digest(self._paths()).hex()
+
+    def _paths(self) -> list[Component]:
+        dirs = (Component("include_path", os.fsencode(d)) for d in self.inputs.include_dirs)
+        return [Component("cwd", os.fsencode(self.cwd)), *dirs]
 
     def with_headers(self, headers: HeaderSet, *, output: str | None = None) -> ProgramKey:
         """The key, given what the compiler reads.
@@ -311,30 +329,27 @@ class BaseKey:
             The target type that is kept in the end, where that isn't this compile's own: LTO-IR that is only linked
             into a cubin doesn't take its working directory there.
         """
-        paths = self._paths_reach_output(headers, output or self.inputs.target_type)
-        if not headers.headers and not paths:
-            return ProgramKey(self.plain, self.components, headers, self.toolchain)
-        components = list(self.components)
-        if headers.headers:
-            components.append(Component("headers", headers.identity.encode()))
-        if paths:
-            components.append(Component("cwd", os.fsencode(self.cwd)))
-            components += [Component("include_path", os.fsencode(d)) for d in self.inputs.include_dirs]
-        return ProgramKey(digest(components), tuple(components), headers, self.toolchain)
+        more = self._more(headers, output or self.inputs.target_type)
+        return ProgramKey(self._digest(more), chain(self._components(), more), headers, self.toolchain)
 
-    def _paths_reach_output(self, headers: HeaderSet, output: str) -> bool:
+    def digest(self, headers: HeaderSet) -> bytes:
+        """The digest of :meth:`with_headers`, alone."""
+        return self._digest(self._more(headers, self.inputs.target_type))
+
+    def _more(self, headers: HeaderSet, output: str) -> list[Component]:
         inputs = self.inputs
+        more = [Component("headers", headers.identity.encode())] if headers.headers else []
         if inputs.code_type != "c++":
-            return False
+            return more
         options = inputs.options
-        return bool(
-            output == "ltoir"
-            or options.debug
-            or options.lineinfo
-            or headers.mentions_file
-            or (bool(headers.headers) and inputs.source.mentions_file)
-            or any("__FILE__" in flag for flag in inputs.flags)
-        )
+        paths = bool(output == "ltoir" or options.debug or options.lineinfo or _macros_in_flags(inputs.flags)[1])
+        file_macro = headers.mentions_file or (bool(headers.headers) and inputs.source.mentions_file)
+        hermetic = inputs.header_policy.hermetic and bool(headers.headers)
+        if paths or (file_macro and not hermetic):
+            more += self._paths()
+        if hermetic and (paths or file_macro):
+            more.append(Component("hermetic", b""))  # headers from memory have their names for paths
+        return more
 
 
 def base_key(inputs: CompileInputs) -> BaseKey:
@@ -347,30 +362,36 @@ def base_key(inputs: CompileInputs) -> BaseKey:
     ToolchainError
         If the compiler isn't installed.
     """
-    options = inputs.options
-    libdevice = inputs.code_type == "nvvm" and bool(getattr(options, "use_libdevice", None))
+    libdevice = False
     extra_sources: tuple[tuple[str, bytes], ...] = ()
-    if inputs.code_type == "nvvm" and options.extra_sources:
-        extra_sources = tuple((n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in options.extra_sources)
+    if inputs.code_type == "nvvm":
+        options = inputs.options
+        libdevice = bool(getattr(options, "use_libdevice", None))
+        if options.extra_sources:
+            extra_sources = tuple((n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in options.extra_sources)
     tools = toolchain(inputs.code_type, libdevice=libdevice)
-    components, plain = _components(inputs[:3], inputs.name, inputs.flags, opt.unknown_fields(options),
-                                    inputs.name_expressions, extra_sources, inputs.extra_digest, tools)  # fmt: skip
-    return BaseKey(inputs, components, plain, tools, os.getcwd())
+    return BaseKey(inputs, _recipe(inputs[1:3], inputs[4], inputs[6], inputs[8:11], extra_sources, tools), tools)
+
+
+class _Recipe(NamedTuple):
+    """The components of a key that come before its source, and the state of a hash that has taken them."""
+
+    components: tuple[Component, ...]
+    state: _Hash
 
 
 @functools.lru_cache(maxsize=256)
-def _components(
-    what: tuple[Source, str, str],
+def _recipe(
+    types: tuple[str, str],
     name: str,
     flags: tuple[str, ...],
-    unknown_fields: tuple[tuple[str, str], ...],
-    name_expressions: tuple[str | bytes, ...],
+    rest: tuple[tuple[str | bytes, ...], bytes | None, tuple[tuple[str, str], ...]],
     extra_sources: tuple[tuple[str, bytes], ...],
-    extra_digest: bytes | None,
     tools: tuple[ToolFile, ...],
-) -> tuple[tuple[Component, ...], bytes]:
-    """The components of a key but for its headers, and their digest; remembered, as programs are asked for again."""
-    source, code_type, target_type = what
+) -> _Recipe:
+    """Remembered: many sources are compiled with the same options."""
+    code_type, target_type = types
+    name_expressions, extra_digest, unknown_fields = rest
     if code_type == "c++":
         _refuse_uncacheable(flags, vouched=extra_digest is not None)
     components = [Component("schema", SCHEMA.encode())]
@@ -379,12 +400,11 @@ def _components(
         Component("code_type", code_type.encode()),
         Component("target_type", target_type.encode()),
         Component("name", name.encode()),
-        Component("code", source.identity),
     ]
     for flag in flags:
-        if flag.startswith(_BUNDLED_HEADERS):
-            components.append(Component("option", _BUNDLED_HEADERS.rstrip("=").encode()))  # what lies there is keyed
-        elif not flag.startswith(_INCLUDE_PATH):
+        if flag.startswith(opt.BUNDLED_HEADERS):
+            components.append(Component("option", opt.BUNDLED_HEADERS.rstrip("=").encode()))  # the content is keyed
+        elif not flag.startswith(opt.INCLUDE_PATH):
             components.append(Component("option", flag.encode()))
     components += [Component(f"option {field}", value.encode()) for field, value in unknown_fields]
     tagged = (b"b:" + e if isinstance(e, bytes) else b"s:" + e.encode() for e in name_expressions)
@@ -393,7 +413,7 @@ def _components(
         components += [Component("extra_source_name", module_name.encode()), Component("extra_source", module)]
     if extra_digest is not None:
         components.append(Component("extra_digest", extra_digest))
-    return tuple(components), digest(components)
+    return _Recipe(tuple(components), sha256(_stream(components), usedforsecurity=False))
 
 
 # A hit runs no compiler, so the files these write would not be written.

@@ -19,6 +19,7 @@ import os
 import site
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import BinaryIO, NamedTuple
@@ -61,10 +62,38 @@ _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 _PT_NOTE = 4
 _NT_GNU_BUILD_ID = 3
 
+# The library itself is looked at each time. What comes with it (NVRTC's builtins, libdevice) is replaced with it, save
+# by hand: seconds after which that is noticed by a lookup; before something is stored, all are looked at.
+_LOOK_INTERVAL = 0.1
+
 LIBRARY_OF = {"c++": "nvrtc", "ptx": "nvJitLink", "nvvm": "nvvm"}
 
-_known: dict[tuple[str, bool], tuple[tuple[ToolFile, tuple[int, int, int, int]], ...]] = {}
+_Stamp = tuple[int, int, int, int]
+
+
+class _Known:
+    """What :func:`toolchain` found, and when the files beside the library were last looked at."""
+
+    def __init__(self, tools: tuple[ToolFile, ...], stamps: tuple[_Stamp, ...]) -> None:
+        self.tools = tools
+        self.library = tools[0].path
+        self.stamps = stamps
+        self.looked = time.monotonic()
+
+    def holds(self, *, thorough: bool) -> bool:
+        """Whether the files are still those (OSError where one is gone)."""
+        if _stamp(self.library) != self.stamps[0]:
+            return False
+        now = time.monotonic()
+        if not thorough and now - self.looked < _LOOK_INTERVAL:
+            return True
+        self.looked = now
+        return [_stamp(tool.path) for tool in self.tools] == list(self.stamps)
+
+
+_known: dict[tuple[str, bool], _Known] = {}
 _located: dict[str, str] = {}
+_loaded: dict[str, set[int]] = {}
 
 
 def package_dirs() -> list[str]:
@@ -109,8 +138,12 @@ def replaced_since_load(name: str) -> bool:
     path = _located.get(name)
     if path is None:
         return False
-    paths = (path, os.path.realpath(path))
-    loaded = {inode for mapped, inode in _mappings() if mapped.removesuffix(" (deleted)") in paths}
+    loaded = _loaded.get(path)
+    if loaded is None:
+        paths = (path, os.path.realpath(path))
+        loaded = {inode for mapped, inode in _mappings() if mapped.removesuffix(" (deleted)") in paths}
+        if loaded:
+            _loaded[path] = loaded  # a library that is loaded stays; to list what is mapped takes a millisecond
     try:
         return bool(loaded) and os.stat(path).st_ino not in loaded
     except OSError:
@@ -196,7 +229,50 @@ def identity(path: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _stamp(path: str) -> tuple[int, int, int, int]:
+#: The driver's own linker: the library, and the PTX compiler that it loads.
+_DRIVER, _DRIVERS_COMPILER = "libcuda.so.1", "libnvidia-ptxjitcompiler.so.1"
+
+
+def linker() -> str:
+    """Which linker there is: ``"nvJitLink"``, or ``"driver"`` where that is missing and the CUDA driver isn't.
+
+    Raises
+    ------
+    ToolchainError
+        If there is neither; the message names the wheel to install.
+    """
+    if "nvJitLink" in _located:
+        return "nvJitLink"
+    try:
+        locate("nvJitLink")
+    except ToolchainError as error:
+        if _driver() is None:
+            raise ToolchainError(f"{error}; there is no CUDA driver either, whose linker would do for PTX") from error
+        return "driver"
+    return "nvJitLink"
+
+
+def _driver() -> str | None:
+    """Path of the CUDA driver's library, which is loaded; None where there is no driver."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return None
+    return _mapped((_DRIVER, "libcuda.so."))
+
+
+def _driver_files() -> Iterator[tuple[str, str]]:
+    path = _driver()
+    if path is not None:
+        yield "driver", path
+        compiler = os.path.join(os.path.dirname(path), _DRIVERS_COMPILER)
+        if os.path.exists(compiler):
+            yield "driver's PTX compiler", compiler
+
+
+def _stamp(path: str) -> _Stamp:
     st = os.stat(path)
     return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
@@ -229,7 +305,7 @@ def _gnu_build_id(file: BinaryIO, size: int) -> str | None:
     return None
 
 
-def toolchain(code_type: str, *, libdevice: bool = False) -> tuple[ToolFile, ...]:
+def toolchain(code_type: str, *, libdevice: bool = False, thorough: bool = False) -> tuple[ToolFile, ...]:
     """The files that turn ``code_type`` into a binary, with the identity of their content.
 
     Parameters
@@ -238,6 +314,8 @@ def toolchain(code_type: str, *, libdevice: bool = False) -> tuple[ToolFile, ...
         NVRTC (with its builtins library), nvJitLink or libNVVM.
     libdevice : bool
         Whether libdevice's bitcode is linked in (NVVM).
+    thorough : bool
+        Look at every file now; else those beside the library at most ten times a second.
 
     Returns
     -------
@@ -250,23 +328,27 @@ def toolchain(code_type: str, *, libdevice: bool = False) -> tuple[ToolFile, ...
     """
     slot = (code_type, libdevice)
     known = _known.get(slot)
-    try:
-        if known is not None and all(_stamp(tool.path) == stamp for tool, stamp in known):
-            return tuple(tool for tool, _ in known)
-    except OSError:
-        _located.clear()  # moved or removed since it was located: look again
+    if known is not None:
+        try:
+            if known.holds(thorough=thorough):
+                return known.tools
+        except OSError:
+            _located.clear()  # moved or removed since it was located: look again
     try:
         # The stat first: a file replaced between the two is then read again next time.
         stamped = [(name, path, _stamp(path)) for name, path in _files(code_type, libdevice=libdevice)]
-        known = tuple((ToolFile(name, path, identity(path)), stamp) for name, path, stamp in stamped)
+        tools = tuple(ToolFile(name, path, identity(path)) for name, path, _ in stamped)
     except OSError as error:
         raise ToolchainError(f"a compiler file can't be read: {error}") from error
-    _known[slot] = known
-    return tuple(tool for tool, _ in known)
+    _known[slot] = _Known(tools, tuple(stamp for _, _, stamp in stamped))
+    return tools
 
 
 def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:
     name = LIBRARY_OF[code_type]
+    if name == "nvJitLink" and linker() == "driver":
+        yield from _driver_files()
+        return
     path = _located.get(name) or locate(name)
     yield name, path
     if code_type == "c++":

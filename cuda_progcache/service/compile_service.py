@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any, overload
 from cuda_progcache.compile.arch import check_arch, with_arch
 from cuda_progcache.compile.history import explain_entry
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
-from cuda_progcache.compile.pipeline import look_up, obtain
+from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, look_up, obtain
 from cuda_progcache.errors import ArchError, CompileError
+from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
 from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
+from cuda_progcache.service.hit_check import HitCheck
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.compiled import CompiledProgram
+    from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.compile.program import LogWriter
     from cuda_progcache.memo.caches import Cache
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel, RenderedModule
@@ -41,18 +44,48 @@ class CompileService:
         (``CUDA_PROGCACHE_DIR``, else the user's cache directory).
     library : KernelLibrary or path, optional
         The kernels :meth:`kernel` knows; None for the bundled library.
+    header_policy : HeaderPolicy
+        How much is done to be sure of headers.
+    keep_failures : float
+        Seconds for which a compiler's refusal is remembered, as long as the source, its headers, the options and the
+        compiler stay the same; the error has a note that says so. 0: each call asks the compiler again.
+    verify_rate : float
+        Share of the hits (0 to 1; 0.01 is one of a hundred) that are compiled again in the background and compared. One
+        that differs is moved to the quarantine, with a warning and a ``mismatch`` event. It loads the compiler, and
+        takes a core for as long as a compile.
+
+    Attributes
+    ----------
+    cache : store
+    hit_check : HitCheck or None
+        Where ``verify_rate`` is given: its ``stats``, and ``wait()``.
 
     Notes
     -----
     Thread-safe: calls share nothing but the cache and the library, which are.
     """
 
-    def __init__(self, cache: Any = None, *, library: KernelLibrary | str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        cache: Any = None,
+        *,
+        library: KernelLibrary | str | os.PathLike[str] | None = None,
+        header_policy: HeaderPolicy = CHECK_EACH_TIME,
+        keep_failures: float = 0.0,
+        verify_rate: float = 0.0,
+    ) -> None:
+        if keep_failures < 0:
+            raise ValueError(f"keep_failures is a number of seconds, or 0 for none, got {keep_failures!r}")
         if cache is None or isinstance(cache, str | os.PathLike):
             from cuda_progcache.store.file_stream import FileStreamProgramCache
 
             cache = FileStreamProgramCache(cache)
+        if not 0 <= verify_rate <= 1:
+            raise ValueError(f"verify_rate is a share of the hits, 0 to 1, got {verify_rate!r}")
         self.cache = cache
+        self.header_policy = header_policy
+        self.hit_check = HitCheck(cache, verify_rate) if verify_rate else None
+        self.keep_failures = float(keep_failures)
         self._given_library = library
 
     @functools.cached_property
@@ -119,8 +152,12 @@ class CompileService:
             options=options,
             target_type=target_type,
             name_expressions=name_expressions,
+            header_policy=self.header_policy,
         )
-        done = _naming_archs(options.arch, lambda: obtain(inputs, self.cache))
+        policy = MissPolicy(keep_failures=self.keep_failures)
+        done = _naming_archs(options.arch, lambda: obtain(inputs, self.cache, policy=policy))
+        if self.hit_check is not None and done.hit:
+            self.hit_check.saw(done, lambda: obtain(inputs), lambda: look_up(inputs, self.cache))
         if logs is not None and done.log:
             logs.write(done.log)
         return done
@@ -161,12 +198,16 @@ class CompileService:
         """
         rendered = self.library.render(name, **params)
         if isinstance(arch, list | tuple):
-            units = {one: KernelUnit(rendered, one, target_type) for one in arch}
+            units = {one: KernelUnit(rendered, one, target_type, self.header_policy) for one in arch}
             return _side_by_side({one: functools.partial(self._obtain, unit) for one, unit in units.items()})
-        return self._obtain(KernelUnit(rendered, arch, target_type))
+        return self._obtain(KernelUnit(rendered, arch, target_type, self.header_policy))
 
-    def _obtain(self, unit: KernelUnit) -> CompiledProgram:
-        return _naming_archs(unit.arch, lambda: unit.obtain(self.cache))
+    def _obtain(self, unit: KernelUnit, precompiled: PrecompiledHeaders | None = None) -> CompiledProgram:
+        policy = MissPolicy(precompiled, self.keep_failures)
+        done = _naming_archs(unit.arch, lambda: unit.obtain(self.cache, policy))
+        if self.hit_check is not None and done.hit:
+            self.hit_check.saw(done, lambda: unit.obtain(None), lambda: unit.look_up(self.cache))
+        return done
 
     def explain(self, digest: str) -> tuple[str, ...]:
         """Say why an entry had to be compiled: what differs from the nearest compile before it.
@@ -198,8 +239,13 @@ class CompileService:
         jobs: int | None = None,
         kernels: Iterable[str] | None = None,
         on_progress: Callable[[PrewarmItem, int, int], None] | None = None,
+        on_start: Callable[[PrewarmItem, int, int], None] | None = None,
     ) -> PrewarmReport:
         """Compile every variant that a library lists, for several architectures, in parallel.
+
+        Light programs are compiled in threads. Where several include much (cub, thrust, cooperative groups), worker
+        processes do it, which precompile the headers that three or more of the programs begin with; what comes out is
+        the same.
 
         Parameters
         ----------
@@ -208,11 +254,13 @@ class CompileService:
         archs : iterable of str
             ``["sm_80", "sm_90"]``.
         jobs : int, optional
-            Worker processes; None: one per CPU. A cache without a directory is served by threads instead.
+            How many are compiled at once; None: one per CPU. A cache without a directory is served by threads alone.
         kernels : iterable of str, optional
             Only these.
         on_progress : callable, optional
             Called with (item, done, total) in the calling thread after each variant.
+        on_start : callable, optional
+            Called in the same way when a compile begins; the item's status is ``"compiling"``.
 
         Returns
         -------
@@ -226,7 +274,9 @@ class CompileService:
         """
         from cuda_progcache.service.prewarm import prewarm
 
-        return prewarm(self, library, archs=archs, jobs=jobs, kernels=kernels, on_progress=on_progress)
+        return prewarm(
+            self, library, archs=archs, jobs=jobs, kernels=kernels, on_progress=on_progress, on_start=on_start
+        )
 
 
 class KernelUnit:
@@ -246,8 +296,15 @@ class KernelUnit:
         For a target this kernel can't have.
     """
 
-    def __init__(self, rendered: RenderedKernel, arch: str, target_type: str = "cubin") -> None:
+    def __init__(
+        self,
+        rendered: RenderedKernel,
+        arch: str,
+        target_type: str = "cubin",
+        header_policy: HeaderPolicy = CHECK_EACH_TIME,
+    ) -> None:
         require_arch(arch, rendered.spec)
+        self.header_policy = header_policy
         self.rendered = rendered
         self.arch = arch
         self.target_type = target_type.lower()
@@ -262,7 +319,7 @@ class KernelUnit:
         else:
             self.inputs = self._inputs(modules[0], self.target_type)
 
-    def obtain(self, cache: Any) -> CompiledProgram:
+    def obtain(self, cache: Any, policy: MissPolicy = PLAIN) -> CompiledProgram:
         """Take it from the cache, or compile and publish it (raises CompileError, ToolchainError)."""
         spec, rendered = self.rendered.spec, self.rendered
         kernel = {
@@ -271,8 +328,18 @@ class KernelUnit:
             "templates": [{"name": n, "digest": d} for n, d in rendered.template_digests.items()],
         }
         if self.inputs is not None:
-            return obtain(self.inputs, cache, kernel=kernel, lookup=_template_lines(rendered.modules[0]))
-        return obtain_linked(self.link_inputs, self._link_options(), self.target_type, cache, kernel=kernel)
+            lookup = _template_lines(rendered.modules[0])
+            return obtain(self.inputs, cache, kernel=kernel, lookup=lookup, policy=policy)
+        return obtain_linked(
+            self.link_inputs, self._link_options(), self.target_type, cache, kernel=kernel, policy=policy
+        )
+
+    @property
+    def compiles(self) -> tuple[CompileInputs, ...]:
+        """What has to be compiled for it."""
+        if self.inputs is not None:
+            return (self.inputs,)
+        return tuple(item.compile for item in self.link_inputs if item.compile is not None)
 
     def look_up(self, cache: Any) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""
@@ -304,6 +371,7 @@ class KernelUnit:
             options=options,
             target_type=target_type,
             name_expressions=self.rendered.name_expressions,
+            header_policy=self.header_policy,
         )
 
 

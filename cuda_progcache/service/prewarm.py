@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.errors import ArchError, KernelNotFoundError, ProgCacheError
-from cuda_progcache.service.worker import Worker, WorkerDiedError
+from cuda_progcache.service.batch import Answer, Job, compile_batch
 
 if TYPE_CHECKING:
     from cuda_progcache.service.compile_service import CompileService
@@ -32,7 +30,7 @@ class PrewarmItem:
         The parameters it sets; the others have their defaults.
     arch : str
     status : {"hit", "compiled", "failed", "skipped"}
-        Skipped: the kernel needs a later architecture.
+        Skipped: the kernel needs a later architecture. In a call of ``on_start``: ``"compiling"``.
     seconds : float
         Wall time it took now.
     saved : float
@@ -135,15 +133,6 @@ class PrewarmReport:
         }
 
 
-@dataclass
-class _Job:
-    index: int
-    spec: KernelSpec
-    variant: dict[str, Any]
-    rendered: RenderedKernel
-    arch: str
-
-
 def prewarm(
     service: CompileService,
     library: KernelLibrary | str | os.PathLike[str] | None = None,
@@ -152,6 +141,7 @@ def prewarm(
     jobs: int | None = None,
     kernels: Iterable[str] | None = None,
     on_progress: Progress | None = None,
+    on_start: Progress | None = None,
 ) -> PrewarmReport:
     """Compile a library's variants into a service's cache (see :meth:`CompileService.prewarm`)."""
     from cuda_progcache.service.compile_service import CompileService, require_arch
@@ -160,7 +150,9 @@ def prewarm(
     started = time.perf_counter()
     if library is not None:
         opened = library if isinstance(library, KernelLibrary) else KernelLibrary(library)
-        service = CompileService(service.cache, library=opened)
+        service = CompileService(
+            service.cache, library=opened, header_policy=service.header_policy, keep_failures=service.keep_failures
+        )
     archs = tuple(dict.fromkeys(archs))
     if not archs:
         raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
@@ -181,9 +173,16 @@ def prewarm(
         if on_progress is not None:
             on_progress(item, len(items), total)
 
+    def began(job: Job) -> None:
+        if on_start is not None:
+            on_start(PrewarmItem(job.kernel, job.variant, job.arch, "compiling"), len(items), total)
+
+    def ended(job: Job, answer: Answer) -> None:
+        finished(job.index, _item(job, answer))
+
     missing = _look_up(service, specs, archs, finished)
     if missing:
-        _compile_missing(service, missing, min(jobs, len(missing)), finished)
+        compile_batch(service, missing, min(jobs, len(missing)), began, ended)
     return PrewarmReport(tuple(items[i] for i in range(total)), archs, time.perf_counter() - started, jobs)
 
 
@@ -192,11 +191,11 @@ def _look_up(
     specs: Iterable[KernelSpec],
     archs: tuple[str, ...],
     finished: Callable[[int, PrewarmItem], None],
-) -> list[_Job]:
+) -> list[Job]:
     """Report what is there already (no compiler is loaded for that); return what isn't."""
     from cuda_progcache.service.compile_service import KernelUnit
 
-    missing: list[_Job] = []
+    missing: list[Job] = []
     index = 0
     for spec in specs:
         for variant in spec.variants or ({},):
@@ -212,14 +211,15 @@ def _look_up(
                     continue
                 started = time.perf_counter()
                 try:
-                    found = KernelUnit(rendered, arch).look_up(service.cache)
+                    unit = KernelUnit(rendered, arch, header_policy=service.header_policy)
+                    found = unit.look_up(service.cache)
                 except ArchError as error:
                     finished(index, PrewarmItem(spec.name, dict(variant), arch, "skipped", error=str(error)))
                 except ProgCacheError as error:
                     finished(index, PrewarmItem(spec.name, dict(variant), arch, "failed", error=str(error)))
                 else:
                     if found is None:
-                        missing.append(_Job(index, spec, dict(variant), rendered, arch))
+                        missing.append(Job(index, spec.name, dict(variant), arch, unit))
                     else:
                         seconds = time.perf_counter() - started
                         spared = float(found.record.get("duration") or 0.0)
@@ -233,58 +233,8 @@ def _look_up(
     return missing
 
 
-def _compile_missing(
-    service: CompileService, missing: list[_Job], jobs: int, finished: Callable[[int, PrewarmItem], None]
-) -> None:
-    # The longest first, so that no worker is left alone with one at the end: CCCL's headers alone take a second.
-    missing.sort(key=lambda job: -len(job.spec.headers))
-    shareable = getattr(service.cache, "settings", None) is not None
-    workers = _WorkerProcesses(service) if shareable and jobs > 1 else None
-    with ThreadPoolExecutor(jobs, thread_name_prefix="prewarm") as pool:
-        try:
-            for job, future in _completed(
-                pool, workers.job if workers else lambda job: _in_thread(service, job), missing
-            ):
-                finished(job.index, future.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        finally:
-            if workers is not None:
-                workers.close()
-
-
-def _completed(
-    pool: Executor, work: Callable[[_Job], PrewarmItem], jobs: list[_Job]
-) -> Iterable[tuple[_Job, Future[PrewarmItem]]]:
-    futures = {pool.submit(work, job): job for job in jobs}
-    for future in as_completed(futures):
-        yield futures[future], future
-
-
-def _in_thread(service: CompileService, job: _Job) -> PrewarmItem:
-    from cuda_progcache.service.compile_service import KernelUnit
-
-    started = time.perf_counter()
-    try:
-        done = KernelUnit(job.rendered, job.arch).obtain(service.cache)
-    except ProgCacheError as error:
-        return _item(job, {"error": str(error), "seconds": time.perf_counter() - started})
-    return _item(
-        job,
-        {
-            "hit": done.hit,
-            "size": len(done.data),
-            "digest": done.digest,
-            "reason": done.reason,
-            "duration": done.record.get("duration"),
-            "seconds": time.perf_counter() - started,
-        },
-    )
-
-
-def _item(job: _Job, answer: Mapping[str, Any]) -> PrewarmItem:
-    common = (job.spec.name, job.variant, job.arch)
+def _item(job: Job, answer: Answer) -> PrewarmItem:
+    common = (job.kernel, job.variant, job.arch)
     seconds = float(answer["seconds"])
     error = answer.get("error")
     if error is None and answer["digest"] is None:
@@ -296,29 +246,3 @@ def _item(job: _Job, answer: Mapping[str, Any]) -> PrewarmItem:
     return PrewarmItem(
         *common, "hit" if answer["hit"] else "compiled", seconds, saved, answer["size"], answer["digest"]
     )
-
-
-class _WorkerProcesses:
-    """A worker process per thread of the pool, made when the thread gets its first job."""
-
-    def __init__(self, service: CompileService) -> None:
-        self._setup = {"cache": service.cache.settings, "library": str(service.library.path)}
-        self._local = threading.local()
-        self._workers: list[Worker] = []
-
-    def job(self, job: _Job) -> PrewarmItem:
-        worker: Worker | None = getattr(self._local, "worker", None)
-        if worker is None:
-            worker = self._local.worker = Worker(self._setup)
-            self._workers.append(worker)
-        started = time.perf_counter()
-        try:
-            answer = worker.run({"kernel": job.spec.name, "variant": job.variant, "arch": job.arch})
-        except WorkerDiedError as error:
-            self._local.worker = None
-            return _item(job, {"error": str(error), "seconds": time.perf_counter() - started})
-        return _item(job, answer)
-
-    def close(self) -> None:
-        for worker in self._workers:
-            worker.close()

@@ -24,7 +24,9 @@ class Worker:
     Parameters
     ----------
     setup : dict
-        ``{"cache": the store's settings, "library": folder}``.
+        ``{"cache": the store's settings, "library": folder}``, and where wanted ``"header_policy"`` (its fields),
+        ``"keep_failures"`` (seconds),
+        ``"scratch"`` (a folder for temporary files) and ``"events"`` (whether to send them along).
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -46,12 +48,14 @@ class Worker:
         Parameters
         ----------
         job : dict
-            ``{"kernel": name, "variant": {...}, "arch": "sm_90"}``.
+            ``{"kernel": name, "variant": {...}, "arch": "sm_90"}``; ``"precompile": True`` where more jobs with the
+            same includes will come.
 
         Returns
         -------
         dict
-            ``{"hit", "size", "digest", "seconds", "reason"}``, or ``{"error": message}``.
+            ``{"hit", "size", "digest", "seconds", "reason", "precompiled"}``, or ``{"error": message}``; and
+            ``"events"``.
 
         Raises
         ------
@@ -102,27 +106,43 @@ def main() -> None:
 
     import time
 
-    from cuda_progcache.service.compile_service import CompileService
+    from cuda_progcache import events
+    from cuda_progcache.compile.precompiled import PrecompiledHeaders
+    from cuda_progcache.keys.headers import HeaderPolicy
+    from cuda_progcache.service.compile_service import CompileService, KernelUnit
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-    service = CompileService(FileStreamProgramCache(**setup["cache"]), library=setup["library"])
+    cache = FileStreamProgramCache(**setup["cache"])
+    headers = HeaderPolicy(**setup.get("header_policy", {}))
+    given = {"header_policy": headers, "keep_failures": setup.get("keep_failures", 0.0)}
+    service = CompileService(cache, library=setup["library"], **given)
+    precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch
+    happened: list[events.Event] = []
+    if setup.get("events"):
+        events.subscribe(happened.append)
     for line in sys.stdin:
         job = json.loads(line)
         started = time.perf_counter()
+        used = precompiled.used
         try:
-            done = service.kernel(job["kernel"], arch=job["arch"], **job["variant"])
+            rendered = service.library.render(job["kernel"], **job["variant"])
+            unit = KernelUnit(rendered, job["arch"], header_policy=headers)
+            done = service._obtain(unit, precompiled if job.get("precompile") else None)
             answer: dict[str, Any] = {
                 "hit": done.hit,
                 "size": len(done.data),
                 "digest": done.digest,
                 "reason": done.reason,
                 "duration": done.record.get("duration"),
+                "precompiled": precompiled.used > used,
             }
         except ProgCacheError as error:
             answer = {"error": str(error)}
+        answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+        happened.clear()
 
 
 if __name__ == "__main__":

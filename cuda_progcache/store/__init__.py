@@ -6,18 +6,37 @@
 
 from __future__ import annotations
 
-from cuda_progcache.store.base import (
-    Entry,
-    EntryInfo,
-    ProgramCacheResource,
-    entry_digest,
-    register_with_cuda_core,
-)
-from cuda_progcache.store.file_stream import FileStreamProgramCache
-from cuda_progcache.store.in_memory import InMemoryProgramCache
-from cuda_progcache.store.readonly import ReadOnlyProgramCache
-from cuda_progcache.store.stack import ProgramCacheStack
-from cuda_progcache.store.stats import LevelStats, StoreStats, Totals
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.base import Entry as Entry
+    from cuda_progcache.store.base import EntryInfo as EntryInfo
+    from cuda_progcache.store.base import ProgramCacheResource as ProgramCacheResource
+    from cuda_progcache.store.base import entry_digest as entry_digest
+    from cuda_progcache.store.base import register_with_cuda_core as register_with_cuda_core
+    from cuda_progcache.store.file_stream import FileStreamProgramCache as FileStreamProgramCache
+    from cuda_progcache.store.in_memory import InMemoryProgramCache as InMemoryProgramCache
+    from cuda_progcache.store.readonly import ReadOnlyProgramCache as ReadOnlyProgramCache
+    from cuda_progcache.store.stack import ProgramCacheStack as ProgramCacheStack
+    from cuda_progcache.store.stats import LevelStats as LevelStats
+    from cuda_progcache.store.stats import StoreStats as StoreStats
+    from cuda_progcache.store.stats import Totals as Totals
+
+# Each is imported when it is first used: a hit in a new process needs one kind of store, and not the stack's breaker.
+_HOME = {
+    "Entry": "base",
+    "EntryInfo": "base",
+    "FileStreamProgramCache": "file_stream",
+    "InMemoryProgramCache": "in_memory",
+    "LevelStats": "stats",
+    "ProgramCacheResource": "base",
+    "ProgramCacheStack": "stack",
+    "ReadOnlyProgramCache": "readonly",
+    "StoreStats": "stats",
+    "Totals": "stats",
+    "entry_digest": "base",
+    "register_with_cuda_core": "base",
+}
 
 __all__ = [
     "Entry",
@@ -33,3 +52,14 @@ __all__ = [
     "entry_digest",
     "register_with_cuda_core",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

@@ -14,6 +14,7 @@ answers with the true type. This needs no import hook and no private name of cud
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import json
 import os
@@ -109,7 +110,13 @@ def is_digest(text: str) -> bool:
 
 def entry_digest(key: Key) -> str:
     """The name of a key's entry in every store: SHA-256 of the key, 64 hex digits."""
-    return _sha256(key if type(key) is bytes else key_bytes(key), usedforsecurity=False).hexdigest()
+    return _entry_digest(key if type(key) is bytes else key_bytes(key))
+
+
+@functools.lru_cache(maxsize=4096)
+def _entry_digest(key: bytes) -> str:
+    """Remembered, since one lookup asks several times."""
+    return _sha256(key, usedforsecurity=False).hexdigest()
 
 
 def program_bytes(value: object) -> bytes:
@@ -329,6 +336,13 @@ class ProgramCacheResource(abc.ABC):
     def remove(self, digest: str) -> None:
         """Remove the entry of that digest; :class:`KeyError` if there is none."""
         raise NotImplementedError(f"{type(self).__name__} can't remove by digest")
+
+    def quarantine(self, digest: str) -> None:
+        """Put an entry that proved wrong where it is no hit; :class:`KeyError` if there is none of that digest.
+
+        A store without a quarantine removes it.
+        """
+        self.remove(digest)
 
     def stats(self) -> StoreStats:
         """What the store holds, and what it has counted."""

@@ -451,6 +451,25 @@ class FileStreamProgramCache(MaintainedDirectory):
         elif not is_digest(digest) or not self._delete(digest):
             raise KeyError(digest)
 
+    def quarantine(self, digest: str) -> None:
+        """Move an entry that proved wrong, and its record, to the quarantine, and count it as corrupt."""
+        if self._fallback is not None:
+            self._fallback.quarantine(digest)
+            return
+        entry = pairs.lstat(self._root.entry_path(digest)) if is_digest(digest) else None
+        if entry is None:
+            raise KeyError(digest)
+        charged = pairs.charged_on_disk(self._root, digest) or 0
+        if not self._root.set_aside(self._root.entry_path(digest), identity(entry)):
+            self.remove(digest)  # no quarantine can be had: gone is safe, too
+        else:
+            record = pairs.lstat(self._root.record_path(digest))
+            if record is not None:
+                self._root.set_aside(self._root.record_path(digest), identity(record))
+            self._cap.unannounced([(digest, -1, -charged)])
+            self._unpin_removed(digest)
+        self._counters.count("corrupt")
+
     def _delete(self, digest: str) -> bool:
         try:
             return self._discard(digest)

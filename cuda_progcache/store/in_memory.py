@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from cuda_progcache import events
 from cuda_progcache.store.base import (
     Entry,
     EntryInfo,
@@ -124,9 +125,14 @@ class InMemoryProgramCache(ProgramCacheResource):
             self._keys[held.digest] = key
             self._total_bytes += charged
             self._counters.stored += 1
+            evicted = []
             while cap is not None and self._total_bytes > cap:
-                self._discard(next(iter(self._entries)))
+                victim, found = next(iter(self._entries.items()))
+                self._discard(victim)
                 self._counters.evicted += 1
+                evicted.append(found.digest)
+        for digest in evicted:
+            events.emit_evicted(digest)
         return True
 
     def _discard(self, key: bytes) -> bool:

@@ -21,6 +21,7 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
+from cuda_progcache import events
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store import pairs
@@ -266,6 +267,8 @@ class SizeCap:
                 changes[int(victim.digest[:2], 16)] = entries - 1, size - victim.charged
             self._counters.count("evicted", len(gone))
             self.ledger.end(operation, [(shard, *change) for shard, change in changes.items()], sure=sure)
+            for victim in gone:
+                events.emit_evicted(victim.digest)
 
     def _only_pins_left(self, pins: set[str], looked_at: int, cap: int) -> None:
         self._rest = looked_at // 64

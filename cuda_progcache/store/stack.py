@@ -274,6 +274,12 @@ class ProgramCacheStack(ProgramCacheResource):
             raise KeyError(digest)
         self._remove(digest, digest, lambda store: store.remove(digest))
 
+    def quarantine(self, digest: str) -> None:
+        """Put an entry that proved wrong out of the way in the levels that take writes; see :meth:`remove`."""
+        if not is_digest(digest):
+            raise KeyError(digest)
+        self._remove(digest, digest, lambda store: store.quarantine(digest))
+
     def _remove(self, digest: str, asked: object, remove: Callable[[ProgramCacheResource], None]) -> None:
         removed, trouble = False, []
         with self._stripes.of(digest):

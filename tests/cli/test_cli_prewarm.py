@@ -41,6 +41,18 @@ def test_progress_is_on_stderr_a_line_for_each_compile(cli, library):
     assert cli("prewarm", "--manifest", library, "--arch", "sm_90").stderr == ""
 
 
+def test_verbose_says_why(cli, library, monkeypatch):
+    monkeypatch.delenv("CUDA_PROGCACHE_LOG", raising=False)
+    arguments = ("prewarm", "--manifest", library, "--arch", "sm_90", "--kernel", "fill")
+    lines = [line for line in cli(*arguments, "-v").stderr.splitlines() if line.startswith("miss")]
+    assert len(lines) == 1
+    assert re.fullmatch(r"miss: fill\.cu \(cubin, sm_90\) [0-9a-f]{12}: first compile of this program", lines[0])
+    assert "miss" not in cli(*arguments, "--verbose").stderr, "all hits"
+    (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text() + "// edited\n")
+    assert re.search(r"^miss: .*source", cli(*arguments, "-v").stderr, re.MULTILINE)
+    assert "miss" not in cli("prewarm", "--manifest", library, "--arch", "sm_80").stderr
+
+
 def test_kernels_can_be_chosen(cli, cli_json, library):
     chosen = cli_json("prewarm", "--manifest", library, "--arch", "sm_90", "--kernel", "fill")
     assert [item["kernel"] for item in chosen["items"]] == ["fill"]

@@ -9,10 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+from cuda_progcache import CompileService, FileStreamProgramCache, HeaderPolicy, Program, ProgramOptions
+from cuda_progcache.compile import nvrtc
+from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
 from cuda_progcache.keys.toolchain import header_root
 
 KERNEL = '\nextern "C" __global__ void k(int *a) { *a = VALUE; }\n'
+
+
+@pytest.fixture(params=[TRACE, TIME_TRACE, TEXT])
+def include_source(request, monkeypatch):
+    """Compile as with an NVRTC that tells of its headers in this way, or not at all."""
+    monkeypatch.setitem(nvrtc.include_sources, nvrtc.build(), request.param)
+    return request.param
 
 
 def fresh(source, **options):
@@ -31,6 +40,7 @@ def right(compiled):
     return check
 
 
+@pytest.mark.usefixtures("include_source")
 def test_an_edited_header_is_a_miss_and_an_edit_undone_a_hit(right, project):
     source = '#include "value.h"' + KERNEL
     project("value.h", "#define VALUE 1")
@@ -41,6 +51,7 @@ def test_an_edited_header_is_a_miss_and_an_edit_undone_a_hit(right, project):
     assert right(source), "both versions are kept"
 
 
+@pytest.mark.usefixtures("include_source")
 def test_edits_in_quick_succession(right, project):
     """Same size, within one tick of the file system's clock."""
     source = '#include "value.h"' + KERNEL
@@ -49,6 +60,7 @@ def test_edits_in_quick_succession(right, project):
         right(source)
 
 
+@pytest.mark.usefixtures("include_source")
 def test_the_working_directory_counts(right, project, monkeypatch):
     """With the default name NVRTC looks for quoted includes in the working directory, and no option says so."""
     source = '#include "value.h"' + KERNEL
@@ -60,6 +72,7 @@ def test_the_working_directory_counts(right, project, monkeypatch):
         assert right(source) is hit
 
 
+@pytest.mark.usefixtures("include_source")
 def test_a_name_with_a_folder(right, project):
     source = '#include "value.h"' + KERNEL
     project("src/value.h", "#define VALUE 1")
@@ -69,7 +82,7 @@ def test_a_name_with_a_folder(right, project):
 
 
 @pytest.mark.parametrize("how", ["include_path", "pre_include", "macro", "nested", "symlink"])
-def test_every_way_to_a_header(right, project, how):
+def test_every_way_to_a_header(right, compiled, project, include_source, how):
     options = {}
     source = "#include <value.h>" + KERNEL
     if how == "include_path":
@@ -85,11 +98,15 @@ def test_every_way_to_a_header(right, project, how):
         os.symlink(project.folder / "inc", project.folder / "link")
         options = {"include_path": "link"}
     project("inc/value.h", "#define VALUE 1")
+    if (how, include_source) == ("macro", TEXT):
+        assert compiled(source, **options).reason == "the source includes HEADER: a macro decides"
+        return
     assert [right(source, **options), right(source, **options)] == [False, True]
     project("inc/value.h", "#define VALUE 2")
     assert [right(source, **options), right(source, **options)] == [False, True]
 
 
+@pytest.mark.usefixtures("include_source")
 def test_a_new_file_that_shadows_a_header(right, project):
     source = "#include <value.h>" + KERNEL
     options = {"include_path": ["first", "second"]}
@@ -101,6 +118,7 @@ def test_a_new_file_that_shadows_a_header(right, project):
     assert right(source, **options)
 
 
+@pytest.mark.usefixtures("include_source")
 def test_has_include(right, project):
     source = "#if __has_include(<extra.h>)\n#define VALUE 1\n#else\n#define VALUE 2\n#endif" + KERNEL
     options = {"include_path": "inc"}
@@ -111,6 +129,7 @@ def test_has_include(right, project):
     assert right(source, **options)
 
 
+@pytest.mark.usefixtures("include_source")
 def test_the_same_project_in_two_places_shares_entries(right, project, monkeypatch):
     for place in ("one", "two"):
         project(f"{place}/inc/value.h", "#define VALUE 1")
@@ -154,18 +173,17 @@ def test_cccl_is_cached_with_hundreds_of_headers(compiled, compiler_runs):
     assert first.symbol_mapping == again.symbol_mapping
 
 
-def test_the_trace_changes_no_byte(project):
-    from cuda_progcache.compile.nvrtc import compile_cpp
-
+def test_the_trace_changes_no_byte(project, include_source):
     project("value.h", "#define VALUE 1")
     code = ('#include "value.h"' + KERNEL).encode()
     given_ = {"name": "k.cu", "flags": ["-arch=sm_80"], "target_type": "cubin"}
-    traced, plain = (compile_cpp(code, trace=trace, **given_) for trace in (True, False))
+    traced, plain = (nvrtc.compile_cpp(code, trace=trace, **given_) for trace in (True, False))
     assert traced.data == plain.data
-    assert traced.trace == [(0, "value.h")]
+    assert traced.trace == {TRACE: [(0, "value.h")], TIME_TRACE: [(-1, "value.h")], TEXT: None}[include_source]
     assert plain.trace is None
 
 
+@pytest.mark.usefixtures("include_source")
 def test_no_trace_file_is_left_behind(compiled, project, monkeypatch):
     import tempfile
 
@@ -179,14 +197,118 @@ def test_no_trace_file_is_left_behind(compiled, project, monkeypatch):
     assert not list(scratch.iterdir())
 
 
-def test_an_nvrtc_without_trace_caches_nothing_that_reads_headers(compiled, project, monkeypatch):
-    from cuda_progcache.compile import nvrtc
+@pytest.mark.usefixtures("include_source")
+def test_a_symlinked_include_directory_that_is_turned_elsewhere(right, project):
+    for version in "12":
+        project(f"v{version}/value.h", f"#define VALUE {version}")
+    os.symlink("v1", "current")
+    source, options = "#include <value.h>" + KERNEL, {"include_path": "current"}
+    assert [right(source, **options), right(source, **options)] == [False, True]
+    os.unlink("current")
+    os.symlink("v2", "current")
+    assert [right(source, **options), right(source, **options)] == [False, True]
 
-    monkeypatch.setattr(nvrtc, "parse_trace", lambda text: None)
-    project("value.h", "#define VALUE 1")
+
+@pytest.mark.usefixtures("include_source")
+def test_a_header_that_is_a_link(right, project):
+    for version in "12":
+        project(f"v{version}.h", f"#define VALUE {version}")
+    os.symlink("v1.h", "value.h")
+    source = '#include "value.h"' + KERNEL
+    assert [right(source), right(source)] == [False, True]
+    os.unlink("value.h")
+    os.symlink("v2.h", "value.h")
+    assert [right(source), right(source)] == [False, True]
+
+
+@pytest.mark.usefixtures("include_source")
+def test_pre_include_and_what_it_includes(right, project):
+    project("inc/pre.h", "#include <value.h>")
+    project("inc/value.h", "#define VALUE 1")
+    options = {"pre_include": "pre.h", "include_path": "inc"}
+    assert [right(KERNEL, **options), right(KERNEL, **options)] == [False, True]
+    project("inc/value.h", "#define VALUE 2")
+    assert [right(KERNEL, **options), right(KERNEL, **options)] == [False, True]
+    project("pre.h", "#define VALUE 3")  # the working directory comes first
+    assert [right(KERNEL, **options), right(KERNEL, **options)] == [False, True]
+
+
+@pytest.mark.usefixtures("include_source")
+def test_the_next_header_of_the_same_name(right, project):
+    project("one/value.h", "#include_next <value.h>\n#define VALUE (V + 10)")
+    project("two/value.h", "#define V 1")
+    source, options = "#include <value.h>" + KERNEL, {"include_path": ["one", "two"]}
+    assert [right(source, **options), right(source, **options)] == [False, True]
+    project("two/value.h", "#define V 2")
+    assert [right(source, **options), right(source, **options)] == [False, True]
+
+
+@pytest.mark.usefixtures("include_source")
+def test_a_header_edited_during_the_compile_is_not_kept(cache, compiled, project, monkeypatch):
+    header = project("value.h", "#define VALUE 1")
+    original = nvrtc._compile
+
+    def meanwhile(*arguments, **given_):
+        output = original(*arguments, **given_)
+        with open(header, "w", encoding="ascii") as file:
+            file.write("#define VALUE 2")
+        return output
+
+    monkeypatch.setattr(nvrtc, "_compile", meanwhile)
     made = compiled('#include "value.h"' + KERNEL)
-    assert made.data
-    assert "doesn't say which headers" in made.reason
+    assert made.reason == "header value.h was modified while it was being compiled"
+    assert len(cache) == 0
+    monkeypatch.undo()
+
+
+def test_time_trace_and_trace_give_one_key(compiled, cache, project, monkeypatch):
+    project("inc/sub/value.h", '#include "more.h"\n#define VALUE MORE')
+    project("inc/sub/more.h", "#define MORE 1")
+    project("inc/other.h", "")
+    source = "#include <sub/value.h>\n#include <other.h>" + KERNEL
+    keys = []
+    for source_of_includes in (TRACE, TIME_TRACE, TEXT):
+        monkeypatch.setitem(nvrtc.include_sources, nvrtc.build(), source_of_includes)
+        made = compiled(source, include_path="inc", store=FileStreamProgramCache(cache.path / source_of_includes))
+        assert [h["name"] for h in made.record["headers"]] in (
+            ["sub/value.h", "sub/more.h", "other.h"],
+            ["sub/value.h", "other.h", "sub/more.h"],
+        )
+        keys.append(made.record["key"])
+    assert keys[0] == keys[1]
+
+
+def test_bundled_headers_are_keyed_by_content(compiled, project, monkeypatch):
+    """In the peer's key is the user's cache directory; here, two users share an entry."""
+    source = '#include <cuda_fp16.h>\nextern "C" __global__ void k(__half *a) { *a = __hadd(*a, *a); }\n'
+    made = []
+    for user in "abab":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(project.folder / user))
+        made.append(compiled(source, use_bundled_headers=True))
+    assert len({one.digest for one in made}) == 1
+    assert [one.hit for one in made] == [False, False, True, True], "NVRTC has to bring each user the headers once"
+    assert str(project.folder) not in str(made[0].record)
+    with open(project.folder / "b/cuda-python/nvrtc-bundled-headers/cuda_fp16.h", "a", encoding="ascii") as file:
+        file.write("// edited")
+    assert compiled(source, use_bundled_headers=True).digest != made[0].digest
+
+
+def test_within_the_interval_headers_are_not_looked_at_again(cache, project):
+    """What was asked for: an edit is served late by as much, in this process alone."""
+    project("value.h", "#define VALUE 1")
+    source, options = '#include "value.h"' + KERNEL, ProgramOptions(arch="sm_80")
+    eager = Program(source, "c++", options)
+    patient = Program(source, "c++", options, header_policy=HeaderPolicy(recheck_after=3600))
+    service = CompileService(cache, header_policy=HeaderPolicy(recheck_after=3600))
+    first = patient.compiled("cubin", cache=cache)
+    assert patient.compiled("cubin", cache=cache).hit
+    project("value.h", "#define VALUE 2")
+    assert patient.compiled("cubin", cache=cache).data == first.data
+    assert service.compile(source, options=options).data == first.data
+    second = eager.compiled("cubin", cache=cache)
+    assert not second.hit
+    assert second.data != first.data
+    assert patient.compiled("cubin", cache=cache).data == second.data, "what this process compiles is known at once"
 
 
 edits = st.lists(
@@ -199,11 +321,17 @@ edits = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(edits=edits, quoted=st.booleans(), fma=st.sampled_from([None, False]))
-def test_after_any_edits_cached_output_is_fresh_output(tmp_path_factory, monkeypatch, edits, quoted, fma):
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edits=edits,
+    quoted=st.booleans(),
+    fma=st.sampled_from([None, False]),
+    told=st.sampled_from([TRACE, TIME_TRACE, TEXT]),
+)
+def test_after_any_edits_cached_output_is_fresh_output(tmp_path_factory, monkeypatch, edits, quoted, fma, told):
     folder = tmp_path_factory.mktemp("edits")
     monkeypatch.chdir(folder)
+    monkeypatch.setitem(nvrtc.include_sources, nvrtc.build(), told)
     cache = FileStreamProgramCache(folder / "cache", durability="none")
 
     def write(name, value):

@@ -20,6 +20,7 @@ from cuda_progcache import (
     subscribe,
 )
 from cuda_progcache.compile import history
+from cuda_progcache.errors import CompileError
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
 
@@ -97,6 +98,28 @@ def test_what_is_not_kept_says_why(seen, compiled, tmp_path):
         compiled(store=store)
     assert [e.kind for e in seen] == ["miss", "compile", "drop"]
     assert "dropped" in seen[-1].reasons[0]
+
+
+def test_what_the_compiler_refuses_is_told(seen, compiled):
+    with pytest.raises(CompileError):
+        compiled("nope", name="k.cu")
+    (event,) = seen
+    assert (event.kind, event.name, event.digest) == ("refused", "k.cu", None)
+    assert event.reasons == ("NVRTC_ERROR_COMPILATION",)
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_evictions_are_told(seen, compiled, tmp_path, kind):
+    cap = 12_000  # two or three programs, and their records
+    if kind == "disk":
+        store = FileStreamProgramCache(tmp_path / "capped", durability="none", max_size_bytes=cap)
+    else:
+        store = InMemoryProgramCache(max_size_bytes=cap)
+    digests = [compiled(name=f"k{n}.cu", store=store).digest for n in range(6)]
+    evicted = [event.digest for event in seen if event.kind == "evict"]
+    assert len(evicted) == store.stats().evicted > 0
+    assert evicted == digests[: len(evicted)], "the oldest first"
+    assert str(next(event for event in seen if event.kind == "evict")) == f"evict: {evicted[0][:12]}"
 
 
 def test_a_failing_subscriber_fails_nothing(compiled, caplog):

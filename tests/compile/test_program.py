@@ -36,6 +36,7 @@ define void @k(double* %p) {
   store double %y, double* %p
   ret void
 }
+@llvm.used = appending global [1 x i8*] [i8* bitcast (void (double*)* @k to i8*)], section "llvm.metadata"
 !nvvm.annotations = !{!0}
 !0 = !{void (double*)* @k, !"kernel", i32 1}
 !nvvmir.version = !{!1}
@@ -398,3 +399,21 @@ def test_a_truncated_entry_is_compiled_again(cache, compiled):
     assert not again.hit
     assert again.data == first.data
     assert compiled().hit
+
+
+def test_a_compiler_that_is_replaced_during_the_compile(cache, compiled, monkeypatch):
+    """Keyed by the files that were there before: what another build made must not be stored under that."""
+    from cuda_progcache.keys import schema
+
+    original, looks = schema.toolchain, []
+
+    def replaced(code_type, *, libdevice=False, thorough=False):
+        tools = original(code_type, libdevice=libdevice, thorough=thorough)
+        looks.append(thorough)
+        return tools if not thorough else (tools[0]._replace(identity="another"), *tools[1:])
+
+    monkeypatch.setattr(schema, "toolchain", replaced)
+    made = compiled()
+    assert looks[-1]
+    assert "were replaced while it was compiling" in made.reason
+    assert len(cache) == 0

@@ -41,7 +41,7 @@ def key(code=SOURCE, code_type="c++", target_type="cubin", names=(), extra=None,
 
 
 def test_schema_version():
-    assert schema.SCHEMA == "1"
+    assert schema.SCHEMA == "2"
 
 
 @pytest.mark.usefixtures("fixed_toolchain")
@@ -50,50 +50,52 @@ def test_schema_version():
     [
         (
             {},
-            "6428da094f35a5ec1516383736c9903551c06961424d217bb3df27cdb8093c89",
+            "c3dae90e6cbf42c292e7ad1f410af3d90bcc832e2ea8743c765549bbb0a31399",
         ),
         (
             {"target_type": "ptx", "arch": "compute_80"},
-            "8f9ae8096e94ce9e804d9c7e9b09efcfc9761ba8e26c9a1cd09cb86e77e25785",
+            "e7df31ef1a4a2aab7f440cc2750ed808e0850e206ae4fd6d538bfe3b3bda5426",
         ),
         (
             {"target_type": "ltoir"},
-            "d81aae61c902d591954b6117747a2cdd2b97d29d92347d226fe66bdc8764a8c9",
+            "5bc7e2b6e4897691a2c730eb21276ae801e1ce37a5d9d4d3a3ed1dc2a51b67bf",
         ),
         (
             {"names": ("b", b"b", "a"), "fma": False, "define_macro": ["A", ("B", "2")]},
-            "17b3eb182b2097871c4a36f91a51833a4e74b6aaeafe9a9c957bbeeb79f766a4",
+            "92c56b5549bc380ecd0bcdad4323ecc84e20f4970ac5570b401e66adad12a6d5",
         ),
         (
             {"headers": HEADERS, "include_path": ["inc"]},
-            "8797127c48100b85ffda4ceb293c1b92b2923e3e6adf6a78d1b6b0d1d10bffb9",
+            "58a0963ca10e27f573eddddf680c4388d7930985fabbfeeb98a301a5abde1093",
         ),
         (
             {"code": "// __FILE__", "headers": HEADERS, "include_path": ["inc"]},
-            "1f0eb387633465f54345c695f21e0bfd7ddec69d97d2f6d0a3f29ca71e73310e",
+            "0ffccb24161e26f2c704b74c697079bdaa8f182d80438f09876eb094d166a07b",
         ),
         (
             {"code": ".version 8.0", "code_type": "ptx", "max_register_count": 32},
-            "021eb8e0ed7efa1c717252d04fcabdbe47a661da95626c93b7f39639827b216e",
+            "4f14e958b9def121e033b8f1ef07e000b4ec82c12a8950463f84aa950ddb8c4e",
         ),
         (
             {"code": b"; ir", "code_type": "nvvm", "target_type": "ltoir", "extra_sources": [("m", "; more")]},
-            "c2b019809d2cf36bb18b801c8734a34b07ae87e5c43648fbe96f7564babdbf90",
+            "4d1a7556d1db66387ca60ffc273a1f06fd121752c1ffe41f566c11c7c052d5fb",
         ),
         (
             {"extra": b"digest", "name": "gemm.cu"},
-            "c86e901d850dc939634fd4df30f08e37db98f78ee7e79183eaa7fc6599fd8ef2",
+            "10331eb87e977975f5266da9ae777d4ece009fd4f74063f4089d233312b9253f",
         ),
     ],
 )
 def test_golden(arguments, expected):
-    assert key(**arguments).digest.hex() == expected
+    made = key(**arguments)
+    assert made.digest.hex() == expected
+    assert schema.digest(made.components) == made.digest, "the components are what was hashed, in that order"
 
 
 @pytest.mark.usefixtures("fixed_toolchain")
 def test_labels_and_order():
     labels = [c.label for c in key(names=("a", b"b"), headers=HEADERS, extra=b"e", lineinfo=True).components]
     assert labels == [
-        "schema", "tool nvrtc", "tool nvrtc-builtins", "code_type", "target_type", "name", "code", "option", "option",
-        "name_expression", "name_expression", "extra_digest", "headers", "cwd",
+        "schema", "tool nvrtc", "tool nvrtc-builtins", "code_type", "target_type", "name", "option", "option",
+        "name_expression", "name_expression", "extra_digest", "code", "headers", "cwd",
     ]  # fmt: skip

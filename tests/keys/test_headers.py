@@ -8,16 +8,10 @@ import time
 
 import pytest
 
+from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import headers
-from cuda_progcache.keys.headers import (
-    HeaderManifest,
-    HeaderSet,
-    SearchPath,
-    header_set,
-    holds,
-    may_include,
-    parse_trace,
-)
+from cuda_progcache.keys.headers import HeaderManifest, HeaderPolicy, HeaderSet, SearchPath, holds
+from cuda_progcache.keys.includes import header_set, parse_trace
 
 LONG_AGO = 1_000_000_000
 
@@ -55,28 +49,6 @@ def test_parse_trace():
 @pytest.mark.parametrize("text", ["", "hdr.h\n", "k.cu(1): error: no\n"])
 def test_what_is_no_trace_is_not_taken_for_one(text):
     assert parse_trace(text) is None
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        (b"int x;", False),
-        (b"# include <x>", True),
-        (b"#inc\\\nlude <x>", True),
-        (b"#inc\\\r\nlude <x>", True),
-        (b"#define X 1\n#pragma once\nint include;", False),
-        (b"#define X \\\n 1", True),
-        (b"%:include <x>", True),
-        (b"a % b; %:  include <x>", True),
-        (b"# /* */ include <x>", True),
-        (b"int a;\n#", False),
-        (b"??=include <x>", True),
-        (b"a ? b : c", False),
-        (b"#if __has_include(<x>)", True),
-    ],
-)
-def test_may_include(code, expected):
-    assert may_include(code) is expected
 
 
 def test_places_are_relative_to_where_a_file_was_found(tree):
@@ -131,7 +103,7 @@ def test_content_is_not_read_again_while_the_stat_stays(tree, monkeypatch):
     monkeypatch.setattr(headers.time, "time_ns", lambda: old)  # ctime can't be set back: let the clock go on instead
     found = header_set([(0, path)], b"", tree.search, old)
     reads = []
-    monkeypatch.setattr(headers, "_read", reads.append)
+    monkeypatch.setattr(headers, "read_file", reads.append)
     assert holds(found, tree.search)
     assert not reads
 
@@ -235,6 +207,37 @@ def test_a_manifest_doesnt_grow_for_ever(tree):
         manifest.add(read_set(tree, [(0, "one/a.h")]))
     assert len(manifest.sets) == headers._MAX_SETS
     assert manifest.match(tree.search) is manifest.sets[0]
+
+
+def test_a_match_is_looked_at_again_after_the_interval_only(tree, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(headers.time, "monotonic", lambda: clock[0])
+    tree("one/a.h", "a")
+    found = read_set(tree, [(0, "one/a.h")])
+    manifest = HeaderManifest(None, [found])
+    assert manifest.match(tree.search, 10.0) is found
+    tree("one/a.h", "b")
+    clock[0] += 9.9
+    assert manifest.match(tree.search, 10.0) is found
+    elsewhere = SearchPath.of([str(tree.root / "two")], "k.cu", str(tree.root / "src"))
+    assert manifest.match(elsewhere, 10.0) is None, "another place was not looked at"
+    assert manifest.match(tree.search, 10.0) is None
+    tree("one/a.h", "a")
+    assert manifest.match(tree.search, 10.0) is found
+    tree("one/a.h", "b")
+    clock[0] += 0.1
+    assert manifest.match(tree.search) is None, "off by default"
+    tree("one/a.h", "a")
+    assert manifest.match(tree.search, 10.0) is found
+    tree("one/a.h", "b")
+    clock[0] += 10.0
+    assert manifest.match(tree.search, 10.0) is None
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_an_interval_that_makes_no_sense(seconds):
+    with pytest.raises(OptionError, match="recheck_after"):
+        HeaderPolicy(recheck_after=seconds)
 
 
 @pytest.mark.parametrize(

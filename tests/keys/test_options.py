@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import warnings
 
 import cuda.core
@@ -11,7 +12,15 @@ import pytest
 
 from cuda_progcache import LinkerOptions, ProgramOptions
 from cuda_progcache.errors import OptionError
-from cuda_progcache.keys.options import linker_flags, nvrtc_flags, nvvm_flags, unknown_fields
+from cuda_progcache.keys.options import (
+    _MAX_TRANSLATIONS,
+    _translations,
+    linker_flags,
+    nvrtc_flags,
+    nvvm_flags,
+    translate,
+    unknown_fields,
+)
 
 VALUES = [True, False, 1, 0, 3.5, "", "x", [], ["a", "b"], ("a", "b"), [1, 2], [("a", "b"), "c"]]
 FIELDS = [f.name for f in dataclasses.fields(cuda.core.ProgramOptions)]
@@ -127,3 +136,43 @@ def test_messages_for_bad_values():
         ProgramOptions(arch="sm_90").as_bytes("bogus")
     with pytest.raises(ValueError, match="Unknown backend 'driver'"):
         LinkerOptions(arch="sm_90").as_bytes("driver")
+
+
+def test_translations_are_remembered_by_value_and_type():
+    def flags(**given):
+        return translate(ProgramOptions(arch="sm_90", **given), "c++", "cubin").flags
+
+    for _ in range(2):
+        assert flags(max_register_count=1)[1:] == ("--maxrregcount=1",)
+        assert flags(max_register_count=True)[1:] == ("--maxrregcount=True",)
+        assert flags(max_register_count=1.0)[1:] == ("--maxrregcount=1.0",)
+        assert flags(define_macro=("a", "b"))[1:] == ("--define-macro=a=b",)
+        assert flags(define_macro=["a", "b"])[1:] == ("--define-macro=a", "--define-macro=b")
+
+
+def test_options_may_change_between_two_compiles():
+    options = ProgramOptions(arch="sm_90", include_path=["a"])
+    assert translate(options, "c++", "cubin").include_dirs == ("a",)
+    options.include_path.append("b")
+    assert translate(options, "c++", "cubin").include_dirs == ("a", "b")
+    options.fma = False
+    assert "--fmad=false" in translate(options, "c++", "cubin").flags
+    assert "--dlink-time-opt" in translate(options, "c++", "ltoir").flags
+
+
+def test_values_that_cannot_be_remembered():
+    path = pathlib.PurePosixPath("a")
+    assert translate(ProgramOptions(arch="sm_90", include_path=[path]), "c++", "cubin").include_dirs == ("a",)
+
+
+def test_bundled_headers_follow_the_environment(monkeypatch):
+    for folder in ("/one", "/two"):
+        monkeypatch.setenv("XDG_CACHE_HOME", folder)
+        flags = translate(ProgramOptions(arch="sm_90", use_bundled_headers=True), "c++", "cubin").flags
+        assert flags[1].startswith(f"--use-bundled-headers={folder}/")
+
+
+def test_not_all_translations_are_kept():
+    for number in range(2 * _MAX_TRANSLATIONS):
+        translate(ProgramOptions(arch="sm_90", frandom_seed=str(number)), "c++", "cubin")
+    assert len(_translations) <= _MAX_TRANSLATIONS

@@ -74,10 +74,17 @@ def test_the_builtins_library_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(toolchain, "_known", {})
     toolchain._settle("nvrtc", str(tmp_path / "libnvrtc.so.13"))
     before = toolchain.toolchain("c++")
+    assert toolchain.toolchain("c++") is before
     (tmp_path / "libnvrtc-builtins.so.13.5").write_bytes(b"two")
-    after = toolchain.toolchain("c++")
+    after = toolchain.toolchain("c++", thorough=True)
     assert before[0] == after[0]
     assert before[1].identity != after[1].identity
+    (tmp_path / "libnvrtc-builtins.so.13.5").write_bytes(b"three")
+    monkeypatch.setattr(toolchain, "_LOOK_INTERVAL", 0)
+    assert toolchain.toolchain("c++")[1] not in {before[1], after[1]}
+    (tmp_path / "libnvrtc.so.13").write_bytes(b"another")
+    monkeypatch.setattr(toolchain, "_LOOK_INTERVAL", 60)
+    assert toolchain.toolchain("c++")[0].identity != before[0].identity, "the library itself is looked at each time"
 
 
 def test_a_library_replaced_under_the_process_is_noticed():
@@ -126,5 +133,5 @@ def test_unreadable_compiler_file(tmp_path, monkeypatch):
 def test_a_library_that_moved_is_found_again(tmp_path, monkeypatch):
     tool = toolchain.ToolFile("nvJitLink", str(tmp_path / "gone.so"), "x")
     monkeypatch.setattr(toolchain, "_located", {"nvJitLink": tool.path})
-    monkeypatch.setattr(toolchain, "_known", {("ptx", False): ((tool, (0, 0, 0, 0)),)})
+    monkeypatch.setattr(toolchain, "_known", {("ptx", False): toolchain._Known((tool,), ((0, 0, 0, 0),))})
     assert toolchain.toolchain("ptx")[0].path == toolchain.locate("nvJitLink")

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA driver's linker (``cuLink*``): PTX and cubins to one cubin, where nvJitLink isn't installed.
+
+It needs a driver and a device, and takes no LTO-IR. What it makes depends on the driver, whose files are in the key
+then (:func:`cuda_progcache.keys.toolchain.toolchain`), and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.compile.nvrtc import Output
+from cuda_progcache.errors import OptionError, ToolchainError
+
+if TYPE_CHECKING:
+    from cuda_progcache.compile.nvjitlink import LinkerInput
+
+_WANTED = "install nvJitLink for that: `pip install nvidia-nvjitlink`"
+_LOG_SIZE = 1 << 16
+
+# Flag of nvJitLink -> option of the driver's linker; with a number behind "=", that is its value, else 1.
+_OPTIONS = {
+    "-maxrregcount": "CU_JIT_MAX_REGISTERS",
+    "-O": "CU_JIT_OPTIMIZATION_LEVEL",
+    "-g": "CU_JIT_GENERATE_DEBUG_INFO",
+    "-lineinfo": "CU_JIT_GENERATE_LINE_INFO",
+    "-verbose": "CU_JIT_LOG_VERBOSE",
+}
+# About code generation from LTO-IR: PTX has its own say, and nvJitLink doesn't change it either.
+_FOR_LTO = ("-ftz=", "-prec-div=", "-prec-sqrt=", "-fma=")
+_FLAG = re.compile(r"(-O(?=\d)|-[\w-]+)=?(.*)")
+_ARCH = re.compile(r"-arch=(?:sm|compute)_(\d+)([af]?)")
+
+
+def link_by_driver(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: str) -> Output:
+    """Link; arguments and result as of :func:`cuda_progcache.compile.nvjitlink.link`.
+
+    Raises
+    ------
+    CompilerRefusal
+        With the driver's status and log.
+    OptionError
+        For an input, a target or a flag that only nvJitLink takes.
+    ToolchainError
+        If the driver has no device.
+    """
+    if target_type != "cubin":
+        raise OptionError(f"the driver's linker makes cubins alone, not {target_type}: {_WANTED}")
+    kinds = {"ptx": "CU_JIT_INPUT_PTX", "cubin": "CU_JIT_INPUT_CUBIN", "fatbin": "CU_JIT_INPUT_FATBINARY",
+             "object": "CU_JIT_INPUT_OBJECT", "library": "CU_JIT_INPUT_LIBRARY"}  # fmt: skip
+    for item in inputs:
+        if item.target_type not in kinds:
+            raise OptionError(f"the driver's linker takes no {item.target_type} ({item.name}): {_WANTED}")
+    driver = _bindings()
+    names, values = _options(driver, flags)
+    logs = {name: bytearray(_LOG_SIZE) for name in ("INFO", "ERROR")}
+    for name, buffer in logs.items():
+        names += [getattr(driver.CUjit_option, f"CU_JIT_{name}_LOG_BUFFER")]
+        names += [getattr(driver.CUjit_option, f"CU_JIT_{name}_LOG_BUFFER_SIZE_BYTES")]
+        values += [buffer, len(buffer)]
+
+    def check(status: Any, *results: Any) -> Any:
+        if int(status):
+            raise CompilerRefusal(driver.CUresult(status).name, _text(logs["ERROR"]))
+        return results[0] if len(results) == 1 else results
+
+    with _context(driver):
+        state = check(*driver.cuLinkCreate(len(names), names, values))
+        try:
+            for item in inputs:
+                kind = getattr(driver.CUjitInputType, kinds[item.target_type])
+                label = item.name.encode()
+                check(*driver.cuLinkAddData(state, kind, item.data, len(item.data), label, 0, [], []))
+            address, size = check(*driver.cuLinkComplete(state))
+            return Output(ctypes.string_at(address, size), _text(logs["INFO"]))  # it goes with the state
+        finally:
+            driver.cuLinkDestroy(state)
+
+
+def _bindings() -> Any:
+    from cuda.bindings import driver
+
+    return driver
+
+
+def _text(log: bytearray) -> str:
+    return bytes(log).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+
+def _options(driver: Any, flags: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    names: list[Any] = []
+    values: list[Any] = []
+    for flag in flags:
+        if (arch := _ARCH.fullmatch(flag)) is not None:
+            target = getattr(driver.CUjit_target, f"CU_TARGET_COMPUTE_{arch[1]}{arch[2].upper()}", None)
+            if target is None:
+                raise OptionError(f"the driver's linker knows no target for {flag}: {_WANTED}")
+            names.append(driver.CUjit_option.CU_JIT_TARGET)
+            values.append(target)
+            continue
+        if flag == "-no-cache":
+            names.append(driver.CUjit_option.CU_JIT_CACHE_MODE)
+            values.append(driver.CUjit_cacheMode.CU_JIT_CACHE_OPTION_NONE)
+            continue
+        if flag.startswith(_FOR_LTO):
+            continue
+        parts = _FLAG.fullmatch(flag)
+        option = _OPTIONS.get(parts[1]) if parts is not None else None
+        if parts is None or option is None or not (parts[2] or "1").isdecimal():
+            raise OptionError(f"the driver's linker has nothing like {flag}: {_WANTED}")
+        names.append(getattr(driver.CUjit_option, option))
+        values.append(int(parts[2] or 1))
+    return names, values
+
+
+@contextmanager
+def _context(driver: Any) -> Iterator[None]:
+    """Have a context: the caller's, or the first device's primary one for as long as this takes."""
+
+    def check(status: Any, *results: Any) -> Any:
+        if int(status):
+            name = driver.CUresult(status).name
+            raise ToolchainError(f"the CUDA driver has no device to link with ({name}); without one, {_WANTED}")
+        return results[0] if results else None
+
+    check(*driver.cuInit(0))
+    if int(check(*driver.cuCtxGetCurrent())):
+        yield
+        return
+    device = check(*driver.cuDeviceGet(0))
+    context = check(*driver.cuDevicePrimaryCtxRetain(device))
+    try:
+        check(*driver.cuCtxPushCurrent(context))
+        try:
+            yield
+        finally:
+            driver.cuCtxPopCurrent()
+    finally:
+        driver.cuDevicePrimaryCtxRelease(device)

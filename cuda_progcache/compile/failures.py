@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Failed compiles, remembered for a while: off unless asked for.
+
+A service that is asked again and again for a program that doesn't compile pays for the refusal each time. What is
+remembered is the compiler's status and log, under ``failures/`` of a cache on disk or in this process's memory, and it
+counts as long as it is young and every header that the compile read is as it was. Only what would come out the same
+again is remembered: not a header that wasn't found (it may be there now), not trouble with memory or files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from cuda_progcache._util import files
+from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.keys.headers import HeaderSet, holds
+
+if TYPE_CHECKING:
+    from cuda_progcache.keys.schema import BaseKey
+
+_FORMAT = 1
+#: Failures remembered per cache that lies in memory.
+_KEPT = 256
+#: What the compilers' statuses for a wrong program have in them; others are about the machine.
+_FINAL = ("COMPIL", "INVALID_IR", "INCORRECT_INPUT")
+#: What a log has in it where a file or the machine was in the way.
+_PASSING = ("catastrophic", "could not open", "cannot open", "out of memory")
+
+_in_memory: WeakKeyDictionary[Any, dict[str, tuple[float, bytes]]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, float] | None:
+    """The refusal that this compile would meet again, and how many seconds ago it did.
+
+    Parameters
+    ----------
+    base : BaseKey
+    cache : store
+    seconds : float
+        How old it may be.
+    """
+    path = _path(cache, base)
+    if path is None:
+        with _lock:
+            seen_at, content = _in_memory.get(cache, {}).get(base.flight, (0.0, b""))
+    else:
+        try:
+            raw, status = files.read_regular(path)
+        except OSError:
+            return None
+        seen_at, content = status.st_mtime, raw or b""
+    age = time.time() - seen_at
+    if not 0 <= age <= seconds:  # one from the future tells nothing about its age
+        return None
+    try:
+        data = json.loads(content)
+        if data["format"] != _FORMAT:
+            return None
+        headers = HeaderSet.from_json(data["headers"])
+        refusal = CompilerRefusal(str(data["status"]), str(data["log"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (refusal, age) if holds(headers, base.inputs.search_path(base.cwd)) else None
+
+
+def remember(base: BaseKey, refusal: CompilerRefusal, headers: HeaderSet, cache: Any, seconds: float) -> bool:
+    """Keep a refusal, if it would come out the same again; says whether it was kept.
+
+    Parameters
+    ----------
+    base : BaseKey
+    refusal : CompilerRefusal
+    headers : HeaderSet
+        What the compile read until then.
+    cache : store
+    seconds : float
+        Older ones are removed.
+    """
+    log = refusal.log.lower()
+    if (
+        headers.uncacheable is not None
+        or base.inputs.unrepeatable is not None
+        or not any(word in refusal.status for word in _FINAL)
+        or any(word in log for word in _PASSING)
+    ):
+        return False
+    data = {"format": _FORMAT, "status": refusal.status, "log": refusal.log, "headers": headers.to_json()}
+    content = json.dumps(data, separators=(",", ":")).encode()
+    path = _path(cache, base)
+    if path is None:
+        with _lock:
+            kept = _in_memory.setdefault(cache, {})
+            kept[base.flight] = (time.time(), content)
+            while len(kept) > _KEPT:
+                kept.pop(next(iter(kept)))
+        return True
+    staged = f"{path}.{os.getpid()}.{threading.get_ident()}"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        _remove_old(os.path.dirname(path), seconds)
+        files.write_new(staged, content, mode=0o600, sync=False)
+        files.replace(staged, path)
+    except OSError:
+        files.unlink_quietly(staged)
+        return False  # disposable: the compiler is asked again
+    return True
+
+
+def _path(cache: Any, base: BaseKey) -> str | None:
+    root = getattr(cache, "path", None)
+    return None if root is None else os.path.join(root, "failures", base.flight)
+
+
+def _remove_old(folder: str, seconds: float) -> None:
+    with os.scandir(folder) as found:
+        for item in found:
+            if time.time() - item.stat(follow_symlinks=False).st_mtime > seconds:
+                files.unlink_quietly(item.path)

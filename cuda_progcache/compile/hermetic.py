@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile from memory: the compiler gets the very header bytes that are in the key, and can't read others.
+
+First the front end alone says which headers there are; their bytes are read, digested and kept. Then the real compile
+gets them as NVRTC's in-memory headers, with no include directory. NVRTC finds those by the name in the ``#include``
+alone (measured with 13.5: no folder of the includer, no search path; a file on disk comes after them), so each header
+goes in under every name that it is included by. One of these names has the content; the others include that one, or
+``#pragma once`` would take them for several files.
+
+What was opened is compared in the end. Where a program can't be compiled so (one name for two headers, one
+``#include_next``, a header that changes all the time), it is compiled as ever, and isn't kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.compile.identity import compiler_name, read_headers
+from cuda_progcache.compile.nvrtc import compile_cpp
+from cuda_progcache.keys import options as opt
+from cuda_progcache.keys.includes import UNKNOWN, Trace, included_names, probed_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.keys.headers import HeaderSet, SearchPath
+    from cuda_progcache.keys.schema import BaseKey
+
+_ATTEMPTS = 3
+_NEVER_NS = 1 << 63  # no header is too young: what was recorded is what will be compiled
+
+# Of a header that a __has_include asks for and nothing includes.
+_ONLY_LOOKED_FOR = b"#error it was looked for, and not included\n"
+
+
+class _NotHermeticError(Exception):
+    """Why a program can't be compiled from memory."""
+
+
+class _InMemory(NamedTuple):
+    """Headers for NVRTC, by name; ``forwarders`` are the names whose content is only an ``#include`` of ours."""
+
+    headers: dict[str, bytes]
+    forwarders: frozenset[str]
+
+
+def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet]:
+    """Compile C++ with headers from memory; gives the output, and what it was made from.
+
+    Parameters
+    ----------
+    base : BaseKey
+        Of a program that reads headers.
+    random_seed : str
+        As in :func:`~cuda_progcache.compile.nvrtc.compile_cpp`.
+
+    Returns
+    -------
+    output : Output
+    headers : HeaderSet
+        ``uncacheable`` says so where the headers had to be read from the disk.
+
+    Raises
+    ------
+    CompilerRefusal
+        If the compiler refuses the program.
+    """
+    inputs = base.inputs
+    run = functools.partial(compile_cpp, inputs.code, name=compiler_name(inputs), target_type=inputs.target_type)
+    reason = "its headers changed again and again while it was being compiled"
+    for _ in range(_ATTEMPTS):
+        started = time.time_ns()
+        front_end = run(flags=inputs.flags, front_end_only=True)
+        contents: dict[str, bytes] = {}
+        headers = read_headers(base, front_end, _NEVER_NS, contents)
+        try:
+            if headers.uncacheable:
+                raise _NotHermeticError(headers.uncacheable)
+            memory = _in_memory(base, front_end.trace, contents)
+            output = run(
+                flags=[f for f in inputs.flags if not f.startswith((opt.INCLUDE_PATH, opt.BUNDLED_HEADERS))],
+                name_expressions=inputs.name_expressions,
+                random_seed=random_seed,
+                headers=memory.headers,
+            )
+        except _NotHermeticError as error:
+            reason = str(error)
+            break
+        except CompilerRefusal as refusal:
+            if _edited_since(started, contents):  # what was recorded isn't what the front end saw
+                continue
+            reason = f"the compiler refuses it with headers from memory ({refusal.status})"
+            break
+        recorded = [contents.get(os.path.join(base.cwd, path)) for _, path in front_end.trace or ()]
+        if _opened(output.trace or [], memory) == list(dict.fromkeys(recorded)):
+            return output, headers
+    started = time.time_ns()
+    output = run(flags=inputs.flags, name_expressions=inputs.name_expressions, random_seed=random_seed)
+    headers = read_headers(base, output, started)
+    return output, replace(headers, uncacheable=headers.uncacheable or f"it can't be compiled hermetically: {reason}")
+
+
+def _edited_since(time_ns: int, paths: Iterable[str]) -> bool:
+    try:
+        return any(max(st.st_mtime_ns, st.st_ctime_ns) >= time_ns for st in map(os.stat, paths))
+    except OSError:
+        return True
+
+
+def _opened(trace: Trace, memory: _InMemory) -> list[bytes | None]:
+    """The contents that a compile opened, each once, in order; None for a file from the disk."""
+    return list(dict.fromkeys(memory.headers.get(name) for _, name in trace if name not in memory.forwarders))
+
+
+def _in_memory(base: BaseKey, trace: Trace | None, contents: Mapping[str, bytes]) -> _InMemory:
+    if trace is None or any(depth == UNKNOWN for depth, _ in trace):
+        raise _NotHermeticError("this NVRTC doesn't say which header includes which")
+    inputs = base.inputs
+    search = inputs.search_path(base.cwd)
+    names: dict[str, str] = {}  # the name in the #include: the path it stands for
+    chain: list[str] = []
+    for depth, spelled in trace:
+        path = os.path.join(search.cwd, spelled)
+        if depth:
+            includer = chain[depth - 1]
+            text, folders = contents[includer], [os.path.dirname(includer)]
+            written = included_names(text)
+        else:
+            folders = [search.source_dir, search.cwd]
+            written = included_names(inputs.code) | set(inputs.pre_includes)
+        for name in _names_of(path, folders, search, written):
+            if os.path.realpath(names.setdefault(name, path)) != os.path.realpath(path):
+                raise _NotHermeticError(f"{name} is the name of two headers")
+        chain[depth:] = [path]
+    _check_probes(base, search, contents, names)
+    canonical: dict[str, str] = {}
+    headers: dict[str, bytes] = {}
+    forwarders: set[str] = set()
+    for name, path in names.items():
+        first = canonical.setdefault(os.path.realpath(path), name)
+        headers[name] = contents.get(path, _ONLY_LOOKED_FOR) if first == name else f"#include <{first}>\n".encode()
+        if first != name:
+            forwarders.add(name)
+    return _InMemory(headers, frozenset(forwarders))
+
+
+def _names_of(path: str, folders: list[str], search: SearchPath, written: set[str]) -> set[str]:
+    """The names by which a header may have been included; those that are written there, if any is (no macro)."""
+    places = [place[2] for place in search.places(path)]
+    beside = [path[len(folder) + 1 :] for folder in folders if path.startswith(folder + "/")]
+    names = {path, *places, *beside}
+    return names & written or names - {path}
+
+
+def _check_probes(base: BaseKey, search: SearchPath, contents: Mapping[str, bytes], names: dict[str, str]) -> None:
+    """See to it that each ``__has_include`` finds in memory what it finds on disk, and nothing more."""
+    dirs = [*search.include_dirs, *([search.bundled] if search.bundled else [])]
+    texts = [(base.inputs.code, [search.source_dir]), *((text, [os.path.dirname(p)]) for p, text in contents.items())]
+    missing: set[str] = set()
+    for text, beside in texts:
+        for name, quoted in probed_names(text):
+            paths = (os.path.join(folder, name) for folder in [*(beside if quoted else ()), *dirs])
+            found = next((path for path in paths if os.access(path, os.F_OK)), None)
+            if found is None:
+                missing.add(name)
+            else:
+                names.setdefault(name, found)
+    for name in missing & names.keys():
+        raise _NotHermeticError(f"{name} is there for one header, and for __has_include in another one it isn't")

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Precompiled headers, for a batch of compiles that begin with the same includes.
+
+Reading CCCL takes NVRTC's front end more than a second; a precompiled header (PCH) of it is loaded in half a second,
+and what is compiled behind it comes out the same, bit for bit. But NVRTC never looks at the headers again, a PCH serves
+the process alone that made it, and it takes some 300 MB of memory and as much on disk. So it is made for a batch only,
+by a process that ends with the batch (:mod:`cuda_progcache.service.worker`), and each use is checked:
+
+* before: every header in it has the content that it had, and nothing shadows one of them, as for a hit;
+* after: NVRTC did take it, and left no word about it in the log.
+
+In any other case, and for every refusal, the program is compiled plainly, so that outputs, logs and keys never tell
+whether there was a PCH.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.compile.identity import read_headers
+from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
+from cuda_progcache.keys.includes import TRACE
+from cuda_progcache.keys.source import may_include
+
+if TYPE_CHECKING:
+    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.keys.includes import Trace
+    from cuda_progcache.keys.schema import BaseKey, CompileInputs
+
+#: Bytes of address space that NVRTC sets aside for a PCH; cub and thrust take some 300 MB, the default is 256 MB.
+HEAP = 1 << 30
+#: PCHs that are kept at a time; each is a file of its size.
+_KEPT = 2
+
+_BLANK = re.compile(rb"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.DOTALL)
+_DIRECTIVE = re.compile(rb"[ \t]*#[ \t]*(include|define|undef|pragma)\b[^\n]*")
+_INCLUDED = re.compile(rb"[ \t]*#[ \t]*include[ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\")")
+# What already is about PCHs, reads a header that isn't in the source, or makes no output.
+_UNFIT = ("--pch", "--create-pch", "--use-pch", "--pre-include", "--fdevice-syntax-only")
+
+
+def shared_prefix(inputs: CompileInputs) -> bytes | None:
+    """The directives that a source begins with, if all the headers it reads are included there.
+
+    Comments and blank lines are left out: they don't matter to NVRTC's PCHs.
+
+    Returns
+    -------
+    bytes or None
+        None where a PCH can't be used for it.
+    """
+    if inputs.code_type != "c++" or any(flag.startswith(_UNFIT) for flag in inputs.flags):
+        return None
+    code = inputs.code
+    directives = []
+    at = 0
+    while True:
+        blank = _BLANK.match(code, at)
+        at = blank.end() if blank is not None else at
+        found = _DIRECTIVE.match(code, at)
+        if found is None or found[0].rstrip().endswith(b"\\") or b"/*" in found[0]:
+            break
+        directives.append(found[0].split(b"//")[0].strip() if found[1] != b"include" else found[0].strip())
+        at = found.end()
+    rest = code[at:]
+    # A directive that isn't understood here still counts for NVRTC; a probe for a header is about this source alone.
+    if rest.startswith((b"#", b"%:", b"??=")) or may_include(rest) or b"__has_include" in code:
+        return None
+    prefix = b"\n".join(directives)
+    return prefix if _INCLUDED.search(prefix) else None
+
+
+def prefix_id(inputs: CompileInputs, cwd: str) -> str | None:
+    """Names what a PCH could serve: equal for compiles with the same includes, flags and search path."""
+    prefix = shared_prefix(inputs)
+    if prefix is None:
+        return None
+    search = inputs.search_path(cwd)
+    what = (prefix, inputs.flags, search.include_dirs, search.source_dir, search.cwd)
+    return sha256(repr(what).encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()
+
+
+def reaches_many_headers(inputs: CompileInputs, search: SearchPath, many: int = 32) -> bool:
+    """Whether a source includes, directly and indirectly, at least so many headers.
+
+    That tells front ends of a second (CCCL, cooperative groups: more than a hundred headers) from those of some
+    milliseconds (cuda_fp16.h, mma.h: five). Only the text is looked at; conditions don't count.
+
+    Parameters
+    ----------
+    inputs : CompileInputs
+    search : SearchPath
+        Of the compile.
+    many : int
+        How many are many; no more are read.
+    """
+    if not inputs.reads_headers:
+        return False
+    seen: set[str] = set()
+    waiting: list[tuple[str, bytes]] = [(search.source_dir, inputs.code)]
+    while waiting:
+        folder, content = waiting.pop()
+        for line in content.splitlines():
+            named = _INCLUDED.match(line)
+            if named is None:
+                continue
+            name = os.fsdecode(named[1] or named[2])
+            folders = search.include_dirs if named[1] else (folder, *search.include_dirs)
+            path = next((p for d in folders if os.path.isfile(p := os.path.join(d, name))), None)
+            if path is None or path in seen:
+                continue
+            seen.add(path)
+            if len(seen) >= many:
+                return True
+            try:
+                with open(path, "rb") as file:
+                    waiting.append((os.path.dirname(path), file.read()))
+            except OSError:
+                continue  # the compiler will say so
+    return False
+
+
+@dataclass(frozen=True)
+class _Precompiled:
+    descriptor: int
+    headers: HeaderSet
+    trace: Trace
+
+    @property
+    def path(self) -> str:
+        return f"/proc/self/fd/{self.descriptor}"
+
+
+class PrecompiledHeaders:
+    """The PCHs of a batch of compiles in this process, made when the first compile of a prefix comes.
+
+    For one thread. The files have no names: they go with the process, however it ends.
+
+    Parameters
+    ----------
+    scratch : str, optional
+        Where a PCH lies while it is being made; None: the system's directory for temporary files.
+    """
+
+    def __init__(self, scratch: str | None = None) -> None:
+        self._scratch = scratch
+        self._kept: OrderedDict[str, _Precompiled] = OrderedDict()
+        self._hopeless: set[str] = set()
+        self.made = self.used = 0
+        """How many PCHs were made, and how many compiles one has served."""
+
+    def compile(self, base: BaseKey, compile_: Callable[[Sequence[str]], Output]) -> tuple[Output, HeaderSet] | None:
+        """Compile with a PCH.
+
+        Parameters
+        ----------
+        base : BaseKey
+            Of the program.
+        compile_ : callable
+            Takes more flags for NVRTC, and compiles.
+
+        Returns
+        -------
+        (Output, HeaderSet) or None
+            What a plain compile would give, and what it would have read. None: compile it plainly.
+        """
+        prefix = prefix_id(base.inputs, base.cwd)
+        if prefix is None or prefix in self._hopeless:
+            return None
+        known = self._kept.get(prefix)
+        try:
+            if known is None:
+                return self._make(prefix, base, compile_)
+            self._kept.move_to_end(prefix)
+            return self._use(prefix, known, base, compile_)
+        except CompilerRefusal as refusal:
+            if known is not None and "precompiled header" in refusal.log:  # it can't be read any more
+                self._drop(prefix)
+                self._hopeless.add(prefix)
+            return None  # the plain compile says it without a word about PCHs
+
+    def _make(
+        self, prefix: str, base: BaseKey, compile_: Callable[[Sequence[str]], Output]
+    ) -> tuple[Output, HeaderSet] | None:
+        from cuda_progcache.compile.nvrtc import include_source, reserve_pch_heap
+
+        self._hopeless.add(prefix)  # until it has succeeded: to try with each compile would double its cost
+        # By the trace it shows whether a PCH was taken: without, nothing does.
+        if include_source() != TRACE or not os.path.isdir("/proc/self/fd") or not reserve_pch_heap(HEAP):
+            return None
+        started = time.time_ns()
+        with tempfile.TemporaryDirectory(prefix="progcache-pch-", dir=self._scratch) as folder:
+            path = os.path.join(folder, "headers.pch")
+            output = compile_((f"--create-pch={path}", "--pch-messages=false"))
+            # A log may be about the headers, and would be missing from the next compile's.
+            if output.pch_status != "created" or output.trace is None or output.log:
+                return None
+            headers = read_headers(base, output, started)
+            if headers.uncacheable is not None:
+                return None
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        while len(self._kept) >= _KEPT:
+            os.close(self._kept.popitem(last=False)[1].descriptor)
+        self._kept[prefix] = _Precompiled(descriptor, headers, output.trace)
+        self._hopeless.discard(prefix)
+        self.made += 1
+        return output._replace(pch_status=None), headers
+
+    def _use(
+        self, prefix: str, known: _Precompiled, base: BaseKey, compile_: Callable[[Sequence[str]], Output]
+    ) -> tuple[Output, HeaderSet] | None:
+        if not holds(known.headers, base.inputs.search_path(base.cwd)):
+            self._drop(prefix)
+            return None
+        output = compile_((f"--use-pch={known.path}", "--pch-messages=false"))
+        if output.trace is not None:  # it lists NVRTC's own prologue: the headers were read, the PCH was not taken
+            self._drop(prefix)
+            self._hopeless.add(prefix)
+            return None
+        self.used += 1
+        # Nothing but the headers of the prefix can have been read: a source that includes more has no prefix here.
+        return output._replace(trace=known.trace), known.headers
+
+    def _drop(self, prefix: str) -> None:
+        os.close(self._kept.pop(prefix).descriptor)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for prefix in list(self._kept):
+            self._drop(prefix)

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learn which headers a compile reads: from what the compiler tells, or from the text.
+
+Three sources, the best first; which of them an NVRTC offers, :func:`cuda_progcache.compile.nvrtc.include_source` finds
+out:
+
+* its front end, told ``-Xcudafe --trace_includes``, lists every header it opens, indented by nesting. Not documented,
+  and costs nothing;
+* ``--fdevice-time-trace`` (documented, NVRTC 13.0 and later) writes an event for each, without their nesting: Chrome's
+  trace format, events "Processing Header File" whose ``args.detail`` is the path;
+* :func:`scan` follows the ``#include`` lines themselves, as if every conditional held. That is more than the compiler
+  reads, so an edit may cost a compile that wasn't needed; includes whose name a macro gives can't be followed.
+
+Each gives a :class:`~cuda_progcache.keys.headers.HeaderSet`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from hashlib import sha256
+
+from cuda_progcache.keys.headers import Header, HeaderSet, Place, SearchPath, read_file, remember_digest
+from cuda_progcache.keys.source import time_macro
+
+#: What an NVRTC offers.
+TRACE, TIME_TRACE, TEXT = "trace", "time-trace", "text"
+
+Trace = list[tuple[int, str]]
+"""Headers in the order in which they were opened: how deep (0: by the source; or UNKNOWN), path as it was opened."""
+
+UNKNOWN = -1
+
+_HAS_INCLUDE = re.compile(rb"__has_include(?:_next)?\s*\(\s*(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^)\n]*))")
+_HAS_INCLUDE_ALIAS = re.compile(rb"#[ \t]*define[^\n]*__has_include(?:_next)?[ \t]*(?:\r?\n|$)")
+# In text whose continued lines were joined. Comments may stand wherever blanks may.
+_BLANK = rb"(?:[ \t\v\f]|/\*(?:[^*]|\*(?!/))*\*/)*"
+_INCLUDE = re.compile(
+    rb"(?:#|%:|\?\?=)" + _BLANK + rb"include(?:_next)?" + _BLANK + rb"(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^\n]*))"
+)
+_CONTINUED = re.compile(rb"(?:\\|\?\?/)\r?\n")
+
+# Files that the compiler makes up: listed in the trace, but nowhere on disk.
+_PROLOGUE = "__nv_nvrtc_builtin_header.h"
+_SYNTHETIC = (_PROLOGUE, "__nv_name_map")
+_TIME_TRACE_EVENT = "Processing Header File"
+
+
+def parse_trace(text: str) -> Trace | None:
+    """Read an include trace.
+
+    Parameters
+    ----------
+    text : str
+        What NVRTC wrote under ``-Xcudafe --trace_includes``: a path a line, a leading space per level.
+
+    Returns
+    -------
+    list of (depth, path), or None if it isn't a trace (the compiler's own prologue header is missing).
+    """
+    opened: Trace = []
+    genuine = False
+    for line in text.splitlines():
+        path = line.lstrip(" ")
+        if path in _SYNTHETIC:
+            genuine = genuine or path == _PROLOGUE
+        elif path:
+            opened.append((len(line) - len(path), path))
+    return opened if genuine else None
+
+
+def parse_time_trace(text: str) -> Trace | None:
+    """Read what NVRTC wrote under ``--fdevice-time-trace``; None if it isn't that. Depths are ``UNKNOWN``."""
+    try:
+        events = [event for event in json.loads(text)["traceEvents"] if event.get("name") == _TIME_TRACE_EVENT]
+        opened = [(int(event["ts"]), str(event["args"]["detail"])) for event in events]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if _PROLOGUE not in {path for _, path in opened}:
+        return None
+    opened.reverse()  # an event is written when it ends: of those that began in one microsecond, the outer one first
+    opened.sort(key=lambda event: event[0])
+    return [(UNKNOWN, path) for _, path in opened if path not in _SYNTHETIC]
+
+
+def header_set(
+    trace: Trace,
+    code: bytes,
+    search: SearchPath,
+    compiled_at_ns: int,
+    contents: dict[str, bytes] | None = None,
+) -> HeaderSet:
+    """What a compile read, from its trace.
+
+    Parameters
+    ----------
+    trace : list of (depth, path)
+        From :func:`parse_trace` or :func:`parse_time_trace`.
+    code : bytes
+        The source, for its own ``__has_include`` probes.
+    search : SearchPath
+        What the compile had.
+    compiled_at_ns : int
+        ``time.time_ns()`` before the compile began: a header that is younger may not be what the compiler saw.
+    contents : dict, optional
+        Takes what was read, by path.
+
+    Returns
+    -------
+    HeaderSet
+        With ``uncacheable`` set where the set can't be trusted.
+    """
+    found = _Collector(search, compiled_at_ns, contents)
+    found.probe(code, "the source", [("S", 0, "")])
+    chain: list[Place] = []  # the headers being read, outermost first
+    folders: dict[Place, None] = dict.fromkeys([("S", 0, ""), ("C", 0, "")])  # any of which may hold the includer
+    for depth, spelled in trace:
+        path = os.path.join(search.cwd, spelled)
+        if depth == UNKNOWN:
+            place = found.chose(path, folders)
+            folders[_folder(place)] = None
+        else:
+            includer = chain[depth - 1] if 0 < depth <= len(chain) else None
+            place = found.chose(path, [("S", 0, ""), ("C", 0, "")] if includer is None else [_folder(includer)])
+            chain[depth:] = [place]
+        content = found.read(path, place, spelled)
+        if content is not None:
+            found.probe(content, spelled, [_folder(place)])
+    return found.result()
+
+
+def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_at_ns: int) -> HeaderSet:
+    """What a compile may read at most, from the text alone.
+
+    Parameters
+    ----------
+    code : bytes
+        The source.
+    pre_includes : iterable of str
+        Headers that are read before it.
+    search : SearchPath
+        What the compile has.
+    compiled_at_ns : int
+        As in :func:`header_set`.
+
+    Returns
+    -------
+    HeaderSet
+        A superset: conditionals are ignored, and a name counts in every directory where it may be looked for.
+        ``uncacheable`` where a macro gives the name of a header.
+    """
+    found = _Collector(search, compiled_at_ns)
+    source = [("S", 0, ""), ("C", 0, "")]
+    pending = [(code, "the source", source)]
+    for name in pre_includes:
+        pending += found.follow(name, source)
+    while pending:
+        content, where, folders = pending.pop()
+        found.probe(content, where, folders)
+        for angled, quoted, other in _includes(content):
+            if angled or quoted:
+                pending += found.follow(os.fsdecode(angled or quoted), folders if quoted else [])
+            elif (macro := other.strip()) and not macro.startswith((b"<", b'"')):
+                found.note_problem(f"{where} includes {macro.decode(errors='replace')[:60]}: a macro decides")
+    return found.result()
+
+
+def _includes(content: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """What stands behind each ``#include``: in angle brackets, in quotes, or something else."""
+    return _INCLUDE.findall(_CONTINUED.sub(b"", content))
+
+
+def included_names(content: bytes) -> set[str]:
+    """The names that stand in the ``#include`` lines of a file, in any conditional."""
+    return {os.fsdecode(angled or quoted) for angled, quoted, _ in _includes(content) if angled or quoted}
+
+
+def probed_names(content: bytes) -> set[tuple[str, bool]]:
+    """The names in the ``__has_include`` tests of a file, and whether each stands in quotes."""
+    found = _HAS_INCLUDE.findall(content) if b"__has_include" in content else []
+    return {(os.fsdecode(angled or quoted), bool(quoted)) for angled, quoted, _ in found if angled or quoted}
+
+
+def _folder(place: Place) -> Place:
+    """The folder of a place, ready to put a name behind."""
+    root, index, rest = place
+    return (root, index, rest[: rest.rfind("/") + 1])
+
+
+def _below(folder: Place, name: str) -> Place:
+    root, index, rest = folder
+    return ("A", 0, name) if name.startswith("/") else (root, index, rest + name)
+
+
+class _Collector:
+    """Collects headers, and what decides which files are read: paths that must stay absent, and some present."""
+
+    def __init__(self, search: SearchPath, compiled_at_ns: int, contents: dict[str, bytes] | None = None) -> None:
+        self._search = search
+        self._compiled_at_ns = compiled_at_ns
+        self._contents = contents
+        self._headers: dict[str, Header] = {}
+        self._absent: dict[Place, None] = {}
+        self._present: dict[Place, None] = {}
+        self._mentions_file = False
+        self._problem: str | None = None
+        self._exists: dict[Place, bool] = {}
+        self._places: dict[str, list[Place]] = {}
+        self._chosen: set[tuple[str, Place]] = set()
+        self._followed: set[tuple[str, str]] = set()
+
+    def result(self) -> HeaderSet:
+        """All of it."""
+        return HeaderSet(
+            headers=tuple(self._headers.values()),
+            absent=tuple(self._absent),
+            present=tuple(self._present),
+            mentions_file=self._mentions_file,
+            uncacheable=self._problem,
+        )
+
+    def note_problem(self, problem: str) -> None:
+        """Say why the set can't be trusted; the first reason counts."""
+        self._problem = self._problem or problem
+
+    def read(self, path: str, place: Place, spelled: str) -> bytes | None:
+        """Note a header that the compiler opened; its content, where it is new and can be read."""
+        if path in self._headers:
+            return None
+        try:
+            before = os.stat(path)
+            content = read_file(path)
+        except OSError:
+            content = None
+        if content is None:
+            self.note_problem(f"header {spelled} can't be read after the compile")
+            return None
+        # A file's stamp may lag the clock by a tick (4 ms), so an edit right after the start may look older than that;
+        # NVRTC reads its own prologue for longer before it opens the first header.
+        # Bundled headers it writes itself, as a part of the first compile that asks for them.
+        if place[0] != "B" and max(before.st_mtime_ns, before.st_ctime_ns) >= self._compiled_at_ns:
+            self.note_problem(f"header {spelled} was modified while it was being compiled")
+        digest = sha256(content, usedforsecurity=False).hexdigest()
+        remember_digest(path, before, digest)
+        self._headers[path] = Header(place, digest)
+        if self._contents is not None:
+            self._contents[path] = content
+        if macro := time_macro(content):
+            self.note_problem(f"header {spelled} uses {macro}")
+        self._mentions_file = self._mentions_file or b"__FILE__" in content
+        return content
+
+    def chose(self, path: str, folders: Iterable[Place]) -> Place:
+        """Note that ``path`` was read from a file in one of ``folders``; its place."""
+        places = self._places.get(path)
+        if places is None:
+            places = self._places[path] = self._search.places(path)
+        new = [folder for folder in folders if (path, folder) not in self._chosen]
+        if new:
+            self._chosen.update((path, folder) for folder in new)
+            # How it was spelled isn't known: every reading of the path counts, whatever of them exists doesn't.
+            for root, index, rest in places:
+                if root != "A":
+                    for candidate in (*new, *self._before(root, index)):
+                        self._must_stay_absent(_below(candidate, rest))
+        return places[0]
+
+    def _before(self, root: str, index: int) -> list[Place]:
+        """The directories that may be looked in before this one; those beside the includer are another matter."""
+        if root not in {"I", "B"}:
+            return []
+        return [other for other in self._search.roots if other[0] != root or other[1] < index]
+
+    def follow(self, name: str, folders: list[Place]) -> list[tuple[bytes, str, list[Place]]]:
+        """Read a header of this name wherever it may be found; what is new of it, for its own includes.
+
+        In every directory, not in the first that has it: which directories come first, and which an ``#include_next``
+        passes over, need not be known then.
+        """
+        found: list[tuple[bytes, str, list[Place]]] = []
+        for place in dict.fromkeys(_below(folder, name) for folder in (*folders, *self._search.roots)):
+            path = self._search.absolute(place)
+            if path is None or not os.path.isfile(path):
+                self._must_stay_absent(place)
+                continue
+            # By the real folder: an include of "../x/y.h" in x/y.h would otherwise be a new path each time round.
+            folder, base = os.path.split(path)
+            real = (os.path.realpath(folder), base)
+            if real not in self._followed:
+                self._followed.add(real)
+                content = self.read(path, place, name)
+                if content is not None:
+                    found.append((content, name, [_folder(place)]))
+        return found
+
+    def probe(self, content: bytes, where: str, folders: list[Place]) -> None:
+        """Note what the ``__has_include`` tests of a file look at; a problem if one can't be known from its text."""
+        if b"__has_include" not in content:
+            return
+        if _HAS_INCLUDE_ALIAS.search(content):
+            self.note_problem(f"{where} gives __has_include another name")
+            return
+        for angled, quoted_name, other in _HAS_INCLUDE.findall(content):
+            if not (angled or quoted_name):
+                test = other.decode(errors="replace").strip()
+                self.note_problem(f"{where} tests __has_include({test}): a macro decides")
+        for name, quoted in sorted(probed_names(content)):
+            for folder in [*(folders if quoted else ()), *self._search.roots]:
+                place = _below(folder, name)
+                if self._there(place):
+                    self._present[place] = None
+                    break
+                self._must_stay_absent(place)
+
+    def _must_stay_absent(self, place: Place) -> None:
+        """Cut to the first missing folder: a thousand paths become a few.
+
+        Never above the directory it was looked for in: in another project that directory may exist.
+        """
+        root, index, rest = place
+        end = 0
+        while root != "A" and (end := rest.find("/", end + 1)) > 0:
+            folder = (root, index, rest[:end])
+            if not self._there(folder):
+                self._absent[folder] = None
+                return
+        if not self._there(place):
+            self._absent[place] = None
+
+    def _there(self, place: Place) -> bool:
+        found = self._exists.get(place)
+        if found is None:
+            path = self._search.absolute(place)
+            found = self._exists[place] = path is not None and os.access(path, os.F_OK)
+        return found

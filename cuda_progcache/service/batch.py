@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch of compiles, done by threads or by worker processes as :mod:`cuda_progcache.service.plan` says."""
+
+from __future__ import annotations
+
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache import events
+from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.service.plan import Load, Plan
+from cuda_progcache.service.worker import Worker, WorkerDiedError
+
+if TYPE_CHECKING:
+    from cuda_progcache.service.compile_service import CompileService, KernelUnit
+
+Answer = Mapping[str, Any]
+"""``{"seconds"}`` and either ``{"error"}`` or ``{"hit", "size", "digest", "reason", "duration"}``."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel's variant for one architecture.
+
+    Attributes
+    ----------
+    index : int
+        Its place in the report.
+    kernel : str
+    variant : dict
+        The parameters it sets.
+    arch : str
+    unit : KernelUnit
+    """
+
+    index: int
+    kernel: str
+    variant: dict[str, Any]
+    arch: str
+    unit: KernelUnit
+
+
+def compile_batch(
+    service: CompileService,
+    jobs: Sequence[Job],
+    workers: int,
+    began: Callable[[Job], None],
+    ended: Callable[[Job, Answer], None],
+) -> None:
+    """Compile all jobs into the service's cache.
+
+    Parameters
+    ----------
+    service : CompileService
+    jobs : sequence of Job
+    workers : int
+        How many at once.
+    began, ended : callable
+        Called in this thread when a job is taken up, and with what came of it. What they raise ends the batch.
+    """
+    plan = Plan(jobs, _loads())
+    shareable = getattr(service.cache, "settings", None) is not None
+    crew = _Crew(service) if shareable and plan.wants_processes(workers) else None
+    news: queue.SimpleQueue[Job | tuple[Job, Answer] | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        held = None
+        hand: _InThisProcess | _InProcess = _InThisProcess(service) if crew is None else _InProcess(crew)
+        try:
+            while (step := plan.take(held)) is not None:
+                held = step.prefix or held
+                news.put(step.job)
+                news.put((step.job, hand.do(step.job, precompile=step.precompile)))
+        except BaseException as error:  # noqa: BLE001 - raised where the batch was asked for
+            news.put(error)
+        finally:
+            news.put(None)
+
+    threads = [threading.Thread(target=work, name=f"prewarm-{n}") for n in range(workers)]
+    started = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+        working = len(started)
+        while working:
+            message = news.get()
+            if message is None:
+                working -= 1
+            elif isinstance(message, BaseException):
+                raise message
+            elif isinstance(message, Job):
+                began(message)
+            else:
+                ended(*message)
+    finally:
+        plan.cancel()
+        if crew is not None:
+            crew.close()
+        for thread in started:
+            thread.join()
+
+
+def _loads() -> Callable[[Job], Load]:
+    """Tell what jobs ask of the front end; of several modules the heaviest counts."""
+    from cuda_progcache.compile.precompiled import prefix_id, reaches_many_headers
+
+    cwd = os.getcwd()
+    known: dict[str, bool] = {}
+
+    def load_of(job: Job) -> Load:
+        load = Load(heavy=False)
+        for inputs in job.unit.compiles:
+            prefix = prefix_id(inputs, cwd)
+            heavy = None if prefix is None else known.get(prefix)
+            if heavy is None:
+                heavy = reaches_many_headers(inputs, inputs.search_path(cwd))
+            if prefix is not None:
+                known[prefix] = heavy
+            if heavy:
+                load = Load(heavy, prefix)
+        return load
+
+    return load_of
+
+
+class _InThisProcess:
+    """Does jobs in the calling thread; precompiles nothing, since that would stay in this process."""
+
+    def __init__(self, service: CompileService) -> None:
+        self._service = service
+
+    def do(self, job: Job, *, precompile: bool) -> Answer:  # noqa: ARG002 - see the class
+        started = time.perf_counter()
+        try:
+            done = self._service._obtain(job.unit)
+        except ProgCacheError as error:
+            return {"error": str(error), "seconds": time.perf_counter() - started}
+        return {
+            "hit": done.hit,
+            "size": len(done.data),
+            "digest": done.digest,
+            "reason": done.reason,
+            "duration": done.record.get("duration"),
+            "seconds": time.perf_counter() - started,
+        }
+
+
+class _Crew:
+    """The worker processes of a batch. They end with it, and with them what they have precompiled."""
+
+    def __init__(self, service: CompileService) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="progcache-batch-")
+        self._setup = {
+            "cache": service.cache.settings,
+            "library": str(service.library.path),
+            "header_policy": asdict(service.header_policy),
+            "keep_failures": service.keep_failures,
+            "scratch": self._scratch.name,
+            "events": events.wanted("hit"),
+        }
+        self._lock = threading.Lock()
+        self._workers: list[Worker] = []
+        self._closed = False
+
+    def start(self) -> Worker:
+        with self._lock:
+            if self._closed:
+                raise WorkerDiedError("the batch was given up")
+            worker = Worker(self._setup)
+            self._workers.append(worker)
+            return worker
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        for worker in self._workers:
+            worker.close()
+        self._scratch.cleanup()
+
+
+class _InProcess:
+    """Does jobs in a worker process, and after one that died in the next; started when there is something to do."""
+
+    def __init__(self, crew: _Crew) -> None:
+        self._crew = crew
+        self._worker: Worker | None = None
+
+    def do(self, job: Job, *, precompile: bool) -> Answer:
+        started = time.perf_counter()
+        try:
+            if self._worker is None:
+                self._worker = self._crew.start()
+            answer = self._worker.run(
+                {"kernel": job.kernel, "variant": job.variant, "arch": job.arch, "precompile": precompile}
+            )
+        except WorkerDiedError as error:
+            self._worker = None
+            return {"error": str(error), "seconds": time.perf_counter() - started}
+        for kind, name, target_type, arch, digest, reasons, seconds in answer.get("events") or ():
+            events.relay(events.Event(kind, name, target_type, arch, digest, tuple(reasons), seconds))
+        return answer

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One project in two directories, and under two users: an entry is shared exactly where the output is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cuda_progcache import FileStreamProgramCache, HeaderPolicy, Program, ProgramOptions
+
+KERNEL = 'extern "C" __global__ void k(int *a) { a[threadIdx.x] = VALUE; }\n'
+HEADERS = {
+    "none": ("#define VALUE 3\n" + KERNEL, {}),
+    "beside": ('#include "value.h"\n' + KERNEL, {}),
+    "relative": ("#include <value.h>\n" + KERNEL, {"include_path": "inc"}),
+    "absolute": ("#include <value.h>\n" + KERNEL, {"include_path": "{here}/inc"}),
+    "pre_include": (KERNEL, {"include_path": "{here}/inc", "pre_include": "value.h"}),
+    "file": ("#include <file.h>\n" + KERNEL, {"include_path": "{here}/inc"}),
+}
+
+
+@pytest.fixture
+def places(project):
+    """Two copies of a project, the second one deeper."""
+    found = []
+    for place in ("one", "somewhere/else/two"):
+        for folder in ("", "inc/"):
+            project(f"{place}/{folder}value.h", "#define VALUE 3\n__device__ int helper(int x) { return x * 3; }\n")
+        project(f"{place}/inc/file.h", "__device__ const char *where = __FILE__;\n#define VALUE 3\n")
+        found.append(str(project.folder / place))
+    return found
+
+
+def options_in(here, given):
+    return {name: value.format(here=here) if isinstance(value, str) else value for name, value in given.items()}
+
+
+@pytest.mark.parametrize("policy", [HeaderPolicy(), HeaderPolicy(hermetic=True)], ids=["plain", "hermetic"])
+@pytest.mark.parametrize("how", HEADERS)
+@pytest.mark.parametrize("lineinfo", [None, True], ids=["", "lineinfo"])
+@pytest.mark.parametrize("target_type", ["cubin", "ptx", "ltoir"])
+def test_shared_exactly_where_the_output_is_the_same(cache, places, monkeypatch, target_type, lineinfo, how, policy):
+    source, given = HEADERS[how]
+    fresh, cached = [], []
+    for here in places:
+        monkeypatch.chdir(here)
+        options = ProgramOptions(arch="sm_80", lineinfo=lineinfo, **options_in(here, given))
+        program = Program(source, "c++", options, header_policy=policy)
+        fresh.append(program.compiled(target_type))
+        cached.append(program.compiled(target_type, cache=cache))
+        assert cached[-1].reason is None
+        assert cached[-1].data == fresh[-1].data
+    same = fresh[0].data == fresh[1].data
+    assert cached[1].hit is same
+    if target_type != "ltoir" and not lineinfo and how != "file":
+        assert same, "nothing of the place is in there"
+
+
+@pytest.mark.parametrize("name", ["kernels/k.cu", "k.cu"])
+def test_a_name_is_what_the_user_gave(cache, places, monkeypatch, name):
+    hits = []
+    for here in places:
+        monkeypatch.chdir(here)
+        options = ProgramOptions(arch="sm_80", name=name)
+        hits.append(Program("#define VALUE 3\n" + KERNEL, "c++", options).compiled("cubin", cache=cache).hit)
+    assert hits == [False, True]
+
+
+AS_USER = """
+import json, os, sys
+from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+
+def compile_all(project, cache):
+    os.makedirs(os.path.join(project, "inc"))
+    with open(os.path.join(project, "inc", "value.h"), "w") as file:
+        file.write("#define VALUE 3\\n")
+    os.utime(os.path.join(project, "inc", "value.h"), (1, 1))
+    os.chdir(project)
+    cache = FileStreamProgramCache(cache, durability="none", shared=True)
+    for target_type, lineinfo in json.loads(sys.argv[3]):
+        options = ProgramOptions(arch="sm_80", include_path=os.path.join(project, "inc"), lineinfo=lineinfo)
+        done = Program(sys.argv[4], "c++", options).compiled(target_type, cache=cache)
+        yield [done.hit, done.digest, done.reason, done.data.hex()]
+
+user, folder = int(sys.argv[1]), sys.argv[2]
+os.umask(0)
+# As root, since the other user may not be able to read the interpreter's library: all is imported then.
+list(compile_all(os.path.join(folder, f"before-{user}"), os.path.join(folder, f"cache-before-{user}")))
+if user:
+    os.setgroups([]); os.setgid(user); os.setuid(user)
+os.environ["HOME"] = home = os.path.join(folder, f"home-{user}")
+os.environ.pop("XDG_CACHE_HOME", None)
+print(json.dumps([os.getuid(), list(compile_all(os.path.join(home, "project"), os.path.join(folder, "cache")))]))
+"""
+
+
+@pytest.fixture
+def open_folder():
+    """For everybody: pytest's own lies in one that each run of it closes to other users."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be two users")
+def test_two_users_share_entries(open_folder):
+    """Each with a home, a project and a process; the cache is shared between them."""
+    folder = open_folder
+    FileStreamProgramCache(folder / "cache", shared=True).close()
+    for path, _, _ in os.walk(folder / "cache"):
+        os.chmod(path, 0o777)
+    wanted = [("cubin", None), ("ptx", None), ("ltoir", None), ("cubin", True)]
+    source = "#include <value.h>\n" + KERNEL
+    runs = []
+    for user in (0, 65534):
+        command = [sys.executable, "-c", AS_USER, str(user), str(folder), json.dumps(wanted), source]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        runs.append(json.loads(done.stdout))
+    assert [run[0] for run in runs] == [0, 65534]
+    assert [hit for hit, *_ in runs[0][1]] == [False] * 4
+    assert [hit for hit, *_ in runs[1][1]] == [True, True, False, False], "LTO-IR and line tables name the place"
+    for first, second in zip(runs[0][1], runs[1][1], strict=True):
+        assert first[2] is second[2] is None
+        assert (first[3] == second[3]) is second[0]
