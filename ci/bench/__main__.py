@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import batches, memo, processes, programs, scaling, stores
+from ci.bench import batches, cache_file, memo, processes, programs, scaling, stores
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
@@ -27,6 +27,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *batches.BENCHMARKS,
     *processes.BENCHMARKS,
     *memo.BENCHMARKS,
+    *cache_file.BENCHMARKS,
 )
 RESULTS = Path(__file__).parent / "results"
 
