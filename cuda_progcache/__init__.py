@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cuda_progcache.keys.options import LinkerOptions as LinkerOptions
     from cuda_progcache.keys.options import ProgramOptions as ProgramOptions
     from cuda_progcache.keys.schema import ProgramKey as ProgramKey
+    from cuda_progcache.memo.memoize import memoize as memoize
     from cuda_progcache.service.compile_service import CompileService as CompileService
     from cuda_progcache.service.manifest import KernelLibrary as KernelLibrary
     from cuda_progcache.service.prewarm import PrewarmReport as PrewarmReport
@@ -80,6 +81,7 @@ _HOME = {
     "UncacheableError": "errors",
     "link": "compile.program",
     "make_program_cache_key": "compile.identity",
+    "memoize": "memo.memoize",
     "program_key": "compile.identity",
     "subscribe": "events",
 }
@@ -115,6 +117,7 @@ __all__ = [
     "__version__",
     "link",
     "make_program_cache_key",
+    "memoize",
     "program_key",
     "subscribe",
 ]

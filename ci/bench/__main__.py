@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import batches, processes, programs, scaling, stores, template_cache, templates
+from ci.bench import batches, cache_file, memo, processes, programs, scaling, stores, template_cache, templates
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
@@ -28,6 +28,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *processes.BENCHMARKS,
     *templates.BENCHMARKS,
     *template_cache.BENCHMARKS,
+    *memo.BENCHMARKS,
+    *cache_file.BENCHMARKS,
 )
 RESULTS = Path(__file__).parent / "results"
 
@@ -96,7 +98,17 @@ def _run(benchmark: Benchmark, directory: Path, effort: float) -> Result:
 
 def _report(results: list[Result], effort: float, seconds: float) -> dict[str, Any]:
     versions: dict[str, str | None] = {}
-    for package in ("cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-cccl", "msgspec", "xxhash"):
+    for package in (
+        "cuda-core",
+        "cuda-bindings",
+        "nvidia-cuda-nvrtc",
+        "nvidia-cuda-cccl",
+        "msgspec",
+        "xxhash",
+        "diskcache",
+        "joblib",
+        "fleche",
+    ):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

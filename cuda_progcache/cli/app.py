@@ -59,6 +59,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("entries", "The programs in the cache."),
     "show": ("entries", "All that is known about one program: where it came from, what it uses."),
     "explain": ("explain", "Why a program had to be compiled."),
+    "provenance": ("provenance", "All that a program came from."),
+    "affected": ("provenance", "The programs that an edit of a file would invalidate."),
     "stats": ("cache", "How much the cache holds."),
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
     "prune": ("maintenance", "Remove the entries used least recently."),

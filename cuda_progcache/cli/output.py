@@ -58,16 +58,22 @@ def _plain(value: object) -> object:
 
 def show(*renderables: RenderableType) -> None:
     """Print tables and texts on stdout: coloured on a terminal (rich heeds NO_COLOR), plain and never cut in a pipe."""
-    from rich.console import Console
-
     if sys.stdout.isatty():
+        from rich.console import Console
+
         Console(highlight=False).print(*renderables, sep="\n")
         return
+    write(plain(*renderables))  # not by rich, which answers a reader that left by exiting on its own
+
+
+def plain(*renderables: RenderableType) -> str:
+    """Give tables and texts as they are printed in a pipe: without colours, padding or cuts."""
+    from rich.console import Console
+
     console = Console(file=io.StringIO(), width=_WIDE, highlight=False, color_system=None)
     with console.capture() as captured:
         console.print(*renderables, sep="\n")
-    # Without the padding. And not by rich, which answers a reader that left by exiting on its own.
-    write("".join(f"{row.rstrip()}\n" for row in captured.get().splitlines()))
+    return "".join(f"{row.rstrip()}\n" for row in captured.get().splitlines())
 
 
 def table(

@@ -65,7 +65,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_here.reset)
 
 
-def fly(flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None]) -> T:
+def fly(
+    flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None], *,
+    longest_wait: float = LONGEST_WAIT,
+) -> T:  # fmt: skip
     """Compile, unless someone else is at it: then wait for them and take what they made.
 
     Parameters
@@ -78,6 +81,8 @@ def fly(flight: str, directory: str | None, compile_: Callable[[], T], look_up: 
         Does it.
     look_up : callable
         What is in the cache by now; None if it isn't there.
+    longest_wait : float
+        Seconds after which a waiter compiles itself, whatever the holder does.
 
     Returns
     -------
@@ -94,14 +99,14 @@ def fly(flight: str, directory: str | None, compile_: Callable[[], T], look_up: 
             mine: _Flight[object] = _Flight()
             _here.flights[slot] = mine
     if current is not None:
-        if not current.landed.wait(LONGEST_WAIT):
+        if not current.landed.wait(min(longest_wait, threading.TIMEOUT_MAX)):
             return compile_()
         if current.error is not None:
             raise current.error
         found = look_up()
         return found if found is not None else current.result  # type: ignore[return-value]
     try:
-        result = _lead(flight, directory, compile_, look_up)
+        result = _lead(flight, directory, compile_, look_up, longest_wait)
         mine.result = result
         return result
     except BaseException as error:
@@ -114,11 +119,13 @@ def fly(flight: str, directory: str | None, compile_: Callable[[], T], look_up: 
         mine.landed.set()
 
 
-def _lead(flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None]) -> T:
+def _lead(
+    flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None], longest_wait: float
+) -> T:
     if directory is None:
         return compile_()
     path = os.path.join(directory, flight)
-    deadline = time.monotonic() + LONGEST_WAIT
+    deadline = time.monotonic() + longest_wait
     while True:
         taken = _take(path)
         if taken is None:

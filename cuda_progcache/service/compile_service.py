@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.compile.program import LogWriter
+    from cuda_progcache.memo.caches import Cache
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel, RenderedModule
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
 
@@ -94,6 +95,13 @@ class CompileService:
 
         given = self._given_library
         return given if isinstance(given, KernelLibrary) else KernelLibrary(given)
+
+    @functools.cached_property
+    def calls(self) -> Cache:
+        """The calls that made the programs in the cache: to be queried, shown as a table, filtered, transferred."""
+        from cuda_progcache.memo.storage import program_cache
+
+        return program_cache(self.cache)
 
     def compile(
         self,

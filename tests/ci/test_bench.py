@@ -48,6 +48,18 @@ def test_what_the_peer_refuses_is_told():
     assert "refuses" in done.stderr
 
 
+def test_memo_benchmarks_name_their_peers_installed_or_not():
+    report = json.loads(bench("--only", "memo.*", "--effort", "0.01", "--json", "-").stdout)
+    rows = {b["name"]: b for b in report["benchmarks"]}
+    assert all(row["sides"]["ours"]["median"] > 0 for row in rows.values())
+    for name, peers in (
+        ("memo.hit_memory", {"functools", "fleche"}),
+        ("memo.miss_files", {"diskcache", "joblib", "fleche"}),
+    ):
+        assert {*rows[name]["sides"], *rows[name]["refused"]} == {"ours", *peers}
+    assert {"memo.query_select", "memo.index_rebuild", "memo.index_refresh", "memo.expand"} <= rows.keys()
+
+
 def test_unknown_pattern_is_an_error():
     assert "no benchmark fits" in bench("--only", "nothing.like.this", status=2).stderr
 

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of functions, kept in files, and reused while nothing they depend on has changed.
+
+>>> from cuda_progcache.memo.cache_file import cache_file, track_file
+>>> @cache_file("results", file_args=["path"])  # doctest: +SKIP
+... def load(path, threshold=0.5):
+...     return parse(path, threshold)
+
+What a result depends on: the arguments, the function's code with all that it
+refers to (:mod:`~cuda_progcache.memo.code`), the contents of files and
+directories among the arguments, declared ones, and the versions of the packages
+it uses. Files that are found while it runs are reported with
+:func:`track_file`, and are looked at before a result is reused; so are the
+files of the cached functions it calls.
+
+A result is computed once however many threads and processes ask for it; who
+waits sees it within 50 ms of its publication, and takes over from a dead one.
+Trouble with the cache never costs a result: it is computed and returned, with a
+warning.
+
+Arguments that are files
+------------------------
+``file_args`` names them. :class:`pathlib.Path` objects always count as files.
+If ``file_args`` isn't given, so does a string that has a path separator, is one
+line of at most 4,096 characters, and names something that is there; a string of
+source code never does.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.memo import cache_dir as layout
+from cuda_progcache.memo import call_tree
+from cuda_progcache.memo.cached_function import CachedFunction, Options, default_directory
+from cuda_progcache.memo.call_tree import (
+    Watched,
+    cache_tree_files,
+    cache_tree_for_file,
+    cache_tree_load,
+    cache_tree_nodes,
+    cache_tree_reset,
+    cache_tree_save,
+    cache_tree_summary,
+    cache_tree_to_dot,
+    cache_tree_to_json,
+)
+from cuda_progcache.memo.code import TRANSPARENT, get_recursive_closure_hash
+from cuda_progcache.memo.files import hash_file, hash_text, shared
+from cuda_progcache.memo.syntax import find_path_specs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cuda_progcache.memo.files import Pattern
+
+__all__ = [
+    "CacheDecorator",
+    "cache_default_dir",
+    "cache_file",
+    "cache_file_state_clear",
+    "cache_file_state_info",
+    "cache_info",
+    "cache_list",
+    "cache_prune",
+    "cache_stats",
+    "cache_tree_changed_files",
+    "cache_tree_files",
+    "cache_tree_for_file",
+    "cache_tree_load",
+    "cache_tree_nodes",
+    "cache_tree_reset",
+    "cache_tree_save",
+    "cache_tree_summary",
+    "cache_tree_sync",
+    "cache_tree_to_dot",
+    "cache_tree_to_json",
+    "fast_file_hash",
+    "get_recursive_closure_hash",
+    "load_config",
+    "plot_cache_graph",
+    "probabilistic_file_hash",
+    "track_file",
+]
+
+_logger = logging.getLogger(__name__)
+
+# Names that programs written for the module this one stands in for import, too.
+_cache_tree_graph = call_tree.graph
+_cache_tree_call_stack = call_tree.stack
+_cache_tree_register_node = call_tree.register
+_find_path_specs = find_path_specs
+_file_state_cache = shared.memory
+_FILE_STATE_CACHE_LIMIT = 10_000
+shared.limit = lambda: _FILE_STATE_CACHE_LIMIT
+
+
+def cache_file(
+    cache_dir: str | os.PathLike[str] | None = None,
+    backend: str = "pickle",
+    file_args: Sequence[str] | None = None,
+    ignore_args: Sequence[str] | None = None,
+    file_pattern: Pattern = None,
+    env_vars: Sequence[str] | None = None,
+    algo: str = "xxhash64",
+    version: str | int | None = None,
+    depends_on_files: Sequence[str | os.PathLike[str]] | None = None,
+    depends_on_vars: Mapping[str, Any] | None = None,
+    verbose: bool = False,  # noqa: FBT001, FBT002 - the signature of the design that it follows
+    hash_file_paths: bool = True,  # noqa: FBT001, FBT002 - as above
+) -> CacheDecorator:
+    """Make a decorator that keeps a function's results in files.
+
+    Parameters
+    ----------
+    cache_dir : path-like, optional
+        Where; made when the first result is saved. Default: :func:`cache_default_dir`.
+    backend : {"pickle"}
+        How values are written. ``"rds"`` and ``"qs"`` write the same, under those suffixes.
+    file_args : sequence of str, optional
+        Parameters whose values are paths: their contents count. Default: whatever looks like one (see the module).
+    ignore_args : sequence of str, optional
+        Parameters that don't count.
+    file_pattern : str or re.Pattern, optional
+        Which files of a directory count: a glob, or a regular expression if it has a backslash, ``^`` or ``$``.
+    env_vars : sequence of str, optional
+        Environment variables that count.
+    algo : {"xxhash64", "sha256"}
+        The hash of files, and of the key in file names. A full SHA-256 of the key is kept in the record, so an XXH64
+        collision is a miss.
+    version : str or int, optional
+        Counts; change it to say that results differ from earlier ones.
+    depends_on_files : sequence of path-like, optional
+        Files and directories whose contents count.
+    depends_on_vars : mapping, optional
+        Values that count.
+    verbose : bool
+        Log hits, first executions, forced ones, and misses with what changed, at INFO.
+    hash_file_paths : bool
+        Whether the place of a file among the arguments counts, too, or its content alone.
+
+    Returns
+    -------
+    CacheDecorator
+        Calls of the decorated function take ``_load=False`` (don't reuse a result), ``_force=True`` (nor wait for
+        another process: run now) and ``_skip_save=True`` (save nothing); none of these is in the key.
+
+    Raises
+    ------
+    ProgCacheError
+        Unknown ``backend`` or ``algo``.
+    """
+    return CacheDecorator(
+        Options(
+            cache_dir, backend, file_args, ignore_args, file_pattern, env_vars, algo, version, depends_on_files,
+            depends_on_vars, verbose, hash_file_paths,
+        )
+    )  # fmt: skip
+
+
+class CacheDecorator:
+    """What :func:`cache_file` makes: ``@cf``, ``cf(function)``, or ``@cf(verbose=True)`` with other options."""
+
+    def __init__(self, options: Options) -> None:
+        if options.backend not in layout.SUFFIXES:
+            raise ProgCacheError(f"backend={options.backend!r} isn't known; valid: {', '.join(layout.SUFFIXES)}")
+        hash_text("", options.algo)  # raises where it isn't known
+        self._options = options
+
+    def __call__(self, function: Callable[..., Any] | None = None, /, **overrides: Any) -> Any:
+        """Decorate a function, or make a decorator with other options.
+
+        Raises
+        ------
+        TypeError
+            An unknown option, or a function whose result isn't what it returns (a coroutine, a generator).
+        """
+        unknown = overrides.keys() - set(Options._fields)
+        if unknown:
+            valid = ", ".join(Options._fields)
+            raise TypeError(f"cache_file has no option {min(unknown)!r}; valid: {valid}")
+        if overrides:
+            other = CacheDecorator(self._options._replace(**overrides))
+            return other if function is None else other(function)
+        if function is None:
+            return self
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(f"{function!r} gives a coroutine or generator: there is no result of it that could be kept")
+        return _wrap(CachedFunction(function, self._options))
+
+
+def _wrap(cached: CachedFunction) -> Any:
+    @functools.wraps(cached.function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return cached.call(args, kwargs)
+
+    # What a caller of this function depends on beyond its code: seen by the digests of functions that refer to it.
+    options = cached.options
+    setattr(wrapper, TRANSPARENT, (options.version, dict(options.depends_on_vars or {})))
+    return wrapper
+
+
+def track_file(path: str | os.PathLike[str]) -> Path:
+    """Say that the cached call under way reads a file or directory; its result is reused while that stays as it is.
+
+    Parameters
+    ----------
+    path : path-like
+        It needn't be there: then the result holds until it is.
+
+    Returns
+    -------
+    Path
+        Absolute, without links. Outside of a cached call that is all that happens.
+    """
+    real = os.path.realpath(path)
+    frames = call_tree.stack.frames()
+    if frames:
+        algo = call_tree.graph.get(frames[-1].node, {}).get("algo") or "xxhash64"
+        item = Watched(real, algo, None, shared.of_path(real, algo))
+        frames[-1].watched.setdefault(real, item)
+        call_tree.add_files(frames[-1].node, [item])
+    return Path(real)
+
+
+def cache_tree_changed_files() -> dict[str, dict[str, Any]]:
+    """Calls of the tree with a file that changed, or went, since.
+
+    Returns
+    -------
+    dict
+        By id of the call: ``node``, and ``changed_files``, a list of Path.
+    """
+    found = {}
+    for name, node in cache_tree_nodes().items():
+        changed = [
+            Path(path)
+            for path, digest in node["file_hashes"].items()
+            if shared.of_path(path, node.get("algo") or "xxhash64", node.get("patterns", {}).get(path)) != digest
+        ]
+        if changed:
+            found[name] = {"node": node, "changed_files": changed}
+    return found
+
+
+def cache_tree_sync(cache_dir: str | os.PathLike[str]) -> dict[str, call_tree.Node]:
+    """Merge the calls that are recorded in a cache directory into the tree; returns the tree's nodes."""
+    for row in layout.rows(os.fspath(cache_dir)):
+        try:
+            record = layout.read_record(row.path)
+        except OSError:
+            continue  # removed meanwhile
+        if "id" in record:
+            call_tree.restore(record, Path(row.path))
+    call_tree.complete()
+    return cache_tree_nodes()
+
+
+def plot_cache_graph(output: str | os.PathLike[str] | None = None, highlight_stale: bool = True) -> Figure:  # noqa: FBT001, FBT002
+    """Draw the call tree with matplotlib.
+
+    Parameters
+    ----------
+    output : path-like, optional
+        Save the picture there, in the format of its suffix.
+    highlight_stale : bool
+        Whether calls with a file that changed since are in amber; otherwise their files aren't looked at.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Navy: saved. Amber: a file changed. Grey: the saved result is gone. Light blue: a file.
+
+    Raises
+    ------
+    ImportError
+        matplotlib isn't installed (extra: ``plot``).
+    """
+    from cuda_progcache.memo.graph_plot import plot
+
+    return plot(cache_tree_nodes(), set(cache_tree_changed_files()) if highlight_stale else set(), output)
+
+
+def _wait_for_sentinel(
+    sentinel: str | os.PathLike[str],
+    outfile: str | os.PathLike[str],
+    load: Callable[[Any], Any],
+    fname: str,
+    poll: float = 0.01,
+    timeout: float = 600.0,
+    stale: float = 3600.0,
+) -> Any:
+    """Wait for a result that another process is said to compute; None when there is none to wait for.
+
+    For programs that bring their own sentinels: :func:`cache_file` itself waits by
+    :func:`~cuda_progcache.compile.single_flight.fly`, which sees whether the holder lives.
+    """
+    end = time.monotonic() + timeout
+    while not os.path.exists(outfile):
+        try:
+            age = time.time() - os.stat(sentinel).st_mtime
+        except OSError:
+            return None  # never begun, or given up
+        if age > stale or time.monotonic() > end:
+            _logger.info("%s: no result came from the holder of %s", fname, os.fspath(sentinel))
+            return None
+        time.sleep(poll)
+    return load(outfile)
+
+
+def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read one saved result.
+
+    Returns
+    -------
+    dict
+        ``value``, ``meta`` (``{"legacy": True}`` for a bare pickle of another tool), ``record`` and ``path``.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    ProgCacheError
+        It is damaged, or others could have written it.
+    """
+    target = os.fspath(path)
+    try:
+        found = layout.read(target)
+        record = layout.read_record(target)
+    except layout.RefusedError as error:
+        raise ProgCacheError(f"{target} isn't read: {error}") from error
+    return {"value": found.value, "meta": found.meta, "record": record, "path": Path(target)}
+
+
+def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """List saved results without loading them.
+
+    Returns
+    -------
+    list of dict
+        ``file``, ``fname``, ``hash``, ``created`` (datetime, UTC), ``size_bytes``, ``duration`` (s), ``call``
+        (arguments as text), ``path``. Empty where there is no directory.
+    """
+    return layout.listing(os.fspath(cache_dir))
+
+
+def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Add up a cache directory.
+
+    Returns
+    -------
+    dict
+        ``n_entries``, ``total_size_mb`` (of 10^6 bytes), ``oldest``, ``newest`` (datetime or None) and
+        ``by_function``: a dict each of ``fname``, ``n_files``, ``total_size_mb``.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such directory.
+    """
+    if not os.path.isdir(cache_dir):
+        raise FileNotFoundError(f"cache directory not found: {os.fspath(cache_dir)}")
+    entries = cache_list(cache_dir)
+    functions: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        group = functions.setdefault(entry["fname"], {"fname": entry["fname"], "n_files": 0, "total_size_mb": 0.0})
+        group["n_files"] += 1
+        group["total_size_mb"] += entry["size_bytes"] / 1e6
+    moments = [entry["created"] for entry in entries]
+    return {
+        "n_entries": len(entries),
+        "total_size_mb": sum(entry["size_bytes"] for entry in entries) / 1e6,
+        "oldest": min(moments, default=None),
+        "newest": max(moments, default=None),
+        "by_function": sorted(functions.values(), key=lambda group: -group["total_size_mb"]),
+    }
+
+
+def cache_prune(cache_dir: str | os.PathLike[str], days_old: float = 30) -> int:
+    """Remove saved results that were written at least so many days ago.
+
+    Sentinels, locks and half-written files go too, unless the process that they belong to is at work.
+
+    Returns
+    -------
+    int
+        How many results were removed.
+    """
+    return layout.prune(os.fspath(cache_dir), days_old)
+
+
+def cache_default_dir() -> Path:
+    """The directory for functions that name none: ``$CACHER_DIR``, or ``calls`` in the user's cache directory; made."""
+    return Path(default_directory())
+
+
+def cache_file_state_info() -> dict[str, Any]:
+    """Say which files' digests are remembered: ``n_entries``, ``paths``, ``limit``."""
+    paths = list(_file_state_cache)
+    return {"n_entries": len(paths), "paths": paths, "limit": _FILE_STATE_CACHE_LIMIT}
+
+
+def cache_file_state_clear() -> int:
+    """Forget all remembered digests of files; returns how many there were."""
+    count = len(_file_state_cache)
+    _file_state_cache.clear()
+    return count
+
+
+def load_config(path: str | os.PathLike[str], existing: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read options of :func:`cache_file` from a YAML file.
+
+    Parameters
+    ----------
+    path : path-like
+    existing : mapping, optional
+        Options that are already chosen, and win.
+
+    Raises
+    ------
+    ProgCacheError
+        The file has no mapping, or PyYAML isn't installed (extra: ``yaml``).
+    """
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ProgCacheError(f"a YAML file needs PyYAML: pip install 'cuda-progcache[yaml]' ({error})") from error
+    with open(path, encoding="utf-8") as file:
+        try:
+            loaded = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ProgCacheError(f"{os.fspath(path)} is no YAML: {error}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise ProgCacheError(f"{os.fspath(path)} holds a {type(loaded).__name__}, not a mapping of options")
+    return {**(loaded or {}), **(existing or {})}
+
+
+def fast_file_hash(path: str | os.PathLike[str], algo: str = "xxhash64") -> str | None:
+    """Hash of a file's whole content, remembered while nothing about it moves; None where there is no such file."""
+    return shared.of_file(os.fspath(path), algo)
+
+
+def probabilistic_file_hash(
+    path: str | os.PathLike[str],
+    block_size: int = 65536,  # noqa: ARG001 - there are no blocks to choose
+    n_blocks: int = 5,  # noqa: ARG001 - as above
+    algo: str = "xxhash64",
+) -> str | None:
+    """Hash of a file's whole content, read anew; None where there is no such file.
+
+    The name is from a design that hashed samples of large files; an edit between the samples went unseen.
+    """
+    try:
+        return hash_file(os.fspath(path), algo)[0]
+    except OSError:
+        return None

@@ -1,0 +1,528 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls: what was called with which arguments and what came of it.
+
+A call goes through forms, each with the same key (:meth:`to_lookup_key`):
+
+- :class:`Call` holds live values;
+- :class:`PreparedCall` has its arguments sealed (digested and stored) and waits for the result, so that a body that
+  changes its arguments can't change the key;
+- :class:`DigestedCall` holds digests in place of values: what call storages keep;
+- :class:`LazyCall` is a :class:`DigestedCall` with the cache it came from, whose values load when they are asked for.
+
+:class:`QueryCall` is a pattern for calls. The key is the digest of name, module, version, code digest and arguments.
+``metadata`` is a mapping of groups to mappings of JSON values, what the record keeps besides: ``runtime`` (``status``,
+``timestart``, ``timestop``, ``duration`` in seconds), ``parents``, ``files``, ``environment``, ``host``, ``tags``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from cuda_progcache.memo import digest as _digest
+from cuda_progcache.memo.digest import Digest, Indigestible, child_bytes
+from cuda_progcache.memo.signature import FunctionProfile, Ignored, Required, profile
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.caches import BaseCache
+    from cuda_progcache.memo.storage import ValueStorage
+
+__all__ = [
+    "NONE", "NO_RESULT", "Call", "DigestedCall", "FunctionProfile", "Ignored", "LazyArguments", "LazyCall",
+    "PreparedCall", "QueryCall", "Required", "Unstored", "bind", "head_bytes", "key_from_head",
+]  # fmt: skip
+
+_logger = logging.getLogger(__name__)
+
+Metadata: TypeAlias = dict[str, dict[str, Any]]
+
+
+class _Sentinel:
+    def __init__(self, name: str, stands_for: object) -> None:
+        self._name = name
+        self._stands_for = stands_for
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def __reduce__(self) -> str:
+        return self._name
+
+    def __digest__(self) -> Digest:
+        return _digest.digest(self._stands_for)
+
+
+#: In a query: the value None itself, where a plain None means "anything".
+NONE = _Sentinel("NONE", None)
+#: The result of a call that has none yet; ``result=None`` is a result.
+NO_RESULT = _Sentinel("NO_RESULT", ("cuda_progcache", "NO_RESULT"))
+
+
+#: The digests of a result and of metadata that aren't there, as a key has them.
+_NOTHING_YET = (child_bytes(NO_RESULT), child_bytes(None))
+
+
+class Unstored(Digest):
+    """The digest of an argument that could not be stored, and so can't be loaded: it stands for itself."""
+
+    __slots__ = ()
+
+
+def head_bytes(name: str, module: str | None, version: str | int | None, code: str | None) -> bytes:
+    """What of a key is the function's: constant from call to call."""
+    return child_bytes((name, module, version, code if code is None else Digest(code)))
+
+
+def key_from_head(head: bytes, arguments: Mapping[str, Any]) -> tuple[Digest, dict[str, bytes]]:
+    """The key of a call from :func:`head_bytes` and the arguments, and the arguments' digests as ASCII.
+
+    The same as the digest of a :class:`Call` without result and metadata, whose arguments are a dict.
+    """
+    digests = {name: child_bytes(value) for name, value in arguments.items()}
+    pairs = sorted([_name_bytes(name) + b"=" + found for name, found in digests.items()])
+    return Digest(_call_bytes(head, _digest._hash(b"dict:", b",".join(pairs)), *_NOTHING_YET).decode("ascii")), digests
+
+
+@functools.lru_cache(maxsize=10_000)
+def _name_bytes(name: str) -> bytes:
+    return child_bytes(name)
+
+
+def _call_bytes(head: bytes, arguments: bytes, result: bytes, metadata: bytes) -> bytes:
+    return _digest._hash(b"call:", b",".join((head, arguments, result, metadata)))
+
+
+def bind(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, apply_defaults: bool = False,
+    partial: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Arguments by parameter of ``function``; see :class:`FunctionProfile`."""
+    known = profile(function)
+    if partial:
+        return known.bind_partial(args, kwargs)
+    return known.bind(args, kwargs) if apply_defaults else dict(known.signature.bind(*args, **kwargs).arguments)
+
+
+class _Record:
+    """What every form of a call has: the fields that make its key."""
+
+    name: str
+    module: str | None
+    version: str | int | None
+    code_digest: str | None
+    key: Digest | None
+
+    def _parts(self) -> tuple[Mapping[str, Any], Any, Metadata]:
+        """Arguments, result (``NO_RESULT`` for none) and metadata, values or digests."""
+        raise NotImplementedError
+
+    def __digest__(self) -> Digest:
+        arguments, result, metadata = self._parts()
+        head = head_bytes(self.name, self.module, self.version, self.code_digest)
+        found = _call_bytes(head, child_bytes(arguments), child_bytes(result), child_bytes(metadata))
+        return Digest(found.decode("ascii"))
+
+    def to_lookup_key(self) -> Digest:
+        """The key under which caches keep this call."""
+        if self.key is not None:
+            return self.key
+        arguments, _, _ = self._parts()
+        bare = Call(self.name, dict(arguments), None, self.module, self.version, self.code_digest)  # type: ignore[arg-type]
+        return _digest.digest(bare)
+
+
+@dataclass
+class Call(_Record):
+    """A call with live values.
+
+    Attributes
+    ----------
+    name : str
+        The function's qualified name.
+    arguments : dict
+        By parameter; a :class:`Digest` in place of a value stands for it.
+    metadata : dict of dicts
+        See the module's docstring.
+    module, version, code_digest
+        Of the function; what is None isn't told apart.
+    result : object
+        ``NO_RESULT`` until there is one.
+    key : Digest, optional
+        Where the key isn't derived from these fields: compiled programs have their own.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    metadata: Metadata = field(default_factory=dict)
+    module: str | None = None
+    version: str | int | None = None
+    code_digest: str | None = None
+    result: Any = NO_RESULT
+    key: Digest | None = None
+    #: Digests of arguments that are known already, so that large ones aren't hashed twice.
+    digests: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    sealed: Digest | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def from_call(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
+        """The call ``function(*args, **kwargs)``, defaults filled in; TypeError where the arguments don't fit."""
+        known = profile(function)
+        return cls(
+            known.qualname, known.bind(args, kwargs), module=known.module, version=known.version,
+            code_digest=known.code_digest,
+        )  # fmt: skip
+
+    def _parts(self) -> tuple[Mapping[str, Any], Any, Metadata]:
+        return self.arguments, self.result, self.metadata
+
+    def stash(self, values: ValueStorage) -> DigestedCall:
+        """Store arguments and result in ``values`` and give the call with their digests in place.
+
+        Raises
+        ------
+        SaveError
+            The result can't be stored. An argument that can't is kept as an :class:`Unstored` digest.
+        """
+        return self._digested(values.save)
+
+    def digest(self) -> DigestedCall:
+        """The call with digests in place of its values; nothing is stored."""
+        return self._digested(_digest.digest)
+
+    def _digested(self, save: Callable[[Any], Digest]) -> DigestedCall:
+        from cuda_progcache.memo.storage import SaveError
+
+        result = None
+        if self.result is not NO_RESULT:
+            result = self.result if isinstance(self.result, Digest) else save(self.result)
+        arguments: dict[str, Digest] = {}
+        for name, value in self.arguments.items():
+            if isinstance(value, Digest):
+                arguments[name] = value
+                continue
+            try:
+                arguments[name] = save(value)
+            except SaveError as error:
+                _logger.debug("argument %s of %s is kept as its digest: %s", name, self.name, error)
+                arguments[name] = Unstored(_digest.digest(value))
+        return DigestedCall(
+            self.name, arguments, result, self.metadata, self.module, self.version, self.code_digest, key=self.key
+        )
+
+
+@dataclass(eq=False)
+class DigestedCall(_Record):
+    """A call with digests in place of its values; what a call storage keeps.
+
+    Attributes
+    ----------
+    result : Digest or None
+        None while there is no result.
+    inline : dict
+        Values so small that they lie in the record itself, as tagged JSON by digest: they need no file of their own.
+    """
+
+    name: str
+    arguments: dict[str, Digest]
+    result: Digest | None = None
+    metadata: Metadata = field(default_factory=dict)
+    module: str | None = None
+    version: str | int | None = None
+    code_digest: str | None = None
+    key: Digest | None = None
+    inline: dict[Digest, bytes] = field(default_factory=dict, repr=False)
+    #: The key, where whoever made this had computed it already; storages don't keep it.
+    sealed: Digest | None = field(default=None, repr=False)
+
+    def to_lookup_key(self) -> Digest:
+        """The key under which caches keep this call."""
+        return super().to_lookup_key() if self.sealed is None else self.sealed
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (DigestedCall, Call)):
+            return NotImplemented
+        mine, theirs = (
+            (c.name, c.arguments, c.metadata, c.module, c.version, c.code_digest) for c in (self, other)
+        )  # fmt: skip
+        result = None if other.result is NO_RESULT else other.result
+        return mine == theirs and self.result == result
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _parts(self) -> tuple[Mapping[str, Any], Any, Metadata]:
+        return self.arguments, NO_RESULT if self.result is None else self.result, self.metadata
+
+    def fetch(self, cache: BaseCache) -> LazyCall:
+        """The call with values that load from ``cache``."""
+        return LazyCall(
+            self.name, self.arguments, self.result, cache, self.metadata, self.module, self.version, self.code_digest,
+            self.key, self.inline,
+        )  # fmt: skip
+
+
+@dataclass
+class PreparedCall:
+    """A call admitted to a cache: arguments stored, key sealed, result awaited.
+
+    Ended by :meth:`commit` or :meth:`abandon`, once; as a context manager, leaving the block without a commit abandons.
+
+    Attributes
+    ----------
+    digested : DigestedCall
+    cache : BaseCache
+        Whose ``save`` gets the call on commit.
+    """
+
+    digested: DigestedCall
+    cache: BaseCache
+    release: Callable[[], None] | None = field(default=None, repr=False)
+    result: Any = field(default=NO_RESULT, init=False, repr=False)
+    _finished: bool = field(default=False, init=False, repr=False)
+
+    def to_lookup_key(self) -> Digest:
+        """The key under which caches keep this call."""
+        return self.digested.to_lookup_key()
+
+    def commit(self, result: Any, metadata: Metadata | None = None) -> Digest:
+        """File the call with its result.
+
+        Parameters
+        ----------
+        result : object
+            As it was returned: also an argument that the body changed and gave back.
+        metadata : dict of dicts, optional
+            Replaces the call's.
+
+        Returns
+        -------
+        Digest
+            The key.
+
+        Raises
+        ------
+        Rejected
+            The cache refuses it.
+        RuntimeError
+            It was committed or abandoned before.
+        """
+        if self._finished:
+            raise RuntimeError(f"the call of {self.digested.name} was committed or abandoned before")
+        self._finished = True
+        self.result = result
+        if metadata is not None:
+            self.digested = replace(self.digested, metadata=metadata)
+        try:
+            return self.cache.save(self)
+        finally:
+            self._let_go()
+
+    def resolve(self, values: ValueStorage) -> DigestedCall:
+        """The call with its result stored in ``values``; the arguments keep the digests they were sealed with."""
+        return replace(self.digested, result=values.save(self.result))
+
+    def abandon(self) -> None:
+        """Give the call up: nothing is recorded. Does no harm twice."""
+        self._finished = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        release, self.release = self.release, None
+        if release is not None:
+            release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if not self._finished:
+            self.abandon()
+
+
+class LazyArguments(Mapping[str, Any]):
+    """Arguments that load when they are asked for.
+
+    Raises :class:`KeyError` for a value that is gone; one that was never stored is its digest (:class:`Unstored`).
+    """
+
+    def __init__(
+        self, cache: BaseCache, digests: Mapping[str, Any], inline: Mapping[Digest, bytes] | None = None
+    ) -> None:
+        self._cache = cache
+        self._digests = digests
+        self._inline = inline or {}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._digests[name]
+        if not isinstance(value, Digest) or isinstance(value, Unstored):
+            return value
+        return _load(self._cache, value, self._inline)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._digests
+
+    def __repr__(self) -> str:
+        return f"LazyArguments({dict(self._digests)!r})"
+
+    def __digest__(self) -> Digest:
+        return _digest.digest(dict(self._digests))
+
+
+def _load(cache: BaseCache, digest: Digest, inline: Mapping[Digest, bytes]) -> Any:
+    text = inline.get(digest)
+    if text is None:
+        return cache.load_value(digest)
+    from cuda_progcache.memo.storage.codecs import decode_json
+
+    return decode_json(text)
+
+
+@dataclass(frozen=True)
+class LazyCall(_Record):
+    """A recorded call, whose values load from its cache when they are asked for."""
+
+    name: str
+    _arguments: dict[str, Digest]
+    _result: Digest | None
+    _cache: BaseCache = field(repr=False, compare=False)
+    metadata: Metadata = field(default_factory=dict)
+    module: str | None = None
+    version: str | int | None = None
+    code_digest: str | None = None
+    key: Digest | None = None
+    _inline: dict[Digest, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        return hash(self.to_lookup_key())
+
+    @property
+    def arguments(self) -> LazyArguments:
+        """By parameter."""
+        return LazyArguments(self._cache, self._arguments, self._inline)
+
+    @property
+    def result(self) -> Any:
+        """What the call returned; KeyError where the value is gone, None also where there is no result."""
+        return None if self._result is None else _load(self._cache, self._result, self._inline)
+
+    def _parts(self) -> tuple[Mapping[str, Any], Any, Metadata]:
+        return self._arguments, NO_RESULT if self._result is None else self._result, self.metadata
+
+    def fetch(self) -> Call:
+        """The call with all its values loaded; KeyError where one is gone."""
+        result = NO_RESULT if self._result is None else self.result
+        return Call(
+            self.name,
+            dict(self.arguments),
+            self.metadata,
+            self.module,
+            self.version,
+            self.code_digest,
+            result,
+            self.key,
+        )
+
+    def detach(self) -> DigestedCall:
+        """The call without its cache: it can be pickled and sent."""
+        return DigestedCall(
+            self.name, dict(self._arguments), self._result, dict(self.metadata), self.module, self.version,
+            self.code_digest, self.key, self._inline,
+        )  # fmt: skip
+
+
+@dataclass
+class QueryCall:
+    """A pattern for calls: None fits anything, :data:`NONE` the value None, everything else its digest.
+
+    Attributes
+    ----------
+    name, module, version, code_digest, result
+        What the call has to have.
+    arguments : dict, optional
+        What these arguments have to be; others may be there too.
+    metadata : dict of dicts, optional
+        What these entries of these groups have to be; None: that they are there.
+    """
+
+    name: str | None = None
+    arguments: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    module: str | None = None
+    version: str | int | None = None
+    code_digest: str | None = None
+    result: Any = None
+
+    @classmethod
+    def from_call(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> QueryCall:
+        """The pattern for calls of ``function`` with these arguments; those not given may be anything."""
+        known = profile(function)
+        given = known.bind_partial(args, kwargs)
+        return cls(
+            known.qualname, {name: given.get(name) for name in known.signature.parameters}, module=known.module,
+            version=known.version,
+        )  # fmt: skip
+
+    def wanted(self) -> dict[str, Digest]:
+        """Digests that fields have to have, by field; Indigestible where a value has none."""
+        fields = {name: getattr(self, name) for name in ("name", "module", "version", "code_digest", "result")}
+        return {name: _digest.digest(value) for name, value in fields.items() if value is not None}
+
+    def wanted_arguments(self) -> dict[str, Digest | None]:
+        """Digests that arguments have to have, by parameter; None: it has to be there."""
+        return {
+            name: None if value is None else _digest.digest(value) for name, value in (self.arguments or {}).items()
+        }
+
+    def matcher(self) -> Callable[[Call | LazyCall | DigestedCall], bool]:
+        """:meth:`matches` for many calls: what is asked for is digested once."""
+        wanted, arguments, metadata = self.wanted(), self.wanted_arguments(), self.metadata or {}
+
+        def matches(call: Call | LazyCall | DigestedCall) -> bool:
+            have, result, about = call._parts()
+            for name, asked in wanted.items():
+                value = result if name == "result" else getattr(call, name)
+                if value is NO_RESULT or not _same(value, asked):
+                    return False
+            for name, digest in arguments.items():
+                if name not in have or (digest is not None and not _same(have[name], digest)):
+                    return False
+            return _metadata_fits(metadata, about)
+
+        return matches
+
+    def matches(self, call: Call | LazyCall | DigestedCall) -> bool:
+        """Whether a call fits."""
+        return self.matcher()(call)
+
+
+def _same(value: Any, digest: Digest) -> bool:
+    try:
+        return _digest.digest(value) == digest
+    except Indigestible:
+        return False
+
+
+def _metadata_fits(asked: Mapping[str, Any], have: Mapping[str, Mapping[str, Any]]) -> bool:
+    for group, fields in asked.items():
+        data = have.get(group)
+        if data is None:
+            return False
+        for name, value in (fields or {}).items():
+            if name not in data or (value is not None and data[name] != (None if value is NONE else value)):
+                return False
+    return True
+
+
+def digests_of(call: DigestedCall) -> Iterable[Digest]:
+    """The values that a call refers to and that have a place of their own."""
+    for value in (*call.arguments.values(), call.result):
+        if isinstance(value, Digest) and not isinstance(value, Unstored) and value not in call.inline:
+            yield value

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Provenance in the formats of others: JSON, Graphviz DOT, W3C PROV-JSON, in-toto Statement with SLSA Provenance.
+
+Sources of the formats:
+
+* PROV-JSON: W3C Member Submission "The PROV-JSON Serialization" (2013), over PROV-DM.
+* in-toto Attestation Framework, Statement v1 (``https://in-toto.io/Statement/v1``).
+* SLSA Provenance v1 (``https://slsa.dev/spec/v1.0/provenance``).
+* DSSE: Dead Simple Signing Envelope, protocol 1.0; ``PAE`` is its pre-authentication encoding.
+
+What is written needs no library; signing takes any object with a ``sign(bytes)`` as ``securesystemslib`` has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from hashlib import file_digest
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cuda_progcache.errors import ProgCacheError, ToolchainError
+from cuda_progcache.keys import toolchain
+from cuda_progcache.memo.provenance import Graph, Node, content_digest, display_name, source_digest, times
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+#: What the names in a PROV document are relative to; a package URL, since that is what identifies us.
+NAMESPACE = "pkg:pypi/cuda-progcache#"
+FORMAT = 1
+
+
+def to_json(graph: Graph) -> dict[str, Any]:
+    """Give a graph as a JSON object: ``format``, ``root``, ``nodes`` and ``edges``."""
+    return {
+        "format": FORMAT,
+        "root": graph.root,
+        "nodes": [
+            {"id": node.id, "kind": node.kind, "label": node.label, "digest": node.digest, **dict(node.detail)}
+            for node in graph.nodes.values()
+        ],
+        "edges": [{"from": edge.source, "to": edge.target, "relation": edge.relation} for edge in graph.edges],
+    }
+
+
+_SHAPES = dict.fromkeys(("source", "header", "template", "file"), "note") | {"binary": "box3d", "tool": "component"}
+
+
+def to_dot(graph: Graph) -> str:
+    """Give a graph in Graphviz's language; edges point at what something depends on."""
+    lines = ["digraph provenance {", "  rankdir=RL;", '  node [fontname="Helvetica", fontsize=10];']
+    for node in graph.nodes.values():
+        shape = "ellipse" if node.is_step else _SHAPES.get(node.kind, "box")
+        label = f"{node.label}\n{short(node.digest)}" if node.digest else node.label
+        lines.append(f"  {quoted(node.id)} [label={quoted(label)}, shape={shape}];")
+    lines += [f"  {quoted(e.source)} -> {quoted(e.target)} [label={quoted(e.relation)}];" for e in graph.edges]
+    return "\n".join([*lines, "}", ""])
+
+
+def quoted(text: str) -> str:
+    """Write text as a DOT string; a newline in it is a line break."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def short(digest: str | None) -> str:
+    """Shorten a digest for reading; its kind, as in ``build-id:``, stays."""
+    return ":".join(part[:12] for part in (digest or "").split(":"))
+
+
+def to_prov(graph: Graph) -> dict[str, Any]:
+    """Give a graph as W3C PROV-JSON: things are entities, steps are activities, the package is their agent."""
+    from cuda_progcache import __version__
+
+    document: dict[str, Any] = {"prefix": {"pc": NAMESPACE}, "entity": {}, "activity": {}, "agent": {}}
+    names = {node_id: f"pc:n{index}" for index, node_id in enumerate(graph.nodes)}
+    for node in graph.nodes.values():
+        part = "activity" if node.is_step else "entity"
+        document[part][names[node.id]] = _prov_attributes(node)
+    agent = "pc:agent"
+    document["agent"][agent] = {
+        "prov:type": {"$": "prov:SoftwareAgent", "type": "prov:QUALIFIED_NAME"},
+        "prov:label": f"cuda_progcache {__version__}",
+    }
+    for edge in graph.edges:
+        source, target = names[edge.source], names[edge.target]
+        if edge.relation == "used":
+            _relate(document, "used", {"prov:activity": source, "prov:entity": target})
+        elif edge.relation == "made by":
+            _relate(document, "wasGeneratedBy", {"prov:entity": source, "prov:activity": target})
+        else:
+            _relate(document, "wasInformedBy", {"prov:informed": source, "prov:informant": target})
+    for node in graph.nodes.values():
+        if node.is_step:
+            _relate(document, "wasAssociatedWith", {"prov:activity": names[node.id], "prov:agent": agent})
+    return {part: content for part, content in document.items() if content}
+
+
+def _relate(document: dict[str, Any], relation: str, ends: Mapping[str, str]) -> None:
+    relations = document.setdefault(relation, {})
+    relations[f"_:{relation}{len(relations)}"] = dict(ends)
+
+
+def _prov_attributes(node: Node) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"prov:label": node.label, "pc:kind": node.kind}
+    if node.digest:
+        attributes["pc:digest"] = node.digest
+    for name, value in node.detail.items():
+        if value is None or value == []:
+            continue
+        if node.is_step and name in {"started", "ended"}:
+            attributes["prov:startTime" if name == "started" else "prov:endTime"] = value
+        else:
+            attributes[f"pc:{name}"] = value if isinstance(value, str | int | float) else json.dumps(value)
+    return attributes
+
+
+def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
+    """Give an in-toto Statement v1 with SLSA Provenance v1 about a compiled program.
+
+    Parameters
+    ----------
+    cache : store
+        Where it lies, for the binaries that it was linked from.
+    entry : EntryInfo
+        The program.
+
+    Returns
+    -------
+    dict
+        Its subject is the SHA-256 of the binary. ``resolvedDependencies`` has the source or the binaries linked, every
+        template, header and compiler file, with digests. A compiler's file that is known by its build id alone has its
+        SHA-256 beside it where the very file is on this machine.
+
+    Raises
+    ------
+    ProgCacheError
+        The entry was put there by hand, or its bytes can't be read.
+    """
+    from cuda_progcache import __version__
+
+    record = entry.record
+    subject = content_digest(entry)
+    if subject is None:
+        raise ProgCacheError(
+            f"the bytes of {entry.digest[:12]} can't be read: there is nothing to make a statement about"
+        )
+    if not record.get("components"):
+        raise ProgCacheError(f"{entry.digest[:12]} was put there by hand: how it was made isn't known")
+    kernel = record.get("kernel") or None
+    external = {
+        "name": record.get("name"),
+        "code_type": record.get("code_type"),
+        "target_type": record.get("target_type"),
+        "arch": record.get("arch"),
+        "options": [value for label, value in record["components"] if label == "option"],
+        "name_expressions": sorted(record.get("symbol_mapping") or {}),
+    }
+    if kernel is not None:
+        external["kernel"] = {"name": kernel.get("name"), "parameters": dict(kernel.get("parameters") or {})}
+    clock = times(record)
+    metadata = {"invocationId": record.get("key"), "startedOn": clock.get("started"), "finishedOn": clock.get("ended")}
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [
+            {
+                "name": f"{display_name(record)}.{record.get('arch')}.{record.get('target_type')}",
+                "digest": {"sha256": subject},
+            }
+        ],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": f"{NAMESPACE}{'link' if record.get('code_type') == 'link' else 'compile'}/v1",
+                "externalParameters": external,
+                "internalParameters": {"entry": entry.digest},
+                "resolvedDependencies": _dependencies(cache, record),
+            },
+            "runDetails": {
+                "builder": {"id": NAMESPACE.rstrip("#"), "version": {"cuda-progcache": __version__}},
+                "metadata": {name: value for name, value in metadata.items() if value},
+            },
+        },
+    }
+
+
+def _dependencies(cache: ProgramCacheResource, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    files = [("template", part) for part in (record.get("kernel") or {}).get("templates") or ()]
+    files += [("header", part) for part in record.get("headers") or ()]
+    files += [("compiler", part) for part in record.get("toolchain") or ()]
+    source = source_digest(record)
+    return [
+        *(_linked(cache, part) for part in record.get("inputs") or ()),
+        *([] if source is None else [_resource("source", str(record.get("name") or "source"), source)]),
+        *(_resource(role, part["name"], part["digest"]) for role, part in files),
+    ]
+
+
+def _linked(cache: ProgramCacheResource, part: Mapping[str, Any]) -> dict[str, Any]:
+    descriptor = {"name": f"{part.get('name')}.{part.get('target_type')}", "annotations": {"role": "linked binary"}}
+    try:
+        if part.get("digest") is None:
+            return descriptor  # bytes handed to the linker by the caller, never an entry
+        digest = content_digest(cache.info(str(part["digest"])))
+    except KeyError:
+        return descriptor  # evicted since
+    return descriptor if digest is None else {**descriptor, "digest": {"sha256": digest}}
+
+
+def _resource(role: str, name: str, digest: str) -> dict[str, Any]:
+    return {"name": name, "digest": _digest_set(name, digest), "annotations": {"role": role}}
+
+
+def _digest_set(name: str, digest: str) -> dict[str, str]:
+    """An in-toto DigestSet. A build id names a build of a library, and is there as ``gnuBuildId``."""
+    kind, colon, rest = digest.partition(":")
+    if not colon:
+        return {"sha256": digest}
+    if kind != "build-id":
+        return {kind: rest}
+    found = {"gnuBuildId": rest.partition(":")[0]}
+    content = _content_of_tool(name, digest)
+    return found if content is None else {"sha256": content, **found}
+
+
+_tool_contents: dict[tuple[str, str], str] = {}
+
+
+def _content_of_tool(name: str, identity: str) -> str | None:
+    """SHA-256 of a compiler's file, if the one on this machine is that very build."""
+    slot = (name, identity)
+    if slot not in _tool_contents:
+        path = _installed(name, identity)
+        if path is None:
+            return None
+        with open(path, "rb") as file:
+            _tool_contents[slot] = file_digest(file, "sha256").hexdigest()
+    return _tool_contents[slot]
+
+
+def _installed(name: str, identity: str) -> str | None:
+    for code_type in toolchain.LIBRARY_OF:
+        try:
+            tools = toolchain.toolchain(code_type, libdevice=code_type == "nvvm")
+        except ToolchainError:
+            continue  # not installed here
+        for tool in tools:
+            if (tool.name, tool.identity) == (name, identity):
+                return tool.path
+    return None
+
+
+class Signer(Protocol):
+    """Signs bytes; ``securesystemslib.signer.Signer`` is one."""
+
+    def sign(self, payload: bytes) -> Any:
+        """Sign ``payload``; the result has ``keyid`` and ``signature`` (hex)."""
+
+
+def signer_from_pem(path: str) -> Signer:
+    """Make a signer from an unencrypted private key in a PEM file.
+
+    Raises
+    ------
+    ProgCacheError
+        The extra ``sign`` isn't installed, or the file is no such key.
+    """
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+        from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # it has no __all__
+    except ImportError as error:
+        raise ProgCacheError(f"signing needs `pip install 'cuda-progcache[sign]'` ({error})") from error
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        signer: Signer = CryptoSigner(load_pem_private_key(content, password=None))
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ProgCacheError(f"{path} is no private key that can be used here (PEM, unencrypted): {error}") from error
+    return signer
+
+
+def to_dsse(statement: Mapping[str, Any], *signers: Signer) -> dict[str, Any]:
+    """Sign a statement: a DSSE envelope over its JSON.
+
+    Parameters
+    ----------
+    statement : mapping
+        As :func:`to_slsa` gives it.
+    *signers
+        One or more.
+    """
+    payload = json.dumps(statement, separators=(",", ":"), sort_keys=True).encode()
+    made = [signer.sign(pre_authentication_encoding(payload)) for signer in signers]
+    return {
+        "payload": _base64(payload),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": each.keyid, "sig": _base64(bytes.fromhex(each.signature))} for each in made],
+    }
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def pre_authentication_encoding(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
+    """What is signed: DSSE's PAE over type and payload, each with its length."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)

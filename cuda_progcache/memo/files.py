@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digests of files and directories, remembered while nothing about the file moved.
+
+A file is always read whole: a sample misses edits. What is remembered is bound
+to device, inode, size, mtime and ctime (ns); a program can set back a file's
+mtime, not its ctime. A file that changed a moment ago is read again next time,
+since the clock of its file system may not tell two edits apart.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+from cuda_progcache.errors import ProgCacheError
+
+#: Nanoseconds that a file must have rested for its digest to be remembered: the coarsest file clock in use (FAT, NFS).
+RESTED = 2_000_000_000
+_CHUNK = 1 << 20
+
+Pattern: TypeAlias = "str | re.Pattern[str] | None"
+
+
+class Remembered(NamedTuple):
+    """A digest, and the state of the file that it was taken from."""
+
+    digest: str
+    algo: str
+    stamp: tuple[int, int, int, int, int]
+
+
+def new_hasher(algo: str) -> Any:
+    """Make a hasher.
+
+    Parameters
+    ----------
+    algo : {"xxhash64", "sha256"}
+        XXH64 (seed 0) for speed, where nobody forges content; SHA-256 elsewhere.
+
+    Raises
+    ------
+    ProgCacheError
+        For any other name.
+    """
+    if algo == "sha256":
+        return hashlib.sha256(usedforsecurity=False)
+    if algo == "xxhash64":
+        import xxhash
+
+        return xxhash.xxh64()
+    raise ProgCacheError(f"algo={algo!r} is no hash that is known here; valid: xxhash64, sha256")
+
+
+def hash_text(text: str, algo: str) -> str:
+    """Hexadecimal hash of a text."""
+    hasher = new_hasher(algo)
+    hasher.update(text.encode("utf-8", "surrogatepass"))
+    digest: str = hasher.hexdigest()
+    return digest
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    """What has to stay for a file to count as unchanged."""
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def hash_file(path: str, algo: str) -> tuple[str, os.stat_result]:
+    """Hash a file's whole content.
+
+    Returns
+    -------
+    tuple
+        The hash, and the file's status from before it was read.
+
+    Raises
+    ------
+    OSError
+        It isn't there or can't be read.
+    """
+    hasher = new_hasher(algo)
+    with open(path, "rb", buffering=0) as file:
+        before = os.fstat(file.fileno())
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
+    return hasher.hexdigest(), before
+
+
+class FileDigests:
+    """Digests by path, as many as a limit allows; the oldest go first.
+
+    Attributes
+    ----------
+    memory : dict
+        By path as it was given. Single operations on a dict are atomic, so threads may share it.
+    limit : callable
+        How many may be kept, asked each time.
+    """
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        self.memory: dict[str, Remembered] = {}
+        self.limit = limit
+
+    def of_file(self, path: str, algo: str) -> str | None:
+        """Hash of a regular file; None if it isn't there, can't be read or is no regular file."""
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            known = self.memory.get(path)
+            if isinstance(known, Remembered) and (known.algo, known.stamp) == (algo, stamp_of(status)):
+                return known.digest
+            now = time.time_ns()
+            digest, before = hash_file(path, algo)
+            after = os.stat(path)
+        except OSError:
+            return None
+        stamp = stamp_of(before)
+        rested = now - max(before.st_mtime_ns, before.st_ctime_ns) > RESTED
+        # With no stamp that a file could have, it is listed, but read again.
+        self._keep(path, Remembered(digest, algo, stamp if rested and stamp == stamp_of(after) else (0, 0, 0, 0, 0)))
+        return digest
+
+    def _keep(self, path: str, what: Remembered) -> None:
+        self.memory.pop(path, None)
+        self.memory[path] = what
+        while len(self.memory) > max(self.limit(), 1):
+            try:
+                self.memory.pop(next(iter(self.memory)), None)
+            except (StopIteration, RuntimeError):
+                break  # another thread is at it, too
+
+    def of_path(self, path: str, algo: str, pattern: Pattern = None) -> str | None:
+        """Hash of a file, or of a directory's names and contents; None where there is neither.
+
+        Parameters
+        ----------
+        path : str
+        algo : str
+            As for :func:`new_hasher`.
+        pattern : str or re.Pattern, optional
+            Only files of a directory whose name fits; see :func:`name_filter`.
+        """
+        if os.path.isdir(path):
+            return self.of_directory(path, algo, pattern)
+        return self.of_file(path, algo)
+
+    def of_directory(self, path: str, algo: str, pattern: Pattern = None) -> str | None:
+        """Hash of a directory: relative names and contents of the files below it, in the order of the names."""
+        fits = name_filter(pattern)
+        hasher = new_hasher(algo)
+        lines = []
+        for folder, folders, names in os.walk(path):
+            base = os.path.relpath(folder, path)
+            folders.sort()
+            lines += [f"{os.path.join(base, name)}\0directory" for name in folders if pattern is None]
+            for name in names:
+                if fits(name):
+                    found = os.path.join(folder, name)
+                    lines.append(f"{os.path.join(base, name)}\0{self.of_file(found, algo) or _kind(found)}")
+        for line in sorted(lines):
+            hasher.update(line.encode("utf-8", "surrogatepass") + b"\n")
+        digest: str = hasher.hexdigest()
+        return digest
+
+
+def name_filter(pattern: Pattern) -> Callable[[str], bool]:
+    r"""Make a test for file names.
+
+    Parameters
+    ----------
+    pattern : str or re.Pattern, optional
+        A glob (``*.csv``); a regular expression if it has a ``\``, ``^`` or ``$`` (``\.csv$``), searched for. None fits
+        all.
+    """
+    if pattern is None:
+        return lambda _: True
+    if isinstance(pattern, str):
+        regex = any(char in pattern for char in "\\^$")
+        expression = re.compile(pattern if regex else fnmatch.translate(pattern))
+    else:
+        expression = pattern
+    return lambda name: expression.search(name) is not None
+
+
+def _kind(path: str) -> str:
+    try:
+        return f"type {stat.S_IFMT(os.lstat(path).st_mode):o}"
+    except OSError:
+        return "gone"
+
+
+#: The digests that all of this process shares.
+shared = FileDigests(lambda: 10_000)
+
+_LONGEST_PATH = 4096
+
+
+def is_there(path: str) -> bool:
+    """Whether a text names something; False also where it can't be a name."""
+    try:
+        return os.path.exists(path)
+    except ValueError:
+        return False  # a NUL in it
+
+
+def _looks_like_path(text: str) -> bool:
+    if len(text) > _LONGEST_PATH or not text.isprintable():
+        return False
+    return (os.sep in text or (os.altsep is not None and os.altsep in text)) and is_there(text)
+
+
+def _is_path(value: Any, *, declared: bool, guess: bool) -> bool:
+    if isinstance(value, os.PathLike):
+        return True
+    return isinstance(value, str) and (declared or (guess and _looks_like_path(value)))
+
+
+def paths_in(value: Any, *, declared: bool, guess: bool) -> Iterator[str]:
+    """Paths in an argument, also in lists, tuples, sets and dicts."""
+    if _is_path(value, declared=declared, guess=guess):
+        yield os.fsdecode(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from paths_in(item, declared=declared, guess=guess)
+    elif isinstance(value, list | tuple | set | frozenset):
+        found = [path for item in value for path in paths_in(item, declared=declared, guess=guess)]
+        yield from sorted(found) if isinstance(value, set | frozenset) else found
+
+
+def without_paths(value: Any, *, declared: bool, guess: bool) -> Any:
+    """An argument with each of those paths replaced by the same text."""
+    if _is_path(value, declared=declared, guess=guess):
+        return "a path"
+    if isinstance(value, dict):
+        return {key: without_paths(item, declared=declared, guess=guess) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [without_paths(item, declared=declared, guess=guess) for item in value]
+    return value

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A provenance graph as an SVG picture, from five nodes to thousands.
+
+Drawn in layers (Sugiyama, Tagawa and Toda, 1981): what is asked about stands on
+the right, what it came from to the left of it, a layer per step. Edges that
+pass a layer get a place in it, so none runs behind a box. Files that serve the
+same steps, such as 400 headers of one compile, share a box with their names in
+columns and have one edge. Text keeps its size: a large graph is a large
+picture, to be scrolled or zoomed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
+from xml.sax.saxutils import escape, quoteattr
+
+from cuda_progcache.memo.export import short
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.provenance import Graph, Node
+
+#: Pixels. A monospaced glyph is 0.6 em wide; the rest is for fonts that are a little wider.
+FONT = 12
+GLYPH = 7.4
+LINE = 16
+PAD = 8
+GAP_X = 72
+GAP_Y = 14
+MARGIN = 24
+#: Characters of a label that are shown; the whole of it is in the box's tooltip.
+LONGEST = 44
+#: Files from which on those that serve the same steps share a box, and that box's width over its height.
+CROWD = 8
+ASPECT = 1.5
+_SWEEPS = 8
+
+COLOURS = {
+    "binary": "#d7e8ff",
+    "source": "#e2f4dd",
+    "template": "#e2f4dd",
+    "header": "#f2f2f2",
+    "tool": "#ffe9d0",
+    "file": "#f2f2f2",
+    "value": "#d7e8ff",
+    "input": "#f7d9d9",
+}
+STEP_COLOUR = "#fff7c8"
+
+
+Route: TypeAlias = "tuple[list[Box], str]"
+
+
+@dataclass(eq=False)
+class Box:
+    """What takes a place in a layer: a node, a group of nodes, or an edge passing by (without lines)."""
+
+    kind: str = ""
+    ids: Sequence[str] = ()
+    columns: Sequence[Sequence[tuple[str, str]]] = ()
+    """Rows per column: the text, and the tooltip."""
+    heading: str = ""
+    is_step: bool = False
+    is_root: bool = False
+    layer: int = 0
+    x: float = 0.0
+    y: float = 0.0
+    width: float = 0.0
+    height: float = 4.0
+    left: list[Box] = field(default_factory=list)
+    """What it depends on: neighbours in the next layer to the left."""
+    right: list[Box] = field(default_factory=list)
+
+    @property
+    def middle(self) -> float:
+        """Where edges meet it, from the top."""
+        return self.y + self.height / 2
+
+
+def to_svg(graph: Graph, title: str = "provenance") -> str:
+    """Draw a graph.
+
+    Parameters
+    ----------
+    graph : Graph
+        Of any size; cycles are drawn, too.
+    title : str
+        The picture's accessible name.
+
+    Returns
+    -------
+    str
+        A whole SVG document, its size in pixels such that text is 12 px.
+    """
+    return _write(title, *arrange(graph))
+
+
+def arrange(graph: Graph) -> tuple[list[Box], list[Route], float, float]:
+    """Give every node a place: the boxes, the edges as the boxes they run along, width and height in pixels."""
+    boxes = _boxes(graph)
+    edges = _edges(graph, boxes)
+    unique = list(dict.fromkeys(boxes.values()))
+    back = _assign_layers(unique, edges)
+    layers, routes = _route(unique, edges, back)
+    _order(layers)
+    width, height = _place(layers)
+    return unique, routes, width, height
+
+
+def _boxes(graph: Graph) -> dict[str, Box]:
+    """The box of each node, by id."""
+    used_by: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    has_target = {edge.source for edge in graph.edges}
+    for edge in graph.edges:
+        used_by[edge.target].add((edge.source, edge.relation))
+    crowds: dict[object, list[Node]] = defaultdict(list)
+    for node in graph.nodes.values():
+        alone = node.id in has_target or node.is_step or node.id == graph.root or not used_by[node.id]
+        crowds[node.id if alone else (node.kind, frozenset(used_by[node.id]))].append(node)
+    boxes: dict[str, Box] = {}
+    for members in crowds.values():
+        if len(members) > CROWD:
+            box = _crowd(members)
+            boxes.update((node.id, box) for node in members)
+        else:
+            boxes.update((node.id, _single(node, is_root=node.id == graph.root)) for node in members)
+    return boxes
+
+
+def _single(node: Node, *, is_root: bool) -> Box:
+    lines = [node.label]
+    if node.kind == "render":
+        parameters = node.detail.get("parameters") or {}
+        lines += [f"{name} = {value}" for name, value in parameters.items()]
+    elif node.digest:
+        lines.append(short(node.digest))
+    rows = [(elided(line), f"{node.kind}: {line}" + (f" {node.digest}" if node.digest else "")) for line in lines]
+    return _sized(Box(node.kind, [node.id], [rows], is_step=node.is_step, is_root=is_root))
+
+
+def _crowd(members: Iterable[Node]) -> Box:
+    """Names in columns, by directory; half as wide again as high, as screens are."""
+    nodes = sorted(members, key=lambda node: os.path.split(node.label))
+    rows: list[tuple[str, str]] = []
+    above = ""
+    for node in nodes:
+        directory, name = os.path.split(node.label)
+        if directory != above:
+            rows.append((elided(f"{directory}/"), directory))
+            above = directory
+        shown = f"  {name}" if directory else name
+        rows.append((elided(shown), f"{node.kind}: {node.label} {node.digest or ''}".rstrip()))
+    widest = max(text_width(text) for text, _ in rows) + 2 * PAD
+    count = max(1, round(math.sqrt(ASPECT * len(rows) * LINE / widest)))
+    tall = math.ceil(len(rows) / count)
+    columns = [rows[start : start + tall] for start in range(0, len(rows), tall)]
+    return _sized(Box(nodes[0].kind, [node.id for node in nodes], columns, heading=f"{len(nodes):,} {nodes[0].kind}s"))
+
+
+def _sized(box: Box) -> Box:
+    widths = [max(text_width(text) for text, _ in column) for column in box.columns]
+    box.width = max(sum(widths) + PAD * 2 * len(widths), text_width(box.heading) + PAD * 2)
+    box.height = LINE * (max(len(column) for column in box.columns) + bool(box.heading)) + PAD
+    return box
+
+
+def elided(text: str) -> str:
+    """Shorten text in its middle: the end of a path says more than what lies between."""
+    if len(text) <= LONGEST:
+        return text
+    head = LONGEST // 3
+    return f"{text[:head]}…{text[len(text) - (LONGEST - head - 1) :]}"
+
+
+def text_width(text: str) -> float:
+    """Pixels that a line takes in a monospaced font."""
+    return GLYPH * sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+_BoxEdge = tuple[Box, Box, str]
+
+
+def _edges(graph: Graph, boxes: dict[str, Box]) -> list[_BoxEdge]:
+    """Edges between boxes, each once."""
+    seen = dict.fromkeys((boxes[e.source], boxes[e.target], e.relation) for e in graph.edges)
+    return [edge for edge in seen if edge[0] is not edge[1]]
+
+
+def _assign_layers(boxes: Sequence[Box], edges: Sequence[_BoxEdge]) -> set[_BoxEdge]:
+    """Number the layers from the right, a box one more than what depends on it; returns the edges that close cycles."""
+    out: dict[Box, list[_BoxEdge]] = defaultdict(list)
+    incoming: dict[Box, int] = defaultdict(int)
+    for edge in edges:
+        out[edge[0]].append(edge)
+        incoming[edge[1]] += 1
+    back = _closing(boxes, out)
+    for edge in back:
+        incoming[edge[1]] -= 1
+    ready = [box for box in boxes if not incoming[box]]
+    while ready:
+        box = ready.pop()
+        for edge in out[box]:
+            if edge not in back:
+                edge[1].layer = max(edge[1].layer, box.layer + 1)
+                incoming[edge[1]] -= 1
+                if not incoming[edge[1]]:
+                    ready.append(edge[1])
+    return back
+
+
+def _closing(boxes: Sequence[Box], out: dict[Box, list[_BoxEdge]]) -> set[_BoxEdge]:
+    """Edges that lead back to a box the walk is still in; without recursion, since graphs may be deep."""
+    back: set[_BoxEdge] = set()
+    state: dict[Box, bool] = {}  # True: the walk is in it, False: it has left
+    for start in boxes:
+        if start in state:
+            continue
+        state[start] = True
+        walk = [(start, iter(out[start]))]
+        while walk:
+            box, rest = walk[-1]
+            edge = next(rest, None)
+            if edge is None:
+                state[box] = False
+                walk.pop()
+            elif edge[1] not in state:
+                state[edge[1]] = True
+                walk.append((edge[1], iter(out[edge[1]])))
+            elif state[edge[1]]:
+                back.add(edge)
+    return back
+
+
+def _route(boxes: Sequence[Box], edges: Sequence[_BoxEdge], back: set[_BoxEdge]) -> tuple[list[list[Box]], list[Route]]:
+    """Layers with a place for each edge that passes through, and each edge as the boxes it runs along."""
+    layers: list[list[Box]] = [[] for _ in range(max((box.layer for box in boxes), default=-1) + 1)]
+    for box in boxes:
+        layers[box.layer].append(box)
+    routes = []
+    for edge in edges:
+        source, target, relation = edge if edge not in back else (edge[1], edge[0], edge[2])
+        path = [source]
+        for layer in range(source.layer + 1, target.layer):
+            passing = Box(layer=layer)
+            layers[layer].append(passing)
+            path.append(passing)
+        path.append(target)
+        for one, other in pairwise(path):
+            one.left.append(other)
+            other.right.append(one)
+        routes.append((path, relation))
+    return layers, routes
+
+
+def _order(layers: list[list[Box]]) -> None:
+    """Put each box where its neighbours are on average, sweeping to and fro (barycentres)."""
+    for sweep in range(_SWEEPS):
+        leftwards = sweep % 2 == 0
+        for layer in layers if leftwards else reversed(layers):
+            for index, box in enumerate(layer):
+                box.y = float(index)
+            # Positions of the neighbours were set when their layer was visited.
+            layer.sort(key=lambda box: _mean(box.right if leftwards else box.left, box.y))
+            for index, box in enumerate(layer):
+                box.y = float(index)
+
+
+def _mean(neighbours: Sequence[Box], otherwise: float) -> float:
+    return sum(box.y for box in neighbours) / len(neighbours) if neighbours else otherwise
+
+
+def _place(layers: list[list[Box]]) -> tuple[float, float]:
+    """Give each box its place; returns the picture's width and height."""
+    x = float(MARGIN)
+    for layer in reversed(layers):
+        width = max(box.width for box in layer)
+        for box in layer:
+            if not box.columns:
+                box.width = width  # an edge passing by runs straight until it is past the widest box
+            box.x = x + width - box.width  # flush right: edges to the next step are short
+        x += width + GAP_X
+        _stack(layer, [0.0] * len(layer))
+    tallest = max((layer[-1].y + layer[-1].height for layer in layers), default=0.0)
+    for layer in layers:
+        shift = (tallest - layer[-1].y - layer[-1].height) / 2
+        for box in layer:
+            box.y += shift
+    for _ in range(_SWEEPS):
+        for layer in layers:
+            _settle(layer, [box.right for box in layer])
+        for layer in reversed(layers):
+            _settle(layer, [box.left for box in layer])
+    top = min((layer[0].y for layer in layers), default=0.0) - MARGIN
+    for layer in layers:
+        for box in layer:
+            box.y -= top
+    bottom = max((layer[-1].y + layer[-1].height for layer in layers), default=0.0)
+    return x - GAP_X + MARGIN if layers else 2.0 * MARGIN, bottom + MARGIN
+
+
+def _settle(layer: list[Box], neighbours: list[list[Box]]) -> None:
+    """Move the boxes of a layer toward their neighbours, in their order and without overlap."""
+    wanted = [
+        (sum(other.middle for other in others) / len(others) if others else box.middle) - box.height / 2
+        for box, others in zip(layer, neighbours, strict=True)
+    ]
+    _stack(layer, wanted)
+    down = [box.y for box in layer]
+    # The same from below; the mean of both has the order and the gaps of both.
+    limit = math.inf
+    for index in range(len(layer) - 1, -1, -1):
+        box = layer[index]
+        box.y = min(wanted[index], limit - box.height)
+        limit = box.y - GAP_Y
+    for box, y in zip(layer, down, strict=True):
+        box.y = (box.y + y) / 2
+
+
+def _stack(layer: list[Box], wanted: Sequence[float]) -> None:
+    limit = -math.inf
+    for box, y in zip(layer, wanted, strict=True):
+        box.y = max(y, limit)
+        limit = box.y + box.height + GAP_Y
+
+
+def _write(title: str, boxes: Sequence[Box], routes: Sequence[Route], width: float, height: float) -> str:
+    size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
+    font = f'font-family="ui-monospace, DejaVu Sans Mono, Consolas, monospace" font-size="{FONT}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label={quoteattr(title)} {font}>',
+        f"<title>{escape(title)}</title>",
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        '<g fill="none" stroke="#7a7a7a" stroke-width="1.2">',
+        *(_curve(path, relation) for path, relation in routes),
+        "</g>",
+    ]
+    for box in boxes:
+        parts += _drawn(box)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _curve(path: Sequence[Box], relation: str) -> str:
+    start = path[0]
+    x, y = start.x, start.middle
+    commands = [f"M{x:.1f} {y:.1f}"]
+    for box in path[1:]:
+        to_x, to_y = box.x + box.width, box.middle
+        bend = (x - to_x) / 2
+        commands.append(f"C{x - bend:.1f} {y:.1f} {to_x + bend:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}")
+        if box is not path[-1]:
+            commands.append(f"H{box.x:.1f}")
+        x, y = box.x, box.middle
+    dashed = ' stroke-dasharray="4 3"' if relation == "called by" else ""
+    return f'<path d="{" ".join(commands)}"{dashed}><title>{escape(relation)}</title></path>'
+
+
+def _drawn(box: Box) -> list[str]:
+    fill = STEP_COLOUR if box.is_step else COLOURS.get(box.kind, "#ffffff")
+    radius = LINE if box.is_step else 3
+    stroke = 2.2 if box.is_root else 1
+    place = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}"'
+    style = f'rx="{radius}" fill="{fill}" stroke="#444444" stroke-width="{stroke}"'
+    parts = [f"<rect class={quoteattr(box.kind)} {place} {style}/>"]
+    y = box.y + LINE - 1
+    if box.heading:
+        parts.append(f'<text x="{box.x + PAD:.1f}" y="{y:.1f}" font-weight="bold">{escape(box.heading)}</text>')
+        y += LINE
+    x = box.x + PAD
+    for column in box.columns:
+        for index, (text, tooltip) in enumerate(column):
+            row = y + LINE * index
+            colour = ' fill="#666666"' if not box.heading and index else ""
+            if box.heading and text.endswith("/"):
+                colour = ' fill="#666666"'
+            parts.append(
+                f'<text x="{x:.1f}" y="{row:.1f}"{colour} xml:space="preserve">{escape(text)}'
+                f"<title>{escape(tooltip)}</title></text>"
+            )
+        x += max(text_width(text) for text, _ in column) + PAD * 2
+    return parts

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What storages are: keys, and for values and calls what is kept under them."""
+
+from __future__ import annotations
+
+import abc
+import bisect
+import contextlib
+import enum
+import heapq
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, overload
+
+from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
+from cuda_progcache.memo.call import DigestedCall, QueryCall, digests_of
+from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
+
+_logger = logging.getLogger(__name__)
+
+#: Characters that a digest prefix has to have at least.
+SHORTEST_PREFIX = 4
+
+
+class SaveError(ProgCacheError, ValueError):
+    """A value can't be stored: no codec takes it, or the storage is in trouble. No computed result is lost by it."""
+
+
+class Intent(enum.StrEnum):
+    """What an operation is about to do with a key: ``WRITE`` excludes others of the same key, ``READ`` nobody."""
+
+    WRITE = "write"
+    READ = "read"
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+class OperationContext(abc.ABC):  # noqa: B024 - a base for mixins; nothing in it is abstract
+    """A hook around every operation on a key, for mixins that lock."""
+
+    def _operation_context(
+        self,
+        key: Digest | str,  # noqa: ARG002 - for overriders
+        *,
+        intent: Intent = Intent.WRITE,  # noqa: ARG002
+    ) -> contextlib.AbstractContextManager[None]:
+        """Enter around an operation on ``key``; overriders enter ``super()``'s inside theirs."""
+        return _NOTHING
+
+
+def shared_prefix(one: str, other: str) -> int:
+    """How many characters two digests begin with in common."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def _resolve_prefix(prefix: str, candidates: Iterable[Digest], *, dedupe: bool = False) -> Digest:
+    """The one candidate; KeyError for none, AmbiguousDigestError for several. With ``dedupe`` equal ones are one."""
+    found = sorted(set(candidates)) if dedupe else list(candidates)
+    if not found:
+        raise KeyError(prefix)
+    if len(found) > 1:
+        raise AmbiguousDigestError(prefix, found)
+    return found[0]
+
+
+class KeyManagement(OperationContext):
+    """What every storage can do with keys; it needs ``list``, ``_contains`` and ``_evict``."""
+
+    @abc.abstractmethod
+    def list(self) -> Iterable[Digest]:
+        """Every key, in no particular order."""
+
+    @abc.abstractmethod
+    def _evict(self, key: Digest) -> None: ...
+
+    @abc.abstractmethod
+    def _contains(self, key: Digest) -> bool: ...
+
+    def evict(self, key: Digest | str) -> None:
+        """Remove what is kept under a key, or a prefix of it; of a full key that isn't there nothing happens.
+
+        Raises
+        ------
+        KeyError
+            The prefix fits nothing.
+        """
+        with self._operation_context(key):
+            self._evict(self._full(key))
+
+    def contains(self, key: Digest | str) -> bool:
+        """Whether something is kept under a key, or under the one key with this prefix."""
+        with self._operation_context(key, intent=Intent.READ):
+            try:
+                full = self._full(key)
+            except KeyError:
+                return False
+            return self._contains(full)
+
+    def expand(self, key: Digest | str) -> Digest:
+        """The key with this prefix (4 characters at least); a full digest is its own.
+
+        Raises
+        ------
+        KeyError
+            None has it, or it is too short.
+        AmbiguousDigestError
+            Several have it.
+        """
+        with self._operation_context(key, intent=Intent.READ):
+            if len(key) >= DIGEST_LENGTH:
+                return Digest(key)
+            if len(key) < SHORTEST_PREFIX:
+                raise KeyError(key)
+            return _resolve_prefix(str(key), self._prefix_candidates(str(key)))
+
+    def _prefix_candidates(self, prefix: str) -> Iterable[Digest]:
+        """Keys with this prefix, sorted; the first two if there are several."""
+        return heapq.nsmallest(2, (key for key in self.list() if key.startswith(prefix)))
+
+    @overload
+    def shrink(self, key: Digest | str, /) -> Digest: ...
+    @overload
+    def shrink(self, key: Digest | str, /, *keys: Digest | str) -> tuple[Digest, ...]: ...
+    def shrink(self, *keys: Digest | str) -> Digest | tuple[Digest, ...]:
+        """The shortest prefixes (4 characters at least) that fit only these keys; of one key one, of several a tuple.
+
+        Raises
+        ------
+        KeyError
+            A key isn't there.
+        AmbiguousDigestError
+            Only the whole key is unambiguous.
+        """
+        return one_or_all(keys, self._shrink)
+
+    def _shrink(self, *keys: Digest | str) -> tuple[Digest, ...]:
+        with contextlib.ExitStack() as entered:
+            for key in keys:
+                entered.enter_context(self._operation_context(key, intent=Intent.READ))
+            known = sorted(self.list())
+            return tuple(shortest_prefix(key, known) for key in keys)
+
+    def _full(self, key: Digest | str) -> Digest:
+        if len(key) < DIGEST_LENGTH:
+            return self.expand(key)
+        return key if type(key) is Digest else Digest(key)
+
+
+def one_or_all(
+    keys: tuple[Digest | str, ...], shrink: Callable[..., tuple[Digest, ...]]
+) -> Digest | tuple[Digest, ...]:
+    """Shrink keys: of one key the prefix, of several a tuple of them; TypeError for none."""
+    if not keys:
+        raise TypeError("shrink() needs at least one key")
+    found = shrink(*keys)
+    return found[0] if len(keys) == 1 else found
+
+
+def shortest_prefix(key: str, known: Sequence[str]) -> Digest:
+    """The shortest prefix of ``key`` that no other of the sorted ``known`` keys has: its neighbours decide."""
+    place = bisect.bisect_left(known, key)
+    if place == len(known) or known[place] != key:
+        raise KeyError(key)
+    neighbours = [*known[max(0, place - 1) : place], *known[place + 1 : place + 2]]
+    length = max((shared_prefix(key, other) for other in neighbours), default=0) + 1
+    length = max(length, SHORTEST_PREFIX)
+    if length >= len(key):
+        raise AmbiguousDigestError(key[:-1], [key, *(other for other in neighbours if other[:-1] == key[:-1])])
+    return Digest(key[:length])
+
+
+def lengthened(prefix: Digest, key: str, strangers: Sequence[str]) -> Digest:
+    """A prefix of ``key`` made so long that none of the sorted ``strangers`` has it."""
+    place = bisect.bisect_left(strangers, key)
+    neighbours = [*strangers[max(0, place - 1) : place], *(s for s in strangers[place : place + 2] if s != key)]
+    needed = max((shared_prefix(key, other) for other in neighbours), default=0) + 1
+    return prefix if needed <= len(prefix) else Digest(key[:needed])
+
+
+class StorageBackend(KeyManagement):
+    """Puts and gets; :class:`ValueMixin` and :class:`CallMixin` make storages of it."""
+
+    @abc.abstractmethod
+    def put(self, value: Any, key: Digest) -> Digest:
+        """Keep ``value`` under ``key``, in place of what was there; SaveError where that can't be done."""
+
+    @abc.abstractmethod
+    def get(self, key: Digest) -> Any:
+        """What is kept under ``key``, a copy that the caller may change; KeyError if nothing is."""
+
+    def _contains(self, key: Digest) -> bool:
+        try:
+            self.get(key)
+        except KeyError:
+            return False
+        return True
+
+
+class ValueStorage(KeyManagement):
+    """Keeps values under their digests."""
+
+    @abc.abstractmethod
+    def save(self, value: Any, key: Digest | None = None) -> Digest:
+        """Keep a value, under its digest or under ``key``; SaveError, Indigestible where that can't be done."""
+
+    @abc.abstractmethod
+    def load(self, key: Digest | str) -> Any:
+        """The value with this digest; KeyError if it isn't there."""
+
+
+class CallStorage(KeyManagement):
+    """Keeps calls under their keys."""
+
+    @abc.abstractmethod
+    def save(self, call: DigestedCall) -> Digest:
+        """Keep a call, in place of one with the same key; SaveError where that can't be done."""
+
+    @abc.abstractmethod
+    def load(self, key: Digest | str) -> DigestedCall:
+        """The call with this key; KeyError if it isn't there."""
+
+    @abc.abstractmethod
+    def query(self, template: QueryCall) -> Iterable[DigestedCall]:
+        """Calls that fit a pattern."""
+
+    def peek(self, key: Digest) -> DigestedCall:
+        """:meth:`load` for a caller who changes nothing of it, and gives the full key."""
+        return self.load(key)
+
+    def inline(self, value: Any) -> bytes | None:  # noqa: ARG002 - for overriders
+        """A value as tagged JSON, if it is so small that it goes into the record of its call; else None."""
+        return None
+
+    def inlined(self, key: Digest) -> Any:
+        """A value that lies in a record; KeyError if none has it."""
+        raise KeyError(key)
+
+    def expand_inlined(self, prefix: str) -> Digest:
+        """The digest of a value that lies in a record, from its first characters; KeyError if none has them."""
+        raise KeyError(prefix)
+
+    def references(self, values: set[Digest]) -> set[Digest]:
+        """Those of ``values`` to which some call refers itself (not through a container)."""
+        found: set[Digest] = set()
+        for key in tuple(self.list()):
+            try:
+                found.update(value for value in digests_of(self.peek(key)) if value in values)
+            except KeyError:
+                continue
+        return found
+
+    def transform(self, function: Callable[[DigestedCall], DigestedCall] | None = None) -> None:
+        """Replace every call by what ``function`` makes of it (None: itself), under the key that that has."""
+        for key in tuple(self.list()):
+            try:
+                call = self.load(key)
+            except KeyError:
+                continue
+            changed = call if function is None else function(call)
+            self.save(changed)
+            if changed.to_lookup_key() != key:
+                self.evict(key)
+
+
+class ValueMixin(ValueStorage, StorageBackend):
+    """A value storage from a backend's puts and gets."""
+
+    def save(self, value: Any, key: Digest | None = None) -> Digest:
+        """Keep a value, under its digest or under ``key``."""
+        if key is None:
+            key = digest(value)
+        with self._operation_context(key):
+            return self.put(value, key)
+
+    def load(self, key: Digest | str) -> Any:
+        """The value with this digest, or with the one digest that has this prefix; KeyError if it isn't there."""
+        with self._operation_context(key, intent=Intent.READ):
+            return self.get(self._full(key))
+
+
+class CallMixin(CallStorage, StorageBackend):
+    """A call storage from a backend's puts and gets."""
+
+    def save(self, call: DigestedCall) -> Digest:
+        """Keep a call, in place of one with the same key."""
+        key = call.to_lookup_key()
+        with self._operation_context(key):
+            return self.put(call, key)
+
+    def load(self, key: Digest | str) -> DigestedCall:
+        """The call with this key, or with the one key that has this prefix; KeyError if it isn't there."""
+        with self._operation_context(key, intent=Intent.READ):
+            call: DigestedCall = self.get(self._full(key))
+            return call
+
+    def query(self, template: QueryCall) -> Iterator[DigestedCall]:
+        """Calls that fit a pattern, by looking at all of them."""
+        matches = template.matcher()
+        for key in tuple(self.list()):
+            try:
+                call = self.get(key)
+            except KeyError:
+                continue  # gone since
+            if matches(call):
+                yield call

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixins that let one thread at a time do something with a storage, or with one key of it.
+
+They are for threads of one process: files are safe from other processes by being replaced whole. Locks are left out
+when a storage is pickled, and a forked child gets new ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.memo.storage.base import Intent, OperationContext
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.digest import Digest
+
+
+class KeyLocks:
+    """A reentrant lock per key, there only while somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._table = ForkSafeLock()
+        self.renew()
+        _all.add(self)
+
+    def renew(self) -> None:
+        """Forget every lock: in a forked child nobody holds one."""
+        self._locks: dict[str, list[Any]] = {}
+
+    def __reduce__(self) -> tuple[type[KeyLocks], tuple[()]]:
+        return (type(self), ())
+
+    def __deepcopy__(self, memo: object) -> KeyLocks:
+        return type(self)()
+
+    def acquire(self, key: str) -> None:
+        """Wait until the key is ours."""
+        with self._table:
+            entry = self._locks.get(key)
+            if entry is None:
+                entry = self._locks[key] = [threading.RLock(), 0]
+            entry[1] += 1
+        entry[0].acquire()
+
+    def release(self, key: str) -> None:
+        """Let the key go."""
+        with self._table:
+            entry = self._locks.get(key)
+            if entry is None:
+                return  # taken before a fork, by the parent
+            entry[1] -= 1
+            if not entry[1]:
+                del self._locks[key]
+        entry[0].release()
+
+
+_all: weakref.WeakSet[KeyLocks] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for locks in list(_all):
+        locks.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
+
+
+def locks_of(owner: object) -> KeyLocks:
+    """The locks of a storage or cache; in its ``__dict__``, where a frozen dataclass doesn't look."""
+    found = owner.__dict__.get("_key_locks")
+    if found is None:
+        found = owner.__dict__.setdefault("_key_locks", KeyLocks())
+    return found  # type: ignore[no-any-return]
+
+
+class PerKeyLockMixin(OperationContext):
+    """Writers of one key wait for each other, those of different keys don't; readers wait for nobody.
+
+    Goes before the storage in the bases: ``class Mine(PerKeyLockMixin, ValueMixin, Backend)``.
+    """
+
+    def _operation_context(
+        self, key: Digest | str, *, intent: Intent = Intent.WRITE
+    ) -> contextlib.AbstractContextManager[None]:
+        if intent is Intent.READ:
+            return super()._operation_context(key, intent=intent)
+        return _locked(locks_of(self), str(key), super()._operation_context(key, intent=intent))
+
+
+@contextlib.contextmanager
+def _locked(locks: KeyLocks, key: str, inner: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    locks.acquire(key)
+    try:
+        with inner:
+            yield
+    finally:
+        locks.release(key)
+
+
+class SerializingMixin(OperationContext):
+    """One writer at a time, whatever the key; readers wait for nobody."""
+
+    def _operation_context(
+        self, key: Digest | str, *, intent: Intent = Intent.WRITE
+    ) -> contextlib.AbstractContextManager[None]:
+        if intent is Intent.READ:
+            return super()._operation_context(key, intent=intent)
+        return _locked(locks_of(self), "", super()._operation_context(key, intent=intent))

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storages in this process's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache.memo.digest import Digest
+from cuda_progcache.memo.storage.base import CallMixin, StorageBackend, ValueMixin
+from cuda_progcache.memo.storage.destructuring import DestructuringMixin
+from cuda_progcache.memo.storage.locking import PerKeyLockMixin
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.call import DigestedCall
+
+_IMMUTABLE = frozenset({int, float, str, bytes, bool, type(None), complex, Digest})
+
+
+@dataclass(frozen=True)
+class MemoryBackend(StorageBackend):
+    """A dict; what is put in and what is got are copies.
+
+    Attributes
+    ----------
+    storage : dict
+        Made by the caller, who may share it between storages.
+    """
+
+    storage: dict[Digest, Any]
+
+    # A storage is itself, not its content: frozen dataclasses would hash the dict.
+    __hash__ = object.__hash__
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__hash__" not in cls.__dict__:
+            raise TypeError(
+                f"{cls.__qualname__} needs `__hash__ = object.__hash__` in its body: @dataclass(frozen=True) makes a "
+                "__hash__ of the fields, and a dict has none"
+            )
+
+    def list(self) -> Iterable[Digest]:
+        """Every key."""
+        return tuple(self.storage)
+
+    def put(self, value: Any, key: Digest) -> Digest:
+        """Keep a copy of ``value``."""
+        self.storage[key] = value if type(value) in _IMMUTABLE else deepcopy(value)
+        return key
+
+    def get(self, key: Digest) -> Any:
+        """A copy of what is kept under ``key``."""
+        value = self.storage[key]
+        return value if type(value) in _IMMUTABLE else deepcopy(value)
+
+    def _contains(self, key: Digest) -> bool:
+        return key in self.storage
+
+    def _evict(self, key: Digest) -> None:
+        self.storage.pop(key, None)
+
+
+@dataclass(frozen=True)
+class ValueMemory(PerKeyLockMixin, DestructuringMixin, ValueMixin, MemoryBackend):
+    """Values in a dict: ``ValueMemory({})``."""
+
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True)
+class CallMemory(PerKeyLockMixin, CallMixin, MemoryBackend):
+    """Calls in a dict: ``CallMemory({})``."""
+
+    __hash__ = object.__hash__
+
+    def put(self, value: DigestedCall, key: Digest) -> Digest:
+        """Keep a copy of a call."""
+        self.storage[key] = replace(
+            value, arguments=dict(value.arguments), metadata=deepcopy(value.metadata), sealed=None
+        )
+        return key
+
+    def get(self, key: Digest) -> DigestedCall:
+        """A copy of the call under ``key``."""
+        call: DigestedCall = self.storage[key]
+        return replace(call, arguments=dict(call.arguments), metadata=deepcopy(call.metadata))
+
+    def peek(self, key: Digest) -> DigestedCall:
+        """The call under ``key`` itself, for a caller who changes nothing of it."""
+        call: DigestedCall = self.storage[key]
+        return call

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store of compiled programs as a cache of calls.
+
+Every entry is a call: its key is the entry's digest, its result the binary, its name the program's. Its arguments are
+``arch``, ``target_type``, ``code_type``, ``options`` (a tuple of flags), ``code`` (what the record has of the source)
+and, of a kernel of a library, ``kernel`` and the kernel's parameters by name. Its metadata holds ``runtime``, ``entry``
+(``size``, ``checksum``) and ``record``: the whole record as it was published, so that a call that is transferred into
+another store is published there under the same key with the same record.
+
+>>> from cuda_progcache import InMemoryProgramCache
+>>> from cuda_progcache.memo.storage.programs import program_cache
+>>> program_cache(InMemoryProgramCache()).query(arguments={"arch": "sm_90"}).count()
+0
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from xxhash import xxh3_128_hexdigest
+
+from cuda_progcache._util import files
+from cuda_progcache.memo.call import DigestedCall, QueryCall
+from cuda_progcache.memo.digest import Digest, digest
+from cuda_progcache.memo.index import Index
+from cuda_progcache.memo.storage import codecs, records
+from cuda_progcache.memo.storage.base import CallStorage, SaveError, ValueStorage
+from cuda_progcache.memo.storage.tree import FileTree, Signature
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
+
+#: Binaries that wait for their records while a call is saved; more are left over from saves that failed.
+_PENDING = 16
+_FIXED = ("arch", "target_type", "code_type")
+
+
+def program_cache(store: ProgramCacheResource) -> Cache:
+    """The calls that made the programs of a store.
+
+    Parameters
+    ----------
+    store : store
+        One of ours: in memory, on disk, read-only, or a stack.
+
+    Raises
+    ------
+    TypeError
+        It keeps no records.
+    """
+    from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.store.base import ProgramCacheResource
+
+    if not isinstance(store, ProgramCacheResource):
+        raise TypeError(f"a {type(store).__name__} keeps no records of its programs")
+    values = ProgramValueStorage(store)
+    return Cache(values, ProgramCallStorage(store, values))
+
+
+class _Programs:
+    """Keys of a store: the digests of its entries."""
+
+    def __init__(self, store: ProgramCacheResource) -> None:
+        self.store = store
+
+    def list(self) -> Iterable[Digest]:
+        """Digests of all entries."""
+        return tuple(Digest(key) for key in self.store._digests(""))
+
+    def _contains(self, key: Digest) -> bool:
+        try:
+            self.store.info(key)
+        except KeyError:
+            return False
+        return True
+
+    def _evict(self, key: Digest) -> None:
+        self.store.remove(key)
+
+    def _prefix_candidates(self, prefix: str) -> Iterable[Digest]:
+        return sorted(Digest(key) for key in self.store._digests(prefix.lower()))[:2]
+
+
+class ProgramValueStorage(_Programs, ValueStorage):
+    """The binaries of a store, by the digests of their entries.
+
+    Parameters
+    ----------
+    store : store
+    """
+
+    def __init__(self, store: ProgramCacheResource) -> None:
+        super().__init__(store)
+        self._lock = threading.Lock()
+        self._pending: dict[Digest, bytes] = {}
+
+    def save(self, value: Any, key: Digest | None = None) -> Digest:
+        """Take a binary, which is published when its call is saved; SaveError for anything but bytes."""
+        if not isinstance(value, bytes):
+            raise SaveError(f"a store of programs keeps bytes, not a {type(value).__name__}")
+        if key is None:
+            key = digest(value)
+        with self._lock:
+            while len(self._pending) >= _PENDING:
+                del self._pending[next(iter(self._pending))]
+            self._pending[key] = value
+        return key
+
+    def take(self, key: Digest) -> bytes | None:
+        """A binary that was saved and not published yet."""
+        with self._lock:
+            return self._pending.pop(key, None)
+
+    def load(self, key: Digest | str) -> bytes:
+        """The binary of an entry, checked against its record; KeyError if it isn't there, or damaged.
+
+        Entries in files are read without the store, so that looking at them counts as no hit.
+        """
+        info = self.store.info(self._full(key))
+        if info.path is not None:
+            try:
+                data, _ = files.read_regular(str(info.path))
+            except OSError:
+                raise KeyError(key) from None
+            if data is None or xxh3_128_hexdigest(data) != info.checksum:
+                raise KeyError(key)
+            return data
+        entry = self.store.load(_program_key(info.record)) if info.record.get("key") else None
+        if entry is None:
+            raise KeyError(key)
+        return entry.data
+
+
+class ProgramCallStorage(_Programs, CallStorage):
+    """The records of a store as calls.
+
+    Parameters
+    ----------
+    store : store
+    values : ProgramValueStorage, optional
+        Of the same store; takes the binaries that are saved.
+    """
+
+    def __init__(self, store: ProgramCacheResource, values: ProgramValueStorage | None = None) -> None:
+        from cuda_progcache.store.stack import ProgramCacheStack
+
+        super().__init__(store)
+        self.values = values if values is not None else ProgramValueStorage(store)
+        # A stack's path is one of its levels'; what the others have isn't under it.
+        path = None if isinstance(store, ProgramCacheStack) else getattr(store, "path", None)
+        tree = None if path is None else _RecordTree(str(path))
+        self._source = None if tree is None or not os.path.isdir(tree.records) else _Source(self, tree)
+        self.index = None if self._source is None else Index(self._source, f"{path}/calls.sqlite")
+
+    def save(self, call: DigestedCall) -> Digest:
+        """Publish a program that came out of another store.
+
+        Raises
+        ------
+        SaveError
+            It has no binary or no record with a key, or the store dropped it (and has warned why).
+        """
+        key = call.to_lookup_key()
+        data = self.values.take(call.result) if call.result is not None else None
+        record = call.metadata.get("record") or {}
+        if data is None or not record.get("key"):
+            raise SaveError(f"{call.name}: only calls that made programs can be kept in a store of programs")
+        program = _program_key(record)
+        if hashlib.sha256(program, usedforsecurity=False).hexdigest() != key:
+            raise SaveError(f"{call.name}: the record is another program's")
+        if not self.store.publish(program, data, record):
+            raise SaveError(f"{call.name}: the store of programs dropped it")
+        return key
+
+    def load(self, key: Digest | str) -> DigestedCall:
+        """The call that made an entry; KeyError if there is none."""
+        return call_of(self.store.info(self._full(key)))
+
+    def inline(self, value: Any) -> bytes | None:
+        """Arguments as JSON; binaries aren't any."""
+        if isinstance(value, bytes):
+            return None
+        try:
+            return codecs.encode_json(value)
+        except SaveError:
+            return None
+
+    def query(self, template: QueryCall) -> Iterator[DigestedCall]:
+        """Calls that fit a pattern: through an index where the store lies in files."""
+        if self.index is not None:
+            yield from self.index.query(template)
+            return
+        matches = template.matcher()
+        for info in self.store.entries():
+            call = call_of(info)
+            if matches(call):
+                yield call
+
+    def inlined(self, key: Digest) -> Any:
+        """A value that lies in a record; KeyError if none has it."""
+        text = None if self.index is None else self.index.inlined(key)
+        if text is None:
+            raise KeyError(key)
+        return codecs.decode_json(text)
+
+
+def call_of(info: EntryInfo) -> DigestedCall:
+    """An entry as the call that made it."""
+    record = info.record
+    arguments: dict[str, Any] = {name: record[name] for name in _FIXED if record.get(name) is not None}
+    components = record.get("components") or ()
+    if components:
+        arguments["options"] = tuple(value for label, value in components if label == "option")
+    code = [value for label, value in components if label == "code" or label.endswith(" code")]
+    if code:
+        arguments["code"] = code[0] if len(code) == 1 else tuple(code)
+    kernel = record.get("kernel") or {}
+    if kernel:
+        arguments["kernel"] = kernel.get("name")
+        for name, value in (kernel.get("parameters") or {}).items():
+            arguments[name if name not in arguments else f"parameter_{name}"] = value
+    digests = {name: digest(value) for name, value in arguments.items()}
+    inline = {digests[name]: codecs.encode_json(value) for name, value in arguments.items()}
+    return DigestedCall(
+        str(record.get("name", "")), digests, Digest(info.digest), _metadata(info), "cuda_progcache.compile",
+        key=Digest(info.digest), inline=inline,
+    )  # fmt: skip
+
+
+def _metadata(info: EntryInfo) -> dict[str, dict[str, Any]]:
+    duration = float(info.record.get("duration") or 0.0)
+    stop = _seconds(info.record.get("created"), info.created)
+    return {
+        "runtime": {"status": "done", "timestart": stop - duration, "timestop": stop, "duration": duration},
+        "entry": {"size": info.size, "checksum": info.checksum},
+        "record": dict(info.record),
+    }
+
+
+def _seconds(written: Any, default: float) -> float:
+    """When a record says that it was made; whole seconds there, so what the store says where that fits."""
+    try:
+        made = datetime.fromisoformat(str(written)).timestamp()
+    except ValueError:
+        return default
+    return default if made <= default < made + 1 else made
+
+
+def _program_key(record: Mapping[str, Any]) -> bytes:
+    try:
+        return bytes.fromhex(str(record["key"]))
+    except ValueError:
+        raise SaveError(f"the record of {record.get('name')!r} has no key in hexadecimal") from None
+
+
+class _RecordTree:
+    """The directories of a store on disk, as an index has to know them."""
+
+    def __init__(self, path: str) -> None:
+        self.records = os.path.join(path, "records")
+        self.entries = os.path.join(path, "entries")
+
+    def shards(self) -> dict[str, int]:
+        """Shards, with a number that moves when an entry or a record comes or goes."""
+        found = {}
+        for name in _names(self.records):
+            try:
+                moved = [os.stat(os.path.join(tree, name)).st_mtime_ns for tree in (self.records, self.entries)]
+            except OSError:
+                continue
+            # One that comes moves its records' time first, its entries' second; one that goes, the other way round:
+            # of two changes at least one moves the later of both.
+            found[name] = max(moved)
+        return found
+
+    def scan(self, shard: str) -> dict[Digest, Signature]:
+        """Entries of a shard that have a record."""
+        present = set(_names(os.path.join(self.entries, shard)))
+        found: dict[Digest, Signature] = {}
+        for name in _names(os.path.join(self.records, shard)):
+            if name not in present or len(name) != 62:
+                continue
+            try:
+                status = os.lstat(os.path.join(self.records, shard, name))
+            except OSError:
+                continue
+            found[Digest(shard + name)] = Signature.of(status)
+        return found
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+class _Source:
+    """What the index over a store on disk is made from."""
+
+    def __init__(self, storage: ProgramCallStorage, tree: _RecordTree) -> None:
+        self._store = storage.store
+        self.shards = tree.shards
+        self.scan = tree.scan
+
+    @staticmethod
+    def settled(mtime_ns: int) -> bool:
+        """Whether a shard's number will move with its next change."""
+        return FileTree.settled(mtime_ns)
+
+    def record(self, key: Digest) -> bytes | None:
+        """The call that made an entry, as the JSON of a record of calls."""
+        try:
+            return records.body(call_of(self._store.info(key)), key)
+        except (KeyError, SaveError):
+            return None
+
+    @staticmethod
+    def decode(record: bytes) -> DigestedCall:
+        """The call in such a record."""
+        return records.call_of(record)

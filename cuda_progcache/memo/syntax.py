@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The syntax tree of a function, found through its code, and a text of it that every interpreter agrees on.
+
+Bytecode says exactly what a function does, but differs between interpreters;
+source doesn't, but what lies on disk may not be what was loaded. So the source
+counts only where compiling it gives the very code object that the function
+has; otherwise (typed in, made by ``exec``, edited since, rewritten by a tool)
+there is no tree, and the bytecode has to speak for itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import linecache
+import types
+from collections.abc import Iterator
+from typing import Any
+
+_FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+#: Source text's file name: (its text, its functions by first line, its code objects by first line).
+_modules: dict[str, tuple[str, dict[int, list[_FunctionNode]], dict[int, list[types.CodeType]]]] = {}
+#: Modules whose trees are kept at a time.
+_KEPT = 64
+
+
+def tree_of(function: types.FunctionType, *, exact: bool = True) -> _FunctionNode | None:
+    """The syntax tree of a function; None where the source isn't there or isn't what was compiled.
+
+    Parameters
+    ----------
+    exact : bool
+        False: take the one function at this line of the source, without proof that it is this one (for hints).
+    """
+    code = function.__code__
+    module = _module(code.co_filename, function.__globals__)
+    if module is None:
+        return None
+    _, nodes, codes = module
+    if exact and not any(code == other for other in codes.get(code.co_firstlineno, ())):
+        return None
+    candidates = [node for node in nodes.get(code.co_firstlineno, ()) if _name(node) == code.co_name]
+    return candidates[0] if len(candidates) == 1 else _enclosing(candidates, code)
+
+
+def _module(
+    filename: str, namespace: dict[str, Any]
+) -> tuple[str, dict[int, list[_FunctionNode]], dict[int, list[types.CodeType]]] | None:
+    lines = linecache.getlines(filename, namespace)
+    if not lines:
+        return None
+    text = "".join(lines)
+    known = _modules.get(filename)
+    if known is not None and known[0] == text:
+        return known
+    try:
+        tree = ast.parse(text)
+        compiled = compile(text, filename, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+    nodes: dict[int, list[_FunctionNode]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, _FunctionNode):
+            decorators = getattr(node, "decorator_list", None)
+            nodes.setdefault(decorators[0].lineno if decorators else node.lineno, []).append(node)
+    codes: dict[int, list[types.CodeType]] = {}
+    for code in walk(compiled):
+        codes.setdefault(code.co_firstlineno, []).append(code)
+    if len(_modules) >= _KEPT:
+        _modules.clear()
+    _modules[filename] = (text, nodes, codes)
+    return _modules[filename]
+
+
+def walk(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A code object and all that are nested in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from walk(constant)
+
+
+def _name(node: _FunctionNode) -> str:
+    return "<lambda>" if isinstance(node, ast.Lambda) else node.name
+
+
+def _enclosing(candidates: list[_FunctionNode], code: types.CodeType) -> _FunctionNode | None:
+    """Of several functions on a line, the innermost around all that the code does."""
+    spots = [
+        (line, column)
+        for line, _, column, _ in code.co_positions()
+        if line is not None and column is not None and (line, column) != (code.co_firstlineno, 0)
+    ]
+    if not spots:
+        return None  # compiled without columns (-X no_debug_ranges)
+    around = []
+    for node in candidates:
+        body = node.body if isinstance(node, ast.Lambda) else node
+        end = (body.end_lineno or 0, body.end_col_offset or 0)
+        if all((body.lineno, body.col_offset) <= spot <= end for spot in spots):
+            around.append((node, (end[0] - body.lineno, end[1] - body.col_offset)))
+    return min(around, key=lambda found: found[1])[0] if around else None
+
+
+def canonical(function: _FunctionNode) -> str:
+    """A text of a function's signature and body: the same from every Python, whatever its comments and layout.
+
+    Its name and decorators are left out: they aren't what it does.
+    """
+    parts: list[str] = [type(function).__name__]
+    for name, value in ast.iter_fields(function):
+        if name not in {"name", "decorator_list", "type_comment", "type_params"}:
+            parts.append(name)
+            _write(value, parts)
+    return " ".join(parts)
+
+
+def written(node: ast.AST) -> str:
+    """A text of any tree, on the same terms."""
+    parts: list[str] = []
+    _write(node, parts)
+    return " ".join(parts)
+
+
+#: Fields that say nothing about what code does, or that some versions don't have.
+_SILENT = {"ctx", "kind", "type_comment", "type_ignores"}
+
+
+def _write(value: object, parts: list[str]) -> None:
+    if isinstance(value, ast.Constant):
+        parts.append(f"({type(value.value).__name__} {_constant(value.value)})")
+    elif isinstance(value, ast.AST):
+        parts.append(f"({type(value).__name__}")
+        for name, child in ast.iter_fields(value):
+            # Absent and empty are written alike: a field that a later version adds is empty in code of today.
+            if name not in _SILENT and child is not None and child != []:
+                parts.append(name)
+                _write(child, parts)
+        parts.append(")")
+    elif isinstance(value, list):
+        parts.append("[")
+        for child in value:
+            _write(child, parts)
+        parts.append("]")
+    else:
+        parts.append(repr(value))
+
+
+def _constant(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return hex(value)  # repr refuses ints of more than 4,300 digits
+    return repr(value)
+
+
+#: Calls that read what their first argument names.
+_READERS = frozenset(["listdir", "scandir", "walk", "glob", "iglob", "loadtxt", "genfromtxt", "imread"])
+
+
+def find_path_specs(function: Any) -> dict[str, list[str]]:
+    """Paths that a function's source reads: ``os.listdir("data")``, ``open(CONFIG)``, ``pd.read_csv(TABLE)``.
+
+    Parameters
+    ----------
+    function : callable
+
+    Returns
+    -------
+    dict
+        ``literals``: texts in such a call; ``symbols``: names in it. Hints: a call through another name isn't seen.
+    """
+    found: dict[str, list[str]] = {"literals": [], "symbols": []}
+    plain = inspect.unwrap(function)
+    plain = getattr(plain, "__func__", plain)
+    tree = tree_of(plain, exact=False) if isinstance(plain, types.FunctionType) else None
+    if tree is None:
+        return found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and _reads(node):
+            argument = node.args[0]
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                found["literals"].append(argument.value)
+            elif isinstance(argument, ast.Name):
+                found["symbols"].append(argument.id)
+    return {kind: sorted(set(names)) for kind, names in found.items()}
+
+
+def _reads(call: ast.Call) -> bool:
+    target = call.func
+    name = target.attr if isinstance(target, ast.Attribute) else target.id if isinstance(target, ast.Name) else ""
+    if name == "open":
+        mode = call.args[1] if len(call.args) > 1 else next((k.value for k in call.keywords if k.arg == "mode"), None)
+        if mode is None:
+            return True
+        return isinstance(mode, ast.Constant) and isinstance(mode.value, str) and not set(mode.value) & set("wax+")
+    return name in _READERS or name.startswith("read_")

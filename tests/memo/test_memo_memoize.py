@@ -1,0 +1,534 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memoized functions: one run per call, never a wrong result, never a lost one."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+from cuda_progcache.memo.caches import Rejected
+from cuda_progcache.memo.digest import digest
+from cuda_progcache.memo.memoize import file_cache, memoize, parents
+from cuda_progcache.memo.signature import Ignored, Required
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def counted(cache, function, **options):
+    """The function memoized, and the list of the arguments it ran with."""
+    runs = []
+
+    def body(*args, **kwargs):
+        runs.append((args, kwargs))
+        return function(*args, **kwargs)
+
+    body.__wrapped__ = function
+    body.__qualname__, body.__module__ = function.__qualname__, function.__module__
+    return memoize(cache, body, **options), runs
+
+
+def test_positional_keyword_and_default_forms_are_one_call(cache):
+    def f(a, b=2, *, c=3):
+        return (a, b, c)
+
+    memoized, runs = counted(cache, f)
+    forms = [memoized(1), memoized(a=1), memoized(1, 2), memoized(1, b=2, c=3), memoized(b=2, a=1)]
+    assert forms == [(1, 2, 3)] * 5
+    assert len(runs) == 1
+    assert memoized(1, 5) == (1, 5, 3)
+    assert len(runs) == 2
+
+
+def test_variable_arguments_share_keys_whatever_their_order(cache):
+    def f(*args, **kwargs):
+        return len(args) + len(kwargs)
+
+    memoized, runs = counted(cache, f)
+    assert memoized(1, x=1, y=2) == memoized(1, y=2, x=1) == 3
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [pathlib.Path("a/b"), Colour.RED, np.arange(3), {"b": {2, 1}}, (1, [2]), 1.5, None, b"x", "x" * 100_000],
+    ids=lambda value: type(value).__name__,
+)
+def test_arguments_of_many_types_are_cached(cache, value):
+    memoized, runs = counted(cache, lambda x: 7)
+    assert [memoized(value), memoized(value)] == [7, 7]
+    assert len(runs) == 1 and not memoized.counters["uncached"]
+
+
+@pytest.mark.parametrize(
+    "value", [None, False, 0, "", (), [1, {"a": (2, {3})}], b"\0", float("inf"), 2**100, 1.0, True]
+)
+def test_results_come_back_equal_and_of_their_type(cache, value):
+    memoized, runs = counted(cache, lambda: value)
+    first, second = memoized(), memoized()
+    assert first == second == value
+    assert type(second) is type(value)
+    assert len(runs) == 1
+
+
+def test_arguments_of_one_value_and_two_types_are_two_calls(cache):
+    memoized, runs = counted(cache, lambda x: type(x).__name__)
+    assert [memoized(1), memoized(1.0), memoized(True), memoized(-1.0), memoized(-2.0)] == [
+        "int", "float", "bool", "float", "float",
+    ]  # fmt: skip
+    assert len(runs) == 5
+
+
+def test_two_bodies_of_one_name_are_two_functions(cache):
+    made = []
+    for code in ("def f(x): return x + 1", "def f(x): return x + 2"):
+        space = {"__name__": "home"}
+        exec(code, space)
+        made.append(memoize(cache, space["f"]))
+    assert [f(1) for f in made] == [2, 3]
+    assert memoize(cache, code=False)(made[0].function)(1) == 2
+
+
+def test_a_changed_closure_is_another_function(cache):
+    def make(n):
+        return memoize(cache, lambda x: x + n)
+
+    assert [make(1)(1), make(2)(1)] == [2, 3]
+
+
+def test_version_and_tags_and_ignored_arguments(cache):
+    def f(x, verbose: Ignored[bool] = False, log=None):
+        return x
+
+    one, runs = counted(cache, f, version=1, ignore="log", tags={"project": "p"})
+    assert one(1, verbose=True, log="a") == one(1, log="b") == 1
+    assert len(runs) == 1
+    two, more = counted(cache, f, version=2, ignore="log")
+    two(1)
+    assert len(more) == 1
+    assert one.query(metadata={"tags": {"project": "p"}}).count() == 1
+    with pytest.raises(ValueError, match="no parameter 'nope'"):
+        memoize(cache, f, ignore="nope")
+
+
+def test_required_arguments_must_be_given(cache):
+    def f(x, seed: Required[int] = 0):
+        return x + seed
+
+    memoized, runs = counted(cache, f)
+    memoized = memoize(cache, f)
+    with pytest.warns(RuntimeWarning, match="leaves out seed"):
+        assert memoized(1) == 1
+    assert not memoized.contains(1)
+    assert memoized(1, seed=0) == 1
+    assert memoized.contains(1, seed=0)
+    del runs
+
+
+def test_exceptions_pass_and_are_not_cached(cache):
+    attempts = []
+
+    def f(x):
+        attempts.append(x)
+        if len(attempts) == 1:
+            raise ValueError("first time")
+        return x
+
+    memoized = memoize(cache, f)
+    with pytest.raises(ValueError, match="first time"):
+        memoized(1)
+    assert not memoized.contains(1)
+    assert memoized(1) == memoized(1) == 1
+    assert attempts == [1, 1]
+
+
+def test_wrong_arguments_raise_as_the_function_would(cache):
+    memoized = memoize(cache, lambda a: a)
+    with pytest.raises(TypeError, match="missing a required argument"):
+        memoized()
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        memoized(1, b=2)
+
+
+def test_an_uncachable_result_is_returned_counted_and_warned_of_once(cache):
+    class Thing:
+        pass
+
+    memoized, runs = counted(cache, Thing)
+    with pytest.warns(RuntimeWarning, match="used but not kept"):
+        assert isinstance(memoized(), Thing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(memoized(), Thing)
+    assert len(runs) == 2 and memoized.counters["dropped"] == 2
+
+
+def test_indigestible_arguments_run_uncached(cache):
+    memoized, runs = counted(cache, sum)
+    with pytest.warns(RuntimeWarning, match="isn't cached"):
+        assert memoized(i for i in range(4)) == 6
+    assert len(runs) == 1 and memoized.counters["uncached"] == 1
+
+
+def test_a_body_that_changes_its_arguments_does_not_change_the_key(cache):
+    def f(items):
+        items.append(0)
+        return len(items)
+
+    memoized = memoize(cache, f)
+    assert memoized([1, 2]) == 3
+    assert memoized([1, 2]) == 3
+    assert memoized.counters["hits"] == 1
+    assert memoized.query([1, 2]).only().arguments["items"] == [1, 2]
+
+
+def test_a_result_that_the_caller_changes_is_not_changed_in_the_cache(cache):
+    memoized = memoize(cache, lambda: [1])
+    memoized().append(2)
+    memoized().append(3)
+    assert memoized() == [1]
+
+
+def test_eight_threads_one_run(cache, at_once):
+    runs = []
+    entered = threading.Event()
+
+    def f(x):
+        runs.append(x)
+        entered.wait(0.2)
+        return x * 2
+
+    memoized = memoize(cache, f)
+    assert at_once(8, lambda _: memoized(21)) == [42] * 8
+    assert runs == [21]
+
+
+def test_threads_of_two_caches_do_not_share_a_flight(tmp_path, at_once):
+    caches = [file_cache(tmp_path / str(i)) for i in range(2)]
+    memoized = [memoize(cache, str, single_flight="threads") for cache in caches]
+    at_once(2, lambda i: memoized[i](5))
+    assert all(f.contains(5) for f in memoized)
+
+
+def test_an_error_reaches_every_waiter(cache, at_once):
+    def f():
+        time.sleep(0.05)
+        raise LookupError("none")
+
+    memoized = memoize(cache, f)
+
+    def call(_):
+        with pytest.raises(LookupError, match="none"):
+            memoized()
+
+    at_once(4, call)
+
+
+WORKER = """
+import sys, os, time
+from cuda_progcache.memo.memoize import memoize
+def slow(x):
+    with open(sys.argv[2], "a") as log:
+        log.write(f"{os.getpid()}\\n")
+    time.sleep(0.5)
+    return x + 1
+f = memoize(sys.argv[1], slow)
+print(f(1))
+"""
+
+
+def test_four_processes_one_run(tmp_path):
+    log = tmp_path / "log"
+    script = tmp_path / "work.py"
+    script.write_text(WORKER)
+    arguments = [sys.executable, str(script), str(tmp_path / "cache"), str(log)]
+    workers = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    printed = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert printed == ["2\n"] * 4
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_the_next_process_hits_under_another_hash_seed_and_directory(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys\n"
+        "from cuda_progcache.memo.memoize import memoize\n"
+        "@memoize(sys.argv[1])\n"
+        "def f(names, *, by={'a', 'b', 'c'}):\n"
+        "    return sorted(x for x in names if x in {'a', 'b', 'd'} and (lambda y: y in by)(x))\n"
+        "print(f({'a', 'b', 'd'}), dict(f.counters))\n"
+    )
+    printed = []
+    for seed, folder in (("1", tmp_path), ("2", tmp_path / "other")):
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path / "cache")], env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=folder, check=True, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        printed.append(done.stdout.strip())
+    assert printed == ["['a', 'b'] {'misses': 1}", "['a', 'b'] {'hits': 1}"]
+
+
+def test_a_recursive_function(cache):
+    runs = []
+
+    def fib(n):
+        runs.append(n)
+        return n if n < 2 else f(n - 1) + f(n - 2)
+
+    f = memoize(cache, fib)
+    assert f(20) == 6765
+    assert len(runs) == 21
+
+
+def test_records_say_where_a_result_came_from(cache):
+    @memoize(cache, tags={"job": 7})
+    def inner(x):
+        return x + 1
+
+    seen = []
+
+    @memoize(cache)
+    def outer(x):
+        seen.append(parents())
+        return inner(x) * 2
+
+    started = time.time()
+    assert outer(1) == 4
+    child, parent = inner.query(1).only(), outer.query(1).only()
+    assert child.metadata["links"]["parents"] == [parent.to_lookup_key()] == list(seen[0])
+    assert parent.metadata["links"] == {"children": [child.to_lookup_key()]}
+    assert child.metadata["tags"] == {"job": 7}
+    assert child.metadata["runtime"]["status"] == "done"
+    assert started - 1 < child.metadata["runtime"]["timestart"] <= child.metadata["runtime"]["timestop"]
+    assert child.metadata["runtime"]["duration"] >= 0
+    assert child.metadata["environment"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert child.code_digest == inner.profile.code_digest
+    assert parents() == ()
+
+
+def test_parents_of_threads_do_not_mix(cache, at_once):
+    barrier = threading.Barrier(2)
+
+    @memoize(cache)
+    def inner(x):
+        return x
+
+    @memoize(cache)
+    def outer(x):
+        barrier.wait(60)
+        inner(x)
+        barrier.wait(60)
+        return x
+
+    at_once(2, outer)
+    for x in range(2):
+        assert inner.query(x).only().metadata["links"]["parents"] == [outer.digest(x)]
+
+
+def test_async_functions_run_once_and_keep_their_parents_apart(cache):
+    runs = []
+
+    @memoize(cache)
+    async def inner(x):
+        runs.append(x)
+        await asyncio.sleep(0.01)
+        return x
+
+    @memoize(cache)
+    async def outer(x):
+        await asyncio.sleep(0)
+        return await inner(x) + 1
+
+    async def main():
+        return await asyncio.gather(outer(1), outer(2), outer(1), inner(1))
+
+    assert asyncio.run(main()) == [2, 3, 2, 1]
+    assert sorted(runs) == [1, 2]
+    assert inner.query(2).only().metadata["links"]["parents"] == [outer.digest(2)]
+    assert asyncio.run(main()) == [2, 3, 2, 1]
+    assert len(runs) == 2
+
+
+def test_rerun_runs_nested_calls_too_and_replaces_results(cache):
+    answers = iter(range(10))
+
+    @memoize(cache, code=False)
+    def inner():
+        return next(answers)
+
+    @memoize(cache, code=False)
+    def outer():
+        return inner() * 10
+
+    assert [outer(), outer(), outer.rerun(), outer(), inner()] == [0, 0, 10, 10, 1]
+
+
+def test_helpers(cache):
+    def area(r, unit="m"):
+        return 3 * r * r
+
+    f = memoize(cache, area)
+    with pytest.raises(KeyError):
+        f.load(1)
+    assert not f.contains(1)
+    f(1)
+    f(2, unit="cm")
+    assert f.contains(1) and f.load(1) == 3
+    assert f.call(1).to_lookup_key() == f.digest(r=1) == f.query(1).only().to_lookup_key()
+    assert sorted(f.query(unit="cm").results()) == [12]
+    assert f.query().count() == 2
+    assert f.__name__ == "area"
+
+
+def test_explain(cache):
+    def f(x, y):
+        return x
+
+    memoized = memoize(cache, f, version=1)
+    assert memoized.explain(1, 2) == (f"first call of {f.__qualname__}",)
+    memoized(1, 2)
+    memoized(5, 6)
+    assert memoized.explain(1, 3) == ("argument y 2 → 3",)
+    assert memoize(cache, f, version=2).explain(5, 6) == ("version 1 → 2",)
+    assert cache.explain(memoized.digest(5, 6))
+    assert cache.explain(memoized.digest(1, 2)) == (f"first call of {f.__qualname__}",)
+
+    def other(x, y):
+        return y
+
+    other.__qualname__ = f.__qualname__
+    assert memoize(cache, other, version=1).explain(1, 2) == ("the function's code, defaults or closure differs",)
+
+
+def test_a_closure_that_is_bound_anew(cache):
+    step = 1
+    f = memoize(cache, lambda x: x + step)
+    assert f(1) == 2
+    step = 5
+    assert f(1) == 6
+    step = 1
+    assert f(1) == 2
+    assert f.counters == {"misses": 2, "hits": 1}
+
+
+def test_code_may_be_digested_by_another_function(cache):
+    asked = []
+    f = memoize(cache, lambda x: x, code=lambda function: asked.append(function) or "a" * 64)
+    assert f(1) == f(1) == 1
+    assert f.query().only().code_digest == "a" * 64
+    assert asked == [f.function]
+
+
+def test_a_memoized_function_in_a_closure_counts(cache):
+    def make(body):
+        inner = memoize(cache, body)
+        return memoize(cache, lambda x: inner(x) + 0)
+
+    one, two = make(lambda x: x + 1), make(lambda x: x + 2)
+    assert (one(1), two(1)) == (2, 3)
+    assert one.digest(1) != two.digest(1)
+
+
+def test_a_digest_in_place_of_a_value(cache):
+    f = memoize(cache, lambda x: [*x, 0])
+    f([1, 2])
+    assert f(digest([1, 2])) == [1, 2, 0]
+    assert f.counters["hits"] == 1
+    f2 = memoize(cache, lambda x: x + [5])  # noqa: RUF005
+    assert f2(digest([1, 2])) == [1, 2, 5]
+    assert f2([1, 2]) == [1, 2, 5] and f2.counters["hits"] == 1
+
+
+def test_methods_have_their_instance_in_the_key(cache):
+    class Shape:
+        def __init__(self, sides):
+            self.sides = sides
+
+        def __digest__(self):
+            return digest(("Shape", self.sides))
+
+        @memoize(cache)
+        def corners(self, extra):
+            return self.sides + extra
+
+    assert [Shape(3).corners(1), Shape(4).corners(1), Shape(3).corners(1)] == [4, 5, 4]
+    assert Shape(3).corners.contains(1) and not Shape(5).corners.contains(1)
+
+
+class Broken:
+    """A storage whose every operation fails."""
+
+    def __getattr__(self, name):
+        def fail(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        return fail
+
+
+def test_trouble_in_the_cache_never_fails_a_call(memory_cache):
+    from cuda_progcache.memo.caches import Cache
+
+    memoized = memoize(Cache(Broken(), Broken()), lambda x: x + 1)
+    with pytest.warns(RuntimeWarning):
+        assert memoized(1) == 2
+    assert memoized.counters["trouble"]
+    refusing = memoize(memory_cache.readonly(), lambda x: x + 1)
+    with pytest.warns(RuntimeWarning, match="read-only"):
+        assert refusing(1) == 2
+    with pytest.raises(Rejected):
+        memory_cache.readonly().save(refusing.call(1))
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    memoized = memoize(tmp_path / "file" / "cache", lambda x: x + 1)
+    with pytest.warns(RuntimeWarning, match="not kept"):
+        assert memoized(1) == 2
+
+
+def test_sets_a_callable_or_a_path_as_cache(tmp_path, memory_cache):
+    assert memoize(lambda: memory_cache)(str)(1) == "1"
+    assert memory_cache.query().count() == 1
+    memoize(tmp_path / "here")(str)(1)
+    assert file_cache(tmp_path / "here").query(name="str").only().result == "1"
+    with pytest.raises(TypeError, match="memoize takes a cache"):
+        memoize(5)(str)
+    with pytest.raises(ValueError, match="single_flight"):
+        memoize(memory_cache, single_flight="maybe")
+
+
+def test_large_values_lie_in_files_of_their_own(files):
+    memoized, runs = counted(files, lambda x: x * 2)
+    array = np.arange(5000)
+    for _ in range(2):
+        assert np.array_equal(memoized(array), array * 2)
+    assert len(runs) == 1
+    assert len(list(files.values.list())) == 2
+    assert not os.listdir(os.path.join(files.values.root, "pins"))
+
+
+def test_quick_functions_take_no_lease_once_they_are_known_to_be_quick(files, monkeypatch):
+    from cuda_progcache.memo import memoize as module
+
+    taken = []
+    fly = module.fly
+    monkeypatch.setattr(module, "fly", lambda flight, directory, *rest, **more: taken.append(directory) or fly(
+        flight, directory, *rest, **more))  # fmt: skip
+    slow = threading.Event()
+    monkeypatch.setattr(module, "WORTH_A_LEASE", 0.05)
+    f = memoize(files, lambda x: slow.wait(0.1) if x == 3 else x)
+    for x in range(6):
+        f(x)
+    assert [directory is not None for directory in taken] == [True, False, False, False, True, True]
