@@ -37,7 +37,6 @@ import stat
 import struct
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,13 +112,11 @@ class Ledger:
         self._path = os.path.join(root.path, "ledger")
         self._lock = ForkSafeLock()
         self._unsaid: set[int] = set()  # shards of lines that could not be appended
-        self._past: deque[bytes] = deque(maxlen=8)  # ledgers that were replaced; another thread may have one open
         self._header = b""
         self._operations: dict[tuple[int, int], _Operation] = {}  # by ref and shard
         self._forget(b"")
 
     def _forget(self, header: bytes) -> None:
-        self._past.append(self._header)
         self._header = header
         self._offset = _SIZE
         self._entries = [0] * SHARDS
@@ -231,7 +228,7 @@ class Ledger:
 
     def mark(self) -> Mark:
         """Take in others' lines and note where that was; a scan begins with it."""
-        self._exchange(lambda _: b"")
+        self._exchange(_nothing)
         with self._lock:
             return Mark(self._header, self._offset)
 
@@ -262,9 +259,12 @@ class Ledger:
     # The file
 
     def _exchange(self, lines: Callable[[bytes], bytes], *, read: bool = True) -> None:
-        for _ in range(4):
+        said = False
+        for _ in range(6):
             try:
-                if self._append_and_read(lines, read=read):
+                appended, heard = self._append_and_read(_nothing if said else lines, read=read)
+                said = said or appended
+                if said and heard:
                     return
                 if not os.path.lexists(self._path):
                     self._put_in_place([_WHOLE])  # and begin anew: what was removed with it, we don't know
@@ -273,6 +273,8 @@ class Ledger:
             except OSError:
                 if not self._clear_way():
                     break
+        if said:
+            return
         with self._lock:  # a read-only directory, another user's ledger, a full disk: what we know is ours alone
             self._header = b""  # with the file back, begin with what it says
             alone = lines(b"")
@@ -280,12 +282,12 @@ class Ledger:
             self._take(alone, self._offset)
             self._offset += len(alone)
 
-    def _append_and_read(self, lines: Callable[[bytes], bytes], *, read: bool) -> bool:
-        """Append to the file and take in what is new in it; ``False``: there is none, or it was replaced meanwhile."""
+    def _append_and_read(self, lines: Callable[[bytes], bytes], *, read: bool) -> tuple[bool, bool]:
+        """Append to the file and take in what is new in it; whether each was done, as it may be replaced meanwhile."""
         try:
             fd = os.open(self._path, _FLAGS)
         except FileNotFoundError:
-            return False
+            return False, False
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > 16 * LONG:
@@ -299,16 +301,16 @@ class Ledger:
                 if os.write(fd, appended) != len(appended):
                     raise _DamagedError  # a disk that is just full has taken a part
                 if not self._is(status):
-                    return False  # shortened: what we appended may have come too late to be handed on
+                    return False, False  # shortened: what we appended may have come too late to be handed on
                 self._unsaid.difference_update(unsaid)
-            if (read or status.st_size > LONG) and not self._read(fd, header):
-                return self._append_and_read(lambda _: b"", read=True)
+            if (read or status.st_size > LONG) and not self._read(fd, status, header):
+                return True, False
             if status.st_size > LONG and self._claim.seen < time.monotonic() - GIVE_UP_AFTER:
                 with contextlib.suppress(OSError):  # in some seconds another one tries
-                    self._shorten(fd, header)
+                    self._shorten(fd, status, header)
         finally:
             os.close(fd)
-        return True
+        return True, True
 
     def _is(self, status: os.stat_result) -> bool:
         try:
@@ -316,12 +318,12 @@ class Ledger:
         except FileNotFoundError:
             return False
 
-    def _read(self, fd: int, header: bytes) -> bool:
-        """Take in what is new in the open file; ``False``: what is known is from a newer one."""
+    def _read(self, fd: int, status: os.stat_result, header: bytes) -> bool:
+        """Take in what is new in the open file; ``False``: it was replaced, and what is known may be newer."""
         with self._lock:
-            if header in self._past:
-                return False
             if header != self._header:
+                if not self._is(status):
+                    return False
                 self._forget(header)
             start = self._offset
         os.lseek(fd, start, os.SEEK_SET)
@@ -408,13 +410,13 @@ class Ledger:
             raise
         return header
 
-    def _shorten(self, fd: int, header: bytes) -> None:
+    def _shorten(self, fd: int, status: os.stat_result, header: bytes) -> None:
         """Replace the open ledger by one of counts alone, and hand on what is appended to it meanwhile."""
         if WINDOWS:  # nobody can replace what is open there: it grows until it is too long, and is begun anew
             return
         claim = _new_ref()
         os.write(fd, _line(0, _CLAIM, 0, 0, claim))
-        self._read(fd, header)
+        self._read(fd, status, header)
         with self._lock:
             if header != self._header or self._claim.ref != claim:
                 return  # another one does it, or has done it
@@ -448,6 +450,10 @@ class Ledger:
         except OSError:
             return False
         return not stat.S_ISREG(status.st_mode) and self._root.set_aside(self._path, identity(status))
+
+
+def _nothing(_: bytes) -> bytes:
+    return b""
 
 
 def _new_ref() -> int:

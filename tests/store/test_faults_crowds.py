@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,8 @@ def test_a_hundred_forks_out_of_eight_busy_threads(root):
                     check_lookups(fresh, key)
                     fresh.stats()
                     status = 0 if ok else 2
+                except BaseException:  # noqa: BLE001 - the test must see whatever it is
+                    traceback.print_exc()
                 finally:
                     os._exit(status)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -331,7 +331,9 @@ def test_threads_of_one_store_do_not_count_twice(root):
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert (ledger.entries, ledger.size) == (1200, 12_000)
+    # A shortening may come between a line and the look whether it came in time: then it is told twice, and in doubt.
+    ledger.count([(shard, 300, 3000) for shard in ledger.doubtful()], ledger.mark())
+    assert (ledger.entries, ledger.size, ledger.doubts) == (1200, 12_000, 0)
 
 
 @pytest.fixture
