@@ -725,6 +725,21 @@ def test_precomputed_values_belong_to_their_code():
         assert template.render(type=type) == str(kind)
 
 
+@pytest.mark.parametrize("index", ["[1:3]", "[0]", "['a']", ".a", "()"])
+@pytest.mark.parametrize("base", ["none", "1", "'ab'", "(1, 2)", "[1]", "{'a': 1}", "x"])
+def test_python_warns_of_nothing_in_the_code(base, index):
+    for source in ("{{ E }}", "{% autoescape x %}{{ E }}{% endautoescape %}", "{{ f(E) }}"):
+        Environment().from_string("{% if false %}" + source.replace("E", base + index) + "{% endif %}").render(x=True)
+
+
+def test_a_name_that_only_inner_scopes_start_from_is_looked_up():
+    source = (
+        "{% extends 'base' %}{% for i in [1] recursive %}{% set local %}{% endset %}{{ loop([]) if i is iterable }}"
+        "{% endfor %}{% if x %}{% else %}{{ local.a }}{% endif %}"
+    )
+    assert both(source, loader=jinja2.DictLoader({"base": "base"})) == "base"
+
+
 # Source maps
 
 
