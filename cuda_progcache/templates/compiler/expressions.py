@@ -168,7 +168,8 @@ class Expressions(Folding):
             join = self.choose(volatile, self.load("markup_join"), self.load("str_join"))
         elif self.eval_ctx.autoescape:
             join = self.load("markup_join")
-        elif self.settings.fuse:
+        elif self.settings.fuse and all(isinstance(part, (ast.Name, ast.Constant)) for part in parts[1:]):
+            # All parts are worked out before the first becomes text, which could raise another error.
             return self.joined([self.formatted(part, STR) for part in parts])
         else:
             join = self.load("str_join")
