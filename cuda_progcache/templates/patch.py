@@ -18,6 +18,7 @@ _PATCHED = (
     "_bind",
     "_pieces",
     "_concatenated",
+    "_concatenated_block",
     "_form",
     "new_context",
     "render",

@@ -153,7 +153,7 @@ class ForeignBlock:
 
     def render(self, ctx: Any, blocks: Any = None) -> Any:
         """Give the text; an awaitable of it in an async environment."""
-        return _gathered(ctx.environment, self.pieces(ctx, blocks))
+        return gathered(ctx.environment, self.pieces(ctx, blocks))
 
     stream: Callable[..., Any] = property(lambda self: self.pieces)  # type: ignore[assignment]
 
@@ -169,7 +169,8 @@ def _without_blocks(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _gathered(environment: Any, pieces: Any) -> Any:
+def gathered(environment: Any, pieces: Any) -> Any:
+    """Return the pieces put together as the environment does it; an awaitable of that in an async environment."""
     if not environment.is_async:
         return environment.concat(pieces)
 
@@ -203,7 +204,7 @@ class Source:
         function = getattr(self._template, "_render", None)
         if function is not None:
             return function(ctx, blocks)
-        return _gathered(ctx.environment, self._template.root_render_func(ctx))
+        return gathered(ctx.environment, self._template.root_render_func(ctx))
 
     def stream(self, ctx: Any = None, blocks: Any = None) -> Any:
         """Give runs of text."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
@@ -18,7 +19,7 @@ from cuda_progcache.templates import jinja_runtime
 from cuda_progcache.templates.compiler.generator import Compiler
 from cuda_progcache.templates.compiler.settings import Settings, compilable
 from cuda_progcache.templates.regions import RegionExtension
-from cuda_progcache.templates.runtime import Block, extend
+from cuda_progcache.templates.runtime import Block, extend, gathered
 
 if TYPE_CHECKING:
     from cuda_progcache.templates.source_map import SourceMap
@@ -84,22 +85,18 @@ class Template(jinja2.Template):
             self.blocks = {name: Block(name, function, form) for name, function in names["blocks"].items()}
         else:
             self._render = self._concatenated
-            self.blocks = {name: Block(name, _no_text, form) for name in names["blocks"]}
+            self.blocks = {name: Block(name, partial(self._concatenated_block, name), form) for name in names["blocks"]}
         names["_own"] = self.blocks
         self.root_render_func = self._pieces
 
     def _pieces(self, context: runtime.Context) -> Any:
         return self._form("pieces")["render_pieces"](context)
 
+    def _concatenated_block(self, name: str, context: runtime.Context, blocks: Any = None) -> Any:
+        return gathered(self.environment, self._form("pieces")[f"_block_{name}_pieces"](context, blocks))
+
     def _concatenated(self, context: runtime.Context, blocks: Any = None) -> Any:
-        pieces = self._form("pieces")["render_pieces"](context, blocks)
-        if not self.environment.is_async:
-            return self.environment.concat(pieces)
-
-        async def gather() -> Any:
-            return self.environment.concat([piece async for piece in pieces])
-
-        return gather()
+        return gathered(self.environment, self._form("pieces")["render_pieces"](context, blocks))
 
     def _form(self, form: str) -> Mapping[str, Any]:
         """Return the namespace with the functions of a form, compiled when it is first asked for."""
@@ -329,10 +326,6 @@ class _Renamed(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _no_text(*_: Any) -> Any:
-    raise TypeError("a native template's blocks have no text")
 
 
 def _require_async(environment: jinja2.Environment) -> None:

@@ -12,6 +12,7 @@ import traceback
 from typing import ClassVar
 
 import jinja2
+import jinja2.nativetypes
 import jinja2.sandbox
 import pytest
 from jinja2 import nodes
@@ -723,6 +724,37 @@ def test_precomputed_values_belong_to_their_code():
     for code_object, kind in zip([*compiled, *compiled], [Formats, Whole] * 2, strict=True):
         template = Template.from_code(environment, code_object, environment.make_globals(None))
         assert template.render(type=type) == str(kind)
+
+
+@pytest.mark.parametrize("index", ["[1:3]", "[0]", "['a']", ".a", "()"])
+@pytest.mark.parametrize("base", ["none", "1", "'ab'", "(1, 2)", "[1]", "{'a': 1}", "x"])
+def test_python_warns_of_nothing_in_the_code(base, index):
+    for source in ("{{ E }}", "{% autoescape x %}{{ E }}{% endautoescape %}", "{{ f(E) }}"):
+        Environment().from_string("{% if false %}" + source.replace("E", base + index) + "{% endif %}").render(x=True)
+
+
+def test_a_name_that_only_inner_scopes_start_from_is_looked_up():
+    source = (
+        "{% extends 'base' %}{% for i in [1] recursive %}{% set local %}{% endset %}{{ loop([]) if i is iterable }}"
+        "{% endfor %}{% if x %}{% else %}{{ local.a }}{% endif %}"
+    )
+    assert both(source, loader=jinja2.DictLoader({"base": "base"})) == "base"
+
+
+def test_native_blocks():
+    class Native(Environment, jinja2.nativetypes.NativeEnvironment):
+        pass
+
+    loader = jinja2.DictLoader({"base": "{% block a %}{{ [1, 2] }}{% endblock %}"})
+    template = Native(loader=loader).from_string("{% extends 'base' %}{% block a %}{{ super()[0] }}{% endblock %}")
+    assert template.render_block("a") == 1 == template.render()
+
+
+def test_a_concatenation_works_out_all_parts_first():
+    assert "{c_a!s}{c_b!s}{1!s}" in code("{{ f(a ~ b ~ 1) }}")
+    template = Environment(undefined=jinja2.StrictUndefined).from_string("{{ x.gone ~ x|length }}")
+    with pytest.raises(TypeError, match="has no len"):
+        template.render(x=1)
 
 
 # Source maps

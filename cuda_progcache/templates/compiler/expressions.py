@@ -87,11 +87,14 @@ class Expressions(Folding):
         local = self.scope.find(name)
         if local is None:
             raise AssertionError(f"the analysis has not seen {name!r}")
-        if local[:2] == "c_":
-            owner = self.scope.owner(name)
-            if owner is not None:
-                owner.function.used.add(name)
+        self.use_hoisted(self.scope, name, local)
         return local
+
+    def use_hoisted(self, scope: Scope | None, name: str, local: str | None) -> None:
+        """Note that a name which its function may look up where it begins is needed."""
+        owner = scope.owner(name) if scope is not None and local is not None and local[:2] == "c_" else None
+        if owner is not None:
+            owner.function.used.add(name)
 
     def undefined(self, name: str, hint: str | None = None) -> ast.expr:
         """Code for the undefined object of a name."""
@@ -165,7 +168,8 @@ class Expressions(Folding):
             join = self.choose(volatile, self.load("markup_join"), self.load("str_join"))
         elif self.eval_ctx.autoescape:
             join = self.load("markup_join")
-        elif self.settings.fuse:
+        elif self.settings.fuse and all(isinstance(part, (ast.Name, ast.Constant)) for part in parts[1:]):
+            # All parts are worked out before the first becomes text, which could raise another error.
             return self.joined([self.formatted(part, STR) for part in parts])
         else:
             join = self.load("str_join")
@@ -265,6 +269,8 @@ class Expressions(Folding):
         if isinstance(node.arg, nodes.Slice):
             parts = (node.arg.start, node.arg.stop, node.arg.step)
             base = self.expr(node.node)
+            if not isinstance(base, (ast.Name, ast.Call)):  # Python warns of a constant that can't be subscripted
+                base = ast.NamedExpr(self.store("_t"), base, lineno=self.line, col_offset=0)
             start, stop, step = (None if part is None else self.expr(part) for part in parts)
             return self.subscript(base, ast.Slice(start, stop, step, lineno=self.line, col_offset=0))
         arg = node.arg

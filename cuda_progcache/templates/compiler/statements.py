@@ -76,6 +76,7 @@ class Statements(Output):
             if source == GIVEN or name in self.static:
                 continue
             if source == FROM_OUTER:
+                self.use_hoisted(scope.parent, name, outer)
                 self.emit(self.assign(local, self.load(outer or "missing")))
                 if outer in self.defined:
                     self.define(local)
