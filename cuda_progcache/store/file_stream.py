@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, overload
 
@@ -24,7 +23,6 @@ from cuda_progcache.errors import ProgCacheWarning, StoreError, UnsafeRootError
 from cuda_progcache.store import pairs
 from cuda_progcache.store.base import (
     Entry,
-    EntryInfo,
     T,
     charged_size,
     check_size_cap,
@@ -32,15 +30,16 @@ from cuda_progcache.store.base import (
     is_digest,
     program_bytes,
 )
-from cuda_progcache.store.counters import Tally, persisted
+from cuda_progcache.store.counters import Tally
 from cuda_progcache.store.eviction import use_is_due
 from cuda_progcache.store.in_memory import InMemoryProgramCache
+from cuda_progcache.store.listing import ListedDirectory
 from cuda_progcache.store.maintenance import MaintainedDirectory
 from cuda_progcache.store.recent_records import CLOCK_TICK_NS, RecentRecords, Signature, signature
 from cuda_progcache.store.records import DamagedRecordError, Version, checksum, decode, encode_record
 from cuda_progcache.store.root import Root, default_root
 from cuda_progcache.store.size_cap import SizeCap
-from cuda_progcache.store.stats import Counters, StoreStats
+from cuda_progcache.store.stats import Counters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +57,7 @@ _YOUNG = 2.0
 _REMEMBERED = 65_536
 
 
-class FileStreamProgramCache(MaintainedDirectory):
+class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
     """A persistent store that any number of processes share.
 
     Each entry is the compiled binary, verbatim, in ``entries/<2>/<62 hex digits of SHA-256(key)>``: cuobjdump, nvdisasm
@@ -523,77 +522,6 @@ class FileStreamProgramCache(MaintainedDirectory):
         self._verified.clear()
         self._recent.clear()
         self._cap.cleared()
-
-    # What there is
-
-    def __len__(self) -> int:
-        if self._fallback is not None:
-            return len(self._fallback)
-        return sum(pairs.count(self._root, shard) for shard in self._root.shards())
-
-    def entries(self) -> Iterator[EntryInfo]:
-        """Every entry with a record that fits its size; bytes are not verified, and nothing is counted as a lookup."""
-        if self._fallback is not None:
-            yield from self._fallback.entries()
-            return
-        for shard in self._root.shards():
-            for digest in pairs.digests(self._root, shard):
-                info = self._info(digest)
-                if info is not None:
-                    yield info
-
-    def info(self, digest: str) -> EntryInfo:
-        """One entry, as in :meth:`entries`; :class:`KeyError` if there is none of that digest."""
-        if self._fallback is not None:
-            return self._fallback.info(digest)
-        info = self._info(digest) if is_digest(digest) else None
-        if info is None:
-            raise KeyError(digest)
-        return info
-
-    def _info(self, digest: str) -> EntryInfo | None:
-        from pathlib import Path
-
-        path = self._root.entry_path(digest)
-        st = pairs.lstat(path)
-        if st is None or not stat.S_ISREG(st.st_mode):
-            return None
-        fitting = [version for version in pairs.versions(self._root, digest) if version.length == st.st_size]
-        try:
-            if len(fitting) > 1:  # replaced with other bytes of the same length: which of them lie here?
-                data, _ = read_regular(path, largest=None)  # of a size that its record names
-                fitting = [version for version in fitting if version.checksum == checksum(data or b"")]
-            if not fitting:
-                return None
-            record = fitting[0].record()
-        except (OSError, DamagedRecordError):
-            return None
-        used = max(st.st_atime, st.st_mtime, self._cap.last_use.get(digest, 0) / 1e9)
-        return EntryInfo(
-            digest, st.st_size, fitting[0].created, min(used, time.time()), fitting[0].checksum, Path(path), record
-        )
-
-    def _digests(self, prefix: str) -> Iterable[str]:
-        if self._fallback is not None:
-            return self._fallback._digests(prefix)
-        shards = [prefix[:2]] if len(prefix) >= 2 else [s for s in self._root.shards() if s.startswith(prefix)]
-        return [d for shard in shards for d in pairs.digests(self._root, shard) if d.startswith(prefix)]
-
-    def _sizes(self) -> Iterable[tuple[str, int, int]]:
-        return pairs.sizes(self._root) if self._fallback is None else self._fallback._sizes()
-
-    def stats(self) -> StoreStats:
-        """What the directory holds, and what this store object has counted since it was made."""
-        if self._fallback is not None:
-            return self._fallback.stats()
-        entries = size = record_size = 0
-        for _, entry_size, sidecar_size in pairs.sizes(self._root):
-            entries, size, record_size = entries + 1, size + entry_size, record_size + sidecar_size
-        if self._tally is not None:
-            all_time = self._tally.all_time()
-        else:
-            all_time = persisted(self._root).plus(self._counters.totals())
-        return self._counters.stats(entries=entries, size=size, record_size=record_size, all_time=all_time)
 
     def close(self) -> None:
         """Write down what was counted; the store can be used afterwards."""

@@ -47,7 +47,7 @@ class PruneReport(NamedTuple):
 
 
 class MaintainedDirectory(ProgramCacheResource):
-    """The part of :class:`~cuda_progcache.store.FileStreamProgramCache` that isn't lookups and writes."""
+    """The part of :class:`~cuda_progcache.store.FileStreamProgramCache` that its owner uses."""
 
     _root: Root
     _cap: SizeCap
