@@ -48,7 +48,10 @@ lint: environment
 	@said=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$said"; exit 1; }
 	@echo 'lint: ruff, mypy --strict and import-linter are content'
 
+# The peers of the memo's rows are wanted here alone; without them these rows say so.
 bench: environment
+	@$(BIN)/python -c 'import diskcache, fleche, joblib' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]' || true
 	@$(BIN)/python -m ci.bench $(ARGS)
 
 clean:

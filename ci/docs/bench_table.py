@@ -24,19 +24,25 @@ def duration(seconds: float) -> str:
     raise AssertionError("unreachable")
 
 
+def _ratio(ours: float, theirs: float) -> str:
+    return f"{ours / theirs:.2g}×"
+
+
 def table(report: dict[str, Any]) -> str:
     """Make the Markdown table of a report of ``python -m ci.bench``."""
     lines = ["| what | ours | cuda.core | ratio |", "|---|---:|---:|---:|"]
     for benchmark in report["benchmarks"]:
         sides, what = dict(benchmark["sides"]), benchmark["what"]
-        ours, peer = sides.pop("ours")["median"], sides.pop("cuda.core", None)
+        statistic = benchmark["statistic"]
+        ours, peer = sides.pop("ours")[statistic], sides.pop("cuda.core", None)
         if peer is not None:
-            theirs, ratio = duration(peer["median"]), f"{ours / peer['median']:.2f}×"
+            theirs, ratio = duration(peer[statistic]), _ratio(ours, peer[statistic])
         elif "cuda.core" in benchmark["refused"]:
             theirs, ratio = "refused", ""
         else:
             name, other = next(iter(sides.items()), ("", None))
-            theirs, ratio = (f"({name}: {duration(other['median'])})", "") if other else ("", "")
+            theirs = f"({name}: {duration(other[statistic])})" if other else ""
+            ratio = _ratio(ours, other[statistic]) if other else ""
         lines.append(f"| {what} | {duration(ours)} | {theirs} | {ratio} |")
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
     machine = report["machine"]
