@@ -119,15 +119,30 @@ def test_the_benchmark_table_can_be_written(tmp_path):
         "machine": {"cpu": "a processor", "cpus": 2},
         "versions": {"cuda-core": "1.2.2", "missing": None},
         "benchmarks": [
-            {"what": "get", "sides": {"ours": {"median": 8e-6}, "cuda.core": {"median": 1.6e-5}}, "refused": {}},
-            {"what": "headers", "sides": {"ours": {"median": 1.5e-3}}, "refused": {"cuda.core": "no"}},
-            {"what": "miss", "sides": {"ours": {"median": 1.25}, "bare": {"median": 1.2}}, "refused": {}},
+            {
+                "what": "get",
+                "statistic": "median",
+                "sides": {"ours": {"median": 8e-6}, "cuda.core": {"median": 1.6e-5}},
+                "refused": {},
+            },
+            {
+                "what": "headers",
+                "statistic": "median",
+                "sides": {"ours": {"median": 1.5e-3}},
+                "refused": {"cuda.core": "no"},
+            },
+            {
+                "what": "miss",
+                "statistic": "mean",
+                "sides": {"ours": {"mean": 1.25, "median": 9.0}, "bare": {"mean": 1.0}},
+                "refused": {},
+            },
         ],
     }
     table = script.table(report)
-    assert "| get | 8 µs | 16 µs | 0.50× |" in table
+    assert "| get | 8 µs | 16 µs | 0.5× |" in table
     assert "| headers | 1.5 ms | refused |  |" in table
-    assert "| miss | 1.25 s | (bare: 1.2 s) |  |" in table
+    assert "| miss | 1.25 s | (bare: 1 s) | 1.2× |" in table
     assert "cuda-core 1.2.2" in table
     assert "missing" not in table
 
