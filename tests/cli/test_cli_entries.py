@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cuda_progcache import FileStreamProgramCache
+from cuda_progcache.cli import output
 
 
 def names(result):
@@ -198,7 +199,7 @@ def test_stats_counts_compiled_templates(cli, cli_json, monkeypatch, tmp_path):
     found = cli_json("stats")["templates"]
     assert found["total_bytes"] == size
     assert found["file_count"] >= count
-    assert f"compiled, {size / 1000:.0f}" in cli("stats").stdout
+    assert f"compiled, {output.size(size)}" in cli("stats").stdout
     folder.chmod(0o755)
     assert "open to others (mode 0755)" in cli_json("stats")["templates"]["refused"]
     assert "not kept: compiled templates are executed" in cli("stats").stdout
