@@ -12,6 +12,8 @@ first used, so that ``import cuda_progcache`` costs next to nothing.
 
 from __future__ import annotations
 
+from cuda_progcache._util.lazy import take
+
 TYPE_CHECKING = False  # importing typing takes 9 ms, twice what all else here does
 if TYPE_CHECKING:
     from typing import Any
@@ -124,12 +126,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(__import__(f"{__name__}.{home}", fromlist=[name]), name)  # importlib itself takes a while to import
-    globals()[name] = value
-    return value
+    return take(globals(), _HOME, name)
 
 
 def __dir__() -> list[str]:

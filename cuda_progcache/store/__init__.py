@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.lazy import take
+
 if TYPE_CHECKING:
     from cuda_progcache.store.base import Entry as Entry
     from cuda_progcache.store.base import EntryInfo as EntryInfo
@@ -55,11 +57,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+    return take(globals(), _HOME, name)

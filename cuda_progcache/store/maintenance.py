@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 import errno
 import os
 import time
@@ -53,11 +54,11 @@ class MaintainedDirectory(ProgramCacheResource):
     _cap: SizeCap
     _fallback: InMemoryProgramCache | ProgramCacheStack | None
 
-    def _put(self, digest: str, data: bytes, record_json: bytes, created: float | None = None) -> bool:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _put(self, digest: str, data: bytes, record_json: bytes, created: float | None = None) -> bool: ...
 
-    def _wrote(self, stored: bool) -> bool:  # noqa: FBT001 - passed on
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _wrote(self, stored: bool) -> bool: ...  # noqa: FBT001 - passed on
 
     def _directory(self, what: str) -> Root:
         if self._fallback is not None:

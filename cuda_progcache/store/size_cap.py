@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 COUNT_SLICE = 512
 #: One put in so many entries of a shard counts a shard again: the account heals, at a cost that knows no size.
 AUDIT_LOOKS = 4
-#: Evictions told to other processes in one line of the ledger; they evict, too, until they know.
+#: Entries evicted, or looked at, before the other processes are told; they evict, too, until they know.
 TELL_EVERY = 64
 #: Puts between two looks at the staging files of other writers, alive or dead.
 LOOK_AT_STAGING_EVERY = 64

@@ -8,6 +8,8 @@ imported when it is first used: a kernel whose templates lie compiled in the cac
 
 from __future__ import annotations
 
+from cuda_progcache._util.lazy import take
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -54,12 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(__import__(f"{__name__}.{home}", fromlist=[name]), name)  # importlib itself takes a while to import
-    globals()[name] = value
-    return value
+    return take(globals(), _HOME, name)
 
 
 def __dir__() -> list[str]:

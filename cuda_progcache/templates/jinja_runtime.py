@@ -17,18 +17,12 @@ from jinja2.utils import Namespace, internal_code, missing
 from markupsafe import Markup
 from markupsafe import escape as markup_escape
 
+from cuda_progcache.templates.runtime import NAMES as SHARED_NAMES
 from cuda_progcache.templates.runtime import (
-    EMPTY,
-    FIXED,
-    SIZED,
     STOPPED,
-    Ahead,
     Source,
     attribute_getter,
     extend,
-    foreign,
-    not_exported,
-    texts,
 )
 
 try:
@@ -256,7 +250,7 @@ def _flat(names: Iterable[Any] | None) -> Any:
     return names or ()
 
 
-NAMES: dict[str, Any] = {
+NAMES: dict[str, Any] = SHARED_NAMES | {
     "AsyncLoopContext": AsyncLoopContext,
     "LoopContext": LoopContext,
     "Macro": Macro,
@@ -267,19 +261,10 @@ NAMES: dict[str, Any] = {
     "TemplateRuntimeError": TemplateRuntimeError,
     "Undefined": Undefined,
     "_absent": absent,
-    "_ahead": Ahead,
     "_call": call,
-    "_empty": EMPTY,
     "_escape": escape,
-    "_extend": extend,
-    "_fixed": FIXED,
-    "_foreign": foreign,
     "_include": include,
     "_include_alone": Alone,
-    "_not_exported": not_exported,
-    "_parent": Source,
-    "_sized": SIZED,
-    "_texts": texts,
     "auto_aiter": auto_aiter,
     "auto_await": auto_await,
     "escape": markup_escape,

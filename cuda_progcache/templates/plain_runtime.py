@@ -8,6 +8,7 @@ rarely needs takes Jinja2's own.
 
 from __future__ import annotations
 
+from cuda_progcache.templates import runtime
 from cuda_progcache.templates.builtins import Undefined
 from cuda_progcache.templates.plain_objects import (
     BlockReference,
@@ -18,19 +19,11 @@ from cuda_progcache.templates.plain_objects import (
     above,
 )
 from cuda_progcache.templates.runtime import (
-    EMPTY,
-    FIXED,
-    SIZED,
     STOPPED,
-    Ahead,
     Block,
     Source,
     attribute_getter,
-    extend,
-    foreign,
     missing,
-    not_exported,
-    texts,
 )
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
@@ -231,7 +224,7 @@ def _markup(text: str) -> str:
     return Markup(text)  # noqa: S704  (what a template declares to be markup)
 
 
-NAMES: dict[str, Any] = {
+NAMES: dict[str, Any] = runtime.NAMES | {
     "LoopContext": LoopContext,
     "Macro": Macro,
     "Markup": _markup,
@@ -241,18 +234,9 @@ NAMES: dict[str, Any] = {
     "TemplateRuntimeError": TemplateRuntimeError,
     "Undefined": Undefined,
     "_absent": absent,
-    "_ahead": Ahead,
     "_call": call,
-    "_empty": EMPTY,
-    "_extend": extend,
-    "_fixed": FIXED,
-    "_foreign": foreign,
     "_include": include,
     "_include_alone": Alone,
-    "_not_exported": not_exported,
-    "_parent": Source,
-    "_sized": SIZED,
-    "_texts": texts,
     "missing": missing,
 }
 """The globals of compiled code."""

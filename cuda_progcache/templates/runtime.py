@@ -275,3 +275,17 @@ def not_exported(environment: Any, module: Any, position: str, name: str) -> Any
     """Return the undefined object of a name that a module doesn't have."""
     hint = f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
     return environment.undefined(hint, name=name)
+
+
+NAMES: dict[str, Any] = {
+    "_ahead": Ahead,
+    "_empty": EMPTY,
+    "_extend": extend,
+    "_fixed": FIXED,
+    "_foreign": foreign,
+    "_not_exported": not_exported,
+    "_parent": Source,
+    "_sized": SIZED,
+    "_texts": texts,
+}
+"""The globals of compiled code that are the same with Jinja2 and without; each runtime adds its own."""

@@ -8,6 +8,10 @@ import os
 import pytest
 
 from cuda_progcache import CompileError, CompileService, InMemoryProgramCache, ProgramOptions
+from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.compile.failures import recall, remember
+from cuda_progcache.keys.headers import NO_HEADERS
+from cuda_progcache.keys.schema import base_key, normalize
 
 BAD = '#include "value.h"\n__device__ int x = nope + value;\n'
 
@@ -114,3 +118,21 @@ def test_a_damaged_file_is_nothing(project, refuse, cache, content):
 def test_time_macros_are_asked_for_each_time(service, refuse):
     source = "const char *t = __TIME__; int x = nope;"
     assert [refuse(service, source)[1] for _ in range(2)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "kept"),
+    [
+        ("NVRTC_ERROR_COMPILATION", 'k.cu(1): error: identifier "nope" is undefined', True),
+        ("NVRTC_ERROR_COMPILATION", "Catastrophic error: out of memory", False),
+        ("NVRTC_ERROR_COMPILATION", 'k.cu(1): catastrophic error: could not open source file "a.h"', False),
+        ("NVRTC_ERROR_OUT_OF_MEMORY", "", False),
+    ],
+)
+def test_what_the_machine_was_in_the_way_of_is_not_kept(cache, status, log, kept):
+    """Refusals that can't be had at will, as the compilers word them."""
+    base = base_key(
+        normalize(code="int x;", code_type="c++", target_type="cubin", options=ProgramOptions(arch="sm_80"))
+    )
+    assert remember(base, CompilerRefusal(status, log), NO_HEADERS, cache, 60.0) is kept
+    assert (recall(base, cache, 60.0) is not None) is kept
