@@ -194,7 +194,7 @@ def _compile_and_publish(
         _tell_refused(inputs, refusal.status)
         raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
     duration = time.perf_counter() - clock
-    reason = inputs.unrepeatable or headers.uncacheable or _toolchain_trouble(base)
+    reason = inputs.unrepeatable or headers.uncacheable or toolchain.trouble(inputs.code_type, base.toolchain)
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
     if reason is None and inputs.reads_headers:
@@ -266,16 +266,6 @@ def look_up(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
 def _look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgram | None:
     headers = known_headers(base, cache) if base.inputs.reads_headers else NO_HEADERS
     return None if headers is None else load(base.with_headers(headers), base.inputs, cache, again=again)
-
-
-def _toolchain_trouble(base: BaseKey) -> str | None:
-    """Why the compiler that ran may not be the one in the key, if so."""
-    name = toolchain.LIBRARY_OF[base.inputs.code_type]
-    if toolchain.replaced_since_load(name):
-        return f"{name} was replaced on disk since this process loaded it; restart the process to use the new one"
-    if base.changed_tools():
-        return f"the files of {name} were replaced while it was compiling"
-    return None
 
 
 def _compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
