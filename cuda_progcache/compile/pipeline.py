@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import time
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -133,8 +134,8 @@ def obtain(
     inputs : CompileInputs
         From :func:`cuda_progcache.keys.schema.normalize`.
     cache : ProgramCacheResource, optional
-        Ours, or any mapping with ``get`` and ``[]=`` (``cuda.core``'s): those hold bytes alone, so a program with name
-        expressions can't go there. None: just compile.
+        Ours or ``cuda.core``'s: those hold bytes alone, so a program with name expressions can't go there. None: just
+        compile.
     kernel : mapping, optional
         For the record: the library kernel, its parameters and templates.
     lookup : callable, optional
@@ -158,9 +159,9 @@ def obtain(
     if cache is None:
         return _compiled_only(inputs, lookup)
     ours = isinstance(cache, ProgramCacheResource)
-    if not ours and not (callable(getattr(cache, "get", None)) and hasattr(cache, "__setitem__")):
+    if not ours and not _is_theirs(cache):
         raise TypeError(
-            f"cache must be a program cache, of cuda_progcache's or cuda.core's; got {type(cache).__name__}"
+            f"cache must be a ProgramCacheResource, cuda_progcache's or cuda.core's; got {type(cache).__name__}"
         )
     base = base_key(inputs)
     if inputs.name_expressions and not ours:
@@ -327,6 +328,12 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
 @functools.cache
 def _is_ours(kind: Hashable) -> bool:
     return issubclass(cast("type", kind), ProgramCacheResource)  # remembered, since an ABC takes its time to say
+
+
+def _is_theirs(cache: object) -> bool:
+    """Whether it is one of cuda.core's stores, or made after them; as cuda.core asks it of ours."""
+    theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)
+    return theirs is not None and isinstance(cache, theirs)
 
 
 def _text(expression: str | bytes) -> str:
