@@ -197,6 +197,25 @@ def test_no_trace_file_is_left_behind(compiled, project, monkeypatch):
     assert not list(scratch.iterdir())
 
 
+def test_the_trace_lies_where_nobody_else_writes(compiled, project, monkeypatch, include_source):
+    """In /tmp, under a name made of the process id, it was anybody's to link elsewhere, or to fill."""
+    import tempfile
+
+    scratch = project.folder / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    original, seen = nvrtc._compile, []
+
+    def looking(*arguments, **given_):
+        seen.extend(path.stat().st_mode & 0o170777 for path in scratch.iterdir())
+        return original(*arguments, **given_)
+
+    monkeypatch.setattr(nvrtc, "_compile", looking)
+    project("value.h", "#define VALUE 1")
+    assert compiled('#include "value.h"' + KERNEL).reason is None
+    assert seen == {TRACE: [], TIME_TRACE: [0o40700], TEXT: []}[include_source]
+
+
 @pytest.mark.usefixtures("include_source")
 def test_a_symlinked_include_directory_that_is_turned_elsewhere(right, project):
     for version in "12":
