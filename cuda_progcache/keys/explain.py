@@ -58,6 +58,8 @@ def _differences(
         yield "the working directory has another name ($PWD), which reaches the output"
     elif label == "include_path":
         yield "the include directories differ, and reach the output"
+    elif label == "has_include":
+        yield from _probes(mine, theirs)
     elif label == "extra_source":
         yield "an extra source differs"
     else:
@@ -81,6 +83,17 @@ def _options(mine: list[str], theirs: list[str]) -> Iterable[str]:
     for field in changed:
         was, is_ = (", ".join(values.get(field, ["unset"])) for values in (before, now))
         yield f"option {field} {was} → {is_}"
+
+
+def _probes(mine: list[str], theirs: list[str]) -> Iterable[str]:
+    now, before = (
+        {probe.rpartition(": ")[0]: probe.rpartition(": ")[2] for probe in probes} for probes in (mine, theirs)
+    )
+    for asked in dict.fromkeys([*before, *now]):
+        name, _, where = asked.partition(" in ")
+        was, is_ = before.get(asked, "not asked"), now.get(asked, "not asked")
+        if was != is_:
+            yield f"__has_include({name}) in {where}: {was} → {is_}"
 
 
 @functools.cache

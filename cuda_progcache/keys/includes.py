@@ -21,9 +21,10 @@ import os
 import re
 from collections.abc import Iterable
 from hashlib import sha256
+from typing import NamedTuple
 
 from cuda_progcache.keys.headers import Header, HeaderSet, Place, SearchPath, read_file, remember_digest
-from cuda_progcache.keys.source import time_macro
+from cuda_progcache.keys.source import joined, mentions_file, time_macro, whole_words
 
 #: What an NVRTC offers.
 TRACE, TIME_TRACE, TEXT = "trace", "time-trace", "text"
@@ -33,14 +34,19 @@ Trace = list[tuple[int, str]]
 
 UNKNOWN = -1
 
-_HAS_INCLUDE = re.compile(rb"__has_include(?:_next)?\s*\(\s*(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^)\n]*))")
-_HAS_INCLUDE_ALIAS = re.compile(rb"#[ \t]*define[^\n]*__has_include(?:_next)?[ \t]*(?:\r?\n|$)")
-# In text whose continued lines were joined. Comments may stand wherever blanks may.
+# In text whose continued lines were joined. What is tested; or what stands behind the name where that isn't tested.
+_PROBE = re.compile(
+    rb"__has_include(?:_next)?(?!\w)[ \t]*(?:\([ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^)\n]*))|(?=([^\n]*)))"
+)
+_ASKED_ABOUT = re.compile(rb"[ \t]*(?:\)|&&|\|\||\r?$)")  # "#ifdef __has_include", "defined(__has_include) && ..."
+_DIRECTIVE = re.compile(rb"(?:#|%:|\?\?=)[^\n]*__has_include[^\n]*")
+_DEFINES = re.compile(rb"(?:#|%:|\?\?=)[ \t]*define")
+_COMMENT = re.compile(rb"/\*.*?\*/|//[^\n]*")
+# Comments may stand wherever blanks may.
 _BLANK = rb"(?:[ \t\v\f]|/\*(?:[^*]|\*(?!/))*\*/)*"
 _INCLUDE = re.compile(
     rb"(?:#|%:|\?\?=)" + _BLANK + rb"include(?:_next)?" + _BLANK + rb"(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^\n]*))"
 )
-_CONTINUED = re.compile(rb"(?:\\|\?\?/)\r?\n")
 
 # Files that the compiler makes up: listed in the trace, but nowhere on disk.
 _PROLOGUE = "__nv_nvrtc_builtin_header.h"
@@ -118,6 +124,8 @@ def header_set(
     folders: dict[Place, None] = dict.fromkeys([("S", 0, ""), ("C", 0, "")])  # any of which may hold the includer
     for depth, spelled in trace:
         path = os.path.join(search.cwd, spelled)
+        if any(os.path.lexists(os.path.join(search.cwd, " " * n + spelled)) for n in range(1, depth + 1)):
+            found.note_problem(f"the path of {spelled} or of another header begins with a blank: the trace can't tell")
         if depth == UNKNOWN:
             place = found.chose(path, folders)
             folders[_folder(place)] = None
@@ -169,7 +177,7 @@ def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_
 
 def _includes(content: bytes) -> list[tuple[bytes, bytes, bytes]]:
     """What stands behind each ``#include``: in angle brackets, in quotes, or something else."""
-    return _INCLUDE.findall(_CONTINUED.sub(b"", content))
+    return _INCLUDE.findall(joined(content))
 
 
 def included_names(content: bytes) -> set[str]:
@@ -177,10 +185,30 @@ def included_names(content: bytes) -> set[str]:
     return {os.fsdecode(angled or quoted) for angled, quoted, _ in _includes(content) if angled or quoted}
 
 
-def probed_names(content: bytes) -> set[tuple[str, bool]]:
-    """The names in the ``__has_include`` tests of a file, and whether each stands in quotes."""
-    found = _HAS_INCLUDE.findall(content) if b"__has_include" in content else []
-    return {(os.fsdecode(angled or quoted), bool(quoted)) for angled, quoted, _ in found if angled or quoted}
+class Probes(NamedTuple):
+    """The ``__has_include`` tests of a file: names, and whether each stands in quotes; and what isn't understood."""
+
+    names: frozenset[tuple[str, bool]] = frozenset()
+    problem: str | None = None
+
+
+def find_probes(content: bytes) -> Probes:
+    """Find the tests in the directives of a file; elsewhere the name means nothing."""
+    if b"__has_include" not in whole_words(content):
+        return Probes()
+    names: set[tuple[str, bool]] = set()
+    problem = None
+    for line in _DIRECTIVE.findall(joined(content)):
+        directive = _COMMENT.sub(b" ", line)
+        for angled, quoted, other, behind in _PROBE.findall(directive):
+            if angled or quoted:
+                names.add((os.fsdecode(angled or quoted), bool(quoted)))
+            elif other or not _ASKED_ABOUT.match(behind):
+                test = (other or behind).decode(errors="replace").strip()
+                problem = problem or f"tests __has_include({test}): a macro decides"
+            elif _DEFINES.match(directive):
+                problem = problem or "gives __has_include another name"
+    return Probes(frozenset(names), problem)
 
 
 def _folder(place: Place) -> Place:
@@ -194,6 +222,9 @@ def _below(folder: Place, name: str) -> Place:
     return ("A", 0, name) if name.startswith("/") else (root, index, rest + name)
 
 
+_NOTHING, _FILE, _FOLDER = range(3)
+
+
 class _Collector:
     """Collects headers, and what decides which files are read: paths that must stay absent, and some present."""
 
@@ -204,9 +235,10 @@ class _Collector:
         self._headers: dict[str, Header] = {}
         self._absent: dict[Place, None] = {}
         self._present: dict[Place, None] = {}
+        self._probes: dict[str, str] = {}
         self._mentions_file = False
         self._problem: str | None = None
-        self._exists: dict[Place, bool] = {}
+        self._kinds: dict[Place, int] = {}
         self._places: dict[str, list[Place]] = {}
         self._chosen: set[tuple[str, Place]] = set()
         self._followed: set[tuple[str, str]] = set()
@@ -217,6 +249,7 @@ class _Collector:
             headers=tuple(self._headers.values()),
             absent=tuple(self._absent),
             present=tuple(self._present),
+            probes=tuple(f"{asked}: {outcome}" for asked, outcome in sorted(self._probes.items())),
             mentions_file=self._mentions_file,
             uncacheable=self._problem,
         )
@@ -249,7 +282,7 @@ class _Collector:
             self._contents[path] = content
         if macro := time_macro(content):
             self.note_problem(f"header {spelled} uses {macro}")
-        self._mentions_file = self._mentions_file or b"__FILE__" in content
+        self._mentions_file = self._mentions_file or mentions_file(content)
         return content
 
     def chose(self, path: str, folders: Iterable[Place]) -> Place:
@@ -297,20 +330,17 @@ class _Collector:
 
     def probe(self, content: bytes, where: str, folders: list[Place]) -> None:
         """Note what the ``__has_include`` tests of a file look at; a problem if one can't be known from its text."""
-        if b"__has_include" not in content:
-            return
-        if _HAS_INCLUDE_ALIAS.search(content):
-            self.note_problem(f"{where} gives __has_include another name")
-            return
-        for angled, quoted_name, other in _HAS_INCLUDE.findall(content):
-            if not (angled or quoted_name):
-                test = other.decode(errors="replace").strip()
-                self.note_problem(f"{where} tests __has_include({test}): a macro decides")
-        for name, quoted in sorted(probed_names(content)):
+        probes = find_probes(content)
+        if probes.problem:
+            self.note_problem(f"{where} {probes.problem}")
+        for name, quoted in sorted(probes.names):
+            asked = f'"{name}" in {where}' if quoted else f"<{name}> in {where}"
+            self._probes[asked] = "missing"
             for folder in [*(folders if quoted else ()), *self._search.roots]:
                 place = _below(folder, name)
-                if self._there(place):
+                if self._kind(place) == _FILE:
                     self._present[place] = None
+                    self._probes[asked] = "there"
                     break
                 self._must_stay_absent(place)
 
@@ -323,15 +353,21 @@ class _Collector:
         end = 0
         while root != "A" and (end := rest.find("/", end + 1)) > 0:
             folder = (root, index, rest[:end])
-            if not self._there(folder):
+            if self._kind(folder) == _NOTHING:
                 self._absent[folder] = None
                 return
-        if not self._there(place):
+        kind = self._kind(place)
+        if kind == _NOTHING:
             self._absent[place] = None
+        elif kind == _FOLDER:  # passed over in the search; a file in its stead wouldn't be
+            self._present[root, index, rest + "/"] = None
 
-    def _there(self, place: Place) -> bool:
-        found = self._exists.get(place)
+    def _kind(self, place: Place) -> int:
+        found = self._kinds.get(place)
         if found is None:
             path = self._search.absolute(place)
-            found = self._exists[place] = path is not None and os.access(path, os.F_OK)
+            found = _NOTHING
+            if path is not None and os.access(path, os.F_OK):
+                found = _FOLDER if os.path.isdir(path) else _FILE
+            self._kinds[place] = found
         return found

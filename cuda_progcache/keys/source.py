@@ -9,7 +9,13 @@ as its SHA-256.
 from __future__ import annotations
 
 import functools
+import re
 from hashlib import sha256
+
+_CONTINUED = re.compile(rb"(?:\\|\?\?/)[ \t]*\r?\n")
+_CUTS_A_WORD = re.compile(rb"\\[ \t]*\r?\n\w")
+# What gives the path of the file that it stands in, or is called from.
+_FILE_NAMES = (b"__FILE__", b"__builtin_FILE", b"__builtin_source_location")
 
 _LARGE = 16_384  # characters
 _MAX_LARGE = 4  # more would keep so much memory in use that each new text costs the page faults of fresh memory
@@ -53,9 +59,9 @@ class Source:
 
     @property
     def mentions_file(self) -> bool:
-        """Whether it has ``__FILE__``, which in a header that expands it is a path."""
+        """Whether it has ``__FILE__`` or its like, which in a header that expands it is a path."""
         if self._mentions_file is None:
-            self._mentions_file = b"__FILE__" in self.code
+            self._mentions_file = mentions_file(self.code)
         return self._mentions_file
 
 
@@ -102,8 +108,25 @@ def _may_be_include(line: bytes) -> bool:
     return b"include" in line or b"\\" in line or b"/*" in line or b"??" in line
 
 
+def joined(code: bytes) -> bytes:
+    """A text with its continued lines joined."""
+    return _CONTINUED.sub(b"", code) if b"\\" in code or b"??/" in code else code
+
+
+def whole_words(code: bytes) -> bytes:
+    """A text in which no word is cut in two by the end of a continued line."""
+    return joined(code) if (b"\\" in code and _CUTS_A_WORD.search(code)) or b"??/" in code else code
+
+
+def mentions_file(code: bytes) -> bool:
+    """Whether the path of a file may come out of it."""
+    text = whole_words(code)
+    return any(name in text for name in _FILE_NAMES)
+
+
 def time_macro(code: bytes) -> str | None:
     """The macro in ``code`` that makes each compile's output its own, if there is one."""
+    code = whole_words(code)
     # Letters first: a search for one is a memchr, a search for eight takes as long as the SHA-256 of the same bytes.
     if b"T" not in code or b"E" not in code:
         return None
