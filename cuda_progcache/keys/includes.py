@@ -119,12 +119,12 @@ def header_set(
         With ``uncacheable`` set where the set can't be trusted.
     """
     found = _Collector(search, compiled_at_ns, contents)
-    found.probe(code, "the source", [("S", 0, "")])
+    found.probe(whole_words(code), "the source", [("S", 0, "")])
     chain: list[Place] = []  # the headers being read, outermost first
     folders: dict[Place, None] = dict.fromkeys([("S", 0, ""), ("C", 0, "")])  # any of which may hold the includer
     for depth, spelled in trace:
         path = os.path.join(search.cwd, spelled)
-        if any(os.path.lexists(os.path.join(search.cwd, " " * n + spelled)) for n in range(1, depth + 1)):
+        if depth > 0 and not spelled.startswith("/") and _may_begin_with_a_blank(search.cwd, spelled, depth):
             found.note_problem(f"the path of {spelled} or of another header begins with a blank: the trace can't tell")
         if depth == UNKNOWN:
             place = found.chose(path, folders)
@@ -137,6 +137,11 @@ def header_set(
         if content is not None:
             found.probe(content, spelled, [_folder(place)])
     return found.result()
+
+
+def _may_begin_with_a_blank(cwd: str, path: str, depth: int) -> bool:
+    """Whether the blanks that tell how deep a path lies may be its own."""
+    return any(os.path.lexists(os.path.join(cwd, " " * n + path)) for n in range(1, depth + 1))
 
 
 def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_at_ns: int) -> HeaderSet:
@@ -161,7 +166,7 @@ def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_
     """
     found = _Collector(search, compiled_at_ns)
     source = [("S", 0, ""), ("C", 0, "")]
-    pending = [(code, "the source", source)]
+    pending = [(whole_words(code), "the source", source)]
     for name in pre_includes:
         pending += found.follow(name, source)
     while pending:
@@ -193,8 +198,8 @@ class Probes(NamedTuple):
 
 
 def find_probes(content: bytes) -> Probes:
-    """Find the tests in the directives of a file; elsewhere the name means nothing."""
-    if b"__has_include" not in whole_words(content):
+    """Find the tests in the directives of a file (of :func:`whole_words`); elsewhere the name means nothing."""
+    if b"__has_include" not in content:
         return Probes()
     names: set[tuple[str, bool]] = set()
     problem = None
@@ -259,7 +264,7 @@ class _Collector:
         self._problem = self._problem or problem
 
     def read(self, path: str, place: Place, spelled: str) -> bytes | None:
-        """Note a header that the compiler opened; its content, where it is new and can be read."""
+        """Note a header that the compiler opened; its text (:func:`whole_words`), where it is new and can be read."""
         if path in self._headers:
             return None
         try:
@@ -280,10 +285,11 @@ class _Collector:
         self._headers[path] = Header(place, digest)
         if self._contents is not None:
             self._contents[path] = content
-        if macro := time_macro(content):
+        text = whole_words(content)
+        if macro := time_macro(text):
             self.note_problem(f"header {spelled} uses {macro}")
-        self._mentions_file = self._mentions_file or mentions_file(content)
-        return content
+        self._mentions_file = self._mentions_file or mentions_file(text)
+        return text
 
     def chose(self, path: str, folders: Iterable[Place]) -> Place:
         """Note that ``path`` was read from a file in one of ``folders``; its place."""

@@ -42,7 +42,7 @@ class Source:
         self.identity = f"{len(code)} bytes, sha256:{sha256(code, usedforsecurity=False).hexdigest()}".encode()
         self.may_include = may_include(code)
         # "" is none; None: not looked for yet.
-        self._time_macro = time_macro(code) or "" if len(code) < _LARGE else None
+        self._time_macro = time_macro(whole_words(code)) or "" if len(code) < _LARGE else None
         self._mentions_file: bool | None = None
 
     @property
@@ -54,14 +54,14 @@ class Source:
     def time_macro(self) -> str | None:
         """The macro in it that makes each compile's output its own (comments count)."""
         if self._time_macro is None:
-            self._time_macro = time_macro(self.code) or ""
+            self._time_macro = time_macro(whole_words(self.code)) or ""
         return self._time_macro or None
 
     @property
     def mentions_file(self) -> bool:
         """Whether it has ``__FILE__`` or its like, which in a header that expands it is a path."""
         if self._mentions_file is None:
-            self._mentions_file = mentions_file(self.code)
+            self._mentions_file = mentions_file(whole_words(self.code))
         return self._mentions_file
 
 
@@ -115,18 +115,17 @@ def joined(code: bytes) -> bytes:
 
 def whole_words(code: bytes) -> bytes:
     """A text in which no word is cut in two by the end of a continued line."""
-    return joined(code) if (b"\\" in code and _CUTS_A_WORD.search(code)) or b"??/" in code else code
+    cut = (b"\\" in code and _CUTS_A_WORD.search(code)) or (b"?" in code and b"??/" in code)
+    return joined(code) if cut else code
 
 
 def mentions_file(code: bytes) -> bool:
-    """Whether the path of a file may come out of it."""
-    text = whole_words(code)
-    return any(name in text for name in _FILE_NAMES)
+    """Whether the path of a file may come out of it (of :func:`whole_words`)."""
+    return any(name in code for name in _FILE_NAMES)
 
 
 def time_macro(code: bytes) -> str | None:
-    """The macro in ``code`` that makes each compile's output its own, if there is one."""
-    code = whole_words(code)
+    """The macro in it that makes each compile's output its own, if there is one (of :func:`whole_words`)."""
     # Letters first: a search for one is a memchr, a search for eight takes as long as the SHA-256 of the same bytes.
     if b"T" not in code or b"E" not in code:
         return None

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from cuda_progcache.keys.headers import SearchPath, holds
-from cuda_progcache.keys.includes import UNKNOWN, header_set, included_names, parse_time_trace, probed_names, scan
+from cuda_progcache.keys.includes import UNKNOWN, find_probes, header_set, included_names, parse_time_trace, scan
 
 FAR = 1 << 63
 
@@ -151,7 +151,7 @@ def test_what_the_text_does_not_tell(tree, code, reason):
 
 def test_names_asked_for():
     code = b'#if __has_include(<a.h>) || __has_include("b.h") || __has_include_next( <c.h> ) || __has_include(M)'
-    assert probed_names(code) == {("a.h", False), ("b.h", True), ("c.h", False)}
+    assert find_probes(code).names == {("a.h", False), ("b.h", True), ("c.h", False)}
 
 
 def test_bundled_headers_are_a_directory_of_their_own(tree):
