@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
 
+from cuda_progcache._util.fields import dataclass, field
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuda.core import ObjectCode
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class CompiledProgram:
     """A binary, and what is known about how it came to be.
 
@@ -31,7 +34,7 @@ class CompiledProgram:
     log : str
         The compiler's warnings and remarks, verbatim; replayed on a hit.
     record : mapping
-        The provenance that lies beside the entry.
+        The provenance that lies beside the entry; read when it, or the log, is first asked for.
     hit : bool
         Whether it came from the cache.
     digest : str or None
@@ -59,7 +62,7 @@ class CompiledProgram:
         arch: str,
         symbol_mapping: Mapping[str | bytes, bytes] | None = None,
         log: str = "",
-        record: Mapping[str, Any] | None = None,
+        record: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         *,
         hit: bool = False,
         digest: str | None = None,
@@ -72,12 +75,27 @@ class CompiledProgram:
             name=name,
             arch=arch,
             symbol_mapping={} if symbol_mapping is None else symbol_mapping,
-            log=log,
-            record={} if record is None else record,
             hit=hit,
             digest=digest,
             reason=reason,
         )
+        if callable(record):
+            self.__dict__["_read"] = record
+        else:
+            self.__dict__.update(log=log, record={} if record is None else record)
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here for what isn't there: the record and its log, before they are read.
+        if name not in {"log", "record"} or "_read" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        record = self._read()
+        self.__dict__.update(record=record, log=record.get("log") or "")
+        return self.__dict__[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "log": self.log, "record": self.record}
+        state.pop("_read", None)
+        return state
 
     def to_object_code(self) -> ObjectCode:
         """The ``cuda.core.ObjectCode`` of these bytes (imports cuda.core; needs no driver until it is launched)."""

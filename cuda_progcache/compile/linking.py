@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from cuda_progcache.compile.arch import check_arch
+from cuda_progcache._util.fields import dataclass
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.diagnostics import CompilerRefusal, LineLookup, compile_error
 from cuda_progcache.compile.identity import known_headers
-from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, leases_dir, load, make_record, obtain, publish
-from cuda_progcache.compile.single_flight import fly
+from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, leases_dir, load, obtain
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.schema import NO_SOURCE, SCHEMA, CompileInputs, Component, ProgramKey, base_key, digest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from cuda_progcache.compile.diagnostics import LineLookup
     from cuda_progcache.compile.nvrtc import Output
 
 
@@ -89,6 +88,9 @@ def obtain_linked(
             output.data, target_type, own.name, own.arch, {}, output.log, {"duration": duration}, reason=reason
         )
 
+    from cuda_progcache.compile.miss import make_record, publish
+    from cuda_progcache.compile.single_flight import fly
+
     def link_and_publish() -> CompiledProgram:
         output, duration = _link(own, inputs, parts)
         record = make_record(own, key, output, duration, kernel)
@@ -148,6 +150,10 @@ def _link(
     own: CompileInputs, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]
 ) -> tuple[Output, float]:
     """Link; returns also the seconds a hit spares: the whole way, wherever the parts came from this time."""
+    import time
+
+    from cuda_progcache.compile.arch import check_arch
+    from cuda_progcache.compile.diagnostics import CompilerRefusal, compile_error
     from cuda_progcache.compile.nvjitlink import LinkerInput, link
 
     check_arch(own.arch)  # nvJitLink ends the whole process over one it doesn't know

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
 
+from cuda_progcache._util.fields import replace
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.linking import LinkInput, obtain_linked
@@ -18,16 +17,18 @@ from cuda_progcache.keys.schema import CODE_TYPES, TARGET_TYPES, normalize
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from cuda.core import ObjectCode
 
+    class LogWriter(Protocol):
+        """Anything with ``write(str)``."""
+
+        def write(self, text: str, /) -> object:
+            """Take text."""
+
+
 _BACKENDS = {"c++": "NVRTC", "ptx": "nvJitLink", "nvvm": "NVVM"}
-
-
-class LogWriter(Protocol):
-    """Anything with ``write(str)``."""
-
-    def write(self, text: str, /) -> object:
-        """Take text."""
 
 
 class Program:
@@ -146,7 +147,7 @@ class Program:
             header_policy=self._header_policy,
         )
         done = obtain(inputs, cache)
-        self._pch_status = done.record.get("pch_status")
+        self._pch_status = None if done.hit else done.record.get("pch_status")  # such programs can't be cached
         if logs is not None and done.log:
             logs.write(done.log)
         return done

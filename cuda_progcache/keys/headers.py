@@ -22,15 +22,17 @@ the same project in another directory.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
-from typing import Any, NamedTuple
 
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import NamedTuple, dataclass
 from cuda_progcache.errors import OptionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # A file whose time stamp is this young may be written again without its stat moving; it is read again next time.
 # 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
@@ -106,10 +108,8 @@ class HeaderSet:
     @functools.cached_property
     def identity(self) -> str:
         """SHA-256 (hex) over the names and digests of the headers, in order."""
-        hasher = sha256(usedforsecurity=False)
-        for header in self.headers:
-            hasher.update(os.fsencode(header.name) + b"\0" + header.digest.encode() + b"\n")
-        return hasher.hexdigest()
+        lines = [os.fsencode(header.name) + b"\0" + header.digest.encode() + b"\n" for header in self.headers]
+        return sha256(b"".join(lines)).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest's file."""
@@ -227,7 +227,7 @@ def file_digest(path: str) -> str | None:
     content = read_file(path)
     if content is None:
         return None
-    digest = sha256(content, usedforsecurity=False).hexdigest()
+    digest = sha256(content).hexdigest()
     remember_digest(path, before, digest)
     return digest
 
@@ -307,7 +307,6 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
 # --- manifests -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class HeaderManifest:
     """The header sets seen for one (source, options, compiler), newest first.
 
@@ -322,9 +321,10 @@ class HeaderManifest:
     writers can lose each other's newest set, which costs one compile and nothing else.
     """
 
-    path: str | None
-    sets: list[HeaderSet] = field(default_factory=list)
-    _checked: tuple[HeaderSet, SearchPath, float] | None = field(default=None, init=False, repr=False, compare=False)
+    def __init__(self, path: str | None, sets: Iterable[HeaderSet] = ()) -> None:
+        self.path = path
+        self.sets = list(sets)
+        self._checked: tuple[HeaderSet, SearchPath, float] | None = None
 
     @classmethod
     def read(cls, path: str | None) -> HeaderManifest:
@@ -333,6 +333,8 @@ class HeaderManifest:
         if content is None:
             return cls(path)
         try:
+            import json
+
             data = json.loads(content)
             if data["format"] != _MANIFEST_FORMAT:
                 return cls(path)
@@ -354,6 +356,8 @@ class HeaderManifest:
     def add(self, headers: HeaderSet) -> bytes:
         """Put a set in front; returns the manifest's new content."""
         self.sets = [headers, *(s for s in self.sets if s != headers)][:_MAX_SETS]
+        import json
+
         return json.dumps(
             {"format": _MANIFEST_FORMAT, "sets": [s.to_json() for s in self.sets]}, separators=(",", ":")
         ).encode()

@@ -12,18 +12,20 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import sha256
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ArchError, UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
 from cuda_progcache.keys.source import Source, read_source, time_macro
 from cuda_progcache.keys.toolchain import ToolFile, toolchain
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hashlib import _Hash
+    from typing import Any
 
 SCHEMA = "2"
 
@@ -47,12 +49,12 @@ class Component(NamedTuple):
                 return self.payload.decode().replace("\0", " ")
             except UnicodeDecodeError:
                 return self.payload.hex()
-        return f"{len(self.payload)} bytes, sha256:{sha256(self.payload, usedforsecurity=False).hexdigest()}"
+        return f"{len(self.payload)} bytes, sha256:{sha256(self.payload).hexdigest()}"
 
 
 def digest(components: Sequence[Component]) -> bytes:
     """SHA-256 over labelled, length-prefixed components (32 bytes)."""
-    return sha256(_stream(components), usedforsecurity=False).digest()
+    return sha256(_stream(components)).digest()
 
 
 def _stream(components: Iterable[Component]) -> bytes:
@@ -415,7 +417,7 @@ def _recipe(
         components += [Component("extra_source_name", module_name.encode()), Component("extra_source", module)]
     if extra_digest is not None:
         components.append(Component("extra_digest", extra_digest))
-    return _Recipe(tuple(components), sha256(_stream(components), usedforsecurity=False))
+    return _Recipe(tuple(components), sha256(_stream(components)))
 
 
 # A hit runs no compiler, so the files these write would not be written.

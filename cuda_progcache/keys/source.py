@@ -9,7 +9,8 @@ as its SHA-256.
 from __future__ import annotations
 
 import functools
-from hashlib import sha256
+
+from cuda_progcache._util.digest import sha256
 
 _LARGE = 16_384  # characters
 _MAX_LARGE = 4  # more would keep so much memory in use that each new text costs the page faults of fresh memory
@@ -33,7 +34,7 @@ class Source:
     def __init__(self, text: str | bytes) -> None:
         code = text.encode() if isinstance(text, str) else text
         self.text = text
-        self.identity = f"{len(code)} bytes, sha256:{sha256(code, usedforsecurity=False).hexdigest()}".encode()
+        self.identity = f"{len(code)} bytes, sha256:{sha256(code).hexdigest()}".encode()
         self.may_include = may_include(code)
         # "" is none; None: not looked for yet.
         self._time_macro = time_macro(code) or "" if len(code) < _LARGE else None

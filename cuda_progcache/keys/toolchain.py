@@ -21,10 +21,13 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from hashlib import sha256
-from typing import BinaryIO, NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ToolchainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 
 class ToolFile(NamedTuple):
@@ -223,6 +226,8 @@ def identity(path: str) -> str:
         if (build_id := _gnu_build_id(file, size)) is not None:
             return f"build-id:{build_id}:{size}"
         file.seek(0)
+        from hashlib import sha256
+
         digest = sha256(usedforsecurity=False)
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
 
+from cuda_progcache._util.fields import replace
 from cuda_progcache.compile.arch import check_arch, with_arch
 from cuda_progcache.compile.history import explain_entry
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
@@ -19,19 +17,21 @@ from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
 from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
-from cuda_progcache.service.hit_check import HitCheck
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, overload
+
     from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.compile.program import LogWriter
     from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel, RenderedModule
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
 
 # Architectures that some NVRTC 12 or 13 compiles for. Others are asked of the installed one, which loads it.
 _ARCHS = {50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 107, 110, 120, 121}
-_ARCH = re.compile(r"(?:sm|compute)_(?P<number>\d+)[af]?")
 
 
 class CompileService:
@@ -84,7 +84,11 @@ class CompileService:
             raise ValueError(f"verify_rate is a share of the hits, 0 to 1, got {verify_rate!r}")
         self.cache = cache
         self.header_policy = header_policy
-        self.hit_check = HitCheck(cache, verify_rate) if verify_rate else None
+        self.hit_check: HitCheck | None = None
+        if verify_rate:
+            from cuda_progcache.service.hit_check import HitCheck
+
+            self.hit_check = HitCheck(cache, verify_rate)
         self.keep_failures = float(keep_failures)
         self._given_library = library
 
@@ -162,12 +166,15 @@ class CompileService:
             logs.write(done.log)
         return done
 
-    @overload
-    def kernel(self, name: str, *, arch: str, target_type: str = "cubin", **params: Any) -> CompiledProgram: ...
-    @overload
-    def kernel(
-        self, name: str, *, arch: list[str] | tuple[str, ...], target_type: str = "cubin", **params: Any
-    ) -> dict[str, CompiledProgram]: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def kernel(self, name: str, *, arch: str, target_type: str = "cubin", **params: Any) -> CompiledProgram: ...
+        @overload
+        def kernel(
+            self, name: str, *, arch: list[str] | tuple[str, ...], target_type: str = "cubin", **params: Any
+        ) -> dict[str, CompiledProgram]: ...
+
     def kernel(
         self, name: str, *, arch: str | list[str] | tuple[str, ...], target_type: str = "cubin", **params: Any
     ) -> CompiledProgram | dict[str, CompiledProgram]:
@@ -402,12 +409,20 @@ def require_arch(arch: object, spec: KernelSpec | None = None) -> None:
     ArchError
         With the nearest one that the compiler supports.
     """
-    match = _ARCH.fullmatch(arch) if isinstance(arch, str) else None
-    if match is None or int(match["number"]) not in _ARCHS:
+    number = _capability(arch) if isinstance(arch, str) else None
+    if number not in _ARCHS:
         check_arch(str(arch))
         return
-    if spec is not None and spec.min_arch is not None and int(match["number"]) < spec.min_arch:
+    if spec is not None and spec.min_arch is not None and number < spec.min_arch:
         raise ArchError(f"kernel {spec.name!r} needs sm_{spec.min_arch} or later; {arch} was asked for")
+
+
+def _capability(arch: str) -> int | None:
+    """90 for sm_90, compute_90 and sm_90a; None for what is written otherwise."""
+    prefix, _, number = arch.partition("_")
+    if number[-1:] in {"a", "f"}:
+        number = number[:-1]
+    return int(number) if prefix in {"sm", "compute"} and number.isascii() and number.isdigit() else None
 
 
 def _side_by_side(work: Mapping[str, Callable[[], CompiledProgram]]) -> dict[str, CompiledProgram]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.fields import dataclass, field
 from cuda_progcache._util.suggest import did_you_mean
 from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, StoreError, TemplateError
 from cuda_progcache.events import Event, emit, wanted
@@ -26,7 +25,10 @@ from cuda_progcache.service.kernel_spec import (
 from cuda_progcache.templates.environment import KernelEnvironment, KernelTemplate, expression_names
 from cuda_progcache.templates.source_map import SourceMap
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuda_progcache.templates.bytecode_cache import BytecodeCache
 
 __all__ = ["Constraint", "KernelLibrary", "KernelSpec", "Parameter", "RenderedKernel", "RenderedModule"]
