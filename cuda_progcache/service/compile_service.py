@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cuda_progcache._util.fields import replace
 from cuda_progcache.compile.arch import check_arch, with_arch
-from cuda_progcache.compile.history import explain_entry
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
 from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, look_up, obtain
 from cuda_progcache.errors import ArchError, CompileError
@@ -236,6 +235,8 @@ class CompileService:
         AmbiguousDigestError
             If several begin with these digits.
         """
+        from cuda_progcache.compile.history import explain_entry
+
         return explain_entry(self.cache, self.cache.resolve(digest))
 
     def prewarm(

@@ -43,7 +43,7 @@ RECORD_ALLOWANCE = 512
 
 
 class Entry:
-    """What a verified read gives; unpacks as ``data, record = entry``.
+    """What a verified read gives: a pair, ``data, record = entry``.
 
     Parameters
     ----------
@@ -77,13 +77,19 @@ class Entry:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.data, self.record))
 
+    def __getitem__(self, index: int) -> Any:
+        return (self.data, self.record)[index]
+
+    def __len__(self) -> int:
+        return 2
+
     def __eq__(self, other: object) -> bool:
-        return tuple(self) == tuple(other) if isinstance(other, Entry) else NotImplemented
+        return tuple(self) == tuple(other) if isinstance(other, Entry | tuple) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # records are dictionaries
 
     def __repr__(self) -> str:
-        return f"<Entry of {len(self.data)} bytes>"
+        return f"Entry(data={self.data!r}, record={self.record!r})"
 
 
 class EntryInfo(NamedTuple):

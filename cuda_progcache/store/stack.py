@@ -15,7 +15,6 @@ from cuda_progcache.store.base import (
     Entry,
     EntryInfo,
     ProgramCacheResource,
-    T,
     entry_digest,
     is_digest,
     key_bytes,
@@ -32,7 +31,7 @@ from cuda_progcache.store.stats import Counters, StoreStats
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cuda_progcache.store.base import Key, Value
+    from cuda_progcache.store.base import Key, T, Value
 
 #: Whether puts, removals and copies of what was found in a slower level go to a level.
 WRITE_POLICIES = ("through", "skip")
