@@ -44,13 +44,15 @@ class _Tuple(metaclass=_TupleType):
 class _Field:
     """What is special about a field."""
 
-    def __init__(self, make: Callable[[], Any] | None = None, *, shown: bool = True, compared: bool = True) -> None:
+    def __init__(self, default: Any, make: Callable[[], Any] | None, *, shown: bool, compared: bool) -> None:
+        self.default = default
         self.make = make
         self.shown = shown
         self.compared = compared
 
 
-_PLAIN = _Field()
+_NONE: Any = object()
+_PLAIN = _Field(_NONE, None, shown=True, compared=True)
 
 
 class _Declaration:
@@ -63,10 +65,14 @@ class _Declaration:
         given = {name: vars(cls)[name] for name in cls.__annotations__ if name in vars(cls)}
         self._cls, self._frozen = cls, frozen
         self._special = {name: value for name, value in given.items() if isinstance(value, _Field)}
-        self._defaults = {name: value for name, value in given.items() if name not in self._special}
+        self._defaults = {name: value.default if name in self._special else value for name, value in given.items()}
+        self._defaults = {name: value for name, value in self._defaults.items() if value is not _NONE}
         self._originals: dict[str, Any] | None = None
         for name in self._special:
-            delattr(cls, name)
+            if name in self._defaults:
+                setattr(cls, name, self._defaults[name])
+            else:
+                delattr(cls, name)
         self.names = tuple(cls.__annotations__)
 
     def __get__(self, instance: object, owner: type) -> dict[str, Any]:
@@ -75,8 +81,10 @@ class _Declaration:
 
             body: dict[str, Any] = dict(self._defaults)
             for name, special in self._special.items():
-                make: Any = special.make or dataclasses.MISSING
-                body[name] = dataclasses.field(default_factory=make, repr=special.shown, compare=special.compared)
+                given = {"default_factory": special.make} if special.make else {}
+                given |= {"default": self._defaults[name]} if name in self._defaults else {}
+                make: Any = dataclasses.field
+                body[name] = make(repr=special.shown, compare=special.compared, **given)
             body |= {"__annotations__": dict(self._cls.__annotations__), "__module__": self._cls.__module__}
             twin: Any = type(self._cls.__name__, (), body)
             self._originals = dataclasses.dataclass(frozen=self._frozen)(twin).__dataclass_fields__
@@ -156,9 +164,15 @@ def _dataclass(cls: type | None = None, /, *, frozen: bool = False) -> Any:
     return cls
 
 
-def _field(*, default_factory: Callable[[], Any] | None = None, repr: bool = True, compare: bool = True) -> Any:  # noqa: A002
+def _field(
+    *,
+    default: Any = _NONE,
+    default_factory: Callable[[], Any] | None = None,
+    repr: bool = True,  # noqa: A002
+    compare: bool = True,
+) -> Any:
     """As :func:`dataclasses.field`."""
-    return _Field(default_factory, shown=repr, compared=compare)
+    return _Field(default, default_factory, shown=repr, compared=compare)
 
 
 def _replace(instance: Any, /, **changes: Any) -> Any:

@@ -24,6 +24,7 @@ from cuda_progcache._util.files import (
 )
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache._util.parallel import for_each
+from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.store.sharing import Sharing
 
 #: A staging file is written and renamed within seconds. Where its owner can't be asked after, this age (in seconds)
@@ -52,9 +53,7 @@ def default_root() -> str:
     chosen = os.environ.get("CUDA_PROGCACHE_DIR")
     if chosen:
         return os.path.abspath(os.path.expanduser(chosen))
-    import platformdirs
-
-    return os.path.join(platformdirs.user_cache_dir(), "cuda-progcache")
+    return os.path.join(user_cache_dir(), "cuda-progcache")
 
 
 class Root:
