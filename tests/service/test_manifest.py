@@ -429,8 +429,8 @@ def test_a_library_takes_a_bytecode_cache_or_none(tmp_path, monkeypatch):
     library = KernelLibrary(tmp_path)
     library.render("axpby")
     assert library.environment.bytecode_cache.directory == str(tmp_path / "default")
-    # Two templates, two names that are templates, one constraint.
-    assert library.environment.bytecode_cache.stats()["file_count"] == 5
+    # The manifest, two templates, two names that are templates, one constraint.
+    assert library.environment.bytecode_cache.stats()["file_count"] == 6
 
 
 def test_an_unsafe_default_directory_is_not_used_and_said(library, tmp_path, monkeypatch):
