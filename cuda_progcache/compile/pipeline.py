@@ -99,7 +99,7 @@ def obtain(
         from cuda_progcache.compile.miss import compiled_only
 
         return compiled_only(inputs, lookup)
-    ours = isinstance(cache, ProgramCacheResource)
+    ours = _is_ours(type(cache))  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
     if not ours and not (callable(getattr(cache, "get", None)) and hasattr(cache, "__setitem__")):
         raise TypeError(
             f"cache must be a program cache, of cuda_progcache's or cuda.core's; got {type(cache).__name__}"

@@ -133,8 +133,9 @@ class Program:
         """As :meth:`compile`, but without ``cuda.core``: the bytes, whether it was a hit, and the record."""
         if self._closed:
             raise ClosedProgramError("Program has been closed")
-        if str(target_type).lower() not in TARGET_TYPES[self._code_type]:
-            supported = ", ".join(repr(t) for t in TARGET_TYPES[self._code_type])
+        known = TARGET_TYPES[self._code_type]
+        if target_type not in known and str(target_type).lower() not in known:
+            supported = ", ".join(repr(t) for t in known)
             raise ValueError(
                 f'Unsupported target_type="{target_type}" for {_BACKENDS[self._code_type]} (supported: {supported})'
             )

@@ -149,7 +149,7 @@ class CompileInputs(NamedTuple):
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
         if self.code_type != "c++":
             return None
-        macro = self.source.time_macro or _macros_in_flags(self.flags)[0]
+        macro = self.source.time_macro or _about(self.flags).time_macro
         return f"the source uses {macro}: each compile's output is its own" if macro else None
 
     @property
@@ -157,7 +157,7 @@ class CompileInputs(NamedTuple):
         """Whether the compiler may open any header."""
         if self.code_type != "c++":
             return False
-        return self.source.may_include or any(flag.startswith("--pre-include") for flag in self.flags)
+        return self.source.may_include or _about(self.flags).pre_includes
 
     def search_path(self, cwd: str | None = None) -> SearchPath:
         """Where the compiler looks for headers."""
@@ -170,11 +170,18 @@ class CompileInputs(NamedTuple):
         return [flag[len(opt.PRE_INCLUDE) :] for flag in self.flags if flag.startswith(opt.PRE_INCLUDE)]
 
 
+class _AboutFlags(NamedTuple):
+    """What flags say: a macro in a definition that makes each compile's output its own, ``__FILE__``, headers."""
+
+    time_macro: str | None
+    mention_file: bool
+    pre_includes: bool
+
+
 @functools.lru_cache(maxsize=256)
-def _macros_in_flags(flags: tuple[str, ...]) -> tuple[str | None, bool]:
-    """A macro in a definition that makes each compile's output its own, if any; whether one has ``__FILE__``."""
+def _about(flags: tuple[str, ...]) -> _AboutFlags:
     text = "\n".join(flags)
-    return time_macro(text.encode("utf-8", "surrogateescape")), "__FILE__" in text
+    return _AboutFlags(time_macro(text), "__FILE__" in text, any(flag.startswith("--pre-include") for flag in flags))
 
 
 def normalize(
@@ -346,7 +353,7 @@ class BaseKey:
         if inputs.code_type != "c++":
             return more
         options = inputs.options
-        paths = bool(output == "ltoir" or options.debug or options.lineinfo or _macros_in_flags(inputs.flags)[1])
+        paths = bool(output == "ltoir" or options.debug or options.lineinfo or _about(inputs.flags).mention_file)
         file_macro = headers.mentions_file or (bool(headers.headers) and inputs.source.mentions_file)
         hermetic = inputs.header_policy.hermetic and bool(headers.headers)
         if paths or (file_macro and not hermetic):

@@ -13,7 +13,7 @@ import functools
 from cuda_progcache._util.digest import sha256
 
 _LARGE = 16_384  # characters
-_MAX_LARGE = 4  # more would keep so much memory in use that each new text costs the page faults of fresh memory
+_MAX_LARGE = 2  # more would keep so much memory in use that each new text costs the page faults of fresh memory
 
 
 class Source:
@@ -49,7 +49,7 @@ class Source:
     def time_macro(self) -> str | None:
         """The macro in it that makes each compile's output its own (comments count)."""
         if self._time_macro is None:
-            self._time_macro = time_macro(self.code) or ""
+            self._time_macro = time_macro(self.text) or ""
         return self._time_macro or None
 
     @property
@@ -83,6 +83,8 @@ def may_include(code: bytes) -> bool:
 
     Looks at the lines with a ``#`` or its digraph alone; where such a line goes on in the next one, it may.
     """
+    if b"#" not in code and b"%" not in code and b"?" not in code:
+        return False
     at = code.find(b"#")
     while at >= 0:
         end = code.find(b"\n", at)
@@ -103,9 +105,13 @@ def _may_be_include(line: bytes) -> bool:
     return b"include" in line or b"\\" in line or b"/*" in line or b"??" in line
 
 
-def time_macro(code: bytes) -> str | None:
+def time_macro(code: str | bytes) -> str | None:
     """The macro in ``code`` that makes each compile's output its own, if there is one."""
-    # Letters first: a search for one is a memchr, a search for eight takes as long as the SHA-256 of the same bytes.
+    # Letters first: a search for one is a memchr, a search for eight takes as long as the SHA-256 of the same text.
+    if isinstance(code, str):
+        if "T" not in code or "E" not in code:
+            return None
+        code = code.encode("utf-8", "surrogateescape")
     if b"T" not in code or b"E" not in code:
         return None
     if b"__DATE__" in code:

@@ -85,7 +85,8 @@ class _Known:
 
     def holds(self, *, thorough: bool) -> bool:
         """Whether the files are still those (OSError where one is gone)."""
-        if _stamp(self.library) != self.stamps[0]:
+        st = os.stat(self.library)
+        if (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) != self.stamps[0]:
             return False
         now = time.monotonic()
         if not thorough and now - self.looked < _LOOK_INTERVAL:
