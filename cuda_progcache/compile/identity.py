@@ -193,7 +193,9 @@ _MAX_MANIFESTS = 512
 
 
 def _manifest_path(cache: object, manifest_id: str) -> str | None:
-    root = getattr(cache, "path", None)
+    root = getattr(cache, "directory", None)
+    if root is None:
+        root = getattr(cache, "path", None)  # a store that isn't ours
     return _manifest_in(root, manifest_id) if root is not None else None
 
 

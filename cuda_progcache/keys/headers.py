@@ -220,16 +220,21 @@ def file_digest(path: str) -> str | None:
         before = os.stat(path)
     except OSError:
         return None
-    stamp = _stamp(before)
-    known = _digests.get(path)
-    if known is not None and known[0] == stamp:
-        return known[1]
+    known = known_digest(path, before)
+    if known is not None:
+        return known
     content = read_file(path)
     if content is None:
         return None
     digest = sha256(content).hexdigest()
     remember_digest(path, before, digest)
     return digest
+
+
+def known_digest(path: str, status: os.stat_result) -> str | None:
+    """The digest of a file that was read before, if this is still its status."""
+    known = _digests.get(path)
+    return known[1] if known is not None and known[0] == _stamp(status) else None
 
 
 def remember_digest(path: str, before: os.stat_result, digest: str) -> None:

@@ -20,9 +20,10 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from hashlib import sha256
 
-from cuda_progcache.keys.headers import Header, HeaderSet, Place, SearchPath, read_file, remember_digest
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache.keys.headers import Header, HeaderSet, Place, SearchPath, known_digest, read_file, remember_digest
 from cuda_progcache.keys.source import time_macro
 
 #: What an NVRTC offers.
@@ -113,21 +114,22 @@ def header_set(
         With ``uncacheable`` set where the set can't be trusted.
     """
     found = _Collector(search, compiled_at_ns, contents)
-    found.probe(code, "the source", [("S", 0, "")])
-    chain: list[Place] = []  # the headers being read, outermost first
-    folders: dict[Place, None] = dict.fromkeys([("S", 0, ""), ("C", 0, "")])  # any of which may hold the includer
+    found.probe(_text(code), "the source", [("S", 0, "")])
+    sources = (("S", 0, ""), ("C", 0, ""))  # the folders in which the source itself may lie
+    chain: list[Place] = []  # the folders of the headers being read, outermost first
+    folders: dict[Place, None] = dict.fromkeys(sources)  # any of which may hold the includer
+    seen: dict[tuple[str, Place | None], Place] = {}  # ten lines of a trace say the same thing: cub has 4400 for 420
     for depth, spelled in trace:
-        path = os.path.join(search.cwd, spelled)
         if depth == UNKNOWN:
-            place = found.chose(path, folders)
+            place = found.opened(spelled, folders)
             folders[_folder(place)] = None
-        else:
-            includer = chain[depth - 1] if 0 < depth <= len(chain) else None
-            place = found.chose(path, [("S", 0, ""), ("C", 0, "")] if includer is None else [_folder(includer)])
-            chain[depth:] = [place]
-        content = found.read(path, place, spelled)
-        if content is not None:
-            found.probe(content, spelled, [_folder(place)])
+            continue
+        includer = chain[depth - 1] if 0 < depth <= len(chain) else None
+        folder = seen.get((spelled, includer))
+        if folder is None:
+            place = found.opened(spelled, sources if includer is None else (includer,))
+            folder = seen[spelled, includer] = _folder(place)
+        chain[depth:] = [folder]
     return found.result()
 
 
@@ -158,7 +160,8 @@ def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_
         pending += found.follow(name, source)
     while pending:
         content, where, folders = pending.pop()
-        found.probe(content, where, folders)
+        if where == "the source":
+            found.probe(_text(content), where, folders)
         for angled, quoted, other in _includes(content):
             if angled or quoted:
                 pending += found.follow(os.fsdecode(angled or quoted), folders if quoted else [])
@@ -179,8 +182,36 @@ def included_names(content: bytes) -> set[str]:
 
 def probed_names(content: bytes) -> set[tuple[str, bool]]:
     """The names in the ``__has_include`` tests of a file, and whether each stands in quotes."""
-    found = _HAS_INCLUDE.findall(content) if b"__has_include" in content else []
-    return {(os.fsdecode(angled or quoted), bool(quoted)) for angled, quoted, _ in found if angled or quoted}
+    return set(_text(content).probed)
+
+
+class _Text(NamedTuple):
+    """What the text of a file says, beside what it includes."""
+
+    time_macro: str | None
+    mentions_file: bool
+    probed: tuple[tuple[str, bool], ...]  # names in __has_include tests, and whether in quotes
+    undecided: str | None  # such a test that the text doesn't decide
+
+
+def _text(content: bytes) -> _Text:
+    probed: set[tuple[str, bool]] = set()
+    undecided = None
+    if b"__has_include" in content:
+        if _HAS_INCLUDE_ALIAS.search(content):
+            undecided = "gives __has_include another name"
+        for angled, quoted, other in _HAS_INCLUDE.findall(content):
+            if angled or quoted:
+                probed.add((os.fsdecode(angled or quoted), bool(quoted)))
+            elif undecided is None:
+                test = other.decode(errors="replace").strip()
+                undecided = f"tests __has_include({test}): a macro decides"
+    return _Text(time_macro(content), b"__FILE__" in content, tuple(sorted(probed)), undecided)
+
+
+#: By digest: one process compiles many programs over the same headers.
+_texts: dict[str, _Text] = {}
+_MAX_TEXTS = 8192
 
 
 def _folder(place: Place) -> Place:
@@ -207,6 +238,7 @@ class _Collector:
         self._mentions_file = False
         self._problem: str | None = None
         self._exists: dict[Place, bool] = {}
+        self._missing: dict[Place, Place | None] = {}
         self._places: dict[str, list[Place]] = {}
         self._chosen: set[tuple[str, Place]] = set()
         self._followed: set[tuple[str, str]] = set()
@@ -225,31 +257,48 @@ class _Collector:
         """Say why the set can't be trusted; the first reason counts."""
         self._problem = self._problem or problem
 
-    def read(self, path: str, place: Place, spelled: str) -> bytes | None:
-        """Note a header that the compiler opened; its content, where it is new and can be read."""
+    def opened(self, spelled: str, folders: Iterable[Place]) -> Place:
+        """Note a header that the compiler opened, from a file in one of ``folders``; its place."""
+        path = os.path.join(self._search.cwd, spelled)
+        place = self.chose(path, folders)
+        self.read(path, place, spelled, with_content=False)
+        return place
+
+    def read(self, path: str, place: Place, spelled: str, *, with_content: bool = True) -> bytes | None:
+        """Note a header; its content where it is new and can be read, and was asked for or is not known by its stat."""
         if path in self._headers:
             return None
+        content = None
         try:
             before = os.stat(path)
-            content = read_file(path)
         except OSError:
-            content = None
-        if content is None:
             self.note_problem(f"header {spelled} can't be read after the compile")
             return None
+        digest = known_digest(path, before) or ""
+        text = _texts.get(digest)
+        if text is None or with_content or self._contents is not None:
+            content = read_file(path)
+            if content is None:
+                self.note_problem(f"header {spelled} can't be read after the compile")
+                return None
+            digest = sha256(content).hexdigest()
+            remember_digest(path, before, digest)
+            text = _texts.get(digest) or _text(content)
+            if len(_texts) >= _MAX_TEXTS:
+                _texts.clear()
+            _texts[digest] = text
+            if self._contents is not None:
+                self._contents[path] = content
         # A file's stamp may lag the clock by a tick (4 ms), so an edit right after the start may look older than that;
         # NVRTC reads its own prologue for longer before it opens the first header.
         # Bundled headers it writes itself, as a part of the first compile that asks for them.
         if place[0] != "B" and max(before.st_mtime_ns, before.st_ctime_ns) >= self._compiled_at_ns:
             self.note_problem(f"header {spelled} was modified while it was being compiled")
-        digest = sha256(content, usedforsecurity=False).hexdigest()
-        remember_digest(path, before, digest)
         self._headers[path] = Header(place, digest)
-        if self._contents is not None:
-            self._contents[path] = content
-        if macro := time_macro(content):
-            self.note_problem(f"header {spelled} uses {macro}")
-        self._mentions_file = self._mentions_file or b"__FILE__" in content
+        if text.time_macro:
+            self.note_problem(f"header {spelled} uses {text.time_macro}")
+        self._mentions_file = self._mentions_file or text.mentions_file
+        self.probe(text, spelled, [_folder(place)])
         return content
 
     def chose(self, path: str, folders: Iterable[Place]) -> Place:
@@ -295,18 +344,11 @@ class _Collector:
                     found.append((content, name, [_folder(place)]))
         return found
 
-    def probe(self, content: bytes, where: str, folders: list[Place]) -> None:
+    def probe(self, text: _Text, where: str, folders: list[Place]) -> None:
         """Note what the ``__has_include`` tests of a file look at; a problem if one can't be known from its text."""
-        if b"__has_include" not in content:
-            return
-        if _HAS_INCLUDE_ALIAS.search(content):
-            self.note_problem(f"{where} gives __has_include another name")
-            return
-        for angled, quoted_name, other in _HAS_INCLUDE.findall(content):
-            if not (angled or quoted_name):
-                test = other.decode(errors="replace").strip()
-                self.note_problem(f"{where} tests __has_include({test}): a macro decides")
-        for name, quoted in sorted(probed_names(content)):
+        if text.undecided:
+            self.note_problem(f"{where} {text.undecided}")
+        for name, quoted in text.probed:
             for folder in [*(folders if quoted else ()), *self._search.roots]:
                 place = _below(folder, name)
                 if self._there(place):
@@ -319,15 +361,27 @@ class _Collector:
 
         Never above the directory it was looked for in: in another project that directory may exist.
         """
+        missing = self._missing_folder(place) if place[0] != "A" else None
+        if missing is None and not self._there(place):
+            missing = place
+        if missing is not None:
+            self._absent[missing] = None
+
+    def _missing_folder(self, place: Place) -> Place | None:
+        """The outermost folder of a place that isn't there."""
         root, index, rest = place
-        end = 0
-        while root != "A" and (end := rest.find("/", end + 1)) > 0:
-            folder = (root, index, rest[:end])
-            if not self._there(folder):
-                self._absent[folder] = None
-                return
-        if not self._there(place):
-            self._absent[place] = None
+        end = rest.rfind("/")
+        if end <= 0:
+            return None
+        above = (root, index, rest[:end])
+        try:
+            return self._missing[above]
+        except KeyError:
+            missing = self._missing_folder(above)
+            if missing is None and not self._there(above):
+                missing = above
+            self._missing[above] = missing
+            return missing
 
     def _there(self, place: Place) -> bool:
         found = self._exists.get(place)

@@ -387,6 +387,12 @@ class ProgramCacheResource(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} keeps no statistics")
 
     @property
+    def directory(self) -> str | None:
+        """Its root directory as a string, which spares importing :mod:`pathlib`; ``None`` where there is none."""
+        path = getattr(self, "path", None)
+        return None if path is None else os.fspath(path)
+
+    @property
     def roots(self) -> tuple[Path, ...]:
         """Directories under it, from which what is derived (header manifests) may be read, the fastest first."""
         return ()

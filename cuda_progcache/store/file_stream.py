@@ -167,6 +167,11 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
 
         return Path(self._root.path)
 
+    @property
+    def directory(self) -> str:
+        """The root directory, as a string."""
+        return self._root.path
+
     def _path_for_key(self, key: Key) -> Path:
         # What scripts written for cuda.core's store call to hand an entry to cuobjdump.
         return self.path.joinpath("entries", (digest := entry_digest(key))[:2], digest[2:])
