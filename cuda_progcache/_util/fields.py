@@ -56,10 +56,7 @@ _PLAIN = _Field(_NONE, None, shown=True, compared=True)
 
 
 class _Declaration:
-    """The fields of a class, and the methods that follow from them.
-
-    It is the ``__dataclass_fields__`` of its class, which to :mod:`dataclasses` is the dictionary that they know.
-    """
+    """The fields of a class, and the methods that follow from them."""
 
     def __init__(self, cls: type, *, frozen: bool) -> None:
         given = {name: vars(cls)[name] for name in cls.__annotations__ if name in vars(cls)}
@@ -67,7 +64,7 @@ class _Declaration:
         self._special = {name: value for name, value in given.items() if isinstance(value, _Field)}
         self._defaults = {name: value.default if name in self._special else value for name, value in given.items()}
         self._defaults = {name: value for name, value in self._defaults.items() if value is not _NONE}
-        self._originals: dict[str, Any] | None = None
+        self._twin: Any = None
         for name in self._special:
             if name in self._defaults:
                 setattr(cls, name, self._defaults[name])
@@ -75,8 +72,9 @@ class _Declaration:
                 delattr(cls, name)
         self.names = tuple(cls.__annotations__)
 
-    def __get__(self, instance: object, owner: type) -> dict[str, Any]:
-        if self._originals is None:
+    def twin(self) -> Any:
+        """The class as dataclasses themselves make it of these fields, without what else is in it."""
+        if self._twin is None:
             import dataclasses
 
             body: dict[str, Any] = dict(self._defaults)
@@ -87,8 +85,8 @@ class _Declaration:
                 body[name] = make(repr=special.shown, compare=special.compared, **given)
             body |= {"__annotations__": dict(self._cls.__annotations__), "__module__": self._cls.__module__}
             twin: Any = type(self._cls.__name__, (), body)
-            self._originals = dataclasses.dataclass(frozen=self._frozen)(twin).__dataclass_fields__
-        return self._originals
+            self._twin = dataclasses.dataclass(frozen=self._frozen)(twin)
+        return self._twin
 
     def methods(self) -> dict[str, Any]:
         """``__init__``, ``__repr__``, ``__eq__``, ``__hash__``, and what keeps a frozen instance as it is."""
@@ -144,6 +142,17 @@ class _Declaration:
         return init
 
 
+class _OfTwin:
+    """An attribute that :mod:`dataclasses` look for, taken from the twin when they do."""
+
+    def __init__(self, declared: _Declaration, name: str) -> None:
+        self.declared = declared
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return getattr(self.declared.twin(), self._name)
+
+
 def _refuse(self: object, name: str, *_: object) -> None:
     from dataclasses import FrozenInstanceError
 
@@ -159,7 +168,8 @@ def _dataclass(cls: type | None = None, /, *, frozen: bool = False) -> Any:
     for name, method in declared.methods().items():
         if own.get(name) is None:  # a class that defines its __eq__ alone has None for a hash
             setattr(cls, name, method)
-    setattr(cls, _FIELDS, declared)
+    for name in (_FIELDS, "__dataclass_params__"):
+        setattr(cls, name, _OfTwin(declared, name))
     cls.__match_args__ = declared.names  # type: ignore[misc, attr-defined]
     return cls
 
@@ -177,12 +187,12 @@ def _field(
 
 def _replace(instance: Any, /, **changes: Any) -> Any:
     """As :func:`dataclasses.replace`, for a dataclass of either kind."""
-    declared = vars(type(instance)).get(_FIELDS)
-    if not isinstance(declared, _Declaration):
+    ours = vars(type(instance)).get(_FIELDS)
+    if not isinstance(ours, _OfTwin):
         import dataclasses
 
         return dataclasses.replace(instance, **changes)
-    return type(instance)(**{name: getattr(instance, name) for name in declared.names} | changes)
+    return type(instance)(**{name: getattr(instance, name) for name in ours.declared.names} | changes)
 
 
 if TYPE_CHECKING:
