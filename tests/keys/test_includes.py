@@ -68,6 +68,20 @@ def test_without_depths_any_folder_may_hold_the_includer(tree):
     assert not holds(found, tree.search)
 
 
+def test_each_file_that_includes_a_header_counts(tree):
+    """A trace says the same thing often; what differs is the folder of the file that includes."""
+    outer, inner = tree("one/sub/outer.h"), tree("two/inner.h")
+    other = tree("one/more/other.h")
+    trace = [(0, outer), (1, inner), (1, inner), (0, other), (1, inner), (0, inner), (0, outer), (1, inner)]
+    for shadow in ("one/sub/inner.h", "one/more/inner.h", "src/inner.h", "one/inner.h"):
+        found = header_set(trace, b"", tree.search, FAR)
+        assert names(found) == [("I", 0, "sub/outer.h"), ("I", 1, "inner.h"), ("I", 0, "more/other.h")]
+        assert holds(found, tree.search)
+        path = tree(shadow)
+        assert not holds(found, tree.search), shadow
+        os.unlink(path)
+
+
 def test_the_text_is_followed(tree):
     tree("one/a.h", '#include "sub/b.h"\n')
     tree("one/sub/b.h", "#include <c.h>\n")

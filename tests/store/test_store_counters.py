@@ -403,6 +403,9 @@ def test_files_of_other_versions_are_read(path):
     for written in (json.dumps(file), json.dumps(file, indent=1), json.dumps(file, separators=(",", ":"))):
         own.with_name(name).write_text(written)
         assert on_disk(path) == Totals(hits=1, stored=3)
+    for other in (('"format": 1', '"format": 2'), ('"hits": 0', '"goals": 1'), ('"hits": 0, "misses": 0', '"hits": 1')):
+        own.with_name(name).write_text(own.read_text().replace(own.name, name).replace(*other))
+        assert on_disk(path) == Totals(stored=1 if "2" in other[1] else 2, hits=int("hits" in other[1]))
     for damaged in ({**file, "id": 'a"b'}, {**file, "format": 2}, {**file, "counts": 1}, {**file, "taken": ["x/y"]}):
         own.with_name(name).write_text(json.dumps(damaged))
         assert on_disk(path) == Totals(stored=1)
