@@ -74,8 +74,9 @@ def link_by_driver(inputs: Sequence[LinkerInput], *, flags: Sequence[str], targe
         try:
             for item in inputs:
                 kind = getattr(driver.CUjitInputType, kinds[item.target_type])
-                label = item.name.encode()
-                check(*driver.cuLinkAddData(state, kind, item.data, len(item.data), label, 0, [], []))
+                # PTX has to end in a NUL (NVRTC's does, a file doesn't).
+                data = item.data if item.target_type != "ptx" else item.data.rstrip(b"\0") + b"\0"
+                check(*driver.cuLinkAddData(state, kind, data, len(data), item.name.encode(), 0, [], []))
             address, size = check(*driver.cuLinkComplete(state))
             return Output(ctypes.string_at(address, size), _text(logs["INFO"]))  # it goes with the state
         finally:

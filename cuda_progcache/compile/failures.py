@@ -14,11 +14,11 @@ import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from cuda_progcache._util import files
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.keys.headers import HeaderSet, holds
+from cuda_progcache.store.base import derived
 from cuda_progcache.store.sharing import write_beside
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ _FINAL = ("COMPIL", "INVALID_IR", "INCORRECT_INPUT")
 #: What a log has in it where a file or the machine was in the way.
 _PASSING = ("catastrophic", "could not open", "cannot open", "out of memory")
 
-_in_memory: WeakKeyDictionary[Any, dict[str, tuple[float, bytes]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -49,7 +48,7 @@ def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, 
     path = _path(cache, base)
     if path is None:
         with _lock:
-            seen_at, content = _in_memory.get(cache, {}).get(base.flight, (0.0, b""))
+            seen_at, content = derived(cache, "failures").get(base.flight, (0.0, b""))
     else:
         try:
             raw, status = files.read_regular(path)
@@ -96,7 +95,7 @@ def remember(base: BaseKey, refusal: CompilerRefusal, headers: HeaderSet, cache:
     path = _path(cache, base)
     if path is None:
         with _lock:
-            kept = _in_memory.setdefault(cache, {})
+            kept = derived(cache, "failures")
             kept[base.flight] = (time.time(), content)
             while len(kept) > _KEPT:
                 kept.pop(next(iter(kept)))

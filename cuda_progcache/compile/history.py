@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from weakref import WeakKeyDictionary
 
 from cuda_progcache._util import files
 from cuda_progcache._util.digest import sha256
+from cuda_progcache.store.base import derived
 from cuda_progcache.store.sharing import write_beside
 
 TYPE_CHECKING = False
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 _KEPT = 16
 _LENGTH = 65  # 64 hex digits and a newline
 
-_in_memory: WeakKeyDictionary[Any, dict[str, list[str]]] = WeakKeyDictionary()
-
 
 def note(cache: Any, name: str, digest: str) -> None:
     """Remember the entry ``digest`` as the latest compile of the program ``name``."""
     digests = [digest, *(known for known in latest(cache, name) if known != digest)][:_KEPT]
     path = _path(cache, name)
     if path is None:
-        _in_memory.setdefault(cache, {})[name] = digests
+        derived(cache, "latest")[name] = digests
         return
     content = "".join(f"{known}\n" for known in digests).encode()
     with contextlib.suppress(OSError):  # disposable: a later miss has less to be compared with
@@ -44,7 +42,7 @@ def latest(cache: Any, name: str) -> list[str]:
     """Digests of the latest compiles of the program ``name``, newest first."""
     path = _path(cache, name)
     if path is None:
-        return list(_in_memory.get(cache, {}).get(name, ()))
+        return list(derived(cache, "latest").get(name, ()))
     try:
         content, _ = files.read_regular(path)
     except OSError:

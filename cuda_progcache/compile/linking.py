@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from cuda_progcache._util.fields import dataclass
@@ -98,7 +99,7 @@ def obtain_linked(
             {"name": item.name, "target_type": item.target_type, "digest": part.digest if part else None}
             for item, part in zip(inputs, parts, strict=True)
         ]
-        return publish(own, key, output, record, cache, None)
+        return publish(own, key, output, record, cache, toolchain.trouble("ptx", key.toolchain))
 
     return fly(key.digest.hex(), leases_dir(cache), link_and_publish, lambda: load(key, own, cache, again=True))
 
@@ -125,6 +126,7 @@ def _link_key(own: CompileInputs, inputs: Iterable[LinkInput], cache: Any) -> Pr
     headers: dict[str, Any] = {}
     components = [Component("schema", SCHEMA.encode())]
     components += [Component(f"tool {tool.name}", tool.identity.encode()) for tool in tools]
+    components += [Component("environment", os.fsencode(variable)) for variable in toolchain.environment()]
     components += [Component("code_type", b"link"), Component("target_type", own.target_type.encode())]
     components += [Component("name", own.name.encode())]
     components += [Component("option", flag.encode()) for flag in own.flags]

@@ -86,7 +86,7 @@ def compile_and_publish(
         _tell_refused(inputs, refusal.status)
         raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
     duration = time.perf_counter() - clock
-    reason = inputs.unrepeatable or headers.uncacheable or _toolchain_trouble(base)
+    reason = inputs.unrepeatable or headers.uncacheable or toolchain.trouble(inputs.code_type, base.toolchain)
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
     if reason is None and inputs.reads_headers:
@@ -142,16 +142,6 @@ def _keep_failure(base: BaseKey, refusal: CompilerRefusal, started: int, cache: 
 def _tell_refused(inputs: CompileInputs, why: str) -> None:
     if events.wanted("refused"):
         events.emit(events.Event("refused", inputs.name, inputs.target_type, inputs.arch, None, (why,)))
-
-
-def _toolchain_trouble(base: BaseKey) -> str | None:
-    """Why the compiler that ran may not be the one in the key, if so."""
-    name = toolchain.LIBRARY_OF[base.inputs.code_type]
-    if toolchain.replaced_since_load(name):
-        return f"{name} was replaced on disk since this process loaded it; restart the process to use the new one"
-    if base.changed_tools():
-        return f"the files of {name} were replaced while it was compiling"
-    return None
 
 
 def compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:

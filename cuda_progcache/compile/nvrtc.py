@@ -19,6 +19,7 @@ from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.errors import ToolchainError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE, UNKNOWN, Trace, parse_time_trace, parse_trace
+from cuda_progcache.keys.options import LASTING
 
 _GETTERS = {"ptx": "PTX", "cubin": "CUBIN", "ltoir": "LTOIR"}
 _serial = itertools.count()
@@ -140,12 +141,47 @@ def compile_cpp(
     ToolchainError
         If NVRTC isn't there.
     """
+    source = include_source() if trace else TEXT
+    lasting = [flag for flag in flags if flag.startswith(LASTING)]
+    if not lasting:
+        return compile_here(
+            code, name, flags, source, target_type, name_expressions, headers, random_seed, front_end_only
+        )
+    from cuda_progcache.compile.apart import compile_apart
+
+    return compile_apart(
+        lasting,
+        {
+            "code": code,
+            "name": name,
+            "flags": list(flags),
+            "source": source,
+            "target_type": target_type,
+            "name_expressions": list(name_expressions),
+            "headers": dict(headers),
+            "random_seed": random_seed,
+            "front_end_only": front_end_only,
+        },
+    )
+
+
+def compile_here(
+    code: bytes,
+    name: str,
+    flags: Sequence[str],
+    source: str,
+    target_type: str,
+    name_expressions: Sequence[str | bytes],
+    headers: Mapping[str, bytes],
+    random_seed: str | None,
+    front_end_only: bool,  # noqa: FBT001 - compile_cpp's arguments, handed on
+) -> Output:
+    """Compile in this process; as :func:`compile_cpp`, which is to be called, with ``source`` to tell of headers."""
     extra: list[str] = []
     if random_seed is not None and not any(flag.startswith("--frandom-seed") for flag in flags):
         extra.append(f"--frandom-seed={random_seed}")
     if front_end_only:
         extra.append("--fdevice-syntax-only")
-    source = include_source() if trace else TEXT
     given = (target_type, name_expressions, headers)
     try:
         return _compile_telling(code, name, [*flags, *extra], source, *given, front_end_only=front_end_only)

@@ -29,6 +29,7 @@ from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.compile.identity import read_headers
 from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
 from cuda_progcache.keys.includes import TRACE
+from cuda_progcache.keys.options import LASTING
 from cuda_progcache.keys.source import may_include
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ _KEPT = 2
 _BLANK = re.compile(rb"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.DOTALL)
 _DIRECTIVE = re.compile(rb"[ \t]*#[ \t]*(include|define|undef|pragma)\b[^\n]*")
 _INCLUDED = re.compile(rb"[ \t]*#[ \t]*include[ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\")")
-# What already is about PCHs, reads a header that isn't in the source, or makes no output.
-_UNFIT = ("--pch", "--create-pch", "--use-pch", "--pre-include", "--fdevice-syntax-only")
+# What already is about PCHs, reads a header that isn't in the source, makes no output, or is compiled elsewhere.
+_UNFIT = ("--pch", "--create-pch", "--use-pch", "--pre-include", "--fdevice-syntax-only", *LASTING)
 
 
 def shared_prefix(inputs: CompileInputs) -> bytes | None:

@@ -54,6 +54,8 @@ def _differences(
         yield from _options(mine, theirs)
     elif label == "cwd":
         yield "the working directory differs, and reaches the output"
+    elif label == "pwd":
+        yield "the working directory has another name ($PWD), which reaches the output"
     elif label == "include_path":
         yield "the include directories differ, and reach the output"
     elif label == "extra_source":

@@ -20,14 +20,14 @@ from cuda_progcache.errors import ArchError, UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
 from cuda_progcache.keys.source import Source, read_source, time_macro
-from cuda_progcache.keys.toolchain import ToolFile, toolchain
+from cuda_progcache.keys.toolchain import ToolFile, environment, toolchain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hashlib import _Hash
     from typing import Any
 
-SCHEMA = "2"
+SCHEMA = "3"
 
 CODE_TYPES = ("c++", "ptx", "nvvm")
 NO_SOURCE = read_source(b"")
@@ -297,11 +297,6 @@ class BaseKey:
         yield from self._recipe.components
         yield Component("code", self.inputs.source.identity)
 
-    def changed_tools(self) -> bool:
-        """Whether a compiler file isn't any more what it was when the key was made."""
-        libdevice = any(tool.name == "libdevice" for tool in self.toolchain)
-        return toolchain(self.inputs.code_type, libdevice=libdevice, thorough=True) != self.toolchain
-
     @functools.cached_property
     def cwd(self) -> str:
         """The working directory when it was first asked for."""
@@ -326,8 +321,10 @@ class BaseKey:
         return self._digest(self._paths()).hex()
 
     def _paths(self) -> list[Component]:
-        dirs = (Component("include_path", os.fsencode(d)) for d in self.inputs.include_dirs)
-        return [Component("cwd", os.fsencode(self.cwd)), *dirs]
+        where = [Component("cwd", os.fsencode(self.cwd))]
+        if (name := _name_of_cwd(self.cwd)) is not None:
+            where.append(Component("pwd", os.fsencode(name)))
+        return where + [Component("include_path", os.fsencode(d)) for d in self.inputs.include_dirs]
 
     def with_headers(self, headers: HeaderSet, *, output: str | None = None) -> ProgramKey:
         """The key, given what the compiler reads.
@@ -381,7 +378,19 @@ def base_key(inputs: CompileInputs) -> BaseKey:
         if options.extra_sources:
             extra_sources = tuple((n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in options.extra_sources)
     tools = toolchain(inputs.code_type, libdevice=libdevice)
-    return BaseKey(inputs, _recipe(inputs[1:3], inputs[4], inputs[6], inputs[8:11], extra_sources, tools), tools)
+    recipe = _recipe(inputs[1:3], inputs[4], inputs[6], inputs[8:11], extra_sources, tools, environment())
+    return BaseKey(inputs, recipe, tools)
+
+
+def _name_of_cwd(cwd: str) -> str | None:
+    """``$PWD``, where it is another name of the working directory (through a link): NVRTC writes that one, then."""
+    name = os.environ.get("PWD")
+    if name is None or name == cwd:
+        return None
+    try:
+        return name if os.path.samefile(name, cwd) else None
+    except OSError:
+        return None
 
 
 class _Recipe(NamedTuple):
@@ -399,6 +408,7 @@ def _recipe(
     rest: tuple[tuple[str | bytes, ...], bytes | None, tuple[tuple[str, str], ...]],
     extra_sources: tuple[tuple[str, bytes], ...],
     tools: tuple[ToolFile, ...],
+    variables: tuple[str, ...],
 ) -> _Recipe:
     """Remembered: many sources are compiled with the same options."""
     code_type, target_type = types
@@ -407,6 +417,7 @@ def _recipe(
         _refuse_uncacheable(flags, vouched=extra_digest is not None)
     components = [Component("schema", SCHEMA.encode())]
     components += [Component(f"tool {tool.name}", tool.identity.encode()) for tool in tools]
+    components += [Component("environment", os.fsencode(variable)) for variable in variables]
     components += [
         Component("code_type", code_type.encode()),
         Component("target_type", target_type.encode()),

@@ -20,14 +20,14 @@ import site
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ToolchainError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from typing import Any, BinaryIO
 
 
 class ToolFile(NamedTuple):
@@ -69,6 +69,13 @@ _NT_GNU_BUILD_ID = 3
 # by hand: seconds after which that is noticed by a lookup; before something is stored, all are looked at.
 _LOOK_INTERVAL = 0.1
 
+# Variables that the compilers read and that show in what they make (of all that libnvrtc, libnvvm and libnvJitLink 13.5
+# ask for): the IR dialect they work in, whether they check its version, the producer that LTO-IR names.
+_VARIABLES = ("NV_NVVM_VERSION", "LIBNVVM_NVVM_VERSION", "NVVM_IR_VER_CHK", "LLVM_OVERRIDE_PRODUCER")
+# To say that one isn't set takes os.environ 1 us, and this, its dictionary, 30 ns.
+_variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
+_RAW = [(name if os.name == "nt" else name.encode(), name) for name in _VARIABLES]
+
 LIBRARY_OF = {"c++": "nvrtc", "ptx": "nvJitLink", "nvvm": "nvvm"}
 
 _Stamp = tuple[int, int, int, int]
@@ -98,6 +105,7 @@ class _Known:
 _known: dict[tuple[str, bool], _Known] = {}
 _located: dict[str, str] = {}
 _loaded: dict[str, set[int]] = {}
+_loaded_with: dict[str, tuple[str, ...]] = {}
 
 
 def package_dirs() -> list[str]:
@@ -154,6 +162,11 @@ def replaced_since_load(name: str) -> bool:
         return True
 
 
+def environment() -> tuple[str, ...]:
+    """``NAME=value`` of each variable that is set and reaches what compilers make."""
+    return tuple([f"{name}={os.environ[name]}" for raw, name in _RAW if raw in _variables])
+
+
 def locate(name: str) -> str:
     """Path of the compiler library that this process would use.
 
@@ -205,6 +218,7 @@ def load(name: str) -> str:
         ) from error
     if path is None:
         raise ToolchainError(f"the compiler library {name} was loaded, but the system doesn't say from which file")
+    _loaded_with.setdefault(name, environment())
     # From here on this is what runs, whatever the search on disk said.
     return path if _located.get(name) == path else _settle(name, path)
 
@@ -348,6 +362,28 @@ def toolchain(code_type: str, *, libdevice: bool = False, thorough: bool = False
         raise ToolchainError(f"a compiler file can't be read: {error}") from error
     _known[slot] = _Known(tools, tuple(stamp for _, _, stamp in stamped))
     return tools
+
+
+def trouble(code_type: str, tools: Iterable[ToolFile]) -> str | None:
+    """Why what a compiler has just made may not be the work of the files that are in its key, if so.
+
+    Parameters
+    ----------
+    code_type : {"c++", "ptx", "nvvm"}
+        What was compiled; ``"ptx"`` for all that is linked.
+    tools : iterable of ToolFile
+        From :func:`toolchain`, before the compile; those of other compilers may be among them.
+    """
+    name, tools = LIBRARY_OF[code_type], tuple(tools)
+    if replaced_since_load(name):
+        return f"{name} was replaced on disk since this process loaded it; restart the process to use the new one"
+    if _loaded_with.get(name, environment()) != environment():
+        return f"the environment has other settings for {name} than when this process loaded it"
+    now = toolchain(code_type, libdevice=any(tool.name == "libdevice" for tool in tools), thorough=True)
+    names = {tool.name for tool in now}
+    if now != tuple(tool for tool in tools if tool.name in names):
+        return f"the files of {name} were replaced while it was compiling"
+    return None
 
 
 def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:

@@ -114,7 +114,7 @@ class HitCheck:
                 return
             self._waiting.append((hit, compile_again, look_again))
             if self._thread is None:
-                # No daemon: a thread that the interpreter abandons in the middle of NVRTC may crash the process.
+                # No daemon: that would be abandoned in the middle of a check, and a wrong entry would stay.
                 self._thread = threading.Thread(target=self._work, name="cuda_progcache-hit-check", daemon=False)
                 self._thread.start()
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from typing import Any
 
+from cuda_progcache._util.children import end, start_module
 from cuda_progcache.errors import ProgCacheError
 
 
@@ -30,16 +30,7 @@ class Worker:
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "cuda_progcache.service.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-            text=True,
-            encoding="utf-8",
-        )
+        self._process = start_module("cuda_progcache.service.worker", text=True, encoding="utf-8")
         self._send(setup)
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -84,14 +75,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process (at once: what it was compiling is lost)."""
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except BrokenPipeError:
-                    continue  # it was gone already, with a job unread
-        self._process.wait()
+        end(self._process)
 
 
 class WorkerDiedError(ProgCacheError, RuntimeError):

@@ -42,6 +42,31 @@ if TYPE_CHECKING:
 RECORD_ALLOWANCE = 512
 
 
+_derived: weakref.WeakKeyDictionary[object, dict[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+def derived(cache: object, what: str) -> dict[str, Any]:
+    """What another room derives from compiles, and keeps in memory beside a store that has no directory.
+
+    Parameters
+    ----------
+    cache : store
+    what : str
+        Names it.
+
+    Returns
+    -------
+    dict
+        Empty at first, and after ``clear()``.
+    """
+    return _derived.setdefault(cache, {}).setdefault(what, {})
+
+
+def forget_derived(cache: object) -> None:
+    """Forget all that was derived, as ``clear()`` has to."""
+    _derived.pop(cache, None)
+
+
 class Entry:
     """What a verified read gives: a pair, ``data, record = entry``.
 

@@ -34,7 +34,7 @@ from cuda_progcache.store.listing import ListedDirectory
 from cuda_progcache.store.maintenance import MaintainedDirectory
 from cuda_progcache.store.recent_records import CLOCK_TICK_NS, RecentRecords, Signature, signature
 from cuda_progcache.store.records import DamagedRecordError, Version, checksum, decode, encode_record
-from cuda_progcache.store.root import Root, default_root
+from cuda_progcache.store.root import DERIVED, Root, default_root
 from cuda_progcache.store.size_cap import SizeCap
 from cuda_progcache.store.stats import Counters
 
@@ -503,12 +503,15 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
         return True
 
     def clear(self, *, pinned: bool = True) -> None:
-        """Remove every entry, record and quarantined file; what is published meanwhile stays.
+        """Remove every entry, record and quarantined file, and what was derived from compiles.
+
+        What is published meanwhile stays.
 
         Parameters
         ----------
         pinned : bool
-            Remove pinned entries, and their pins, too: an emptied cache is empty. ``False`` spares them.
+            Remove pinned entries, and their pins, too: an emptied cache is empty. ``False`` spares them, and the header
+            manifests by which they are found.
 
         Raises
         ------
@@ -524,6 +527,7 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
             root.clear(spared=spared)
             for digest in self.pins() - spared:
                 self._unpin_removed(digest)
+            root.clear_derived(names=("failures",) if spared else DERIVED)
             root.empty_quarantine()
             root.reclaim()
         except OSError as exc:

@@ -18,6 +18,7 @@ from cuda_progcache.store.base import (
     charged_size,
     check_size_cap,
     entry_digest,
+    forget_derived,
     key_bytes,
     program_bytes,
 )
@@ -167,7 +168,8 @@ class InMemoryProgramCache(ProgramCacheResource):
         return len(self._entries)
 
     def clear(self) -> None:
-        """Remove every entry."""
+        """Remove every entry, and what was derived from compiles."""
+        forget_derived(self)
         with self._lock:
             self._entries.clear()
             self._keys.clear()

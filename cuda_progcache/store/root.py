@@ -32,6 +32,8 @@ from cuda_progcache.store.sharing import Sharing
 LITTER_AGE = 3600.0
 #: Tries of a write, or an opening, whose directories are removed under it (``rm -rf`` or ``clear()`` beside it).
 WRITE_TRIES = 40
+#: What other rooms derive from compiles and keep beside the entries (``sharing.write_beside``); it goes with them.
+DERIVED = ("failures", "latest", "manifests")
 #: Damaged files kept for a look at them; the oldest go first.
 QUARANTINE_KEEP = 16
 
@@ -350,6 +352,16 @@ class Root:
         for_each(looked, self._clear_path)
         for shard in shards:
             self._forget_shard(shard)
+
+    def clear_derived(self, *, names: Iterable[str] = DERIVED) -> None:
+        """Remove what was derived from compiles; what is written meanwhile stays (OSError: it can't be removed)."""
+        for name in names:
+            for folder, _, files in os.walk(os.path.join(self.path, name), topdown=False):
+                for file in files:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, file))
+                with contextlib.suppress(OSError):  # not empty: a writer has just come
+                    os.rmdir(folder)
 
     def _look_at_shard(self, shard: str) -> list[tuple[str, os.stat_result]]:
         # The records are looked at before the first entry goes: one that arrives later belongs to a later entry.

@@ -16,6 +16,7 @@ from cuda_progcache.store.base import (
     EntryInfo,
     ProgramCacheResource,
     entry_digest,
+    forget_derived,
     is_digest,
     key_bytes,
     program_bytes,
@@ -313,6 +314,7 @@ class ProgramCacheStack(ProgramCacheResource):
 
     def clear(self) -> None:
         """Remove every entry from the levels that take writes; what a read-only level holds can still be read."""
+        forget_derived(self)
         with ExitStack() as held:
             for lock in self._stripes.locks:
                 held.enter_context(lock)

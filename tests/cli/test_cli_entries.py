@@ -232,6 +232,15 @@ def test_clear_asks(cli, cli_json, kept, root):
     assert not [path for path in (root / "entries").rglob("*") if path.is_file()]
 
 
+def test_clear_removes_what_compiles_left(cli, kept, root):
+    derived = [root / "failures" / "ab12", root / "latest" / "cd34", root / "manifests" / "ef" / "56"]
+    for path in derived:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    cli("clear", "--yes", "--keep-pinned")
+    assert not any(path.exists() for path in derived)
+
+
 def test_clear_yes_does_not_ask(cli_json, kept, root):
     assert cli_json("clear", "--yes") == {"root": str(root), "removed": 3, "bytes": 5120}
     assert cli_json("stats")["entries"] == 0

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -110,7 +114,8 @@ def test_linked_by_the_driver(without_nvjitlink):
         "CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES": 65536,
         "CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES": 65536,
     }
-    assert stand_in.added[1:5] == (driver.CUjitInputType.CU_JIT_INPUT_PTX, PTX.encode(), len(PTX), b"k.ptx")
+    ptx = PTX.rstrip("\0").encode() + b"\0"
+    assert stand_in.added[1:5] == (driver.CUjitInputType.CU_JIT_INPUT_PTX, ptx, len(ptx), b"k.ptx")
     assert stand_in.calls == [
         "cuInit", "cuCtxGetCurrent", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent",
         "cuLinkCreate", "cuLinkAddData", "cuLinkComplete", "cuLinkDestroy",
@@ -188,3 +193,52 @@ def test_where_the_driver_lies(monkeypatch):
 def test_no_driver_here_or_one_that_is_mapped():
     path = toolchain._driver()
     assert path is None or "libcuda" in path
+
+
+REAL_CALLS = """
+from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.compile.driver_linker import link_by_driver
+from cuda_progcache.compile.nvjitlink import LinkerInput
+inputs = [LinkerInput(b".version 8.0", "ptx", "k.ptx"), LinkerInput(b"\\x7fELF", "cubin", "more")]
+flags = ["-arch=sm_90a", "-maxrregcount=32", "-O3", "-g", "-lineinfo", "-verbose", "-no-cache", "-ftz=1"]
+try:
+    print(link_by_driver(inputs, flags=flags, target_type="cubin")[:2], flush=True)
+except CompilerRefusal as refusal:
+    print((refusal.status, refusal.log), flush=True)
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("cc") is None or sys.platform != "linux", reason="the stand-in is compiled C, for Linux"
+)
+@pytest.mark.parametrize("refuse", [False, True])
+def test_what_the_driver_itself_is_handed(tmp_path, refuse):
+    """Through cuda.bindings, to a library that writes it down: values in pointers, buffers, and how long they last."""
+    library = tmp_path / "libcuda.so.1"
+    source = os.path.join(os.path.dirname(__file__), "libcuda.c")
+    subprocess.run(["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, source, "-ldl"], check=True)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)} | ({"REFUSE": "1"} if refuse else {})
+    done = subprocess.run(
+        [sys.executable, "-c", REAL_CALLS], env=environment, capture_output=True, text=True, check=True
+    )
+    made = ("CUDA_ERROR_INVALID_PTX", "line 7 isn't PTX") if refuse else (b"\x7fELF linked", "all is well")
+    option = driver.CUjit_option
+    assert done.stdout.splitlines() == [
+        "cuInit",
+        "push 0x77",
+        f"option {int(option.CU_JIT_TARGET)} = {int(driver.CUjit_target.CU_TARGET_COMPUTE_90A)}",
+        f"option {int(option.CU_JIT_MAX_REGISTERS)} = 32",
+        f"option {int(option.CU_JIT_OPTIMIZATION_LEVEL)} = 3",
+        f"option {int(option.CU_JIT_GENERATE_DEBUG_INFO)} = 1",
+        f"option {int(option.CU_JIT_GENERATE_LINE_INFO)} = 1",
+        f"option {int(option.CU_JIT_LOG_VERBOSE)} = 1",
+        f"option {int(option.CU_JIT_CACHE_MODE)} = 0",
+        f"option {int(option.CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES)} = 65536",
+        f"option {int(option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES)} = 65536",
+        "add 0x99 kind 1, 13 bytes, the last 0, k.ptx, 0 options",
+        "add 0x99 kind 0, 4 bytes, the last 70, more, 0 options",
+        "destroy 0x99",
+        "pop",
+        "release",
+        repr(made),
+    ]

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from cuda_progcache import CompileError, CompileService, InMemoryProgramCache, ProgramOptions
+from cuda_progcache import CompileError, CompileService, InMemoryProgramCache, ProgramCacheStack, ProgramOptions
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.compile.failures import recall, remember
 from cuda_progcache.keys.headers import NO_HEADERS
@@ -85,6 +85,22 @@ def test_other_compilers(service, refuse):
     for code_type, target_type in (("ptx", "cubin"), ("nvvm", "ptx")):
         asked = [refuse(service, "nonsense", code_type=code_type, target_type=target_type)[1] for _ in range(2)]
         assert asked == [True, False]
+
+
+def test_clear_forgets_refusals(project, service, refuse):
+    project("value.h", "#define value 1\n")
+    refuse(service)
+    service.cache.clear()
+    assert refuse(service)[1]
+    assert not refuse(service)[1]
+
+
+def test_a_stack_in_memory_forgets_refusals(project, refuse):
+    project("value.h", "#define value 1\n")
+    service = CompileService(ProgramCacheStack((InMemoryProgramCache(), InMemoryProgramCache())), keep_failures=60.0)
+    assert [refuse(service)[1] for _ in range(2)] == [True, False]
+    service.cache.clear()
+    assert refuse(service)[1]
 
 
 def test_only_for_a_while(project, refuse, cache):

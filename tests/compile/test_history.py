@@ -19,7 +19,7 @@ from cuda_progcache import (
     ProgramOptions,
     subscribe,
 )
-from cuda_progcache.compile import history
+from cuda_progcache.compile import history, identity
 from cuda_progcache.errors import CompileError
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
@@ -69,13 +69,16 @@ def test_why_a_miss_missed(seen, project, cache, kind):
 
 
 def test_another_compiler_build_is_named(seen, compiled, monkeypatch):
-    from cuda_progcache.keys import schema
+    from cuda_progcache.keys import schema, toolchain
 
     compiled()
-    real = schema.toolchain
-    monkeypatch.setattr(
-        schema, "toolchain", lambda *a, **k: tuple(t._replace(identity="build-id:0:0") for t in real(*a, **k)[:1])
-    )
+    real = toolchain.toolchain
+
+    def another(*arguments, **given):
+        return tuple(tool._replace(identity="build-id:0:0") for tool in real(*arguments, **given)[:1])
+
+    for module in (schema, toolchain):
+        monkeypatch.setattr(module, "toolchain", another)
     compiled()
     assert "nvrtc build differs" in why(seen)
 
@@ -188,6 +191,32 @@ def test_the_history_is_disposable(cache, compiled, seen):
     compiled(name="k.cu", ftz=True)
     assert why(seen)[0].startswith("option")
     assert len(history.latest(cache, "k.cu")) == 2
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_what_is_derived_goes_with_the_entries(seen, project, cache, kind):
+    store = cache if kind == "disk" else InMemoryProgramCache()
+    project("value.h", "#define VALUE 1\n")
+    program = Program('#include "value.h"\n' + SOURCE, "c++", ProgramOptions(arch="sm_80"))
+    digest = program.compiled("cubin", cache=store).digest
+    if kind == "disk":
+        assert {"latest", "manifests"} <= {path.name for path in cache.path.iterdir()}
+    store.clear()
+    if kind == "disk":
+        assert not {"failures", "latest", "manifests"} & {path.name for path in cache.path.iterdir()}
+    assert program.compiled("cubin", cache=store).digest == digest
+    assert why(seen) == ("first compile of this program",)
+    assert program.compiled("cubin", cache=store).hit
+
+
+def test_a_spared_program_is_still_found(project, cache):
+    """Its key takes the header manifest, which clear() must leave then."""
+    project("value.h", "#define VALUE 1\n")
+    program = Program('#include "value.h"\n' + SOURCE, "c++", ProgramOptions(arch="sm_80"))
+    cache.pin(program.compiled("cubin", cache=cache).digest)
+    cache.clear(pinned=False)
+    identity._manifests.clear()  # as in the next process
+    assert program.compiled("cubin", cache=cache).hit
 
 
 def test_the_history_does_not_grow_for_ever(cache):

@@ -427,16 +427,16 @@ def test_a_truncated_entry_is_compiled_again(cache, compiled):
 
 def test_a_compiler_that_is_replaced_during_the_compile(cache, compiled, monkeypatch):
     """Keyed by the files that were there before: what another build made must not be stored under that."""
-    from cuda_progcache.keys import schema
+    from cuda_progcache.keys import toolchain
 
-    original, looks = schema.toolchain, []
+    original, looks = toolchain.toolchain, []
 
     def replaced(code_type, *, libdevice=False, thorough=False):
         tools = original(code_type, libdevice=libdevice, thorough=thorough)
         looks.append(thorough)
         return tools if not thorough else (tools[0]._replace(identity="another"), *tools[1:])
 
-    monkeypatch.setattr(schema, "toolchain", replaced)
+    monkeypatch.setattr(toolchain, "toolchain", replaced)
     made = compiled()
     assert looks[-1]
     assert "were replaced while it was compiling" in made.reason

@@ -108,6 +108,17 @@ def test_a_worker_precompiles_when_it_is_told_to(service):
     assert [answer["precompiled"] for answer in answers] == [False, False, True, True]
 
 
+def test_the_folder_it_is_started_in_brings_no_modules(service, tmp_path, monkeypatch):
+    """``python -m`` would look there first."""
+    (tmp_path / "json.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    made = worker(service)
+    try:
+        assert made.run({"kernel": "light", "variant": {}, "arch": "sm_80"})["digest"]
+    finally:
+        made.close()
+
+
 def test_an_edited_header_is_seen_in_the_middle_of_a_batch(service, library_dir, tmp_path):
     made = worker(service)
     job = {"kernel": "heavy", "variant": {"value": 1}, "arch": "sm_80", "precompile": True}

@@ -182,6 +182,30 @@ def test_a_process_ends_in_order(tmp_path):
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+def test_a_process_that_ends_finishes_the_check_under_way(cache, tmp_path):
+    """A daemon thread would be abandoned in the middle of the compiler, and what it was about to find be lost."""
+    source = 'extern "C" __global__ void k() {}'
+    first = compile_(CompileService(cache), source)
+    poison(cache, first)
+    code = (
+        "import threading\n"
+        "from cuda_progcache import CompileService, ProgramOptions\n"
+        f"service = CompileService({str(cache.path)!r}, verify_rate=1.0)\n"
+        "check, began = service.hit_check._check, threading.Event()\n"
+        "def at_the_end(*arguments):\n"
+        "    began.set()\n"
+        "    threading.main_thread().join()\n"
+        "    return check(*arguments)\n"
+        "service.hit_check._check = at_the_end\n"
+        f"assert service.compile({source!r}, options=ProgramOptions(arch='sm_80')).hit\n"
+        "assert began.wait(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=DEADLINE)
+    assert "a cache hit was wrong" in done.stderr
+    assert "moved to the quarantine" in done.stderr
+    assert len(cache) == 0
+
+
 def test_a_forked_child_checks_its_own(cache, project):
     """In the middle of a check, too: the thread that does it isn't in the child."""
     hit = compile_(CompileService(cache))
