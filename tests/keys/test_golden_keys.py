@@ -41,7 +41,7 @@ def key(code=SOURCE, code_type="c++", target_type="cubin", names=(), extra=None,
 
 
 def test_schema_version():
-    assert schema.SCHEMA == "2"
+    assert schema.SCHEMA == "3"
 
 
 @pytest.mark.usefixtures("fixed_toolchain")
