@@ -50,39 +50,39 @@ def test_schema_version():
     [
         (
             {},
-            "c3dae90e6cbf42c292e7ad1f410af3d90bcc832e2ea8743c765549bbb0a31399",
+            "88d6ac4d70c4d60ce929b39d53b7161db12ac0edfdce51b10a3a3cf4f127743c",
         ),
         (
             {"target_type": "ptx", "arch": "compute_80"},
-            "e7df31ef1a4a2aab7f440cc2750ed808e0850e206ae4fd6d538bfe3b3bda5426",
+            "0fd54b78a6b7b9bf7a6f0a4cb66744bacbd79d658cf49f4e9f95d5e1f948b5f4",
         ),
         (
             {"target_type": "ltoir"},
-            "5bc7e2b6e4897691a2c730eb21276ae801e1ce37a5d9d4d3a3ed1dc2a51b67bf",
+            "c83200f632b73ca06bec702828cf41af93aadc97e599099d02053be89a5a6b5e",
         ),
         (
             {"names": ("b", b"b", "a"), "fma": False, "define_macro": ["A", ("B", "2")]},
-            "92c56b5549bc380ecd0bcdad4323ecc84e20f4970ac5570b401e66adad12a6d5",
+            "52837bdd4c2c13ce034e11f05c59b0c2c1fbd894600be6702104b8d637c64d74",
         ),
         (
             {"headers": HEADERS, "include_path": ["inc"]},
-            "58a0963ca10e27f573eddddf680c4388d7930985fabbfeeb98a301a5abde1093",
+            "06c9523f651e26cbf046ea1a239dee6cbf73c0ca511e5be6d725cc3f6c608c17",
         ),
         (
             {"code": "// __FILE__", "headers": HEADERS, "include_path": ["inc"]},
-            "0ffccb24161e26f2c704b74c697079bdaa8f182d80438f09876eb094d166a07b",
+            "9b943eb21677aa1ad5042c3ec4bfae512d387a4db243a2e9243e41edd4f5f0f2",
         ),
         (
             {"code": ".version 8.0", "code_type": "ptx", "max_register_count": 32},
-            "4f14e958b9def121e033b8f1ef07e000b4ec82c12a8950463f84aa950ddb8c4e",
+            "ce6ca053f36813fd0662bc26aa4ef5b85367de774cb52ee04b79cc3a860eee83",
         ),
         (
             {"code": b"; ir", "code_type": "nvvm", "target_type": "ltoir", "extra_sources": [("m", "; more")]},
-            "4d1a7556d1db66387ca60ffc273a1f06fd121752c1ffe41f566c11c7c052d5fb",
+            "02e67c45de592b8d4f21e55c3d3506e72b60b612da23ceb7430a69b4fc6cff57",
         ),
         (
             {"extra": b"digest", "name": "gemm.cu"},
-            "10331eb87e977975f5266da9ae777d4ece009fd4f74063f4089d233312b9253f",
+            "002909e9c0c273d5bea37ef8ae71d7ec6db55a57f6ddb668d8e59e7991e8436d",
         ),
     ],
 )
