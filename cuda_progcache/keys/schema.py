@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 from cuda_progcache._util.digest import sha256
@@ -72,8 +72,8 @@ class ProgramKey:
     ----------
     digest : bytes
         The key itself, 32 bytes.
-    components : sequence of Component
-        In hashing order.
+    components : iterable of Component, or callable
+        In hashing order; or what gives them, which a hit has no use for.
     headers : HeaderSet
         The headers among them.
     toolchain : tuple of ToolFile
@@ -83,7 +83,7 @@ class ProgramKey:
     def __init__(
         self,
         digest: bytes,
-        components: Iterable[Component],
+        components: Iterable[Component] | Callable[[], Iterable[Component]],
         headers: HeaderSet = NO_HEADERS,
         toolchain: tuple[ToolFile, ...] = (),
     ) -> None:
@@ -95,8 +95,10 @@ class ProgramKey:
     @property
     def components(self) -> tuple[Component, ...]:
         """What was hashed, in that order."""
-        self._components = tuple(self._components)  # a hit has no use for them: made when they are asked for
-        return self._components
+        found = self._components
+        if not isinstance(found, tuple):
+            found = self._components = tuple(found() if callable(found) else found)
+        return found
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ProgramKey) and self.digest == other.digest
@@ -338,7 +340,7 @@ class BaseKey:
             into a cubin doesn't take its working directory there.
         """
         more = self._more(headers, output or self.inputs.target_type)
-        return ProgramKey(self._digest(more), chain(self._components(), more), headers, self.toolchain)
+        return ProgramKey(self._digest(more), lambda: chain(self._components(), more), headers, self.toolchain)
 
     def digest(self, headers: HeaderSet) -> bytes:
         """The digest of :meth:`with_headers`, alone."""
