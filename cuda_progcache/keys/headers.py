@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import NamedTuple, dataclass
+from cuda_progcache._util.fields import NamedTuple, dataclass, field
 from cuda_progcache.errors import OptionError
 
 TYPE_CHECKING = False
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 _STAMP_RESOLUTION_NS = 2_000_000_000
 _MANIFEST_FORMAT = 1
 _MAX_SETS = 16
+
+Stamp = tuple[int, int, int, int, int]
+"""Of a file's status: device, inode, size, mtime and ctime in ns. While they stay, its content does."""
 
 Place = tuple[str, int, str]
 """A path and what it is relative to: ("I", n, rest) include directory n, ("S", 0, rest) the source's folder,
@@ -97,6 +100,9 @@ class HeaderSet:
         Whether ``__FILE__`` occurs in one of them: then their paths may reach the output.
     uncacheable : str or None
         Why a compile that reads these can't be cached; None if it can.
+    stamps : tuple of (Stamp or None)
+        What each header's status was when it was digested, where an edit since would have moved it: spares a new
+        process reading some hundred files. None are another set all the same.
     """
 
     headers: tuple[Header, ...] = ()
@@ -104,6 +110,7 @@ class HeaderSet:
     present: tuple[Place, ...] = ()
     mentions_file: bool = False
     uncacheable: str | None = None
+    stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
 
     @functools.cached_property
     def identity(self) -> str:
@@ -118,6 +125,7 @@ class HeaderSet:
             "absent": [list(p) for p in self.absent],
             "present": [list(p) for p in self.present],
             "mentions_file": self.mentions_file,
+            "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
         }
 
     @classmethod
@@ -128,6 +136,7 @@ class HeaderSet:
             absent=tuple(_place(p) for p in data["absent"]),
             present=tuple(_place(p) for p in data["present"]),
             mentions_file=bool(data["mentions_file"]),
+            stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
         )
 
 
@@ -137,6 +146,10 @@ NO_HEADERS = HeaderSet()
 def _place(value: Sequence[Any]) -> Place:
     root, index, rest = value
     return (str(root), int(index), str(rest))
+
+
+def _stamp_of(device: int, inode: int, size: int, mtime: int, ctime: int) -> Stamp:
+    return (device, inode, size, mtime, ctime)
 
 
 @dataclass(frozen=True)
@@ -203,10 +216,10 @@ class SearchPath:
 
 # --- files by content ----------------------------------------------------------------------------------------------
 
-_digests: dict[str, tuple[tuple[int, ...], str]] = {}
+_digests: dict[str, tuple[Stamp, str]] = {}
 
 
-def _stamp(st: os.stat_result) -> tuple[int, ...]:
+def _stamp(st: os.stat_result) -> Stamp:
     return (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
 
@@ -237,6 +250,12 @@ def known_digest(path: str, status: os.stat_result) -> str | None:
     return known[1] if known is not None and known[0] == _stamp(status) else None
 
 
+def known_stamp(path: str, digest: str) -> Stamp | None:
+    """The status that a file had when it had this digest, as far as that is remembered."""
+    known = _digests.get(path)
+    return known[0] if known is not None and known[1] == digest else None
+
+
 def remember_digest(path: str, before: os.stat_result, digest: str) -> None:
     """Spare later lookups reading a file that had this status before it was read."""
     now = time.time_ns()
@@ -262,7 +281,7 @@ class _Paths(NamedTuple):
     search: SearchPath
     absent: list[str]
     present: list[str]
-    headers: list[tuple[str, str]]
+    headers: list[tuple[str, str, Stamp | None]]
 
 
 def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
@@ -274,7 +293,11 @@ def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
             [prefixes[root, index] + rest for root, index, rest in places]
             for places in (headers.absent, headers.present)
         )
-        files = [(prefixes[root, index] + rest, digest) for (root, index, rest), digest in headers.headers]
+        stamps = headers.stamps if len(headers.stamps) == len(headers.headers) else (None,) * len(headers.headers)
+        files = [
+            (prefixes[root, index] + rest, digest, stamp)
+            for ((root, index, rest), digest), stamp in zip(headers.headers, stamps, strict=True)
+        ]
         known = headers.__dict__["_paths"] = _Paths(search, absent, present, files)
     return known
 
@@ -292,17 +315,21 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
     for path in paths.present:
         if not there(path, os.F_OK):
             return False
-    for path, digest in paths.headers:
+    for path, digest, stamp in paths.headers:
         # As file_digest does it, without a call for each of some hundreds.
         seen = known(path)
-        if seen is not None:
+        if seen is not None or stamp is not None:
             try:
                 st = stat(path)
             except OSError:
                 return False
-            if seen[0] == (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns):
+            now = (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+            if seen is not None and seen[0] == now:
                 if seen[1] != digest:
                     return False
+                continue
+            if stamp == now:
+                _digests[path] = (now, digest)
                 continue
         if file_digest(path) != digest:
             return False

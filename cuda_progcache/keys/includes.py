@@ -23,7 +23,16 @@ from collections.abc import Iterable
 
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache.keys.headers import Header, HeaderSet, Place, SearchPath, known_digest, read_file, remember_digest
+from cuda_progcache.keys.headers import (
+    Header,
+    HeaderSet,
+    Place,
+    SearchPath,
+    known_digest,
+    known_stamp,
+    read_file,
+    remember_digest,
+)
 from cuda_progcache.keys.source import time_macro
 
 #: What an NVRTC offers.
@@ -251,6 +260,7 @@ class _Collector:
             present=tuple(self._present),
             mentions_file=self._mentions_file,
             uncacheable=self._problem,
+            stamps=tuple([known_stamp(path, header.digest) for path, header in self._headers.items()]),
         )
 
     def note_problem(self, problem: str) -> None:
