@@ -75,8 +75,8 @@ def obtain(
         Ours, or any mapping with ``get`` and ``[]=`` (``cuda.core``'s): those hold bytes alone, so a program with name
         expressions can't go there. None: just compile.
     kernel : mapping, optional
-        For the record: the library kernel (``name``), its ``parameters`` and ``templates``; with a ``module``, this is a
-        part of it that goes into a link.
+        For the record: the library kernel (``name``), its ``parameters`` and ``templates``; with a ``module``, this is
+        a part of it that goes into a link.
     lookup : callable, optional
         From a source line to the template's, for diagnostics.
     policy : MissPolicy

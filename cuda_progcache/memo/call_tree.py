@@ -10,6 +10,7 @@ and child.
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -22,9 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache.errors import ProgCacheError
-from cuda_progcache.memo import export, provenance
+from cuda_progcache.memo import cache_dir, export
+from cuda_progcache.memo.call import DigestedCall
+from cuda_progcache.memo.digest import Digest, digest
+from cuda_progcache.memo.graph import Graph
+from cuda_progcache.memo.graph import Node as GraphNode
 
 if TYPE_CHECKING:
+    from cuda_progcache.memo.caches import Cache
     from cuda_progcache.memo.files import Pattern
 
 #: Calls that are remembered; the oldest go first.
@@ -236,17 +242,17 @@ def cache_tree_summary() -> dict[str, Any]:
     }
 
 
-def to_graph(nodes: Mapping[str, Node]) -> provenance.Graph:
+def to_graph(nodes: Mapping[str, Node]) -> Graph:
     """Calls and their files as a provenance graph: a call depends on the calls it made and the files it read."""
-    made = provenance.Graph()
+    made = Graph()
     for name, node in nodes.items():
-        made.add(provenance.Node(f"call:{name}", "call", node["fname"], None, {"hash": node["hash"]}))
+        made.add(GraphNode(f"call:{name}", "call", node["fname"], None, {"hash": node["hash"]}))
     for name, node in nodes.items():
         for child in node["children"]:
             if child in nodes:
                 made.link(f"call:{name}", f"call:{child}", "used")
-        for path, digest in node["file_hashes"].items():
-            file = provenance.Node(f"file:{path}", "file", os.path.basename(path) or path, digest, {"path": path})
+        for path, hashed in node["file_hashes"].items():
+            file = GraphNode(f"file:{path}", "file", os.path.basename(path) or path, hashed, {"path": path})
             made.link(f"call:{name}", made.add(file), "used")
     return made
 
@@ -325,3 +331,55 @@ def _revived(node: Mapping[str, Any]) -> Node:
         "outfile": None if outfile is None else Path(outfile),
         "files": [Path(path) for path in node.get("files") or ()],
     }
+
+
+def saved_calls(directory: str | os.PathLike[str]) -> Cache:
+    """The calls whose results :func:`~cuda_progcache.memo.cache_file.cache_file` keeps in a directory, as a cache.
+
+    Their keys are the hashes in the files' names. The results aren't in it, and what the directory holds later isn't
+    either.
+
+    Parameters
+    ----------
+    directory : path-like
+    """
+    from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.memo.storage import CallMemory, ValueMemory
+    from cuda_progcache.memo.storage.codecs import encode_json
+
+    found: dict[Digest, DigestedCall] = {}
+    for row in cache_dir.rows(os.fspath(directory)):
+        try:
+            record = cache_dir.read_record(row.path)
+        except OSError:
+            continue  # gone meanwhile
+        key = Digest(record.get("hash") or row.hash)
+        arguments = {name: _literal(text) for name, text in (record.get("call") or {}).items()}
+        digests = {name: digest(value) for name, value in arguments.items()}
+        created, duration = float(record.get("created") or row.status.st_mtime), record.get("duration")
+        links = {side: [_hash(node) for node in record.get(side) or ()] for side in ("parents", "children")}
+        metadata: dict[str, dict[str, Any]] = {
+            "runtime": {"timestart": created, "timestop": created + (duration or 0.0), "duration": duration},
+            "links": {side: keys for side, keys in links.items() if keys},
+            "files": {
+                path: {"algo": algo, "pattern": pattern, "digest": found_digest}
+                for path, algo, pattern, found_digest in record.get("watched") or ()
+            },
+        }
+        inline = {digests[name]: encode_json(value) for name, value in arguments.items()}
+        name = record.get("fname") or row.fname
+        found[key] = DigestedCall(name, digests, None, metadata, record.get("module"), key=key, inline=inline)
+    return Cache(ValueMemory({}), CallMemory(found))
+
+
+def _literal(text: str) -> str | int | float | bool | None:
+    """An argument from what its record shows of it."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if value is None or isinstance(value, str | int | float) else text
+
+
+def _hash(node: str) -> str:
+    return node.rpartition(".")[2]

@@ -24,7 +24,7 @@ from xml.sax.saxutils import escape, quoteattr
 from cuda_progcache.memo.export import short
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.provenance import Graph, Node
+    from cuda_progcache.memo.graph import Graph, Node
 
 #: Pixels. A monospaced glyph is 0.6 em wide; the rest is for fonts that are a little wider.
 FONT = 12

@@ -87,6 +87,7 @@ class Root:
         self.staging = os.path.join(path, "tmp") + os.sep
         self.quarantine = os.path.join(path, "quarantine") + os.sep
         self.pinned = os.path.join(path, "pins") + os.sep
+        self.steps = os.path.join(path, "steps") + os.sep
         self._durable: set[str] = set()
 
     def entry_path(self, digest: str) -> str:
@@ -352,6 +353,10 @@ class Root:
         for_each(looked, self._clear_path)
         for shard in shards:
             self._forget_shard(shard)
+        if not spared:
+            import shutil
+
+            shutil.rmtree(self.steps, ignore_errors=True)  # what memo/ tells of the programs that were here
 
     def clear_derived(self, *, names: Iterable[str] = DERIVED) -> None:
         """Remove what was derived from compiles; what is written meanwhile stays (OSError: it can't be removed)."""

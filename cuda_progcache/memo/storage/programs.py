@@ -3,10 +3,10 @@
 
 Every entry is a call: its key is the entry's digest, its result the binary, its name the program's. Its arguments are
 ``arch``, ``target_type``, ``code_type``, ``options`` (a tuple of flags), ``code`` (what the record has of the source),
-of a link ``inputs`` (the keys of the programs linked) and, of a kernel of a library, ``kernel`` and the kernel's
-parameters by name. Its metadata holds ``runtime``, ``links`` (keys of its parents and children), ``entry`` (``size``,
-``checksum``) and ``record``: the whole record as it was published, so that a call that is transferred into another
-store is published there under the same key with the same record.
+of a link ``inputs`` (the keys of the programs linked), of a part of a linked kernel ``part_of`` (its name) and, of a
+kernel of a library, ``kernel`` and the kernel's parameters by name. Its metadata holds ``runtime``, ``links`` (keys of
+its parents and children), ``entry`` (``size``, ``checksum``) and ``record``: the whole record as it was published, so
+that a call that is transferred into another store is published there under the same key with the same record.
 
 Beside them are the calls that made no program (:mod:`cuda_progcache.memo.steps`), and others whose result is small
 enough to lie in their record.
@@ -175,7 +175,7 @@ class ProgramCallStorage(_Programs, CallStorage):
 
     def list(self) -> Iterable[Digest]:
         """Digests of all entries, and keys of the other calls."""
-        return (*super().list(), *self.steps.keys())
+        return (*super().list(), *self.steps.all())
 
     def _contains(self, key: Digest) -> bool:
         return super()._contains(key) or self.steps.contains(key)
@@ -236,7 +236,7 @@ class ProgramCallStorage(_Programs, CallStorage):
             yield from filter(matches, self.steps.in_memory())
             return
         yield from filter(matches, map(call_of, self.store.entries()))
-        for key in self.steps.keys():
+        for key in self.steps.all():
             with contextlib.suppress(KeyError):  # gone since
                 call = self.steps.load(key)
                 if matches(call):
@@ -263,6 +263,8 @@ def call_of(info: EntryInfo) -> DigestedCall:
     inputs = record.get("inputs")
     if inputs:
         arguments["inputs"] = tuple(part.get("digest") or part.get("sha256") for part in inputs)
+    if record.get("part_of"):
+        arguments["part_of"] = record["part_of"].get("name")
     kernel = record.get("kernel") or {}
     if kernel:
         arguments["kernel"] = kernel.get("name")
@@ -355,8 +357,8 @@ class _Source:
         self._tree = tree
 
     def shards(self) -> dict[str, int]:
-        """Parts of the two trees; the second's names begin with ``calls/``."""
-        return self._tree.shards() | {f"calls/{name}": mtime for name, mtime in self._steps.shards().items()}
+        """Parts of the two trees; the second's names begin with ``steps/``."""
+        return self._tree.shards() | {f"steps/{name}": mtime for name, mtime in self._steps.shards().items()}
 
     def scan(self, shard: str) -> dict[Digest, Signature]:
         """Records of a part as they are now."""

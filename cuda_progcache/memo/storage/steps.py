@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where calls lie that belong to a store of programs and made none of them (:mod:`cuda_progcache.memo.steps`).
 
-Of a store on disk they are files below ``calls/`` in its directory, beside ``records/``, in the format of every call;
+Of a store on disk they are files below ``steps/`` in its directory, beside ``records/``, in the format of every call;
 those of all its levels and layers are found. Of a store in memory they are in this process's memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import Counter
@@ -52,7 +53,7 @@ class Steps:
         self._root = None if place is None else str(place)
         self._memory = _in_memory.setdefault(store, {})
         roots = dict.fromkeys([*([] if self._root is None else [self._root]), *map(str, store.roots)])
-        self._trees = [FileTree(os.path.join(root, "calls"), ".json") for root in roots]
+        self._trees = [FileTree(os.path.join(root, "steps"), ".json") for root in roots]
         self.counters: Counter[str] = Counter()
 
     def save(self, call: DigestedCall) -> Digest:
@@ -117,9 +118,9 @@ class Steps:
             found |= self._trees[0].remove(key)
         return found
 
-    def keys(self) -> Iterable[Digest]:
+    def all(self) -> Iterable[Digest]:
         """Every key."""
-        return dict.fromkeys([*tuple(self._memory), *(key for tree in self._trees for key in tree.keys())])
+        return {*tuple(self._memory), *itertools.chain.from_iterable(tree.keys() for tree in self._trees)}
 
     def with_prefix(self, prefix: str) -> list[Digest]:
         """Keys with a prefix of 2 characters at least; of each place two at most."""
