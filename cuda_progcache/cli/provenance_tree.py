@@ -39,22 +39,28 @@ def tree_of(graph: Graph, *, everything: bool = False) -> Tree:
     assert graph.root is not None  # noqa: S101 - a walk has one
     root = graph.nodes[graph.root]
     made = Tree(_root_line(root), guide_style="dim")
-    grown = _Grower(graph, everything=everything)
+    grown = _Grower(graph, root, everything=everything)
     grown.grow(made, root)
     grown.add_made_of(made, root)
     return made
 
 
 class _Grower:
-    def __init__(self, graph: Graph, *, everything: bool) -> None:
+    def __init__(self, graph: Graph, root: Node, *, everything: bool) -> None:
         self.graph = graph
         self.everything = everything
-        self.shown = {graph.root}
+        self.shown = {root.id}
+        self._groups: set[frozenset[str]] = set()
+        # Who asked for the root asked for all that it took: said once, there.
+        steps = [root, *graph.targets(root.id, "made by")]
+        self._asked = {caller.id: step.id for step in steps for caller in graph.targets(step.id, "called by")}
 
     def grow(self, tree: Tree, node: Node) -> None:
         """Add what ``node`` depends on; what hangs under two nodes is spelled out under the first."""
         self._add_facts(tree, node)
         used = self.graph.targets(node.id, "used")
+        if node.kind == "link":
+            used = self._own(used)
         for kind, members in groupby(used, key=lambda target: target.kind):
             group = list(members)
             if kind in {"header", "tool", "template"} or (len(group) > FEW and kind == "binary"):
@@ -62,9 +68,17 @@ class _Grower:
             else:
                 for target in group:
                     self._add(tree, target, "used")
-        for relation in ("made by", "called by"):
-            for target in self.graph.targets(node.id, relation):
-                self._add(tree, target, relation)
+        for target in self.graph.targets(node.id, "made by"):
+            self._add(tree, target, "made by")
+        for target in self.graph.targets(node.id, "called by"):
+            if self._asked.get(target.id, node.id) == node.id and target.id not in self.shown:
+                self._add(tree, target, "called by")
+
+    def _own(self, used: Sequence[Node]) -> list[Node]:
+        """Of what a link used, what isn't told with its parts."""
+        steps = [step for part in used for step in self.graph.targets(part.id, "made by")]
+        told = {node.id for step in steps for node in self.graph.targets(step.id, "used")}
+        return [node for node in used if node.id not in told]
 
     def _add(self, tree: Tree, node: Node, relation: str) -> None:
         line = _caller_line(node) if relation == "called by" else _line(node)
@@ -92,20 +106,34 @@ class _Grower:
 
     def _add_group(self, tree: Tree, kind: str, nodes: Sequence[Node]) -> None:
         """Add files of a kind: each, or how many there are by directory."""
-        if len(nodes) <= FEW and kind != "tool":
-            for node in nodes:
-                tree.add(_file_line(node))
-            return
         heading = _HEADINGS[kind]
-        if self.everything or kind == "tool":
-            branch = tree.add(output.text(heading if kind == "tool" else f"{len(nodes):,} {heading}", "cyan"))
-            width = max(len(node.label) for node in nodes)
-            for node in nodes:
-                digest = output.text(f"  {short(node.digest)}", "dim")
-                branch.add(output.text(f"{node.label:<{width}}") + digest)
+        ids = frozenset(node.id for node in nodes)
+        if ids in self._groups and len(nodes) > 1:
+            names = ", ".join(node.label for node in nodes) if len(nodes) <= FEW else f"{len(nodes):,}"
+            tree.add(_labelled(heading, output.text(names), "(as above)"))
             return
-        places = ", ".join(f"{place} {count:,}" for place, count in _by_place(nodes, kind))
-        tree.add(_labelled(heading, output.text(f"{len(nodes):,}: {places}"), "--all lists them"))
+        self._groups.add(ids)
+        if len(nodes) > FEW and not self.everything:
+            places = ", ".join(f"{place} {count:,}" for place, count in _by_place(nodes, kind))
+            tree.add(
+                _labelled(
+                    heading,
+                    output.text(
+                        f"{len(nodes):,}, of {places}" if kind != "binary" else f"{len(nodes):,}, for {places}"
+                    ),
+                    "--all lists them",
+                )
+            )
+            return
+        width = max(len(node.label) for node in nodes)
+        word = kind if kind != "tool" else "compiler"
+        branch, word = (
+            (tree, word) if len(nodes) <= FEW else (tree.add(output.text(f"{len(nodes):,} {heading}", "cyan")), "")
+        )
+        for node in nodes:
+            line = output.text(f"{node.label:<{width}}")
+            remark = output.text(f"  {_digest_of(node)}", "dim")
+            branch.add((_labelled(word, line) if word else line) + remark)
 
     def add_made_of(self, tree: Tree, root: Node) -> None:
         """Add what came of the root, and who else asked for it."""
@@ -137,7 +165,7 @@ def _root_line(node: Node) -> Text:
         about = node.detail
         digests = f"entry {about['entry'][:12]}  sha256 {short(node.digest) or '?'}"
         return output.text(node.label, "bold") + output.text(f"  {output.size(about['size'])}  {digests}", "dim")
-    line = _line(node)
+    line = output.text(node.label) if node.kind == "value" else _line(node)
     line.stylize("bold", 0, len(line))
     return line
 
@@ -148,11 +176,21 @@ def _line(node: Node) -> Text:
 
 
 def _thing_line(node: Node) -> Text:
-    return _labelled(node.kind, output.text(node.label), short(node.digest))
+    return _labelled(node.kind, output.text(node.label), _digest_of(node))
 
 
-def _file_line(node: Node) -> Text:
-    return _labelled(node.kind, output.text(node.label), short(node.digest))
+def _digest_of(node: Node) -> str:
+    """What is shown of the digest of its content; of a build id, which comes with a length, no more than that."""
+    if node.digest is None:
+        return "it wasn't there" if node.kind == "file" else ""
+    parts = node.digest.split(":")
+    return (
+        f"build {parts[1][:12]}"
+        if parts[0] == "build-id"
+        else f"{parts[0]} {parts[-1][:12]}"
+        if len(parts) > 1
+        else short(node.digest)
+    )
 
 
 def _binary_line(node: Node) -> Text:
@@ -199,8 +237,10 @@ def _analysis_line(node: Node) -> Text:
 
 
 def _input_line(node: Node) -> Text:
-    what = ", whose entry is gone" if node.detail.get("gone") else ", handed in as bytes"
-    return _labelled("input", output.text(node.label) + output.text(what, "yellow"), short(node.digest))
+    about = node.detail
+    gone = ", whose entry is gone" if about.get("entry") else ", whose record isn't here"
+    what = gone if about.get("gone") else ", handed in as bytes"
+    return _labelled("input", output.text(node.label) + output.text(what, "yellow"), _digest_of(node))
 
 
 def _gone_line(node: Node) -> Text:

@@ -95,7 +95,7 @@ def resolve(key: str, places: Iterable[BaseCache]) -> str:
         raise AmbiguousDigestError(key, sorted(found))
     if not found:
         raise KeyError(key)
-    return found.pop()
+    return str(found.pop())  # no Digest any more, which in a query would stand for a value
 
 
 class _Walk:
@@ -109,6 +109,8 @@ class _Walk:
         self.others = tuple(calls)
         self.places: tuple[BaseCache, ...] = (*(() if self.own is None else (self.own,)), *self.others)
         self.graph = Graph()
+        #: Calls from which the walk goes on to what they asked for: that they called that needn't be said, too.
+        self._asking: set[str] = set()
 
     def start(self, key: str, *, whole: bool) -> Graph:
         full = resolve(key, self.places)
@@ -258,6 +260,7 @@ class _Walk:
 
     def _add_prewarm(self, call: DigestedCall, *, whole: bool) -> str:
         step = self.graph.add(prewarm_node(call))
+        self._asking.add(step)
         for key in links(call, "children"):
             entry = self.entry(key)
             if entry is None:
@@ -290,6 +293,7 @@ class _Walk:
     def _add_call(self, call: DigestedCall) -> str:
         key, graph = call.to_lookup_key(), self.graph
         step = graph.add(call_node(call))
+        self._asking.add(step)
         known = values(call)
         for name, value in call.arguments.items():
             label = f"{name} = {shown(known[name])}" if name in known else name
@@ -313,7 +317,7 @@ class _Walk:
             names = (f"{kind}:{key}" for kind in ("call", "prewarm", "gone"))
             known = next((name for name in names if name in graph.nodes), None)
             if known is not None:
-                if known != step and not _leads_to(graph, known, step):
+                if known not in self._asking:
                     graph.link(step, known, "called by")
                 continue
             call = self.call(key)
@@ -365,16 +369,3 @@ class _Walk:
             for call in place.query():
                 if key in links(call, "children"):
                     yield call.detach()
-
-
-def _leads_to(graph: Graph, start: str, end: str) -> bool:
-    """Whether a node depends on another: then it needn't be said once more that it called it."""
-    seen, pending = {start}, [start]
-    while pending:
-        for node in graph.targets(pending.pop()):
-            if node.id == end:
-                return True
-            if node.id not in seen:
-                seen.add(node.id)
-                pending.append(node.id)
-    return False
