@@ -80,6 +80,8 @@ class Box:
     is_step: bool = False
     is_root: bool = False
     layer: int = 0
+    column: float = 0.0
+    """Where its layer begins, to the left of this or of a wider box."""
     x: float = 0.0
     y: float = 0.0
     width: float = 0.0
@@ -179,7 +181,7 @@ def _facts(node: Node) -> Iterator[str]:
     elif about.get("gone"):
         yield "gone"
     if node.is_step and about.get("duration") is not None:
-        yield f"{about['duration']:.3g} s"
+        yield f"{about['duration']:.3g} s" if about["duration"] >= 1 else f"{about['duration'] * 1e3:.3g} ms"
 
 
 def _crowd(members: Iterable[Node]) -> Box:
@@ -327,6 +329,7 @@ def _place(layers: list[list[Box]]) -> tuple[float, float]:
         for box in layer:
             if not box.columns:
                 box.width = width  # an edge passing by runs straight until it is past the widest box
+            box.column = x
             box.x = x + width - box.width  # flush right: edges to the next step are short
         x += width + GAP_X
         _stack(layer, [0.0] * len(layer))
@@ -395,9 +398,9 @@ def _curves(routes: Iterable[Route]) -> Iterator[str]:
     for path, relation in routes:
         drawn.update(((one, other, relation), None) for one, other in pairwise(path))
     for one, other, relation in drawn:
-        x, y, to_x, to_y = one.x, one.middle, other.x + other.width, other.middle
+        x, y, to_x, to_y = one.column, one.middle, other.x + other.width, other.middle
         bend = (x - to_x) / 2
-        line = f"M{x:.1f} {y:.1f}C{x - bend:.1f} {y:.1f} {to_x + bend:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}"
+        line = f"M{one.x:.1f} {y:.1f}H{x:.1f}C{x - bend:.1f} {y:.1f} {to_x + bend:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}"
         if not other.columns:
             line += f"H{other.x:.1f}"
         dashed = ' stroke-dasharray="4 3"' if relation == "called by" else ""

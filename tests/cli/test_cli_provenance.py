@@ -31,16 +31,17 @@ def test_the_tree(cli, compiled, kernel):
     told = cli("provenance", compiled[:12]).stdout
     for part in (
         f"entry {compiled[:12]}",
-        "compiled in",
-        "-arch=sm_80",
-        "source    k.cu",
-        "header    scale.h",
-        "nvrtc",
+        "compiled with nvrtc in",
+        "options     -arch=sm_80",
+        "source      k.cu",
+        "header      scale.h",
+        "compiler    nvrtc ",
     ):
         assert part in told
     told = cli("provenance", kernel).stdout
-    assert "rendered  kernel scale: dtype=float32 block=64 fast=False" in told
-    assert "template  scale.cu.j2" in told
+    assert "rendered from kernel scale in" in told
+    assert "parameters  dtype=float32 block=64 fast=False" in told
+    assert "template    scale.cu.j2" in told
 
 
 def test_documents(cli, cli_json, compiled, tmp_path):
@@ -77,7 +78,10 @@ def test_wrong_calls(cli, compiled, tmp_path):
         "--sign goes with --format slsa" in cli("provenance", compiled, "--sign", tmp_path / "key.pem", code=2).stderr
     )
     assert "--format dot" in cli("provenance", compiled, "--json", "--format", "dot", code=2).stderr
-    assert "no entry starts with 0000" in cli("provenance", "0000", code=5).stderr
+    told = cli("provenance", "0000", code=5).stderr
+    assert "no program and no call starts with 0000 in" in told
+    assert "four or more hex digits" in cli("provenance", "abc", code=2).stderr
+    assert "no calls are recorded in" in cli("provenance", compiled, "--calls", tmp_path, code=1).stderr
 
 
 def test_affected(cli, cli_json, compiled, kernel, library, tmp_path):
@@ -93,11 +97,11 @@ def test_affected(cli, cli_json, compiled, kernel, library, tmp_path):
     header.write_text("#define SCALE 4\n")
     told = cli("affected", header)
     assert "another" in told.stdout
-    assert "invalidates 0 programs; 1 program had other content under this name" in told.stderr
+    assert "invalidates 0 programs; 1 had other content under this name" in told.stderr
 
 
 def test_nothing_affected(cli, cli_json, compiled, tmp_path, root):
-    assert f"no program in {root} names" in cli("affected", tmp_path / "other.h").stderr
+    assert f"no program or call in {root} depends on" in cli("affected", tmp_path / "other.h").stderr
     assert cli_json("affected", tmp_path / "other.h")["affected"] == []
 
 
