@@ -22,6 +22,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.running import Running, note_child, running
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo import cache_dir, export
 from cuda_progcache.memo.call import DigestedCall
@@ -70,10 +71,13 @@ class Frame:
         Ids of the calls it made.
     environment : dict
         Variables that its calls depend on.
+    running : Running
+        The same for those who know nothing of this tree: programs and memoized calls, whose keys it gets as children.
     """
 
     def __init__(self, node: str) -> None:
         self.node = node
+        self.running = Running(hash_of(node), node.rpartition(".")[0], running.get())
         self.watched: dict[str, Watched] = {}
         self.children: dict[str, None] = {}
         self.environment: dict[str, str | None] = {}
@@ -90,6 +94,7 @@ class _CallStack:
 
     def push(self, frame: Frame) -> None:
         self._frames.set((*self._frames.get(), frame))
+        running.set(frame.running)
 
     def append(self, node: str) -> None:
         self.push(Frame(node))
@@ -97,9 +102,12 @@ class _CallStack:
     def pop(self) -> str:
         frames = self._frames.get()
         self._frames.set(frames[:-1])
+        running.set(frames[-1].running.parent)
         return frames[-1].node
 
     def clear(self) -> None:
+        for frame in self._frames.get()[:1]:
+            running.set(frame.running.parent)
         self._frames.set(())
 
     def __len__(self) -> int:
@@ -127,6 +135,7 @@ def register(node: str, fname: str, hash_: str, outfile: str | Path | None, algo
             graph[node] = found
             while len(graph) > MOST_NODES:
                 del graph[next(iter(graph))]
+        note_child(hash_)
         frames = stack.frames()
         if frames and frames[-1].node != node:
             frames[-1].children[node] = None
@@ -357,7 +366,8 @@ def saved_calls(directory: str | os.PathLike[str]) -> Cache:
         arguments = {name: _literal(text) for name, text in (record.get("call") or {}).items()}
         digests = {name: digest(value) for name, value in arguments.items()}
         created, duration = float(record.get("created") or row.status.st_mtime), record.get("duration")
-        links = {side: [_hash(node) for node in record.get(side) or ()] for side in ("parents", "children")}
+        links = {side: [hash_of(node) for node in record.get(side) or ()] for side in ("parents", "children")}
+        links["children"] = list(dict.fromkeys([*links["children"], *(record.get("used") or ())]))
         metadata: dict[str, dict[str, Any]] = {
             "runtime": {"timestart": created, "timestop": created + (duration or 0.0), "duration": duration},
             "links": {side: keys for side, keys in links.items() if keys},
@@ -381,5 +391,6 @@ def _literal(text: str) -> str | int | float | bool | None:
     return value if value is None or isinstance(value, str | int | float) else text
 
 
-def _hash(node: str) -> str:
+def hash_of(node: str) -> str:
+    """The hash in a call's id."""
     return node.rpartition(".")[2]

@@ -18,7 +18,7 @@ from cuda_progcache.keys import toolchain
 from cuda_progcache.memo import export, graph_svg
 from cuda_progcache.memo.affected import affected
 from cuda_progcache.memo.graph import Graph, Node
-from cuda_progcache.memo.provenance import call_graph, program_graph, walk
+from cuda_progcache.memo.provenance import call_graph, program_graph
 
 
 @pytest.fixture(scope="module")
