@@ -33,7 +33,7 @@ LITTER_AGE = 3600.0
 #: Tries of a write, or an opening, whose directories are removed under it (``rm -rf`` or ``clear()`` beside it).
 WRITE_TRIES = 40
 #: What other rooms derive from compiles and keep beside the entries (``sharing.write_beside``); it goes with them.
-DERIVED = ("failures", "latest", "manifests")
+DERIVED = ("failures", "latest", "manifests", "steps")
 #: Damaged files kept for a look at them; the oldest go first.
 QUARANTINE_KEEP = 16
 
@@ -87,7 +87,6 @@ class Root:
         self.staging = os.path.join(path, "tmp") + os.sep
         self.quarantine = os.path.join(path, "quarantine") + os.sep
         self.pinned = os.path.join(path, "pins") + os.sep
-        self.steps = os.path.join(path, "steps") + os.sep
         self._durable: set[str] = set()
 
     def entry_path(self, digest: str) -> str:
@@ -353,10 +352,6 @@ class Root:
         for_each(looked, self._clear_path)
         for shard in shards:
             self._forget_shard(shard)
-        if not spared:
-            import shutil
-
-            shutil.rmtree(self.steps, ignore_errors=True)  # what memo/ tells of the programs that were here
 
     def clear_derived(self, *, names: Iterable[str] = DERIVED) -> None:
         """Remove what was derived from compiles; what is written meanwhile stays (OSError: it can't be removed)."""
