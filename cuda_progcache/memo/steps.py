@@ -17,7 +17,7 @@ prewarm        manifest, archs, kernels                          who asked      
 
 A compile's record holds what its rendering was given, so the key of the rendering follows from it (:func:`render_key`)
 and the walk goes on where the rendering's own record is gone. A prewarm of the same manifest, kernels and architectures
-is the same call: its record is that of the last run.
+is the same call: its record is that of the last run that did something.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class PrewarmRun:
             yield
 
     def record(self, steps: Steps, report: Mapping[str, Any], programs: Iterable[str], started: float) -> None:
-        """Record it.
+        """Record it, unless it found all that an earlier run like it has recorded.
 
         Parameters
         ----------
@@ -217,4 +217,9 @@ class PrewarmRun:
         started : float
         """
         children = list(dict.fromkeys(programs))
+        if not report["compiled"] and not report["failed"]:
+            with contextlib.suppress(KeyError):
+                before = steps.load(self.key).metadata.get("links") or {}
+                if before.get("children", []) == children:
+                    return
         steps.save(made(PREWARM, self._arguments, dict(report), started, report["seconds"], children=children))

@@ -69,12 +69,17 @@ class PrewarmReport:
     archs : tuple of str
     seconds : float
         Wall time of the whole.
+    jobs : int
+        How many were compiled at once.
+    call : str or None
+        Under which the run is recorded in the service's ``calls``; None where the cache keeps no records.
     """
 
     items: tuple[PrewarmItem, ...]
     archs: tuple[str, ...]
     seconds: float
     jobs: int = field(default=1)
+    call: str | None = None
 
     def _count(self, status: str) -> int:
         return sum(item.status == status for item in self.items)
@@ -123,6 +128,7 @@ class PrewarmReport:
         """The report as JSON: the counts and sums above, and every item."""
         return {
             "ok": self.ok,
+            "call": self.call,
             "archs": list(self.archs),
             "jobs": self.jobs,
             "seconds": self.seconds,
@@ -190,10 +196,11 @@ def prewarm(
         missing = _look_up(service, specs, archs, finished)
         if missing:
             compile_batch(service, missing, min(jobs, len(missing)), began, ended)
-    report = PrewarmReport(tuple(items[i] for i in range(total)), archs, time.perf_counter() - started, jobs)
+    seconds = time.perf_counter() - started
+    key = None if service._steps is None else str(run.key)
+    report = PrewarmReport(tuple(items[i] for i in range(total)), archs, seconds, jobs, key)
     if service._steps is not None:
-        told = report.to_dict()
-        del told["items"], told["archs"]
+        told = {name: value for name, value in report.to_dict().items() if name not in {"items", "archs", "call"}}
         run.record(service._steps, told, [item.digest for item in report.items if item.digest], since)
     return report
 
