@@ -16,7 +16,7 @@ import math
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -312,13 +312,27 @@ def _order(layers: list[list[Box]]) -> None:
             for index, box in enumerate(layer):
                 box.y = float(index)
             # Positions of the neighbours were set when their layer was visited.
-            layer.sort(key=lambda box: _mean(box.right if leftwards else box.left, box.y))
+            layer.sort(key=lambda box: _pull(box, rightwards=leftwards, otherwise=box.y, where=_index))
             for index, box in enumerate(layer):
                 box.y = float(index)
 
 
-def _mean(neighbours: Sequence[Box], otherwise: float) -> float:
-    return sum(box.y for box in neighbours) / len(neighbours) if neighbours else otherwise
+def _pull(box: Box, *, rightwards: bool, otherwise: float, where: Callable[[Box], float]) -> float:
+    """Where a box's neighbours on a side would have it; one that has many, such as a compiler, pulls little at each."""
+    weight = total = 0.0
+    for other in box.right if rightwards else box.left:
+        share = 1 / len(other.left if rightwards else other.right)
+        weight += share
+        total += share * where(other)
+    return total / weight if weight else otherwise
+
+
+def _index(box: Box) -> float:
+    return box.y
+
+
+def _middle(box: Box) -> float:
+    return box.middle
 
 
 def _place(layers: list[list[Box]]) -> tuple[float, float]:
@@ -340,9 +354,9 @@ def _place(layers: list[list[Box]]) -> tuple[float, float]:
             box.y += shift
     for _ in range(_SWEEPS):
         for layer in layers:
-            _settle(layer, [box.right for box in layer])
+            _settle(layer, rightwards=True)
         for layer in reversed(layers):
-            _settle(layer, [box.left for box in layer])
+            _settle(layer, rightwards=False)
     top = min((layer[0].y for layer in layers), default=0.0) - MARGIN
     for layer in layers:
         for box in layer:
@@ -351,12 +365,9 @@ def _place(layers: list[list[Box]]) -> tuple[float, float]:
     return x - GAP_X + MARGIN if layers else 2.0 * MARGIN, bottom + MARGIN
 
 
-def _settle(layer: list[Box], neighbours: list[list[Box]]) -> None:
-    """Move the boxes of a layer toward their neighbours, in their order and without overlap."""
-    wanted = [
-        (sum(other.middle for other in others) / len(others) if others else box.middle) - box.height / 2
-        for box, others in zip(layer, neighbours, strict=True)
-    ]
+def _settle(layer: list[Box], *, rightwards: bool) -> None:
+    """Move the boxes of a layer toward their neighbours on a side, in their order and without overlap."""
+    wanted = [_pull(box, rightwards=rightwards, otherwise=box.middle, where=_middle) - box.height / 2 for box in layer]
     _stack(layer, wanted)
     down = [box.y for box in layer]
     # The same from below; the mean of both has the order and the gaps of both.

@@ -369,6 +369,42 @@ def test_svg_edges_run_between_the_boxes(world):
                 assert box.y >= passing.y + passing.height or box.y + box.height <= passing.y
 
 
+def many_compiles(count):
+    """Programs whose sources come in another order than they, all compiled by one compiler."""
+    graph = Graph(root="run")
+    graph.add(Node("run", "prewarm", "prewarm", None, {"archs": ["sm_90"], "duration": 2.5}))
+    for index in range(count):
+        graph.link("run", graph.add(Node(f"binary {index}", "binary", f"k{index} (cubin, sm_90)")), "used")
+        graph.link(f"binary {index}", graph.add(Node(f"compile {index}", "compile", "compile with nvrtc")), "made by")
+        graph.link(f"compile {index}", graph.add(Node(f"source {index}", "source", f"k{index}.cu")), "used")
+        for tool in ("nvrtc", "nvrtc-builtins"):
+            graph.link(f"compile {index}", graph.add(Node(tool, "tool", tool, "build-id:12:3")), "used")
+    for index in reversed(range(count)):
+        graph.link(f"source {index}", graph.add(Node(f"render {index}", "render", f"render k{index}")), "made by")
+    return graph
+
+
+def test_svg_puts_what_belongs_together_side_by_side():
+    graph = many_compiles(40)
+    boxes, _, _, _ = graph_svg.arrange(graph)
+    box_of = {name: box for box in boxes for name in box.ids}
+    assert box_of["nvrtc"] is box_of["nvrtc-builtins"]
+    order = {kind: sorted(range(40), key=lambda n: box_of[f"{kind} {n}"].y) for kind in ("compile", "source", "render")}
+    assert order["compile"] == order["source"] == order["render"]
+    drawn = ET.fromstring(graph_svg.to_svg(graph))
+    assert {"sm_90", "2.5 s"} <= {text.text for text in drawn.iter(f"{SVG}text")}
+
+
+def test_svg_draws_what_runs_together_once():
+    graph = many_compiles(12)
+    for index in range(12):  # a way around the compile, through its layer
+        graph.link(f"binary {index}", "nvrtc", "used")
+    _, routes, _, _ = graph_svg.arrange(graph)
+    assert len({tuple(path[1:-1]) for path, _ in routes if len(path) > 2}) == 1
+    lines = [path.get("d") for path in ET.fromstring(graph_svg.to_svg(graph)).iter(f"{SVG}path")]
+    assert len(lines) == len(set(lines))
+
+
 # Calls
 
 
