@@ -114,16 +114,9 @@ class _Grower:
             return
         self._groups.add(ids)
         if len(nodes) > FEW and not self.everything:
-            places = ", ".join(f"{place} {count:,}" for place, count in _by_place(nodes, kind))
-            tree.add(
-                _labelled(
-                    heading,
-                    output.text(
-                        f"{len(nodes):,}, of {places}" if kind != "binary" else f"{len(nodes):,}, for {places}"
-                    ),
-                    "--all lists them",
-                )
-            )
+            word = "for" if kind == "binary" else "in"
+            places = ", ".join(f"{count:,} {word} {place}" for place, count in _by_place(nodes, kind))
+            tree.add(_labelled(heading, output.text(f"{len(nodes):,}: {places}"), "--all lists them"))
             return
         width = max(len(node.label) for node in nodes)
         word = kind if kind != "tool" else "compiler"
@@ -287,13 +280,12 @@ def _by_place(nodes: Iterable[Node], kind: str) -> list[tuple[str, int]]:
         counts[place] = counts.get(place, 0) + 1
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in ordered[FEW:])
-    return ordered[:FEW] + ([("others", rest)] if rest else [])
+    return ordered[:FEW] + ([("other directories", rest)] if rest else [])
 
 
 def _place(label: str) -> str:
-    directory = label.rpartition("/")[0]
-    parts = [part for part in directory.split("/") if part not in {"", ".", ".."}]
-    return "/".join(parts[:2]) + "/" if parts else "without a directory"
+    parts = [part for part in label.rpartition("/")[0].split("/") if part not in {"", ".", ".."}]
+    return f"{parts[0]}/" if parts else "no directory"
 
 
 def _usage(usage: Mapping[str, Any]) -> str:
