@@ -321,7 +321,7 @@ def _pull(box: Box, *, rightwards: bool, otherwise: float, where: Callable[[Box]
     """Where a box's neighbours on a side would have it; one that has many, such as a compiler, pulls little at each."""
     weight = total = 0.0
     for other in box.right if rightwards else box.left:
-        share = 1 / len(other.left if rightwards else other.right)
+        share = len(other.left if rightwards else other.right) ** -2
         weight += share
         total += share * where(other)
     return total / weight if weight else otherwise

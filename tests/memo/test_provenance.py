@@ -379,6 +379,8 @@ def many_compiles(count):
         graph.link(f"compile {index}", graph.add(Node(f"source {index}", "source", f"k{index}.cu")), "used")
         for tool in ("nvrtc", "nvrtc-builtins"):
             graph.link(f"compile {index}", graph.add(Node(tool, "tool", tool, "build-id:12:3")), "used")
+        for header in ("cuda_fp16.h", "mma.h")[: index % 3]:
+            graph.link(f"compile {index}", graph.add(Node(header, "header", header, "12" * 32)), "used")
     for index in reversed(range(count)):
         graph.link(f"source {index}", graph.add(Node(f"render {index}", "render", f"render k{index}")), "made by")
     return graph
