@@ -10,9 +10,11 @@ from cuda_progcache._util.fields import dataclass, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Self, TypeAlias
 
     from cuda.core import ObjectCode
+
+    Recorder: TypeAlias = Callable[["CompiledProgram", str, Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,17 @@ class CompiledProgram:
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "log": self.log, "record": self.record}
         state.pop("_read", None)
+        state.pop("_recorder", None)
         return state
+
+    def analyse_with(self, recorder: Recorder) -> Self:
+        """Have :meth:`resource_usage` and :meth:`sass` done through ``recorder(program, name, analyse)``."""
+        self.__dict__["_recorder"] = recorder
+        return self
+
+    def _analysed(self, name: str, analyse: Callable[[], Any]) -> Any:
+        recorder: Recorder | None = self.__dict__.get("_recorder")
+        return analyse() if recorder is None else recorder(self, name, analyse)
 
     def to_object_code(self) -> ObjectCode:
         """The ``cuda.core.ObjectCode`` of these bytes (imports cuda.core; needs no driver until it is launched)."""
@@ -105,6 +117,8 @@ class CompiledProgram:
     def resource_usage(self) -> dict[str, dict[str, int]]:
         """Registers, stack, shared, constant and local memory (bytes) of each kernel.
 
+        Of a service's program it is a recorded call.
+
         Raises
         ------
         InspectError
@@ -112,13 +126,18 @@ class CompiledProgram:
         """
         from cuda_progcache.compile.cubin import resource_usage
 
-        return resource_usage(self.data)
+        usage: dict[str, dict[str, int]] = self._analysed("resource_usage", lambda: resource_usage(self.data))
+        return usage
 
     def sass(self) -> str:
-        """The disassembly, by nvdisasm (InspectError if it isn't installed, or this isn't a cubin)."""
+        """The disassembly, by nvdisasm (InspectError if it isn't installed, or this isn't a cubin).
+
+        Of a service's program it is a recorded call.
+        """
         from cuda_progcache.compile.inspect import sass
 
-        return sass(self.data, self.target_type)
+        listing: str = self._analysed("sass", lambda: sass(self.data, self.target_type))
+        return listing
 
 
 @functools.cache

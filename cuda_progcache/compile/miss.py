@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from cuda_progcache import events
 from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.running import asked_by, note_child
 from cuda_progcache.compile import history
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.cubin import resource_usage
@@ -177,7 +178,8 @@ def make_record(
     """The provenance of a compile, as JSON: no absolute path but what is a component of the key."""
     from datetime import UTC, datetime
 
-    return {
+    is_part = kernel is not None and "module" in kernel
+    record: dict[str, Any] = {
         "name": inputs.name,
         "code_type": inputs.code_type,
         "target_type": inputs.target_type,
@@ -191,8 +193,13 @@ def make_record(
         "duration": duration,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "resource_usage": _usage(output.data) if inputs.target_type == "cubin" else None,
-        "kernel": dict(kernel) if kernel is not None else None,
+        "kernel": dict(kernel) if kernel is not None and not is_part else None,
     }
+    if kernel is not None and is_part:
+        record["part_of"] = dict(kernel)
+    if parents := asked_by():
+        record["parents"] = parents
+    return record
 
 
 def _usage(cubin: bytes) -> dict[str, dict[str, int]] | None:
@@ -227,6 +234,7 @@ def publish(
     stored = reason is None
     if stored and ours:
         history.note(cache, inputs.name, digest)
+        note_child(digest)
     if events.wanted("miss"):
         about = (inputs.name, inputs.target_type, inputs.arch)
         events.emit(events.Event("miss", *about, digest, why))

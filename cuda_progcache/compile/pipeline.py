@@ -22,6 +22,7 @@ from collections.abc import Hashable, Mapping
 
 from cuda_progcache import events
 from cuda_progcache._util.fields import dataclass
+from cuda_progcache._util.running import running
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.identity import known_headers
 from cuda_progcache.errors import UncacheableError
@@ -74,7 +75,8 @@ def obtain(
         Ours, or any mapping with ``get`` and ``[]=`` (``cuda.core``'s): those hold bytes alone, so a program with name
         expressions can't go there. None: just compile.
     kernel : mapping, optional
-        For the record: the library kernel, its parameters and templates.
+        For the record: the library kernel (``name``), its ``parameters`` and ``templates``; with a ``module``, this is
+        a part of it that goes into a link.
     lookup : callable, optional
         From a source line to the template's, for diagnostics.
     policy : MissPolicy
@@ -158,6 +160,8 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
                 return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
             symbols[expression] = symbol.encode()
     digest = entry_digest(key.digest)
+    if (around := running.get()) is not None:
+        around.children[digest] = None
     if events.wanted("hit"):
         events.emit(events.Event("hit", inputs.name, inputs.target_type, inputs.arch, digest))
     return CompiledProgram(

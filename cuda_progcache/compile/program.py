@@ -254,7 +254,7 @@ def link(
 
 def _link_input(item: Any, index: int) -> LinkInput:
     if isinstance(item, CompiledProgram):
-        return LinkInput(item.name, item.target_type, item.data)
+        return LinkInput(item.name, item.target_type, item.data, item.digest)
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], bytes | bytearray):
         return LinkInput(f"input {index}", str(item[1]), bytes(item[0]))
     code, code_type = getattr(item, "code", None), getattr(item, "code_type", None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import time
 from collections.abc import Iterator, Mapping
 
 from cuda_progcache._util.digest import sha256
@@ -46,11 +47,14 @@ class RenderedModule:
         What the compiler gets.
     template : str
         The template file, relative to the library.
+    template_digests : dict
+        ``{template file: sha256 of it}``: the template and what it includes.
     """
 
     name: str
     source: str
     template: str
+    template_digests: Mapping[str, str]
     _environment: KernelEnvironment = field(repr=False, compare=False)
     _params: Mapping[str, Any] = field(repr=False, compare=False)
 
@@ -86,6 +90,8 @@ class RenderedKernel:
         For these parameters.
     template_digests : dict
         ``{template file: sha256 of it}``, includes too.
+    started, seconds : float
+        When it was rendered (since the epoch), and how long that took.
     """
 
     spec: KernelSpec
@@ -94,6 +100,8 @@ class RenderedKernel:
     entry_points: tuple[str, ...]
     name_expressions: tuple[str, ...]
     template_digests: dict[str, str]
+    started: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
 
 class KernelLibrary:
@@ -206,6 +214,7 @@ class KernelLibrary:
             If a name or a constraint in the manifest can't be evaluated.
         """
         spec = self[kernel]
+        started, clock = time.time(), time.perf_counter()
         bound = spec.bind(params, self.environment)
         modules = []
         digests: dict[str, str] = {}
@@ -213,7 +222,7 @@ class KernelLibrary:
             source, used = self.environment.get_template(template).render_traced(**bound)
             digests |= used
             name = spec.name if len(spec.templates) == 1 else template.rpartition("/")[2].split(".", 1)[0]
-            modules.append(RenderedModule(name, source, template, self.environment, bound))
+            modules.append(RenderedModule(name, source, template, used, self.environment, bound))
         return RenderedKernel(
             spec,
             bound,
@@ -221,6 +230,8 @@ class KernelLibrary:
             self._render_names(spec, "entry_points", bound),
             self._render_names(spec, "name_expressions", bound),
             dict(sorted(digests.items())),
+            started,
+            time.perf_counter() - clock,
         )
 
     def _render_names(self, spec: KernelSpec, field_name: str, bound: Mapping[str, Any]) -> tuple[str, ...]:
