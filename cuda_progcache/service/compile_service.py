@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.compile.program import LogWriter
     from cuda_progcache.memo.caches import Cache
-    from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.memo.storage.steps import Steps
+    from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel, RenderedModule
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
 
