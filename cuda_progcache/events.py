@@ -17,8 +17,10 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
 

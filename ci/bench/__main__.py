@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import batches, cache_file, memo, processes, programs, scaling, stores, template_cache, templates
+from ci.bench import batches, cache_file, memo, processes, programs, scaling, stores, template_cache, templates, waiters
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
@@ -25,6 +25,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *stores.BENCHMARKS,
     *programs.BENCHMARKS,
     *batches.BENCHMARKS,
+    *waiters.BENCHMARKS,
     *processes.BENCHMARKS,
     *templates.BENCHMARKS,
     *template_cache.BENCHMARKS,

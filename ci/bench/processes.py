@@ -26,6 +26,7 @@ from cuda_progcache import CompileService
 program = CompileService().kernel("axpby", arch={ARCH!r})
 assert program.data
 """
+OUR_CUB_KERNEL = OUR_KERNEL.replace("axpby", "block_sum_cub")
 PEER_SOURCE = f"""
 import os
 from cuda.core import Program, ProgramOptions
@@ -94,6 +95,14 @@ BENCHMARKS = (
         "the same by kernel name: manifest, template, key, bytes",
         at_most(60e-3),
         _scripts(OUR_KERNEL, PEER_SOURCE),
+        rounds=15,
+        calls=1,
+    ),
+    Benchmark(
+        "process.cached_cub_kernel",
+        "the same of a kernel over cub, with 420 headers to look at",
+        at_most(60e-3),
+        _scripts(OUR_CUB_KERNEL, None),
         rounds=15,
         calls=1,
     ),

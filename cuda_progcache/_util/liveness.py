@@ -9,10 +9,11 @@ file-name safe, so that they can stand in the name of a staging file.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import sys
-from typing import NamedTuple
+
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import NamedTuple
 
 _UNKNOWN = "0"
 
@@ -76,7 +77,7 @@ def _owner(pid: int) -> Owner:
 
 
 def _short(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:12]
+    return sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _host() -> str:

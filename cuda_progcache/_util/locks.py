@@ -8,31 +8,19 @@ import threading
 import weakref
 
 
-class ForkSafeLock:
+class ForkSafeLock(type(threading.RLock())):  # type: ignore[misc]  # its methods are C, and a hit calls four of them
     """A reentrant lock around state in memory; a fork waits until nobody holds it.
 
     So the child finds the lock free and what it guards whole. Hold it for memory operations only, never for I/O, never
     two at once, and make none while holding one.
     """
 
-    __slots__ = ("__weakref__", "_lock")
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        super().__init__()
         with _registry:
             _locks.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
-
-    def acquire(self) -> None:
-        self._lock.acquire()
-
-    def release(self) -> None:
-        self._lock.release()
 
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()

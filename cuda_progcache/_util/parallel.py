@@ -7,9 +7,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 #: Unlinking a file takes 10 µs, or half a millisecond where the file system is mounted with ``discard`` (each freed
 #: block is a request to the device) or lies on a server; eight requests at once then take little longer than one.

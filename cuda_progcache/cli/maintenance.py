@@ -118,6 +118,10 @@ def prune_command(session: Session, max_size: int | None, older_than: float | No
     report = {"removed": 0, "bytes": 0, "left": 0, "left_bytes": 0, "pinned": 0}
     if cache is not None:
         report = cache.prune(max_size_bytes=max_size, older_than=older_than)._asdict()
+        if report["removed"] and (session.root() / "steps").is_dir():
+            from cuda_progcache.memo.storage import program_cache
+
+            program_cache(cache).gc()  # what was recorded of those that went
     if session.json:
         output.emit({"root": session.root(), **report})
         return

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 DEMO_ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 PREWARM_JSON = """\b
---json: {"ok": bool, "archs", "kernels": int, "variants": int, "jobs", "compiled", "hits", "failed", "skipped",
-"bytes", "seconds" (this call), "compile_seconds", "saved_seconds" (compile time that hits spared), "root",
-"items": [{"kernel", "variant": {parameter: value}, "arch", "status": "hit" | "compiled" | "failed" | "skipped"
-(the kernel needs a later architecture), "seconds", "saved", "size", "digest", "error"}]}
+--json: {"ok": bool, "call" (the run's key, for provenance), "archs", "kernels": int, "variants": int, "jobs",
+"compiled", "hits", "failed", "skipped", "bytes", "seconds" (this call), "compile_seconds", "saved_seconds" (compile
+time that hits spared), "root", "items": [{"kernel", "variant": {parameter: value}, "arch", "status": "hit" |
+"compiled" | "failed" | "skipped" (the kernel needs a later architecture), "seconds", "saved", "size", "digest",
+"error"}]}
 Exit code 1 when anything failed; the rest is compiled and kept all the same.
 """
 
@@ -191,6 +192,8 @@ def print_report(session: Session, report: PrewarmReport) -> None:
             output.show(output.text(str(item.error).rstrip()))
     output.show(_verdict(report))
     output.show(output.text(f"entries: {session.root() / 'entries'}"))
+    if report.call is not None:
+        output.line(f"recorded: {session.command('provenance')} {report.call[:12]}")
 
 
 def _figures(items: Sequence[PrewarmItem], rare: Sequence[str]) -> tuple[str, ...]:

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``provenance`` and ``affected``: from a program to all it came from, and from a file to all that came from it."""
+"""``provenance`` and ``affected``: from a result to all it came from, and from a file to all that came from it."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cuda_progcache.cli import output
-from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text, program_name
+from cuda_progcache.cli.app import NoEntryError
+from cuda_progcache.cli.entries import entry_json
 from cuda_progcache.cli.session import Session, common_options
 
 if TYPE_CHECKING:
-    from rich.tree import Tree
-
-    from cuda_progcache.memo.provenance import Graph, Node
-    from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
+    from cuda_progcache.memo.affected import Affected
+    from cuda_progcache.memo.caches import BaseCache
+    from cuda_progcache.memo.graph import Graph
+    from cuda_progcache.store.base import ProgramCacheResource
 
 PROVENANCE_JSON = """\b
 --json: {"format": 1, "root": id, "nodes": [{"id", "kind", "label", "digest", and what is known of its kind}],
@@ -37,7 +39,17 @@ Formats:
 _FORMATS = ("text", "json", "dot", "svg", "prov", "slsa")
 
 
-@click.command("provenance", short_help="All that a program came from.", epilog=PROVENANCE_JSON)
+_calls_option = click.option(
+    "--calls",
+    "directories",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where memoize or cache_file keeps results; repeatable. --cache-dir may be such a directory, too.",
+)
+
+
+@click.command("provenance", short_help="All that a program or another result came from.", epilog=PROVENANCE_JSON)
 @click.argument("key")
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="What to print. [default: text]")
 @click.option(
@@ -48,12 +60,26 @@ _FORMATS = ("text", "json", "dot", "svg", "prov", "slsa")
     help="Sign the statement with this private key (slsa alone; needs the extra: sign).",
 )
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write to this file.")
+@click.option(
+    "--all", "everything", is_flag=True, help="List every header; of a prewarm run, walk on from each program."
+)
+@_calls_option
 @common_options
 @click.pass_obj
-def provenance_command(session: Session, key: str, form: str | None, key_file: Path | None, out: Path | None) -> None:
-    """Walk from a program to its source, template, parameters, headers and compiler files, with their digests.
+def provenance_command(
+    session: Session,
+    key: str,
+    form: str | None,
+    key_file: Path | None,
+    out: Path | None,
+    directories: tuple[Path, ...],
+    *,
+    everything: bool,
+) -> None:
+    """Walk from a result to its source, template, parameters, headers and compiler files, with their digests.
 
-    KEY is the start of its digest, as list prints it.
+    KEY is the start, four digits or more, of a program's digest, as list prints it; or of the key of another call that
+    this command names: a rendering, an analysis, a prewarm run, or a call of a memoized function.
     """
     if session.json:
         if form not in {None, "json"}:
@@ -61,125 +87,146 @@ def provenance_command(session: Session, key: str, form: str | None, key_file: P
         form = "json"
     if key_file is not None and form != "slsa":
         raise click.UsageError("--sign goes with --format slsa")
-    entry = find_entry(session, key)
-    cache = session.existing_cache()
-    assert cache is not None  # noqa: S101 - find_entry found something in it
-    if form in {None, "text"} and out is None:
-        output.show(_tree(cache, entry))
+    graph, store = _walk(session, key, directories, whole=everything)
+    text = _written(graph, store, form or "text", key_file, everything=everything, to_file=out is not None)
+    if text is None:
         return
-    text = _written(cache, entry, form or "text", key_file)
     if out is None:
         output.write(text)
     else:
         out.write_text(text, encoding="utf-8")
 
 
-def _written(cache: ProgramCacheResource, entry: EntryInfo, form: str, key_file: Path | None) -> str:
-    from cuda_progcache.memo import export
-    from cuda_progcache.memo.provenance import program_graph
+def _walk(
+    session: Session, key: str, directories: tuple[Path, ...], *, whole: bool
+) -> tuple[Graph, ProgramCacheResource | None]:
+    """Find what a key begins, and walk from there.
 
+    Raises
+    ------
+    NoEntryError
+        There is nothing.
+    AmbiguousDigestError
+        There is more than one.
+    """
+    from cuda_progcache.memo.provenance import walk
+
+    wanted = key.strip().lower()
+    if len(wanted) < 4 or len(wanted) > 64 or set(wanted) - set("0123456789abcdef"):
+        raise click.BadParameter(f"{key!r} isn't the start of a digest: four or more hex digits", param_hint="KEY")
+    store, calls = _places(session, directories)
+    try:
+        return walk(wanted, store, calls, whole=whole), store
+    except KeyError:
+        where = " or ".join(str(place) for place in dict.fromkeys([session.root(), *directories]))
+        raise NoEntryError(
+            f"no program and no call starts with {wanted} in {where}; cuda-progcache list prints the programs, and "
+            f"--calls DIR adds a directory of memoized calls"
+        ) from None
+
+
+def _places(session: Session, directories: tuple[Path, ...]) -> tuple[ProgramCacheResource | None, list[BaseCache]]:
+    """The programs, and where else calls are recorded."""
+    from cuda_progcache.memo.places import holds_programs, memoized_calls, recorded_calls
+
+    root = session.root()
+    calls = memoized_calls(root)
+    # A directory of memoized calls alone: opening it as a store would make one of it.
+    store = None if calls and not holds_programs(root) else session.existing_cache()
+    for directory in directories:
+        calls += recorded_calls(directory)
+    return store, calls
+
+
+def _written(
+    graph: Graph, store: ProgramCacheResource | None, form: str, key_file: Path | None, *, everything: bool,
+    to_file: bool,
+) -> str | None:  # fmt: skip
+    """A graph in a format; None: it has been shown."""
+    from cuda_progcache.memo import export
+
+    assert graph.root is not None  # noqa: S101 - a walk has one
+    root = graph.nodes[graph.root]
     if form == "slsa":
-        statement = export.to_slsa(cache, entry)
+        if root.kind != "binary" or store is None:
+            raise click.UsageError(f"--format slsa is about a program; this is a {root.kind}: {root.label}")
+        statement = export.to_slsa(store, store.info(root.detail["entry"]))
         signed = statement if key_file is None else export.to_dsse(statement, export.signer_from_pem(str(key_file)))
         return json.dumps(signed, indent=2) + "\n"
-    graph = program_graph(cache, entry.digest)
     if form == "dot":
         return export.to_dot(graph)
     if form == "svg":
         from cuda_progcache.memo.graph_svg import to_svg
 
-        return to_svg(graph, f"{program_name(entry.record)} {entry.digest[:12]}")
+        return to_svg(graph, f"{root.label} {str(root.detail.get('entry') or root.detail.get('key') or '')[:12]}")
     if form == "text":
-        return output.plain(_tree(cache, entry))
+        from cuda_progcache.cli.provenance_tree import tree_of
+
+        made = tree_of(graph, everything=everything)
+        if to_file:
+            return output.plain(made)
+        output.show(made)
+        return None
     document = export.to_prov(graph) if form == "prov" else export.to_json(graph)
     return json.dumps(document, indent=2) + "\n"
-
-
-def _tree(cache: ProgramCacheResource, entry: EntryInfo) -> Tree:
-    from rich.tree import Tree
-
-    from cuda_progcache.memo.provenance import program_graph
-
-    graph = program_graph(cache, entry.digest)
-    assert graph.root is not None  # noqa: S101 - a program's graph has one
-    root = graph.nodes[graph.root]
-    tree = Tree(output.text(_line(root), "bold"), guide_style="dim")
-    _grow(tree, graph, root, {root.id})
-    return tree
-
-
-def _grow(tree: Tree, graph: Graph, node: Node, shown: set[str]) -> None:
-    """Add what ``node`` depends on; what hangs under two nodes is spelled out under the first."""
-    for option in node.detail.get("options") or ():
-        tree.add(output.text(f"option    {option}"))
-    for expression in node.detail.get("name_expressions") or ():
-        tree.add(output.text(f"name      {expression}"))
-    for target in graph.targets(node.id):
-        again = target.id in shown and bool(graph.targets(target.id))
-        branch = tree.add(output.text(_line(target) + (" (as above)" if again else "")))
-        if not again:
-            shown.add(target.id)
-            _grow(branch, graph, target, shown)
-
-
-def _line(node: Node) -> str:
-    """A node as a line: what it is, its name, its digest."""
-    from cuda_progcache.memo.export import short
-
-    about = node.detail
-    if node.kind == "binary":
-        digests = f"entry {about['entry'][:12]}, sha256 {short(node.digest) or '?'}"
-        return f"{node.label}  {digests}, {output.size(about['size'])}"
-    if node.kind == "render":
-        return f"rendered  kernel {about['kernel']}: {parameters_text(about['parameters'])}"
-    if node.is_step:
-        done = {"compile": "compiled", "link": "linked"}.get(node.kind, node.kind)
-        took = f" in {output.seconds(about['duration'])}" if about.get("duration") is not None else ""
-        when = f", {about['ended']}" if about.get("ended") else ""
-        return f"{done}{took}{when}"
-    if node.kind == "input":
-        return f"linked    {node.label}" + (", whose entry is gone" if about.get("gone") else ", handed in as bytes")
-    return f"{node.kind:<9} {node.label}  {short(node.digest)}".rstrip()
 
 
 AFFECTED_JSON = """\b
 --json: {"file": path, "affected": [what list gives of an entry, and "as" ("header", "template", "tool", "source", or
 "input": through a binary that was linked in), "named" (as its record calls it), "current" (bool: it was compiled with
-what the file holds now, so that an edit invalidates it)]}
+what the file holds now, so that an edit invalidates it)], "calls": [{"key", "name", "as" ("file", or "call": through a
+program or call whose result it used), "named", "current"}]}
 """
 
 
-@click.command("affected", short_help="The programs that an edit of a file would invalidate.", epilog=AFFECTED_JSON)
+@click.command(
+    "affected", short_help="The programs and calls that an edit of a file would invalidate.", epilog=AFFECTED_JSON
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-q", "--quiet", is_flag=True, help="Print the digests alone, for scripts.")
+@_calls_option
 @common_options
 @click.pass_obj
-def affected_command(session: Session, file: Path, *, quiet: bool) -> None:
+def affected_command(session: Session, file: Path, directories: tuple[Path, ...], *, quiet: bool) -> None:
     """List every program whose record names FILE: a header, a template, a source, or a file of a compiler.
 
-    Ask before an edit or an upgrade. FILE needn't be there any more; then its name decides alone.
+    And the programs that those were linked into, and the memoized calls that read FILE or used such a program. Ask
+    before an edit or an upgrade. FILE needn't be there any more; then its name decides alone.
     """
-    from cuda_progcache.memo.provenance import affected
+    from cuda_progcache.memo.affected import affected
 
-    cache = session.existing_cache()
-    found = [] if cache is None else affected(cache, file)
+    store, calls = _places(session, directories)
+    found = affected(store, file, calls)
     if session.json:
-        listed = [{**entry_json(hit.entry), "as": hit.kind, "named": hit.name, "current": hit.current} for hit in found]
-        output.emit({"file": os.path.abspath(file), "affected": listed})
-        return
-    if quiet:
-        output.write("".join(f"{hit.entry.digest}\n" for hit in found))
-        return
-    if not found:
-        output.note_line(f"no program in {session.root()} names {file}")
-        return
-    digits = output.prefix_length(hit.entry.digest for hit in found)
+        output.emit(_affected_json(file, found))
+    elif quiet:
+        output.write("".join(f"{hit.key}\n" for hit in found))
+    elif not found:
+        output.note_line(f"no program or call in {session.root()} depends on {file}")
+    else:
+        _show_affected(file, found)
+
+
+def _affected_json(file: Path, found: Sequence[Affected]) -> dict[str, object]:
+    programs: list[dict[str, object]] = []
+    calls: list[dict[str, object]] = []
+    for hit in found:
+        about = {"as": hit.kind, "named": hit.name, "current": hit.current}
+        if hit.entry is not None:
+            programs.append({**entry_json(hit.entry), **about})
+        else:
+            calls.append({"key": hit.key, "name": hit.label, **about})
+    return {"file": os.path.abspath(file), "affected": programs, "calls": calls}
+
+
+def _show_affected(file: Path, found: Sequence[Affected]) -> None:
+    digits = output.prefix_length(hit.key for hit in found)
     made = output.table(("digest", "name", "target", "arch", "as", "named", "content"))
     for hit in found:
-        record = hit.entry.record
+        record = {"target_type": "call"} if hit.entry is None else hit.entry.record
         made.add_row(
-            hit.entry.digest[:digits],
-            output.text(program_name(record)),
+            hit.key[:digits],
+            output.text(hit.label),
             str(record.get("target_type", "-")),
             str(record.get("arch") or "-"),
             hit.kind,
@@ -187,9 +234,9 @@ def affected_command(session: Session, file: Path, *, quiet: bool) -> None:
             "as it is" if hit.current else output.text("another", "yellow"),
         )
     output.show(made)
-    current = sum(hit.current for hit in found)
-    others = len(found) - current
-    output.note_line(
-        f"an edit of {file} invalidates {output.plural(current, 'program')}"
-        + (f"; {output.plural(others, 'program')} had other content under this name" if others else "")
-    )
+    programs = sum(hit.current and hit.entry is not None for hit in found)
+    calls = sum(hit.current and hit.entry is None for hit in found)
+    others = sum(not hit.current for hit in found)
+    told = output.plural(programs, "program") + (f" and {output.plural(calls, 'memoized call')}" if calls else "")
+    had = f"; {others:,} had other content under this name" if others else ""
+    output.note_line(f"an edit of {file} invalidates {told}{had}")

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
+from cuda_progcache._util.fields import replace
 from cuda_progcache.errors import ArchError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def with_arch(options: Any) -> Any:

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
 
+from cuda_progcache._util.fields import dataclass, field
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Self, TypeAlias
+
     from cuda.core import ObjectCode
 
+    Recorder: TypeAlias = Callable[["CompiledProgram", str, Callable[[], Any]], Any]
 
-@dataclass(frozen=True, init=False)
+
+@dataclass(frozen=True)
 class CompiledProgram:
     """A binary, and what is known about how it came to be.
 
@@ -31,7 +36,7 @@ class CompiledProgram:
     log : str
         The compiler's warnings and remarks, verbatim; replayed on a hit.
     record : mapping
-        The provenance that lies beside the entry.
+        The provenance that lies beside the entry; read when it, or the log, is first asked for.
     hit : bool
         Whether it came from the cache.
     digest : str or None
@@ -59,7 +64,7 @@ class CompiledProgram:
         arch: str,
         symbol_mapping: Mapping[str | bytes, bytes] | None = None,
         log: str = "",
-        record: Mapping[str, Any] | None = None,
+        record: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         *,
         hit: bool = False,
         digest: str | None = None,
@@ -72,12 +77,37 @@ class CompiledProgram:
             name=name,
             arch=arch,
             symbol_mapping={} if symbol_mapping is None else symbol_mapping,
-            log=log,
-            record={} if record is None else record,
             hit=hit,
             digest=digest,
             reason=reason,
         )
+        if callable(record):
+            self.__dict__["_read"] = record
+        else:
+            self.__dict__.update(log=log, record={} if record is None else record)
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here for what isn't there: the record and its log, before they are read.
+        if name not in {"log", "record"} or "_read" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        record = self._read()
+        self.__dict__.update(record=record, log=record.get("log") or "")
+        return self.__dict__[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "log": self.log, "record": self.record}
+        state.pop("_read", None)
+        state.pop("_recorder", None)
+        return state
+
+    def analyse_with(self, recorder: Recorder) -> Self:
+        """Have :meth:`resource_usage` and :meth:`sass` done through ``recorder(program, name, analyse)``."""
+        self.__dict__["_recorder"] = recorder
+        return self
+
+    def _analysed(self, name: str, analyse: Callable[[], Any]) -> Any:
+        recorder: Recorder | None = self.__dict__.get("_recorder")
+        return analyse() if recorder is None else recorder(self, name, analyse)
 
     def to_object_code(self) -> ObjectCode:
         """The ``cuda.core.ObjectCode`` of these bytes (imports cuda.core; needs no driver until it is launched)."""
@@ -87,6 +117,8 @@ class CompiledProgram:
     def resource_usage(self) -> dict[str, dict[str, int]]:
         """Registers, stack, shared, constant and local memory (bytes) of each kernel.
 
+        Of a service's program it is a recorded call.
+
         Raises
         ------
         InspectError
@@ -94,13 +126,18 @@ class CompiledProgram:
         """
         from cuda_progcache.compile.cubin import resource_usage
 
-        return resource_usage(self.data)
+        usage: dict[str, dict[str, int]] = self._analysed("resource_usage", lambda: resource_usage(self.data))
+        return usage
 
     def sass(self) -> str:
-        """The disassembly, by nvdisasm (InspectError if it isn't installed, or this isn't a cubin)."""
+        """The disassembly, by nvdisasm (InspectError if it isn't installed, or this isn't a cubin).
+
+        Of a service's program it is a recorded call.
+        """
         from cuda_progcache.compile.inspect import sass
 
-        return sass(self.data, self.target_type)
+        listing: str = self._analysed("sass", lambda: sass(self.data, self.target_type))
+        return listing
 
 
 @functools.cache

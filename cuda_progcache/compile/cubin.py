@@ -13,8 +13,8 @@ output of ``cuobjdump -elf``; tests compare with ``cuobjdump
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import InspectError
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from cuda_progcache._util.fields import dataclass
 from cuda_progcache.errors import CompileError
 
 # NVRTC:  gemm.cu(12): error: identifier "x" is undefined        gemm.cu(3): warning #177-D: variable ...

@@ -23,8 +23,7 @@ from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.compile.identity import compiler_name, read_headers
 from cuda_progcache.compile.nvrtc import compile_cpp
 from cuda_progcache.keys import options as opt
-from cuda_progcache.keys.includes import UNKNOWN, Trace, find_probes, included_names
-from cuda_progcache.keys.source import whole_words
+from cuda_progcache.keys.includes import UNKNOWN, Trace, included_names, probed_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -165,7 +164,7 @@ def _check_probes(base: BaseKey, search: SearchPath, contents: Mapping[str, byte
     texts = [(base.inputs.code, [search.source_dir]), *((text, [os.path.dirname(p)]) for p, text in contents.items())]
     missing: set[str] = set()
     for text, beside in texts:
-        for name, quoted in find_probes(whole_words(text)).names:
+        for name, quoted in probed_names(text):
             paths = (os.path.join(folder, name) for folder in [*(beside if quoted else ()), *dirs])
             found = next((path for path in paths if os.path.isfile(path)), None)
             if found is None:

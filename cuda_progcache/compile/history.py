@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
-from typing import Any
 
 from cuda_progcache._util import files
+from cuda_progcache._util.digest import sha256
 from cuda_progcache.store.base import derived
 from cuda_progcache.store.sharing import write_beside
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: Digests kept per program name.
 _KEPT = 16
@@ -52,7 +55,7 @@ def _path(cache: Any, name: str) -> str | None:
     root = getattr(cache, "path", None)
     if root is None:
         return None
-    return os.path.join(root, "latest", sha256(os.fsencode(name), usedforsecurity=False).hexdigest()[:32])
+    return os.path.join(root, "latest", sha256(os.fsencode(name)).hexdigest()[:32])
 
 
 def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ...]:

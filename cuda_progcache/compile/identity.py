@@ -13,19 +13,19 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.compile.arch import with_arch
-from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderManifest, HeaderSet, read_file
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key, normalize
-from cuda_progcache.store.sharing import write_beside
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuda_progcache.compile.nvrtc import Output
 
 
@@ -143,11 +143,12 @@ def compiler_name(inputs: CompileInputs) -> str:
     """
     options = inputs.options
     if inputs.code_type == "c++" and inputs.name == opt.DEFAULT_NAME and (options.debug or options.lineinfo):
-        return f"program_{sha256(inputs.code, usedforsecurity=False).hexdigest()[:16]}.cu"
+        return f"program_{sha256(inputs.code).hexdigest()[:16]}.cu"
     return inputs.name
 
 
 def _trace_headers(base: BaseKey) -> HeaderSet:
+    from cuda_progcache.compile.diagnostics import CompilerRefusal
     from cuda_progcache.compile.nvrtc import compile_cpp
 
     inputs = base.inputs
@@ -192,7 +193,9 @@ _MAX_MANIFESTS = 512
 
 
 def _manifest_path(cache: object, manifest_id: str) -> str | None:
-    root = getattr(cache, "path", None)
+    root = getattr(cache, "directory", None)
+    if root is None:
+        root = getattr(cache, "path", None)  # a store that isn't ours
     return _manifest_in(root, manifest_id) if root is not None else None
 
 
@@ -278,5 +281,7 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object) -> None:
 
 def _write(cache: object, path: str, content: bytes) -> None:
     """Write a disposable file: without it, the next process compiles once more."""
+    from cuda_progcache.store.sharing import write_beside
+
     with contextlib.suppress(OSError):  # the entry's own write warns if the cache is in trouble
         write_beside(cache.path, path, content)  # type: ignore[attr-defined]

@@ -4,35 +4,50 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from cuda_progcache.compile.arch import check_arch
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import dataclass
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.diagnostics import CompilerRefusal, LineLookup, compile_error
 from cuda_progcache.compile.identity import known_headers
-from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, leases_dir, load, make_record, obtain, publish
-from cuda_progcache.compile.single_flight import fly
+from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, leases_dir, load, obtain
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.schema import NO_SOURCE, SCHEMA, CompileInputs, Component, ProgramKey, base_key, digest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from cuda_progcache.compile.diagnostics import LineLookup
     from cuda_progcache.compile.nvrtc import Output
 
 
 @dataclass(frozen=True)
 class LinkInput:
-    """Something to link: ready bytes, or a compile whose output isn't needed unless the link itself is missed."""
+    """Something to link: ready bytes, or a compile whose output isn't needed unless the link itself is missed.
+
+    Attributes
+    ----------
+    name, target_type : str
+    data : bytes or None
+    digest : str or None
+        Of the entry that ready bytes came from.
+    compile : CompileInputs or None
+    kernel : mapping or None
+        For the compile's record, as :func:`~cuda_progcache.compile.pipeline.obtain` takes it.
+    lookup : callable or None
+        As there.
+    """
 
     name: str
     target_type: str
     data: bytes | None = None
+    digest: str | None = None
     compile: CompileInputs | None = None
+    kernel: Mapping[str, Any] | None = None
     lookup: LineLookup | None = None
 
 
@@ -79,7 +94,9 @@ def obtain_linked(
     if cache is not None and (found := look_up_linked(inputs, options, target_type, cache)) is not None:
         return found
     parts: list[CompiledProgram | None] = [
-        None if item.compile is None else obtain(item.compile, cache, lookup=item.lookup, policy=policy)
+        None
+        if item.compile is None
+        else obtain(item.compile, cache, kernel=item.kernel, lookup=item.lookup, policy=policy)
         for item in inputs
     ]
     reason = next((part.reason for part in parts if part is not None and part.reason), None)
@@ -90,16 +107,23 @@ def obtain_linked(
             output.data, target_type, own.name, own.arch, {}, output.log, {"duration": duration}, reason=reason
         )
 
+    from cuda_progcache.compile.miss import make_record, publish
+    from cuda_progcache.compile.single_flight import fly
+
     def link_and_publish() -> CompiledProgram:
         output, duration = _link(own, inputs, parts)
         record = make_record(own, key, output, duration, kernel)
-        record["inputs"] = [
-            {"name": item.name, "target_type": item.target_type, "digest": part.digest if part else None}
-            for item, part in zip(inputs, parts, strict=True)
-        ]
+        record["inputs"] = [_linked(item, part) for item, part in zip(inputs, parts, strict=True)]
         return publish(own, key, output, record, cache, toolchain.trouble("ptx", key.toolchain))
 
     return fly(key.digest.hex(), leases_dir(cache), link_and_publish, lambda: load(key, own, cache, again=True))
+
+
+def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
+    """What a link's record has of an input: its entry's digest, where it has one, and the SHA-256 of its bytes."""
+    data, entry = (item.data or b"", item.digest) if part is None else (part.data, part.digest)
+    content = sha256(data).hexdigest()
+    return {"name": item.name, "target_type": item.target_type, "digest": entry, "sha256": content}
 
 
 def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
@@ -150,6 +174,10 @@ def _link(
     own: CompileInputs, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]
 ) -> tuple[Output, float]:
     """Link; returns also the seconds a hit spares: the whole way, wherever the parts came from this time."""
+    import time
+
+    from cuda_progcache.compile.arch import check_arch
+    from cuda_progcache.compile.diagnostics import CompilerRefusal, compile_error
     from cuda_progcache.compile.nvjitlink import LinkerInput, link
 
     check_arch(own.arch)  # nvJitLink ends the whole process over one it doesn't know

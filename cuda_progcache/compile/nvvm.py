@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.compile.nvrtc import Output
 from cuda_progcache.keys import toolchain
+
+if TYPE_CHECKING:
+    from cuda_progcache.keys.schema import CompileInputs
 
 _SYMBOL = r'@("[^"\n]*"|[-\w.$]+)'
 _KERNELS = (
@@ -43,6 +47,23 @@ def kernels_without_use(*modules: bytes) -> tuple[str, ...]:
     used = {name for kept in _USED.findall(text) for name in re.findall(_SYMBOL, kept)}
     kernels = {name: None for pattern in _KERNELS for name in pattern.findall(text)}
     return tuple(name.strip('"') for name in kernels if name not in used)
+
+
+def extra_modules(inputs: CompileInputs) -> list[tuple[str, bytes]]:
+    """Name and source of a program's modules beside its own."""
+    extra = inputs.options.extra_sources or ()
+    return [(n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in extra]
+
+
+def warn_of_dropped_kernels(inputs: CompileInputs) -> None:
+    """Warn of kernels of a program in NVVM IR that a link of its LTO-IR would drop."""
+    if names := kernels_without_use(inputs.code, *(module for _, module in extra_modules(inputs))):
+        warnings.warn(
+            f"{inputs.name}: a link of this LTO-IR will drop {', '.join(names)}: nvJitLink keeps kernels of NVVM IR "
+            f"only where @llvm.used names them (or compile to ptx, and link that)",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
 def _is_bitcode(module: bytes) -> bool:

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
 
+from cuda_progcache._util.fields import replace
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.linking import LinkInput, obtain_linked
@@ -18,16 +17,18 @@ from cuda_progcache.keys.schema import CODE_TYPES, TARGET_TYPES, normalize
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from cuda.core import ObjectCode
 
+    class LogWriter(Protocol):
+        """Anything with ``write(str)``."""
+
+        def write(self, text: str, /) -> object:
+            """Take text."""
+
+
 _BACKENDS = {"c++": "NVRTC", "ptx": "nvJitLink", "nvvm": "NVVM"}
-
-
-class LogWriter(Protocol):
-    """Anything with ``write(str)``."""
-
-    def write(self, text: str, /) -> object:
-        """Take text."""
 
 
 class Program:
@@ -132,8 +133,9 @@ class Program:
         """As :meth:`compile`, but without ``cuda.core``: the bytes, whether it was a hit, and the record."""
         if self._closed:
             raise ClosedProgramError("Program has been closed")
-        if str(target_type).lower() not in TARGET_TYPES[self._code_type]:
-            supported = ", ".join(repr(t) for t in TARGET_TYPES[self._code_type])
+        known = TARGET_TYPES[self._code_type]
+        if target_type not in known and str(target_type).lower() not in known:
+            supported = ", ".join(repr(t) for t in known)
             raise ValueError(
                 f'Unsupported target_type="{target_type}" for {_BACKENDS[self._code_type]} (supported: {supported})'
             )
@@ -146,7 +148,7 @@ class Program:
             header_policy=self._header_policy,
         )
         done = obtain(inputs, cache)
-        self._pch_status = done.record.get("pch_status")
+        self._pch_status = None if done.hit else done.record.get("pch_status")  # such programs can't be cached
         if logs is not None and done.log:
             logs.write(done.log)
         return done
@@ -252,7 +254,7 @@ def link(
 
 def _link_input(item: Any, index: int) -> LinkInput:
     if isinstance(item, CompiledProgram):
-        return LinkInput(item.name, item.target_type, item.data)
+        return LinkInput(item.name, item.target_type, item.data, item.digest)
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], bytes | bytearray):
         return LinkInput(f"input {index}", str(item[1]), bytes(item[0]))
     code, code_type = getattr(item, "code", None), getattr(item, "code_type", None)

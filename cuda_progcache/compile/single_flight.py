@@ -20,13 +20,16 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
 
 from cuda_progcache._util import files
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.store.sharing import write_beside
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 #: Seconds between looks of a waiter.
 POLL = 0.01
@@ -38,12 +41,12 @@ STANDSTILL = 3 * HEARTBEAT
 LONGEST_WAIT = 300.0
 
 
-class _Flight(Generic[T]):
+class _Flight:
     """A compile that is under way in this process."""
 
     def __init__(self) -> None:
         self.landed = threading.Event()
-        self.result: T | None = None
+        self.result: object = None
         self.error: BaseException | None = None
 
 
@@ -55,7 +58,7 @@ class _Process:
 
     def reset(self) -> None:
         self.lock = threading.Lock()
-        self.flights: dict[tuple[str | None, str], _Flight[object]] = {}
+        self.flights: dict[tuple[str | None, str], _Flight] = {}
         self.leases: set[str] = set()
         self.heart: threading.Thread | None = None
 
@@ -96,7 +99,7 @@ def fly(
     with _here.lock:
         current = _here.flights.get(slot)
         if current is None:
-            mine: _Flight[object] = _Flight()
+            mine = _Flight()
             _here.flights[slot] = mine
     if current is not None:
         if not current.landed.wait(min(longest_wait, threading.TIMEOUT_MAX)):

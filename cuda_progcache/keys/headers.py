@@ -23,21 +23,26 @@ the same project in another directory.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
-from typing import Any, NamedTuple
 
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import NamedTuple, dataclass, field
 from cuda_progcache.errors import OptionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # A file whose time stamp is this young may be written again without its stat moving; it is read again next time.
 # 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
 _STAMP_RESOLUTION_NS = 2_000_000_000
 _MANIFEST_FORMAT = 2
 _MAX_SETS = 16
+
+Stamp = tuple[int, int, int, int, int]
+"""Of a file's status: device, inode, size, mtime and ctime in ns. While they stay, its content does."""
 
 Place = tuple[str, int, str]
 """A path and what it is relative to: ("I", n, rest) include directory n, ("S", 0, rest) the source's folder,
@@ -98,6 +103,9 @@ class HeaderSet:
         Whether ``__FILE__`` occurs in one of them: then their paths may reach the output.
     uncacheable : str or None
         Why a compile that reads these can't be cached; None if it can.
+    stamps : tuple of (Stamp or None)
+        What each header's status was when it was digested, where an edit since would have moved it: spares a new
+        process reading some hundred files. None are another set all the same.
     """
 
     headers: tuple[Header, ...] = ()
@@ -106,14 +114,13 @@ class HeaderSet:
     probes: tuple[str, ...] = ()
     mentions_file: bool = False
     uncacheable: str | None = None
+    stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
 
     @functools.cached_property
     def identity(self) -> str:
         """SHA-256 (hex) over the names and digests of the headers, in order."""
-        hasher = sha256(usedforsecurity=False)
-        for header in self.headers:
-            hasher.update(os.fsencode(header.name) + b"\0" + header.digest.encode() + b"\n")
-        return hasher.hexdigest()
+        lines = [os.fsencode(header.name) + b"\0" + header.digest.encode() + b"\n" for header in self.headers]
+        return sha256(b"".join(lines)).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """For a manifest's file."""
@@ -123,6 +130,7 @@ class HeaderSet:
             "present": [list(p) for p in self.present],
             "probes": list(self.probes),
             "mentions_file": self.mentions_file,
+            "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
         }
 
     @classmethod
@@ -134,6 +142,7 @@ class HeaderSet:
             present=tuple(_place(p) for p in data["present"]),
             probes=tuple(map(str, data["probes"])),
             mentions_file=bool(data["mentions_file"]),
+            stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
         )
 
 
@@ -143,6 +152,10 @@ NO_HEADERS = HeaderSet()
 def _place(value: Sequence[Any]) -> Place:
     root, index, rest = value
     return (str(root), int(index), str(rest))
+
+
+def _stamp_of(device: int, inode: int, size: int, mtime: int, ctime: int) -> Stamp:
+    return (device, inode, size, mtime, ctime)
 
 
 @dataclass(frozen=True)
@@ -209,10 +222,10 @@ class SearchPath:
 
 # --- files by content ----------------------------------------------------------------------------------------------
 
-_digests: dict[str, tuple[tuple[int, ...], str]] = {}
+_digests: dict[str, tuple[Stamp, str]] = {}
 
 
-def _stamp(st: os.stat_result) -> tuple[int, ...]:
+def _stamp(st: os.stat_result) -> Stamp:
     return (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
 
@@ -226,16 +239,27 @@ def file_digest(path: str) -> str | None:
         before = os.stat(path)
     except OSError:
         return None
-    stamp = _stamp(before)
-    known = _digests.get(path)
-    if known is not None and known[0] == stamp:
-        return known[1]
+    known = known_digest(path, before)
+    if known is not None:
+        return known
     content = read_file(path)
     if content is None:
         return None
-    digest = sha256(content, usedforsecurity=False).hexdigest()
+    digest = sha256(content).hexdigest()
     remember_digest(path, before, digest)
     return digest
+
+
+def known_digest(path: str, status: os.stat_result) -> str | None:
+    """The digest of a file that was read before, if this is still its status."""
+    known = _digests.get(path)
+    return known[1] if known is not None and known[0] == _stamp(status) else None
+
+
+def known_stamp(path: str, digest: str) -> Stamp | None:
+    """The status that a file had when it had this digest, as far as that is remembered."""
+    known = _digests.get(path)
+    return known[0] if known is not None and known[1] == digest else None
 
 
 def remember_digest(path: str, before: os.stat_result, digest: str) -> None:
@@ -263,7 +287,7 @@ class _Paths(NamedTuple):
     search: SearchPath
     absent: list[str]
     present: list[str]
-    headers: list[tuple[str, str]]
+    headers: list[tuple[str, str, Stamp | None]]
 
 
 def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
@@ -275,7 +299,11 @@ def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
             [prefixes[root, index] + rest for root, index, rest in places]
             for places in (headers.absent, headers.present)
         )
-        files = [(prefixes[root, index] + rest, digest) for (root, index, rest), digest in headers.headers]
+        stamps = headers.stamps if len(headers.stamps) == len(headers.headers) else (None,) * len(headers.headers)
+        files = [
+            (prefixes[root, index] + rest, digest, stamp)
+            for ((root, index, rest), digest), stamp in zip(headers.headers, stamps, strict=True)
+        ]
         known = headers.__dict__["_paths"] = _Paths(search, absent, present, files)
     return known
 
@@ -293,17 +321,21 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
     for path in paths.present:
         if not there(path, os.F_OK) or (not path.endswith("/") and os.path.isdir(path)):
             return False
-    for path, digest in paths.headers:
+    for path, digest, stamp in paths.headers:
         # As file_digest does it, without a call for each of some hundreds.
         seen = known(path)
-        if seen is not None:
+        if seen is not None or stamp is not None:
             try:
                 st = stat(path)
             except OSError:
                 return False
-            if seen[0] == (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns):
+            now = (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+            if seen is not None and seen[0] == now:
                 if seen[1] != digest:
                     return False
+                continue
+            if stamp == now:
+                _digests[path] = (now, digest)
                 continue
         if file_digest(path) != digest:
             return False
@@ -313,7 +345,6 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
 # --- manifests -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class HeaderManifest:
     """The header sets seen for one (source, options, compiler), newest first.
 
@@ -328,9 +359,10 @@ class HeaderManifest:
     writers can lose each other's newest set, which costs one compile and nothing else.
     """
 
-    path: str | None
-    sets: list[HeaderSet] = field(default_factory=list)
-    _checked: tuple[HeaderSet, SearchPath, float] | None = field(default=None, init=False, repr=False, compare=False)
+    def __init__(self, path: str | None, sets: Iterable[HeaderSet] = ()) -> None:
+        self.path = path
+        self.sets = list(sets)
+        self._checked: tuple[HeaderSet, SearchPath, float] | None = None
 
     @classmethod
     def read(cls, path: str | None) -> HeaderManifest:
@@ -339,6 +371,8 @@ class HeaderManifest:
         if content is None:
             return cls(path)
         try:
+            import json
+
             data = json.loads(content)
             if data["format"] != _MANIFEST_FORMAT:
                 return cls(path)
@@ -360,6 +394,8 @@ class HeaderManifest:
     def add(self, headers: HeaderSet) -> bytes:
         """Put a set in front; returns the manifest's new content."""
         self.sets = [headers, *(s for s in self.sets if s != headers)][:_MAX_SETS]
+        import json
+
         return json.dumps(
             {"format": _MANIFEST_FORMAT, "sets": [s.to_json() for s in self.sets]}, separators=(",", ":")
         ).encode()

@@ -20,10 +20,19 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from hashlib import sha256
-from typing import NamedTuple
 
-from cuda_progcache.keys.headers import Header, HeaderSet, Place, SearchPath, read_file, remember_digest
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache.keys.headers import (
+    Header,
+    HeaderSet,
+    Place,
+    SearchPath,
+    known_digest,
+    known_stamp,
+    read_file,
+    remember_digest,
+)
 from cuda_progcache.keys.source import joined, mentions_file, time_macro, whole_words
 
 #: What an NVRTC offers.
@@ -119,23 +128,24 @@ def header_set(
         With ``uncacheable`` set where the set can't be trusted.
     """
     found = _Collector(search, compiled_at_ns, contents)
-    found.probe(whole_words(code), "the source", [("S", 0, "")])
-    chain: list[Place] = []  # the headers being read, outermost first
-    folders: dict[Place, None] = dict.fromkeys([("S", 0, ""), ("C", 0, "")])  # any of which may hold the includer
+    found.probe(_text(code), "the source", [("S", 0, "")])
+    sources = (("S", 0, ""), ("C", 0, ""))  # the folders in which the source itself may lie
+    chain: list[Place] = []  # the folders of the headers being read, outermost first
+    folders: dict[Place, None] = dict.fromkeys(sources)  # any of which may hold the includer
+    seen: dict[tuple[str, Place | None], Place] = {}  # ten lines of a trace say the same thing: cub has 4400 for 420
     for depth, spelled in trace:
-        path = os.path.join(search.cwd, spelled)
         if depth > 0 and not spelled.startswith("/") and _may_begin_with_a_blank(search.cwd, spelled, depth):
             found.note_problem(f"the path of {spelled} or of another header begins with a blank: the trace can't tell")
         if depth == UNKNOWN:
-            place = found.chose(path, folders)
+            place = found.opened(spelled, folders)
             folders[_folder(place)] = None
-        else:
-            includer = chain[depth - 1] if 0 < depth <= len(chain) else None
-            place = found.chose(path, [("S", 0, ""), ("C", 0, "")] if includer is None else [_folder(includer)])
-            chain[depth:] = [place]
-        content = found.read(path, place, spelled)
-        if content is not None:
-            found.probe(content, spelled, [_folder(place)])
+            continue
+        includer = chain[depth - 1] if 0 < depth <= len(chain) else None
+        folder = seen.get((spelled, includer))
+        if folder is None:
+            place = found.opened(spelled, sources if includer is None else (includer,))
+            folder = seen[spelled, includer] = _folder(place)
+        chain[depth:] = [folder]
     return found.result()
 
 
@@ -171,7 +181,8 @@ def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_
         pending += found.follow(name, source)
     while pending:
         content, where, folders = pending.pop()
-        found.probe(content, where, folders)
+        if where == "the source":
+            found.probe(_text(content), where, folders)
         for angled, quoted, other in _includes(content):
             if angled or quoted:
                 pending += found.follow(os.fsdecode(angled or quoted), folders if quoted else [])
@@ -190,30 +201,41 @@ def included_names(content: bytes) -> set[str]:
     return {os.fsdecode(angled or quoted) for angled, quoted, _ in _includes(content) if angled or quoted}
 
 
-class Probes(NamedTuple):
-    """The ``__has_include`` tests of a file: names, and whether each stands in quotes; and what isn't understood."""
-
-    names: frozenset[tuple[str, bool]] = frozenset()
-    problem: str | None = None
+def probed_names(content: bytes) -> set[tuple[str, bool]]:
+    """The names in the ``__has_include`` tests of a file, and whether each stands in quotes."""
+    return set(_text(content).probed)
 
 
-def find_probes(content: bytes) -> Probes:
-    """Find the tests in the directives of a file (of :func:`whole_words`); elsewhere the name means nothing."""
-    if b"__has_include" not in content:
-        return Probes()
-    names: set[tuple[str, bool]] = set()
-    problem = None
-    for line in _DIRECTIVE.findall(joined(content)):
+class _Text(NamedTuple):
+    """What the text of a file says, beside what it includes."""
+
+    time_macro: str | None
+    mentions_file: bool
+    probed: tuple[tuple[str, bool], ...]  # names in __has_include tests, and whether in quotes
+    undecided: str | None  # such a test that the text doesn't decide
+
+
+def _text(content: bytes) -> _Text:
+    text = whole_words(content)
+    probed: set[tuple[str, bool]] = set()
+    undecided = None
+    # In directives alone: elsewhere the name means nothing.
+    for line in _DIRECTIVE.findall(joined(content)) if b"__has_include" in text else ():
         directive = _COMMENT.sub(b" ", line)
         for angled, quoted, other, behind in _PROBE.findall(directive):
             if angled or quoted:
-                names.add((os.fsdecode(angled or quoted), bool(quoted)))
+                probed.add((os.fsdecode(angled or quoted), bool(quoted)))
             elif other or not _ASKED_ABOUT.match(behind):
                 test = (other or behind).decode(errors="replace").strip()
-                problem = problem or f"tests __has_include({test}): a macro decides"
+                undecided = undecided or f"tests __has_include({test}): a macro decides"
             elif _DEFINES.match(directive):
-                problem = problem or "gives __has_include another name"
-    return Probes(frozenset(names), problem)
+                undecided = undecided or "gives __has_include another name"
+    return _Text(time_macro(text), mentions_file(text), tuple(sorted(probed)), undecided)
+
+
+#: By digest: one process compiles many programs over the same headers.
+_texts: dict[str, _Text] = {}
+_MAX_TEXTS = 8192
 
 
 def _folder(place: Place) -> Place:
@@ -244,6 +266,7 @@ class _Collector:
         self._mentions_file = False
         self._problem: str | None = None
         self._kinds: dict[Place, int] = {}
+        self._missing: dict[Place, Place | None] = {}
         self._places: dict[str, list[Place]] = {}
         self._chosen: set[tuple[str, Place]] = set()
         self._followed: set[tuple[str, str]] = set()
@@ -257,39 +280,56 @@ class _Collector:
             probes=tuple(f"{asked}: {outcome}" for asked, outcome in sorted(self._probes.items())),
             mentions_file=self._mentions_file,
             uncacheable=self._problem,
+            stamps=tuple([known_stamp(path, header.digest) for path, header in self._headers.items()]),
         )
 
     def note_problem(self, problem: str) -> None:
         """Say why the set can't be trusted; the first reason counts."""
         self._problem = self._problem or problem
 
-    def read(self, path: str, place: Place, spelled: str) -> bytes | None:
-        """Note a header that the compiler opened; its text (:func:`whole_words`), where it is new and can be read."""
+    def opened(self, spelled: str, folders: Iterable[Place]) -> Place:
+        """Note a header that the compiler opened, from a file in one of ``folders``; its place."""
+        path = os.path.join(self._search.cwd, spelled)
+        place = self.chose(path, folders)
+        self.read(path, place, spelled, with_content=False)
+        return place
+
+    def read(self, path: str, place: Place, spelled: str, *, with_content: bool = True) -> bytes | None:
+        """Note a header; its content where it is new and can be read, and was asked for or is not known by its stat."""
         if path in self._headers:
             return None
+        content = None
         try:
             before = os.stat(path)
-            content = read_file(path)
         except OSError:
-            content = None
-        if content is None:
             self.note_problem(f"header {spelled} can't be read after the compile")
             return None
+        digest = known_digest(path, before) or ""
+        text = _texts.get(digest)
+        if text is None or with_content or self._contents is not None:
+            content = read_file(path)
+            if content is None:
+                self.note_problem(f"header {spelled} can't be read after the compile")
+                return None
+            digest = sha256(content).hexdigest()
+            remember_digest(path, before, digest)
+            text = _texts.get(digest) or _text(content)
+            if len(_texts) >= _MAX_TEXTS:
+                _texts.clear()
+            _texts[digest] = text
+            if self._contents is not None:
+                self._contents[path] = content
         # A file's stamp may lag the clock by a tick (4 ms), so an edit right after the start may look older than that;
         # NVRTC reads its own prologue for longer before it opens the first header.
         # Bundled headers it writes itself, as a part of the first compile that asks for them.
         if place[0] != "B" and max(before.st_mtime_ns, before.st_ctime_ns) >= self._compiled_at_ns:
             self.note_problem(f"header {spelled} was modified while it was being compiled")
-        digest = sha256(content, usedforsecurity=False).hexdigest()
-        remember_digest(path, before, digest)
         self._headers[path] = Header(place, digest)
-        if self._contents is not None:
-            self._contents[path] = content
-        text = whole_words(content)
-        if macro := time_macro(text):
-            self.note_problem(f"header {spelled} uses {macro}")
-        self._mentions_file = self._mentions_file or mentions_file(text)
-        return text
+        if text.time_macro:
+            self.note_problem(f"header {spelled} uses {text.time_macro}")
+        self._mentions_file = self._mentions_file or text.mentions_file
+        self.probe(text, place[2], [_folder(place)])
+        return content
 
     def chose(self, path: str, folders: Iterable[Place]) -> Place:
         """Note that ``path`` was read from a file in one of ``folders``; its place."""
@@ -334,12 +374,11 @@ class _Collector:
                     found.append((content, name, [_folder(place)]))
         return found
 
-    def probe(self, content: bytes, where: str, folders: list[Place]) -> None:
+    def probe(self, text: _Text, where: str, folders: list[Place]) -> None:
         """Note what the ``__has_include`` tests of a file look at; a problem if one can't be known from its text."""
-        probes = find_probes(content)
-        if probes.problem:
-            self.note_problem(f"{where} {probes.problem}")
-        for name, quoted in sorted(probes.names):
+        if text.undecided:
+            self.note_problem(f"{where} {text.undecided}")
+        for name, quoted in text.probed:
             asked = f'"{name}" in {where}' if quoted else f"<{name}> in {where}"
             self._probes[asked] = "missing"
             for folder in [*(folders if quoted else ()), *self._search.roots]:
@@ -355,18 +394,29 @@ class _Collector:
 
         Never above the directory it was looked for in: in another project that directory may exist.
         """
-        root, index, rest = place
-        end = 0
-        while root != "A" and (end := rest.find("/", end + 1)) > 0:
-            folder = (root, index, rest[:end])
-            if self._kind(folder) == _NOTHING:
-                self._absent[folder] = None
-                return
-        kind = self._kind(place)
+        missing = self._missing_folder(place) if place[0] != "A" else None
+        kind = _NOTHING if missing is not None else self._kind(place)
         if kind == _NOTHING:
-            self._absent[place] = None
+            self._absent[missing or place] = None
         elif kind == _FOLDER:  # passed over in the search; a file in its stead wouldn't be
+            root, index, rest = place
             self._present[root, index, rest + "/"] = None
+
+    def _missing_folder(self, place: Place) -> Place | None:
+        """The outermost folder of a place that isn't there."""
+        root, index, rest = place
+        end = rest.rfind("/")
+        if end <= 0:
+            return None
+        above = (root, index, rest[:end])
+        try:
+            return self._missing[above]
+        except KeyError:
+            missing = self._missing_folder(above)
+            if missing is None and self._kind(above) == _NOTHING:
+                missing = above
+            self._missing[above] = missing
+            return missing
 
     def _kind(self, place: Place) -> int:
         found = self._kinds.get(place)

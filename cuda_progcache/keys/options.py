@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple, dataclass
 from cuda_progcache.errors import OptionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 DEFAULT_NAME = "default_program"
 INCLUDE_PATH, PRE_INCLUDE = "--include-path=", "--pre-include="
@@ -303,7 +306,7 @@ def nvvm_flags(options: Any, target_type: str | None) -> list[str]:
     refused = [name for name in _NVVM_REFUSES_GIVEN if getattr(options, name) is not None]
     refused += [name for name in _NVVM_REFUSES_TRUE if getattr(options, name)]
     if refused:
-        ordered = [f.name for f in fields(ProgramOptions) if f.name in refused]
+        ordered = [name for name in vars(options) if name in refused]
         raise OptionError(f"The following options are not supported by NVVM backend: {', '.join(ordered)}")
     arch = options.arch or ""
     if arch.startswith("sm_"):
@@ -327,6 +330,8 @@ def unknown_fields(options: Any) -> tuple[tuple[str, str], ...]:
     """Fields of a newer ``cuda.core`` than this version knows, with their values: keyed verbatim, never dropped."""
     if isinstance(options, ProgramOptions):
         return ()
+    from dataclasses import fields
+
     known = {f.name for f in fields(ProgramOptions)}
     values = ((f.name, getattr(options, f.name)) for f in fields(options) if f.name not in known)
     return tuple((name, repr(value)) for name, value in values if value is not None)

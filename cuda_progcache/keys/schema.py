@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ArchError, UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
 from cuda_progcache.keys.source import Source, mentions_file, read_source, time_macro
 from cuda_progcache.keys.toolchain import ToolFile, environment, toolchain
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hashlib import _Hash
+    from typing import Any
 
 SCHEMA = "3"
 
@@ -47,12 +49,12 @@ class Component(NamedTuple):
                 return self.payload.decode().replace("\0", " ")
             except UnicodeDecodeError:
                 return self.payload.hex()
-        return f"{len(self.payload)} bytes, sha256:{sha256(self.payload, usedforsecurity=False).hexdigest()}"
+        return f"{len(self.payload)} bytes, sha256:{sha256(self.payload).hexdigest()}"
 
 
 def digest(components: Sequence[Component]) -> bytes:
     """SHA-256 over labelled, length-prefixed components (32 bytes)."""
-    return sha256(_stream(components), usedforsecurity=False).digest()
+    return sha256(_stream(components)).digest()
 
 
 def _stream(components: Iterable[Component]) -> bytes:
@@ -70,8 +72,8 @@ class ProgramKey:
     ----------
     digest : bytes
         The key itself, 32 bytes.
-    components : sequence of Component
-        In hashing order.
+    components : iterable of Component, or callable
+        In hashing order; or what gives them, which a hit has no use for.
     headers : HeaderSet
         The headers among them.
     toolchain : tuple of ToolFile
@@ -81,7 +83,7 @@ class ProgramKey:
     def __init__(
         self,
         digest: bytes,
-        components: Iterable[Component],
+        components: Iterable[Component] | Callable[[], Iterable[Component]],
         headers: HeaderSet = NO_HEADERS,
         toolchain: tuple[ToolFile, ...] = (),
     ) -> None:
@@ -93,8 +95,10 @@ class ProgramKey:
     @property
     def components(self) -> tuple[Component, ...]:
         """What was hashed, in that order."""
-        self._components = tuple(self._components)  # a hit has no use for them: made when they are asked for
-        return self._components
+        found = self._components
+        if not isinstance(found, tuple):
+            found = self._components = tuple(found() if callable(found) else found)
+        return found
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ProgramKey) and self.digest == other.digest
@@ -147,10 +151,10 @@ class CompileInputs(NamedTuple):
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
         if self.code_type != "c++":
             return None
-        macro = self.source.time_macro or _macros_in_flags(self.flags)[0]
+        macro = self.source.time_macro or _about(self.flags).time_macro
         if macro:
             return f"the source uses {macro}: each compile's output is its own"
-        if any("__has_include" in flag for flag in self.flags):
+        if _about(self.flags).probes:
             return "an option tests __has_include: what it looks at isn't in the key"
         return None
 
@@ -159,7 +163,7 @@ class CompileInputs(NamedTuple):
         """Whether the compiler may open any header."""
         if self.code_type != "c++":
             return False
-        return self.source.may_include or any(flag.startswith("--pre-include") for flag in self.flags)
+        return self.source.may_include or _about(self.flags).pre_includes
 
     def search_path(self, cwd: str | None = None) -> SearchPath:
         """Where the compiler looks for headers."""
@@ -172,12 +176,24 @@ class CompileInputs(NamedTuple):
         return [flag[len(opt.PRE_INCLUDE) :] for flag in self.flags if flag.startswith(opt.PRE_INCLUDE)]
 
 
+class _AboutFlags(NamedTuple):
+    """What flags say: a macro in a definition that makes each compile's output its own, ``__FILE__``, headers."""
+
+    time_macro: str | None
+    mention_file: bool
+    probes: bool
+    pre_includes: bool
+
+
 @functools.lru_cache(maxsize=256)
-def _macros_in_flags(flags: tuple[str, ...]) -> tuple[str | None, bool]:
-    """A macro in a definition that makes each compile's output its own, if any; whether one has ``__FILE__``."""
+def _about(flags: tuple[str, ...]) -> _AboutFlags:
     text = "\n".join(flags)
-    encoded = text.encode("utf-8", "surrogateescape")
-    return time_macro(encoded), mentions_file(encoded)
+    return _AboutFlags(
+        time_macro(text),
+        mentions_file(text.encode("utf-8", "surrogateescape")),
+        "__has_include" in text,
+        any(flag.startswith("--pre-include") for flag in flags),
+    )
 
 
 def normalize(
@@ -343,7 +359,7 @@ class BaseKey:
             into a cubin doesn't take its working directory there.
         """
         more = self._more(headers, output or self.inputs.target_type)
-        return ProgramKey(self._digest(more), chain(self._components(), more), headers, self.toolchain)
+        return ProgramKey(self._digest(more), lambda: chain(self._components(), more), headers, self.toolchain)
 
     def digest(self, headers: HeaderSet) -> bytes:
         """The digest of :meth:`with_headers`, alone."""
@@ -369,7 +385,7 @@ class BaseKey:
         options = self.inputs.options
         if self.inputs.code_type != "c++":
             return False
-        return bool(output == "ltoir" or options.debug or options.lineinfo or _macros_in_flags(self.inputs.flags)[1])
+        return bool(output == "ltoir" or options.debug or options.lineinfo or _about(self.inputs.flags).mention_file)
 
 
 def base_key(inputs: CompileInputs) -> BaseKey:
@@ -454,7 +470,7 @@ def _recipe(
         components += [Component("extra_source_name", module_name.encode()), Component("extra_source", module)]
     if extra_digest is not None:
         components.append(Component("extra_digest", extra_digest))
-    return _Recipe(tuple(components), sha256(_stream(components), usedforsecurity=False))
+    return _Recipe(tuple(components), sha256(_stream(components)))
 
 
 # A hit runs no compiler, so the files these write would not be written.

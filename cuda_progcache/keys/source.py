@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import re
-from hashlib import sha256
+
+from cuda_progcache._util.digest import sha256
 
 _CONTINUED = re.compile(rb"(?:\\|\?\?/)[ \t]*\r?\n")
 _CUTS_A_WORD = re.compile(rb"\\[ \t]*\r?\n\w")
@@ -18,7 +19,7 @@ _CUTS_A_WORD = re.compile(rb"\\[ \t]*\r?\n\w")
 _FILE_NAMES = (b"__FILE__", b"__builtin_FILE", b"__builtin_source_location")
 
 _LARGE = 16_384  # characters
-_MAX_LARGE = 4  # more would keep so much memory in use that each new text costs the page faults of fresh memory
+_MAX_LARGE = 2  # more would keep so much memory in use that each new text costs the page faults of fresh memory
 
 
 class Source:
@@ -39,7 +40,7 @@ class Source:
     def __init__(self, text: str | bytes) -> None:
         code = text.encode() if isinstance(text, str) else text
         self.text = text
-        self.identity = f"{len(code)} bytes, sha256:{sha256(code, usedforsecurity=False).hexdigest()}".encode()
+        self.identity = f"{len(code)} bytes, sha256:{sha256(code).hexdigest()}".encode()
         self.may_include = may_include(code)
         # "" is none; None: not looked for yet.
         self._time_macro = time_macro(whole_words(code)) or "" if len(code) < _LARGE else None
@@ -54,7 +55,8 @@ class Source:
     def time_macro(self) -> str | None:
         """The macro in it that makes each compile's output its own (comments count)."""
         if self._time_macro is None:
-            self._time_macro = time_macro(whole_words(self.code)) or ""
+            uncut = isinstance(self.text, str) and "\\" not in self.text and "?" not in self.text
+            self._time_macro = time_macro(self.text if uncut else whole_words(self.code)) or ""
         return self._time_macro or None
 
     @property
@@ -88,6 +90,8 @@ def may_include(code: bytes) -> bool:
 
     Looks at the lines with a ``#`` or its digraph alone; where such a line goes on in the next one, it may.
     """
+    if b"#" not in code and b"%" not in code and b"?" not in code:
+        return False
     at = code.find(b"#")
     while at >= 0:
         end = code.find(b"\n", at)
@@ -124,9 +128,13 @@ def mentions_file(code: bytes) -> bool:
     return any(name in code for name in _FILE_NAMES)
 
 
-def time_macro(code: bytes) -> str | None:
+def time_macro(code: str | bytes) -> str | None:
     """The macro in it that makes each compile's output its own, if there is one (of :func:`whole_words`)."""
-    # Letters first: a search for one is a memchr, a search for eight takes as long as the SHA-256 of the same bytes.
+    # Letters first: a search for one is a memchr, a search for eight takes as long as the SHA-256 of the same text.
+    if isinstance(code, str):
+        if "T" not in code or "E" not in code:
+            return None
+        code = code.encode("utf-8", "surrogateescape")
     if b"T" not in code or b"E" not in code:
         return None
     if b"__DATE__" in code:

@@ -21,10 +21,13 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from hashlib import sha256
-from typing import Any, BinaryIO, NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ToolchainError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
 
 
 class ToolFile(NamedTuple):
@@ -89,7 +92,8 @@ class _Known:
 
     def holds(self, *, thorough: bool) -> bool:
         """Whether the files are still those (OSError where one is gone)."""
-        if _stamp(self.library) != self.stamps[0]:
+        st = os.stat(self.library)
+        if (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) != self.stamps[0]:
             return False
         now = time.monotonic()
         if not thorough and now - self.looked < _LOOK_INTERVAL:
@@ -237,6 +241,8 @@ def identity(path: str) -> str:
         if (build_id := _gnu_build_id(file, size)) is not None:
             return f"build-id:{build_id}:{size}"
         file.seek(0)
+        from hashlib import sha256
+
         digest = sha256(usedforsecurity=False)
         while chunk := file.read(1 << 20):
             digest.update(chunk)

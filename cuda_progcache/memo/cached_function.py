@@ -217,6 +217,7 @@ class CachedFunction:
             "algo": self.options.algo,
             "parents": [above[-1].node] if above else [],
             "children": list(frame.children),
+            "used": list(frame.running.children),
             "watched": [_written(item) for item in {**frame.watched, **key.watched}.values()],
         }
         meta = {

@@ -10,6 +10,7 @@ and child.
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -21,10 +22,16 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.running import Running, note_child, running
 from cuda_progcache.errors import ProgCacheError
-from cuda_progcache.memo import export, provenance
+from cuda_progcache.memo import cache_dir, export
+from cuda_progcache.memo.call import DigestedCall
+from cuda_progcache.memo.digest import Digest, digest
+from cuda_progcache.memo.graph import Graph
+from cuda_progcache.memo.graph import Node as GraphNode
 
 if TYPE_CHECKING:
+    from cuda_progcache.memo.caches import Cache
     from cuda_progcache.memo.files import Pattern
 
 #: Calls that are remembered; the oldest go first.
@@ -64,10 +71,13 @@ class Frame:
         Ids of the calls it made.
     environment : dict
         Variables that its calls depend on.
+    running : Running
+        The same for those who know nothing of this tree: programs and memoized calls, whose keys it gets as children.
     """
 
     def __init__(self, node: str) -> None:
         self.node = node
+        self.running = Running(hash_of(node), node.rpartition(".")[0], running.get())
         self.watched: dict[str, Watched] = {}
         self.children: dict[str, None] = {}
         self.environment: dict[str, str | None] = {}
@@ -84,6 +94,7 @@ class _CallStack:
 
     def push(self, frame: Frame) -> None:
         self._frames.set((*self._frames.get(), frame))
+        running.set(frame.running)
 
     def append(self, node: str) -> None:
         self.push(Frame(node))
@@ -91,9 +102,12 @@ class _CallStack:
     def pop(self) -> str:
         frames = self._frames.get()
         self._frames.set(frames[:-1])
+        running.set(frames[-1].running.parent)
         return frames[-1].node
 
     def clear(self) -> None:
+        for frame in self._frames.get()[:1]:
+            running.set(frame.running.parent)
         self._frames.set(())
 
     def __len__(self) -> int:
@@ -121,6 +135,7 @@ def register(node: str, fname: str, hash_: str, outfile: str | Path | None, algo
             graph[node] = found
             while len(graph) > MOST_NODES:
                 del graph[next(iter(graph))]
+        note_child(hash_)
         frames = stack.frames()
         if frames and frames[-1].node != node:
             frames[-1].children[node] = None
@@ -236,17 +251,17 @@ def cache_tree_summary() -> dict[str, Any]:
     }
 
 
-def to_graph(nodes: Mapping[str, Node]) -> provenance.Graph:
+def to_graph(nodes: Mapping[str, Node]) -> Graph:
     """Calls and their files as a provenance graph: a call depends on the calls it made and the files it read."""
-    made = provenance.Graph()
+    made = Graph()
     for name, node in nodes.items():
-        made.add(provenance.Node(f"call:{name}", "call", node["fname"], None, {"hash": node["hash"]}))
+        made.add(GraphNode(f"call:{name}", "call", node["fname"], None, {"hash": node["hash"]}))
     for name, node in nodes.items():
         for child in node["children"]:
             if child in nodes:
                 made.link(f"call:{name}", f"call:{child}", "used")
-        for path, digest in node["file_hashes"].items():
-            file = provenance.Node(f"file:{path}", "file", os.path.basename(path) or path, digest, {"path": path})
+        for path, hashed in node["file_hashes"].items():
+            file = GraphNode(f"file:{path}", "file", os.path.basename(path) or path, hashed, {"path": path})
             made.link(f"call:{name}", made.add(file), "used")
     return made
 
@@ -325,3 +340,57 @@ def _revived(node: Mapping[str, Any]) -> Node:
         "outfile": None if outfile is None else Path(outfile),
         "files": [Path(path) for path in node.get("files") or ()],
     }
+
+
+def saved_calls(directory: str | os.PathLike[str]) -> Cache:
+    """The calls whose results :func:`~cuda_progcache.memo.cache_file.cache_file` keeps in a directory, as a cache.
+
+    Their keys are the hashes in the files' names. The results aren't in it, and what the directory holds later isn't
+    either.
+
+    Parameters
+    ----------
+    directory : path-like
+    """
+    from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.memo.storage import CallMemory, ValueMemory
+    from cuda_progcache.memo.storage.codecs import encode_json
+
+    found: dict[Digest, DigestedCall] = {}
+    for row in cache_dir.rows(os.fspath(directory)):
+        try:
+            record = cache_dir.read_record(row.path)
+        except OSError:
+            continue  # gone meanwhile
+        key = Digest(record.get("hash") or row.hash)
+        arguments = {name: _literal(text) for name, text in (record.get("call") or {}).items()}
+        digests = {name: digest(value) for name, value in arguments.items()}
+        created, duration = float(record.get("created") or row.status.st_mtime), record.get("duration")
+        links = {side: [hash_of(node) for node in record.get(side) or ()] for side in ("parents", "children")}
+        links["children"] = list(dict.fromkeys([*links["children"], *(record.get("used") or ())]))
+        metadata: dict[str, dict[str, Any]] = {
+            "runtime": {"timestart": created, "timestop": created + (duration or 0.0), "duration": duration},
+            "links": {side: keys for side, keys in links.items() if keys},
+            "files": {
+                path: {"algo": algo, "pattern": pattern, "digest": found_digest}
+                for path, algo, pattern, found_digest in record.get("watched") or ()
+            },
+        }
+        inline = {digests[name]: encode_json(value) for name, value in arguments.items()}
+        name = record.get("fname") or row.fname
+        found[key] = DigestedCall(name, digests, None, metadata, record.get("module"), key=key, inline=inline)
+    return Cache(ValueMemory({}), CallMemory(found))
+
+
+def _literal(text: str) -> str | int | float | bool | None:
+    """An argument from what its record shows of it."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if value is None or isinstance(value, str | int | float) else text
+
+
+def hash_of(node: str) -> str:
+    """The hash in a call's id."""
+    return node.rpartition(".")[2]

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cuda_progcache.errors import ProgCacheError, ToolchainError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.memo.provenance import Graph, Node, content_digest, display_name, source_digest, times
+from cuda_progcache.memo.nodes import content_digest, display_name, source_digest, times
 
 if TYPE_CHECKING:
+    from cuda_progcache.memo.graph import Graph, Node
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -48,6 +49,7 @@ def to_json(graph: Graph) -> dict[str, Any]:
 
 
 _SHAPES = dict.fromkeys(("source", "header", "template", "file"), "note") | {"binary": "box3d", "tool": "component"}
+_SHAPES |= {"gone": "ellipse"}
 
 
 def to_dot(graph: Graph) -> str:
@@ -88,7 +90,7 @@ def to_prov(graph: Graph) -> dict[str, Any]:
     }
     for edge in graph.edges:
         source, target = names[edge.source], names[edge.target]
-        if edge.relation == "used":
+        if edge.relation == "used" and not graph.nodes[edge.target].is_step:
             _relate(document, "used", {"prov:activity": source, "prov:entity": target})
         elif edge.relation == "made by":
             _relate(document, "wasGeneratedBy", {"prov:entity": source, "prov:activity": target})
@@ -151,7 +153,7 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
         )
     if not record.get("components"):
         raise ProgCacheError(f"{entry.digest[:12]} was put there by hand: how it was made isn't known")
-    kernel = record.get("kernel") or None
+    kernel = record.get("kernel") or record.get("part_of")
     external = {
         "name": record.get("name"),
         "code_type": record.get("code_type"),
@@ -189,30 +191,48 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
 
 
 def _dependencies(cache: ProgramCacheResource, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    files = [("template", part) for part in (record.get("kernel") or {}).get("templates") or ()]
-    files += [("header", part) for part in record.get("headers") or ()]
-    files += [("compiler", part) for part in record.get("toolchain") or ()]
-    source = source_digest(record)
-    return [
-        *(_linked(cache, part) for part in record.get("inputs") or ()),
-        *([] if source is None else [_resource("source", str(record.get("name") or "source"), source)]),
-        *(_resource(role, part["name"], part["digest"]) for role, part in files),
-    ]
+    """What a program was made of, each thing once; of a linked one also what its parts were made of."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+
+    def add(role: str, name: str, digest: str) -> None:
+        if (role, name, digest) not in found:
+            found[role, name, digest] = _resource(role, name, digest)
+
+    pending = [record]
+    seen: set[str] = set()
+    while pending:
+        made = pending.pop(0)
+        for part in made.get("inputs") or ():
+            entry = _entry(cache, part.get("digest"))
+            content = part.get("sha256") or (entry and content_digest(entry))
+            add("linked binary", f"{part.get('name')}.{part.get('target_type')}", content or "")
+            if entry is not None and entry.digest not in seen:
+                seen.add(entry.digest)
+                pending.append(entry.record)
+        source = source_digest(made)
+        if source is not None:
+            add("source", str(made.get("name") or "source"), source)
+        for role, parts in (
+            ("template", (made.get("kernel") or made.get("part_of") or {}).get("templates")),
+            ("header", made.get("headers")),
+            ("compiler", made.get("toolchain")),
+        ):
+            for part in parts or ():
+                add(role, str(part["name"]), str(part["digest"]))
+    return list(found.values())
 
 
-def _linked(cache: ProgramCacheResource, part: Mapping[str, Any]) -> dict[str, Any]:
-    descriptor = {"name": f"{part.get('name')}.{part.get('target_type')}", "annotations": {"role": "linked binary"}}
+def _entry(cache: ProgramCacheResource, digest: object) -> EntryInfo | None:
     try:
-        if part.get("digest") is None:
-            return descriptor  # bytes handed to the linker by the caller, never an entry
-        digest = content_digest(cache.info(str(part["digest"])))
+        return None if digest is None else cache.info(str(digest))
     except KeyError:
-        return descriptor  # evicted since
-    return descriptor if digest is None else {**descriptor, "digest": {"sha256": digest}}
+        return None  # evicted since
 
 
 def _resource(role: str, name: str, digest: str) -> dict[str, Any]:
-    return {"name": name, "digest": _digest_set(name, digest), "annotations": {"role": role}}
+    """A ResourceDescriptor; without a digest where none is known."""
+    digests = {"digest": _digest_set(name, digest)} if digest else {}
+    return {"name": name, **digests, "annotations": {"role": role}}
 
 
 def _digest_set(name: str, digest: str) -> dict[str, str]:

@@ -71,7 +71,7 @@ def plot(nodes: Mapping[str, Node], stale: Collection[str], output: str | os.Pat
         axes.add_patch(shape)
         column_x = box.x + box.width / 2 / len(box.columns)
         for column in box.columns:
-            text = "\n".join(([box.heading] if box.heading else []) + [row for row, _ in column])
+            text = "\n".join(([box.heading] if box.heading else []) + [row.text for row in column])
             style = {"ha": "center", "va": "center", "family": "monospace", "fontsize": points, "color": ink}
             axes.text(column_x, box.middle, text, zorder=3, **style)
             column_x += box.width / len(box.columns)

@@ -3,9 +3,10 @@
 
 Drawn in layers (Sugiyama, Tagawa and Toda, 1981): what is asked about stands on
 the right, what it came from to the left of it, a layer per step. Edges that
-pass a layer get a place in it, so none runs behind a box. Files that serve the
-same steps, such as 400 headers of one compile, share a box with their names in
-columns and have one edge. Text keeps its size: a large graph is a large
+pass a layer get a place in it, so none runs behind a box; those that lead to
+the same thing share it, and run as one. Files that serve the same steps, such
+as 400 headers of one compile or the files of its compiler, share a box and have
+one edge. Text keeps its size: a large graph is a large
 picture, to be scrolled or zoomed.
 """
 
@@ -15,16 +16,16 @@ import math
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from xml.sax.saxutils import escape, quoteattr
 
 from cuda_progcache.memo.export import short
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.provenance import Graph, Node
+    from cuda_progcache.memo.graph import Graph, Node
 
 #: Pixels. A monospaced glyph is 0.6 em wide; the rest is for fonts that are a little wider.
 FONT = 12
@@ -50,11 +51,22 @@ COLOURS = {
     "file": "#f2f2f2",
     "value": "#d7e8ff",
     "input": "#f7d9d9",
+    "gone": "#f7d9d9",
 }
 STEP_COLOUR = "#fff7c8"
 
 
+_PLURALS = {"binary": "binaries", "tool": "compiler files"}
+
 Route: TypeAlias = "tuple[list[Box], str]"
+
+
+class Row(NamedTuple):
+    """A line in a box."""
+
+    text: str
+    tooltip: str
+    faint: bool = False
 
 
 @dataclass(eq=False)
@@ -63,12 +75,13 @@ class Box:
 
     kind: str = ""
     ids: Sequence[str] = ()
-    columns: Sequence[Sequence[tuple[str, str]]] = ()
-    """Rows per column: the text, and the tooltip."""
+    columns: Sequence[Sequence[Row]] = ()
     heading: str = ""
     is_step: bool = False
     is_root: bool = False
     layer: int = 0
+    column: float = 0.0
+    """Where its layer begins, to the left of this or of a wider box."""
     x: float = 0.0
     y: float = 0.0
     width: float = 0.0
@@ -128,43 +141,72 @@ def _boxes(graph: Graph) -> dict[str, Box]:
         if len(members) > CROWD:
             box = _crowd(members)
             boxes.update((node.id, box) for node in members)
+        elif len(members) > 1 and members[0].kind in {"tool", "template"}:
+            box = _together(members)
+            boxes.update((node.id, box) for node in members)
         else:
             boxes.update((node.id, _single(node, is_root=node.id == graph.root)) for node in members)
     return boxes
 
 
 def _single(node: Node, *, is_root: bool) -> Box:
-    lines = [node.label]
+    return _sized(Box(node.kind, [node.id], [_rows(node)], is_step=node.is_step, is_root=is_root))
+
+
+def _together(members: Sequence[Node]) -> Box:
+    """A few files, below each other, each with its digest."""
+    rows = [row for node in members for row in _rows(node)]
+    return _sized(Box(members[0].kind, [node.id for node in members], [rows]))
+
+
+def _rows(node: Node) -> list[Row]:
+    """A node's name, and what is known of it in short."""
+    lines = [node.label, *_facts(node)]
+    digest = f" {node.digest}" if node.digest else ""
+    return [Row(elided(line), f"{node.kind}: {line}{digest}", faint=index > 0) for index, line in enumerate(lines)]
+
+
+def _facts(node: Node) -> Iterator[str]:
+    about = node.detail
     if node.kind == "render":
-        parameters = node.detail.get("parameters") or {}
-        lines += [f"{name} = {value}" for name, value in parameters.items()]
+        yield from (f"{name} = {value}" for name, value in (about.get("parameters") or {}).items())
+    elif node.kind == "prewarm":
+        kernels = about.get("kernels")
+        yield f"{len(kernels)} kernel{'s' * (len(kernels) > 1)}" if kernels else "the whole library"
+        yield ", ".join(about.get("archs") or ())
+    elif node.kind == "gone":
+        yield "its record isn't here"
     elif node.digest:
-        lines.append(short(node.digest))
-    rows = [(elided(line), f"{node.kind}: {line}" + (f" {node.digest}" if node.digest else "")) for line in lines]
-    return _sized(Box(node.kind, [node.id], [rows], is_step=node.is_step, is_root=is_root))
+        yield short(node.digest)
+    elif about.get("gone"):
+        yield "gone"
+    if node.is_step and about.get("duration") is not None:
+        yield f"{about['duration']:.3g} s" if about["duration"] >= 1 else f"{about['duration'] * 1e3:.3g} ms"
 
 
 def _crowd(members: Iterable[Node]) -> Box:
     """Names in columns, by directory; half as wide again as high, as screens are."""
     nodes = sorted(members, key=lambda node: os.path.split(node.label))
-    rows: list[tuple[str, str]] = []
+    rows: list[Row] = []
     above = ""
     for node in nodes:
         directory, name = os.path.split(node.label)
         if directory != above:
-            rows.append((elided(f"{directory}/"), directory))
+            rows.append(Row(elided(f"{directory}/"), directory, faint=True))
             above = directory
         shown = f"  {name}" if directory else name
-        rows.append((elided(shown), f"{node.kind}: {node.label} {node.digest or ''}".rstrip()))
-    widest = max(text_width(text) for text, _ in rows) + 2 * PAD
+        rows.append(Row(elided(shown), f"{node.kind}: {node.label} {node.digest or ''}".rstrip()))
+    widest = max(text_width(row.text) for row in rows) + 2 * PAD
     count = max(1, round(math.sqrt(ASPECT * len(rows) * LINE / widest)))
     tall = math.ceil(len(rows) / count)
     columns = [rows[start : start + tall] for start in range(0, len(rows), tall)]
-    return _sized(Box(nodes[0].kind, [node.id for node in nodes], columns, heading=f"{len(nodes):,} {nodes[0].kind}s"))
+    kind = nodes[0].kind
+    heading = f"{len(nodes):,} {_PLURALS.get(kind, f'{kind}s')}"
+    return _sized(Box(kind, [node.id for node in nodes], columns, heading=heading))
 
 
 def _sized(box: Box) -> Box:
-    widths = [max(text_width(text) for text, _ in column) for column in box.columns]
+    widths = [max(text_width(row.text) for row in column) for column in box.columns]
     box.width = max(sum(widths) + PAD * 2 * len(widths), text_width(box.heading) + PAD * 2)
     box.height = LINE * (max(len(column) for column in box.columns) + bool(box.heading)) + PAD
     return box
@@ -243,17 +285,21 @@ def _route(boxes: Sequence[Box], edges: Sequence[_BoxEdge], back: set[_BoxEdge])
     for box in boxes:
         layers[box.layer].append(box)
     routes = []
+    ways: dict[tuple[Box, str, int], Box] = {}
     for edge in edges:
         source, target, relation = edge if edge not in back else (edge[1], edge[0], edge[2])
         path = [source]
         for layer in range(source.layer + 1, target.layer):
-            passing = Box(layer=layer)
-            layers[layer].append(passing)
+            passing = ways.get((target, relation, layer))
+            if passing is None:
+                passing = ways[target, relation, layer] = Box(layer=layer)
+                layers[layer].append(passing)
             path.append(passing)
         path.append(target)
         for one, other in pairwise(path):
-            one.left.append(other)
-            other.right.append(one)
+            if other not in one.left:
+                one.left.append(other)
+                other.right.append(one)
         routes.append((path, relation))
     return layers, routes
 
@@ -266,13 +312,27 @@ def _order(layers: list[list[Box]]) -> None:
             for index, box in enumerate(layer):
                 box.y = float(index)
             # Positions of the neighbours were set when their layer was visited.
-            layer.sort(key=lambda box: _mean(box.right if leftwards else box.left, box.y))
+            layer.sort(key=lambda box: _pull(box, rightwards=leftwards, otherwise=box.y, where=_index))
             for index, box in enumerate(layer):
                 box.y = float(index)
 
 
-def _mean(neighbours: Sequence[Box], otherwise: float) -> float:
-    return sum(box.y for box in neighbours) / len(neighbours) if neighbours else otherwise
+def _pull(box: Box, *, rightwards: bool, otherwise: float, where: Callable[[Box], float]) -> float:
+    """Where a box's neighbours on a side would have it; one that has many, such as a compiler, pulls little at each."""
+    weight = total = 0.0
+    for other in box.right if rightwards else box.left:
+        share = len(other.left if rightwards else other.right) ** -2
+        weight += share
+        total += share * where(other)
+    return total / weight if weight else otherwise
+
+
+def _index(box: Box) -> float:
+    return box.y
+
+
+def _middle(box: Box) -> float:
+    return box.middle
 
 
 def _place(layers: list[list[Box]]) -> tuple[float, float]:
@@ -283,6 +343,7 @@ def _place(layers: list[list[Box]]) -> tuple[float, float]:
         for box in layer:
             if not box.columns:
                 box.width = width  # an edge passing by runs straight until it is past the widest box
+            box.column = x
             box.x = x + width - box.width  # flush right: edges to the next step are short
         x += width + GAP_X
         _stack(layer, [0.0] * len(layer))
@@ -293,9 +354,9 @@ def _place(layers: list[list[Box]]) -> tuple[float, float]:
             box.y += shift
     for _ in range(_SWEEPS):
         for layer in layers:
-            _settle(layer, [box.right for box in layer])
+            _settle(layer, rightwards=True)
         for layer in reversed(layers):
-            _settle(layer, [box.left for box in layer])
+            _settle(layer, rightwards=False)
     top = min((layer[0].y for layer in layers), default=0.0) - MARGIN
     for layer in layers:
         for box in layer:
@@ -304,12 +365,9 @@ def _place(layers: list[list[Box]]) -> tuple[float, float]:
     return x - GAP_X + MARGIN if layers else 2.0 * MARGIN, bottom + MARGIN
 
 
-def _settle(layer: list[Box], neighbours: list[list[Box]]) -> None:
-    """Move the boxes of a layer toward their neighbours, in their order and without overlap."""
-    wanted = [
-        (sum(other.middle for other in others) / len(others) if others else box.middle) - box.height / 2
-        for box, others in zip(layer, neighbours, strict=True)
-    ]
+def _settle(layer: list[Box], *, rightwards: bool) -> None:
+    """Move the boxes of a layer toward their neighbours on a side, in their order and without overlap."""
+    wanted = [_pull(box, rightwards=rightwards, otherwise=box.middle, where=_middle) - box.height / 2 for box in layer]
     _stack(layer, wanted)
     down = [box.y for box in layer]
     # The same from below; the mean of both has the order and the gaps of both.
@@ -337,7 +395,7 @@ def _write(title: str, boxes: Sequence[Box], routes: Sequence[Route], width: flo
         f"<title>{escape(title)}</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         '<g fill="none" stroke="#7a7a7a" stroke-width="1.2">',
-        *(_curve(path, relation) for path, relation in routes),
+        *_curves(routes),
         "</g>",
     ]
     for box in boxes:
@@ -345,23 +403,23 @@ def _write(title: str, boxes: Sequence[Box], routes: Sequence[Route], width: flo
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _curve(path: Sequence[Box], relation: str) -> str:
-    start = path[0]
-    x, y = start.x, start.middle
-    commands = [f"M{x:.1f} {y:.1f}"]
-    for box in path[1:]:
-        to_x, to_y = box.x + box.width, box.middle
+def _curves(routes: Iterable[Route]) -> Iterator[str]:
+    """Edges from box to box; where several run together, once."""
+    drawn: dict[tuple[Box, Box, str], None] = {}
+    for path, relation in routes:
+        drawn.update(((one, other, relation), None) for one, other in pairwise(path))
+    for one, other, relation in drawn:
+        x, y, to_x, to_y = one.column, one.middle, other.x + other.width, other.middle
         bend = (x - to_x) / 2
-        commands.append(f"C{x - bend:.1f} {y:.1f} {to_x + bend:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}")
-        if box is not path[-1]:
-            commands.append(f"H{box.x:.1f}")
-        x, y = box.x, box.middle
-    dashed = ' stroke-dasharray="4 3"' if relation == "called by" else ""
-    return f'<path d="{" ".join(commands)}"{dashed}><title>{escape(relation)}</title></path>'
+        line = f"M{one.x:.1f} {y:.1f}H{x:.1f}C{x - bend:.1f} {y:.1f} {to_x + bend:.1f} {to_y:.1f} {to_x:.1f} {to_y:.1f}"
+        if not other.columns:
+            line += f"H{other.x:.1f}"
+        dashed = ' stroke-dasharray="4 3"' if relation == "called by" else ""
+        yield f'<path d="{line}"{dashed}><title>{escape(relation)}</title></path>'
 
 
 def _drawn(box: Box) -> list[str]:
-    fill = STEP_COLOUR if box.is_step else COLOURS.get(box.kind, "#ffffff")
+    fill = COLOURS.get(box.kind, STEP_COLOUR if box.is_step else "#ffffff")
     radius = LINE if box.is_step else 3
     stroke = 2.2 if box.is_root else 1
     place = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}"'
@@ -373,14 +431,11 @@ def _drawn(box: Box) -> list[str]:
         y += LINE
     x = box.x + PAD
     for column in box.columns:
-        for index, (text, tooltip) in enumerate(column):
-            row = y + LINE * index
-            colour = ' fill="#666666"' if not box.heading and index else ""
-            if box.heading and text.endswith("/"):
-                colour = ' fill="#666666"'
+        for index, row in enumerate(column):
+            colour = ' fill="#666666"' if row.faint else ""
             parts.append(
-                f'<text x="{x:.1f}" y="{row:.1f}"{colour} xml:space="preserve">{escape(text)}'
-                f"<title>{escape(tooltip)}</title></text>"
+                f'<text x="{x:.1f}" y="{y + LINE * index:.1f}"{colour} xml:space="preserve">{escape(row.text)}'
+                f"<title>{escape(row.tooltip)}</title></text>"
             )
-        x += max(text_width(text) for text, _ in column) + PAD * 2
+        x += max(text_width(row.text) for row in column) + PAD * 2
     return parts

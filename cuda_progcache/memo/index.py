@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE calls (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, shard TEXT NOT NULL,

@@ -35,6 +35,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
+from cuda_progcache._util.running import Running, note_child, running
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo.caches import BaseCache, Cache, RefreshingCache
 from cuda_progcache.memo.call import Call, Metadata, PreparedCall, QueryCall, head_bytes, key_from_head
@@ -54,28 +55,6 @@ _logger = logging.getLogger(__name__)
 WORTH_A_LEASE = 1e-3
 
 
-class _Running:
-    """A call whose body runs now; what it calls is its child."""
-
-    __slots__ = ("children", "key", "parent")
-
-    def __init__(self, key: Digest, parent: _Running | None) -> None:
-        self.key = key
-        self.parent = parent
-        self.children: dict[Digest, None] = {}
-
-    def runs(self, key: Digest) -> bool:
-        """Whether this or a call around it has this key."""
-        around: _Running | None = self
-        while around is not None:
-            if around.key == key:
-                return True
-            around = around.parent
-        return False
-
-
-#: The call whose body runs in this thread or task.
-_running: ContextVar[_Running | None] = ContextVar("_running", default=None)
 #: Set while a call is run again: memoized calls in it don't hit.
 _refreshing: ContextVar[bool] = ContextVar("_refreshing", default=False)
 
@@ -83,18 +62,11 @@ _refreshing: ContextVar[bool] = ContextVar("_refreshing", default=False)
 def parents() -> tuple[Digest, ...]:
     """Keys of the memoized calls whose bodies run here, from the outermost to the innermost."""
     found = []
-    around = _running.get()
+    around = running.get()
     while around is not None:
         found.append(around.key)
         around = around.parent
     return tuple(reversed(found))
-
-
-def note_child(key: Digest) -> None:
-    """Tell the call that runs here, if there is one, that it used another call's result."""
-    around = _running.get()
-    if around is not None:
-        around.children[key] = None
 
 
 def file_cache(path: str | os.PathLike[str], *, codec: str = "safe", secret: bytes | None = None) -> Cache:
@@ -191,7 +163,7 @@ class Memoized(Generic[P, R]):
                 self._trouble("trouble", f"looking up a call of {self._named[0]} failed: {error!r}")
             else:
                 self.counters["hits"] += 1
-                around = _running.get()
+                around = running.get()
                 if around is not None:
                     around.children[key] = None
                 return cast("R", _as_awaitable(result) if self._async else result)
@@ -277,7 +249,7 @@ class Memoized(Generic[P, R]):
                 return self._with_values(cache, args, kwargs)
         self.counters["misses"] += 1
         note_child(key)
-        around = _running.get()
+        around = running.get()
         if self._async:
             return cast("R", self._run_async(cache, key, call, args, kwargs))
         if _refreshing.get() or isinstance(cache, RefreshingCache) or self._single_flight == "off":
@@ -320,8 +292,8 @@ class Memoized(Generic[P, R]):
 
     def _run(self, cache: BaseCache, key: Digest, call: Call, args: Any, kwargs: Any) -> R:
         prepared = self._prepare(cache, call)
-        running = _Running(key, _running.get())
-        token = _running.set(running)
+        body = Running(key, self._named[0], running.get())
+        token = running.set(body)
         started, clock = time.time(), time.perf_counter()
         try:
             result = self.function(*args, **kwargs)
@@ -330,8 +302,8 @@ class Memoized(Generic[P, R]):
                 prepared.abandon()
             raise
         finally:
-            _running.reset(token)
-        self._commit(prepared, result, running, started, time.perf_counter() - clock)
+            running.reset(token)
+        self._commit(prepared, result, body, started, time.perf_counter() - clock)
         return result
 
     async def _run_async(self, cache: BaseCache, key: Digest, call: Call, args: Any, kwargs: Any) -> Any:
@@ -344,8 +316,8 @@ class Memoized(Generic[P, R]):
         else:
             future = slot[0].create_future()
         prepared = self._prepare(cache, call)
-        running = _Running(key, _running.get())
-        token = _running.set(running)
+        body = Running(key, self._named[0], running.get())
+        token = running.set(body)
         started, clock = time.time(), time.perf_counter()
         try:
             result = await cast("Awaitable[Any]", self.function(*args, **kwargs))
@@ -359,11 +331,11 @@ class Memoized(Generic[P, R]):
                 future.cancel()
             raise
         else:
-            self._commit(prepared, result, running, started, time.perf_counter() - clock)
+            self._commit(prepared, result, body, started, time.perf_counter() - clock)
             future.set_result(result)
             return result
         finally:
-            _running.reset(token)
+            running.reset(token)
             if self._under_way.get(slot) is future:
                 del self._under_way[slot]
 
@@ -375,7 +347,7 @@ class Memoized(Generic[P, R]):
             return None
 
     def _commit(
-        self, prepared: PreparedCall | None, result: Any, running: _Running, started: float, seconds: float
+        self, prepared: PreparedCall | None, result: Any, body: Running, started: float, seconds: float
     ) -> None:
         self._longest = max(seconds, self._longest or 0.0)
         if prepared is None:
@@ -385,10 +357,10 @@ class Memoized(Generic[P, R]):
             "environment": _environment(),
         }
         links = {}
-        if running.parent is not None:
-            links["parents"] = [running.parent.key]
-        if running.children:
-            links["children"] = list(running.children)
+        if body.parent is not None:
+            links["parents"] = [body.parent.key]
+        if body.children:
+            links["children"] = list(body.children)
         if links:
             metadata["links"] = links
         if self._tags:

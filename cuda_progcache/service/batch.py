@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache import events
+from cuda_progcache._util.running import asked_by, here
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.service.plan import Load, Plan
 from cuda_progcache.service.worker import Worker, WorkerDiedError
@@ -82,7 +83,7 @@ def compile_batch(
         finally:
             news.put(None)
 
-    threads = [threading.Thread(target=work, name=f"prewarm-{n}") for n in range(workers)]
+    threads = [threading.Thread(target=here(work), name=f"prewarm-{n}") for n in range(workers)]
     started = []
     try:
         for thread in threads:
@@ -163,6 +164,7 @@ class _Crew:
             "header_policy": asdict(service.header_policy),
             "keep_failures": service.keep_failures,
             "scratch": self._scratch.name,
+            "asked_by": asked_by(),
             "events": events.wanted("hit"),
         }
         self._lock = threading.Lock()

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
 
+from cuda_progcache._util.fields import replace
+from cuda_progcache._util.running import here
 from cuda_progcache.compile.arch import check_arch, with_arch
-from cuda_progcache.compile.history import explain_entry
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
 from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, look_up, obtain
 from cuda_progcache.errors import ArchError, CompileError
@@ -19,19 +17,22 @@ from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
 from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
-from cuda_progcache.service.hit_check import HitCheck
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, overload
+
     from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.compile.program import LogWriter
     from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.memo.storage.steps import Steps
+    from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel, RenderedModule
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
 
 # Architectures that some NVRTC 12 or 13 compiles for. Others are asked of the installed one, which loads it.
 _ARCHS = {50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 107, 110, 120, 121}
-_ARCH = re.compile(r"(?:sm|compute)_(?P<number>\d+)[af]?")
 
 
 class CompileService:
@@ -84,7 +85,11 @@ class CompileService:
             raise ValueError(f"verify_rate is a share of the hits, 0 to 1, got {verify_rate!r}")
         self.cache = cache
         self.header_policy = header_policy
-        self.hit_check = HitCheck(cache, verify_rate) if verify_rate else None
+        self.hit_check: HitCheck | None = None
+        if verify_rate:
+            from cuda_progcache.service.hit_check import HitCheck
+
+            self.hit_check = HitCheck(cache, verify_rate)
         self.keep_failures = float(keep_failures)
         self._given_library = library
 
@@ -98,10 +103,32 @@ class CompileService:
 
     @functools.cached_property
     def calls(self) -> Cache:
-        """The calls that made the programs in the cache: to be queried, shown as a table, filtered, transferred."""
+        """The calls that made the programs in the cache, and those around them: to be queried, shown, transferred.
+
+        Compiles and links; renderings of kernels, analyses (``resource_usage``, ``sass``) and prewarm runs
+        (:mod:`cuda_progcache.memo.steps`); and calls with small results that are saved here, as a function memoized
+        with this cache does.
+        """
         from cuda_progcache.memo.storage import program_cache
 
         return program_cache(self.cache)
+
+    @functools.cached_property
+    def _steps(self) -> Steps | None:
+        """Where calls that make no program are recorded; None beside a store that keeps no records."""
+        from cuda_progcache.memo.storage.steps import Steps
+        from cuda_progcache.store.base import ProgramCacheResource
+
+        return Steps(self.cache) if isinstance(self.cache, ProgramCacheResource) else None
+
+    def _analyse(self, program: CompiledProgram, name: str, analyse: Callable[[], Any]) -> Any:
+        """Analyse a program of this cache as a recorded call."""
+        if program.digest is None or self._steps is None:
+            return analyse()
+        from cuda_progcache.memo import steps
+
+        kind = {"resource_usage": steps.RESOURCE_USAGE, "sass": steps.SASS}[name]
+        return steps.analysed(self._steps, kind, program.digest, analyse)
 
     def compile(
         self,
@@ -158,16 +185,20 @@ class CompileService:
         done = _naming_archs(options.arch, lambda: obtain(inputs, self.cache, policy=policy))
         if self.hit_check is not None and done.hit:
             self.hit_check.saw(done, lambda: obtain(inputs), lambda: look_up(inputs, self.cache))
+        done.analyse_with(self._analyse)
         if logs is not None and done.log:
             logs.write(done.log)
         return done
 
-    @overload
-    def kernel(self, name: str, *, arch: str, target_type: str = "cubin", **params: Any) -> CompiledProgram: ...
-    @overload
-    def kernel(
-        self, name: str, *, arch: list[str] | tuple[str, ...], target_type: str = "cubin", **params: Any
-    ) -> dict[str, CompiledProgram]: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def kernel(self, name: str, *, arch: str, target_type: str = "cubin", **params: Any) -> CompiledProgram: ...
+        @overload
+        def kernel(
+            self, name: str, *, arch: list[str] | tuple[str, ...], target_type: str = "cubin", **params: Any
+        ) -> dict[str, CompiledProgram]: ...
+
     def kernel(
         self, name: str, *, arch: str | list[str] | tuple[str, ...], target_type: str = "cubin", **params: Any
     ) -> CompiledProgram | dict[str, CompiledProgram]:
@@ -207,7 +238,9 @@ class CompileService:
         done = _naming_archs(unit.arch, lambda: unit.obtain(self.cache, policy))
         if self.hit_check is not None and done.hit:
             self.hit_check.saw(done, lambda: unit.obtain(None), lambda: unit.look_up(self.cache))
-        return done
+        if not done.hit and done.digest is not None and self._steps is not None:
+            unit.record_rendering(self._steps)
+        return done.analyse_with(self._analyse)
 
     def explain(self, digest: str) -> tuple[str, ...]:
         """Say why an entry had to be compiled: what differs from the nearest compile before it.
@@ -229,6 +262,8 @@ class CompileService:
         AmbiguousDigestError
             If several begin with these digits.
         """
+        from cuda_progcache.compile.history import explain_entry
+
         return explain_entry(self.cache, self.cache.resolve(digest))
 
     def prewarm(
@@ -321,18 +356,35 @@ class KernelUnit:
 
     def obtain(self, cache: Any, policy: MissPolicy = PLAIN) -> CompiledProgram:
         """Take it from the cache, or compile and publish it (raises CompileError, ToolchainError)."""
-        spec, rendered = self.rendered.spec, self.rendered
-        kernel = {
-            "name": spec.name,
-            "parameters": dict(rendered.params),
-            "templates": [{"name": n, "digest": d} for n, d in rendered.template_digests.items()],
-        }
+        rendered = self.rendered
+        kernel = self._kernel(rendered.template_digests)
         if self.inputs is not None:
             lookup = _template_lines(rendered.modules[0])
             return obtain(self.inputs, cache, kernel=kernel, lookup=lookup, policy=policy)
         return obtain_linked(
             self.link_inputs, self._link_options(), self.target_type, cache, kernel=kernel, policy=policy
         )
+
+    def _kernel(self, template_digests: Mapping[str, str]) -> dict[str, Any]:
+        """What a record has of the kernel."""
+        return {
+            "name": self.rendered.spec.name,
+            "parameters": dict(self.rendered.params),
+            "templates": [{"name": name, "digest": digest} for name, digest in template_digests.items()],
+        }
+
+    def _part(self, module: RenderedModule) -> dict[str, Any]:
+        """What the record of a module that goes into a link has of the kernel."""
+        return {**self._kernel(dict(sorted(module.template_digests.items()))), "module": module.name}
+
+    def record_rendering(self, steps: Steps) -> None:
+        """Record that its source was rendered, of several modules each, beside the programs compiled from it."""
+        from cuda_progcache.memo.steps import record_rendering
+
+        rendered = self.rendered
+        for module in rendered.modules:
+            kernel = self._kernel(rendered.template_digests) if self.inputs is not None else self._part(module)
+            record_rendering(steps, kernel, module.template, module.source, rendered.started, rendered.seconds)
 
     @property
     def compiles(self) -> tuple[CompileInputs, ...]:
@@ -353,7 +405,11 @@ class KernelUnit:
 
     def _stage(self, module: RenderedModule, target_type: str) -> LinkInput:
         return LinkInput(
-            module.name, target_type, compile=self._inputs(module, target_type), lookup=_template_lines(module)
+            module.name,
+            target_type,
+            compile=self._inputs(module, target_type),
+            kernel=self._part(module),
+            lookup=_template_lines(module),
         )
 
     def _inputs(self, module: RenderedModule, target_type: str) -> CompileInputs:
@@ -402,12 +458,20 @@ def require_arch(arch: object, spec: KernelSpec | None = None) -> None:
     ArchError
         With the nearest one that the compiler supports.
     """
-    match = _ARCH.fullmatch(arch) if isinstance(arch, str) else None
-    if match is None or int(match["number"]) not in _ARCHS:
+    number = _capability(arch) if isinstance(arch, str) else None
+    if number not in _ARCHS:
         check_arch(str(arch))
         return
-    if spec is not None and spec.min_arch is not None and int(match["number"]) < spec.min_arch:
+    if spec is not None and spec.min_arch is not None and number < spec.min_arch:
         raise ArchError(f"kernel {spec.name!r} needs sm_{spec.min_arch} or later; {arch} was asked for")
+
+
+def _capability(arch: str) -> int | None:
+    """90 for sm_90, compute_90 and sm_90a; None for what is written otherwise."""
+    prefix, _, number = arch.partition("_")
+    if number[-1:] in {"a", "f"}:
+        number = number[:-1]
+    return int(number) if prefix in {"sm", "compute"} and number.isascii() and number.isdigit() else None
 
 
 def _side_by_side(work: Mapping[str, Callable[[], CompiledProgram]]) -> dict[str, CompiledProgram]:
@@ -417,7 +481,7 @@ def _side_by_side(work: Mapping[str, Callable[[], CompiledProgram]]) -> dict[str
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(len(work), os.cpu_count() or 1)) as pool:
-        futures = {arch: pool.submit(job) for arch, job in work.items()}
+        futures = {arch: pool.submit(here(job)) for arch, job in work.items()}
         return {arch: future.result() for arch, future in futures.items()}
 
 

@@ -15,12 +15,15 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache import events
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ProgCacheError, ProgCacheWarning
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuda_progcache.compile.compiled import CompiledProgram
 
 #: Hits that wait to be checked, at most; more are passed over, since a cold compiler can't keep up with a warm cache.

@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a manifest says about one kernel, checked: its parameters, names, options and variants."""
+"""What a manifest says about one kernel: its parameters, names, options and variants."""
 
 from __future__ import annotations
 
-import keyword
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
 
-import msgspec
-
+from cuda_progcache._util.fields import dataclass, field
 from cuda_progcache._util.suggest import did_you_mean, nearest
 from cuda_progcache.errors import ManifestError, ParameterError, TemplateError
 from cuda_progcache.templates.dtypes import dtype_name
 from cuda_progcache.templates.environment import KernelEnvironment, evaluate, expression_names
 
-PARAMETER_TYPES = ("int", "float", "bool", "str", "dtype")
-HEADER_ROOTS = ("cuda", "cccl")
-CODE_TYPES = ("c++", "nvvm")
-RESERVED = ("name", "arch", "target_type")
-"""The names that ``CompileService.kernel`` takes itself."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal
 
 
-class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+@dataclass(frozen=True)
+class Parameter:
     """One parameter of a kernel.
 
     Parameters
@@ -98,7 +94,8 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return plain
 
 
-class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+@dataclass(frozen=True)
+class Constraint:
     """A condition over the parameters, and what to say where it doesn't hold.
 
     Parameters
@@ -113,7 +110,8 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: str
 
 
-class KernelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+@dataclass(frozen=True)
+class KernelSpec:
     """A kernel, as its manifest declares it.
 
     Parameters
@@ -152,16 +150,16 @@ class KernelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     templates: tuple[str, ...]
     description: str = ""
     code_type: Literal["c++", "nvvm"] = "c++"
-    parameters: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = field(default_factory=dict)
     entry_points: tuple[str, ...] = ()
     name_expressions: tuple[str, ...] = ()
     headers: tuple[Literal["cuda", "cccl"], ...] = ()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
     variants: tuple[dict[str, Any], ...] = ()
     min_arch: int | None = None
     reference: str = ""
-    tolerance: dict[str, float] = {}
+    tolerance: dict[str, float] = field(default_factory=dict)
 
     def bind(
         self, params: Mapping[str, Any] | None = None, environment: KernelEnvironment | None = None
@@ -220,124 +218,3 @@ class KernelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             except ParameterError as error:
                 raise ParameterError(f"kernel {self.name!r}: {error}") from None
         return bound
-
-
-def decode_kernel(name: str, table: object, where: str) -> KernelSpec:
-    """Return the kernel of one ``[kernels.NAME]`` table.
-
-    Types, values, ranges, defaults and variants are checked here; constraints, which need Jinja2, when
-    parameters are bound.
-
-    Parameters
-    ----------
-    name : str
-        The kernel's.
-    table : object
-        As TOML gave it.
-    where : str
-        The manifest's file and the kernel, the start of each message.
-
-    Raises
-    ------
-    ManifestError
-        With the field and, for a misspelled one, the nearest valid.
-    """
-    if not isinstance(table, dict):
-        raise ManifestError(f"{where}: must be a table, is {table!r}")
-    table = dict(table)
-    check_fields(table, {*KernelSpec.__struct_fields__, "template"} - {"name"}, where)
-    if ("template" in table) == ("templates" in table):
-        raise ManifestError(f'{where}: give either template = "file" or templates = ["file", "file"]')
-    if "template" in table:
-        table["templates"] = [table.pop("template")]
-    if not table.get("entry_points") and not table.get("name_expressions"):
-        raise ManifestError(f'{where}: give entry_points (extern "C" symbols) or name_expressions (C++ names)')
-    _check_choice(table.get("code_type"), CODE_TYPES, f"{where}, code_type")
-    headers = table.get("headers")
-    for header in headers if isinstance(headers, list) else ():
-        _check_choice(header, HEADER_ROOTS, f"{where}, headers")
-    for number, constraint in enumerate(_items(table, "constraints", list, where), 1):
-        if isinstance(constraint, dict):
-            check_fields(constraint, Constraint.__struct_fields__, f"{where}, constraint {number}")
-    check_fields(_items(table, "tolerance", dict, where), ("rtol", "atol"), f"{where}, tolerance")
-    parameters = _items(table, "parameters", dict, where)
-    table["parameters"] = {
-        key: _decode_parameter(key, value, f"{where}, parameter {key!r}") for key, value in parameters.items()
-    }
-    spec: KernelSpec = _convert({**table, "name": name}, KernelSpec, where)
-    if not spec.templates:
-        raise ManifestError(f"{where}, templates: the list is empty")
-    required = [p.name for p in spec.parameters.values() if p.default is None]
-    variants = []
-    for number, variant in enumerate(spec.variants, 1):
-        try:
-            bound = spec.fill(variant)
-        except ParameterError as error:
-            message = str(error).removeprefix(f"kernel {name!r}").removeprefix(":").strip()
-            raise ManifestError(f"{where}, variant {number}: {message}") from error
-        variants.append({key: bound[key] for key in variant})
-    if required and not variants:
-        raise ManifestError(f"{where}: {', '.join(required)} without default: list a variant that sets them")
-    return msgspec.structs.replace(spec, variants=tuple(variants))
-
-
-def _decode_parameter(name: str, table: object, where: str) -> Parameter:
-    if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
-        raise ManifestError(
-            f"{where}: the name must be a Python identifier, no keyword, and none of {', '.join(RESERVED)}"
-        )
-    if not isinstance(table, dict):
-        raise ManifestError(f"{where}: must be a table with a type, is {table!r}")
-    check_fields(table, set(Parameter.__struct_fields__) - {"name"}, where)
-    _check_choice(table.get("type"), PARAMETER_TYPES, f"{where}, type")
-    raw: Parameter = _convert({**table, "name": name}, Parameter, where)
-    limits = [limit for limit in (raw.min, raw.max) if limit is not None]
-    if limits and raw.type not in {"int", "float"}:
-        raise ManifestError(f"{where}: min and max are for int and float, not {raw.type}")
-    if len(limits) == 2 and limits[0] > limits[1]:
-        raise ManifestError(f"{where}: min {raw.min} is above max {raw.max}")
-    if raw.values is not None and not raw.values:
-        raise ManifestError(f"{where}: values is empty, nothing would be allowed")
-    try:
-        free = msgspec.structs.replace(raw, values=None)
-        values = None if raw.values is None else tuple(free.check(value) for value in raw.values)
-        parameter = msgspec.structs.replace(raw, values=values)
-        default = None if raw.default is None else parameter.check(raw.default)
-    except ParameterError as error:
-        raise ManifestError(f"{where}: {error}") from error
-    return msgspec.structs.replace(parameter, default=default)
-
-
-def check_fields(table: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
-    """Refuse a field that the format doesn't have.
-
-    Raises
-    ------
-    ManifestError
-        With the nearest valid name.
-    """
-    valid = set(valid)
-    for field in table:
-        if field not in valid:
-            raise ManifestError(f"{where}: unknown field {field!r}{did_you_mean(field, valid)}")
-
-
-def _check_choice(value: object, choices: tuple[str, ...], where: str) -> None:
-    if isinstance(value, str) and value not in choices:
-        raise ManifestError(f"{where}: {value!r} is not one of {', '.join(choices)}{did_you_mean(value, choices)}")
-
-
-def _items(table: Mapping[str, Any], field: str, kind: type, where: str) -> Any:
-    value = table.get(field, kind())
-    if not isinstance(value, kind):
-        raise ManifestError(f"{where}, {field}: must be {'a table' if kind is dict else 'an array'}, is {value!r}")
-    return value
-
-
-def _convert(table: Mapping[str, Any], to: Any, where: str) -> Any:
-    try:
-        return msgspec.convert(table, to)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        field = path.rstrip("`").lstrip(".")
-        raise ManifestError(f"{where}{', ' + field if field else ''}: {message[:1].lower()}{message[1:]}") from error

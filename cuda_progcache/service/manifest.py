@@ -7,12 +7,13 @@ for a single file, and ``[kernels.NAME.parameters]`` those of `Parameter`.
 
 from __future__ import annotations
 
+import marshal
 import os
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import dataclass, field
 from cuda_progcache._util.suggest import did_you_mean
 from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, StoreError, TemplateError
 from cuda_progcache.events import Event, emit, wanted
@@ -20,18 +21,18 @@ from cuda_progcache.service.kernel_spec import (
     Constraint,
     KernelSpec,
     Parameter,
-    check_fields,
-    decode_kernel,
 )
 from cuda_progcache.templates.environment import KernelEnvironment, KernelTemplate, expression_names
-from cuda_progcache.templates.source_map import SourceMap
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
     from cuda_progcache.templates.bytecode_cache import BytecodeCache
+    from cuda_progcache.templates.source_map import SourceMap
 
 __all__ = ["Constraint", "KernelLibrary", "KernelSpec", "Parameter", "RenderedKernel", "RenderedModule"]
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,14 @@ class RenderedModule:
         What the compiler gets.
     template : str
         The template file, relative to the library.
+    template_digests : dict
+        ``{template file: sha256 of it}``: the template and what it includes.
     """
 
     name: str
     source: str
     template: str
+    template_digests: Mapping[str, str]
     _environment: KernelEnvironment = field(repr=False, compare=False)
     _params: Mapping[str, Any] = field(repr=False, compare=False)
 
@@ -59,6 +63,8 @@ class RenderedModule:
 
         The map is empty, with the reason, where it can't be known, for one because the template has been edited since.
         """
+        from cuda_progcache.templates.source_map import SourceMap
+
         try:
             found = self._environment.source_map(self.template, **self._params)
         except TemplateError as error:
@@ -84,6 +90,8 @@ class RenderedKernel:
         For these parameters.
     template_digests : dict
         ``{template file: sha256 of it}``, includes too.
+    started, seconds : float
+        When it was rendered (since the epoch), and how long that took.
     """
 
     spec: KernelSpec
@@ -92,6 +100,8 @@ class RenderedKernel:
     entry_points: tuple[str, ...]
     name_expressions: tuple[str, ...]
     template_digests: dict[str, str]
+    started: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
 
 class KernelLibrary:
@@ -111,8 +121,6 @@ class KernelLibrary:
 
     Attributes
     ----------
-    path : Path
-        The folder.
     environment : KernelEnvironment
         Its templates.
 
@@ -130,18 +138,25 @@ class KernelLibrary:
         generated_from: bool = False,
         line_directives: bool = False,
     ) -> None:
-        folder = bundled_library() if path is None else Path(path)
-        if folder.name == "manifest.toml" and not folder.is_dir():
-            folder = folder.parent
-        self.path = folder
+        folder = _bundled_folder() if path is None else os.fspath(path).rstrip(os.sep) or os.sep
+        if os.path.basename(folder) == "manifest.toml" and not os.path.isdir(folder):
+            folder = os.path.dirname(folder) or os.curdir
+        self._folder = folder
         self.environment = KernelEnvironment(
             folder,
             bytecode_cache=_default_bytecode_cache() if bytecode_cache == "default" else bytecode_cache,
             generated_from=generated_from,
             line_directives=line_directives,
         )
-        self._kernels = _read(folder / "manifest.toml")
+        self._kernels = _read(os.path.join(folder, "manifest.toml"), self.environment.bytecode_cache)
         self._names: dict[str, KernelTemplate] = {}
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        from pathlib import Path
+
+        return Path(self._folder)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -149,7 +164,7 @@ class KernelLibrary:
         environment = self.environment
         kept = environment.bytecode_cache
         return {
-            "path": str(self.path),
+            "path": self._folder,
             "bytecode_cache": None if kept is None else kept.directory,
             "generated_from": environment.generated_from,
             "line_directives": environment.line_directives,
@@ -182,7 +197,7 @@ class KernelLibrary:
         return len(self._kernels)
 
     def __repr__(self) -> str:
-        return f"KernelLibrary({str(self.path)!r})"
+        return f"KernelLibrary({self._folder!r})"
 
     def render(self, kernel: str, /, **params: Any) -> RenderedKernel:
         """Return a kernel's sources; parameters that aren't given have their defaults.
@@ -199,14 +214,15 @@ class KernelLibrary:
             If a name or a constraint in the manifest can't be evaluated.
         """
         spec = self[kernel]
+        started, clock = time.time(), time.perf_counter()
         bound = spec.bind(params, self.environment)
         modules = []
         digests: dict[str, str] = {}
         for template in spec.templates:
             source, used = self.environment.get_template(template).render_traced(**bound)
             digests |= used
-            name = spec.name if len(spec.templates) == 1 else Path(template).name.split(".", 1)[0]
-            modules.append(RenderedModule(name, source, template, self.environment, bound))
+            name = spec.name if len(spec.templates) == 1 else template.rpartition("/")[2].split(".", 1)[0]
+            modules.append(RenderedModule(name, source, template, used, self.environment, bound))
         return RenderedKernel(
             spec,
             bound,
@@ -214,6 +230,8 @@ class KernelLibrary:
             self._render_names(spec, "entry_points", bound),
             self._render_names(spec, "name_expressions", bound),
             dict(sorted(digests.items())),
+            started,
+            time.perf_counter() - clock,
         )
 
     def _render_names(self, spec: KernelSpec, field_name: str, bound: Mapping[str, Any]) -> tuple[str, ...]:
@@ -332,30 +350,71 @@ def bundled_library() -> Path:
     ManifestError
         If it is in neither place.
     """
-    package = Path(__file__).resolve().parent.parent
-    candidates = (package / "kernels", package.parent / "kernels")
+    from pathlib import Path
+
+    return Path(_bundled_folder())
+
+
+def _bundled_folder() -> str:
+    package = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    candidates = (os.path.join(package, "kernels"), os.path.join(os.path.dirname(package), "kernels"))
     for folder in candidates:
-        if (folder / "manifest.toml").is_file():
+        if os.path.isfile(os.path.join(folder, "manifest.toml")):
             return folder
     raise ManifestError(
         f"the bundled kernel library is neither in {candidates[0]} nor in {candidates[1]}; reinstall cuda-progcache"
     )
 
 
-def _read(file: Path) -> dict[str, KernelSpec]:
-    import tomllib
-
+def _read(file: str, kept: BytecodeCache | None) -> dict[str, KernelSpec]:
+    """The kernels of a manifest: as they were decoded before, where that is kept with the compiled templates."""
     try:
-        with file.open("rb") as stream:
-            table = tomllib.load(stream)
+        with open(file, "rb") as stream:
+            content = stream.read()
     except OSError as error:
         raise ManifestError(f"can't read the kernel manifest {file}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{file} is not valid TOML: {error}") from error
-    if table.get("format") != FORMAT:
-        raise ManifestError(f"{file}: format must be {FORMAT}, is {table.get('format')!r}")
-    check_fields(table, ("format", "kernels"), str(file))
-    kernels = table.get("kernels", {})
-    if not isinstance(kernels, dict) or not kernels:
-        raise ManifestError(f"{file}: no [kernels.NAME] table")
-    return {name: decode_kernel(name, entry, f"{file}: kernel {name!r}") for name, entry in kernels.items()}
+    decoder = _decoder() if kept is not None else None
+    if kept is None or decoder is None:
+        from cuda_progcache.service.kernel_tables import decode
+
+        return decode(content, file)
+    digest = sha256(content).hexdigest()
+    found = kept.load("manifest.toml", digest, context_hash=decoder)
+    if found is not None:
+        return {name: _spec(table) for name, table in marshal.loads(found.code.co_consts[0]).items()}  # noqa: S302  ours
+    from cuda_progcache.service.kernel_tables import decode
+    from cuda_progcache.templates.frames import Compiled
+
+    kernels = decode(content, file)
+    tables = {name: _table(spec) for name, spec in kernels.items()}
+    try:
+        code = compile(repr(marshal.dumps(tables)), "manifest.toml", "eval")  # a constant: bytes
+    except ValueError:  # a date, which TOML has and marshal hasn't
+        return kernels
+    kept.save("manifest.toml", digest, Compiled(code), context_hash=decoder)
+    return kernels
+
+
+def _decoder() -> str | None:
+    """A digest of what makes specifications of a manifest; None where it isn't there as files."""
+    try:
+        sources = [_source_beside(name) for name in ("kernel_spec.py", "kernel_tables.py")]
+    except OSError:
+        return None
+    return sha256(b"\0".join(sources)).hexdigest()
+
+
+def _source_beside(name: str) -> bytes:
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), name), "rb") as file:
+        return file.read()
+
+
+def _table(spec: KernelSpec) -> dict[str, Any]:
+    parameters = {name: vars(parameter) for name, parameter in spec.parameters.items()}
+    return {**vars(spec), "parameters": parameters, "constraints": [vars(one) for one in spec.constraints]}
+
+
+def _spec(table: dict[str, Any]) -> KernelSpec:
+    parameters = {name: Parameter(**parameter) for name, parameter in table["parameters"].items()}
+    constraints = tuple(Constraint(**one) for one in table["constraints"])
+    return KernelSpec(**{**table, "parameters": parameters, "constraints": constraints})

@@ -7,12 +7,16 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.errors import ArchError, KernelNotFoundError, ProgCacheError
+from cuda_progcache.memo.steps import PrewarmRun
 from cuda_progcache.service.batch import Answer, Job, compile_batch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cuda_progcache.service.compile_service import CompileService
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel
 
@@ -65,12 +69,17 @@ class PrewarmReport:
     archs : tuple of str
     seconds : float
         Wall time of the whole.
+    jobs : int
+        How many were compiled at once.
+    call : str or None
+        Under which the run is recorded in the service's ``calls``; None where the cache keeps no records.
     """
 
     items: tuple[PrewarmItem, ...]
     archs: tuple[str, ...]
     seconds: float
     jobs: int = field(default=1)
+    call: str | None = None
 
     def _count(self, status: str) -> int:
         return sum(item.status == status for item in self.items)
@@ -119,6 +128,7 @@ class PrewarmReport:
         """The report as JSON: the counts and sums above, and every item."""
         return {
             "ok": self.ok,
+            "call": self.call,
             "archs": list(self.archs),
             "jobs": self.jobs,
             "seconds": self.seconds,
@@ -147,7 +157,7 @@ def prewarm(
     from cuda_progcache.service.compile_service import CompileService, require_arch
     from cuda_progcache.service.manifest import KernelLibrary
 
-    started = time.perf_counter()
+    since, started = time.time(), time.perf_counter()
     if library is not None:
         opened = library if isinstance(library, KernelLibrary) else KernelLibrary(library)
         service = CompileService(
@@ -161,7 +171,8 @@ def prewarm(
     jobs = jobs if jobs is not None else os.cpu_count() or 1
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    specs = [service.library[name] for name in kernels] if kernels is not None else list(service.library)
+    chosen = None if kernels is None else tuple(dict.fromkeys(kernels))
+    specs = list(service.library) if chosen is None else [service.library[name] for name in chosen]
     if not specs:
         raise KernelNotFoundError(f"{service.library.manifest} has no kernel to prewarm")
 
@@ -180,10 +191,25 @@ def prewarm(
     def ended(job: Job, answer: Answer) -> None:
         finished(job.index, _item(job, answer))
 
-    missing = _look_up(service, specs, archs, finished)
-    if missing:
-        compile_batch(service, missing, min(jobs, len(missing)), began, ended)
-    return PrewarmReport(tuple(items[i] for i in range(total)), archs, time.perf_counter() - started, jobs)
+    run = PrewarmRun(_digest_of(service.library.manifest), archs, chosen or ())
+    with run.running():
+        missing = _look_up(service, specs, archs, finished)
+        if missing:
+            compile_batch(service, missing, min(jobs, len(missing)), began, ended)
+    seconds = time.perf_counter() - started
+    key = None if service._steps is None else str(run.key)
+    report = PrewarmReport(tuple(items[i] for i in range(total)), archs, seconds, jobs, key)
+    if service._steps is not None:
+        told = {name: value for name, value in report.to_dict().items() if name not in {"items", "archs", "call"}}
+        run.record(service._steps, told, [item.digest for item in report.items if item.digest], since)
+    return report
+
+
+def _digest_of(manifest: Path) -> str:
+    try:
+        return sha256(manifest.read_bytes(), usedforsecurity=False).hexdigest()
+    except OSError:
+        return "gone"  # since the library was opened
 
 
 def _look_up(

@@ -25,8 +25,9 @@ class Worker:
     ----------
     setup : dict
         ``{"cache": the store's settings, "library": the kernel library's}``, and where wanted ``"header_policy"`` (its
-        fields), ``"keep_failures"`` (seconds), ``"scratch"`` (a folder for temporary files) and
-        ``"events"`` (whether to send them along).
+        fields), ``"keep_failures"`` (seconds), ``"scratch"`` (a folder for temporary files), ``"asked_by"`` (the call
+        that asks, as :func:`~cuda_progcache._util.running.asked_by` gives it) and ``"events"`` (whether to send them
+        along).
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -91,6 +92,7 @@ def main() -> None:
     import time
 
     from cuda_progcache import events
+    from cuda_progcache._util.running import Running, running
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.keys.headers import HeaderPolicy
     from cuda_progcache.service.compile_service import CompileService, KernelUnit
@@ -102,6 +104,8 @@ def main() -> None:
     given = {"header_policy": headers, "keep_failures": setup.get("keep_failures", 0.0)}
     service = CompileService(cache, library=KernelLibrary(**setup["library"]), **given)
     precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch
+    for caller in setup.get("asked_by") or ():
+        running.set(Running(caller["key"], caller["name"], None))
     happened: list[events.Event] = []
     if setup.get("events"):
         events.subscribe(happened.append)

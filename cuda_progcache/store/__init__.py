@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from cuda_progcache._util.lazy import take
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuda_progcache.store.base import Entry as Entry
     from cuda_progcache.store.base import EntryInfo as EntryInfo
     from cuda_progcache.store.base import ProgramCacheResource as ProgramCacheResource

@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import abc
 import functools
-import hashlib
-import json
 import os
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import AmbiguousDigestError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
+    from typing import Any, Self, TypeAlias, TypeVar, overload
 
     from cuda.core import ObjectCode
 
@@ -35,10 +36,7 @@ if TYPE_CHECKING:
 
     Key: TypeAlias = bytes | str
     Value: TypeAlias = bytes | bytearray | memoryview | ObjectCode
-
-T = TypeVar("T")
-
-_sha256 = hashlib.sha256
+    T = TypeVar("T")
 
 #: Bytes of a record that the size cap doesn't count (its fixed fields); a long log or header list it does.
 RECORD_ALLOWANCE = 512
@@ -69,19 +67,54 @@ def forget_derived(cache: object) -> None:
     _derived.pop(cache, None)
 
 
-class Entry(NamedTuple):
-    """What a verified read gives.
+class Entry:
+    """What a verified read gives: a pair, ``data, record = entry``.
+
+    Parameters
+    ----------
+    data : bytes
+        The compiled binary.
+    record : Mapping or callable
+        What was published with it, or what reads that when it is asked for: mostly nobody does, and a long one takes
+        longer to parse than all else of a lookup.
 
     Attributes
     ----------
     data : bytes
-        The compiled binary.
     record : Mapping
-        What was published with it; empty for a plain ``cache[key] = value``.
+        Empty for a plain ``cache[key] = value``; the caller's own, to alter as it likes.
     """
 
-    data: bytes
-    record: Mapping[str, Any]
+    __slots__ = ("_record", "data")
+
+    def __init__(self, data: bytes, record: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
+        self.data = data
+        self._record = record
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What was published with it."""
+        record = self._record
+        if callable(record):
+            record = self._record = record()
+        return record
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.data, self.record))
+
+    def __getitem__(self, index: int) -> Any:
+        return (self.data, self.record)[index]
+
+    def __len__(self) -> int:
+        return 2
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, Entry | tuple) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # records are dictionaries
+
+    def __repr__(self) -> str:
+        return f"Entry(data={self.data!r}, record={self.record!r})"
 
 
 class EntryInfo(NamedTuple):
@@ -141,7 +174,7 @@ def entry_digest(key: Key) -> str:
 @functools.lru_cache(maxsize=4096)
 def _entry_digest(key: bytes) -> str:
     """Remembered, since one lookup asks several times."""
-    return _sha256(key, usedforsecurity=False).hexdigest()
+    return sha256(key).hexdigest()
 
 
 def program_bytes(value: object) -> bytes:
@@ -266,10 +299,13 @@ class ProgramCacheResource(abc.ABC):
 
     __iter__ = None  # iter() would fall back on __getitem__ with 0, 1, 2...
 
-    @overload
-    def get(self, key: Key) -> bytes | None: ...
-    @overload
-    def get(self, key: Key, default: T) -> bytes | T: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def get(self, key: Key) -> bytes | None: ...
+        @overload
+        def get(self, key: Key, default: T) -> bytes | T: ...
+
     def get(self, key: Key, default: Any = None) -> Any:
         """The entry's bytes, or ``default`` on a miss."""
         try:
@@ -356,6 +392,8 @@ class ProgramCacheResource(abc.ABC):
 
     def _sizes(self) -> Iterable[tuple[str, int, int]]:
         """Digest, size and record's size of every entry, cheaper than :meth:`entries` where a store can."""
+        import json
+
         return ((entry.digest, entry.size, len(json.dumps(entry.record))) for entry in self.entries())
 
     def remove(self, digest: str) -> None:
@@ -372,6 +410,12 @@ class ProgramCacheResource(abc.ABC):
     def stats(self) -> StoreStats:
         """What the store holds, and what it has counted."""
         raise NotImplementedError(f"{type(self).__name__} keeps no statistics")
+
+    @property
+    def directory(self) -> str | None:
+        """Its root directory as a string, which spares importing :mod:`pathlib`; ``None`` where there is none."""
+        path = getattr(self, "path", None)
+        return None if path is None else os.fspath(path)
 
     @property
     def roots(self) -> tuple[Path, ...]:

@@ -18,18 +18,18 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import json
 import os
 import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import read_regular, replace, unlink_quietly, write_new
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.store.stats import Counters, Totals
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cuda_progcache.store.root import Root
 
@@ -167,10 +167,9 @@ class Tally:
         return not alive
 
     def _write(self, file: _File) -> None:
-        content = {"format": FORMAT, "id": file.id, "counts": file.totals._asdict(), "taken": file.taken}
         staged = self._root.stage_path()
         try:
-            write_new(staged, json.dumps(content).encode("ascii"), mode=self._root.file_mode, sync=False)
+            write_new(staged, _encode(file), mode=self._root.file_mode, sync=False)
             replace(staged, self._directory + file.id)
         except BaseException:
             unlink_quietly(staged)
@@ -199,6 +198,10 @@ def _new_name() -> str:
     return f"{current_owner()}-{next(_serial)}"
 
 
+def _is_name(text: str) -> bool:
+    return Owner.parse(text.rpartition("-")[0]) is not None and text.replace("-", "").isalnum()
+
+
 def _names(directory: str) -> set[str]:
     try:
         return set(os.listdir(directory))
@@ -219,13 +222,39 @@ def _read(path: str) -> _File | None:
     """A file of counters; ``None`` for anything else that lies there."""
     try:
         raw, _ = read_regular(path)
+        if raw and (file := _decode(raw)) is not None:
+            return file
+        import json
+
         content = json.loads(raw or b"")
         if content["format"] != FORMAT:
             return None
         counts = {name: int(content["counts"].get(name, 0)) for name in Totals._fields}
-        return _File(str(content["id"]), Totals(**counts), tuple(map(str, content["taken"])))
+        file = _File(str(content["id"]), Totals(**counts), tuple(map(str, content["taken"])))
+        return file if all(_is_name(name) for name in (file.id, *file.taken)) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+# A file's JSON, without the json module: to import it takes longer than all else at the end of a short process.
+
+
+def _encode(file: _File) -> bytes:
+    counts = ", ".join([f'"{name}": {count}' for name, count in zip(Totals._fields, file.totals, strict=True)])
+    taken = ", ".join([f'"{one}"' for one in file.taken])
+    return f'{{"format": {FORMAT}, "id": "{file.id}", "counts": {{{counts}}}, "taken": [{taken}]}}'.encode()
+
+
+def _decode(raw: bytes) -> _File | None:
+    """A file just as :func:`_encode` writes it; ``None`` for what is written otherwise, another version's perhaps."""
+    head, _, rest = raw.decode("utf-8", "replace").partition('"counts": {')
+    counts, _, taken = rest.partition('}, "taken": [')
+    try:
+        totals = Totals(*[int(count.partition(": ")[2]) for count in counts.split(", ")])
+        file = _File(head.split('"')[5], totals, tuple(taken.split('"')[1::2]))
+    except (ValueError, TypeError, IndexError):
+        return None
+    return file if _encode(file) == raw else None
 
 
 # The ends of processes, and their forks

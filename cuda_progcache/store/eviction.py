@@ -26,8 +26,10 @@ and 100,000 entries. An index in the order of use would have to be written at ea
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cuda_progcache._util.files import Identity
 

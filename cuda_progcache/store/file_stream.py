@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, overload
 
 from cuda_progcache._util.files import (
     READ_FLAGS,
@@ -23,7 +22,6 @@ from cuda_progcache.errors import ProgCacheWarning, StoreError, UnsafeRootError
 from cuda_progcache.store import pairs
 from cuda_progcache.store.base import (
     Entry,
-    T,
     charged_size,
     check_size_cap,
     entry_digest,
@@ -32,7 +30,6 @@ from cuda_progcache.store.base import (
 )
 from cuda_progcache.store.counters import Tally
 from cuda_progcache.store.eviction import use_is_due
-from cuda_progcache.store.in_memory import InMemoryProgramCache
 from cuda_progcache.store.listing import ListedDirectory
 from cuda_progcache.store.maintenance import MaintainedDirectory
 from cuda_progcache.store.recent_records import CLOCK_TICK_NS, RecentRecords, Signature, signature
@@ -41,10 +38,13 @@ from cuda_progcache.store.root import DERIVED, Root, default_root
 from cuda_progcache.store.size_cap import SizeCap
 from cuda_progcache.store.stats import Counters
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any, overload
 
-    from cuda_progcache.store.base import Key, Value
+    from cuda_progcache.store.base import Key, T, Value
+    from cuda_progcache.store.in_memory import InMemoryProgramCache
     from cuda_progcache.store.stack import ProgramCacheStack
 
 DURABILITIES = ("fsync", "full", "none")
@@ -143,6 +143,8 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
 
     def _fall_back(self, exc: OSError) -> None:
         """Keep programs in memory, and read those that lie in the root, where that can be done."""
+        from cuda_progcache.store.in_memory import InMemoryProgramCache
+
         memory, root = InMemoryProgramCache(max_size_bytes=self._max_size_bytes), self._root.path
         self._fallback = memory
         reason = exc.strerror or exc
@@ -164,6 +166,11 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
         from pathlib import Path
 
         return Path(self._root.path)
+
+    @property
+    def directory(self) -> str:
+        """The root directory, as a string."""
+        return self._root.path
 
     def _path_for_key(self, key: Key) -> Path:
         # What scripts written for cuda.core's store call to hand an entry to cuobjdump.
@@ -191,10 +198,13 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
 
     # Lookups
 
-    @overload
-    def get(self, key: Key) -> bytes | None: ...
-    @overload
-    def get(self, key: Key, default: T) -> bytes | T: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def get(self, key: Key) -> bytes | None: ...
+        @overload
+        def get(self, key: Key, default: T) -> bytes | T: ...
+
     def get(self, key: Key, default: Any = None) -> Any:
         """The entry's bytes, or ``default`` on a miss; trouble in the cache is a miss."""
         data = self._get(key)
@@ -224,7 +234,7 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
                 self._counters.misses += 1
             return None
         found = self._examine(digest, with_record=False)
-        return None if found is None else found[0]
+        return None if found is None else found.data
 
     def _read_again(self, digest: str, path: str, verified: Signature) -> bytes | None:
         """The bytes of the file that was verified; ``None`` if another one lies there, or none."""
@@ -232,7 +242,7 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
             fd = os.open(path, READ_FLAGS)
             try:
                 st = os.fstat(fd)
-                if signature(st) != verified:
+                if (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) != verified:  # its signature, without a call
                     return None
                 data = read_descriptor(fd, st.st_size)
                 if len(data) != st.st_size:
@@ -259,8 +269,7 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
                     with self._lock:
                         self._counters.hits += 1
                     return Entry(data, record)
-        found = self._examine(digest, with_record=True)
-        return None if found is None else Entry(*found)
+        return self._examine(digest, with_record=True)
 
     def load_again(self, key: Key) -> Entry | None:
         """:meth:`load` for a caller whose miss has just been counted; see :meth:`ProgramCacheResource.load_again`."""
@@ -271,7 +280,7 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
             self._counters.count("misses", -1)
         return entry
 
-    def _examine(self, digest: str, *, with_record: bool) -> tuple[bytes, dict[str, Any]] | None:
+    def _examine(self, digest: str, *, with_record: bool) -> Entry | None:
         """Look an entry up and verify it against its record; counts the lookup."""
         entry_path, record_path = self._root.entry_path(digest), self._root.record_path(digest)
         looked: list[tuple[Signature, Signature]] = []
@@ -301,13 +310,13 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
             try:
                 for version in decode(raw, digest):
                     if version.checksum == digest_of_data and version.length == len(data):
-                        record = version.record() if with_record else {}
-                        self._remember(digest, st, digest_of_data)
                         if with_record:
-                            self._recent.keep(digest, record_st, digest_of_data, record)
+                            version.check()
+                        self._remember(digest, st, digest_of_data)
+                        record: Any = self._recent.keep(digest, record_st, version) if with_record else {}
                         with self._lock:
                             self._counters.hits += 1
-                        return data, record
+                        return Entry(data, record)
                 culprit = (entry_path, st)
             except DamagedRecordError:
                 pass  # the record is the culprit, unless a writer is just replacing it

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from cuda_progcache import events
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.store.base import (
     Entry,
     EntryInfo,
     ProgramCacheResource,
-    T,
     charged_size,
     check_size_cap,
     entry_digest,
@@ -25,8 +25,11 @@ from cuda_progcache.store.base import (
 from cuda_progcache.store.records import checksum, encode_record
 from cuda_progcache.store.stats import Counters, StoreStats
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cuda_progcache.store.base import Key, Value
+    from typing import Any, overload
+
+    from cuda_progcache.store.base import Key, T, Value
 
 
 class _Held(NamedTuple):
@@ -78,10 +81,13 @@ class InMemoryProgramCache(ProgramCacheResource):
         held.last_used[0] = time.time()
         return held
 
-    @overload
-    def get(self, key: Key) -> bytes | None: ...
-    @overload
-    def get(self, key: Key, default: T) -> bytes | T: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def get(self, key: Key) -> bytes | None: ...
+        @overload
+        def get(self, key: Key, default: T) -> bytes | T: ...
+
     def get(self, key: Key, default: Any = None) -> Any:
         """The entry's bytes, or ``default`` on a miss."""
         held = self._find(key)
@@ -96,7 +102,7 @@ class InMemoryProgramCache(ProgramCacheResource):
     def load(self, key: Key) -> Entry | None:
         """The entry with its record; ``None`` on a miss."""
         held = self._find(key)
-        return None if held is None else Entry(held.data, json.loads(held.record_json))
+        return None if held is None else Entry(held.data, functools.partial(json.loads, held.record_json))
 
     def load_again(self, key: Key) -> Entry | None:
         """:meth:`load` for a caller whose miss has just been counted; see :meth:`ProgramCacheResource.load_again`."""

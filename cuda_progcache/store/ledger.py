@@ -38,11 +38,12 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import WINDOWS, identity, replace, unlink_quietly, write_new
 from cuda_progcache._util.locks import ForkSafeLock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

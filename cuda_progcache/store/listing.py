@@ -6,7 +6,6 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from cuda_progcache._util.files import read_regular
 from cuda_progcache.store import pairs
@@ -14,6 +13,7 @@ from cuda_progcache.store.base import EntryInfo, ProgramCacheResource, is_digest
 from cuda_progcache.store.counters import Tally, persisted
 from cuda_progcache.store.records import DamagedRecordError, checksum
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cuda_progcache.store.in_memory import InMemoryProgramCache
     from cuda_progcache.store.root import Root

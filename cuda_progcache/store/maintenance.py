@@ -8,8 +8,8 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import unlink, unlink_quietly, write_new
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store import pairs
@@ -17,7 +17,10 @@ from cuda_progcache.store.base import EntryInfo, ProgramCacheResource, entry_dig
 from cuda_progcache.store.eviction import Candidate, choose_victims
 from cuda_progcache.store.records import encode_record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuda_progcache.store.base import Key
     from cuda_progcache.store.bundle import ExportReport, ImportReport
     from cuda_progcache.store.in_memory import InMemoryProgramCache

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from cuda_progcache.errors import ReadOnlyError
-from cuda_progcache.store.base import Entry, EntryInfo, ProgramCacheResource, T, key_bytes
+from cuda_progcache.store.base import Entry, EntryInfo, ProgramCacheResource, key_bytes
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.root import Root
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cuda_progcache._util.files import Identity
-    from cuda_progcache.store.base import Key, Value
+    from cuda_progcache.store.base import Key, T, Value
     from cuda_progcache.store.stats import StoreStats
 
 

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records that this process has read and verified, so that a warm lookup need not read and parse the sidecar again."""
+"""Records that this process has read and verified, so that a warm lookup need not read and check the sidecar again."""
 
 from __future__ import annotations
 
 import marshal
 import os
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cuda_progcache.store.records import Version
 
 #: Records kept per store object, and the size up to which one is, in bytes.
 _KEPT, _LONG = 4096, 65_536
@@ -22,41 +27,59 @@ def signature(st: os.stat_result) -> Signature:
     return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
 
-class _Kept(NamedTuple):
-    signature: Signature  # of the sidecar
-    entry_checksum: str  # of the version whose record it is
-    # A copy for each caller, who may alter it, in a third of the time that JSON takes. It never leaves the process.
-    marshalled: bytes
+class VerifiedRecord:
+    """A record whose checksum was right; each call gives a copy, which its caller may alter.
+
+    Parsed when it is first asked for. From then on it is kept marshalled, which a copy takes a third of the time of; it
+    never leaves the process.
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, record_json: bytes) -> None:
+        self._kept: tuple[bool, bytes] = (False, record_json)  # whether it is marshalled
+
+    def __call__(self) -> dict[str, Any]:
+        """A copy of the record."""
+        marshalled, raw = self._kept
+        if marshalled:
+            record: dict[str, Any] = marshal.loads(raw)  # noqa: S302  made by this process
+            return record
+        import json
+
+        record = json.loads(raw)
+        self._kept = (True, marshal.dumps(record))
+        return record
 
 
 class RecentRecords:
     """Verified records by digest."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, _Kept] = {}
+        # With the sidecar's signature, and the checksum of the version whose record it is.
+        self._kept: dict[str, tuple[Signature, str, VerifiedRecord]] = {}
 
-    def keep(self, digest: str, sidecar: os.stat_result, entry_checksum: str, record: Mapping[str, Any]) -> None:
-        """Remember a record, if its sidecar is old enough for a change to show, and the record isn't huge."""
-        if time.time_ns() - sidecar.st_mtime_ns <= CLOCK_TICK_NS:
-            return
-        marshalled = marshal.dumps(dict(record))
-        if len(marshalled) <= _LONG:
+    def keep(self, digest: str, sidecar: os.stat_result, version: Version) -> VerifiedRecord:
+        """Remember a version's record, if its sidecar is old enough for a change to show, and the record isn't huge."""
+        record = VerifiedRecord(version.record_json)
+        if time.time_ns() - sidecar.st_mtime_ns > CLOCK_TICK_NS and len(version.record_json) <= _LONG:
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
-            self._kept[digest] = _Kept(signature(sidecar), entry_checksum, marshalled)
+            self._kept[digest] = (signature(sidecar), version.checksum, record)
+        return record
 
-    def find(self, digest: str, sidecar_path: str, entry_checksum: str) -> dict[str, Any] | None:
+    def find(self, digest: str, sidecar_path: str, entry_checksum: str) -> Callable[[], dict[str, Any]] | None:
         """The record of the entry with that checksum, if its sidecar is the file that was read."""
         kept = self._kept.get(digest)
-        if kept is None or kept.entry_checksum != entry_checksum:
+        if kept is None or kept[1] != entry_checksum:
             return None
         try:
-            if signature(os.lstat(sidecar_path)) != kept.signature:
+            st = os.lstat(sidecar_path)
+            if (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns) != kept[0]:  # its signature, without a call
                 return None
         except OSError:
             return None
-        record: dict[str, Any] = marshal.loads(kept.marshalled)  # noqa: S302  made by this process
-        return record
+        return kept[2]
 
     def clear(self) -> None:
         """Forget all."""

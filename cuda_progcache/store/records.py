@@ -20,11 +20,15 @@ when a key is written again with different bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
+
+from cuda_progcache._util.fields import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FORMAT = 1
 #: About what the sidecar's own fields take, in bytes.
@@ -53,6 +57,8 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     if not isinstance(record, Mapping):
         raise TypeError(f"a record must be a JSON object (a mapping), got {type(record).__name__}")
     try:
+        import json
+
         # ASCII: a log may hold lone surrogates (file names that aren't UTF-8), which UTF-8 couldn't carry.
         return json.dumps(dict(record), allow_nan=False, separators=(",", ":")).encode("ascii")
     except (TypeError, ValueError) as exc:
@@ -87,16 +93,16 @@ class Version(NamedTuple):
         """The version of these bytes."""
         return cls(len(data), checksum(data), created, checksum(record_json), record_json)
 
-    def record(self) -> dict[str, Any]:
-        """The caller's record.
-
-        Raises
-        ------
-        DamagedRecordError
-            It isn't what was written.
-        """
+    def check(self) -> None:
+        """See that the caller's record is what was written (DamagedRecordError if it isn't)."""
         if checksum(self.record_json) != self.record_checksum:
             raise DamagedRecordError("the record doesn't have its checksum")
+
+    def record(self) -> dict[str, Any]:
+        """The caller's record (DamagedRecordError if it isn't what was written)."""
+        self.check()
+        import json
+
         record: dict[str, Any] = json.loads(self.record_json)
         return record
 
@@ -134,17 +140,28 @@ def decode(raw: bytes, digest: str) -> list[Version]:
     versions = []
     try:
         for head_line, body in zip(lines[1:-2:2], lines[2:-2:2], strict=True):
-            head = json.loads(head_line.removesuffix(b',"record":') + b"}")
-            length: int = head["record_length"]
-            version = Version(head["length"], head["checksum"], head["created"], head["record_checksum"], body[:length])
-            if _head(version) != head_line:  # else the types are right, and it can be written again as it is
-                raise DamagedRecordError("not as it was written")
-            versions.append(version)
-    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+            versions.append(_decode_head(head_line, body))
+    except (ValueError, OverflowError) as exc:
         raise DamagedRecordError(f"damaged: {exc}") from exc
     if not versions:
         raise DamagedRecordError("names no entry")
     return versions
+
+
+def _decode_head(line: bytes, body: bytes) -> Version:
+    """A version from its two lines (ValueError where the first isn't as it was written).
+
+    By hand: the one line has six fields in one order, and importing :mod:`json` takes longer than all else of a lookup
+    in a new process.
+    """
+    length, digest, created, record_length, record_digest, _ = [
+        field.partition(":")[2] for field in line.decode("ascii").split(",")
+    ]
+    published = int(created) if created.isdigit() else float(created)
+    version = Version(int(length), digest[1:-1], published, record_digest[1:-1], body[: int(record_length)])
+    if _head(version) != line:  # else the names and types are right, and it can be written again as it is
+        raise DamagedRecordError("not as it was written")
+    return version
 
 
 def replacing(new: Version, present: Sequence[Version]) -> list[Version]:

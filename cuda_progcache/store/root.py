@@ -24,6 +24,7 @@ from cuda_progcache._util.files import (
 )
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache._util.parallel import for_each
+from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.store.sharing import Sharing
 
 #: A staging file is written and renamed within seconds. Where its owner can't be asked after, this age (in seconds)
@@ -32,7 +33,7 @@ LITTER_AGE = 3600.0
 #: Tries of a write, or an opening, whose directories are removed under it (``rm -rf`` or ``clear()`` beside it).
 WRITE_TRIES = 40
 #: What other rooms derive from compiles and keep beside the entries (``sharing.write_beside``); it goes with them.
-DERIVED = ("failures", "latest", "manifests")
+DERIVED = ("failures", "latest", "manifests", "steps")
 #: Damaged files kept for a look at them; the oldest go first.
 QUARANTINE_KEEP = 16
 
@@ -54,9 +55,7 @@ def default_root() -> str:
     chosen = os.environ.get("CUDA_PROGCACHE_DIR")
     if chosen:
         return os.path.abspath(os.path.expanduser(chosen))
-    import platformdirs
-
-    return os.path.join(platformdirs.user_cache_dir(), "cuda-progcache")
+    return os.path.join(user_cache_dir(), "cuda-progcache")
 
 
 class Root:

@@ -18,10 +18,14 @@ import errno
 import os
 import stat
 import threading
-from typing import NamedTuple, Self
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import replace, unlink_quietly, write_new
 from cuda_progcache.errors import UnsafeRootError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class Sharing(NamedTuple):

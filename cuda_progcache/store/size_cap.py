@@ -19,7 +19,6 @@ import os
 import time
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Self
 
 from cuda_progcache import events
 from cuda_progcache._util.parallel import for_each
@@ -35,8 +34,10 @@ from cuda_progcache.store.eviction import (
 )
 from cuda_progcache.store.ledger import SHARDS, Ledger
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Self
 
     from cuda_progcache.store.root import Root
     from cuda_progcache.store.stats import Counters

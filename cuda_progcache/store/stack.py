@@ -15,7 +15,6 @@ from cuda_progcache.store.base import (
     Entry,
     EntryInfo,
     ProgramCacheResource,
-    T,
     entry_digest,
     forget_derived,
     is_digest,
@@ -33,7 +32,7 @@ from cuda_progcache.store.stats import Counters, StoreStats
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cuda_progcache.store.base import Key, Value
+    from cuda_progcache.store.base import Key, T, Value
 
 #: Whether puts, removals and copies of what was found in a slower level go to a level.
 WRITE_POLICIES = ("through", "skip")

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import operator
-from typing import NamedTuple
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.locks import ForkSafeLock
 
 

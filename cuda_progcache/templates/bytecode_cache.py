@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 import time
 
 from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.errors import StoreError, UnsafeRootError
 from cuda_progcache.templates.abi import MEMO, PYTHON_TAG, abi_tag
 from cuda_progcache.templates.frames import Compiled, FrameError, frame, unframe
@@ -345,13 +345,7 @@ def default_directory() -> str | None:
     chosen = os.environ.get("CUDA_PROGCACHE_TEMPLATES")
     if chosen:
         return None if chosen == "off" else os.path.abspath(os.path.expanduser(chosen))
-    if sys.platform == "linux":  # what platformdirs says there; importing it takes as long as all that is spared
-        base = os.environ.get("XDG_CACHE_HOME", "").strip() or os.path.expanduser("~/.cache")
-    else:
-        import platformdirs
-
-        base = platformdirs.user_cache_dir()
-    return os.path.join(base, "cuda-progcache", "templates")
+    return os.path.join(user_cache_dir(), "cuda-progcache", "templates")
 
 
 def hash_source(source: str) -> str:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from cuda_progcache._util.fields import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Location:
     """A line of a template.
 
@@ -28,7 +28,7 @@ class Location:
         return f"{self.template}:{self.line}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SourceMap:
     """Generated lines and the template lines that made them.
 

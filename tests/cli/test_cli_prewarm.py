@@ -16,8 +16,8 @@ ARCHS = ("--arch", "sm_80", "--arch", "sm_90")
 def test_prewarm_compiles_then_hits(cli, cli_json, library):
     first = cli_json("prewarm", "--manifest", library, *ARCHS)
     assert {
-        "ok", "archs", "jobs", "kernels", "variants", "compiled", "hits", "failed", "skipped", "bytes", "seconds",
-        "compile_seconds", "saved_seconds", "root", "items",
+        "ok", "call", "archs", "jobs", "kernels", "variants", "compiled", "hits", "failed", "skipped", "bytes",
+        "seconds", "compile_seconds", "saved_seconds", "root", "items",
     } == set(first)  # fmt: skip
     assert (first["ok"], first["archs"], first["kernels"], first["variants"]) == (True, ["sm_80", "sm_90"], 2, 3)
     assert (first["compiled"], first["hits"], first["failed"]) == (6, 0, 0)

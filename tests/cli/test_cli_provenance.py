@@ -31,16 +31,17 @@ def test_the_tree(cli, compiled, kernel):
     told = cli("provenance", compiled[:12]).stdout
     for part in (
         f"entry {compiled[:12]}",
-        "compiled in",
-        "-arch=sm_80",
-        "source    k.cu",
-        "header    scale.h",
-        "nvrtc",
+        "compiled with nvrtc in",
+        "options     -arch=sm_80",
+        "source      k.cu",
+        "header      scale.h",
+        "compiler    nvrtc ",
     ):
         assert part in told
     told = cli("provenance", kernel).stdout
-    assert "rendered  kernel scale: dtype=float32 block=64 fast=False" in told
-    assert "template  scale.cu.j2" in told
+    assert "rendered from kernel scale in" in told
+    assert "parameters  dtype=float32 block=64 fast=False" in told
+    assert "template    scale.cu.j2" in told
 
 
 def test_documents(cli, cli_json, compiled, tmp_path):
@@ -77,7 +78,10 @@ def test_wrong_calls(cli, compiled, tmp_path):
         "--sign goes with --format slsa" in cli("provenance", compiled, "--sign", tmp_path / "key.pem", code=2).stderr
     )
     assert "--format dot" in cli("provenance", compiled, "--json", "--format", "dot", code=2).stderr
-    assert "no entry starts with 0000" in cli("provenance", "0000", code=5).stderr
+    told = cli("provenance", "0000", code=5).stderr
+    assert "no program and no call starts with 0000 in" in told
+    assert "four or more hex digits" in cli("provenance", "abc", code=2).stderr
+    assert "no calls are recorded in" in cli("provenance", compiled, "--calls", tmp_path, code=1).stderr
 
 
 def test_affected(cli, cli_json, compiled, kernel, library, tmp_path):
@@ -93,13 +97,111 @@ def test_affected(cli, cli_json, compiled, kernel, library, tmp_path):
     header.write_text("#define SCALE 4\n")
     told = cli("affected", header)
     assert "another" in told.stdout
-    assert "invalidates 0 programs; 1 program had other content under this name" in told.stderr
+    assert "invalidates 0 programs; 1 had other content under this name" in told.stderr
 
 
 def test_nothing_affected(cli, cli_json, compiled, tmp_path, root):
-    assert f"no program in {root} names" in cli("affected", tmp_path / "other.h").stderr
+    assert f"no program or call in {root} depends on" in cli("affected", tmp_path / "other.h").stderr
     assert cli_json("affected", tmp_path / "other.h")["affected"] == []
 
 
 def test_no_cache_yet(cli):
     assert "there is no cache at" in cli("affected", "x.h").stderr
+
+
+# Calls of every kind
+
+
+@pytest.fixture
+def calls(tmp_path, library, root):
+    """A prewarm run, an analysis, a memoized call that used a program, one that read a file."""
+    from cuda_progcache import KernelLibrary, memoize
+    from cuda_progcache.memo.cache_file import cache_file
+
+    service = CompileService(library=KernelLibrary(library))
+    report = service.prewarm(archs=["sm_80"], kernels=["scale"])
+    (tmp_path / "weights.txt").write_text("1 2 3")
+
+    @memoize(tmp_path / "memo")
+    def registers(kernel):
+        return service.kernel(kernel, arch="sm_80").resource_usage()
+
+    @cache_file(tmp_path / "kept", file_args=["path"])
+    def load(path):
+        return registers("scale") and path
+
+    load(str(tmp_path / "weights.txt"))
+    keys = {call.name: call.to_lookup_key() for call in service.calls.query() if "record" not in call.metadata}
+    kept = next(iter((tmp_path / "kept").glob("*.pkl"))).name.split(".")[-2]
+    return {**keys, "program": report.items[0].digest, "registers": registers.digest("scale"), "load": kept}
+
+
+def test_every_call_is_found_by_its_first_digits(cli, cli_json, calls, tmp_path):
+    known = ("--calls", tmp_path / "memo", "--calls", tmp_path / "kept")
+    begins = {
+        "render": "source      scale  ",
+        "prewarm": "prewarm of 1 kernel for sm_80 in ",
+        "resource_usage": "resource usage in ",
+        "registers": "result of calls.<locals>.registers",
+        "load": "result of load",
+        "program": "scale (cubin, sm_80)  ",
+    }
+    for name, line in begins.items():
+        told = cli("provenance", calls[name][:12], *known).stdout
+        assert told.startswith(line), told
+        assert "gone" not in told and "isn't here" not in told
+        if name != "prewarm":
+            assert "template    scale.cu.j2" in told, name
+        for form in ("json", "dot", "prov", "svg"):
+            assert cli("provenance", calls[name], *known, "--format", form).stdout
+    told = cli("provenance", calls["program"], *known).stdout
+    assert "asked for by prewarm of 1 kernel for sm_80 in " in told
+    below = told[told.index("used by") :]
+    assert "resource usage in " in below and "kernel      scale  " in below and "registers" in below
+    assert "call of calls.<locals>.registers in " in below
+    assert "program     scale (cubin, sm_80)" in cli("provenance", calls["prewarm"], "--all").stdout
+
+
+def test_a_directory_of_memoized_calls_alone(cli, calls, tmp_path):
+    for folder, name in (("memo", "registers"), ("kept", "load")):
+        before = sorted(path for path in (tmp_path / folder).rglob("*") if "sqlite" not in path.name)
+        told = cli("provenance", calls[name][:8], "--cache-dir", tmp_path / folder).stdout
+        assert told.startswith("result of") and "whose record isn't here" in told
+        assert sorted(path for path in (tmp_path / folder).rglob("*") if "sqlite" not in path.name) == before
+    assert "no program and no call starts with" in cli(
+        "provenance", calls["load"][:8], "--cache-dir", tmp_path / "memo", code=5
+    ).stderr  # fmt: skip
+    error = cli("provenance", calls["registers"], "--calls", tmp_path / "memo", "--format", "slsa", code=2).stderr
+    assert "--format slsa is about a program; this is a value: result of" in error
+
+
+def test_many_headers_are_one_line_unless_asked_for(cli, cli_json, root):
+    compiled = cli_json("compile", "--kernel", "block_sum_cub", "--arch", "sm_80")["digest"]
+    short, whole = cli("provenance", compiled).stdout, cli("provenance", compiled, "--all").stdout
+    count = len(cli_json("show", compiled)["record"]["headers"])
+    assert f"headers     {count}: " in short and " in cuda/, " in short and "--all lists them" in short
+    assert f"{count} headers\n" in whole and "cub/block/block_reduce.cuh" in whole
+    assert len(whole.splitlines()) == len(short.splitlines()) + count
+
+
+def test_affected_calls(cli, cli_json, calls, library, tmp_path):
+    known = ("--calls", tmp_path / "memo", "--calls", tmp_path / "kept")
+    template = library / "scale.cu.j2"
+    told = cli("affected", template, *known)
+    assert "invalidates" in told.stderr and "programs and 2 memoized calls" in told.stderr
+    assert "calls.<locals>.registers" in told.stdout and "load" in told.stdout
+    found = cli_json("affected", template, *known)
+    assert {(call["name"].rpartition(".")[2], call["as"], call["current"]) for call in found["calls"]} == {
+        ("registers", "call", True), ("load", "call", True),
+    }  # fmt: skip
+    assert {hit["as"] for hit in found["affected"]} == {"template"}
+    weights = tmp_path / "weights.txt"
+    assert cli("affected", "-q", weights, *known).stdout == f"{calls['load']}\n"
+    assert "invalidates 0 programs and 1 memoized call" in cli("affected", weights, *known).stderr
+    assert cli("affected", "-q", weights, "--cache-dir", tmp_path / "kept").stdout == f"{calls['load']}\n"
+
+
+def test_prune_takes_what_was_recorded_of_what_went(cli, calls, root):
+    assert list((root / "steps").glob("*/*.json"))
+    cli("prune", "--max-size", "0")
+    assert not list((root / "steps").glob("*/*.json"))

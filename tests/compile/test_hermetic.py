@@ -77,7 +77,7 @@ def test_without_it_such_a_program_is_not_kept(compiled, project, monkeypatch):
         project("value.h", "#define VALUE 2", old=False)
         return original(*arguments)
 
-    monkeypatch.setattr("cuda_progcache.compile.pipeline.read_headers", edited)
+    monkeypatch.setattr("cuda_progcache.compile.miss.read_headers", edited)
     assert "modified while it was being compiled" in compiled('#include "value.h"' + KERNEL).reason
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import subprocess
 import sys
 
@@ -130,6 +132,30 @@ def test_no_compiler_library_on_a_hit(tmp_path):
     ]
     assert lines[0].split() == ["False", "True", "False", "_Z1kIiEvPT_"]
     assert lines[1].split() == ["True", "False", "False", "_Z1kIiEvPT_"]
+
+
+def test_a_hit_s_record_is_read_when_it_is_asked_for(cache, monkeypatch):
+    from cuda_progcache.store import recent_records
+
+    read = []
+    real = recent_records.VerifiedRecord.__call__
+    monkeypatch.setattr(recent_records.VerifiedRecord, "__call__", lambda self: (read.append(1), real(self))[1])
+    source = "#warning careful\n" + SOURCE
+    program = Program(source, "c++", ProgramOptions(arch="sm_80"))
+    made = program.compiled("cubin", cache=cache)
+    hits = [program.compiled("cubin", cache=cache) for _ in range(4)]
+    assert all(done.hit for done in hits)
+    assert program.compile("cubin", cache=cache).code == made.data
+    assert not read
+    assert hits[0].log == made.log != ""
+    assert len(read) == 1
+    assert hits[0].record["key"] == hits[1].record["key"] == made.record["key"]
+    assert len(read) == 2
+    hits[0].record.clear()
+    assert hits[2] == hits[3]
+    assert pickle.loads(pickle.dumps(hits[3])) == hits[3] == copy.copy(hits[3])
+    with pytest.raises(AttributeError, match="'CompiledProgram' object has no attribute 'nothing'"):
+        hits[3].nothing  # noqa: B018
 
 
 def test_output_is_reproducible_across_processes(tmp_path):
@@ -362,8 +388,6 @@ def test_a_failed_compile_is_cuda_cores_error_too():
 
 
 def test_compile_errors_can_be_sent_to_another_process():
-    import pickle
-
     with pytest.raises(CompileError) as caught:
         Program("nope", "c++", ProgramOptions(arch="sm_80")).compiled("cubin")
     copy = pickle.loads(pickle.dumps(caught.value))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
@@ -198,6 +199,70 @@ def test_manifest_keeps_several_sets_and_finds_the_one_that_holds(tree, tmp_path
         assert HeaderManifest.read(str(file)).match(tree.search) == expected
     tree("one/a.h", "d")
     assert HeaderManifest.read(str(file)).match(tree.search) is None
+
+
+@pytest.fixture
+def kept(tree, tmp_path, monkeypatch):
+    """A manifest of two headers, written long after they were; a new process matches it, and tells what it reads."""
+    tree("one/a.h", "a")
+    tree("two/b.h", "b")
+    now = time.time_ns
+    monkeypatch.setattr(headers.time, "time_ns", lambda: now() + 10 * headers._STAMP_RESOLUTION_NS)
+    file = tmp_path / "manifest"
+    file.write_bytes(HeaderManifest(None).add(read_set(tree, [(0, "one/a.h"), (0, "two/b.h")])))
+
+    def new_process():
+        headers._digests.clear()
+        read = []
+        real = headers.read_file
+        manifest = HeaderManifest.read(str(file))
+        with monkeypatch.context() as patched:
+            patched.setattr(headers, "read_file", lambda path: (read.append(os.path.basename(path)), real(path))[1])
+            return manifest.match(tree.search) is not None, read
+
+    new_process.file = file
+    return new_process
+
+
+def test_a_new_process_looks_at_headers_and_reads_none(kept):
+    assert kept() == (True, [])
+    assert kept() == (True, [])
+
+
+def test_a_new_process_reads_what_another_status_has(tree, kept):
+    path = tree.root / "one/a.h"
+    before = path.stat()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # a tick of the file system's clock is some ms
+        path.write_text("A")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # size and mtime are those of before
+    assert kept() == (False, ["a.h"])
+    other = tree.root / "one/other"
+    other.write_text("a")
+    os.replace(other, path)
+    assert kept() == (True, ["a.h"])
+    path.unlink()
+    assert not kept()[0]
+
+
+def test_the_status_of_a_young_header_is_not_kept(tree, tmp_path):
+    tree("one/a.h", "a")
+    found = read_set(tree, [(0, "one/a.h")])
+    assert found.stamps == (None,)
+    file = tmp_path / "manifest"
+    file.write_bytes(HeaderManifest(None).add(found))
+    assert HeaderManifest.read(str(file)).match(tree.search) == found
+
+
+@pytest.mark.parametrize("stamps", [None, [], [None, None], [[1, 2, 3, 4, 5]], [["x"] * 5] * 2, [[1, 2]], 7])
+def test_manifests_without_statuses_or_with_others(kept, stamps):
+    content = json.loads(kept.file.read_text())
+    content["sets"][0]["stamps"] = stamps
+    if stamps is None:
+        del content["sets"][0]["stamps"]  # of a version before
+    kept.file.write_text(json.dumps(content))
+    found, read = kept()
+    assert (found, read) in [(True, ["a.h", "b.h"]), (False, [])]
+    assert found or stamps in ([[1, 2]], 7), "only what is no status at all makes it a damaged manifest"
 
 
 def test_a_manifest_doesnt_grow_for_ever(tree):

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from cuda_progcache.keys.headers import SearchPath, holds
-from cuda_progcache.keys.includes import UNKNOWN, find_probes, header_set, included_names, parse_time_trace, scan
+from cuda_progcache.keys.includes import UNKNOWN, header_set, included_names, parse_time_trace, probed_names, scan
 
 FAR = 1 << 63
 
@@ -66,6 +66,20 @@ def test_without_depths_any_folder_may_hold_the_includer(tree):
     assert holds(found, tree.search)
     tree("two/sub/a.h")
     assert not holds(found, tree.search)
+
+
+def test_each_file_that_includes_a_header_counts(tree):
+    """A trace says the same thing often; what differs is the folder of the file that includes."""
+    outer, inner = tree("one/sub/outer.h"), tree("two/inner.h")
+    other = tree("one/more/other.h")
+    trace = [(0, outer), (1, inner), (1, inner), (0, other), (1, inner), (0, inner), (0, outer), (1, inner)]
+    for shadow in ("one/sub/inner.h", "one/more/inner.h", "src/inner.h", "one/inner.h"):
+        found = header_set(trace, b"", tree.search, FAR)
+        assert names(found) == [("I", 0, "sub/outer.h"), ("I", 1, "inner.h"), ("I", 0, "more/other.h")]
+        assert holds(found, tree.search)
+        path = tree(shadow)
+        assert not holds(found, tree.search), shadow
+        os.unlink(path)
 
 
 def test_the_text_is_followed(tree):
@@ -151,7 +165,7 @@ def test_what_the_text_does_not_tell(tree, code, reason):
 
 def test_names_asked_for():
     code = b'#if __has_include(<a.h>) || __has_include("b.h") || __has_include_next( <c.h> ) || __has_include(M)'
-    assert find_probes(code).names == {("a.h", False), ("b.h", True), ("c.h", False)}
+    assert probed_names(code) == {("a.h", False), ("b.h", True), ("c.h", False)}
 
 
 def test_bundled_headers_are_a_directory_of_their_own(tree):

@@ -108,17 +108,23 @@ def test_views_and_tables(service):
     assert service.calls.gc() == set() and service.calls.contains(one.digest)
 
 
-def test_only_programs_go_in(service):
+def test_programs_go_in_and_small_results(service):
     one = compiled(service)
-    with pytest.raises(Rejected):
-        service.calls.save(Call("f", {"x": 1}, result=b"bytes"))
-    with pytest.raises(Rejected):
-        service.calls.save(Call("f", {"x": 1}, result="text"))
+    for value in (b"bytes", "text" * 1000):
+        with pytest.raises(Rejected):
+            service.calls.save(Call("f", {"x": 1}, result=value))
     forged = service.calls.load(one.digest).fetch()
     forged.key = type(forged.key)("0" * 64)
     with pytest.raises(Rejected, match="another program's"):
         service.calls.save(forged)
     assert service.calls.query().count() == 1
+    key = service.calls.save(Call("f", {"x": 1}, result="text"))
+    assert service.calls.load(key[:10]).result == "text" == service.calls.lookup(key)
+    assert service.calls.query(name="f", arguments={"x": 1}).only().to_lookup_key() == key
+    assert set(service.calls.calls.list()) == {key, one.digest} and service.calls.contains(key)
+    service.calls.evict(key)
+    assert not service.calls.contains(key) and service.calls.query().count() == 1
+    assert len(service.cache) == 1
 
 
 def test_entries_put_there_by_hand_are_calls_without_arguments(service):

@@ -16,7 +16,9 @@ from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgr
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.memo import export, graph_svg
-from cuda_progcache.memo.provenance import Graph, Node, affected, call_graph, program_graph
+from cuda_progcache.memo.affected import affected
+from cuda_progcache.memo.graph import Graph, Node
+from cuda_progcache.memo.provenance import call_graph, program_graph
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,8 @@ def test_a_part_that_is_gone_is_said_to_be(world, tmp_path):
         statement = export.to_slsa(cache, cache.info(world["linked"]))
         linked = [d for d in dependencies(statement) if d["annotations"]["role"] == "linked binary"]
         assert len(linked) == 2
-        assert not any("digest" in part for part in linked)
+        assert all(len(part["digest"]["sha256"]) == 64 for part in linked)  # the link's own record has them
+        assert {"template", "compiler"} <= {d["annotations"]["role"] for d in dependencies(statement)}
 
 
 def test_unknown_and_handmade_entries(world):
@@ -150,7 +153,8 @@ def test_affected_by_a_template_and_a_source(world):
         ("source", str(world["place"] / "own.cu"), True)
     }
     found = affected(world["cache"], world["kernels"] / "lto_pair_kernel.cu.j2")
-    assert [hit.entry.digest for hit in found] == [world["linked"]]
+    part = world["cache"].info(world["linked"]).record["inputs"][1]["digest"]  # the other one has another template
+    assert {hit.key for hit in found} == {world["linked"], part}
 
 
 def test_affected_by_a_compiler(world):
@@ -230,7 +234,7 @@ def test_in_toto_statement(world, which):
     expected = {
         "own": {"source", "header", "compiler"},
         "softmax": {"source", "template", "header", "compiler"},
-        "linked": {"linked binary", "template", "compiler"},
+        "linked": {"linked binary", "source", "template", "compiler"},
     }
     assert roles == expected[which]
     (nvrtc, *_) = toolchain.toolchain("c++")
@@ -355,13 +359,52 @@ def test_svg_of_many_headers_is_a_page_not_a_strip():
 def test_svg_edges_run_between_the_boxes(world):
     graph = program_graph(world["cache"], world["linked"])
     boxes, routes, _, _ = graph_svg.arrange(graph)
-    assert len(routes) == len(graph.edges)
+    box_of = {name: box for box in boxes for name in box.ids}
+    assert len(routes) == len({(box_of[edge.source], box_of[edge.target], edge.relation) for edge in graph.edges})
     for path, _ in routes:
         assert all(one.x > other.x + other.width for one, other in pairwise(path))
         for passing in path[1:-1]:  # an edge that passes a layer goes straight through it, where there is no box
             for box in (box for box in boxes if box.layer == passing.layer):
                 assert passing.x <= box.x and box.x + box.width <= passing.x + passing.width
                 assert box.y >= passing.y + passing.height or box.y + box.height <= passing.y
+
+
+def many_compiles(count):
+    """Programs whose sources come in another order than they, all compiled by one compiler."""
+    graph = Graph(root="run")
+    graph.add(Node("run", "prewarm", "prewarm", None, {"archs": ["sm_90"], "duration": 2.5}))
+    for index in range(count):
+        graph.link("run", graph.add(Node(f"binary {index}", "binary", f"k{index} (cubin, sm_90)")), "used")
+        graph.link(f"binary {index}", graph.add(Node(f"compile {index}", "compile", "compile with nvrtc")), "made by")
+        graph.link(f"compile {index}", graph.add(Node(f"source {index}", "source", f"k{index}.cu")), "used")
+        for tool in ("nvrtc", "nvrtc-builtins"):
+            graph.link(f"compile {index}", graph.add(Node(tool, "tool", tool, "build-id:12:3")), "used")
+        for header in ("cuda_fp16.h", "mma.h")[: index % 3]:
+            graph.link(f"compile {index}", graph.add(Node(header, "header", header, "12" * 32)), "used")
+    for index in reversed(range(count)):
+        graph.link(f"source {index}", graph.add(Node(f"render {index}", "render", f"render k{index}")), "made by")
+    return graph
+
+
+def test_svg_puts_what_belongs_together_side_by_side():
+    graph = many_compiles(40)
+    boxes, _, _, _ = graph_svg.arrange(graph)
+    box_of = {name: box for box in boxes for name in box.ids}
+    assert box_of["nvrtc"] is box_of["nvrtc-builtins"]
+    order = {kind: sorted(range(40), key=lambda n: box_of[f"{kind} {n}"].y) for kind in ("compile", "source", "render")}
+    assert order["compile"] == order["source"] == order["render"]
+    drawn = ET.fromstring(graph_svg.to_svg(graph))
+    assert {"sm_90", "2.5 s"} <= {text.text for text in drawn.iter(f"{SVG}text")}
+
+
+def test_svg_draws_what_runs_together_once():
+    graph = many_compiles(12)
+    for index in range(12):  # a way around the compile, through its layer
+        graph.link(f"binary {index}", "nvrtc", "used")
+    _, routes, _, _ = graph_svg.arrange(graph)
+    assert len({tuple(path[1:-1]) for path, _ in routes if len(path) > 2}) == 1
+    lines = [path.get("d") for path in ET.fromstring(graph_svg.to_svg(graph)).iter(f"{SVG}path")]
+    assert len(lines) == len(set(lines))
 
 
 # Calls

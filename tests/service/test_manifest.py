@@ -429,8 +429,72 @@ def test_a_library_takes_a_bytecode_cache_or_none(tmp_path, monkeypatch):
     library = KernelLibrary(tmp_path)
     library.render("axpby")
     assert library.environment.bytecode_cache.directory == str(tmp_path / "default")
-    # Two templates, two names that are templates, one constraint.
-    assert library.environment.bytecode_cache.stats()["file_count"] == 5
+    # The manifest, two templates, two names that are templates, one constraint.
+    assert library.environment.bytecode_cache.stats()["file_count"] == 6
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How often a manifest's TOML is decoded."""
+    from cuda_progcache.service import kernel_tables
+
+    calls = []
+    real = kernel_tables.decode
+    monkeypatch.setattr(kernel_tables, "decode", lambda *given: (calls.append(given), real(*given))[1])
+    return calls
+
+
+def test_a_manifest_is_decoded_once(tmp_path, decoded):
+    kept = BytecodeCache(tmp_path / "compiled")
+    make(tmp_path)
+    decoded.clear()
+    first, again = (KernelLibrary(tmp_path, bytecode_cache=kept) for _ in "ab")
+    assert len(decoded) == 1
+    assert list(first) == list(again) == list(KernelLibrary(tmp_path, bytecode_cache=None))
+    assert repr(list(first)) == repr(list(again))
+    assert first.render("axpby", block=64) == again.render("axpby", block=64)
+    assert (first.check(), again.check()) == ([], [])
+
+
+def test_a_manifest_that_changed_is_decoded_again(tmp_path, decoded, monkeypatch):
+    kept = BytecodeCache(tmp_path / "compiled")
+    make(tmp_path)
+    KernelLibrary(tmp_path, bytecode_cache=kept)
+    (tmp_path / "manifest.toml").write_text(AXPBY.replace("default = 256", "default = 128"))
+    assert KernelLibrary(tmp_path, bytecode_cache=kept)["axpby"].bind()["block"] == 128
+    (tmp_path / "manifest.toml").write_text(AXPBY.replace("min_arch", "minarch"))
+    for _ in "ab":
+        with pytest.raises(ManifestError, match="minarch"):
+            KernelLibrary(tmp_path, bytecode_cache=kept)
+    decoded.clear()
+    (tmp_path / "manifest.toml").write_text(AXPBY)
+    KernelLibrary(tmp_path, bytecode_cache=kept)
+    assert not decoded
+    monkeypatch.setattr("cuda_progcache.service.manifest._decoder", lambda: "another release's")
+    KernelLibrary(tmp_path, bytecode_cache=kept)
+    assert len(decoded) == 1
+
+
+def test_a_damaged_kept_manifest_is_decoded_again(tmp_path, decoded):
+    kept = BytecodeCache(tmp_path / "compiled")
+    make(tmp_path)
+    expected = list(KernelLibrary(tmp_path, bytecode_cache=kept))
+    (file,) = (path for path in (tmp_path / "compiled").iterdir() if "manifest" in path.name)
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content)
+    decoded.clear()
+    assert list(KernelLibrary(tmp_path, bytecode_cache=kept)) == expected
+    assert len(decoded) == 1
+
+
+def test_a_manifest_with_a_date_is_decoded_each_time(tmp_path, decoded):
+    kept = BytecodeCache(tmp_path / "compiled")
+    make(tmp_path, AXPBY.replace('std = "c++17"', 'std = "c++17", time = 2026-11-21'))
+    decoded.clear()
+    for _ in "ab":
+        assert str(KernelLibrary(tmp_path, bytecode_cache=kept)["axpby"].options["time"]) == "2026-11-21"
+    assert len(decoded) == 2
 
 
 def test_an_unsafe_default_directory_is_not_used_and_said(library, tmp_path, monkeypatch):

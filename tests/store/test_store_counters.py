@@ -387,6 +387,30 @@ def test_what_else_lies_there_is_left_alone(path):
     assert on_disk(path) == Totals(hits=1, stored=1)
 
 
+def test_files_of_other_versions_are_read(path):
+    """JSON is JSON: with blanks elsewhere, a counter that isn't known yet, or one that isn't known any more."""
+    name = f"{current_owner()}-9"
+    file = {"taken": [], "counts": {"stored": 2, "hits": 1, "of_the_future": 5}, "id": name, "format": 1}
+    with opened(path) as cache:
+        cache[b"a"] = b"1"
+    (own,) = files(path)
+    assert json.loads(own.read_text()) == {
+        "format": 1,
+        "id": own.name,
+        "counts": {**dict.fromkeys(Totals._fields, 0), "stored": 1},
+        "taken": [],
+    }
+    for written in (json.dumps(file), json.dumps(file, indent=1), json.dumps(file, separators=(",", ":"))):
+        own.with_name(name).write_text(written)
+        assert on_disk(path) == Totals(hits=1, stored=3)
+    for other in (('"format": 1', '"format": 2'), ('"hits": 0', '"goals": 1'), ('"hits": 0, "misses": 0', '"hits": 1')):
+        own.with_name(name).write_text(own.read_text().replace(own.name, name).replace(*other))
+        assert on_disk(path) == Totals(stored=1 if "2" in other[1] else 2, hits=int("hits" in other[1]))
+    for damaged in ({**file, "id": 'a"b'}, {**file, "format": 2}, {**file, "counts": 1}, {**file, "taken": ["x/y"]}):
+        own.with_name(name).write_text(json.dumps(damaged))
+        assert on_disk(path) == Totals(stored=1)
+
+
 def test_a_directory_that_is_gone_or_cannot_be_written_is_no_trouble(path):
     import shutil
 

@@ -76,6 +76,33 @@ def test_no_damage_passes(record, data):
         pass
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"length":4', '"size":4'),
+        ('"length":4', '"length":04'),
+        ('"length":4', '"length":4.0'),
+        ('"length":4', '"length":"4"'),
+        ('"created":1.5', '"created":1.50'),
+        ('"created":1.5', '"created":true'),
+        ('"created":1.5,', ""),
+        ('"record":', '"other":1,"record":'),
+        ('"checksum":"c', '"checksum":"\u00e9'),
+    ],
+)
+def test_a_head_that_is_not_as_it_was_written(old, new):
+    sidecar = encode(DIGEST, [version(record={"name": "k"})]).decode()
+    assert old in sidecar
+    with pytest.raises(DamagedRecordError):
+        decode(sidecar.replace(old, new, 1).encode(), DIGEST)
+
+
+@pytest.mark.parametrize("created", [1763668800, 1763668800.25, 1e-7, 0.0])
+def test_times_of_any_spelling(created):
+    (found,) = decode(encode(DIGEST, [version(created=created)]), DIGEST)
+    assert (found.created, type(found.created)) == (created, type(created))
+
+
 def test_a_record_of_another_entry():
     with pytest.raises(DamagedRecordError):
         decode(encode("cd" * 32, [version()]), DIGEST)

@@ -272,7 +272,7 @@ def readable_tmp_path():
 
 
 READ_ONLY = """
-import os, sys, warnings
+import json, os, sys, warnings  # json: a store imports it when it reads a record, and then it couldn't be found
 sys.path[:0] = {path!r}
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store import FileStreamProgramCache

@@ -12,29 +12,64 @@ with :class:`PerKeyLockMixin` and :class:`DestructuringMixin` in front if wanted
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache._util.lazy import take
 from cuda_progcache.errors import AmbiguousDigestError
-from cuda_progcache.memo.storage.base import (
-    CallMixin,
-    CallStorage,
-    Intent,
-    KeyManagement,
-    OperationContext,
-    SaveError,
-    StorageBackend,
-    ValueMixin,
-    ValueStorage,
-)
-from cuda_progcache.memo.storage.destructuring import (
-    DestructuringMixin,
-    Digested,
-    DigestedDict,
-    DigestedIterable,
-    HasChildDigests,
-)
-from cuda_progcache.memo.storage.files import FileCallStorage, FileValueStorage
-from cuda_progcache.memo.storage.locking import PerKeyLockMixin, SerializingMixin
-from cuda_progcache.memo.storage.memory import CallMemory, MemoryBackend, ValueMemory
-from cuda_progcache.memo.storage.programs import ProgramCallStorage, ProgramValueStorage, program_cache
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.storage.base import CallMixin as CallMixin
+    from cuda_progcache.memo.storage.base import CallStorage as CallStorage
+    from cuda_progcache.memo.storage.base import Intent as Intent
+    from cuda_progcache.memo.storage.base import KeyManagement as KeyManagement
+    from cuda_progcache.memo.storage.base import OperationContext as OperationContext
+    from cuda_progcache.memo.storage.base import SaveError as SaveError
+    from cuda_progcache.memo.storage.base import StorageBackend as StorageBackend
+    from cuda_progcache.memo.storage.base import ValueMixin as ValueMixin
+    from cuda_progcache.memo.storage.base import ValueStorage as ValueStorage
+    from cuda_progcache.memo.storage.destructuring import DestructuringMixin as DestructuringMixin
+    from cuda_progcache.memo.storage.destructuring import Digested as Digested
+    from cuda_progcache.memo.storage.destructuring import DigestedDict as DigestedDict
+    from cuda_progcache.memo.storage.destructuring import DigestedIterable as DigestedIterable
+    from cuda_progcache.memo.storage.destructuring import HasChildDigests as HasChildDigests
+    from cuda_progcache.memo.storage.files import FileCallStorage as FileCallStorage
+    from cuda_progcache.memo.storage.files import FileValueStorage as FileValueStorage
+    from cuda_progcache.memo.storage.locking import PerKeyLockMixin as PerKeyLockMixin
+    from cuda_progcache.memo.storage.locking import SerializingMixin as SerializingMixin
+    from cuda_progcache.memo.storage.memory import CallMemory as CallMemory
+    from cuda_progcache.memo.storage.memory import MemoryBackend as MemoryBackend
+    from cuda_progcache.memo.storage.memory import ValueMemory as ValueMemory
+    from cuda_progcache.memo.storage.programs import ProgramCallStorage as ProgramCallStorage
+    from cuda_progcache.memo.storage.programs import ProgramValueStorage as ProgramValueStorage
+    from cuda_progcache.memo.storage.programs import program_cache as program_cache
+
+# Each is imported when it is first used: a compile that records a call needs none of the storages.
+_HOME = {
+    "CallMemory": "memory",
+    "CallMixin": "base",
+    "CallStorage": "base",
+    "DestructuringMixin": "destructuring",
+    "Digested": "destructuring",
+    "DigestedDict": "destructuring",
+    "DigestedIterable": "destructuring",
+    "FileCallStorage": "files",
+    "FileValueStorage": "files",
+    "HasChildDigests": "destructuring",
+    "Intent": "base",
+    "KeyManagement": "base",
+    "MemoryBackend": "memory",
+    "OperationContext": "base",
+    "PerKeyLockMixin": "locking",
+    "ProgramCallStorage": "programs",
+    "ProgramValueStorage": "programs",
+    "SaveError": "base",
+    "SerializingMixin": "locking",
+    "StorageBackend": "base",
+    "ValueMemory": "memory",
+    "ValueMixin": "base",
+    "ValueStorage": "base",
+    "program_cache": "programs",
+}
 
 __all__ = [
     "AmbiguousDigestError",
@@ -63,3 +98,7 @@ __all__ = [
     "ValueStorage",
     "program_cache",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return take(globals(), _HOME, name)

@@ -2,10 +2,14 @@
 """A store of compiled programs as a cache of calls.
 
 Every entry is a call: its key is the entry's digest, its result the binary, its name the program's. Its arguments are
-``arch``, ``target_type``, ``code_type``, ``options`` (a tuple of flags), ``code`` (what the record has of the source)
-and, of a kernel of a library, ``kernel`` and the kernel's parameters by name. Its metadata holds ``runtime``, ``entry``
-(``size``, ``checksum``) and ``record``: the whole record as it was published, so that a call that is transferred into
-another store is published there under the same key with the same record.
+``arch``, ``target_type``, ``code_type``, ``options`` (a tuple of flags), ``code`` (what the record has of the source),
+of a link ``inputs`` (the keys of the programs linked), of a part of a linked kernel ``part_of`` (its name) and, of a
+kernel of a library, ``kernel`` and the kernel's parameters by name. Its metadata holds ``runtime``, ``links`` (keys of
+its parents and children), ``entry`` (``size``, ``checksum``) and ``record``: the whole record as it was published, so
+that a call that is transferred into another store is published there under the same key with the same record.
+
+Beside them are the calls that made no program (:mod:`cuda_progcache.memo.steps`), and others whose result is small
+enough to lie in their record.
 
 >>> from cuda_progcache import InMemoryProgramCache
 >>> from cuda_progcache.memo.storage.programs import program_cache
@@ -15,6 +19,7 @@ another store is published there under the same key with the same record.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -28,8 +33,10 @@ from cuda_progcache._util import files
 from cuda_progcache.memo.call import DigestedCall, QueryCall
 from cuda_progcache.memo.digest import Digest, digest
 from cuda_progcache.memo.index import Index
+from cuda_progcache.memo.steps import kind_of, links_of
 from cuda_progcache.memo.storage import codecs, records
 from cuda_progcache.memo.storage.base import CallStorage, SaveError, ValueStorage
+from cuda_progcache.memo.storage.steps import Steps
 from cuda_progcache.memo.storage.tree import FileTree, Signature
 
 if TYPE_CHECKING:
@@ -39,6 +46,8 @@ if TYPE_CHECKING:
 #: Binaries that wait for their records while a call is saved; more are left over from saves that failed.
 _PENDING = 16
 _FIXED = ("arch", "target_type", "code_type")
+#: Bytes of JSON up to which an argument or a result lies in the record of its call.
+SMALL = 1024
 
 
 def program_cache(store: ProgramCacheResource) -> Cache:
@@ -54,13 +63,13 @@ def program_cache(store: ProgramCacheResource) -> Cache:
     TypeError
         It keeps no records.
     """
-    from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.memo.caches.programs import ProgramCalls
     from cuda_progcache.store.base import ProgramCacheResource
 
     if not isinstance(store, ProgramCacheResource):
         raise TypeError(f"a {type(store).__name__} keeps no records of its programs")
     values = ProgramValueStorage(store)
-    return Cache(values, ProgramCallStorage(store, values))
+    return ProgramCalls(values, ProgramCallStorage(store, values))
 
 
 class _Programs:
@@ -145,6 +154,11 @@ class ProgramCallStorage(_Programs, CallStorage):
     store : store
     values : ProgramValueStorage, optional
         Of the same store; takes the binaries that are saved.
+
+    Attributes
+    ----------
+    steps : Steps
+        The calls that made no program.
     """
 
     def __init__(self, store: ProgramCacheResource, values: ProgramValueStorage | None = None) -> None:
@@ -152,25 +166,43 @@ class ProgramCallStorage(_Programs, CallStorage):
 
         super().__init__(store)
         self.values = values if values is not None else ProgramValueStorage(store)
+        self.steps = Steps(store)
         # A stack's path is one of its levels'; what the others have isn't under it.
         path = None if isinstance(store, ProgramCacheStack) else getattr(store, "path", None)
         tree = None if path is None else _RecordTree(str(path))
         self._source = None if tree is None or not os.path.isdir(tree.records) else _Source(self, tree)
         self.index = None if self._source is None else Index(self._source, f"{path}/calls.sqlite")
 
+    def list(self) -> Iterable[Digest]:
+        """Digests of all entries, and keys of the other calls."""
+        return (*super().list(), *self.steps.all())
+
+    def _contains(self, key: Digest) -> bool:
+        return super()._contains(key) or self.steps.contains(key)
+
+    def _evict(self, key: Digest) -> None:
+        if not self.steps.remove(key):
+            super()._evict(key)
+
+    def _prefix_candidates(self, prefix: str) -> Iterable[Digest]:
+        return sorted({*super()._prefix_candidates(prefix), *self.steps.with_prefix(prefix.lower())})[:2]
+
     def save(self, call: DigestedCall) -> Digest:
-        """Publish a program that came out of another store.
+        """Publish a program that came out of another store, or keep a call with a small result.
 
         Raises
         ------
         SaveError
-            It has no binary or no record with a key, or the store dropped it (and has warned why).
+            It has no binary or no record with a key, or the store dropped it (and has warned why); its result isn't
+            small.
         """
         key = call.to_lookup_key()
         data = self.values.take(call.result) if call.result is not None else None
         record = call.metadata.get("record") or {}
+        if not record and (kind_of(call) or call.result in call.inline):
+            return self.steps.save(call)
         if data is None or not record.get("key"):
-            raise SaveError(f"{call.name}: only calls that made programs can be kept in a store of programs")
+            raise SaveError(f"{call.name}: a store of programs keeps programs and small results")
         program = _program_key(record)
         if hashlib.sha256(program, usedforsecurity=False).hexdigest() != key:
             raise SaveError(f"{call.name}: the record is another program's")
@@ -179,28 +211,36 @@ class ProgramCallStorage(_Programs, CallStorage):
         return key
 
     def load(self, key: Digest | str) -> DigestedCall:
-        """The call that made an entry; KeyError if there is none."""
-        return call_of(self.store.info(self._full(key)))
+        """The call that made an entry, or another one; KeyError if there is none."""
+        full = self._full(key)
+        try:
+            return call_of(self.store.info(full))
+        except KeyError:
+            return self.steps.load(full)
 
     def inline(self, value: Any) -> bytes | None:
-        """Arguments as JSON; binaries aren't any."""
+        """What is small as JSON; binaries aren't."""
         if isinstance(value, bytes):
             return None
         try:
-            return codecs.encode_json(value)
+            text = codecs.encode_json(value)
         except SaveError:
             return None
+        return text if len(text) <= SMALL else None
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
         """Calls that fit a pattern: through an index where the store lies in files."""
+        matches = template.matcher()
         if self.index is not None:
             yield from self.index.query(template)
+            yield from filter(matches, self.steps.in_memory())
             return
-        matches = template.matcher()
-        for info in self.store.entries():
-            call = call_of(info)
-            if matches(call):
-                yield call
+        yield from filter(matches, map(call_of, self.store.entries()))
+        for key in self.steps.all():
+            with contextlib.suppress(KeyError):  # gone since
+                call = self.steps.load(key)
+                if matches(call):
+                    yield call
 
     def inlined(self, key: Digest) -> Any:
         """A value that lies in a record; KeyError if none has it."""
@@ -220,6 +260,11 @@ def call_of(info: EntryInfo) -> DigestedCall:
     code = [value for label, value in components if label == "code" or label.endswith(" code")]
     if code:
         arguments["code"] = code[0] if len(code) == 1 else tuple(code)
+    inputs = record.get("inputs")
+    if inputs:
+        arguments["inputs"] = tuple(part.get("digest") or part.get("sha256") for part in inputs)
+    if record.get("part_of"):
+        arguments["part_of"] = record["part_of"].get("name")
     kernel = record.get("kernel") or {}
     if kernel:
         arguments["kernel"] = kernel.get("name")
@@ -236,8 +281,10 @@ def call_of(info: EntryInfo) -> DigestedCall:
 def _metadata(info: EntryInfo) -> dict[str, dict[str, Any]]:
     duration = float(info.record.get("duration") or 0.0)
     stop = _seconds(info.record.get("created"), info.created)
+    links = links_of(info.record)
     return {
         "runtime": {"status": "done", "timestart": stop - duration, "timestop": stop, "duration": duration},
+        **({"links": links} if links else {}),
         "entry": {"size": info.size, "checksum": info.checksum},
         "record": dict(info.record),
     }
@@ -302,12 +349,21 @@ def _names(path: str) -> list[str]:
 
 
 class _Source:
-    """What the index over a store on disk is made from."""
+    """What the index over a store on disk is made from: its programs' records, and those of the other calls."""
 
     def __init__(self, storage: ProgramCallStorage, tree: _RecordTree) -> None:
         self._store = storage.store
-        self.shards = tree.shards
-        self.scan = tree.scan
+        self._steps = storage.steps
+        self._tree = tree
+
+    def shards(self) -> dict[str, int]:
+        """Parts of the two trees; the second's names begin with ``steps/``."""
+        return self._tree.shards() | {f"steps/{name}": mtime for name, mtime in self._steps.shards().items()}
+
+    def scan(self, shard: str) -> dict[Digest, Signature]:
+        """Records of a part as they are now."""
+        tree, _, name = shard.rpartition("/")
+        return self._steps.scan(name) if tree else self._tree.scan(name)
 
     @staticmethod
     def settled(mtime_ns: int) -> bool:
@@ -315,10 +371,12 @@ class _Source:
         return FileTree.settled(mtime_ns)
 
     def record(self, key: Digest) -> bytes | None:
-        """The call that made an entry, as the JSON of a record of calls."""
+        """A call as the JSON of a record of calls."""
         try:
             return records.body(call_of(self._store.info(key)), key)
-        except (KeyError, SaveError):
+        except KeyError:
+            return self._steps.record(key)
+        except SaveError:
             return None
 
     @staticmethod

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classes of named fields, made without importing :mod:`typing` and :mod:`dataclasses`.
+
+A process that only wants a cached kernel would spend a third of its time on those two (and on ``inspect``, which
+dataclasses import) and on the code that they generate. :func:`dataclass` and :class:`NamedTuple` here make the same
+classes of the same declarations, so far as this package uses them. Type checkers see the originals, and so do the
+functions of :mod:`dataclasses`: what ``fields``, ``replace`` and ``asdict`` look for is made when they look.
+
+Annotations have to be strings (``from __future__ import annotations``): nothing here evaluates them.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["NamedTuple", "dataclass", "field", "replace"]
+
+_FIELDS = "__dataclass_fields__"
+
+
+class _TupleType(type):
+    """Makes of the body of a class what :class:`typing.NamedTuple` makes of it."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> Any:
+        if not bases:
+            return super().__new__(cls, name, bases, body)
+        names = list(body["__annotations__"])
+        defaults = [body.pop(field) for field in names if field in body]
+        made: Any = namedtuple(name, names, defaults=defaults, module=body["__module__"])  # type: ignore[misc]  # noqa: PYI024
+        for attribute, value in body.items():
+            setattr(made, attribute, value)
+        return made
+
+
+class _Tuple(metaclass=_TupleType):
+    """The base in whose place :class:`_TupleType` puts a tuple."""
+
+
+class _Field:
+    """What is special about a field."""
+
+    def __init__(self, default: Any, make: Callable[[], Any] | None, *, shown: bool, compared: bool) -> None:
+        self.default = default
+        self.make = make
+        self.shown = shown
+        self.compared = compared
+
+
+_NONE: Any = object()
+_PLAIN = _Field(_NONE, None, shown=True, compared=True)
+
+
+class _Declaration:
+    """The fields of a class, and the methods that follow from them."""
+
+    def __init__(self, cls: type, *, frozen: bool) -> None:
+        given = {name: vars(cls)[name] for name in cls.__annotations__ if name in vars(cls)}
+        self._cls, self._frozen = cls, frozen
+        self._special = {name: value for name, value in given.items() if isinstance(value, _Field)}
+        self._defaults = {name: value.default if name in self._special else value for name, value in given.items()}
+        self._defaults = {name: value for name, value in self._defaults.items() if value is not _NONE}
+        self._twin: Any = None
+        for name in self._special:
+            if name in self._defaults:
+                setattr(cls, name, self._defaults[name])
+            else:
+                delattr(cls, name)
+        self.names = tuple(cls.__annotations__)
+
+    def twin(self) -> Any:
+        """The class as dataclasses themselves make it of these fields, without what else is in it."""
+        if self._twin is None:
+            import dataclasses
+
+            body: dict[str, Any] = dict(self._defaults)
+            for name, special in self._special.items():
+                given = {"default_factory": special.make} if special.make else {}
+                given |= {"default": self._defaults[name]} if name in self._defaults else {}
+                make: Any = dataclasses.field
+                body[name] = make(repr=special.shown, compare=special.compared, **given)
+            body |= {"__annotations__": dict(self._cls.__annotations__), "__module__": self._cls.__module__}
+            twin: Any = type(self._cls.__name__, (), body)
+            self._twin = dataclasses.dataclass(frozen=self._frozen)(twin)
+        return self._twin
+
+    def methods(self) -> dict[str, Any]:
+        """``__init__``, ``__repr__``, ``__eq__``, ``__hash__``, and what keeps a frozen instance as it is."""
+        shown = [name for name in self.names if self._special.get(name, _PLAIN).shown]
+        compared = [name for name in self.names if self._special.get(name, _PLAIN).compared]
+
+        def value(self: object) -> tuple[Any, ...]:
+            return tuple([getattr(self, name) for name in compared])
+
+        def repr_(self: object) -> str:
+            return f"{type(self).__qualname__}({', '.join([f'{name}={getattr(self, name)!r}' for name in shown])})"
+
+        def eq(self: object, other: object) -> bool:
+            return value(self) == value(other) if type(other) is type(self) else NotImplemented
+
+        def hash_(self: object) -> int:
+            return hash(value(self))
+
+        made: dict[str, Any] = {"__init__": self._init(), "__repr__": repr_, "__eq__": eq, "__hash__": None}
+        if self._frozen:
+            made |= {"__hash__": hash_, "__setattr__": _refuse, "__delattr__": _refuse}
+        return made
+
+    def _init(self) -> Callable[..., None]:
+        names = self.names
+        makers = {name: special.make for name, special in self._special.items() if special.make}
+        required = [name for name in names if name not in self._defaults and name not in makers]
+        # Every field, in the order of declaration: that of an instance's state, in whatever order they are given.
+        blank = {name: self._defaults.get(name) for name in names}
+
+        def init(self: object, *values: Any, **named: Any) -> None:
+            state = blank.copy()
+            if values:
+                positional = dict(zip(names, values, strict=False))
+                if len(values) > len(names) or positional.keys() & named.keys():
+                    raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each of them once")
+                named = positional | named
+            state.update(named)
+            if len(state) > len(names):
+                unknown = next(name for name in named if name not in blank)
+                raise TypeError(f"{type(self).__name__} got an unexpected argument {unknown!r}")
+            for name in required:
+                if name not in named:
+                    raise TypeError(f"{type(self).__name__} misses an argument: {name}")
+            for name, make in makers.items():
+                if name not in named:
+                    state[name] = make()
+            vars(self).update(state)
+            check = getattr(self, "__post_init__", None)
+            if check is not None:
+                check()
+
+        return init
+
+
+class _OfTwin:
+    """An attribute that :mod:`dataclasses` look for, taken from the twin when they do."""
+
+    def __init__(self, declared: _Declaration, name: str) -> None:
+        self.declared = declared
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return getattr(self.declared.twin(), self._name)
+
+
+def _refuse(self: object, name: str, *_: object) -> None:
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"{type(self).__name__} can't be altered: {name!r}")
+
+
+def _dataclass(cls: type | None = None, /, *, frozen: bool = False) -> Any:
+    """As :func:`dataclasses.dataclass`, for a class that has no dataclass for a base."""
+    if cls is None:
+        return lambda cls: _dataclass(cls, frozen=frozen)
+    declared = _Declaration(cls, frozen=frozen)
+    own = vars(cls)
+    for name, method in declared.methods().items():
+        if own.get(name) is None:  # a class that defines its __eq__ alone has None for a hash
+            setattr(cls, name, method)
+    for name in (_FIELDS, "__dataclass_params__"):
+        setattr(cls, name, _OfTwin(declared, name))
+    cls.__match_args__ = declared.names  # type: ignore[misc, attr-defined]
+    return cls
+
+
+def _field(
+    *,
+    default: Any = _NONE,
+    default_factory: Callable[[], Any] | None = None,
+    repr: bool = True,  # noqa: A002
+    compare: bool = True,
+) -> Any:
+    """As :func:`dataclasses.field`."""
+    return _Field(default, default_factory, shown=repr, compared=compare)
+
+
+def _replace(instance: Any, /, **changes: Any) -> Any:
+    """As :func:`dataclasses.replace`, for a dataclass of either kind."""
+    ours = vars(type(instance)).get(_FIELDS)
+    if not isinstance(ours, _OfTwin):
+        import dataclasses
+
+        return dataclasses.replace(instance, **changes)
+    return type(instance)(**{name: getattr(instance, name) for name in ours.declared.names} | changes)
+
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass, field, replace
+    from typing import NamedTuple
+else:
+    dataclass, field, replace, NamedTuple = _dataclass, _field, _replace, _Tuple

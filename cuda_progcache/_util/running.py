@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which recorded call runs in this thread or task: what it asks for is its child, and has it as a parent.
+
+Known down here, so that a compile can say who asked for it without knowing anything of how calls are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+
+class Running:
+    """A call whose body runs now.
+
+    Parameters
+    ----------
+    key : str
+        Under which it is, or will be, recorded.
+    name : str
+        What people know it by.
+    parent : Running or None
+        The call whose body made it.
+
+    Attributes
+    ----------
+    children : dict
+        Keys of the calls whose results it used, in their order.
+    """
+
+    __slots__ = ("children", "key", "name", "parent")
+
+    def __init__(self, key: Any, name: str, parent: Running | None) -> None:
+        self.key = key
+        self.name = name
+        self.parent = parent
+        self.children: dict[Any, None] = {}
+
+    def runs(self, key: str) -> bool:
+        """Whether this or a call around it has this key."""
+        around: Running | None = self
+        while around is not None:
+            if around.key == key:
+                return True
+            around = around.parent
+        return False
+
+
+#: The innermost call whose body runs in this thread or task.
+running: ContextVar[Running | None] = ContextVar("cuda_progcache_running", default=None)
+
+
+def note_child(key: str) -> None:
+    """Tell the call that runs here, if there is one, that it used another call's result."""
+    around = running.get()
+    if around is not None:
+        around.children[key] = None
+
+
+@contextlib.contextmanager
+def run(key: str, name: str) -> Iterator[Running]:
+    """Let a call be the one that runs here, and a child of the one around it."""
+    note_child(key)
+    made = Running(key, name, running.get())
+    token = running.set(made)
+    try:
+        yield made
+    finally:
+        running.reset(token)
+
+
+def asked_by() -> list[dict[str, str]]:
+    """Who asks for what is made here, as a record has it: ``[{"name", "key"}]``, or nothing."""
+    around = running.get()
+    return [] if around is None else [{"name": around.name, "key": str(around.key)}]
+
+
+def here(work: Callable[P, R]) -> Callable[P, R]:
+    """Give ``work`` to be called in another thread, where the same call runs as here; once per result of this."""
+    return partial(copy_context().run, work)

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A provenance graph as a tree for people: what something was made of, who asked for it, what was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.entries import parameters_text
+from cuda_progcache.memo.export import short
+
+if TYPE_CHECKING:
+    from rich.text import Text
+    from rich.tree import Tree
+
+    from cuda_progcache.memo.graph import Graph, Node
+
+#: Files of a kind, or results of a call, that are listed without being asked for.
+FEW = 6
+_WIDE = 12  # of the words that lines begin with
+_HEADINGS = {"header": "headers", "tool": "compiler", "template": "templates", "binary": "programs"}
+
+
+def tree_of(graph: Graph, *, everything: bool = False) -> Tree:
+    """Make the tree.
+
+    Parameters
+    ----------
+    graph : Graph
+        With a root.
+    everything : bool
+        List every file; else many of a kind are one line.
+    """
+    from rich.tree import Tree
+
+    assert graph.root is not None  # noqa: S101 - a walk has one
+    root = graph.nodes[graph.root]
+    made = Tree(_root_line(root), guide_style="dim")
+    grown = _Grower(graph, root, everything=everything)
+    grown.grow(made, root)
+    grown.add_made_of(made, root)
+    return made
+
+
+class _Grower:
+    def __init__(self, graph: Graph, root: Node, *, everything: bool) -> None:
+        self.graph = graph
+        self.everything = everything
+        self.shown = {root.id}
+        self._groups: set[frozenset[str]] = set()
+        # Who asked for the root asked for all that it took: said once, there.
+        steps = [root, *graph.targets(root.id, "made by")]
+        self._asked = {caller.id: step.id for step in steps for caller in graph.targets(step.id, "called by")}
+
+    def grow(self, tree: Tree, node: Node) -> None:
+        """Add what ``node`` depends on; what hangs under two nodes is spelled out under the first."""
+        self._add_facts(tree, node)
+        used = self.graph.targets(node.id, "used")
+        if node.kind == "link":
+            used = self._own(used)
+        for kind, members in groupby(used, key=lambda target: target.kind):
+            group = list(members)
+            if kind in {"header", "tool", "template"} or (len(group) > FEW and kind == "binary"):
+                self._add_group(tree, kind, group)
+            else:
+                for target in group:
+                    self._add(tree, target, "used")
+        for target in self.graph.targets(node.id, "made by"):
+            self._add(tree, target, "made by")
+        for target in self.graph.targets(node.id, "called by"):
+            if self._asked.get(target.id, node.id) == node.id and target.id not in self.shown:
+                self._add(tree, target, "called by")
+
+    def _own(self, used: Sequence[Node]) -> list[Node]:
+        """Of what a link used, what isn't told with its parts."""
+        steps = [step for part in used for step in self.graph.targets(part.id, "made by")]
+        told = {node.id for step in steps for node in self.graph.targets(step.id, "used")}
+        return [node for node in used if node.id not in told]
+
+    def _add(self, tree: Tree, node: Node, relation: str) -> None:
+        line = _caller_line(node) if relation == "called by" else _line(node)
+        if node.id in self.shown and self.graph.targets(node.id):
+            tree.add(line + output.text("  (as above)", "dim"))
+            return
+        self.shown.add(node.id)
+        branch = tree.add(line)
+        if relation == "called by" and node.kind == "prewarm":
+            return  # what else it asked for is no part of this one's story
+        self.grow(branch, node)
+
+    def _add_facts(self, tree: Tree, node: Node) -> None:
+        about = node.detail
+        if node.kind in {"compile", "link"}:
+            if options := about.get("options"):
+                tree.add(_labelled("options", output.text(" ".join(options))))
+            if names := about.get("name_expressions"):
+                tree.add(_labelled("names", output.text(", ".join(names))))
+        if node.kind == "render":
+            tree.add(_labelled("parameters", output.text(parameters_text(about.get("parameters") or {}))))
+        if node.kind == "analysis" and isinstance(about.get("result"), dict):
+            for kernel, usage in about["result"].items():
+                tree.add(_labelled("kernel", output.text(f"{kernel}  {_usage(usage)}")))
+
+    def _add_group(self, tree: Tree, kind: str, nodes: Sequence[Node]) -> None:
+        """Add files of a kind: each, or how many there are by directory."""
+        heading = _HEADINGS[kind]
+        ids = frozenset(node.id for node in nodes)
+        if ids in self._groups and len(nodes) > 1:
+            names = ", ".join(node.label for node in nodes) if len(nodes) <= FEW else f"{len(nodes):,}"
+            tree.add(_labelled(heading, output.text(names), "(as above)"))
+            return
+        self._groups.add(ids)
+        if len(nodes) > FEW and not self.everything:
+            word = "for" if kind == "binary" else "in"
+            places = ", ".join(f"{count:,} {word} {place}" for place, count in _by_place(nodes, kind))
+            tree.add(_labelled(heading, output.text(f"{len(nodes):,}: {places}"), "--all lists them"))
+            return
+        width = max(len(node.label) for node in nodes)
+        word = kind if kind != "tool" else "compiler"
+        branch, word = (
+            (tree, word) if len(nodes) <= FEW else (tree.add(output.text(f"{len(nodes):,} {heading}", "cyan")), "")
+        )
+        for node in nodes:
+            line = output.text(f"{node.label:<{width}}")
+            remark = output.text(f"  {_digest_of(node)}", "dim")
+            branch.add((_labelled(word, line) if word else line) + remark)
+
+    def add_made_of(self, tree: Tree, root: Node) -> None:
+        """Add what came of the root, and who else asked for it."""
+        users = [node for node in self.graph.sources(root.id) if node.id not in self.shown]
+        if not users:
+            return
+        branch = tree.add(output.text("used by", "bold"))
+        shown = users if self.everything else users[: 2 * FEW]
+        for user in shown:
+            results = [node for node in self.graph.sources(user.id) if node.kind == "binary"]
+            for result in results:
+                branch.add(_line(result))
+            if not results:
+                self._add_facts(branch.add(_line(user)), user)
+        if len(users) > len(shown):
+            branch.add(output.text(f"and {len(users) - len(shown):,} more; --all lists them", "dim"))
+
+
+# Lines
+
+
+def _labelled(label: str, what: Text, remark: str = "", style: str = "cyan") -> Text:
+    line = output.text(f"{label:<{_WIDE}}", style) + what
+    return line + output.text(f"  {remark}", "dim") if remark else line
+
+
+def _root_line(node: Node) -> Text:
+    if node.kind == "binary":
+        about = node.detail
+        digests = f"entry {about['entry'][:12]}  sha256 {short(node.digest) or '?'}"
+        return output.text(node.label, "bold") + output.text(f"  {output.size(about['size'])}  {digests}", "dim")
+    line = output.text(node.label) if node.kind == "value" else _line(node)
+    line.stylize("bold", 0, len(line))
+    return line
+
+
+def _line(node: Node) -> Text:
+    """A node as a line: what it is, its name, its digest."""
+    return _LINES.get(node.kind, _thing_line)(node)
+
+
+def _thing_line(node: Node) -> Text:
+    return _labelled(node.kind, output.text(node.label), _digest_of(node))
+
+
+def _digest_of(node: Node) -> str:
+    """What is shown of the digest of its content; of a build id, which comes with a length, no more than that."""
+    if node.digest is None:
+        return "it wasn't there" if node.kind == "file" else ""
+    parts = node.digest.split(":")
+    return (
+        f"build {parts[1][:12]}"
+        if parts[0] == "build-id"
+        else f"{parts[0]} {parts[-1][:12]}"
+        if len(parts) > 1
+        else short(node.digest)
+    )
+
+
+def _binary_line(node: Node) -> Text:
+    about = node.detail
+    remark = f"{output.size(about['size'])}  entry {about['entry'][:12]}"
+    return _labelled("program", output.text(node.label), remark)
+
+
+def _step_line(node: Node) -> Text:
+    word = {"compile": "compiled", "link": "linked"}[node.kind]
+    tool = node.label.partition(" with ")[2]
+    return output.text(f"{word} with {tool}{_took(node)}", "green")
+
+
+def _render_line(node: Node) -> Text:
+    about = node.detail
+    what = f"kernel {about['kernel']}" + (f", module {about['module']}" if about.get("module") else "")
+    took = _took(node) if about.get("recorded") else ""
+    remark = f"call {about['key'][:12]}" if about.get("recorded") else "its own record is gone"
+    return output.text(f"rendered from {what}{took}", "green") + output.text(f"  {remark}", "dim")
+
+
+def _call_line(node: Node) -> Text:
+    return output.text(f"call of {node.label}{_took(node)}", "green") + output.text(
+        f"  call {node.detail['key'][:12]}", "dim"
+    )
+
+
+def _prewarm_line(node: Node) -> Text:
+    about = node.detail
+    kernels = about.get("kernels") or ()
+    what = output.plural(len(kernels), "kernel") if kernels else "the whole library"
+    line = f"prewarm of {what} for {', '.join(about.get('archs') or ())}{_took(node)}"
+    counts = about.get("result") or {}
+    told = [f"{counts[name]:,} {name}" for name in ("compiled", "hits", "failed") if counts.get(name)]
+    remark = "; ".join([*([", ".join(told)] if told else []), f"call {about['key'][:12]}"])
+    return output.text(line, "green") + output.text(f"  {remark}", "dim")
+
+
+def _analysis_line(node: Node) -> Text:
+    about = node.detail
+    size = f" of {output.size(about['bytes'])}" if about.get("bytes") else ""
+    return output.text(f"{node.label}{size}{_took(node)}", "green") + output.text(f"  call {about['key'][:12]}", "dim")
+
+
+def _input_line(node: Node) -> Text:
+    about = node.detail
+    gone = ", whose entry is gone" if about.get("entry") else ", whose record isn't here"
+    what = gone if about.get("gone") else ", handed in as bytes"
+    return _labelled("input", output.text(node.label) + output.text(what, "yellow"), _digest_of(node))
+
+
+def _gone_line(node: Node) -> Text:
+    return output.text(node.label) + output.text(
+        f", call {node.detail['key'][:12]}, whose record isn't here: removed, or in another directory", "yellow"
+    )
+
+
+_LINES: Mapping[str, Callable[[Node], Text]] = {
+    "binary": _binary_line,
+    "compile": _step_line,
+    "link": _step_line,
+    "render": _render_line,
+    "call": _call_line,
+    "prewarm": _prewarm_line,
+    "analysis": _analysis_line,
+    "input": _input_line,
+    "gone": _gone_line,
+}
+
+
+def _caller_line(node: Node) -> Text:
+    if node.kind == "render":
+        return _line(node)  # of a link whose parts are gone
+    return output.text("asked for by ", "cyan") + _line(node)
+
+
+def _took(node: Node) -> str:
+    about = node.detail
+    took = f" in {output.seconds(about['duration'])}" if about.get("duration") is not None else ""
+    return took + (f", {_moment(about['ended'])}" if about.get("ended") else "")
+
+
+def _moment(written: str) -> str:
+    """A moment as people here read it."""
+    return f"{datetime.fromisoformat(written).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _by_place(nodes: Iterable[Node], kind: str) -> list[tuple[str, int]]:
+    """How many lie in each directory (programs: are for each architecture), the most first."""
+    counts: dict[str, int] = {}
+    for node in nodes:
+        place = str(node.detail.get("arch")) if kind == "binary" else _place(node.label)
+        counts[place] = counts.get(place, 0) + 1
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ordered[FEW:])
+    return ordered[:FEW] + ([("other directories", rest)] if rest else [])
+
+
+def _place(label: str) -> str:
+    parts = [part for part in label.rpartition("/")[0].split("/") if part not in {"", ".", ".."}]
+    return f"{parts[0]}/" if parts else "no directory"
+
+
+def _usage(usage: Mapping[str, Any]) -> str:
+    words = {"registers": "registers", "shared_bytes": "B shared", "stack_bytes": "B stack", "local_bytes": "B local"}
+    told = [f"{usage[name]} {word}" for name, word in words.items() if usage.get(name)]
+    return ", ".join(told) or "nothing"

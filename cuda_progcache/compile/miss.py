@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a miss does: compile, learn what was read, publish bytes and record.
+
+Apart from :mod:`~cuda_progcache.compile.pipeline`, since a hit needs none of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from cuda_progcache import events
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.running import asked_by, note_child
+from cuda_progcache.compile import history
+from cuda_progcache.compile.compiled import CompiledProgram
+from cuda_progcache.compile.cubin import resource_usage
+from cuda_progcache.compile.diagnostics import CompilerRefusal, LineLookup, compile_error
+from cuda_progcache.compile.identity import compiler_name, read_headers, remember_headers
+from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, expression_text
+from cuda_progcache.errors import CompileError, InspectError, UncacheableError
+from cuda_progcache.keys import toolchain
+from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
+from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key
+from cuda_progcache.store.base import ProgramCacheResource, entry_digest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cuda_progcache.compile.nvrtc import Output
+
+
+def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Output:
+    """Run the compiler that these inputs are for; raises CompilerRefusal."""
+    name = compiler_name(inputs)
+    if inputs.code_type == "c++":
+        from cuda_progcache.compile.nvrtc import compile_cpp
+
+        return compile_cpp(
+            inputs.code,
+            name=name,
+            flags=(*inputs.flags, *more_flags),
+            target_type=inputs.target_type,
+            name_expressions=inputs.name_expressions,
+            random_seed=seed,
+            trace=inputs.reads_headers,
+        )
+    if inputs.code_type == "ptx":
+        from cuda_progcache.compile.arch import check_arch
+        from cuda_progcache.compile.nvjitlink import LinkerInput, link
+
+        check_arch(inputs.arch)  # nvJitLink ends the whole process over one it doesn't know
+        return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
+    from cuda_progcache.compile.nvvm import compile_nvvm, extra_modules
+
+    modules = [(name, inputs.code), *extra_modules(inputs)]
+    return compile_nvvm(modules, flags=inputs.flags, libdevice=bool(inputs.options.use_libdevice))
+
+
+def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup | None) -> CompileError:
+    return compile_error(
+        refusal,
+        name=compiler_name(inputs),
+        code_type=inputs.code_type,
+        target_type=inputs.target_type,
+        flags=inputs.flags,
+        source=inputs.code.decode("utf-8", "replace") if inputs.code_type != "nvvm" else "",
+        lookup=lookup,
+    )
+
+
+def compile_and_publish(
+    base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None, lookup: LineLookup | None, policy: MissPolicy
+) -> CompiledProgram:
+    """Compile what the cache doesn't have, and store it there where that can be done."""
+    inputs = base.inputs
+    if policy.keep_failures:
+        _raise_known_failure(base, cache, lookup, policy.keep_failures)
+    clock = time.perf_counter()
+    started = time.time_ns()
+    try:
+        output, headers = _compile(base, policy)
+    except CompilerRefusal as refusal:
+        if policy.keep_failures:
+            _keep_failure(base, refusal, started, cache, policy.keep_failures)
+        _tell_refused(inputs, refusal.status)
+        raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
+    duration = time.perf_counter() - clock
+    reason = (
+        inputs.unrepeatable
+        or headers.uncacheable
+        or base.cwd_trouble()
+        or toolchain.trouble(inputs.code_type, base.toolchain)
+    )
+    key = base.with_headers(headers)
+    record = make_record(inputs, key, output, duration, kernel)
+    if reason is None and inputs.reads_headers:
+        remember_headers(base, headers, cache)
+        record["manifest"] = base.manifest_id  # an export takes it along: without it the key can't be found again
+    return publish(inputs, key, output, record, cache, reason)
+
+
+def _seed(base: BaseKey) -> str:
+    return base.plain.hex()[:32]
+
+
+def _compile(base: BaseKey, policy: MissPolicy) -> tuple[Output, HeaderSet]:
+    """Compile; returns also what was read."""
+    inputs, seed = base.inputs, _seed(base)
+    if not inputs.reads_headers:
+        return _run(inputs, seed), NO_HEADERS
+    if inputs.header_policy.hermetic:
+        from cuda_progcache.compile.hermetic import compile_hermetic
+
+        return compile_hermetic(base, seed)
+    if policy.precompiled is not None:
+        made = policy.precompiled.compile(base, lambda more_flags: _run(inputs, seed, more_flags))
+        if made is not None:
+            return made
+    started = time.time_ns()
+    output = _run(inputs, seed)
+    return output, read_headers(base, output, started)
+
+
+def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, seconds: float) -> None:
+    from cuda_progcache.compile import failures
+
+    known = failures.recall(base, cache, seconds)
+    if known is not None:
+        refusal, age = known
+        _tell_refused(base.inputs, f"remembered for {age:.0f} s")
+        error = _error(base.inputs, refusal, lookup)
+        error.add_note(f"remembered: the compiler said so {age:.0f} s ago, and nothing that it read has changed since")
+        raise error
+
+
+def _keep_failure(base: BaseKey, refusal: CompilerRefusal, started: int, cache: Any, seconds: float) -> None:
+    from cuda_progcache.compile import failures
+    from cuda_progcache.compile.nvrtc import Output
+
+    headers = NO_HEADERS
+    if base.inputs.reads_headers:
+        headers = read_headers(base, Output(b"", refusal.log, trace=refusal.trace), started)
+    failures.remember(base, refusal, headers, cache, seconds)
+
+
+def _tell_refused(inputs: CompileInputs, why: str) -> None:
+    if events.wanted("refused"):
+        events.emit(events.Event("refused", inputs.name, inputs.target_type, inputs.arch, None, (why,)))
+
+
+def compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
+    """Compile with no cache to look into."""
+    clock = time.perf_counter()
+    try:
+        try:
+            base = base_key(inputs)  # as with a cache: the bytes must be the same
+            output = _compile(base, PLAIN)[0] if inputs.header_policy.hermetic else _run(inputs, _seed(base))
+        except UncacheableError:
+            output = _run(inputs, sha256(inputs.code).hexdigest()[:32])
+    except CompilerRefusal as refusal:
+        raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
+    record = {"duration": time.perf_counter() - clock, "log": output.log, "pch_status": output.pch_status}
+    return CompiledProgram(
+        output.data,
+        inputs.target_type,
+        inputs.name,
+        inputs.arch,
+        output.symbols,
+        output.log,
+        record,
+    )
+
+
+def make_record(
+    inputs: CompileInputs,
+    key: ProgramKey,
+    output: Output,
+    duration: float,
+    kernel: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The provenance of a compile, as JSON: no absolute path but what is a component of the key."""
+    from datetime import UTC, datetime
+
+    is_part = kernel is not None and "module" in kernel
+    record: dict[str, Any] = {
+        "name": inputs.name,
+        "code_type": inputs.code_type,
+        "target_type": inputs.target_type,
+        "arch": inputs.arch,
+        "key": key.digest.hex(),
+        "components": key.printable(),
+        "headers": [{"name": h.name, "digest": h.digest} for h in key.headers.headers],
+        "toolchain": [{"name": tool.name, "digest": tool.identity} for tool in key.toolchain],
+        "log": output.log,
+        "symbol_mapping": {expression_text(e): symbol.decode() for e, symbol in output.symbols.items()},
+        "duration": duration,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resource_usage": _usage(output.data) if inputs.target_type == "cubin" else None,
+        "kernel": dict(kernel) if kernel is not None and not is_part else None,
+    }
+    if kernel is not None and is_part:
+        record["part_of"] = dict(kernel)
+    if parents := asked_by():
+        record["parents"] = parents
+    return record
+
+
+def _usage(cubin: bytes) -> dict[str, dict[str, int]] | None:
+    try:
+        return resource_usage(cubin)
+    except InspectError:
+        return None  # a cubin of a later format: what it uses isn't known, and it is no worse for that
+
+
+def publish(
+    inputs: CompileInputs,
+    key: ProgramKey,
+    output: Output,
+    record: Mapping[str, Any],
+    cache: Any,
+    reason: str | None,
+) -> CompiledProgram:
+    """Store what was compiled, unless there is a ``reason`` not to; the caller gets the bytes in hand either way."""
+    ours = isinstance(cache, ProgramCacheResource)
+    digest = entry_digest(key.digest)
+    why = history.reasons(cache, record, digest) if ours and reason is None and events.wanted("miss") else ()
+    if reason is None:
+        if ours:
+            reason = (
+                None if cache.publish(key.digest, output.data, record) else "the cache dropped it (see its warning)"
+            )
+        else:
+            try:
+                cache[key.digest] = output.data
+            except OSError as error:  # a foreign store in trouble costs the entry, not the compile
+                reason = f"the cache couldn't store it: {error}"
+    stored = reason is None
+    if stored and ours:
+        history.note(cache, inputs.name, digest)
+        note_child(digest)
+    if events.wanted("miss"):
+        about = (inputs.name, inputs.target_type, inputs.arch)
+        events.emit(events.Event("miss", *about, digest, why))
+        events.emit(events.Event("compile", *about, digest, seconds=record["duration"]))
+        kept = events.Event("store", *about, digest) if stored else events.Event("drop", *about, None, (reason or "",))
+        events.emit(kept)
+    return CompiledProgram(
+        output.data,
+        inputs.target_type,
+        inputs.name,
+        inputs.arch,
+        output.symbols,
+        output.log,
+        record,
+        digest=digest if stored else None,
+        reason=reason,
+    )

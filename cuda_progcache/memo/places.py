@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where calls are recorded: the directories of programs, of :func:`memoize` and of :func:`cache_file`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.memo import cache_dir
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.caches import BaseCache
+
+
+def holds_programs(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory is a store's of compiled programs."""
+    return os.path.isdir(os.path.join(directory, "entries"))
+
+
+def memoized_calls(directory: str | os.PathLike[str]) -> list[BaseCache]:
+    """The memoized calls that a directory holds; none where it isn't there, or holds none."""
+    from cuda_progcache.memo.call_tree import saved_calls
+    from cuda_progcache.memo.memoize import file_cache
+
+    found: list[BaseCache] = []
+    if os.path.isdir(os.path.join(directory, "calls")):
+        found.append(file_cache(directory))
+    if next(cache_dir.rows(os.fspath(directory)), None) is not None:
+        found.append(saved_calls(directory))
+    return found
+
+
+def recorded_calls(directory: str | os.PathLike[str]) -> list[BaseCache]:
+    """The calls that a directory holds, of whatever kind.
+
+    Raises
+    ------
+    ProgCacheError
+        None are recorded there.
+    """
+    found = memoized_calls(directory)
+    if holds_programs(directory):
+        from cuda_progcache.memo.storage import program_cache
+        from cuda_progcache.store.readonly import ReadOnlyProgramCache
+
+        found.append(program_cache(ReadOnlyProgramCache(directory)))
+    if not found:
+        raise ProgCacheError(
+            f"no calls are recorded in {os.fspath(directory)}: a directory is needed that memoize, cache_file or a "
+            f"program cache has written"
+        )
+    return found

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where calls lie that belong to a store of programs and made none of them (:mod:`cuda_progcache.memo.steps`).
+
+Of a store on disk they are files below ``steps/`` in its directory, beside ``records/``, in the format of every call;
+those of all its levels and layers are found. Of a store in memory they are in this process's memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from cuda_progcache._util import files
+from cuda_progcache.memo.digest import Digest
+from cuda_progcache.memo.storage import records
+from cuda_progcache.memo.storage.tree import FileTree, Signature
+from cuda_progcache.store.sharing import write_beside
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.call import DigestedCall
+    from cuda_progcache.store.base import ProgramCacheResource
+
+_logger = logging.getLogger("cuda_progcache.memo.storage")
+
+#: Calls that a shard may hold, of 256, or a store in memory; the oldest go first. Programs don't need them: their own
+#: records say what they were made of.
+MOST = 128
+MOST_IN_MEMORY = 4096
+
+_in_memory: WeakKeyDictionary[ProgramCacheResource, dict[Digest, bytes]] = WeakKeyDictionary()
+
+
+class Steps:
+    """The calls beside a store's programs.
+
+    Parameters
+    ----------
+    store : store
+
+    Attributes
+    ----------
+    counters : Counter
+        What went wrong in this process: ``corrupt``, ``dropped``.
+    """
+
+    def __init__(self, store: ProgramCacheResource) -> None:
+        place = getattr(store, "path", None)
+        self._root = None if place is None else str(place)
+        self._memory = _in_memory.setdefault(store, {})
+        roots = dict.fromkeys([*([] if self._root is None else [self._root]), *map(str, store.roots)])
+        self._trees = [FileTree(os.path.join(root, "steps"), ".json") for root in roots]
+        self.counters: Counter[str] = Counter()
+
+    def save(self, call: DigestedCall) -> Digest:
+        """Keep a call; where the directory can't be written, in memory."""
+        key = call.to_lookup_key()
+        body = records.body(call, key)
+        if self._root is not None:
+            tree = self._trees[0]
+            try:
+                write_beside(self._root, tree.path(key), records.seal(body, key, None))
+            except OSError as error:
+                self.counters["dropped"] += 1
+                _logger.info("the call of %s is kept in memory alone: %s", call.name, error)
+            else:
+                self._trim(tree, key[:2])
+                return key
+        self._memory.pop(key, None)
+        self._memory[key] = body
+        while len(self._memory) > MOST_IN_MEMORY:
+            self._memory.pop(next(iter(self._memory)), None)
+        return key
+
+    def _trim(self, tree: FileTree, shard: str) -> None:
+        """Keep a shard small, however many programs come and go."""
+        if len(tree.keys_of(shard)) <= MOST:
+            return
+        by_age = sorted(tree.scan(shard).items(), key=lambda item: item[1].mtime_ns)
+        for key, _ in by_age[: len(by_age) - MOST * 3 // 4]:
+            files.unlink_quietly(tree.path(key))
+
+    def record(self, key: str) -> bytes | None:
+        """The JSON of a call's record; None where there is none, or it is damaged."""
+        body = self._memory.get(Digest(key))
+        for number, tree in enumerate(self._trees):
+            if body is not None:
+                break
+            try:
+                body = records.unseal(tree.read(key), key, None)
+            except KeyError:
+                continue
+            except ValueError:
+                self.counters["corrupt"] += 1
+                if number == 0 and self._root is not None:  # the others are only read
+                    tree.set_aside(key)
+        return body
+
+    def load(self, key: str) -> DigestedCall:
+        """A call; KeyError where there is none."""
+        body = self.record(key)
+        if body is None:
+            raise KeyError(key)
+        return records.call_of(body)
+
+    def contains(self, key: str) -> bool:
+        """Whether there is a call."""
+        return key in self._memory or any(tree.contains(key) for tree in self._trees)
+
+    def remove(self, key: Digest) -> bool:
+        """Remove a call, where that can be done; False if there was none."""
+        found = self._memory.pop(key, None) is not None
+        if self._root is not None:
+            found |= self._trees[0].remove(key)
+        return found
+
+    def all(self) -> Iterable[Digest]:
+        """Every key."""
+        return {*tuple(self._memory), *itertools.chain.from_iterable(tree.keys() for tree in self._trees)}
+
+    def with_prefix(self, prefix: str) -> list[Digest]:
+        """Keys with a prefix of 2 characters at least; of each place two at most."""
+        here = [key for key in tuple(self._memory) if key.startswith(prefix)]
+        return [*here, *(key for tree in self._trees for key in tree.with_prefix(prefix))]
+
+    def in_memory(self) -> list[DigestedCall]:
+        """The calls that are in memory alone."""
+        return [records.call_of(body) for body in tuple(self._memory.values())]
+
+    # What the index of a store in one directory reads
+
+    def shards(self) -> dict[str, int]:
+        """Shard directories and their mtimes (ns)."""
+        return self._trees[0].shards()
+
+    def scan(self, shard: str) -> dict[Digest, Signature]:
+        """Records of a shard as they are now."""
+        return self._trees[0].scan(shard)

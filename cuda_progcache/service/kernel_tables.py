@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel manifest's TOML, checked, and what it comes to.
+
+Apart from :mod:`~cuda_progcache.service.kernel_spec`, since a library whose manifest was read before, and lies beside
+its compiled templates, needs none of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import keyword
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, replace
+from typing import Any, get_type_hints
+
+import msgspec
+
+from cuda_progcache._util.suggest import did_you_mean
+from cuda_progcache.errors import ManifestError, ParameterError
+from cuda_progcache.service.kernel_spec import Constraint, KernelSpec, Parameter
+
+FORMAT = 1
+PARAMETER_TYPES = ("int", "float", "bool", "str", "dtype")
+HEADER_ROOTS = ("cuda", "cccl")
+CODE_TYPES = ("c++", "nvvm")
+RESERVED = ("name", "arch", "target_type")
+"""The names that ``CompileService.kernel`` takes itself."""
+
+
+def decode(content: bytes, file: str) -> dict[str, KernelSpec]:
+    """The kernels of a manifest.
+
+    Parameters
+    ----------
+    content : bytes
+        TOML.
+    file : str
+        Where it lies, for messages.
+
+    Raises
+    ------
+    ManifestError
+        If it is wrong; the message names file, kernel and field.
+    """
+    try:
+        table = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{file} is not valid TOML: {error}") from error
+    if table.get("format") != FORMAT:
+        raise ManifestError(f"{file}: format must be {FORMAT}, is {table.get('format')!r}")
+    check_fields(table, ("format", "kernels"), file)
+    kernels = table.get("kernels", {})
+    if not isinstance(kernels, dict) or not kernels:
+        raise ManifestError(f"{file}: no [kernels.NAME] table")
+    return {name: decode_kernel(name, entry, f"{file}: kernel {name!r}") for name, entry in kernels.items()}
+
+
+def decode_kernel(name: str, table: object, where: str) -> KernelSpec:
+    """Return the kernel of one ``[kernels.NAME]`` table.
+
+    Types, values, ranges, defaults and variants are checked here; constraints, which need Jinja2, when
+    parameters are bound.
+
+    Parameters
+    ----------
+    name : str
+        The kernel's.
+    table : object
+        As TOML gave it.
+    where : str
+        The manifest's file and the kernel, the start of each message.
+
+    Raises
+    ------
+    ManifestError
+        With the field and, for a misspelled one, the nearest valid.
+    """
+    if not isinstance(table, dict):
+        raise ManifestError(f"{where}: must be a table, is {table!r}")
+    table = dict(table)
+    check_fields(table, {*_fields(KernelSpec), "template"} - {"name"}, where)
+    if ("template" in table) == ("templates" in table):
+        raise ManifestError(f'{where}: give either template = "file" or templates = ["file", "file"]')
+    if "template" in table:
+        table["templates"] = [table.pop("template")]
+    if not table.get("entry_points") and not table.get("name_expressions"):
+        raise ManifestError(f'{where}: give entry_points (extern "C" symbols) or name_expressions (C++ names)')
+    _check_choice(table.get("code_type"), CODE_TYPES, f"{where}, code_type")
+    headers = table.get("headers")
+    for header in headers if isinstance(headers, list) else ():
+        _check_choice(header, HEADER_ROOTS, f"{where}, headers")
+    for number, constraint in enumerate(_items(table, "constraints", list, where), 1):
+        if isinstance(constraint, dict):
+            check_fields(constraint, _fields(Constraint), f"{where}, constraint {number}")
+    check_fields(_items(table, "tolerance", dict, where), ("rtol", "atol"), f"{where}, tolerance")
+    parameters = _items(table, "parameters", dict, where)
+    table["parameters"] = {
+        key: _decode_parameter(key, value, f"{where}, parameter {key!r}") for key, value in parameters.items()
+    }
+    spec: KernelSpec = _convert({**table, "name": name}, KernelSpec, where)
+    if not spec.templates:
+        raise ManifestError(f"{where}, templates: the list is empty")
+    required = [p.name for p in spec.parameters.values() if p.default is None]
+    variants = []
+    for number, variant in enumerate(spec.variants, 1):
+        try:
+            bound = spec.fill(variant)
+        except ParameterError as error:
+            message = str(error).removeprefix(f"kernel {name!r}").removeprefix(":").strip()
+            raise ManifestError(f"{where}, variant {number}: {message}") from error
+        variants.append({key: bound[key] for key in variant})
+    if required and not variants:
+        raise ManifestError(f"{where}: {', '.join(required)} without default: list a variant that sets them")
+    return replace(spec, variants=tuple(variants))
+
+
+def _decode_parameter(name: str, table: object, where: str) -> Parameter:
+    if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
+        raise ManifestError(
+            f"{where}: the name must be a Python identifier, no keyword, and none of {', '.join(RESERVED)}"
+        )
+    if not isinstance(table, dict):
+        raise ManifestError(f"{where}: must be a table with a type, is {table!r}")
+    check_fields(table, _fields(Parameter) - {"name"}, where)
+    _check_choice(table.get("type"), PARAMETER_TYPES, f"{where}, type")
+    raw: Parameter = _convert({**table, "name": name}, Parameter, where)
+    limits = [limit for limit in (raw.min, raw.max) if limit is not None]
+    if limits and raw.type not in {"int", "float"}:
+        raise ManifestError(f"{where}: min and max are for int and float, not {raw.type}")
+    if len(limits) == 2 and limits[0] > limits[1]:
+        raise ManifestError(f"{where}: min {raw.min} is above max {raw.max}")
+    if raw.values is not None and not raw.values:
+        raise ManifestError(f"{where}: values is empty, nothing would be allowed")
+    try:
+        free = replace(raw, values=None)
+        values = None if raw.values is None else tuple(free.check(value) for value in raw.values)
+        parameter = replace(raw, values=values)
+        default = None if raw.default is None else parameter.check(raw.default)
+    except ParameterError as error:
+        raise ManifestError(f"{where}: {error}") from error
+    return replace(parameter, default=default)
+
+
+def check_fields(table: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
+    """Refuse a field that the format doesn't have.
+
+    Raises
+    ------
+    ManifestError
+        With the nearest valid name.
+    """
+    valid = set(valid)
+    for field in table:
+        if field not in valid:
+            raise ManifestError(f"{where}: unknown field {field!r}{did_you_mean(field, valid)}")
+
+
+def _check_choice(value: object, choices: tuple[str, ...], where: str) -> None:
+    if isinstance(value, str) and value not in choices:
+        raise ManifestError(f"{where}: {value!r} is not one of {', '.join(choices)}{did_you_mean(value, choices)}")
+
+
+def _items(table: Mapping[str, Any], field: str, kind: type, where: str) -> Any:
+    value = table.get(field, kind())
+    if not isinstance(value, kind):
+        raise ManifestError(f"{where}, {field}: must be {'a table' if kind is dict else 'an array'}, is {value!r}")
+    return value
+
+
+@functools.cache
+def _schema(cls: Any) -> Any:
+    """The fields of a class as :mod:`msgspec` checks them; a table that holds instances of ours is beyond it."""
+    hints: dict[str, Any] = get_type_hints(cls, localns=vars(typing))
+    if cls is KernelSpec:
+        constraint: Any = _schema(Constraint)
+        hints |= {"parameters": dict[str, Any], "constraints": tuple[constraint, ...]}
+    declared: list[Any] = []
+    for one in fields(cls):
+        if one.default_factory is not MISSING:
+            declared.append((one.name, hints[one.name], msgspec.field(default_factory=one.default_factory)))
+        elif one.default is not MISSING:
+            declared.append((one.name, hints[one.name], one.default))
+        else:
+            declared.append((one.name, hints[one.name]))
+    return msgspec.defstruct(cls.__name__, declared, forbid_unknown_fields=True)
+
+
+def _fields(cls: Any) -> set[str]:
+    return {one.name for one in fields(cls)}
+
+
+def _convert(table: Mapping[str, Any], to: Any, where: str) -> Any:
+    try:
+        checked = msgspec.structs.asdict(msgspec.convert(table, _schema(to)))
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        field = path.rstrip("`").lstrip(".")
+        raise ManifestError(f"{where}{', ' + field if field else ''}: {message[:1].lower()}{message[1:]}") from error
+    if to is KernelSpec:
+        checked["constraints"] = tuple(Constraint(**msgspec.structs.asdict(one)) for one in checked["constraints"])
+    return to(**checked)
