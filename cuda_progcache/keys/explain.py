@@ -49,7 +49,8 @@ def _differences(
     elif label == "headers":
         yield _headers(new_headers, old_headers)
     elif label.startswith("tool "):
-        yield f"{label.removeprefix('tool ')} build differs"
+        verb = "build differs" if mine and theirs else "is used now" if mine else "is no longer used"
+        yield f"{label.removeprefix('tool ')} {verb}"
     elif label == "option":
         yield from _options(mine, theirs)
     elif label == "cwd":
@@ -62,6 +63,8 @@ def _differences(
         yield from _probes(mine, theirs)
     elif label == "extra_source":
         yield "an extra source differs"
+    elif label == "input" and set(mine) != set(theirs):
+        yield "an input of the link differs"
     else:
         gone = ", ".join(value for value in theirs if value not in mine) or "unset"
         added = ", ".join(value for value in mine if value not in theirs) or "unset"
