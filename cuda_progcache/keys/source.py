@@ -9,12 +9,11 @@ as its SHA-256.
 from __future__ import annotations
 
 import functools
-import re
 
 from cuda_progcache._util.digest import sha256
 
-_CONTINUED = re.compile(rb"(?:\\|\?\?/)[ \t]*\r?\n")
-_CUTS_A_WORD = re.compile(rb"\\[ \t]*\r?\n\w")
+_CONTINUED = rb"(?:\\|\?\?/)[ \t]*\r?\n"
+_CUTS_A_WORD = rb"\\[ \t]*\r?\n\w"
 # What gives the path of the file that it stands in, or is called from.
 _FILE_NAMES = (b"__FILE__", b"__builtin_FILE", b"__builtin_source_location")
 
@@ -114,13 +113,22 @@ def _may_be_include(line: bytes) -> bool:
 
 def joined(code: bytes) -> bytes:
     """A text with its continued lines joined."""
-    return _CONTINUED.sub(b"", code) if b"\\" in code or b"??/" in code else code
+    if b"\\" not in code and b"??/" not in code:
+        return code
+    import re  # most hits have no use for it
+
+    return re.sub(_CONTINUED, b"", code)
 
 
 def whole_words(code: bytes) -> bytes:
     """A text in which no word is cut in two by the end of a continued line."""
-    cut = (b"\\" in code and _CUTS_A_WORD.search(code)) or (b"?" in code and b"??/" in code)
-    return joined(code) if cut else code
+    if b"?" in code and b"??/" in code:
+        return joined(code)
+    if b"\\" not in code:
+        return code
+    import re
+
+    return joined(code) if re.search(_CUTS_A_WORD, code) else code
 
 
 def mentions_file(code: bytes) -> bool:
