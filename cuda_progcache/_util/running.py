@@ -10,10 +10,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # a hit imports this: see the fields module
 if TYPE_CHECKING:
-    from typing import ParamSpec, TypeVar
+    from typing import Any, ParamSpec, TypeVar
 
     P = ParamSpec("P")
     R = TypeVar("R")
