@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -126,6 +126,13 @@ class Steps:
         """Keys with a prefix of 2 characters at least; of each place two at most."""
         here = [key for key in tuple(self._memory) if key.startswith(prefix)]
         return [*here, *(key for tree in self._trees for key in tree.with_prefix(prefix))]
+
+    def calls(self) -> Iterator[DigestedCall]:
+        """Every call that can be read."""
+        for key in self.all():
+            body = self.record(key)
+            if body is not None:
+                yield records.call_of(body)
 
     def in_memory(self) -> list[DigestedCall]:
         """The calls that are in memory alone."""
