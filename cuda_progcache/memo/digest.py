@@ -186,17 +186,10 @@ def _timezone(value: dt.timezone) -> bytes:
 
 
 def _function(value: types.FunctionType) -> bytes:
-    """By what it does, not by its name or place: code, defaults, and what it closes over."""
-    cells = []
-    for cell in value.__closure__ or ():
-        try:
-            cells.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            cells.append(None)
-    if not cells and not value.__defaults__ and not value.__kwdefaults__:
-        return _hash(b"function:", child_bytes(value.__code__))
-    state = (value.__code__, value.__defaults__, value.__kwdefaults__, cells)
-    return _hash(b"function:", _sequence(state))
+    """By what it does, not by its name or place: code, defaults, and all that it refers to."""
+    from cuda_progcache.memo.code import argument_digest  # which digests values by this module
+
+    return argument_digest(value).encode("ascii")
 
 
 _CODE = [
@@ -351,7 +344,9 @@ def _refuse(value: Any) -> bytes:
 
 
 def _ndarray(value: Any) -> bytes:
-    layout = _sequence((value.dtype.str, repr(value.dtype.descr), tuple(value.shape)))
+    layout = _sequence((value.dtype.str, repr(value.dtype), tuple(value.shape)))
+    if value.dtype.names is not None:  # what lies between the fields is no content
+        return _hash(b"numpy.ndarray:", layout + _sequence(value[name] for name in value.dtype.names))
     if value.dtype.hasobject:
         return _hash(b"numpy.ndarray:", layout + _sequence(value.ravel().tolist()))
     state = hashlib.sha256()

@@ -123,6 +123,54 @@ def written(node: ast.AST) -> str:
     return " ".join(parts)
 
 
+#: Methods that change what they are called on, of the collections that Python and its users have.
+CHANGERS = frozenset(
+    [
+        "add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "extendleft", "insert",
+        "intersection_update", "pop", "popitem", "popleft", "remove", "reverse", "rotate", "setdefault", "sort",
+        "subtract", "symmetric_difference_update", "update",
+    ]
+)  # fmt: skip
+
+
+def changed_names(function: _FunctionNode) -> set[tuple[str, ...]]:
+    """Variables, and attributes of variables, that a function binds or changes in place: ``("module", "table")``.
+
+    Its own local variables are among them.
+    """
+    found: set[tuple[str, ...]] = set()
+    declared: set[str] = set()
+    stored: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Global | ast.Nonlocal):
+            declared.update(node.names)
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            stored.add(node.id)
+        elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            found.add(_dotted(node.value))
+        elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            found.add(_dotted(node))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGERS:
+            found.add(_dotted(node.func.value))
+    return (found | {(name,) for name in declared & stored}) - {()}
+
+
+def _dotted(node: ast.AST) -> tuple[str, ...]:
+    """The variable, and its attributes, in which a change of this expression ends: of ``a.b[0].c`` it is ``a.b``."""
+    path: list[str] = []
+    while True:
+        if isinstance(node, ast.Attribute):
+            path.append(node.attr)
+            node = node.value
+        elif isinstance(node, ast.Subscript):
+            path.clear()
+            node = node.value
+        elif isinstance(node, ast.Name):
+            return (node.id, *reversed(path))
+        else:
+            return ()
+
+
 #: Fields that say nothing about what code does, or that some versions don't have.
 _SILENT = {"ctx", "kind", "type_comment", "type_ignores"}
 
