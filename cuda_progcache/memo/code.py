@@ -181,6 +181,8 @@ def plan_of(function: types.FunctionType) -> Plan:
         _scan(inner, frozenset(code.co_freevars), function.__globals__, names, changed, imports)
     if tree is not None:
         changed = changed_names(tree)
+    if "__class__" in code.co_freevars:
+        names.add(Reference("__class__", ()))  # super() reads it without saying so, before Python 3.12
     read = [name for name in names if not any((name.name, *name.attributes)[: len(own)] == own for own in changed)]
     plan = Plan(identity, tuple(sorted(read)), tuple(sorted(imports)))
     if len(_plans) >= _MOST_PLANS:
