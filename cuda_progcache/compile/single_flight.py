@@ -48,7 +48,7 @@ class _Flight:
         self.landed = threading.Event()
         self.result: object = None
         self.error: Exception | None = None
-        #: Its thread was interrupted (KeyboardInterrupt, SystemExit, ...): it gave nothing, and a waiter takes its place.
+        #: Its thread was interrupted (KeyboardInterrupt, SystemExit, ...) and gave nothing: a waiter takes its place.
         self.interrupted = False
 
 
@@ -95,8 +95,8 @@ def fly(
 
     Raises
     ------
-    Whatever ``compile_`` raised, here or in another thread. What interrupts a thread (KeyboardInterrupt, SystemExit, any
-    BaseException that is no Exception) is its own: one of those that waited for it compiles instead.
+    Whatever ``compile_`` raised, here or in another thread. What interrupts a thread (KeyboardInterrupt, SystemExit,
+    any BaseException that is no Exception) is its own: one of those that waited for it compiles instead.
     """
     slot = (directory, flight)
     deadline = time.monotonic() + longest_wait

@@ -51,8 +51,10 @@ R = TypeVar("R")
 _logger = logging.getLogger(__name__)
 
 
-#: Seconds that a body has to have run for processes to wait for each other (threads always do).
+#: Seconds that a body has to have run for processes to wait for each other (threads always do), and for how many misses
+#: such a run counts: a body that is quick as a rule may be slow once, on a busy machine.
 WORTH_A_LEASE = 1e-3
+_SLOW_FOR = 8
 
 
 #: Set while a call is run again: memoized calls in it don't hit.
@@ -140,7 +142,7 @@ class Memoized(Generic[P, R]):
         self._async = inspect.iscoroutinefunction(function)
         self._under_way: dict[tuple[Any, Digest], asyncio.Future[Any]] = {}
         self._warned: set[str] = set()
-        self._longest: float | None = None  # seconds that the body took
+        self._leases_left = 1  # misses for which a lease will be taken
         self.counters: Counter[str] = Counter()
 
     @property
@@ -276,8 +278,8 @@ class Memoized(Generic[P, R]):
             except Exception:  # noqa: BLE001 - trouble was told of by the first lookup: a miss
                 return None
 
-        # A lease costs 60 µs and more: a function never seen to run long is run beside another process instead.
-        wanted = self._single_flight == "processes" and (self._longest is None or self._longest >= WORTH_A_LEASE)
+        # A lease costs 60 µs and more: a function not seen to run long is run beside another process instead.
+        wanted = self._single_flight == "processes" and self._leases_left > 0
         directory = cache.leases if wanted else None
 
         def compute() -> tuple[R]:
@@ -368,7 +370,7 @@ class Memoized(Generic[P, R]):
     def _commit(
         self, prepared: PreparedCall | None, result: Any, body: Running, started: float, seconds: float
     ) -> None:
-        self._longest = max(seconds, self._longest or 0.0)
+        self._leases_left = _SLOW_FOR if seconds >= WORTH_A_LEASE else max(self._leases_left - 1, 0)
         if prepared is None:
             return
         metadata: Metadata = {
@@ -466,8 +468,8 @@ def memoize(
     tags : mapping, optional
         Kept in each record, under ``metadata["tags"]``.
     single_flight : {"processes", "threads", "off"}
-        Who waits for whom when several ask for one call. Processes wait for the first call, and for others once a
-        body has run for :data:`WORTH_A_LEASE` seconds: before that, running it twice is cheaper.
+        Who waits for whom when several ask for one call. Processes wait for the first call, and for others while one
+        of the last eight runs took :data:`WORTH_A_LEASE` seconds: otherwise running it twice is cheaper.
 
     Returns
     -------
