@@ -421,7 +421,8 @@ class _Walker:
     def instance(self, value: Any) -> bytes:
         """An object: its class, and its content as far as that can be known."""
         kind = type(value)
-        inner = getattr(value, "__wrapped__", None)
+        # Not by getattr: there are objects, as unittest.mock.call, that have every attribute they are asked for.
+        inner = getattr(value, "__dict__", {}).get("__wrapped__")
         told = vars(kind).get(TRANSPARENT)
         if told is not None:
             return self._data(value, lambda: ("cached", self.value(told(value)), self.value(inner)))
@@ -435,7 +436,8 @@ class _Walker:
             return self._data(value, lambda: ("wrapper", behind, content or "", self.value(inner)))
         if content is not None:
             # What can't be hashed by content can change in place: arrays, tables, records.
-            self._changeable |= kind.__hash__ in {None, object.__hash__}
+            by_content: object = kind.__hash__
+            self._changeable |= by_content is None or by_content is object.__hash__
             return _hash("instance", behind, content)
         state = _state(value) if own else None
         if state is not None:

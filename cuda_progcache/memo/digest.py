@@ -185,7 +185,7 @@ def _timezone(value: dt.timezone) -> bytes:
     return _hash(b"timezone:", f"{value.utcoffset(None)!r} {value.tzname(None)}".encode())
 
 
-def _function(value: types.FunctionType) -> bytes:
+def _function(value: types.FunctionType | types.MethodType) -> bytes:
     """By what it does, not by its name or place: code, defaults, and all that it refers to."""
     from cuda_progcache.memo.code import argument_digest  # which digests values by this module
 
@@ -212,6 +212,8 @@ def _code(value: types.CodeType) -> bytes:
 
 
 def _method(value: types.MethodType) -> bytes:
+    if isinstance(value.__self__, type):
+        return _function(value)
     return _hash(b"method:", _sequence((value.__func__, value.__self__)))
 
 

@@ -193,19 +193,21 @@ class Memoized(Generic[P, R]):
         """What counts of the wrapper where a function refers to it, beside the function inside."""
         return self._named
 
-    def _identify(self) -> _Identity:
+    def _now(self) -> _Identity:
         """What of the key is the function's, taken anew when something it refers to has changed."""
+        identity = self._identity
+        if identity is not None and identity.closure.holds():
+            return identity
         about = Closure("", {})
         code = None
         if self._code is not False:
             about = closure(self.function)
             code = about.with_packages if self._code is True else Digest(self._code(self.function))
-        self._identity = _Identity(head_bytes(*self._named, code), code, about)
-        return self._identity
-
-    def _now(self) -> _Identity:
-        identity = self._identity
-        return identity if identity is not None and identity.closure.holds() else self._identify()
+        other = self._identity
+        if other is not identity and other is not None and other.closure.holds():
+            return other  # threads that come first at once agree, whatever one's run has changed meanwhile
+        self._identity = made = _Identity(head_bytes(*self._named, code), code, about)
+        return made
 
     # What else can be asked
 

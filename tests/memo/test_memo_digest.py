@@ -217,3 +217,17 @@ def test_frames_by_everything_in_them():
     assert len({digest(frame) for frame in [base, *others]}) == 7
     assert digest(base) == digest(base.copy())
     assert digest(base["a"]) != digest(base["a"].rename("z"))
+
+
+def test_methods_of_classes_by_what_the_class_does():
+    def make(step):
+        class Home:
+            STEP = step
+
+            @classmethod
+            def make(cls):
+                return cls.STEP
+
+        return Home.make
+
+    assert digest(make(1)) == digest(make(1)) != digest(make(2))

@@ -30,6 +30,13 @@ class Rejected(ProgCacheError):  # noqa: N818 - an established name
 class BaseCache(OperationContext):
     """A cache of calls: saved under their keys, loaded with values that come when they are asked for."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """See to it that a subclass that has its own ``load`` is asked by it, and not by a base's shorter way."""
+        super().__init_subclass__(**kwargs)
+        first = next(kind for kind in cls.__mro__ if "load" in vars(kind) or "lookup" in vars(kind))
+        if "lookup" not in vars(first):
+            cls.lookup = BaseCache.lookup  # type: ignore[method-assign]
+
     @abc.abstractmethod
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
         """File a call, in place of one with the same key; gives the key. Rejected where the cache refuses it."""
