@@ -11,6 +11,7 @@ there is no tree, and the bytecode has to speak for itself.
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
 import linecache
 import types
@@ -220,8 +221,11 @@ def find_path_specs(function: Any) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"literals": [], "symbols": []}
     plain = inspect.unwrap(function)
     plain = getattr(plain, "__func__", plain)
-    tree = tree_of(plain, exact=False) if isinstance(plain, types.FunctionType) else None
+    if not isinstance(plain, types.FunctionType):
+        return found
+    tree = tree_of(plain, exact=False)
     if tree is None:
+        found["literals"] = sorted(_constant_paths(plain.__code__))
         return found
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args and _reads(node):
@@ -231,6 +235,22 @@ def find_path_specs(function: Any) -> dict[str, list[str]]:
             elif isinstance(argument, ast.Name):
                 found["symbols"].append(argument.id)
     return {kind: sorted(set(names)) for kind, names in found.items()}
+
+
+def _constant_paths(compiled: types.CodeType) -> set[str]:
+    """Of code without source: texts that are the first argument of what reads a directory or table."""
+    paths: set[str] = set()
+    for code in walk(compiled):
+        reader = False
+        for instruction in dis.get_instructions(code):
+            name = instruction.argval
+            if instruction.opname == "PUSH_NULL":
+                continue
+            if reader and instruction.opname == "LOAD_CONST" and isinstance(name, str):
+                paths.add(name)
+            named = instruction.opname.startswith("LOAD_") and instruction.opname != "LOAD_CONST"
+            reader = named and isinstance(name, str) and (name in _READERS or name.startswith("read_"))
+    return paths
 
 
 def _reads(call: ast.Call) -> bool:
