@@ -337,6 +337,11 @@ class Memoized(Generic[P, R]):
                     task = asyncio.current_task()
                     if not other.cancelled() or (task is not None and task.cancelling()):
                         raise  # it is this task that is cancelled; otherwise the one that ran it was: next, please
+                if slot not in self._under_way:
+                    try:
+                        return cache.lookup(key)
+                    except Exception:  # noqa: BLE001 - trouble was told of by the first lookup: a miss
+                        break
             self._under_way[slot] = future
         prepared = self._prepare(cache, call)
         body = Running(key, self._named[0], running.get())

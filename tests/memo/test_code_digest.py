@@ -250,9 +250,8 @@ def test_what_a_function_changes_itself_is_not_what_it_reads(tmp_path, monkeypat
     from types import SimpleNamespace
 
     def make(**values):
-        space = {
-            "count": 0, "seen": [], "table": {}, "limit": 1, "local": (), "home": SimpleNamespace(items=[set()], scale=2),
-        } | values  # fmt: skip
+        home = SimpleNamespace(items=[set()], scale=2)
+        space = {"count": 0, "seen": [], "table": {}, "limit": 1, "local": (), "home": home} | values
         code = compile(CHANGES, str(tmp_path / "changes.py") if with_source else "<text>", "exec", dont_inherit=True)
         exec(code, space)
         return get_recursive_closure_hash(space["f"])

@@ -409,7 +409,8 @@ def test_explain(cache):
         return y
 
     other.__qualname__ = f.__qualname__
-    assert memoize(cache, other, version=1).explain(1, 2) == ("the function's code, or something it refers to, differs",)
+    differs = "the function's code, or something it refers to, differs"
+    assert memoize(cache, other, version=1).explain(1, 2) == (differs,)
 
 
 def test_a_closure_that_is_bound_anew(cache):
