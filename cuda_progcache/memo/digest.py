@@ -24,11 +24,15 @@ A class of your own says ``def __digest__(self) -> str``, or is taught with
 
 from __future__ import annotations
 
+import array
+import collections
 import dataclasses
 import datetime as dt
 import enum
 import functools
 import hashlib
+import pathlib
+import re
 import struct
 import sys
 import types
@@ -238,6 +242,15 @@ def _type(value: type) -> bytes:
     return _hash(b"type:", _class_tag(value))
 
 
+def _ordered(value: collections.OrderedDict[Any, Any]) -> bytes:
+    """Two of them are equal only in one order."""
+    return _hash(b"OrderedDict:", _sequence(part for pair in value.items() for part in pair))
+
+
+def _defaultdict(value: collections.defaultdict[Any, Any]) -> bytes:
+    return _hash(b"defaultdict:", child_bytes(value.default_factory) + _pairs(value))
+
+
 def _partial(value: functools.partial[Any]) -> bytes:
     return _hash(b"partial:", _sequence((value.func, value.args, value.keywords)))
 
@@ -260,6 +273,11 @@ _EXACT: dict[type, Encoder] = {
     frozenset: lambda value: _hash(b"frozenset:", _unordered(value)),
     range: lambda value: _hash(b"range:", _sequence((value.start, value.stop, value.step))),
     slice: lambda value: _hash(b"slice:", _sequence((value.start, value.stop, value.step))),
+    collections.OrderedDict: _ordered,
+    collections.defaultdict: _defaultdict,
+    collections.deque: lambda value: _hash(b"deque:", child_bytes(value.maxlen) + _sequence(value)),
+    array.array: lambda value: _hash(b"array:", value.typecode.encode() + value.tobytes()),
+    re.Pattern: lambda value: _hash(b"pattern:", _sequence((value.pattern, value.flags))),
     memoryview: lambda value: _hash(b"memoryview:", _sequence((value.format, value.shape, value.tobytes()))),
     dt.datetime: _datetime,
     dt.time: _datetime,
@@ -301,7 +319,7 @@ def _encoder(kind: type) -> Encoder:
         # By package and name: classes move between a package's modules from version to version.
         foreign = _FOREIGN.get(f"{base.__module__.partition('.')[0]}.{base.__qualname__}")
         if foreign is not None:
-            return foreign
+            return foreign if base is kind else functools.partial(_derived, kind, foreign)
     names = _field_names(kind)
     if names is not None:
         return lambda value: digest_fields(kind, {name: getattr(value, name) for name in names})
@@ -326,6 +344,13 @@ def _subclassed(kind: type, encode: Encoder, value: Any) -> bytes:
     """A subclass of a built-in type: its class, its content, and attributes that instances were given."""
     attributes = getattr(value, "__dict__", None)
     return _hash(_class_tag(kind), encode(value) + (_pairs(attributes) if attributes else b""))
+
+
+def _derived(kind: type, encode: Encoder, value: Any) -> bytes:
+    """An instance of a class derived from a library's: its class, its content, and what its author says belongs to it."""
+    names = getattr(kind, "_metadata", None)  # as pandas has it
+    more = {name: getattr(value, name, None) for name in names} if isinstance(names, list) else {}
+    return _hash(_class_tag(kind), encode(value) + _pairs(more))
 
 
 def _collection(kind: type) -> Encoder:
@@ -357,6 +382,13 @@ def _ndarray(value: Any) -> bytes:
     return state.hexdigest().encode("ascii")
 
 
+def _masked_array(value: Any) -> bytes:
+    import numpy as np
+
+    parts = (np.ma.getdata(value), np.ma.getmaskarray(value), value.fill_value)
+    return _hash(b"numpy.ma.MaskedArray:", _sequence(parts))
+
+
 def _numpy_scalar(value: Any) -> bytes:
     return _hash(b"numpy.scalar:", value.dtype.str.encode() + b" " + value.tobytes())
 
@@ -368,36 +400,50 @@ def _pandas_values(values: Any) -> Any:
     return values.to_numpy() if plain is not None else list(values.astype(object))
 
 
+def _column_type(values: Any) -> Any:
+    kind = values.dtype
+    return (kind.categories, kind.ordered) if type(kind).__name__ == "CategoricalDtype" else str(kind)
+
+
 def _index(value: Any) -> bytes:
     if value.nlevels > 1:
         return _hash(b"pandas.MultiIndex:", _sequence((list(value.names), list(value))))
-    return _hash(b"pandas.Index:", _sequence((value.name, str(value.dtype), _pandas_values(value))))
+    return _hash(b"pandas.Index:", _sequence((value.name, _column_type(value), _pandas_values(value))))
 
 
 def _series(value: Any) -> bytes:
-    return _hash(b"pandas.Series:", _sequence((value.name, str(value.dtype), value.index, _pandas_values(value))))
+    parts = (value.name, _column_type(value), value.index, _pandas_values(value), value.attrs)
+    return _hash(b"pandas.Series:", _sequence(parts))
 
 
 def _frame(value: Any) -> bytes:
     columns = [value.iloc[:, i] for i in range(value.shape[1])]
-    return _hash(b"pandas.DataFrame:", _sequence((value.columns, value.index, columns)))
+    return _hash(b"pandas.DataFrame:", _sequence((value.columns, value.index, columns, value.attrs)))
 
 
 def _repr(value: Any) -> bytes:
     return _hash(_class_tag(type(value)), repr(value).encode())
 
 
+def _path(value: Any) -> bytes:
+    flavour = "windows" if isinstance(value, pathlib.PureWindowsPath) else "posix"
+    return _hash(b"path:", _sequence((flavour, isinstance(value, pathlib.Path), str(value))))
+
+
+_PATHS = ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath", "WindowsPath")
 _FOREIGN: dict[str, Encoder] = {
     "decimal.Decimal": _repr,
     "fractions.Fraction": _repr,
     "numpy.dtype": _repr,
+    "numpy.MaskedArray": _masked_array,
     "numpy.generic": _numpy_scalar,
+    "numpy.memmap": _ndarray,
     "numpy.ndarray": _ndarray,
     "numpy.ufunc": _repr,
     "pandas.DataFrame": _frame,
     "pandas.Index": _index,
     "pandas.Series": _series,
-    "pathlib.PurePath": lambda value: _hash(b"path:", _sequence((str(value),))),
+    **dict.fromkeys((f"pathlib.{kind}" for kind in _PATHS), _path),
     "pandas.NAType": _repr,
     "pandas.NaTType": _repr,
     "uuid.UUID": _repr,
