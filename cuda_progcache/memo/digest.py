@@ -347,7 +347,7 @@ def _subclassed(kind: type, encode: Encoder, value: Any) -> bytes:
 
 
 def _derived(kind: type, encode: Encoder, value: Any) -> bytes:
-    """An instance of a class derived from a library's: its class, its content, and what its author says belongs to it."""
+    """An instance of a class derived from a library's: its class, its content, and what its author says is part of it."""
     names = getattr(kind, "_metadata", None)  # as pandas has it
     more = {name: getattr(value, name, None) for name in names} if isinstance(names, list) else {}
     return _hash(_class_tag(kind), encode(value) + _pairs(more))

@@ -30,7 +30,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 
@@ -151,7 +151,7 @@ class Memoized(Generic[P, R]):
         given = self._given
         return given if isinstance(given, BaseCache) else given()
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from the cache or by running it."""
         given = self._given
         cache = given if isinstance(given, BaseCache) else given()
@@ -211,24 +211,24 @@ class Memoized(Generic[P, R]):
 
     # What else can be asked
 
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
+    def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call:
         """The call with these arguments, as it would be recorded."""
         name, module, version = self._named
         return Call(name, self._bind(args, kwargs), {}, module, version, self._now().code)
 
-    def digest(self, *args: P.args, **kwargs: P.kwargs) -> Digest:
+    def digest(self, /, *args: P.args, **kwargs: P.kwargs) -> Digest:
         """The key of the call with these arguments; Indigestible where it has none."""
         return key_from_head(self._now().head, self._bind(args, kwargs))[0]
 
-    def contains(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    def contains(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Whether the call with these arguments would hit."""
         return self.cache.contains(self.digest(*args, **kwargs))
 
-    def load(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def load(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The recorded result; KeyError on a miss. Nothing is run."""
         return cast("R", self.cache.load(self.digest(*args, **kwargs)).result)
 
-    def query(self, *args: Any, metadata: Mapping[str, Any] | None = None, **kwargs: Any) -> QueryIterator:
+    def query(self, /, *args: Any, metadata: Mapping[str, Any] | None = None, **kwargs: Any) -> QueryIterator:
         """Recorded calls with these arguments, of whatever version and code; arguments left out fit any."""
         given = {
             name: value for name, value in self.profile.bind_partial(args, kwargs).items() if name not in self._ignored
@@ -236,7 +236,7 @@ class Memoized(Generic[P, R]):
         template = QueryCall(self.profile.qualname, given or None, dict(metadata) if metadata else None, self._named[1])
         return self.cache.query(template)
 
-    def rerun(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def rerun(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the call, and memoized calls in it, whether recorded or not; the new results replace the old."""
         token = _refreshing.set(True)
         try:
@@ -244,7 +244,7 @@ class Memoized(Generic[P, R]):
         finally:
             _refreshing.reset(token)
 
-    def explain(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, ...]:
+    def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> tuple[str, ...]:
         """What tells the call with these arguments from the nearest recorded one: why it would miss, or did."""
         from cuda_progcache.memo.explain import explain
 
@@ -294,8 +294,8 @@ class Memoized(Generic[P, R]):
 
         flight = key if directory is not None else f"{key}-{id(cache):x}"
         result = fly(flight, directory, compute, find, longest_wait=float("inf"))[0]
-        if not ran and isinstance(result, Iterator):
-            return self._run(cache, key, call, args, kwargs)  # another thread's generator: it has one use
+        if not ran and isinstance(result, (Iterator, AsyncIterator, Awaitable)):
+            return self._run(cache, key, call, args, kwargs)  # another thread's generator or coroutine: it has one use
         return result
 
     def _missing(self, args: Any, kwargs: Any) -> list[str]:
@@ -420,7 +420,7 @@ class _Bound:
         self._instance = instance
         functools.update_wrapper(self, memoized.function)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._memoized(self._instance, *args, **kwargs)
 
     def __cache_file__(self) -> tuple[Any, ...]:

@@ -256,7 +256,14 @@ def test_arrays_of_derived_classes():
     plain = np.array([[1, 2]])
     masked = np.ma.array([[1, 2]], mask=[[True, False]])
     filled = np.ma.array([[masked.fill_value, 2]], mask=[[False, False]])
-    values = [plain, plain.view(np.matrix), plain.view(Tagged), masked, filled, np.ma.array([[1, 2]], mask=[[False, True]])]
+    values = [
+        plain,
+        plain.view(np.matrix),
+        plain.view(Tagged),
+        masked,
+        filled,
+        np.ma.array([[1, 2]], mask=[[False, True]]),
+    ]
     assert len({digest(value) for value in values}) == len(values)
     assert digest(masked) == digest(np.ma.array([[1, 2]], mask=[[True, False]]))
 
