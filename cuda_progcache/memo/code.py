@@ -94,7 +94,10 @@ class Closure(NamedTuple):
         for get, arguments, value in self.bindings:
             if get(*arguments) is not value:
                 return False
-        return all(digest(value) == before for value, before in self.contents)
+        try:
+            return all(digest(value) == before for value, before in self.contents)
+        except Indigestible:
+            return False
 
 
 def closure(function: Any) -> Closure:
@@ -104,6 +107,8 @@ def closure(function: Any) -> Closure:
         found = walker.value(function)
     except RecursionError:
         raise Indigestible(function, f"can't digest what {function!r} refers to: it is nested too deep") from None
+    except RuntimeError as error:  # a dict or set that another thread changes
+        raise Indigestible(function, f"can't digest what {function!r} refers to just now: {error}") from None
     contents = []
     for value in walker.contents.values():
         try:
@@ -423,7 +428,7 @@ class _Walker:
         kind = type(value)
         # Not by getattr: there are objects, as unittest.mock.call, that have every attribute they are asked for.
         inner = getattr(value, "__dict__", {}).get("__wrapped__")
-        told = vars(kind).get(TRANSPARENT)
+        told = getattr(kind, TRANSPARENT, None)
         if told is not None:
             return self._data(value, lambda: ("cached", self.value(told(value)), self.value(inner)))
         own = not self.external(kind.__module__)

@@ -100,6 +100,8 @@ def digest(value: Any) -> Digest:
         return Digest(_digest_bytes(value).decode("ascii"))
     except RecursionError:
         raise Indigestible(value, f"can't digest a {type(value).__qualname__} that contains itself") from None
+    except RuntimeError as error:  # a dict or set that another thread changes
+        raise Indigestible(value, f"can't digest a {type(value).__qualname__} just now: {error}") from None
 
 
 def register(kind: type[T], function: Callable[[T], str]) -> None:
@@ -347,7 +349,7 @@ def _subclassed(kind: type, encode: Encoder, value: Any) -> bytes:
 
 
 def _derived(kind: type, encode: Encoder, value: Any) -> bytes:
-    """An instance of a class derived from a library's: its class, its content, and what its author says is part of it."""
+    """An instance of a class derived from a library's: its class, content, and what its author counts as content."""
     names = getattr(kind, "_metadata", None)  # as pandas has it
     more = {name: getattr(value, name, None) for name in names} if isinstance(names, list) else {}
     return _hash(_class_tag(kind), encode(value) + _pairs(more))

@@ -21,6 +21,7 @@ counted, and warned of once per function.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
@@ -200,9 +201,13 @@ class Memoized(Generic[P, R]):
             return identity
         about = Closure("", {})
         code = None
-        if self._code is not False:
+        if self._code is True:
             about = closure(self.function)
-            code = about.with_packages if self._code is True else Digest(self._code(self.function))
+            code = about.with_packages
+        elif self._code is not False:
+            with contextlib.suppress(Indigestible):  # then it is taken once
+                about = closure(self.function)
+            code = Digest(self._code(self.function))
         other = self._identity
         if other is not identity and other is not None and other.closure.holds():
             return other  # threads that come first at once agree, whatever one's run has changed meanwhile
@@ -469,7 +474,8 @@ def memoize(
         globals, functions and classes among these again, versions of packages; see :mod:`~cuda_progcache.memo.code`) is
         part of the key; a callable takes the function and gives another digest. It is taken at the first call, and
         again when a name was bound anew or data changed in place. What the function itself changes, as a list that it
-        appends to, is its state and doesn't count.
+        appends to, is its state and doesn't count. Data that can change in place (a global dict, an array) is digested
+        at each call: pass large data as an argument, or give ``code=False`` and a ``version``.
     module : bool
         Whether the name of the function's module is part of the key.
     tags : mapping, optional

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -128,6 +129,39 @@ def test_locks_events_and_mocks_do_not_make_misses(cache, at_once):
     f = memoize(cache, body)
     assert at_once(4, lambda _: f(1)) == [7] * 4
     assert f(1) == 7 and work.call_count == 2
+
+
+def test_a_cache_that_code_refers_to_is_no_input(cache):
+    def body(x):
+        return x + cache.query().count() * 0
+
+    f = memoize(cache, body)
+    key = f.digest(1)
+    assert [f(1), f(2), f(1)] == [1, 2, 1]
+    assert memoize(cache, body).digest(1) == key
+
+
+def test_data_that_another_thread_changes_never_fails_a_call(memory_cache):
+    table = {0: 0}
+    stop = threading.Event()
+
+    def change():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            table[number % 1000] = number
+            table.pop((number + 500) % 1000, None)
+
+    f = memoize(memory_cache, lambda x: x + len(table) * 0)
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such a call may run uncached, and says so
+            assert [f(1) for _ in range(200)] == [1] * 200
+    finally:
+        stop.set()
+        thread.join(60)
 
 
 def test_calls_within_calls_count_by_their_code(cache):

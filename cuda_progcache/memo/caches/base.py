@@ -37,6 +37,9 @@ class BaseCache(OperationContext):
         if "lookup" not in vars(first):
             cls.lookup = BaseCache.lookup  # type: ignore[method-assign]
 
+    def __cache_file__(self) -> None:
+        """What counts of a cache where memoized code refers to it: nothing. What it holds is no input."""
+
     @abc.abstractmethod
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
         """File a call, in place of one with the same key; gives the key. Rejected where the cache refuses it."""
