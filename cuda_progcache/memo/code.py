@@ -447,13 +447,31 @@ class _Walker:
         state = _state(value) if own else None
         if state is not None:
             return self._data(value, lambda: ("object", behind, *(p for n, v in state for p in (n, self.value(v)))))
-        recipe = _recipe(value)
-        if recipe is not None:
-            return self._data(value, lambda: ("recipe", behind, *(self.value(part) for part in recipe)))
+        made = self._by_recipe(value, behind)
+        if made is not None:
+            return made
         if self.strict:
             raise Indigestible(value)
         # A lock, an open file, a connection: what it holds is no input that could be compared.
         return _hash("opaque", behind)
+
+    def _by_recipe(self, value: Any, behind: bytes) -> bytes | None:
+        """Digest of what pickle would make an object of again; None where it can't, or part of that has no content.
+
+        What holds a lock or a connection somewhere is a service, and no value.
+        """
+        recipe = _recipe(value)
+        if recipe is None:
+            return None
+        strict, active, reach = self.strict, dict(self._active), self._reach
+        self.strict = True
+        try:
+            return self._data(value, lambda: ("recipe", behind, *(self.value(part) for part in recipe)))
+        except Indigestible:
+            self._active, self._reach = active, reach
+            return None
+        finally:
+            self.strict = strict
 
     def sequence(self, value: Any) -> bytes:
         self._changeable |= type(value) is list

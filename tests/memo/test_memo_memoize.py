@@ -577,7 +577,7 @@ def test_a_file_cut_at_any_length_is_a_miss(tmp_path):
         expected = memoize(place, f)(size)
         (kept,) = place.rglob("*.json") if size == 10 else place.rglob("*.value")
         content = kept.read_bytes()
-        for length in [*range(0, len(content), 7), *range(len(content) - 20, len(content))]:
+        for length in [*range(0, len(content), 41), *range(len(content) - 5, len(content))]:
             kept.write_bytes(content[:length])
             again = memoize(place, f)
             assert again(size) == expected
