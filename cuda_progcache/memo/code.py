@@ -18,20 +18,17 @@ from __future__ import annotations
 
 import builtins
 import copyreg
-import dis
 import enum
 import functools
-import importlib.util
 import inspect
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
-from cuda_progcache.memo.modules import local_source, version_of
-from cuda_progcache.memo.syntax import CHANGERS, canonical, changed_names, tree_of, walk
+from cuda_progcache.memo.modules import _hash, local_source, version_of
+from cuda_progcache.memo.references import references_of
 
 #: Of wrappers that add caching and nothing else (a function's attribute, a class's method): what counts is the function
 #: inside, and what this holds or gives.
@@ -134,139 +131,6 @@ def argument_digest(value: Any) -> Digest:
         raise Indigestible(value, f"can't digest a {type(value).__qualname__} that is nested too deep") from None
 
 
-def _hash(*parts: str | bytes) -> bytes:
-    state = sha256(usedforsecurity=False)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        state.update(b"%d:" % len(data) + data)
-    return state.hexdigest().encode()
-
-
-class Reference(NamedTuple):
-    """A name that code reads from outside, and the attributes it reads of it: ``np.linalg.norm``."""
-
-    name: str
-    attributes: tuple[str, ...]
-
-
-class Plan(NamedTuple):
-    """What a code object says once and for all.
-
-    Attributes
-    ----------
-    identity : bytes
-        Digest of what it does by itself.
-    names : tuple of Reference
-        Globals, built-in names and closure variables that it reads and doesn't change itself, sorted.
-    imports : tuple of str
-        Modules imported inside, absolute, sorted.
-    """
-
-    identity: bytes
-    names: tuple[Reference, ...]
-    imports: tuple[str, ...]
-
-
-_plans: dict[int, tuple[types.CodeType, Plan]] = {}
-_MOST_PLANS = 10_000
-
-
-def plan_of(function: types.FunctionType) -> Plan:
-    """The plan of a function's code; remembered."""
-    code = function.__code__
-    known = _plans.get(id(code))
-    if known is not None:
-        return known[1]
-    tree = tree_of(function)
-    identity = _hash("source", canonical(tree)) if tree is not None else _bytecode(code)
-    names: set[Reference] = set()
-    changed: set[tuple[str, ...]] = set()
-    imports: set[str] = set()
-    for inner in walk(code):
-        _scan(inner, frozenset(code.co_freevars), function.__globals__, names, changed, imports)
-    if tree is not None:
-        changed = changed_names(tree)
-    if "__class__" in code.co_freevars:
-        names.add(Reference("__class__", ()))  # super() reads it without saying so, before Python 3.12
-    read = [name for name in names if not any((name.name, *name.attributes)[: len(own)] == own for own in changed)]
-    plan = Plan(identity, tuple(sorted(read)), tuple(sorted(imports)))
-    if len(_plans) >= _MOST_PLANS:
-        _plans.clear()  # functions made in a loop must not be kept for ever
-    _plans[id(code)] = (code, plan)  # with the code: as long as it lives, no other one gets its id
-    return plan
-
-
-_COUNTS = ["co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags"]
-_NAMES = ["co_names", "co_varnames", "co_freevars", "co_cellvars"]
-
-
-def _bytecode(code: types.CodeType) -> bytes:
-    """Digest of compiled code, for this interpreter's bytecode alone; without name, file and line numbers."""
-    parts: list[str | bytes] = ["bytecode", sys.implementation.cache_tag or sys.version, code.co_code]
-    parts += [str(getattr(code, name)) for name in _COUNTS]
-    parts += ["\0".join(getattr(code, name)) for name in _NAMES]
-    parts.append(getattr(code, "co_exceptiontable", b""))
-    parts += [_bytecode(c) if isinstance(c, types.CodeType) else digest(c) for c in code.co_consts]
-    return _hash(*parts)
-
-
-_GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-_FREE = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
-_ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
-
-
-_BINDING = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"}
-
-
-def _scan(
-    code: types.CodeType, free: frozenset[str], namespace: Mapping[str, Any], names: set[Reference],
-    changed: set[tuple[str, ...]], imports: set[str],
-) -> None:  # fmt: skip
-    """Collect the outer names of one code object, those it changes as far as bytecode shows it, and its imports."""
-    root: str | None = None
-    attributes: list[str] = []
-    constants: list[Any] = []  # the last two: an import's level and the names it wants
-
-    def finish() -> None:
-        nonlocal root
-        if root is not None:
-            names.add(Reference(root, tuple(attributes)))
-            if attributes and attributes[-1] in CHANGERS:
-                changed.add((root, *attributes[:-1]))
-        root = None
-        attributes.clear()
-
-    for instruction in dis.get_instructions(code):
-        operation, argument = instruction.opname, instruction.argval
-        if operation in _ATTRIBUTE and root is not None:
-            attributes.append(argument)
-            continue
-        finish()
-        if operation in _GLOBAL or (operation in _FREE and argument in free):
-            root = argument
-        elif operation in _BINDING:
-            changed.add((argument,))
-        elif (operation.startswith("LOAD_") and "CONST" in operation) or operation == "LOAD_SMALL_INT":
-            constants = [*constants[-1:], argument]
-        elif operation == "IMPORT_NAME":
-            imports.update(_imported(argument, constants, namespace))
-    finish()
-
-
-def _imported(name: str, constants: list[Any], namespace: Mapping[str, Any]) -> Iterable[str]:
-    level, wanted = constants if len(constants) == 2 else (0, None)
-    if isinstance(level, int) and level > 0:
-        package = str(namespace.get("__package__") or "")
-        try:
-            name = importlib.util.resolve_name("." * level + name, package)
-        except ImportError:
-            return  # there is no such package: the import will fail
-    yield name
-    for part in wanted if isinstance(wanted, tuple) else ():
-        if f"{name}.{part}" in sys.modules:
-            yield f"{name}.{part}"
-
-
 class _Walker:
     """One walk. Functions and classes met again are named by when they were met first; data by its content."""
 
@@ -330,16 +194,16 @@ class _Walker:
         again = self._again(function)
         if again is not None:
             return again
-        plan = plan_of(function)
+        read = references_of(function)
         self._bound(function, getattr, function, "__code__")
-        parts: list[str | bytes] = ["function", plan.identity]
+        parts: list[str | bytes] = ["function", read.identity]
         parts.append(self.attributes(function.__defaults__, ()))
         parts.append(self.attributes(function.__kwdefaults__, ()))
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
-        for name, attributes in plan.names:
+        for name, attributes in read.names:
             found = self.name(name, cells, function.__globals__)
             parts += [name, ".".join(attributes), self.attributes(found, attributes)]
-        for name in plan.imports:
+        for name in read.imports:
             parts += ["import", name, self.imported(name)]
         return _hash(*parts)
 

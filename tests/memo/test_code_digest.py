@@ -15,8 +15,9 @@ import types
 
 import pytest
 
-from cuda_progcache.memo.code import argument_digest, closure, get_recursive_closure_hash, plan_of
+from cuda_progcache.memo.code import argument_digest, closure, get_recursive_closure_hash
 from cuda_progcache.memo.digest import Indigestible
+from cuda_progcache.memo.references import references_of
 from cuda_progcache.memo.syntax import find_path_specs, tree_of
 
 
@@ -205,7 +206,7 @@ def test_what_code_says_once_and_for_all_is_remembered():
     def f(x):
         return x
 
-    assert plan_of(f) is plan_of(f)
+    assert references_of(f) is references_of(f)
 
 
 def test_paths_in_source(tmp_path):
