@@ -128,10 +128,7 @@ class CachedFunction:
         if not reuse or control["_skip_save"] or underway:
             return compute().value
         sentinel = os.path.basename(path) + layout.SENTINEL
-        result: _Box | None = None
-        while result is None:  # None: the thread that ran it was interrupted
-            result = fly(sentinel, directory, compute, lambda: self._look_up(path, key), longest_wait=float("inf"))
-        return result.value
+        return fly(sentinel, directory, compute, lambda: self._look_up(path, key), longest_wait=float("inf")).value
 
     def _run(self, key: _Key, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, save: bool) -> Any:
         """Run the function and save its result, if that can be done and what it read stayed as it was."""
