@@ -20,7 +20,6 @@ from cuda_progcache.memo import cache_dir as layout
 from cuda_progcache.memo import call_tree
 from cuda_progcache.memo.call_tree import Frame, Watched
 from cuda_progcache.memo.code import argument_digest, closure
-from cuda_progcache.memo.digest import Indigestible
 from cuda_progcache.memo.files import Pattern, hash_text, is_there, paths_in, shared, without_paths
 from cuda_progcache.memo.signature import FunctionProfile
 from cuda_progcache.memo.syntax import find_path_specs
@@ -107,7 +106,8 @@ class CachedFunction:
         control = {**_CONTROLS, **control}
         try:
             key = self._key(args, kwargs)
-        except Indigestible as error:
+        except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
+            self._bind(args, kwargs)  # raises where the arguments don't fit
             self._warn("key", f"{self.fname}: this call can't be cached: {error}")
             return self.function(*args, **kwargs)
         directory = self.directory

@@ -160,7 +160,7 @@ class Memoized(Generic[P, R]):
             arguments = self._bind(args, kwargs)
             identity = self._now()
             key, digests = key_from_head(identity.head, arguments)
-        except (Indigestible, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
             return self._uncached(error, args, kwargs)
         if not _refreshing.get():
             try:

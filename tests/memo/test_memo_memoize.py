@@ -183,6 +183,23 @@ def test_indigestible_arguments_run_uncached(cache):
     assert len(runs) == 1 and memoized.counters["uncached"] == 1
 
 
+def test_trouble_in_an_arguments_digest_never_fails_a_call(cache):
+    class Odd:
+        def __digest__(self):
+            raise ZeroDivisionError("odd")
+
+    class Table(dict):
+        def items(self):
+            raise RuntimeError("no items")
+
+    loop = []
+    loop.append(loop)
+    f = memoize(cache, lambda x: 7)
+    with pytest.warns(RuntimeWarning, match="isn't cached"):
+        assert [f(value) for value in (Odd(), Table(a=1), loop)] == [7] * 3
+    assert f.counters == {"uncached": 3}
+
+
 def test_a_body_that_changes_its_arguments_does_not_change_the_key(cache):
     def f(items):
         items.append(0)
