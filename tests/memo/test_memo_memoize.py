@@ -546,10 +546,10 @@ def test_quick_functions_take_no_lease_once_they_are_known_to_be_quick(files, mo
     fly = module.fly
     monkeypatch.setattr(module, "fly", lambda flight, directory, *rest, **more: taken.append(directory) or fly(
         flight, directory, *rest, **more))  # fmt: skip
-    slow = threading.Event()
-    monkeypatch.setattr(module, "WORTH_A_LEASE", 0.5)
-    f = memoize(files, lambda x: slow.wait(0.6) if x == 3 else x)
+    f = memoize(files, lambda x: x)
     for x in range(15):
+        # The machine decides how long a run takes, so the test decides what is long: the fourth one.
+        monkeypatch.setattr(module, "WORTH_A_LEASE", 0.0 if x == 3 else math.inf)
         f(x)
     leased = [directory is not None for directory in taken]
     assert leased == [True] + [False] * 3 + [True] * 8 + [False] * 3, "eight after a slow one"
