@@ -27,8 +27,8 @@ from cuda_progcache.compile.nvrtc import Output, build, compile_here
 from cuda_progcache.errors import ToolchainError
 from cuda_progcache.keys import toolchain
 
-_Kind = tuple[frozenset[str], str]
-"""What a process was given before: the lasting options; and the build of NVRTC that it loaded."""
+_Kind = tuple[frozenset[str], str, tuple[str, ...]]
+"""What a process was given before: the lasting options; and the NVRTC, and the variables, that it started with."""
 
 _idle: dict[_Kind, list[subprocess.Popen[bytes]]] = {}
 _lock = ForkSafeLock()
@@ -56,14 +56,22 @@ def compile_apart(lasting: Iterable[str], given: Mapping[str, Any]) -> Output:
     ToolchainError
         If NVRTC isn't there, or that process died.
     """
-    kind = (frozenset(lasting), build())
+    kind = (frozenset(lasting), build(), toolchain.environment())
     with _lock:
         kept = _idle.get(kind)
         process = kept.pop() if kept else None
     if process is None:
         process = start_module("cuda_progcache.compile.apart")
     try:
-        answer = _ask(process, {"library": toolchain.locate("nvrtc"), "cwd": os.getcwd(), "given": dict(given)})
+        answer = _ask(
+            process,
+            {
+                "library": toolchain.locate("nvrtc"),
+                "cwd": os.getcwd(),
+                "pwd": os.environ.get("PWD"),
+                "given": dict(given),
+            },
+        )
     except BaseException:  # an interrupt, too: its answer would be taken for the next one's
         end(process)
         raise
@@ -129,6 +137,8 @@ def main() -> None:
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     try:
         os.chdir(job["cwd"])
+        if job["pwd"] is not None:
+            os.environ["PWD"] = job["pwd"]  # by which NVRTC calls the working directory, if it leads there
         ctypes.CDLL(job["library"])  # before any search for one: the very NVRTC that is in the key
         output = compile_here(**job["given"])
     except CompilerRefusal as refusal:

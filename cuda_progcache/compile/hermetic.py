@@ -166,7 +166,7 @@ def _check_probes(base: BaseKey, search: SearchPath, contents: Mapping[str, byte
     for text, beside in texts:
         for name, quoted in probed_names(text):
             paths = (os.path.join(folder, name) for folder in [*(beside if quoted else ()), *dirs])
-            found = next((path for path in paths if os.access(path, os.F_OK)), None)
+            found = next((path for path in paths if os.path.isfile(path)), None)
             if found is None:
                 missing.add(name)
             else:

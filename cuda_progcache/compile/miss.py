@@ -87,7 +87,12 @@ def compile_and_publish(
         _tell_refused(inputs, refusal.status)
         raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
     duration = time.perf_counter() - clock
-    reason = inputs.unrepeatable or headers.uncacheable or toolchain.trouble(inputs.code_type, base.toolchain)
+    reason = (
+        inputs.unrepeatable
+        or headers.uncacheable
+        or base.cwd_trouble()
+        or toolchain.trouble(inputs.code_type, base.toolchain)
+    )
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
     if reason is None and inputs.reads_headers:

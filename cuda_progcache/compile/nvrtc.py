@@ -7,10 +7,10 @@ compile itself runs without the GIL.
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -22,7 +22,6 @@ from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE, UNKNOWN, Trace
 from cuda_progcache.keys.options import LASTING
 
 _GETTERS = {"ptx": "PTX", "cubin": "CUBIN", "ltoir": "LTOIR"}
-_serial = itertools.count()
 _NO_HEADERS: Mapping[str, bytes] = MappingProxyType({})
 
 #: How each build of NVRTC tells what it includes, as far as this process knows.
@@ -206,22 +205,33 @@ def _compile_telling(
     """Compile, with the list of what was opened from ``source``."""
     if source == TEXT:
         return _compile(code, name, flags, target_type, name_expressions, headers, front_end_only=front_end_only)
-    path = os.path.join(tempfile.gettempdir(), f"progcache-trace-{os.getpid()}-{next(_serial)}")
-    if source == TRACE:
-        written, parse = path, parse_trace
-        flags = [*flags, "-Xcudafe", "--trace_includes", "-Xcudafe", f"--error_output={path}"]
-    else:
-        written, parse = f"{path}.json", parse_time_trace
-        flags = [*flags, f"--fdevice-time-trace={path}"]
-    try:
-        output = _compile(code, name, flags, target_type, name_expressions, headers, front_end_only=front_end_only)
-        return output._replace(trace=_told(written, parse))
-    except CompilerRefusal as refusal:
-        refusal.trace = _told(written, parse)
-        raise
-    finally:
-        if os.path.lexists(written):
-            os.unlink(written)
+    with _place_for(source) as path:
+        if source == TRACE:
+            written, parse = path, parse_trace
+            flags = [*flags, "-Xcudafe", "--trace_includes", "-Xcudafe", f"--error_output={path}"]
+        else:
+            written, parse = f"{path}.json", parse_time_trace
+            flags = [*flags, f"--fdevice-time-trace={path}"]
+        try:
+            output = _compile(code, name, flags, target_type, name_expressions, headers, front_end_only=front_end_only)
+            return output._replace(trace=_told(written, parse))
+        except CompilerRefusal as refusal:
+            refusal.trace = _told(written, parse)
+            raise
+
+
+@contextlib.contextmanager
+def _place_for(source: str) -> Iterator[str]:
+    """Where NVRTC writes what it tells: no name that somebody could guess, and take or link elsewhere beforehand."""
+    if source == TRACE and hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+        descriptor = os.memfd_create("progcache-trace")  # goes with the process, however that ends
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.TemporaryDirectory(prefix="progcache-") as folder:
+        yield os.path.join(folder, "trace")
 
 
 def _told(path: str, parse: Callable[[str], Trace | None]) -> Trace | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Hashable, Mapping
 
 from cuda_progcache import events
@@ -72,8 +73,8 @@ def obtain(
     inputs : CompileInputs
         From :func:`cuda_progcache.keys.schema.normalize`.
     cache : ProgramCacheResource, optional
-        Ours, or any mapping with ``get`` and ``[]=`` (``cuda.core``'s): those hold bytes alone, so a program with name
-        expressions can't go there. None: just compile.
+        Ours or ``cuda.core``'s: those hold bytes alone, so a program with name expressions can't go there. None: just
+        compile.
     kernel : mapping, optional
         For the record: the library kernel (``name``), its ``parameters`` and ``templates``; with a ``module``, this is
         a part of it that goes into a link.
@@ -102,9 +103,9 @@ def obtain(
 
         return compiled_only(inputs, lookup)
     ours = _is_ours(type(cache))  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
-    if not ours and not (callable(getattr(cache, "get", None)) and hasattr(cache, "__setitem__")):
+    if not ours and not _is_theirs(cache):
         raise TypeError(
-            f"cache must be a program cache, of cuda_progcache's or cuda.core's; got {type(cache).__name__}"
+            f"cache must be a ProgramCacheResource, cuda_progcache's or cuda.core's; got {type(cache).__name__}"
         )
     base = base_key(inputs)
     if inputs.name_expressions and not ours:
@@ -179,6 +180,12 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
 @functools.cache
 def _is_ours(kind: Hashable) -> bool:
     return issubclass(kind, ProgramCacheResource)  # type: ignore[arg-type]  # remembered, since an ABC takes its time to say
+
+
+def _is_theirs(cache: object) -> bool:
+    """Whether it is one of cuda.core's stores, or made after them; as cuda.core asks it of ours."""
+    theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)
+    return theirs is not None and isinstance(cache, theirs)
 
 
 def expression_text(expression: str | bytes) -> str:

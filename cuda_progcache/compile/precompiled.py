@@ -30,7 +30,7 @@ from cuda_progcache.compile.identity import read_headers
 from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
 from cuda_progcache.keys.includes import TRACE
 from cuda_progcache.keys.options import LASTING
-from cuda_progcache.keys.source import may_include
+from cuda_progcache.keys.source import may_include, whole_words
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.nvrtc import Output
@@ -74,7 +74,7 @@ def shared_prefix(inputs: CompileInputs) -> bytes | None:
         at = found.end()
     rest = code[at:]
     # A directive that isn't understood here still counts for NVRTC; a probe for a header is about this source alone.
-    if rest.startswith((b"#", b"%:", b"??=")) or may_include(rest) or b"__has_include" in code:
+    if rest.startswith((b"#", b"%:", b"??=")) or may_include(rest) or b"__has_include" in whole_words(code):
         return None
     prefix = b"\n".join(directives)
     return prefix if _INCLUDED.search(prefix) else None

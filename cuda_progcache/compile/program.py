@@ -71,14 +71,14 @@ class Program:
         self._header_policy = header_policy
         kind = str(code_type).lower()
         if kind not in CODE_TYPES:
-            raise UnsupportedCodeTypeError(f"Unsupported code_type={kind!r} (supported: {', '.join(CODE_TYPES)})")
+            raise UnsupportedCodeTypeError(f"Unsupported code_type={kind!r} (supported_code_types={CODE_TYPES!r})")
         if kind != "nvvm":
             if not isinstance(code, str):
                 raise TypeError(f"Expected type str, but got {type(code).__name__}")
             if self._options.extra_sources is not None:
-                raise ValueError(f"extra_sources is for code_type='nvvm' only, not {kind!r}")
+                raise ValueError(f"extra_sources is not supported by code_type={kind!r}, only by 'nvvm'")
         elif not isinstance(code, str | bytes | bytearray):
-            raise TypeError(f"NVVM IR code must be str, bytes, or bytearray, got {type(code).__name__}")
+            raise TypeError(f"NVVM IR code must be provided as str, bytes, or bytearray, got {type(code).__name__}")
         self._code = code
         self._code_type = kind
         self._closed = False

@@ -49,7 +49,8 @@ def _differences(
     elif label == "headers":
         yield _headers(new_headers, old_headers)
     elif label.startswith("tool "):
-        yield f"{label.removeprefix('tool ')} build differs"
+        verb = "build differs" if mine and theirs else "is used now" if mine else "is no longer used"
+        yield f"{label.removeprefix('tool ')} {verb}"
     elif label == "option":
         yield from _options(mine, theirs)
     elif label == "cwd":
@@ -58,8 +59,12 @@ def _differences(
         yield "the working directory has another name ($PWD), which reaches the output"
     elif label == "include_path":
         yield "the include directories differ, and reach the output"
+    elif label == "has_include":
+        yield from _probes(mine, theirs)
     elif label == "extra_source":
         yield "an extra source differs"
+    elif label == "input" and set(mine) != set(theirs):
+        yield "an input of the link differs"
     else:
         gone = ", ".join(value for value in theirs if value not in mine) or "unset"
         added = ", ".join(value for value in mine if value not in theirs) or "unset"
@@ -81,6 +86,17 @@ def _options(mine: list[str], theirs: list[str]) -> Iterable[str]:
     for field in changed:
         was, is_ = (", ".join(values.get(field, ["unset"])) for values in (before, now))
         yield f"option {field} {was} → {is_}"
+
+
+def _probes(mine: list[str], theirs: list[str]) -> Iterable[str]:
+    now, before = (
+        {probe.rpartition(": ")[0]: probe.rpartition(": ")[2] for probe in probes} for probes in (mine, theirs)
+    )
+    for asked in dict.fromkeys([*before, *now]):
+        name, _, where = asked.partition(" in ")
+        was, is_ = before.get(asked, "not asked"), now.get(asked, "not asked")
+        if was != is_:
+            yield f"__has_include({name}) in {where}: {was} → {is_}"
 
 
 @functools.cache

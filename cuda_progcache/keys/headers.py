@@ -7,7 +7,8 @@ Beside the files that were read it remembers what would change the *choice* of f
 * ``absent``: paths that were not there and would win over a header that was
   found (an earlier include directory, the includer's own folder), or would
   make a ``__has_include`` true;
-* ``present``: files whose mere existence a ``__has_include`` asked for.
+* ``present``: files whose mere existence a ``__has_include`` asked for, and (with a slash behind) folders that lie
+  where a file would win.
 
 A :class:`HeaderManifest` keeps the header sets seen for one combination of
 source, options and compiler, newest first. A lookup re-checks them: stat
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 # A file whose time stamp is this young may be written again without its stat moving; it is read again next time.
 # 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
 _STAMP_RESOLUTION_NS = 2_000_000_000
-_MANIFEST_FORMAT = 1
+_MANIFEST_FORMAT = 2
 _MAX_SETS = 16
 
 Stamp = tuple[int, int, int, int, int]
@@ -96,6 +97,8 @@ class HeaderSet:
         In the order in which the compiler opened them first.
     absent, present : tuple of Place
         Paths that must not exist / must exist for the set to hold.
+    probes : tuple of str
+        What each ``__has_include`` in what was read comes to: ``"<extra.h> in value.h: there"``, or ``missing``.
     mentions_file : bool
         Whether ``__FILE__`` occurs in one of them: then their paths may reach the output.
     uncacheable : str or None
@@ -108,6 +111,7 @@ class HeaderSet:
     headers: tuple[Header, ...] = ()
     absent: tuple[Place, ...] = ()
     present: tuple[Place, ...] = ()
+    probes: tuple[str, ...] = ()
     mentions_file: bool = False
     uncacheable: str | None = None
     stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
@@ -124,6 +128,7 @@ class HeaderSet:
             "headers": [[list(h.place), h.digest] for h in self.headers],
             "absent": [list(p) for p in self.absent],
             "present": [list(p) for p in self.present],
+            "probes": list(self.probes),
             "mentions_file": self.mentions_file,
             "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
         }
@@ -135,6 +140,7 @@ class HeaderSet:
             headers=tuple(Header(_place(place), str(digest)) for place, digest in data["headers"]),
             absent=tuple(_place(p) for p in data["absent"]),
             present=tuple(_place(p) for p in data["present"]),
+            probes=tuple(map(str, data["probes"])),
             mentions_file=bool(data["mentions_file"]),
             stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
         )
@@ -313,7 +319,7 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
         if there(path, os.F_OK):
             return False
     for path in paths.present:
-        if not there(path, os.F_OK):
+        if not there(path, os.F_OK) or (not path.endswith("/") and os.path.isdir(path)):
             return False
     for path, digest, stamp in paths.headers:
         # As file_digest does it, without a call for each of some hundreds.

@@ -33,7 +33,7 @@ from cuda_progcache.keys.headers import (
     read_file,
     remember_digest,
 )
-from cuda_progcache.keys.source import time_macro
+from cuda_progcache.keys.source import joined, mentions_file, time_macro, whole_words
 
 #: What an NVRTC offers.
 TRACE, TIME_TRACE, TEXT = "trace", "time-trace", "text"
@@ -43,14 +43,19 @@ Trace = list[tuple[int, str]]
 
 UNKNOWN = -1
 
-_HAS_INCLUDE = re.compile(rb"__has_include(?:_next)?\s*\(\s*(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^)\n]*))")
-_HAS_INCLUDE_ALIAS = re.compile(rb"#[ \t]*define[^\n]*__has_include(?:_next)?[ \t]*(?:\r?\n|$)")
-# In text whose continued lines were joined. Comments may stand wherever blanks may.
+# In text whose continued lines were joined. What is tested; or what stands behind the name where that isn't tested.
+_PROBE = re.compile(
+    rb"__has_include(?:_next)?(?!\w)[ \t]*(?:\([ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^)\n]*))|(?=([^\n]*)))"
+)
+_ASKED_ABOUT = re.compile(rb"[ \t]*(?:\)|&&|\|\||\r?$)")  # "#ifdef __has_include", "defined(__has_include) && ..."
+_DIRECTIVE = re.compile(rb"(?:#|%:|\?\?=)[^\n]*__has_include[^\n]*")
+_DEFINES = re.compile(rb"(?:#|%:|\?\?=)[ \t]*define")
+_COMMENT = re.compile(rb"/\*.*?\*/|//[^\n]*")
+# Comments may stand wherever blanks may.
 _BLANK = rb"(?:[ \t\v\f]|/\*(?:[^*]|\*(?!/))*\*/)*"
 _INCLUDE = re.compile(
     rb"(?:#|%:|\?\?=)" + _BLANK + rb"include(?:_next)?" + _BLANK + rb"(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^\n]*))"
 )
-_CONTINUED = re.compile(rb"(?:\\|\?\?/)\r?\n")
 
 # Files that the compiler makes up: listed in the trace, but nowhere on disk.
 _PROLOGUE = "__nv_nvrtc_builtin_header.h"
@@ -129,6 +134,8 @@ def header_set(
     folders: dict[Place, None] = dict.fromkeys(sources)  # any of which may hold the includer
     seen: dict[tuple[str, Place | None], Place] = {}  # ten lines of a trace say the same thing: cub has 4400 for 420
     for depth, spelled in trace:
+        if depth > 0 and not spelled.startswith("/") and _may_begin_with_a_blank(search.cwd, spelled, depth):
+            found.note_problem(f"the path of {spelled} or of another header begins with a blank: the trace can't tell")
         if depth == UNKNOWN:
             place = found.opened(spelled, folders)
             folders[_folder(place)] = None
@@ -140,6 +147,11 @@ def header_set(
             folder = seen[spelled, includer] = _folder(place)
         chain[depth:] = [folder]
     return found.result()
+
+
+def _may_begin_with_a_blank(cwd: str, path: str, depth: int) -> bool:
+    """Whether the blanks that tell how deep a path lies may be its own."""
+    return any(os.path.lexists(os.path.join(cwd, " " * n + path)) for n in range(1, depth + 1))
 
 
 def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_at_ns: int) -> HeaderSet:
@@ -164,7 +176,7 @@ def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_
     """
     found = _Collector(search, compiled_at_ns)
     source = [("S", 0, ""), ("C", 0, "")]
-    pending = [(code, "the source", source)]
+    pending = [(whole_words(code), "the source", source)]
     for name in pre_includes:
         pending += found.follow(name, source)
     while pending:
@@ -181,7 +193,7 @@ def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_
 
 def _includes(content: bytes) -> list[tuple[bytes, bytes, bytes]]:
     """What stands behind each ``#include``: in angle brackets, in quotes, or something else."""
-    return _INCLUDE.findall(_CONTINUED.sub(b"", content))
+    return _INCLUDE.findall(joined(content))
 
 
 def included_names(content: bytes) -> set[str]:
@@ -204,18 +216,21 @@ class _Text(NamedTuple):
 
 
 def _text(content: bytes) -> _Text:
+    text = whole_words(content)
     probed: set[tuple[str, bool]] = set()
     undecided = None
-    if b"__has_include" in content:
-        if _HAS_INCLUDE_ALIAS.search(content):
-            undecided = "gives __has_include another name"
-        for angled, quoted, other in _HAS_INCLUDE.findall(content):
+    # In directives alone: elsewhere the name means nothing.
+    for line in _DIRECTIVE.findall(joined(content)) if b"__has_include" in text else ():
+        directive = _COMMENT.sub(b" ", line)
+        for angled, quoted, other, behind in _PROBE.findall(directive):
             if angled or quoted:
                 probed.add((os.fsdecode(angled or quoted), bool(quoted)))
-            elif undecided is None:
-                test = other.decode(errors="replace").strip()
-                undecided = f"tests __has_include({test}): a macro decides"
-    return _Text(time_macro(content), b"__FILE__" in content, tuple(sorted(probed)), undecided)
+            elif other or not _ASKED_ABOUT.match(behind):
+                test = (other or behind).decode(errors="replace").strip()
+                undecided = undecided or f"tests __has_include({test}): a macro decides"
+            elif _DEFINES.match(directive):
+                undecided = undecided or "gives __has_include another name"
+    return _Text(time_macro(text), mentions_file(text), tuple(sorted(probed)), undecided)
 
 
 #: By digest: one process compiles many programs over the same headers.
@@ -234,6 +249,9 @@ def _below(folder: Place, name: str) -> Place:
     return ("A", 0, name) if name.startswith("/") else (root, index, rest + name)
 
 
+_NOTHING, _FILE, _FOLDER = range(3)
+
+
 class _Collector:
     """Collects headers, and what decides which files are read: paths that must stay absent, and some present."""
 
@@ -244,9 +262,10 @@ class _Collector:
         self._headers: dict[str, Header] = {}
         self._absent: dict[Place, None] = {}
         self._present: dict[Place, None] = {}
+        self._probes: dict[str, str] = {}
         self._mentions_file = False
         self._problem: str | None = None
-        self._exists: dict[Place, bool] = {}
+        self._kinds: dict[Place, int] = {}
         self._missing: dict[Place, Place | None] = {}
         self._places: dict[str, list[Place]] = {}
         self._chosen: set[tuple[str, Place]] = set()
@@ -258,6 +277,7 @@ class _Collector:
             headers=tuple(self._headers.values()),
             absent=tuple(self._absent),
             present=tuple(self._present),
+            probes=tuple(f"{asked}: {outcome}" for asked, outcome in sorted(self._probes.items())),
             mentions_file=self._mentions_file,
             uncacheable=self._problem,
             stamps=tuple([known_stamp(path, header.digest) for path, header in self._headers.items()]),
@@ -308,7 +328,7 @@ class _Collector:
         if text.time_macro:
             self.note_problem(f"header {spelled} uses {text.time_macro}")
         self._mentions_file = self._mentions_file or text.mentions_file
-        self.probe(text, spelled, [_folder(place)])
+        self.probe(text, place[2], [_folder(place)])
         return content
 
     def chose(self, path: str, folders: Iterable[Place]) -> Place:
@@ -359,10 +379,13 @@ class _Collector:
         if text.undecided:
             self.note_problem(f"{where} {text.undecided}")
         for name, quoted in text.probed:
+            asked = f'"{name}" in {where}' if quoted else f"<{name}> in {where}"
+            self._probes[asked] = "missing"
             for folder in [*(folders if quoted else ()), *self._search.roots]:
                 place = _below(folder, name)
-                if self._there(place):
+                if self._kind(place) == _FILE:
                     self._present[place] = None
+                    self._probes[asked] = "there"
                     break
                 self._must_stay_absent(place)
 
@@ -372,10 +395,12 @@ class _Collector:
         Never above the directory it was looked for in: in another project that directory may exist.
         """
         missing = self._missing_folder(place) if place[0] != "A" else None
-        if missing is None and not self._there(place):
-            missing = place
-        if missing is not None:
-            self._absent[missing] = None
+        kind = _NOTHING if missing is not None else self._kind(place)
+        if kind == _NOTHING:
+            self._absent[missing or place] = None
+        elif kind == _FOLDER:  # passed over in the search; a file in its stead wouldn't be
+            root, index, rest = place
+            self._present[root, index, rest + "/"] = None
 
     def _missing_folder(self, place: Place) -> Place | None:
         """The outermost folder of a place that isn't there."""
@@ -388,14 +413,17 @@ class _Collector:
             return self._missing[above]
         except KeyError:
             missing = self._missing_folder(above)
-            if missing is None and not self._there(above):
+            if missing is None and self._kind(above) == _NOTHING:
                 missing = above
             self._missing[above] = missing
             return missing
 
-    def _there(self, place: Place) -> bool:
-        found = self._exists.get(place)
+    def _kind(self, place: Place) -> int:
+        found = self._kinds.get(place)
         if found is None:
             path = self._search.absolute(place)
-            found = self._exists[place] = path is not None and os.access(path, os.F_OK)
+            found = _NOTHING
+            if path is not None and os.access(path, os.F_OK):
+                found = _FOLDER if os.path.isdir(path) else _FILE
+            self._kinds[place] = found
         return found

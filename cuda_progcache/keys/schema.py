@@ -19,7 +19,7 @@ from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ArchError, UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
-from cuda_progcache.keys.source import Source, read_source, time_macro
+from cuda_progcache.keys.source import Source, mentions_file, read_source, time_macro
 from cuda_progcache.keys.toolchain import ToolFile, environment, toolchain
 
 TYPE_CHECKING = False
@@ -152,7 +152,11 @@ class CompileInputs(NamedTuple):
         if self.code_type != "c++":
             return None
         macro = self.source.time_macro or _about(self.flags).time_macro
-        return f"the source uses {macro}: each compile's output is its own" if macro else None
+        if macro:
+            return f"the source uses {macro}: each compile's output is its own"
+        if _about(self.flags).probes:
+            return "an option tests __has_include: what it looks at isn't in the key"
+        return None
 
     @property
     def reads_headers(self) -> bool:
@@ -164,7 +168,7 @@ class CompileInputs(NamedTuple):
     def search_path(self, cwd: str | None = None) -> SearchPath:
         """Where the compiler looks for headers."""
         bundled = next((f[len(opt.BUNDLED_HEADERS) :] for f in self.flags if f.startswith(opt.BUNDLED_HEADERS)), None)
-        return SearchPath.of(self.include_dirs, self.name, cwd if cwd is not None else os.getcwd(), bundled)
+        return SearchPath.of(self.include_dirs, self.name, cwd if cwd is not None else _cwd(), bundled)
 
     @property
     def pre_includes(self) -> list[str]:
@@ -177,13 +181,19 @@ class _AboutFlags(NamedTuple):
 
     time_macro: str | None
     mention_file: bool
+    probes: bool
     pre_includes: bool
 
 
 @functools.lru_cache(maxsize=256)
 def _about(flags: tuple[str, ...]) -> _AboutFlags:
     text = "\n".join(flags)
-    return _AboutFlags(time_macro(text), "__FILE__" in text, any(flag.startswith("--pre-include") for flag in flags))
+    return _AboutFlags(
+        time_macro(text),
+        mentions_file(text.encode("utf-8", "surrogateescape")),
+        "__has_include" in text,
+        any(flag.startswith("--pre-include") for flag in flags),
+    )
 
 
 def normalize(
@@ -301,8 +311,17 @@ class BaseKey:
 
     @functools.cached_property
     def cwd(self) -> str:
-        """The working directory when it was first asked for."""
-        return os.getcwd()
+        """The working directory when it was first asked for; empty if it is gone."""
+        return _cwd()
+
+    def cwd_trouble(self) -> str | None:
+        """Why what was compiled may not belong to the working directory that is in its key, if so."""
+        inputs = self.inputs
+        if not inputs.reads_headers and not self._paths_reach(inputs.target_type):
+            return None
+        if not self.cwd:
+            return "the working directory is gone"
+        return None if _cwd() == self.cwd else "the working directory was changed while it was being compiled"
 
     def _digest(self, more: Sequence[Component]) -> bytes:
         """Of these components after our own."""
@@ -349,10 +368,10 @@ class BaseKey:
     def _more(self, headers: HeaderSet, output: str) -> list[Component]:
         inputs = self.inputs
         more = [Component("headers", headers.identity.encode())] if headers.headers else []
+        more += [Component("has_include", os.fsencode(probe)) for probe in headers.probes]
         if inputs.code_type != "c++":
             return more
-        options = inputs.options
-        paths = bool(output == "ltoir" or options.debug or options.lineinfo or _about(inputs.flags).mention_file)
+        paths = self._paths_reach(output)
         file_macro = headers.mentions_file or (bool(headers.headers) and inputs.source.mentions_file)
         hermetic = inputs.header_policy.hermetic and bool(headers.headers)
         if paths or (file_macro and not hermetic):
@@ -360,6 +379,13 @@ class BaseKey:
         if hermetic and (paths or file_macro):
             more.append(Component("hermetic", b""))  # headers from memory have their names for paths
         return more
+
+    def _paths_reach(self, output: str) -> bool:
+        """Whether the working directory and the include directories are in what comes out, headers aside."""
+        options = self.inputs.options
+        if self.inputs.code_type != "c++":
+            return False
+        return bool(output == "ltoir" or options.debug or options.lineinfo or _about(self.inputs.flags).mention_file)
 
 
 def base_key(inputs: CompileInputs) -> BaseKey:
@@ -382,6 +408,13 @@ def base_key(inputs: CompileInputs) -> BaseKey:
     tools = toolchain(inputs.code_type, libdevice=libdevice)
     recipe = _recipe(inputs[1:3], inputs[4], inputs[6], inputs[8:11], extra_sources, tools, environment())
     return BaseKey(inputs, recipe, tools)
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def _name_of_cwd(cwd: str) -> str | None:

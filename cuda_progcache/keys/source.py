@@ -9,8 +9,14 @@ as its SHA-256.
 from __future__ import annotations
 
 import functools
+import re
 
 from cuda_progcache._util.digest import sha256
+
+_CONTINUED = re.compile(rb"(?:\\|\?\?/)[ \t]*\r?\n")
+_CUTS_A_WORD = re.compile(rb"\\[ \t]*\r?\n\w")
+# What gives the path of the file that it stands in, or is called from.
+_FILE_NAMES = (b"__FILE__", b"__builtin_FILE", b"__builtin_source_location")
 
 _LARGE = 16_384  # characters
 _MAX_LARGE = 2  # more would keep so much memory in use that each new text costs the page faults of fresh memory
@@ -37,7 +43,7 @@ class Source:
         self.identity = f"{len(code)} bytes, sha256:{sha256(code).hexdigest()}".encode()
         self.may_include = may_include(code)
         # "" is none; None: not looked for yet.
-        self._time_macro = time_macro(code) or "" if len(code) < _LARGE else None
+        self._time_macro = time_macro(whole_words(code)) or "" if len(code) < _LARGE else None
         self._mentions_file: bool | None = None
 
     @property
@@ -49,14 +55,15 @@ class Source:
     def time_macro(self) -> str | None:
         """The macro in it that makes each compile's output its own (comments count)."""
         if self._time_macro is None:
-            self._time_macro = time_macro(self.text) or ""
+            uncut = isinstance(self.text, str) and "\\" not in self.text and "?" not in self.text
+            self._time_macro = time_macro(self.text if uncut else whole_words(self.code)) or ""
         return self._time_macro or None
 
     @property
     def mentions_file(self) -> bool:
-        """Whether it has ``__FILE__``, which in a header that expands it is a path."""
+        """Whether it has ``__FILE__`` or its like, which in a header that expands it is a path."""
         if self._mentions_file is None:
-            self._mentions_file = b"__FILE__" in self.code
+            self._mentions_file = mentions_file(whole_words(self.code))
         return self._mentions_file
 
 
@@ -105,8 +112,24 @@ def _may_be_include(line: bytes) -> bool:
     return b"include" in line or b"\\" in line or b"/*" in line or b"??" in line
 
 
+def joined(code: bytes) -> bytes:
+    """A text with its continued lines joined."""
+    return _CONTINUED.sub(b"", code) if b"\\" in code or b"??/" in code else code
+
+
+def whole_words(code: bytes) -> bytes:
+    """A text in which no word is cut in two by the end of a continued line."""
+    cut = (b"\\" in code and _CUTS_A_WORD.search(code)) or (b"?" in code and b"??/" in code)
+    return joined(code) if cut else code
+
+
+def mentions_file(code: bytes) -> bool:
+    """Whether the path of a file may come out of it (of :func:`whole_words`)."""
+    return any(name in code for name in _FILE_NAMES)
+
+
 def time_macro(code: str | bytes) -> str | None:
-    """The macro in ``code`` that makes each compile's output its own, if there is one."""
+    """The macro in it that makes each compile's output its own, if there is one (of :func:`whole_words`)."""
     # Letters first: a search for one is a memchr, a search for eight takes as long as the SHA-256 of the same text.
     if isinstance(code, str):
         if "T" not in code or "E" not in code:

@@ -10,6 +10,7 @@ import io
 import weakref
 
 import cuda.core
+import cuda.core.utils
 import pytest
 
 import cuda_progcache
@@ -188,6 +189,28 @@ def test_after_close(then):
     alike(closed("ours", then), closed("cuda.core", then))
 
 
+class Theirs(cuda.core.utils.ProgramCacheResource):
+    """A store of somebody's, as cuda.core asks for it."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def __getitem__(self, key):
+        return self.kept[key]
+
+    def __setitem__(self, key, value):
+        self.kept[key] = bytes(getattr(value, "code", value))
+
+    def __delitem__(self, key):
+        del self.kept[key]
+
+    def __len__(self):
+        return len(self.kept)
+
+    def clear(self):
+        self.kept.clear()
+
+
 USES = {
     "type of handle": lambda p: type(p.handle),
     "handle isn't null": lambda p: bool(int(p.handle)),
@@ -200,6 +223,8 @@ USES = {
     "equality": lambda p: p == p,
     "no target": lambda p: p.compile(),
     "cache of a wrong type": lambda p: p.compile("cubin", cache=3),
+    "a dict as a cache": lambda p: object_code(p.compile("cubin", cache={})),
+    "a cache made after cuda.core's": lambda p: object_code(p.compile("cubin", cache=Theirs())),
     "log of a wrong type, and no log": lambda p: p.compile("cubin", logs=3).code_type,
     "an argument that isn't one": lambda p: p.compile("cubin", nope=3),
     "no context manager": lambda p: p.__enter__,

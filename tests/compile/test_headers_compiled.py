@@ -129,6 +129,140 @@ def test_has_include(right, project):
     assert right(source, **options)
 
 
+PROBED = "\n#define VALUE 1\n#else\n#define VALUE 2\n#endif" + KERNEL
+
+
+@pytest.mark.usefixtures("include_source")
+def test_what_has_include_comes_to_is_in_the_key(right, project):
+    """Neither reads a file: without it, both ways would be one entry, and each would be served for the other."""
+    source = '#if __has_include("extra.h")' + PROBED
+    assert [right(source), right(source)] == [False, True]
+    project("extra.h", "")
+    assert [right(source), right(source)] == [False, True]
+    os.unlink("extra.h")
+    assert right(source)
+    os.mkdir("extra.h")  # NVRTC says no
+    assert [right(source), right(source)] == [False, True]
+    os.rmdir("extra.h")
+    project("extra.h", "")
+    assert right(source)
+
+
+@pytest.mark.usefixtures("include_source")
+def test_has_include_in_a_header_that_stays_the_same(right, project):
+    project("inc/value.h", "#if defined(__has_include) && \\\n    __has_include(<extra.h>)" + PROBED.split("extern")[0])
+    source, options = "#include <value.h>" + KERNEL, {"include_path": "inc"}
+    assert [right(source, **options), right(source, **options)] == [False, True]
+    project("inc/extra.h", "")
+    assert [right(source, **options), right(source, **options)] == [False, True]
+    os.unlink("inc/extra.h")
+    assert right(source, **options)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "__has_include(<@>)",
+        '__has_include ( "@" )',
+        '__has_include\\\n("@")',
+        '__has_inc\\\nlude("@")',
+        '__has_include/**/("@")',
+        'defined(__has_include) && __has_include("@")',
+        'defined __has_include && __has_include("@")',
+        '!__has_include("missing.h") && __has_include("@")',
+    ],
+)
+def test_every_way_to_write_has_include(right, project, test):
+    source = f"#if {test.replace('@', 'extra.h')}" + PROBED
+    assert [right(source, include_path="."), right(source, include_path=".")] == [False, True]
+    project("extra.h", "")
+    assert [right(source, include_path="."), right(source, include_path=".")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("test", "options", "reason"),
+    [
+        ('__has_include(/**/"extra.h")', {}, None),
+        ("__has_include(NAME)", {"define_macro": 'NAME="extra.h"'}, "the source tests __has_include(NAME)"),
+        ("PROBE", {"define_macro": 'PROBE=__has_include("extra.h")'}, "an option tests __has_include"),
+        ('HAS("extra.h")\n#endif\n#define HAS __has_include /**/\n#if 0', {}, "gives __has_include another name"),
+    ],
+)
+def test_a_has_include_that_cannot_be_known(compiled, project, test, options, reason):
+    source = f"#define HAS(name) 0\n#if {test}" + PROBED
+    for content in (None, ""):
+        if content is not None:
+            project("extra.h", content)
+        made = compiled(source, **options)
+        assert made.data == fresh(source, **options)
+        assert reason is None or reason in made.reason
+
+
+@pytest.mark.usefixtures("include_source")
+def test_a_folder_in_the_place_of_a_header(right, project):
+    """The search passes it over; a file that takes its place would be read."""
+    (project.folder / "first/value.h").mkdir(parents=True)
+    project("second/value.h", "#define VALUE 1")
+    source, options = "#include <value.h>" + KERNEL, {"include_path": ["first", "second"]}
+    assert [right(source, **options), right(source, **options)] == [False, True]
+    os.rmdir("first/value.h")
+    project("first/value.h", "#define VALUE 2")
+    assert not right(source, **options)
+
+
+def test_paths_that_begin_with_a_blank(right, project):
+    """In a trace a blank before a path says how deep it lies."""
+    for folder in (" inc", "inc"):
+        project(f"{folder}/value.h", "#define VALUE 1")
+    project("first.h", "")
+    source, options = '#include "first.h"\n#include <value.h>' + KERNEL, {"include_path": " inc"}
+    right(source, **options)
+    project(" inc/value.h", "#define VALUE 2")
+    assert not right(source, **options)
+
+
+@pytest.mark.usefixtures("include_source")
+@pytest.mark.parametrize("name", ["__FILE__", "__FI\\\nLE__", "__builtin_FILE()"])
+def test_the_name_of_a_file_in_a_header(right, project, name):
+    source = "#include <value.h>" + KERNEL
+    at = len(str(project.folder)) + 1
+    for place in ("one", "two"):
+        path = project(
+            f"{place}/value.h", f"__device__ const char *file() {{ return {name}; }}\n#define VALUE file()[{at}]"
+        )
+        assert not right(source, include_path=os.path.dirname(path))
+
+
+def test_a_working_directory_that_is_gone(compiled, project, monkeypatch):
+    header = project("inc/value.h", "#define VALUE 1")
+    plain, including = "#define VALUE 1" + KERNEL, "#include <value.h>" + KERNEL
+    (project.folder / "gone").mkdir()
+    monkeypatch.chdir(project.folder / "gone")
+    os.rmdir(project.folder / "gone")
+    assert [compiled(plain).hit, compiled(plain).hit] == [False, True]
+    for made in (compiled(including, include_path=os.path.dirname(header)), compiled(plain, lineinfo=True)):
+        assert made.data
+        assert made.reason == "the working directory is gone"
+
+
+def test_a_working_directory_that_changes_during_the_compile(cache, compiled, project, monkeypatch):
+    """By another thread: where NVRTC looked for the header, nobody knows."""
+    project("a/value.h", "#define VALUE 1")
+    project("b/value.h", "#define VALUE 2")
+    monkeypatch.chdir(project.folder / "a")
+    original = nvrtc._compile
+
+    def elsewhere(*arguments, **given_):
+        os.chdir(project.folder / "b")
+        return original(*arguments, **given_)
+
+    monkeypatch.setattr(nvrtc, "_compile", elsewhere)
+    assert compiled('#include "value.h"' + KERNEL).reason == (
+        "the working directory was changed while it was being compiled"
+    )
+    assert len(cache) == 0
+
+
 @pytest.mark.usefixtures("include_source")
 def test_the_same_project_in_two_places_shares_entries(right, project, monkeypatch):
     for place in ("one", "two"):
@@ -195,6 +329,25 @@ def test_no_trace_file_is_left_behind(compiled, project, monkeypatch):
     with pytest.raises(Exception, match="undefined"):
         compiled('#include "value.h"\nint x = nope;')
     assert not list(scratch.iterdir())
+
+
+def test_the_trace_lies_where_nobody_else_writes(compiled, project, monkeypatch, include_source):
+    """In /tmp, under a name made of the process id, it was anybody's to link elsewhere, or to fill."""
+    import tempfile
+
+    scratch = project.folder / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    original, seen = nvrtc._compile, []
+
+    def looking(*arguments, **given_):
+        seen.extend(path.stat().st_mode & 0o170777 for path in scratch.iterdir())
+        return original(*arguments, **given_)
+
+    monkeypatch.setattr(nvrtc, "_compile", looking)
+    project("value.h", "#define VALUE 1")
+    assert compiled('#include "value.h"' + KERNEL).reason is None
+    assert seen == {TRACE: [], TIME_TRACE: [0o40700], TEXT: []}[include_source]
 
 
 @pytest.mark.usefixtures("include_source")
@@ -313,8 +466,11 @@ def test_within_the_interval_headers_are_not_looked_at_again(cache, project):
 
 edits = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["first/value.h", "second/value.h", "value.h", "second/more.h"]), st.integers(0, 3)),
-        st.tuples(st.just("remove"), st.sampled_from(["first/value.h", "value.h", "first/more.h"])),
+        st.tuples(
+            st.sampled_from(["first/value.h", "second/value.h", "value.h", "second/more.h", "second/asked.h"]),
+            st.integers(0, 3),
+        ),
+        st.tuples(st.just("remove"), st.sampled_from(["first/value.h", "value.h", "second/more.h", "second/asked.h"])),
     ),
     min_size=1,
     max_size=6,
@@ -338,7 +494,9 @@ def test_after_any_edits_cached_output_is_fresh_output(tmp_path_factory, monkeyp
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         more = "#if __has_include(<more.h>)\n#include <more.h>\n#endif\n#ifndef MORE\n#define MORE 0\n#endif\n"
-        path.write_text(f"#define MORE {value}\n" if "more" in name else f"{more}#define VALUE ({value} + MORE)\n")
+        asked = "#if __has_include(<asked.h>)\n#define ASKED 100\n#else\n#define ASKED 0\n#endif\n"
+        own = f"{more}{asked}#define VALUE ({value} + MORE + ASKED)\n"
+        path.write_text(f"#define MORE {value}\n" if "more" in name else own)
 
     write("second/value.h", 0)
     source = ('#include "value.h"' if quoted else "#include <value.h>") + KERNEL

@@ -165,6 +165,14 @@ def test_the_environment_asks_for_it(tmp_path, level, kinds, monkeypatch):
     assert [line.split(": ")[1] for line in done.stderr.splitlines()] == kinds
 
 
+def test_a_probe_is_explained(seen, compiled, project):
+    source = '#if __has_include("extra.h")\n#endif\n' + SOURCE
+    compiled(source)
+    project("extra.h", "")
+    compiled(source)
+    assert why(seen) == ('__has_include("extra.h") in the source: missing → there',)
+
+
 def test_an_entry_is_explained_later(cache, compiled):
     service = CompileService(cache)
     first = compiled(name="k.cu")

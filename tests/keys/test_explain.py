@@ -72,11 +72,26 @@ def test_sentences(new, old, sentences):
 def test_nvvm_and_ptx():
     nvvm = {"code": "; ir", "code_type": "nvvm", "target_type": "ptx"}
     assert key(**nvvm, ftz=True).explain(key(**nvvm)) == ["option ftz unset → 1"]
-    assert key(**nvvm, use_libdevice=True).explain(key(**nvvm)) == ["libdevice build differs"]
+    assert key(**nvvm, use_libdevice=True).explain(key(**nvvm)) == ["libdevice is used now"]
+    assert key(**nvvm).explain(key(**nvvm, use_libdevice=True)) == ["libdevice is no longer used"]
     one, other = (key(**nvvm, extra_sources=[("m", text)]) for text in "ab")
     assert one.explain(other) == ["an extra source differs"]
     ptx = {"code": ".version 8.0", "code_type": "ptx"}
     assert key(**ptx, split_compile=2).explain(key(**ptx)) == ["option split_compile unset → 2"]
+
+
+def test_ready_inputs_of_a_link():
+    one, other, third = (["input", text] for text in "abc")
+    assert explain([one, other], [other, one], {}, {}) == ["input: order or count differs"]
+    assert explain([one, other], [one, third], {}, {}) == ["an input of the link differs"]
+
+
+def test_surroundings():
+    assert explain([["environment", "A=1"]], [], {}, {}) == ["environment unset → A=1"]
+    (said,) = explain([["pwd", "/a"]], [], {}, {})
+    assert "$PWD" in said
+    probes = [["has_include", "<b.h> in c.h: there"]], [["has_include", "<b.h> in c.h: missing"]]
+    assert explain(*probes, {}, {}) == ["__has_include(<b.h>) in c.h: missing → there"]
 
 
 def test_compilers_and_paths():

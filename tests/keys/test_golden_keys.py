@@ -69,6 +69,10 @@ def test_schema_version():
             "06c9523f651e26cbf046ea1a239dee6cbf73c0ca511e5be6d725cc3f6c608c17",
         ),
         (
+            {"headers": HeaderSet(probes=('"a.h" in the source: missing', "<b.h> in c.h: there"))},
+            "3b98dbea9c423f55b4eb16f5d7600aa25a41d91b31bf073b4162d35fbc2b627b",
+        ),
+        (
             {"code": "// __FILE__", "headers": HEADERS, "include_path": ["inc"]},
             "9b943eb21677aa1ad5042c3ec4bfae512d387a4db243a2e9243e41edd4f5f0f2",
         ),
