@@ -63,15 +63,8 @@ def compile_apart(lasting: Iterable[str], given: Mapping[str, Any]) -> Output:
     if process is None:
         process = start_module("cuda_progcache.compile.apart")
     try:
-        answer = _ask(
-            process,
-            {
-                "library": toolchain.locate("nvrtc"),
-                "cwd": os.getcwd(),
-                "pwd": os.environ.get("PWD"),
-                "given": dict(given),
-            },
-        )
+        where = {"cwd": _cwd(), "pwd": os.environ.get("PWD")}
+        answer = _ask(process, {"library": toolchain.locate("nvrtc"), **where, "given": dict(given)})
     except BaseException:  # an interrupt, too: its answer would be taken for the next one's
         end(process)
         raise
@@ -82,6 +75,13 @@ def compile_apart(lasting: Iterable[str], given: Mapping[str, Any]) -> Output:
     if "trouble" in answer:
         raise ToolchainError(answer["trouble"])
     return Output(*answer["output"])
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.sep  # it is gone, and nothing that is given relative to it can be found
 
 
 def _ask(process: subprocess.Popen[bytes], job: dict[str, Any]) -> dict[str, Any]:

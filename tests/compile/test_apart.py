@@ -173,6 +173,14 @@ def test_it_works_where_its_caller_does(project, monkeypatch):
     assert len(apart._idle) == 1
 
 
+def test_a_working_directory_that_is_gone(project, monkeypatch):
+    (project.folder / "gone").mkdir()
+    monkeypatch.chdir(project.folder / "gone")
+    before = made(restrict=True)
+    os.rmdir(project.folder / "gone")
+    assert made(restrict=True) == before
+
+
 @pytest.mark.parametrize("how", ["raise SystemExit", "import os; os._exit(0)"])
 def test_it_ends_with_its_parent(how):
     code = (
