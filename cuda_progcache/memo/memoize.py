@@ -285,20 +285,20 @@ class Memoized(Generic[P, R]):
             except Exception:  # noqa: BLE001 - trouble was told of by the first lookup: a miss
                 return None
 
-        # A lease costs 60 µs and more: a function not seen to run long is run beside another process instead.
-        wanted = self._single_flight == "processes" and self._leases_left > 0
-        directory = cache.leases if wanted else None
+        def run() -> tuple[R]:
+            ran.append(key)
+            return (self._run(cache, key, call, args, kwargs),)
 
         def compute() -> tuple[R]:
-            # Where no lease is taken nobody has looked again since this thread's turn came.
-            found = find() if directory is None else None
-            if found is None:
-                ran.append(key)
-                found = (self._run(cache, key, call, args, kwargs),)
-            return found
+            # A lease costs 60 µs and more: a function not seen to run long is run beside another process instead.
+            wanted = self._single_flight == "processes" and self._leases_left > 0
+            directory = cache.leases if wanted else None
+            if directory is not None:
+                return fly(key, directory, run, find, longest_wait=float("inf"))
+            return find() or run()  # nobody has looked again since this thread's turn came
 
-        flight = key if directory is not None else f"{key}-{id(cache):x}"
-        result = fly(flight, directory, compute, find, longest_wait=float("inf"))[0]
+        # Threads first, whatever of processes: which of both is asked for may change from call to call.
+        result = fly(f"{key}-{id(cache):x}", None, compute, find, longest_wait=float("inf"))[0]
         if not ran and isinstance(result, (Iterator, AsyncIterator, Awaitable)):
             return self._run(cache, key, call, args, kwargs)  # another thread's generator or coroutine: it has one use
         return result

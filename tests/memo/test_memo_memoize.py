@@ -544,14 +544,15 @@ def test_quick_functions_take_no_lease_once_they_are_known_to_be_quick(files, mo
 
     taken = []
     fly = module.fly
-    monkeypatch.setattr(module, "fly", lambda flight, directory, *rest, **more: taken.append(directory) or fly(
-        flight, directory, *rest, **more))  # fmt: skip
+    monkeypatch.setattr(module, "fly", lambda flight, directory, *rest, **more: (
+        directory and taken[-1].append(directory)) or fly(flight, directory, *rest, **more))  # fmt: skip
     f = memoize(files, lambda x: x)
     for x in range(15):
         # The machine decides how long a run takes, so the test decides what is long: the fourth one.
         monkeypatch.setattr(module, "WORTH_A_LEASE", 0.0 if x == 3 else math.inf)
+        taken.append([])
         f(x)
-    leased = [directory is not None for directory in taken]
+    leased = [bool(directories) for directories in taken]
     assert leased == [True] + [False] * 3 + [True] * 8 + [False] * 3, "eight after a slow one"
 
 
@@ -625,3 +626,27 @@ def test_collecting_spares_the_arguments_of_a_call_that_another_process_runs(tmp
         assert list(cache.values.list()) and cache.gc() == set()
         assert worker.communicate("go\n", timeout=120)[0] == "5000\n"
     assert cache.gc() == set()
+
+
+def test_threads_run_a_call_once_whether_or_not_processes_agree_about_it(files, at_once):
+    """Whether a lease is wanted changes from call to call; threads of one call wait for each other all the same."""
+    runs, entered, go_on = [], threading.Event(), threading.Event()
+
+    def body(x):
+        runs.append(x)
+        entered.set()
+        assert go_on.wait(60)
+        return x
+
+    f = memoize(files, body)
+
+    def call(number):
+        if number:
+            assert entered.wait(60)
+            f._leases_left = number % 2  # as another call's run would have set it
+        if number == 3:
+            go_on.set()
+        return f(7)
+
+    assert at_once(4, call) == [7] * 4
+    assert runs == [7]
