@@ -172,9 +172,10 @@ def _rounds(effort: float, most: int = 40) -> int:
     return max(2, round(most * effort))
 
 
-def _fleche_query(directory: Path, fields: Mapping[str, Any]) -> Samples:
+def _fleche_recorded(directory: Path) -> Any:
+    """A cache of fleche's with fewer recorded calls, which the rows of a run share; None where it isn't installed."""
     if _missing("fleche") is not None:
-        return {}
+        return None
     from fleche.caches import Cache
     from fleche.call import Call
     from fleche.storage import CallPickleFile, ValuePickleFile
@@ -185,6 +186,13 @@ def _fleche_query(directory: Path, fields: Mapping[str, Any]) -> Samples:
     if not made:
         for number in range(FLECHE_SIZE):
             cache.calls.save(_call(number, Call).digest())
+    return cache
+
+
+def _fleche_query(directory: Path, fields: Mapping[str, Any]) -> Samples:
+    cache = _fleche_recorded(directory)
+    if cache is None:
+        return {}
     assert cache.query(**fields).count()
     return {f"{FLECHE}, {FLECHE_SIZE:,} calls": _timed(2, lambda: cache.query(**fields).count())}
 
@@ -208,7 +216,12 @@ def _expand(directory: Path, effort: float) -> Samples:
     keys = list(itertools.islice(cache.calls.list(), 0, None, 97))
     cache.expand(keys[0][:12])
     turns = itertools.cycle(keys)
-    return {OURS: _timed(_rounds(effort, 1000), lambda: cache.expand(next(turns)[:12]))}
+    found = {OURS: _timed(_rounds(effort, 1000), lambda: cache.expand(next(turns)[:12]))}
+    peer = _fleche_recorded(directory)
+    if peer is not None:
+        key = next(iter(peer.calls.list()))
+        found[f"{FLECHE}, {FLECHE_SIZE:,} calls"] = _timed(_rounds(effort, 20), lambda: peer.expand(key[:12]))
+    return found
 
 
 def _refresh(directory: Path, effort: float) -> Samples:

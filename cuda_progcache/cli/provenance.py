@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 PROVENANCE_JSON = """\b
 --json: {"format": 1, "root": id, "nodes": [{"id", "kind", "label", "digest", and what is known of its kind}],
 "edges": [{"from", "to", "relation": "used", "made by" or "called by"}]}, as --format json; an edge points at what is
-depended on
+depended on. Kinds: binary, source, template, header, tool, file, value, input; and steps: render, compile, link,
+analysis, prewarm, call, gone (its record isn't here)
 
 \b
 Formats:

@@ -83,7 +83,7 @@ class _Grower:
     def _add(self, tree: Tree, node: Node, relation: str) -> None:
         line = _caller_line(node) if relation == "called by" else _line(node)
         if node.id in self.shown and self.graph.targets(node.id):
-            tree.add(line + output.text("  (as above)", "dim"))
+            tree.add(_joined(line, _remark("(as above)")))
             return
         self.shown.add(node.id)
         branch = tree.add(line)
@@ -125,8 +125,7 @@ class _Grower:
         )
         for node in nodes:
             line = output.text(f"{node.label:<{width}}")
-            remark = output.text(f"  {_digest_of(node)}", "dim")
-            branch.add((_labelled(word, line) if word else line) + remark)
+            branch.add(_labelled(word, line, _digest_of(node)) if word else _joined(line, _remark(_digest_of(node))))
 
     def add_made_of(self, tree: Tree, root: Node) -> None:
         """Add what came of the root, and who else asked for it."""
@@ -148,19 +147,36 @@ class _Grower:
 # Lines
 
 
-def _labelled(label: str, what: Text, remark: str = "", style: str = "cyan") -> Text:
-    line = output.text(f"{label:<{_WIDE}}", style) + what
-    return line + output.text(f"  {remark}", "dim") if remark else line
+def _joined(*parts: Text) -> Text:
+    """Texts in a row, each in its own style; a plain ``+`` gives all of them the first one's."""
+    made = output.text("")
+    for part in parts:
+        made.append_text(part)
+    return made
+
+
+def _labelled(label: str, what: Text, remark: str = "") -> Text:
+    return _joined(output.text(f"{label:<{_WIDE}}", "cyan"), what, _remark(remark))
+
+
+def _remark(what: str) -> Text:
+    return output.text(f"  {what}" if what else "", "dim")
+
+
+def _happened(what: str, node: Node, remark: str = "", *, timed: bool = True) -> Text:
+    """What happened, how long it took, when, and what else is known."""
+    about = node.detail
+    took = f" in {output.seconds(about['duration'])}" if timed and about.get("duration") is not None else ""
+    when = f", {_moment(about['ended'])}" if timed and about.get("ended") else ""
+    return _joined(output.text(what, "green"), output.text(took), output.text(when, "dim"), _remark(remark))
 
 
 def _root_line(node: Node) -> Text:
     if node.kind == "binary":
         about = node.detail
         digests = f"entry {about['entry'][:12]}  sha256 {short(node.digest) or '?'}"
-        return output.text(node.label, "bold") + output.text(f"  {output.size(about['size'])}  {digests}", "dim")
-    line = output.text(node.label) if node.kind == "value" else _line(node)
-    line.stylize("bold", 0, len(line))
-    return line
+        return _joined(output.text(node.label, "bold"), _remark(f"{output.size(about['size'])}  {digests}"))
+    return _joined(output.text(node.label, "bold")) if node.kind == "value" else _line(node)
 
 
 def _line(node: Node) -> Text:
@@ -176,70 +192,62 @@ def _digest_of(node: Node) -> str:
     """What is shown of the digest of its content; of a build id, which comes with a length, no more than that."""
     if node.digest is None:
         return "it wasn't there" if node.kind == "file" else ""
-    parts = node.digest.split(":")
-    return (
-        f"build {parts[1][:12]}"
-        if parts[0] == "build-id"
-        else f"{parts[0]} {parts[-1][:12]}"
-        if len(parts) > 1
-        else short(node.digest)
-    )
+    kind, _, rest = node.digest.partition(":")
+    if not rest:
+        return short(node.digest)
+    return f"build {rest[:12]}" if kind == "build-id" else f"{kind} {rest[:12]}"
 
 
 def _binary_line(node: Node) -> Text:
     about = node.detail
-    remark = f"{output.size(about['size'])}  entry {about['entry'][:12]}"
-    return _labelled("program", output.text(node.label), remark)
+    return _labelled("program", output.text(node.label), f"{output.size(about['size'])}  entry {about['entry'][:12]}")
 
 
 def _step_line(node: Node) -> Text:
     word = {"compile": "compiled", "link": "linked"}[node.kind]
-    tool = node.label.partition(" with ")[2]
-    return output.text(f"{word} with {tool}{_took(node)}", "green")
+    return _happened(f"{word} with {node.label.partition(' with ')[2]}", node)
 
 
 def _render_line(node: Node) -> Text:
     about = node.detail
-    what = f"kernel {about['kernel']}" + (f", module {about['module']}" if about.get("module") else "")
-    took = _took(node) if about.get("recorded") else ""
-    remark = f"call {about['key'][:12]}" if about.get("recorded") else "its own record is gone"
-    return output.text(f"rendered from {what}{took}", "green") + output.text(f"  {remark}", "dim")
+    what = f"rendered from kernel {about['kernel']}" + (f", module {about['module']}" if about.get("module") else "")
+    recorded = bool(about.get("recorded"))
+    return _happened(what, node, _call(node) if recorded else "its own record is gone", timed=recorded)
 
 
 def _call_line(node: Node) -> Text:
-    return output.text(f"call of {node.label}{_took(node)}", "green") + output.text(
-        f"  call {node.detail['key'][:12]}", "dim"
-    )
+    return _happened(f"call of {node.label}", node, _call(node))
 
 
 def _prewarm_line(node: Node) -> Text:
     about = node.detail
     kernels = about.get("kernels") or ()
     what = output.plural(len(kernels), "kernel") if kernels else "the whole library"
-    line = f"prewarm of {what} for {', '.join(about.get('archs') or ())}{_took(node)}"
     counts = about.get("result") or {}
-    told = [f"{counts[name]:,} {name}" for name in ("compiled", "hits", "failed") if counts.get(name)]
-    remark = "; ".join([*([", ".join(told)] if told else []), f"call {about['key'][:12]}"])
-    return output.text(line, "green") + output.text(f"  {remark}", "dim")
+    told = ", ".join(f"{counts[name]:,} {name}" for name in ("compiled", "hits", "failed") if counts.get(name))
+    remark = "; ".join(part for part in (told, _call(node)) if part)
+    return _happened(f"prewarm of {what} for {', '.join(about.get('archs') or ())}", node, remark)
 
 
 def _analysis_line(node: Node) -> Text:
-    about = node.detail
-    size = f" of {output.size(about['bytes'])}" if about.get("bytes") else ""
-    return output.text(f"{node.label}{size}{_took(node)}", "green") + output.text(f"  call {about['key'][:12]}", "dim")
+    size = node.detail.get("bytes")
+    return _happened(node.label + (f" of {output.size(size)}" if size else ""), node, _call(node))
+
+
+def _call(node: Node) -> str:
+    return f"call {node.detail['key'][:12]}"
 
 
 def _input_line(node: Node) -> Text:
     about = node.detail
     gone = ", whose entry is gone" if about.get("entry") else ", whose record isn't here"
     what = gone if about.get("gone") else ", handed in as bytes"
-    return _labelled("input", output.text(node.label) + output.text(what, "yellow"), _digest_of(node))
+    return _labelled("input", _joined(output.text(node.label), output.text(what, "yellow")), _digest_of(node))
 
 
 def _gone_line(node: Node) -> Text:
-    return output.text(node.label) + output.text(
-        f", call {node.detail['key'][:12]}, whose record isn't here: removed, or in another directory", "yellow"
-    )
+    where = ", whose record isn't here: removed, or in another directory"
+    return _joined(output.text(f"{node.label}, {_call(node)}"), output.text(where, "yellow"))
 
 
 _LINES: Mapping[str, Callable[[Node], Text]] = {
@@ -258,13 +266,7 @@ _LINES: Mapping[str, Callable[[Node], Text]] = {
 def _caller_line(node: Node) -> Text:
     if node.kind == "render":
         return _line(node)  # of a link whose parts are gone
-    return output.text("asked for by ", "cyan") + _line(node)
-
-
-def _took(node: Node) -> str:
-    about = node.detail
-    took = f" in {output.seconds(about['duration'])}" if about.get("duration") is not None else ""
-    return took + (f", {_moment(about['ended'])}" if about.get("ended") else "")
+    return _joined(output.text("asked for by ", "cyan"), _line(node))
 
 
 def _moment(written: str) -> str:

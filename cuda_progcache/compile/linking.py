@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import dataclass
@@ -36,8 +36,8 @@ class LinkInput:
     digest : str or None
         Of the entry that ready bytes came from.
     compile : CompileInputs or None
-    kernel : mapping or None
-        For the compile's record, as :func:`~cuda_progcache.compile.pipeline.obtain` takes it.
+    kernel : callable or None
+        Gives what :func:`~cuda_progcache.compile.pipeline.obtain` takes for the compile's record.
     lookup : callable or None
         As there.
     """
@@ -47,7 +47,7 @@ class LinkInput:
     data: bytes | None = None
     digest: str | None = None
     compile: CompileInputs | None = None
-    kernel: Mapping[str, Any] | None = None
+    kernel: Callable[[], Mapping[str, Any]] | None = None
     lookup: LineLookup | None = None
 
 
@@ -96,7 +96,7 @@ def obtain_linked(
     parts: list[CompiledProgram | None] = [
         None
         if item.compile is None
-        else obtain(item.compile, cache, kernel=item.kernel, lookup=item.lookup, policy=policy)
+        else obtain(item.compile, cache, kernel=item.kernel and item.kernel(), lookup=item.lookup, policy=policy)
         for item in inputs
     ]
     reason = next((part.reason for part in parts if part is not None and part.reason), None)

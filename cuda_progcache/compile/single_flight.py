@@ -47,7 +47,9 @@ class _Flight:
     def __init__(self) -> None:
         self.landed = threading.Event()
         self.result: object = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
+        #: Its thread was interrupted (KeyboardInterrupt, SystemExit, ...) and gave nothing: a waiter takes its place.
+        self.interrupted = False
 
 
 class _Process:
@@ -93,33 +95,40 @@ def fly(
 
     Raises
     ------
-    Whatever ``compile_`` raised, here or in another thread.
+    Whatever ``compile_`` raised, here or in another thread. What interrupts a thread (KeyboardInterrupt, SystemExit,
+    any BaseException that is no Exception) is its own: one of those that waited for it compiles instead.
     """
     slot = (directory, flight)
-    with _here.lock:
-        current = _here.flights.get(slot)
-        if current is None:
-            mine = _Flight()
-            _here.flights[slot] = mine
-    if current is not None:
-        if not current.landed.wait(min(longest_wait, threading.TIMEOUT_MAX)):
-            return compile_()
-        if current.error is not None:
-            raise current.error
-        found = look_up()
-        return found if found is not None else current.result  # type: ignore[return-value]
+    deadline = time.monotonic() + longest_wait
+    mine: _Flight | None = None
     try:
+        while mine is None:
+            with _here.lock:
+                current = _here.flights.get(slot)
+                if current is None:
+                    mine = _here.flights[slot] = _Flight()
+                    continue
+            if not current.landed.wait(min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)):
+                return compile_()
+            if current.error is not None:
+                raise current.error
+            if not current.interrupted:
+                found = look_up()
+                return found if found is not None else current.result  # type: ignore[return-value]
         result = _lead(flight, directory, compile_, look_up, longest_wait)
         mine.result = result
         return result
     except BaseException as error:
-        # An interrupt is this thread's own; the others see it as a flight that gave nothing, and try themselves.
-        mine.error = error if isinstance(error, Exception) else None
+        if mine is not None:
+            mine.error = error if isinstance(error, Exception) else None
+            mine.interrupted = mine.error is None
         raise
     finally:
-        with _here.lock:
-            _here.flights.pop(slot, None)
-        mine.landed.set()
+        if mine is not None:  # an interrupt may come at any line: nobody must wait for a flight that is over
+            with _here.lock:
+                if _here.flights.get(slot) is mine:
+                    del _here.flights[slot]
+            mine.landed.set()
 
 
 def _lead(

@@ -12,12 +12,13 @@ from cuda_progcache.keys import toolchain
 from cuda_progcache.memo.files import shared
 from cuda_progcache.memo.nodes import display_name, links, source_digest
 from cuda_progcache.memo.steps import kind_of
+from cuda_progcache.memo.storage.steps import Steps
 
 if TYPE_CHECKING:
     from typing import Any
 
     from cuda_progcache.memo.caches import BaseCache
-    from cuda_progcache.memo.call import LazyCall
+    from cuda_progcache.memo.call import DigestedCall, LazyCall
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
 
 
@@ -78,13 +79,11 @@ def affected(
     """
     full = os.path.abspath(os.fspath(path))
     found: dict[str, Affected] = {}
-    places = list(calls)
+    known: list[LazyCall | DigestedCall] = [call for place in calls for call in place.query()]
     if cache is not None:
-        from cuda_progcache.memo.storage.programs import program_cache
-
         _add_programs(found, cache, full)
-        places.insert(0, program_cache(cache))
-    _add_calls(found, [call for place in places for call in place.query() if _is_a_users(call)], full)
+        known += Steps(cache).calls()
+    _add_calls(found, [call for call in known if kind_of(call) is None and "record" not in call.metadata], full)
     return sorted(found.values(), key=lambda a: (not a.current, a.entry is None, a.label, a.key))
 
 
@@ -118,15 +117,10 @@ def _add_programs(found: dict[str, Affected], cache: ProgramCacheResource, full:
             more = True
 
 
-def _is_a_users(call: LazyCall) -> bool:
-    """Whether it is a call of a user's function: not one that made a program, or is told with that."""
-    return kind_of(call) is None and "record" not in call.metadata
-
-
-def _add_calls(found: dict[str, Affected], calls: Iterable[LazyCall], full: str) -> None:
-    """Add calls that read the file, that used what depends on it, and that used such calls."""
+def _add_calls(found: dict[str, Affected], calls: Iterable[LazyCall | DigestedCall], full: str) -> None:
+    """Add calls of users' functions that read the file, that used what depends on it, and that used such calls."""
     real = os.path.realpath(full)
-    users: dict[str, list[LazyCall]] = {}
+    users: dict[str, list[LazyCall | DigestedCall]] = {}
     pending = list(found.values())
     for call in calls:
         for child in links(call, "children"):

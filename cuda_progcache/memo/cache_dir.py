@@ -18,6 +18,7 @@ could have written.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -41,6 +42,10 @@ _MAGIC = b"PROGMEMO"
 _ENTRY = re.compile(r"^(?P<fname>.+)\.(?P<hash>[0-9a-zA-Z_]+)(?P<suffix>\.pkl|\.rds|\.qs)$")
 _LEFTOVER = re.compile(r"\.(?:pkl|rds|qs)\.(?:(?P<kind>lock|computing|corrupt)$|tmp\.(?P<owner>.*)$)")
 SENTINEL = ".computing"
+#: How the first line of a record ends: CRC-32 of the pickle and of what comes before.
+_CHECKSUM = b',"crc32":'
+#: In the metadata of entries that have a record, so that one that lost it isn't taken for another tool's.
+_RECORDED = "recorded"
 
 
 class RefusedError(ValueError):
@@ -87,9 +92,10 @@ def write(path: str, value: Any, meta: Mapping[str, Any], checks: Mapping[str, A
     Exception
         Whatever pickling ``value`` raises.
     """
-    pickled = pickle.dumps({"dat": value, "meta": dict(meta)}, protocol=5)
-    lines = ({**checks, "crc32": zlib.crc32(pickled)}, record)
-    text = b"".join(json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n" for line in lines)
+    pickled = pickle.dumps({"dat": value, "meta": {**meta, _RECORDED: True}}, protocol=5)
+    first, second = (json.dumps(line, separators=(",", ":")).encode("ascii") for line in (checks, record))
+    checksum = zlib.crc32(first[:-1], zlib.crc32(pickled))
+    text = b"%b%b%d}\n%b\n" % (first[:-1], _CHECKSUM, checksum, second)
     data = b"".join((pickled, text, _FOOTER.pack(len(pickled), len(text), _MAGIC)))
     staged = f"{path}.tmp.{current_owner()}-{threading.get_ident()}"
     for attempt in range(2):
@@ -129,16 +135,17 @@ def read(path: str) -> Loaded:
     if not (is_private(status) and is_private(os.stat(os.path.dirname(path) or "."))):
         raise UntrustedError("others can write it or its directory, so unpickling may run what they wrote (chmod go-w)")
     checks, length = _checks_of(data)
-    if checks and zlib.crc32(memoryview(data)[:length]) != checks.get("crc32"):
-        raise RefusedError("it doesn't have its checksum")
+    file = io.BytesIO(memoryview(data)[:length])
     try:
-        found = pickle.loads(memoryview(data)[:length])  # noqa: S301 - written by this user or root
+        found = pickle.load(file)  # noqa: S301 - written by this user or root
     except Exception as error:
         raise RefusedError(f"it can't be unpickled: {error}") from error
-    if isinstance(found, dict) and "dat" in found:
-        meta = found.get("meta")
-        return Loaded(found["dat"], meta if isinstance(meta, dict) else {}, checks)
-    return Loaded(found, {"legacy": True}, checks)
+    known = isinstance(found, dict) and "dat" in found
+    meta = found.get("meta") if known else {"legacy": True}
+    meta = meta if isinstance(meta, dict) else {}
+    if not checks and (file.tell() < length or _RECORDED in meta):
+        raise RefusedError("it was cut short: its record is gone")
+    return Loaded(found["dat"] if known else found, meta, checks)
 
 
 def is_private(status: os.stat_result) -> bool:
@@ -155,7 +162,11 @@ def _checks_of(data: bytes) -> tuple[dict[str, Any], int]:
     length, size, _ = _FOOTER.unpack(data[-_FOOTER.size :])
     if length + size + _FOOTER.size != len(data):
         raise RefusedError("it was cut short")
-    return _json(data[length : data.find(b"\n", length)]), length
+    line = data[length : data.find(b"\n", length)]
+    content, _, checksum = line.rpartition(_CHECKSUM)
+    if checksum != b"%d}" % zlib.crc32(content, zlib.crc32(memoryview(data)[:length])):
+        raise RefusedError("it doesn't have its checksum")
+    return _json(line), length
 
 
 def _json(text: bytes) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from cuda_progcache.memo import cache_dir as layout
 from cuda_progcache.memo import call_tree
 from cuda_progcache.memo.call_tree import Frame, Watched
 from cuda_progcache.memo.code import argument_digest, closure
-from cuda_progcache.memo.digest import Indigestible
 from cuda_progcache.memo.files import Pattern, hash_text, is_there, paths_in, shared, without_paths
 from cuda_progcache.memo.signature import FunctionProfile
 from cuda_progcache.memo.syntax import find_path_specs
@@ -107,7 +106,8 @@ class CachedFunction:
         control = {**_CONTROLS, **control}
         try:
             key = self._key(args, kwargs)
-        except Indigestible as error:
+        except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
+            self._bind(args, kwargs)  # raises where the arguments don't fit
             self._warn("key", f"{self.fname}: this call can't be cached: {error}")
             return self.function(*args, **kwargs)
         directory = self.directory
@@ -128,10 +128,7 @@ class CachedFunction:
         if not reuse or control["_skip_save"] or underway:
             return compute().value
         sentinel = os.path.basename(path) + layout.SENTINEL
-        result: _Box | None = None
-        while result is None:  # None: the thread that ran it was interrupted
-            result = fly(sentinel, directory, compute, lambda: self._look_up(path, key), longest_wait=float("inf"))
-        return result.value
+        return fly(sentinel, directory, compute, lambda: self._look_up(path, key), longest_wait=float("inf")).value
 
     def _run(self, key: _Key, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, save: bool) -> Any:
         """Run the function and save its result, if that can be done and what it read stayed as it was."""

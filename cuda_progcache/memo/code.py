@@ -5,7 +5,9 @@ What counts: the body, defaults, closure variables and globals that it names;
 of those the values, and of functions and classes again what they do. Of a
 module, the attributes that are named. The standard library doesn't count, an
 installed package by its version, a module of one's own that is imported inside
-the function by its source and that of the modules it imports.
+the function by its source and that of the modules it imports. A variable that
+the code itself binds or changes (``global n; n += 1``, ``seen.append(x)``,
+``table[x] = y``) is its state and no input, and doesn't count.
 
 No name of a file, line number, memory address or order of a set goes in, so
 the digest is the same in every process, and, where the source is at hand, from
@@ -16,22 +18,20 @@ from __future__ import annotations
 
 import builtins
 import copyreg
-import dis
 import enum
 import functools
-import importlib.util
 import inspect
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
-from cuda_progcache.memo.modules import local_source, version_of
-from cuda_progcache.memo.syntax import canonical, tree_of, walk
+from cuda_progcache.memo.modules import _hash, local_source, version_of
+from cuda_progcache.memo.references import references_of
 
-#: Set on wrappers that add caching and nothing else: what counts is the function inside, and what this holds.
+#: Of wrappers that add caching and nothing else (a function's attribute, a class's method): what counts is the function
+#: inside, and what this holds or gives.
 TRANSPARENT = "__cache_file__"
 
 _MISSING = object()
@@ -67,10 +67,34 @@ class Closure(NamedTuple):
         SHA-256 (hex) over all of it.
     packages : dict
         Versions of the packages that it uses, by top-level module name.
+    bindings : tuple
+        What names are bound to: a getter, its arguments, and what it gave.
+    contents : tuple
+        Data among it that can change in place, and its digest.
     """
 
     digest: str
     packages: dict[str, str]
+    bindings: tuple[tuple[Callable[..., Any], tuple[Any, ...], Any], ...] = ()
+    contents: tuple[tuple[Any, Digest], ...] = ()
+
+    @property
+    def with_packages(self) -> Digest:
+        """The digest, with the packages' versions."""
+        return digest((self.digest, self.packages)) if self.packages else Digest(self.digest)
+
+    def holds(self) -> bool:
+        """Whether all of it is as it was, as far as this process can change it: bindings, code, content of data.
+
+        Of instances of unknown classes (locks, models, connections) the content is looked at once, not again.
+        """
+        for get, arguments, value in self.bindings:
+            if get(*arguments) is not value:
+                return False
+        try:
+            return all(digest(value) == before for value, before in self.contents)
+        except Indigestible:
+            return False
 
 
 def closure(function: Any) -> Closure:
@@ -80,7 +104,16 @@ def closure(function: Any) -> Closure:
         found = walker.value(function)
     except RecursionError:
         raise Indigestible(function, f"can't digest what {function!r} refers to: it is nested too deep") from None
-    return Closure(found.decode(), dict(sorted(walker.packages.items())))
+    except RuntimeError as error:  # a dict or set that another thread changes
+        raise Indigestible(function, f"can't digest what {function!r} refers to just now: {error}") from None
+    contents = []
+    for value in walker.contents.values():
+        try:
+            contents.append((value, digest(value)))
+        except Indigestible:
+            continue  # it holds something of which the content can't be trusted
+    bindings = tuple(walker.bindings.values())
+    return Closure(found.decode(), dict(sorted(walker.packages.items())), bindings, tuple(contents))
 
 
 def argument_digest(value: Any) -> Digest:
@@ -98,131 +131,15 @@ def argument_digest(value: Any) -> Digest:
         raise Indigestible(value, f"can't digest a {type(value).__qualname__} that is nested too deep") from None
 
 
-def _hash(*parts: str | bytes) -> bytes:
-    state = sha256(usedforsecurity=False)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        state.update(b"%d:" % len(data) + data)
-    return state.hexdigest().encode()
-
-
-class Reference(NamedTuple):
-    """A name that code reads from outside, and the attributes it reads of it: ``np.linalg.norm``."""
-
-    name: str
-    attributes: tuple[str, ...]
-
-
-class Plan(NamedTuple):
-    """What a code object says once and for all.
-
-    Attributes
-    ----------
-    identity : bytes
-        Digest of what it does by itself.
-    names : tuple of Reference
-        Globals, built-in names and closure variables, sorted.
-    imports : tuple of str
-        Modules imported inside, absolute, sorted.
-    """
-
-    identity: bytes
-    names: tuple[Reference, ...]
-    imports: tuple[str, ...]
-
-
-_plans: dict[int, tuple[types.CodeType, Plan]] = {}
-_MOST_PLANS = 10_000
-
-
-def plan_of(function: types.FunctionType) -> Plan:
-    """The plan of a function's code; remembered."""
-    code = function.__code__
-    known = _plans.get(id(code))
-    if known is not None:
-        return known[1]
-    tree = tree_of(function)
-    identity = _hash("source", canonical(tree)) if tree is not None else _bytecode(code)
-    names: set[Reference] = set()
-    imports: set[str] = set()
-    for inner in walk(code):
-        _scan(inner, frozenset(code.co_freevars), function.__globals__, names, imports)
-    plan = Plan(identity, tuple(sorted(names)), tuple(sorted(imports)))
-    if len(_plans) >= _MOST_PLANS:
-        _plans.clear()  # functions made in a loop must not be kept for ever
-    _plans[id(code)] = (code, plan)  # with the code: as long as it lives, no other one gets its id
-    return plan
-
-
-_COUNTS = ["co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags"]
-_NAMES = ["co_names", "co_varnames", "co_freevars", "co_cellvars"]
-
-
-def _bytecode(code: types.CodeType) -> bytes:
-    """Digest of compiled code, for this interpreter's bytecode alone; without name, file and line numbers."""
-    parts: list[str | bytes] = ["bytecode", sys.implementation.cache_tag or sys.version, code.co_code]
-    parts += [str(getattr(code, name)) for name in _COUNTS]
-    parts += ["\0".join(getattr(code, name)) for name in _NAMES]
-    parts.append(getattr(code, "co_exceptiontable", b""))
-    parts += [_bytecode(c) if isinstance(c, types.CodeType) else digest(c) for c in code.co_consts]
-    return _hash(*parts)
-
-
-_GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-_FREE = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
-_ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
-
-
-def _scan(
-    code: types.CodeType, free: frozenset[str], namespace: Mapping[str, Any], names: set[Reference], imports: set[str]
-) -> None:
-    """Collect the outer names and the imports of one code object."""
-    root: str | None = None
-    attributes: list[str] = []
-    constants: list[Any] = []  # the last two: an import's level and the names it wants
-
-    def finish() -> None:
-        nonlocal root
-        if root is not None:
-            names.add(Reference(root, tuple(attributes)))
-        root = None
-        attributes.clear()
-
-    for instruction in dis.get_instructions(code):
-        operation, argument = instruction.opname, instruction.argval
-        if operation in _ATTRIBUTE and root is not None:
-            attributes.append(argument)
-            continue
-        finish()
-        if operation in _GLOBAL or (operation in _FREE and argument in free):
-            root = argument
-        elif (operation.startswith("LOAD_") and "CONST" in operation) or operation == "LOAD_SMALL_INT":
-            constants = [*constants[-1:], argument]
-        elif operation == "IMPORT_NAME":
-            imports.update(_imported(argument, constants, namespace))
-    finish()
-
-
-def _imported(name: str, constants: list[Any], namespace: Mapping[str, Any]) -> Iterable[str]:
-    level, wanted = constants if len(constants) == 2 else (0, None)
-    if isinstance(level, int) and level > 0:
-        package = str(namespace.get("__package__") or "")
-        try:
-            name = importlib.util.resolve_name("." * level + name, package)
-        except ImportError:
-            return  # there is no such package: the import will fail
-    yield name
-    for part in wanted if isinstance(wanted, tuple) else ():
-        if f"{name}.{part}" in sys.modules:
-            yield f"{name}.{part}"
-
-
 class _Walker:
     """One walk. Functions and classes met again are named by when they were met first; data by its content."""
 
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
         self.packages: dict[str, str] = {}
+        self.bindings: dict[tuple[Any, ...], tuple[Callable[..., Any], tuple[Any, ...], Any]] = {}
+        self.contents: dict[int, Any] = {}
+        self._changeable = False  # whether data that can change in place was met below the name that is looked at
         self._met: dict[int, int] = {}
         self._active: dict[int, int] = {}
         self._done: dict[int, bytes] = {}
@@ -277,26 +194,30 @@ class _Walker:
         again = self._again(function)
         if again is not None:
             return again
-        plan = plan_of(function)
-        parts: list[str | bytes] = ["function", plan.identity]
-        parts.append(self.value(function.__defaults__))
-        parts.append(self.value(function.__kwdefaults__))
+        read = references_of(function)
+        self._bound(function, getattr, function, "__code__")
+        parts: list[str | bytes] = ["function", read.identity]
+        parts.append(self.attributes(function.__defaults__, ()))
+        parts.append(self.attributes(function.__kwdefaults__, ()))
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
-        for name, attributes in plan.names:
+        for name, attributes in read.names:
             found = self.name(name, cells, function.__globals__)
             parts += [name, ".".join(attributes), self.attributes(found, attributes)]
-        for name in plan.imports:
+        for name in read.imports:
             parts += ["import", name, self.imported(name)]
         return _hash(*parts)
 
-    @staticmethod
-    def name(name: str, cells: Mapping[str, types.CellType], namespace: Mapping[str, Any]) -> Any:
+    def name(self, name: str, cells: Mapping[str, types.CellType], namespace: Mapping[str, Any]) -> Any:
         if name in cells:
-            try:
-                return cells[name].cell_contents
-            except ValueError:
-                return _MISSING  # not filled yet
-        return namespace.get(name, getattr(builtins, name, _MISSING))
+            return self._bound(cells[name], _content, cells[name])
+        found = self._bound(namespace, namespace.get, name, _MISSING)
+        return getattr(builtins, name, _MISSING) if found is _MISSING else found
+
+    def _bound(self, owner: object, get: Callable[..., Any], *arguments: Any) -> Any:
+        """What a name of a function, cell, namespace, module or class is bound to; noted."""
+        value = get(*arguments)
+        self.bindings[id(owner), *(name for name in arguments if type(name) is str)] = (get, arguments, value)
+        return value
 
     def attributes(self, value: Any, attributes: tuple[str, ...]) -> bytes:
         """Digest of a value of which only some attributes are read."""
@@ -305,15 +226,20 @@ class _Walker:
         if isinstance(value, types.ModuleType):
             return self.module(value, attributes)
         if attributes and type(value) is types.SimpleNamespace:
-            return self.attributes(getattr(value, attributes[0], _MISSING), attributes[1:])
-        return self.value(value)
+            return self.attributes(self._bound(value, getattr, value, attributes[0], _MISSING), attributes[1:])
+        around, self._changeable = self._changeable, False
+        made = self.value(value)
+        if self._changeable:
+            self.contents[id(value)] = value
+        self._changeable = around
+        return made
 
     def module(self, module: types.ModuleType, attributes: tuple[str, ...]) -> bytes:
         name = module.__name__
         if self.external(name, module):
             return _hash("module", name)
         if attributes:
-            return self.attributes(getattr(module, attributes[0], _MISSING), attributes[1:])
+            return self.attributes(self._bound(module, getattr, module, attributes[0], _MISSING), attributes[1:])
         return _hash("module", name, self.imported(name))
 
     def imported(self, name: str) -> bytes:
@@ -354,7 +280,8 @@ class _Walker:
         for name, field in (fields or {}).items():
             parts += [name, self.value(field.default), self.value(field.default_factory)]
         for name, member in _own_members(kind):
-            parts += [name, self.value(member)]
+            self._bound(kind, vars(kind).get, name)
+            parts += [name, self.attributes(member, ())]
         return _hash(*parts)
 
     def method(self, method: types.MethodType) -> bytes:
@@ -363,37 +290,65 @@ class _Walker:
     def instance(self, value: Any) -> bytes:
         """An object: its class, and its content as far as that can be known."""
         kind = type(value)
+        # Not by getattr: there are objects, as unittest.mock.call, that have every attribute they are asked for.
+        inner = getattr(value, "__dict__", {}).get("__wrapped__")
+        told = getattr(kind, TRANSPARENT, None)
+        if told is not None:
+            return self._data(value, lambda: ("cached", self.value(told(value)), self.value(inner)))
         own = not self.external(kind.__module__)
         behind = self.type(kind)
         try:
             content = digest(value)
         except Indigestible:
             content = None
-        inner = getattr(value, "__wrapped__", None)
-        if callable(inner):  # functools.lru_cache, memoize and their like
+        if callable(inner):  # functools.lru_cache and its like
             return self._data(value, lambda: ("wrapper", behind, content or "", self.value(inner)))
         if content is not None:
+            # What can't be hashed by content can change in place: arrays, tables, records.
+            by_content: object = kind.__hash__
+            self._changeable |= by_content is None or by_content is object.__hash__
             return _hash("instance", behind, content)
         state = _state(value) if own else None
         if state is not None:
             return self._data(value, lambda: ("object", behind, *(p for n, v in state for p in (n, self.value(v)))))
-        recipe = _recipe(value)
-        if recipe is not None:
-            return self._data(value, lambda: ("recipe", behind, *(self.value(part) for part in recipe)))
+        made = self._by_recipe(value, behind)
+        if made is not None:
+            return made
         if self.strict:
             raise Indigestible(value)
         # A lock, an open file, a connection: what it holds is no input that could be compared.
         return _hash("opaque", behind)
 
+    def _by_recipe(self, value: Any, behind: bytes) -> bytes | None:
+        """Digest of what pickle would make an object of again; None where it can't, or part of that has no content.
+
+        What holds a lock or a connection somewhere is a service, and no value.
+        """
+        recipe = _recipe(value)
+        if recipe is None:
+            return None
+        strict, active, reach = self.strict, dict(self._active), self._reach
+        self.strict = True
+        try:
+            return self._data(value, lambda: ("recipe", behind, *(self.value(part) for part in recipe)))
+        except Indigestible:
+            self._active, self._reach = active, reach
+            return None
+        finally:
+            self.strict = strict
+
     def sequence(self, value: Any) -> bytes:
+        self._changeable |= type(value) is list
         return self._data(value, lambda: (type(value).__name__, *(self.value(element) for element in value)))
 
     def mapping(self, value: dict[Any, Any]) -> bytes:
+        self._changeable = True
         # In the order of the keys' digests: what is met first must not depend on the order of filling.
         pairs = sorted(((_Walker(strict=self.strict).value(key), item) for key, item in value.items()), key=_first)
         return self._data(value, lambda: ("dict", *(part for key, item in pairs for part in (key, self.value(item)))))
 
     def unordered(self, value: Any) -> bytes:
+        self._changeable |= type(value) is set
         return _hash(type(value).__name__, *sorted(_Walker(strict=self.strict).value(element) for element in value))
 
     def partial(self, value: functools.partial[Any]) -> bytes:
@@ -414,11 +369,19 @@ class _Walker:
         return _hash("builtin", value.__qualname__, self.value(owner))
 
     def plain(self, value: Any) -> bytes:
+        self._changeable |= type(value) is bytearray
         return digest(value).encode()
 
 
 def _first(pair: tuple[bytes, Any]) -> bytes:
     return pair[0]
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _MISSING  # not filled yet
 
 
 #: Of a class: what Python puts there by itself.

@@ -24,11 +24,15 @@ A class of your own says ``def __digest__(self) -> str``, or is taught with
 
 from __future__ import annotations
 
+import array
+import collections
 import dataclasses
 import datetime as dt
 import enum
 import functools
 import hashlib
+import pathlib
+import re
 import struct
 import sys
 import types
@@ -96,6 +100,8 @@ def digest(value: Any) -> Digest:
         return Digest(_digest_bytes(value).decode("ascii"))
     except RecursionError:
         raise Indigestible(value, f"can't digest a {type(value).__qualname__} that contains itself") from None
+    except RuntimeError as error:  # a dict or set that another thread changes
+        raise Indigestible(value, f"can't digest a {type(value).__qualname__} just now: {error}") from None
 
 
 def register(kind: type[T], function: Callable[[T], str]) -> None:
@@ -185,18 +191,11 @@ def _timezone(value: dt.timezone) -> bytes:
     return _hash(b"timezone:", f"{value.utcoffset(None)!r} {value.tzname(None)}".encode())
 
 
-def _function(value: types.FunctionType) -> bytes:
-    """By what it does, not by its name or place: code, defaults, and what it closes over."""
-    cells = []
-    for cell in value.__closure__ or ():
-        try:
-            cells.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            cells.append(None)
-    if not cells and not value.__defaults__ and not value.__kwdefaults__:
-        return _hash(b"function:", child_bytes(value.__code__))
-    state = (value.__code__, value.__defaults__, value.__kwdefaults__, cells)
-    return _hash(b"function:", _sequence(state))
+def _function(value: types.FunctionType | types.MethodType) -> bytes:
+    """By what it does, not by its name or place: code, defaults, and all that it refers to."""
+    from cuda_progcache.memo.code import argument_digest  # which digests values by this module
+
+    return argument_digest(value).encode("ascii")
 
 
 _CODE = [
@@ -219,6 +218,8 @@ def _code(value: types.CodeType) -> bytes:
 
 
 def _method(value: types.MethodType) -> bytes:
+    if isinstance(value.__self__, type):
+        return _function(value)
     return _hash(b"method:", _sequence((value.__func__, value.__self__)))
 
 
@@ -243,6 +244,15 @@ def _type(value: type) -> bytes:
     return _hash(b"type:", _class_tag(value))
 
 
+def _ordered(value: collections.OrderedDict[Any, Any]) -> bytes:
+    """Two of them are equal only in one order."""
+    return _hash(b"OrderedDict:", _sequence(part for pair in value.items() for part in pair))
+
+
+def _defaultdict(value: collections.defaultdict[Any, Any]) -> bytes:
+    return _hash(b"defaultdict:", child_bytes(value.default_factory) + _pairs(value))
+
+
 def _partial(value: functools.partial[Any]) -> bytes:
     return _hash(b"partial:", _sequence((value.func, value.args, value.keywords)))
 
@@ -265,6 +275,11 @@ _EXACT: dict[type, Encoder] = {
     frozenset: lambda value: _hash(b"frozenset:", _unordered(value)),
     range: lambda value: _hash(b"range:", _sequence((value.start, value.stop, value.step))),
     slice: lambda value: _hash(b"slice:", _sequence((value.start, value.stop, value.step))),
+    collections.OrderedDict: _ordered,
+    collections.defaultdict: _defaultdict,
+    collections.deque: lambda value: _hash(b"deque:", child_bytes(value.maxlen) + _sequence(value)),
+    array.array: lambda value: _hash(b"array:", value.typecode.encode() + value.tobytes()),
+    re.Pattern: lambda value: _hash(b"pattern:", _sequence((value.pattern, value.flags))),
     memoryview: lambda value: _hash(b"memoryview:", _sequence((value.format, value.shape, value.tobytes()))),
     dt.datetime: _datetime,
     dt.time: _datetime,
@@ -306,7 +321,7 @@ def _encoder(kind: type) -> Encoder:
         # By package and name: classes move between a package's modules from version to version.
         foreign = _FOREIGN.get(f"{base.__module__.partition('.')[0]}.{base.__qualname__}")
         if foreign is not None:
-            return foreign
+            return foreign if base is kind else functools.partial(_derived, kind, foreign)
     names = _field_names(kind)
     if names is not None:
         return lambda value: digest_fields(kind, {name: getattr(value, name) for name in names})
@@ -333,6 +348,13 @@ def _subclassed(kind: type, encode: Encoder, value: Any) -> bytes:
     return _hash(_class_tag(kind), encode(value) + (_pairs(attributes) if attributes else b""))
 
 
+def _derived(kind: type, encode: Encoder, value: Any) -> bytes:
+    """An instance of a class derived from a library's: its class, content, and what its author counts as content."""
+    names = getattr(kind, "_metadata", None)  # as pandas has it
+    more = {name: getattr(value, name, None) for name in names} if isinstance(names, list) else {}
+    return _hash(_class_tag(kind), encode(value) + _pairs(more))
+
+
 def _collection(kind: type) -> Encoder:
     if issubclass(kind, Mapping):
         return lambda value: _hash(_class_tag(kind), _pairs(dict(value)))
@@ -351,13 +373,22 @@ def _refuse(value: Any) -> bytes:
 
 
 def _ndarray(value: Any) -> bytes:
-    layout = _sequence((value.dtype.str, repr(value.dtype.descr), tuple(value.shape)))
+    layout = _sequence((value.dtype.str, repr(value.dtype), tuple(value.shape)))
+    if value.dtype.names is not None:  # what lies between the fields is no content
+        return _hash(b"numpy.ndarray:", layout + _sequence(value[name] for name in value.dtype.names))
     if value.dtype.hasobject:
         return _hash(b"numpy.ndarray:", layout + _sequence(value.ravel().tolist()))
     state = hashlib.sha256()
     state.update(b"numpy.ndarray:" + layout)
     state.update(value.tobytes())
     return state.hexdigest().encode("ascii")
+
+
+def _masked_array(value: Any) -> bytes:
+    import numpy as np
+
+    parts = (np.ma.getdata(value), np.ma.getmaskarray(value), value.fill_value)
+    return _hash(b"numpy.ma.MaskedArray:", _sequence(parts))
 
 
 def _numpy_scalar(value: Any) -> bytes:
@@ -371,36 +402,50 @@ def _pandas_values(values: Any) -> Any:
     return values.to_numpy() if plain is not None else list(values.astype(object))
 
 
+def _column_type(values: Any) -> Any:
+    kind = values.dtype
+    return (kind.categories, kind.ordered) if type(kind).__name__ == "CategoricalDtype" else str(kind)
+
+
 def _index(value: Any) -> bytes:
     if value.nlevels > 1:
         return _hash(b"pandas.MultiIndex:", _sequence((list(value.names), list(value))))
-    return _hash(b"pandas.Index:", _sequence((value.name, str(value.dtype), _pandas_values(value))))
+    return _hash(b"pandas.Index:", _sequence((value.name, _column_type(value), _pandas_values(value))))
 
 
 def _series(value: Any) -> bytes:
-    return _hash(b"pandas.Series:", _sequence((value.name, str(value.dtype), value.index, _pandas_values(value))))
+    parts = (value.name, _column_type(value), value.index, _pandas_values(value), value.attrs)
+    return _hash(b"pandas.Series:", _sequence(parts))
 
 
 def _frame(value: Any) -> bytes:
     columns = [value.iloc[:, i] for i in range(value.shape[1])]
-    return _hash(b"pandas.DataFrame:", _sequence((value.columns, value.index, columns)))
+    return _hash(b"pandas.DataFrame:", _sequence((value.columns, value.index, columns, value.attrs)))
 
 
 def _repr(value: Any) -> bytes:
     return _hash(_class_tag(type(value)), repr(value).encode())
 
 
+def _path(value: Any) -> bytes:
+    flavour = "windows" if isinstance(value, pathlib.PureWindowsPath) else "posix"
+    return _hash(b"path:", _sequence((flavour, isinstance(value, pathlib.Path), str(value))))
+
+
+_PATHS = ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath", "WindowsPath")
 _FOREIGN: dict[str, Encoder] = {
     "decimal.Decimal": _repr,
     "fractions.Fraction": _repr,
     "numpy.dtype": _repr,
+    "numpy.MaskedArray": _masked_array,
     "numpy.generic": _numpy_scalar,
+    "numpy.memmap": _ndarray,
     "numpy.ndarray": _ndarray,
     "numpy.ufunc": _repr,
     "pandas.DataFrame": _frame,
     "pandas.Index": _index,
     "pandas.Series": _series,
-    "pathlib.PurePath": lambda value: _hash(b"path:", _sequence((str(value),))),
+    **dict.fromkeys((f"pathlib.{kind}" for kind in _PATHS), _path),
     "pandas.NAType": _repr,
     "pandas.NaTType": _repr,
     "uuid.UUID": _repr,

@@ -91,7 +91,7 @@ def _sentences(asked: Any, mine: Mapping[str, Any], other: Any, theirs: Mapping[
         elif name not in mine:
             found.append(f"{name} is no longer there")
         elif name == "code":
-            found.append("the function's code, defaults or closure differs")
+            found.append("the function's code, or something it refers to, differs")
         else:
             found.append(f"{name} {_shown(other, name, theirs)} → {_shown(asked, name, mine)}")
     return found

@@ -21,24 +21,25 @@ counted, and warned of once per function.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
-import operator
 import os
 import platform
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from cuda_progcache._util.running import Running, note_child, running
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo.caches import BaseCache, Cache, RefreshingCache
 from cuda_progcache.memo.call import Call, Metadata, PreparedCall, QueryCall, head_bytes, key_from_head
+from cuda_progcache.memo.code import Closure, closure
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
 from cuda_progcache.memo.signature import FunctionProfile, code_digest
 
@@ -51,8 +52,10 @@ R = TypeVar("R")
 _logger = logging.getLogger(__name__)
 
 
-#: Seconds that a body has to have run for processes to wait for each other (threads always do).
+#: Seconds that a body has to have run for processes to wait for each other (threads always do), and for how many misses
+#: such a run counts: a body that is quick as a rule may be slow once, on a busy machine.
 WORTH_A_LEASE = 1e-3
+_SLOW_FOR = 8
 
 
 #: Set while a call is run again: memoized calls in it don't hit.
@@ -94,6 +97,14 @@ CodeDigest = bool | Callable[[Any], str]
 CacheLike = BaseCache | str | os.PathLike[str] | Callable[[], BaseCache]
 
 
+class _Identity(NamedTuple):
+    """What of the key is the function's, and what tells whether it still is."""
+
+    head: bytes
+    code: Digest | None
+    closure: Closure
+
+
 class Memoized(Generic[P, R]):
     """A function whose results are kept; made by :func:`memoize`.
 
@@ -125,17 +136,14 @@ class Memoized(Generic[P, R]):
             profile.module if module else None,
             profile.version if version is None else version,
         )
-        self._code = code_digest if code is True else code
-        self._cells = getattr(inspect.unwrap(function), "__closure__", None) or ()
-        self._closed_over: list[Any] = []
-        self._about: tuple[str, str | None, str | int | None, Digest | None] | None = None
-        self._head = b""
+        self._code = code
+        self._identity: _Identity | None = None
         self._tags = dict(tags)
         self._single_flight = single_flight
         self._async = inspect.iscoroutinefunction(function)
         self._under_way: dict[tuple[Any, Digest], asyncio.Future[Any]] = {}
         self._warned: set[str] = set()
-        self._longest: float | None = None  # seconds that the body took
+        self._leases_left = 1  # misses for which a lease will be taken
         self.counters: Counter[str] = Counter()
 
     @property
@@ -144,15 +152,15 @@ class Memoized(Generic[P, R]):
         given = self._given
         return given if isinstance(given, BaseCache) else given()
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from the cache or by running it."""
         given = self._given
         cache = given if isinstance(given, BaseCache) else given()
         try:
             arguments = self._bind(args, kwargs)
-            head = self._head if self._about is not None and not self._cells else self._current_head()
-            key, digests = key_from_head(head, arguments)
-        except (Indigestible, TypeError) as error:
+            identity = self._now()
+            key, digests = key_from_head(identity.head, arguments)
+        except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
             return self._uncached(error, args, kwargs)
         if not _refreshing.get():
             try:
@@ -167,8 +175,8 @@ class Memoized(Generic[P, R]):
                 if around is not None:
                     around.children[key] = None
                 return cast("R", _as_awaitable(result) if self._async else result)
-        name, module, version, code = cast("Any", self._about)
-        call = Call(name, arguments, {}, module, version, code, digests=digests, sealed=key)
+        name, module, version = self._named
+        call = Call(name, arguments, {}, module, version, identity.code, digests=digests, sealed=key)
         return self._miss(cache, call, key, args, kwargs)
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -179,41 +187,53 @@ class Memoized(Generic[P, R]):
         return self.profile.qualname  # as a function: by name, since another process may have another cache
 
     def __digest__(self) -> Digest:
-        """Of what it memoizes: a function that closes over this one changes when this one's code does."""
-        return digest((*self._named, code_digest(getattr(self.function, "__code__", None)) or self._named[0]))
+        """Of what it memoizes, and all that this refers to."""
+        return digest((*self._named, code_digest(self.function)))
 
-    def _current_head(self) -> bytes:
-        """What of the key is the function's, taken anew when a variable that it closes over was bound anew."""
-        held = [_content(cell) for cell in self._cells]
-        same = len(held) == len(self._closed_over) and all(map(operator.is_, held, self._closed_over))
-        if self._about is None or not same:
-            code = self._code(self.function) if callable(self._code) else None
-            self._about = (*self._named, None if code is None else Digest(code))
-            self._head = head_bytes(*self._about)
-            self._closed_over = held
-        return self._head
+    def __cache_file__(self) -> tuple[Any, ...]:
+        """What counts of the wrapper where a function refers to it, beside the function inside."""
+        return self._named
+
+    def _now(self) -> _Identity:
+        """What of the key is the function's, taken anew when something it refers to has changed."""
+        identity = self._identity
+        if identity is not None and identity.closure.holds():
+            return identity
+        about = Closure("", {})
+        code = None
+        if self._code is True:
+            about = closure(self.function)
+            code = about.with_packages
+        elif self._code is not False:
+            with contextlib.suppress(Indigestible):  # then it is taken once
+                about = closure(self.function)
+            code = Digest(self._code(self.function))
+        other = self._identity
+        if other is not identity and other is not None and other.closure.holds():
+            return other  # threads that come first at once agree, whatever one's run has changed meanwhile
+        self._identity = made = _Identity(head_bytes(*self._named, code), code, about)
+        return made
 
     # What else can be asked
 
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
+    def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call:
         """The call with these arguments, as it would be recorded."""
-        self._current_head()
-        name, module, version, code = cast("Any", self._about)
-        return Call(name, self._bind(args, kwargs), {}, module, version, code)
+        name, module, version = self._named
+        return Call(name, self._bind(args, kwargs), {}, module, version, self._now().code)
 
-    def digest(self, *args: P.args, **kwargs: P.kwargs) -> Digest:
+    def digest(self, /, *args: P.args, **kwargs: P.kwargs) -> Digest:
         """The key of the call with these arguments; Indigestible where it has none."""
-        return key_from_head(self._current_head(), self._bind(args, kwargs))[0]
+        return key_from_head(self._now().head, self._bind(args, kwargs))[0]
 
-    def contains(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    def contains(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Whether the call with these arguments would hit."""
         return self.cache.contains(self.digest(*args, **kwargs))
 
-    def load(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def load(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The recorded result; KeyError on a miss. Nothing is run."""
         return cast("R", self.cache.load(self.digest(*args, **kwargs)).result)
 
-    def query(self, *args: Any, metadata: Mapping[str, Any] | None = None, **kwargs: Any) -> QueryIterator:
+    def query(self, /, *args: Any, metadata: Mapping[str, Any] | None = None, **kwargs: Any) -> QueryIterator:
         """Recorded calls with these arguments, of whatever version and code; arguments left out fit any."""
         given = {
             name: value for name, value in self.profile.bind_partial(args, kwargs).items() if name not in self._ignored
@@ -221,7 +241,7 @@ class Memoized(Generic[P, R]):
         template = QueryCall(self.profile.qualname, given or None, dict(metadata) if metadata else None, self._named[1])
         return self.cache.query(template)
 
-    def rerun(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def rerun(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the call, and memoized calls in it, whether recorded or not; the new results replace the old."""
         token = _refreshing.set(True)
         try:
@@ -229,7 +249,7 @@ class Memoized(Generic[P, R]):
         finally:
             _refreshing.reset(token)
 
-    def explain(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, ...]:
+    def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> tuple[str, ...]:
         """What tells the call with these arguments from the nearest recorded one: why it would miss, or did."""
         from cuda_progcache.memo.explain import explain
 
@@ -257,26 +277,31 @@ class Memoized(Generic[P, R]):
         if around is not None and around.runs(key):
             return self._run(cache, key, call, args, kwargs)  # it calls itself: waiting would be for ever
 
+        ran: list[Digest] = []
+
         def find() -> tuple[R] | None:
             try:
                 return (cache.lookup(key),)
             except Exception:  # noqa: BLE001 - trouble was told of by the first lookup: a miss
                 return None
 
-        # A lease costs 60 µs and more: a function never seen to run long is run beside another process instead.
-        wanted = self._single_flight == "processes" and (self._longest is None or self._longest >= WORTH_A_LEASE)
-        directory = cache.leases if wanted else None
+        def run() -> tuple[R]:
+            ran.append(key)
+            return (self._run(cache, key, call, args, kwargs),)
 
         def compute() -> tuple[R]:
-            # Where no lease is taken nobody has looked again since this thread's turn came.
-            found = find() if directory is None else None
-            return found or (self._run(cache, key, call, args, kwargs),)
+            # A lease costs 60 µs and more: a function not seen to run long is run beside another process instead.
+            wanted = self._single_flight == "processes" and self._leases_left > 0
+            directory = cache.leases if wanted else None
+            if directory is not None:
+                return fly(key, directory, run, find, longest_wait=float("inf"))
+            return find() or run()  # nobody has looked again since this thread's turn came
 
-        flight = key if directory is not None else f"{key}-{id(cache):x}"
-        found = None
-        while found is None:  # None: the thread that ran it was interrupted
-            found = fly(flight, directory, compute, find, longest_wait=float("inf"))
-        return found[0]
+        # Threads first, whatever of processes: which of both is asked for may change from call to call.
+        result = fly(f"{key}-{id(cache):x}", None, compute, find, longest_wait=float("inf"))[0]
+        if not ran and isinstance(result, (Iterator, AsyncIterator, Awaitable)):
+            return self._run(cache, key, call, args, kwargs)  # another thread's generator or coroutine: it has one use
+        return result
 
     def _missing(self, args: Any, kwargs: Any) -> list[str]:
         given = self.profile.signature.bind(*args, **kwargs).arguments
@@ -308,13 +333,21 @@ class Memoized(Generic[P, R]):
 
     async def _run_async(self, cache: BaseCache, key: Digest, call: Call, args: Any, kwargs: Any) -> Any:
         slot = (asyncio.get_running_loop(), key)
+        future = slot[0].create_future()
         if not _refreshing.get():
-            other = self._under_way.get(slot)
-            if other is not None:
-                return await asyncio.shield(other)
-            future = self._under_way[slot] = slot[0].create_future()
-        else:
-            future = slot[0].create_future()
+            while (other := self._under_way.get(slot)) is not None:
+                try:
+                    return await asyncio.shield(other)
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if not other.cancelled() or (task is not None and task.cancelling()):
+                        raise  # it is this task that is cancelled; otherwise the one that ran it was: next, please
+                if slot not in self._under_way:
+                    try:
+                        return cache.lookup(key)
+                    except Exception:  # noqa: BLE001 - trouble was told of by the first lookup: a miss
+                        break
+            self._under_way[slot] = future
         prepared = self._prepare(cache, call)
         body = Running(key, self._named[0], running.get())
         token = running.set(body)
@@ -327,7 +360,7 @@ class Memoized(Generic[P, R]):
             if isinstance(error, Exception):
                 future.set_exception(error)
                 future.exception()  # it is looked at here: nobody else may be waiting
-            else:
+            elif not slot[0].is_closed():
                 future.cancel()
             raise
         else:
@@ -349,7 +382,7 @@ class Memoized(Generic[P, R]):
     def _commit(
         self, prepared: PreparedCall | None, result: Any, body: Running, started: float, seconds: float
     ) -> None:
-        self._longest = max(seconds, self._longest or 0.0)
+        self._leases_left = _SLOW_FOR if seconds >= WORTH_A_LEASE else max(self._leases_left - 1, 0)
         if prepared is None:
             return
         metadata: Metadata = {
@@ -392,8 +425,12 @@ class _Bound:
         self._instance = instance
         functools.update_wrapper(self, memoized.function)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._memoized(self._instance, *args, **kwargs)
+
+    def __cache_file__(self) -> tuple[Any, ...]:
+        """What counts of it where a function refers to it, beside the function inside."""
+        return (*self._memoized._named, self._instance)
 
     def __getattr__(self, name: str) -> Any:
         if name not in {"call", "digest", "contains", "load", "query", "rerun", "explain"}:
@@ -433,16 +470,19 @@ def memoize(
     require : str or iterable of str
         Parameters that a call must give itself to be cached; also those annotated ``Required``.
     code : bool or callable
-        Whether a digest of the function's code, defaults and closure is part of the key; a callable takes the function
-        and gives another one, as ``get_recursive_closure_hash``, which also counts the globals that the code names.
-        It is taken at the first call, and when a variable of the closure was bound anew.
+        Whether a digest of the function's code and of all that it refers to (defaults, variables of the closure,
+        globals, functions and classes among these again, versions of packages; see :mod:`~cuda_progcache.memo.code`) is
+        part of the key; a callable takes the function and gives another digest. It is taken at the first call, and
+        again when a name was bound anew or data changed in place. What the function itself changes, as a list that it
+        appends to, is its state and doesn't count. Data that can change in place (a global dict, an array) is digested
+        at each call: pass large data as an argument, or give ``code=False`` and a ``version``.
     module : bool
         Whether the name of the function's module is part of the key.
     tags : mapping, optional
         Kept in each record, under ``metadata["tags"]``.
     single_flight : {"processes", "threads", "off"}
-        Who waits for whom when several ask for one call. Processes wait for the first call, and for others once a
-        body has run for :data:`WORTH_A_LEASE` seconds: before that, running it twice is cheaper.
+        Who waits for whom when several ask for one call. Processes wait for the first call, and for others while one
+        of the last eight runs took :data:`WORTH_A_LEASE` seconds: otherwise running it twice is cheaper.
 
     Returns
     -------
@@ -475,13 +515,6 @@ def _cache_of(given: CacheLike) -> BaseCache | Callable[[], BaseCache]:
     if isinstance(given, BaseCache) or callable(given):
         return given
     raise TypeError(f"memoize takes a cache, a path or a callable that gives a cache, got {type(given).__name__}")
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None  # not bound yet
 
 
 async def _as_awaitable(result: Any) -> Any:

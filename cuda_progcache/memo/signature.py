@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from cuda_progcache.memo.digest import Digest, Indigestible, digest
+from cuda_progcache.memo.digest import Digest, Indigestible
 
 
 class Ignored:
@@ -52,8 +51,8 @@ class FunctionProfile:
     qualname, module : str
     version : str, int or None
         ``function.__version__``, which a user sets to say that results differ from earlier ones.
-    code_digest : Digest or None
-        Of its code, defaults and closure; None where it has none, or one that can't be digested.
+    function : callable
+        The function itself.
     ignored, required : frozenset of str
         Parameters marked so.
     """
@@ -62,9 +61,14 @@ class FunctionProfile:
     qualname: str
     module: str
     version: str | int | None
-    code_digest: Digest | None
     ignored: frozenset[str]
     required: frozenset[str]
+    function: Callable[..., Any]
+
+    @property
+    def code_digest(self) -> Digest | None:
+        """See :func:`code_digest`; taken anew each time."""
+        return code_digest(self.function)
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> FunctionProfile:
@@ -83,9 +87,9 @@ class FunctionProfile:
             getattr(named, "__qualname__", None) or type(named).__qualname__,
             module,
             getattr(function, "__version__", None),
-            code_digest(function),
             frozenset(name for name, hint in hints.items() if _marked(hint, Ignored)),
             frozenset(name for name, hint in hints.items() if _marked(hint, Required)),
+            function,
         )
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,18 +144,16 @@ class FunctionProfile:
 
 
 def code_digest(function: Any) -> Digest | None:
-    """The digest of a function's code, defaults and closure; None where there is none, or none that can be taken."""
-    if isinstance(function, types.CodeType):
-        return digest(function)
-    plain = inspect.unwrap(function) if callable(function) else function
-    if isinstance(plain, functools.partial):
-        plain = plain.func
-    if getattr(plain, "__code__", None) is None:
-        return None
+    """Digest of a function's code, all that it refers to, and the versions of the packages it uses.
+
+    None where it refers to data nested too deep to be digested.
+    """
+    from cuda_progcache.memo.code import closure
+
     try:
-        return digest(getattr(plain, "__func__", plain))
+        return closure(function).with_packages
     except Indigestible:
-        return digest(plain.__code__)
+        return None
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

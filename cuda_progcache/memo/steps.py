@@ -23,6 +23,7 @@ is the same call: its record is that of the last run that did something.
 from __future__ import annotations
 
 import contextlib
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,12 +32,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util.running import asked_by, note_child, run
 from cuda_progcache.memo.call import Call, DigestedCall
-from cuda_progcache.memo.digest import Digest, digest
+from cuda_progcache.memo.digest import Digest, Indigestible, digest
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.storage.steps import Steps
 
 R = TypeVar("R")
+
+_logger = logging.getLogger(__name__)
 
 RENDER = ("render", "cuda_progcache.templates")
 PREWARM = ("prewarm", "cuda_progcache.service")
@@ -126,6 +129,17 @@ def made(
     return DigestedCall(kind[0], digests, found, metadata, kind[1], inline=inline)
 
 
+def _keep(steps: Steps, make: Callable[[], DigestedCall]) -> None:
+    """Keep a call; what can't be kept is counted, and costs nothing that has been made."""
+    from cuda_progcache.memo.storage.base import SaveError
+
+    try:
+        steps.save(make())
+    except (SaveError, Indigestible) as error:
+        steps.counters["dropped"] += 1
+        _logger.info("a call beside the programs isn't recorded: %s", error)
+
+
 def record_rendering(
     steps: Steps, kernel: Mapping[str, Any], template: str, source: str, started: float, seconds: float
 ) -> Digest:
@@ -154,7 +168,7 @@ def record_rendering(
             "template": template, "sha256": sha256(text, usedforsecurity=False).hexdigest(), "bytes": len(text),
             "lines": source.count("\n"),
         }  # fmt: skip
-        steps.save(made(RENDER, render_arguments(kernel), None, started, seconds, about=about))
+        _keep(steps, lambda: made(RENDER, render_arguments(kernel), None, started, seconds, about=about))
     return key
 
 
@@ -179,7 +193,7 @@ def analysed(steps: Steps, kind: tuple[str, str], program: str, analyse: Callabl
         text = result.encode("utf-8", "surrogateescape") if isinstance(result, str) else None
         about = {} if text is None else {"bytes": len(text), "sha256": sha256(text, usedforsecurity=False).hexdigest()}
         kept = result if text is None else None  # a listing is many times its binary
-        steps.save(made(kind, {"program": program}, kept, started, seconds, parents=[program], about=about))
+        _keep(steps, lambda: made(kind, {"program": program}, kept, started, seconds, parents=[program], about=about))
     note_child(key)
     return result
 
@@ -222,4 +236,5 @@ class PrewarmRun:
                 before = steps.load(self.key).metadata.get("links") or {}
                 if before.get("children", []) == children:
                     return
-        steps.save(made(PREWARM, self._arguments, dict(report), started, report["seconds"], children=children))
+        told = dict(report)
+        _keep(steps, lambda: made(PREWARM, self._arguments, told, started, told["seconds"], children=children))

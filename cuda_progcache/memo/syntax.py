@@ -11,6 +11,7 @@ there is no tree, and the bytecode has to speak for itself.
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
 import linecache
 import types
@@ -123,6 +124,54 @@ def written(node: ast.AST) -> str:
     return " ".join(parts)
 
 
+#: Methods that change what they are called on, of the collections that Python and its users have.
+CHANGERS = frozenset(
+    [
+        "add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "extendleft", "insert",
+        "intersection_update", "pop", "popitem", "popleft", "remove", "reverse", "rotate", "setdefault", "sort",
+        "subtract", "symmetric_difference_update", "update",
+    ]
+)  # fmt: skip
+
+
+def changed_names(function: _FunctionNode) -> set[tuple[str, ...]]:
+    """Variables, and attributes of variables, that a function binds or changes in place: ``("module", "table")``.
+
+    Its own local variables are among them.
+    """
+    found: set[tuple[str, ...]] = set()
+    declared: set[str] = set()
+    stored: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Global | ast.Nonlocal):
+            declared.update(node.names)
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            stored.add(node.id)
+        elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            found.add(_dotted(node.value))
+        elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            found.add(_dotted(node))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGERS:
+            found.add(_dotted(node.func.value))
+    return (found | {(name,) for name in declared & stored}) - {()}
+
+
+def _dotted(node: ast.AST) -> tuple[str, ...]:
+    """The variable, and its attributes, in which a change of this expression ends: of ``a.b[0].c`` it is ``a.b``."""
+    path: list[str] = []
+    while True:
+        if isinstance(node, ast.Attribute):
+            path.append(node.attr)
+            node = node.value
+        elif isinstance(node, ast.Subscript):
+            path.clear()
+            node = node.value
+        elif isinstance(node, ast.Name):
+            return (node.id, *reversed(path))
+        else:
+            return ()
+
+
 #: Fields that say nothing about what code does, or that some versions don't have.
 _SILENT = {"ctx", "kind", "type_comment", "type_ignores"}
 
@@ -172,8 +221,11 @@ def find_path_specs(function: Any) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"literals": [], "symbols": []}
     plain = inspect.unwrap(function)
     plain = getattr(plain, "__func__", plain)
-    tree = tree_of(plain, exact=False) if isinstance(plain, types.FunctionType) else None
+    if not isinstance(plain, types.FunctionType):
+        return found
+    tree = tree_of(plain, exact=False)
     if tree is None:
+        found["literals"] = sorted(_constant_paths(plain.__code__))
         return found
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args and _reads(node):
@@ -183,6 +235,22 @@ def find_path_specs(function: Any) -> dict[str, list[str]]:
             elif isinstance(argument, ast.Name):
                 found["symbols"].append(argument.id)
     return {kind: sorted(set(names)) for kind, names in found.items()}
+
+
+def _constant_paths(compiled: types.CodeType) -> set[str]:
+    """Of code without source: texts that are the first argument of what reads a directory or table."""
+    paths: set[str] = set()
+    for code in walk(compiled):
+        reader = False
+        for instruction in dis.get_instructions(code):
+            name = instruction.argval
+            if instruction.opname == "PUSH_NULL":
+                continue
+            if reader and instruction.opname == "LOAD_CONST" and isinstance(name, str):
+                paths.add(name)
+            named = instruction.opname.startswith("LOAD_") and instruction.opname != "LOAD_CONST"
+            reader = named and isinstance(name, str) and (name in _READERS or name.startswith("read_"))
+    return paths
 
 
 def _reads(call: ast.Call) -> bool:

@@ -408,7 +408,7 @@ class KernelUnit:
             module.name,
             target_type,
             compile=self._inputs(module, target_type),
-            kernel=self._part(module),
+            kernel=functools.partial(self._part, module),
             lookup=_template_lines(module),
         )
 

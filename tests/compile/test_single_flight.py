@@ -75,6 +75,42 @@ def test_threads_share_an_error():
     assert fly("f", None, compiler.compile, compiler.look_up) == b"binary", "a later call is a flight of its own"
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_waiter_takes_the_place_of_an_interrupted_thread(tmp_path, interrupt, shared):
+    directory = str(tmp_path / "leases") if shared else None
+    entered, waiting = threading.Event(), threading.Event()
+    runs, raised = [], []
+
+    def interrupted():
+        entered.set()
+        assert waiting.wait(DEADLINE)
+        raise interrupt
+
+    def lead():
+        try:
+            fly("f", directory, interrupted, lambda: None)
+        except interrupt as error:
+            raised.append(error)
+
+    def compile_():
+        if not runs:  # a follower may come when all has landed, and lead a flight of its own
+            runs.append(1)
+        return b"made"
+
+    def follow(_):
+        waiting.set()
+        return fly("f", directory, compile_, lambda: b"made" if runs else None)
+
+    leader = threading.Thread(target=lead)
+    leader.start()
+    assert entered.wait(DEADLINE)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(follow, range(4))) == [b"made"] * 4
+    leader.join(DEADLINE)
+    assert len(raised) == 1, "the interrupted thread has its interrupt"
+
+
 def test_different_programs_do_not_wait_for_each_other(tmp_path):
     inside = threading.Barrier(2)
 

@@ -14,6 +14,7 @@ import pytest
 
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.memo import cache_dir as layout
 from cuda_progcache.memo.cache_file import (
     cache_file,
     cache_info,
@@ -182,3 +183,19 @@ def test_results_are_calls_of_a_cache(store):
         cache.values.save(1)
     (store / "bare.0123.pkl").write_bytes(pickle.dumps(1))
     assert cache.query().count() == 2
+
+
+def test_an_entry_that_lost_any_part_is_damaged(tmp_path):
+    path = tmp_path / "f.abc.pkl"
+    layout.write(str(path), [1, 2], {"fname": "f"}, {"key": "k", "tracked": [["a", "sha256", None, "d"]]}, {"id": "f"})
+    content = path.read_bytes()
+    assert layout.read(str(path)).checks["tracked"]
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(layout.RefusedError):
+            layout.read(str(path))
+    place = content.index(b'"tracked"')
+    for changed in range(place - 10, place + 20):
+        path.write_bytes(content[:changed] + bytes([content[changed] ^ 1]) + content[changed + 1 :])
+        with pytest.raises(layout.RefusedError):
+            layout.read(str(path))

@@ -864,3 +864,18 @@ def test_an_interrupted_thread_leaves_the_others_their_turn(store, log):
         thread.join(60)
     assert results == [1]
     assert ran(log) == 2
+
+
+def test_trouble_in_an_arguments_digest_never_fails_a_call(store):
+    class Odd:
+        def __digest__(self):
+            raise ZeroDivisionError("odd")
+
+    @cache_file(store)
+    def f(x):
+        return 7
+
+    with pytest.warns(RuntimeWarning, match="can't be cached"):
+        assert f(Odd()) == 7
+    with pytest.raises(TypeError, match="missing a required argument"):
+        f()

@@ -15,8 +15,9 @@ import types
 
 import pytest
 
-from cuda_progcache.memo.code import argument_digest, closure, get_recursive_closure_hash, plan_of
+from cuda_progcache.memo.code import argument_digest, closure, get_recursive_closure_hash
 from cuda_progcache.memo.digest import Indigestible
+from cuda_progcache.memo.references import references_of
 from cuda_progcache.memo.syntax import find_path_specs, tree_of
 
 
@@ -205,7 +206,7 @@ def test_what_code_says_once_and_for_all_is_remembered():
     def f(x):
         return x
 
-    assert plan_of(f) is plan_of(f)
+    assert references_of(f) is references_of(f)
 
 
 def test_paths_in_source(tmp_path):
@@ -223,3 +224,43 @@ def writes(frame, handle):
     }  # fmt: skip
     assert find_path_specs(module.writes) == {"literals": [], "symbols": []}
     assert find_path_specs(len) == {"literals": [], "symbols": []}
+
+
+def test_paths_in_code_without_source():
+    space = {}
+    exec("import os\ndef f(p):\n    return ','.join(os.listdir('data')), os.path.join('/tmp', p), print('x')\n", space)
+    assert find_path_specs(space["f"]) == {"literals": ["data"], "symbols": []}
+
+
+CHANGES = """
+def f(x):
+    global count
+    count += 1
+    seen.append(x)
+    table[x] = 1
+    home.items[0].clear()
+    home.scale
+    for item in local:
+        item = 1
+    return limit
+"""
+
+
+@pytest.mark.parametrize("with_source", [True, False])
+def test_what_a_function_changes_itself_is_not_what_it_reads(tmp_path, monkeypatch, with_source):
+    from types import SimpleNamespace
+
+    def make(**values):
+        home = SimpleNamespace(items=[set()], scale=2)
+        space = {"count": 0, "seen": [], "table": {}, "limit": 1, "local": (), "home": home} | values
+        code = compile(CHANGES, str(tmp_path / "changes.py") if with_source else "<text>", "exec", dont_inherit=True)
+        exec(code, space)
+        return get_recursive_closure_hash(space["f"])
+
+    (tmp_path / "changes.py").write_text(CHANGES)
+    plain = make()
+    assert make(count=5, seen=[1]) == plain
+    assert make(home=SimpleNamespace(items=[{1}], scale=2)) == plain or not with_source
+    assert (make(table={1: 1}) == plain) == with_source, "bytecode doesn't say whose item was set"
+    for other in ({"limit": 2}, {"home": SimpleNamespace(items=[set()], scale=3)}, {"local": (1,)}):
+        assert make(**other) != plain

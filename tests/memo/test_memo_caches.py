@@ -469,3 +469,26 @@ def test_a_shrunk_key_is_unambiguous_among_values_too(memory_cache):
     memory_cache.values.save("stranger", Digest(key[:9] + ("0" if key[9] != "0" else "1") * 55))
     assert memory_cache.shrink(key) == key[:10]
     assert memory_cache.expand(key[:10]) == key
+
+
+def test_a_subclass_with_a_load_of_its_own_is_asked_by_it(tmp_path):
+    asked = []
+
+    class Counting:
+        def load(self, key):
+            asked.append(key)
+            return super().load(key)
+
+    class CountingCache(Counting, Cache):
+        pass
+
+    class CountingStack(CacheStack):
+        def load(self, key):
+            asked.append(key)
+            return super().load(key)
+
+    for cache in (CountingCache(ValueMemory({}), CallMemory({})), CountingStack((memory(),))):
+        f = memoize(cache, lambda x: x + 1)
+        asked.clear()
+        assert f(1) == f(1) == 2 and f.counters["hits"] == 1
+        assert asked == [f.digest(1)] * len(asked) != []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
 import datetime as dt
@@ -12,6 +13,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -217,3 +219,70 @@ def test_frames_by_everything_in_them():
     assert len({digest(frame) for frame in [base, *others]}) == 7
     assert digest(base) == digest(base.copy())
     assert digest(base["a"]) != digest(base["a"].rename("z"))
+
+
+def test_methods_of_classes_by_what_the_class_does():
+    def make(step):
+        class Home:
+            STEP = step
+
+            @classmethod
+            def make(cls):
+                return cls.STEP
+
+        return Home.make
+
+    assert digest(make(1)) == digest(make(1)) != digest(make(2))
+
+
+class Tagged(np.ndarray):
+    pass
+
+
+def test_what_collections_have_besides_their_elements():
+    od, dd, dq = collections.OrderedDict, collections.defaultdict, collections.deque
+    values = [
+        od([("a", 1), ("b", 2)]), od([("b", 2), ("a", 1)]), {"a": 1, "b": 2}, dd(int, a=1, b=2), dd(list, a=1, b=2),
+        dq([1]), dq([1], 5), array.array("i", [1]), array.array("I", [1]), re.compile("a"), re.compile("a", re.DOTALL),
+        re.compile(b"a"), pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("a"), pathlib.Path("a"),
+    ]  # fmt: skip
+    assert len({digest(value) for value in values}) == len(values)
+    assert digest(dd(int, a=1, b=2)) == digest(dd(int, b=2, a=1))
+    with pytest.raises(Indigestible):
+        digest(dd(Point))
+
+
+def test_arrays_of_derived_classes():
+    plain = np.array([[1, 2]])
+    masked = np.ma.array([[1, 2]], mask=[[True, False]])
+    filled = np.ma.array([[masked.fill_value, 2]], mask=[[False, False]])
+    values = [
+        plain,
+        plain.view(np.matrix),
+        plain.view(Tagged),
+        masked,
+        filled,
+        np.ma.array([[1, 2]], mask=[[False, True]]),
+    ]
+    assert len({digest(value) for value in values}) == len(values)
+    assert digest(masked) == digest(np.ma.array([[1, 2]], mask=[[True, False]]))
+
+
+def test_categories_and_attributes_of_frames():
+    pd = pytest.importorskip("pandas")
+    kinds = [["a"], ["a", "b"], ["b", "a"]]
+    columns = [pd.Series(pd.Categorical(["a"], kind)) for kind in kinds]
+    columns.append(pd.Series(pd.Categorical(["a"], ["a", "b"], ordered=True)))
+    columns.append(columns[0].astype(object))
+    noted = columns[0].copy()
+    noted.attrs["unit"] = "m"
+    columns.append(noted)
+    assert len({digest(column) for column in columns}) == len(columns)
+    assert len({digest(column.to_frame()) for column in columns}) == len(columns)
+
+    class Frame(pd.DataFrame):
+        _metadata = ["place"]  # noqa: RUF012 - as pandas wants it
+
+    here, there = Frame({"a": [1]}), Frame({"a": [1]})
+    here.place, there.place = "here", "there"
+    assert len({digest(frame) for frame in (here, there, pd.DataFrame({"a": [1]}))}) == 3

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import enum
+import math
 import os
 import pathlib
 import subprocess
@@ -179,6 +181,23 @@ def test_indigestible_arguments_run_uncached(cache):
     with pytest.warns(RuntimeWarning, match="isn't cached"):
         assert memoized(i for i in range(4)) == 6
     assert len(runs) == 1 and memoized.counters["uncached"] == 1
+
+
+def test_trouble_in_an_arguments_digest_never_fails_a_call(cache):
+    class Odd:
+        def __digest__(self):
+            raise ZeroDivisionError("odd")
+
+    class Table(dict):
+        def items(self):
+            raise RuntimeError("no items")
+
+    loop = []
+    loop.append(loop)
+    f = memoize(cache, lambda x: 7)
+    with pytest.warns(RuntimeWarning, match="isn't cached"):
+        assert [f(value) for value in (Odd(), Table(a=1), loop)] == [7] * 3
+    assert f.counters == {"uncached": 3}
 
 
 def test_a_body_that_changes_its_arguments_does_not_change_the_key(cache):
@@ -409,7 +428,8 @@ def test_explain(cache):
         return y
 
     other.__qualname__ = f.__qualname__
-    assert memoize(cache, other, version=1).explain(1, 2) == ("the function's code, defaults or closure differs",)
+    differs = "the function's code, or something it refers to, differs"
+    assert memoize(cache, other, version=1).explain(1, 2) == (differs,)
 
 
 def test_a_closure_that_is_bound_anew(cache):
@@ -524,11 +544,109 @@ def test_quick_functions_take_no_lease_once_they_are_known_to_be_quick(files, mo
 
     taken = []
     fly = module.fly
-    monkeypatch.setattr(module, "fly", lambda flight, directory, *rest, **more: taken.append(directory) or fly(
-        flight, directory, *rest, **more))  # fmt: skip
-    slow = threading.Event()
-    monkeypatch.setattr(module, "WORTH_A_LEASE", 0.05)
-    f = memoize(files, lambda x: slow.wait(0.1) if x == 3 else x)
-    for x in range(6):
+    monkeypatch.setattr(module, "fly", lambda flight, directory, *rest, **more: (
+        directory and taken[-1].append(directory)) or fly(flight, directory, *rest, **more))  # fmt: skip
+    f = memoize(files, lambda x: x)
+    for x in range(15):
+        # The machine decides how long a run takes, so the test decides what is long: the fourth one.
+        monkeypatch.setattr(module, "WORTH_A_LEASE", 0.0 if x == 3 else math.inf)
+        taken.append([])
         f(x)
-    assert [directory is not None for directory in taken] == [True, False, False, False, True, True]
+    leased = [bool(directories) for directories in taken]
+    assert leased == [True] + [False] * 3 + [True] * 8 + [False] * 3, "eight after a slow one"
+
+
+def test_parameters_may_be_called_self_and_cache(cache):
+    f = memoize(cache, lambda self, cache=1: (self, cache))
+    assert f(self=1, cache=2) == f(1, 2) == (1, 2)
+    assert f.contains(self=1, cache=2) and f.load(self=1, cache=2) == (1, 2) and f.digest(self=1, cache=2)
+    assert f.counters == {"misses": 1, "hits": 1}
+
+
+def test_async_generators_are_nobodys_to_share(cache):
+    async def numbers(n):
+        for x in range(n):
+            yield x
+
+    async def collect():
+        return [x async for x in f(3)]
+
+    f = memoize(cache, numbers)
+    with pytest.warns(RuntimeWarning, match="used but not kept"):
+        assert [asyncio.run(collect()) for _ in range(2)] == [[0, 1, 2]] * 2
+
+
+def test_int_and_other_values_at_their_edges(files):
+    memoized, runs = counted(files, lambda x: x)
+    aware = dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))
+    values = [10**6000, -(10**6000), -0.0, 0.0, math.nan, bytearray(b"a"), b"a", frozenset({1}), 1j, aware, range(3)]
+    for value in values:
+        for result in (memoized(value), memoized(value)):
+            assert type(result) is type(value) and digest(result) == digest(value)
+    assert len(runs) == len(values)
+
+
+def test_a_file_cut_at_any_length_is_a_miss(tmp_path):
+    def f(x):
+        return ["r" * x]
+
+    for size in (10, 2000):  # in the record, and in a file of its own
+        place = tmp_path / str(size)
+        expected = memoize(place, f)(size)
+        (kept,) = place.rglob("*.json") if size == 10 else place.rglob("*.value")
+        content = kept.read_bytes()
+        for length in [*range(0, len(content), 41), *range(len(content) - 5, len(content))]:
+            kept.write_bytes(content[:length])
+            again = memoize(place, f)
+            assert again(size) == expected
+            assert again.counters == {"misses": 1}, length
+            assert kept.read_bytes() != content[:length]
+
+
+RUNNING = """
+import sys, time
+from cuda_progcache.memo.memoize import memoize
+def slow(text):
+    print("running", flush=True)
+    sys.stdin.readline()
+    return [text, text]
+f = memoize(sys.argv[1], slow)
+f("a" * 5000)
+print(len(f.query().only().arguments["text"]), flush=True)
+"""
+
+
+def test_collecting_spares_the_arguments_of_a_call_that_another_process_runs(tmp_path):
+    script = tmp_path / "work.py"
+    script.write_text(RUNNING)
+    arguments = [sys.executable, str(script), str(tmp_path / "cache")]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout.readline() == "running\n"
+        cache = file_cache(tmp_path / "cache")
+        assert list(cache.values.list()) and cache.gc() == set()
+        assert worker.communicate("go\n", timeout=120)[0] == "5000\n"
+    assert cache.gc() == set()
+
+
+def test_threads_run_a_call_once_whether_or_not_processes_agree_about_it(files, at_once):
+    """Whether a lease is wanted changes from call to call; threads of one call wait for each other all the same."""
+    runs, entered, go_on = [], threading.Event(), threading.Event()
+
+    def body(x):
+        runs.append(x)
+        entered.set()
+        assert go_on.wait(60)
+        return x
+
+    f = memoize(files, body)
+
+    def call(number):
+        if number:
+            assert entered.wait(60)
+            f._leases_left = number % 2  # as another call's run would have set it
+        if number == 3:
+            go_on.set()
+        return f(7)
+
+    assert at_once(4, call) == [7] * 4
+    assert runs == [7]

@@ -358,3 +358,15 @@ def test_transform(tmp_path):
     storage.transform(lambda call: replace(call, name="g"))
     assert not storage.contains(old)
     assert [call.name for call in map(storage.load, storage.list())] == ["g"]
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_call_storages_take_calls_with_live_values_too(tmp_path, kind):
+    storage = CallMemory({}) if kind == "memory" else FileCallStorage(tmp_path)
+    call = Call("f", {"x": 1}, {"tags": {"a": [1]}}, result=2)
+    key = storage.save(call)
+    call.metadata["tags"]["a"].append(2)
+    assert key == call.to_lookup_key() and storage.contains(key)
+    assert storage.load(key).metadata == {"tags": {"a": [1]}}
+    storage.evict(key)
+    assert not storage.contains(key)

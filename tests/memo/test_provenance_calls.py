@@ -231,6 +231,24 @@ def test_affected_by_a_file_that_a_call_read(world):
     assert affected(world["cache"], world["place"] / "other.txt", calls) == []
 
 
+def test_a_call_kept_beside_the_programs_it_used(tmp_path):
+    (tmp_path / "a.h").write_text("#define A 1\n")
+    with FileStreamProgramCache(tmp_path / "cache") as cache:
+        service = CompileService(cache)
+
+        @memoize(service.calls)
+        def size(name):
+            options = ProgramOptions(arch="sm_80", name=name, include_path=[str(tmp_path)])
+            return len(service.compile('#include "a.h"\n__device__ int a = A;', options=options).data)
+
+        assert size("k.cu") == size("k.cu") and size.counters == {"hits": 1, "misses": 1}
+        assert told(affected(cache, tmp_path / "a.h")) == {("k.cu", "header", True), ("size", "call", True)}
+        program = service.calls.query(name="k.cu").only().to_lookup_key()
+        (above,) = (node for node in walk(program, cache).nodes.values() if node.kind == "call")
+        assert above.detail["key"] == size.digest("k.cu")
+        assert service.calls.gc() == set() and size.contains("k.cu")
+
+
 def test_affected_by_a_template_reaches_memoized_calls(world):
     template = world["service"].library.path / "softmax.cu.j2"
     found = told(affected(world["cache"], template, [world["memo"]]))

@@ -369,6 +369,19 @@ def test_a_directory_that_cant_be_written_costs_no_compile(files, tmp_path):
     assert [call.arguments["template"] for call in calls(files, "render")] == ["softmax"]  # in memory
 
 
+def test_what_cant_be_recorded_costs_no_compile(files, monkeypatch):
+    from cuda_progcache.memo.storage import SaveError, codecs
+
+    def refuse(value):
+        raise SaveError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(codecs, "encode_json", refuse)
+        done = files.kernel("softmax", arch="sm_80")
+        assert done.resource_usage()
+    assert done.digest and files._steps.counters["dropped"] == 2 and not calls(files, "render")
+
+
 def test_a_record_of_before_has_the_same_parent(files):
     done = files.kernel("softmax", arch="sm_80")
     record = dict(files.cache.info(done.digest).record)

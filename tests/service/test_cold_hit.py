@@ -18,7 +18,10 @@ HEAVY = {
     *("platformdirs", "random", "re", "socket", "subprocess", "tempfile", "tomllib", "typing", "urllib.parse", "uuid"),
 }
 # Of our own: what only a miss needs.
-MISSES = {"compile.miss", "compile.nvrtc", "compile.diagnostics", "compile.single_flight", "compile.history"}
+MISSES = {
+    *("compile.miss", "compile.nvrtc", "compile.diagnostics", "compile.single_flight", "compile.history"),
+    *("memo", "memo.steps", "memo.storage"),
+}
 
 PROGRAM = """
 import sys

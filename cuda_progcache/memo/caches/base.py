@@ -30,6 +30,16 @@ class Rejected(ProgCacheError):  # noqa: N818 - an established name
 class BaseCache(OperationContext):
     """A cache of calls: saved under their keys, loaded with values that come when they are asked for."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """See to it that a subclass that has its own ``load`` is asked by it, and not by a base's shorter way."""
+        super().__init_subclass__(**kwargs)
+        first = next(kind for kind in cls.__mro__ if "load" in vars(kind) or "lookup" in vars(kind))
+        if "lookup" not in vars(first):
+            cls.lookup = BaseCache.lookup  # type: ignore[method-assign]
+
+    def __cache_file__(self) -> None:
+        """What counts of a cache where memoized code refers to it: nothing. What it holds is no input."""
+
     @abc.abstractmethod
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
         """File a call, in place of one with the same key; gives the key. Rejected where the cache refuses it."""

@@ -50,7 +50,10 @@ def _flights_of(values: Any) -> _Flights | None:
     if hasattr(type(values), "pin"):
         return None
     with _making:
-        return _flights.setdefault(values, _Flights())
+        found = _flights.get(values)
+        if found is None:
+            found = _flights[values] = _Flights()
+        return found
 
 
 @dataclass(frozen=True)
@@ -162,14 +165,14 @@ class Cache(PerKeyLockMixin, BaseCache):
                         return self.calls.save(call)
                 found = result if isinstance(result, Digest) else digest(result)
                 if isinstance(result, Digest):
-                    call = replace(call, result=found)
+                    call = call.altered(result=found)
                 elif (text := self._inlined(result)) is not None:
-                    call = replace(call, result=found, inline={**call.inline, found: text})
+                    call = call.altered(result=found, inline={**call.inline, found: text})
                 else:
                     release = self._hold([found])
                     with self._writing():
                         self.values.save(result, found)
-                        return self.calls.save(replace(call, result=found))
+                        return self.calls.save(call.altered(result=found))
                 with self._writing():
                     return self.calls.save(call)
             except SaveError as error:

@@ -19,7 +19,6 @@ enough to lie in their record.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
@@ -236,11 +235,7 @@ class ProgramCallStorage(_Programs, CallStorage):
             yield from filter(matches, self.steps.in_memory())
             return
         yield from filter(matches, map(call_of, self.store.entries()))
-        for key in self.steps.all():
-            with contextlib.suppress(KeyError):  # gone since
-                call = self.steps.load(key)
-                if matches(call):
-                    yield call
+        yield from filter(matches, self.steps.calls())
 
     def inlined(self, key: Digest) -> Any:
         """A value that lies in a record; KeyError if none has it."""

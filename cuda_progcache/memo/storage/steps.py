@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -32,6 +33,7 @@ _logger = logging.getLogger("cuda_progcache.memo.storage")
 MOST = 128
 MOST_IN_MEMORY = 4096
 
+_lock = threading.Lock()
 _in_memory: WeakKeyDictionary[ProgramCacheResource, dict[Digest, bytes]] = WeakKeyDictionary()
 
 
@@ -70,10 +72,11 @@ class Steps:
             else:
                 self._trim(tree, key[:2])
                 return key
-        self._memory.pop(key, None)
-        self._memory[key] = body
-        while len(self._memory) > MOST_IN_MEMORY:
-            self._memory.pop(next(iter(self._memory)), None)
+        with _lock:
+            self._memory.pop(key, None)
+            self._memory[key] = body
+            while len(self._memory) > MOST_IN_MEMORY:
+                del self._memory[next(iter(self._memory))]
         return key
 
     def _trim(self, tree: FileTree, shard: str) -> None:
@@ -113,7 +116,8 @@ class Steps:
 
     def remove(self, key: Digest) -> bool:
         """Remove a call, where that can be done; False if there was none."""
-        found = self._memory.pop(key, None) is not None
+        with _lock:
+            found = self._memory.pop(key, None) is not None
         if self._root is not None:
             found |= self._trees[0].remove(key)
         return found
@@ -126,6 +130,13 @@ class Steps:
         """Keys with a prefix of 2 characters at least; of each place two at most."""
         here = [key for key in tuple(self._memory) if key.startswith(prefix)]
         return [*here, *(key for tree in self._trees for key in tree.with_prefix(prefix))]
+
+    def calls(self) -> Iterator[DigestedCall]:
+        """Every call that can be read."""
+        for key in self.all():
+            body = self.record(key)
+            if body is not None:
+                yield records.call_of(body)
 
     def in_memory(self) -> list[DigestedCall]:
         """The calls that are in memory alone."""
