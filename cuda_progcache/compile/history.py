@@ -24,18 +24,34 @@ if TYPE_CHECKING:
 #: Digests kept per program name.
 _KEPT = 16
 _LENGTH = 65  # 64 hex digits and a newline
+#: Program names remembered: beyond, the oldest go.
+_NAMES = 4096
 
 
 def note(cache: Any, name: str, digest: str) -> None:
     """Remember the entry ``digest`` as the latest compile of the program ``name``."""
-    digests = [digest, *(known for known in latest(cache, name) if known != digest)][:_KEPT]
+    before = latest(cache, name)
+    digests = [digest, *(known for known in before if known != digest)][:_KEPT]
     path = _path(cache, name)
     if path is None:
-        derived(cache, "latest")[name] = digests
+        kept = derived(cache, "latest")
+        kept[name] = digests
+        if len(kept) > _NAMES:
+            kept.pop(next(iter(kept)))
         return
     content = "".join(f"{known}\n" for known in digests).encode()
     with contextlib.suppress(OSError):  # disposable: a later miss has less to be compared with
         write_beside(cache.path, path, content)
+        if not before and path.endswith("0"):  # one in sixteen new names looks at them all
+            _forget_oldest(os.path.dirname(path))
+
+
+def _forget_oldest(folder: str) -> None:
+    with os.scandir(folder) as found:
+        aged = [(item.stat(follow_symlinks=False).st_mtime_ns, item.path) for item in found]
+    if len(aged) > _NAMES:
+        for _, path in sorted(aged)[: len(aged) - _NAMES * 3 // 4]:
+            files.unlink_quietly(path)
 
 
 def latest(cache: Any, name: str) -> list[str]:

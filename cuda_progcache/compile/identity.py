@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.errors import UncacheableError
@@ -190,6 +191,8 @@ def read_headers(base: BaseKey, output: Output, started_ns: int, contents: dict[
 _manifests: OrderedDict[tuple[str | None, str], HeaderManifest] = OrderedDict()
 _manifests_lock = ForkSafeLock()
 _MAX_MANIFESTS = 512
+#: Manifests of a shard (one of 256) that are left alone, and how many more are looked at when one is written.
+_FEW, _LOOKED_AT = 64, 4
 
 
 def _manifest_path(cache: object, manifest_id: str) -> str | None:
@@ -263,8 +266,8 @@ def _keep_manifest(slot: tuple[str | None, str], manifest: HeaderManifest) -> No
             _manifests.popitem(last=False)
 
 
-def remember_headers(base: BaseKey, headers: HeaderSet, cache: object) -> None:
-    """Keep a compile's header set for later lookups, in this process and in the cache's directory."""
+def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: str = "") -> None:
+    """Keep a compile's header set for later lookups of the entry, in this process and in the cache's directory."""
     path = _manifest_path(cache, base.manifest_id)
     manifest = HeaderManifest.read(path) if path is not None else HeaderManifest(None)
     slot = (path, base.manifest_id)
@@ -272,11 +275,41 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object) -> None:
         with _manifests_lock:
             known = _manifests.get(slot)
         manifest = HeaderManifest(None, list(known.sets) if known else [])
-    content = manifest.add(headers)
+    content = manifest.add(replace(headers, entry=entry))
     _keep_manifest(slot, manifest)
     if path is not None:
         _write(cache, path, content)
         _keep_include_source(cache, path)
+        _trim(os.path.dirname(path))
+
+
+def _trim(shard: str) -> None:
+    """Remove manifests that lead to no entry any more, else they would outgrow the cache that evicts those.
+
+    A few are looked at for each one that is written, once there are many: so those of evicted entries stay fewer than
+    a third of the others.
+    """
+    import random
+
+    from cuda_progcache.store.root import LITTER_AGE
+
+    try:
+        with os.scandir(shard) as found:
+            names = [item.name for item in found]
+        if len(names) <= _FEW:
+            return
+        for name in random.sample(names, _LOOKED_AT):  # no secret: any will do
+            path = os.path.join(shard, name)
+            young = time.time() - os.lstat(path).st_mtime < LITTER_AGE  # its entry may just be on its way
+            if not young and not any(_entry_is_there(shard, known.entry) for known in HeaderManifest.read(path).sets):
+                os.unlink(path)
+    except OSError:
+        return  # another process was faster, or the directory is in trouble: the entry's own write tells of that
+
+
+def _entry_is_there(shard: str, digest: str) -> bool:
+    root = os.path.dirname(os.path.dirname(shard))
+    return os.path.lexists(os.path.join(root, "entries", digest[:2], digest[2:])) if digest else False
 
 
 def _write(cache: object, path: str, content: bytes) -> None:

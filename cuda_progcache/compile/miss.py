@@ -96,7 +96,7 @@ def compile_and_publish(
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
     if reason is None and inputs.reads_headers:
-        remember_headers(base, headers, cache)
+        remember_headers(base, headers, cache, entry_digest(key.digest))
         record["manifest"] = base.manifest_id  # an export takes it along: without it the key can't be found again
     return publish(inputs, key, output, record, cache, reason)
 

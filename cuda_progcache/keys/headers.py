@@ -115,6 +115,7 @@ class HeaderSet:
     mentions_file: bool = False
     uncacheable: str | None = None
     stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
+    entry: str = field(default="", repr=False, compare=False)
 
     @functools.cached_property
     def identity(self) -> str:
@@ -131,6 +132,7 @@ class HeaderSet:
             "probes": list(self.probes),
             "mentions_file": self.mentions_file,
             "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
+            "entry": self.entry,
         }
 
     @classmethod
@@ -143,6 +145,7 @@ class HeaderSet:
             probes=tuple(map(str, data["probes"])),
             mentions_file=bool(data["mentions_file"]),
             stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
+            entry=str(data.get("entry", "")),
         )
 
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -231,3 +233,39 @@ def test_the_history_does_not_grow_for_ever(cache):
     for n in range(50):
         history.note(cache, "k.cu", f"{n:064x}")
     assert history.latest(cache, "k.cu") == [f"{n:064x}" for n in range(49, 33, -1)]
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_of_ever_new_program_names_some_thousands_are_remembered(cache, monkeypatch, kind):
+    monkeypatch.setattr(history, "_NAMES", 8)
+    store = cache if kind == "disk" else InMemoryProgramCache()
+    digests = [f"{number:064x}" for number in range(300)]
+    for number, digest in enumerate(digests):
+        history.note(store, f"kernel_{number}.cu", digest)
+    known = [number for number in range(300) if history.latest(store, f"kernel_{number}.cu")]
+    assert len(known) < 100  # one new name in sixteen looks at them all
+    assert len(known) >= 6
+    assert known[-1] > 280  # files made within one tick of the clock have no order
+
+
+def test_header_manifests_go_when_their_entries_have_gone(project, cache, monkeypatch):
+    monkeypatch.setattr(identity, "_FEW", 3)
+    monkeypatch.setattr(identity, "_LOOKED_AT", 5)
+    source, options = '#include "cfg.cuh"\n' + SOURCE, ProgramOptions(arch="sm_80", name="k.cu")
+    project("cfg.cuh", "#define A 1")
+    first = Program(source, "c++", options).compiled("cubin", cache=cache)
+    (manifest,) = (path for path in (cache.path / "manifests").glob("??/*"))
+    content = manifest.read_text()
+    assert first.digest in content
+    of_an_evicted = content.replace(first.digest, "ab" * 32)
+    hour = 3600
+    beside = {"living": (content, 2), "evicted": (of_an_evicted, 2), "on its way": (of_an_evicted, 0), "junk": ("{", 2)}
+    for name, (text, hours) in beside.items():
+        path = manifest.with_name(name)
+        path.write_text(text)
+        os.utime(path, ns=(0, time.time_ns() - hours * hour * 10**9))
+    project("cfg.cuh", "#define A 2")
+    assert not Program(source, "c++", options).compiled("cubin", cache=cache).hit
+    assert {path.name for path in manifest.parent.iterdir()} == {manifest.name, "living", "on its way"}
+    identity._manifests.clear()  # as in a new process
+    assert Program(source, "c++", options).compiled("cubin", cache=cache).hit
