@@ -16,6 +16,7 @@ from cuda_progcache import (
     InMemoryProgramCache,
     KernelLibrary,
     LinkerOptions,
+    Program,
     ProgramCacheStack,
     ProgramOptions,
     ReadOnlyProgramCache,
@@ -151,7 +152,7 @@ def test_a_program_without_a_service_is_analysed_and_can_be_pickled(files):
     copy = pickle.loads(pickle.dumps(done))
     assert copy == done and copy.resource_usage() == done.resource_usage()
     assert len(calls(files, "resource_usage")) == 1
-    uncached = CompileService({}).compile(SOURCE.format("k", 1), options={"arch": "sm_80"})
+    uncached = Program(SOURCE.format("k", 1), "c++", ProgramOptions(arch="sm_80")).compiled("cubin")
     assert uncached.resource_usage()
 
 
