@@ -40,6 +40,15 @@ def test_time_macros(macro):
     assert time_macro(b"MD __TIMER__ __DATED") is None
 
 
+@pytest.mark.parametrize("padding", [0, source._LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("kind", [str, str.encode], ids=["text", "bytes"])
+@pytest.mark.parametrize("cut", ["\\\n", "\\ \n", "\\\r\n", "??/\n"])
+def test_time_macros_cut_in_two_by_a_continued_line(cut, kind, padding):
+    text = f"auto x = __TI{cut}ME__;" + " " * padding
+    assert Source(kind(text)).time_macro == "__TIME__"
+    assert Source(kind(text.replace("ME__", "ME_R__"))).time_macro is None
+
+
 def test_small_texts_are_remembered_by_content_and_large_ones_by_identity():
     small = "int a;" * 10
     assert read_source(small) is read_source("".join(["int a;"] * 10))
