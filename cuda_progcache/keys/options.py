@@ -16,16 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cuda_progcache._util.fields import NamedTuple, dataclass
 from cuda_progcache.errors import OptionError
+from cuda_progcache.keys.flags import ARCH, REPEATABLE, facts, read_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_NAME = "default_program"
-INCLUDE_PATH, PRE_INCLUDE = "--include-path=", "--pre-include="
-BUNDLED_HEADERS = "--use-bundled-headers="
 #: Options that NVRTC doesn't forget: what a process compiles later is compiled with them, too (NVRTC 13.5).
-LASTING = ("--restrict", "--optimization-info")
+LASTING = frozenset({"restrict", "optimization-info"})
 
 _Flags = Iterator[str]
 
@@ -290,7 +289,7 @@ def nvrtc_flags(options: Any) -> list[str]:
     """The flags NVRTC gets for ``options`` (ours or ``cuda.core``'s), ``-arch`` first."""
     if not isinstance(options, ProgramOptions):
         return [flag.decode() for flag in options.as_bytes("nvrtc")]
-    return [f"-arch={options.arch}", *_emit(NVRTC, options)]
+    return _with_extra([f"-arch={options.arch}", *_emit(NVRTC, options)], options)
 
 
 def nvvm_flags(options: Any, target_type: str | None) -> list[str]:
@@ -311,7 +310,7 @@ def nvvm_flags(options: Any, target_type: str | None) -> list[str]:
     arch = options.arch or ""
     if arch.startswith("sm_"):
         arch = f"compute_{arch[3:]}"
-    flags = [f"-arch={arch}", *_emit(NVVM, options)]
+    flags = _with_extra([f"-arch={arch}", *_emit(NVVM, options)], options)
     if target_type == "ltoir" and "-gen-lto" not in flags:
         flags.append("-gen-lto")
     return flags
@@ -322,8 +321,31 @@ def linker_flags(options: Any) -> list[str]:
     if not isinstance(options, LinkerOptions) and not hasattr(options, "std"):
         return [flag.decode() for flag in options.as_bytes()]
     if hasattr(options, "std"):  # program options: only these reach the linker
-        return _emit({name: NVJITLINK[name] for name in NVJITLINK if name in _PTX_TO_LINKER}, options)
-    return _emit(NVJITLINK, options)
+        return _with_extra(_emit({name: NVJITLINK[name] for name in NVJITLINK if name in _PTX_TO_LINKER}, options), options)
+    return _with_extra(_emit(NVJITLINK, options), options)
+
+
+def _with_extra(flags: list[str], options: Any) -> list[str]:
+    """Flags of fields, and after them those that were given as such.
+
+    Raises
+    ------
+    OptionError
+        An option is given twice, with two values, or is the architecture.
+    """
+    extra = getattr(options, "extra_flags", None)
+    if not extra:
+        return flags
+    extra = [extra] if isinstance(extra, str) else list(extra)
+    given = {flag.name: flag for flag in read_flags(flags)}
+    for flag in read_flags(extra):
+        shown = " ".join(flag.words)
+        if flag.name == ARCH:
+            raise OptionError(f"extra_flags has {shown}: the architecture is a field, set arch= instead")
+        before = given.setdefault(flag.name, flag)
+        if flag.name not in REPEATABLE and before.value != flag.value:
+            raise OptionError(f"one option has two values, {' '.join(before.words)} and {shown}: give it once")
+    return flags + extra
 
 
 def unknown_fields(options: Any) -> tuple[tuple[str, str], ...]:
@@ -379,15 +401,14 @@ def _translate(options: Any, code_type: str, target_type: str) -> Translation:
             flags.append("-ptx")
     else:
         flags = nvrtc_flags(options)
-        if target_type == "ltoir" and "--dlink-time-opt" not in flags:
+        if target_type == "ltoir" and "dlink-time-opt" not in facts(tuple(flags)).names:
             flags.append("--dlink-time-opt")  # without it NVRTC makes no LTO-IR at all
-    dirs = tuple(flag[len(INCLUDE_PATH) :] for flag in flags if flag.startswith(INCLUDE_PATH))
-    return Translation(tuple(flags), dirs, unknown_fields(options))
+    return Translation(tuple(flags), facts(tuple(flags), code_type).include_dirs, unknown_fields(options))
 
 
 @dataclass
 class ProgramOptions:
-    """Options of one program, field by field those of :class:`cuda.core.ProgramOptions` (documented there).
+    """Options of one program: the fields of :class:`cuda.core.ProgramOptions` (documented there), and one more.
 
     Parameters
     ----------
@@ -397,11 +418,15 @@ class ProgramOptions:
         ``"sm_90"`` (real) or ``"compute_90"`` (virtual). Without it the current device's is taken when something is
         compiled; where there is no device, compiling raises :class:`~cuda_progcache.errors.ArchError` that lists
         what the compiler supports.
+    extra_flags : str or sequence of str, optional
+        Flags for the compiler that have no field here, word by word, handed on verbatim after those of the fields:
+        ``("-Werror=reorder", "--fmax-errors", "3")``. They are in the key, in their order, and mean what they mean in
+        a field: ``-I dir`` is searched for headers whose content is keyed, ``-G`` is ``debug=True``.
 
     Raises
     ------
     TypeError, ValueError
-        For malformed ``extra_sources``.
+        For malformed ``extra_sources`` or ``extra_flags``.
     """
 
     name: str | None = DEFAULT_NAME
@@ -459,10 +484,12 @@ class ProgramOptions:
     extra_sources: Sequence[tuple[str, str | bytes | bytearray]] | None = None
     use_libdevice: bool | None = None
     numba_debug: bool | None = None
+    extra_flags: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"ProgramOptions.name must be a str, got {type(self.name).__name__}")
+        _check_extra_flags(self.extra_flags)
         if self.extra_sources is not None:
             _check_extra_sources(self.extra_sources)
 
@@ -500,7 +527,13 @@ class ProgramOptions:
 
 @dataclass
 class LinkerOptions:
-    """Options of one nvJitLink step, field by field those of :class:`cuda.core.LinkerOptions` (documented there)."""
+    """Options of one nvJitLink step: the fields of :class:`cuda.core.LinkerOptions` (documented there), and one more.
+
+    Parameters
+    ----------
+    extra_flags : str or sequence of str, optional
+        Flags for nvJitLink that have no field here, as in :class:`ProgramOptions`.
+    """
 
     name: str | None = "<default linker>"
     arch: str | None = None
@@ -524,12 +557,23 @@ class LinkerOptions:
     split_compile_extended: int | None = None
     no_cache: bool | None = None
     numba_debug: bool | None = None
+    extra_flags: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        _check_extra_flags(self.extra_flags)
 
     def as_bytes(self, backend: str = "nvjitlink") -> list[bytes]:
         """The flags for nvJitLink (the only ``backend`` there is; another is a ValueError)."""
         if backend.lower() != "nvjitlink":
             raise ValueError(f"Unknown backend '{backend}'. Must be 'nvjitlink'")
         return [flag.encode() for flag in linker_flags(self)]
+
+
+def _check_extra_flags(flags: Any) -> None:
+    if flags is None or isinstance(flags, str):
+        return
+    if not isinstance(flags, Sequence) or not all(isinstance(flag, str) for flag in flags):
+        raise TypeError(f"extra_flags must be a str or a sequence of them, got {flags!r}")
 
 
 def _check_extra_sources(sources: Any) -> None:

@@ -151,10 +151,10 @@ class CompileInputs(NamedTuple):
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
         if self.code_type != "c++":
             return None
-        macro = self.source.time_macro or _about(self.flags).time_macro
+        macro = self.source.time_macro or self.facts.time_macro
         if macro:
             return f"the source uses {macro}: each compile's output is its own"
-        if _about(self.flags).probes:
+        if self.facts.probes:
             return "an option tests __has_include: what it looks at isn't in the key"
         return None
 
