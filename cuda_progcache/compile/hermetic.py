@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.compile.identity import compiler_name, read_headers
 from cuda_progcache.compile.nvrtc import compile_cpp
-from cuda_progcache.keys import options as opt
+from cuda_progcache.keys.flags import BUNDLED_HEADERS, INCLUDE_PATH, without
 from cuda_progcache.keys.includes import UNKNOWN, Trace, included_names, probed_names
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
                 raise _NotHermeticError(headers.uncacheable)
             memory = _in_memory(base, front_end.trace, contents)
             output = run(
-                flags=[f for f in inputs.flags if not f.startswith((opt.INCLUDE_PATH, opt.BUNDLED_HEADERS))],
+                flags=without(inputs.flags, INCLUDE_PATH, BUNDLED_HEADERS),
                 name_expressions=inputs.name_expressions,
                 random_seed=random_seed,
                 headers=memory.headers,

@@ -142,8 +142,8 @@ def compiler_name(inputs: CompileInputs) -> str:
 
     The default name would make every program's lines look alike to a debugger or profiler.
     """
-    options = inputs.options
-    if inputs.code_type == "c++" and inputs.name == opt.DEFAULT_NAME and (options.debug or options.lineinfo):
+    said = inputs.facts
+    if inputs.code_type == "c++" and inputs.name == opt.DEFAULT_NAME and (said.debug or said.lineinfo):
         return f"program_{sha256(inputs.code).hexdigest()[:16]}.cu"
     return inputs.name
 

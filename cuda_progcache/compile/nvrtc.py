@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.errors import ToolchainError
 from cuda_progcache.keys import toolchain
+from cuda_progcache.keys.flags import facts, lasting
 from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE, UNKNOWN, Trace, parse_time_trace, parse_trace
-from cuda_progcache.keys.options import LASTING
 
 _GETTERS = {"ptx": "PTX", "cubin": "CUBIN", "ltoir": "LTOIR"}
 _NO_HEADERS: Mapping[str, bytes] = MappingProxyType({})
@@ -141,15 +141,15 @@ def compile_cpp(
         If NVRTC isn't there.
     """
     source = include_source() if trace else TEXT
-    lasting = [flag for flag in flags if flag.startswith(LASTING)]
-    if not lasting:
+    kept = lasting(flags)
+    if not kept:
         return compile_here(
             code, name, flags, source, target_type, name_expressions, headers, random_seed, front_end_only
         )
     from cuda_progcache.compile.apart import compile_apart
 
     return compile_apart(
-        lasting,
+        kept,
         {
             "code": code,
             "name": name,
@@ -177,7 +177,7 @@ def compile_here(
 ) -> Output:
     """Compile in this process; as :func:`compile_cpp`, which is to be called, with ``source`` to tell of headers."""
     extra: list[str] = []
-    if random_seed is not None and not any(flag.startswith("--frandom-seed") for flag in flags):
+    if random_seed is not None and "frandom-seed" not in facts(tuple(flags)).names:
         extra.append(f"--frandom-seed={random_seed}")
     if front_end_only:
         extra.append("--fdevice-syntax-only")
@@ -263,7 +263,8 @@ def _compile(
             _check(nvrtc, *nvrtc.nvrtcAddNameExpression(program, text))
         options = [os.fsencode(flag) for flag in flags]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        pch_status = _pch_status(nvrtc, program) if "--pch" in flags or _has(flags, "--create-pch=") else None
+        asked = not facts(tuple(flags)).names.isdisjoint({"pch", "create-pch"})
+        pch_status = _pch_status(nvrtc, program) if asked else None
         if pch_status == "heap exhausted" and not status:
             status, pch_status = _retry_with_larger_pch_heap(nvrtc, program, options)
         log = _log(nvrtc, program)
@@ -279,10 +280,6 @@ def _compile(
         return Output(data, log, symbols, None, pch_status)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-
-
-def _has(flags: Sequence[str], prefix: str) -> bool:
-    return any(flag.startswith(prefix) for flag in flags)
 
 
 def _check(nvrtc: Any, status: Any, log: str = "") -> None:

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 
 from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.compile.identity import read_headers
+from cuda_progcache.keys.flags import LASTING, PRE_INCLUDE
 from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
 from cuda_progcache.keys.includes import TRACE
-from cuda_progcache.keys.options import LASTING
 from cuda_progcache.keys.source import may_include, whole_words
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _BLANK = re.compile(rb"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.DOTALL)
 _DIRECTIVE = re.compile(rb"[ \t]*#[ \t]*(include|define|undef|pragma)\b[^\n]*")
 _INCLUDED = re.compile(rb"[ \t]*#[ \t]*include[ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\")")
 # What already is about PCHs, reads a header that isn't in the source, makes no output, or is compiled elsewhere.
-_UNFIT = ("--pch", "--create-pch", "--use-pch", "--pre-include", "--fdevice-syntax-only", *LASTING)
+_UNFIT = {"pch", "create-pch", "use-pch", "pch-dir", PRE_INCLUDE, "fdevice-syntax-only", *LASTING}
 
 
 def shared_prefix(inputs: CompileInputs) -> bytes | None:
@@ -59,7 +59,7 @@ def shared_prefix(inputs: CompileInputs) -> bytes | None:
     bytes or None
         None where a PCH can't be used for it.
     """
-    if inputs.code_type != "c++" or any(flag.startswith(_UNFIT) for flag in inputs.flags):
+    if inputs.code_type != "c++" or not inputs.facts.names.isdisjoint(_UNFIT):
         return None
     code = inputs.code
     directives = []

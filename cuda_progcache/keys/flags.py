@@ -73,6 +73,8 @@ REPEATABLE = _TAKES_NEXT - {ARCH} | {
     "kernels-used",
     "variables-used",
 }
+#: Options that NVRTC doesn't forget: what a process compiles later is compiled with them, too (NVRTC 13.5).
+LASTING = frozenset({"restrict", "optimization-info"})
 _SPACE = " \t\n\v\f\r"
 
 
@@ -129,6 +131,11 @@ def read_flags(words: Iterable[str]) -> Iterator[Flag]:
 def without(words: Sequence[str], *names: str) -> list[str]:
     """The flags, but for options of these names."""
     return [word for flag in read_flags(words) if flag.name not in names for word in flag.words]
+
+
+def lasting(words: Iterable[str]) -> list[str]:
+    """Those of the flags that NVRTC doesn't forget."""
+    return [word for flag in read_flags(words) if flag.name in LASTING for word in flag.words]
 
 
 class Facts(NamedTuple):
@@ -203,21 +210,24 @@ def _shown(flags: Iterable[Flag]) -> tuple[str, ...]:
     return tuple(" ".join(flag.words) for flag in flags)
 
 
+def _words(*lines: str) -> frozenset[str]:
+    return frozenset(" ".join(lines).split())
+
+
 _NVRTC_WRITES = frozenset({"create-pch", "time", "fdevice-time-trace"})
 # A precompiled header hides from the include trace which headers went into it.
 _PRECOMPILED = frozenset({"pch", "use-pch", "pch-dir"})
 _PTXAS_WRITES = frozenset({"link-info", "debug-info", "output-file"})
 # A word after any other option of ptxas is a file that it assembles.
-_PTXAS_TAKES_NEXT = frozenset(
-    "O opt-level Ofast-compile maxrregcount maxntid minnctapersm func-maxrregcount device-function-maxrregcount entry e "
-    "regUsageLevel register-usage-level dlcm def-load-cache dscm def-store-cache flcm force-load-cache fscm "
-    "force-store-cache fmad m machine split-compile sanitize allow-expensive-optimizations "
-    "device-stack-protector pic position-independent-code".split()  # noqa: SIM905 - as below
+_PTXAS_TAKES_NEXT = _words(
+    "O opt-level Ofast-compile maxrregcount maxntid minnctapersm func-maxrregcount device-function-maxrregcount",
+    "entry e regUsageLevel register-usage-level dlcm def-load-cache dscm def-store-cache flcm force-load-cache fscm",
+    "force-store-cache fmad m machine split-compile sanitize allow-expensive-optimizations device-stack-protector",
+    "pic position-independent-code",
 )
 # An option that isn't known: whether it names a file is seen in its name.
-_SOUNDS_LIKE_A_FILE = frozenset(
-    "file files filename dir directory path output dump trace keep save temps log report controls pch list "
-    "reproducers".split()  # noqa: SIM905 - so many short words read better so
+_SOUNDS_LIKE_A_FILE = _words(
+    "file files filename dir directory path output dump trace keep save temps log report controls pch list reproducers"
 )
 # Options whose names sound so, and which name none that we wouldn't see.
 _KNOWN = frozenset(
@@ -253,9 +263,7 @@ class _Files:
                 self.read.append(shown)
         self._look_at_ptxas(_values(flags, "ptxas-options"))
         self._look_at_llvm(_values(flags, "Xopt", "Xllc", "Xlnk", "Xlto"))
-        self.read += [
-            f"-Xcudafe {word}" for word in _values(flags, "Xcudafe") if not word.startswith(_CUDAFE_HARMLESS)
-        ]
+        self.read += [f"-Xcudafe {word}" for word in _values(flags, "Xcudafe") if not word.startswith(_CUDAFE_HARMLESS)]
         if to_nvvm := _values(flags, "Xnvvm"):
             self.look_at(tuple(read_flags(to_nvvm)), frozenset())
 

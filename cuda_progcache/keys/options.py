@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_NAME = "default_program"
-#: Options that NVRTC doesn't forget: what a process compiles later is compiled with them, too (NVRTC 13.5).
-LASTING = frozenset({"restrict", "optimization-info"})
 
 _Flags = Iterator[str]
 
@@ -321,7 +319,9 @@ def linker_flags(options: Any) -> list[str]:
     if not isinstance(options, LinkerOptions) and not hasattr(options, "std"):
         return [flag.decode() for flag in options.as_bytes()]
     if hasattr(options, "std"):  # program options: only these reach the linker
-        return _with_extra(_emit({name: NVJITLINK[name] for name in NVJITLINK if name in _PTX_TO_LINKER}, options), options)
+        return _with_extra(
+            _emit({name: NVJITLINK[name] for name in NVJITLINK if name in _PTX_TO_LINKER}, options), options
+        )
     return _with_extra(_emit(NVJITLINK, options), options)
 
 

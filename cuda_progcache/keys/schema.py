@@ -18,8 +18,9 @@ from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ArchError, UncacheableError
 from cuda_progcache.keys import options as opt
+from cuda_progcache.keys.flags import BUNDLED_HEADERS, INCLUDE_PATH, Facts, facts, read_flags
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
-from cuda_progcache.keys.source import Source, mentions_file, read_source, time_macro
+from cuda_progcache.keys.source import Source, read_source
 from cuda_progcache.keys.toolchain import ToolFile, environment, toolchain
 
 TYPE_CHECKING = False
@@ -149,12 +150,19 @@ class CompileInputs(NamedTuple):
     @property
     def unrepeatable(self) -> str | None:
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
+        said = self.facts
+        if said.reads and self.extra_digest is None:
+            return (
+                f"{', '.join(said.reads)} names a file whose content isn't in the key; give what it says as options"
+            )
         if self.code_type != "c++":
             return None
-        macro = self.source.time_macro or self.facts.time_macro
+        if said.precompiled and self.extra_digest is None:
+            return f"{', '.join(said.precompiled)}: the compiler doesn't tell which headers a precompiled header holds"
+        macro = self.source.time_macro or said.time_macro
         if macro:
             return f"the source uses {macro}: each compile's output is its own"
-        if self.facts.probes:
+        if said.probes:
             return "an option tests __has_include: what it looks at isn't in the key"
         return None
 
@@ -163,37 +171,22 @@ class CompileInputs(NamedTuple):
         """Whether the compiler may open any header."""
         if self.code_type != "c++":
             return False
-        return self.source.may_include or _about(self.flags).pre_includes
+        return self.source.may_include or bool(self.facts.pre_includes)
+
+    @property
+    def facts(self) -> Facts:
+        """What the flags say."""
+        return facts(self.flags, self.code_type)
 
     def search_path(self, cwd: str | None = None) -> SearchPath:
         """Where the compiler looks for headers."""
-        bundled = next((f[len(opt.BUNDLED_HEADERS) :] for f in self.flags if f.startswith(opt.BUNDLED_HEADERS)), None)
-        return SearchPath.of(self.include_dirs, self.name, cwd if cwd is not None else _cwd(), bundled)
+        here = cwd if cwd is not None else _cwd()
+        return SearchPath.of(self.include_dirs, self.name, here, self.facts.bundled_headers)
 
     @property
     def pre_includes(self) -> list[str]:
         """Headers that are read before the source."""
-        return [flag[len(opt.PRE_INCLUDE) :] for flag in self.flags if flag.startswith(opt.PRE_INCLUDE)]
-
-
-class _AboutFlags(NamedTuple):
-    """What flags say: a macro in a definition that makes each compile's output its own, ``__FILE__``, headers."""
-
-    time_macro: str | None
-    mention_file: bool
-    probes: bool
-    pre_includes: bool
-
-
-@functools.lru_cache(maxsize=256)
-def _about(flags: tuple[str, ...]) -> _AboutFlags:
-    text = "\n".join(flags)
-    return _AboutFlags(
-        time_macro(text),
-        mentions_file(text.encode("utf-8", "surrogateescape")),
-        "__has_include" in text,
-        any(flag.startswith("--pre-include") for flag in flags),
-    )
+        return list(self.facts.pre_includes)
 
 
 def normalize(
@@ -382,10 +375,10 @@ class BaseKey:
 
     def _paths_reach(self, output: str) -> bool:
         """Whether the working directory and the include directories are in what comes out, headers aside."""
-        options = self.inputs.options
         if self.inputs.code_type != "c++":
             return False
-        return bool(output == "ltoir" or options.debug or options.lineinfo or _about(self.inputs.flags).mention_file)
+        said = self.inputs.facts
+        return output == "ltoir" or said.debug or said.lineinfo or said.mention_file
 
 
 def base_key(inputs: CompileInputs) -> BaseKey:
@@ -448,8 +441,11 @@ def _recipe(
     """Remembered: many sources are compiled with the same options."""
     code_type, target_type = types
     name_expressions, extra_digest, unknown_fields = rest
-    if code_type == "c++":
-        _refuse_uncacheable(flags, vouched=extra_digest is not None)
+    if found := facts(flags, code_type).writes:
+        raise UncacheableError(
+            f"a program with {', '.join(found)} can't be cached: such options write a file as a side effect, and a "
+            f"cache hit compiles nothing, so the file would be missing. Unset them, or compile without cache=."
+        )
     components = [Component("schema", SCHEMA.encode())]
     components += [Component(f"tool {tool.name}", tool.identity.encode()) for tool in tools]
     components += [Component("environment", os.fsencode(variable)) for variable in variables]
@@ -458,11 +454,11 @@ def _recipe(
         Component("target_type", target_type.encode()),
         Component("name", name.encode()),
     ]
-    for flag in flags:
-        if flag.startswith(opt.BUNDLED_HEADERS):
-            components.append(Component("option", opt.BUNDLED_HEADERS.rstrip("=").encode()))  # the content is keyed
-        elif not flag.startswith(opt.INCLUDE_PATH):
-            components.append(Component("option", flag.encode()))
+    for flag in read_flags(flags):
+        if flag.name == BUNDLED_HEADERS:
+            components.append(Component("option", b"--use-bundled-headers"))  # the content is keyed
+        elif flag.name != INCLUDE_PATH:
+            components.append(Component("option", "\0".join(flag.words).encode()))
     components += [Component(f"option {field}", value.encode()) for field, value in unknown_fields]
     tagged = (b"b:" + e if isinstance(e, bytes) else b"s:" + e.encode() for e in name_expressions)
     components += [Component("name_expression", tag) for tag in sorted(set(tagged))]
@@ -471,23 +467,3 @@ def _recipe(
     if extra_digest is not None:
         components.append(Component("extra_digest", extra_digest))
     return _Recipe(tuple(components), sha256(_stream(components)))
-
-
-# A hit runs no compiler, so the files these write would not be written.
-_SIDE_EFFECTS = ("--create-pch=", "--time=", "--fdevice-time-trace=")
-# A precompiled header hides from the include trace which headers went into it.
-_PRECOMPILED = ("--pch-dir=", "--use-pch=")
-
-
-def _refuse_uncacheable(flags: tuple[str, ...], *, vouched: bool) -> None:
-    if found := [flag for flag in flags if flag.startswith(_SIDE_EFFECTS)]:
-        raise UncacheableError(
-            f"a program with {' '.join(found)} can't be cached: such options write a file as a side effect, and a "
-            f"cache hit compiles nothing, so the file would be missing. Unset them, or compile without cache=."
-        )
-    found = [flag for flag in flags if flag == "--pch" or flag.startswith(_PRECOMPILED)]
-    if found and not vouched:
-        raise UncacheableError(
-            f"a program with {' '.join(found)} can't be keyed: the headers inside a precompiled header are not in the "
-            f"include trace. Compile without it, or give extra_digest= over its content."
-        )
