@@ -227,7 +227,7 @@ _PTXAS_TAKES_NEXT = _words(
 )
 # An option that isn't known: whether it names a file is seen in its name.
 _SOUNDS_LIKE_A_FILE = _words(
-    "file files filename dir directory path output dump trace keep save temps log report controls pch list reproducers"
+    "file files filename dir directory path output dump trace keep save temps log report controls pch reproducers"
 )
 # Options whose names sound so, and which name none that we wouldn't see.
 _KNOWN = frozenset(
