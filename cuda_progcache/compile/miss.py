@@ -50,11 +50,12 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
             trace=inputs.reads_headers,
         )
     if inputs.code_type == "ptx":
-        from cuda_progcache.compile.arch import check_arch
+        from cuda_progcache.compile.arch import knows_arch
         from cuda_progcache.compile.nvjitlink import link
         from cuda_progcache.compile.output import LinkerInput
 
-        check_arch(inputs.arch)  # nvJitLink ends the whole process over one it doesn't know
+        if not knows_arch(inputs.arch):  # nvJitLink of some versions ends the whole process over one
+            raise CompilerRefusal("UNSUPPORTED_ARCH", "")
         return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
     from cuda_progcache.compile.nvvm import compile_nvvm, extra_modules
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cuda_progcache.compile.lookup import is_ours, is_theirs, leases_dir, look_up
+from cuda_progcache.compile.lookup import check_cache, leases_dir, look_up
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys.schema import CompileInputs, base_key
@@ -67,6 +67,7 @@ def obtain(
     UncacheableError
         (a ``ValueError``) with a cache, for options that a hit couldn't honour.
     """
+    ours = cache is not None and check_cache(cache)
     if inputs.target_type == "ltoir" and inputs.code_type == "nvvm":
         from cuda_progcache.compile.nvvm import warn_of_dropped_kernels
 
@@ -75,11 +76,6 @@ def obtain(
         from cuda_progcache.compile.miss import compile_uncached
 
         return compile_uncached(inputs, lookup)
-    ours = is_ours(type(cache))  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
-    if not ours and not is_theirs(cache):
-        raise TypeError(
-            f"cache must be a ProgramCacheResource, cuda_progcache's or cuda.core's; got {type(cache).__name__}"
-        )
     base = base_key(inputs)
     if inputs.name_expressions and not ours:
         raise UncacheableError(

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from cuda_progcache.errors import OptionError
-from cuda_progcache.keys import options as opt
+from cuda_progcache.keys import option_tables as tables
 
 Pairs = Sequence[Sequence[str]]
 """Printable components: ``[[label, value], ...]``."""
@@ -103,7 +103,7 @@ def _probes(mine: list[str], theirs: list[str]) -> Iterable[str]:
 def _fields() -> dict[str, str]:
     """Flag to the field of ProgramOptions that gives it."""
     found = {"-arch": "arch"}
-    for field, emit in [*opt.NVRTC.items(), *opt.NVVM.items(), *opt.NVJITLINK.items()]:
+    for field, emit in [*tables.NVRTC.items(), *tables.NVVM.items(), *tables.NVJITLINK.items()]:
         for sample in (True, 1, "x"):
             try:
                 for flag in emit(sample):

@@ -14,9 +14,8 @@ from __future__ import annotations
 import marshal
 from collections.abc import Mapping, Sequence
 
-from cuda_progcache._util.fields import NamedTuple, dataclass
-from cuda_progcache.errors import OptionError
-from cuda_progcache.keys.arch import Arch
+from cuda_progcache._util.fields import NamedTuple, dataclass, replace
+from cuda_progcache.errors import ArchError, OptionError
 from cuda_progcache.keys.flags import ARCH, REPEATABLE, facts, read_flags
 from cuda_progcache.keys.option_tables import (
     NVJITLINK,
@@ -33,6 +32,53 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_NAME = "default_program"
+
+
+def as_options(given: Any, kind: type[ProgramOptions | LinkerOptions]) -> Any:
+    """Options, of what a caller gave for them: nothing, a mapping of fields, or options.
+
+    Parameters
+    ----------
+    given : None, mapping or options
+        Ours or ``cuda.core``'s.
+    kind : type
+        Which of ours they are, or stand for.
+
+    Raises
+    ------
+    TypeError
+        It is something else, or has a field that there isn't.
+    """
+    if given is None:
+        return kind()
+    if isinstance(given, Mapping):
+        return kind(**given)
+    if not hasattr(given, "as_bytes") or hasattr(given, "std") != (kind is ProgramOptions):
+        raise TypeError(
+            f"options must be {kind.__name__} (ours or cuda.core's) or a mapping of its fields, got {given!r}"
+        )
+    return given
+
+
+def with_plain_arch(options: Any, target_type: str) -> Any:
+    """Options whose architecture has no white space around it: NVRTC overlooks some, other compilers don't.
+
+    Raises
+    ------
+    ArchError
+        There is no architecture, or it is virtual and machine code is asked for.
+    """
+    arch = options.arch
+    plain = arch.strip() if isinstance(arch, str) else ""
+    if not plain:
+        raise ArchError(f"arch={arch!r} is no architecture: set arch='sm_90' or the like")
+    if target_type == "cubin" and plain.startswith("compute_"):
+        raise ArchError(
+            f"{plain} is a virtual architecture, and there is no machine code for one (NVRTC gives an empty cubin): "
+            f"set arch='sm_{plain.removeprefix('compute_')}', or compile to PTX"
+        )
+    return options if plain == arch else replace(options, arch=plain)
+
 
 def nvrtc_flags(options: Any) -> list[str]:
     """The flags NVRTC gets for ``options`` (ours or ``cuda.core``'s), ``-arch`` first."""

@@ -16,7 +16,7 @@ from itertools import chain
 
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache.errors import ArchError, UncacheableError
+from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.flags import BUNDLED_HEADERS, INCLUDE_PATH, Facts, facts, read_flags
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
@@ -163,9 +163,7 @@ class CompileInputs(NamedTuple):
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
         said = self.facts
         if said.reads and self.extra_digest is None:
-            return (
-                f"{', '.join(said.reads)} names a file whose content isn't in the key; give what it says as options"
-            )
+            return f"{', '.join(said.reads)} names a file whose content isn't in the key; give what it says as options"
         if self.code_type != "c++":
             return None
         if said.precompiled and self.extra_digest is None:
@@ -206,7 +204,7 @@ def normalize(
     code_type: object,
     options: Any,
     target_type: object,
-    name_expressions: Sequence[Any] = (),
+    name_expressions: Iterable[Any] | None = (),
     extra_digest: object = None,
     header_policy: HeaderPolicy = CHECK_EACH_TIME,
 ) -> CompileInputs:
@@ -224,7 +222,7 @@ def normalize(
     TypeError
         For code, name expressions or ``extra_digest`` of the wrong type.
     ArchError
-        If ``options.arch`` isn't set.
+        If ``options.arch`` isn't set, or is virtual (``compute_90``) where machine code is asked for.
     """
     if code_type != "c++" or target_type not in _CPP_TARGETS:  # not spelled as most spell it
         code_type, target_type = _check_types(code_type, target_type)
@@ -233,11 +231,12 @@ def normalize(
         raise TypeError(f"extra_digest must be non-empty bytes or None, got {extra_digest!r}")
     if code_type != "nvvm" and getattr(options, "extra_sources", None) is not None:
         raise ValueError(f"extra_sources is for code_type='nvvm' only; code_type={code_type!r} has no such input")
-    for expression in name_expressions if code_type == "c++" else ():  # no other compiler looks at them
+    # No other compiler looks at name expressions. They may come from an iterator.
+    expressions = tuple(name_expressions) if code_type == "c++" and name_expressions is not None else ()
+    for expression in expressions:
         if not isinstance(expression, str | bytes):
             raise TypeError(f"name_expressions must be str or bytes, got {type(expression).__name__}")
-    if not getattr(options, "arch", None):
-        raise ArchError("no architecture: set ProgramOptions(arch='sm_90') or the like")
+    options = opt.with_plain_arch(options, target_type)
     flags, include_dirs, unknown_fields = opt.translate(options, code_type, target_type)
     return CompileInputs(
         source,
@@ -248,7 +247,7 @@ def normalize(
         options.arch,
         flags,
         include_dirs,
-        tuple(name_expressions) if code_type == "c++" else (),
+        expressions,
         extra_digest,
         unknown_fields,
         header_policy,
@@ -439,6 +438,15 @@ class _Recipe(NamedTuple):
     state: _Hash
 
 
+def refuse_side_effects(flags: tuple[str, ...], code_type: str) -> None:
+    """Raise UncacheableError for options that write a file: a hit would leave it out."""
+    if found := facts(flags, code_type).writes:
+        raise UncacheableError(
+            f"a program with {', '.join(found)} can't be cached: such options write a file as a side effect, and a "
+            f"cache hit compiles nothing, so the file would be missing. Unset them, or compile without cache=."
+        )
+
+
 @functools.lru_cache(maxsize=256)
 def _recipe(
     types: tuple[str, str],
@@ -452,11 +460,7 @@ def _recipe(
     """Remembered: many sources are compiled with the same options."""
     code_type, target_type = types
     name_expressions, extra_digest, unknown_fields = rest
-    if found := facts(flags, code_type).writes:
-        raise UncacheableError(
-            f"a program with {', '.join(found)} can't be cached: such options write a file as a side effect, and a "
-            f"cache hit compiles nothing, so the file would be missing. Unset them, or compile without cache=."
-        )
+    refuse_side_effects(flags, code_type)
     components = [Component("schema", SCHEMA.encode())]
     components += [Component(f"tool {tool.name}", tool.identity.encode()) for tool in tools]
     components += [Component("environment", os.fsencode(variable)) for variable in variables]

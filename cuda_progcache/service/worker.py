@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cuda_progcache._util.children import end, start_module
-from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.errors import ProgCacheError, WorkerDiedError
 
 
 class Worker:
@@ -88,10 +88,6 @@ class Worker:
     def close(self) -> None:
         """End the process (at once: what it was compiling is lost)."""
         end(self._process)
-
-
-class WorkerDiedError(ProgCacheError, RuntimeError):
-    """A worker process ended in the middle of a job."""
 
 
 def main() -> None:
