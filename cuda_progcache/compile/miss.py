@@ -100,6 +100,8 @@ def compile_and_publish(
     )
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
+    if output.pch_status is not None:
+        record["pch_status"] = output.pch_status
     if reason is None and inputs.reads_headers:
         remember_headers(base, headers, cache, entry_digest(key.digest))
         record["manifest"] = base.manifest_id  # an export takes it along: without it the key can't be found again

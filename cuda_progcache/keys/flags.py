@@ -176,6 +176,11 @@ class Facts(NamedTuple):
     reads: tuple[str, ...]
     precompiled: tuple[str, ...]
 
+    @property
+    def reads_unkeyed(self) -> bool:
+        """Whether an option makes the compiler read what isn't keyed."""
+        return bool(self.reads or self.precompiled)
+
 
 @functools.lru_cache(maxsize=256)
 def facts(words: tuple[str, ...], code_type: str = "c++") -> Facts:
