@@ -171,6 +171,8 @@ class CompileInputs(NamedTuple):
         macro = self.source.time_macro or said.time_macro
         if macro:
             return f"the source uses {macro}: each compile's output is its own"
+        if unclear := [folder for folder in self.include_dirs if folder.startswith(" ") or "\n" in folder]:
+            return f"the include directory {unclear[0]!r} can't be told from another in the compiler's list of headers"
         if said.probes:
             return "an option tests __has_include: what it looks at isn't in the key"
         return None
