@@ -85,6 +85,23 @@ def test_edges_of_the_constraints_spill_nothing(
             assert used["registers"] <= registers_for(threads), (arch, function, used)
 
 
+# An attribute of a kernel in a cubin (form 4, number 5, 12 bytes): the block that it was compiled for, x, y, z.
+MAX_THREADS = re.compile(rb"\x04\x05\x0c\x00(.{4})\x01\0\0\0\x01\0\0\0", re.DOTALL)
+MIN_BLOCKS = re.compile(r"__launch_bounds__\((?:[^(),]|\([^(),]*\))+(?:, (\d+))?\)")
+
+
+@pytest.mark.parametrize("kernel", MANIFEST)
+def test_the_manifest_has_the_launch_bounds_that_are_compiled(library: Any, service: Any, kernel: str) -> None:
+    for variant in variants(kernel, "sm_90"):
+        launches = library.launches(kernel, **variant).values()
+        cubin = service.kernel(kernel, arch="sm_90", **variant).data
+        threads = {int.from_bytes(found, "little") for found in MAX_THREADS.findall(cubin)}
+        assert threads == {one.threads for one in launches}, variant
+        source = library.render(kernel, **variant).modules[-1].source
+        assert max(threads) == largest_block(source), variant
+        assert {one.min_blocks for one in launches} == {int(n or 0) for n in MIN_BLOCKS.findall(source)} or {0}, variant
+
+
 def test_the_library_has_no_findings(library: Any) -> None:
     assert library.check() == []
     for spec in library:
