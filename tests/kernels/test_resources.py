@@ -14,6 +14,8 @@ from architectures import ARCHS
 
 MANIFEST = tomllib.loads((Path(__file__).parents[2] / "kernels" / "manifest.toml").read_text())["kernels"]
 RESERVED_SHARED = 1024  # bytes of each block's shared memory that CUDA keeps for itself, from sm_80 on
+# Shared memory that a block can ask for (CUDA C++ Programming Guide, "Compute Capabilities").
+MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "sm_120": 99 * 1024}
 
 
 def variants(kernel: str, arch: str) -> list[dict[str, Any]]:
@@ -44,9 +46,12 @@ def test_compiles_clean_and_spills_nothing(library: Any, service: Any, kernel: s
         names = {name.encode() for name in rendered.entry_points} | set(program.symbol_mapping.values())
         assert {name.encode() for name in usage} == names, variant
         threads = largest_block(rendered.modules[-1].source)
+        dynamic = max(one.shared_bytes for one in library.launches(kernel, **variant).values())
+        assert f"dynamic shared memory: {dynamic} bytes" in rendered.modules[-1].source, variant
         for function, used in usage.items():
             assert (used["stack_bytes"], used["local_bytes"]) == (0, 0), (variant, function, used)
             assert used["registers"] <= registers_for(threads), (variant, function, used)
+            assert used["shared_bytes"] + dynamic <= MOST_SHARED[arch] + RESERVED_SHARED, (variant, function, used)
             assert used["shared_bytes"] <= 48 * 1024 + RESERVED_SHARED, (variant, function, used)
 
 
@@ -57,7 +62,13 @@ EDGES = (
     ("hgemm_wmma", {"dtype": "bfloat16", "tile_m": 32, "tile_n": 64, "tile_k": 64, "warps_m": 2, "warps_n": 4}),
     ("hgemm_wmma", {"out_dtype": "float16", "tile_m": 128, "tile_n": 128, "tile_k": 32, "warps_m": 2, "warps_n": 4}),
     ("hgemm_wmma", {"dtype": "bfloat16", "tile_m": 64, "tile_n": 64, "warps_m": 2, "warps_n": 2, "stages": 3}),
+    ("hgemm_wmma", {"stages": 4}),
+    ("hgemm_wmma", {"dtype": "bfloat16", "tile_n": 256, "tile_k": 64, "warps_m": 2, "warps_n": 4, "stages": 4}),
+    ("hgemm_wmma", {"tile_m": 256, "tile_n": 128, "tile_k": 32, "warps_m": 4, "warps_n": 2, "stages": 4}),
     ("reduce", {"op": "max", "block": 1024}),
+    ("reduce", {"op": "sum", "dtype": "float64", "block": 1024, "rows_by": "warp"}),
+    ("scan_lookback", {"dtype": "int32", "block": 1024, "items": 16}),
+    ("scan_lookback", {"dtype": "float64", "block": 512, "items": 16}),
     ("scan", {"dtype": "int64", "block": 512, "items": 16}),
     ("scan", {"dtype": "int32", "block": 1024, "items": 16}),
     ("sgemm", {"dtype": "float64", "tile_m": 64, "tile_n": 64, "tile_k": 8, "vector": 2}),
@@ -68,6 +79,7 @@ EDGES = (
     ),
     ("softmax", {"dtype": "bfloat16", "block": 1024}),
     ("layernorm", {"dtype": "float16", "block": 1024, "save_statistics": True}),
+    ("layernorm", {"dtype": "bfloat16", "block": 1024, "rows_by": "warp", "save_statistics": True}),
     ("stencil2d", {"dtype": "float64", "radius": 8, "tile_x": 64, "tile_y": 16}),
     ("transpose", {"dtype": "float16", "tile": 32, "block_rows": 4}),
     ("transpose", {"dtype": "bfloat16", "tile": 64, "block_rows": 4}),
