@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One launch interface over two machines, so that a kernel's check is written once and runs emulated and on a GPU.
 
-``launch(kernel, args, grid=, block=, entry=, **params)`` renders a library kernel, runs it with the dynamic shared memory
-that the manifest names, and leaves its results in the writable arrays among `args`. Where a kernel has a parameter
-`block`, it is the launch's. Scalars are NumPy scalars of the parameter's exact type (a Python int is 64 bits wide).
+``launch(kernel, args, grid=, block=, entry=, **params)`` renders a library kernel, runs it with the dynamic shared
+memory that the manifest names, and leaves its results in the writable arrays among `args`. Where a kernel has a
+parameter `block`, it is the launch's. Scalars are NumPy scalars of the parameter's exact type (a Python int is 64 bits
+wide).
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ def test_scan_lookback_tiles(launch: Any, block: int, items: int) -> None:
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize(("resident", "blocks"), [(2, 2), (3, 7), (8, 40), (40, 40)])
 def test_tiles_that_look_back_on_tiles_at_work(launch: Any, dtype: str, resident: int, blocks: int) -> None:
-    # Blocks are cut short at any access of what they know of each other, so that sums, prefixes and nothing are found, and words of both.
+    # Blocks are cut short at any access of what they know of each other: they find sums, prefixes, nothing, and words
+    # of two of these.
     crowd = HostLauncher(launch.library, ["ascending", "descending", *range(2, 14)], resident)
     check_scan_lookback(crowd, 40 * 32 - 5, blocks=blocks, dtype=dtype, block=32, items=1)
 

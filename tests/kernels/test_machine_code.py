@@ -17,8 +17,8 @@ PROMISES: dict[str, dict[str, int]] = {
     "axpby": {"LDG.E.128": 2, "STG.E.128": 1},
     "reduce": {"LDG.E.128": 2 * 4, "BAR.SYNC": 2, "MEMBAR": 1},  # in each of two kernels four loads in flight
     "scan": {"LDG.E.128": 3, "STG.E.128": 3, "BAR.SYNC": 3},
-    # four packs each way; words that one block writes and another reads go to the L2 cache; a barrier for the drawn tile, for the
-    # warps' sums, for the tile's prefix and for the last block
+    # four packs each way; words that one block writes and another reads go to the L2 cache; a barrier for the drawn
+    # tile, for the warps' sums, for the tile's prefix and for the last block
     "scan_lookback": {
         "LDG.E.128": 4,
         "STG.E.128": 4,
@@ -44,6 +44,7 @@ PROMISES: dict[str, dict[str, int]] = {
     },
     # 8 key and 8 head fragments, each over 4 steps of 16
     "attention": {"HMMA.16816.F32": 8 * 4 * 2, "LDSM": 4 + 4 * 4 * 2, "LDGSTS.E.BYPASS.128": 4, "STG.E.128": 1},
+    "attention_combine": {"LDG.E.64": 1, "STG.E": 1, "SHFL.BFLY": 5},
     "softmax": {"LDG.E.128": 2, "STG.E.128": 1, "BAR.SYNC": 2},
     "layernorm": {"LDG.E.128": 4, "STG.E.128": 1, "BAR.SYNC": 2},
     "rmsnorm": {"LDG.E.128": 3, "STG.E.128": 1, "BAR.SYNC": 2},
@@ -85,6 +86,19 @@ def test_a_large_tile_of_hgemm(service: Any, arch: str) -> None:
     for start, least in promised.items():
         assert count(found, start) >= least, (start, sorted(found.items()))
     assert count(found, "BAR.SYNC") == 2, "one barrier a slice, one before the results"
+    assert not count(found, "STL") and not count(found, "LDL"), "registers are spilled"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_large_tile_of_attention(service: Any, arch: str) -> None:
+    tile = {"head_dim": 128, "block_n": 128, "warps": 8, "causal": True, "strides": True, "lse": True}
+    found = instructions(service.kernel("attention", arch=arch, dtype="bfloat16", **tile))
+    # 16 key and 16 head fragments, each over 8 steps of 16; copies of the queries, of keys ahead of the loop and in it,
+    # of values in it
+    promised = {"HMMA.16816.F32": 2 * 16 * 8, "LDSM": 8 + 2 * 8 * 8, "LDGSTS.E.BYPASS.128": 4 * 8, "STG.E.128": 8}
+    for start, least in promised.items():
+        assert count(found, start) >= least, (start, sorted(found.items()))
+    assert count(found, "BAR.SYNC") == 5, "two for the queries, two a tile, one before the results"
     assert not count(found, "STL") and not count(found, "LDL"), "registers are spilled"
 
 

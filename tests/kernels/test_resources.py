@@ -59,6 +59,10 @@ def test_compiles_clean_and_spills_nothing(library: Any, service: Any, kernel: s
 EDGES = (
     ("attention", {"head_dim": 128, "block_n": 64, "warps": 4, "causal": True}),
     ("attention", {"head_dim": 64, "block_n": 64, "warps": 8}),
+    ("attention", {"head_dim": 256, "block_n": 64, "warps": 4, "causal": True, "strides": True, "lse": True}),
+    ("attention", {"head_dim": 256, "block_n": 32, "warps": 1, "causal": True, "strides": True, "split_keys": True}),
+    ("attention", {"head_dim": 64, "block_n": 128, "warps": 1, "causal": True, "strides": True, "split_keys": True}),
+    ("attention_combine", {"dtype": "bfloat16", "head_dim": 256, "block": 1024, "strides": True, "lse": True}),
     ("hgemm_wmma", {"dtype": "bfloat16", "tile_m": 32, "tile_n": 64, "tile_k": 64, "warps_m": 2, "warps_n": 4}),
     ("hgemm_wmma", {"out_dtype": "float16", "tile_m": 128, "tile_n": 128, "tile_k": 32, "warps_m": 2, "warps_n": 4}),
     ("hgemm_wmma", {"dtype": "bfloat16", "tile_m": 64, "tile_n": 64, "warps_m": 2, "warps_n": 2, "stages": 3}),
