@@ -11,9 +11,12 @@ import functools
 import os
 
 from cuda_progcache.compile.arch import check_arch
-from cuda_progcache.compile.pipeline import MissPolicy, look_up, obtain
+from cuda_progcache.compile.lookup import look_up
+from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.compile.policy import MissPolicy
 from cuda_progcache.errors import CompileError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+from cuda_progcache.keys.schema import base_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +102,7 @@ class CachedCompiler:
         policy = MissPolicy(keep_failures=self.keep_failures)
         done = _naming_archs(inputs.arch, lambda: obtain(inputs, self.cache, policy=policy))
         if self.hit_check is not None and done.hit:
-            self.hit_check.saw(done, lambda: obtain(inputs), lambda: look_up(inputs, self.cache))
+            self.hit_check.saw(done, lambda: obtain(inputs), lambda: look_up(base_key(inputs), self.cache))
         return done.analyse_with(self._analyse)
 
     def compile_kernel(self, unit: KernelUnit, precompiled: PrecompiledHeaders | None = None) -> CompiledProgram:
