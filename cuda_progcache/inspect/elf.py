@@ -34,10 +34,9 @@ _PTX = "PTX, which is text; compile it to a cubin first: registers and memory ar
 
 
 class Section(NamedTuple):
-    """A section: its name, its number, ``sh_flags``, where it lies in the file and how long it is (bytes)."""
+    """A section: its name, ``sh_flags``, where it lies in the file and how long it is (bytes)."""
 
     name: str
-    index: int
     flags: int
     offset: int
     size: int
@@ -95,7 +94,7 @@ class Cubin:
         self.data = data
         try:
             self._read()
-        except (struct.error, IndexError, ValueError) as error:
+        except (struct.error, IndexError, OverflowError, ValueError) as error:
             raise _damaged(data, error) from error
 
     def _read(self) -> None:
@@ -109,8 +108,8 @@ class Cubin:
         headers = [_SECTION.unpack_from(self.data, at + number * size) for number in range(count)]
         strings = headers[names][4]
         self.sections = {}
-        for number, header in enumerate(headers):
-            section = Section(self._string(strings + header[0]), number, header[2], header[4], header[5])
+        for header in headers:
+            section = Section(self._string(strings + header[0]), header[2], header[4], header[5])
             self.sections[section.name] = section
         self.symbols = list(self._symbols())
 
@@ -191,6 +190,6 @@ def check_cubin(data: bytes) -> None:
     if not data:
         raise InspectError("not a cubin: there are no bytes at all")
     what = next((words for magic, words in _OTHERS if data.startswith(magic)), None)
-    if what is None and b".version" in data[:4096] and b"\0" not in data[:4096]:
+    if what is None and b".version" in data[:4096] and b"\0" not in data[:4096].rstrip(b"\0"):
         what = _PTX
     raise InspectError(f"not a cubin: this is {what or f'something else ({len(data)} bytes that begin {data[:8]!r})'}")

@@ -16,7 +16,7 @@ import struct
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import InspectError
 from cuda_progcache.inspect.elf import Attribute, Cubin, Symbol
-from cuda_progcache.inspect.spills import spills
+from cuda_progcache.inspect.spilling import spills
 
 _REGISTERS, _FRAME, _STACK = 0x2F, 0x11, 0x12
 _MAX_THREADS, _REQUIRED_THREADS, _BARRIERS = 0x05, 0x10, 0x4C
@@ -72,7 +72,7 @@ class Resources(NamedTuple):
     code_bytes: int
 
 
-def resources(data: bytes) -> dict[str, Resources]:
+def resource_usage(data: bytes) -> dict[str, Resources]:
     """What each kernel in a cubin uses.
 
     Parameters
@@ -98,6 +98,11 @@ def resources(data: bytes) -> dict[str, Resources]:
         raise InspectError(
             f"this cubin of {len(data)} bytes is damaged, or of a later format: {type(error).__name__}: {error}"
         ) from error
+
+
+def resource_record(data: bytes) -> dict[str, dict[str, int | None]]:
+    """:func:`resource_usage` as it is kept in a record: JSON, with the fields of :class:`Resources`."""
+    return {name: used._asdict() for name, used in resource_usage(data).items()}
 
 
 def _by_symbol(cubin: Cubin) -> dict[tuple[int, str], int]:

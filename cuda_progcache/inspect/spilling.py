@@ -20,7 +20,10 @@ from __future__ import annotations
 import struct
 
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache.inspect.elf import Attribute, Cubin, Symbol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cuda_progcache.inspect.elf import Attribute, Cubin, Symbol
 
 _ANNOTATIONS = 0x55
 _SPILL, _INSTRUCTION_INFO, _FUNCTION_INFO = 1, 2, 3
