@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 from cuda_progcache import events
 from cuda_progcache._util.running import running
@@ -57,10 +57,20 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
         inputs.name,
         inputs.arch,
         symbols,
-        record=lambda: entry.record,
+        record=lambda: _as_here(entry.record, inputs),
         hit=True,
         digest=digest,
     )
+
+
+def _as_here(record: Mapping[str, Any], inputs: CompileInputs) -> Mapping[str, Any]:
+    """An entry's record, whose log names the files by the paths that they have for this caller."""
+    files = record.get("log_files")
+    if not files:
+        return record
+    from cuda_progcache.keys.paths import relocated
+
+    return {**record, "log": relocated(record["log"], files, inputs.spelled)}
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
     """The header set of an earlier compile that holds now."""
     path = _manifest_path(cache, base.manifest_id)
     slot = (path, base.manifest_id)
-    search, recheck_after = base.inputs.search_path(base.cwd), base.inputs.header_policy.recheck_after
+    search, recheck_after = base.search, base.inputs.header_policy.recheck_after
     with _manifests_lock:
         manifest = _manifests.get(slot)
         if manifest is not None:

@@ -46,7 +46,8 @@ Stamp = tuple[int, int, int, int, int]
 
 Place = tuple[str, int, str]
 """A path and what it is relative to: ("I", n, rest) include directory n, ("S", 0, rest) the source's folder,
-("C", 0, rest) the working directory, ("B", 0, rest) the folder of NVRTC's bundled headers, ("A", 0, path) nothing."""
+("C", 0, rest) the working directory, ("B", 0, rest) the folder of NVRTC's bundled headers, ("P", n, rest) the folder of
+pre-included header n, where that was given with an absolute path, ("A", 0, path) nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class Header(NamedTuple):
         """As a person would write it: relative to its include directory."""
         return self.place[2]
 
+    @property
+    def lasting_name(self) -> str:
+        """As a key has it: of a header outside all roots, the path isn't its name, but where it happens to lie."""
+        return os.path.basename(self.place[2]) if self.place[0] == "A" else self.place[2]
+
 
 @dataclass(frozen=True)
 class HeaderSet:
@@ -102,6 +108,10 @@ class HeaderSet:
     mentions_file : int
         What they and the source say about paths, as :func:`cuda_progcache.keys.include_text.path_macros`: ``NO_PATH``;
         ``PRINTED``: a path that reaches the output can be seen there; ``FOLDED``: it may reach it as other bytes.
+    paths : tuple of (str, int)
+        The roots of places whose paths are in what was compiled (:func:`cuda_progcache.keys.paths.reaching`).
+    linked_paths : tuple of (str, int)
+        The same for what was linked from it.
     uncacheable : str or None
         Why a compile that reads these can't be cached; None if it can.
     stamps : tuple of (Stamp or None)
@@ -114,6 +124,8 @@ class HeaderSet:
     present: tuple[Place, ...] = ()
     probes: tuple[str, ...] = ()
     mentions_file: int = 0
+    paths: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    linked_paths: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     uncacheable: str | None = None
     stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
     entry: str = field(default="", repr=False, compare=False)
@@ -121,7 +133,7 @@ class HeaderSet:
     @functools.cached_property
     def identity(self) -> str:
         """SHA-256 (hex) over the names and digests of the headers, in order."""
-        lines = [os.fsencode(header.name) + b"\0" + header.digest.encode() + b"\n" for header in self.headers]
+        lines = [os.fsencode(header.lasting_name) + b"\0" + header.digest.encode() + b"\n" for header in self.headers]
         return sha256(b"".join(lines)).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +144,8 @@ class HeaderSet:
             "present": [list(p) for p in self.present],
             "probes": list(self.probes),
             "mentions_file": self.mentions_file,
+            "paths": [list(root) for root in self.paths],
+            "linked_paths": [list(root) for root in self.linked_paths],
             "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
             "entry": self.entry,
         }
@@ -145,6 +159,8 @@ class HeaderSet:
             present=tuple(_place(p) for p in data["present"]),
             probes=tuple(map(str, data["probes"])),
             mentions_file=int(data["mentions_file"]),
+            paths=tuple((str(root), int(index)) for root, index in data["paths"]),
+            linked_paths=tuple((str(root), int(index)) for root, index in data["linked_paths"]),
             stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
             entry=str(data.get("entry", "")),
         )
@@ -180,19 +196,30 @@ class SearchPath:
         The working directory.
     bundled : str or None
         Where NVRTC puts the headers that it brings, where it was asked to.
+    pre_included : tuple of str
+        The folder of each header that is read before the source; empty unless it was given with an absolute path.
     """
 
     include_dirs: tuple[str, ...]
     source_dir: str
     cwd: str
     bundled: str | None = None
+    pre_included: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, include_dirs: Iterable[str], name: str, cwd: str, bundled: str | None = None) -> SearchPath:
+    def of(
+        cls,
+        include_dirs: Iterable[str],
+        name: str,
+        cwd: str,
+        bundled: str | None = None,
+        pre_includes: Iterable[str] = (),
+    ) -> SearchPath:
         """The search path of a program called ``name``, compiled in ``cwd``."""
         dirs = tuple(os.path.join(cwd, d).rstrip("/") or "/" for d in include_dirs)
         bundled = None if bundled is None else os.path.join(cwd, bundled).rstrip("/")
-        return cls(dirs, os.path.join(cwd, os.path.dirname(name)).rstrip("/"), cwd, bundled)
+        source_dir = os.path.join(cwd, os.path.dirname(name)).rstrip("/")
+        return cls(dirs, source_dir, cwd, bundled, tuple(map(os.path.dirname, pre_includes)))
 
     @functools.cached_property
     def prefixes(self) -> dict[tuple[str, int], str]:
@@ -200,6 +227,7 @@ class SearchPath:
         found = {("I", n): d + "/" for n, d in enumerate(self.include_dirs)}
         if self.bundled is not None:
             found["B", 0] = self.bundled + "/"
+        found |= {("P", n): d + "/" for n, d in enumerate(self.pre_included) if d.startswith("/")}
         return found | {("S", 0): self.source_dir + "/", ("C", 0): self.cwd + "/", ("A", 0): ""}
 
     @functools.cached_property
