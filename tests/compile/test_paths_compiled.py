@@ -78,14 +78,20 @@ SAYS = {
     "size": ("__device__ inline int say(int x) { return x + sizeof __FILE__; }", True),
     "letter": ("__device__ inline int say(int x) { return x + __FILE__[3]; }", True),
     "hash": (
-        "__device__ constexpr int h(const char *s) { return *s ? *s + 31 * h(s + 1) : 0; }\n"
-        "__device__ inline int say(int x) { return x + h(__FILE__); }",
+        """\
+__device__ constexpr int h(const char *s) { return *s ? *s + 31 * h(s + 1) : 0; }
+__device__ inline int say(int x) { return x + h(__FILE__); }
+""",
         True,
     ),
     "variable": ("__device__ const char *where = __FILE__;\n__device__ inline void say(int x) {}", True),
     "struct": (
-        "struct S { const void *p; char path[99]; };\n__device__ int other;\n__device__ S where = {&other, __FILE__};\n"
-        "__device__ inline void say(int x) {}",
+        """\
+struct S { const void *p; char path[400]; };
+__device__ int other;
+__device__ S where = {&other, __FILE__};
+__device__ inline void say(int x) {}
+""",
         True,
     ),
 }
@@ -161,14 +167,18 @@ def test_of_a_name_the_last_part_counts(cache, project, monkeypatch, name):
 
 
 def test_the_log_of_a_hit_names_the_files_of_its_caller(cache, project, monkeypatch):
-    warning = "template <class T> struct twice { __device__ int of(T t) { int unused; return t + t; } };\n"
-    source = '#include <w.h>\n#include "beside.h"\nextern "C" __global__ void k(int *a) { int here; *a = twice<int>().of(1); }\n'
+    warning = (
+        "template <class T> __device__ T same(T t) { int unused; return t; }\n"
+        "template <class T> struct twice { __device__ int of(T t) { return same(1) + t; } };\n"
+    )
+    source = """\
+#include <w.h>
+#include "beside.h"
+extern "C" __global__ void k(int *a) { int here; *a = twice<int>().of(1); }
+"""
     for place in ("one", "two"):
         project(f"{place}/inc/w.h", warning)
-        project(
-            f"{place}/src/beside.h",
-            warning.replace("twice", "thrice") + "inline __device__ int x() { return thrice<int>().of(2); }",
-        )
+        project(f"{place}/src/beside.h", "inline __device__ int x() { int beside; return 2; }")
     for number, (place, name) in enumerate([("one", "src/k.cu"), ("two", "src/k.cu"), ("two", "{here}/src/k.cu")]):
         here = str(project.folder / place)
         monkeypatch.chdir(here)
@@ -178,7 +188,7 @@ def test_the_log_of_a_hit_names_the_files_of_its_caller(cache, project, monkeypa
         fresh = Program(source, "c++", options).compiled("cubin")
         assert done.log == fresh.log
         assert f"{here}/inc/w.h(1): warning" in done.log
-        assert f"at line 3 of {name.format(here=here)}" in done.log
+        assert f"at line 3 of {name.format(here=here)}\n" in done.log
 
 
 @pytest.mark.parametrize("name", ["kernels/k.cu", "k.cu"])
