@@ -112,6 +112,8 @@ class HeaderSet:
         The roots of places whose paths are in what was compiled (:func:`cuda_progcache.keys.paths.reaching`).
     linked_paths : tuple of (str, int)
         The same for what was linked from it.
+    columns : bool
+        Whether one of them or the source, the vendor's headers aside, may ask in which column of a line it stands.
     uncacheable : str or None
         Why a compile that reads these can't be cached; None if it can.
     stamps : tuple of (Stamp or None)
@@ -126,6 +128,7 @@ class HeaderSet:
     mentions_file: int = 0
     paths: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     linked_paths: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    columns: bool = False
     uncacheable: str | None = None
     stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
     entry: str = field(default="", repr=False, compare=False)
@@ -146,6 +149,7 @@ class HeaderSet:
             "mentions_file": self.mentions_file,
             "paths": [list(root) for root in self.paths],
             "linked_paths": [list(root) for root in self.linked_paths],
+            "columns": self.columns,
             "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
             "entry": self.entry,
         }
@@ -161,6 +165,7 @@ class HeaderSet:
             mentions_file=int(data["mentions_file"]),
             paths=tuple((str(root), int(index)) for root, index in data["paths"]),
             linked_paths=tuple((str(root), int(index)) for root, index in data["linked_paths"]),
+            columns=bool(data["columns"]),
             stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
             entry=str(data.get("entry", "")),
         )
