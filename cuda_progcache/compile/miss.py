@@ -18,7 +18,7 @@ from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.cubin import resource_usage
 from cuda_progcache.compile.diagnostics import LineLookup, compile_error
 from cuda_progcache.compile.lookup import expression_text
-from cuda_progcache.compile.manifests import remember_headers
+from cuda_progcache.compile.manifests import remember_alike, remember_headers
 from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import CompileError, InspectError, UncacheableError
@@ -104,9 +104,15 @@ def compile_and_publish(
     record = make_record(inputs, key, output, duration, kernel)
     if named := in_log(base, output.trace, output.log):
         record["log_files"] = named
-    if reason is None and inputs.reads_headers:
-        remember_headers(base, headers, cache, entry_digest(key.digest))
-        record["manifest"] = base.manifest_id  # an export takes it along: without it the key can't be found again
+    if reason is None:
+        # An export takes the manifests along: without them the key can't be found again.
+        entry = entry_digest(key.digest)
+        if inputs.reads_headers:
+            remember_headers(base, headers, cache, entry)
+            record["manifest"] = base.manifest_id
+        ours = isinstance(cache, ProgramCacheResource)
+        if ours and not output.log and remember_alike(base, headers, cache, entry):
+            record["plain_manifest"] = base.plain_id
     return publish(inputs, key, output, record, cache, reason)
 
 

@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import NamedTuple, dataclass, field
+from cuda_progcache._util.fields import NamedTuple, dataclass, field, replace
 from cuda_progcache.errors import OptionError
 
 TYPE_CHECKING = False
@@ -119,6 +119,14 @@ class HeaderSet:
     stamps : tuple of (Stamp or None)
         What each header's status was when it was digested, where an edit since would have moved it: spares a new
         process reading some hundred files. None are another set all the same.
+    entry : str
+        Digest of the entry that was compiled from them.
+    source : str
+        Identity of the source that was compiled with them; empty where the manifest is that source's own.
+    plain : tuple of str
+        Of each header, the digest of its normal form (:mod:`cuda_progcache.keys.plain_text`), or its own.
+    stands_for : str
+        Identity of the set that the entry was compiled from, where this one has the same normal form.
     """
 
     headers: tuple[Header, ...] = ()
@@ -132,10 +140,15 @@ class HeaderSet:
     uncacheable: str | None = None
     stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
     entry: str = field(default="", repr=False, compare=False)
+    source: str = ""
+    plain: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    stands_for: str = field(default="", repr=False, compare=False)
 
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 (hex) over the names and digests of the headers, in order."""
+        """SHA-256 (hex) over the names and digests of the headers, in order; of those that it stands for."""
+        if self.stands_for:
+            return self.stands_for
         lines = [os.fsencode(header.lasting_name) + b"\0" + header.digest.encode() + b"\n" for header in self.headers]
         return sha256(b"".join(lines)).hexdigest()
 
@@ -152,6 +165,9 @@ class HeaderSet:
             "columns": self.columns,
             "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
             "entry": self.entry,
+            "source": self.source,
+            "plain": list(self.plain),
+            "stands_for": self.stands_for,
         }
 
     @classmethod
@@ -168,6 +184,9 @@ class HeaderSet:
             columns=bool(data["columns"]),
             stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
             entry=str(data.get("entry", "")),
+            source=str(data["source"]),
+            plain=tuple(map(str, data["plain"])),
+            stands_for=str(data["stands_for"]),
         )
 
 
@@ -345,19 +364,27 @@ def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
     return known
 
 
-def holds(headers: HeaderSet, search: SearchPath) -> bool:
-    """Whether a compile now would read what this set says: every digest equal, nothing shadowed, nothing gone."""
-    try:
-        paths = _paths(headers, search)
-    except KeyError:
-        return False  # made for more include directories than there are
-    there, known, stat = os.access, _digests.get, os.stat
+def _choice_holds(paths: _Paths) -> bool:
+    """Whether nothing shadows a header, and each ``__has_include`` comes to what it came to."""
+    there = os.access
     for path in paths.absent:
         if there(path, os.F_OK):
             return False
     for path in paths.present:
         if not there(path, os.F_OK) or (not path.endswith("/") and os.path.isdir(path)):
             return False
+    return True
+
+
+def holds(headers: HeaderSet, search: SearchPath) -> bool:
+    """Whether a compile now would read what this set says: every digest equal, nothing shadowed, nothing gone."""
+    try:
+        paths = _paths(headers, search)
+    except KeyError:
+        return False  # made for more include directories than there are
+    if not _choice_holds(paths):
+        return False
+    known, stat = _digests.get, os.stat
     for path, digest, stamp in paths.headers:
         # As file_digest does it, without a call for each of some hundreds.
         seen = known(path)
@@ -377,6 +404,32 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
         if file_digest(path) != digest:
             return False
     return True
+
+
+def alike(headers: HeaderSet, search: SearchPath) -> HeaderSet | None:
+    """The set that a compile now would read, if its texts have the normal forms of this set's.
+
+    Then it gives the same output, as far as comments and white space can't be seen there: see
+    :mod:`cuda_progcache.keys.plain_text`.
+    """
+    from cuda_progcache.keys.plain_text import plain_digest
+
+    try:
+        paths = _paths(headers, search)
+    except KeyError:
+        return None
+    if not _choice_holds(paths):
+        return None
+    now: list[Header] = []
+    for header, plain, (path, digest, _) in zip(headers.headers, headers.plain, paths.headers, strict=True):
+        found = file_digest(path)
+        if found is None:
+            return None
+        if found != digest and (plain == digest or plain_digest(found, read_file(path) or b"") != plain):
+            return None
+        now.append(Header(header.place, found))
+    stamps = tuple([known_stamp(path, header.digest) for header, (path, *_) in zip(now, paths.headers, strict=True)])
+    return replace(headers, headers=tuple(now), stamps=stamps, stands_for=headers.identity)
 
 
 # --- manifests -----------------------------------------------------------------------------------------------------

@@ -409,14 +409,14 @@ class _Collector:
         self.probe(text, "the source", [("S", 0, "")])
 
     def _judge_paths(self, text: _Text, place: Place | None) -> None:
-        if place is not None and self._is_vendors(place):
+        if place is not None and self.is_vendors(place):
             self._paths = max(self._paths, min(text.paths, PRINTED))
             return
         self._paths = max(self._paths, text.paths)
         self._redefines_printing = self._redefines_printing or text.redefines_printing
         self._columns = self._columns or text.columns
 
-    def _is_vendors(self, place: Place) -> bool:
+    def is_vendors(self, place: Place) -> bool:
         """Whether a place is of CUDA's headers or CCCL's, by its folder and by what else lies there."""
         root, index, rest = place
         folder, _, below = rest.partition("/")
@@ -478,6 +478,19 @@ class _Collector:
                 found = _FOLDER if os.path.isdir(path) else _FILE
             self._kinds[place] = found
         return found
+
+
+def plain_texts(base: BaseKey, headers: HeaderSet) -> tuple[str, ...]:
+    """Of each header the digest of its normal form; its own for the vendor's, which nobody edits."""
+    from cuda_progcache.keys.plain_text import plain_digest
+
+    collector = _Collector(base.search, 0)
+    found = []
+    for place, digest in headers.headers:
+        content = None if collector.is_vendors(place) else read_file(base.search.absolute(place) or "")
+        same = content is not None and sha256(content).hexdigest() == digest
+        found.append(plain_digest(digest, content) if content is not None and same else digest)
+    return tuple(found)
 
 
 def folders_of(base: BaseKey) -> Folders:

@@ -328,13 +328,18 @@ class BaseKey:
         self.inputs = inputs
         self.toolchain = tools
         self._recipe = recipe
-        self._state = recipe.state.copy()
-        self._state.update(_hashed("code", inputs.source.identity))
+        self._state = self._after("code", inputs.source.identity)
         self.plain = self._state.digest()
 
-    def _components(self) -> Iterator[Component]:
+    def _after(self, label: str, source: bytes) -> _Hash:
+        """The state of the hash after the source."""
+        state = self._recipe.state.copy()
+        state.update(_hashed(label, source))
+        return state
+
+    def _components(self, source: bytes) -> Iterator[Component]:
         yield from self._recipe.components
-        yield Component("code", self.inputs.source.identity)
+        yield Component("code", source)
 
     @functools.cached_property
     def search(self) -> SearchPath:
@@ -355,18 +360,38 @@ class BaseKey:
             return "the working directory is gone"
         return None if _cwd() == self.cwd else "the working directory was changed while it was being compiled"
 
-    def _digest(self, more: Sequence[Component]) -> bytes:
-        """Of these components after our own."""
-        if not more:
+    def _digest(self, more: Sequence[Component], source: str = "") -> bytes:
+        """Of these components after our own, or after those of another source."""
+        if not more and not source:
             return self.plain
-        state = self._state.copy()
+        state = self._after("code", source.encode()) if source else self._state.copy()
         state.update(_stream(more))
         return state.digest()
 
     @functools.cached_property
     def manifest_id(self) -> str:
         """Names the header manifest (hex): the same for the same source, options and compiler, wherever they lie."""
-        return self._digest((Component("include_roots", str(len(self.inputs.include_dirs)).encode()),)).hex()
+        return self._digest((self._roots,)).hex()
+
+    @property
+    def _roots(self) -> Component:
+        return Component("include_roots", str(len(self.inputs.include_dirs)).encode())
+
+    @functools.cached_property
+    def plain_id(self) -> str:
+        """As :attr:`manifest_id`, but the same for all sources of one normal form."""
+        from cuda_progcache.keys.plain_text import plain_digest
+
+        code = self.inputs.code
+        state = self._after("plain code", plain_digest(sha256(code).hexdigest(), code).encode())
+        state.update(_stream((self._roots,)))
+        return state.hexdigest()
+
+    @property
+    def shows_text(self) -> bool:
+        """Whether comments and white space of the texts may be seen in the output, by columns or in a debugger."""
+        options = self.inputs.options
+        return bool(self.inputs.code_type != "c++" or options.debug or options.lineinfo)
 
     @property
     def flight(self) -> str:
@@ -403,11 +428,13 @@ class BaseKey:
             into a cubin doesn't take its working directory there.
         """
         more = self._more(headers, output or self.inputs.target_type)
-        return ProgramKey(self._digest(more), lambda: chain(self._components(), more), headers, self.toolchain)
+        source = headers.source.encode() or self.inputs.source.identity
+        digest = self._digest(more, headers.source)
+        return ProgramKey(digest, lambda: chain(self._components(source), more), headers, self.toolchain)
 
     def digest(self, headers: HeaderSet) -> bytes:
         """The digest of :meth:`with_headers`, alone."""
-        return self._digest(self._more(headers, self.inputs.target_type))
+        return self._digest(self._more(headers, self.inputs.target_type), headers.source)
 
     def _more(self, headers: HeaderSet, output: str) -> list[Component]:
         inputs = self.inputs
