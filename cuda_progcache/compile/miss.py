@@ -139,6 +139,7 @@ def _compile_and_read(base: BaseKey, policy: MissPolicy, before: Folders) -> tup
         made = policy.precompiled.compile(base, lambda more_flags: _run(inputs, seed, more_flags))
         if made is not None:
             return made
+        before = folders_of(base)
     output = _run(inputs, seed)
     return output, headers_read(base, output.trace, before)
 
