@@ -15,13 +15,13 @@ from cuda_progcache._util.fields import replace
 from cuda_progcache._util.running import asked_by, note_child
 from cuda_progcache.compile import history, toolchains
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.cubin import resource_usage
 from cuda_progcache.compile.diagnostics import LineLookup, compile_error
 from cuda_progcache.compile.lookup import expression_text
 from cuda_progcache.compile.manifests import remember_alike, remember_headers
 from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import CompileError, InspectError, UncacheableError
+from cuda_progcache.inspect import resource_record
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.includes import folders_of, headers_read
@@ -230,9 +230,9 @@ def make_record(
     return record
 
 
-def _usage(cubin: bytes) -> dict[str, dict[str, int]] | None:
+def _usage(cubin: bytes) -> dict[str, dict[str, int | None]] | None:
     try:
-        return resource_usage(cubin)
+        return resource_record(cubin)
     except InspectError:
         return None  # a cubin of a later format: what it uses isn't known, and it is no worse for that
 
