@@ -14,7 +14,7 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.entries import find_entry, program_name
-from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.cli.session import Session, common_options, include_option
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
@@ -303,7 +303,7 @@ def import_command(session: Session, bundle: Path, archs: tuple[str, ...]) -> No
 
 CHECK_JSON = """\b
 --json: {"path": str, "archs": [str] (what was checked for; empty: no device here, any will do), "usable": int,
-"entries": [{"digest", "name", "target_type", "arch", "usable" (null: there is no record to judge by), "reasons"}]}
+"entries": [{"digest", "name", "target_type", "arch", "usable" (null: nobody can tell), "reasons"}]}
 
 \b
 Exit code 1: some programs are of no use here.
@@ -317,18 +317,24 @@ Exit code 1: some programs are of no use here.
 @click.option(
     "--arch", "archs", multiple=True, metavar="ARCH", help="Check for this device, in place of those here; repeatable."
 )
+@include_option
 @common_options
 @click.pass_obj
-def check_command(session: Session, path: Path | None, archs: tuple[str, ...]) -> int:
+def check_command(session: Session, path: Path | None, archs: tuple[str, ...], include_paths: tuple[str, ...]) -> int:
     """Say of each program in PATH (a bundle or a cache's directory; default: the cache) whether it is of use here.
 
-    It is if it runs on the device and the compiler installed here is the one that made it.
+    It is if it runs on the device, and if the same program would have the same key here: compiler, headers, variables
+    and, where they are in what was compiled, paths. -I names folders with the programs' own headers.
     """
     from cuda_progcache.service.host import check, device_archs
 
     where = session.root() if path is None else path
     asked = archs or device_archs()
-    checked = () if path is None and session.existing_cache() is None else check(where, archs=asked)
+    checked = (
+        ()
+        if path is None and session.existing_cache() is None
+        else check(where, archs=asked, include_path=include_paths)
+    )
     usable = sum(entry.usable is True for entry in checked)
     if session.json:
         output.emit({"path": where, "archs": asked, "usable": usable, "entries": [e._asdict() for e in checked]})

@@ -66,7 +66,7 @@ def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, 
         refusal = CompilerRefusal(str(data["status"]), str(data["log"]))
     except (ValueError, KeyError, TypeError):
         return None
-    return (refusal, age) if holds(headers, base.inputs.search_path(base.cwd)) else None
+    return (refusal, age) if holds(headers, base.search) else None
 
 
 def remember(base: BaseKey, refusal: CompilerRefusal, headers: HeaderSet, cache: Any, seconds: float) -> bool:

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import dataclass
+from cuda_progcache._util.fields import dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.lookup import leases_dir, load
-from cuda_progcache.compile.manifests import known_headers
+from cuda_progcache.compile.manifests import known_headers, remember_headers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import OptionError
@@ -114,11 +114,29 @@ def obtain_linked(
 
     def link_and_publish() -> CompiledProgram:
         output, duration = _link(own, inputs, parts)
-        record = make_record(own, key, output, duration, kernel)
+        _judge_paths(inputs, cache, output.data, target_type)
+        judged = _link_key(own, inputs, cache) or key
+        record = make_record(own, judged, output, duration, kernel)
         record["inputs"] = [_linked(item, part) for item, part in zip(inputs, parts, strict=True)]
-        return publish(own, key, output, record, cache, toolchain.trouble("ptx", key.toolchain))
+        return publish(own, judged, output, record, cache, toolchain.trouble("ptx", judged.toolchain))
 
     return fly(key.digest.hex(), leases_dir(cache), link_and_publish, lambda: load(key, own, cache, again=True))
+
+
+def _judge_paths(inputs: Iterable[LinkInput], cache: Any, output: bytes, target_type: str) -> None:
+    """Remember, with the headers of each compile, which of its paths are in what was linked from it."""
+    from cuda_progcache.keys.paths import reaching
+
+    for item in inputs:
+        if item.compile is None or not item.compile.reads_headers:
+            continue
+        base = base_key(item.compile)
+        headers = known_headers(base, cache)
+        if headers is None:
+            continue
+        reached = {*headers.linked_paths, *reaching(base, headers, None, output, target_type)}
+        if reached != set(headers.linked_paths):
+            remember_headers(base, replace(headers, linked_paths=tuple(sorted(reached))), cache, headers.entry)
 
 
 def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:

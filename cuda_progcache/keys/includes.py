@@ -22,7 +22,8 @@ import re
 from collections.abc import Iterable
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache._util.fields import NamedTuple, replace
+from cuda_progcache.keys.folders import Folders
 from cuda_progcache.keys.headers import (
     Header,
     HeaderSet,
@@ -408,14 +409,14 @@ class _Collector:
         self.probe(text, "the source", [("S", 0, "")])
 
     def _judge_paths(self, text: _Text, place: Place | None) -> None:
-        if place is not None and self._is_vendors(place):
+        if place is not None and self.is_vendors(place):
             self._paths = max(self._paths, min(text.paths, PRINTED))
             return
         self._paths = max(self._paths, text.paths)
         self._redefines_printing = self._redefines_printing or text.redefines_printing
         self._columns = self._columns or text.columns
 
-    def _is_vendors(self, place: Place) -> bool:
+    def is_vendors(self, place: Place) -> bool:
         """Whether a place is of CUDA's headers or CCCL's, by its folder and by what else lies there."""
         root, index, rest = place
         folder, _, below = rest.partition("/")
@@ -479,16 +480,51 @@ class _Collector:
         return found
 
 
-def headers_read(
-    base: BaseKey, trace: Trace | None, started_ns: int, contents: dict[str, bytes] | None = None
-) -> HeaderSet:
-    """What a compile that began at ``started_ns`` read; ``uncacheable`` says why where that can't be known.
+def plain_texts(base: BaseKey, headers: HeaderSet) -> tuple[str, ...]:
+    """Of each header the digest of its normal form; its own for the vendor's, which nobody edits."""
+    from cuda_progcache.keys.plain_text import plain_digest
 
-    Where the compiler didn't tell (no ``trace``), the text does, with all that it may have read. ``contents`` takes
-    the bytes by path.
+    collector = _Collector(base.search, 0)
+    found = []
+    for place, digest in headers.headers:
+        content = None if collector.is_vendors(place) else read_file(base.search.absolute(place) or "")
+        same = content is not None and sha256(content).hexdigest() == digest
+        found.append(plain_digest(digest, content) if content is not None and same else digest)
+    return tuple(found)
+
+
+def folders_of(base: BaseKey) -> Folders:
+    """The folders in which a compile that is about to begin looks for headers, as they are now."""
+    if not base.inputs.reads_headers:
+        return Folders.now(())
+    search = base.search
+    return Folders.now((*search.include_dirs, *filter(None, search.pre_included), search.source_dir, search.cwd))
+
+
+def headers_read(
+    base: BaseKey, trace: Trace | None, since: Folders, contents: dict[str, bytes] | None = None
+) -> HeaderSet:
+    """What a compile read; ``uncacheable`` says why where that can't be known.
+
+    Parameters
+    ----------
+    base : BaseKey
+    trace : list of (depth, path) or None
+        None where the compiler didn't tell.
+    since : Folders
+        From :func:`folders_of`, before the compile.
+    contents : dict, optional
+        Takes what was read, by path.
     """
     inputs = base.inputs
-    search = inputs.search_path(base.cwd)
     if trace is None:
-        return scan(inputs.code, inputs.pre_includes, search, started_ns)
-    return header_set(trace, inputs.code, search, started_ns, contents)
+        found = scan(inputs.code, inputs.pre_includes, base.search, since.time_ns)
+    else:
+        found = header_set(trace, inputs.code, base.search, since.time_ns, contents)
+    if found.uncacheable is None and since.steps:
+        # NVRTC itself makes the folder of its bundled headers.
+        places = (header.place for header in found.headers if header.place[0] != "B")
+        below = dict.fromkeys(os.path.dirname(base.search.absolute(place) or "") for place in places)
+        if (moved := since.moved(below)) is not None:
+            return replace(found, uncacheable=f"the folder {moved} was changed while headers were read from there")
+    return found
