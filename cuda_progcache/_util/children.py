@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -29,6 +30,20 @@ def start_module(module: str, **given: Any) -> subprocess.Popen[Any]:
         env={**os.environ, "PYTHONPATH": path},
         **given,
     )
+
+
+def interpreters() -> Iterator[str]:
+    """Interpreters of this very Python, the likeliest first.
+
+    ``sys.executable`` may be empty, or an application that embeds Python, and starting that would do anything.
+    """
+    frozen = getattr(sys, "frozen", False)
+    own = () if frozen else (sys.executable, getattr(sys, "_base_executable", ""))
+    name = "python{}.{}".format(*sys.version_info)
+    beside = (os.path.join(prefix, "bin", name) for prefix in (sys.exec_prefix, sys.base_exec_prefix))
+    for path in dict.fromkeys((*own, *beside)):
+        if path and os.path.basename(path).startswith(("python", "pypy")) and os.access(path, os.X_OK):
+            yield path
 
 
 def end(process: subprocess.Popen[Any]) -> None:
