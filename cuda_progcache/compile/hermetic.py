@@ -19,16 +19,15 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cuda_progcache.compile.diagnostics import CompilerRefusal
-from cuda_progcache.compile.identity import compiler_name, read_headers
 from cuda_progcache.compile.nvrtc import compile_cpp
+from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys import options as opt
-from cuda_progcache.keys.includes import UNKNOWN, Trace, included_names, probed_names
+from cuda_progcache.keys.includes import UNKNOWN, Trace, headers_read, included_names, probed_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.compile.output import Output
     from cuda_progcache.keys.headers import HeaderSet, SearchPath
     from cuda_progcache.keys.schema import BaseKey
 
@@ -72,13 +71,13 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
         If the compiler refuses the program.
     """
     inputs = base.inputs
-    run = functools.partial(compile_cpp, inputs.code, name=compiler_name(inputs), target_type=inputs.target_type)
+    run = functools.partial(compile_cpp, inputs.code, name=inputs.compiler_name, target_type=inputs.target_type)
     reason = "its headers changed again and again while it was being compiled"
     for _ in range(_ATTEMPTS):
         started = time.time_ns()
         front_end = run(flags=inputs.flags, front_end_only=True)
         contents: dict[str, bytes] = {}
-        headers = read_headers(base, front_end, _NEVER_NS, contents)
+        headers = headers_read(base, front_end.trace, _NEVER_NS, contents)
         try:
             if headers.uncacheable:
                 raise _NotHermeticError(headers.uncacheable)
@@ -102,7 +101,7 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
             return output, headers
     started = time.time_ns()
     output = run(flags=inputs.flags, name_expressions=inputs.name_expressions, random_seed=random_seed)
-    headers = read_headers(base, output, started)
+    headers = headers_read(base, output.trace, started)
     return output, replace(headers, uncacheable=headers.uncacheable or f"it can't be compiled hermetically: {reason}")
 
 

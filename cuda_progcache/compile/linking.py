@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import dataclass
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.identity import known_headers
-from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, leases_dir, load, obtain
+from cuda_progcache.compile.lookup import leases_dir, load
+from cuda_progcache.compile.manifests import known_headers
+from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cuda_progcache.compile.diagnostics import LineLookup
-    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.compile.output import Output
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,9 @@ def _link(
     import time
 
     from cuda_progcache.compile.arch import check_arch
-    from cuda_progcache.compile.diagnostics import CompilerRefusal, compile_error
-    from cuda_progcache.compile.nvjitlink import LinkerInput, link
+    from cuda_progcache.compile.diagnostics import compile_error
+    from cuda_progcache.compile.nvjitlink import link
+    from cuda_progcache.compile.output import CompilerRefusal, LinkerInput
 
     check_arch(own.arch)  # nvJitLink ends the whole process over one it doesn't know
     ready = [

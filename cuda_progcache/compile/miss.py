@@ -15,12 +15,15 @@ from cuda_progcache._util.running import asked_by, note_child
 from cuda_progcache.compile import history
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.cubin import resource_usage
-from cuda_progcache.compile.diagnostics import CompilerRefusal, LineLookup, compile_error
-from cuda_progcache.compile.identity import compiler_name, read_headers, remember_headers
-from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, expression_text
+from cuda_progcache.compile.diagnostics import LineLookup, compile_error
+from cuda_progcache.compile.lookup import expression_text
+from cuda_progcache.compile.manifests import remember_headers
+from cuda_progcache.compile.output import CompilerRefusal
+from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import CompileError, InspectError, UncacheableError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
+from cuda_progcache.keys.includes import headers_read
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
@@ -28,12 +31,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.compile.output import Output
 
 
 def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Output:
     """Run the compiler that these inputs are for; raises CompilerRefusal."""
-    name = compiler_name(inputs)
+    name = inputs.compiler_name
     if inputs.code_type == "c++":
         from cuda_progcache.compile.nvrtc import compile_cpp
 
@@ -48,7 +51,8 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
         )
     if inputs.code_type == "ptx":
         from cuda_progcache.compile.arch import check_arch
-        from cuda_progcache.compile.nvjitlink import LinkerInput, link
+        from cuda_progcache.compile.nvjitlink import link
+        from cuda_progcache.compile.output import LinkerInput
 
         check_arch(inputs.arch)  # nvJitLink ends the whole process over one it doesn't know
         return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
@@ -61,7 +65,7 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
 def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup | None) -> CompileError:
     return compile_error(
         refusal,
-        name=compiler_name(inputs),
+        name=inputs.compiler_name,
         code_type=inputs.code_type,
         target_type=inputs.target_type,
         flags=inputs.flags,
@@ -120,7 +124,7 @@ def _compile(base: BaseKey, policy: MissPolicy) -> tuple[Output, HeaderSet]:
             return made
     started = time.time_ns()
     output = _run(inputs, seed)
-    return output, read_headers(base, output, started)
+    return output, headers_read(base, output.trace, started)
 
 
 def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, seconds: float) -> None:
@@ -137,11 +141,10 @@ def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, s
 
 def _keep_failure(base: BaseKey, refusal: CompilerRefusal, started: int, cache: Any, seconds: float) -> None:
     from cuda_progcache.compile import failures
-    from cuda_progcache.compile.nvrtc import Output
 
     headers = NO_HEADERS
     if base.inputs.reads_headers:
-        headers = read_headers(base, Output(b"", refusal.log, trace=refusal.trace), started)
+        headers = headers_read(base, refusal.trace, started)
     failures.remember(base, refusal, headers, cache, seconds)
 
 
@@ -150,7 +153,7 @@ def _tell_refused(inputs: CompileInputs, why: str) -> None:
         events.emit(events.Event("refused", inputs.name, inputs.target_type, inputs.arch, None, (why,)))
 
 
-def compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
+def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
     """Compile with no cache to look into."""
     clock = time.perf_counter()
     try:

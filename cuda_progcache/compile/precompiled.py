@@ -25,15 +25,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from cuda_progcache.compile.diagnostics import CompilerRefusal
-from cuda_progcache.compile.identity import read_headers
+from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
-from cuda_progcache.keys.includes import TRACE
+from cuda_progcache.keys.includes import TRACE, headers_read
 from cuda_progcache.keys.options import LASTING
 from cuda_progcache.keys.source import may_include, whole_words
 
 if TYPE_CHECKING:
-    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.compile.output import Output
     from cuda_progcache.keys.includes import Trace
     from cuda_progcache.keys.schema import BaseKey, CompileInputs
 
@@ -205,7 +204,7 @@ class PrecompiledHeaders:
             # A log may be about the headers, and would be missing from the next compile's.
             if output.pch_status != "created" or output.trace is None or output.log:
                 return None
-            headers = read_headers(base, output, started)
+            headers = headers_read(base, output.trace, started)
             if headers.uncacheable is not None:
                 return None
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

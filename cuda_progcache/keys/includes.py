@@ -35,6 +35,10 @@ from cuda_progcache.keys.headers import (
 )
 from cuda_progcache.keys.source import joined, mentions_file, time_macro, whole_words
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cuda_progcache.keys.schema import BaseKey
+
 #: What an NVRTC offers.
 TRACE, TIME_TRACE, TEXT = "trace", "time-trace", "text"
 
@@ -427,3 +431,18 @@ class _Collector:
                 found = _FOLDER if os.path.isdir(path) else _FILE
             self._kinds[place] = found
         return found
+
+
+def headers_read(
+    base: BaseKey, trace: Trace | None, started_ns: int, contents: dict[str, bytes] | None = None
+) -> HeaderSet:
+    """What a compile that began at ``started_ns`` read; ``uncacheable`` says why where that can't be known.
+
+    Where the compiler didn't tell (no ``trace``), the text does, with all that it may have read. ``contents`` takes
+    the bytes by path.
+    """
+    inputs = base.inputs
+    search = inputs.search_path(base.cwd)
+    if trace is None:
+        return scan(inputs.code, inputs.pre_includes, search, started_ns)
+    return header_set(trace, inputs.code, search, started_ns, contents)

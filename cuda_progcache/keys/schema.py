@@ -147,6 +147,17 @@ class CompileInputs(NamedTuple):
         return self.source.code
 
     @property
+    def compiler_name(self) -> str:
+        """The file name the compiler gets: the program's, or with debug information a stable one from the source.
+
+        The default name would make every program's lines look alike to a debugger or profiler.
+        """
+        options = self.options
+        if self.code_type == "c++" and self.name == opt.DEFAULT_NAME and (options.debug or options.lineinfo):
+            return f"program_{sha256(self.code).hexdigest()[:16]}.cu"
+        return self.name
+
+    @property
     def unrepeatable(self) -> str | None:
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
         if self.code_type != "c++":

@@ -11,11 +11,13 @@ from cuda_progcache._util.fields import replace
 from cuda_progcache._util.running import here
 from cuda_progcache.compile.arch import check_arch, with_arch
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
-from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, look_up, obtain
+from cuda_progcache.compile.lookup import look_up
+from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ArchError, CompileError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
-from cuda_progcache.keys.schema import CompileInputs, normalize
+from cuda_progcache.keys.schema import CompileInputs, base_key, normalize
 from cuda_progcache.keys.toolchain import header_root
 
 TYPE_CHECKING = False
@@ -184,7 +186,7 @@ class CompileService:
         policy = MissPolicy(keep_failures=self.keep_failures)
         done = _naming_archs(options.arch, lambda: obtain(inputs, self.cache, policy=policy))
         if self.hit_check is not None and done.hit:
-            self.hit_check.saw(done, lambda: obtain(inputs), lambda: look_up(inputs, self.cache))
+            self.hit_check.saw(done, lambda: obtain(inputs), lambda: look_up(base_key(inputs), self.cache))
         done.analyse_with(self._analyse)
         if logs is not None and done.log:
             logs.write(done.log)
@@ -396,7 +398,7 @@ class KernelUnit:
     def look_up(self, cache: Any) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""
         if self.inputs is not None:
-            return look_up(self.inputs, cache)
+            return look_up(base_key(self.inputs), cache)
         return look_up_linked(self.link_inputs, self._link_options(), self.target_type, cache)
 
     def _link_options(self) -> LinkerOptions:

@@ -21,7 +21,7 @@ from cuda_progcache import (
     ProgramOptions,
     subscribe,
 )
-from cuda_progcache.compile import history, identity
+from cuda_progcache.compile import history, manifests
 from cuda_progcache.errors import CompileError
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
@@ -225,7 +225,7 @@ def test_a_spared_program_is_still_found(project, cache):
     program = Program('#include "value.h"\n' + SOURCE, "c++", ProgramOptions(arch="sm_80"))
     cache.pin(program.compiled("cubin", cache=cache).digest)
     cache.clear(pinned=False)
-    identity._manifests.clear()  # as in the next process
+    manifests._manifests.clear()  # as in the next process
     assert program.compiled("cubin", cache=cache).hit
 
 
@@ -249,8 +249,8 @@ def test_of_ever_new_program_names_some_thousands_are_remembered(cache, monkeypa
 
 
 def test_header_manifests_go_when_their_entries_have_gone(project, cache, monkeypatch):
-    monkeypatch.setattr(identity, "_FEW", 3)
-    monkeypatch.setattr(identity, "_LOOKED_AT", 5)
+    monkeypatch.setattr(manifests, "_FEW", 3)
+    monkeypatch.setattr(manifests, "_LOOKED_AT", 5)
     source, options = '#include "cfg.cuh"\n' + SOURCE, ProgramOptions(arch="sm_80", name="k.cu")
     project("cfg.cuh", "#define A 1")
     first = Program(source, "c++", options).compiled("cubin", cache=cache)
@@ -267,5 +267,5 @@ def test_header_manifests_go_when_their_entries_have_gone(project, cache, monkey
     project("cfg.cuh", "#define A 2")
     assert not Program(source, "c++", options).compiled("cubin", cache=cache).hit
     assert {path.name for path in manifest.parent.iterdir()} == {manifest.name, "living", "on its way"}
-    identity._manifests.clear()  # as in a new process
+    manifests._manifests.clear()  # as in a new process
     assert Program(source, "c++", options).compiled("cubin", cache=cache).hit
