@@ -51,6 +51,6 @@ def check_arch(arch: str) -> None:
 
 
 def _supported() -> list[str]:
-    from cuda_progcache.compile.nvrtc import supported_archs
+    from cuda_progcache.compile.compilers import supported_archs
 
     return [f"sm_{n}" for n in supported_archs()]

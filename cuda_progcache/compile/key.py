@@ -126,7 +126,7 @@ def make_program_cache_key(
 
 
 def _trace_headers(base: BaseKey) -> HeaderSet:
-    from cuda_progcache.compile.nvrtc import compile_cpp
+    from cuda_progcache.compile.compilers import compile_cpp
     from cuda_progcache.compile.output import CompilerRefusal
 
     inputs = base.inputs

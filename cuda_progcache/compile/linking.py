@@ -116,7 +116,7 @@ def obtain_linked(
         output, duration = _link(own, inputs, parts)
         record = make_record(own, key, output, duration, kernel)
         record["inputs"] = [_linked(item, part) for item, part in zip(inputs, parts, strict=True)]
-        return publish(own, key, output, record, cache, toolchain.trouble("ptx", key.toolchain))
+        return publish(own, key, output, record, cache, output.unkept or toolchain.trouble("ptx", key.toolchain))
 
     return fly(key.digest.hex(), leases_dir(cache), link_and_publish, lambda: load(key, own, cache, again=True))
 
@@ -180,7 +180,7 @@ def _link(
 
     from cuda_progcache.compile.arch import check_arch
     from cuda_progcache.compile.diagnostics import compile_error
-    from cuda_progcache.compile.nvjitlink import link
+    from cuda_progcache.compile.compilers import link
     from cuda_progcache.compile.output import CompilerRefusal, LinkerInput
 
     check_arch(own.arch)  # nvJitLink ends the whole process over one it doesn't know

@@ -68,7 +68,7 @@ def obtain(
         (a ``ValueError``) with a cache, for options that a hit couldn't honour.
     """
     if inputs.target_type == "ltoir" and inputs.code_type == "nvvm":
-        from cuda_progcache.compile.nvvm import warn_of_dropped_kernels
+        from cuda_progcache.compile.nvvm_ir import warn_of_dropped_kernels
 
         warn_of_dropped_kernels(inputs)
     if cache is None:
