@@ -5,19 +5,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cuda_progcache.errors import ArchError, ToolchainError
+from cuda_progcache.keys.arch import Arch
 from cuda_progcache.keys.schema import SCHEMA
 from cuda_progcache.keys.toolchain import toolchain
 
-_ARCH = re.compile(r"(?:sm|compute|lto)_(\d+)([af]?)")
-#: Integrated GPUs: binary compatibility between them and discrete ones isn't given (CUDA C++ Programming Guide,
-#: "Binary Compatibility").
-_INTEGRATED = {53, 62, 72, 87, 101, 110}
 _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
 
 
@@ -73,9 +69,7 @@ def this_host(archs: Iterable[str] | None = None) -> Host:
     ArchError
         One of ``archs`` isn't an architecture.
     """
-    asked = tuple(device_archs() if archs is None else archs)
-    for arch in asked:
-        _parse(arch)
+    asked = tuple(device_archs() if archs is None else [str(Arch.parse(arch)) for arch in archs])
     tools: dict[str, set[str]] = {}
     for code_type, libdevice in (("c++", False), ("ptx", False), ("nvvm", True)):
         try:
@@ -175,15 +169,8 @@ def check_record(digest: str, record: Mapping[str, Any], host: Host) -> EntryChe
     return EntryCheck(digest, name, target, arch, not reasons, tuple(dict.fromkeys(reasons)))
 
 
-def _parse(arch: str) -> tuple[int, str]:
-    match = _ARCH.fullmatch(arch)
-    if match is None:
-        raise ArchError(f"{arch!r} is no architecture; one is written like sm_90")
-    return int(match[1]), match[2]
-
-
 def runs_on(arch: str, target_type: str, device: str) -> bool:
-    """Whether a program for ``arch`` can run on a device, compiled further where it isn't binary yet.
+    """Whether a program for ``arch`` can run on a device, compiled further where it isn't machine code yet.
 
     Parameters
     ----------
@@ -192,14 +179,6 @@ def runs_on(arch: str, target_type: str, device: str) -> bool:
     target_type : {"cubin", "ptx", "ltoir"}
     """
     try:
-        (made, kind), (here, _) = _parse(arch), _parse(device)
+        return Arch.parse(arch).runs_on(target_type, Arch.parse(device))
     except ArchError:
         return False
-    if kind == "a":
-        return made == here
-    same_major_and_later = made // 10 == here // 10 and made <= here
-    if kind == "f":
-        return same_major_and_later
-    if target_type in {"ptx", "ltoir"}:
-        return made <= here
-    return made == here or (same_major_and_later and not {made, here} & _INTEGRATED)

@@ -10,14 +10,16 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.errors import ArchError, KernelNotFoundError, ProgCacheError
 from cuda_progcache.memo.steps import PrewarmRun
 from cuda_progcache.service.batch import Answer, Job, compile_batch
+from cuda_progcache.service.kernel_unit import KernelUnit
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cuda_progcache.service.compile_service import CompileService
+    from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel
 
 Progress = Callable[["PrewarmItem", int, int], None]
@@ -144,8 +146,8 @@ class PrewarmReport:
 
 
 def prewarm(
-    service: CompileService,
-    library: KernelLibrary | str | os.PathLike[str] | None = None,
+    compiler: CachedCompiler,
+    library: KernelLibrary,
     *,
     archs: Iterable[str],
     jobs: int | None = None,
@@ -153,28 +155,20 @@ def prewarm(
     on_progress: Progress | None = None,
     on_start: Progress | None = None,
 ) -> PrewarmReport:
-    """Compile a library's variants into a service's cache (see :meth:`CompileService.prewarm`)."""
-    from cuda_progcache.service.compile_service import CompileService, require_arch
-    from cuda_progcache.service.manifest import KernelLibrary
-
+    """Compile a library's variants into a cache (see :meth:`CompileService.prewarm`)."""
     since, started = time.time(), time.perf_counter()
-    if library is not None:
-        opened = library if isinstance(library, KernelLibrary) else KernelLibrary(library)
-        service = CompileService(
-            service.cache, library=opened, header_policy=service.header_policy, keep_failures=service.keep_failures
-        )
     archs = tuple(dict.fromkeys(archs))
     if not archs:
         raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
     for arch in archs:
-        require_arch(arch)
+        known_arch(arch)
     jobs = jobs if jobs is not None else os.cpu_count() or 1
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     chosen = None if kernels is None else tuple(dict.fromkeys(kernels))
-    specs = list(service.library) if chosen is None else [service.library[name] for name in chosen]
+    specs = list(library) if chosen is None else [library[name] for name in chosen]
     if not specs:
-        raise KernelNotFoundError(f"{service.library.manifest} has no kernel to prewarm")
+        raise KernelNotFoundError(f"{library.manifest} has no kernel to prewarm")
 
     total = sum(len(spec.variants or ({},)) for spec in specs) * len(archs)
     items: dict[int, PrewarmItem] = {}
@@ -191,17 +185,17 @@ def prewarm(
     def ended(job: Job, answer: Answer) -> None:
         finished(job.index, _item(job, answer))
 
-    run = PrewarmRun(_digest_of(service.library.manifest), archs, chosen or ())
+    run = PrewarmRun(_digest_of(library.manifest), archs, chosen or ())
     with run.running():
-        missing = _look_up(service, specs, archs, finished)
+        missing = _look_up(compiler, library, specs, archs, finished)
         if missing:
-            compile_batch(service, missing, min(jobs, len(missing)), began, ended)
+            compile_batch(compiler, library, missing, min(jobs, len(missing)), began, ended)
     seconds = time.perf_counter() - started
-    key = None if service._steps is None else str(run.key)
+    key = None if compiler.steps is None else str(run.key)
     report = PrewarmReport(tuple(items[i] for i in range(total)), archs, seconds, jobs, key)
-    if service._steps is not None:
+    if compiler.steps is not None:
         told = {name: value for name, value in report.to_dict().items() if name not in {"items", "archs", "call"}}
-        run.record(service._steps, told, [item.digest for item in report.items if item.digest], since)
+        run.record(compiler.steps, told, [item.digest for item in report.items if item.digest], since)
     return report
 
 
@@ -213,21 +207,20 @@ def _digest_of(manifest: Path) -> str:
 
 
 def _look_up(
-    service: CompileService,
+    compiler: CachedCompiler,
+    library: KernelLibrary,
     specs: Iterable[KernelSpec],
     archs: tuple[str, ...],
     finished: Callable[[int, PrewarmItem], None],
 ) -> list[Job]:
     """Report what is there already (no compiler is loaded for that); return what isn't."""
-    from cuda_progcache.service.compile_service import KernelUnit
-
     missing: list[Job] = []
     index = 0
     for spec in specs:
         for variant in spec.variants or ({},):
             rendered: RenderedKernel | ProgCacheError
             try:
-                rendered = service.library.render(spec.name, **variant)
+                rendered = library.render(spec.name, **variant)
             except ProgCacheError as error:
                 rendered = error
             for arch in archs:
@@ -237,8 +230,8 @@ def _look_up(
                     continue
                 started = time.perf_counter()
                 try:
-                    unit = KernelUnit(rendered, arch, header_policy=service.header_policy)
-                    found = unit.look_up(service.cache)
+                    unit = KernelUnit(rendered, arch, header_policy=compiler.header_policy)
+                    found = unit.look_up(compiler.cache)
                 except ArchError as error:
                     finished(index, PrewarmItem(spec.name, dict(variant), arch, "skipped", error=str(error)))
                 except ProgCacheError as error:

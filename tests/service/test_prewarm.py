@@ -143,7 +143,7 @@ def test_what_could_not_be_stored_is_a_failure(service, library_dir):
 
 
 def test_worker_protocol(service):
-    worker = Worker({"cache": service.cache.settings, "library": service.library.settings})
+    worker = Worker({"compiler": {"cache": service.cache.settings}, "library": service.library.settings})
     try:
         answer = worker.run({"kernel": "fill", "variant": {}, "arch": "sm_80"})
         assert (answer["hit"], len(answer["digest"])) == (False, 64)
