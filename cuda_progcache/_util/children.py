@@ -6,17 +6,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def start_module(module: str, **given: Any) -> subprocess.Popen[Any]:
+def start_module(module: str, env: Mapping[str, str] | None = None, **given: Any) -> subprocess.Popen[Any]:
     """Run a module of this package in a new process, with pipes for its input and its output.
 
     Parameters
     ----------
     module : str
         ``python -m`` of it.
+    env : mapping, optional
+        Its environment; None: this process's.
     **given
         For ``subprocess.Popen``.
     """
@@ -24,10 +26,10 @@ def start_module(module: str, **given: Any) -> subprocess.Popen[Any]:
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         # -P: else a json.py in the working directory would be imported in place of Python's own.
-        [sys.executable, "-P", "-m", module],
+        [next(interpreters(), sys.executable), "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**(os.environ if env is None else env), "PYTHONPATH": path},
         **given,
     )
 

@@ -3,14 +3,14 @@
 
 A job and its answer are dictionaries, marshalled, each behind its length in 8 bytes. Jobs come on stdin, answers go
 out on stdout. The process ends as soon as stdin is closed, in the middle of a compile too, so it never outlives the
-one that started it; and when no job has come for :data:`IDLE_SECONDS`.
+one that started it; and when no job has come for a while.
 
 Little is imported here: the interpreter is started without ``site`` and loads a compiler 20 ms later.
 """
 
 from __future__ import annotations
 
-import _signal  # signal would import enum, which takes as long as all else here
+import _signal  # type: ignore[import-not-found]  # signal would import enum, which takes as long as all else here
 import _thread
 import marshal
 import os
@@ -23,9 +23,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-
-#: Seconds without a job after which a compiler process ends.
-IDLE_SECONDS = 60.0
 
 #: What a compiler process says first, so that nothing else is taken for one.
 GREETING = f"cuda_progcache {sys.version}"
@@ -114,8 +111,8 @@ def _read(descriptor: int, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def main() -> None:
-    """Do what stdin asks for until it is closed."""
+def main(patience: float) -> None:
+    """Do what stdin asks for until it is closed, or silent for so many seconds."""
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the one who asked decides
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers
@@ -123,7 +120,7 @@ def main() -> None:
     _thread.start_new_thread(_end_with_caller, ())
     jobs = select.poll()
     jobs.register(0, select.POLLIN)
-    while jobs.poll(IDLE_SECONDS * 1000):
+    while jobs.poll(patience * 1000):
         try:
             job = receive(0)
             _move(job["cwd"], job["pwd"])

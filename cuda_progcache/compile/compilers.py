@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NO_HEADERS: Mapping[str, bytes] = MappingProxyType({})
-_PARSERS: dict[str, Callable[[str], Trace | None]] = {
-    TRACE: lambda text: parse_trace(text),
-    TIME_TRACE: lambda text: parse_time_trace(text),
-}
 
 #: How each build of NVRTC tells what it includes, as far as this process knows.
 include_sources: dict[str, str] = {}
@@ -162,7 +158,10 @@ def _compile_cpp(
     }
 
     def trace(told: bytes | None) -> Trace | None:
-        return None if told is None else _PARSERS[source](told.decode("utf-8", "surrogateescape"))
+        if told is None:
+            return None
+        text = told.decode("utf-8", "surrogateescape")
+        return parse_trace(text) if source == TRACE else parse_time_trace(text)
 
     made, unkept = _run("nvrtc", "c++", given, flags, name, trace)
     symbols = dict(zip(name_expressions, made["symbols"], strict=False))

@@ -179,8 +179,8 @@ def _link(
     import time
 
     from cuda_progcache.compile.arch import check_arch
-    from cuda_progcache.compile.diagnostics import compile_error
     from cuda_progcache.compile.compilers import link
+    from cuda_progcache.compile.diagnostics import compile_error
     from cuda_progcache.compile.output import CompilerRefusal, LinkerInput
 
     check_arch(own.arch)  # nvJitLink ends the whole process over one it doesn't know

@@ -66,7 +66,6 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
 
 
 def _include_source_path(manifest_path: str) -> str:
-    from cuda_progcache.compile import compilers
 
     return os.path.join(os.path.dirname(os.path.dirname(manifest_path)), f"nvrtc-{toolchain.build('c++')[:32]}")
 

@@ -53,9 +53,7 @@ class NvJitLink(Library):
         versioned = [f"__{name}_12_{minor}" for name in names for minor in range(10)]
         return super().function(*names, *versioned)
 
-    def link(
-        self, inputs: Sequence[tuple[bytes, str, str]], flags: Sequence[str], target_type: str
-    ) -> dict[str, Any]:
+    def link(self, inputs: Sequence[tuple[bytes, str, str]], flags: Sequence[str], target_type: str) -> dict[str, Any]:
         """Link.
 
         Parameters

@@ -14,11 +14,12 @@ There are at most as many as CPUs. Each ends with the caller, and when it has ha
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cuda_progcache._util.children import interpreters
 from cuda_progcache._util.fields import NamedTuple
@@ -30,10 +31,29 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_SERVE = "import sys; sys.path.append(sys.argv[1]); from cuda_progcache.compile.compiler_process import main; main()"
+#: Seconds without a job after which a compiler process ends.
+PATIENCE = 60.0
+_SERVE = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from cuda_progcache.compile.compiler_process import main; main(float(sys.argv[2]))"
+)
 #: Variables that the loader, the C library and temporary files need. The compilers get these, those that are in the
 #: key, and no others: what isn't known to reach an output can't.
 _NEEDED = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LD_LIBRARY_PATH", "PATH", "TEMP", "TMP", "TMPDIR")
+
+
+def environment(variables: Iterable[str] | None = None) -> dict[str, str]:
+    """The environment of a compiler process.
+
+    Parameters
+    ----------
+    variables : iterable of str, optional
+        ``NAME=value`` of those that reach what compilers make; None: as they are set now.
+    """
+    found = {name: os.environ[name] for name in _NEEDED if name in os.environ}
+    for variable in toolchain.environment() if variables is None else variables:
+        name, _, found[name] = variable.partition("=")
+    return found
 
 
 class NoProcessError(Exception):
@@ -63,11 +83,11 @@ class _Process:
         self._greeted = False
         self._popen = subprocess.Popen(
             # -I -S: neither variables nor site-packages, nor a json.py in the working directory, bring it modules.
-            [executable, "-I", "-S", "-c", _SERVE, _root()],
+            [executable, "-I", "-S", "-c", _SERVE, _root(), str(PATIENCE)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,  # a forked child may close what nothing is buffered for
-            env=_environment(kind),
+            env=environment(kind.variables),
             cwd=os.sep,
         )
 
@@ -109,10 +129,8 @@ class _Process:
 
     def died(self) -> str:
         """Wait for one whose pipe is closed; says how it ended."""
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # else it closed its pipe, and lives: it ends now
             self._popen.wait(10)
-        except subprocess.TimeoutExpired:
-            pass  # it closed its pipe, and lives: it ends now
         return self.end()
 
     def forget(self) -> None:
@@ -260,7 +278,7 @@ def _start(kind: Kind) -> _Process:
                 _interpreter.append(executable)
             return process
         except (OSError, EOFError) as error:
-            why = f"{executable}: {error or 'it ended at once'}"
+            why = f"{executable}: {str(error) or 'it ended at once'}"
             if process is not None:
                 process.end()
         except BaseException:
@@ -268,12 +286,6 @@ def _start(kind: Kind) -> _Process:
                 process.end()
             raise
     raise NoProcessError(why)
-
-
-def _environment(kind: Kind) -> dict[str, str]:
-    given = {name: os.environ[name] for name in _NEEDED if name in os.environ}
-    given.update(variable.split("=", 1) for variable in kind.variables)
-    return given
 
 
 def _root() -> str:

@@ -58,7 +58,9 @@ def shared_prefix(inputs: CompileInputs) -> bytes | None:
     bytes or None
         None where a PCH can't be used for it.
     """
-    if inputs.code_type != "c++" or any(flag.startswith(_UNFIT) for flag in inputs.flags) or lasting("nvrtc", inputs.flags):
+    if inputs.code_type != "c++" or any(flag.startswith(_UNFIT) for flag in inputs.flags):
+        return None
+    if lasting("nvrtc", inputs.flags):
         return None
     code = inputs.code
     directives = []

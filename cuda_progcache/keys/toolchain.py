@@ -134,14 +134,14 @@ def _search(rel_dirs: tuple[str, ...], names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _mapped(sonames: tuple[str, ...]) -> str | None:
-    """Path of a library that is mapped into this process; None where there is none, or no ``/proc``."""
+def _mappings() -> list[str]:
+    """Paths of the files that are mapped into this process; empty where there is no ``/proc``."""
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-            paths = (fields[5] for line in maps if len(fields := line.rstrip("\n").split(maxsplit=5)) == 6)
-            return next((path for path in paths if os.path.basename(path).startswith(sonames)), None)
+            fields = (line.rstrip("\n").split(maxsplit=5) for line in maps)
+            return [f[5] for f in fields if len(f) == 6]
     except OSError:
-        return None
+        return []
 
 
 def environment() -> tuple[str, ...]:
@@ -190,7 +190,7 @@ def load(name: str) -> str:
     from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 
     try:
-        path = load_nvidia_dynamic_lib(name).abs_path
+        path: str | None = load_nvidia_dynamic_lib(name).abs_path
     except DynamicLibNotFoundError as error:
         raise ToolchainError(
             f"the compiler library {name} was not found: `pip install {_LIBRARIES[name].wheel}` brings it ({error})"
@@ -255,7 +255,7 @@ def _driver() -> str | None:
         ctypes.CDLL(_DRIVER)
     except OSError:
         return None
-    return _mapped((_DRIVER, "libcuda.so."))
+    return next((path for path in _mappings() if os.path.basename(path).startswith("libcuda.so.")), None)
 
 
 def _driver_files() -> Iterator[tuple[str, str]]:
