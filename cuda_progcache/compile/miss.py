@@ -243,7 +243,7 @@ def publish(
                 reason = f"the cache couldn't store it: {error}"
     stored = reason is None
     if stored and ours:
-        history.note(cache, inputs.name, digest)
+        history.note(cache, record, digest)
         note_child(digest)
     if events.wanted("miss"):
         about = (inputs.name, inputs.target_type, inputs.arch)

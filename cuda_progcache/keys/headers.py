@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # A file whose time stamp is this young may be written again without its stat moving; it is read again next time.
 # 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
 _STAMP_RESOLUTION_NS = 2_000_000_000
-_MANIFEST_FORMAT = 2
+_MANIFEST_FORMAT = 3
 _MAX_SETS = 16
 
 Stamp = tuple[int, int, int, int, int]
@@ -99,8 +99,9 @@ class HeaderSet:
         Paths that must not exist / must exist for the set to hold.
     probes : tuple of str
         What each ``__has_include`` in what was read comes to: ``"<extra.h> in value.h: there"``, or ``missing``.
-    mentions_file : bool
-        Whether ``__FILE__`` occurs in one of them: then their paths may reach the output.
+    mentions_file : int
+        What they and the source say about paths, as :func:`cuda_progcache.keys.include_text.path_macros`: ``NO_PATH``;
+        ``PRINTED``: a path that reaches the output can be seen there; ``FOLDED``: it may reach it as other bytes.
     uncacheable : str or None
         Why a compile that reads these can't be cached; None if it can.
     stamps : tuple of (Stamp or None)
@@ -112,7 +113,7 @@ class HeaderSet:
     absent: tuple[Place, ...] = ()
     present: tuple[Place, ...] = ()
     probes: tuple[str, ...] = ()
-    mentions_file: bool = False
+    mentions_file: int = 0
     uncacheable: str | None = None
     stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
     entry: str = field(default="", repr=False, compare=False)
@@ -143,7 +144,7 @@ class HeaderSet:
             absent=tuple(_place(p) for p in data["absent"]),
             present=tuple(_place(p) for p in data["present"]),
             probes=tuple(map(str, data["probes"])),
-            mentions_file=bool(data["mentions_file"]),
+            mentions_file=int(data["mentions_file"]),
             stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
             entry=str(data.get("entry", "")),
         )

@@ -57,9 +57,10 @@ _LIBRARIES = {
     "nvvm": _Library(("libnvvm.so.4", "libnvvm.so"), ("nvidia/cu13/lib", "nvidia/cuda_nvcc/nvvm/lib64"), "nvidia-nvvm"),
 }
 _LIBDEVICE_DIRS = ("nvidia/cu13/nvvm/libdevice", "nvidia/cuda_nvcc/nvvm/libdevice")
+#: Wheel folders, a header that is there, and the name by which ``cuda.pathfinder`` knows them.
 _HEADER_DIRS = {
-    "cuda": (("nvidia/cu13/include", "nvidia/cuda_runtime/include"), "cuda_fp16.h"),
-    "cccl": (("nvidia/cu13/include/cccl", "nvidia/cuda_cccl/include"), "cub/version.cuh"),
+    "cuda": (("nvidia/cu13/include", "nvidia/cuda_runtime/include"), "cuda_fp16.h", "cudart"),
+    "cccl": (("nvidia/cu13/include/cccl", "nvidia/cuda_cccl/include"), "cub/version.cuh", "cccl"),
 }
 
 # elf(5): p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
@@ -431,29 +432,54 @@ def header_root(name: str) -> str:
     Returns
     -------
     str
-        Absolute path: from the wheels, conda, or ``CUDA_PATH`` / ``CUDA_HOME``.
+        Absolute path: from the wheels, conda, ``CUDA_PATH`` or ``CUDA_HOME``, or a toolkit that ``cuda.pathfinder``
+        finds.
 
     Raises
     ------
     ToolchainError
-        If it is nowhere; the message names the extra to install.
+        If it is nowhere; the message names the places and the extra to install.
     """
-    rel_dirs, probe = _HEADER_DIRS[name]
-    found = _search(rel_dirs, (probe,))
-    if found is None:
-        roots = [os.environ.get(variable) for variable in ("CONDA_PREFIX", "CUDA_PATH", "CUDA_HOME")]
-        tails = ("include/cccl", "include") if name == "cccl" else ("include",)
-        candidates = (
-            os.path.join(root, sub, tail, probe)
-            for root in roots
-            if root
-            for sub in ("targets/x86_64-linux", "")
-            for tail in tails
-        )
-        found = next((path for path in candidates if os.path.isfile(path)), None)
-    if found is None:
-        raise ToolchainError(
-            f"the {name} headers were not found (looked for {probe} in the wheels, CONDA_PREFIX, CUDA_PATH and "
-            f"CUDA_HOME): install them with `pip install 'cuda-progcache[headers]'`"
-        )
-    return found[: -len(probe) - 1]
+    wheel_dirs, probe, known_as = _HEADER_DIRS[name]
+    found = _search(wheel_dirs, (probe,))
+    if found is not None:
+        return found[: -len(probe) - 1]
+    looked = [f"the wheels in {', '.join(package_dirs())}"]
+    for variable in ("CONDA_PREFIX", "CUDA_PATH", "CUDA_HOME"):
+        root = os.environ.get(variable)
+        if (folder := _include_dir(root, name, probe)) is not None:
+            return folder
+        looked.append(f"{variable} ({root or 'not set'})")
+    if (folder := _by_pathfinder(known_as, name, probe)) is not None:
+        return folder
+    raise ToolchainError(
+        f"the {name} headers were not found: there is no {probe} in {', '.join(looked)}, nor in a CUDA toolkit that "
+        f"cuda.pathfinder finds. Install them with `pip install 'cuda-progcache[headers]'`, or set CUDA_HOME to a "
+        f"toolkit's folder."
+    )
+
+
+def _include_dir(root: str | None, name: str, probe: str) -> str | None:
+    """The folder of a toolkit's headers, of which ``probe`` is one; None where it isn't there."""
+    tails = ("include/cccl", "include") if name == "cccl" else ("include",)
+    for target in ("targets/x86_64-linux", "targets/sbsa-linux", "") if root else ():
+        for tail in tails:
+            folder = os.path.join(root or "", target, tail)
+            if os.path.isfile(os.path.join(folder, probe)):
+                return folder
+    return None
+
+
+def _by_pathfinder(known_as: str, name: str, probe: str) -> str | None:
+    """What ``cuda.pathfinder`` finds: it asks the system's loader for the toolkit, too."""
+    from cuda import pathfinder
+
+    try:
+        folder: str | None = pathfinder.find_nvidia_header_directory(known_as)
+    except (RuntimeError, AttributeError):  # an older one, which doesn't know these headers
+        return None
+    if folder is None:
+        return None
+    if os.path.isfile(os.path.join(folder, probe)):
+        return folder
+    return _include_dir(os.path.dirname(folder), name, probe)

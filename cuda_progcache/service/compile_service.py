@@ -46,6 +46,8 @@ class CompileService:
         Share of the hits (0 to 1; 0.01 is one of a hundred) that are compiled again in the background and compared. One
         that differs is moved to the quarantine, with a warning and a ``mismatch`` event. It loads the compiler, and
         takes a core for as long as a compile.
+    include_path : sequence of str or path
+        Folders in which the headers of library kernels are looked for, before those that the manifest names.
 
     Notes
     -----
@@ -60,8 +62,9 @@ class CompileService:
         header_policy: HeaderPolicy = CHECK_EACH_TIME,
         keep_failures: float = 0.0,
         verify_rate: float = 0.0,
+        include_path: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        self._compiler = CachedCompiler(cache, header_policy, keep_failures, verify_rate)
+        self._compiler = CachedCompiler(cache, header_policy, keep_failures, verify_rate, include_path)
         self._given_library = library
 
     @property
@@ -197,14 +200,12 @@ class CompileService:
         CompileError
             If the compiler refuses what was rendered; diagnostics name the template's line.
         """
-        from cuda_progcache.service.kernel_unit import KernelUnit
-
         rendered = self.library.render(name, **params)
+        compiler = self._compiler
         if not isinstance(arch, list | tuple):
-            return self._compiler.compile_kernel(KernelUnit(rendered, arch, target_type, self.header_policy))
-        units = {one: KernelUnit(rendered, one, target_type, self.header_policy) for one in arch}
-        compile_ = self._compiler.compile_kernel
-        return _side_by_side({one: functools.partial(compile_, unit) for one, unit in units.items()})
+            return compiler.compile_kernel(compiler.unit(rendered, arch, target_type))
+        units = {one: compiler.unit(rendered, one, target_type) for one in arch}
+        return _side_by_side({one: functools.partial(compiler.compile_kernel, unit) for one, unit in units.items()})
 
     def explain(self, digest: str) -> tuple[str, ...]:
         """Say why an entry had to be compiled: what differs from the nearest compile before it.

@@ -77,6 +77,8 @@ class Worker:
         for name, value in job["variant"].items():
             command += ["-p", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
         command += ["--manifest", self._setup["library"]["path"]]
+        for folder in self._setup["compiler"].get("include_path") or ():
+            command += ["-I", folder]
         command += ["--cache-dir", self._setup["compiler"]["cache"]["path"]]
         return shlex.join(command)
 
@@ -101,6 +103,11 @@ def _environment() -> dict[str, str]:
     return environment() | {name: value for name, value in os.environ.items() if name.startswith(_ITS_OWN)}
 
 
+def trouble(error: Exception) -> str:
+    """What went wrong with a job; of an error that isn't ours also the kind, which its message may not tell."""
+    return str(error) if isinstance(error, ProgCacheError) else f"{type(error).__name__}: {error}"
+
+
 class WorkerDiedError(ProgCacheError, RuntimeError):
     """A worker process ended in the middle of a job."""
 
@@ -118,7 +125,6 @@ def main() -> None:
     from cuda_progcache.compile import compilers
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.service.cached_compiler import CachedCompiler
-    from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import KernelLibrary
 
     compilers.compiles_itself = True
@@ -136,7 +142,7 @@ def main() -> None:
         used = precompiled.used
         try:
             rendered = library.render(job["kernel"], **job["variant"])
-            unit = KernelUnit(rendered, job["arch"], header_policy=compiler.header_policy)
+            unit = compiler.unit(rendered, job["arch"])
             done = compiler.compile_kernel(unit, precompiled if job.get("precompile") else None)
             answer: dict[str, Any] = {
                 "hit": done.hit,
@@ -146,8 +152,8 @@ def main() -> None:
                 "duration": done.record.get("duration"),
                 "precompiled": precompiled.used > used,
             }
-        except ProgCacheError as error:
-            answer = {"error": str(error)}
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the next one is waiting
+            answer = {"error": trouble(error)}
         answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started
         answers.write(json.dumps(answer) + "\n")

@@ -236,3 +236,16 @@ def test_stats_tell_what_all_processes_counted(cli, cli_json, kept, process):
     assert (counted["hits"], counted["misses"], counted["stored"]) == (3, 1, 3)
     assert process("stats").returncode == 0
     assert cli_json("stats")["all_time"] == counted  # looking isn't looking up
+
+
+def test_an_export_of_nothing_is_refused(cli, kept, tmp_path):
+    """A misspelt name or architecture is no empty bundle, and doesn't replace the one that is there."""
+    bundle = tmp_path / "bundle.tar"
+    bundle.write_bytes(b"an older one")
+    for arguments, words in (
+        (["--kernel", "saxpi.cu"], "saxpy.cu"),
+        (["--kernel", "saxpy*", "--kernel", "nothing*"], "nothing*"),
+        (["--arch", "sm_99"], "sm_99"),
+    ):
+        assert words in cli("export", bundle, *arguments, code=5).stderr
+        assert bundle.read_bytes() == b"an older one"

@@ -116,28 +116,25 @@ def run(code, *arguments, check=True, **given):
 
 def test_whatever_else_the_process_compiles(tmp_path):
     """cuda.core's own debug compile, and another NVRTC for everybody to see, before ours in one process."""
-    code = (
-        """
+    code = """
         import ctypes, json, os, sys
-        nvrtc, poison = sys.argv[1:]
+        nvrtc, poison, source = sys.argv[1:]
         if poison == "True":
             ctypes.CDLL(nvrtc, ctypes.RTLD_GLOBAL)
             import cuda.core
             for options in ({"debug": True}, {"restrict": True}, {"ofast_compile": "max"}):
-                source = 'extern "C" __global__ void w(int *a) { a[0] = 1; }'
-                cuda.core.Program(source, "c++", cuda.core.ProgramOptions(arch="sm_120", **options)).compile("cubin")
+                other = 'extern "C" __global__ void w(int *a) { a[0] = 1; }'
+                cuda.core.Program(other, "c++", cuda.core.ProgramOptions(arch="sm_120", **options)).compile("cubin")
         from cuda_progcache import InMemoryProgramCache, Program, ProgramOptions
         cache = InMemoryProgramCache()
-        program = Program(%r, "c++", ProgramOptions(arch="sm_120", name="k.cu"))
+        program = Program(source, "c++", ProgramOptions(arch="sm_120", name="k.cu"))
         done = [program.compiled("cubin", cache=cache) for _ in range(2)]
         print(json.dumps([done[0].reason, done[1].hit, done[1].data.hex()]))
     """
-        % SOURCE
-    )
     for tool in toolchain.toolchain("c++"):
         shutil.copy(tool.path, tmp_path)
     other = tmp_path / os.path.basename(toolchain.locate("nvrtc"))
-    clean, poisoned = (json.loads(run(code, other, poison, env=WITHOUT_WARNINGS)) for poison in (False, True))
+    clean, poisoned = (json.loads(run(code, other, poison, SOURCE, env=WITHOUT_WARNINGS)) for poison in (False, True))
     assert clean[:2] == [None, True]
     assert poisoned == clean
 

@@ -58,7 +58,6 @@ def assert_alike(made, expected):
         {"target_type": "ptx"},
         {"target_type": "ltoir"},
         {"lineinfo": True, "name": "some/where.cu"},
-        {"debug": True},
         {"relocatable_device_code": True, "std": "c++20"},
     ],
     ids=str,
@@ -235,7 +234,9 @@ def test_prefix(source, prefix):
     assert shared_prefix(inputs_of(source)) == prefix
 
 
-@pytest.mark.parametrize("option", [{"pre_include": "a.h"}, {"pch": True}, {"fdevice_syntax_only": True}], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"pre_include": "a.h"}, {"pch": True}, {"debug": True}, {"fdevice_syntax_only": True}], ids=str
+)
 def test_options_without_a_prefix(option):
     assert shared_prefix(inputs_of("#include <a.h>\nint x;", **option)) is None
 
