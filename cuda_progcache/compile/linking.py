@@ -131,8 +131,17 @@ def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
 def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
     """What :func:`obtain_linked` would take from the cache, without compiling or linking; None is a miss."""
     own = _link_step(inputs, options, target_type)
-    key = _link_key(own, inputs, cache)
-    return load(key, own, cache) if key is not None else None
+
+    def look(again: bool = False) -> CompiledProgram | None:  # noqa: FBT001, FBT002 - as it is called
+        key = _link_key(own, inputs, cache)
+        return None if key is None else load(key, own, cache, again=again)
+
+    try:
+        return look()
+    except toolchain.NotInstalledError:
+        from cuda_progcache.compile.toolchains import without_compiler
+
+        return without_compiler(cache, look)
 
 
 def _link_step(inputs: Sequence[LinkInput], options: Any, target_type: str) -> CompileInputs:

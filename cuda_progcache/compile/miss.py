@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from cuda_progcache import events
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.running import asked_by, note_child
-from cuda_progcache.compile import history
+from cuda_progcache.compile import history, toolchains
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.cubin import resource_usage
 from cuda_progcache.compile.diagnostics import LineLookup, compile_error
@@ -244,6 +244,7 @@ def publish(
     stored = reason is None
     if stored and ours:
         history.note(cache, record, digest)
+        toolchains.note(cache, key.toolchain)
         note_child(digest)
     if events.wanted("miss"):
         about = (inputs.name, inputs.target_type, inputs.arch)

@@ -102,6 +102,8 @@ class HeaderSet:
     mentions_file : int
         What they and the source say about paths, as :func:`cuda_progcache.keys.include_text.path_macros`: ``NO_PATH``;
         ``PRINTED``: a path that reaches the output can be seen there; ``FOLDED``: it may reach it as other bytes.
+    columns : bool
+        Whether one of them or the source, the vendor's headers aside, may ask in which column of a line it stands.
     uncacheable : str or None
         Why a compile that reads these can't be cached; None if it can.
     stamps : tuple of (Stamp or None)
@@ -114,6 +116,7 @@ class HeaderSet:
     present: tuple[Place, ...] = ()
     probes: tuple[str, ...] = ()
     mentions_file: int = 0
+    columns: bool = False
     uncacheable: str | None = None
     stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
     entry: str = field(default="", repr=False, compare=False)
@@ -132,6 +135,7 @@ class HeaderSet:
             "present": [list(p) for p in self.present],
             "probes": list(self.probes),
             "mentions_file": self.mentions_file,
+            "columns": self.columns,
             "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
             "entry": self.entry,
         }
@@ -145,6 +149,7 @@ class HeaderSet:
             present=tuple(_place(p) for p in data["present"]),
             probes=tuple(map(str, data["probes"])),
             mentions_file=int(data["mentions_file"]),
+            columns=bool(data["columns"]),
             stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
             entry=str(data.get("entry", "")),
         )

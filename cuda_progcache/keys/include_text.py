@@ -57,12 +57,12 @@ def _lexemes(backslash: bytes, blanks: bytes) -> tuple[re.Pattern[bytes], re.Pat
     return re.compile(
         rb"/%b/%b" % (s, within % (b"", splice, backslash))
         + rb"|/%b\*[^*]*+(?:\*(?!%b/)[^*]*+)*+(?:\*%b/|\Z)" % (s, s, s)
-        + rb'|(?P<raw>"(?:(?<=[^\w]R")|(?<=[^\w][LUu]R")|(?<=[^\w]u8R"))'
+        + rb'|"(?P<raw>(?:(?<=[^\w]R")|(?<=[^\w][LUu]R")|(?<=[^\w]u8R"))'
         + rb'(?P<delimiter>[^()\\\s"]{0,16})\(.*?(?:\)(?P=delimiter)"|\Z))'
-        + rb'|(?P<string>"%b"?)' % (within % (b'"', splice, backslash))
+        + rb'|"(?P<string>%b"?)' % (within % (b'"', splice, backslash))
         # A quote between digits parts them.
-        + rb"|(?P<quote>'(?:(?<=[0-9]')|(?<=[0-9A-Fa-f][A-Fa-f]')|(?<=[xX'][A-Fa-f]'))(?<!\Wu8')(?=\w)"
-        + rb"|'%b'?)" % (within % (b"'", splice, backslash)),
+        + rb"|'(?P<quote>(?:(?<=[0-9]')|(?<=[0-9A-Fa-f][A-Fa-f]')|(?<=[xX'][A-Fa-f]'))(?<!\Wu8')(?=\w)"
+        + rb"|%b'?)" % (within % (b"'", splice, backslash)),
         re.DOTALL,
     ), re.compile(splice)
 
@@ -246,6 +246,14 @@ def _callee(before: list[bytes]) -> bytes:
     if earlier[-1:] == [b"::"] and earlier[-2:-1] != [b"std"] and _WORD.fullmatch(b"".join(earlier[-2:-1])):
         return b""
     return name
+
+
+_COLUMN = re.compile(rb"BUILTIN_COLUMN|__builtin_COLUMN|source_location|SOURCE_LOCATION")
+
+
+def asks_for_columns(code: bytes) -> bool:
+    """Whether a text may ask in which column of its line something stands, as ``__builtin_COLUMN()`` tells."""
+    return _COLUMN.search(whole_words(code)) is not None and any(map(_COLUMN.search, readings(code)))
 
 
 def redefines_printing(code: bytes) -> bool:

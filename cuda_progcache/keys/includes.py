@@ -33,7 +33,7 @@ from cuda_progcache.keys.headers import (
     read_file,
     remember_digest,
 )
-from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED, path_macros, redefines_printing
+from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED, asks_for_columns, path_macros, redefines_printing
 from cuda_progcache.keys.source import joined, time_macro, whole_words
 
 TYPE_CHECKING = False
@@ -217,6 +217,7 @@ class _Text(NamedTuple):
     time_macro: str | None
     paths: int
     redefines_printing: bool
+    columns: bool
     probed: tuple[tuple[str, bool], ...]  # names in __has_include tests, and whether in quotes
     undecided: str | None  # such a test that the text doesn't decide
 
@@ -236,7 +237,14 @@ def _text(code: bytes) -> _Text:
                 undecided = undecided or f"tests __has_include({test}): a macro decides"
             elif _DEFINES.match(directive):
                 undecided = undecided or "gives __has_include another name"
-    return _Text(time_macro(text), path_macros(code), redefines_printing(code), tuple(sorted(probed)), undecided)
+    return _Text(
+        time_macro(text),
+        path_macros(code),
+        redefines_printing(code),
+        asks_for_columns(code),
+        tuple(sorted(probed)),
+        undecided,
+    )
 
 
 #: By digest: one process compiles many programs over the same headers.
@@ -281,6 +289,7 @@ class _Collector:
         self._probes: dict[str, str] = {}
         self._paths = NO_PATH
         self._redefines_printing = False
+        self._columns = False
         self._problem: str | None = None
         self._kinds: dict[Place, int] = {}
         self._missing: dict[Place, Place | None] = {}
@@ -296,6 +305,7 @@ class _Collector:
             present=tuple(self._present),
             probes=tuple(f"{asked}: {outcome}" for asked, outcome in sorted(self._probes.items())),
             mentions_file=FOLDED if self._paths == PRINTED and self._redefines_printing else self._paths,
+            columns=self._columns,
             uncacheable=self._problem,
             stamps=tuple([known_stamp(path, header.digest) for path, header in self._headers.items()]),
         )
@@ -403,6 +413,7 @@ class _Collector:
             return
         self._paths = max(self._paths, text.paths)
         self._redefines_printing = self._redefines_printing or text.redefines_printing
+        self._columns = self._columns or text.columns
 
     def _is_vendors(self, place: Place) -> bool:
         """Whether a place is of CUDA's headers or CCCL's, by its folder and by what else lies there."""

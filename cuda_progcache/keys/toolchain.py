@@ -23,6 +23,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ToolchainError
@@ -38,6 +39,10 @@ class ToolFile(NamedTuple):
     name: str
     path: str
     identity: str
+
+
+class NotInstalledError(ToolchainError):
+    """A compiler isn't there at all; what it made elsewhere can be used all the same (:class:`standing_in`)."""
 
 
 class _Library(NamedTuple):
@@ -193,7 +198,7 @@ def load(name: str) -> str:
     try:
         path: str | None = load_nvidia_dynamic_lib(name).abs_path
     except DynamicLibNotFoundError as error:
-        raise ToolchainError(
+        raise NotInstalledError(
             f"the compiler library {name} was not found: `pip install {_LIBRARIES[name].wheel}` brings it ({error})"
         ) from error
     if path is None:
@@ -243,7 +248,9 @@ def linker() -> str:
         locate("nvJitLink")
     except ToolchainError as error:
         if _driver() is None:
-            raise ToolchainError(f"{error}; there is no CUDA driver either, whose linker would do for PTX") from error
+            raise NotInstalledError(
+                f"{error}; there is no CUDA driver either, whose linker would do for PTX"
+            ) from error
         return "driver"
     return "nvJitLink"
 
@@ -319,9 +326,53 @@ def toolchain(code_type: str, *, libdevice: bool = False, thorough: bool = False
 
     Raises
     ------
+    NotInstalledError
+        If it isn't installed, and nothing stands in for it.
     ToolchainError
-        If a file is missing or can't be read.
+        If a file can't be read.
     """
+    slot = (code_type, libdevice)
+    if _absent and (missing := _absent.get(slot)) is not None and time.monotonic() < missing[1]:
+        error = NotInstalledError(*missing[0].args)
+    else:
+        try:
+            return _installed(code_type, libdevice=libdevice, thorough=thorough)
+        except NotInstalledError as now:
+            error = now
+            _absent[slot] = (now, time.monotonic() + _ABSENT)
+    stand_ins = _stand_ins.get()
+    if stand_ins is None or slot not in stand_ins:
+        raise error
+    return stand_ins[slot]
+
+
+#: Slots of compilers that aren't installed, with the error that says so, and until when nobody looks again: to ask the
+#: system's loader takes as long as ten hits.
+_absent: dict[tuple[str, bool], tuple[NotInstalledError, float]] = {}
+_ABSENT = 2.0
+_stand_ins: ContextVar[Mapping[tuple[str, bool], tuple[ToolFile, ...]] | None] = ContextVar("stand_ins", default=None)
+
+
+class standing_in:  # noqa: N801 - used as a function
+    """Let these tools stand in for compilers that aren't installed: ``with standing_in(tools): ...``.
+
+    Parameters
+    ----------
+    tools : mapping
+        By code type, and whether with libdevice: what :func:`toolchain` gives where there is none.
+    """
+
+    def __init__(self, tools: Mapping[tuple[str, bool], tuple[ToolFile, ...]]) -> None:
+        self._tools = tools
+
+    def __enter__(self) -> None:
+        self._token = _stand_ins.set(self._tools)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _stand_ins.reset(self._token)
+
+
+def _installed(code_type: str, *, libdevice: bool, thorough: bool) -> tuple[ToolFile, ...]:
     slot = (code_type, libdevice, _variables.get(_RAW_SETTINGS[LIBRARY_OF[code_type]]))
     known = _known.get(slot)
     if known is not None:
@@ -418,7 +469,7 @@ def libdevice_path() -> str:
     try:
         return str(find_bitcode_lib("device"))
     except BitcodeLibNotFoundError as error:
-        raise ToolchainError(f"libdevice was not found: install nvidia-nvvm ({error})") from error
+        raise NotInstalledError(f"libdevice was not found: install nvidia-nvvm ({error})") from error
 
 
 def header_root(name: str) -> str:

@@ -11,12 +11,10 @@ import functools
 import os
 
 from cuda_progcache.compile.arch import check_arch
-from cuda_progcache.compile.lookup import look_up
-from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import MissPolicy
 from cuda_progcache.errors import CompileError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
-from cuda_progcache.keys.schema import base_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,7 +113,7 @@ class CachedCompiler:
         policy = MissPolicy(keep_failures=self.keep_failures)
         done = _naming_archs(inputs.arch, lambda: obtain(inputs, self.cache, policy=policy))
         if self.hit_check is not None and done.hit:
-            self.hit_check.saw(done, lambda: obtain(inputs), lambda: look_up(base_key(inputs), self.cache))
+            self.hit_check.saw(done, lambda: obtain(inputs), lambda: find(inputs, self.cache))
         return done.analyse_with(self._analyse)
 
     def unit(self, rendered: RenderedKernel, arch: str, target_type: str = "cubin") -> KernelUnit:

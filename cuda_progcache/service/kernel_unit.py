@@ -10,13 +10,12 @@ from cuda_progcache._util.fields import replace
 from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
-from cuda_progcache.compile.lookup import look_up
-from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ArchError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
-from cuda_progcache.keys.schema import CompileInputs, base_key, normalize
+from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
 
 TYPE_CHECKING = False
@@ -116,7 +115,7 @@ class KernelUnit:
     def look_up(self, cache: Any) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""
         if self.inputs is not None:
-            return look_up(base_key(self.inputs), cache)
+            return find(self.inputs, cache)
         return look_up_linked(self.link_inputs, self._link_options(), self.target_type, cache)
 
     def _link_options(self) -> LinkerOptions:
