@@ -75,6 +75,7 @@ def without_nvjitlink(monkeypatch, tmp_path):
     original = toolchain.locate
     monkeypatch.setattr(toolchain, "locate", missing)
     monkeypatch.setattr(toolchain, "_known", {})
+    monkeypatch.setattr(toolchain, "_absent", {})
     located = {name: path for name, path in toolchain._located.items() if name != "nvJitLink"}
     monkeypatch.setattr(toolchain, "_located", located)
     monkeypatch.setattr(toolchain, "_driver", lambda: None)
