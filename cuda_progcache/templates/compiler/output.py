@@ -6,7 +6,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes
 from jinja2.utils import _PassArg, concat
@@ -14,6 +15,9 @@ from markupsafe import escape
 
 from cuda_progcache.templates.compiler.expressions import Expressions
 from cuda_progcache.templates.compiler.tree import IS, PLAIN, STR
+
+if TYPE_CHECKING:
+    from cuda_progcache.templates.compiler.scopes import FunctionState
 
 _LONGEST_RUN = 48
 """Parts of an f-string; each stands on the interpreter's stack until the last is there."""
@@ -36,9 +40,7 @@ class Output(Expressions):
     appends: list[int]
     strings: set[int]
     buffers: int
-    guard_output: bool
     known_extends: bool
-    str_aliases: dict[str, str]
 
     def emit(self, statement: ast.stmt) -> None:
         """Add a statement."""
@@ -52,27 +54,38 @@ class Output(Expressions):
         if self.pending:
             self.flush()
         outer, self.out = self.out, []
-        mark = len(self.trail)
+        mark = len(self.state.trail)
         try:
             yield self.out
             if self.pending:
                 self.flush()
         finally:
             self.out = outer
-            while len(self.trail) > mark:
-                self.defined.discard(self.trail.pop())
+            while len(self.state.trail) > mark:
+                self.state.defined.discard(self.state.trail.pop())
 
-    trail: list[str]
+    @contextmanager
+    def in_function(self, state: FunctionState) -> Iterator[None]:
+        """Emit another Python function; what is known of the present one is back in the end."""
+        outer, self.state = self.state, state
+        try:
+            yield
+        finally:
+            self.state = outer
+
+    def nested_state(self) -> FunctionState:
+        """Return the state where a function begins that is nested in the present one, as part of it."""
+        return replace(self.state, defined=set(), trail=[])
 
     def define(self, local: str) -> None:
         """Note that a local has a value from here to the end of the block."""
-        if local not in self.defined:
-            self.defined.add(local)
-            self.trail.append(local)
+        if local not in self.state.defined:
+            self.state.defined.add(local)
+            self.state.trail.append(local)
 
     def forget(self, local: str) -> None:
         """Note that a local may be missing again."""
-        self.defined.discard(local)
+        self.state.defined.discard(local)
 
     # Where text goes
 
@@ -186,7 +199,7 @@ class Output(Expressions):
 
     def output(self, node: nodes.Output) -> None:
         """``{{ … }}`` and text; nothing in a child template outside its blocks."""
-        if not self.guard_output:
+        if not self.state.guard_output:
             self.children(node)
         elif not self.known_extends:
             self.line = node.lineno or self.line
@@ -227,16 +240,16 @@ class Output(Expressions):
             return
         if self.eval_ctx.volatile:
             autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-            how = self.choose(autoescape, self.load("_escape"), self.load("str"))
+            how = self.choose(autoescape, self.runtime("_escape"), self.load("str"))
             self.value(self.call(how, [finalized]), STR)
         elif self.eval_ctx.autoescape:
-            if finalized is value and isinstance(value, ast.Name) and value.id in self.str_aliases:
-                alias = self.load(self.str_aliases[value.id])
-                self.value(self.call_name("_escape", alias), PLAIN)
+            if finalized is value and isinstance(value, ast.Name) and value.id in self.state.str_aliases:
+                alias = self.load(self.state.str_aliases[value.id])
+                self.value(self.call_runtime("_escape", alias), PLAIN)
             else:
-                self.value(self.call_name("_escape", finalized), PLAIN)
-        elif finalized is value and isinstance(value, ast.Name) and value.id in self.str_aliases:
-            self.value(self.load(self.str_aliases[value.id]), STR)
+                self.value(self.call_runtime("_escape", finalized), PLAIN)
+        elif finalized is value and isinstance(value, ast.Name) and value.id in self.state.str_aliases:
+            self.value(self.load(self.state.str_aliases[value.id]), STR)
         else:
             self.value(finalized, STR)
 
@@ -330,8 +343,8 @@ class Output(Expressions):
             return value
         if self.eval_ctx.volatile:
             autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-            return self.call(self.choose(autoescape, self.load("escape"), self.load("str")), [value])
-        return self.call_name("escape" if self.eval_ctx.autoescape else "str", value)
+            return self.call(self.choose(autoescape, self.runtime("escape"), self.load("str")), [value])
+        return self.call_runtime("escape", value) if self.eval_ctx.autoescape else self.call_name("str", value)
 
 
 _UNKNOWN: Any = object()
