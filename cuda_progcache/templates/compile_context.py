@@ -146,7 +146,7 @@ def is_known(function: Any) -> bool:
     if kind is not FunctionType:
         return False
     # Not by __module__, which functools.wraps copies to whatever a user puts around one.
-    if not str(function.__globals__.get("__name__")).startswith(_IN_TAG):
+    if not f"{function.__globals__.get('__name__')}.".startswith((*_IN_TAG, "markupsafe.")):
         return False
     closed = (cell.cell_contents for cell in function.__closure__ or ())
     return all(is_known(one) for one in closed if callable(one) and not isinstance(one, type))

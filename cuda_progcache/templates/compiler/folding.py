@@ -147,6 +147,8 @@ class Folding(Builder):
             if function is None or not is_known(function):
                 return False
             return self.settings.own_lookup or _PassArg.from_obj(function) is None
+        if isinstance(node, nodes.Concat) and self.eval_ctx.autoescape and self.static:
+            return False  # Jinja2 joins constants as if none was markup, and values otherwise
         return self.settings.own_lookup or not isinstance(node, (nodes.Getattr, nodes.Getitem))
 
     def folded(self, node: nodes.Node) -> ast.expr | None:

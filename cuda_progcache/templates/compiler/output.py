@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from jinja2.utils import _PassArg, concat
 from markupsafe import escape
 
 from cuda_progcache.templates.compiler.expressions import Expressions
+from cuda_progcache.templates.compiler.folding import is_constant, is_plain
 from cuda_progcache.templates.compiler.tree import IS, PLAIN, STR
 
 if TYPE_CHECKING:
@@ -233,6 +234,10 @@ class Output(Expressions):
             if direct is not None:  # a macro's text is text, and safe
                 self.value(direct, PLAIN)
                 return
+        constant = self.finalized_constant(child)
+        if constant is not None:
+            self.value(constant, STR)
+            return
         value = self.expr(child)
         finalized = self.finalized(value)
         if finalized is value and isinstance(value, ast.Constant) and not self.eval_ctx.volatile:
@@ -281,36 +286,42 @@ class Output(Expressions):
 
     def known_value(self, child: nodes.Expr) -> Any:
         """Return what a constant child puts out, before it becomes text; `_UNKNOWN` if it can't be had now."""
-        finalize = self.constant_finalize()
-        if self.eval_ctx.volatile or (finalize is None and type(child) is not nodes.TemplateData):
+        data = type(child) is nodes.TemplateData
+        if self.environment.finalize is not None and not data:
             return _UNKNOWN
         try:
-            value = child.as_const(self.eval_ctx) if type(child) is nodes.TemplateData else self.fold(child)
+            value = self.escaped_constant(child)
             if self.settings.native:
                 from jinja2.compiler import has_safe_repr
 
-                if not has_safe_repr(value):
-                    return _UNKNOWN
-            elif self.eval_ctx.autoescape:
-                value = escape(value)
-            if type(child) is nodes.TemplateData:
-                return value
-            return finalize(value)  # type: ignore[misc]
+                return value if has_safe_repr(value) else _UNKNOWN
+            return value if data else str(value)
         except Exception:  # noqa: BLE001  (it raises again in the render, where it can be understood)
             return _UNKNOWN
 
-    def constant_finalize(self) -> Callable[[Any], Any] | None:
-        """Return how a constant is finalized now; None if that takes the render's context."""
-        finalize: Any = self.environment.finalize
-        after: Callable[[Any], Any] = _same if self.settings.native else str
-        if finalize is None:
-            return after
-        wants = _PassArg.from_obj(finalize)
-        if wants is None:
-            return lambda value: after(finalize(value))
-        if wants is _PassArg.environment:
-            return lambda value: after(finalize(self.environment, value))
-        return None
+    def escaped_constant(self, child: nodes.Expr) -> Any:
+        """Return the value of a constant child, escaped if that is how the template begins: as Jinja2 does it.
+
+        Raises
+        ------
+        Exception
+            Whatever evaluating it does; `jinja2.nodes.Impossible` if it is no constant.
+        """
+        value = child.as_const(self.eval_ctx) if type(child) is nodes.TemplateData else self.fold(child)
+        if not is_plain(value):
+            raise nodes.Impossible
+        return escape(value) if self.eval_ctx.autoescape and not self.settings.native else value
+
+    def finalized_constant(self, child: nodes.Expr) -> ast.expr | None:
+        """Return the code for a constant child of an environment with a ``finalize``, which sees it escaped."""
+        finalize = self.environment.finalize
+        if finalize is None or _PassArg.from_obj(finalize) not in {None, _PassArg.environment}:
+            return None
+        try:
+            value = self.escaped_constant(child)
+        except Exception:  # noqa: BLE001  (as above)
+            return None
+        return self.finalized(self.literal(value)) if is_constant(value) else None
 
     def unfused(self, children: list[nodes.Expr]) -> None:
         """Each child by itself, constants next to each other as one."""
@@ -338,6 +349,9 @@ class Output(Expressions):
 
     def piece(self, child: nodes.Expr) -> ast.expr:
         """Code for one item of output."""
+        constant = self.finalized_constant(child)
+        if constant is not None:
+            return constant if self.settings.native else self.call_name("str", constant)
         value = self.finalized(self.expr(child))
         if self.settings.native:
             return value
@@ -349,7 +363,3 @@ class Output(Expressions):
 
 _UNKNOWN: Any = object()
 _LITERAL = frozenset({nodes.Const, nodes.TemplateData})
-
-
-def _same(value: Any) -> Any:
-    return value
