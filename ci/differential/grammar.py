@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from random import Random
 
 NAMES = ["x", "y", "items", "numbers", "xs", "d", "thing", "whole", "flag", "none", "unknown", "local", "i", "m"]
@@ -71,6 +73,35 @@ ITERABLES = [
     *("lists|map('first')", "rows|selectattr('k')", "range(3)|select('odd')", "[1, 2]|batch(1)", "unknown"),
 ]
 INCLUDES = ["'part.j2'", "'gone' ignore missing", "['gone', 'part.j2']", "'broken.j2'", "which", "[undefd, 'part.j2']"]
+CHOICES = {
+    "target": ["i", "i", "x", "(i, local)"],
+    "iterable": ITERABLES,
+    "set": ["x", "local", "i", "m"],
+    "literal": LITERALS,
+    "filter": ["upper", "indent", "trim"],
+    "escape": ["true", "false", "flag"],
+    "include": INCLUDES,
+}
+FORMS = [
+    "{% if @expr %}@body{% endif %}",
+    "{% if @expr %}@body{% elif @expr %}@body{% else %}@body{% endif %}",
+    *["{% for @target in @iterable %}@body{% endfor %}"] * 3,
+    "{% for i in @iterable if @expr %}@body{% else %}@body{% endfor %}",
+    "{% for i in [1, [2, 3]] recursive %}@body{{ loop(i) if i is iterable }}{% endfor %}",
+    "{% set @set = @expr %}",
+    "{% set x, local = @expr, @expr %}",
+    "{% set ns = namespace(v=0) %}{% for i in xs %}{% set ns.v = @expr %}{% endfor %}{{ ns.v }}",
+    "{% set local %}@body{% endset %}",
+    "{% set local | upper %}@body{% endset %}",
+    "{% macro m(a, b=@literal) %}@body{{ a }}{{ b }}{% endmacro %}",
+    "{% macro m(a) %}@body{{ caller(a) if caller }}{{ varargs }}{{ kwargs }}{% endmacro %}",
+    "{% call(q) m(@expr) %}@body{{ q }}{% endcall %}",
+    "{% call m(1) %}@body{% endcall %}",
+    "{% filter @filter %}@body{% endfilter %}",
+    "{% with local = @expr, i = x %}@body{% endwith %}",
+    "{% autoescape @escape %}@body{% endautoescape %}",
+    "{% include @include %}",
+]
 FIXED = [
     "{% from 'macros.j2' import pair, shown %}",
     "{% import 'macros.j2' as lib with context %}",
@@ -153,44 +184,7 @@ class Grammar:
 
     def statement(self) -> str:
         """Return a statement, with what is in it."""
-        choose, b, e = self.random.choice, self.body, self.expression
-        form = choose(range(21))
-        if form == 0:
-            return f"{{% if {e()} %}}{b()}{{% endif %}}"
-        if form == 1:
-            return f"{{% if {e()} %}}{b()}{{% elif {e()} %}}{b()}{{% else %}}{b()}{{% endif %}}"
-        if form in {2, 3, 4}:
-            target = choose(["i", "i", "x", "(i, local)"])
-            return f"{{% for {target} in {choose(ITERABLES)} %}}{b()}{{% endfor %}}"
-        if form == 5:
-            return f"{{% for i in {choose(ITERABLES)} if {e()} %}}{b()}{{% else %}}{b()}{{% endfor %}}"
-        if form == 6:
-            return f"{{% for i in [1, [2, 3]] recursive %}}{b()}{{{{ loop(i) if i is iterable }}}}{{% endfor %}}"
-        if form == 7:
-            return f"{{% set {choose(['x', 'local', 'i', 'm'])} = {e()} %}}"
-        if form == 8:
-            return f"{{% set x, local = {e()}, {e()} %}}"
-        if form == 9:
-            return f"{{% set ns = namespace(v=0) %}}{{% for i in xs %}}{{% set ns.v = {e()} %}}{{% endfor %}}{{{{ ns.v }}}}"
-        if form == 10:
-            return f"{{% set local %}}{b()}{{% endset %}}"
-        if form == 11:
-            return f"{{% set local | upper %}}{b()}{{% endset %}}"
-        if form == 12:
-            return f"{{% macro m(a, b={choose(LITERALS)}) %}}{b()}{{{{ a }}}}{{{{ b }}}}{{% endmacro %}}"
-        if form == 13:
-            inner = "{{ caller(a) if caller }}{{ varargs }}{{ kwargs }}"
-            return f"{{% macro m(a) %}}{b()}{inner}{{% endmacro %}}"
-        if form == 14:
-            return f"{{% call(q) m({e()}) %}}{b()}{{{{ q }}}}{{% endcall %}}"
-        if form == 15:
-            return f"{{% call m(1) %}}{b()}{{% endcall %}}"
-        if form == 16:
-            return f"{{% filter {choose(['upper', 'indent', 'trim'])} %}}{b()}{{% endfilter %}}"
-        if form == 17:
-            return f"{{% with local = {e()}, i = x %}}{b()}{{% endwith %}}"
-        if form == 18:
-            return f"{{% autoescape {choose(['true', 'false', 'flag'])} %}}{b()}{{% endautoescape %}}"
-        if form == 19:
-            return f"{{% include {choose(INCLUDES)} %}}"
-        return choose(FIXED)
+        parts = {"@body": self.body, "@expr": self.expression}
+        parts |= {f"@{name}": partial(self.random.choice, choices) for name, choices in CHOICES.items()}
+        form = self.random.choice(FORMS + FIXED[: self.random.randint(1, len(FIXED))][-1:])
+        return re.sub(r"@\w+", lambda match: parts[match[0]](), form)

@@ -58,7 +58,8 @@ class Difference:
     theirs: Sequence[Outcome]
 
     def __str__(self) -> str:
-        return f"{self.way} {dict(self.case.options)}\n  {self.case.source!r}\n  ours   {self.ours}\n  jinja2 {self.theirs}"
+        head = f"{self.way} {dict(self.case.options)}\n  {self.case.source!r}"
+        return f"{head}\n  ours   {self.ours}\n  jinja2 {self.theirs}"
 
 
 def plain(text: str) -> str:
