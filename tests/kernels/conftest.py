@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:  # emulate.py, launchers.py and the checks are shared with tests/gpu
-    sys.path.insert(0, str(HERE))
+for folder in (HERE, HERE.parent / "inspect"):  # emulate.py, launchers.py and checks, for tests/gpu too; ptxas_log.py
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 KERNELS = HERE.parents[1] / "kernels"
 
