@@ -45,9 +45,10 @@ def service(library: Any, session_folder: Path) -> Any:
 def launch(library: Any, session_folder: Path) -> Any:
     """Runs library kernels on the host; see launchers.HostLauncher."""
     import emulate
+    import host_library
     import launchers
 
     if emulate.compiler() is None:
         pytest.skip("emulating kernels needs a C++ compiler for the host: install g++ or set CXX")
     emulate.prepare(session_folder / "emulated")
-    return launchers.HostLauncher(library)
+    return launchers.HostLauncher(host_library.HostLibrary(library))
