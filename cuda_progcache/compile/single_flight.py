@@ -70,9 +70,9 @@ class _Process:
         self.heart: threading.Thread | None = None
 
     def leads(self) -> bool:
-        """Whether this thread has a flight under way; the lock is held."""
+        """Whether this thread has a flight under way that other processes may wait for; the lock is held."""
         me = threading.get_ident()
-        return any(flight.thread == me for flight in self.flights.values())
+        return any(flight.thread == me for (directory, _), flight in self.flights.items() if directory is not None)
 
     def would_wait_for_itself(self, flight: _Flight) -> bool:
         """Whether a flight can't land while this thread waits for it; the lock is held.
