@@ -340,7 +340,9 @@ class _Collector:
             for root, index, rest in places:
                 if root != "A":
                     for candidate in (*new, *self._before(root, index)):
-                        self._must_stay_absent(_below(candidate, rest))
+                        place = _below(candidate, rest)
+                        if self._search.absolute(place) != path:
+                            self._must_stay_absent(place)
         return places[0]
 
     def _before(self, root: str, index: int) -> list[Place]:
