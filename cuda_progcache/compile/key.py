@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Sequence
 
+from cuda_progcache._util.fields import replace
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.manifests import known_headers, remember_headers
 from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
-from cuda_progcache.keys.includes import headers_read
+from cuda_progcache.keys.includes import folders_of, headers_read
+from cuda_progcache.keys.paths import reaching
 from cuda_progcache.keys.schema import BaseKey, ProgramKey, base_key, normalize
 
 TYPE_CHECKING = False
@@ -30,7 +32,8 @@ def program_key(
     """The key of a compile, with all its components.
 
     Where the source reads headers that no compile in this process has been seen to read, NVRTC's front end runs once
-    to learn which (a syntax check: no code is generated).
+    to learn which (a syntax check: no code is generated). Where the texts mention paths (``__FILE__``, ``assert``), the
+    whole program is compiled, since a path is in the key if it is in the output.
 
     Parameters
     ----------
@@ -74,7 +77,7 @@ def _identify(
         return base, NO_HEADERS
     headers = known_headers(base, None)
     if headers is None:
-        headers = _trace_headers(base)
+        headers = _learn_headers(base)
         remember_headers(base, headers, None)
     return base, headers
 
@@ -126,27 +129,27 @@ def make_program_cache_key(
     return base.digest(headers)
 
 
-def _trace_headers(base: BaseKey) -> HeaderSet:
-    from cuda_progcache.compile.nvrtc import compile_cpp
+def _learn_headers(base: BaseKey) -> HeaderSet:
+    """What the program reads: NVRTC's front end tells. Whether paths reach the output, only a whole compile shows."""
+    from cuda_progcache.compile.compilers import compile_cpp
     from cuda_progcache.compile.output import CompilerRefusal
+    from cuda_progcache.keys.include_text import PRINTED
 
     inputs = base.inputs
-    started = time.time_ns()
+    run = functools.partial(
+        compile_cpp, inputs.code, name=inputs.compiler_name, flags=inputs.flags, target_type=inputs.target_type
+    )
+    before = folders_of(base)
     try:
-        output = compile_cpp(
-            inputs.code,
-            name=inputs.compiler_name,
-            flags=inputs.flags,
-            target_type=inputs.target_type,
-            name_expressions=(),
-            front_end_only=True,
-        )
+        output = run(front_end_only=True)
+        headers = headers_read(base, output.trace, before)
+        if headers.mentions_file == PRINTED:
+            output = run(name_expressions=inputs.name_expressions)
     except CompilerRefusal as refusal:
         raise UncacheableError(
             f"{inputs.name}: which headers this reads can't be learnt, since the compiler refuses the source "
             f"({refusal.status}):\n{refusal.log}"
         ) from refusal
-    headers = headers_read(base, output.trace, started)
     if headers.uncacheable:
         raise UncacheableError(f"{inputs.name}: {headers.uncacheable}")
-    return headers
+    return replace(headers, paths=reaching(base, headers, output.trace, output.data, inputs.target_type))

@@ -6,12 +6,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 from cuda_progcache import events
 from cuda_progcache._util.running import running
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.manifests import known_headers
+from cuda_progcache.compile.manifests import headers_alike, known_headers, remember_headers
 from cuda_progcache.keys.headers import NO_HEADERS
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
@@ -24,8 +24,24 @@ if TYPE_CHECKING:
 
 def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgram | None:
     """What the cache has of a program; None is a miss, counted unless this looks ``again``."""
-    headers = known_headers(base, cache) if base.inputs.reads_headers else NO_HEADERS
-    return None if headers is None else load(base.with_headers(headers), base.inputs, cache, again=again)
+    inputs = base.inputs
+    headers = known_headers(base, cache) if inputs.reads_headers else NO_HEADERS
+    key = base.with_headers(headers) if headers is not None else None
+    if not is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
+        return None if key is None else load(key, inputs, cache)
+    if key is not None and (found := load(key, inputs, cache, again=True)) is not None:
+        return found
+    for other in headers_alike(base, cache):
+        if (found := load(base.with_headers(other), inputs, cache, again=True)) is not None:
+            if inputs.reads_headers:
+                remember_headers(base, other, cache, other.entry)
+            return found
+    if again:
+        return None
+    if key is not None:
+        return load(key, inputs, cache)  # once more, and counted as a miss
+    cache.get(base.plain)  # no entry is called so: a miss, and counted
+    return None
 
 
 def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = False) -> CompiledProgram | None:
@@ -57,10 +73,20 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
         inputs.name,
         inputs.arch,
         symbols,
-        record=lambda: entry.record,
+        record=lambda: _as_here(entry.record, inputs),
         hit=True,
         digest=digest,
     )
+
+
+def _as_here(record: Mapping[str, Any], inputs: CompileInputs) -> Mapping[str, Any]:
+    """An entry's record, whose log names the files by the paths that they have for this caller."""
+    files = record.get("log_files")
+    if not files:
+        return record
+    from cuda_progcache.keys.paths import relocated
+
+    return {**record, "log": relocated(record["log"], files, inputs.spelled)}
 
 
 @functools.cache

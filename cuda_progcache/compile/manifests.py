@@ -8,13 +8,16 @@ them the next lookup is a miss.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
-from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, read_file
+from cuda_progcache.keys import toolchain
+from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, alike, read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,11 +45,8 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
     """The header set of an earlier compile that holds now."""
     path = _manifest_path(cache, base.manifest_id)
     slot = (path, base.manifest_id)
-    search, recheck_after = base.inputs.search_path(base.cwd), base.inputs.header_policy.recheck_after
-    with _manifests_lock:
-        manifest = _manifests.get(slot)
-        if manifest is not None:
-            _manifests.move_to_end(slot)
+    search, recheck_after = base.search, base.inputs.header_policy.recheck_after
+    manifest = _in_memory(slot)
     if manifest is not None and (found := manifest.match(search, recheck_after)) is not None:
         return found
     if path is not None:
@@ -54,9 +54,8 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
         _keep_manifest(slot, manifest)
         if (found := manifest.match(search)) is not None:
             return found
-    for root in getattr(cache, "roots", ()):  # a layer that is only read has manifests, too
-        layer = _manifest_in(root, base.manifest_id)
-        if layer != path and (found := HeaderManifest.read(layer).match(search)) is not None:
+    for layer in _layers(cache, base.manifest_id, path):
+        if (found := HeaderManifest.read(layer).match(search)) is not None:
             _keep_manifest(slot, HeaderManifest(path, [found, *(manifest.sets if manifest is not None else ())]))
             return found
     if path is not None:
@@ -64,28 +63,60 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
     return None
 
 
-def _include_source_path(manifest_path: str) -> str:
-    from cuda_progcache.compile import nvrtc
+def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
+    """The sets that would be read now and have the same normal forms as the set of an earlier compile.
 
-    return os.path.join(os.path.dirname(os.path.dirname(manifest_path)), f"nvrtc-{nvrtc.build()[:32]}")
+    So has the source. Each set leads to the key of that compile.
+    """
+    if base.shows_text:
+        return
+    path = _manifest_path(cache, base.plain_id)
+    files = [path, *_layers(cache, base.plain_id, path)]
+    held = _in_memory((path, base.plain_id))
+    known = itertools.chain([] if held is None else [held], map(HeaderManifest.read, files))
+    for headers in itertools.chain.from_iterable(manifest.sets for manifest in known):
+        if (found := alike(headers, base.search)) is not None:
+            yield found
+
+
+def _in_memory(slot: tuple[str | None, str]) -> HeaderManifest | None:
+    with _manifests_lock:
+        manifest = _manifests.get(slot)
+        if manifest is not None:
+            _manifests.move_to_end(slot)
+    return manifest
+
+
+def _layers(cache: object, manifest_id: str, own: str | None) -> Iterator[str]:
+    """The files of a manifest in the layers of a cache that are only read."""
+    for root in getattr(cache, "roots", ()):
+        layer = _manifest_in(root, manifest_id)
+        if layer != own:
+            yield layer
+
+
+def _include_source_path(manifest_path: str) -> str:
+
+    return os.path.join(os.path.dirname(os.path.dirname(manifest_path)), f"nvrtc-{toolchain.build('c++')[:32]}")
 
 
 def _recall_include_source(manifest_path: str) -> None:
     """Take from the cache's directory how this NVRTC tells what it includes: trying it takes as long as a compile."""
-    from cuda_progcache.compile import nvrtc
-    from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
+    from cuda_progcache.compile import compilers
+    from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE
 
-    if nvrtc.build() not in nvrtc.include_sources:
+    build = toolchain.build("c++")
+    if build not in compilers.include_sources:
         found = (read_file(_include_source_path(manifest_path)) or b"").decode("ascii", "replace")
-        if found in {TRACE, TIME_TRACE, TEXT}:
-            nvrtc.include_sources[nvrtc.build()] = found
+        if found in {TRACE, TIME_TRACE, NOTHING}:
+            compilers.include_sources[build] = found
 
 
 def _keep_include_source(cache: object, manifest_path: str) -> None:
-    from cuda_progcache.compile import nvrtc
+    from cuda_progcache.compile import compilers
 
     path = _include_source_path(manifest_path)
-    found = nvrtc.include_sources.get(nvrtc.build())
+    found = compilers.include_sources.get(toolchain.build("c++"))
     if found is not None and not os.path.lexists(path):
         _write(cache, path, found.encode())
 
@@ -100,19 +131,40 @@ def _keep_manifest(slot: tuple[str | None, str], manifest: HeaderManifest) -> No
 
 def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: str = "") -> None:
     """Keep a compile's header set for later lookups of the entry, in this process and in the cache's directory."""
-    path = _manifest_path(cache, base.manifest_id)
-    manifest = HeaderManifest.read(path) if path is not None else HeaderManifest(None)
-    slot = (path, base.manifest_id)
-    if path is None:
-        with _manifests_lock:
-            known = _manifests.get(slot)
+    path = _remember(base.manifest_id, replace(headers, entry=entry), cache)
+    if path is not None:
+        _keep_include_source(cache, path)
+
+
+def remember_alike(base: BaseKey, headers: HeaderSet, cache: object, entry: str) -> bool:
+    """Keep it for lookups of programs that differ in comments and white space alone; False where these may be seen."""
+    from cuda_progcache.keys.include_text import asks_for_columns
+    from cuda_progcache.keys.includes import plain_texts
+
+    if base.shows_text or headers.columns or asks_for_columns(base.inputs.code):
+        return False
+
+    plain = plain_texts(base, headers)
+    source = base.inputs.source.identity.decode()
+    _remember(base.plain_id, replace(headers, entry=entry, source=source, plain=plain), cache)
+    return True
+
+
+def _remember(manifest_id: str, headers: HeaderSet, cache: object) -> str | None:
+    """Put a set in front of a manifest; the path of its file, if it has one."""
+    path = _manifest_path(cache, manifest_id)
+    slot = (path, manifest_id)
+    if path is not None:
+        manifest = HeaderManifest.read(path)
+    else:
+        known = _in_memory(slot)
         manifest = HeaderManifest(None, list(known.sets) if known else [])
-    content = manifest.add(replace(headers, entry=entry))
+    content = manifest.add(headers)
     _keep_manifest(slot, manifest)
     if path is not None:
         _write(cache, path, content)
-        _keep_include_source(cache, path)
         _trim(os.path.dirname(path))
+    return path
 
 
 def _trim(shard: str) -> None:

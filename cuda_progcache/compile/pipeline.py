@@ -20,8 +20,9 @@ from collections.abc import Mapping
 
 from cuda_progcache.compile.lookup import check_cache, leases_dir, look_up
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
-from cuda_progcache.errors import UncacheableError
+from cuda_progcache.errors import ToolchainError, UncacheableError
 from cuda_progcache.keys.schema import CompileInputs, base_key
+from cuda_progcache.keys.toolchain import NotInstalledError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,17 +67,26 @@ def obtain(
         If the compiler refuses the program, or is known to.
     UncacheableError
         (a ``ValueError``) with a cache, for options that a hit couldn't honour.
+    ToolchainError
+        If it isn't in the cache, and the compiler isn't installed.
     """
     ours = cache is not None and check_cache(cache)
     if inputs.target_type == "ltoir" and inputs.code_type == "nvvm":
-        from cuda_progcache.compile.nvvm import warn_of_dropped_kernels
+        from cuda_progcache.compile.nvvm_ir import warn_of_dropped_kernels
 
         warn_of_dropped_kernels(inputs)
     if cache is None:
         from cuda_progcache.compile.miss import compile_uncached
 
         return compile_uncached(inputs, lookup)
-    base = base_key(inputs)
+    try:
+        base = base_key(inputs)
+    except NotInstalledError as missing:
+        if (found := find(inputs, cache)) is not None:
+            return found
+        raise ToolchainError(
+            f"{missing}; {inputs.name} for {inputs.arch} isn't in the cache, so it would have to be compiled"
+        ) from missing
     if inputs.name_expressions and not ours:
         raise UncacheableError(
             f"{type(cache).__name__} holds bytes alone, so the symbol mapping of name_expressions would be lost on a "
@@ -93,3 +103,16 @@ def obtain(
         lambda: compile_and_publish(base, cache, kernel, lookup, policy),
         lambda: look_up(base, cache, again=True),
     )
+
+
+def find(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
+    """What :func:`obtain` would take from the cache, without compiling; None is a miss.
+
+    Where the compiler isn't installed, those that made what is in the cache stand in for it.
+    """
+    try:
+        return look_up(base_key(inputs), cache)
+    except NotInstalledError:
+        from cuda_progcache.compile.toolchains import without_compiler
+
+        return without_compiler(cache, lambda again: look_up(base_key(inputs), cache, again=again))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from cuda_progcache.compile.output import CompilerRefusal
-from cuda_progcache.keys.flags import LASTING, PRE_INCLUDE
+from cuda_progcache.keys.flags import PRE_INCLUDE
 from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
-from cuda_progcache.keys.includes import TRACE, headers_read
+from cuda_progcache.keys.includes import TRACE, folders_of, headers_read
+from cuda_progcache.keys.lasting import lasting
 from cuda_progcache.keys.source import may_include, whole_words
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _BLANK = re.compile(rb"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.DOTALL)
 _DIRECTIVE = re.compile(rb"[ \t]*#[ \t]*(include|define|undef|pragma)\b[^\n]*")
 _INCLUDED = re.compile(rb"[ \t]*#[ \t]*include[ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\")")
 # What already is about PCHs, reads a header that isn't in the source, makes no output, or is compiled elsewhere.
-_UNFIT = {"pch", "create-pch", "use-pch", "pch-dir", PRE_INCLUDE, "fdevice-syntax-only", *LASTING}
+_UNFIT = {"pch", "create-pch", "use-pch", "pch-dir", PRE_INCLUDE, "fdevice-syntax-only"}
 
 
 def shared_prefix(inputs: CompileInputs) -> bytes | None:
@@ -59,6 +59,8 @@ def shared_prefix(inputs: CompileInputs) -> bytes | None:
         None where a PCH can't be used for it.
     """
     if inputs.code_type != "c++" or not inputs.facts.names.isdisjoint(_UNFIT):
+        return None
+    if lasting("nvrtc", inputs.flags):
         return None
     code = inputs.code
     directives = []
@@ -191,20 +193,20 @@ class PrecompiledHeaders:
     def _make(
         self, prefix: str, base: BaseKey, compile_: Callable[[Sequence[str]], Output]
     ) -> tuple[Output, HeaderSet] | None:
-        from cuda_progcache.compile.nvrtc import include_source, reserve_pch_heap
+        from cuda_progcache.compile.compilers import include_source, reserve_pch_heap
 
         self._hopeless.add(prefix)  # until it has succeeded: to try with each compile would double its cost
         # By the trace it shows whether a PCH was taken: without, nothing does.
         if include_source() != TRACE or not os.path.isdir("/proc/self/fd") or not reserve_pch_heap(HEAP):
             return None
-        started = time.time_ns()
+        before = folders_of(base)
         with tempfile.TemporaryDirectory(prefix="progcache-pch-", dir=self._scratch) as folder:
             path = os.path.join(folder, "headers.pch")
             output = compile_((f"--create-pch={path}", "--pch-messages=false"))
             # A log may be about the headers, and would be missing from the next compile's.
             if output.pch_status != "created" or output.trace is None or output.log:
                 return None
-            headers = headers_read(base, output.trace, started)
+            headers = headers_read(base, output.trace, before)
             if headers.uncacheable is not None:
                 return None
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -218,7 +220,7 @@ class PrecompiledHeaders:
     def _use(
         self, prefix: str, known: _Precompiled, base: BaseKey, compile_: Callable[[Sequence[str]], Output]
     ) -> tuple[Output, HeaderSet] | None:
-        if not holds(known.headers, base.inputs.search_path(base.cwd)):
+        if not holds(known.headers, base.search):
             self._drop(prefix)
             return None
         output = compile_((f"--use-pch={known.path}", "--pch-messages=false"))

@@ -73,8 +73,6 @@ REPEATABLE = _TAKES_NEXT - {ARCH} | {
     "kernels-used",
     "variables-used",
 }
-#: Options that NVRTC doesn't forget: what a process compiles later is compiled with them, too (NVRTC 13.5).
-LASTING = frozenset({"restrict", "optimization-info"})
 _SPACE = " \t\n\v\f\r"
 
 
@@ -133,11 +131,6 @@ def without(words: Sequence[str], *names: str) -> list[str]:
     return [word for flag in read_flags(words) if flag.name not in names for word in flag.words]
 
 
-def lasting(words: Iterable[str]) -> list[str]:
-    """Those of the flags that NVRTC doesn't forget."""
-    return [word for flag in read_flags(words) if flag.name in LASTING for word in flag.words]
-
-
 class Facts(NamedTuple):
     """What the flags of a compile say to those who handle it.
 
@@ -147,8 +140,8 @@ class Facts(NamedTuple):
         Long names of all options.
     debug, lineinfo : bool
         With them the working directory and the program's name reach the output.
-    include_dirs, pre_includes : tuple of str
-        In order.
+    include_dirs, pre_includes, macros : tuple of str
+        In order; of macros what is defined, ``N=3``.
     bundled_headers : str or None
         The directory into which NVRTC puts its own headers.
     time_macro : str or None
@@ -168,6 +161,7 @@ class Facts(NamedTuple):
     lineinfo: bool
     include_dirs: tuple[str, ...]
     pre_includes: tuple[str, ...]
+    macros: tuple[str, ...]
     bundled_headers: str | None
     time_macro: str | None
     mention_file: bool
@@ -197,6 +191,7 @@ def facts(words: tuple[str, ...], code_type: str = "c++") -> Facts:
         LINE_INFO in names,
         _values(flags, INCLUDE_PATH),
         _values(flags, PRE_INCLUDE),
+        _values(flags, "define-macro"),
         next((flag.value for flag in flags if flag.name == BUNDLED_HEADERS), None),
         time_macro(text),
         mentions_file(text.encode("utf-8", "surrogateescape")),

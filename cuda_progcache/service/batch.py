@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from cuda_progcache import events
 from cuda_progcache._util.running import asked_by, here
-from cuda_progcache.errors import ProgCacheError, WorkerDiedError
+from cuda_progcache.errors import WorkerDiedError
 from cuda_progcache.service.plan import Load, Plan
-from cuda_progcache.service.worker import Worker
+from cuda_progcache.service.worker import Worker, trouble
 
 if TYPE_CHECKING:
     from cuda_progcache.service.cached_compiler import CachedCompiler
@@ -146,8 +146,8 @@ class _InThisProcess:
         started = time.perf_counter()
         try:
             done = self._compiler.compile_kernel(job.unit)
-        except ProgCacheError as error:
-            return {"error": str(error), "seconds": time.perf_counter() - started}
+        except Exception as error:  # noqa: BLE001 - one job's trouble isn't the batch's
+            return {"error": trouble(error), "seconds": time.perf_counter() - started}
         return {
             "hit": done.hit,
             "size": len(done.data),

@@ -7,20 +7,18 @@ worker processes all compile through this.
 
 from __future__ import annotations
 
-import functools
 import os
 
+from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.compile.arch import check_arch
-from cuda_progcache.compile.lookup import look_up
-from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import MissPolicy
 from cuda_progcache.errors import CompileError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
-from cuda_progcache.keys.schema import base_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Self
 
     from cuda_progcache.compile.compiled import CompiledProgram
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.storage.steps import Steps
     from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.service.kernel_unit import KernelUnit
+    from cuda_progcache.service.manifest import RenderedKernel
 
 
 class CachedCompiler:
@@ -39,6 +38,7 @@ class CachedCompiler:
     cache : store or path, optional
     header_policy : HeaderPolicy
     keep_failures, verify_rate : float
+    include_path : sequence of str
         All as in :class:`~cuda_progcache.service.compile_service.CompileService`.
 
     Attributes
@@ -54,6 +54,7 @@ class CachedCompiler:
         header_policy: HeaderPolicy = CHECK_EACH_TIME,
         keep_failures: float = 0.0,
         verify_rate: float = 0.0,
+        include_path: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         if keep_failures < 0:
             raise ValueError(f"keep_failures is a number of seconds, or 0 for none, got {keep_failures!r}")
@@ -66,6 +67,7 @@ class CachedCompiler:
         self.cache = cache
         self.header_policy = header_policy
         self.keep_failures = float(keep_failures)
+        self.include_path = tuple(os.fspath(folder) for folder in include_path)
         self.hit_check: HitCheck | None = None
         if verify_rate:
             from cuda_progcache.service.hit_check import HitCheck
@@ -79,17 +81,26 @@ class CachedCompiler:
         if cache is None:
             return None
         headers = {"hermetic": self.header_policy.hermetic, "recheck_after": self.header_policy.recheck_after}
-        return {"cache": cache, "header_policy": headers, "keep_failures": self.keep_failures}
+        return {
+            "cache": cache,
+            "header_policy": headers,
+            "keep_failures": self.keep_failures,
+            "include_path": self.include_path,
+        }
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """Make the compiler of another process again, over the same directory."""
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-        headers = HeaderPolicy(**settings.get("header_policy", {}))
-        return cls(FileStreamProgramCache(**settings["cache"]), headers, settings.get("keep_failures", 0.0))
+        return cls(
+            FileStreamProgramCache(**settings["cache"]),
+            HeaderPolicy(**settings.get("header_policy", {})),
+            settings.get("keep_failures", 0.0),
+            include_path=settings.get("include_path", ()),
+        )
 
-    @functools.cached_property
+    @kept_property
     def steps(self) -> Steps | None:
         """Where calls that make no program are recorded; None beside a store that keeps no records."""
         from cuda_progcache.memo.storage.steps import Steps
@@ -102,8 +113,14 @@ class CachedCompiler:
         policy = MissPolicy(keep_failures=self.keep_failures)
         done = _naming_archs(inputs.arch, lambda: obtain(inputs, self.cache, policy=policy))
         if self.hit_check is not None and done.hit:
-            self.hit_check.saw(done, lambda: obtain(inputs), lambda: look_up(base_key(inputs), self.cache))
+            self.hit_check.saw(done, lambda: obtain(inputs), lambda: find(inputs, self.cache))
         return done.analyse_with(self._analyse)
+
+    def unit(self, rendered: RenderedKernel, arch: str, target_type: str = "cubin") -> KernelUnit:
+        """What has to be compiled of a rendered kernel (ArchError, ValueError where that can't be)."""
+        from cuda_progcache.service.kernel_unit import KernelUnit
+
+        return KernelUnit(rendered, arch, target_type, self.header_policy, self.include_path)
 
     def compile_kernel(self, unit: KernelUnit, precompiled: PrecompiledHeaders | None = None) -> CompiledProgram:
         """Take a kernel from the cache, or compile and publish it.

@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from cuda_progcache._util.lazy import kept_property
 from cuda_progcache._util.running import here
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.errors import ArchError
@@ -46,6 +47,8 @@ class CompileService:
         Share of the hits (0 to 1; 0.01 is one of a hundred) that are compiled again in the background and compared. One
         that differs is moved to the quarantine, with a warning and a ``mismatch`` event. It loads the compiler, and
         takes a core for as long as a compile.
+    include_path : sequence of str or path
+        Folders in which the headers of library kernels are looked for, before those that the manifest names.
 
     Notes
     -----
@@ -60,8 +63,9 @@ class CompileService:
         header_policy: HeaderPolicy = CHECK_EACH_TIME,
         keep_failures: float = 0.0,
         verify_rate: float = 0.0,
+        include_path: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        self._compiler = CachedCompiler(cache, header_policy, keep_failures, verify_rate)
+        self._compiler = CachedCompiler(cache, header_policy, keep_failures, verify_rate, include_path)
         self._given_library = library
 
     @property
@@ -84,7 +88,7 @@ class CompileService:
         """Where ``verify_rate`` is given: its ``stats``, and ``wait()``."""
         return self._compiler.hit_check
 
-    @functools.cached_property
+    @kept_property
     def library(self) -> KernelLibrary:
         """The kernel library."""
         from cuda_progcache.service.manifest import KernelLibrary
@@ -92,7 +96,7 @@ class CompileService:
         given = self._given_library
         return given if isinstance(given, KernelLibrary) else KernelLibrary(given)
 
-    @functools.cached_property
+    @kept_property
     def calls(self) -> Cache:
         """The calls that made the programs in the cache, and those around them: to be queried, shown, transferred.
 
@@ -197,14 +201,12 @@ class CompileService:
         CompileError
             If the compiler refuses what was rendered; diagnostics name the template's line.
         """
-        from cuda_progcache.service.kernel_unit import KernelUnit
-
         rendered = self.library.render(name, **params)
+        compiler = self._compiler
         if not isinstance(arch, list | tuple):
-            return self._compiler.compile_kernel(KernelUnit(rendered, arch, target_type, self.header_policy))
-        units = {one: KernelUnit(rendered, one, target_type, self.header_policy) for one in arch}
-        compile_ = self._compiler.compile_kernel
-        return _side_by_side({one: functools.partial(compile_, unit) for one, unit in units.items()})
+            return compiler.compile_kernel(compiler.unit(rendered, arch, target_type))
+        units = {one: compiler.unit(rendered, one, target_type) for one in arch}
+        return _side_by_side({one: functools.partial(compiler.compile_kernel, unit) for one, unit in units.items()})
 
     def explain(self, digest: str) -> tuple[str, ...]:
         """Say why an entry had to be compiled: what differs from the nearest compile before it.

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from cuda_progcache._util.fields import replace
+from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
-from cuda_progcache.compile.lookup import look_up
-from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ArchError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
-from cuda_progcache.keys.schema import CompileInputs, base_key, normalize
+from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
 
 TYPE_CHECKING = False
@@ -36,6 +36,9 @@ class KernelUnit:
     rendered : RenderedKernel
     arch : str
     target_type : {"cubin", "ptx", "ltoir"}
+    header_policy : HeaderPolicy
+    include_path : sequence of str
+        Folders in which headers are looked for before those that the manifest names.
 
     Raises
     ------
@@ -51,9 +54,11 @@ class KernelUnit:
         arch: str,
         target_type: str = "cubin",
         header_policy: HeaderPolicy = CHECK_EACH_TIME,
+        include_path: Sequence[str] = (),
     ) -> None:
         require_arch(arch, rendered.spec)
         self.header_policy = header_policy
+        self.include_path = tuple(include_path)
         self.rendered = rendered
         self.arch = arch
         self.target_type = target_type.lower()
@@ -83,7 +88,7 @@ class KernelUnit:
         """What a record has of the kernel."""
         return {
             "name": self.rendered.spec.name,
-            "parameters": dict(self.rendered.params),
+            "parameters": json_value(self.rendered.params),
             "templates": [{"name": name, "digest": digest} for name, digest in template_digests.items()],
         }
 
@@ -110,7 +115,7 @@ class KernelUnit:
     def look_up(self, cache: Any) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""
         if self.inputs is not None:
-            return look_up(base_key(self.inputs), cache)
+            return find(self.inputs, cache)
         return look_up_linked(self.link_inputs, self._link_options(), self.target_type, cache)
 
     def _link_options(self) -> LinkerOptions:
@@ -129,10 +134,11 @@ class KernelUnit:
     def _inputs(self, module: RenderedModule, target_type: str) -> CompileInputs:
         spec = self.rendered.spec
         options = ProgramOptions(name=f"{module.name}{_SUFFIXES[spec.code_type]}", arch=self.arch, **spec.options)
-        if spec.headers:
+        if self.include_path or spec.headers:
             own = options.include_path or ()
             own = (own,) if isinstance(own, str) else tuple(own)
-            options = replace(options, include_path=(*own, *(header_root(name) for name in spec.headers)))
+            given = (*self.include_path, *own, *(header_root(name) for name in spec.headers))
+            options = replace(options, include_path=given)
         if spec.code_type == "c++" and len(self.rendered.modules) > 1:
             options = replace(options, relocatable_device_code=True)
         return normalize(

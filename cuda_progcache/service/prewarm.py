@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile.arch import known_arch
-from cuda_progcache.errors import ArchError, KernelNotFoundError, ProgCacheError
+from cuda_progcache.errors import ArchError, KernelNotFoundError
 from cuda_progcache.memo.steps import PrewarmRun
 from cuda_progcache.service.batch import Answer, Job, compile_batch
-from cuda_progcache.service.kernel_unit import KernelUnit
+from cuda_progcache.service.kernel_unit import require_arch
+from cuda_progcache.service.worker import trouble
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,7 +143,7 @@ class PrewarmReport:
             "bytes": self.bytes,
             "compile_seconds": self.compile_seconds,
             "saved_seconds": self.saved_seconds,
-            "items": [asdict(item) for item in self.items],
+            "items": [json_value(asdict(item)) for item in self.items],
         }
 
 
@@ -161,7 +163,8 @@ def prewarm(
     if not archs:
         raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
     for arch in archs:
-        known_arch(arch)
+        if known_arch(arch).kind != "sm":
+            raise ArchError(f"a prewarm makes machine code, and {arch} is no device's architecture; give sm_90 or so")
     jobs = jobs if jobs is not None else os.cpu_count() or 1
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
@@ -215,40 +218,38 @@ def _look_up(
 ) -> list[Job]:
     """Report what is there already (no compiler is loaded for that); return what isn't."""
     missing: list[Job] = []
-    index = 0
+    index = -1
     for spec in specs:
-        for variant in spec.variants or ({},):
-            rendered: RenderedKernel | ProgCacheError
+        for variant in map(dict, spec.variants or ({},)):
             try:
-                rendered = library.render(spec.name, **variant)
-            except ProgCacheError as error:
-                rendered = error
+                rendered: RenderedKernel | str = library.render(spec.name, **variant)
+            except Exception as error:  # noqa: BLE001 - one variant's trouble isn't the others'
+                rendered = trouble(error)
             for arch in archs:
-                if isinstance(rendered, ProgCacheError):
-                    finished(index, PrewarmItem(spec.name, dict(variant), arch, "failed", error=str(rendered)))
-                    index += 1
-                    continue
-                started = time.perf_counter()
-                try:
-                    unit = KernelUnit(rendered, arch, header_policy=compiler.header_policy)
-                    found = unit.look_up(compiler.cache)
-                except ArchError as error:
-                    finished(index, PrewarmItem(spec.name, dict(variant), arch, "skipped", error=str(error)))
-                except ProgCacheError as error:
-                    finished(index, PrewarmItem(spec.name, dict(variant), arch, "failed", error=str(error)))
-                else:
-                    if found is None:
-                        missing.append(Job(index, spec.name, dict(variant), arch, unit))
-                    else:
-                        seconds = time.perf_counter() - started
-                        spared = float(found.record.get("duration") or 0.0)
-                        finished(
-                            index,
-                            PrewarmItem(
-                                spec.name, dict(variant), arch, "hit", seconds, spared, len(found.data), found.digest
-                            ),
-                        )
                 index += 1
+                common = (spec.name, variant, arch)
+                started = time.perf_counter()
+                if isinstance(rendered, str):
+                    finished(index, PrewarmItem(*common, "failed", error=rendered))
+                    continue
+                try:
+                    require_arch(arch, spec)
+                except ArchError as error:
+                    finished(index, PrewarmItem(*common, "skipped", error=str(error)))
+                    continue
+                try:
+                    unit = compiler.unit(rendered, arch)
+                    found = unit.look_up(compiler.cache)
+                except Exception as error:  # noqa: BLE001 - as above
+                    finished(index, PrewarmItem(*common, "failed", error=trouble(error)))
+                    continue
+                if found is None:
+                    missing.append(Job(index, spec.name, variant, arch, unit))
+                else:
+                    seconds = time.perf_counter() - started
+                    spared = float(found.record.get("duration") or 0.0)
+                    item = PrewarmItem(*common, "hit", seconds, spared, len(found.data), found.digest)
+                    finished(index, item)
     return missing
 
 

@@ -32,7 +32,7 @@ class Worker:
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        self._process = start_module("cuda_progcache.service.worker", text=True, encoding="utf-8")
+        self._process = start_module("cuda_progcache.service.worker", env=_environment(), text=True, encoding="utf-8")
         self._setup = setup
         self._send(setup)
 
@@ -77,6 +77,8 @@ class Worker:
         for name, value in job["variant"].items():
             command += ["-p", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
         command += ["--manifest", self._setup["library"]["path"]]
+        for folder in self._setup["compiler"].get("include_path") or ():
+            command += ["-I", folder]
         command += ["--cache-dir", self._setup["compiler"]["cache"]["path"]]
         return shlex.join(command)
 
@@ -90,6 +92,22 @@ class Worker:
         end(self._process)
 
 
+#: How the variables are called that this package, Python, and the search for compilers and headers look at.
+_ITS_OWN = ("CUDA_PROGCACHE_", "PYTHON", "XDG_", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH")
+
+
+def _environment() -> dict[str, str]:
+    """A worker compiles in its own process, so it gets the variables that a compiler process gets, and these."""
+    from cuda_progcache.compile.own_process import environment
+
+    return environment() | {name: value for name, value in os.environ.items() if name.startswith(_ITS_OWN)}
+
+
+def trouble(error: Exception) -> str:
+    """What went wrong with a job; of an error that isn't ours also the kind, which its message may not tell."""
+    return str(error) if isinstance(error, ProgCacheError) else f"{type(error).__name__}: {error}"
+
+
 def main() -> None:
     """Serve jobs until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -100,11 +118,12 @@ def main() -> None:
 
     from cuda_progcache import events
     from cuda_progcache._util.running import Running, running
+    from cuda_progcache.compile import compilers
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.service.cached_compiler import CachedCompiler
-    from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import KernelLibrary
 
+    compilers.compiles_itself = True
     compiler = CachedCompiler.from_settings(setup["compiler"])
     library = KernelLibrary(**setup["library"])
     precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch
@@ -119,7 +138,7 @@ def main() -> None:
         used = precompiled.used
         try:
             rendered = library.render(job["kernel"], **job["variant"])
-            unit = KernelUnit(rendered, job["arch"], header_policy=compiler.header_policy)
+            unit = compiler.unit(rendered, job["arch"])
             done = compiler.compile_kernel(unit, precompiled if job.get("precompile") else None)
             answer: dict[str, Any] = {
                 "hit": done.hit,
@@ -129,8 +148,8 @@ def main() -> None:
                 "duration": done.record.get("duration"),
                 "precompiled": precompiled.used > used,
             }
-        except ProgCacheError as error:
-            answer = {"error": str(error)}
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the next one is waiting
+            answer = {"error": trouble(error)}
         answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started
         answers.write(json.dumps(answer) + "\n")

@@ -132,9 +132,10 @@ def _write(
             _add(tar, files, _member("entries", digest), pair.data)
             _add(tar, files, _member("records", digest), encode(digest, [pair.version]))
             entries += 1
-            manifest = pair.version.record().get("manifest")
-            if isinstance(manifest, str) and _NAME.fullmatch(_member("manifests", manifest)):
-                manifests.add(manifest)
+            record = pair.version.record()
+            for manifest in (record.get("manifest"), record.get("plain_manifest")):
+                if isinstance(manifest, str) and _NAME.fullmatch(_member("manifests", manifest)):
+                    manifests.add(manifest)
         for manifest in sorted(manifests):
             content = _read(_manifest_path(root, manifest))
             if content is not None and _sets(content) is not None:

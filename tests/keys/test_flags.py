@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cuda_progcache import ProgramOptions
 from cuda_progcache.errors import OptionError
-from cuda_progcache.keys.flags import facts, lasting, read_flags, without
+from cuda_progcache.keys.flags import facts, read_flags, without
+from cuda_progcache.keys.lasting import lasting
 from cuda_progcache.keys.options import NVRTC, nvrtc_flags
 
 # One option, spelled in each way that NVRTC 13.5 takes.
@@ -58,9 +59,13 @@ def test_a_value_is_no_option():
 
 
 def test_what_lasts_is_seen_in_every_spelling():
-    assert lasting(["-restrict", "-DX", "--restrict", "-opt-info=inline"]) == [
-        *["-restrict", "--restrict", "-opt-info=inline"]
-    ]
+    lasts = {"-restrict", "--restrict", "-G", "-opt-info=inline", "-Ofc max", "--something-new"}
+    forgotten = ["-DX", "-lineinfo", "-I", "a", "-Ib", "-Xptxas", "-v", "-fmad=false", "-rdc", "true", "-std=c++20"]
+    words = ["-restrict", "--restrict", "-G", "-opt-info=inline", "-Ofc", "max", "--something-new"]
+    assert lasting("nvrtc", [*forgotten, *words, *forgotten]) == lasts
+    assert lasting("nvrtc", ["-pch", "-pch-dir=x", "-G"]) == {"--pch", "-G"}
+    assert lasting("nvJitLink", ["-arch=sm_80", "-lineinfo", "-Xptxas=-v", "-O3", "-g", "-O0"]) == {"-g", "-O0"}
+    assert lasting("nvvm", ["-arch=compute_80", "-g", "-opt=3", "-Xopt", "-x"]) == {"-Xopt -x"}
 
 
 def test_without():

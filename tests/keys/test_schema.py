@@ -125,9 +125,8 @@ def test_paths_are_keyed_only_where_they_reach_the_output(tmp_path, monkeypatch)
         {"lineinfo": True},
         {"debug": True},
         {"target_type": "ltoir"},
-        {"code": SOURCE + "// __FILE__", "headers": HeaderSet(headers=(Header(("I", 0, "a.h"), "0"),))},
         {"define_macro": ("F", "__FILE__")},
-        {"headers": HeaderSet(mentions_file=True)},
+        {"headers": HeaderSet(headers=(Header(("I", 0, "a.h"), "0"),), paths=(("I", 0),))},
     ):
         same, other = in_two_places(**given_)
         assert same != other, given_
@@ -172,7 +171,8 @@ def test_a_precompiled_header_can_be_vouched_for():
 
 @pytest.mark.parametrize("macro", ["__DATE__", "__TIME__", "__TIMESTAMP__"])
 def test_time_macros_are_noticed(macro):
-    assert macro in inputs(code=f"{SOURCE} // {macro}").unrepeatable
+    assert macro in inputs(code=f"{SOURCE} __device__ const char *now = {macro};").unrepeatable
+    assert inputs(code=f"{SOURCE} // {macro}").unrepeatable is None
     assert macro in inputs(define_macro=("NOW", macro)).unrepeatable
     assert inputs().unrepeatable is None
     assert inputs(code=f"; {macro}", code_type="nvvm", target_type="ptx").unrepeatable is None
