@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 
 import cuda.core
@@ -19,6 +20,12 @@ SIDES = {"cuda.core": (cuda.core.Linker, cuda.core.LinkerOptions),
          "ours": (cuda_progcache.Linker, cuda_progcache.LinkerOptions)}  # fmt: skip
 
 
+class Codes(dict):
+    """Object codes by kind, without a repr: cuda.core 1.2.2 waits forever in that of an ObjectCode without libcuda."""
+
+    __repr__ = object.__repr__
+
+
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory):
     """Object codes by kind, those of cubins also as files."""
@@ -27,7 +34,8 @@ def codes(tmp_path_factory):
         options = cuda_progcache.ProgramOptions(**ARCH, name=name, relocatable_device_code=True)
         return cuda_progcache.Program(source, "c++", options).compile(kind)
 
-    made = {kind: [part(CALLEE, kind, "callee"), part(CALLER, kind, "caller")] for kind in ("cubin", "ptx", "ltoir")}
+    kinds = ("cubin", "ptx", "ltoir")
+    made = Codes((kind, [part(CALLEE, kind, "callee"), part(CALLER, kind, "caller")]) for kind in kinds)
     folder = tmp_path_factory.mktemp("codes")
     made["files"] = []
     for index, code in enumerate(made["cubin"]):
@@ -64,7 +72,8 @@ def linked(side, inputs, target, cached=None, **options):
         return code.code_type, code.name, dict(code.symbol_mapping), bytes(code.code)
 
     result = observe(parts)
-    return result, (made.get_info_log().rstrip("\0"), made.get_error_log().rstrip("\0"), made.is_closed)
+    info = re.sub(r"INFO: \w+ LTOIR Container created .*\n", "", made.get_info_log())  # says nothing, and ours drops it
+    return result, (info.rstrip("\0"), made.get_error_log().rstrip("\0"), made.is_closed)
 
 
 LINKS = {
@@ -100,7 +109,7 @@ def test_link(name, with_cache, codes, cache):
 def test_what_the_linker_refuses(codes):
     theirs, ours = (linked(side, codes["cubin"][1:], "cubin") for side in SIDES)
     alike(ours[0], theirs[0])
-    assert "Undefined reference to 'f'" in ours[1][1]
+    assert "Undefined reference to '_Z1ff'" in ours[1][1]
     assert ours[1] == theirs[1] or ours[1][1].split() == theirs[1][1].split()
 
 
