@@ -109,8 +109,9 @@ def test_link(name, with_cache, codes, cache):
 def test_what_the_linker_refuses(codes):
     theirs, ours = (linked(side, codes["cubin"][1:], "cubin") for side in SIDES)
     alike(ours[0], theirs[0])
-    assert "Undefined reference to '_Z1ff'" in ours[1][1]
-    assert ours[1] == theirs[1] or ours[1][1].split() == theirs[1][1].split()
+    logs = [re.sub(r"ERROR \d", "ERROR", side[1][1]).splitlines() for side in (ours, theirs)]  # a number of nobody's
+    assert "Undefined reference to '_Z1ff'" in logs[0][0]
+    assert logs[0] == logs[1]
 
 
 CONSTRUCTORS = {
