@@ -164,9 +164,9 @@ class CompileInputs(NamedTuple):
             return None
         macro = self.source.time_macro or _about(self.flags).time_macro
         if macro:
-            return f"the source uses {macro}: each compile's output is its own"
+            return f"the source uses {macro}, whose value is another at each compile"
         if _about(self.flags).probes:
-            return "an option tests __has_include: what it looks at isn't in the key"
+            return "a macro from an option tests __has_include, and what it looks at isn't in the key"
         return None
 
     @property
