@@ -39,11 +39,11 @@ KINDS: dict[str, tuple[str, str]] = {
         r"has_include|macro|paste|in which a header",
         "Write the header's name where it is included or tested for, in place of the macro.",
     ),
+    "working_directory": (r"working directory", "Compile in a directory that is there, and stays the same."),
     "changed": (
         r"modified|changed|appeared|replaced while",
         "It is kept by the next compile during which nothing moves.",
     ),
-    "working_directory": (r"working directory", "Compile in a directory that is there, and stays the same."),
     "compiler": (
         r"replaced on disk|other settings|process|library",
         "Start a new process, which finds the compiler and its settings as they are now.",
