@@ -19,7 +19,7 @@ from cuda_progcache.compile.nvjitlink import KINDS
 from cuda_progcache.compile.output import CompilerRefusal, LinkerInput, Output
 from cuda_progcache.errors import OptionError, ToolchainError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE, UNKNOWN, Trace, parse_time_trace, parse_trace
+from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE, UNKNOWN, Trace, parse_time_trace, parse_trace
 from cuda_progcache.keys.lasting import lasting
 
 TYPE_CHECKING = False
@@ -50,7 +50,7 @@ def supported_archs() -> list[int]:
 
 
 def include_source() -> str:
-    """How this NVRTC tells which headers it opened: ``"trace"``, ``"time-trace"``, or ``"text"`` for not at all.
+    """How this NVRTC tells which headers it opened: ``"trace"``, ``"time-trace"``, or ``"nothing"``.
 
     The trace isn't documented, so it is tried once per build, with two small headers.
     """
@@ -72,7 +72,7 @@ def _try_include_sources() -> str:
             continue
         if output.trace == list(zip(depths, headers, strict=True)):
             return source
-    return TEXT
+    return NOTHING
 
 
 def compile_cpp(
@@ -120,7 +120,7 @@ def compile_cpp(
     ToolchainError
         If NVRTC isn't there, can't do it, or crashes.
     """
-    source = include_source() if trace else TEXT
+    source = include_source() if trace else NOTHING
     extra: list[str] = []
     if random_seed is not None and not any(flag.startswith("--frandom-seed") for flag in flags):
         extra.append(f"--frandom-seed={random_seed}")
@@ -153,7 +153,7 @@ def _compile_cpp(
         "target_type": target_type,
         "name_expressions": [e if isinstance(e, bytes) else e.encode() for e in name_expressions],
         "headers": {os.fsencode(header): content for header, content in headers.items()},
-        "tell": None if source == TEXT else source,
+        "tell": None if source == NOTHING else source,
         "front_end_only": front_end_only,
     }
 

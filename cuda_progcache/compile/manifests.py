@@ -103,12 +103,12 @@ def _include_source_path(manifest_path: str) -> str:
 def _recall_include_source(manifest_path: str) -> None:
     """Take from the cache's directory how this NVRTC tells what it includes: trying it takes as long as a compile."""
     from cuda_progcache.compile import compilers
-    from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
+    from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE
 
     build = toolchain.build("c++")
     if build not in compilers.include_sources:
         found = (read_file(_include_source_path(manifest_path)) or b"").decode("ascii", "replace")
-        if found in {TRACE, TIME_TRACE, TEXT}:
+        if found in {TRACE, TIME_TRACE, NOTHING}:
             compilers.include_sources[build] = found
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_NAME = "default_program"
-INCLUDE_PATH, PRE_INCLUDE = "--include-path=", "--pre-include="
+INCLUDE_PATH, PRE_INCLUDE, DEFINE_MACRO = "--include-path=", "--pre-include=", "--define-macro="
 BUNDLED_HEADERS = "--use-bundled-headers="
 
 _Flags = Iterator[str]

@@ -8,7 +8,7 @@ import pytest
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
 from cuda_progcache.compile import compilers, own_process
 from cuda_progcache.keys import includes, toolchain
-from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
+from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE
 
 SOURCE = '#include "value.h"\nextern "C" __global__ void k(int *a) { *a = VALUE; }\n'
 
@@ -43,10 +43,10 @@ def test_a_trace_in_another_form_is_not_taken(monkeypatch):
     assert compilers.include_source() == TIME_TRACE
 
 
-def test_else_the_text_tells(monkeypatch):
+def test_else_nothing_tells(monkeypatch):
     monkeypatch.setattr(compilers, "parse_trace", lambda text: None)
     monkeypatch.setattr(compilers, "parse_time_trace", lambda text: None)
-    assert compilers.include_source() == TEXT
+    assert compilers.include_source() == NOTHING
 
 
 def test_options_that_an_nvrtc_does_not_know(monkeypatch):
@@ -59,7 +59,7 @@ def test_options_that_an_nvrtc_does_not_know(monkeypatch):
 
     monkeypatch.setattr(compilers, "parse_trace", lambda text: None)
     monkeypatch.setattr(own_process, "ask", old)
-    assert compilers.include_source() == TEXT
+    assert compilers.include_source() == NOTHING
 
 
 def test_tried_once_per_build(tries, compiled, project, monkeypatch):
@@ -77,7 +77,7 @@ def test_nothing_is_tried_for_a_source_without_headers(tries, compiled):
     assert not tries
 
 
-@pytest.mark.parametrize("content", ["trace", "text", "nonsense", ""])
+@pytest.mark.parametrize("content", ["trace", "nothing", "nonsense", ""])
 def test_kept_in_the_caches_directory(tries, cache, compiled, project, content):
     project("value.h", "#define VALUE 1")
     compiled(SOURCE)
@@ -88,6 +88,6 @@ def test_kept_in_the_caches_directory(tries, cache, compiled, project, content):
     other = FileStreamProgramCache(cache.path)  # as another process would open it
     made = Program(SOURCE + "//", "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=other)
     assert made.reason is None
-    known = content in {"trace", "text"}
+    known = content in {"trace", "nothing"}
     assert compilers.include_source() == (content if known else TRACE)
     assert len(tries) == (1 if known else 2)

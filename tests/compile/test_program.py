@@ -255,7 +255,10 @@ def test_a_key_for_a_source_the_compiler_refuses(project):
 def test_time_macros_have_no_key(macro):
     with pytest.raises(UncacheableError, match=macro):
         program_key(
-            code=f"{SOURCE}// {macro}", code_type="c++", options=ProgramOptions(arch="sm_80"), target_type="cubin"
+            code=f"{SOURCE} __device__ const char *now = {macro};",
+            code_type="c++",
+            options=ProgramOptions(arch="sm_80"),
+            target_type="cubin",
         )
 
 

@@ -385,7 +385,7 @@ def test_eight_processes_compile_a_program_once(tmp_path):
 def test_a_subscriber_that_compiles_the_same_program(tmp_path, in_memory):
     """Within its own event it would wait for its own thread."""
     cache = InMemoryProgramCache() if in_memory else FileStreamProgramCache(tmp_path / "c", durability="none")
-    program = Program("// __DATE__\n" + SOURCE, "c++", ProgramOptions(arch="sm_80"))
+    program = Program("__device__ const char *now = __DATE__;\n" + SOURCE, "c++", ProgramOptions(arch="sm_80"))
     inner = []
 
     def on(event):
@@ -401,7 +401,14 @@ def test_a_subscriber_that_compiles_the_same_program(tmp_path, in_memory):
 def test_threads_whose_subscribers_want_each_others_programs():
     cache = InMemoryProgramCache()
     barrier = threading.Barrier(2, timeout=DEADLINE)
-    programs = [Program(f"// __DATE__ {n}\n{SOURCE}", "c++", ProgramOptions(arch="sm_80", name=f"p{n}")) for n in "01"]
+    programs = [
+        Program(
+            f"__device__ const char *now = __DATE__; // {n}\n{SOURCE}",
+            "c++",
+            ProgramOptions(arch="sm_80", name=f"p{n}"),
+        )
+        for n in "01"
+    ]
     asked = set()
 
     def on(event):
