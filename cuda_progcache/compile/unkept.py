@@ -25,33 +25,46 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Kind of reason: the words by which its sentences are known, and how to mend it. The first that fits counts.
+#: Kind of reason: the phrases by which its sentences are known (they have names of files in them, too), and how to mend
+#: it. The first that fits counts.
 KINDS: dict[str, tuple[str, str]] = {
-    "time_macro": (
-        r"__(?:DATE|TIME|TIMESTAMP)__",
-        "Take the macro out, or define one of your own with define_macro, whose value is in the key.",
+    "store": (
+        r"^the cache couldn't store it",
+        "Mend what the store says, or use one of cuda_progcache's, which tell more.",
     ),
-    "option": (
-        r"\boption|precompiled|--pch|extra_flags",
-        "Compile without that option, or without a cache.",
+    "working_directory": (
+        r"^the working directory ",
+        "Compile in a directory that is there, and stays the same.",
     ),
-    "undecided_header": (
-        r"has_include|macro|paste|in which a header",
-        "Write the header's name where it is included or tested for, in place of the macro.",
-    ),
-    "working_directory": (r"working directory", "Compile in a directory that is there, and stays the same."),
     "changed": (
-        r"modified|changed|appeared|replaced while",
+        r" (?:was modified|was changed|were replaced|appeared) while | changed again and again ",
         "It is kept by the next compile during which nothing moves.",
     ),
-    "compiler": (
-        r"replaced on disk|other settings|process|library",
-        "Start a new process, which finds the compiler and its settings as they are now.",
+    "unreadable": (
+        r" can't be read after the compile$|the trace can't tell$",
+        "See that the header lies where it can be read, under a plain name.",
     ),
-    "hermetic": (r"hermetic", "Compile with a header policy that isn't hermetic, if that is good enough."),
-    "unreadable": (r"can't be read|can't tell", "See that the header lies where it can be read, under a plain name."),
-    "store": (r"store", "Use one of cuda_progcache's stores, or mend what the store says."),
-    "other": ("", "Its reason is all that is known."),
+    "untold_headers": (
+        r" doesn't tell which headers ",
+        "Compile with another NVRTC, one that tells which headers it reads, or without includes.",
+    ),
+    "time_macro": (
+        r"(?: uses| paste) __(?:DATE|TIME|TIMESTAMP)__",
+        "Take the macro out, or define one of your own with define_macro, whose value is in the key.",
+    ),
+    "undecided_header": (
+        r"__has_include| tests for|gives the header's name|another macro|on to a macro| may paste ",
+        "Write the header's name where it is tested for, in place of the macro.",
+    ),
+    "hermetic": (
+        r" hermetically: ",
+        "Compile with a header policy that isn't hermetic, if that is good enough.",
+    ),
+    "option": (
+        r"^(?:an |the )?option|precompiled header|--pch",
+        "Compile without that option, or without a cache.",
+    ),
+    "other": ("", "The reason is all that is known."),
 }
 
 #: Programs listed per cache; bytes of the file from which it is cut down to them.
