@@ -13,7 +13,7 @@ from cuda_progcache import events
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.running import asked_by, note_child
-from cuda_progcache.compile import history, toolchains
+from cuda_progcache.compile import history, toolchains, unkept
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.diagnostics import LineLookup, compile_error
 from cuda_progcache.compile.lookup import expression_text
@@ -264,8 +264,12 @@ def publish(
                 cache[key.digest] = output.data
             except OSError as error:  # a foreign store in trouble costs the entry, not the compile
                 reason = f"the cache couldn't store it: {error}"
+                unkept.note(cache, record, digest, reason)
+    else:
+        unkept.note(cache, record, digest, reason)
     stored = reason is None
     if stored and ours:
+        unkept.forget(cache, digest)
         history.note(cache, record, digest)
         toolchains.note(cache, key.toolchain)
         note_child(digest)

@@ -164,18 +164,16 @@ class CompileInputs(NamedTuple):
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
         said = self.facts
         if said.reads and self.extra_digest is None:
-            return f"{', '.join(said.reads)} names a file whose content isn't in the key; give what it says as options"
+            return f"the option {', '.join(said.reads)} names a file, and its content isn't in the key"
         if self.code_type != "c++":
             return None
         if said.precompiled and self.extra_digest is None:
-            return f"{', '.join(said.precompiled)}: the compiler doesn't tell which headers a precompiled header holds"
+            return f"the option {', '.join(said.precompiled)} hides which headers a precompiled header was made of"
         macro = self.source.time_macro or said.time_macro
         if macro:
-            return f"the source uses {macro}: each compile's output is its own"
-        if unclear := [folder for folder in self.include_dirs if folder.startswith(" ") or "\n" in folder]:
-            return f"the include directory {unclear[0]!r} can't be told from another in the compiler's list of headers"
+            return f"the source uses {macro}, whose value is another at each compile"
         if said.probes:
-            return "an option tests __has_include: what it looks at isn't in the key"
+            return "a macro from an option tests __has_include, and what it looks at isn't in the key"
         return None
 
     @property
