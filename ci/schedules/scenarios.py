@@ -164,6 +164,10 @@ def _damaged(store: FileStreamProgramCache, disk: Disk) -> State:
     return DAMAGED
 
 
+def _is_at_or_above(path: str) -> bool:
+    return path == ENTRY or ENTRY.startswith(path + "/")
+
+
 class Violation(AssertionError):
     """An invariant doesn't hold after a schedule; the message has the schedule."""
 
@@ -326,7 +330,7 @@ class Scenario:
         for _, call in execution.steps:
             if call.name in {"replace", "link"} and call.target == ENTRY:
                 last = call.path not in moved_aside
-            elif call.path == ENTRY and call.name in {"unlink", "replace"}:
+            elif (call.path == ENTRY and call.name == "unlink") or (call.name == "replace" and _is_at_or_above(call.path)):
                 last = False
                 if call.target:
                     moved_aside.add(call.target)

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util import files
 from cuda_progcache._util.digest import sha256
-from cuda_progcache.store.base import derived
-from cuda_progcache.store.sharing import write_beside
+from cuda_progcache.store.derived import derived, write_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from cuda_progcache.store.base import (
     charged_size,
     check_size_cap,
     entry_digest,
-    forget_derived,
     key_bytes,
     program_bytes,
 )
+from cuda_progcache.store.derived import forget_derived
 from cuda_progcache.store.records import checksum, encode_record
 from cuda_progcache.store.stats import Counters, StoreStats
 

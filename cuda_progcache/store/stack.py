@@ -16,11 +16,11 @@ from cuda_progcache.store.base import (
     EntryInfo,
     ProgramCacheResource,
     entry_digest,
-    forget_derived,
     is_digest,
     key_bytes,
     program_bytes,
 )
+from cuda_progcache.store.derived import forget_derived
 from cuda_progcache.store.breaker import CircuitBreaker
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.in_memory import InMemoryProgramCache

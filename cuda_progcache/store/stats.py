@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import operator
+import os
+import weakref
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.locks import ForkSafeLock
@@ -20,6 +22,7 @@ class Totals(NamedTuple):
     refused: int = 0
     read_errors: int = 0
     stored: int = 0
+    failed: int = 0
 
     def plus(self, other: Totals) -> Totals:
         """The sum, field by field."""
@@ -89,6 +92,8 @@ class StoreStats(NamedTuple):
         Lookups that failed for another reason than absence or damage (permission, I/O error, stale handle).
     stored : int
         Writes that were done.
+    failed : int
+        Removals, clears and eviction passes that trouble in the cache prevented.
     all_time : Totals or None
         The same counters over every process that used this directory: what they have written down, and what this
         process has yet to. Written at ``close()``, at exit and every few seconds of writing; a process that is killed
@@ -108,23 +113,26 @@ class StoreStats(NamedTuple):
     read_errors: int = 0
     record_bytes: int = 0
     stored: int = 0
+    failed: int = 0
     all_time: Totals | None = None
     levels: tuple[LevelStats, ...] = ()
 
 
 class Counters:
-    """Counters of one store object; read and written under ``lock``."""
+    """Counters of one store object; read and written under ``lock``. A forked child's start at zero."""
 
-    __slots__ = ("corrupt", "dropped", "evicted", "hits", "lock", "misses", "read_errors", "refused", "stored")
+    __slots__ = ("__weakref__", "_written", "lock", *Totals._fields)
 
     def __init__(self) -> None:
         self.lock = ForkSafeLock()
         self.reset()
+        _all.add(self)
 
     def reset(self) -> None:
         """Start at zero."""
         self.hits = self.misses = self.corrupt = self.evicted = 0
-        self.dropped = self.refused = self.read_errors = self.stored = 0
+        self.dropped = self.refused = self.read_errors = self.stored = self.failed = 0
+        self._written = Totals()
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one counter."""
@@ -136,11 +144,39 @@ class Counters:
         with self.lock:
             return Totals(
                 self.hits, self.misses, self.corrupt, self.evicted, self.dropped, self.refused, self.read_errors,
-                self.stored,
+                self.stored, self.failed,
             )  # fmt: skip
+
+    def unwritten(self) -> Totals:
+        """What was counted since it was last written down."""
+        with self.lock:
+            return self.totals().minus(self._written)
+
+    def take_unwritten(self) -> Totals:
+        """The same, for who writes it down: the next one gets what is counted from here on."""
+        with self.lock:
+            counted, self._written = self.unwritten(), self.totals()
+            return counted
+
+    def give_back(self, counted: Totals) -> None:
+        """It could not be written down."""
+        with self.lock:
+            self._written = self._written.minus(counted)
 
     def stats(self, *, entries: int, size: int, record_size: int, all_time: Totals | None = None) -> StoreStats:
         """The counters, next to what the store holds."""
         return StoreStats(
             entries=entries, bytes=size, record_bytes=record_size, all_time=all_time, **self.totals()._asdict()
         )
+
+
+_all: weakref.WeakSet[Counters] = weakref.WeakSet()
+
+
+def _reset_all() -> None:
+    for counters in list(_all):
+        counters.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_all)  # what the parent has counted, the parent tells

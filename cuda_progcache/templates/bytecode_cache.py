@@ -345,7 +345,10 @@ def default_directory() -> str | None:
     chosen = os.environ.get("CUDA_PROGCACHE_TEMPLATES")
     if chosen:
         return None if chosen == "off" else os.path.abspath(os.path.expanduser(chosen))
-    return os.path.join(user_cache_dir(), "cuda-progcache", "templates")
+    try:
+        return os.path.join(user_cache_dir(), "cuda-progcache", "templates")
+    except OSError:
+        return None  # no home directory is known of this user
 
 
 def hash_source(source: str) -> str:
