@@ -243,8 +243,7 @@ def put_in_place(
     try:
         status = write_new(staged, data, mode=mode, sync=sync, at_least=at_least)
         if new:
-            link(staged, path)
-            unlink_quietly(staged)
+            move_new(staged, path)
         else:
             replace(staged, path)
     except BaseException:
@@ -253,19 +252,24 @@ def put_in_place(
     return status
 
 
-def link(source: str, target: str) -> None:
-    """Give a file a second name, where nothing has it (FileExistsError).
+def move_new(source: str, target: str) -> None:
+    """Rename a file to where nothing lies (FileExistsError: something does, and ``source`` stays).
 
-    Where the file system has no links, the file is renamed if nothing lies at ``target``: nearly the same.
+    Where the file system has no links, nearly so: there is a moment between the look and the renaming.
     """
+    if WINDOWS:
+        os.rename(source, target)  # never onto what is there
+        return
     try:
         os.link(source, target)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         raise
     except OSError:
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
         os.rename(source, target)
+    else:
+        unlink_quietly(source)
 
 
 def read_on(fd: int, start: int) -> bytes:

@@ -295,6 +295,11 @@ class ProgramCacheResource(abc.ABC):
         for key, value in items.items() if isinstance(items, Mapping) else items:
             self[key] = value
 
+    def _assign(self, key: Key, value: Value) -> bool:
+        """``self[key] = value``, and whether that was stored; for stores that may refuse or drop it without raising."""
+        self[key] = value
+        return True
+
     def load(self, key: Key) -> Entry | None:
         """The entry with its record; ``None`` on a miss, and any trouble in the cache is one."""
         data = self.get(key)

@@ -53,7 +53,15 @@ class ExportReport(NamedTuple):
     damaged: int
 
 
-class ImportReport(NamedTuple):
+class _Imported(NamedTuple):
+    imported: int
+    bytes: int
+    present: int
+    filtered: int
+    refused: int
+
+
+class ImportReport(_Imported):
     """What came out of a bundle.
 
     Attributes
@@ -70,12 +78,10 @@ class ImportReport(NamedTuple):
         Of those that were here already: with other bytes than in the bundle. They stay as they are.
     """
 
-    imported: int
-    bytes: int
-    present: int
-    filtered: int
-    refused: int
     differing: int = 0
+
+    def _asdict(self) -> dict[str, int]:
+        return {**super()._asdict(), "differing": self.differing}
 
 
 # Writing
@@ -339,4 +345,6 @@ def import_bundle(
                 refused += 1
         for manifest, content in manifests:
             merge_manifest(root.path, manifest, content)
-        return ImportReport(imported, size, present, len(bundle.digests) - len(wanted), refused, differing)
+        report = ImportReport(imported, size, present, len(bundle.digests) - len(wanted), refused)
+        report.differing = differing
+        return report

@@ -90,7 +90,7 @@ def _refuse(name: str, what: str) -> Any:
     return refused
 
 
-for _name in ("get", "__getitem__", "load", "load_again", "__setitem__", "publish", "__delitem__", "remove", "quarantine",
+for _name in ("get", "__getitem__", "load", "load_again", "__setitem__", "_assign", "publish", "__delitem__", "remove", "quarantine",
               "__len__", "entries", "info", "_digests", "_sizes", "stats", "close"):  # fmt: skip
     setattr(KeptInMemory, _name, _forward(_name))
 for _name, _what in {

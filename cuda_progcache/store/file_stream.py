@@ -383,7 +383,7 @@ class FileStreamProgramCache(ProgramCacheResource):
         self._counters.count("corrupt")
         charged = pairs.charged(entry, record)
         try:
-            gone = removal.take_away(self._root, digest, identity(entry), keep=True)
+            gone = removal.take_away(self._root, digest, identity(entry), keep=True, keep_record=False)
         except OSError:
             return  # read-only, say: it stays, and is a miss
         if gone:
@@ -393,17 +393,24 @@ class FileStreamProgramCache(ProgramCacheResource):
     # Writes
 
     def __setitem__(self, key: Key, value: Value) -> None:
-        digest, value = entry_digest(key), program_bytes(value)  # rebound: a frame that can raise holds no ObjectCode
+        data = program_bytes(value)
+        del value  # a frame that can raise holds no ObjectCode, whose repr deadlocks without a driver
+        self._assign(key, data)
+
+    def _assign(self, key: Key, value: Value) -> bool:
+        digest, data = entry_digest(key), program_bytes(value)
         try:
-            self._wrote(self._put(digest, value, b"{}"))
+            return self._wrote(self._put(digest, data, b"{}"))
         except OSError as exc:
             self._dropped(digest, exc, strict=self._strict)
+            return False
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
         """Store an entry with its record; see :meth:`ProgramCacheResource.publish`."""
-        digest, data, record_json = entry_digest(key), program_bytes(data), encode_record(record)
+        digest, payload, record_json = entry_digest(key), program_bytes(data), encode_record(record)
+        del data  # as above
         try:
-            return self._wrote(self._put(digest, data, record_json))
+            return self._wrote(self._put(digest, payload, record_json))
         except OSError as exc:
             self._dropped(digest, exc, strict=False)
             return False

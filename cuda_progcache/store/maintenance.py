@@ -78,7 +78,7 @@ def unpin(root: Root, key_or_digest: Key) -> str:
 def prune(root: Root, cap: SizeCap, max_size_bytes: int | None, older_than: float | None) -> PruneReport:
     """Remove the least recently used; see :meth:`~cuda_progcache.store.FileStreamProgramCache.prune`."""
     pins = root.pins()
-    found = [item for shard in root.shards() for item in pairs.candidates(root, shard, cap.last_use)]
+    found = [item for shard in root.shards() for item in pairs.survey(root, shard, cap.last_use).candidates]
     removed = cap.remove(_victims(found, pins, max_size_bytes, older_than, time.time_ns()))
     freed = sum(victim.charged for victim in removed)
     return PruneReport(

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import (
     identity,
     is_missing,
@@ -170,8 +171,23 @@ def _brought_back(path: str, moment: int) -> os.stat_result:
     return os.lstat(path)
 
 
-def candidates(root: Root, shard: str, last_use: Mapping[str, int]) -> Iterator[Candidate]:
-    """A shard's entries, with record or not, as eviction wants them.
+class Survey(NamedTuple):
+    """What lies in a shard, as eviction wants it.
+
+    Attributes
+    ----------
+    candidates : list of Candidate
+        The entries, with record or not.
+    forsaken : list of str
+        Digests of old records without an entry: a crash has left them.
+    """
+
+    candidates: list[Candidate]
+    forsaken: list[str]
+
+
+def survey(root: Root, shard: str, last_use: Mapping[str, int]) -> Survey:
+    """Look at a shard.
 
     Parameters
     ----------
@@ -179,9 +195,10 @@ def candidates(root: Root, shard: str, last_use: Mapping[str, int]) -> Iterator[
         Digest to nanoseconds since the epoch: what this process knows better than the time stamps do.
     """
     records = {item.name: item for item in root.files(root.records, shard)}
+    found = []
     for item in root.files(root.entries, shard):
         digest = shard + item.name
-        record = records.get(item.name)
+        record = records.pop(item.name, None)
         try:
             st = item.stat(follow_symlinks=False)
             now = time.time_ns()
@@ -190,14 +207,11 @@ def candidates(root: Root, shard: str, last_use: Mapping[str, int]) -> Iterator[
             size = charged(st, None if record is None else record.stat(follow_symlinks=False))
         except (FileNotFoundError, PermissionError):  # gone, or another user's
             continue
-        yield Candidate(digest, size, max(st.st_atime_ns, st.st_mtime_ns, last_use.get(digest, 0)), identity(st))
-
-
-def forsaken(root: Root, shard: str) -> Iterator[str]:
-    """The digests of old records without an entry: a crash has left them."""
-    entries = root.names(root.entries, shard)
-    for item in root.files(root.records, shard):
-        if item.name not in entries:
-            status = lstat(item.path)
-            if status is not None and status.st_mtime < time.time() - LITTER_AGE:
-                yield shard + item.name
+        used = max(st.st_atime_ns, st.st_mtime_ns, last_use.get(digest, 0))
+        found.append(Candidate(digest, size, used, identity(st)))
+    forsaken = []
+    for item in records.values():  # left by a crash, or their entry comes in a moment
+        status = lstat(item.path)
+        if status is not None and status.st_mtime < time.time() - LITTER_AGE:
+            forsaken.append(shard + item.name)
+    return Survey(found, forsaken)

@@ -38,15 +38,17 @@ _ENTRY, _RECORD = "e", "r"
 _serial = itertools.count()
 
 
-def take_away(root: Root, digest: str, seen: Identity, *, keep: bool = False, unless_pinned: bool = False) -> bool:
+def take_away(
+    root: Root, digest: str, seen: Identity, *, keep: bool = False, keep_record: bool = True, unless_pinned: bool = False
+) -> bool:
     """Remove an entry and its record, if the entry is still the one that was looked at.
 
     Parameters
     ----------
     seen : Identity
         Of the entry, or of what lies in its place.
-    keep : bool
-        Move them to the quarantine.
+    keep, keep_record : bool
+        Move it to the quarantine, with its record.
     unless_pinned : bool
         Leave it if it is pinned; asked when it has been moved aside, so that a pin that returned before holds.
 
@@ -73,10 +75,10 @@ def take_away(root: Root, digest: str, seen: Identity, *, keep: bool = False, un
     if identity(os.lstat(aside)) != seen or (unless_pinned and root.is_pinned(digest)):
         _put_back(root, digest, aside, path)
         return False
-    try:
-        take_record(root, digest, keep=keep)
-    finally:
-        _dispose(root, aside, digest, keep=keep)
+    if not _dispose(root, aside, digest, keep=keep):
+        _put_back(root, digest, aside, path)
+        return False
+    take_record(root, digest, keep=keep and keep_record)
     return True
 
 
@@ -117,10 +119,10 @@ def set_aside(root: Root, path: str, seen: Identity) -> bool:
             return False
         aside = _move_aside(root, path, "")
         if identity(os.lstat(aside)) != seen:
-            if os.path.lexists(path):
+            try:
+                files.move_new(aside, path)
+            except FileExistsError:
                 _discard(aside)
-            else:
-                os.rename(aside, path)
             return False
         _dispose(root, aside, os.path.basename(os.path.dirname(path)) + os.path.basename(path), keep=True)
     except OSError:
@@ -143,7 +145,7 @@ def _move_aside(root: Root, path: str, about: str) -> str:
 def _put_back(root: Root, digest: str, aside: str, path: str) -> None:
     for attempt in range(2):
         try:
-            files.link(aside, path)
+            files.move_new(aside, path)
         except FileExistsError:
             break  # a newer one
         except FileNotFoundError:
@@ -152,12 +154,12 @@ def _put_back(root: Root, digest: str, aside: str, path: str) -> None:
             with contextlib.suppress(OSError):
                 root.make_shard(digest)  # it was empty, and somebody has removed it
         else:
-            break
+            return
     _discard(aside)
 
 
-def _dispose(root: Root, aside: str, name: str, *, keep: bool) -> None:
-    """Do away with what was moved aside."""
+def _dispose(root: Root, aside: str, name: str, *, keep: bool) -> bool:
+    """Do away with what was moved aside; ``False``: another process has it open (Windows)."""
     if keep:
         target = f"{root.quarantine}{name}-{os.getpid()}-{next(_serial)}"
         for _ in range(2):
@@ -170,8 +172,14 @@ def _dispose(root: Root, aside: str, name: str, *, keep: bool) -> None:
                         root.mkdir(root.quarantine.rstrip(os.sep))
             else:
                 trim_quarantine(root, keep=QUARANTINE_KEEP)
-                return
-    _discard(aside)  # no quarantine can be had: gone is safe, too
+                return True
+    try:
+        files.unlink(aside)  # also where no quarantine can be had: gone is safe, too
+    except OSError as exc:
+        if is_sharing_violation(exc):
+            return False
+        _discard(aside)
+    return True
 
 
 def _discard(path: str) -> None:
@@ -205,10 +213,11 @@ def trim_quarantine(root: Root, *, keep: int = 0, at_most: int | None = None) ->
     found.sort(key=lambda one: -one[0].st_ctime_ns)  # when it was moved there
     left = 0
     for number, (status, path) in enumerate(found):
-        if number >= keep or (at_most is not None and left + status.st_size > at_most):
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        if number >= keep or (at_most is not None and left + size > at_most):
             _discard(path)
         else:
-            left += status.st_size
+            left += size
     return left
 
 

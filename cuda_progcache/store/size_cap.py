@@ -146,10 +146,7 @@ class SizeCap:
         if not self.ledger.complete:
             self._count_some()
         elif self._audit_is_due(digest):
-            (shard,) = self.ledger.doubtful()[:1] or [int(digest[4:6], 16)]
-            self._count([shard])
-            for forsaken in pairs.forsaken(self._root, f"{shard:02x}"):
-                removal.take_record(self._root, forsaken)
+            self._count(self.ledger.doubtful()[:1] or [int(digest[4:6], 16)])
         if self._rest:
             self._rest -= 1
             return
@@ -213,7 +210,9 @@ class SizeCap:
         untold = 0
         since = self.ledger.mark()
         for shard in shards:
-            present = list(pairs.candidates(self._root, f"{shard:02x}", self.last_use))
+            present, forsaken = pairs.survey(self._root, f"{shard:02x}", self.last_use)
+            for digest in forsaken:
+                removal.take_record(self._root, digest)
             found += present
             counts.append((shard, len(present), sum(candidate.charged for candidate in present)))
             untold += len(present)
