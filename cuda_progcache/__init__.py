@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from cuda_progcache.compile.compiled import CompiledProgram as CompiledProgram
     from cuda_progcache.compile.diagnostics import Diagnostic as Diagnostic
-    from cuda_progcache.compile.identity import make_program_cache_key as make_program_cache_key
-    from cuda_progcache.compile.identity import program_key as program_key
+    from cuda_progcache.compile.key import make_program_cache_key as make_program_cache_key
+    from cuda_progcache.compile.key import program_key as program_key
     from cuda_progcache.compile.program import Program as Program
     from cuda_progcache.compile.program import link as link
     from cuda_progcache.errors import ArchError as ArchError
@@ -82,9 +82,9 @@ _HOME = {
     "StoreError": "errors",
     "UncacheableError": "errors",
     "link": "compile.program",
-    "make_program_cache_key": "compile.identity",
+    "make_program_cache_key": "compile.key",
     "memoize": "memo.memoize",
-    "program_key": "compile.identity",
+    "program_key": "compile.key",
     "subscribe": "events",
 }
 

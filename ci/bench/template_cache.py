@@ -76,7 +76,7 @@ def _hit(name: str, source: str) -> Callable[[Path], Any]:
         kernels = KernelEnvironment([directory / "templates", KERNELS], bytecode_cache=ours)
         kernels.get_template(name)
         context = kernels.context_hash
-        plain = kernels._plain_environment()
+        plain: Any = kernels._templates()
         assert plain is not None
         names = plain.names
 

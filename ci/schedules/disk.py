@@ -26,7 +26,8 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Set as AbstractSet
+from typing import Any, NamedTuple, Self
 
 MOUNT = "/simulated"
 FIRST = 1 << 24
@@ -120,7 +121,7 @@ class Item:
 
 
 class _Listing(list[Item]):
-    def __enter__(self) -> _Listing:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -247,8 +248,15 @@ class Disk:
         except OSError:
             return reads, None
 
-    def _announce(self, name: str, path: str, *, reads: set[Resource] = frozenset(), writes: set[Resource] = frozenset(),  # type: ignore[assignment]
-                  target: str = "") -> None:  # fmt: skip
+    def _announce(
+        self,
+        name: str,
+        path: str,
+        *,
+        reads: AbstractSet[Resource] = frozenset(),
+        writes: AbstractSet[Resource] = frozenset(),
+        target: str = "",
+    ) -> None:
         if self.before is not None:
             self.before(Call(name, path, frozenset(reads), frozenset(writes), target))
         self.now += 20_000
@@ -363,7 +371,7 @@ class Disk:
         self._set(next(self._steps), parent, name, node)
         node.ctime = self.now
 
-    def utime(self, path: str | int, times: Any = None, *, ns: tuple[int, int] | None = None, **_: Any) -> None:
+    def utime(self, path: str | int, _times: Any = None, *, ns: tuple[int, int] | None = None, **_: Any) -> None:
         """``os.utime``."""
         if isinstance(path, int):
             node = self._open[path].node
@@ -513,13 +521,26 @@ def _status(node: Node) -> os.stat_result:
     )  # fmt: skip
 
 
-_BY_PATH = ("lstat", "access", "listdir", "scandir", "mkdir", "rmdir", "unlink", "replace", "link", "utime", "chmod", "open")
+_BY_PATH = (
+    "lstat",
+    "access",
+    "listdir",
+    "scandir",
+    "mkdir",
+    "rmdir",
+    "unlink",
+    "replace",
+    "link",
+    "utime",
+    "chmod",
+    "open",
+)
 _BY_FD = ("close", "fstat", "read", "write", "lseek", "fsync", "utime", "chmod")
 
 
 @contextlib.contextmanager
 def on(get: Callable[[], Disk]) -> Iterator[None]:
-    """Put the disk that ``get`` gives under :mod:`os`, ``open`` and the clock, for this process, while the block runs."""
+    """Put the disk that ``get`` gives under :mod:`os`, ``open`` and the clock of this process, while the block runs."""
     real = {name: getattr(os, name) for name in {*_BY_PATH, *_BY_FD}}
     aliases = {"stat": "lstat", "rename": "replace", "remove": "unlink", "fchmod": "chmod"}
     patched: list[tuple[Any, str, Any]] = []
@@ -528,7 +549,7 @@ def on(get: Callable[[], Disk]) -> Iterator[None]:
         patched.append((module, name, getattr(module, name)))
         setattr(module, name, function)
 
-    def route(name: str, method: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def route(method: str, original: Callable[..., Any]) -> Callable[..., Any]:
         take = getattr(Disk, method)
 
         @functools.wraps(original)
@@ -543,14 +564,14 @@ def on(get: Callable[[], Disk]) -> Iterator[None]:
         return call
 
     try:
-        for name in real:
-            patch(os, name, route(name, name, real[name]))
+        for name, original in real.items():
+            patch(os, name, route(name, original))
         for name, method in aliases.items():
-            patch(os, name, route(name, method, getattr(os, name)))
+            patch(os, name, route(method, getattr(os, name)))
         for supports in ("supports_fd", "supports_follow_symlinks", "supports_effective_ids"):
             names = {function.__name__ for function in getattr(os, supports)}
             patch(os, supports, {getattr(os, name) for name in names})
-        patch(builtins, "open", route("open", "read_whole", builtins.open))
+        patch(builtins, "open", route("read_whole", builtins.open))
         patch(time, "time", lambda: get().now / 1e9)
         patch(time, "time_ns", lambda: get().now)
         patch(time, "monotonic", lambda: get().now / 1e9)

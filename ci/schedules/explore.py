@@ -297,7 +297,7 @@ def every_schedule(make: Make, count: Count, *, at_most: int | None = None, **st
 
 
 def _asleep(node: _Node) -> dict[int, Call]:
-    """Who sleeps after the step chosen at ``node``: those that slept or were tried there, unless the step wakes them."""
+    """Who sleeps after the step chosen at ``node``: who slept or was tried there, unless the step wakes them."""
     made = node.pending[node.chosen]
     return {
         number: call
@@ -332,7 +332,7 @@ def _find_races(path: list[_Node], steps: list[Step]) -> None:
 def random_schedules(make: Make, seed: int, number: int, **stops: Any) -> Iterator[Execution]:
     """Run so many schedules in which turns are drawn, each with another inclination to change."""
     for turn in range(number):
-        draw = random.Random(f"{seed}/{turn}")
+        draw = random.Random(f"{seed}/{turn}")  # noqa: S311 - no secret
         change, last = draw.choice((0.05, 0.2, 0.5, 0.9)), -1
 
         def choose(pending: dict[int, Call], draw: random.Random = draw, change: float = change) -> int:

@@ -26,11 +26,12 @@ from unittest import mock
 
 from ci.schedules import disk as disks
 from ci.schedules.disk import Disk
-from ci.schedules.explore import Count, Execution, Run, every_schedule, random_schedules
+from ci.schedules.explore import Count, Execution, every_schedule
 from cuda_progcache._util import liveness
 from cuda_progcache.store import FileStreamProgramCache, entry_digest
 
 ROOT = f"{disks.MOUNT}/cache"
+STAGING = os.path.join(ROOT, "tmp")
 KEY = b"k"
 DIGEST = entry_digest(KEY)
 ENTRY = f"{ROOT}/entries/{DIGEST[:2]}/{DIGEST[2:]}"
@@ -168,7 +169,7 @@ def _is_at_or_above(path: str) -> bool:
     return path == ENTRY or ENTRY.startswith(path + "/")
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """An invariant doesn't hold after a schedule; the message has the schedule."""
 
 
@@ -279,21 +280,21 @@ class Scenario:
     # Invariants
 
     def check(self, execution: Execution) -> None:
-        """See that all that must hold does (:class:`Violation` where it doesn't)."""
+        """See that all that must hold does (:class:`ViolationError` where it doesn't)."""
         killed = [outcome.killed for outcome in execution.outcomes]
         self.simulation.dead.update(1000 + number for number, dead in enumerate(killed) if dead)
         try:
             self._check(execution, killed)
-        except Violation:
+        except ViolationError:
             raise
         except BaseException as exc:
-            raise Violation(f"{type(exc).__name__}: {exc}\n{self._told(execution)}") from exc
+            raise ViolationError(f"{type(exc).__name__}: {exc}\n{self._told(execution)}") from exc
 
     def _check(self, execution: Execution, killed: list[bool]) -> None:
         possible = {operation.writes for operation in self.operations if operation.writes is not None} | {OLD}
         for name, operation, outcome in zip(self.names, self.operations, execution.outcomes, strict=True):
             if outcome.error is not None:
-                raise Violation(f"{name} raised {outcome.error!r}\n{self._told(execution)}")
+                raise ViolationError(f"{name} raised {outcome.error!r}\n{self._told(execution)}")
             if operation.act is _read and outcome.value is not None:
                 data, record = outcome.value
                 self._sure(data in possible and record == _record(data), f"read {outcome.value}", execution)
@@ -304,7 +305,7 @@ class Scenario:
             self.simulation.open(max_size_bytes=10_000)  # the next process: takes away, or puts back, what lies about
             self.simulation.disk.sleep(5)
         tree = execution.disk.tree()
-        left = [path for path in tree if path.startswith(f"{ROOT}/tmp/")]
+        left = [path for path in tree if os.path.dirname(path) == STAGING]
         self._sure(not left, f"left behind: {left}", execution)
         after = self.simulation.open()
         entry = after.load(KEY)
@@ -313,13 +314,17 @@ class Scenario:
             self._sure(found in possible and dict(entry.record) == _record(entry.data), f"wrong: {entry}", execution)
         if not any(killed):
             self._sure(
-                ENTRY not in tree or RECORD in tree or self.before == "an orphan", "an entry without a record", execution
+                ENTRY not in tree or RECORD in tree or self.before == "an orphan",
+                "an entry without a record",
+                execution,
             )
         allowed = self._orders(execution, killed)
         shown = {state if state != DAMAGED else None for state in allowed}
         self._sure(found in shown, f"found {found!r}, possible: {shown}", execution)
         if not any(killed):
-            self._sure(not self._published_last(execution) or found is not None, "a write that returned is lost", execution)
+            self._sure(
+                not self._published_last(execution) or found is not None, "a write that returned is lost", execution
+            )
         self._sure(after.publish(KEY, b"later", _record(b"later")), "not writable any more", execution)
         self._sure(self.simulation.open().get(KEY) == b"later", "what is written now is lost", execution)
 
@@ -330,7 +335,9 @@ class Scenario:
         for _, call in execution.steps:
             if call.name in {"replace", "link"} and call.target == ENTRY:
                 last = call.path not in moved_aside
-            elif (call.path == ENTRY and call.name == "unlink") or (call.name == "replace" and _is_at_or_above(call.path)):
+            elif (call.path == ENTRY and call.name == "unlink") or (
+                call.name == "replace" and _is_at_or_above(call.path)
+            ):
                 last = False
                 if call.target:
                     moved_aside.add(call.target)
@@ -364,7 +371,7 @@ class Scenario:
 
     def _sure(self, holds: bool, what: str, execution: Execution) -> None:  # noqa: FBT001
         if not holds:
-            raise Violation(f"{what}\n{self._told(execution)}")
+            raise ViolationError(f"{what}\n{self._told(execution)}")
 
     def _told(self, execution: Execution) -> str:
         lines = [f"  {self.names[step.actor]:12} {step.call}" for step in execution.steps]
@@ -375,12 +382,12 @@ PAIRS = tuple(itertools.combinations_with_replacement(OPERATIONS, 2))
 
 
 def try_pair(simulation: Simulation, before: str, names: Sequence[str], count: Count, *, at_most: int | None = None,
-             **settings: Any) -> Violation | None:  # fmt: skip
+             **settings: Any) -> ViolationError | None:  # fmt: skip
     """Every schedule of some operations; the first violation, if there is one."""
     scenario = Scenario(simulation, before, names, **settings)
     for execution in every_schedule(scenario.make, count, at_most=at_most):
         try:
             scenario.check(execution)
-        except Violation as found:
+        except ViolationError as found:
             return found
     return None

@@ -9,6 +9,8 @@ from __future__ import annotations
 from contextvars import ContextVar, copy_context
 from functools import partial
 
+from cuda_progcache._util.warning import asking, caller
+
 TYPE_CHECKING = False  # importing typing takes 9 ms, and a hit in a new process needs this
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,5 +89,10 @@ def asked_by() -> list[dict[str, str]]:
 
 
 def here(work: Callable[P, R]) -> Callable[P, R]:
-    """Give ``work`` to be called in another thread, where the same call runs as here; once per result of this."""
-    return partial(copy_context().run, work)
+    """Give ``work`` to be called in another thread, where the same call runs as here; once per result of this.
+
+    Warnings point at the line that asked for it, as they do here.
+    """
+    context = copy_context()
+    context.run(asking.set, caller())
+    return partial(context.run, work)

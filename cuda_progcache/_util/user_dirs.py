@@ -21,10 +21,13 @@ def user_cache_dir() -> str:
     """
     if sys.platform == "linux":
         chosen = os.environ.get("XDG_CACHE_HOME", "").strip()
-        found = chosen if os.path.isabs(chosen) else os.path.expanduser("~/.cache")  # the XDG rules: ignore a relative one
+        # The XDG rules: a relative path is to be ignored.
+        found = chosen if os.path.isabs(chosen) else os.path.expanduser("~/.cache")
         if not os.path.isabs(found):
             raise FileNotFoundError(
-                errno.ENOENT, f"no home directory is known of user id {os.getuid()}; set HOME or CUDA_PROGCACHE_DIR", found
+                errno.ENOENT,
+                f"no home directory is known of user id {os.getuid()}; set HOME or CUDA_PROGCACHE_DIR",
+                found,
             )
         return found
     else:  # noqa: RET505 - type checkers look at one of the two

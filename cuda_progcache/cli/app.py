@@ -126,12 +126,15 @@ class CommandGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; the error for an unknown one names the nearest."""
-        name = args[0]
-        if not name.startswith("-") and name not in COMMANDS and not ctx.resilient_parsing:
+        name: str | None = args[0]
+        if name and not name.startswith("-") and name not in COMMANDS and not ctx.resilient_parsing:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"commands: {', '.join(COMMANDS)}"
             raise click.UsageError(f"there is no command '{name}'; {hint}", ctx)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            _refuse_repeated(click.Context(command, parent=ctx, info_name=name), rest)
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; click would answer a closed pipe with exit code 1, as if the command had failed."""
@@ -156,6 +159,18 @@ class CommandGroup(click.Group):
             except Exception as error:  # noqa: BLE001 - the last frame of the process: all become a line and a code
                 code = _report(error, as_json="--json" in arguments)
         sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _refuse_repeated(ctx: click.Context, arguments: Sequence[str]) -> None:
+    """Refuse an option that takes one value and is given twice: click would take the last, and drop the others."""
+    try:
+        _, _, order = ctx.command.make_parser(ctx).parse_args(list(arguments))
+    except click.UsageError:
+        return  # told when the command itself reads them
+    for parameter in {p.name: p for p in order}.values():
+        single = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag)
+        if single and order.count(parameter) > 1:
+            raise click.UsageError(f"{parameter.opts[0]} is given more than once, and takes one value", ctx)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

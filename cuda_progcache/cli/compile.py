@@ -16,6 +16,7 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.session import (
     Session,
     common_options,
+    include_option,
     library_at,
     manifest_option,
     parameter_option,
@@ -62,9 +63,7 @@ Examples:
     "--target", "target_type", type=click.Choice(["cubin", "ptx", "ltoir"]), default="cubin", show_default=True
 )
 @click.option("-D", "--define", "defines", multiple=True, metavar="NAME[=VALUE]", help="Define a macro; repeatable.")
-@click.option(
-    "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
-)
+@include_option
 @click.option("--std", metavar="STD", help="The C++ dialect, such as c++17.")
 @click.option(
     "--name-expression", "name_expressions", multiple=True, metavar="EXPR", help="Instantiate this; repeatable."
@@ -103,12 +102,14 @@ def compile_command(
 
     start = time.perf_counter()
     if kernel is not None and file is None:
-        if defines or include_paths or std or name_expressions or fields or code_type:
-            raise click.UsageError("with --kernel the manifest gives the options; only -p, --arch, --target and -o fit")
+        if defines or std or name_expressions or fields or code_type:
+            raise click.UsageError(
+                "with --kernel the manifest gives the options; only -p, -I, --arch, --target and -o fit"
+            )
         library = library_at(manifest)
         values = parse_parameters(library, kernel, parameters)
         arch = arch or with_arch(ProgramOptions()).arch
-        program = session.service(library).kernel(kernel, arch=arch, target_type=target_type, **values)
+        program = session.service(library, include_paths).kernel(kernel, arch=arch, target_type=target_type, **values)
     elif file is not None and kernel is None:
         if parameters or manifest is not None:
             raise click.UsageError("-p and --manifest are for --kernel; a file takes -D and -O")
@@ -279,6 +280,11 @@ def _tell(
         lines.append(f"  next    {session.command('show')} {program.digest[:12]}")
     for line in lines:
         output.line(line, err=aside)
+    if not record.get("resource_usage", True) and program.target_type == "cubin":
+        output.note_line(
+            "there is no kernel in it: a kernel is declared __global__, and a template is compiled for what "
+            "--name-expression (in a manifest, name_expressions) names, as 'scale<float>'"
+        )
 
 
 def _text(name: str | bytes) -> str:

@@ -125,10 +125,11 @@ def list_command(
 
 
 SHOW_JSON = """\b
---json: what list gives of an entry, and "checksum", "resource_usage" ({kernel: {"registers", ...}}; null where
-there is none, as in PTX) and "record": the record as it was kept (name, code_type,
-target_type, arch, key, components, headers, toolchain, log, symbol_mapping, duration in seconds, created,
-resource_usage, kernel)
+--json: what list gives of an entry, and "checksum", "resource_usage" ({kernel: {"registers", "spill_store_bytes",
+"spill_load_bytes", "stack_bytes", "shared_bytes" (static), "local_bytes", "constant_bytes", "literal_bytes",
+"barriers", "max_threads", "code_bytes"}}, the figures of ptxas -v; null where there is none, as in PTX) and "record":
+the record as it was kept (name, code_type, target_type, arch, key, components, headers, toolchain, log,
+symbol_mapping, duration in seconds, created, resource_usage, kernel)
 
 \b
 For scripts:
@@ -230,7 +231,9 @@ def _describe(session: Session, entry: EntryInfo, *, headers: bool, components: 
 
 
 def resource_usage(entry: EntryInfo) -> dict[str, dict[str, Any]] | str | None:
-    """Give registers, stack and memory of each kernel: from the record, else (put by cuda.core) from the binary.
+    """Give registers, spills and memory of each kernel: from the binary, else from the record.
+
+    Records of earlier versions have other figures, and those of cuda.core have none.
 
     Returns
     -------
@@ -239,15 +242,15 @@ def resource_usage(entry: EntryInfo) -> dict[str, dict[str, Any]] | str | None:
     """
     from cuda_progcache.errors import InspectError
 
-    kept = entry.record.get("resource_usage")
-    if kept or entry.record.get("target_type") != "cubin" or entry.path is None:
-        return kept or None
-    from cuda_progcache.compile.cubin import resource_usage as inspect
+    kept = entry.record.get("resource_usage") or None
+    if entry.record.get("target_type") != "cubin" or entry.path is None:
+        return kept
+    from cuda_progcache.inspect import resource_record
 
     try:
-        return inspect(entry.path.read_bytes())
+        return resource_record(entry.path.read_bytes())
     except (InspectError, OSError) as error:
-        return str(error)
+        return kept or str(error)
 
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:
@@ -277,7 +280,7 @@ def _resources(usage: Mapping[str, Mapping[str, Any]]) -> Table:
     return made
 
 
-_ALWAYS = ("registers", "stack_bytes", "shared_bytes", "local_bytes", "spill_stores", "spill_loads")
+_ALWAYS = ("registers", "spill_store_bytes", "spill_load_bytes", "stack_bytes", "shared_bytes")
 
 
 def _how_to_open(session: Session, entry: EntryInfo) -> str:
@@ -293,8 +296,8 @@ def cuobjdump() -> str:
     """Give the command as it can be typed: by name where it is on PATH, else by its path in the wheel."""
     import shutil
 
-    from cuda_progcache.compile.inspect import find_tool
     from cuda_progcache.errors import InspectError
+    from cuda_progcache.inspect import find_tool
 
     if shutil.which("cuobjdump"):
         return "cuobjdump"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.entries import find_entry, program_name
-from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.cli.session import Session, common_options, include_option
 
 if TYPE_CHECKING:
+    from cuda_progcache.store.base import EntryInfo
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 arch_option = click.option(
@@ -216,24 +218,51 @@ A bundle is a tar archive: tar -tf lists it, and tar -xf -C DIR makes a cache di
 @click.pass_obj
 def export_command(session: Session, bundle: Path, archs: tuple[str, ...], kernels: tuple[str, ...]) -> None:
     """Write the cache, or a part of it, to the file BUNDLE. The same programs give the same bytes."""
-    import fnmatch
-
     from cuda_progcache.cli.app import NoEntryError
 
     cache = session.existing_cache()
     if cache is None:
         raise NoEntryError(f"there is nothing to export: no cache at {session.root()}")
-
-    def chosen(entry: Any) -> bool:
-        return not kernels or any(fnmatch.fnmatchcase(program_name(entry.record), kernel) for kernel in kernels)
-
-    report = cache.export(bundle, archs=archs or None, filter=chosen)
+    chosen = {entry.digest for entry in _of_archs(_of_names(list(cache.entries()), kernels), archs)}
+    if not chosen:
+        raise NoEntryError(f"there is nothing to export: no program in {session.root()} fits")
+    report = cache.export(bundle, filter=lambda entry: entry.digest in chosen)
     if session.json:
         output.emit({"root": session.root(), **report._asdict()})
         return
     if report.damaged:
         output.note_line(f"{output.plural(report.damaged, 'damaged entry')} left out; verify says more")
     output.line(f"{output.plural(report.entries, 'entry')} in {bundle} ({output.size(report.bytes)})")
+
+
+def _of_names(entries: Sequence[EntryInfo], patterns: Sequence[str]) -> list[EntryInfo]:
+    """Choose programs by name; NoEntryError for a name that none has: a misspelt one isn't left out silently."""
+    import fnmatch
+
+    from cuda_progcache._util.suggest import did_you_mean
+    from cuda_progcache.cli.app import NoEntryError
+
+    names = {program_name(entry.record) for entry in entries}
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise NoEntryError(f"no program is called {pattern!r}{did_you_mean(pattern, names, listing='there are')}")
+    return [
+        entry
+        for entry in entries
+        if not patterns or any(fnmatch.fnmatchcase(program_name(entry.record), pattern) for pattern in patterns)
+    ]
+
+
+def _of_archs(entries: Sequence[EntryInfo], archs: Sequence[str]) -> list[EntryInfo]:
+    """Choose programs by architecture; NoEntryError for one that none is for."""
+    from cuda_progcache._util.suggest import did_you_mean
+    from cuda_progcache.cli.app import NoEntryError
+
+    there = {str(entry.record.get("arch") or "") for entry in entries} - {""}
+    for arch in archs:
+        if arch not in there:
+            raise NoEntryError(f"no program that fits is for {arch}{did_you_mean(arch, there, listing='there are')}")
+    return [entry for entry in entries if not archs or entry.record.get("arch") in archs]
 
 
 IMPORT_JSON = """\b
@@ -274,7 +303,7 @@ def import_command(session: Session, bundle: Path, archs: tuple[str, ...]) -> No
 
 CHECK_JSON = """\b
 --json: {"path": str, "archs": [str] (what was checked for; empty: no device here, any will do), "usable": int,
-"entries": [{"digest", "name", "target_type", "arch", "usable" (null: there is no record to judge by), "reasons"}]}
+"entries": [{"digest", "name", "target_type", "arch", "usable" (null: nobody can tell), "reasons"}]}
 
 \b
 Exit code 1: some programs are of no use here.
@@ -288,18 +317,24 @@ Exit code 1: some programs are of no use here.
 @click.option(
     "--arch", "archs", multiple=True, metavar="ARCH", help="Check for this device, in place of those here; repeatable."
 )
+@include_option
 @common_options
 @click.pass_obj
-def check_command(session: Session, path: Path | None, archs: tuple[str, ...]) -> int:
+def check_command(session: Session, path: Path | None, archs: tuple[str, ...], include_paths: tuple[str, ...]) -> int:
     """Say of each program in PATH (a bundle or a cache's directory; default: the cache) whether it is of use here.
 
-    It is if it runs on the device and the compiler installed here is the one that made it.
+    It is if it runs on the device, and if the same program would have the same key here: compiler, headers, variables
+    and, where they are in what was compiled, paths. -I names folders with the programs' own headers.
     """
     from cuda_progcache.service.host import check, device_archs
 
     where = session.root() if path is None else path
     asked = archs or device_archs()
-    checked = () if path is None and session.existing_cache() is None else check(where, archs=asked)
+    checked = (
+        ()
+        if path is None and session.existing_cache() is None
+        else check(where, archs=asked, include_path=include_paths)
+    )
     usable = sum(entry.usable is True for entry in checked)
     if session.json:
         output.emit({"path": where, "archs": asked, "usable": usable, "entries": [e._asdict() for e in checked]})

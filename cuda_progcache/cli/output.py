@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cuda_progcache._util.json_values import json_value
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -28,7 +30,11 @@ _WIDE = 10_000  # columns where no terminal limits them: nothing is cut or folde
 
 def emit(data: Mapping[str, Any]) -> None:
     """Print the one JSON object of a ``--json`` call."""
-    write(json.dumps(data, indent=2, default=_plain) + "\n")
+    try:
+        text = json.dumps(data, indent=2, default=_plain, allow_nan=False)
+    except ValueError:
+        text = json.dumps(json_value(data), indent=2, default=_plain)
+    write(text + "\n")
 
 
 def write(text_or_bytes: str | bytes) -> None:

@@ -16,7 +16,14 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.entries import cuobjdump, parameters_text
-from cuda_progcache.cli.session import Session, common_options, library_at, manifest_option, verbose_option
+from cuda_progcache.cli.session import (
+    Session,
+    common_options,
+    include_option,
+    library_at,
+    manifest_option,
+    verbose_option,
+)
 
 if TYPE_CHECKING:
     from cuda_progcache.service.compile_service import CompileService
@@ -52,6 +59,7 @@ Exit code 1 when anything failed; the rest is compiled and kept all the same.
     "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
 )
 @click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel; repeatable.")
+@include_option
 @verbose_option
 @common_options
 @click.pass_obj
@@ -61,12 +69,14 @@ def prewarm_command(
     archs: tuple[str, ...],
     jobs: int | None,
     kernels: tuple[str, ...],
+    include_paths: tuple[str, ...],
 ) -> None:
     """Compile every variant that a manifest lists, for every architecture; what is cached already is left alone."""
     library = library_at(manifest)
     for name in kernels:
         library[name]  # an unknown one is refused, with the nearest name, before any compile
-    report = run_prewarm(session.service(library), library, archs or DEMO_ARCHS, jobs=jobs, kernels=kernels or None)
+    service = session.service(library, include_paths)
+    report = run_prewarm(service, library, archs or DEMO_ARCHS, jobs=jobs, kernels=kernels or None)
     if session.json:
         output.emit(report_json(session, report))
     else:

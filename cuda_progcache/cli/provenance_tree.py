@@ -291,6 +291,13 @@ def _place(label: str) -> str:
 
 
 def _usage(usage: Mapping[str, Any]) -> str:
-    words = {"registers": "registers", "shared_bytes": "B shared", "stack_bytes": "B stack", "local_bytes": "B local"}
+    words = {
+        "registers": "registers",
+        "spill_store_bytes": "B spill stores",
+        "spill_load_bytes": "B spill loads",
+        "shared_bytes": "B shared",
+        "stack_bytes": "B stack",
+        "local_bytes": "B local",
+    }
     told = [f"{usage[name]} {word}" for name, word in words.items() if usage.get(name)]
     return ", ".join(told) or "nothing"

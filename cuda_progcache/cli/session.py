@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,11 +67,11 @@ class Session:
 
         return FileStreamProgramCache(root)
 
-    def service(self, library: KernelLibrary | None = None) -> CompileService:
-        """Make a compile service over the cache."""
+    def service(self, library: KernelLibrary | None = None, include_path: Sequence[str] = ()) -> CompileService:
+        """Make a compile service over the cache; ``include_path`` is for the library's kernels."""
         from cuda_progcache.service.compile_service import CompileService
 
-        return CompileService(self.cache(), library=library)
+        return CompileService(self.cache(), library=library, include_path=include_path)
 
 
 def library_at(manifest: Path | None) -> KernelLibrary:
@@ -132,6 +132,9 @@ manifest_option = click.option(
     "--manifest",
     type=click.Path(exists=True, path_type=Path),
     help="A folder with a manifest.toml, or that file. [default: the bundled kernel library]",
+)
+include_option = click.option(
+    "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
 )
 parameter_option = click.option(
     "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="A kernel parameter; repeatable."

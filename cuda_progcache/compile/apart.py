@@ -22,8 +22,8 @@ from typing import Any
 
 from cuda_progcache._util.children import end, start_module
 from cuda_progcache._util.locks import ForkSafeLock
-from cuda_progcache.compile.diagnostics import CompilerRefusal
-from cuda_progcache.compile.nvrtc import Output, build, compile_here
+from cuda_progcache.compile.nvrtc import build, compile_here
+from cuda_progcache.compile.output import CompilerRefusal, Output
 from cuda_progcache.errors import ToolchainError
 from cuda_progcache.keys import toolchain
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from cuda_progcache._util.fields import replace
 from cuda_progcache.errors import ArchError
+from cuda_progcache.keys.arch import Arch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+#: Compute capabilities that some NVRTC 12 or 13 compiles for.
+_WELL_KNOWN = {50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 107, 110, 120, 121}
 
 
 def with_arch(options: Any) -> Any:
@@ -32,6 +36,23 @@ def with_arch(options: Any) -> Any:
         ) from error
 
 
+def known_arch(text: object) -> Arch:
+    """Read an architecture that there is.
+
+    Well-known ones pass unasked: whether the installed compiler supports them shows when it compiles, and a hit needs
+    no compiler at all. Others are asked of the installed NVRTC.
+
+    Raises
+    ------
+    ArchError
+        It isn't one, or this NVRTC doesn't know it; the message names the nearest that it knows.
+    """
+    arch = _parsed(text)
+    if arch is None or arch.capability not in _WELL_KNOWN:
+        check_arch(str(text))
+    return Arch.parse(text)
+
+
 def check_arch(arch: str) -> None:
     """Refuse an architecture that the installed NVRTC doesn't know, naming the nearest.
 
@@ -40,14 +61,23 @@ def check_arch(arch: str) -> None:
     ArchError
     """
     supported = _supported()
-    base = arch.rstrip("af").replace("compute_", "sm_")
-    if base in supported and arch.startswith(("sm_", "compute_")):
+    parsed = _parsed(arch)
+    if parsed is not None and f"sm_{parsed.capability}" in supported:
         return
     from cuda_progcache._util.suggest import did_you_mean
 
     hint = did_you_mean(f"sm_{arch.removeprefix('sm_').removeprefix('sm')}", supported, listing="it compiles for")
     known = "" if "compiles for" in hint else f" It compiles for {', '.join(supported)}."
     raise ArchError(f"this NVRTC knows no architecture {arch!r}{hint}{known}")
+
+
+def _parsed(text: object) -> Arch | None:
+    """What compilers take: ``sm_90`` or ``compute_90``, with a feature or without."""
+    try:
+        arch = Arch.parse(text)
+    except ArchError:
+        return None
+    return arch if arch.kind in {"sm", "compute"} else None
 
 
 def _supported() -> list[str]:

@@ -114,19 +114,20 @@ class CompiledProgram:
         make = _object_code_makers()[self.target_type]
         return make(self.data, name=self.name, symbol_mapping=dict(self.symbol_mapping))
 
-    def resource_usage(self) -> dict[str, dict[str, int]]:
-        """Registers, stack, shared, constant and local memory (bytes) of each kernel.
+    def resource_usage(self) -> dict[str, dict[str, int | None]]:
+        """Registers, spills, memory (bytes), barriers and largest block of each kernel, as ``ptxas -v`` has them.
 
-        Of a service's program it is a recorded call.
+        The fields are those of :class:`cuda_progcache.inspect.Resources`; None is what isn't known. They are read off
+        the cubin; no tool is run. Of a service's program it is a recorded call.
 
         Raises
         ------
         InspectError
             If this isn't a cubin.
         """
-        from cuda_progcache.compile.cubin import resource_usage
+        from cuda_progcache.inspect import resource_record
 
-        usage: dict[str, dict[str, int]] = self._analysed("resource_usage", lambda: resource_usage(self.data))
+        usage: dict[str, dict[str, int | None]] = self._analysed("resource_usage", lambda: resource_record(self.data))
         return usage
 
     def sass(self) -> str:
@@ -134,9 +135,9 @@ class CompiledProgram:
 
         Of a service's program it is a recorded call.
         """
-        from cuda_progcache.compile.inspect import sass
+        from cuda_progcache.inspect import sass
 
-        listing: str = self._analysed("sass", lambda: sass(self.data, self.target_type))
+        listing: str = self._analysed("sass", lambda: sass(self.data))
         return listing
 
 

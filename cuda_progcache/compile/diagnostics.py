@@ -10,6 +10,10 @@ from collections.abc import Callable, Sequence
 from cuda_progcache._util.fields import dataclass
 from cuda_progcache.errors import CompileError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cuda_progcache.compile.output import CompilerRefusal
+
 # NVRTC:  gemm.cu(12): error: identifier "x" is undefined        gemm.cu(3): warning #177-D: variable ...
 # libNVVM and nvJitLink:  ptxas application ptx input, line 7; error : ...
 _NVRTC_LINE = re.compile(
@@ -25,16 +29,6 @@ _DIRECTIVE = re.compile(r'\s*#\s*line\s+(?P<line>\d+)\s+"(?P<file>(?:[^"\\]|\\.)
 
 LineLookup = Callable[[int], "tuple[str, int] | None"]
 """Generated line (from 1) to (template file, template line)."""
-
-
-class CompilerRefusal(Exception):  # noqa: N818 - internal: always turned into a CompileError
-    """A compiler's status and log, as it gave them, and the include trace of a compile that had one."""
-
-    def __init__(self, status: str, log: str, trace: list[tuple[int, str]] | None = None) -> None:
-        super().__init__(status, log)
-        self.status = status
-        self.log = log
-        self.trace = trace
 
 
 @dataclass(frozen=True)

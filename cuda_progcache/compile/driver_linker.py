@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cuda_progcache.compile.diagnostics import CompilerRefusal
-from cuda_progcache.compile.nvrtc import Output
+from cuda_progcache.compile.output import CompilerRefusal, Output
 from cuda_progcache.errors import OptionError, ToolchainError
 
 if TYPE_CHECKING:
-    from cuda_progcache.compile.nvjitlink import LinkerInput
+    from cuda_progcache.compile.output import LinkerInput
 
 _WANTED = "install nvJitLink for that: `pip install nvidia-nvjitlink`"
 _LOG_SIZE = 1 << 16

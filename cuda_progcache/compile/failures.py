@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util import files
-from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys.headers import HeaderSet, holds
 from cuda_progcache.store.derived import derived, write_beside
 
@@ -65,7 +65,7 @@ def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, 
         refusal = CompilerRefusal(str(data["status"]), str(data["log"]))
     except (ValueError, KeyError, TypeError):
         return None
-    return (refusal, age) if holds(headers, base.inputs.search_path(base.cwd)) else None
+    return (refusal, age) if holds(headers, base.search) else None
 
 
 def remember(base: BaseKey, refusal: CompilerRefusal, headers: HeaderSet, cache: Any, seconds: float) -> bool:

@@ -19,21 +19,21 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cuda_progcache.compile.diagnostics import CompilerRefusal
-from cuda_progcache.compile.identity import compiler_name, read_headers
 from cuda_progcache.compile.nvrtc import compile_cpp
+from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys import options as opt
-from cuda_progcache.keys.includes import UNKNOWN, Trace, included_names, probed_names
+from cuda_progcache.keys.folders import Folders
+from cuda_progcache.keys.includes import UNKNOWN, Trace, folders_of, headers_read, included_names, probed_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.compile.output import Output
     from cuda_progcache.keys.headers import HeaderSet, SearchPath
     from cuda_progcache.keys.schema import BaseKey
 
 _ATTEMPTS = 3
-_NEVER_NS = 1 << 63  # no header is too young: what was recorded is what will be compiled
+_ANY_TIME = Folders(1 << 63, {})  # no header is too young: what was recorded is what will be compiled
 
 # Of a header that a __has_include asks for and nothing includes.
 _ONLY_LOOKED_FOR = b"#error it was looked for, and not included\n"
@@ -72,13 +72,13 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
         If the compiler refuses the program.
     """
     inputs = base.inputs
-    run = functools.partial(compile_cpp, inputs.code, name=compiler_name(inputs), target_type=inputs.target_type)
+    run = functools.partial(compile_cpp, inputs.code, name=inputs.compiler_name, target_type=inputs.target_type)
     reason = "its headers changed again and again while it was being compiled"
     for _ in range(_ATTEMPTS):
         started = time.time_ns()
         front_end = run(flags=inputs.flags, front_end_only=True)
         contents: dict[str, bytes] = {}
-        headers = read_headers(base, front_end, _NEVER_NS, contents)
+        headers = headers_read(base, front_end.trace, _ANY_TIME, contents)
         try:
             if headers.uncacheable:
                 raise _NotHermeticError(headers.uncacheable)
@@ -100,9 +100,9 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
         recorded = [contents.get(os.path.join(base.cwd, path)) for _, path in front_end.trace or ()]
         if _opened(output.trace or [], memory) == list(dict.fromkeys(recorded)):
             return output, headers
-    started = time.time_ns()
+    before = folders_of(base)
     output = run(flags=inputs.flags, name_expressions=inputs.name_expressions, random_seed=random_seed)
-    headers = read_headers(base, output, started)
+    headers = headers_read(base, output.trace, before)
     return output, replace(headers, uncacheable=headers.uncacheable or f"it can't be compiled hermetically: {reason}")
 
 
@@ -122,7 +122,7 @@ def _in_memory(base: BaseKey, trace: Trace | None, contents: Mapping[str, bytes]
     if trace is None or any(depth == UNKNOWN for depth, _ in trace):
         raise _NotHermeticError("this NVRTC doesn't say which header includes which")
     inputs = base.inputs
-    search = inputs.search_path(base.cwd)
+    search = base.search
     names: dict[str, str] = {}  # the name in the #include: the path it stands for
     chain: list[str] = []
     for depth, spelled in trace:

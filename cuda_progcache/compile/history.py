@@ -2,8 +2,9 @@
 """Why a program had to be compiled: its key against the nearest earlier compile's.
 
 Beside the entries, ``latest/`` keeps a small file per program name with the
-digests of its latest compiles. It is written after a compile, read when a miss
-is to be explained, and disposable: without it, a miss is "the first compile".
+digests of its latest compiles. A line is appended after a compile, and read
+when a miss is to be explained. The files are disposable: without them, a miss
+is "the first compile".
 """
 
 from __future__ import annotations
@@ -14,35 +15,70 @@ from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util import files
 from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.derived import derived, write_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Digests kept per program name.
-_KEPT = 16
-_LENGTH = 65  # 64 hex digits and a newline
+#: Compiles that are looked at: of the same variant, else of the same name.
+_SAME, _OTHERS = 4, 16
+#: Compiles kept per program name, and bytes of their file from which it is cut down to them.
+_KEPT, _LARGEST = 256, 65_536
 #: Program names remembered: beyond, the oldest go.
 _NAMES = 4096
+_FIRST = ("first compile of this program",)
 
 
-def note(cache: Any, name: str, digest: str) -> None:
-    """Remember the entry ``digest`` as the latest compile of the program ``name``."""
-    before = latest(cache, name)
-    digests = [digest, *(known for known in before if known != digest)][:_KEPT]
+class Compiled(NamedTuple):
+    """A compile that is remembered: its entry, and which variant of the program it was."""
+
+    digest: str
+    variant: str
+
+
+def note(cache: Any, record: Mapping[str, Any], digest: str) -> None:
+    """Remember the entry ``digest`` as the latest compile of the program of ``record``."""
+    name, compiled = _name(record), Compiled(digest, _variant(record))
     path = _path(cache, name)
     if path is None:
         kept = derived(cache, "latest")
-        kept[name] = digests
+        others = [known for known in kept.get(name, ()) if known.digest != digest]
+        kept[name] = [compiled, *others][:_KEPT]
         if len(kept) > _NAMES:
             kept.pop(next(iter(kept)))
         return
-    content = "".join(f"{known}\n" for known in digests).encode()
     with contextlib.suppress(OSError):  # disposable: a later miss has less to be compared with
-        write_beside(cache.path, path, content)
-        if not before and path.endswith("0"):  # one in sixteen new names looks at them all
+        _append(cache, path, compiled)
+
+
+def _append(cache: Any, path: str, compiled: Compiled) -> None:
+    line = f"{compiled.digest} {compiled.variant}\n".encode()
+    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        write_beside(cache.path, path, line)
+        if path.endswith("0"):  # one in sixteen new names looks at them all
             _forget_oldest(os.path.dirname(path))
+        return
+    except PermissionError:  # another user's file in a shared directory: it can be replaced
+        _rewrite(cache, path, compiled)
+        return
+    try:
+        os.write(descriptor, line)  # one call: lines of other processes come before or after it
+        size = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+    if size > _LARGEST:
+        _rewrite(cache, path)
+
+
+def _rewrite(cache: Any, path: str, *more: Compiled) -> None:
+    known = list(dict.fromkeys([*more, *_read(path)]))[:_KEPT]
+    write_beside(cache.path, path, "".join(f"{one.digest} {one.variant}\n" for one in reversed(known)).encode())
 
 
 def _forget_oldest(folder: str) -> None:
@@ -53,24 +89,53 @@ def _forget_oldest(folder: str) -> None:
             files.unlink_quietly(path)
 
 
-def latest(cache: Any, name: str) -> list[str]:
-    """Digests of the latest compiles of the program ``name``, newest first."""
+def latest(cache: Any, name: str) -> list[Compiled]:
+    """The latest compiles of the program of a name, newest first; folders before the name don't count."""
     path = _path(cache, name)
-    if path is None:
-        return list(derived(cache, "latest").get(name, ()))
+    return list(derived(cache, "latest").get(os.path.basename(name), ())) if path is None else _read(path)
+
+
+def _read(path: str) -> list[Compiled]:
     try:
         content, _ = files.read_regular(path)
     except OSError:
         return []
-    lines = (content or b"").decode("ascii", "replace").splitlines()
-    return [line for line in lines if len(line) == _LENGTH - 1]
+    found: dict[str, Compiled] = {}
+    for line in reversed((content or b"").decode("ascii", "replace").splitlines()):
+        digest, _, variant = line.partition(" ")
+        if is_digest(digest) and variant:
+            found.setdefault(digest, Compiled(digest, variant))
+    return list(found.values())
 
 
 def _path(cache: Any, name: str) -> str | None:
     root = getattr(cache, "path", None)
     if root is None:
         return None
-    return os.path.join(root, "latest", sha256(os.fsencode(name)).hexdigest()[:32])
+    return os.path.join(root, "latest", sha256(os.fsencode(os.path.basename(name))).hexdigest()[:32])
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    return os.path.basename(str(record["name"]))
+
+
+def _variant(record: Mapping[str, Any]) -> str:
+    """Names what a person would call the same program: a kernel's parameters, or a source's options and instances."""
+    kernel = record.get("kernel") or record.get("part_of")
+    if kernel:
+        asked = (kernel.get("name"), kernel.get("module"), sorted((kernel.get("parameters") or {}).items()))
+    else:
+        asked = (_name(record), _options(record), _values(record, "name_expression"))
+    made = (asked, record.get("code_type"), record.get("target_type"), record.get("arch"))
+    return sha256(repr(made).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _values(record: Mapping[str, Any], label: str) -> list[str]:
+    return sorted(value for name, value in record.get("components") or () if name == label)
+
+
+def _options(record: Mapping[str, Any]) -> list[str]:
+    return _values(record, "option")
 
 
 def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ...]:
@@ -88,24 +153,17 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ..
     Returns
     -------
     tuple of str
-        A sentence per difference from the nearest earlier compile: of the same name, and of those the
-        one with the fewest components unlike.
+        A sentence per difference from the nearest earlier compile of that name (:func:`nearest`).
     """
-    candidates = latest(cache, str(record["name"]))
-    if digest in candidates:
+    known, variant = latest(cache, _name(record)), _variant(record)
+    if any(one.digest == digest for one in known):
         return ("it was in the cache before, and was evicted, removed or damaged since",)
-    nearest = _nearest(record, (_record(cache, known) for known in candidates))
-    if nearest is None:
-        return ("first compile of this program",)
-    return tuple(differences(record, nearest)) or ("the records don't differ",)
-
-
-def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
-    """What differs between two records' compiles, a sentence each."""
-    from cuda_progcache.keys.explain import explain
-
-    mine, theirs = ({h["name"]: h["digest"] for h in r.get("headers") or ()} for r in (new, old))
-    return explain(new["components"], old["components"], mine, theirs)
+    same = [one for one in known if one.variant == variant][:_SAME]
+    for candidates in (same, known[:_OTHERS]):
+        found = nearest(record, (_record(cache, one.digest) for one in candidates))
+        if found is not None:
+            return tuple(differences(record, found)) or ("the records don't differ",)
+    return _FIRST
 
 
 def _record(cache: Any, digest: str) -> Mapping[str, Any] | None:
@@ -116,11 +174,62 @@ def _record(cache: Any, digest: str) -> Mapping[str, Any] | None:
     return record if record.get("components") else None
 
 
-def _nearest(record: Mapping[str, Any], others: Iterable[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
-    """The one with the fewest components unlike ``record``'s; of several the first, which is the newest."""
-    mine = {tuple(part) for part in record["components"]}
-    known = [other for other in others if other is not None]
-    return min(known, key=lambda other: len(mine ^ {tuple(part) for part in other["components"]}), default=None)
+def nearest(record: Mapping[str, Any], others: Iterable[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    """The compile that another one is best compared with.
+
+    The same variant comes first (kernel, parameters, architecture and target, or name and options); then the same
+    options; then the one with the fewest differences to tell, and with the fewest components unlike.
+
+    Parameters
+    ----------
+    record : mapping
+    others : iterable of mapping or None
+        Newest first, which decides between equals; None is passed over.
+    """
+    mine, variant, options = _components(record), _variant(record), _options(record)
+
+    def distance(other: Mapping[str, Any]) -> tuple[bool, bool, int, int]:
+        told = len(differences(record, other))
+        return (_variant(other) != variant, _options(other) != options, told, len(mine ^ _components(other)))
+
+    return min((other for other in others if other is not None), key=distance, default=None)
+
+
+def _components(record: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    return {tuple(part) for part in record["components"]}
+
+
+def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+    """What differs between two records' compiles, a sentence each; a template or parameter stands for its source."""
+    from cuda_progcache.keys.explain import differing
+
+    mine, theirs = ({h["name"]: h["digest"] for h in r.get("headers") or ()} for r in (new, old))
+    found = list(differing(new["components"], old["components"], mine, theirs))
+    rendered = _rendered_otherwise(new, old)
+    if rendered and any(label == "code" for label, _ in found):
+        found = [(label, sentence) for label, sentence in found if label not in {"code", "name_expression"}]
+        return rendered + [sentence for _, sentence in found]
+    return [sentence for _, sentence in found]
+
+
+def _rendered_otherwise(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+    """Why the source of a library's kernel differs: its parameters, its templates."""
+    mine, theirs = (record.get("kernel") or record.get("part_of") or {} for record in (new, old))
+    if not mine or not theirs:
+        return []
+    now, before = (kernel.get("parameters") or {} for kernel in (mine, theirs))
+    found = [
+        f"parameter {name} {before.get(name, 'unset')} → {now.get(name, 'unset')}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+    now, before = ({t["name"]: t["digest"] for t in kernel.get("templates") or ()} for kernel in (mine, theirs))
+    for name in dict.fromkeys([*before, *now]):
+        if name not in before or name not in now:
+            found.append(f"template {name} {'is used now' if name in now else 'is no longer used'}")
+        elif before[name] != now[name]:
+            found.append(f"template {name} changed ({before[name][:12]} → {now[name][:12]})")
+    return found
 
 
 def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
@@ -135,19 +244,25 @@ def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
     record = info.record
     if not record.get("components"):
         raise KeyError(digest)
-    others = [
+    older = [
         other
         for other in cache.entries()
         if other.created < info.created and other.digest != digest and other.record.get("components")
     ]
-    same = [o for o in others if o.record["name"] == record["name"]] or [
-        o for o in others if _templates(o.record) & _templates(record)
+    older.sort(key=lambda other: -other.created)
+    akin = [o.record for o in older if _kernel(o.record) == _kernel(record)] or [
+        o.record for o in older if _templates(o.record) & _templates(record)
     ]
-    same.sort(key=lambda other: -other.created)
-    nearest = _nearest(record, (other.record for other in same))
-    if nearest is None:
-        return ("first compile of this program",)
-    return tuple(differences(record, nearest)) or ("it was compiled again: its entry was evicted, removed or damaged",)
+    found = nearest(record, akin)
+    if found is None:
+        return _FIRST
+    return tuple(differences(record, found)) or ("it was compiled again: its entry was evicted, removed or damaged",)
+
+
+def _kernel(record: Mapping[str, Any]) -> str:
+    """What people know a program by."""
+    kernel = record.get("kernel") or {}
+    return str(kernel.get("name") or _name(record))
 
 
 def _templates(record: Mapping[str, Any]) -> set[str]:

@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import dataclass
+from cuda_progcache._util.fields import dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.identity import known_headers
-from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, leases_dir, load, obtain
+from cuda_progcache.compile.lookup import leases_dir, load
+from cuda_progcache.compile.manifests import known_headers, remember_headers
+from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cuda_progcache.compile.diagnostics import LineLookup
-    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.compile.output import Output
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,29 @@ def obtain_linked(
 
     def link_and_publish() -> CompiledProgram:
         output, duration = _link(own, inputs, parts)
-        record = make_record(own, key, output, duration, kernel)
+        _judge_paths(inputs, cache, output.data, target_type)
+        judged = _link_key(own, inputs, cache) or key
+        record = make_record(own, judged, output, duration, kernel)
         record["inputs"] = [_linked(item, part) for item, part in zip(inputs, parts, strict=True)]
-        return publish(own, key, output, record, cache, toolchain.trouble("ptx", key.toolchain))
+        return publish(own, judged, output, record, cache, toolchain.trouble("ptx", judged.toolchain))
 
     return fly(key.digest.hex(), leases_dir(cache), link_and_publish, lambda: load(key, own, cache, again=True))
+
+
+def _judge_paths(inputs: Iterable[LinkInput], cache: Any, output: bytes, target_type: str) -> None:
+    """Remember, with the headers of each compile, which of its paths are in what was linked from it."""
+    from cuda_progcache.keys.paths import reaching
+
+    for item in inputs:
+        if item.compile is None or not item.compile.reads_headers:
+            continue
+        base = base_key(item.compile)
+        headers = known_headers(base, cache)
+        if headers is None:
+            continue
+        reached = {*headers.linked_paths, *reaching(base, headers, None, output, target_type)}
+        if reached != set(headers.linked_paths):
+            remember_headers(base, replace(headers, linked_paths=tuple(sorted(reached))), cache, headers.entry)
 
 
 def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
@@ -129,8 +149,17 @@ def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
 def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
     """What :func:`obtain_linked` would take from the cache, without compiling or linking; None is a miss."""
     own = _link_step(inputs, options, target_type)
-    key = _link_key(own, inputs, cache)
-    return load(key, own, cache) if key is not None else None
+
+    def look(again: bool = False) -> CompiledProgram | None:  # noqa: FBT001, FBT002 - as it is called
+        key = _link_key(own, inputs, cache)
+        return None if key is None else load(key, own, cache, again=again)
+
+    try:
+        return look()
+    except toolchain.NotInstalledError:
+        from cuda_progcache.compile.toolchains import without_compiler
+
+        return without_compiler(cache, look)
 
 
 def _link_step(inputs: Sequence[LinkInput], options: Any, target_type: str) -> CompileInputs:
@@ -177,8 +206,9 @@ def _link(
     import time
 
     from cuda_progcache.compile.arch import check_arch
-    from cuda_progcache.compile.diagnostics import CompilerRefusal, compile_error
-    from cuda_progcache.compile.nvjitlink import LinkerInput, link
+    from cuda_progcache.compile.diagnostics import compile_error
+    from cuda_progcache.compile.nvjitlink import link
+    from cuda_progcache.compile.output import CompilerRefusal, LinkerInput
 
     check_arch(own.arch)  # nvJitLink ends the whole process over one it doesn't know
     ready = [

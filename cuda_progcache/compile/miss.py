@@ -11,16 +11,21 @@ from collections.abc import Mapping, Sequence
 
 from cuda_progcache import events
 from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import replace
 from cuda_progcache._util.running import asked_by, note_child
-from cuda_progcache.compile import history
+from cuda_progcache.compile import history, toolchains
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.cubin import resource_usage
-from cuda_progcache.compile.diagnostics import CompilerRefusal, LineLookup, compile_error
-from cuda_progcache.compile.identity import compiler_name, read_headers, remember_headers
-from cuda_progcache.compile.pipeline import PLAIN, MissPolicy, expression_text
+from cuda_progcache.compile.diagnostics import LineLookup, compile_error
+from cuda_progcache.compile.lookup import expression_text
+from cuda_progcache.compile.manifests import remember_alike, remember_headers
+from cuda_progcache.compile.output import CompilerRefusal
+from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import CompileError, InspectError, UncacheableError
+from cuda_progcache.inspect import resource_record
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
+from cuda_progcache.keys.includes import folders_of, headers_read
+from cuda_progcache.keys.paths import in_log, reaching
 from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
@@ -28,12 +33,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.compile.output import Output
+    from cuda_progcache.keys.folders import Folders
 
 
 def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Output:
     """Run the compiler that these inputs are for; raises CompilerRefusal."""
-    name = compiler_name(inputs)
+    name = inputs.compiler_name
     if inputs.code_type == "c++":
         from cuda_progcache.compile.nvrtc import compile_cpp
 
@@ -48,7 +54,8 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
         )
     if inputs.code_type == "ptx":
         from cuda_progcache.compile.arch import check_arch
-        from cuda_progcache.compile.nvjitlink import LinkerInput, link
+        from cuda_progcache.compile.nvjitlink import link
+        from cuda_progcache.compile.output import LinkerInput
 
         check_arch(inputs.arch)  # nvJitLink ends the whole process over one it doesn't know
         return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
@@ -61,7 +68,7 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
 def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup | None) -> CompileError:
     return compile_error(
         refusal,
-        name=compiler_name(inputs),
+        name=inputs.compiler_name,
         code_type=inputs.code_type,
         target_type=inputs.target_type,
         flags=inputs.flags,
@@ -78,12 +85,12 @@ def compile_and_publish(
     if policy.keep_failures:
         _raise_known_failure(base, cache, lookup, policy.keep_failures)
     clock = time.perf_counter()
-    started = time.time_ns()
+    before = folders_of(base)
     try:
-        output, headers = _compile(base, policy)
+        output, headers = _compile(base, policy, before)
     except CompilerRefusal as refusal:
         if policy.keep_failures:
-            _keep_failure(base, refusal, started, cache, policy.keep_failures)
+            _keep_failure(base, refusal, before, cache, policy.keep_failures)
         _tell_refused(inputs, refusal.status)
         raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
     duration = time.perf_counter() - clock
@@ -95,9 +102,17 @@ def compile_and_publish(
     )
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
-    if reason is None and inputs.reads_headers:
-        remember_headers(base, headers, cache, entry_digest(key.digest))
-        record["manifest"] = base.manifest_id  # an export takes it along: without it the key can't be found again
+    if named := in_log(base, output.trace, output.log):
+        record["log_files"] = named
+    if reason is None:
+        # An export takes the manifests along: without them the key can't be found again.
+        entry = entry_digest(key.digest)
+        if inputs.reads_headers:
+            remember_headers(base, headers, cache, entry)
+            record["manifest"] = base.manifest_id
+        ours = isinstance(cache, ProgramCacheResource)
+        if ours and not output.log and remember_alike(base, headers, cache, entry):
+            record["plain_manifest"] = base.plain_id
     return publish(inputs, key, output, record, cache, reason)
 
 
@@ -105,8 +120,14 @@ def _seed(base: BaseKey) -> str:
     return base.plain.hex()[:32]
 
 
-def _compile(base: BaseKey, policy: MissPolicy) -> tuple[Output, HeaderSet]:
-    """Compile; returns also what was read."""
+def _compile(base: BaseKey, policy: MissPolicy, before: Folders) -> tuple[Output, HeaderSet]:
+    """Compile; returns also what was read, and whether its paths are in the output."""
+    output, headers = _compile_and_read(base, policy, before)
+    reached = reaching(base, headers, output.trace, output.data, base.inputs.target_type)
+    return output, replace(headers, paths=reached) if reached else headers
+
+
+def _compile_and_read(base: BaseKey, policy: MissPolicy, before: Folders) -> tuple[Output, HeaderSet]:
     inputs, seed = base.inputs, _seed(base)
     if not inputs.reads_headers:
         return _run(inputs, seed), NO_HEADERS
@@ -118,9 +139,9 @@ def _compile(base: BaseKey, policy: MissPolicy) -> tuple[Output, HeaderSet]:
         made = policy.precompiled.compile(base, lambda more_flags: _run(inputs, seed, more_flags))
         if made is not None:
             return made
-    started = time.time_ns()
+        before = folders_of(base)
     output = _run(inputs, seed)
-    return output, read_headers(base, output, started)
+    return output, headers_read(base, output.trace, before)
 
 
 def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, seconds: float) -> None:
@@ -135,13 +156,12 @@ def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, s
         raise error
 
 
-def _keep_failure(base: BaseKey, refusal: CompilerRefusal, started: int, cache: Any, seconds: float) -> None:
+def _keep_failure(base: BaseKey, refusal: CompilerRefusal, before: Folders, cache: Any, seconds: float) -> None:
     from cuda_progcache.compile import failures
-    from cuda_progcache.compile.nvrtc import Output
 
     headers = NO_HEADERS
     if base.inputs.reads_headers:
-        headers = read_headers(base, Output(b"", refusal.log, trace=refusal.trace), started)
+        headers = headers_read(base, refusal.trace, before)
     failures.remember(base, refusal, headers, cache, seconds)
 
 
@@ -150,13 +170,16 @@ def _tell_refused(inputs: CompileInputs, why: str) -> None:
         events.emit(events.Event("refused", inputs.name, inputs.target_type, inputs.arch, None, (why,)))
 
 
-def compiled_only(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
+def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
     """Compile with no cache to look into."""
     clock = time.perf_counter()
     try:
         try:
             base = base_key(inputs)  # as with a cache: the bytes must be the same
-            output = _compile(base, PLAIN)[0] if inputs.header_policy.hermetic else _run(inputs, _seed(base))
+            if inputs.header_policy.hermetic:
+                output, _ = _compile_and_read(base, PLAIN, folders_of(base))
+            else:
+                output = _run(inputs, _seed(base))
         except UncacheableError:
             output = _run(inputs, sha256(inputs.code).hexdigest()[:32])
     except CompilerRefusal as refusal:
@@ -207,9 +230,9 @@ def make_record(
     return record
 
 
-def _usage(cubin: bytes) -> dict[str, dict[str, int]] | None:
+def _usage(cubin: bytes) -> dict[str, dict[str, int | None]] | None:
     try:
-        return resource_usage(cubin)
+        return resource_record(cubin)
     except InspectError:
         return None  # a cubin of a later format: what it uses isn't known, and it is no worse for that
 
@@ -238,7 +261,8 @@ def publish(
                 reason = f"the cache couldn't store it: {error}"
     stored = reason is None
     if stored and ours:
-        history.note(cache, inputs.name, digest)
+        history.note(cache, record, digest)
+        toolchains.note(cache, key.toolchain)
         note_child(digest)
     if events.wanted("miss"):
         about = (inputs.name, inputs.target_type, inputs.arch)

@@ -8,21 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from cuda_progcache.compile.diagnostics import CompilerRefusal
-from cuda_progcache.compile.nvrtc import Output
+from cuda_progcache.compile.output import CompilerRefusal, LinkerInput, Output
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import toolchain
-
-
-class LinkerInput(NamedTuple):
-    """One thing to link: its bytes, what they are, and the name diagnostics use."""
-
-    data: bytes
-    target_type: str
-    name: str
-
 
 _KINDS = {
     "ptx": "PTX",

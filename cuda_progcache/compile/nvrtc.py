@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.compile.output import CompilerRefusal, Output
 from cuda_progcache.errors import ToolchainError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE, UNKNOWN, Trace, parse_time_trace, parse_trace
@@ -26,20 +26,6 @@ _NO_HEADERS: Mapping[str, bytes] = MappingProxyType({})
 
 #: How each build of NVRTC tells what it includes, as far as this process knows.
 include_sources: dict[str, str] = {}
-
-
-class Output(NamedTuple):
-    """What a compiler made.
-
-    ``symbols`` maps each name expression to its mangled name; ``trace`` is the include trace, None where this NVRTC
-    gives none; ``pch_status`` is ``"created"``, ``"not_attempted"``, ``"failed"`` or None (no PCH was asked for).
-    """
-
-    data: bytes
-    log: str
-    symbols: Mapping[str | bytes, bytes] = MappingProxyType({})
-    trace: Trace | None = None
-    pch_status: str | None = None
 
 
 def _nvrtc() -> Any:

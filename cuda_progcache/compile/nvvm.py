@@ -9,8 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cuda_progcache.compile.diagnostics import CompilerRefusal
-from cuda_progcache.compile.nvrtc import Output
+from cuda_progcache.compile.output import CompilerRefusal, Output
 from cuda_progcache.keys import toolchain
 
 if TYPE_CHECKING:

@@ -16,46 +16,20 @@ compiled and not stored, and :attr:`CompiledProgram.reason` says why.
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 
-from cuda_progcache import events
-from cuda_progcache._util.fields import dataclass
-from cuda_progcache._util.running import running
-from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.identity import known_headers
-from cuda_progcache.errors import UncacheableError
-from cuda_progcache.keys.headers import NO_HEADERS
-from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key
-from cuda_progcache.store.base import ProgramCacheResource, entry_digest
+from cuda_progcache.compile.lookup import is_ours, is_theirs, leases_dir, look_up
+from cuda_progcache.compile.policy import PLAIN, MissPolicy
+from cuda_progcache.errors import ToolchainError, UncacheableError
+from cuda_progcache.keys.schema import CompileInputs, base_key
+from cuda_progcache.keys.toolchain import NotInstalledError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.compile.diagnostics import LineLookup
-    from cuda_progcache.compile.precompiled import PrecompiledHeaders
-
-
-@dataclass(frozen=True)
-class MissPolicy:
-    """How misses are compiled.
-
-    Attributes
-    ----------
-    precompiled : PrecompiledHeaders or None
-        Of the batch that this process works on.
-    keep_failures : float
-        Seconds for which a refusal of the compiler is remembered; 0: not at all.
-    """
-
-    precompiled: PrecompiledHeaders | None = None
-    keep_failures: float = 0.0
-
-
-PLAIN = MissPolicy()
 
 
 def obtain(
@@ -93,27 +67,36 @@ def obtain(
         If the compiler refuses the program, or is known to.
     UncacheableError
         (a ``ValueError``) with a cache, for options that a hit couldn't honour.
+    ToolchainError
+        If it isn't in the cache, and the compiler isn't installed.
     """
     if inputs.target_type == "ltoir" and inputs.code_type == "nvvm":
         from cuda_progcache.compile.nvvm import warn_of_dropped_kernels
 
         warn_of_dropped_kernels(inputs)
     if cache is None:
-        from cuda_progcache.compile.miss import compiled_only
+        from cuda_progcache.compile.miss import compile_uncached
 
-        return compiled_only(inputs, lookup)
-    ours = _is_ours(type(cache))  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
-    if not ours and not _is_theirs(cache):
+        return compile_uncached(inputs, lookup)
+    ours = is_ours(type(cache))  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
+    if not ours and not is_theirs(cache):
         raise TypeError(
             f"cache must be a ProgramCacheResource, cuda_progcache's or cuda.core's; got {type(cache).__name__}"
         )
-    base = base_key(inputs)
+    try:
+        base = base_key(inputs)
+    except NotInstalledError as missing:
+        if (found := find(inputs, cache)) is not None:
+            return found
+        raise ToolchainError(
+            f"{missing}; {inputs.name} for {inputs.arch} isn't in the cache, so it would have to be compiled"
+        ) from missing
     if inputs.name_expressions and not ours:
         raise UncacheableError(
             f"{type(cache).__name__} holds bytes alone, so the symbol mapping of name_expressions would be lost on a "
             f"hit; use one of cuda_progcache's stores"
         )
-    if (found := _look_up(base, cache)) is not None:
+    if (found := look_up(base, cache)) is not None:
         return found
     from cuda_progcache.compile.miss import compile_and_publish
     from cuda_progcache.compile.single_flight import fly
@@ -122,72 +105,18 @@ def obtain(
         base.flight,
         leases_dir(cache),
         lambda: compile_and_publish(base, cache, kernel, lookup, policy),
-        lambda: _look_up(base, cache, again=True),
+        lambda: look_up(base, cache, again=True),
     )
 
 
-def leases_dir(cache: Any) -> str | None:
-    """Where processes that share a cache say what they are compiling; None for one that lies in memory."""
-    root = getattr(cache, "path", None)
-    return None if root is None else os.path.join(root, "leases")
+def find(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
+    """What :func:`obtain` would take from the cache, without compiling; None is a miss.
 
+    Where the compiler isn't installed, those that made what is in the cache stand in for it.
+    """
+    try:
+        return look_up(base_key(inputs), cache)
+    except NotInstalledError:
+        from cuda_progcache.compile.toolchains import without_compiler
 
-def look_up(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
-    """What :func:`obtain` would take from the cache, without compiling; None is a miss."""
-    return _look_up(base_key(inputs), cache)
-
-
-def _look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgram | None:
-    headers = known_headers(base, cache) if base.inputs.reads_headers else NO_HEADERS
-    return None if headers is None else load(base.with_headers(headers), base.inputs, cache, again=again)
-
-
-def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = False) -> CompiledProgram | None:
-    """What the cache has under a key; None is a miss, counted unless this looks ``again``."""
-    if not _is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
-        data = cache.get(key.digest)
-        if data is None:
-            return None
-        return CompiledProgram(data, inputs.target_type, inputs.name, inputs.arch, hit=True)
-    entry = cache.load_again(key.digest) if again else cache.load(key.digest)
-    if entry is None:
-        return None
-    symbols: dict[str | bytes, bytes] = {}
-    if inputs.name_expressions:
-        mangled = entry.record.get("symbol_mapping") or {}
-        for expression in inputs.name_expressions:
-            symbol = mangled.get(expression_text(expression))
-            if symbol is None:
-                return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
-            symbols[expression] = symbol.encode()
-    digest = entry_digest(key.digest)
-    if (around := running.get()) is not None:
-        around.children[digest] = None
-    if events.wanted("hit"):
-        events.emit(events.Event("hit", inputs.name, inputs.target_type, inputs.arch, digest))
-    return CompiledProgram(
-        entry.data,
-        inputs.target_type,
-        inputs.name,
-        inputs.arch,
-        symbols,
-        record=lambda: entry.record,
-        hit=True,
-        digest=digest,
-    )
-
-
-@functools.cache
-def _is_ours(kind: Hashable) -> bool:
-    return issubclass(kind, ProgramCacheResource)  # type: ignore[arg-type]  # remembered, since an ABC takes its time to say
-
-
-def _is_theirs(cache: object) -> bool:
-    """Whether it is one of cuda.core's stores, or made after them; as cuda.core asks it of ours."""
-    theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)
-    return theirs is not None and isinstance(cache, theirs)
-
-
-def expression_text(expression: str | bytes) -> str:
-    """A name expression as records have it."""
-    return expression.decode("utf-8", "surrogateescape") if isinstance(expression, bytes) else expression
+        return without_compiler(cache, lambda again: look_up(base_key(inputs), cache, again=again))

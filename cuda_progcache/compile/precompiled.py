@@ -18,22 +18,20 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from cuda_progcache.compile.diagnostics import CompilerRefusal
-from cuda_progcache.compile.identity import read_headers
+from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
-from cuda_progcache.keys.includes import TRACE
+from cuda_progcache.keys.includes import TRACE, folders_of, headers_read
 from cuda_progcache.keys.options import LASTING
 from cuda_progcache.keys.source import may_include, whole_words
 
 if TYPE_CHECKING:
-    from cuda_progcache.compile.nvrtc import Output
+    from cuda_progcache.compile.output import Output
     from cuda_progcache.keys.includes import Trace
     from cuda_progcache.keys.schema import BaseKey, CompileInputs
 
@@ -198,14 +196,14 @@ class PrecompiledHeaders:
         # By the trace it shows whether a PCH was taken: without, nothing does.
         if include_source() != TRACE or not os.path.isdir("/proc/self/fd") or not reserve_pch_heap(HEAP):
             return None
-        started = time.time_ns()
+        before = folders_of(base)
         with tempfile.TemporaryDirectory(prefix="progcache-pch-", dir=self._scratch) as folder:
             path = os.path.join(folder, "headers.pch")
             output = compile_((f"--create-pch={path}", "--pch-messages=false"))
             # A log may be about the headers, and would be missing from the next compile's.
             if output.pch_status != "created" or output.trace is None or output.log:
                 return None
-            headers = read_headers(base, output, started)
+            headers = headers_read(base, output.trace, before)
             if headers.uncacheable is not None:
                 return None
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -219,7 +217,7 @@ class PrecompiledHeaders:
     def _use(
         self, prefix: str, known: _Precompiled, base: BaseKey, compile_: Callable[[Sequence[str]], Output]
     ) -> tuple[Output, HeaderSet] | None:
-        if not holds(known.headers, base.inputs.search_path(base.cwd)):
+        if not holds(known.headers, base.search):
             self._drop(prefix)
             return None
         output = compile_((f"--use-pch={known.path}", "--pch-messages=false"))

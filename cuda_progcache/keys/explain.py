@@ -9,6 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import options as opt
 
+_PATHS = {
+    "cwd": "the working directory differs, and reaches the output",
+    "pwd": "the working directory has another name ($PWD), which reaches the output",
+    "include_path": "the include directories differ, and reach the output",
+}
+
 Pairs = Sequence[Sequence[str]]
 """Printable components: ``[[label, value], ...]``."""
 
@@ -28,7 +34,18 @@ def explain(new: Pairs, old: Pairs, new_headers: Mapping[str, str], old_headers:
     list of str
         A sentence per difference; empty if there is none.
     """
-    found: list[str] = []
+    return [sentence for _, sentence in differing(new, old, new_headers, old_headers)]
+
+
+def differing(
+    new: Pairs, old: Pairs, new_headers: Mapping[str, str], old_headers: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """As :func:`explain`, each sentence with the label that it is about; of a link's input without its number.
+
+    A path that only one of them has in its key isn't told beside another difference: that is what brought it there.
+    """
+    found: list[tuple[str, str]] = []
+    only_one: list[tuple[str, str]] = []
     for label in dict.fromkeys(label for label, _ in [*new, *old]):
         mine, theirs = ([value for name, value in parts if name == label] for parts in (new, old))
         if mine == theirs:
@@ -37,8 +54,10 @@ def explain(new: Pairs, old: Pairs, new_headers: Mapping[str, str], old_headers:
         if label.startswith("input "):  # of a link: "input 0 code"
             _, index, plain = label.split(" ", 2)
             prefix = f"input {index}: "
-        found += [prefix + sentence for sentence in _differences(plain, mine, theirs, new_headers, old_headers)]
-    return found
+        told = only_one if plain in _PATHS and not (mine and theirs) else found
+        sentences = _differences(plain, mine, theirs, new_headers, old_headers)
+        told += [(plain, prefix + sentence) for sentence in sentences]
+    return found or only_one
 
 
 def _differences(
@@ -53,12 +72,8 @@ def _differences(
         yield f"{label.removeprefix('tool ')} {verb}"
     elif label == "option":
         yield from _options(mine, theirs)
-    elif label == "cwd":
-        yield "the working directory differs, and reaches the output"
-    elif label == "pwd":
-        yield "the working directory has another name ($PWD), which reaches the output"
-    elif label == "include_path":
-        yield "the include directories differ, and reach the output"
+    elif label in _PATHS:
+        yield _PATHS[label]
     elif label == "has_include":
         yield from _probes(mine, theirs)
     elif label == "extra_source":
@@ -66,9 +81,17 @@ def _differences(
     elif label == "input" and set(mine) != set(theirs):
         yield "an input of the link differs"
     else:
-        gone = ", ".join(value for value in theirs if value not in mine) or "unset"
-        added = ", ".join(value for value in mine if value not in theirs) or "unset"
+        gone = ", ".join(shown(label, value) for value in theirs if value not in mine) or "unset"
+        added = ", ".join(shown(label, value) for value in mine if value not in theirs) or "unset"
         yield f"{label}: order or count differs" if gone == added else f"{label} {gone} → {added}"
+
+
+def shown(label: str, value: str) -> str:
+    """A component's value for people, without what keeps ``"k"`` and ``b"k"`` apart in a key."""
+    if label.rpartition(" ")[2] != "name_expression":
+        return value
+    kind, _, expression = value.partition(":")
+    return f"b'{expression}'" if kind == "b" else expression
 
 
 def _options(mine: list[str], theirs: list[str]) -> Iterable[str]:

@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import NamedTuple, dataclass, field
+from cuda_progcache._util.fields import NamedTuple, dataclass, field, replace
 from cuda_progcache.errors import OptionError
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # A file whose time stamp is this young may be written again without its stat moving; it is read again next time.
 # 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
 _STAMP_RESOLUTION_NS = 2_000_000_000
-_MANIFEST_FORMAT = 2
+_MANIFEST_FORMAT = 3
 _MAX_SETS = 16
 
 Stamp = tuple[int, int, int, int, int]
@@ -46,7 +46,8 @@ Stamp = tuple[int, int, int, int, int]
 
 Place = tuple[str, int, str]
 """A path and what it is relative to: ("I", n, rest) include directory n, ("S", 0, rest) the source's folder,
-("C", 0, rest) the working directory, ("B", 0, rest) the folder of NVRTC's bundled headers, ("A", 0, path) nothing."""
+("C", 0, rest) the working directory, ("B", 0, rest) the folder of NVRTC's bundled headers, ("P", n, rest) the folder of
+pre-included header n, where that was given with an absolute path, ("A", 0, path) nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class Header(NamedTuple):
         """As a person would write it: relative to its include directory."""
         return self.place[2]
 
+    @property
+    def lasting_name(self) -> str:
+        """As a key has it: of a header outside all roots, the path isn't its name, but where it happens to lie."""
+        return os.path.basename(self.place[2]) if self.place[0] == "A" else self.place[2]
+
 
 @dataclass(frozen=True)
 class HeaderSet:
@@ -99,28 +105,51 @@ class HeaderSet:
         Paths that must not exist / must exist for the set to hold.
     probes : tuple of str
         What each ``__has_include`` in what was read comes to: ``"<extra.h> in value.h: there"``, or ``missing``.
-    mentions_file : bool
-        Whether ``__FILE__`` occurs in one of them: then their paths may reach the output.
+    mentions_file : int
+        What they and the source say about paths, as :func:`cuda_progcache.keys.include_text.path_macros`: ``NO_PATH``;
+        ``PRINTED``: a path that reaches the output can be seen there; ``FOLDED``: it may reach it as other bytes.
+    paths : tuple of (str, int)
+        The roots of places whose paths are in what was compiled (:func:`cuda_progcache.keys.paths.reaching`).
+    linked_paths : tuple of (str, int)
+        The same for what was linked from it.
+    columns : bool
+        Whether one of them or the source, the vendor's headers aside, may ask in which column of a line it stands.
     uncacheable : str or None
         Why a compile that reads these can't be cached; None if it can.
     stamps : tuple of (Stamp or None)
         What each header's status was when it was digested, where an edit since would have moved it: spares a new
         process reading some hundred files. None are another set all the same.
+    entry : str
+        Digest of the entry that was compiled from them.
+    source : str
+        Identity of the source that was compiled with them; empty where the manifest is that source's own.
+    plain : tuple of str
+        Of each header, the digest of its normal form (:mod:`cuda_progcache.keys.plain_text`), or its own.
+    stands_for : str
+        Identity of the set that the entry was compiled from, where this one has the same normal form.
     """
 
     headers: tuple[Header, ...] = ()
     absent: tuple[Place, ...] = ()
     present: tuple[Place, ...] = ()
     probes: tuple[str, ...] = ()
-    mentions_file: bool = False
+    mentions_file: int = 0
+    paths: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    linked_paths: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    columns: bool = False
     uncacheable: str | None = None
     stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
     entry: str = field(default="", repr=False, compare=False)
+    source: str = ""
+    plain: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    stands_for: str = field(default="", repr=False, compare=False)
 
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 (hex) over the names and digests of the headers, in order."""
-        lines = [os.fsencode(header.name) + b"\0" + header.digest.encode() + b"\n" for header in self.headers]
+        """SHA-256 (hex) over the names and digests of the headers, in order; of those that it stands for."""
+        if self.stands_for:
+            return self.stands_for
+        lines = [os.fsencode(header.lasting_name) + b"\0" + header.digest.encode() + b"\n" for header in self.headers]
         return sha256(b"".join(lines)).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -131,8 +160,14 @@ class HeaderSet:
             "present": [list(p) for p in self.present],
             "probes": list(self.probes),
             "mentions_file": self.mentions_file,
+            "paths": [list(root) for root in self.paths],
+            "linked_paths": [list(root) for root in self.linked_paths],
+            "columns": self.columns,
             "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
             "entry": self.entry,
+            "source": self.source,
+            "plain": list(self.plain),
+            "stands_for": self.stands_for,
         }
 
     @classmethod
@@ -143,9 +178,15 @@ class HeaderSet:
             absent=tuple(_place(p) for p in data["absent"]),
             present=tuple(_place(p) for p in data["present"]),
             probes=tuple(map(str, data["probes"])),
-            mentions_file=bool(data["mentions_file"]),
+            mentions_file=int(data["mentions_file"]),
+            paths=tuple((str(root), int(index)) for root, index in data["paths"]),
+            linked_paths=tuple((str(root), int(index)) for root, index in data["linked_paths"]),
+            columns=bool(data["columns"]),
             stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
             entry=str(data.get("entry", "")),
+            source=str(data["source"]),
+            plain=tuple(map(str, data["plain"])),
+            stands_for=str(data["stands_for"]),
         )
 
 
@@ -179,19 +220,30 @@ class SearchPath:
         The working directory.
     bundled : str or None
         Where NVRTC puts the headers that it brings, where it was asked to.
+    pre_included : tuple of str
+        The folder of each header that is read before the source; empty unless it was given with an absolute path.
     """
 
     include_dirs: tuple[str, ...]
     source_dir: str
     cwd: str
     bundled: str | None = None
+    pre_included: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, include_dirs: Iterable[str], name: str, cwd: str, bundled: str | None = None) -> SearchPath:
+    def of(
+        cls,
+        include_dirs: Iterable[str],
+        name: str,
+        cwd: str,
+        bundled: str | None = None,
+        pre_includes: Iterable[str] = (),
+    ) -> SearchPath:
         """The search path of a program called ``name``, compiled in ``cwd``."""
         dirs = tuple(os.path.join(cwd, d).rstrip("/") or "/" for d in include_dirs)
         bundled = None if bundled is None else os.path.join(cwd, bundled).rstrip("/")
-        return cls(dirs, os.path.join(cwd, os.path.dirname(name)).rstrip("/"), cwd, bundled)
+        source_dir = os.path.join(cwd, os.path.dirname(name)).rstrip("/")
+        return cls(dirs, source_dir, cwd, bundled, tuple(map(os.path.dirname, pre_includes)))
 
     @functools.cached_property
     def prefixes(self) -> dict[tuple[str, int], str]:
@@ -199,6 +251,7 @@ class SearchPath:
         found = {("I", n): d + "/" for n, d in enumerate(self.include_dirs)}
         if self.bundled is not None:
             found["B", 0] = self.bundled + "/"
+        found |= {("P", n): d + "/" for n, d in enumerate(self.pre_included) if d.startswith("/")}
         return found | {("S", 0): self.source_dir + "/", ("C", 0): self.cwd + "/", ("A", 0): ""}
 
     @functools.cached_property
@@ -311,19 +364,27 @@ def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
     return known
 
 
-def holds(headers: HeaderSet, search: SearchPath) -> bool:
-    """Whether a compile now would read what this set says: every digest equal, nothing shadowed, nothing gone."""
-    try:
-        paths = _paths(headers, search)
-    except KeyError:
-        return False  # made for more include directories than there are
-    there, known, stat = os.access, _digests.get, os.stat
+def _choice_holds(paths: _Paths) -> bool:
+    """Whether nothing shadows a header, and each ``__has_include`` comes to what it came to."""
+    there = os.access
     for path in paths.absent:
         if there(path, os.F_OK):
             return False
     for path in paths.present:
         if not there(path, os.F_OK) or (not path.endswith("/") and os.path.isdir(path)):
             return False
+    return True
+
+
+def holds(headers: HeaderSet, search: SearchPath) -> bool:
+    """Whether a compile now would read what this set says: every digest equal, nothing shadowed, nothing gone."""
+    try:
+        paths = _paths(headers, search)
+    except KeyError:
+        return False  # made for more include directories than there are
+    if not _choice_holds(paths):
+        return False
+    known, stat = _digests.get, os.stat
     for path, digest, stamp in paths.headers:
         # As file_digest does it, without a call for each of some hundreds.
         seen = known(path)
@@ -343,6 +404,32 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
         if file_digest(path) != digest:
             return False
     return True
+
+
+def alike(headers: HeaderSet, search: SearchPath) -> HeaderSet | None:
+    """The set that a compile now would read, if its texts have the normal forms of this set's.
+
+    Then it gives the same output, as far as comments and white space can't be seen there: see
+    :mod:`cuda_progcache.keys.plain_text`.
+    """
+    from cuda_progcache.keys.plain_text import plain_digest
+
+    try:
+        paths = _paths(headers, search)
+    except KeyError:
+        return None
+    if not _choice_holds(paths):
+        return None
+    now: list[Header] = []
+    for header, plain, (path, digest, _) in zip(headers.headers, headers.plain, paths.headers, strict=True):
+        found = file_digest(path)
+        if found is None:
+            return None
+        if found != digest and (plain == digest or plain_digest(found, read_file(path) or b"") != plain):
+            return None
+        now.append(Header(header.place, found))
+    stamps = tuple([known_stamp(path, header.digest) for header, (path, *_) in zip(now, paths.headers, strict=True)])
+    return replace(headers, headers=tuple(now), stamps=stamps, stands_for=headers.identity)
 
 
 # --- manifests -----------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ import re
 from collections.abc import Iterable
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache._util.fields import NamedTuple, replace
+from cuda_progcache.keys.folders import Folders
 from cuda_progcache.keys.headers import (
     Header,
     HeaderSet,
@@ -33,7 +34,12 @@ from cuda_progcache.keys.headers import (
     read_file,
     remember_digest,
 )
-from cuda_progcache.keys.source import joined, mentions_file, time_macro, whole_words
+from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED, asks_for_columns, path_macros, redefines_printing
+from cuda_progcache.keys.source import joined, time_macro, whole_words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cuda_progcache.keys.schema import BaseKey
 
 #: What an NVRTC offers.
 TRACE, TIME_TRACE, TEXT = "trace", "time-trace", "text"
@@ -128,7 +134,7 @@ def header_set(
         With ``uncacheable`` set where the set can't be trusted.
     """
     found = _Collector(search, compiled_at_ns, contents)
-    found.probe(_text(code), "the source", [("S", 0, "")])
+    found.source(code)
     sources = (("S", 0, ""), ("C", 0, ""))  # the folders in which the source itself may lie
     chain: list[Place] = []  # the folders of the headers being read, outermost first
     folders: dict[Place, None] = dict.fromkeys(sources)  # any of which may hold the includer
@@ -182,7 +188,7 @@ def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_
     while pending:
         content, where, folders = pending.pop()
         if where == "the source":
-            found.probe(_text(content), where, folders)
+            found.source(content)
         for angled, quoted, other in _includes(content):
             if angled or quoted:
                 pending += found.follow(os.fsdecode(angled or quoted), folders if quoted else [])
@@ -210,17 +216,19 @@ class _Text(NamedTuple):
     """What the text of a file says, beside what it includes."""
 
     time_macro: str | None
-    mentions_file: bool
+    paths: int
+    redefines_printing: bool
+    columns: bool
     probed: tuple[tuple[str, bool], ...]  # names in __has_include tests, and whether in quotes
     undecided: str | None  # such a test that the text doesn't decide
 
 
-def _text(content: bytes) -> _Text:
-    text = whole_words(content)
+def _text(code: bytes) -> _Text:
+    text = whole_words(code)
     probed: set[tuple[str, bool]] = set()
     undecided = None
     # In directives alone: elsewhere the name means nothing.
-    for line in _DIRECTIVE.findall(joined(content)) if b"__has_include" in text else ():
+    for line in _DIRECTIVE.findall(joined(code)) if b"__has_include" in text else ():
         directive = _COMMENT.sub(b" ", line)
         for angled, quoted, other, behind in _PROBE.findall(directive):
             if angled or quoted:
@@ -230,7 +238,14 @@ def _text(content: bytes) -> _Text:
                 undecided = undecided or f"tests __has_include({test}): a macro decides"
             elif _DEFINES.match(directive):
                 undecided = undecided or "gives __has_include another name"
-    return _Text(time_macro(text), mentions_file(text), tuple(sorted(probed)), undecided)
+    return _Text(
+        time_macro(text),
+        path_macros(code),
+        redefines_printing(code),
+        asks_for_columns(code),
+        tuple(sorted(probed)),
+        undecided,
+    )
 
 
 #: By digest: one process compiles many programs over the same headers.
@@ -249,6 +264,16 @@ def _below(folder: Place, name: str) -> Place:
     return ("A", 0, name) if name.startswith("/") else (root, index, rest + name)
 
 
+#: The vendor's folders, each with a file that lies in it or beside it: a project's own "cuda/" has none.
+_VENDORS = {
+    "cub": "cub/version.cuh",
+    "thrust": "thrust/version.h",
+    "cuda": "cuda/std/version",
+    "nv": "nv/target",
+    "cooperative_groups": "cooperative_groups.h",
+    "crt": "crt/host_defines.h",
+}
+
 _NOTHING, _FILE, _FOLDER = range(3)
 
 
@@ -263,7 +288,9 @@ class _Collector:
         self._absent: dict[Place, None] = {}
         self._present: dict[Place, None] = {}
         self._probes: dict[str, str] = {}
-        self._mentions_file = False
+        self._paths = NO_PATH
+        self._redefines_printing = False
+        self._columns = False
         self._problem: str | None = None
         self._kinds: dict[Place, int] = {}
         self._missing: dict[Place, Place | None] = {}
@@ -278,7 +305,8 @@ class _Collector:
             absent=tuple(self._absent),
             present=tuple(self._present),
             probes=tuple(f"{asked}: {outcome}" for asked, outcome in sorted(self._probes.items())),
-            mentions_file=self._mentions_file,
+            mentions_file=FOLDED if self._paths == PRINTED and self._redefines_printing else self._paths,
+            columns=self._columns,
             uncacheable=self._problem,
             stamps=tuple([known_stamp(path, header.digest) for path, header in self._headers.items()]),
         )
@@ -327,7 +355,7 @@ class _Collector:
         self._headers[path] = Header(place, digest)
         if text.time_macro:
             self.note_problem(f"header {spelled} uses {text.time_macro}")
-        self._mentions_file = self._mentions_file or text.mentions_file
+        self._judge_paths(text, place)
         self.probe(text, place[2], [_folder(place)])
         return content
 
@@ -373,6 +401,29 @@ class _Collector:
                 if content is not None:
                     found.append((content, name, [_folder(place)]))
         return found
+
+    def source(self, code: bytes) -> None:
+        """Note what the source itself says."""
+        text = _text(code)
+        self._judge_paths(text, None)
+        self.probe(text, "the source", [("S", 0, "")])
+
+    def _judge_paths(self, text: _Text, place: Place | None) -> None:
+        if place is not None and self.is_vendors(place):
+            self._paths = max(self._paths, min(text.paths, PRINTED))
+            return
+        self._paths = max(self._paths, text.paths)
+        self._redefines_printing = self._redefines_printing or text.redefines_printing
+        self._columns = self._columns or text.columns
+
+    def is_vendors(self, place: Place) -> bool:
+        """Whether a place is of CUDA's headers or CCCL's, by its folder and by what else lies there."""
+        root, index, rest = place
+        folder, _, below = rest.partition("/")
+        anchor = _VENDORS.get(folder) if below else "cuda_runtime.h"
+        if anchor is None or root == "A" or "/../" in rest:
+            return root == "B"
+        return root == "B" or self._kind((root, index, anchor)) == _FILE
 
     def probe(self, text: _Text, where: str, folders: list[Place]) -> None:
         """Note what the ``__has_include`` tests of a file look at; a problem if one can't be known from its text."""
@@ -427,3 +478,53 @@ class _Collector:
                 found = _FOLDER if os.path.isdir(path) else _FILE
             self._kinds[place] = found
         return found
+
+
+def plain_texts(base: BaseKey, headers: HeaderSet) -> tuple[str, ...]:
+    """Of each header the digest of its normal form; its own for the vendor's, which nobody edits."""
+    from cuda_progcache.keys.plain_text import plain_digest
+
+    collector = _Collector(base.search, 0)
+    found = []
+    for place, digest in headers.headers:
+        content = None if collector.is_vendors(place) else read_file(base.search.absolute(place) or "")
+        same = content is not None and sha256(content).hexdigest() == digest
+        found.append(plain_digest(digest, content) if content is not None and same else digest)
+    return tuple(found)
+
+
+def folders_of(base: BaseKey) -> Folders:
+    """The folders in which a compile that is about to begin looks for headers, as they are now."""
+    if not base.inputs.reads_headers:
+        return Folders.now(())
+    search = base.search
+    return Folders.now((*search.include_dirs, *filter(None, search.pre_included), search.source_dir, search.cwd))
+
+
+def headers_read(
+    base: BaseKey, trace: Trace | None, since: Folders, contents: dict[str, bytes] | None = None
+) -> HeaderSet:
+    """What a compile read; ``uncacheable`` says why where that can't be known.
+
+    Parameters
+    ----------
+    base : BaseKey
+    trace : list of (depth, path) or None
+        None where the compiler didn't tell.
+    since : Folders
+        From :func:`folders_of`, before the compile.
+    contents : dict, optional
+        Takes what was read, by path.
+    """
+    inputs = base.inputs
+    if trace is None:
+        found = scan(inputs.code, inputs.pre_includes, base.search, since.time_ns)
+    else:
+        found = header_set(trace, inputs.code, base.search, since.time_ns, contents)
+    if found.uncacheable is None and since.steps:
+        # NVRTC itself makes the folder of its bundled headers.
+        places = (header.place for header in found.headers if header.place[0] != "B")
+        below = dict.fromkeys(os.path.dirname(base.search.absolute(place) or "") for place in places)
+        if (moved := since.moved(below)) is not None:
+            return replace(found, uncacheable=f"the folder {moved} was changed while headers were read from there")
+    return found

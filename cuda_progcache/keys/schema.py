@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
     from typing import Any
 
-SCHEMA = "3"
+SCHEMA = "4"
 
 CODE_TYPES = ("c++", "ptx", "nvvm")
 NO_SOURCE = read_source(b"")
@@ -147,6 +147,17 @@ class CompileInputs(NamedTuple):
         return self.source.code
 
     @property
+    def compiler_name(self) -> str:
+        """The file name the compiler gets: the program's, or with debug information a stable one from the source.
+
+        The default name would make every program's lines look alike to a debugger or profiler.
+        """
+        options = self.options
+        if self.code_type == "c++" and self.name == opt.DEFAULT_NAME and (options.debug or options.lineinfo):
+            return f"program_{sha256(self.code).hexdigest()[:16]}.cu"
+        return self.name
+
+    @property
     def unrepeatable(self) -> str | None:
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
         if self.code_type != "c++":
@@ -168,7 +179,23 @@ class CompileInputs(NamedTuple):
     def search_path(self, cwd: str | None = None) -> SearchPath:
         """Where the compiler looks for headers."""
         bundled = next((f[len(opt.BUNDLED_HEADERS) :] for f in self.flags if f.startswith(opt.BUNDLED_HEADERS)), None)
-        return SearchPath.of(self.include_dirs, self.name, cwd if cwd is not None else _cwd(), bundled)
+        cwd = _cwd() if cwd is None else cwd
+        return SearchPath.of(self.include_dirs, self.name, cwd, bundled, self.pre_includes)
+
+    def spelled(self, root: tuple[str, int]) -> str:
+        """What the compiler puts before the rest of a path in this root of the search path, as it was given."""
+        kind, index = root
+        if kind == "I":
+            return self.include_dirs[index].rstrip("/") + "/"
+        if kind == "B":
+            bundled = next(f for f in self.flags if f.startswith(opt.BUNDLED_HEADERS))
+            return bundled[len(opt.BUNDLED_HEADERS) :].rstrip("/") + "/"
+        if kind == "N":
+            return self.compiler_name
+        if kind == "P":
+            return os.path.dirname(self.pre_includes[index]) + "/"
+        folder = os.path.dirname(self.name) if kind == "S" else ""
+        return folder.rstrip("/") + "/" if folder else ""
 
     @property
     def pre_includes(self) -> list[str]:
@@ -301,13 +328,23 @@ class BaseKey:
         self.inputs = inputs
         self.toolchain = tools
         self._recipe = recipe
-        self._state = recipe.state.copy()
-        self._state.update(_hashed("code", inputs.source.identity))
+        self._state = self._after("code", inputs.source.identity)
         self.plain = self._state.digest()
 
-    def _components(self) -> Iterator[Component]:
+    def _after(self, label: str, source: bytes) -> _Hash:
+        """The state of the hash after the source."""
+        state = self._recipe.state.copy()
+        state.update(_hashed(label, source))
+        return state
+
+    def _components(self, source: bytes) -> Iterator[Component]:
         yield from self._recipe.components
-        yield Component("code", self.inputs.source.identity)
+        yield Component("code", source)
+
+    @functools.cached_property
+    def search(self) -> SearchPath:
+        """Where the compiler looks for headers."""
+        return self.inputs.search_path(self.cwd)
 
     @functools.cached_property
     def cwd(self) -> str:
@@ -323,18 +360,38 @@ class BaseKey:
             return "the working directory is gone"
         return None if _cwd() == self.cwd else "the working directory was changed while it was being compiled"
 
-    def _digest(self, more: Sequence[Component]) -> bytes:
-        """Of these components after our own."""
-        if not more:
+    def _digest(self, more: Sequence[Component], source: str = "") -> bytes:
+        """Of these components after our own, or after those of another source."""
+        if not more and not source:
             return self.plain
-        state = self._state.copy()
+        state = self._after("code", source.encode()) if source else self._state.copy()
         state.update(_stream(more))
         return state.digest()
 
     @functools.cached_property
     def manifest_id(self) -> str:
         """Names the header manifest (hex): the same for the same source, options and compiler, wherever they lie."""
-        return self._digest((Component("include_roots", str(len(self.inputs.include_dirs)).encode()),)).hex()
+        return self._digest((self._roots,)).hex()
+
+    @property
+    def _roots(self) -> Component:
+        return Component("include_roots", str(len(self.inputs.include_dirs)).encode())
+
+    @functools.cached_property
+    def plain_id(self) -> str:
+        """As :attr:`manifest_id`, but the same for all sources of one normal form."""
+        from cuda_progcache.keys.plain_text import plain_digest
+
+        code = self.inputs.code
+        state = self._after("plain code", plain_digest(sha256(code).hexdigest(), code).encode())
+        state.update(_stream((self._roots,)))
+        return state.hexdigest()
+
+    @property
+    def shows_text(self) -> bool:
+        """Whether comments and white space of the texts may be seen in the output, by columns or in a debugger."""
+        options = self.inputs.options
+        return bool(self.inputs.code_type != "c++" or options.debug or options.lineinfo)
 
     @property
     def flight(self) -> str:
@@ -342,10 +399,22 @@ class BaseKey:
         return self._digest(self._paths()).hex()
 
     def _paths(self) -> list[Component]:
+        """The working directory, and every path as it was given."""
         where = [Component("cwd", os.fsencode(self.cwd))]
         if (name := _name_of_cwd(self.cwd)) is not None:
             where.append(Component("pwd", os.fsencode(name)))
+        if "/" in self.inputs.name:
+            where.append(Component("name_path", os.fsencode(self.inputs.name)))
         return where + [Component("include_path", os.fsencode(d)) for d in self.inputs.include_dirs]
+
+    def _spelled(self, roots: Iterable[tuple[str, int]]) -> list[Component]:
+        """These roots, as far as they have a spelling."""
+        spelled = ((kind, index, self.inputs.spelled((kind, index))) for kind, index in sorted(roots))
+        return [
+            Component(_ROOTS[kind], os.fsencode(f"{index} {text}" if kind in "IP" else text))
+            for kind, index, text in spelled
+            if text
+        ]
 
     def with_headers(self, headers: HeaderSet, *, output: str | None = None) -> ProgramKey:
         """The key, given what the compiler reads.
@@ -359,11 +428,13 @@ class BaseKey:
             into a cubin doesn't take its working directory there.
         """
         more = self._more(headers, output or self.inputs.target_type)
-        return ProgramKey(self._digest(more), lambda: chain(self._components(), more), headers, self.toolchain)
+        source = headers.source.encode() or self.inputs.source.identity
+        digest = self._digest(more, headers.source)
+        return ProgramKey(digest, lambda: chain(self._components(source), more), headers, self.toolchain)
 
     def digest(self, headers: HeaderSet) -> bytes:
         """The digest of :meth:`with_headers`, alone."""
-        return self._digest(self._more(headers, self.inputs.target_type))
+        return self._digest(self._more(headers, self.inputs.target_type), headers.source)
 
     def _more(self, headers: HeaderSet, output: str) -> list[Component]:
         inputs = self.inputs
@@ -371,21 +442,32 @@ class BaseKey:
         more += [Component("has_include", os.fsencode(probe)) for probe in headers.probes]
         if inputs.code_type != "c++":
             return more
-        paths = self._paths_reach(output)
-        file_macro = headers.mentions_file or (bool(headers.headers) and inputs.source.mentions_file)
+        reached = headers.paths if output == inputs.target_type else headers.linked_paths
+        everywhere = self._paths_reach(output)
         hermetic = inputs.header_policy.hermetic and bool(headers.headers)
-        if paths or (file_macro and not hermetic):
+        if everywhere:
             more += self._paths()
-        if hermetic and (paths or file_macro):
+        elif not hermetic:
+            more += self._spelled(reached)
+        if everywhere or ("A", 0) in reached:
+            outside = (header.name for header in headers.headers if header.place[0] == "A")
+            more += [Component("path", os.fsencode(path)) for path in outside]
+        if hermetic and (everywhere or reached):
             more.append(Component("hermetic", b""))  # headers from memory have their names for paths
+        if not headers.headers and not everywhere and "/" in inputs.name and inputs.source.mentions_file:
+            more.append(Component("name_path", os.fsencode(inputs.name)))
         return more
 
     def _paths_reach(self, output: str) -> bool:
-        """Whether the working directory and the include directories are in what comes out, headers aside."""
+        """Whether the working directory and all paths are in what comes out, whatever the headers say."""
         options = self.inputs.options
         if self.inputs.code_type != "c++":
             return False
         return bool(output == "ltoir" or options.debug or options.lineinfo or _about(self.inputs.flags).mention_file)
+
+
+# The label of a root's component.
+_ROOTS = {"I": "include_path", "B": "bundled_headers", "P": "pre_include", "S": "source_folder", "N": "name_path"}
 
 
 def base_key(inputs: CompileInputs) -> BaseKey:
@@ -406,7 +488,8 @@ def base_key(inputs: CompileInputs) -> BaseKey:
         if options.extra_sources:
             extra_sources = tuple((n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in options.extra_sources)
     tools = toolchain(inputs.code_type, libdevice=libdevice)
-    recipe = _recipe(inputs[1:3], inputs[4], inputs[6], inputs[8:11], extra_sources, tools, environment())
+    name = os.path.basename(inputs.name) if inputs.code_type == "c++" else inputs.name
+    recipe = _recipe(inputs[1:3], name, inputs[6], inputs[8:11], extra_sources, tools, environment())
     return BaseKey(inputs, recipe, tools)
 
 
@@ -459,7 +542,9 @@ def _recipe(
         Component("name", name.encode()),
     ]
     for flag in flags:
-        if flag.startswith(opt.BUNDLED_HEADERS):
+        if flag.startswith(opt.PRE_INCLUDE + "/"):  # its folder is a root of the search path
+            components.append(Component("option", os.fsencode(opt.PRE_INCLUDE + os.path.basename(flag))))
+        elif flag.startswith(opt.BUNDLED_HEADERS):
             components.append(Component("option", opt.BUNDLED_HEADERS.rstrip("=").encode()))  # the content is keyed
         elif not flag.startswith(opt.INCLUDE_PATH):
             components.append(Component("option", flag.encode()))

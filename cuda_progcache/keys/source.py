@@ -15,7 +15,7 @@ from cuda_progcache._util.digest import sha256
 _CONTINUED = rb"(?:\\|\?\?/)[ \t]*\r?\n"
 _CUTS_A_WORD = rb"\\[ \t]*\r?\n\w"
 # What gives the path of the file that it stands in, or is called from.
-_FILE_NAMES = (b"__FILE__", b"__builtin_FILE", b"__builtin_source_location")
+_FILE_NAMES = (b"_FILE", b"assert", b"source_location")
 
 _LARGE = 16_384  # characters
 _MAX_LARGE = 2  # more would keep so much memory in use that each new text costs the page faults of fresh memory

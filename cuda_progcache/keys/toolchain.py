@@ -21,6 +21,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ToolchainError
@@ -36,6 +37,10 @@ class ToolFile(NamedTuple):
     name: str
     path: str
     identity: str
+
+
+class NotInstalledError(ToolchainError):
+    """A compiler isn't there at all; what it made elsewhere can be used all the same (:class:`standing_in`)."""
 
 
 class _Library(NamedTuple):
@@ -55,9 +60,10 @@ _LIBRARIES = {
     "nvvm": _Library(("libnvvm.so.4", "libnvvm.so"), ("nvidia/cu13/lib", "nvidia/cuda_nvcc/nvvm/lib64"), "nvidia-nvvm"),
 }
 _LIBDEVICE_DIRS = ("nvidia/cu13/nvvm/libdevice", "nvidia/cuda_nvcc/nvvm/libdevice")
+#: Wheel folders, a header that is there, and the name by which ``cuda.pathfinder`` knows them.
 _HEADER_DIRS = {
-    "cuda": (("nvidia/cu13/include", "nvidia/cuda_runtime/include"), "cuda_fp16.h"),
-    "cccl": (("nvidia/cu13/include/cccl", "nvidia/cuda_cccl/include"), "cub/version.cuh"),
+    "cuda": (("nvidia/cu13/include", "nvidia/cuda_runtime/include"), "cuda_fp16.h", "cudart"),
+    "cccl": (("nvidia/cu13/include/cccl", "nvidia/cuda_cccl/include"), "cub/version.cuh", "cccl"),
 }
 
 # elf(5): p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
@@ -213,7 +219,7 @@ def load(name: str) -> str:
     try:
         path = load_nvidia_dynamic_lib(name).abs_path
     except DynamicLibNotFoundError as error:
-        raise ToolchainError(
+        raise NotInstalledError(
             f"the compiler library {name} was not found: `pip install {_LIBRARIES[name].wheel}` brings it ({error})"
         ) from error
     if path is None:
@@ -267,7 +273,9 @@ def linker() -> str:
         locate("nvJitLink")
     except ToolchainError as error:
         if _driver() is None:
-            raise ToolchainError(f"{error}; there is no CUDA driver either, whose linker would do for PTX") from error
+            raise NotInstalledError(
+                f"{error}; there is no CUDA driver either, whose linker would do for PTX"
+            ) from error
         return "driver"
     return "nvJitLink"
 
@@ -343,9 +351,53 @@ def toolchain(code_type: str, *, libdevice: bool = False, thorough: bool = False
 
     Raises
     ------
+    NotInstalledError
+        If it isn't installed, and nothing stands in for it.
     ToolchainError
-        If a file is missing or can't be read.
+        If a file can't be read.
     """
+    slot = (code_type, libdevice)
+    if _absent and (missing := _absent.get(slot)) is not None and time.monotonic() < missing[1]:
+        error = NotInstalledError(*missing[0].args)
+    else:
+        try:
+            return _installed(code_type, libdevice=libdevice, thorough=thorough)
+        except NotInstalledError as now:
+            error = now
+            _absent[slot] = (now, time.monotonic() + _ABSENT)
+    stand_ins = _stand_ins.get()
+    if stand_ins is None or slot not in stand_ins:
+        raise error
+    return stand_ins[slot]
+
+
+#: Slots of compilers that aren't installed, with the error that says so, and until when nobody looks again: to ask the
+#: system's loader takes as long as ten hits.
+_absent: dict[tuple[str, bool], tuple[NotInstalledError, float]] = {}
+_ABSENT = 2.0
+_stand_ins: ContextVar[Mapping[tuple[str, bool], tuple[ToolFile, ...]] | None] = ContextVar("stand_ins", default=None)
+
+
+class standing_in:  # noqa: N801 - used as a function
+    """Let these tools stand in for compilers that aren't installed: ``with standing_in(tools): ...``.
+
+    Parameters
+    ----------
+    tools : mapping
+        By code type, and whether with libdevice: what :func:`toolchain` gives where there is none.
+    """
+
+    def __init__(self, tools: Mapping[tuple[str, bool], tuple[ToolFile, ...]]) -> None:
+        self._tools = tools
+
+    def __enter__(self) -> None:
+        self._token = _stand_ins.set(self._tools)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _stand_ins.reset(self._token)
+
+
+def _installed(code_type: str, *, libdevice: bool, thorough: bool) -> tuple[ToolFile, ...]:
     slot = (code_type, libdevice)
     known = _known.get(slot)
     if known is not None:
@@ -430,7 +482,7 @@ def libdevice_path() -> str:
     try:
         return str(find_bitcode_lib("device"))
     except BitcodeLibNotFoundError as error:
-        raise ToolchainError(f"libdevice was not found: install nvidia-nvvm ({error})") from error
+        raise NotInstalledError(f"libdevice was not found: install nvidia-nvvm ({error})") from error
 
 
 def header_root(name: str) -> str:
@@ -444,29 +496,54 @@ def header_root(name: str) -> str:
     Returns
     -------
     str
-        Absolute path: from the wheels, conda, or ``CUDA_PATH`` / ``CUDA_HOME``.
+        Absolute path: from the wheels, conda, ``CUDA_PATH`` or ``CUDA_HOME``, or a toolkit that ``cuda.pathfinder``
+        finds.
 
     Raises
     ------
     ToolchainError
-        If it is nowhere; the message names the extra to install.
+        If it is nowhere; the message names the places and the extra to install.
     """
-    rel_dirs, probe = _HEADER_DIRS[name]
-    found = _search(rel_dirs, (probe,))
-    if found is None:
-        roots = [os.environ.get(variable) for variable in ("CONDA_PREFIX", "CUDA_PATH", "CUDA_HOME")]
-        tails = ("include/cccl", "include") if name == "cccl" else ("include",)
-        candidates = (
-            os.path.join(root, sub, tail, probe)
-            for root in roots
-            if root
-            for sub in ("targets/x86_64-linux", "")
-            for tail in tails
-        )
-        found = next((path for path in candidates if os.path.isfile(path)), None)
-    if found is None:
-        raise ToolchainError(
-            f"the {name} headers were not found (looked for {probe} in the wheels, CONDA_PREFIX, CUDA_PATH and "
-            f"CUDA_HOME): install them with `pip install 'cuda-progcache[headers]'`"
-        )
-    return found[: -len(probe) - 1]
+    wheel_dirs, probe, known_as = _HEADER_DIRS[name]
+    found = _search(wheel_dirs, (probe,))
+    if found is not None:
+        return found[: -len(probe) - 1]
+    looked = [f"the wheels in {', '.join(package_dirs())}"]
+    for variable in ("CONDA_PREFIX", "CUDA_PATH", "CUDA_HOME"):
+        root = os.environ.get(variable)
+        if (folder := _include_dir(root, name, probe)) is not None:
+            return folder
+        looked.append(f"{variable} ({root or 'not set'})")
+    if (folder := _by_pathfinder(known_as, name, probe)) is not None:
+        return folder
+    raise ToolchainError(
+        f"the {name} headers were not found: there is no {probe} in {', '.join(looked)}, nor in a CUDA toolkit that "
+        f"cuda.pathfinder finds. Install them with `pip install 'cuda-progcache[headers]'`, or set CUDA_HOME to a "
+        f"toolkit's folder."
+    )
+
+
+def _include_dir(root: str | None, name: str, probe: str) -> str | None:
+    """The folder of a toolkit's headers, of which ``probe`` is one; None where it isn't there."""
+    tails = ("include/cccl", "include") if name == "cccl" else ("include",)
+    for target in ("targets/x86_64-linux", "targets/sbsa-linux", "") if root else ():
+        for tail in tails:
+            folder = os.path.join(root or "", target, tail)
+            if os.path.isfile(os.path.join(folder, probe)):
+                return folder
+    return None
+
+
+def _by_pathfinder(known_as: str, name: str, probe: str) -> str | None:
+    """What ``cuda.pathfinder`` finds: it asks the system's loader for the toolkit, too."""
+    from cuda import pathfinder
+
+    try:
+        folder: str | None = pathfinder.find_nvidia_header_directory(known_as)
+    except (RuntimeError, AttributeError):  # an older one, which doesn't know these headers
+        return None
+    if folder is None:
+        return None
+    if os.path.isfile(os.path.join(folder, probe)):
+        return folder
+    return _include_dir(os.path.dirname(folder), name, probe)

@@ -43,8 +43,8 @@ _logger = logging.getLogger(__name__)
 
 RENDER = ("render", "cuda_progcache.templates")
 PREWARM = ("prewarm", "cuda_progcache.service")
-RESOURCE_USAGE = ("resource_usage", "cuda_progcache.compile.cubin")
-SASS = ("sass", "cuda_progcache.compile.inspect")
+RESOURCE_USAGE = ("resource_usage", "cuda_progcache.inspect")
+SASS = ("sass", "cuda_progcache.inspect")
 #: What is recorded here, by name and module.
 KINDS = frozenset({RENDER, PREWARM, RESOURCE_USAGE, SASS})
 

@@ -9,17 +9,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache import events
 from cuda_progcache._util.running import asked_by, here
-from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.service.plan import Load, Plan
-from cuda_progcache.service.worker import Worker, WorkerDiedError
+from cuda_progcache.service.worker import Worker, WorkerDiedError, trouble
 
 if TYPE_CHECKING:
-    from cuda_progcache.service.compile_service import CompileService, KernelUnit
+    from cuda_progcache.service.cached_compiler import CachedCompiler
+    from cuda_progcache.service.kernel_unit import KernelUnit
+    from cuda_progcache.service.manifest import KernelLibrary
 
 Answer = Mapping[str, Any]
 """``{"seconds"}`` and either ``{"error"}`` or ``{"hit", "size", "digest", "reason", "duration"}``."""
@@ -48,17 +49,20 @@ class Job:
 
 
 def compile_batch(
-    service: CompileService,
+    compiler: CachedCompiler,
+    library: KernelLibrary,
     jobs: Sequence[Job],
     workers: int,
     began: Callable[[Job], None],
     ended: Callable[[Job, Answer], None],
 ) -> None:
-    """Compile all jobs into the service's cache.
+    """Compile all jobs into the compiler's cache.
 
     Parameters
     ----------
-    service : CompileService
+    compiler : CachedCompiler
+    library : KernelLibrary
+        Whose kernels the jobs are.
     jobs : sequence of Job
     workers : int
         How many at once.
@@ -66,22 +70,22 @@ def compile_batch(
         Called in this thread when a job is taken up, and with what came of it. What they raise ends the batch.
     """
     plan = Plan(jobs, _loads())
-    shareable = getattr(service.cache, "settings", None) is not None
-    crew = _Crew(service) if shareable and plan.wants_processes(workers) else None
-    news: queue.SimpleQueue[Job | tuple[Job, Answer] | BaseException | None] = queue.SimpleQueue()
+    settings = compiler.settings
+    pool = _WorkerPool(settings, library) if settings is not None and plan.wants_processes(workers) else None
+    messages: queue.SimpleQueue[Job | tuple[Job, Answer] | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
-        held = None
-        hand: _InThisProcess | _InProcess = _InThisProcess(service) if crew is None else _InProcess(crew)
+        prefix = None
+        executor: _InThisProcess | _InWorker = _InThisProcess(compiler) if pool is None else _InWorker(pool)
         try:
-            while (step := plan.take(held)) is not None:
-                held = step.prefix or held
-                news.put(step.job)
-                news.put((step.job, hand.do(step.job, precompile=step.precompile)))
+            while (step := plan.take(prefix)) is not None:
+                prefix = step.prefix or prefix
+                messages.put(step.job)
+                messages.put((step.job, executor.run(step.job, precompile=step.precompile)))
         except BaseException as error:  # noqa: BLE001 - raised where the batch was asked for
-            news.put(error)
+            messages.put(error)
         finally:
-            news.put(None)
+            messages.put(None)
 
     threads = [threading.Thread(target=here(work), name=f"prewarm-{n}") for n in range(workers)]
     started = []
@@ -91,7 +95,7 @@ def compile_batch(
             started.append(thread)
         working = len(started)
         while working:
-            message = news.get()
+            message = messages.get()
             if message is None:
                 working -= 1
             elif isinstance(message, BaseException):
@@ -102,8 +106,8 @@ def compile_batch(
                 ended(*message)
     finally:
         plan.cancel()
-        if crew is not None:
-            crew.close()
+        if pool is not None:
+            pool.close()
         for thread in started:
             thread.join()
 
@@ -132,17 +136,17 @@ def _loads() -> Callable[[Job], Load]:
 
 
 class _InThisProcess:
-    """Does jobs in the calling thread; precompiles nothing, since that would stay in this process."""
+    """Compiles jobs in the calling thread; precompiles nothing, since that would stay in this process."""
 
-    def __init__(self, service: CompileService) -> None:
-        self._service = service
+    def __init__(self, compiler: CachedCompiler) -> None:
+        self._compiler = compiler
 
-    def do(self, job: Job, *, precompile: bool) -> Answer:  # noqa: ARG002 - see the class
+    def run(self, job: Job, *, precompile: bool) -> Answer:  # noqa: ARG002 - see the class
         started = time.perf_counter()
         try:
-            done = self._service._obtain(job.unit)
-        except ProgCacheError as error:
-            return {"error": str(error), "seconds": time.perf_counter() - started}
+            done = self._compiler.compile_kernel(job.unit)
+        except Exception as error:  # noqa: BLE001 - one job's trouble isn't the batch's
+            return {"error": trouble(error), "seconds": time.perf_counter() - started}
         return {
             "hit": done.hit,
             "size": len(done.data),
@@ -153,16 +157,14 @@ class _InThisProcess:
         }
 
 
-class _Crew:
+class _WorkerPool:
     """The worker processes of a batch. They end with it, and with them what they have precompiled."""
 
-    def __init__(self, service: CompileService) -> None:
+    def __init__(self, compiler: Mapping[str, Any], library: KernelLibrary) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="progcache-batch-")
         self._setup = {
-            "cache": service.cache.settings,
-            "library": service.library.settings,
-            "header_policy": asdict(service.header_policy),
-            "keep_failures": service.keep_failures,
+            "compiler": compiler,
+            "library": library.settings,
             "scratch": self._scratch.name,
             "asked_by": asked_by(),
             "events": events.wanted("hit"),
@@ -187,18 +189,18 @@ class _Crew:
         self._scratch.cleanup()
 
 
-class _InProcess:
-    """Does jobs in a worker process, and after one that died in the next; started when there is something to do."""
+class _InWorker:
+    """Compiles jobs in a worker process, and after one that died in the next; started when there is a job."""
 
-    def __init__(self, crew: _Crew) -> None:
-        self._crew = crew
+    def __init__(self, pool: _WorkerPool) -> None:
+        self._pool = pool
         self._worker: Worker | None = None
 
-    def do(self, job: Job, *, precompile: bool) -> Answer:
+    def run(self, job: Job, *, precompile: bool) -> Answer:
         started = time.perf_counter()
         try:
             if self._worker is None:
-                self._worker = self._crew.start()
+                self._worker = self._pool.start()
             answer = self._worker.run(
                 {"kernel": job.kernel, "variant": job.variant, "arch": job.arch, "precompile": precompile}
             )

@@ -15,6 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal
 
+LAUNCH_LIMITS = {"threads": (1, 1024), "min_blocks": (0, 32), "shared_bytes": (0, 227 * 1024)}
+"""The range of each field of a `Launch`; no GPU up to sm_121 has more."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -111,6 +114,27 @@ class Constraint:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How an entry is launched: each field a number, or a Jinja2 expression over the parameters.
+
+    Parameters
+    ----------
+    threads : int or str
+        Threads of a block, at most; exactly as many where the kernel's text says so.
+    min_blocks : int or str
+        Blocks that a multiprocessor has registers for, the second of ``__launch_bounds__``; 0 where the kernel leaves
+        it to the compiler.
+    shared_bytes : int or str
+        Dynamic shared memory of a block in bytes. Above 48 KiB the launcher has to ask for it first, with
+        ``cudaFuncAttributeMaxDynamicSharedMemorySize``.
+    """
+
+    threads: int | str
+    min_blocks: int | str = 0
+    shared_bytes: int | str = 0
+
+
+@dataclass(frozen=True)
 class KernelSpec:
     """A kernel, as its manifest declares it.
 
@@ -136,6 +160,9 @@ class KernelSpec:
         `ProgramOptions` fields.
     constraints : tuple of Constraint
         Over the parameters.
+    launch : tuple of Launch
+        One for all entries, or one an entry in the order of `entry_points` and `name_expressions`; empty where the
+        manifest doesn't say.
     variants : tuple of dict
         The parameters that each variant to prewarm sets; ``{}`` is the defaults.
     min_arch : int, optional
@@ -156,6 +183,7 @@ class KernelSpec:
     headers: tuple[Literal["cuda", "cccl"], ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
+    launch: tuple[Launch, ...] = ()
     variants: tuple[dict[str, Any], ...] = ()
     min_arch: int | None = None
     reference: str = ""
@@ -191,6 +219,42 @@ class KernelSpec:
                     f"kernel {self.name!r}: {constraint.message} ({constraint.require} is false for {values})"
                 )
         return bound
+
+    def launches(
+        self, params: Mapping[str, Any] | None = None, environment: KernelEnvironment | None = None
+    ) -> tuple[Launch, ...]:
+        """Return the launch of each entry for these parameters, all fields numbers; empty where the manifest has none.
+
+        Parameters
+        ----------
+        params, environment
+            As for `bind`.
+
+        Raises
+        ------
+        ParameterError
+            As `bind`.
+        ManifestError
+            If an expression can't be evaluated, or its value isn't an int in the range of what a GPU can launch.
+        """
+        bound = self.bind(params, environment)
+        found = tuple(self._evaluated(launch, bound, environment) for launch in self.launch)
+        entries = len(self.entry_points) + len(self.name_expressions)
+        return found * entries if len(found) == 1 else found
+
+    def _evaluated(self, launch: Launch, bound: Mapping[str, Any], environment: KernelEnvironment | None) -> Launch:
+        values = {}
+        for name, (least, most) in LAUNCH_LIMITS.items():
+            text = getattr(launch, name)
+            where = f"kernel {self.name!r}, launch, {name} {text!r}"
+            try:
+                value = evaluate(text, bound, environment) if isinstance(text, str) else text
+            except TemplateError as error:
+                raise ManifestError(f"{where}: {error}") from error
+            if type(value) is not int or not least <= value <= most:
+                raise ManifestError(f"{where} is {value!r}, not an int from {least} to {most}")
+            values[name] = value
+        return Launch(**values)
 
     def fill(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return as `bind`, but leave the constraints unchecked.

@@ -19,7 +19,7 @@ import msgspec
 
 from cuda_progcache._util.suggest import did_you_mean
 from cuda_progcache.errors import ManifestError, ParameterError
-from cuda_progcache.service.kernel_spec import Constraint, KernelSpec, Parameter
+from cuda_progcache.service.kernel_spec import Constraint, KernelSpec, Launch, Parameter
 
 FORMAT = 1
 PARAMETER_TYPES = ("int", "float", "bool", "str", "dtype")
@@ -91,9 +91,10 @@ def decode_kernel(name: str, table: object, where: str) -> KernelSpec:
     headers = table.get("headers")
     for header in headers if isinstance(headers, list) else ():
         _check_choice(header, HEADER_ROOTS, f"{where}, headers")
-    for number, constraint in enumerate(_items(table, "constraints", list, where), 1):
-        if isinstance(constraint, dict):
-            check_fields(constraint, _fields(Constraint), f"{where}, constraint {number}")
+    for name_of, kind, label in (("constraints", Constraint, "constraint"), ("launch", Launch, "launch")):
+        for number, item in enumerate(_items(table, name_of, list, where), 1):
+            if isinstance(item, dict):
+                check_fields(item, _fields(kind), f"{where}, {label} {number}")
     check_fields(_items(table, "tolerance", dict, where), ("rtol", "atol"), f"{where}, tolerance")
     parameters = _items(table, "parameters", dict, where)
     table["parameters"] = {
@@ -102,6 +103,9 @@ def decode_kernel(name: str, table: object, where: str) -> KernelSpec:
     spec: KernelSpec = _convert({**table, "name": name}, KernelSpec, where)
     if not spec.templates:
         raise ManifestError(f"{where}, templates: the list is empty")
+    entries = len(spec.entry_points) + len(spec.name_expressions)
+    if len(spec.launch) not in {0, 1, entries}:
+        raise ManifestError(f"{where}, launch: give one for all entries or one for each of the {entries}")
     required = [p.name for p in spec.parameters.values() if p.default is None]
     variants = []
     for number, variant in enumerate(spec.variants, 1):
@@ -175,7 +179,12 @@ def _schema(cls: Any) -> Any:
     hints: dict[str, Any] = get_type_hints(cls, localns=vars(typing))
     if cls is KernelSpec:
         constraint: Any = _schema(Constraint)
-        hints |= {"parameters": dict[str, Any], "constraints": tuple[constraint, ...]}
+        launch: Any = _schema(Launch)
+        hints |= {
+            "parameters": dict[str, Any],
+            "constraints": tuple[constraint, ...],
+            "launch": tuple[launch, ...],
+        }
     declared: list[Any] = []
     for one in fields(cls):
         if one.default_factory is not MISSING:
@@ -199,5 +208,6 @@ def _convert(table: Mapping[str, Any], to: Any, where: str) -> Any:
         field = path.rstrip("`").lstrip(".")
         raise ManifestError(f"{where}{', ' + field if field else ''}: {message[:1].lower()}{message[1:]}") from error
     if to is KernelSpec:
-        checked["constraints"] = tuple(Constraint(**msgspec.structs.asdict(one)) for one in checked["constraints"])
+        for name, kind in (("constraints", Constraint), ("launch", Launch)):
+            checked[name] = tuple(kind(**msgspec.structs.asdict(one)) for one in checked[name])
     return to(**checked)

@@ -20,6 +20,7 @@ from cuda_progcache.events import Event, emit, wanted
 from cuda_progcache.service.kernel_spec import (
     Constraint,
     KernelSpec,
+    Launch,
     Parameter,
 )
 from cuda_progcache.templates.environment import KernelEnvironment, KernelTemplate, expression_names
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from cuda_progcache.templates.bytecode_cache import BytecodeCache
     from cuda_progcache.templates.source_map import SourceMap
 
-__all__ = ["Constraint", "KernelLibrary", "KernelSpec", "Parameter", "RenderedKernel", "RenderedModule"]
+__all__ = ["Constraint", "KernelLibrary", "KernelSpec", "Launch", "Parameter", "RenderedKernel", "RenderedModule"]
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,19 @@ class KernelLibrary:
                 raise ManifestError(f"{self.manifest}: kernel {spec.name!r}, {field_name} {text!r}: {error}") from error
         return tuple(rendered)
 
+    def launches(self, kernel: str, /, **params: Any) -> dict[str, Launch]:
+        """Return how each entry of a kernel is launched, by its name; empty where the manifest doesn't say.
+
+        Raises
+        ------
+        KernelNotFoundError, ParameterError, TemplateError, ManifestError
+            As `render`.
+        """
+        spec = self[kernel]
+        bound = spec.bind(params, self.environment)
+        names = (*self._render_names(spec, "entry_points", bound), *self._render_names(spec, "name_expressions", bound))
+        return dict(zip(names, spec.launches(bound, self.environment), strict=bool(spec.launch)))
+
     def undeclared(self, kernel: str) -> tuple[str, ...]:
         """Return the names that a kernel's templates read but the manifest doesn't declare as its parameters.
 
@@ -282,10 +296,13 @@ class KernelLibrary:
         in_names = "\n".join((*spec.entry_points, *spec.name_expressions))
         try:
             used |= self.environment.from_string(in_names).undeclared()
-            for name in sorted(
-                set().union(*(expression_names(c.require) for c in spec.constraints)) - set(spec.parameters)
-            ):
-                yield f"a constraint uses {name!r}, which is no parameter{did_you_mean(name, spec.parameters)}"
+            expressions = {
+                "a constraint": [constraint.require for constraint in spec.constraints],
+                "a launch": [v for launch in spec.launch for v in vars(launch).values() if isinstance(v, str)],
+            }
+            for what, texts in expressions.items():
+                for name in sorted(set().union(*map(expression_names, texts)) - set(spec.parameters)):
+                    yield f"{what} uses {name!r}, which is no parameter{did_you_mean(name, spec.parameters)}"
         except TemplateError as error:
             yield str(error)
             return
@@ -303,6 +320,7 @@ class KernelLibrary:
         for label, variant in [*defaults, *((f"variant {n}", v) for n, v in enumerate(spec.variants, 1))]:
             try:
                 rendered = self.render(spec.name, **variant)
+                spec.launches(variant, self.environment)
             except (ParameterError, TemplateError, ManifestError) as error:
                 yield f"{label}: {error}"
                 continue
@@ -411,10 +429,12 @@ def _source_beside(name: str) -> bytes:
 
 def _table(spec: KernelSpec) -> dict[str, Any]:
     parameters = {name: vars(parameter) for name, parameter in spec.parameters.items()}
-    return {**vars(spec), "parameters": parameters, "constraints": [vars(one) for one in spec.constraints]}
+    lists = {"constraints": [vars(one) for one in spec.constraints], "launch": [vars(one) for one in spec.launch]}
+    return {**vars(spec), "parameters": parameters, **lists}
 
 
 def _spec(table: dict[str, Any]) -> KernelSpec:
     parameters = {name: Parameter(**parameter) for name, parameter in table["parameters"].items()}
     constraints = tuple(Constraint(**one) for one in table["constraints"])
-    return KernelSpec(**{**table, "parameters": parameters, "constraints": constraints})
+    launch = tuple(Launch(**one) for one in table["launch"])
+    return KernelSpec(**{**table, "parameters": parameters, "constraints": constraints, "launch": launch})

@@ -10,14 +10,18 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from cuda_progcache.errors import ArchError, KernelNotFoundError, ProgCacheError
+from cuda_progcache._util.json_values import json_value
+from cuda_progcache.compile.arch import known_arch
+from cuda_progcache.errors import ArchError, KernelNotFoundError
 from cuda_progcache.memo.steps import PrewarmRun
 from cuda_progcache.service.batch import Answer, Job, compile_batch
+from cuda_progcache.service.kernel_unit import require_arch
+from cuda_progcache.service.worker import trouble
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cuda_progcache.service.compile_service import CompileService
+    from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel
 
 Progress = Callable[["PrewarmItem", int, int], None]
@@ -139,13 +143,13 @@ class PrewarmReport:
             "bytes": self.bytes,
             "compile_seconds": self.compile_seconds,
             "saved_seconds": self.saved_seconds,
-            "items": [asdict(item) for item in self.items],
+            "items": [json_value(asdict(item)) for item in self.items],
         }
 
 
 def prewarm(
-    service: CompileService,
-    library: KernelLibrary | str | os.PathLike[str] | None = None,
+    compiler: CachedCompiler,
+    library: KernelLibrary,
     *,
     archs: Iterable[str],
     jobs: int | None = None,
@@ -153,28 +157,21 @@ def prewarm(
     on_progress: Progress | None = None,
     on_start: Progress | None = None,
 ) -> PrewarmReport:
-    """Compile a library's variants into a service's cache (see :meth:`CompileService.prewarm`)."""
-    from cuda_progcache.service.compile_service import CompileService, require_arch
-    from cuda_progcache.service.manifest import KernelLibrary
-
+    """Compile a library's variants into a cache (see :meth:`CompileService.prewarm`)."""
     since, started = time.time(), time.perf_counter()
-    if library is not None:
-        opened = library if isinstance(library, KernelLibrary) else KernelLibrary(library)
-        service = CompileService(
-            service.cache, library=opened, header_policy=service.header_policy, keep_failures=service.keep_failures
-        )
     archs = tuple(dict.fromkeys(archs))
     if not archs:
         raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
     for arch in archs:
-        require_arch(arch)
+        if known_arch(arch).kind != "sm":
+            raise ArchError(f"a prewarm makes machine code, and {arch} is no device's architecture; give sm_90 or so")
     jobs = jobs if jobs is not None else os.cpu_count() or 1
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     chosen = None if kernels is None else tuple(dict.fromkeys(kernels))
-    specs = list(service.library) if chosen is None else [service.library[name] for name in chosen]
+    specs = list(library) if chosen is None else [library[name] for name in chosen]
     if not specs:
-        raise KernelNotFoundError(f"{service.library.manifest} has no kernel to prewarm")
+        raise KernelNotFoundError(f"{library.manifest} has no kernel to prewarm")
 
     total = sum(len(spec.variants or ({},)) for spec in specs) * len(archs)
     items: dict[int, PrewarmItem] = {}
@@ -191,17 +188,17 @@ def prewarm(
     def ended(job: Job, answer: Answer) -> None:
         finished(job.index, _item(job, answer))
 
-    run = PrewarmRun(_digest_of(service.library.manifest), archs, chosen or ())
+    run = PrewarmRun(_digest_of(library.manifest), archs, chosen or ())
     with run.running():
-        missing = _look_up(service, specs, archs, finished)
+        missing = _look_up(compiler, library, specs, archs, finished)
         if missing:
-            compile_batch(service, missing, min(jobs, len(missing)), began, ended)
+            compile_batch(compiler, library, missing, min(jobs, len(missing)), began, ended)
     seconds = time.perf_counter() - started
-    key = None if service._steps is None else str(run.key)
+    key = None if compiler.steps is None else str(run.key)
     report = PrewarmReport(tuple(items[i] for i in range(total)), archs, seconds, jobs, key)
-    if service._steps is not None:
+    if compiler.steps is not None:
         told = {name: value for name, value in report.to_dict().items() if name not in {"items", "archs", "call"}}
-        run.record(service._steps, told, [item.digest for item in report.items if item.digest], since)
+        run.record(compiler.steps, told, [item.digest for item in report.items if item.digest], since)
     return report
 
 
@@ -213,49 +210,46 @@ def _digest_of(manifest: Path) -> str:
 
 
 def _look_up(
-    service: CompileService,
+    compiler: CachedCompiler,
+    library: KernelLibrary,
     specs: Iterable[KernelSpec],
     archs: tuple[str, ...],
     finished: Callable[[int, PrewarmItem], None],
 ) -> list[Job]:
     """Report what is there already (no compiler is loaded for that); return what isn't."""
-    from cuda_progcache.service.compile_service import KernelUnit
-
     missing: list[Job] = []
-    index = 0
+    index = -1
     for spec in specs:
-        for variant in spec.variants or ({},):
-            rendered: RenderedKernel | ProgCacheError
+        for variant in map(dict, spec.variants or ({},)):
             try:
-                rendered = service.library.render(spec.name, **variant)
-            except ProgCacheError as error:
-                rendered = error
+                rendered: RenderedKernel | str = library.render(spec.name, **variant)
+            except Exception as error:  # noqa: BLE001 - one variant's trouble isn't the others'
+                rendered = trouble(error)
             for arch in archs:
-                if isinstance(rendered, ProgCacheError):
-                    finished(index, PrewarmItem(spec.name, dict(variant), arch, "failed", error=str(rendered)))
-                    index += 1
-                    continue
-                started = time.perf_counter()
-                try:
-                    unit = KernelUnit(rendered, arch, header_policy=service.header_policy)
-                    found = unit.look_up(service.cache)
-                except ArchError as error:
-                    finished(index, PrewarmItem(spec.name, dict(variant), arch, "skipped", error=str(error)))
-                except ProgCacheError as error:
-                    finished(index, PrewarmItem(spec.name, dict(variant), arch, "failed", error=str(error)))
-                else:
-                    if found is None:
-                        missing.append(Job(index, spec.name, dict(variant), arch, unit))
-                    else:
-                        seconds = time.perf_counter() - started
-                        spared = float(found.record.get("duration") or 0.0)
-                        finished(
-                            index,
-                            PrewarmItem(
-                                spec.name, dict(variant), arch, "hit", seconds, spared, len(found.data), found.digest
-                            ),
-                        )
                 index += 1
+                common = (spec.name, variant, arch)
+                started = time.perf_counter()
+                if isinstance(rendered, str):
+                    finished(index, PrewarmItem(*common, "failed", error=rendered))
+                    continue
+                try:
+                    require_arch(arch, spec)
+                except ArchError as error:
+                    finished(index, PrewarmItem(*common, "skipped", error=str(error)))
+                    continue
+                try:
+                    unit = compiler.unit(rendered, arch)
+                    found = unit.look_up(compiler.cache)
+                except Exception as error:  # noqa: BLE001 - as above
+                    finished(index, PrewarmItem(*common, "failed", error=trouble(error)))
+                    continue
+                if found is None:
+                    missing.append(Job(index, spec.name, variant, arch, unit))
+                else:
+                    seconds = time.perf_counter() - started
+                    spared = float(found.record.get("duration") or 0.0)
+                    item = PrewarmItem(*common, "hit", seconds, spared, len(found.data), found.digest)
+                    finished(index, item)
     return missing
 
 

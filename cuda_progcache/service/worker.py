@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from cuda_progcache._util.children import end, start_module
@@ -24,14 +26,14 @@ class Worker:
     Parameters
     ----------
     setup : dict
-        ``{"cache": the store's settings, "library": the kernel library's}``, and where wanted ``"header_policy"`` (its
-        fields), ``"keep_failures"`` (seconds), ``"scratch"`` (a folder for temporary files), ``"asked_by"`` (the call
-        that asks, as :func:`~cuda_progcache._util.running.asked_by` gives it) and ``"events"`` (whether to send them
-        along).
+        ``{"compiler": settings of a CachedCompiler, "library": settings of a KernelLibrary}``, and where wanted
+        ``"scratch"`` (a folder for temporary files), ``"asked_by"`` (the call that asks, as
+        :func:`~cuda_progcache._util.running.asked_by` gives it) and ``"events"`` (whether to send them along).
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._process = start_module("cuda_progcache.service.worker", text=True, encoding="utf-8")
+        self._setup = setup
         self._send(setup)
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -64,10 +66,21 @@ class Worker:
             cause = f"signal {-status}" if status < 0 else f"status {status}"
             raise WorkerDiedError(
                 f"the worker process compiling {job['kernel']} for {job['arch']} died ({cause}); "
-                f"compile it alone to see why: cuda-progcache prewarm --jobs 1 --kernel {job['kernel']}"
+                f"compile it alone to see why: {self._alone(job)}"
             )
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _alone(self, job: Mapping[str, Any]) -> str:
+        """The command that compiles one job's program, as it can be typed."""
+        command = ["cuda-progcache", "compile", "--kernel", job["kernel"], "--arch", job["arch"]]
+        for name, value in job["variant"].items():
+            command += ["-p", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+        command += ["--manifest", self._setup["library"]["path"]]
+        for folder in self._setup["compiler"].get("include_path") or ():
+            command += ["-I", folder]
+        command += ["--cache-dir", self._setup["compiler"]["cache"]["path"]]
+        return shlex.join(command)
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._process.stdin is not None:
@@ -77,6 +90,11 @@ class Worker:
     def close(self) -> None:
         """End the process (at once: what it was compiling is lost)."""
         end(self._process)
+
+
+def trouble(error: Exception) -> str:
+    """What went wrong with a job; of an error that isn't ours also the kind, which its message may not tell."""
+    return str(error) if isinstance(error, ProgCacheError) else f"{type(error).__name__}: {error}"
 
 
 class WorkerDiedError(ProgCacheError, RuntimeError):
@@ -94,15 +112,11 @@ def main() -> None:
     from cuda_progcache import events
     from cuda_progcache._util.running import Running, running
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
-    from cuda_progcache.keys.headers import HeaderPolicy
-    from cuda_progcache.service.compile_service import CompileService, KernelUnit
+    from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.manifest import KernelLibrary
-    from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-    cache = FileStreamProgramCache(**setup["cache"])
-    headers = HeaderPolicy(**setup.get("header_policy", {}))
-    given = {"header_policy": headers, "keep_failures": setup.get("keep_failures", 0.0)}
-    service = CompileService(cache, library=KernelLibrary(**setup["library"]), **given)
+    compiler = CachedCompiler.from_settings(setup["compiler"])
+    library = KernelLibrary(**setup["library"])
     precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch
     for caller in setup.get("asked_by") or ():
         running.set(Running(caller["key"], caller["name"], None))
@@ -114,9 +128,9 @@ def main() -> None:
         started = time.perf_counter()
         used = precompiled.used
         try:
-            rendered = service.library.render(job["kernel"], **job["variant"])
-            unit = KernelUnit(rendered, job["arch"], header_policy=headers)
-            done = service._obtain(unit, precompiled if job.get("precompile") else None)
+            rendered = library.render(job["kernel"], **job["variant"])
+            unit = compiler.unit(rendered, job["arch"])
+            done = compiler.compile_kernel(unit, precompiled if job.get("precompile") else None)
             answer: dict[str, Any] = {
                 "hit": done.hit,
                 "size": len(done.data),
@@ -125,8 +139,8 @@ def main() -> None:
                 "duration": done.record.get("duration"),
                 "precompiled": precompiled.used > used,
             }
-        except ProgCacheError as error:
-            answer = {"error": str(error)}
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the next one is waiting
+            answer = {"error": trouble(error)}
         answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started
         answers.write(json.dumps(answer) + "\n")

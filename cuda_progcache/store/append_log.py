@@ -25,7 +25,7 @@ import time
 import zlib
 from collections.abc import Callable
 
-from cuda_progcache._util.files import WINDOWS, identity, put_in_place, read_on, unlink_quietly
+from cuda_progcache._util.files import WINDOWS, identity, read_on, unlink_quietly
 from cuda_progcache._util.locks import ForkSafeLock
 
 TYPE_CHECKING = False

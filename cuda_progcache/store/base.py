@@ -43,6 +43,7 @@ RECORD_ALLOWANCE = 512
 #: Keys up to so many bytes may be held in memory as they are; longer ones by their digest.
 SHORT_KEY = 128
 
+
 class Entry:
     """What a verified read gives: a pair, ``data, record = entry``.
 

@@ -96,7 +96,8 @@ def export(
 ) -> ExportReport:
     """Write a bundle; see :meth:`FileStreamProgramCache.export`."""
     folder = os.path.dirname(os.path.abspath(path))
-    staged = os.path.join(folder, f".bundle.{current_owner()}-{next(_serial)}")  # the name itself may be as long as can be
+    # Not after the bundle, whose name may be as long as a name can be.
+    staged = os.path.join(folder, f".bundle.{current_owner()}-{next(_serial)}")
     try:
         with os.fdopen(os.open(staged, CREATE_FLAGS, 0o666), "wb") as file:
             entries, damaged = _write(file, cache, root, archs, wanted)
@@ -139,9 +140,10 @@ def _write(
             _add(tar, files, _member("entries", digest), seen.data)
             _add(tar, files, _member("records", digest), encode(digest, [seen.version]))
             entries += 1
-            manifest = seen.version.record().get("manifest")
-            if isinstance(manifest, str) and _NAME.fullmatch(_member("manifests", manifest)):
-                manifests.add(manifest)
+            record = seen.version.record()
+            for manifest in (record.get("manifest"), record.get("plain_manifest")):
+                if isinstance(manifest, str) and _NAME.fullmatch(_member("manifests", manifest)):
+                    manifests.add(manifest)
         for manifest in sorted(manifests):
             content = _read(manifest_path(root.path, manifest))
             if content is not None and manifest_sets(content) is not None:

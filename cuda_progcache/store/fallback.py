@@ -13,7 +13,7 @@ from cuda_progcache.store.in_memory import InMemoryProgramCache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, Self
 
     from cuda_progcache.store.base import ProgramCacheResource
 
@@ -23,10 +23,9 @@ class KeptInMemory(FileStreamProgramCache):
 
     _instead: ProgramCacheResource
 
-    def __new__(cls) -> KeptInMemory:
+    def __new__(cls) -> Self:
         """Blank: :meth:`instead_of` makes one."""
-        made: KeptInMemory = object.__new__(cls)
-        return made
+        return object.__new__(cls)
 
     def __init__(self, *_: object, **__: object) -> None:
         """As it was made: Python calls this with the arguments of the store that was asked for."""
@@ -90,8 +89,8 @@ def _refuse(name: str, what: str) -> Any:
     return refused
 
 
-for _name in ("get", "__getitem__", "load", "load_again", "__setitem__", "_assign", "publish", "__delitem__", "remove", "quarantine",
-              "__len__", "entries", "info", "_digests", "_sizes", "stats", "close"):  # fmt: skip
+for _name in ("get", "__getitem__", "load", "load_again", "__setitem__", "_assign", "publish", "__delitem__", "remove",
+              "quarantine", "__len__", "entries", "info", "_digests", "_sizes", "stats", "close"):  # fmt: skip
     setattr(KeptInMemory, _name, _forward(_name))
 for _name, _what in {
     "pin": "pin a program",

@@ -74,7 +74,7 @@ class FileStreamProgramCache(ProgramCacheResource):
 
     Trouble with the disk never raises where a compile may pass: a lookup is a miss, and what can't be written or
     removed is counted (``dropped``, ``failed``), with one warning. ``strict`` raises instead. What the owner of a cache
-    asks for (:meth:`verify`, :meth:`prune`, :meth:`pin`, :meth:`export` and so on) says in any case if it can't be done.
+    asks for (:meth:`verify`, :meth:`prune`, :meth:`pin`, :meth:`export` and so on) says if it can't be done.
 
     Parameters
     ----------

@@ -30,7 +30,9 @@ CORRUPT, DAMAGED_RECORD, NO_RECORD, NO_ENTRY, NOTHING = "corrupt", "damaged-reco
 DAMAGE = frozenset({CORRUPT, DAMAGED_RECORD})
 
 
-def judge(digest: str, data: bytes | None, record: bytes | None, *, checksum_of_data: str | None = None) -> Version | str:
+def judge(
+    digest: str, data: bytes | None, record: bytes | None, *, checksum_of_data: str | None = None
+) -> Version | str:
     """The version of the record that vouches for the entry, or what is wrong.
 
     Parameters
@@ -105,9 +107,10 @@ def look(
         A file is there and can't be read.
     """
     before: object = None
-    seen = None
+    seen = Look(NOTHING, None, None, None)
+    same = False
     for pause in LOOKS:
-        del seen  # its bytes aren't held while they are read again
+        seen = seen._replace(data=None)  # not held while it is read again
         if pause:
             time.sleep(pause)
         seen = _look(root, digest, quietly, known)
@@ -117,7 +120,6 @@ def look(
         same, before = files == before, files
         if same and not _is_young(seen):
             return seen
-    assert seen is not None
     return seen if same else seen._replace(verdict=NOTHING)  # replaced faster than it can be looked at
 
 

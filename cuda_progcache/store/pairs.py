@@ -22,11 +22,12 @@ from cuda_progcache._util.files import (
     unlink_quietly,
     write_new,
 )
+from cuda_progcache._util.liveness import LITTER_AGE
 from cuda_progcache.store.base import charged_size
 from cuda_progcache.store.eviction import USE_RESOLUTION_NS, Candidate
 from cuda_progcache.store.judge import lstat, versions
 from cuda_progcache.store.records import FRAME_SIZE, Version, encode, replacing
-from cuda_progcache.store.root import LITTER_AGE, WRITE_TRIES, Root
+from cuda_progcache.store.root import WRITE_TRIES, Root
 
 #: Where it can be had, no: a dangling link is something, and not an entry.
 _FOLLOW = os.access not in os.supports_follow_symlinks

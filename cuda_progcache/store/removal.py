@@ -39,7 +39,13 @@ _serial = itertools.count()
 
 
 def take_away(
-    root: Root, digest: str, seen: Identity, *, keep: bool = False, keep_record: bool = True, unless_pinned: bool = False
+    root: Root,
+    digest: str,
+    seen: Identity,
+    *,
+    keep: bool = False,
+    keep_record: bool = True,
+    unless_pinned: bool = False,
 ) -> bool:
     """Remove an entry and its record, if the entry is still the one that was looked at.
 
@@ -277,18 +283,15 @@ def reclaim(root: Root) -> int:
 
 def left_behind(root: Root) -> Iterator[tuple[str, os.stat_result, bool]]:
     """What is staged, trees that are being removed, and leases: path, status, and whether its process is gone."""
-    for directory, owner_of in (
-        (root.staging, lambda name: name.partition(".")[0].rpartition("-")[0]),
-        (root.path, lambda name: name.removeprefix(CLEARED).rpartition("-")[0] if name.startswith(CLEARED) else None),
-    ):
+    for directory, prefix in ((root.staging, ""), (root.path, CLEARED)):
         try:
             items = scan(directory)
         except PermissionError:
             continue  # another user's cache, that we may only read
         for item in items:
-            owner = owner_of(item.name)
-            if owner is None:
+            if not item.name.startswith(prefix):
                 continue
+            owner = item.name.removeprefix(prefix).partition(".")[0].rpartition("-")[0]
             try:
                 status = item.stat(follow_symlinks=False)
             except OSError:
@@ -365,7 +368,7 @@ def _look_at_shard(root: Root, shard: str) -> Iterator[tuple[str, str, os.stat_r
 
 
 def _clear_at_once(root: Root) -> bool:
-    """Rename both trees, make empty ones in their place, and remove the old; ``False`` where that can't be done."""
+    """Rename both trees, make empty ones in their place, remove the old; ``False`` where that can't be done."""
     asides = []
     # Records first: an entry that comes between has its record written again by its writer, and goes or stays with it.
     for tree in (root.records.rstrip(os.sep), root.entries.rstrip(os.sep)):
@@ -381,7 +384,7 @@ def _clear_at_once(root: Root) -> bool:
         asides.append(aside)
         root.mkdir(tree)
     else:
-        return all([remove_tree(aside) for aside in asides])
+        return all(list(map(remove_tree, asides)))
     for aside in asides:
         remove_tree(aside)
     return False

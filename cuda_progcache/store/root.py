@@ -20,7 +20,6 @@ from cuda_progcache._util.files import (
     sync_directory,
     write_new,
 )
-from cuda_progcache._util.liveness import LITTER_AGE as LITTER_AGE
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.store.sharing import Sharing
@@ -182,7 +181,7 @@ class Root:
                 self._durable[directory] = signature(before)
 
     def rebuild(self, digest: str) -> None:
-        """Make everything again that a write of ``digest`` needs, for one that ran into a ``rm -rf`` or a ``clear()``."""
+        """Make everything again that a write of ``digest`` needs, after a ``rm -rf`` or a ``clear()`` beside it."""
         self._make_root()
         self.check()
         self._make_staging()

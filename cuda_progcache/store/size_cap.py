@@ -81,8 +81,8 @@ class SizeCap:
         self._staged = 0  # bytes of staging files when they were last looked at
         self._rest = 0  # puts to let pass before a pass is tried again that would find nothing to evict
 
-    def operation(self, digest: str, size: int = 0) -> Operation | None:
-        """Announce that an entry will come, change or go; ``None`` where nobody keeps an account of this store.
+    def operation(self, digest: str, size: int = 0) -> Operation:
+        """Announce that an entry will come, change or go.
 
         Parameters
         ----------
@@ -91,8 +91,6 @@ class SizeCap:
         size : int
             Bytes that may come.
         """
-        if self.cap is None and not self.ledger.exists():
-            return None
         return Operation(self.ledger, int(digest[:2], 16), size)
 
     def wrote(self, digest: str) -> None:
@@ -187,7 +185,7 @@ class SizeCap:
 
     @property
     def _unannounced(self) -> int:
-        """Bytes that are in no account: in the quarantine, and in staging files of no operation, or another program's."""
+        """Bytes in no account: in the quarantine, and in staging files of no operation, or another program's."""
         return max(0, self._staged - self.ledger.announced)
 
     def _audit_is_due(self, digest: str) -> bool:

@@ -21,8 +21,8 @@ from cuda_progcache.store.base import (
     key_bytes,
     program_bytes,
 )
-from cuda_progcache.store.derived import forget_derived
 from cuda_progcache.store.breaker import CircuitBreaker
+from cuda_progcache.store.derived import forget_derived
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.in_memory import InMemoryProgramCache
 from cuda_progcache.store.level import Level, Stripes, Trouble
@@ -387,10 +387,7 @@ class ProgramCacheStack(ProgramCacheResource):
             size=sum(size for size, _ in sizes.values()),
             record_size=sum(record_size for _, record_size in sizes.values()),
         )
-        return own._replace(
-            **sums,
-            levels=tuple(level.stats() for level in self._levels),
-        )
+        return own._replace(levels=tuple(level.stats() for level in self._levels))._replace(**sums)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Close every level."""

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cuda_progcache._util.files import identity
 from cuda_progcache.store import pairs, removal
 from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.judge import CORRUPT, DAMAGED_RECORD, NO_ENTRY, NO_RECORD, NOTHING, Look, look
-from cuda_progcache.store.records import Version
-from cuda_progcache.store.root import Root
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.records import Version
+    from cuda_progcache.store.root import Root
 
 #: What can be wrong, and what helps.
 ADVICE = {

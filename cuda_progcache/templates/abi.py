@@ -23,15 +23,15 @@ MEMO = "__progcache_abi_"
 _tag = ""
 
 
-def abi_tag(directory: str) -> str:
+def abi_tag(directory: str | None) -> str:
     """Return the digest of everything that decides how a template's source becomes code.
 
     That is the content of every module of this package's templates room and of Jinja2.
 
     Parameters
     ----------
-    directory : str
-        Where the digest is remembered between processes; it must be ours alone.
+    directory : str or None
+        Where the digest is remembered between processes; it must be ours alone. None: nowhere.
 
     Returns
     -------
@@ -42,9 +42,12 @@ def abi_tag(directory: str) -> str:
     if not _tag:
         try:
             files = list(_files())
-            signature = sha256(repr(files).encode()).hexdigest()[:32]
-            memo = os.path.join(directory, f"{MEMO}{signature}")
-            _tag = _remembered(memo) or _remember(memo, _digest(files))
+            if directory is None:
+                _tag = _digest(files)
+            else:
+                signature = sha256(repr(files).encode()).hexdigest()[:32]
+                memo = os.path.join(directory, f"{MEMO}{signature}")
+                _tag = _remembered(memo) or _remember(memo, _digest(files))
         except OSError:
             _tag = _versions()
     return _tag

@@ -194,20 +194,12 @@ class BytecodeCache:
         if found is not None:
             move(found.code, filename or "<template>")
             bucket.code = found.code
-            if found.precomputed:
-                environment._precomputed[found.code] = found.precomputed  # type: ignore[attr-defined]
         return bucket
 
     def set_bucket(self, bucket: Bucket) -> None:
         """Keep the code that a loader has put into a bucket (Jinja2's ``BytecodeCache`` protocol)."""
         if bucket.context_hash is not None and bucket.code is not None:
-            precomputed = getattr(bucket.environment, "_precomputed", {}).get(bucket.code)
-            self.save(
-                bucket.key,
-                bucket.source_hash,
-                Compiled(bucket.code, precomputed=precomputed),
-                context_hash=bucket.context_hash,
-            )
+            self.save(bucket.key, bucket.source_hash, Compiled(bucket.code), context_hash=bucket.context_hash)
 
     def clear(self, current_version_only: bool = False) -> int:  # noqa: FBT001, FBT002  (a name of the contract)
         """Remove the compiled templates, of other Pythons and compilers, too, unless `current_version_only`.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The digest of what decides, besides a template's source and the compiler, what its code is.
 
-A filter may be applied to a constant when a template is compiled, and values of a static context are folded into the
-code. So functions count with their code and what it refers to in its closure, and values with what they are. Where that
-can't be told of an object, there is no digest, and nothing that was compiled with it is kept on disk.
+The compiler asks an environment for its options, for what its class or its user has overridden, and for how filters and
+tests are called; and it folds values of the static context into the code. All of that counts. What a user's filter does
+doesn't: it is never called before the render. Where it can't be told what a value is, there is no digest, and nothing
+that was compiled with it is kept on disk.
 """
 
 from __future__ import annotations
@@ -52,44 +53,164 @@ def context_digest(*parts: object) -> str | None:
 def environment_context(environment: jinja2.Environment) -> str | None:
     """Return the digest of all that a Jinja2 environment does to the code of its templates.
 
-    That is every option, the environment's class and compiler, its extensions, filters, tests and static context.
+    That is every option, the environment's class and compiler, what was set on the instance, its extensions, how its
+    filters and tests are called, and its static context.
 
     Returns
     -------
     str or None
         As `context_digest`.
     """
-    kind = type(environment)
+    kind, own = type(environment), vars(environment)
     parts = (
         kind,
-        kind.compile,  # another one where Jinja2 is patched
-        *(getattr(environment, name) for name in _OPTIONS),
+        *(getattr(kind, name, None) for name in _METHODS),
+        *(own.get(name) for name in _METHODS),
+        *(getattr(environment, name, None) for name in _OPTIONS),
         *(part for name in _TABLES for part in (*getattr(environment, name), *getattr(environment, name).values())),
-        *(getattr(environment, name, None) for name in _OWN),
     )
-    known = _digests.get(id(environment))
-    # Filters may be added at any time; objects that are the same ones have the same digest.
+    known = own.get(_KEPT)
+    asked = signature if "cuda_progcache" in str(getattr(kind.compile, "__module__", "")) else _itself
+    # All of these are compared by identity; what can change in place is described anew each time.
     if known is None or len(known[0]) != len(parts) or any(map(is_not, known[0], parts)):
-        if len(_digests) >= _REMEMBERED:
-            _digests.clear()
-        known = _digests[id(environment)] = (
-            parts,
-            context_digest(*parts, [list(getattr(environment, name)) for name in _TABLES]),
+        described = context_digest(
+            kind,
+            [getattr(kind, name, None) for name in _METHODS],
+            {name: own[name] for name in _METHODS if name in own},
+            [getattr(environment, name, None) for name in _OPTIONS],
+            [asked(environment.finalize)],
+            {name: asked(function) for name, function in environment.filters.items()},
+            {name: asked(function) for name, function in environment.tests.items()},
         )
-    return known[1]
+        known = own[_KEPT] = (parts, described)
+    if known[1] is None:
+        return None
+    extensions = environment.extensions.values()
+    foreign = any(not type(one).__module__.startswith(_IN_TAG) for one in extensions)
+    return context_digest(
+        known[1],
+        list(environment.extensions),
+        list(extensions),
+        environment.policies,
+        getattr(environment, "static_context", None),
+        # An extension of the user's may ask the environment for anything.
+        {name: value for name, value in own.items() if foreign and name not in _NEVER_ASKED},
+    )
 
 
+_KEPT = "_progcache_context"
 _OPTIONS = (
     *("block_start_string", "block_end_string", "variable_start_string", "variable_end_string"),
     *("comment_start_string", "comment_end_string", "line_statement_prefix", "line_comment_prefix"),
     *("trim_blocks", "lstrip_blocks", "newline_sequence", "keep_trailing_newline", "optimized", "undefined"),
-    *("finalize", "autoescape", "is_async", "sandboxed", "template_class"),
+    *("autoescape", "is_async", "sandboxed", "intercepted_binops", "intercepted_unops", "newstyle_gettext"),
+    *("template_class", "context_class", "code_generator_class", "compiler_class", "concat"),
 )
-_TABLES = ("extensions", "filters", "tests", "policies")
-_OWN = ("code_generator_class", "compiler_class", "static_context")
-_REMEMBERED = 64
-#: By the environment's id: what its digest was made of, which keeps those objects, and the digest.
-_digests: dict[int, tuple[tuple[object, ...], str | None]] = {}
+"""What the parser, the compiler and Jinja2's own extensions ask an environment."""
+_METHODS = (
+    *("getattr", "getitem", "call", "call_binop", "call_unop", "compile", "parse", "_parse", "lex", "_tokenize"),
+    *("preprocess", "iter_extensions", "_generate", "_compile", "_filter_test_common", "call_filter", "call_test"),
+)
+_TABLES = ("filters", "tests")
+_NEVER_ASKED = {
+    *(*_OPTIONS, *_METHODS, *_TABLES, _KEPT, "finalize", "extensions", "policies", "static_context", "globals"),
+    *("loader", "cache", "bytecode_cache", "_bytecode_cache", "auto_reload", "shared", "overlayed", "linked_to"),
+}
+
+
+def _itself(function: Any) -> Any:
+    """Return a function: Jinja2's own compiler calls what users have written, so its content counts."""
+    return function
+
+
+def signature(function: Any) -> tuple[str, ...] | None:
+    """Return what the compiler knows of a filter, a test or ``finalize``: how it is called, and whether it is known.
+
+    What a user's function does isn't part of any code: it is called when the template is rendered, never before.
+    """
+    if function is None:
+        return None
+    wants = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
+    variant = "async" if getattr(function, "jinja_async_variant", False) else ""
+    return (wants, variant, _name(function).decode() if is_known(function) else "")
+
+
+def is_known(function: Any) -> bool:
+    """Whether a function is one of Jinja2's or ours, which give the same for the same arguments.
+
+    Such a function may be called on constants when a template is compiled.
+    """
+    kind = type(function)
+    if kind is BuiltinFunctionType:
+        return function.__module__ == "_operator" or function in _KNOWN_BUILTINS
+    if kind is not FunctionType:
+        return False
+    # Not by __module__, which functools.wraps copies to whatever a user puts around one.
+    if not f"{function.__globals__.get('__name__')}.".startswith((*_IN_TAG, "markupsafe.")):
+        return False
+    closed = (cell.cell_contents for cell in function.__closure__ or ())
+    return all(is_known(one) for one in closed if callable(one) and not isinstance(one, type))
+
+
+_KNOWN_BUILTINS = frozenset({abs, len, callable})
+
+
+def snapshot(values: Any) -> Any:
+    """Return a copy of plain containers, all through; anything else stays the object that it is."""
+    kind = type(values)
+    if kind is dict:
+        return {name: snapshot(value) for name, value in values.items()}
+    if kind in {list, tuple, set, frozenset}:
+        return kind(map(snapshot, values))
+    return values
+
+
+class CacheApart:
+    """One of Jinja2's bytecode caches, whose entries for our code lie apart from Jinja2's own.
+
+    They lie under everything that decides what the code is (`environment_context`, our compiler), so neither Jinja2's
+    compiler nor another environment meets them.
+
+    Parameters
+    ----------
+    cache : jinja2.BytecodeCache
+    get, put : callable, optional
+        Its ``get_bucket`` and ``set_bucket``, where those are replaced.
+    """
+
+    def __init__(self, cache: Any, get: Any = None, put: Any = None) -> None:
+        self._cache = cache
+        self._get = get or cache.get_bucket
+        self._put = put or cache.set_bucket
+
+    def get_bucket(self, environment: jinja2.Environment, name: str, filename: str | None, source: str) -> Any:
+        """Return the bucket of a template; an empty one where nothing may be kept."""
+        context = environment_context(environment)
+        if context is None:
+            from jinja2.bccache import Bucket
+
+            empty = Bucket(environment, "", "")
+            empty.unkept = True  # type: ignore[attr-defined]
+            return empty
+        from cuda_progcache.templates.abi import abi_tag
+
+        apart = f"{abi_tag(None)}-{context}"
+        return self._get(environment, f"cuda_progcache-{apart}-{name}", filename, f"{apart}\n{source}")
+
+    def set_bucket(self, bucket: Any) -> None:
+        """Keep the code of a bucket, unless nothing may be kept of its environment."""
+        if not getattr(bucket, "unkept", False):
+            self._put(bucket)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    @property  # type: ignore[misc]  # typeshed lets it be assigned to
+    def __class__(self) -> type:
+        return type(self._cache)
+
+    def __repr__(self) -> str:
+        return repr(self._cache)
 
 
 def move(code: CodeType, path: str) -> None:
@@ -105,6 +226,7 @@ class _Described:
 
     def __init__(self) -> None:
         self._open: dict[int, int] = {}  # what is being written, for what contains itself
+        self._written: dict[int, tuple[object, bytes]] = {}  # functions, which refer to each other
 
     def of(self, value: Any) -> bytes:
         kind = type(value)
@@ -173,16 +295,35 @@ class _Described:
         if name.startswith(tuple(room.encode() for room in _IN_TAG)):
             closed = [cell.cell_contents for cell in value.__closure__ or ()]
             return name + self.of(closed)
+        if id(value) not in self._written:
+            self._written[id(value)] = value, self._written_out(name, value)
+        return self._written[id(value)][1]
+
+    def _written_out(self, name: bytes, value: Any) -> bytes:
         closed = [cell.cell_contents for cell in value.__closure__ or ()]
         marks = {k: v for k, v in vars(value).items() if k != "__wrapped__"}
         return (
             name
             + _file(value.__module__)
             + self._code(value.__code__)
+            + self._globals(value)
             + self.of(value.__defaults__)
             + self.of(value.__kwdefaults__)
             + self.of(closed)
             + self.of({key: getattr(mark, "name", mark) for key, mark in marks.items()})
+        )
+
+    def _globals(self, function: Any) -> bytes:
+        """Write what a function reads of its module."""
+        used: dict[str, Any] = {}
+        codes = [function.__code__]
+        while codes:
+            code = codes.pop()
+            used.update((name, function.__globals__[name]) for name in code.co_names if name in function.__globals__)
+            codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        return b"".join(
+            _tagged(name, _module(value) if isinstance(value, type(sys)) else self.of(value))
+            for name, value in sorted(used.items())
         )
 
     def _code(self, code: CodeType) -> bytes:
@@ -208,6 +349,10 @@ def _file(module: str) -> bytes:
     except OSError:
         status = None
     return b"" if status is None else b"%d %d" % (status.st_size, status.st_mtime_ns)
+
+
+def _module(module: Any) -> bytes:
+    return f"{module.__name__} {getattr(module, '__version__', '')}".encode() + _file(module.__name__)
 
 
 def _is_extension(kind: type) -> bool:

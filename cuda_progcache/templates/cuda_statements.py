@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from cuda_progcache.errors import TemplateError
-from cuda_progcache.templates.builtins import Undefined
+from cuda_progcache.templates.undefined import is_undefined
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
@@ -31,9 +29,9 @@ def refuse(message: object, names: Sequence[str], values: Sequence[object], temp
     TemplateError
     """
     pairs = [
-        f"{name} is undefined" if _is_undefined(value) else f"{name} = {value!r}"
+        f"{name} is undefined" if is_undefined(value) else f"{name} = {value!r}"
         for name, value in zip(names, values, strict=True)
-        if _is_undefined(value) or not callable(value)
+        if is_undefined(value) or not callable(value)
     ]
     tail = f" ({', '.join(pairs)})" if pairs else ""
     raise TemplateError(f"{template}:{line}: {message}{tail}", template=template, line=line)
@@ -52,8 +50,3 @@ def pragma(factor: object, template: str, line: int) -> str:
         message = f"{template}:{line}: unroll takes a positive whole number or a C++ expression, not {factor!r}"
         raise TemplateError(message, template=template, line=line)
     return f"#pragma unroll {factor}\n"
-
-
-def _is_undefined(value: object) -> bool:
-    jinja2 = sys.modules.get("jinja2")
-    return isinstance(value, Undefined) or (jinja2 is not None and isinstance(value, jinja2.Undefined))

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import os
 
-from cuda_progcache.templates.compile_context import context_digest
+from cuda_progcache.errors import TemplateError
+from cuda_progcache.templates.compile_context import context_digest, signature, snapshot
 from cuda_progcache.templates.files import SearchPath
-from cuda_progcache.templates.plain_environment import STRING, NeedsJinja2Error, PlainEnvironment
+from cuda_progcache.templates.plain_environment import STRING, PlainEnvironment, Tracking
+from cuda_progcache.templates.runtime import refuse_static
+from cuda_progcache.templates.undefined import is_undefined
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, TypeVar
 
-    import jinja2
     from jinja2.ext import Extension
 
     from cuda_progcache.templates.bytecode_cache import BytecodeCache
     from cuda_progcache.templates.jinja_environment import JinjaEnvironment
-    from cuda_progcache.templates.plain_runtime import Template
     from cuda_progcache.templates.source_map import SourceMap
 
     E = TypeVar("E", bound=JinjaEnvironment)
@@ -80,13 +81,13 @@ class KernelEnvironment:
         self.bytecode_cache = bytecode_cache
         self.generated_from = generated_from
         self.line_directives = line_directives
-        self._static = dict(static_context or {})
+        self._static: dict[str, Any] = snapshot(dict(static_context or {}))
         self._additions = {"filters": dict(filters or {}), "tests": dict(tests or {}), "globals": dict(globals or {})}
         self._extensions = tuple(extensions)
-        self._needs_jinja2 = bool(extensions)
+        self._context_hash: str | None = ""  # not worked out yet
         self._environment: JinjaEnvironment | None = None
         self._plain: PlainEnvironment | None = None
-        self._expressions: dict[str, Template] = {}
+        self._expressions: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
 
     @property
     def context_hash(self) -> str | None:
@@ -94,7 +95,11 @@ class KernelEnvironment:
 
         None where its filters, tests or static context can't be told from others; then nothing is kept.
         """
-        return context_digest(self._additions["filters"], self._additions["tests"], self._extensions, self._static)
+        signatures = (
+            {name: signature(function) for name, function in self._additions[table].items()}
+            for table in ("filters", "tests")
+        )
+        return context_digest(*signatures, self._extensions, self._static)
 
     def get_template(self, template_name: str) -> KernelTemplate:
         """Return the template of that name.
@@ -146,7 +151,7 @@ class KernelEnvironment:
             ``{template name: 64 hex digits}``, sorted by name.
         """
         template = self.get_template(template_name)
-        return template._run(lambda environment: environment.closure({template_name}), {})
+        return template._guarded(template._digests, {})
 
     def undeclared_parameters(self, template_name: str, /) -> frozenset[str]:
         """Return the names that a template and its includes read but neither set nor find among the globals."""
@@ -167,41 +172,32 @@ class KernelEnvironment:
         TemplateError
             If the expression is wrong, names something undefined, or raises.
         """
+        refuse_static(values, self._static)
         try:
-            plain = self._plain_environment()
-            if plain is None:
-                return self._jinja_expression(expression)(values)
-            template = self._expressions.get(expression)
-            if template is None:
-                template = self._expressions[expression] = self._expression(plain, expression)
-            context = template.context({**plain.globals, **values})
-            template._render(context, None)
-            result = context.vars["_result"]
-            if isinstance(result, plain.undefined):
+            run = self._expressions.get(expression)
+            if run is None:
+                if len(self._expressions) >= _MOST_EXPRESSIONS:
+                    self._expressions.clear()
+                run = self._expressions[expression] = self._expression(expression)
+            result = run(values)
+            if is_undefined(result):
                 str(result)  # raises, and says what is missing
             return result
-        except NeedsJinja2Error:
-            self._needs_jinja2 = True
-            return self.evaluate(expression, values)
         except Exception as error:  # it becomes a TemplateError
             raise self._error(error, STRING, values, placed=False) from error
 
-    def _expression(self, plain: PlainEnvironment, expression: str) -> Template:
+    def _expression(self, expression: str) -> Callable[[Mapping[str, Any]], Any]:
+        """Return what evaluates an expression: a template that sets a variable to its value."""
+        environment = self._templates()
         source = "{% set _result = (" + expression + ") %}"
-        if not plain.has_string(source):
-            self._jinja_expression(expression)  # what is wrong with it is told in its own words
-        return plain.from_string(source)
-
-    def _jinja_expression(self, expression: str) -> Callable[[Mapping[str, Any]], Any]:
-        from jinja2 import Undefined
-
-        compiled = self.jinja().compile_expression(expression, undefined_to_none=False)
+        if not isinstance(environment, PlainEnvironment) or not environment.has_string(source):
+            self.jinja().compile_expression(expression)  # what is wrong with it is told in its own words
+        template: Any = environment.from_string(source)
 
         def evaluate(values: Mapping[str, Any]) -> Any:
-            result = compiled(values)
-            if isinstance(result, Undefined):
-                str(result)  # raises, and says what is missing
-            return result
+            context = template.new_context(dict(values))
+            template._render(context, None)
+            return context.vars["_result"]
 
         return evaluate
 
@@ -216,14 +212,22 @@ class KernelEnvironment:
     def _made(self, kind: type[E], loader: Any) -> E:
         return kind(loader, **self._additions, extensions=self._extensions, static_context=self._static)
 
-    def _plain_environment(self) -> PlainEnvironment | None:
-        """Return the environment that needs no Jinja2; None where one of the templates does."""
-        if self._plain is None and not self._needs_jinja2:
-            digest = self.context_hash
-            additions = {**self._additions, "globals": {**self._static, **self._additions["globals"]}}
-            cache = None if digest is None else self.bytecode_cache
-            self._plain = PlainEnvironment(SearchPath(self.search_path), cache, digest or "", self.jinja, **additions)
-        return None if self._needs_jinja2 else self._plain
+    def _templates(self) -> PlainEnvironment | JinjaEnvironment:
+        """Return the environment that templates are rendered in: with extensions it is Jinja2's."""
+        if self._extensions:
+            return self.jinja()
+        if self._plain is None:
+            files = SearchPath(self.search_path)
+            self._plain = PlainEnvironment(
+                files, self.bytecode_cache, self._key, self.jinja, static=self._static, **self._additions
+            )
+        return self._plain
+
+    def _key(self) -> str | None:
+        """Return `context_hash`, which nothing changes any more: worked out once."""
+        if self._context_hash == "":
+            self._context_hash = self.context_hash
+        return self._context_hash
 
     def _error(
         self, error: Exception, name: str, params: Mapping[str, Any], *, placed: bool = True, source: str | None = None
@@ -253,7 +257,7 @@ class KernelTemplate:
         self.name = name
         self._kernel_environment = environment
         self._source = source
-        self._compiled: Template | jinja2.Template | None = None  # of a string; files' are the environment's
+        self._compiled: Any = None  # of a string; files' are the environment's
 
     def render(self, /, **params: Any) -> str:
         """Return the text for `params`.
@@ -263,9 +267,9 @@ class KernelTemplate:
         TemplateError
             If a name is undefined, a ``{% require %}`` fails, or an expression raises.
         """
-        if self._has_directives:
-            return self.source_map(**params).text
-        return self._headed(self._text(params))
+        if self._has_directives or self._has_head:
+            return self._finished(*self._traced(params), params)
+        return self._text(params)
 
     def render_traced(self, /, **params: Any) -> tuple[str, dict[str, str]]:
         """Return the text and the digests of the templates that can have gone into it.
@@ -275,11 +279,20 @@ class KernelTemplate:
         tuple of str and dict
             The dict is ``{template name: sha256 of its file}``: every file that was loaded or is included, imported or
             extended by name, whether or not this render's conditions reached it.
+
+        Raises
+        ------
+        TemplateError
+            As `render`.
         """
-        text, digests = self._run(lambda environment: self._traced(environment, params), params)
-        if self._has_directives:
-            return self.source_map(**params).text, digests
-        return self._headed(text), digests
+        text, digests = self._traced(params)
+        return self._finished(text, digests, params), digests
+
+    @property
+    def warnings(self) -> tuple[tuple[str, str, int, str], ...]:
+        """What is likely a mistake in the template: code, message, line and suggestion of each."""
+        found: tuple[tuple[str, str, int, str], ...] = self._guarded(lambda: self._load().warnings, {})
+        return found
 
     def undeclared(self) -> frozenset[str]:
         """Return the names that this template itself, without its includes, reads but doesn't set."""
@@ -299,15 +312,31 @@ class KernelTemplate:
         TemplateError
             As `render`.
         """
-        from cuda_progcache.templates.source_map import SourceMap
+        text, digests = self._traced(params)
+        return self._mapped(text, digests, params)
 
-        found = self._map(self._text(params), params)
+    def _finished(self, text: str, digests: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """Return the text with what the environment's settings put into it."""
+        if self._has_directives:
+            for name, value in params.items():
+                if hasattr(type(value), "__next__"):
+                    raise TemplateError(
+                        f"{self.name}: parameter {name!r} is an iterator, which one render uses up, and #line "
+                        "directives take a second one; give a list",
+                        template=self.name,
+                    )
+            return self._mapped(text, digests, params).text
+        return self._head(digests) + text
+
+    def _mapped(self, text: str, digests: Mapping[str, str], params: Mapping[str, Any]) -> SourceMap:
+
+        found = self._map(text, params)
         if self._has_directives:
             from cuda_progcache.templates.line_directives import with_line_directives
 
             found = with_line_directives(found)
-        head = self._headed("")
-        return SourceMap(head + found.text, (None,) * bool(head) + found.lines, found.reason) if head else found
+        head = self._head(digests)
+        return found.after(head) if head else found
 
     def _map(self, plain: str, params: Mapping[str, Any]) -> SourceMap:
         from cuda_progcache.templates.marking import MarkedEnvironment, unmark
@@ -325,12 +354,14 @@ class KernelTemplate:
             return SourceMap(plain, reason=f"{self.name} computes with its own text, which marks change")
         return SourceMap(plain, lines)
 
-    def _headed(self, text: str) -> str:
-        environment = self._kernel_environment
-        if not environment.generated_from or self._source is not None:
-            return text
-        comment = ";" if self._is_llvm else "//"
-        return f"{comment} GENERATED FROM {self.name} sha256:{environment.digests(self.name)[self.name]}\n{text}"
+    def _head(self, digests: Mapping[str, str]) -> str:
+        if not self._has_head:
+            return ""
+        return f"{';' if self._is_llvm else '//'} GENERATED FROM {self.name} sha256:{digests[self.name]}\n"
+
+    @property
+    def _has_head(self) -> bool:
+        return self._kernel_environment.generated_from and self._source is None
 
     @property
     def _has_directives(self) -> bool:
@@ -341,39 +372,50 @@ class KernelTemplate:
         return "ll" in self.name.split(".")[1:]
 
     def _text(self, params: Mapping[str, Any]) -> str:
-        text: str = self._run(lambda environment: self._load(environment).render(params), params)
+        refuse_static(params, self._kernel_environment._static)
+        return self._guarded(lambda: self._rendered(params), params)
+
+    def _rendered(self, params: Mapping[str, Any]) -> str:
+        text: str = self._load().render(params)
         return text
 
-    def _traced(self, environment: PlainEnvironment | JinjaEnvironment, params: Mapping[str, Any]) -> Any:
-        with environment.tracking() as names:
-            template = self._load(environment)
-            text = template.render(params)
+    def _traced(self, params: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+        refuse_static(params, self._kernel_environment._static)
+        return self._guarded(lambda: self._with_digests(params), params)
+
+    def _with_digests(self, params: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+        environment = self._kernel_environment._templates()
+        with Tracking() as used:
+            text = self._rendered(params)
+            digests = environment.closure(used)
             if self._source is not None:
-                names |= set(environment.references(template, self._source))
-            return text, environment.closure(names)
+                for name in self._load().references:
+                    if name not in digests:
+                        found = environment.referred(name)
+                        digests |= environment.closure({name: found[0]}) if found else {}
+        return text, dict(sorted(digests.items()))
+
+    def _digests(self) -> dict[str, str]:
+        with Tracking() as used:
+            self._load()
+            return self._kernel_environment._templates().closure(used)
 
     def _check(self) -> None:
-        self._run(self._load, {})
+        self._guarded(self._load, {})
 
-    def _run(self, work: Callable[[Any], T], params: Mapping[str, Any]) -> T:
-        """Do something in the environment that can: the plain one, or where a template needs it Jinja2's."""
-        environment = self._kernel_environment
+    def _guarded(self, work: Callable[[], T], params: Mapping[str, Any]) -> T:
+        """Do something whose errors become TemplateErrors that name the template's line."""
         try:
-            plain = environment._plain_environment()
-            if plain is not None:
-                try:
-                    return work(plain)
-                except NeedsJinja2Error:
-                    environment._needs_jinja2 = True
-                    self._compiled = None
-            return work(environment.jinja())
-        except Exception as error:  # a template's expressions can raise anything; it becomes a TemplateError
+            return work()
+        except Exception as error:  # a template's expressions can raise anything
+            environment = self._kernel_environment
             raise environment._error(error, self.name, params, source=self._source) from error
 
-    def _load(self, environment: Any) -> Any:
+    def _load(self) -> Any:
+        environment = self._kernel_environment._templates()
         if self._source is None:
             return environment.get_template(self.name)  # kept there, and read again when the file changes
-        if self._compiled is None or self._compiled.environment is not environment:
+        if self._compiled is None:
             self._compiled = environment.from_string(self._source)
         return self._compiled
 
@@ -401,13 +443,14 @@ def expression_names(expression: str) -> frozenset[str]:
 
     environment = _bare()
     try:
-        environment._jinja_expression(expression)
+        environment.jinja().compile_expression(expression)
         tree = environment.jinja().parse("{{ " + expression + " }}")
     except Exception as error:  # it becomes a TemplateError
         raise environment._error(error, STRING, {}, placed=False) from error
     return frozenset(meta.find_undeclared_variables(tree) - set(environment.jinja().globals))
 
 
+_MOST_EXPRESSIONS = 256
 _bares: list[KernelEnvironment] = []
 
 

@@ -6,10 +6,8 @@ One of the modules that import jinja2 at their top; they are reached when there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -17,26 +15,22 @@ from jinja2 import meta, nodes
 from jinja2.ext import Extension
 
 from cuda_progcache.templates.cuda_filters import FILTERS, GLOBALS, TESTS
-from cuda_progcache.templates.frames import Compiled
-from cuda_progcache.templates.plain_environment import STRING
-from cuda_progcache.templates.plain_runtime import with_facts
-from cuda_progcache.templates.regions import Globals, Region
-from cuda_progcache.templates.template import Environment
+from cuda_progcache.templates.plain_environment import STRING, KeptModule, closure, note
+from cuda_progcache.templates.regions import Region
+from cuda_progcache.templates.runtime import extra_globals
+from cuda_progcache.templates.template import Environment, Template, compiler_for
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser
 
-    from cuda_progcache.templates.files import SearchPath
-
-_loaded: ContextVar[set[str] | None] = ContextVar("_loaded", default=None)
+    from cuda_progcache.templates.files import SearchPath, TemplateFile
 
 
 class DigestLoader(jinja2.BaseLoader):
-    """Loads templates from a search path, and keeps the SHA-256 of each file it loaded."""
+    """Loads templates from a search path."""
 
     def __init__(self, files: SearchPath) -> None:
         self.files = files
-        self.digests: dict[str, str] = {}
         self.names: dict[str, str] = {}  # file to template name, for tracebacks
 
     def get_source(
@@ -48,7 +42,6 @@ class DigestLoader(jinja2.BaseLoader):
         file = self.files.read(template)
         if file is None:
             raise jinja2.TemplateNotFound(template)
-        self.digests[template] = file.digest
         self.names[file.path] = template
         return file.text, file.path, file.is_current
 
@@ -57,8 +50,20 @@ class DigestLoader(jinja2.BaseLoader):
         return self.files.names()
 
 
+class KernelJinjaTemplate(Template):
+    """A kernel's template that needs Jinja2; its module is made anew when one of its files changes."""
+
+    def _get_default_module(self, ctx: Any = None) -> Any:
+        extra = extra_globals(ctx, self.globals)
+        if extra:
+            return self.make_module(extra)
+        return self.__dict__.setdefault("_kept", KeptModule()).get(self.make_module)
+
+
 class JinjaEnvironment(Environment):
     """Jinja2 over our compiler, with the settings, filters and tags for CUDA source."""
+
+    template_class = KernelJinjaTemplate
 
     def __init__(
         self,
@@ -83,63 +88,33 @@ class JinjaEnvironment(Environment):
         self.digest_loader = loader
         self.filters.update({**FILTERS, **filters})
         self.tests.update({**TESTS, **tests})
-        self.globals.update({**GLOBALS, **(static_context or {}), **globals})
-        self._references: dict[str, tuple[str, ...]] = {}
+        self.globals.update({**GLOBALS, **self.static_context, **globals})
 
-    def compile_kernel(self, text: str, name: str | None, path: str) -> Compiled:
-        """Compile a template for the plain runtime.
+    def compile_kernel(self, text: str, name: str | None, path: str) -> CodeType:
+        """Compile a template of which other templates of this environment are made.
 
         Raises
         ------
         jinja2.TemplateSyntaxError
         """
-        tree = self._parse(text, name, path)
-        references = tuple(r for r in meta.find_referenced_templates(tree) if r is not None)
-        plain = all(type(node) in _PLAIN_NODES for node in tree.find_all(nodes.Node))
-        compiler = self.compiler_class(self, self.static_context)
-        code = with_facts(compiler.compile(tree, name, path), references, plain=plain)
-        return Compiled(code, precomputed=compiler.precomputed, warnings=map(asdict, compiler.warnings))
+        return compiler_for(self).compile(self._parse(text, name, path), name, path)
 
-    def get_template(self, *args: Any, **kwargs: Any) -> jinja2.Template:
-        """As Jinja2's, and note the template for `tracking`."""
-        return _note(super().get_template(*args, **kwargs))
+    def _load_template(self, name: str, globals: Any) -> jinja2.Template:  # noqa: A002  (Jinja2's name for it)
+        template = super()._load_template(name, globals)
+        note({name: _file_of(template)})
+        return template
 
-    def select_template(self, *args: Any, **kwargs: Any) -> jinja2.Template:
-        """As Jinja2's, and note the template for `tracking`."""
-        return _note(super().select_template(*args, **kwargs))
+    def closure(self, used: Mapping[str, TemplateFile]) -> dict[str, str]:
+        """Return ``{template: sha256}`` of files and of all that they refer to; see `PlainEnvironment.closure`."""
+        return closure(self, used)
 
-    @contextmanager
-    def tracking(self) -> Iterator[set[str]]:
-        """Collect the names of the templates loaded in this context."""
-        names: set[str] = set()
-        token = _loaded.set(names)
+    def referred(self, name: str) -> tuple[TemplateFile, tuple[str, ...]] | None:
+        """Return a template's file and the templates that it names; None if it doesn't exist."""
         try:
-            yield names
-        finally:
-            _loaded.reset(token)
-
-    def closure(self, names: set[str]) -> dict[str, str]:
-        """Return ``{template: sha256}`` of `names` and all that they include, import or extend by a constant name.
-
-        A template that is named but doesn't exist isn't listed: ``{% include ... ignore missing %}`` is legal.
-        """
-        digests: dict[str, str] = {}
-        waiting = sorted(names)
-        while waiting:
-            name = waiting.pop()
-            if name in digests:
-                continue
-            try:
-                self.get_template(name)  # reloads it, if it changed
-            except jinja2.TemplateNotFound:
-                continue
-            digests[name] = self.digest_loader.digests[name]
-            waiting.extend(self._references[name])
-        return dict(sorted(digests.items()))
-
-    def references(self, template: jinja2.Template, source: str) -> tuple[str, ...]:  # noqa: ARG002  (the plain one's)
-        """Return the templates that one made from a string names."""
-        return tuple(r for r in meta.find_referenced_templates(self.parse(source)) if r is not None)
+            template: Any = self.get_template(name)
+        except jinja2.TemplateNotFound:
+            return None
+        return _file_of(template), template._facts.references
 
     def names_of(self, tree: nodes.Template) -> tuple[set[str], set[str]]:
         """Return the names that a template reads without having set them, and all that it sets somewhere."""
@@ -159,30 +134,10 @@ class JinjaEnvironment(Environment):
         source, path, _ = self.digest_loader.get_source(self, name)
         return self._parse(source, name, path)
 
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        if name is not None:
-            self._references[name] = tuple(r for r in meta.find_referenced_templates(tree) if r is not None)
-        return tree
 
-
-# What the plain runtime can do: all but escaping, i18n, and what extensions bring.
-_PLAIN_NODES = {
-    *(nodes.Output, nodes.If, nodes.For, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.Block),
-    *(nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport, nodes.ExprStmt, nodes.Assign, nodes.AssignBlock),
-    *(nodes.Name, nodes.NSRef, nodes.Const, nodes.TemplateData, nodes.Tuple, nodes.List, nodes.Dict, nodes.Pair),
-    *(nodes.Keyword, nodes.CondExpr, nodes.Filter, nodes.Test, nodes.Call, nodes.Getitem, nodes.Slice, nodes.Getattr),
-    *(nodes.Concat, nodes.Compare, nodes.Operand, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv),
-    *(nodes.Mod, nodes.Pow, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.ImportedName),
-    *(nodes.Break, nodes.Continue, Region, Globals),
-}
-
-
-def _note(template: jinja2.Template) -> jinja2.Template:
-    names = _loaded.get()
-    if names is not None and template.name is not None:
-        names.add(template.name)
-    return template
+def _file_of(template: Any) -> TemplateFile:
+    file: TemplateFile = template._uptodate.__self__
+    return file
 
 
 class RequireExtension(Extension):

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment that compiled kernel templates know.
+"""The environment that compiled kernel templates know, and the templates in it.
 
-It finds templates in memory, in the bytecode cache, or by having them compiled.
+It finds templates in memory, in the bytecode cache, or by having them compiled. One that needs Jinja2 (it escapes, say)
+is taken from the Jinja2 environment beneath, and joins in: the objects of both are the same.
 """
 
 from __future__ import annotations
 
+import sys
 from contextvars import ContextVar
 
-from cuda_progcache.templates import builtins, cuda_filters
-from cuda_progcache.templates.builtins import Names, StrictUndefined
+from cuda_progcache.templates import cuda_filters, names
 from cuda_progcache.templates.compile_context import move
-from cuda_progcache.templates.plain_objects import Namespace
-from cuda_progcache.templates.plain_runtime import EvalContext, Template, TemplateNotFound, facts, names_for
+from cuda_progcache.templates.context import Context, TemplateModule
+from cuda_progcache.templates.runtime import Block, Facts, extra_globals, names_for, new_context
+from cuda_progcache.templates.undefined import StrictUndefined, is_undefined, passes_for
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping
+    from types import CodeType
     from typing import Any
 
     from cuda_progcache.templates.bytecode_cache import BytecodeCache
@@ -26,26 +29,186 @@ if TYPE_CHECKING:
 STRING = "<string>"
 """The name of a template made from a string."""
 
-_used: ContextVar[set[str] | None] = ContextVar("_used", default=None)
+MARK = "__progcache_template__"
+"""The name, in the globals of a template's functions, that says which template they are of."""
+
+_used: ContextVar[dict[str, TemplateFile] | None] = ContextVar("_used", default=None)
 
 
-class NeedsJinja2Error(Exception):
-    """A template does something that only Jinja2's own runtime can."""
+class Tracking:
+    """Collects, in a with statement, the files of the templates that are used in it, as they were loaded."""
+
+    def __enter__(self) -> dict[str, TemplateFile]:
+        self._around = _used.get()
+        self._files: dict[str, TemplateFile] = {}
+        self._token = _used.set(self._files)
+        return self._files
+
+    def __exit__(self, *exc_info: object) -> None:
+        _used.reset(self._token)
+        if self._around is not None:
+            self._around |= self._files
+
+
+def note(files: Mapping[str, TemplateFile]) -> None:
+    """Note files as used, for the `Tracking` around."""
+    used = _used.get()
+    if used is not None:
+        used |= files
+
+
+class KeptModule:
+    """The default module of a template, with the files that went into it: it is made anew when one of them changes."""
+
+    __slots__ = ("_files", "_module")
+
+    def __init__(self) -> None:
+        self._module: Any = None
+        self._files: dict[str, TemplateFile] = {}
+
+    def get(self, make: Callable[[], Any]) -> Any:
+        """Return the module; `make` makes it."""
+        if self._module is None or not all(file.is_current() for file in self._files.values()):
+            with Tracking() as files:
+                module = make()
+            self._module, self._files = module, files
+        else:
+            note(self._files)
+        return self._module
+
+
+class PlainTemplate:
+    """A kernel template whose code has been loaded; for Jinja2's users a `jinja2.Template`.
+
+    Parameters
+    ----------
+    environment : PlainEnvironment
+    code : types.CodeType
+        As the compiler made it.
+    name : str or None
+    facts : Facts
+        Those of the code.
+
+    Attributes
+    ----------
+    blocks : dict of str to Block
+    references : tuple of str
+        The templates that it includes, imports or extends by a constant name.
+    """
+
+    __class__ = passes_for("jinja2.environment", "Template")
+
+    def __init__(self, environment: PlainEnvironment, code: CodeType, name: str | None, facts: Facts) -> None:
+        namespace = {**environment.names, MARK: name}
+        for number, static in enumerate(facts.static):
+            namespace[f"_pc_{number}"] = environment.static[static]
+        exec(code, namespace)  # noqa: S102  (what this package's compiler made of a template)
+        self.environment = environment
+        self.name = name
+        self.filename = code.co_filename
+        self.globals: MutableMapping[str, Any] = environment.globals
+        self._render: Callable[[Any, Any], str] = namespace["render"]
+        self.blocks = {key: Block(key, function, self._form) for key, function in namespace["blocks"].items()}
+        namespace["_own"] = self.blocks
+        self._kept = KeptModule()
+        self.references = facts.references
+        self.warnings = facts.warnings
+
+    def _form(self, form: str) -> dict[str, Callable[..., Any]]:
+        """Return the functions of a form: one piece of text, whatever is asked for."""
+        made: dict[str, Callable[..., Any]] = {f"render_{form}": _in_one_piece(self._render)}
+        for name, block in self.blocks.items():
+            made[f"_block_{name}_{form}"] = _in_one_piece(block.render)
+        return made
+
+    def new_context(
+        self,
+        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
+        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+    ) -> Context:
+        """Return a context for this template; see `jinja2.Template.new_context`."""
+        made: Context = new_context(
+            Context,
+            self.environment,
+            self.name,
+            self.blocks,
+            vars,
+            shared=shared,
+            template_globals=self.globals,
+            flat_globals=self.globals,
+            locals_=locals,
+        )
+        return made
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """Return the text for the variables given, as `dict` takes them."""
+        return self._render(self.new_context(dict(*args, **kwargs)), None)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        """Give the text, in one piece."""
+        yield self.render(*args, **kwargs)
+
+    def root_render_func(self, context: Any) -> Iterator[str]:
+        """Give the text for a context, in one piece."""
+        yield self._render(context, None)
+
+    def make_module(
+        self,
+        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
+        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
+    ) -> TemplateModule:
+        """Return what ``{% import %}`` binds: what the template exports, and its text."""
+        context = self.new_context(vars, shared, locals)
+        return TemplateModule(self, context, [self._render(context, None)])
+
+    def _get_default_module(self, ctx: Any = None) -> TemplateModule:
+        extra = extra_globals(ctx, self.globals)
+        if extra:
+            return self.make_module(extra)
+        module: TemplateModule = self._kept.get(self.make_module)
+        return module
+
+    @property
+    def module(self) -> TemplateModule:
+        """The template as a module, without variables."""
+        return self._get_default_module()
+
+    def with_globals(self, more: Mapping[str, Any] | None) -> PlainTemplate:
+        """Return the template with further globals; itself where there are none."""
+        if not more:
+            return self
+        made = object.__new__(PlainTemplate)
+        made.__dict__.update(self.__dict__, globals={**self.globals, **more}, _kept=KeptModule())
+        return made
+
+    def __repr__(self) -> str:
+        return f"<Template {f'memory:{id(self):x}' if self.name is None else repr(self.name)}>"
+
+
+def _in_one_piece(render: Callable[..., str]) -> Callable[..., Iterator[str]]:
+    def pieces(ctx: Any, blocks: Any = None) -> Iterator[str]:
+        yield render(ctx, blocks)
+
+    return pieces
 
 
 class PlainEnvironment:
     """Kernel templates and what they use; a template's code sees it as ``environment``.
 
-    Whatever else Jinja2's filters and functions ask of an environment is asked of a real one.
+    For Jinja2's users it is a `jinja2.Environment`: what it hasn't itself is asked of a real one.
 
     Parameters
     ----------
     files : SearchPath
     bytecode_cache : BytecodeCache or None
-    context_hash : str
-        Digest of what decides, besides a template's source, what its code is.
+    context_hash : callable
+        Gives the digest of what decides, besides a template's source, what its code is; None where nothing may be kept.
     jinja : callable
         Gives the Jinja2 environment.
+    static : mapping
+        The static context; its names are globals, too.
     filters, tests, globals : mapping
         Further ones; they win over ours.
 
@@ -56,6 +219,7 @@ class PlainEnvironment:
         The globals of templates' code.
     """
 
+    __class__ = passes_for("jinja2.environment", "Environment")
     undefined = StrictUndefined
     finalize = None
     autoescape = False
@@ -67,23 +231,24 @@ class PlainEnvironment:
         self,
         files: SearchPath,
         bytecode_cache: BytecodeCache | None,
-        context_hash: str,
+        context_hash: Callable[[], str | None],
         jinja: Callable[[], JinjaEnvironment],
         *,
+        static: Mapping[str, Any],
         filters: Mapping[str, Callable[..., Any]],
         tests: Mapping[str, Callable[..., Any]],
         globals: Mapping[str, Any],  # noqa: A002  (Jinja2's name for it)
     ) -> None:
         self.files = files
-        self.filters = Names("FILTERS", builtins.FILTERS, cuda_filters.FILTERS, filters)
-        self.tests = Names("TESTS", builtins.TESTS, cuda_filters.TESTS, tests)
-        self.globals: dict[str, Any] = {**_GLOBALS, **cuda_filters.GLOBALS, **globals}
-        self.eval_ctx = EvalContext(self)
+        self.static = static
+        self.filters = names.NameTable("FILTERS", names.FILTERS, cuda_filters.FILTERS, filters)
+        self.tests = names.NameTable("TESTS", names.TESTS, cuda_filters.TESTS, tests)
+        self.globals: dict[str, Any] = {**names.GLOBALS, **cuda_filters.GLOBALS, **static, **globals}
         self.names = names_for(self)
         self._cache = bytecode_cache
         self._context_hash = context_hash
         self._jinja = jinja
-        self._loaded: dict[str, tuple[TemplateFile, Template]] = {}
+        self._loaded: dict[str, tuple[TemplateFile, PlainTemplate | None]] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -92,105 +257,125 @@ class PlainEnvironment:
 
     # Templates
 
-    def get_template(self, name: Any, parent: str | None = None, globals: Any = None) -> Template:  # noqa: A002, ARG002
+    def get_template(self, name: Any, parent: str | None = None, globals: Mapping[str, Any] | None = None) -> Any:  # noqa: A002, ARG002
         """Return a template of the search path; read again if its file has changed.
 
         Raises
         ------
-        TemplateNotFound
+        jinja2.TemplateNotFound
             If there is none of that name.
         jinja2.TemplateSyntaxError
             If it is wrong.
-        NeedsJinja2Error
-            If this environment can't render it.
         """
-        if isinstance(name, Template):
+        if _is_template(name):
             return name
-        used = _used.get()
-        if used is not None:
-            used.add(name)
-        return self._find(name)[1]
+        template = self._find(name)
+        if template is None:
+            from jinja2 import TemplateNotFound
 
-    def select_template(self, names: Iterable[Any], parent: str | None = None, globals: Any = None) -> Template:  # noqa: A002
+            raise TemplateNotFound(name)
+        return template.with_globals(globals) if globals else template
+
+    def select_template(self, names: Any, parent: str | None = None, globals: Mapping[str, Any] | None = None) -> Any:  # noqa: A002
         """Return the first template that exists; as `get_template`."""
-        tried = []
-        for name in names:
-            try:
-                return self.get_template(name, parent, globals)
-            except TemplateNotFound:
-                tried.append(str(name))
-        raise TemplateNotFound(*tried)
+        template = self.find("select_template", names, parent)
+        if template is None:
+            from jinja2 import TemplatesNotFound
 
-    def get_or_select_template(self, names: Any, parent: str | None = None, globals: Any = None) -> Template:  # noqa: A002
+            if not names:
+                raise TemplatesNotFound(message="Tried to select from an empty list of templates.")
+            raise TemplatesNotFound(list(names))
+        return template.with_globals(globals) if globals else template
+
+    def get_or_select_template(
+        self,
+        template_name_or_list: Any,
+        parent: str | None = None,
+        globals: Mapping[str, Any] | None = None,  # noqa: A002
+    ) -> Any:
         """Return the template of a name, or the first that exists of several."""
-        if isinstance(names, (str, Template)):
-            return self.get_template(names, parent, globals)
-        return self.select_template(names, parent, globals)
+        if _is_name(template_name_or_list):
+            return self.get_template(template_name_or_list, parent, globals)
+        return self.select_template(template_name_or_list, parent, globals)
 
-    def from_string(self, source: str) -> Template:
+    def find(self, method: str, names: Any, parent: str | None) -> Any:  # noqa: ARG002  (the loader's business)
+        """Return what one of the methods above would; None where there is no such template."""
+        if method == "get_template" or (method == "get_or_select_template" and _is_name(names)):
+            return names if _is_template(names) else self._find(names)
+        if is_undefined(names):
+            names._fail_with_undefined_error()
+        for name in names or ():
+            template = name if _is_template(name) else None if is_undefined(name) else self._find(name)
+            if template is not None:
+                return template
+        return None
+
+    def from_string(self, source: str, globals: dict[str, Any] | None = None) -> Any:  # noqa: A002  (Jinja2's name)
         """Return the template that a text is."""
         from cuda_progcache.templates.bytecode_cache import hash_source
 
-        return self._load(None, source, hash_source(source), STRING)
+        made = self._load(None, source, hash_source(source), STRING)
+        return self._jinja().from_string(source, globals) if made is None else made.with_globals(globals)
 
     def has_string(self, source: str) -> bool:
         """Whether the code of a text lies in the bytecode cache."""
         from cuda_progcache.templates.bytecode_cache import hash_source
 
-        cache = self._cache
-        return cache is not None and cache.has(STRING, hash_source(source), context_hash=self._context_hash)
+        cache, context = self._cache, self._context_hash()
+        return (
+            cache is not None and context is not None and cache.has(STRING, hash_source(source), context_hash=context)
+        )
 
-    def _find(self, name: str) -> tuple[TemplateFile, Template]:
+    def _find(self, name: Any) -> Any:
+        """Return a template of the search path; None if there is none of that name."""
+        if is_undefined(name):
+            str(name)  # raises, and says what is missing
         found = self._loaded.get(name)
         if found is None or not found[0].is_current():
             file = self.files.read(name)
             if file is None:
-                raise TemplateNotFound(name)
+                return None
             found = self._loaded[name] = file, self._load(name, file.text, file.digest, file.path)
-        return found
+        if found[1] is None:
+            return self._jinja().get_template(name)
+        note({name: found[0]})
+        return found[1]
 
-    def _load(self, name: str | None, text: str, digest: str, path: str) -> Template:
-        cache = self._cache
+    def _load(self, name: str | None, text: str, digest: str, path: str) -> PlainTemplate | None:
+        """Return the template that a text is; None if it takes Jinja2's environment to render it."""
+        context = None if self._cache is None else self._context_hash()
+        cache = None if context is None else self._cache
         key = name or STRING
-        compiled = None if cache is None else cache.load(key, digest, context_hash=self._context_hash)
-        if compiled is None or facts(compiled.code) is None:
-            compiled = self._jinja().compile_kernel(text, name, path)
+        compiled = None if cache is None else cache.load(key, digest, context_hash=context)
+        code = None if compiled is None else compiled.code
+        facts = None if code is None else Facts.of(code)
+        if code is None or facts is None:
+            from cuda_progcache.templates.frames import Compiled
+
+            code = self._jinja().compile_kernel(text, name, path)
+            facts = Facts.of(code) or Facts()
             if cache is not None:
-                cache.save(key, digest, compiled, context_hash=self._context_hash)
-        known = facts(compiled.code)
-        if known is None or not known[1]:
-            raise NeedsJinja2Error(key)
-        move(compiled.code, path)
-        return Template(self, compiled.code, name, compiled.precomputed or ())
+                cache.save(key, digest, Compiled(code), context_hash=context)
+        if not facts.plain:
+            return None
+        move(code, path)
+        return PlainTemplate(self, code, name, facts)
 
     # Which templates go into a text
 
-    def tracking(self) -> _Tracking:
-        """Collect, in a with statement, the names of the templates that are used in it."""
-        return _Tracking()
-
-    def closure(self, names: Iterable[str]) -> dict[str, str]:
-        """Return ``{template: sha256}`` of `names` and all that they include, import or extend by a constant name.
+    def closure(self, used: Mapping[str, TemplateFile]) -> dict[str, str]:
+        """Return ``{template: sha256}`` of the files used, as they were loaded, and of all that these refer to by name.
 
         A template that is named but doesn't exist isn't listed: ``{% include ... ignore missing %}`` is legal.
         """
-        digests: dict[str, str] = {}
-        waiting = list(names)
-        while waiting:
-            name = waiting.pop()
-            if name in digests:
-                continue
-            try:
-                file, template = self._find(name)
-            except TemplateNotFound:
-                continue
-            digests[name] = file.digest
-            waiting.extend(template.references)
-        return dict(sorted(digests.items()))
+        return closure(self, used)
 
-    def references(self, template: Template, source: str) -> tuple[str, ...]:  # noqa: ARG002  (the Jinja2 one's)
-        """Return the templates that one made from a string names."""
-        return template.references
+    def referred(self, name: str) -> tuple[TemplateFile, tuple[str, ...]] | None:
+        """Return a template's file and the templates that it names; None if it doesn't exist."""
+        if self._find(name) is None:
+            return None
+        file, template = self._loaded[name]
+        return (file, template.references) if template is not None else self._jinja().referred(name)
 
     # What templates' code asks for
 
@@ -212,31 +397,28 @@ class PlainEnvironment:
             return self.undefined(obj=obj, name=argument)
 
 
-class _Tracking:
-    def __enter__(self) -> set[str]:
-        names: set[str] = set()
-        self._token = _used.set(names)
-        return names
-
-    def __exit__(self, *exc_info: object) -> None:
-        _used.reset(self._token)
-
-
-def _theirs(name: str) -> Callable[..., Any]:
-    """Return a global of Jinja2's that imports Jinja2 when it is called."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        from jinja2 import defaults
-
-        function: Any = defaults.DEFAULT_NAMESPACE[name]
-        return function(*args, **kwargs)
-
-    return call
+def closure(environment: Any, used: Mapping[str, TemplateFile]) -> dict[str, str]:
+    """Return the digests of the files used, and of those that they refer to, in an environment of either kind."""
+    digests = {name: file.digest for name, file in used.items()}
+    waiting = list(used)
+    done = set()
+    while waiting:
+        name = waiting.pop()
+        if name in done:
+            continue
+        done.add(name)
+        found = environment.referred(name)
+        if found is not None:
+            digests.setdefault(name, found[0].digest)
+            waiting += found[1]
+    return dict(sorted(digests.items()))
 
 
-_GLOBALS: dict[str, Any] = {
-    "range": range,
-    "dict": dict,
-    "namespace": Namespace,
-    **{name: _theirs(name) for name in ("cycler", "joiner", "lipsum")},
-}
+def _is_template(value: object) -> bool:
+    """Whether a value is a template, ours or Jinja2's."""
+    theirs = getattr(sys.modules.get("jinja2.environment"), "Template", PlainTemplate)
+    return isinstance(value, (PlainTemplate, theirs))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) or is_undefined(value) or _is_template(value)

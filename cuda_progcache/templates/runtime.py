@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What compiled templates run on; imports nothing of jinja2.
 
-The code object that `cuda_progcache.templates.compiler.Compiler.compile` gives is executed in the namespace that
-`namespace` of a runtime makes: of this module, or of :mod:`cuda_progcache.templates.jinja_runtime`, which has Jinja2's
-classes where this one has its own. It holds::
+`Compiler.compile` gives a code object that is executed in a namespace with::
 
-    NAMES          the runtime's names, each as a global: missing, _call, _getattr, Macro, ...
+    NAMES          this module's table; JINJA2_NAMES besides, where the environment is one of Jinja2's
     environment    the environment: filters, tests, undefined, finalize, concat, get_template(name, parent), ...
+    _getattr, _getitem
     _pc_0, _pc_1   the values of Compiler.precomputed, if there are any
     __name__, __file__
 
-The code defines::
+The compiler takes every name that it emits from these tables. The code defines::
 
     name           the template's name, or None
     source         the text it was compiled from, or None; what the lazy forms are compiled from
     render(ctx, _blocks=None) -> str
     _block_NAME(ctx, _blocks) -> str       for each block and region
     blocks         {NAME: _block_NAME}
-    regions        {NAME: ((parameter, ...), number of defaults)}
     _globals_setup(ctx)                    where the template has {% globals %} or {% imports %}
+    _imports_setup(ctx)                    where it imports by a constant name, at its top level
     parent                                 the name of the template it extends, where that is a constant
 
 In an async environment ``render`` and the blocks are coroutine functions. Compiled for streaming (``form="stream"``)
@@ -27,16 +26,22 @@ generators, that put out runs of text; ``form="pieces"`` is the same with one it
 in ``render_pieces`` and ``_block_NAME_pieces``. The other forms are compiled from ``source`` when they are asked for.
 After the code was executed, ``_own`` has to be put into the namespace: ``{NAME: Block}`` of the template.
 
-`ctx` has ``vars`` (what the template set), ``parent`` (what it was given), ``environment``, ``eval_ctx``, ``name``,
-``blocks`` ({name: [Block, ...]}, the child's first), ``exported_vars``, ``escaped`` (whether foreign code has seen it),
-and ``call``, ``derived``, ``get_all``, ``resolve_or_missing``.
+`ctx` is a `cuda_progcache.templates.objects.Context`, or what an environment's ``context_class`` makes.
 """
 
 from __future__ import annotations
 
+import sys
+
+from cuda_progcache.errors import ParameterError
+from cuda_progcache.templates.context import STOPPED, BlockReference, Context, TemplateReference, with_names
+from cuda_progcache.templates.objects import LookAhead, LoopContext, Macro, Namespace
+from cuda_progcache.templates.undefined import Undefined, missing, public_missing
+
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping, MutableMapping
+    from types import CodeType
     from typing import Any
 
 EMPTY: dict[str, Any] = {}
@@ -46,68 +51,8 @@ SIZED = frozenset({list, tuple, range, dict, str, set, frozenset, type({}.items(
 """Types whose number of items is known before a loop; `FIXED` are those that a loop's body can't change."""
 FIXED = frozenset({tuple, range, str, frozenset})
 
-STOPPED = "value was undefined because a callable raised a StopIteration exception"
 
-
-class Missing:
-    """What stands in a local for a name that has no value."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "missing"
-
-    def __reduce__(self) -> str:
-        return "missing"
-
-
-missing = Missing()
-
-
-class Ahead:
-    """Goes through items and can tell whether the present one is the last: it looks one item ahead, when asked.
-
-    Asked for their number, it takes all of them out of a generator.
-    """
-
-    __slots__ = ("_after", "_index", "_items", "_iterator", "_length")
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._items = items
-        self._iterator = iter(items)
-        self._after: Any = missing
-        self._index = 0
-        self._length: int | None = None
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._after is missing:
-            item = next(self._iterator)
-        else:
-            item, self._after = self._after, missing
-        self._index += 1
-        return item
-
-    @property
-    def last(self) -> bool:
-        """Whether there is no item after the present one."""
-        if self._after is missing:
-            self._after = next(self._iterator, missing)
-        return self._after is missing
-
-    @property
-    def length(self) -> int:
-        """The number of items."""
-        if self._length is None:
-            try:
-                self._length = len(self._items)  # type: ignore[arg-type]
-            except TypeError:
-                rest = list(self._iterator)
-                self._iterator = iter(rest)
-                self._length = len(rest) + self._index + (self._after is not missing)
-        return self._length
+# Blocks
 
 
 class Block:
@@ -140,7 +85,9 @@ class Block:
         """Give each piece of output."""
         return self._form("pieces")[f"_block_{self._name}_pieces"](ctx, blocks)
 
-    __call__ = pieces
+    def __call__(self, ctx: Any) -> Any:
+        """Give each piece of output, in any context."""
+        return self.pieces(adopted(ctx))
 
 
 class ForeignBlock:
@@ -149,7 +96,10 @@ class ForeignBlock:
     __slots__ = ("pieces",)
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.pieces = _without_blocks(function)
+        def pieces(ctx: Any, blocks: Any = None) -> Any:  # noqa: ARG001  (the signature of ours)
+            return function(ctx)
+
+        self.pieces = pieces
 
     def render(self, ctx: Any, blocks: Any = None) -> Any:
         """Give the text; an awaitable of it in an async environment."""
@@ -160,13 +110,6 @@ class ForeignBlock:
     def __call__(self, ctx: Any) -> Any:
         """Give each piece of output."""
         return self.pieces(ctx)
-
-
-def _without_blocks(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(ctx: Any, blocks: Any = None) -> Any:  # noqa: ARG001  (the signature of ours)
-        return function(ctx)
-
-    return call
 
 
 def gathered(environment: Any, pieces: Any) -> Any:
@@ -180,8 +123,18 @@ def gathered(environment: Any, pieces: Any) -> Any:
     return gather()
 
 
-class Source:
-    """Where text comes from that isn't the template's own: a parent, or something included.
+def adopted(ctx: Any) -> Any:
+    """Return a context that someone else made, ready for compiled code: nobody knows who has seen it."""
+    if not hasattr(ctx, "seen"):
+        ctx.seen = True
+    return ctx
+
+
+# Other templates
+
+
+class OtherTemplate:
+    """A template whose text goes into another's: its parent, or one that it includes.
 
     Parameters
     ----------
@@ -208,19 +161,243 @@ class Source:
 
     def stream(self, ctx: Any = None, blocks: Any = None) -> Any:
         """Give runs of text."""
-        return self._form("stream", ctx, blocks)
+        return self._in_form("stream", ctx, blocks)
 
     def pieces(self, ctx: Any = None, blocks: Any = None) -> Any:
         """Give each piece of output."""
-        return self._form("pieces", ctx, blocks)
+        return self._in_form("pieces", ctx, blocks)
 
-    def _form(self, form: str, ctx: Any, blocks: Any) -> Any:
+    def _in_form(self, form: str, ctx: Any, blocks: Any) -> Any:
         if ctx is None:
             ctx = self._ctx
         make = getattr(self._template, "_form", None)
         if make is None:
             return self._template.root_render_func(ctx)
         return make(form)[f"render_{form}"](ctx, blocks)
+
+
+class IncludedModule:
+    """``{% include %}`` without context: the text of the template's default module."""
+
+    __slots__ = ("_template",)
+
+    def __init__(self, template: Any) -> None:
+        self._template = template
+
+    def render(self) -> Any:
+        """Give the text; an awaitable of it in an async environment."""
+        template = self._template
+        if not template.environment.is_async:
+            return "".join(template._get_default_module()._body_stream)
+
+        async def gather() -> str:
+            return "".join((await template._get_default_module_async())._body_stream)
+
+        return gather()
+
+    def pieces(self) -> Any:
+        """Give each piece of output."""
+        template = self._template
+        if not template.environment.is_async:
+            return (piece for piece in template._get_default_module()._body_stream)
+
+        async def generate() -> Any:
+            for piece in (await template._get_default_module_async())._body_stream:
+                yield piece
+
+        return generate()
+
+    stream = pieces
+
+
+def found(environment: Any, method: str, names: Any, parent: str | None) -> Any:
+    """Return the template of ``{% include … ignore missing %}``; None if there is none."""
+    quietly = getattr(type(environment), "find", None)
+    if quietly is not None:
+        return quietly(environment, method, names, parent)
+    from jinja2 import TemplateNotFound
+
+    try:
+        return getattr(environment, method)(names, parent)
+    except TemplateNotFound:
+        return None
+
+
+def included(template: Any, context: Any, locals_: Mapping[str, Any]) -> OtherTemplate:
+    """Return the text source of ``{% include %}``."""
+    return OtherTemplate(template, template.new_context(context.get_all(), True, with_names({}, locals_)))
+
+
+def imported(template: Any, context: Any, locals_: Mapping[str, Any] | None = None) -> Any:
+    """Return the module of ``{% import %}``, with the context if there are locals; an awaitable of it where async."""
+    is_async = context.environment.is_async
+    if locals_ is None:
+        return template._get_default_module_async(context) if is_async else template._get_default_module(context)
+    make = template.make_module_async if is_async else template.make_module
+    return make(context.get_all(), True, with_names({}, locals_))
+
+
+def derived(context: Any, locals_: Mapping[str, Any]) -> Any:
+    """Return a context that has a scope's names, too."""
+    return context.derived(with_names({}, locals_))
+
+
+def extend(ctx: Any, parent: Any) -> None:
+    """Put a parent's blocks behind those that the context has."""
+    blocks = ctx.blocks
+    for name, block in parent.blocks.items():
+        blocks.setdefault(name, []).append(block if type(block) is Block else ForeignBlock(block))
+
+
+def not_exported(environment: Any, module: Any, position: str, name: str) -> Any:
+    """Return the undefined object of a name that a module doesn't have."""
+    hint = f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
+    return environment.undefined(hint, name=name)
+
+
+def new_context(
+    kind: Callable[..., Any],
+    environment: Any,
+    name: str | None,
+    blocks: dict[str, Any],
+    variables: dict[str, Any] | None,
+    *,
+    shared: bool,
+    template_globals: MutableMapping[str, Any] | None,
+    flat_globals: Any,
+    locals_: Mapping[str, Any] | None,
+) -> Any:
+    """Return a context of a class: of the variables alone where they are `shared`, else with the globals."""
+    if variables is None:
+        variables = {}
+    parent = variables if shared else dict(flat_globals, **variables)
+    return kind(environment, with_names(parent, locals_), name, blocks, template_globals)
+
+
+def extra_globals(context: Any, own: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Return the importing template's globals that the imported one doesn't have."""
+    if context is None:
+        return {}
+    theirs = getattr(context, "_globals", None)
+    if theirs is own:
+        return {}
+    maps, own_maps = getattr(theirs, "maps", None), getattr(own, "maps", None)
+    if maps is not None and own_maps is not None and len(maps) == 2 and not maps[0] and own_maps[-1] is maps[1]:
+        return {}  # nothing of its own, and the environment's are shared
+    return {key: context.parent[key] for key in context.globals_keys - own.keys()}
+
+
+# Calls, names, attributes
+
+
+def seen(ctx: Any) -> Any:
+    """Return the context, and note that code which isn't a template's sees it: names are looked up anew."""
+    ctx.seen = True
+    return ctx
+
+
+def resolver(ctx: Any) -> Callable[[str], Any]:
+    """Return how names are looked up in a context that has its own way."""
+    resolve = ctx.resolve_or_missing
+
+    def look_up(name: str) -> Any:
+        value = resolve(name)
+        return missing if value is public_missing() else value
+
+    return look_up
+
+
+def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Call what a template calls: like ``Context.call``, quick about plain functions."""
+    if function is range and not kwargs:
+        return range(*args)
+    kind = type(function)
+    if kind is Macro:
+        return function.called(args, kwargs, context.eval_ctx.autoescape)
+    if not _is_direct(kind, function):
+        return context.call(function, *args, **kwargs)
+    try:
+        return function(*args, **kwargs)
+    except StopIteration:
+        return context.environment.undefined(STOPPED)
+
+
+def call_in_scope(context: Any, in_loop: Any, in_block: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Call as `call`, where a loop's body or a block has set names that a ``pass_context`` function is to see."""
+    kind = type(function)
+    if kind is Macro:
+        return function.called(args, kwargs, context.eval_ctx.autoescape)
+    if not _is_direct(kind, function):
+        return context.call(function, *args, **kwargs, _loop_vars=in_loop, _block_vars=in_block)
+    try:
+        return function(*args, **kwargs)
+    except StopIteration:
+        return context.environment.undefined(STOPPED)
+
+
+def _is_direct(kind: type, function: Any) -> bool:
+    """Whether a function is certain to ask for nothing of the context."""
+    if kind is _BUILTIN:
+        return True
+    if kind in _FUNCTIONS:
+        return not hasattr(function, "jinja_pass_arg")
+    return kind is BlockReference or (kind is type and function in _CLASSES)
+
+
+_BUILTIN = type(len)
+_FUNCTIONS = frozenset({type(call), type(Context.super.__get__(0, int))})
+_CLASSES = frozenset({range, dict, list, int, str, float, bool, tuple, Namespace})
+
+
+def absent(kind: str, name: str) -> Callable[..., Any]:
+    """Return what stands for a filter or test that the environment doesn't have: it raises when it is used."""
+
+    def fail(*_args: Any, **_kwargs: Any) -> Any:
+        raise runtime_error(f"No {kind} named {name!r} found.")
+
+    return fail
+
+
+def runtime_error(message: str) -> Exception:
+    """Return the error of a template that does what templates can't."""
+    from jinja2 import TemplateRuntimeError
+
+    return TemplateRuntimeError(message)
+
+
+def namespace_of(value: Any) -> Any:
+    """Return a namespace whose attribute is set; anything else is refused."""
+    if isinstance(value, Namespace):
+        return value
+    theirs = getattr(sys.modules.get("jinja2.utils"), "Namespace", Namespace)
+    if isinstance(value, theirs):
+        return value
+    raise runtime_error("cannot assign attribute on non-namespace object")
+
+
+def identity(value: Any) -> Any:
+    """Return the value."""
+    return value
+
+
+def str_join(parts: Iterable[Any]) -> str:
+    """Return the text of the parts, joined."""
+    return "".join(map(str, parts))
+
+
+def attribute_getter(environment: Any) -> Callable[[Any, str], Any]:
+    """Return a function that gets an attribute, else an item, else an undefined object (Jinja2's ``a.b``)."""
+
+    def get(obj: Any, name: str) -> Any:
+        value = getattr(obj, name, missing)
+        if value is not missing:
+            return value
+        try:
+            return obj[name]
+        except (TypeError, LookupError, AttributeError):
+            return environment.undefined(obj=obj, name=name)
+
+    return get
 
 
 _TEXTS: dict[range, tuple[tuple[int, str], ...]] = {}
@@ -243,49 +420,113 @@ def texts(items: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
     return ((item, str(item) if type(item) is int else item) for item in items)
 
 
-def extend(ctx: Any, parent: Any) -> None:
-    """Put a parent's blocks behind those that the context has."""
-    blocks = ctx.blocks
-    for name, block in parent.blocks.items():
-        blocks.setdefault(name, []).append(block if type(block) is Block else ForeignBlock(block))
+def refuse_static(variables: Mapping[str, Any], static: Mapping[str, Any]) -> None:
+    """Refuse variables that are of the static context: templates would go on with the static value.
+
+    Raises
+    ------
+    ParameterError
+    """
+    for name in variables:
+        if name in static:
+            raise ParameterError(
+                f"{name!r} can't be given to a render: it is of the static context, where it is {static[name]!r}"
+            )
 
 
-def foreign(ctx: Any) -> Any:
-    """Return the context, and note that code which isn't ours sees it: from now on names are looked up anew."""
-    ctx.escaped = True
-    return ctx
-
-
-def attribute_getter(environment: Any) -> Callable[[Any, str], Any]:
-    """Return a function that gets an attribute, else an item, else an undefined object (Jinja2's ``a.b``)."""
-
-    def get(obj: Any, name: str) -> Any:
-        value = getattr(obj, name, missing)
-        if value is not missing:
-            return value
-        try:
-            return obj[name]
-        except (TypeError, LookupError, AttributeError):
-            return environment.undefined(obj=obj, name=name)
-
-    return get
-
-
-def not_exported(environment: Any, module: Any, position: str, name: str) -> Any:
-    """Return the undefined object of a name that a module doesn't have."""
-    hint = f"the template {module.__name__!r} (imported on {position}) does not export the requested name {name!r}"
-    return environment.undefined(hint, name=name)
-
+# The tables
 
 NAMES: dict[str, Any] = {
-    "_ahead": Ahead,
+    "LoopContext": LoopContext,
+    "Macro": Macro,
+    "TemplateReference": TemplateReference,
+    "Undefined": Undefined,
+    "_absent": absent,
+    "_ahead": LookAhead,
+    "_call": call,
+    "_call_in_scope": call_in_scope,
+    "_derived": derived,
     "_empty": EMPTY,
     "_extend": extend,
     "_fixed": FIXED,
-    "_foreign": foreign,
+    "_found": found,
+    "_imported": imported,
+    "_include": included,
+    "_include_alone": IncludedModule,
+    "_namespace_of": namespace_of,
     "_not_exported": not_exported,
-    "_parent": Source,
+    "_parent": OtherTemplate,
+    "_resolver": resolver,
+    "_runtime_error": runtime_error,
+    "_seen": seen,
     "_sized": SIZED,
     "_texts": texts,
+    "identity": identity,
+    "missing": missing,
+    "str_join": str_join,
 }
-"""The globals of compiled code that are the same with Jinja2 and without; each runtime adds its own."""
+"""The globals of compiled code that are the same with Jinja2 and without."""
+
+JINJA2_NAMES = frozenset({"AsyncLoopContext", "Markup", "_escape", "auto_aiter", "auto_await", "escape", "markup_join"})
+"""Those that need Jinja2: of code that escapes, or is async. A template without any renders without Jinja2."""
+
+ENVIRONMENT_NAMES = frozenset({"environment", "_getattr", "_getitem", "_own"})
+"""Those that depend on the environment, or the template."""
+
+
+def names_for(environment: Any) -> dict[str, Any]:
+    """Return the globals of the code of an environment's templates."""
+    return {
+        **NAMES,
+        "__name__": "cuda_progcache.template",
+        "environment": environment,
+        "_getattr": attribute_getter(environment),
+        "_getitem": environment.getitem,
+    }
+
+
+# What is known of code without its source
+
+
+class Facts:
+    """What has to be known of a template's code before it is executed; lies in the code, and in the cache with it.
+
+    Parameters
+    ----------
+    references : tuple of str
+        The templates that it includes, imports or extends by a constant name.
+    plain : bool
+        Whether it runs without Jinja2.
+    static : tuple of str
+        The names of the static context whose values it expects as ``_pc_0``, ``_pc_1``, ….
+    warnings : tuple of (str, str, int, str)
+        What the compiler warned of: code, message, line, suggestion.
+    """
+
+    __slots__ = ("plain", "references", "static", "warnings")
+
+    def __init__(
+        self,
+        references: tuple[str, ...] = (),
+        plain: bool = False,  # noqa: FBT001, FBT002  (in the order of the record)
+        static: tuple[str, ...] = (),
+        warnings: tuple[tuple[str, str, int, str], ...] = (),
+    ) -> None:
+        self.references = references
+        self.plain = plain
+        self.static = static
+        self.warnings = warnings
+
+    def put_into(self, code: CodeType) -> CodeType:
+        """Return the code with these facts as the last of its constants."""
+        record = (_FACTS, self.references, self.plain, self.static, self.warnings)
+        return code.replace(co_consts=(*code.co_consts, record))
+
+    @classmethod
+    def of(cls, code: CodeType) -> Facts | None:
+        """Return the facts of a template's code; None if it has none."""
+        last = code.co_consts[-1] if code.co_consts else None
+        return cls(*last[1:]) if isinstance(last, tuple) and len(last) == 5 and last[0] == _FACTS else None
+
+
+_FACTS = "cuda_progcache"

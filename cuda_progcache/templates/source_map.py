@@ -53,5 +53,9 @@ class SourceMap:
         """Return the origin of generated line `line`, from 1; None where it isn't known."""
         return self.lines[line - 1] if 1 <= line <= len(self.lines) else None
 
+    def after(self, head: str) -> SourceMap:
+        """Return the map of the text with lines of no template before it."""
+        return SourceMap(head + self.text, (None,) * head.count("\n") + self.lines, self.reason)
+
     def __len__(self) -> int:
         return len(self.lines)

@@ -8,18 +8,19 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableM
 from functools import partial
 from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
-from weakref import WeakKeyDictionary
 
 import jinja2
 from jinja2 import nodes, runtime
-from jinja2.environment import TemplateModule
 from jinja2.utils import internalcode
 
 from cuda_progcache.templates import jinja_runtime
+from cuda_progcache.templates.bytecode_cache import BytecodeCache
+from cuda_progcache.templates.compile_context import CacheApart, snapshot
 from cuda_progcache.templates.compiler.generator import Compiler
 from cuda_progcache.templates.compiler.settings import Settings, compilable
+from cuda_progcache.templates.context import TemplateModule
 from cuda_progcache.templates.regions import RegionExtension
-from cuda_progcache.templates.runtime import Block, extend, gathered
+from cuda_progcache.templates.runtime import Block, Facts, adopted, extend, extra_globals, gathered, refuse_static
 
 if TYPE_CHECKING:
     from cuda_progcache.templates.source_map import SourceMap
@@ -34,6 +35,7 @@ class Template(jinja2.Template):
     _namespace: MutableMapping[str, Any] | None
     _forms: dict[str, Mapping[str, Any]]
     _render: Callable[..., Any]
+    _facts: Facts = Facts()
 
     @classmethod
     def from_code(
@@ -44,10 +46,15 @@ class Template(jinja2.Template):
         uptodate: Callable[[], bool] | None = None,
     ) -> Template:
         """Return the template that a code object makes; see `jinja2.Template.from_code`."""
-        precomputed = getattr(environment, "_precomputed", {}).get(code, ())
-        names = jinja_runtime.namespace(environment, code.co_filename, precomputed)
+        facts = Facts.of(code)
+        if facts is None:  # Jinja2's own compiler made it
+            made: Template = _from_code(cls, environment, code, globals, uptodate)
+            return made
+        static = getattr(environment, "static_context", {})
+        names = jinja_runtime.namespace(environment, code.co_filename, [static[name] for name in facts.static])
         exec(code, names)  # noqa: S102  (made by our compiler)
         template = cls._from_namespace(environment, names, globals)
+        template._facts = facts
         template._uptodate = uptodate
         return template
 
@@ -60,10 +67,11 @@ class Template(jinja2.Template):
     ) -> Template:
         if "root" in namespace:  # Jinja2's own compiler made it
             made: Template = _from_namespace(cls, environment, namespace, globals)
-            made._namespace = None
-            made._render = made._concatenated
+            if isinstance(made, Template):
+                made._namespace = None
+                made._render = made._concatenated
             return made
-        template: Template = object.__new__(cls)
+        template: Template = object.__new__(compiled_class(cls))
         template.environment = environment
         template.globals = globals
         template.name = namespace["name"]
@@ -90,7 +98,7 @@ class Template(jinja2.Template):
         self.root_render_func = self._pieces
 
     def _pieces(self, context: runtime.Context) -> Any:
-        return self._form("pieces")["render_pieces"](context)
+        return self._form("pieces")["render_pieces"](adopted(context))
 
     def _concatenated_block(self, name: str, context: runtime.Context, blocks: Any = None) -> Any:
         return gathered(self.environment, self._form("pieces")[f"_block_{name}_pieces"](context, blocks))
@@ -110,7 +118,7 @@ class Template(jinja2.Template):
             if source is None:
                 return names if form == "pieces" else _Renamed(names)
             environment = self.environment
-            compiler = _compiler(environment)
+            compiler = compiler_for(environment)
             tree = environment._parse(source, self.name, self.filename)
             code = compiler.compile(tree, self.name, self.filename, form=form)
             made = jinja_runtime.namespace(environment, code.co_filename, compiler.precomputed)
@@ -120,12 +128,22 @@ class Template(jinja2.Template):
             self._forms[form] = made
         return self._forms[form]
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The templates that this one includes, imports or extends by a constant name."""
+        return self._facts.references
+
+    @property
+    def warnings(self) -> tuple[tuple[str, str, int, str], ...]:
+        """What is likely a mistake in the template: code, message, line and suggestion of each."""
+        return self._facts.warnings
+
     def new_context(
         self,
         vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
         shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
         locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-    ) -> runtime.Context:
+    ) -> Any:
         """Return a context for this template; see `jinja2.Template.new_context`."""
         return jinja_runtime.new_context(
             self.environment, self.name, self.blocks, vars, shared=shared, template_globals=self.globals, locals_=locals
@@ -138,7 +156,7 @@ class Template(jinja2.Template):
             import asyncio
 
             return asyncio.run(self.render_async(*args, **kwargs))
-        context = self.new_context(dict(*args, **kwargs))
+        context = self._context_for(dict(*args, **kwargs))
         try:
             text: str = self._render(context)
         except StopIteration as error:
@@ -150,7 +168,7 @@ class Template(jinja2.Template):
     async def render_async(self, *args: Any, **kwargs: Any) -> str:
         """Return the text, in an async environment."""
         _require_async(self.environment)
-        context = self.new_context(dict(*args, **kwargs))
+        context = self._context_for(dict(*args, **kwargs))
         try:
             text: str = await self._render(context)
         except Exception:  # noqa: BLE001  (raised again, with the template's lines)
@@ -161,7 +179,7 @@ class Template(jinja2.Template):
         """Give the text in runs, as it is made: fewer and longer than `generate`'s pieces, and far cheaper."""
         if self.environment.is_async:
             raise RuntimeError("an async environment streams with render_stream_async")
-        context = self.new_context(dict(*args, **kwargs))
+        context = self._context_for(dict(*args, **kwargs))
         try:
             yield from self._form("stream")["render_stream"](context)
         except Exception:  # noqa: BLE001  (raised again, with the template's lines)
@@ -170,7 +188,7 @@ class Template(jinja2.Template):
     async def render_stream_async(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
         """Give the text in runs, in an async environment."""
         _require_async(self.environment)
-        context = self.new_context(dict(*args, **kwargs))
+        context = self._context_for(dict(*args, **kwargs))
         runs = self._form("stream")["render_stream"](context)
         try:
             async for run in runs:
@@ -202,7 +220,7 @@ class Template(jinja2.Template):
             import asyncio
 
             return asyncio.run(self.render_block_async(block, *args, **kwargs))
-        context = self.new_context(dict(*args, **kwargs))
+        context = self._context_for(dict(*args, **kwargs))
         try:
             for setup in self._setups(context):
                 setup(context)
@@ -216,7 +234,7 @@ class Template(jinja2.Template):
     async def render_block_async(self, block: str, /, *args: Any, **kwargs: Any) -> str:
         """Return the text of one block or region, in an async environment; see `render_block`."""
         _require_async(self.environment)
-        context = self.new_context(dict(*args, **kwargs))
+        context = self._context_for(dict(*args, **kwargs))
         try:
             for setup in self._setups(context):
                 await setup(context)
@@ -225,14 +243,19 @@ class Template(jinja2.Template):
             _handled(self.environment)
         return text
 
+    def _context_for(self, variables: dict[str, Any]) -> Any:
+        static = getattr(self.environment, "static_context", None)
+        if static:
+            refuse_static(variables, static)
+        return self.new_context(variables)
+
     def _setups(self, context: runtime.Context) -> list[Callable[..., Any]]:
         """Put the blocks of the templates that this one extends into the context; return what sets up their names."""
-        found = []
+        found: list[Callable[..., Any]] = []
         template: Any = self
         while True:
             names = template._namespace or {}
-            if "_globals_setup" in names:
-                found.append(names["_globals_setup"])
+            found += [names[setup] for setup in ("_imports_setup", "_globals_setup") if setup in names]
             if names.get("parent") is None:
                 return found[::-1]  # the parent's first: the child's names win
             template = self.environment.get_template(names["parent"], template.name)
@@ -269,19 +292,23 @@ class Template(jinja2.Template):
         vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
         shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
         locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-    ) -> TemplateModule:
+    ) -> Any:
         """Return the template as a module; see `jinja2.Template.make_module`."""
         context = self.new_context(vars, shared, locals)
-        if self.environment.is_async or "render" not in (self._namespace or ()):
-            return TemplateModule(self, context)
-        return TemplateModule(self, context, [self._render(context)])
+        if self.environment.is_async:
+            raise RuntimeError(
+                "Async mode requires a body stream to be passed to a template module. Use make_module_async."
+            )
+        if "render" in (self._namespace or ()):
+            return TemplateModule(self, context, [self._render(context)])
+        return TemplateModule(self, context, list(self.root_render_func(context)))
 
     async def make_module_async(
         self,
         vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
         shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
         locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-    ) -> TemplateModule:
+    ) -> Any:
         """Return the template as a module, in an async environment."""
         context = self.new_context(vars, shared, locals)
         if "render" not in (self._namespace or ()):
@@ -289,18 +316,18 @@ class Template(jinja2.Template):
         return TemplateModule(self, context, [await self._render(context)])
 
     @internalcode
-    def _get_default_module(self, ctx: runtime.Context | None = None) -> TemplateModule:
+    def _get_default_module(self, ctx: runtime.Context | None = None) -> Any:
         if self.environment.is_async:
             raise RuntimeError("Module is not available in async mode.")
-        extra = _extra_globals(ctx, self.globals)
+        extra = extra_globals(ctx, self.globals)
         if extra:
             return self.make_module(extra)
         if self._module is None:
             self._module = self.make_module()
         return self._module
 
-    async def _get_default_module_async(self, ctx: runtime.Context | None = None) -> TemplateModule:
-        extra = _extra_globals(ctx, self.globals)
+    async def _get_default_module_async(self, ctx: runtime.Context | None = None) -> Any:
+        extra = extra_globals(ctx, self.globals)
         if extra:
             return await self.make_module_async(extra)
         if self._module is None:
@@ -350,21 +377,26 @@ def _stopped(error: StopIteration) -> RuntimeError:
     return made
 
 
-def _extra_globals(context: runtime.Context | None, own: MutableMapping[str, Any]) -> dict[str, Any]:
-    """Return the importing template's globals that the imported one doesn't have."""
-    if context is None:
-        return {}
-    maps = getattr(getattr(context, "_globals", None), "maps", None)
-    if maps is not None and len(maps) == 2 and not maps[0]:
-        theirs = getattr(own, "maps", None)
-        if theirs is not None and theirs[-1] is maps[1]:
-            return {}  # nothing of its own, and the environment's are shared
-    return {key: context.parent[key] for key in context.globals_keys - own.keys()}
+def compiled_class(kind: type) -> Any:
+    """Return the class of ours for a class of templates: that of a user's own comes before ours, Jinja2's after."""
+    if issubclass(kind, Template):
+        return kind
+    if kind is jinja2.Template:
+        return Template
+    made = _compiled_classes.get(kind)
+    if made is None:
+        members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        made = _compiled_classes[kind] = type(kind.__name__, (kind, Template), members)
+    return made
 
 
-def _compiler(environment: jinja2.Environment) -> Compiler:
+_compiled_classes: dict[type, type] = {}
+
+
+def compiler_for(environment: jinja2.Environment, *, static: bool = True) -> Compiler:
+    """Return a compiler for an environment's templates; without `static`, one that doesn't know its static context."""
     kind: type[Compiler] = getattr(environment, "compiler_class", Compiler)
-    return kind(environment, getattr(environment, "static_context", None))
+    return kind(environment, getattr(environment, "static_context", None) if static else None)
 
 
 def compile_template(
@@ -382,7 +414,7 @@ def compile_template(
     text = source if isinstance(source, str) else None
     try:
         tree = self._parse(source, name, filename) if isinstance(source, str) else source
-        compiler = _compiler(self)
+        compiler = compiler_for(self, static=not raw)  # written out as text, code can't bring values along
         form = "render" if Settings.of(self, "render").text else "pieces"
         if raw:
             return _written(compiler.tree(tree, name, filename, source=text, form=form, raw=True))
@@ -392,8 +424,6 @@ def compile_template(
             code = compiler.compile(tree, name, filename, source=text, form=form)
     except jinja2.TemplateSyntaxError:
         self.handle_exception(source=text)
-    if compiler.precomputed:
-        self._precomputed[code] = compiler.precomputed  # type: ignore[attr-defined]
     return code
 
 
@@ -439,10 +469,20 @@ class Environment(jinja2.Environment):
     context_class = jinja_runtime.Context
 
     def __init__(self, *args: Any, static_context: Mapping[str, Any] | None = None, **options: Any) -> None:
-        self.static_context = dict(static_context or {})
-        self._precomputed: MutableMapping[CodeType, list[Any]] = WeakKeyDictionary()
+        self.static_context = snapshot(static_context or {})
         super().__init__(*args, **options)
+        self.globals.update(self.static_context)
         self.add_extension(RegionExtension)
+
+    @property
+    def bytecode_cache(self) -> Any:
+        """Where compiled templates are kept; one of Jinja2's keeps ours apart from Jinja2's own."""
+        return self._bytecode_cache
+
+    @bytecode_cache.setter
+    def bytecode_cache(self, cache: Any) -> None:
+        ours = cache is None or isinstance(cache, (BytecodeCache, CacheApart))
+        self._bytecode_cache = cache if ours else CacheApart(cache)
 
     compile = internalcode(compile_template)  # type: ignore[assignment]
 
@@ -451,5 +491,6 @@ Template.environment_class = Environment
 
 # Jinja2's own methods, also while they are replaced.
 _base_compile: Any = jinja2.Environment.compile
+_from_code: Any = jinja2.Template.__dict__["from_code"].__func__
 _from_namespace: Any = jinja2.Template.__dict__["_from_namespace"].__func__
 _corresponding_lineno = jinja2.Template.get_corresponding_lineno

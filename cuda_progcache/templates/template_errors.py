@@ -12,8 +12,7 @@ from jinja2 import nodes
 
 from cuda_progcache._util.suggest import did_you_mean, nearest
 from cuda_progcache.errors import TemplateError
-from cuda_progcache.templates.plain_environment import STRING
-from cuda_progcache.templates.plain_runtime import MARK, TemplateNotFound, TemplateRuntimeError
+from cuda_progcache.templates.plain_environment import MARK, STRING
 
 if TYPE_CHECKING:
     from cuda_progcache.templates.jinja_environment import JinjaEnvironment
@@ -65,9 +64,10 @@ def template_error(
 
 def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[str, Any]) -> str:
     message = str(error) or type(error).__name__
-    if isinstance(error, (jinja2.TemplateNotFound, TemplateNotFound)):
-        missing = error.templates if isinstance(error, jinja2.TemplateNotFound) else error.names
-        names = [str(name) for name in missing]
+    if isinstance(error, jinja2.TemplateNotFound):
+        names = [str(name) for name in error.templates]
+        if not names:
+            return message
         hint = did_you_mean(names[0], environment.list_templates(), listing="there are")
         where = ", ".join(environment.digest_loader.files.roots) or "an empty search path"
         return f"no template {' or '.join(map(repr, names))} in {where}{hint}"
@@ -80,7 +80,7 @@ def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[st
             if near:
                 return f"{message}; did you mean {near!r}?"
             return message + did_you_mean(match[1], params, listing="parameters")
-    elif not isinstance(error, (jinja2.TemplateError, TemplateRuntimeError, ValueError)):
+    elif not isinstance(error, (jinja2.TemplateError, ValueError)):
         message = f"{type(error).__name__}: {message}"
     match = _NO_SUCH.search(message)
     if match:
@@ -123,7 +123,7 @@ def _values(
     params: Mapping[str, Any],
 ) -> str:
     """Return the parameters that the line uses with their values, for an error that was raised over them."""
-    told = (jinja2.TemplateSyntaxError, jinja2.UndefinedError, jinja2.TemplateNotFound, TemplateNotFound)
+    told = (jinja2.TemplateSyntaxError, jinja2.UndefinedError, jinja2.TemplateNotFound)
     if line is None or isinstance(error, told):
         return ""
     try:

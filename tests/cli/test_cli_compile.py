@@ -262,3 +262,100 @@ def test_a_default_root_that_can_not_be_written_is_said(cli, cli_json, saxpy, mo
     assert re.search(r"not cached: .* can not be written", done.stdout)
     assert "cuda-progcache: warning: " in done.stderr
     assert cli_json("compile", saxpy, "--arch", "sm_90")["path"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--arch", "sm_80", "--arch", "sm_90"], "--arch"),
+        (["--arch=sm_80", "--target", "ptx", "--target=cubin"], "--target"),
+        (["--arch", "sm_80", "-o", "a", "-o", "b"], "-o"),
+    ],
+)
+def test_an_option_that_takes_one_value_is_not_taken_twice(cli, saxpy, root, arguments, option):
+    said = cli("compile", saxpy, *arguments, code=2).stderr
+    assert option in said
+    assert "given more than once" in said
+    assert not root.exists()
+
+
+def test_options_that_take_many_are(cli, saxpy):
+    cli("compile", saxpy, "--arch", "sm_80", "-D", "A=1", "-D", "B=2", "-v", "-v")
+
+
+@pytest.mark.parametrize("options", [[], ["-O", "relocatable_device_code=true"]])
+def test_a_cubin_without_a_kernel_is_hinted_at(cli, tmp_path, options):
+    path = tmp_path / "scale.cu"
+    path.write_text(TEMPLATED)
+    for _ in range(2):  # compiled, and a hit
+        said = cli("compile", path, "--arch", "sm_80", *options).stderr
+        assert "there is no kernel in it" in said
+        assert "--name-expression" in said
+    done = cli("compile", path, "--arch", "sm_80", "--name-expression", "scale<float>", *options)
+    assert "no kernel" not in done.stderr
+
+
+LIBRARY = """
+format = 1
+[kernels.level]
+template = "level.cu.j2"
+entry_points = ["level"]
+[kernels.level.parameters]
+hi = { type = "float", default = 1.0 }
+[[kernels.level.variants]]
+[[kernels.level.variants]]
+hi = inf
+[[kernels.level.variants]]
+hi = -inf
+[[kernels.level.variants]]
+hi = nan
+"""
+LEVEL = """
+#include "level.cuh"
+// {{ hi }}
+extern "C" __global__ void level(float *a) { *a = LEVEL + {{ hi | cuda_literal('float32') }}; }
+"""
+
+
+@pytest.fixture
+def levels(tmp_path):
+    folder = tmp_path / "library"
+    folder.mkdir()
+    (folder / "manifest.toml").write_text(LIBRARY)
+    (folder / "level.cu.j2").write_text(LEVEL)
+    (tmp_path / "inc").mkdir()
+    (tmp_path / "inc" / "level.cuh").write_text("#define LEVEL 1.0f\n")
+    return folder
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_infinities_and_nan_are_parameters_like_others(cli, cli_json, levels, tmp_path, value):
+    arguments = ["compile", "--kernel", "level", "--manifest", levels, "-I", tmp_path / "inc", "--arch", "sm_80"]
+    made = cli_json(*arguments, "-p", f"hi={value}")
+    assert made["digest"]
+    assert cli_json(*arguments, "-p", f"hi={value}")["hit"]
+    assert cli_json("show", made["digest"])["record"]["kernel"]["parameters"] == {"hi": value}
+    assert f"hi={value}" in cli("show", made["digest"]).stdout
+    assert "render" in cli("provenance", made["digest"]).stdout
+
+
+def strict(text):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_prewarm_of_infinities(cli, levels, tmp_path):
+    prewarm = ["prewarm", "--manifest", levels, "-I", tmp_path / "inc", "--arch", "sm_80", "--json"]
+    for counted in ("compiled", "hits"):
+        report = strict(cli(*prewarm).stdout)
+        assert report[counted] == 4
+        assert [item["variant"] for item in report["items"]] == [{}, {"hi": "inf"}, {"hi": "-inf"}, {"hi": "nan"}]
+
+
+def test_headers_of_a_library_kernel_may_be_named(cli, cli_json, levels, tmp_path):
+    arguments = ["compile", "--kernel", "level", "--manifest", levels, "--arch", "sm_80"]
+    assert "level.cuh" in cli(*arguments, code=1).stderr
+    made = cli_json(*arguments, "-I", tmp_path / "inc")
+    assert cli_json(*arguments, "-I", tmp_path / "inc")["digest"] == made["digest"]

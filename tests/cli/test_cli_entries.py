@@ -120,6 +120,43 @@ def test_show_lists_headers_components_log_and_symbols_as_they_are(cli, kept):
     assert "variable [i] was declared" in text  # brackets aren't markup
 
 
+def test_show_has_spills_and_shared_memory_as_ptxas_does(cli, cli_json, root):
+    """From the binary: a record of an earlier version has neither spills nor the right shared memory."""
+    from cuda_progcache import Program, ProgramOptions
+
+    source = """extern "C" __global__ void __launch_bounds__(1024, 2) k(float *a, int n) {
+      __shared__ float s[256];
+      float v[60];
+      #pragma unroll
+      for (int i = 0; i < 60; ++i) v[i] = a[i * n + threadIdx.x];
+      #pragma unroll
+      for (int r = 0; r < 2; ++r)
+        #pragma unroll
+        for (int i = 0; i < 60; ++i) v[i] = v[i] * v[(i * 7 + 1) % 60] + v[(i + 3) % 60];
+      s[threadIdx.x & 255] = v[0];
+      __syncthreads();
+      #pragma unroll
+      for (int i = 0; i < 60; ++i) a[i] += v[i] * s[i];
+    }"""
+    made = Program(source, "c++", ProgramOptions(arch="sm_90", ptxas_options=["-v"])).compiled("cubin")
+    stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", made.log).groups()
+    assert int(stores) > 0 and "1024 bytes smem" in made.log
+    old = {"k": {"registers": 32, "stack_bytes": 0, "shared_bytes": 2048}}
+    with FileStreamProgramCache() as cache:
+        cache.publish(b"spilling", made.data, {"name": "k", "target_type": "cubin", "resource_usage": old})
+        digest = next(entry.digest for entry in cache.entries())
+    assert re.search(
+        r"registers +spill store bytes +spill load bytes +stack bytes +shared bytes", cli("show", digest).stdout
+    )
+    assert re.search(rf"k +32 +{stores} +{loads} +\d+ +1024 ", cli("show", digest).stdout)
+    used = cli_json("show", digest)["resource_usage"]["k"]
+    assert (used["spill_store_bytes"], used["spill_load_bytes"], used["shared_bytes"]) == (
+        int(stores),
+        int(loads),
+        1024,
+    )
+
+
 def test_show_of_ptx_and_ltoir_says_how_to_open_them(cli, kept):
     assert re.search(r"open it: less \$\(.* show --path", cli("show", kept["gemm"]).stdout)
     with FileStreamProgramCache() as cache:

@@ -48,8 +48,8 @@ def test_verbose_says_why(cli, library, monkeypatch):
     assert len(lines) == 1
     assert re.fullmatch(r"miss: fill\.cu \(cubin, sm_90\) [0-9a-f]{12}: first compile of this program", lines[0])
     assert "miss" not in cli(*arguments, "--verbose").stderr, "all hits"
-    (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text() + "// edited\n")
-    assert re.search(r"^miss: .*source", cli(*arguments, "-v").stderr, re.MULTILINE)
+    (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text() + "__device__ int edited;\n")
+    assert re.search(r"^miss: .*template fill\.cu\.j2 changed", cli(*arguments, "-v").stderr, re.MULTILINE)
     assert "miss" not in cli("prewarm", "--manifest", library, "--arch", "sm_80").stderr
 
 

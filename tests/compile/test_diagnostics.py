@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from cuda_progcache.compile.diagnostics import CompilerRefusal, Diagnostic, compile_error, parse_log
+from cuda_progcache.compile.diagnostics import Diagnostic, compile_error, parse_log
+from cuda_progcache.compile.output import CompilerRefusal
 
 LOG = """gemm.cu(2): error: identifier "x" is undefined
   a = x;

@@ -196,9 +196,9 @@ def test_no_driver_here_or_one_that_is_mapped():
 
 
 REAL_CALLS = """
-from cuda_progcache.compile.diagnostics import CompilerRefusal
+from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.compile.driver_linker import link_by_driver
-from cuda_progcache.compile.nvjitlink import LinkerInput
+from cuda_progcache.compile.output import LinkerInput
 inputs = [LinkerInput(b".version 8.0", "ptx", "k.ptx"), LinkerInput(b"\\x7fELF", "cubin", "more")]
 flags = ["-arch=sm_90a", "-maxrregcount=32", "-O3", "-g", "-lineinfo", "-verbose", "-no-cache", "-ftz=1"]
 try:

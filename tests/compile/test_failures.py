@@ -8,8 +8,8 @@ import os
 import pytest
 
 from cuda_progcache import CompileError, CompileService, InMemoryProgramCache, ProgramCacheStack, ProgramOptions
-from cuda_progcache.compile.diagnostics import CompilerRefusal
 from cuda_progcache.compile.failures import recall, remember
+from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys.headers import NO_HEADERS
 from cuda_progcache.keys.schema import base_key, normalize
 

@@ -68,16 +68,16 @@ def test_a_header_edited_between_digest_and_compile(made, project, just_before):
 
 
 def test_without_it_such_a_program_is_not_kept(compiled, project, monkeypatch):
-    from cuda_progcache.compile import identity
+    from cuda_progcache.keys import includes
 
     project("value.h", "#define VALUE 1")
-    original = identity.read_headers
+    original = includes.headers_read
 
     def edited(*arguments):
         project("value.h", "#define VALUE 2", old=False)
         return original(*arguments)
 
-    monkeypatch.setattr("cuda_progcache.compile.miss.read_headers", edited)
+    monkeypatch.setattr("cuda_progcache.compile.miss.headers_read", edited)
     assert "modified while it was being compiled" in compiled('#include "value.h"' + KERNEL).reason
 
 
@@ -128,14 +128,14 @@ def test_a_header_whose_includes_change_is_tried_again(made, project, just_befor
     project("inc/outer.h", "#include <a.h>")
     project("inc/a.h", "#define VALUE 1")
     project("inc/b.h", "#define VALUE 2")
-    original = hermetic.read_headers
+    original = hermetic.headers_read
 
     def changed(*arguments):
         project("inc/outer.h", "#include <b.h>")
         return original(*arguments)
 
     hermetic_read = pytest.MonkeyPatch()
-    hermetic_read.setattr(hermetic, "read_headers", changed)
+    hermetic_read.setattr(hermetic, "headers_read", changed)
     try:
         done = made(source, include_path="inc")
     finally:
@@ -149,13 +149,13 @@ def test_a_header_that_only_the_disk_has_is_noticed(made, project, monkeypatch):
     """NVRTC takes from the disk what isn't in memory: nothing that did so is kept, it is tried again."""
     project("inc/outer.h", "#define VALUE 1")
     late = project("late.h", "#define VALUE 2")
-    original = hermetic.read_headers
+    original = hermetic.headers_read
 
     def changed(*arguments):
         project("inc/outer.h", f'#include "{late}"')
         return original(*arguments)
 
-    monkeypatch.setattr(hermetic, "read_headers", changed)
+    monkeypatch.setattr(hermetic, "headers_read", changed)
     done = made("#include <outer.h>" + KERNEL, include_path="inc")
     assert done.reason is None
     assert [os.path.basename(h["name"]) for h in done.record["headers"]] == ["outer.h", "late.h"]

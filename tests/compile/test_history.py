@@ -21,7 +21,7 @@ from cuda_progcache import (
     ProgramOptions,
     subscribe,
 )
-from cuda_progcache.compile import history, identity
+from cuda_progcache.compile import history, manifests
 from cuda_progcache.errors import CompileError
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
@@ -59,7 +59,7 @@ def test_why_a_miss_missed(seen, project, cache, kind):
     assert why(seen) == ("option max_register_count unset → 32",)
     compile_(max_register_count=64, arch="sm_90")
     assert why(seen) == ("option arch sm_80 → sm_90", "option max_register_count unset → 64")
-    compile_('#include "cfg.cuh"\n' + SOURCE + "//")
+    compile_('#include "cfg.cuh"\n' + SOURCE.replace("1", "2"))
     assert why(seen) == ("the source differs",)
     compile_(name="other.cu")
     assert why(seen) == ("first compile of this program",)
@@ -225,14 +225,35 @@ def test_a_spared_program_is_still_found(project, cache):
     program = Program('#include "value.h"\n' + SOURCE, "c++", ProgramOptions(arch="sm_80"))
     cache.pin(program.compiled("cubin", cache=cache).digest)
     cache.clear(pinned=False)
-    identity._manifests.clear()  # as in the next process
+    manifests._manifests.clear()  # as in the next process
     assert program.compiled("cubin", cache=cache).hit
 
 
-def test_the_history_does_not_grow_for_ever(cache):
-    for n in range(50):
-        history.note(cache, "k.cu", f"{n:064x}")
-    assert history.latest(cache, "k.cu") == [f"{n:064x}" for n in range(49, 33, -1)]
+def a_record(name="k.cu", **fields):
+    return {"name": name, "components": [], **fields}
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_the_history_does_not_grow_for_ever(cache, kind):
+    store = cache if kind == "disk" else InMemoryProgramCache()
+    for n in range(2000):
+        history.note(store, a_record(), f"{n:064x}")
+    kept = [one.digest for one in history.latest(store, "k.cu")]
+    assert kept == [f"{n:064x}" for n in range(1999, 1999 - len(kept), -1)]
+    assert 256 <= len(kept) < 1000
+
+
+def test_processes_that_compile_at_once_lose_none_of_each_others_lines(cache):
+    code = "import sys\nfrom cuda_progcache import FileStreamProgramCache\nfrom cuda_progcache.compile import history\n"
+    code += "cache = FileStreamProgramCache(sys.argv[1])\nsys.stdin.readline()\n"
+    code += "for n in range(50): history.note(cache, {'name': 'k.cu'}, f'{int(sys.argv[2]) + n:064x}')\n"
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(cache.path), str(k * 50)], stdin=subprocess.PIPE)
+        for k in range(4)
+    ]
+    for process in running:
+        process.communicate(b"\n", timeout=120)
+    assert {one.digest for one in history.latest(cache, "k.cu")} == {f"{n:064x}" for n in range(200)}
 
 
 @pytest.mark.parametrize("kind", ["disk", "memory"])
@@ -241,7 +262,7 @@ def test_of_ever_new_program_names_some_thousands_are_remembered(cache, monkeypa
     store = cache if kind == "disk" else InMemoryProgramCache()
     digests = [f"{number:064x}" for number in range(300)]
     for number, digest in enumerate(digests):
-        history.note(store, f"kernel_{number}.cu", digest)
+        history.note(store, a_record(f"kernel_{number}.cu"), digest)
     known = [number for number in range(300) if history.latest(store, f"kernel_{number}.cu")]
     assert len(known) < 100  # one new name in sixteen looks at them all
     assert len(known) >= 6
@@ -249,12 +270,13 @@ def test_of_ever_new_program_names_some_thousands_are_remembered(cache, monkeypa
 
 
 def test_header_manifests_go_when_their_entries_have_gone(project, cache, monkeypatch):
-    monkeypatch.setattr(identity, "_FEW", 3)
-    monkeypatch.setattr(identity, "_LOOKED_AT", 5)
+    monkeypatch.setattr(manifests, "_FEW", 3)
+    monkeypatch.setattr(manifests, "_LOOKED_AT", 5)
     source, options = '#include "cfg.cuh"\n' + SOURCE, ProgramOptions(arch="sm_80", name="k.cu")
     project("cfg.cuh", "#define A 1")
     first = Program(source, "c++", options).compiled("cubin", cache=cache)
-    (manifest,) = (path for path in (cache.path / "manifests").glob("??/*"))
+    name = first.record["manifest"]
+    manifest = cache.path / "manifests" / name[:2] / name[2:]
     content = manifest.read_text()
     assert first.digest in content
     of_an_evicted = content.replace(first.digest, "ab" * 32)
@@ -267,5 +289,126 @@ def test_header_manifests_go_when_their_entries_have_gone(project, cache, monkey
     project("cfg.cuh", "#define A 2")
     assert not Program(source, "c++", options).compiled("cubin", cache=cache).hit
     assert {path.name for path in manifest.parent.iterdir()} == {manifest.name, "living", "on its way"}
-    identity._manifests.clear()  # as in a new process
+    manifests._manifests.clear()  # as in a new process
     assert Program(source, "c++", options).compiled("cubin", cache=cache).hit
+
+
+# Which compile a miss is compared with
+
+
+class Library:
+    """A kernel library with two kernels; its texts can be edited."""
+
+    MANIFEST = """
+    format = 1
+    [kernels.gemv]
+    template = "gemv.cu.j2"
+    name_expressions = ["gemv<{{ dtype }}>"]
+    [kernels.gemv.parameters]
+    dtype = { type = "str", default = "float" }
+    rows = { type = "int", default = 4 }
+    """
+    TEMPLATE = "template <class T> __global__ void gemv(T *a) { a[{{ rows }}] = 1; }"
+
+    def __init__(self, folder, cache):
+        self.folder, self.cache = folder, cache
+        folder.mkdir()
+        (folder / "manifest.toml").write_text(self.MANIFEST)
+        self.write(self.TEMPLATE)
+
+    def write(self, text):
+        (self.folder / "gemv.cu.j2").write_text(text)
+
+    def compile(self, arch="sm_80", target_type="cubin", **parameters):
+        service = CompileService(self.cache, library=self.folder)
+        return service.kernel("gemv", arch=arch, target_type=target_type, **parameters)
+
+
+@pytest.fixture
+def library(tmp_path, cache):
+    return Library(tmp_path / "library", cache)
+
+
+def why_later(cache, done):
+    return CompileService(cache).explain(done.digest)
+
+
+VARIANTS = [
+    {"arch": arch, "rows": rows, "dtype": dtype}
+    for arch in ("sm_80", "sm_90", "sm_100")
+    for rows in (4, 8, 16)
+    for dtype in ("float", "double")
+]
+
+
+def test_after_an_edit_of_its_template_each_variant_is_compared_with_itself(library, seen):
+    for variant in VARIANTS:
+        library.compile(**variant)
+    library.write(library.TEMPLATE.replace("= 1", "= 2"))
+    for variant in reversed(VARIANTS):
+        done = library.compile(**variant)
+        (reason,) = why(seen)
+        assert reason.startswith("template gemv.cu.j2 changed (")
+        assert done.record["kernel"]["templates"][0]["digest"][:12] in reason
+        assert why_later(library.cache, done) == (reason,)
+
+
+def test_a_new_variant_is_told_by_its_parameters(library, seen):
+    library.compile(rows=4)
+    done = library.compile(rows=8, dtype="double")
+    assert why(seen) == ("parameter dtype float → double", "parameter rows 4 → 8")
+    assert why_later(library.cache, done) == why(seen)
+    library.compile(rows=8, dtype="double", arch="sm_90")
+    assert why(seen) == ("option arch sm_80 → sm_90",)
+    library.compile(rows=8, dtype="double", arch="sm_90", target_type="ptx")
+    assert why(seen) == ("target_type cubin → ptx",)
+    library.write(library.TEMPLATE.replace("= 1", "= 2"))
+    library.compile(rows=16, dtype="double", arch="sm_90", target_type="ptx")
+    parameter, template = why(seen)
+    assert (parameter, template[:28]) == ("parameter rows 8 → 16", "template gemv.cu.j2 changed ")
+
+
+def test_the_same_program_comes_before_another_variant_that_is_nearer(seen, project, compiled, tmp_path):
+    """Other include directories are many components, another option is one."""
+    source = '#include "cfg.cuh"\n' + SOURCE
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    for folder in ("one", "two"):
+        (tmp_path / folder / "cfg.cuh").write_text(f"__device__ int {folder} = 1;\n")
+    given = {"name": "k.cu", "lineinfo": True}
+    compiled(source, include_path=[str(tmp_path / "one")], **given)
+    other = compiled(source, include_path=[str(tmp_path / "two")], max_register_count=32, **given)
+    done = compiled(source, include_path=[str(tmp_path / "two")], **given)
+    assert other.digest != done.digest
+    assert why(seen) == (
+        "header cfg.cuh changed (1 of 1 headers differ)",
+        "the include directories differ, and reach the output",
+    )
+
+
+def test_the_folder_before_a_name_is_not_another_program(seen, compiled, cache, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    compiled(name="gemv.cu")
+    monkeypatch.chdir(tmp_path / "sub")
+    done = compiled(SOURCE.replace("1", "2"), name="../gemv.cu", fma=False)
+    assert "first compile of this program" not in why(seen)
+    assert "option fma unset → false" in why(seen)
+    assert "first compile of this program" not in why_later(cache, done)
+
+
+def test_of_equals_the_newest_counts(compiled, cache):
+    first = compiled(SOURCE.replace("1", "2"), name="k.cu", max_register_count=32)
+    second = compiled(SOURCE.replace("1", "3"), name="k.cu", max_register_count=64)
+    done = compiled(SOURCE.replace("1", "4"), name="k.cu", max_register_count=128)
+    assert first.digest != second.digest
+    assert why_later(cache, done) == ("option max_register_count 64 → 128", "the source differs")
+
+
+@pytest.mark.parametrize("option", ["lineinfo", "debug"])
+def test_an_option_that_brings_paths_into_the_key_is_the_one_cause(seen, compiled, cache, option):
+    compiled(name="k.cu")
+    done = compiled(name="k.cu", **{option: True})
+    assert why(seen) == (f"option {option} unset → on",)
+    assert why_later(cache, done) == why(seen)
+    compiled(name="k.cu", max_register_count=32)
+    assert why(seen) == ("option max_register_count unset → 32",)

@@ -62,6 +62,135 @@ def test_shared_exactly_where_the_output_is_the_same(cache, places, monkeypatch,
         assert same, "nothing of the place is in there"
 
 
+# What a header says about its own path, and whether that may be folded into other bytes.
+SAYS = {
+    "nothing": ("__device__ inline void say(int x) {}", False),
+    "a macro that nobody uses": ("#define WHERE __FILE__\n__device__ inline void say(int x) {}", True),
+    "assert": ("__device__ inline void say(int x) { assert(x == 3); }", False),
+    "assert, never called": (
+        "__device__ inline void other(int x) { assert(x == 3); }\n__device__ void say(int) {}",
+        False,
+    ),
+    "printf": ('__device__ inline void say(int x) { printf("%s:%d", __FILE__, __LINE__); }', False),
+    "joined": ('__device__ inline void say(int x) { printf("at " __FILE__ "!"); }', False),
+    "builtin": ('__device__ inline void say(int x) { printf("%s", __builtin_FILE()); }', False),
+    "macro": ('#define SAY(x) printf("%s %d", __FILE__, x)\n__device__ inline void say(int x) { SAY(x); }', False),
+    "size": ("__device__ inline int say(int x) { return x + sizeof __FILE__; }", True),
+    "letter": ("__device__ inline int say(int x) { return x + __FILE__[3]; }", True),
+    "hash": (
+        """\
+__device__ constexpr int h(const char *s) { return *s ? *s + 31 * h(s + 1) : 0; }
+__device__ inline int say(int x) { return x + h(__FILE__); }
+""",
+        True,
+    ),
+    "variable": ("__device__ const char *where = __FILE__;\n__device__ inline void say(int x) {}", True),
+    "struct": (
+        """\
+struct S { const void *p; char path[400]; };
+__device__ int other;
+__device__ S where = {&other, __FILE__};
+__device__ inline void say(int x) {}
+""",
+        True,
+    ),
+}
+WAYS = {
+    "relative": ("#include <say.h>\n", {"include_path": "inc"}),
+    "dotted": ("#include <say.h>\n", {"include_path": "./inc"}),
+    "absolute": ("#include <say.h>\n", {"include_path": "{here}/inc"}),
+    "nested": ("#include <outer.h>\n", {"include_path": "{here}/inc"}),
+    "beside": ('#include "say.h"\n', {}),
+    "beside a named source": ('#include "say.h"\n', {"name": "{here}/inc/k.cu"}),
+    "pre-included": ("", {"pre_include": "{here}/inc/say.h"}),
+    "pre-included by name": ("", {"pre_include": "say.h", "include_path": "{here}/inc"}),
+}
+SAYING = 'extern "C" __global__ void k(int *a) { say(a[threadIdx.x]); }\n'
+
+
+@pytest.mark.parametrize(
+    ("target_type", "way"), [*(("cubin", way) for way in WAYS), ("ptx", "absolute"), ("ptx", "beside a named source")]
+)
+@pytest.mark.parametrize("says", SAYS)
+def test_a_path_is_in_the_key_where_it_is_in_the_output(cache, project, monkeypatch, target_type, says, way):
+    text, may_fold = SAYS[says]
+    include, given = WAYS[way]
+    fresh, cached = [], []
+    for place in ("one", "somewhere/else/two", "one"):
+        for folder in ("", "inc/"):
+            project(f"{place}/{folder}say.h", text)
+            project(f"{place}/{folder}outer.h", '#include "say.h"')
+        here = str(project.folder / place)
+        monkeypatch.chdir(here)
+        program = Program(include + SAYING, "c++", ProgramOptions(arch="sm_80", **options_in(here, given)))
+        fresh.append(program.compiled(target_type))
+        cached.append(program.compiled(target_type, cache=cache))
+        assert cached[-1].reason is None
+        assert cached[-1].data == fresh[-1].data
+        assert cached[-1].log == fresh[-1].log
+    assert cached[2].hit
+    if not may_fold:
+        assert cached[1].hit is (fresh[0].data == fresh[1].data)
+
+
+@pytest.mark.parametrize("says", ["assert", "printf"])
+def test_hermetic_and_plain_compiles_share_what_has_no_path(cache, project, monkeypatch, says):
+    """From memory a header has another path: the name in its #include."""
+    project("inc/sub/say.h", SAYS[says][0])
+    project("inc/outer.h", '#include "sub/say.h"')
+    monkeypatch.chdir(project.folder)
+    for source in ("#include <outer.h>\n" + SAYING, "#include <outer.h>\n" + KERNEL.replace("VALUE", "3")):
+        options = ProgramOptions(arch="sm_80", include_path="inc")
+        for policy in (HeaderPolicy(hermetic=True), HeaderPolicy(), HeaderPolicy(hermetic=True), HeaderPolicy()):
+            program = Program(source, "c++", options, header_policy=policy)
+            done = program.compiled("cubin", cache=cache)
+            assert done.data == program.compiled("cubin").data
+            assert done.reason is None
+
+
+@pytest.mark.parametrize("name", ["k.cu", "./k.cu", "{here}/k.cu", "{here}/../k.cu", "deep/er/k.cu"])
+def test_of_a_name_the_last_part_counts(cache, project, monkeypatch, name):
+    """It alone is in cubin and PTX."""
+    monkeypatch.chdir(project.folder)
+    source = (
+        "#define VALUE f(3)\nnamespace { __device__ __noinline__ int f(int x) { return x * *new int(x); } }\n" + KERNEL
+    )
+    for target_type in ("cubin", "ptx"):
+        first = Program(source, "c++", ProgramOptions(arch="sm_80", name="k.cu")).compiled(target_type, cache=cache)
+        options = ProgramOptions(arch="sm_80", name=name.format(here=project.folder))
+        again = Program(source, "c++", options).compiled(target_type, cache=cache)
+        assert again.hit
+        assert again.data == first.data == Program(source, "c++", options).compiled(target_type).data
+        other = ProgramOptions(arch="sm_80", name=name.format(here=project.folder).replace("k.cu", "l.cu"))
+        assert not Program(source, "c++", other).compiled(target_type, cache=cache).hit, "mangled names hold it"
+        cache.clear()
+
+
+def test_the_log_of_a_hit_names_the_files_of_its_caller(cache, project, monkeypatch):
+    warning = (
+        "template <class T> __device__ T same(T t) { int unused; return t; }\n"
+        "template <class T> struct twice { __device__ int of(T t) { return same(1) + t; } };\n"
+    )
+    source = """\
+#include <w.h>
+#include "beside.h"
+extern "C" __global__ void k(int *a) { int here; *a = twice<int>().of(1); }
+"""
+    for place in ("one", "two"):
+        project(f"{place}/inc/w.h", warning)
+        project(f"{place}/src/beside.h", "inline __device__ int x() { int beside; return 2; }")
+    for number, (place, name) in enumerate([("one", "src/k.cu"), ("two", "src/k.cu"), ("two", "{here}/src/k.cu")]):
+        here = str(project.folder / place)
+        monkeypatch.chdir(here)
+        options = ProgramOptions(arch="sm_80", include_path=f"{here}/inc", name=name.format(here=here))
+        done = Program(source, "c++", options).compiled("cubin", cache=cache)
+        assert done.hit is (number > 0)
+        fresh = Program(source, "c++", options).compiled("cubin")
+        assert done.log == fresh.log
+        assert f"{here}/inc/w.h(1): warning" in done.log
+        assert f"at line 3 of {name.format(here=here)}\n" in done.log
+
+
 @pytest.mark.parametrize("name", ["kernels/k.cu", "k.cu"])
 def test_a_name_is_what_the_user_gave(cache, places, monkeypatch, name):
     hits = []

@@ -9,7 +9,8 @@ import pytest
 
 from cuda_progcache import CompileError, FileStreamProgramCache, ProgramOptions
 from cuda_progcache.compile import nvrtc
-from cuda_progcache.compile.pipeline import MissPolicy, obtain
+from cuda_progcache.compile.pipeline import obtain
+from cuda_progcache.compile.policy import MissPolicy
 from cuda_progcache.compile.precompiled import PrecompiledHeaders, prefix_id, reaches_many_headers, shared_prefix
 from cuda_progcache.keys.schema import normalize
 from cuda_progcache.keys.toolchain import header_root

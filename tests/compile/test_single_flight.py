@@ -15,7 +15,7 @@ import pytest
 
 from cuda_progcache import FileStreamProgramCache, InMemoryProgramCache, Program, ProgramOptions
 from cuda_progcache._util.liveness import current_owner
-from cuda_progcache.compile import single_flight
+from cuda_progcache.compile import miss, single_flight
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.errors import CompileError
 
@@ -27,18 +27,38 @@ def never():
     raise AssertionError("must not be called")
 
 
-class Compiler:
-    """Counts its runs and takes its time; what it makes lies in a 'cache' afterwards."""
+def others_wait(count):
+    """Return when so many other threads wait for a flight to land: a barrier that the waiters themselves can't have."""
 
-    def __init__(self, seconds=0.2, error=None):
+    def waits(frame):
+        asleep = frame.f_code.co_filename == threading.__file__
+        while asleep and frame is not None:
+            if frame.f_code is fly.__code__:
+                return True
+            frame = frame.f_back
+        return False
+
+    end = time.monotonic() + DEADLINE
+    while True:
+        frames = {thread: frame for thread, frame in sys._current_frames().items() if thread != threading.get_ident()}
+        if sum(map(waits, frames.values())) == count:
+            return
+        assert time.monotonic() < end, "they don't wait"
+        time.sleep(0.005)
+
+
+class Compiler:
+    """Counts its runs, and lands when so many threads wait for it; what it makes lies in a 'cache' afterwards."""
+
+    def __init__(self, waiters=0, error=None):
         self.runs = 0
         self.made = None
-        self.seconds = seconds
+        self.waiters = waiters
         self.error = error
 
     def compile(self):
         self.runs += 1
-        time.sleep(self.seconds)
+        others_wait(self.waiters)
         if self.error:
             raise self.error
         self.made = b"binary"
@@ -50,7 +70,7 @@ class Compiler:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_threads_share_one_compile(tmp_path, shared):
-    compiler = Compiler()
+    compiler = Compiler(waiters=7)
     directory = str(tmp_path / "leases") if shared else None
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: fly("f", directory, compiler.compile, compiler.look_up), range(8)))
@@ -60,18 +80,16 @@ def test_threads_share_one_compile(tmp_path, shared):
 
 
 def test_threads_share_an_error():
-    compiler = Compiler(error=ValueError("refused"))
-    barrier = threading.Barrier(4)
+    compiler = Compiler(waiters=3, error=ValueError("refused"))
 
     def ask(_):
-        barrier.wait()
         with pytest.raises(ValueError, match="refused"):
             fly("f", None, compiler.compile, compiler.look_up)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(4)))
     assert compiler.runs == 1
-    compiler.error = None
+    compiler.error, compiler.waiters = None, 0
     assert fly("f", None, compiler.compile, compiler.look_up) == b"binary", "a later call is a flight of its own"
 
 
@@ -239,10 +257,31 @@ def test_a_lease_of_another_machine_counts_while_it_is_touched(tmp_path, content
 
 
 def test_a_waiter_gives_up_in_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(single_flight, "LONGEST_WAIT", 0.3)
-    (tmp_path / "f").write_text(str(current_owner()))
-    monkeypatch.setattr(single_flight, "STANDSTILL", DEADLINE)
-    assert fly("f", str(tmp_path), lambda: b"ours", lambda: None) == b"ours"
+    """The holder is alive and well (it is this process), and never lands."""
+    monkeypatch.setattr(single_flight, "STANDSTILL", 10 * DEADLINE)
+    lease = tmp_path / "f"
+    lease.write_text(str(current_owner()))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(fly, "f", str(tmp_path), lambda: b"ours", lambda: None, longest_wait=0.3)
+        try:
+            assert waiting.result(DEADLINE) == b"ours"
+            assert lease.exists(), "it compiled beside its holder"
+        finally:
+            lease.unlink()  # else a waiter that doesn't give up would keep this test for ever
+
+
+def test_a_thread_gives_up_on_another_thread_in_the_end():
+    landed = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        leading = pool.submit(fly, "f", None, lambda: landed.wait(2 * DEADLINE), lambda: None)
+        while not single_flight._here.flights:
+            time.sleep(0.001)
+        waiting = pool.submit(fly, "f", None, lambda: b"ours", lambda: None, longest_wait=0.3)
+        try:
+            assert waiting.result(DEADLINE) == b"ours"
+            assert not leading.done()
+        finally:
+            landed.set()
 
 
 def test_a_long_compile_keeps_its_lease_alive(tmp_path, monkeypatch):
@@ -295,17 +334,23 @@ def test_threads_compile_a_program_once(cache, compiler_runs):
         assert len({m.data for m in made}) == 1
 
 
-def test_threads_get_one_compile_error(cache, compiler_runs):
-    barrier = threading.Barrier(4)
+def test_threads_get_one_compile_error(cache, monkeypatch):
+    compile_and_publish, runs = miss.compile_and_publish, []
+
+    def when_all_wait(*arguments):
+        runs.append(arguments)
+        others_wait(3)
+        return compile_and_publish(*arguments)
+
+    monkeypatch.setattr(miss, "compile_and_publish", when_all_wait)
 
     def ask(_):
-        barrier.wait()
         with pytest.raises(CompileError, match="nope"):
             Program("int x = nope;", "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=cache)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(4)))
-    assert len(compiler_runs) <= 4
+    assert len(runs) == 1
     assert len(cache) == 0
 
 

@@ -63,7 +63,6 @@ class GpuLauncher:
         *,
         grid: int | Sequence[int],
         block: int | Sequence[int],
-        shared_bytes: int = 0,
         entry: int | str = 0,
         **params: Any,
     ) -> None:
@@ -74,7 +73,9 @@ class GpuLauncher:
         rendered = self.service.library.render(kernel, **params)
         names = tuple(rendered.name_expressions) or tuple(rendered.entry_points)
         program = self.service.kernel(kernel, arch=self.arch, **params)
-        function = program.to_object_code().get_kernel(names[entry] if isinstance(entry, int) else entry)
+        name = names[entry] if isinstance(entry, int) else entry
+        function = program.to_object_code().get_kernel(name)
+        shared_bytes = self.service.library.launches(kernel, **params)[name].shared_bytes
         if shared_bytes > 48 * 1024:
             _allow_shared_memory(function, shared_bytes)
         config = LaunchConfig(grid=_sizes(grid), block=_sizes(block), shmem_size=shared_bytes)
@@ -173,5 +174,5 @@ def gpu_service(gpu: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def run_kernel(gpu: Any, gpu_service: Any) -> GpuLauncher:
-    """``run_kernel(name, args, grid=, block=, shared_bytes=, entry=, **params)``; see launchers.Launcher."""
+    """``run_kernel(name, args, grid=, block=, entry=, **params)``; see launchers.Launcher."""
     return GpuLauncher(gpu, gpu_service)

@@ -16,6 +16,7 @@ from checks_arrays import (
     check_reduce_rows,
     check_saxpy,
     check_scan,
+    check_scan_lookback,
 )
 
 pytestmark = pytest.mark.gpu
@@ -47,8 +48,16 @@ def test_reduce(run_kernel: Any, dtype: str, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["sum", "max", "min"])
-def test_reduce_propagates_nan(run_kernel: Any, op: str) -> None:
-    check_reduce_rows(run_kernel, (2, 1025), nan_at=1000, op=op)
+@pytest.mark.parametrize("dtype", [*FLOATS, "int32", "int64"])
+def test_reduce_rows_by_warp(run_kernel: Any, dtype: str, op: str) -> None:
+    for shape in ((1, 1), (37, 31), (1000, 33), (333, 1025)):
+        check_reduce_rows(run_kernel, shape, pad=3, offset=1, blocks=20, dtype=dtype, op=op, rows_by="warp", block=128)
+
+
+@pytest.mark.parametrize("op", ["sum", "max", "min"])
+@pytest.mark.parametrize("rows_by", ["warp", "block"])
+def test_reduce_propagates_nan(run_kernel: Any, op: str, rows_by: str) -> None:
+    check_reduce_rows(run_kernel, (2, 1025), nan_at=1000, op=op, rows_by=rows_by)
 
 
 @pytest.mark.parametrize("kind", ["inclusive", "exclusive"])
@@ -60,6 +69,19 @@ def test_scan(run_kernel: Any, dtype: str, kind: str) -> None:
 
 def test_scan_float32(run_kernel: Any) -> None:
     check_scan(run_kernel, 5000)
+
+
+@pytest.mark.parametrize("kind", ["inclusive", "exclusive"])
+@pytest.mark.parametrize("dtype", ["float64", "int32", "int64", "uint32"])
+def test_scan_lookback(run_kernel: Any, dtype: str, kind: str) -> None:
+    for n in (0, *SIZES, 3_000_001):
+        for blocks in (1, 300, 10_000):  # one after another, all at once, more than the device holds
+            check_scan_lookback(run_kernel, n, blocks=blocks, offset=1, dtype=dtype, kind=kind, items=4)
+    check_scan_lookback(run_kernel, 3_000_001, blocks=1000, dtype=dtype, kind=kind, block=32, items=1)
+
+
+def test_scan_lookback_float32(run_kernel: Any) -> None:
+    check_scan_lookback(run_kernel, 5000, blocks=4, block=64, items=4)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float32"])

@@ -128,6 +128,24 @@ def check_scan(launch: Any, n: int, *, offset: int = 0, **params: Any) -> None:
     np.testing.assert_allclose(y, expected.astype(dtype), **allowed)
 
 
+def check_scan_lookback(launch: Any, n: int, *, blocks: int, offset: int = 0, **params: Any) -> None:
+    """Twice with the same state: it is left as it was found."""
+    spec = launch.spec("scan_lookback")
+    bound = spec.bind(params)
+    dtype, block = bound["dtype"], bound["block"]
+    x = random_array(n, dtype, seed=5)
+    tiles = -(-n // (block * bound["items"]))
+    state = np.zeros(1 + tiles * x.itemsize // 4, np.uint64)
+    expected = evaluate(spec, x=x, kind=bound["kind"])
+    allowed = tolerance(spec, atol=1e-4) if dtype == "float32" else tolerance(spec)
+    for _ in range(2):
+        y = np.zeros(n, dtype)
+        arguments = [At(read_only(x), offset), At(y, offset), state, np.int64(n)]
+        launch("scan_lookback", arguments, grid=blocks, **{"block": block, **params})
+        assert not state.any(), "the state isn't as it was found"
+        np.testing.assert_allclose(y, expected.astype(dtype), **allowed)
+
+
 def check_histogram(launch: Any, n: int, *, offset: int = 0, blocks: int = 2, **params: Any) -> None:
     """Samples below, in and above the bins, NaN among the floating ones; the counts aren't zero at the start."""
     spec = launch.spec("histogram")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:  # emulate.py, launchers.py and the checks are shared with tests/gpu
-    sys.path.insert(0, str(HERE))
+for folder in (HERE, HERE.parent / "inspect"):  # emulate.py, launchers.py and checks, for tests/gpu too; ptxas_log.py
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 KERNELS = HERE.parents[1] / "kernels"
 
@@ -44,9 +45,10 @@ def service(library: Any, session_folder: Path) -> Any:
 def launch(library: Any, session_folder: Path) -> Any:
     """Runs library kernels on the host; see launchers.HostLauncher."""
     import emulate
+    import host_library
     import launchers
 
     if emulate.compiler() is None:
         pytest.skip("emulating kernels needs a C++ compiler for the host: install g++ or set CXX")
     emulate.prepare(session_folder / "emulated")
-    return launchers.HostLauncher(library)
+    return launchers.HostLauncher(host_library.HostLibrary(library))

@@ -72,6 +72,7 @@ class _Launch(ctypes.Structure):  # mirrors cuda_host::Launch
         ("block", ctypes.c_uint * 3),
         ("shared_bytes", ctypes.c_uint64),
         ("order", ctypes.c_uint64),
+        ("resident", ctypes.c_uint64),
         ("arguments", ctypes.POINTER(_Argument)),
         ("argument_count", ctypes.c_uint64),
         ("message", ctypes.c_char_p),
@@ -186,6 +187,7 @@ def run(
     *,
     entries: Iterable[str] = (),
     order: str | int = "ascending",
+    resident: int = 1,
 ) -> None:
     """Launch `entry` over `grid` × `block`; writable arrays hold the kernel's results afterwards.
 
@@ -205,6 +207,9 @@ def run(
         Other entries of the same source: all are built at once.
     order : {"ascending", "descending"} or int
         In which order ready threads and blocks run; an int (from 2) seeds a shuffle.
+    resident : int
+        How many blocks run side by side; they change places where a thread sleeps, and with a shuffled order wherever
+        one waits.
 
     Raises
     ------
@@ -221,6 +226,7 @@ def run(
         (ctypes.c_uint * 3)(*_three(block)),
         shared_bytes,
         order if isinstance(order, int) else ORDERS[order],
+        resident,
         arguments,
         len(args),
         ctypes.cast(message, ctypes.c_char_p),

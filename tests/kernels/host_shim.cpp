@@ -13,9 +13,19 @@ namespace cuda_host {
 namespace {
 
 constexpr std::size_t stack_bytes = 256 * 1024, dynamic_shared_limit = 232 * 1024, page = 4096;
-std::vector<Thread> threads;
+constexpr std::uint64_t nap_limit = 200'000;
+// Blocks of a grid run one after another, or several side by side (Launch::resident): then each keeps its shared memory
+// in an image of it while another runs.
+struct Block {
+    uint3 index{};
+    unsigned slot = 0;
+    std::vector<Thread> threads;
+    std::vector<unsigned char> image;
+};
+Block* block = nullptr; // the one that runs
 ucontext_t scheduler;
 sigjmp_buf escape;
+std::uint64_t naps = 0; // since a block ended
 Launch* launch = nullptr;
 void (*kernel_body)() = nullptr;
 
@@ -29,7 +39,11 @@ unsigned char* map(std::size_t bytes, int protection = PROT_READ | PROT_WRITE) {
 }
 std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
-unsigned char* const stacks = map(1024 * stack_bytes);
+unsigned char* stacks(unsigned slot) {
+    static std::vector<unsigned char*> of;
+    while (of.size() <= slot) of.push_back(map(1024 * stack_bytes));
+    return of[slot];
+}
 
 int module_info(dl_phdr_info* info, std::size_t, void* out) {
     auto* found = static_cast<dl_phdr_info*>(out);
@@ -42,13 +56,34 @@ int module_info(dl_phdr_info* info, std::size_t, void* out) {
     return 0;
 }
 
-void poison_shared_memory() {
+// What __shared__ variables lie in: the module's TLS block.
+std::pair<unsigned char*, std::size_t> static_shared_memory() {
     *static_cast<volatile unsigned char*>(&shared_memory_anchor) = 0; // the block is made when it is first touched
     dl_phdr_info info{};
     dl_iterate_phdr(module_info, &info);
     for (int i = 0; i < info.dlpi_phnum; ++i)
-        if (info.dlpi_phdr[i].p_type == PT_TLS) std::memset(info.dlpi_tls_data, poison(), info.dlpi_phdr[i].p_memsz);
-    std::memset(dynamic_shared_memory, poison(), round_up(launch->shared_bytes, page));
+        if (info.dlpi_phdr[i].p_type == PT_TLS) return {static_cast<unsigned char*>(info.dlpi_tls_data), info.dlpi_phdr[i].p_memsz};
+    return {};
+}
+
+void switch_to(Block& next) {
+    if (block == &next) return;
+    const auto [fixed, fixed_size] = static_shared_memory();
+    const std::size_t dynamic_size = round_up(launch->shared_bytes, page);
+    if (block) {
+        block->image.resize(fixed_size + dynamic_size);
+        std::memcpy(block->image.data(), fixed, fixed_size);
+        std::memcpy(block->image.data() + fixed_size, dynamic_shared_memory, dynamic_size);
+    }
+    block = &next;
+    block_index = next.index;
+    if (next.image.empty()) {
+        std::memset(fixed, poison(), fixed_size);
+        std::memset(dynamic_shared_memory, poison(), dynamic_size);
+    } else {
+        std::memcpy(fixed, next.image.data(), fixed_size);
+        std::memcpy(dynamic_shared_memory, next.image.data() + fixed_size, dynamic_size);
+    }
 }
 
 void on_signal(int number, siginfo_t* info, void* raw) {
@@ -86,73 +121,87 @@ std::vector<std::uint64_t> in_order(std::uint64_t count) {
 void release_waiting() {
     std::size_t waiting = 0, ended = 0;
     int votes = 0;
-    for (Thread& thread : threads) {
+    for (Thread& thread : block->threads) {
         waiting += thread.state == State::at_barrier;
         ended += thread.state == State::ended;
         if (thread.state == State::at_barrier) votes += thread.predicate != 0;
     }
-    if (waiting && waiting + ended == threads.size())
-        for (Thread& thread : threads)
+    if (waiting && waiting + ended == block->threads.size())
+        for (Thread& thread : block->threads)
             if (thread.state == State::at_barrier) {
                 thread.state = State::ready;
                 thread.votes = votes;
                 thread.voters = static_cast<int>(waiting);
             }
     if (ended) // a lane that ended may have been the last one that a collective waited for
-        for (Thread& thread : threads)
+        for (Thread& thread : block->threads)
             if (thread.state == State::at_collective) complete_collective(thread);
 }
 
 [[noreturn]] void report_deadlock(std::size_t ended) {
     const Thread *at_barrier = nullptr, *at_collective = nullptr;
-    for (const Thread& thread : threads) {
+    for (const Thread& thread : block->threads) {
         if (thread.state == State::at_barrier) at_barrier = &thread;
         if (thread.state == State::at_collective) at_collective = &thread;
     }
     fail("deadlock in block (%u, %u, %u): %zu of %zu threads ended, thread %u waits in %s, thread %u in %s", block_index.x,
-         block_index.y, block_index.z, ended, threads.size(), at_barrier ? at_barrier->linear : 0,
+         block_index.y, block_index.z, ended, block->threads.size(), at_barrier ? at_barrier->linear : 0,
          at_barrier ? at_barrier->operation : "nothing", at_collective ? at_collective->linear : 0,
          at_collective ? at_collective->operation : "nothing");
 }
 
-void run_block(std::uint64_t& seed) {
-    poison_shared_memory();
-    const std::size_t count = threads.size();
+void begin_block(Block& one, std::uint64_t number) {
+    one.index = {unsigned(number % grid_size.x), unsigned(number / grid_size.x % grid_size.y), unsigned(number / grid_size.x / grid_size.y)};
+    one.image.clear();
+    const std::size_t count = std::size_t(block_size.x) * block_size.y * block_size.z;
+    one.threads.resize(count);
     for (std::size_t i = 0; i < count; ++i) {
-        Thread& thread = threads[i];
+        Thread& thread = one.threads[i];
         thread.linear = static_cast<unsigned>(i);
         thread.index = {unsigned(i % block_size.x), unsigned(i / block_size.x % block_size.y), unsigned(i / block_size.x / block_size.y)};
         thread.state = State::ready;
         thread.copies.assign(1, {});
         getcontext(&thread.context);
-        thread.context.uc_stack = {stacks + i * stack_bytes, 0, stack_bytes};
+        thread.context.uc_stack = {stacks(one.slot) + i * stack_bytes, 0, stack_bytes};
         thread.context.uc_link = nullptr;
         makecontext(&thread.context, thread_main, 0);
     }
+}
+
+// Runs the block's warps, each as far as it can go alone, so that the others are as late as they can be; where `brief`, one warp
+// until its lanes wait. True if all threads have ended.
+bool run_round(bool brief, std::uint64_t& seed) {
+    auto& threads = block->threads;
+    const std::size_t count = threads.size();
     auto warps = in_order((count + 31) / 32), lanes = in_order(32);
-    for (std::size_t ended = 0; ended < count;) {
-        bool progress = false;
-        arrange(warps, seed);
-        for (const auto warp : warps) // each goes as far as it can alone, the others are as late as they can be
-            for (bool again = true; again;) {
-                again = false;
-                arrange(lanes, seed);
-                for (const auto lane : lanes) {
-                    const auto i = warp * 32 + lane;
-                    if (i >= count || threads[i].state != State::ready) continue;
-                    again = progress = true;
-                    current = &threads[i];
-                    swapcontext(&scheduler, &threads[i].context);
-                    current = nullptr;
-                }
+    bool progress = false;
+    for (Thread& thread : threads)
+        if (thread.state == State::asleep) thread.state = State::ready;
+    arrange(warps, seed);
+    for (const auto warp : warps) {
+        for (bool again = true; again;) {
+            again = false;
+            arrange(lanes, seed);
+            for (const auto lane : lanes) {
+                const auto i = warp * 32 + lane;
+                if (i >= count || threads[i].state != State::ready) continue;
+                again = progress = true;
+                current = &threads[i];
+                swapcontext(&scheduler, &threads[i].context);
+                current = nullptr;
             }
-        ended = 0;
-        for (const Thread& thread : threads) ended += thread.state == State::ended;
-        if (!progress && ended < count) report_deadlock(ended);
-        release_waiting();
+            if (brief && progress) break;
+        }
+        if (brief && progress) break;
     }
+    std::size_t ended = 0;
+    for (const Thread& thread : threads) ended += thread.state == State::ended;
+    if (!progress && ended < count) report_deadlock(ended);
+    release_waiting();
+    if (ended < count) return false;
     for (std::size_t i = launch->shared_bytes; i < round_up(launch->shared_bytes, page); ++i)
         if (dynamic_shared_memory[i] != poison()) fail("write %zu bytes past the end of dynamic shared memory", i - launch->shared_bytes + 1);
+    return true;
 }
 
 // A device buffer: ends (rounded up to 32 bytes) at an inaccessible page; what surrounds it is poison and must stay so.
@@ -187,15 +236,27 @@ void run_grid() {
     block_size = {launch->block[0], launch->block[1], launch->block[2]};
     grid_size = {launch->grid[0], launch->grid[1], launch->grid[2]};
     const std::uint64_t count = std::uint64_t(block_size.x) * block_size.y * block_size.z;
-    if (count == 0 || count > 1024 || launch->shared_bytes > dynamic_shared_limit) fail("invalid launch configuration");
-    threads.clear();
-    threads.resize(count);
+    if (count == 0 || count > 1024 || launch->shared_bytes > dynamic_shared_limit || launch->resident == 0) fail("invalid launch configuration");
     std::uint64_t seed = launch->order * 0x9e3779b97f4a7c15ull + 1;
     auto order = in_order(std::uint64_t(grid_size.x) * grid_size.y * grid_size.z);
     arrange(order, seed);
-    for (const auto i : order) {
-        block_index = {unsigned(i % grid_size.x), unsigned(i / grid_size.x % grid_size.y), unsigned(i / grid_size.x / grid_size.y)};
-        run_block(seed);
+    static std::vector<Block> slots;
+    block = nullptr, naps = 0;
+    slots.clear(), slots.resize(std::min<std::uint64_t>(launch->resident, order.size()));
+    std::size_t begun = 0;
+    std::vector<Block*> running;
+    for (Block& one : slots) {
+        one.slot = static_cast<unsigned>(&one - slots.data());
+        begin_block(one, order[begun++]);
+        running.push_back(&one);
+    }
+    for (std::size_t turn = 0; !running.empty(); ++turn) {
+        const std::size_t i = (launch->order >= 2 ? next_random(seed) : turn) % running.size();
+        switch_to(*running[i]);
+        if (!run_round(launch->order >= 2 && slots.size() > 1, seed)) continue;
+        block = nullptr, naps = 0;
+        if (begun < order.size()) begin_block(*running[i], order[begun++]);
+        else running.erase(running.begin() + static_cast<std::ptrdiff_t>(i));
     }
 }
 
@@ -247,7 +308,17 @@ void wait(State state, const char* operation) {
     current = self;
 }
 
+void pause() {
+    if (launch->resident > 1) wait(State::asleep, "a pause");
+}
+
+void nap() {
+    if (++naps > nap_limit) fail("waits in __nanosleep for what no running block does");
+    wait(State::asleep, "__nanosleep");
+}
+
 bool complete_collective(Thread& one) {
+    auto& threads = block->threads;
     const unsigned first = one.linear / 32 * 32, count = std::min<unsigned>(32, threads.size() - first);
     unsigned char values[32][16];
     std::memset(values, poison(), sizeof values);
@@ -271,6 +342,7 @@ bool complete_collective(Thread& one) {
 
 bool present(unsigned lane) {
     const unsigned linear = current->linear / 32 * 32 + lane;
+    const auto& threads = block->threads;
     return (current->mask >> lane & 1) && linear < threads.size() && threads[linear].state != State::ended;
 }
 

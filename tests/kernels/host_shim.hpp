@@ -5,8 +5,8 @@
 // all its fibers wait for others; the order in which blocks, warps and lanes are taken is ascending, descending or shuffled,
 // so a missing barrier shows as a difference between orders. What a GPU leaves undefined is made visible: shared memory starts
 // as poison in each block, buffers end at an inaccessible page, reading an absent lane gives poison, and a barrier or warp
-// collective that can't complete is an error that names the threads. Not modelled: weak memory order, warps that
-// progress in lock step, inline PTX.
+// collective that can't complete is an error that names the threads. Several blocks can run side by side, so that those which talk
+// to each other do. Not modelled: weak memory order, warps that progress in lock step, inline PTX.
 //
 // This header is what a kernel is compiled with; host_shim.cpp, compiled once and linked to each, runs the fibers.
 #pragma once
@@ -73,7 +73,7 @@ struct dim3 {
 
 namespace cuda_host {
 
-enum class State : unsigned char { ready, at_barrier, at_collective, ended };
+enum class State : unsigned char { ready, asleep, at_barrier, at_collective, ended };
 
 struct Thread {
     uint3 index{};
@@ -100,6 +100,7 @@ struct Launch { // mirrored by emulate.py
     unsigned grid[3], block[3];
     std::uint64_t shared_bytes;
     std::uint64_t order;      // 0 ascending, 1 descending, else a seed
+    std::uint64_t resident;   // blocks that run side by side
     Argument* arguments;
     std::uint64_t argument_count;
     char* message;
@@ -117,6 +118,8 @@ template <class T> T* dynamic_shared() { return reinterpret_cast<T*>(dynamic_sha
 
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
 void wait(State state, const char* operation);
+void pause(); // lets other blocks run where several do: around what they read and write of each other
+void nap();   // lets others run: what a thread that polls memory must do between two looks
 bool complete_collective(Thread& one); // that `one` waits in, if every lane of its mask that hasn't ended has arrived
 bool present(unsigned lane);           // in the collective that the current thread waited in
 
@@ -192,7 +195,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_host::collective(mask
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
-inline void __nanosleep(unsigned) {}
+inline void __nanosleep(unsigned) { cuda_host::nap(); }
 [[noreturn]] inline void __trap() { cuda_host::fail("__trap()"); }
 
 template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32) {

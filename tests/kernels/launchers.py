@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One launch interface over two machines, so that a kernel's check is written once and runs emulated and on a GPU.
 
-``launch(kernel, args, grid=, block=, shared_bytes=, entry=, **params)`` renders a library kernel, runs it, and leaves
-its results in the writable arrays among `args`. Where a kernel has a parameter `block`, it is the launch's. Scalars are
-NumPy scalars of the parameter's exact type (a Python int is 64 bits wide).
+``launch(kernel, args, grid=, block=, entry=, **params)`` renders a library kernel, runs it with the dynamic shared
+memory that the manifest names, and leaves its results in the writable arrays among `args`. Where a kernel has a
+parameter `block`, it is the launch's. Scalars are NumPy scalars of the parameter's exact type (a Python int is 64 bits
+wide).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -38,7 +40,6 @@ class Launcher(Protocol):
         *,
         grid: int | Sequence[int],
         block: int | Sequence[int],
-        shared_bytes: int = 0,
         entry: int | str = 0,
         **params: Any,
     ) -> None: ...
@@ -49,12 +50,16 @@ class Launcher(Protocol):
 class HostLauncher:
     """Launches library kernels on the host, twice: with threads and blocks in ascending and in descending order.
 
-    What a missing barrier leaves depends on the order, so both must give the same bits.
+    What a missing barrier leaves depends on the order, so both must give the same bits. `resident` blocks run side by
+    side.
     """
 
-    def __init__(self, library: Any, orders: Sequence[str | int] = ("ascending", "descending")) -> None:
+    def __init__(
+        self, library: Any, orders: Sequence[str | int] = ("ascending", "descending"), resident: int = 1
+    ) -> None:
         self.library = library
         self.orders = tuple(orders)
+        self.resident = resident
 
     def spec(self, kernel: str) -> Any:
         return self.library[kernel]
@@ -66,7 +71,6 @@ class HostLauncher:
         *,
         grid: int | Sequence[int],
         block: int | Sequence[int],
-        shared_bytes: int = 0,
         entry: int | str = 0,
         **params: Any,
     ) -> None:
@@ -76,6 +80,10 @@ class HostLauncher:
         names = tuple(rendered.name_expressions) or tuple(rendered.entry_points)
         source = "\n".join(module.source for module in rendered.modules)  # LTO modules make one program
         name = names[entry] if isinstance(entry, int) else entry
+        bounds = self.spec(kernel).launches(params)[names.index(name)]
+        threads = math.prod(block) if isinstance(block, Sequence) else block
+        if threads > bounds.threads:
+            raise EmulationError(f"{name}: a block of {threads} threads, of {bounds.threads} at most")
 
         arrays = [getattr(a, "array", a) for a in args if isinstance(a, np.ndarray | At)]
         written = [a for a in arrays if a.flags.writeable]
@@ -84,7 +92,17 @@ class HostLauncher:
         for order in self.orders:
             for array, start in zip(written, before, strict=True):
                 array[...] = start
-            emulate.run(source, name, args, grid, block, shared_bytes, entries=names, order=order)
+            emulate.run(
+                source,
+                name,
+                args,
+                grid,
+                block,
+                bounds.shared_bytes,
+                entries=names,
+                order=order,
+                resident=self.resident,
+            )
             results.append(b"".join(a.tobytes() for a in written))
         if len(set(results)) > 1:
             raise EmulationError(f"{name}: the result depends on the order in which threads run: a barrier is missing")

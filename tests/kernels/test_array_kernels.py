@@ -16,7 +16,9 @@ from checks_arrays import (
     check_reduce_all,
     check_reduce_rows,
     check_scan,
+    check_scan_lookback,
 )
+from launchers import HostLauncher
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 OFFSETS = ((0, 0), (1, 1), (3, 3), (0, 1), (2, 3))  # elements behind a 16-byte boundary, of x and of y
@@ -59,10 +61,20 @@ def test_reduce(launch: Any, dtype: str, op: str) -> None:
         check_reduce_all(launch, n, blocks=blocks, offset=1, dtype=dtype, op=op, block=64)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "op"), [("float32", "sum"), ("float16", "min"), ("int32", "sum"), ("float64", "max")]
+)
+def test_reduce_rows_by_warp(launch: Any, dtype: str, op: str) -> None:
+    for shape in ((1, 1), (3, 31), (9, 33), (5, 1025)):
+        check_reduce_rows(launch, shape, pad=3, offset=1, dtype=dtype, op=op, rows_by="warp", block=96)
+    check_reduce_all(launch, 5000, blocks=7, dtype=dtype, op=op, rows_by="warp", block=64)
+
+
 @pytest.mark.parametrize("op", ["sum", "max", "min"])
-def test_reduce_propagates_nan(launch: Any, op: str) -> None:
+@pytest.mark.parametrize("rows_by", ["warp", "block"])
+def test_reduce_propagates_nan(launch: Any, op: str, rows_by: str) -> None:
     for at in (0, 63, 99):
-        check_reduce_rows(launch, (2, 100), nan_at=at, op=op, block=32)
+        check_reduce_rows(launch, (2, 100), nan_at=at, op=op, rows_by=rows_by, block=32)
 
 
 @pytest.mark.parametrize("block", [32, 96, 1024])
@@ -86,6 +98,34 @@ def test_scan_tiles(launch: Any, block: int, items: int) -> None:
 
 def test_scan_totals_longer_than_a_tile(launch: Any) -> None:
     check_scan(launch, 64 * 65 + 5, dtype="int64", block=64, items=1)
+
+
+@pytest.mark.parametrize("kind", ["inclusive", "exclusive"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "uint32"])
+def test_scan_lookback(launch: Any, dtype: str, kind: str) -> None:
+    for n in (0, 1, 31, 33, 255, 256, 257, 1025, 5000):
+        check_scan_lookback(launch, n, blocks=3, dtype=dtype, kind=kind, block=64, items=4)
+    check_scan_lookback(launch, 1025, blocks=9, offset=1, dtype=dtype, kind=kind, block=64, items=8)
+
+
+@pytest.mark.parametrize(("block", "items"), [(32, 1), (32, 2), (96, 8), (256, 16), (1024, 1)])
+def test_scan_lookback_tiles(launch: Any, block: int, items: int) -> None:
+    check_scan_lookback(launch, 3 * block * items + 1, blocks=2, dtype="int32", block=block, items=items)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize(("resident", "blocks"), [(2, 2), (3, 7), (8, 40), (40, 40)])
+def test_tiles_that_look_back_on_tiles_at_work(launch: Any, dtype: str, resident: int, blocks: int) -> None:
+    # Blocks are cut short at any access of what they know of each other: they find sums, prefixes, nothing, and words
+    # of two of these.
+    crowd = HostLauncher(launch.library, ["ascending", "descending", *range(2, 14)], resident)
+    check_scan_lookback(crowd, 40 * 32 - 5, blocks=blocks, dtype=dtype, block=32, items=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("seed", range(2, 6))
+def test_floating_tiles_that_look_back_on_tiles_at_work(launch: Any, dtype: str, seed: int) -> None:
+    check_scan_lookback(HostLauncher(launch.library, [seed], 6), 900, blocks=20, dtype=dtype, block=32, items=1)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,14 @@ extern "C" __global__ void dynamic(float* x)
     __syncthreads();
     x[threadIdx.x] = s[blockDim.x - 1 - threadIdx.x];
 }
+extern "C" __global__ void after_its_neighbour(volatile int* done)
+{
+    __shared__ int mine[32];
+    mine[threadIdx.x] = blockIdx.x;
+    while (blockIdx.x > 0 && !done[blockIdx.x - 1]) __nanosleep(10);
+    __syncthreads();
+    if (threadIdx.x == 0) done[blockIdx.x] = 1 + mine[31];
+}
 extern "C" __global__ void overflow(int* x) { *x = *x + 0x7fffffff; }
 extern "C" __global__ void divide(int* x) { *x = 1 / *x; }
 extern "C" __global__ void integers(int n, long long m, int* x) { *x = int(n + m); }
@@ -117,6 +125,21 @@ def test_names_what_deadlocks() -> None:
         run("divergent", [zeros(1)], block=32)
     with pytest.raises(EmulationError, match=r"lacks the calling lane"):
         run("two_masks", [zeros(1)], block=4)
+
+
+def test_blocks_that_wait_for_each_other() -> None:
+    def launch(order: str | int, resident: int) -> list[int]:
+        done = zeros(5, "int32")
+        emulate.run(SOURCE, "after_its_neighbour", [done], 5, 32, entries=ENTRIES, order=order, resident=resident)
+        return done.tolist()
+
+    assert launch("ascending", 1) == [1, 2, 3, 4, 5]
+    with pytest.raises(EmulationError, match=r"block \(4, 0, 0\).*waits in __nanosleep for what no running block does"):
+        launch("descending", 1)
+    with pytest.raises(EmulationError, match="for what no running block does"):
+        launch("descending", 4)
+    for order in ("ascending", "descending", 2, 3, 4):  # each has its own shared memory
+        assert launch(order, 5) == [1, 2, 3, 4, 5]
 
 
 def test_absent_lanes_give_poison() -> None:

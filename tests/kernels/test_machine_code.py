@@ -16,7 +16,18 @@ INSTRUCTION = re.compile(r"^\s+(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-
 PROMISES: dict[str, dict[str, int]] = {
     "axpby": {"LDG.E.128": 2, "STG.E.128": 1},
     "reduce": {"LDG.E.128": 2 * 4, "BAR.SYNC": 2, "MEMBAR": 1},  # in each of two kernels four loads in flight
-    "scan": {"LDG.E.128": 3, "STG.E.128": 3, "BAR.SYNC": 2 * 2},
+    "scan": {"LDG.E.128": 3, "STG.E.128": 3, "BAR.SYNC": 3},
+    # four packs each way; words that one block writes and another reads go to the L2 cache; a barrier for the drawn
+    # tile, for the warps' sums, for the tile's prefix and for the last block
+    "scan_lookback": {
+        "LDG.E.128": 4,
+        "STG.E.128": 4,
+        "LDG.E.64.STRONG.GPU": 1,
+        "STG.E.64.STRONG.GPU": 2,
+        "ATOMG.E.ADD.STRONG.GPU": 2,
+        "MEMBAR": 2,
+        "BAR.SYNC": 4,
+    },
     "transpose": {"LDG.E": 4, "STG.E": 4, "STS": 4, "LDS": 4, "BAR.SYNC": 2},
     "histogram": {"LDG.E.128": 1, "ATOMS": 4, "BAR.SYNC": 2},
     "stencil2d": {"LDS": 5, "BAR.SYNC": 2},
@@ -33,6 +44,7 @@ PROMISES: dict[str, dict[str, int]] = {
     },
     # 8 key and 8 head fragments, each over 4 steps of 16
     "attention": {"HMMA.16816.F32": 8 * 4 * 2, "LDSM": 4 + 4 * 4 * 2, "LDGSTS.E.BYPASS.128": 4, "STG.E.128": 1},
+    "attention_combine": {"LDG.E.64": 1, "STG.E": 1, "SHFL.BFLY": 5},
     "softmax": {"LDG.E.128": 2, "STG.E.128": 1, "BAR.SYNC": 2},
     "layernorm": {"LDG.E.128": 4, "STG.E.128": 1, "BAR.SYNC": 2},
     "rmsnorm": {"LDG.E.128": 3, "STG.E.128": 1, "BAR.SYNC": 2},
@@ -54,6 +66,39 @@ def test_instructions(service: Any, kernel: str, arch: str) -> None:
     found = instructions(service.kernel(kernel, arch=arch))
     for start, least in PROMISES[kernel].items():
         assert count(found, start) >= least, f"{start}: expected at least {least}; found {sorted(found.items())}"
+    assert not count(found, "STL") and not count(found, "LDL"), "registers are spilled"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("kernel", ["softmax", "layernorm", "rmsnorm"])
+def test_a_warp_that_takes_a_row_waits_for_no_other(service: Any, kernel: str, arch: str) -> None:
+    found = instructions(service.kernel(kernel, arch=arch, dtype="float16", rows_by="warp", block=128))
+    assert count(found, "SHFL.BFLY") >= 5 and count(found, "LDG.E.128") >= PROMISES[kernel]["LDG.E.128"]
+    assert not any(count(found, name) for name in ("BAR", "LDS", "STS", "STL", "LDL"))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_large_tile_of_hgemm(service: Any, arch: str) -> None:
+    tile = {"tile_n": 256, "warps_m": 2, "warps_n": 4, "stages": 3}
+    found = instructions(service.kernel("hgemm_wmma", arch=arch, **tile))
+    # 4 x 4 fragments a warp; two slices on their way before the loop and one in it, of 2 + 4 packs a thread
+    promised = {"HMMA.16816.F32": 2 * 4 * 4 * 2, "LDSM": 2 * (4 + 4), "LDGSTS.E.BYPASS.128": 2 * (2 + 4), "BAR.SYNC": 2}
+    for start, least in promised.items():
+        assert count(found, start) >= least, (start, sorted(found.items()))
+    assert count(found, "BAR.SYNC") == 2, "one barrier a slice, one before the results"
+    assert not count(found, "STL") and not count(found, "LDL"), "registers are spilled"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_large_tile_of_attention(service: Any, arch: str) -> None:
+    tile = {"head_dim": 128, "block_n": 128, "warps": 8, "causal": True, "strides": True, "lse": True}
+    found = instructions(service.kernel("attention", arch=arch, dtype="bfloat16", **tile))
+    # 16 key and 16 head fragments, each over 8 steps of 16; copies of the queries, of keys ahead of the loop and in it,
+    # of values in it
+    promised = {"HMMA.16816.F32": 2 * 16 * 8, "LDSM": 8 + 2 * 8 * 8, "LDGSTS.E.BYPASS.128": 4 * 8, "STG.E.128": 8}
+    for start, least in promised.items():
+        assert count(found, start) >= least, (start, sorted(found.items()))
+    assert count(found, "BAR.SYNC") == 5, "two for the queries, two a tile, one before the results"
     assert not count(found, "STL") and not count(found, "LDL"), "registers are spilled"
 
 

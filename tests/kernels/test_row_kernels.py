@@ -41,15 +41,18 @@ def test_softmax_blocks(launch: Any, params: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kernel", ["layernorm", "rmsnorm"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_norm_any_shape(launch: Any, kernel: str, shape: tuple[int, int]) -> None:
-    check_norm(launch, kernel, shape, block=64)
+@pytest.mark.parametrize("rows_by", ["warp", "block"])
+def test_norm_any_shape(launch: Any, kernel: str, shape: tuple[int, int], rows_by: str) -> None:
+    check_norm(launch, kernel, shape, rows_by=rows_by, block=64)
 
 
 @pytest.mark.parametrize("kernel", ["layernorm", "rmsnorm"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "rows_by"), [*((dtype, "block") for dtype in DTYPES), ("float32", "warp"), ("float16", "warp")]
+)
 @pytest.mark.parametrize(("pad", "offset"), PLACES)
-def test_norm_any_stride_and_pointer(launch: Any, kernel: str, dtype: str, pad: int, offset: int) -> None:
-    check_norm(launch, kernel, (5, 72), dtype=dtype, pad=pad, offset=offset, block=64)
+def test_norm_any_stride_and_pointer(launch: Any, kernel: str, dtype: str, rows_by: str, pad: int, offset: int) -> None:
+    check_norm(launch, kernel, (5, 72), dtype=dtype, pad=pad, offset=offset, rows_by=rows_by, block=64)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,7 @@ def test_norm_any_stride_and_pointer(launch: Any, kernel: str, dtype: str, pad: 
         {"block": 1024},
         {"bias": False, "save_statistics": True},
         {"save_statistics": True, "dtype": "bfloat16"},
+        {"save_statistics": True, "rows_by": "warp", "block": 96},
     ],
     ids=str,
 )
@@ -67,6 +71,7 @@ def test_layernorm_parameters(launch: Any, params: dict[str, Any]) -> None:
     check_norm(launch, "layernorm", (3, 1030), **params)
 
 
-def test_layernorm_keeps_the_variance_of_values_far_from_zero(launch: Any) -> None:
+@pytest.mark.parametrize("rows_by", ["warp", "block"])
+def test_layernorm_keeps_the_variance_of_values_far_from_zero(launch: Any, rows_by: str) -> None:
     # A float near 512 is exact to 3e-5; a variance made as mean(x ** 2) - mean ** 2 would be off by 1e-2.
-    check_norm(launch, "layernorm", (3, 4097), mean=512.0, atol=1e-4, save_statistics=True)
+    check_norm(launch, "layernorm", (3, 4097), mean=512.0, atol=1e-4, rows_by=rows_by, save_statistics=True)

@@ -41,7 +41,8 @@ MANY = {f"h{n}": "0" for n in range(418)}
         ({"name": "gemm.cu"}, {}, ["name default_program → gemm.cu"]),
         ({"arch": "sm_80"}, {}, ["option arch sm_90 → sm_80"]),
         ({"max_register_count": 32}, {"max_register_count": 64}, ["option max_register_count 64 → 32"]),
-        ({"debug": True}, {}, ["option debug unset → on", "the working directory differs, and reaches the output"]),
+        ({"debug": True}, {}, ["option debug unset → on"]),
+        ({}, {"debug": True}, ["option debug on → unset"]),
         ({"fma": False}, {"fma": True}, ["option fma true → false"]),
         ({"define_macro": ["A", ("B", "2")]}, {"define_macro": "A"}, ["option define_macro A → A, B=2"]),
         (
@@ -49,7 +50,8 @@ MANY = {f"h{n}": "0" for n in range(418)}
             {"ptxas_options": ["-O2", "-v"]},
             ["option ptxas_options -O2, -v → -v, -O2"],
         ),
-        ({"names": ("k<int>",)}, {}, ["name_expression unset → s:k<int>"]),
+        ({"names": ("k<int>",)}, {}, ["name_expression unset → k<int>"]),
+        ({"names": (b"k<int>",)}, {"names": ("k<int>", "s:a")}, ["name_expression k<int>, s:a → b'k<int>'"]),
         ({"extra": b"x"}, {"extra": b"y"}, ["extra_digest y → x"]),
         (
             {"headers": headers(cfg="1", **MANY)},

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from cuda_progcache import ProgramOptions
+from cuda_progcache._util.fields import replace
 from cuda_progcache.keys import schema
 from cuda_progcache.keys.headers import Header, HeaderSet
 from cuda_progcache.keys.toolchain import ToolFile
@@ -41,7 +42,7 @@ def key(code=SOURCE, code_type="c++", target_type="cubin", names=(), extra=None,
 
 
 def test_schema_version():
-    assert schema.SCHEMA == "3"
+    assert schema.SCHEMA == "4"
 
 
 @pytest.mark.usefixtures("fixed_toolchain")
@@ -50,43 +51,43 @@ def test_schema_version():
     [
         (
             {},
-            "88d6ac4d70c4d60ce929b39d53b7161db12ac0edfdce51b10a3a3cf4f127743c",
+            "2742d78ccacdeab847556ffbedc553ab946176767e5bca1c61a31c2d5c423763",
         ),
         (
             {"target_type": "ptx", "arch": "compute_80"},
-            "0fd54b78a6b7b9bf7a6f0a4cb66744bacbd79d658cf49f4e9f95d5e1f948b5f4",
+            "55beeb11f9479796be358dd34a15ebce2ceae21080fcfa4da84b27a6cc6c2c3c",
         ),
         (
             {"target_type": "ltoir"},
-            "c83200f632b73ca06bec702828cf41af93aadc97e599099d02053be89a5a6b5e",
+            "48a0a6ec55d6c7c4753c8ec257d067c053a55998f5d8e9ccd40e3edb0e136161",
         ),
         (
             {"names": ("b", b"b", "a"), "fma": False, "define_macro": ["A", ("B", "2")]},
-            "52837bdd4c2c13ce034e11f05c59b0c2c1fbd894600be6702104b8d637c64d74",
+            "bcb5cfd391fc1858036ae435ca42b385b706afa0dfca3db1876e526d68d91f40",
         ),
         (
             {"headers": HEADERS, "include_path": ["inc"]},
-            "06c9523f651e26cbf046ea1a239dee6cbf73c0ca511e5be6d725cc3f6c608c17",
+            "55efb16b12fcf18c65ea33c6526531549605b9176dbd72eef2dcb0df132d85d7",
         ),
         (
             {"headers": HeaderSet(probes=('"a.h" in the source: missing', "<b.h> in c.h: there"))},
-            "3b98dbea9c423f55b4eb16f5d7600aa25a41d91b31bf073b4162d35fbc2b627b",
+            "a156b377f201b4986c8047c41d1f415e4e4798cb87bb330d6fc349c6ebb04928",
         ),
         (
-            {"code": "// __FILE__", "headers": HEADERS, "include_path": ["inc"]},
-            "9b943eb21677aa1ad5042c3ec4bfae512d387a4db243a2e9243e41edd4f5f0f2",
+            {"headers": replace(HEADERS, paths=(("I", 0), ("N", 0))), "include_path": ["inc"], "name": "a/k.cu"},
+            "8c89c8d70865b0cd0224436068d8cdb32963fc8cb687ae27b3c35c0e7522d934",
         ),
         (
             {"code": ".version 8.0", "code_type": "ptx", "max_register_count": 32},
-            "ce6ca053f36813fd0662bc26aa4ef5b85367de774cb52ee04b79cc3a860eee83",
+            "a38c68f1fcce256dfd6ed133e5b68b0d7b7273779c85a773bcc2cdf99e679f4d",
         ),
         (
             {"code": b"; ir", "code_type": "nvvm", "target_type": "ltoir", "extra_sources": [("m", "; more")]},
-            "02e67c45de592b8d4f21e55c3d3506e72b60b612da23ceb7430a69b4fc6cff57",
+            "32d59faaa5ca677f5e18a81577b7edd150b679943952fd0ad715033fd1614e8c",
         ),
         (
             {"extra": b"digest", "name": "gemm.cu"},
-            "002909e9c0c273d5bea37ef8ae71d7ec6db55a57f6ddb668d8e59e7991e8436d",
+            "a7ceeba12e950872cce43150f13684b5a6b3194a9f10102b484fdf195a0ee7cf",
         ),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import headers
 from cuda_progcache.keys.headers import HeaderManifest, HeaderPolicy, HeaderSet, SearchPath, holds
+from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED
 from cuda_progcache.keys.includes import header_set, parse_trace
 
 LONG_AGO = 1_000_000_000
@@ -175,11 +176,43 @@ def test_a_header_with_the_time_in_it_is_not_cached(tree, macro):
     assert macro in read_set(tree, [(0, "one/a.h")]).uncacheable
 
 
-def test_file_macro_is_noticed(tree):
-    tree("one/a.h", "__FILE__")
-    assert read_set(tree, [(0, "one/a.h")]).mentions_file
-    tree("one/b.h", "")
-    assert not read_set(tree, [(0, "one/b.h")]).mentions_file
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", NO_PATH), ("assert(x);", PRINTED), ("char c = __FILE__[0];", FOLDED), ("// __FILE__", NO_PATH)],
+)
+def test_what_the_texts_say_of_paths(tree, text, expected):
+    tree("one/a.h", text)
+    tree("one/b.h", "assert")
+    tree("one/c.h")
+    assert read_set(tree, [(0, "one/a.h"), (0, "one/c.h")]).mentions_file == expected
+    assert read_set(tree, [(0, "one/b.h"), (0, "one/a.h")]).mentions_file == max(expected, PRINTED)
+    assert read_set(tree, [(0, "one/c.h")], text.encode()).mentions_file == expected, "the source's macros count"
+
+
+def test_what_redefines_printing_makes_every_path_a_folded_one(tree):
+    tree("one/a.h", 'inline void f() { printf("%s", __FILE__); }')
+    tree("one/b.h", "#define printf(...) hash(__VA_ARGS__)")
+    tree("one/c.h", "int x;")
+    assert read_set(tree, [(0, "one/a.h"), (0, "one/c.h")]).mentions_file == PRINTED
+    assert read_set(tree, [(0, "one/b.h"), (0, "one/a.h")]).mentions_file == FOLDED
+    assert read_set(tree, [(0, "one/b.h"), (0, "one/c.h")]).mentions_file == NO_PATH
+
+
+@pytest.mark.parametrize(
+    ("path", "anchor"),
+    [("cub/a.cuh", "cub/version.cuh"), ("cuda/std/a.h", "cuda/std/version"), ("nv/a.h", "nv/target"),
+     ("thrust/a/b.h", "thrust/version.h"), ("cooperative_groups/a.h", "cooperative_groups.h"),
+     ("crt/a.h", "crt/host_defines.h"), ("a.h", "cuda_runtime.h")],
+)  # fmt: skip
+def test_the_vendors_headers_only_print_paths(tree, path, anchor):
+    tree(f"two/{path}", "#define F() __FILE__\n#define printf(...) mine(__VA_ARGS__)")
+    assert read_set(tree, [(0, f"two/{path}")]).mentions_file == FOLDED, "a folder of this name may be the project's"
+    tree(f"two/{anchor}")
+    assert read_set(tree, [(0, f"two/{path}")]).mentions_file == PRINTED
+    tree("one/mine.h", "assert(x);")
+    assert read_set(tree, [(0, f"two/{path}"), (0, "one/mine.h")]).mentions_file == PRINTED
+    tree("one/mine.h", "int n = F()[0]; char c = __FILE__[1];")
+    assert read_set(tree, [(0, f"two/{path}"), (0, "one/mine.h")]).mentions_file == FOLDED
 
 
 def test_a_header_that_is_gone_after_the_compile_is_not_trusted(tree):

@@ -125,9 +125,8 @@ def test_paths_are_keyed_only_where_they_reach_the_output(tmp_path, monkeypatch)
         {"lineinfo": True},
         {"debug": True},
         {"target_type": "ltoir"},
-        {"code": SOURCE + "// __FILE__", "headers": HeaderSet(headers=(Header(("I", 0, "a.h"), "0"),))},
         {"define_macro": ("F", "__FILE__")},
-        {"headers": HeaderSet(mentions_file=True)},
+        {"headers": HeaderSet(headers=(Header(("I", 0, "a.h"), "0"),), paths=(("I", 0),))},
     ):
         same, other = in_two_places(**given_)
         assert same != other, given_

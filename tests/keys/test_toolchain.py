@@ -113,6 +113,7 @@ def test_header_roots_without_wheels(tmp_path, monkeypatch):
     monkeypatch.setattr(toolchain, "package_dirs", list)
     for name in ("CONDA_PREFIX", "CUDA_PATH", "CUDA_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(toolchain, "_by_pathfinder", lambda *_: None)
     with pytest.raises(ToolchainError, match=r"cuda-progcache\[headers\]"):
         toolchain.header_root("cccl")
     probe = tmp_path / "include/cccl/cub/version.cuh"
@@ -120,6 +121,47 @@ def test_header_roots_without_wheels(tmp_path, monkeypatch):
     probe.touch()
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert toolchain.header_root("cccl") == str(tmp_path / "include/cccl")
+
+
+WITHOUT_WHEELS = """
+import site
+site.getsitepackages = lambda *_: []
+site.ENABLE_USER_SITE = False
+from cuda_progcache.keys.toolchain import header_root
+print(header_root("cuda"), header_root("cccl"))
+"""
+
+
+@pytest.mark.parametrize("cccl", ["cccl/", ""])
+def test_a_toolkit_that_only_the_loader_knows(tmp_path, cccl):
+    """No wheels, no variable: the toolkit's library folder is one that the system's loader looks into."""
+    toolkit = tmp_path / "cuda"
+    lib = toolkit / "lib64"
+    for header in ("cuda_fp16.h", "cuda_runtime.h", f"{cccl}cub/version.cuh", f"{cccl}cuda/std/version"):
+        path = toolkit / "include" / header
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    lib.mkdir(parents=True)
+    cudart = os.path.join(os.path.dirname(toolchain.locate("nvrtc")), "libcudart.so.13")
+    shutil.copy(cudart, lib)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CUDA_", "CONDA_"))}
+    environment["LD_LIBRARY_PATH"] = str(lib)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_WHEELS], env=environment, capture_output=True, text=True, check=True
+    )
+    found = [os.path.realpath(folder) for folder in done.stdout.split()]
+    assert found == [str(toolkit / "include"), str(toolkit / "include" / cccl).rstrip("/")]
+
+
+def test_what_is_not_found_is_told_with_the_places(tmp_path, monkeypatch):
+    monkeypatch.setattr(toolchain, "package_dirs", lambda: ["/some/site-packages"])
+    monkeypatch.setattr(toolchain, "_by_pathfinder", lambda *_: None)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    with pytest.raises(ToolchainError) as raised:
+        toolchain.header_root("cuda")
+    for place in ("cuda_fp16.h", "/some/site-packages", f"CUDA_HOME ({tmp_path})", "CUDA_PATH (not set)"):
+        assert place in str(raised.value)
 
 
 def test_unreadable_compiler_file(tmp_path, monkeypatch):

@@ -211,7 +211,7 @@ def test_a_worker_process_knows_who_asked(files, library):
     opened = KernelLibrary(library)
     worker = Worker(
         {
-            "cache": files.cache.settings,
+            "compiler": {"cache": files.cache.settings},
             "library": opened.settings,
             "asked_by": [{"key": "ab" * 32, "name": "prewarm"}],
         }
@@ -334,7 +334,7 @@ def test_clearing_a_cache_clears_them(files, tmp_path):
 
 def test_there_are_never_too_many(files, monkeypatch):
     monkeypatch.setattr(storage, "MOST", 8)
-    kept = files._steps
+    kept = files._compiler.steps
     keys = [
         kept.save(steps.made(steps.RESOURCE_USAGE, {"program": f"{n:064x}"}, {}, 0.0, 0.0, parents=[]))
         for n in range(12 * 256)
@@ -366,7 +366,7 @@ def test_a_damaged_record_is_a_miss_and_put_aside(files, tmp_path):
 def test_a_directory_that_cant_be_written_costs_no_compile(files, tmp_path):
     (tmp_path / "programs" / "steps").write_text("in the way")
     done = files.kernel("softmax", arch="sm_80")
-    assert done.digest and files._steps.counters["dropped"] == 1
+    assert done.digest and files._compiler.steps.counters["dropped"] == 1
     assert [call.arguments["template"] for call in calls(files, "render")] == ["softmax"]  # in memory
 
 
@@ -380,7 +380,7 @@ def test_what_cant_be_recorded_costs_no_compile(files, monkeypatch):
         patched.setattr(codecs, "encode_json", refuse)
         done = files.kernel("softmax", arch="sm_80")
         assert done.resource_usage()
-    assert done.digest and files._steps.counters["dropped"] == 2 and not calls(files, "render")
+    assert done.digest and files._compiler.steps.counters["dropped"] == 2 and not calls(files, "render")
 
 
 def test_a_record_of_before_has_the_same_parent(files):

@@ -37,7 +37,7 @@ BLOCKS = list(blocks())
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
     """A working directory as the checkout's root would be, a cache of its own, and the tools on PATH."""
-    from cuda_progcache.compile.inspect import find_tool
+    from cuda_progcache.inspect import find_tool
 
     for name in ("ci", "kernels"):
         (tmp_path / name).symlink_to(REPOSITORY / name)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -65,7 +67,7 @@ def children():
 
 
 def worker(service):
-    return Worker({"cache": service.cache.settings, "library": service.library.settings})
+    return Worker({"compiler": {"cache": service.cache.settings}, "library": service.library.settings})
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -149,6 +151,30 @@ def test_a_worker_that_dies_fails_its_job_and_no_other(service, monkeypatch):
     assert [i.variant for i in report.items if i.status == "failed"] == [{"value": 3}] * 2
     assert report.compiled == 12
     assert all("signal 9" in i.error for i in report.items if i.status == "failed")
+
+
+def test_the_advice_after_a_workers_death_compiles_that_very_program(service, tmp_path, monkeypatch):
+    """It is typed into another shell: kernel, variant, architecture, manifest and cache are all in it."""
+    original = Worker.run
+
+    def killed(self, job):
+        self._process.kill()
+        self._process.wait()
+        return original(self, job)
+
+    monkeypatch.setattr(Worker, "run", killed)
+    report = service.prewarm(archs=["sm_80"], kernels=["heavy"], jobs=2)
+    monkeypatch.undo()
+    assert report.failed == 6
+    item = report.items[3]
+    _, advice = item.error.split("compile it alone to see why: ")
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "CUDA_PROGCACHE_DIR": str(tmp_path / "another")}
+    command = [sys.executable, "-m", "cuda_progcache.cli", *shlex.split(advice)[1:]]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    made = service.kernel("heavy", arch="sm_80", **item.variant)
+    assert made.hit
+    assert len(service.cache) == 1
 
 
 @pytest.mark.parametrize("when", ["on_start", "on_progress"])

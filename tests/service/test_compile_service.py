@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgramCache, KernelLibrary, ProgramOptions
-from cuda_progcache.compile.inspect import find_tool
 from cuda_progcache.errors import ArchError, CompileError, KernelNotFoundError, ManifestError, ParameterError
+from cuda_progcache.inspect import find_tool
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
 

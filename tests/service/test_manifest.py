@@ -11,7 +11,7 @@ import pytest
 
 from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, TemplateError
 from cuda_progcache.events import subscribe
-from cuda_progcache.service.manifest import KernelLibrary, bundled_library
+from cuda_progcache.service.manifest import KernelLibrary, Launch, bundled_library
 from cuda_progcache.templates import BytecodeCache
 
 AXPBY = """\
@@ -214,6 +214,18 @@ def test_a_parameter_without_default_has_to_be_given(tmp_path):
         ("rtol", "rtoll", "kernel 'axpby', tolerance: unknown field 'rtoll'; did you mean 'rtol'?"),
         ("require =", "requires =", "kernel 'axpby', constraint 1: unknown field 'requires'; did you mean 'require'?"),
         ('message = "block', 'message = 3, x = "block', "constraint 1: unknown field 'x'"),
+        ("min_arch = 80", "launch = 256", "kernel 'axpby', launch: must be an array, is 256"),
+        ("min_arch = 80", "launch = [{}]", "kernel 'axpby', launch[0]: object missing required field `threads`"),
+        (
+            "min_arch = 80",
+            'launch = [{ threads = "block", shared_byte = 0 }]',
+            "kernel 'axpby', launch 1: unknown field 'shared_byte'; did you mean 'shared_bytes'?",
+        ),
+        (
+            "min_arch = 80",
+            "launch = [{ threads = 1 }, { threads = 1 }]",
+            "kernel 'axpby', launch: give one for all entries or one for each of the 3",
+        ),
         ("block = { type", "blöck! = { type", "is not valid TOML"),
         ("block = { type", '"blo ck" = { type', "parameter 'blo ck': the name must be a Python identifier"),
         (
@@ -312,6 +324,27 @@ def test_check_finds_nothing_where_all_is_well(library):
         ("std =", "arch =", SOURCE, ["option 'arch' is set when the kernel is compiled, not in the manifest"]),
         ("block % 32", "blok % 32", SOURCE, ["a constraint uses 'blok', which is no parameter; did you mean 'block'?"]),
         ("block % 32", "block %% 32", SOURCE, ["unexpected '%'"]),
+        (
+            "min_arch = 80",
+            'launch = [{ threads = "blok" }]',
+            SOURCE,
+            [
+                "a launch uses 'blok', which is no parameter; did you mean 'block'?",
+                "variant 1: kernel 'axpby', launch, threads 'blok': ",
+            ],
+        ),
+        (
+            "min_arch = 80",
+            'launch = [{ threads = "block", shared_bytes = "block * 1024" }]',
+            SOURCE,
+            ["variant 1: kernel 'axpby', launch, shared_bytes 'block * 1024' is 262144, not an int from 0 to 232448"],
+        ),
+        (
+            "min_arch = 80",
+            'launch = [{ threads = "block / 1" }]',
+            SOURCE,
+            ["variant 1: kernel 'axpby', launch, threads 'block / 1' is 256.0, not an int from 1 to 1024"],
+        ),
         ('dtype = "<f2"', 'dtype = "float32"', SOURCE, ["variant 2 ({'dtype': 'float32'}) is there twice"]),
         (
             'dtype = "<f2"',
@@ -333,6 +366,25 @@ def test_check_says_what_is_wrong(tmp_path, old, new, template, problems):
     found = library.check()
     for problem in problems:
         assert any(line.startswith(f"axpby: {problem}") for line in found), found
+
+
+def test_how_each_entry_is_launched(tmp_path):
+    assert make(tmp_path).launches("axpby") == {}
+    launch = 'launch = [{ threads = "block", min_blocks = 1, shared_bytes = "block * 8 if fast else 0" }]'
+    for _ in range(2):  # decoded, then as it was kept
+        library = make(tmp_path, AXPBY.replace("min_arch = 80", launch))
+        for params, expected in (
+            ({}, Launch(256, 1, 0)),
+            ({"block": 64, "fast": True}, Launch(64, 1, 512)),
+        ):
+            found = library.launches("axpby", **params)
+            assert list(found) == ["axpby_float32", "plain", f"axpby<float, {expected.threads}>"]
+            assert set(found.values()) == {expected}
+    launch = "launch = [{ threads = 1 }, { threads = 2 }, { threads = 3, shared_bytes = 4 }]"
+    found = make(tmp_path, AXPBY.replace("min_arch = 80", launch)).launches("axpby")
+    assert list(found.values()) == [Launch(1), Launch(2), Launch(3, 0, 4)]
+    with pytest.raises(ParameterError, match="block must be a multiple"):
+        library.launches("axpby", block=33)
 
 
 def test_undeclared_names(tmp_path):

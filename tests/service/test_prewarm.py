@@ -143,7 +143,7 @@ def test_what_could_not_be_stored_is_a_failure(service, library_dir):
 
 
 def test_worker_protocol(service):
-    worker = Worker({"cache": service.cache.settings, "library": service.library.settings})
+    worker = Worker({"compiler": {"cache": service.cache.settings}, "library": service.library.settings})
     try:
         answer = worker.run({"kernel": "fill", "variant": {}, "arch": "sm_80"})
         assert (answer["hit"], len(answer["digest"])) == (False, 64)
@@ -176,3 +176,50 @@ def test_entries_written_by_workers_are_durable_as_the_cache_asks(tmp_path, libr
         "path": str(tmp_path / "capped"), "max_size_bytes": 1 << 30, "durability": "none", "shared": False,
     }  # fmt: skip
     assert CompileService(cache, library=library_dir).prewarm(archs=["sm_80"], jobs=2).ok
+
+
+@pytest.mark.parametrize("where", ["render", "look_up"])
+def test_one_variants_trouble_does_not_kill_a_prewarm(service, monkeypatch, where):
+    """Not even an error that isn't ours: a defect, or trouble of the file system."""
+    from cuda_progcache.service.kernel_unit import KernelUnit
+
+    owner, name = (KernelLibrary, "render") if where == "render" else (KernelUnit, "look_up")
+    original = getattr(owner, name)
+
+    def failing(self, *arguments, **given):
+        if (
+            given.get("dtype") == "int32"
+            or getattr(getattr(self, "rendered", None), "params", {}).get("dtype") == "int32"
+        ):
+            raise RuntimeError("out of luck")
+        return original(self, *arguments, **given)
+
+    monkeypatch.setattr(owner, name, failing)
+    report = service.prewarm(archs=["sm_80"], jobs=2)
+    assert [(i.kernel, i.error) for i in report.items if i.status == "failed"] == [
+        ("fill", "RuntimeError: out of luck")
+    ]
+    assert report.compiled == 4
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_that_is_not_ours_fails_its_job_alone(service, monkeypatch, jobs):
+    from cuda_progcache.service.cached_compiler import CachedCompiler
+
+    original = CachedCompiler.compile_kernel
+
+    def failing(self, unit, *arguments):
+        if unit.rendered.spec.name == "pair":
+            raise ValueError("what can't be")
+        return original(self, unit, *arguments)
+
+    monkeypatch.setattr(CachedCompiler, "compile_kernel", failing)
+    report = service.prewarm(archs=["sm_80"], jobs=jobs)
+    assert [i.error for i in report.items if i.status == "failed"] == ["ValueError: what can't be"]
+    assert report.compiled == 4
+
+
+def test_virtual_architectures_are_refused_before_any_compile(service):
+    with pytest.raises(ArchError, match="compute_90"):
+        service.prewarm(archs=["sm_80", "compute_90"])
+    assert len(service.cache) == 0

@@ -5,7 +5,7 @@ import re
 import textwrap
 
 from cuda_progcache import Program, ProgramOptions
-from cuda_progcache.compile.inspect import _run
+from cuda_progcache.inspect import disassemble
 from cuda_progcache.templates import KernelEnvironment, Location, SourceMap
 from cuda_progcache.templates.line_directives import _openings, with_line_directives
 
@@ -107,7 +107,7 @@ def test_names_are_quoted():
 def test_lineinfo_names_the_templates_lines(tmp_path):
     text = with_line_directives(kernel(tmp_path)).text
     code = Program(text, "c++", ProgramOptions(arch="sm_90", lineinfo=True)).compile("cubin")
-    listing = _run("nvdisasm", ["--print-line-info", "--print-code"], bytes(code.code), "cubin")
+    listing = disassemble(bytes(code.code), "--print-line-info", "--print-code")
     places = {(file.rpartition("/")[2], int(line)) for file, line in re.findall(r'File "([^"]*)", line (\d+)', listing)}
     written = {("load.cuh.j2", 5), ("k.cu.j2", 9), ("fma.cuh.j2", 3)}
     assert written <= places

@@ -12,10 +12,10 @@ import jinja2
 import pytest
 
 from cuda_progcache.errors import TemplateError
-from cuda_progcache.templates import KernelEnvironment, plain_runtime
+from cuda_progcache.templates import KernelEnvironment
 from cuda_progcache.templates.bytecode_cache import BytecodeCache
 from cuda_progcache.templates.jinja_environment import JinjaEnvironment
-from cuda_progcache.templates.jinja_runtime import NAMES
+from cuda_progcache.templates.plain_environment import PlainTemplate
 
 FILES = {
     "macros.j2": "{% macro f(a, b=2, c=a) %}{{ a }}-{{ b }}-{{ c }};{% endmacro %}{% set exported = 7 %}{% set _own = 8 %}"
@@ -217,9 +217,7 @@ def ours(environment, source):
 def told(outcome):
     if isinstance(outcome, str):
         return outcome
-    return str(outcome).replace("cuda_progcache.templates.plain_objects.", "").replace(
-        "jinja2.runtime.", ""
-    ), outcome.line
+    return str(outcome).replace("cuda_progcache.templates.context.", "").replace("jinja2.runtime.", ""), outcome.line
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -301,11 +299,6 @@ def test_a_hit_imports_little_else(tmp_path):
     assert len(loaded) < 40
 
 
-def test_the_names_of_compiled_code_are_all_there():
-    escaping_or_async = {"AsyncLoopContext", "_escape", "auto_aiter", "auto_await", "escape", "identity", "markup_join"}
-    assert NAMES.keys() - plain_runtime.NAMES.keys() <= escaping_or_async | {"str_join"}
-
-
 OWN = [
     "{% region tile(a, b=2, c=n) %}{{ a }}{{ b }}{{ c }}{{ s }};{% endregion %}{{ tile(1) }}{{ tile(1, c=3) }}{{ tile(b=0, a=9) }}",
     "{% globals %}{% set k = n * 2 %}{% macro m(x) %}{{ x }}{{ k }}{% endmacro %}{% endglobals %}{{ k }}{{ m(1) }}",
@@ -321,7 +314,8 @@ def test_our_own_statements(folder, tmp_path, source):
     for _ in range(2):
         environment = KernelEnvironment(folder, bytecode_cache=tmp_path / "cache")
         assert told(ours(environment, source)) == expected
-        assert not environment._needs_jinja2
+        assert environment._templates().from_string(source).__class__ is jinja2.Template
+        assert type(environment._templates().from_string(source)) is PlainTemplate
     assert environment.bytecode_cache.hits
     if isinstance(expected, str):
         found = environment.from_string(source).source_map(**PARAMS)

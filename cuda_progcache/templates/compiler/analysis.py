@@ -49,6 +49,12 @@ class Analysis:
         The bodies of ``{% globals %}`` and ``{% imports %}``, one after the other.
     set_in_loops : list of (Scope, str, int)
         What loops' bodies set, and in which line.
+    import_setup : jinja2.nodes.Template or None
+        The imports by a constant name at the template's top level, which a block rendered by itself needs, too.
+    references : dict
+        The templates that are included, imported or extended by a constant name, in order.
+    kept : set of str
+        Names whose values may be kept or compared: an undefined one has to be a new object each time.
     fails : list of (str, int)
         Messages of errors that the template has anyhow, with lines.
     """
@@ -64,6 +70,9 @@ class Analysis:
         self.constant: set[int] = set()
         self.blocks: dict[str, Any] = {}
         self.setup: nodes.Template | None = None
+        self.import_setup: nodes.Template | None = None
+        self.references: dict[str, None] = {}
+        self.kept: set[str] = set()
         self.imports: dict[str, None] = {}
         self.fails: list[tuple[str, int]] = []
         self.extends = False
@@ -91,6 +100,10 @@ class Analysis:
                 self._run_setup(template)
         if self._setup and self.setup is None:
             self._run_setup(template)
+        imports = [node for node in template.body if _is_plain_import(node)]
+        if imports:
+            self.import_setup = nodes.Template(imports, lineno=template.lineno)
+            self._root(self.import_setup, imports, block=False)
 
     def _run_setup(self, template: nodes.Template) -> None:
         self.setup = nodes.Template(self._setup, lineno=template.lineno)
@@ -180,15 +193,15 @@ class Analysis:
             if name not in function.hidden:
                 function.special.add(name)
 
-    def _foreign(self, *, call: bool = True) -> None:
-        self._function.foreign = True
+    def _shows_context(self, *, call: bool = True) -> None:
+        self._function.shows_context = True
         if call:
             for loop in self._loops:
                 loop.calls = True
 
     def _needs_loop(self) -> None:
         for loop in self._loops:
-            loop.escapes = True
+            loop.needs_object = True
 
     def _output(self, node: nodes.Output) -> None:
         for child in node.nodes:
@@ -197,7 +210,7 @@ class Analysis:
                 continue
             if kind is nodes.Name:
                 self._count(child.name, "printed")  # type: ignore[attr-defined]
-            self.visit(child)
+            self._glance(child)
 
     def _count(self, name: str, what: str) -> None:
         for loop in reversed(self._loops):
@@ -210,18 +223,33 @@ class Analysis:
             reads = self._function.reads
             reads[name] = reads.get(name, 0) + (2 if self._loops else 1)
 
+    def _glance(self, node: nodes.Node) -> bool:
+        """Visit an expression whose value is looked at and not kept."""
+        if type(node) is not nodes.Name or node.ctx != "load":
+            return self.visit(node)
+        return self._look_up(node)
+
+    def _glances(self, node: nodes.Node) -> bool:
+        """Visit an operator, which looks at its operands' values and keeps none."""
+        constant = True
+        for child in node.iter_child_nodes():
+            constant &= self._glance(child)
+        if constant:
+            self.constant.add(id(node))
+        return constant
+
     def _if(self, node: nodes.If) -> None:
-        self.visit(node.test)
+        self._glance(node.test)
         self._branch += 1
         self.body(node.body)
         for other in node.elif_:
-            self.visit(other.test)
+            self._glance(other.test)
             self.body(other.body)
         self.body(node.else_)
         self._branch -= 1
 
     def _for(self, node: nodes.For) -> None:
-        self.visit(node.iter)
+        self._glance(node.iter)
         outer, in_branch = self._scope, self._branch
         self._branch = 0
         self._depth += 1
@@ -231,11 +259,13 @@ class Analysis:
             self.visit(node.test)
             self._scope = outer
         if node.else_:
-            self._inside(node, "else")
+            scope = self._inside(node, "else")
+            if node.recursive:
+                scope.hoist = scope.hoist_inner = False  # it is in the loop's function
             self.body(node.else_)
             self._scope = outer
         loop = Loop(frozenset(n.name for n in _names(node.target)), self._function, self._depth)
-        loop.escapes = node.recursive or not self.inline_loops
+        loop.needs_object = node.recursive or not self.inline_loops
         self.loops[id(node)] = loop
         scope = self._inside(node, "body", loop=True)
         if node.recursive:
@@ -245,8 +275,8 @@ class Analysis:
         self.body(node.body)
         self._loops.pop()
         if loop.attributes & SIZING and node.test is not None:
-            loop.escapes = True  # how many items pass the test is known only at the end
-        if loop.escapes and (node.recursive or loop.attributes):
+            loop.needs_object = True  # how many items pass the test is known only at the end
+        if loop.needs_object and (node.recursive or loop.attributes):
             scope.parameter("loop")
         self._depth -= 1
         self._scope, self._branch = outer, in_branch
@@ -285,8 +315,8 @@ class Analysis:
         while defined_in is not None:
             defined_in.captured = True
             defined_in = defined_in.parent
-        if function.foreign:
-            self._function.foreign = True
+        if function.shows_context:
+            self._function.shows_context = True
 
     def _filter_block(self, node: nodes.FilterBlock) -> None:
         self.visit(node.filter)
@@ -308,7 +338,7 @@ class Analysis:
             self.fails.append((f"block {node.name!r} defined twice", node.lineno))
         self.blocks[node.name] = node
         self._waiting.append(node)
-        self._foreign()
+        self._shows_context()
         if node.scoped:
             self._needs_loop()
             for loop in self._loops:
@@ -320,7 +350,7 @@ class Analysis:
         self.blocks[node.name] = node
         self._set(node.name, node.lineno)
         self._waiting.append(node)
-        self._foreign()
+        self._shows_context()
 
     def _globals(self, node: Any) -> None:
         self._setup += node.body
@@ -346,21 +376,30 @@ class Analysis:
 
     def _extends(self, node: nodes.Extends) -> None:
         self.extends = True
-        self.visit(node.template)
+        self._refer(node.template)
+
+    def _refer(self, template: nodes.Expr) -> None:
+        """Visit what names a template, and note the names that are written there."""
+        self.visit(template)
+        parts = template.items if isinstance(template, (nodes.Tuple, nodes.List)) else [template]
+        for part in parts:
+            value = part.value if isinstance(part, nodes.Const) else ()
+            names = value if isinstance(value, (tuple, list)) else (value,)
+            self.references.update(dict.fromkeys(name for name in names if isinstance(name, str)))
 
     def _include(self, node: nodes.Include) -> None:
-        self.visit(node.template)
+        self._refer(node.template)
         if node.with_context:
             self._needs_loop()
 
     def _import(self, node: nodes.Import) -> None:
-        self.visit(node.template)
+        self._refer(node.template)
         self._set(node.target, node.lineno)
         if node.with_context:
             self._needs_loop()
 
     def _from_import(self, node: nodes.FromImport) -> None:
-        self.visit(node.template)
+        self._refer(node.template)
         for name in node.names:
             self._set(name if isinstance(name, str) else name[1], node.lineno)
         if node.with_context:
@@ -424,9 +463,13 @@ class Analysis:
         if node.ctx != "load":
             self._targets(node)
             return False
+        self.kept.add(node.name)
+        return self._look_up(node)
+
+    def _look_up(self, node: nodes.Name) -> bool:
         if node.name == "loop" and self._loops:
             loop = self._loops[-1]
-            loop.escapes = True
+            loop.needs_object = True
             loop.attributes.add("")
             self._mention_loop()
         self._read(node.name)
@@ -445,11 +488,11 @@ class Analysis:
                 if node.attr in COUNTING or node.attr in SIZING:
                     self.loops[id(node)] = loop
                 else:
-                    loop.escapes = True
+                    loop.needs_object = True
                 self._mention_loop()
                 return False
             self._count(base.name, "dotted")
-        return self._keep(node)
+        return self._glances(node)
 
     def _filter(self, node: nodes.Filter) -> bool:
         self._function.outermost.filters[node.name] = None
@@ -462,11 +505,11 @@ class Analysis:
     def _applied(self, node: nodes.Filter | nodes.Test, known: Any) -> bool:
         function = known.get(node.name)
         if function is not None and _PassArg.from_obj(function) is _PassArg.context:
-            self._foreign(call=False)
+            self._shows_context(call=False)
         if isinstance(node, nodes.Filter) and node.node is None:
             self._all(node)
             return False
-        return self._keep(node)
+        return self._keep(node) if isinstance(node, nodes.Filter) or node.name == "sameas" else self._glances(node)
 
     def _call(self, node: nodes.Call) -> bool:
         target = node.node
@@ -487,12 +530,12 @@ class Analysis:
             for arg in node.args:
                 self.visit(arg)
             return False
-        self._foreign()
+        self._shows_context()
         self._all(node)
         return False
 
     def _context(self, node: nodes.Node) -> bool:  # noqa: ARG002  (the table's signature)
-        self._foreign()
+        self._shows_context()
         self._needs_loop()
         return False
 
@@ -509,6 +552,13 @@ class Analysis:
 
 def _names(target: nodes.Node) -> list[nodes.Name]:
     return [target] if isinstance(target, nodes.Name) else list(target.find_all(nodes.Name))
+
+
+def _is_plain_import(node: nodes.Node) -> bool:
+    """Whether a statement imports by a name that is written there."""
+    if not isinstance(node, (nodes.Import, nodes.FromImport)):
+        return False
+    return isinstance(node.template, nodes.Const) and isinstance(node.template.value, str)
 
 
 _METHODS: dict[type[nodes.Node], Callable[[Analysis, Any], object]] = {
@@ -548,9 +598,9 @@ _METHODS: dict[type[nodes.Node], Callable[[Analysis, Any], object]] = {
     nodes.Getitem: Analysis._keep,
     nodes.Getattr: Analysis._getattr,
     nodes.Slice: Analysis._all,
-    nodes.Concat: Analysis._keep,
-    nodes.Compare: Analysis._keep,
-    nodes.Operand: Analysis._all,
+    nodes.Concat: Analysis._glances,
+    nodes.Compare: Analysis._glances,
+    nodes.Operand: Analysis._glances,
     nodes.EnvironmentAttribute: Analysis._false,
     nodes.ExtensionAttribute: Analysis._false,
     nodes.ImportedName: Analysis._imported,
@@ -559,8 +609,10 @@ _METHODS: dict[type[nodes.Node], Callable[[Analysis, Any], object]] = {
     nodes.DerivedContextReference: Analysis._context,
     nodes.Continue: Analysis._false,
     nodes.Break: Analysis._false,
-    nodes.BinExpr: Analysis._keep,
-    nodes.UnaryExpr: Analysis._keep,
+    nodes.And: Analysis._keep,
+    nodes.Or: Analysis._keep,
+    nodes.BinExpr: Analysis._glances,
+    nodes.UnaryExpr: Analysis._glances,
 }
 
 

@@ -12,7 +12,7 @@ from jinja2 import nodes
 from jinja2.utils import _PassArg
 
 from cuda_progcache.templates.compiler.folding import Folding
-from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Function, Scope
+from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Function, FunctionState, Scope
 from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, IN, IS, IS_NOT, STR, UNARY
 
 if TYPE_CHECKING:
@@ -26,13 +26,10 @@ class Expressions(Folding):
 
     settings: Settings
     scope: Scope
-    function: Function
-    soft: bool
+    state: FunctionState
     context: str
     reference: str
     unbound: set[str]
-    defined: set[str]
-    dict_aliases: dict[str, str]
     import_names: dict[str, str]
     filter_names: dict[str, str]
     test_names: dict[str, str]
@@ -53,12 +50,18 @@ class Expressions(Folding):
             method = self.expression_methods[type(node)]
         except KeyError:
             self.fail(f"no code for {type(node).__name__} nodes", node.lineno)
-        return method(node)
+        line = node.lineno
+        if not line or line == self.line:
+            return method(node)
+        outer, self.line = self.line, line
+        made = method(node)
+        self.line = outer
+        return made
 
     def waited(self, value: ast.expr) -> ast.expr:
         """Return `value`, awaited if it is an awaitable, in an async environment."""
         if self.settings.asynchronous:
-            return self.awaits(self.call_name("auto_await", value))
+            return self.awaits(self.call_runtime("auto_await", value))
         return value
 
     # Names and constants
@@ -67,20 +70,24 @@ class Expressions(Folding):
         """A variable; where it isn't sure to have a value, with a look whether it has."""
         name = node.name
         if name in self.static:
-            return self.literal(self.static[name])
+            return self.static_value(name)
         local = self.local(name)
-        if local in self.defined:
+        if local in self.state.defined:
             return self.load(local)
         owner = self.scope.owner(name)
         if owner is not None:
             if owner.resolve()[name][1] == GIVEN:
                 if local not in self.unbound:
                     return self.load(local)
-            elif self.settings.undefined_early and owner.notes[name] == READ:
+            elif self.early(name) and owner.notes[name] == READ:
                 return self.load(local)
         return self.choose(
-            self.compare(self.load(local), IS, self.load("missing")), self.undefined(name), self.load(local)
+            self.compare(self.load(local), IS, self.runtime("missing")), self.undefined(name), self.load(local)
         )
+
+    def early(self, name: str) -> bool:
+        """Whether the undefined object of a name may be made once, where the name is looked up."""
+        return self.settings.undefined_early and name not in self.analysis.kept
 
     def local(self, name: str) -> str:
         """Return the local that holds a template variable."""
@@ -114,7 +121,7 @@ class Expressions(Folding):
     def marked(self, value: ast.expr) -> ast.expr:
         """`value` as markup if the moment's escaping says so."""
         autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-        return self.call(self.choose(autoescape, self.load("Markup"), self.load("identity")), [value])
+        return self.call(self.choose(autoescape, self.runtime("Markup"), self.runtime("identity")), [value])
 
     def tuple_(self, node: nodes.Tuple) -> ast.expr:
         """A tuple."""
@@ -165,19 +172,19 @@ class Expressions(Folding):
         parts = [self.expr(part) for part in node.nodes]
         if self.eval_ctx.volatile:
             volatile = self.dotted(self.context, "eval_ctx", "volatile")
-            join = self.choose(volatile, self.load("markup_join"), self.load("str_join"))
+            join = self.choose(volatile, self.runtime("markup_join"), self.runtime("str_join"))
         elif self.eval_ctx.autoescape:
-            join = self.load("markup_join")
+            join = self.runtime("markup_join")
         elif self.settings.fuse and all(isinstance(part, (ast.Name, ast.Constant)) for part in parts[1:]):
             # All parts are worked out before the first becomes text, which could raise another error.
             return self.joined([self.formatted(part, STR) for part in parts])
         else:
-            join = self.load("str_join")
+            join = self.runtime("str_join")
         return self.call(join, [self.tuple_of(parts)])
 
     def conditional(self, node: nodes.CondExpr) -> ast.expr:
         """``a if test else b``; Jinja2's own undefined without the else."""
-        soft, self.soft = self.soft, True
+        soft, self.state.soft = self.state.soft, True
         try:
             if id(node.test) in self.analysis.constant or type(node.test) is nodes.Name:
                 chosen = self.decided(node.test)
@@ -192,9 +199,9 @@ class Expressions(Folding):
             hint = (
                 f"the inline if-expression on {self.position(node)} evaluated to false and no else section was defined."
             )
-            return self.choose(test, body, self.call_name("Undefined", self.constant(hint)))
+            return self.choose(test, body, self.call_runtime("Undefined", self.constant(hint)))
         finally:
-            self.soft = soft
+            self.state.soft = soft
 
     def decided(self, test: nodes.Node) -> bool | None:
         """Return what a test comes to if that is known now."""
@@ -222,7 +229,7 @@ class Expressions(Folding):
         A plain dict that has the key, and no attribute of that name, is asked directly.
         """
         loop = self.analysis.loops.get(id(node))
-        if loop is not None and not loop.escapes:
+        if loop is not None and not loop.needs_object:
             return self.loop_attribute(loop, node.attr)
         attr = node.attr
         if not self.settings.fast_getattr:
@@ -239,16 +246,16 @@ class Expressions(Folding):
         else:
             local = "_t"
             first = ast.NamedExpr(self.store(local), base, lineno=self.line, col_offset=0)
-        alias = self.dict_aliases.get(local)
-        if local[:2] == "c_" and local[2:] not in self.function.hoisted:
+        alias = self.state.dict_aliases.get(local)
+        if local[:2] == "c_" and local[2:] not in self.state.function.hoisted:
             alias = None  # a local of the function around this macro
         last = self.call_name(otherwise, first if not dict_first else self.load(local), self.constant(key))
         if otherwise == "_getattr":
             subject = first if not dict_first else self.load(local)
-            value = self.call_name("getattr", subject, self.constant(key), self.load("missing"))
+            value = self.call_name("getattr", subject, self.constant(key), self.runtime("missing"))
             named = ast.NamedExpr(self.store("_v"), value, lineno=self.line, col_offset=0)
             absent = self.call_name(otherwise, self.load(local), self.constant(key))
-            last = self.choose(self.compare(named, IS_NOT, self.load("missing")), self.load("_v"), absent)
+            last = self.choose(self.compare(named, IS_NOT, self.runtime("missing")), self.load("_v"), absent)
         if not dict_first:
             return last
         if alias is not None:  # the dict itself, or an empty one
@@ -294,14 +301,14 @@ class Expressions(Folding):
 
     def applied(self, node: nodes.Filter | nodes.Test, known: Any, local: str, what: str) -> ast.expr:
         """The call of a filter or test."""
-        if known is None and not self.soft:
+        if known is None and not self.state.soft:
             self.fail(f"No {what} named {node.name!r}.", node.lineno)
         value = self.captured_text() if node.node is None else self.expr(node.node)
         args = [value]
         wants = _PassArg.from_obj(known) if known is not None else None
         if wants is _PassArg.context:
             seen = self.load(self.context)
-            args.insert(0, self.call_name("_foreign", seen) if self.settings.fast_context else seen)
+            args.insert(0, self.call_runtime("_seen", seen) if self.settings.fast_context else seen)
         elif wants is _PassArg.eval_context:
             args.insert(0, self.dotted(self.context, "eval_ctx"))
         elif wants is _PassArg.environment:
@@ -337,7 +344,7 @@ class Expressions(Folding):
     def called(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
         """``f(x)``: a macro bound once is called directly, anything else through the context."""
         loop = self.analysis.loops.get(id(node))
-        if loop is not None and not loop.escapes:
+        if loop is not None and not loop.needs_object:
             items = self.tuple_of([self.expr(arg) for arg in node.args])
             index = self.loop_attribute(loop, "index0")
             count = self.constant(len(node.args))
@@ -350,26 +357,31 @@ class Expressions(Folding):
     def called_by_context(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
         """A call of something that is known only in the render."""
         extra = [] if caller is None else [("caller", caller)]
-        scoped = False
-        if self.scope.loop and self.function.sets_in_loop:
-            extra.append(("_loop_vars", self.load("_loop_vars")))
-            scoped = True
-        if self.scope.block and self.scope.assigned:
-            extra.append(("_block_vars", self.load("_block_vars")))
-            scoped = True
+        in_loop = self.scope.loop and self.state.function.sets_in_loop
+        in_block = self.scope.block and bool(self.scope.assigned)
+        scoped = in_loop or in_block
+        in_scope = [
+            ("_loop_vars", self.load("_loop_vars") if in_loop else self.constant(None)),
+            ("_block_vars", self.load("_block_vars") if in_block else self.constant(None)),
+        ]
         target = self.expr(node.node)
-        if self.settings.sandboxed:
-            function, args = self.dotted("environment", "call"), [self.load(self.context), target]
-        elif self.settings.fast_call and not scoped:
-            function, args = self.load("_call"), [self.load(self.context), target]
+        context = self.load(self.context)
+        if self.settings.fast_call and scoped:
+            scopes = [value for _, value in in_scope]
+            function, args = self.runtime("_call_in_scope"), [context, *scopes, target]
+        elif self.settings.fast_call:
+            function, args = self.runtime("_call"), [context, target]
         else:
-            function, args = self.dotted(self.context, "call"), [target]
+            extra += [(name, value) for name, value in in_scope if not isinstance(value, ast.Constant)]
+            called = self.dotted("environment", "call") if self.settings.sandboxed else None
+            function = called or self.dotted(self.context, "call")
+            args = [context, target] if called else [target]
         keywords = self.signature(node, args, extra)
         return self.waited(self.call(function, args, keywords))
 
     def marked_result(self, value: ast.expr) -> ast.expr:
         """A macro's text, as markup where escaping is on."""
-        return self.call_name("Markup", value) if self.eval_ctx.autoescape else value
+        return self.call_runtime("Markup", value) if self.eval_ctx.autoescape else value
 
     def called_directly(self, node: nodes.Call, caller: ast.expr | None) -> ast.expr | None:
         """The call of the Python function of a macro that the name is bound to for good; None where it isn't."""
@@ -395,7 +407,7 @@ class Expressions(Folding):
         if len(given) > 1 and [name for name in names if name in given] != list(given):
             return None  # arguments are evaluated in the order in which they are written
         absent = names[len(args) :]
-        args += [self.expr(given[name]) if name in given else self.load("missing") for name in absent]
+        args += [self.expr(given[name]) if name in given else self.runtime("missing") for name in absent]
         if caller is not None:
             args.append(caller)
         return self.call_name(function, *args)
@@ -421,7 +433,7 @@ class Expressions(Folding):
 
     def mark_safe(self, node: nodes.MarkSafe) -> ast.expr:
         """Text as markup."""
-        return self.call_name("Markup", self.expr(node.expr))
+        return self.call_runtime("Markup", self.expr(node.expr))
 
     def mark_safe_if_autoescape(self, node: nodes.MarkSafeIfAutoescape) -> ast.expr:
         """Text as markup where escaping is on."""
@@ -430,7 +442,7 @@ class Expressions(Folding):
     def context_reference(self, node: nodes.Node) -> ast.expr:  # noqa: ARG002  (the table's signature)
         """The context."""
         seen = self.load(self.context)
-        return self.call_name("_foreign", seen) if self.settings.fast_context else seen
+        return self.call_runtime("_seen", seen) if self.settings.fast_context else seen
 
     def derived_context_reference(self, node: nodes.Node) -> ast.expr:  # noqa: ARG002  (the table's signature)
         """The context with the locals."""
@@ -438,7 +450,7 @@ class Expressions(Folding):
 
     def derived(self) -> ast.expr:
         """Code for a context that has this scope's names, too."""
-        return self.call(self.dotted(self.reference, "derived"), [self.locals()])
+        return self.call_runtime("_derived", self.load(self.reference), self.locals())
 
     def locals(self) -> ast.expr:
         """Code for a dict of the names set so far, here and around."""

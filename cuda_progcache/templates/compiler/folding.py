@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Partial evaluation: expressions whose value is known when the template is compiled."""
+"""Partial evaluation: expressions whose value is known when the template is compiled.
+
+What is folded is constant for ever: numbers, strings, and tuples of such. Everything else that an expression comes to
+(a list, a dict, a generator, an undefined value) is made anew in each render, by the code of the expression. On the way
+to a constant, plain data is looked into and Jinja2's own filters are called; a user's function or object never is.
+"""
 
 from __future__ import annotations
 
 import ast
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import nodes
+from jinja2 import Undefined, nodes
+from jinja2.utils import _PassArg
 from markupsafe import Markup
 
+from cuda_progcache.templates.compile_context import is_known
 from cuda_progcache.templates.compiler.tree import Builder
 
 if TYPE_CHECKING:
@@ -16,21 +23,29 @@ if TYPE_CHECKING:
     from jinja2.nodes import EvalContext
 
     from cuda_progcache.templates.compiler.analysis import Analysis
+    from cuda_progcache.templates.compiler.settings import Settings
 
-_SIMPLE = frozenset({int, float, complex, str, bool, type(None), type(Ellipsis)})
-_CHILDREN = ("node", "arg", "left", "right", "expr", "test", "expr1", "expr2")
+_ATOMS = frozenset({int, float, complex, str, bool, type(None), type(Ellipsis)})
+_CHILDREN = ("node", "arg", "left", "right", "expr", "test", "expr1", "expr2", "start", "stop", "step", "key", "value")
+_LISTS = ("items", "args", "nodes", "kwargs", "ops")
 
 
-def writable(value: Any) -> bool:
-    """Whether code can write the value down: plain numbers, strings, and the built-in containers of them."""
+def is_constant(value: Any) -> bool:
+    """Whether a value is the same for ever, and code can write it down."""
     kind = type(value)
-    if kind in _SIMPLE or kind is Markup or kind is range:
+    if kind in _ATOMS or kind is Markup or kind is range:
         return True
-    if kind in {tuple, list, set, frozenset}:
-        return all(map(writable, value))
+    return kind in {tuple, frozenset} and all(map(is_constant, value))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is plain data: a constant, or one of Python's own containers of such; nobody else's code."""
+    kind = type(value)
+    if kind in {list, tuple, set, frozenset}:
+        return all(map(is_plain, value))
     if kind is dict:
-        return all(writable(k) and writable(v) for k, v in value.items())
-    return False
+        return all(is_plain(key) and is_plain(item) for key, item in value.items())
+    return is_constant(value)
 
 
 class Folding(Builder):
@@ -39,103 +54,141 @@ class Folding(Builder):
     Attributes
     ----------
     precomputed : list
-        Values that code can't write down; the code finds number n as the global ``_pc_n``.
+        Values of the static context that code can't write down; the code finds number n as the global ``_pc_n``.
+    precomputed_names : list of str
+        Their names.
+    plain_static : frozenset of str
+        The names whose values are plain data, which is looked into.
+    known : dict
+        Ids of expressions to their values, constants.
     """
 
     environment: Environment
+    settings: Settings
     analysis: Analysis
     eval_ctx: EvalContext
     static: dict[str, Any]
+    plain_static: frozenset[str]
+    known: dict[int, Any]
     precomputed: list[Any]
+    precomputed_names: list[str]
 
     def fold(self, node: Any) -> Any:
-        """Return the value of an expression that the analysis found constant.
+        """Return the value of an expression, which may be of the moment: a list, an iterator.
 
-        What has been worked out is put into the tree in its place, so that nothing is evaluated twice.
+        Each expression is worked out once: a constant is put into the tree in its place, and what isn't one is left to
+        the render for good.
 
         Raises
         ------
         jinja2.nodes.Impossible
-            If it has to be evaluated in the render: it raises, depends on the escaping of the moment, or is a filter
-            that takes the context.
+            If it has to be evaluated in the render: it raises, depends on the escaping of the moment, or asks someone
+            else's code.
         """
         kind = type(node)
         if kind is nodes.Const:
             return node.value
-        if kind is nodes.Name:
+        if kind is nodes.Name and node.name in self.plain_static:
             return self.static[node.name]
+        if id(node) in self.known:
+            return self.known[id(node)]
         if id(node) not in self.analysis.constant and kind is not nodes.TemplateData:
             raise nodes.Impossible
+        self.analysis.constant.discard(id(node))
+        restore: list[_Child] = []
         try:
-            for name in _CHILDREN:
-                child = getattr(node, name, None)
-                if isinstance(child, nodes.Expr) and type(child) is not nodes.Const:
-                    setattr(node, name, self._known(child))
-            for name in ("items", "args", "nodes", "kwargs", "ops"):
-                for index, child in enumerate(getattr(node, name, ())):
-                    self._fold_item(getattr(node, name), index, child)
-            return node.as_const(self.eval_ctx)
+            self._work_out_children(node, restore)
+            if not self._is_askable(node):
+                raise nodes.Impossible
+            value = node.as_const(self.eval_ctx)
         except nodes.Impossible:
-            self.analysis.constant.discard(id(node))
             raise
         except Exception as error:  # it will raise again where the render evaluates it
-            self.analysis.constant.discard(id(node))
             raise nodes.Impossible from error
+        finally:
+            for owner, place, child in restore:
+                _put(owner, place, child)
+        if isinstance(value, Undefined):
+            raise nodes.Impossible
+        if is_constant(value):
+            self.known[id(node)] = value
+        return value
 
-    def _known(self, child: nodes.Expr) -> nodes.Expr:
-        if isinstance(child, nodes.Slice):
-            for part in ("start", "stop", "step"):
-                piece = getattr(child, part)
-                if piece is not None:
-                    setattr(child, part, self._known(piece))
-            return child
-        return nodes.Const(self.fold(child), lineno=child.lineno, environment=child.environment)
+    def _work_out_children(self, node: Any, restore: list[_Child]) -> None:
+        """Put the values of a node's children in their places; note in `restore` those that aren't constants."""
+        for name in _CHILDREN:
+            child = getattr(node, name, None)
+            if isinstance(child, (nodes.Expr, nodes.Slice)):
+                self._work_out(node, name, child, restore)
+        for name in _LISTS:
+            items = getattr(node, name, None)
+            for index, child in enumerate(items) if isinstance(items, list) else ():
+                self._work_out(items, index, child, restore)
 
-    def _fold_item(self, items: list[Any], index: int, child: Any) -> None:
-        if isinstance(child, nodes.Pair):
-            child.key, child.value = self._known(child.key), self._known(child.value)
-        elif isinstance(child, nodes.Keyword):
-            child.value = self._known(child.value)
-        elif isinstance(child, nodes.Operand):
-            child.expr = self._known(child.expr)
-        elif type(child) is not nodes.Const:
-            items[index] = self._known(child)
+    def _work_out(self, owner: Any, place: Any, child: Any, restore: list[_Child]) -> None:
+        if type(child) is nodes.Const:
+            return
+        if isinstance(child, (nodes.Slice, nodes.Pair, nodes.Keyword, nodes.Operand)):
+            self._work_out_children(child, restore)
+            return
+        value = self.fold(child)
+        if not is_constant(value):
+            restore.append((owner, place, child))
+            iterated = isinstance(owner, nodes.Filter) and place == "node"
+            if not iterated and not (type(child) is nodes.Name or is_plain(value)):
+                raise nodes.Impossible
+        _put(owner, place, nodes.Const(value, lineno=child.lineno, environment=child.environment))
+
+    def _is_askable(self, node: Any) -> bool:
+        """Whether evaluating a node, whose children have been worked out, runs nobody else's code."""
+        if isinstance(node, (nodes.Filter, nodes.Test)):
+            known = self.environment.filters if isinstance(node, nodes.Filter) else self.environment.tests
+            function: Any = known.get(node.name)
+            if function is None or not is_known(function):
+                return False
+            return self.settings.own_lookup or _PassArg.from_obj(function) is None
+        if isinstance(node, nodes.Concat) and self.eval_ctx.autoescape and self.static:
+            return False  # Jinja2 joins constants as if none was markup, and values otherwise
+        return self.settings.own_lookup or not isinstance(node, (nodes.Getattr, nodes.Getitem))
 
     def folded(self, node: nodes.Node) -> ast.expr | None:
-        """Return the code for a constant expression's value; None if it can't be had before the render."""
-        if self.eval_ctx.volatile:
+        """Return the code for a constant expression's value; None if it has to be worked out in the render."""
+        if self.eval_ctx.volatile or not (self.environment.optimized or self.static):
             return None
         try:
             value = self.fold(node)
         except nodes.Impossible:
             return None
-        if not writable(value) and not self.static:
-            return None
-        return self.literal(value)
+        return self.literal(value) if is_constant(value) else None
+
+    def static_value(self, name: str) -> ast.expr:
+        """Return an expression for the value of a name of the static context."""
+        value = self.static[name]
+        if is_constant(value):
+            return self.literal(value)
+        if name not in self.precomputed_names:
+            self.precomputed_names.append(name)
+            self.precomputed.append(value)
+        return self.load(f"_pc_{self.precomputed_names.index(name)}")
 
     def literal(self, value: Any) -> ast.expr:
-        """Return an expression for a value."""
+        """Return an expression for a constant."""
         kind = type(value)
-        if kind in _SIMPLE:
+        if kind in _ATOMS:
             return self.constant(value)
         if kind is Markup:
-            return self.call_name("Markup", self.constant(str(value)))
-        if not writable(value):
-            for index, known in enumerate(self.precomputed):
-                if known is value:
-                    return self.load(f"_pc_{index}")
-            self.precomputed.append(value)
-            return self.load(f"_pc_{len(self.precomputed) - 1}")
+            return self.call_runtime("Markup", self.constant(str(value)))
         if kind is range:
             return self.call_name("range", *map(self.constant, (value.start, value.stop, value.step)))
-        if kind is dict:
-            keys: list[ast.expr | None] = [self.literal(key) for key in value]
-            return ast.Dict(keys, [self.literal(v) for v in value.values()], lineno=self.line, col_offset=0)
-        items = [self.literal(item) for item in value]
-        if kind is tuple:
-            return self.tuple_of(items)
-        if kind is list or (kind is set and items):
-            if kind is list:
-                return ast.List(items, ast.Load(), lineno=self.line, col_offset=0)
-            return ast.Set(items, lineno=self.line, col_offset=0)
-        return self.call_name(kind.__name__, self.tuple_of(items))
+        items = self.tuple_of([self.literal(item) for item in value])
+        return items if kind is tuple else self.call_name("frozenset", items)
+
+
+_Child = tuple[Any, Any, Any]  # the node or list that has it, where, and the child
+
+
+def _put(owner: Any, place: Any, child: Any) -> None:
+    if isinstance(owner, list):
+        owner[place] = child
+    else:
+        setattr(owner, place, child)

@@ -14,10 +14,12 @@ from jinja2.exceptions import TemplateAssertionError
 from jinja2.nodes import EvalContext
 
 from cuda_progcache.templates.compiler.analysis import Analysis
+from cuda_progcache.templates.compiler.folding import is_plain
 from cuda_progcache.templates.compiler.regions import Regions
-from cuda_progcache.templates.compiler.scopes import SET, Function, Scope
+from cuda_progcache.templates.compiler.scopes import SET, Function, FunctionState, Scope
 from cuda_progcache.templates.compiler.settings import Settings
 from cuda_progcache.templates.regions import Globals, Region
+from cuda_progcache.templates.runtime import NAMES, Facts
 
 RUNTIME = "cuda_progcache.templates.jinja_runtime"
 
@@ -64,7 +66,8 @@ class Compiler(Regions):
     warnings : list of CompilerWarning
         Of the last template.
     precomputed : list
-        Values that the last code needs as ``_pc_0``, ``_pc_1``, …: those that can't be written as code.
+        Values of the static context that the last code needs as ``_pc_0``, ``_pc_1``, …: those that can't be written
+        as code.
     """
 
     _NODE_DISPATCH_NAMES: ClassVar[Mapping[type[nodes.Node], str]] = {
@@ -123,7 +126,8 @@ class Compiler(Regions):
         super().__init_subclass__(**keywords)
         names: dict[type[nodes.Node], str] = {}
         for base in reversed(cls.__mro__):
-            names.update(base.__dict__.get("_NODE_DISPATCH_NAMES", {}))
+            own: Mapping[Any, str] = base.__dict__.get("_NODE_DISPATCH_NAMES", {})
+            names.update((_node_type(kind, base), method) for kind, method in own.items())
         cls._methods = names
 
     def __init__(self, env: Environment, static_context: Mapping[str, Any] | None = None) -> None:
@@ -131,6 +135,7 @@ class Compiler(Regions):
         self.static_context = dict(static_context or {})
         self.warnings: list[CompilerWarning] = []
         self.precomputed: list[Any] = []
+        self.precomputed_names: list[str] = []
         table: dict[type[nodes.Node], Callable[[Any], Any]] = {
             kind: getattr(self, name) for kind, name in self._methods.items()
         }
@@ -175,9 +180,7 @@ class Compiler(Regions):
     def compile_all(self, node: nodes.Template, name: str | None = None, filename: str | None = None) -> CodeType:
         """Compile a tree that has no text: with its pieces, since nothing could be compiled from it later."""
         tree = self.tree(node, name, filename)
-        precomputed = self.precomputed
         pieces = self.tree(node, name, filename, form="pieces")
-        self.precomputed = precomputed
         tree.body[-1:] = [*pieces.body[:-1], tree.body[-1]]
         return self._compiled(tree, filename)
 
@@ -200,6 +203,7 @@ class Compiler(Regions):
         for message, line in analysis.fails[:1]:
             self.fail(message, line)
         self.static = {k: v for k, v in self.static_context.items() if k not in analysis.assigned}
+        self.plain_static = frozenset(name for name, value in self.static.items() if is_plain(value))
         self._warn(node)
         self._number_names()
         functions = [self._template(node)]
@@ -210,8 +214,9 @@ class Compiler(Regions):
             else:
                 functions.append(self._block(block_name, block))
         self._leave_template()
-        self.guard_output = False
-        functions += self.globals_function()
+        functions += self.setup_function("_globals_setup", analysis.setup)
+        if form == "render":
+            functions += self.setup_function("_imports_setup", analysis.import_setup)
         self.line = 1
         return ast.Module(
             body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables()], type_ignores=[]
@@ -219,7 +224,10 @@ class Compiler(Regions):
 
     def _compiled(self, tree: ast.Module, filename: str | None) -> CodeType:
         code = compile(tree, filename or "<template>", "exec", dont_inherit=True)
-        return code.replace(co_consts=tuple(map(_named_for_people, code.co_consts)))
+        code = code.replace(co_consts=tuple(map(_named_for_people, code.co_consts)))
+        warned = tuple((one.code, one.message, one.line, one.suggestion) for one in self.warnings)
+        plain = NAMES.keys() >= self.uses
+        return Facts(tuple(self.analysis.references), plain, tuple(self.precomputed_names), warned).put_into(code)
 
     def fail(self, message: str, line: int) -> NoReturn:
         """Raise the error of a template that is wrong."""
@@ -233,12 +241,13 @@ class Compiler(Regions):
     # One template
 
     def _begin(self, name: str | None, filename: str | None, form: str, *, raw: bool) -> None:
-        self.warnings, self.precomputed = [], []
+        self.warnings, self.precomputed, self.precomputed_names = [], [], []
+        self.uses, self.known = set(), {}
         self.template_name, self.filename = name, filename
         self.settings = settings = Settings.of(self.environment, form, raw=raw)
         self.context = self.reference = "context" if raw else "ctx"
         self.eval_ctx = EvalContext(self.environment, name)
-        self.static = {}
+        self.static, self.plain_static = {}, frozenset()
         self.analysis = Analysis(
             self.environment,
             self.static_context,
@@ -246,13 +255,11 @@ class Compiler(Regions):
             inline_loops=settings.inline_loops,
         )
         self.out, self.pending, self.buffer, self.buffers = [], [], None, 0
-        self.defined, self.trail, self.unbound = set(), [], set()
+        self.unbound, self.state = set(), FunctionState(Function())
         self.appends, self.strings = [], set()
-        self.str_aliases, self.dict_aliases = {}, {}
         self.direct_macros, self.counters = {}, {}
         self.parent = None
-        self.extends_seen, self.known_extends, self.guard_output = 0, False, False
-        self.soft, self.branch, self.in_block = False, 0, False
+        self.extends_seen, self.known_extends, self.in_block = 0, False, False
 
     def _warn(self, node: nodes.Template) -> None:
         """Note what is likely a mistake."""
@@ -284,10 +291,10 @@ class Compiler(Regions):
         analysis = self.analysis
         function = analysis.functions[id(node)]
         scope = analysis.scopes[id(node), ""]
-        self.guard_output = analysis.extends
 
         def body() -> None:
             if analysis.extends:
+                self.state.guard_output = True
                 self.emit(self.assign("parent_template", self.constant(None)))
             with self.entered(scope, leave=False, first=True):
                 self.body(node.body)
@@ -316,13 +323,11 @@ class Compiler(Regions):
         return self._function(self.entry(f"_block_{name}"), scope, function, body, blocks=True)
 
     def _leave_template(self) -> None:
-        self.known_extends, self.guard_output, self.in_block = False, False, True
+        self.known_extends, self.in_block = False, True
 
     def begin_function(self, function: Function, scope: Scope) -> None:
         """Begin with a function of the module."""
-        self.function, self.scope = function, scope
-        self.defined, self.trail, self.out = set(), [], []
-        self.str_aliases, self.dict_aliases = {}, {}
+        self.state, self.scope, self.out = FunctionState(function), scope, []
         self.alias_reads(function)
 
     def _own_block(self, name: str) -> ast.expr:
@@ -350,6 +355,8 @@ class Compiler(Regions):
         self.line = line
         body, self.out = self.out, []
         begin: list[ast.stmt] = []
+        if self.context != "context":  # what Jinja2's tracebacks show the variables of
+            begin.append(self.assign("context", self.load(self.context)))
         if self.settings.form != "render":
             never = self.yields(self.constant(None))
             begin.append(self.when(self.constant(value=False), [never]))  # a generator, whatever is in it
@@ -360,7 +367,7 @@ class Compiler(Regions):
             begin += self.call_globals()
         begin += self.prologue(function, outermost=True)
         if "self" in function.special:
-            begin.append(self.assign("l_0_self", self.call_name("TemplateReference", self.load(self.context))))
+            begin.append(self.assign("l_0_self", self.call_runtime("TemplateReference", self.load(self.context))))
         parameters = [self.context, "_blocks"]
         defaults = [self.constant(None)]
         asynchronous = self.settings.asynchronous
@@ -395,21 +402,22 @@ class Compiler(Regions):
     def _tables(self) -> list[ast.stmt]:
         pairs = [(name, self.load(self.entry(f"_block_{name}"))) for name in self.analysis.blocks]
         made = [self.assign("blocks", self.dict_of(pairs))]
-        regions = [(name, node) for name, node in self.analysis.blocks.items() if isinstance(node, Region)]
-        if regions:
-            signatures = [
-                (
-                    name,
-                    self.tuple_of(
-                        [self.tuple_of([self.constant(a.name) for a in node.args]), self.constant(len(node.defaults))]
-                    ),
-                )
-                for name, node in regions
-            ]
-            made.append(self.assign("regions", self.dict_of(signatures)))
         if self.parent is not None:
             made.append(self.assign("parent", self.constant(self.parent)))
         return made
+
+
+def _node_type(kind: type[nodes.Node] | str, where: type) -> type[nodes.Node]:
+    """Return a node type that a dispatch table names by class or by the class's name."""
+    if not isinstance(kind, str):
+        return kind
+    waiting: list[type[nodes.Node]] = [nodes.Node]
+    while waiting:
+        found = waiting.pop()
+        if found.__name__ == kind:
+            return found
+        waiting += found.__subclasses__()
+    raise TypeError(f"{where.__name__}._NODE_DISPATCH_NAMES: there is no node type {kind!r}")
 
 
 def _named_for_people(constant: Any) -> Any:

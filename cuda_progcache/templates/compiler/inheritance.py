@@ -46,7 +46,7 @@ class Inheritance(Macros):
         if node.required:
             count = self.call_name("len", stack)
             few = self.compare(count, ast.LtE(), self.constant(1))
-            error = self.call_name("TemplateRuntimeError", self.constant(f"Required block {node.name!r} not found"))
+            error = self.call_runtime("_runtime_error", self.constant(f"Required block {node.name!r} not found"))
             self.emit(self.when(few, [self.raises(error)]))
         first = self.subscript(stack, self.constant(0))
         context: ast.expr = self.load(self.reference)
@@ -85,7 +85,7 @@ class Inheritance(Macros):
         if not self.scope.toplevel:
             self.fail("cannot use extend from a non top-level scope", node.lineno)
         if self.extends_seen > 0:
-            error = self.raises(self.call_name("TemplateRuntimeError", self.constant("extended multiple times")))
+            error = self.raises(self.call_runtime("_runtime_error", self.constant("extended multiple times")))
             if self.known_extends:
                 self.emit(error)
                 raise Unreachable
@@ -94,17 +94,17 @@ class Inheritance(Macros):
             self.dotted("environment", "get_template"), [self.expr(node.template), self.constant(self.template_name)]
         )
         self.emit(self.assign("parent_template", parent))
-        if not self.branch and isinstance(node.template, nodes.Const) and isinstance(node.template.value, str):
+        if not self.state.branch and isinstance(node.template, nodes.Const) and isinstance(node.template.value, str):
             self.parent = node.template.value
-        self.emit(self.statement(self.call_name("_extend", self.load(self.context), self.load("parent_template"))))
-        if not self.branch:
+        self.emit(self.statement(self.call_runtime("_extend", self.load(self.context), self.load("parent_template"))))
+        if not self.state.branch:
             self.known_extends = True
         self.extends_seen += 1
 
     def parent_body(self) -> None:
         """Put out the parent's body, in this context."""
         with self.block() as body:
-            source = self.call_name("_parent", self.load("parent_template"))
+            source = self.call_runtime("_parent", self.load("parent_template"))
             self.put_all(source, [self.load(self.context), self.load("_blocks")])
         if self.known_extends:
             for statement in body:
@@ -116,19 +116,20 @@ class Inheritance(Macros):
 
     def include(self, node: nodes.Include) -> None:
         """``{% include %}``."""
-        finding = self.found_template(node.template)
+        name, method = node.template, self.finding_method(node.template)
+        environment, names, parent = self.load("environment"), self.expr(name), self.constant(self.template_name)
         if node.ignore_missing:
-            with self.block() as found:
-                self.emit(self.assign("_included", finding))
+            found = self.call_runtime("_found", environment, self.constant(method), names, parent)
+            self.emit(self.assign("_included", found))
             with self.block() as body:
                 self.included(node)
-            self.emit(self.guarded(found, ignored=self.load("TemplateNotFound"), orelse=body))
+            self.emit(self.when(self.compare(self.load("_included"), IS_NOT, self.constant(None)), body))
         else:
-            self.emit(self.assign("_included", finding))
+            self.emit(self.assign("_included", self.call(self.attribute(environment, method), [names, parent])))
             self.included(node)
 
-    def found_template(self, name: nodes.Expr) -> ast.expr:
-        """Code that finds a template, or the first that exists of several."""
+    def finding_method(self, name: nodes.Expr) -> str:
+        """Return the environment's method that finds a template, or the first that exists of several."""
         method = "get_or_select_template"
         if isinstance(name, nodes.Const):
             if isinstance(name.value, str):
@@ -137,15 +138,15 @@ class Inheritance(Macros):
                 method = "select_template"
         elif isinstance(name, (nodes.Tuple, nodes.List)):
             method = "select_template"
-        return self.call(self.dotted("environment", method), [self.expr(name), self.constant(self.template_name)])
+        return method
 
     def included(self, node: nodes.Include) -> None:
         """Put out the template that was found."""
         template = self.load("_included")
         if node.with_context:
-            self.put_all(self.call_name("_include", template, self.load(self.context), self.locals()), [])
+            self.put_all(self.call_runtime("_include", template, self.load(self.context), self.locals()), [])
         else:
-            self.put_all(self.call_name("_include_alone", template), [])
+            self.put_all(self.call_runtime("_include_alone", template), [])
 
     # Imports
 
@@ -154,14 +155,8 @@ class Inheritance(Macros):
         found = self.call(
             self.dotted("environment", "get_template"), [self.expr(node.template), self.constant(self.template_name)]
         )
-        suffix = "_async" if self.settings.asynchronous else ""
-        context = self.load(self.context)
-        if node.with_context:
-            everything = self.call(self.attribute(context, "get_all"), [])
-            args = [everything, self.constant(value=True), self.locals()]
-            module = self.call(self.attribute(found, f"make_module{suffix}"), args)
-        else:
-            module = self.call(self.attribute(found, f"_get_default_module{suffix}"), [context])
+        args = [found, self.load(self.context)]
+        module = self.call_runtime("_imported", *args, *([self.locals()] if node.with_context else []))
         return self.awaits(module) if self.settings.asynchronous else module
 
     def import_node(self, node: nodes.Import) -> None:
@@ -184,7 +179,7 @@ class Inheritance(Macros):
             names.append(alias)
             self.emit(
                 self.assign(
-                    local, self.call_name("getattr", self.load("_module"), self.constant(name), self.load("missing"))
+                    local, self.call_name("getattr", self.load("_module"), self.constant(name), self.runtime("missing"))
                 )
             )
             absent = self.call_name(
@@ -194,7 +189,9 @@ class Inheritance(Macros):
                 self.constant(self.position(node)),
                 self.constant(name),
             )
-            self.emit(self.when(self.compare(self.load(local), IS, self.load("missing")), [self.assign(local, absent)]))
+            self.emit(
+                self.when(self.compare(self.load(local), IS, self.runtime("missing")), [self.assign(local, absent)])
+            )
             self.define(local)
         if self.scope.toplevel and names:
             self.emit(self.stored(self.dotted(self.context, "vars"), names))

@@ -38,34 +38,29 @@ class Loops(Statements):
             self.recursive(node, loop)
             return
         iterable = self.expr(node.iter)
-        self.around(node, loop, iterable, has_object=loop.escapes and bool(loop.attributes), recursive=False)
+        self.around(node, loop, iterable, has_object=loop.needs_object and bool(loop.attributes), recursive=False)
 
     def recursive(self, node: nodes.For, loop: Loop) -> None:
         """A loop that its body can call with other items: a function."""
         asynchronous = self.settings.asynchronous
-        outer_guard = self.guard_output
-        with self.block() as body, self.buffered():
+        with self.block() as body, self.in_function(self.nested_state()), self.buffered():
             number = self.buffer
-            outer_defined, self.defined = self.defined, set()
-            outer_trail, self.trail = self.trail, []
             self.around(node, loop, self.load("reciter"), has_object=True, recursive=True)
-            self.defined, self.trail = outer_defined, outer_trail
             self.line = node.lineno or self.line
             text = self.contents(number)
             if self.eval_ctx.volatile:
                 autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-                text = self.choose(autoescape, self.call_name("Markup", text), self.contents(number))
+                text = self.choose(autoescape, self.call_runtime("Markup", text), self.contents(number))
             elif self.eval_ctx.autoescape:
-                text = self.call_name("Markup", text)
+                text = self.call_runtime("Markup", text)
             self.emit(self.returns(text))
-        self.guard_output = outer_guard
         self.buffers += 1
         name = f"loop{self.buffers}"
         parameters = ["reciter", "loop_render_func", "depth"]
         self.emit(self.function_def(name, parameters, body, defaults=[self.constant(0)], asynchronous=asynchronous))
         items = self.expr(node.iter)
         if asynchronous:
-            items = self.call_name("auto_aiter", items)
+            items = self.call_runtime("auto_aiter", items)
         value = self.call_name(name, items, self.load(name))
         self.put(self.awaits(value) if asynchronous else value)
 
@@ -81,7 +76,7 @@ class Loops(Statements):
         test_inside = not has_object and not asynchronous
         if node.test is not None and not test_inside:
             iterable = self.filtered(node, iterable)
-        counters = None if loop.escapes else self.count(loop)
+        counters = None if loop.needs_object else self.count(loop)
         if has_object:
             target, iterable = self.with_object(node, iterable, recursive=recursive)
         else:
@@ -108,14 +103,14 @@ class Loops(Statements):
         """Return target and iterable of a loop that has no loop object."""
         target = self.loop_target(node)
         if self.settings.asynchronous:
-            return target, self.call_name("auto_aiter", iterable)
+            return target, self.call_runtime("auto_aiter", iterable)
         if counters is not None:
             iterable = self.sized(loop, counters, iterable)
         if self.counts(node, loop):
             (name,) = loop.targets
             text = f"s_{self.analysis.scopes[id(node), 'body'].level}_{name}"
             target = self.tuple_of([target, self.store(text)], stored=True)
-            iterable = self.call_name("_texts", iterable)
+            iterable = self.call_runtime("_texts", iterable)
         if counters is None:
             return target, iterable
         if node.test is not None:
@@ -134,7 +129,7 @@ class Loops(Statements):
             and isinstance(target, nodes.Name)
             and loop.printed.get(target.name, 0) > 0
             and not self.analysis.scopes[id(node), "body"].assigned.get(target.name)
-            and not loop.escapes
+            and not loop.needs_object
             and self.settings.fuse
             and self.environment.finalize is None
         )
@@ -149,35 +144,35 @@ class Loops(Statements):
     def inside(self, node: nodes.For, loop: Loop) -> None:
         """The body of the loop."""
         made = self.analysis.scopes[id(node), "body"]
-        strings, dicts = dict(self.str_aliases), dict(self.dict_aliases)
+        strings, dicts = dict(self.state.str_aliases), dict(self.state.dict_aliases)
         with self.entered(made, leave=False):
-            if self.function.sets_in_loop and (self.function.foreign or not self.settings.fuse):
+            if self.state.function.sets_in_loop and (self.state.function.shows_context or not self.settings.fuse):
                 self.emit(self.assign("_loop_vars", ast.Dict([], [], lineno=self.line, col_offset=0)))
             if self.settings.fuse and not self.settings.asynchronous:
                 self.alias_targets(node, loop, made.level)
             self.body(node.body)
-        self.str_aliases, self.dict_aliases = strings, dicts
+        self.state.str_aliases, self.state.dict_aliases = strings, dicts
 
     def alias_targets(self, node: nodes.For, loop: Loop, level: int) -> None:
         """Emit locals for the text of a whole number and for the dict that a target is, where they are read often."""
         for name in sorted(loop.targets):
             local = f"l_{level}_{name}"
-            self.str_aliases.pop(local, None)
-            self.dict_aliases.pop(local, None)
+            self.state.str_aliases.pop(local, None)
+            self.state.dict_aliases.pop(local, None)
             if self.scope.assigned.get(name):
                 continue
             if self.counts(node, loop):
-                self.str_aliases[local] = f"s_{level}_{name}"
+                self.state.str_aliases[local] = f"s_{level}_{name}"
             elif loop.printed.get(name, 0) >= _OFTEN and self.environment.finalize is None:
                 alias = f"s_{level}_{name}"
                 test = self.compare(self.call_name("type", self.load(local)), IS, self.load("int"))
                 text = self.choose(test, self.call_name("str", self.load(local)), self.load(local))
                 self.emit(self.assign(alias, text))
-                self.str_aliases[local] = alias
+                self.state.str_aliases[local] = alias
             if loop.dotted.get(name, 0) >= _OFTEN and self.settings.fast_getattr:
                 alias = f"d_{level}_{name}"
                 self.emit(self.assign(alias, self.dict_or_empty(local)))
-                self.dict_aliases[local] = alias
+                self.state.dict_aliases[local] = alias
 
     # The test
 
@@ -200,9 +195,7 @@ class Loops(Statements):
         name = f"_passing{self.buffers}"
         scope = self.analysis.scopes[id(node), "test"]
         line, self.line = self.line, test.lineno or self.line
-        outer_defined, self.defined = self.defined, set()
-        outer_trail, self.trail = self.trail, []
-        with self.block() as function:
+        with self.block() as function, self.in_function(self.nested_state()):
             with self.block() as body, self.entered(scope, leave=False):
                 passes = self.expr(test)
                 self.emit(self.when(passes, [self.yields(self.loaded(node.target, scope.level))]))
@@ -211,9 +204,8 @@ class Loops(Statements):
             self.scope = outer_scope
             source: ast.expr = self.load("fiter")
             if asynchronous:
-                source = self.call_name("auto_aiter", source)
+                source = self.call_runtime("auto_aiter", source)
             self.emit(self.for_loop(target, source, body, asynchronous=asynchronous))
-        self.defined, self.trail = outer_defined, outer_trail
         self.emit(self.function_def(name, ["fiter"], function, asynchronous=asynchronous))
         self.line = line
         return self.call_name(name, iterable)
@@ -229,12 +221,12 @@ class Loops(Statements):
     def with_object(self, node: nodes.For, iterable: ast.expr, *, recursive: bool) -> tuple[ast.expr, ast.expr]:
         """Return target and iterable of a loop that has its loop object."""
         local = f"l_{self.analysis.scopes[id(node), 'body'].level}_loop"
-        self.emit(self.assign(local, self.load("missing")))
+        self.emit(self.assign(local, self.runtime("missing")))
         made = "AsyncLoopContext" if self.settings.asynchronous else "LoopContext"
         args = [iterable, self.dotted("environment", "undefined")]
         if recursive:
             args += [self.load("loop_render_func"), self.load("depth")]
-        return self.tuple_of([self.loop_target(node), self.store(local)], stored=True), self.call_name(made, *args)
+        return self.tuple_of([self.loop_target(node), self.store(local)], stored=True), self.call_runtime(made, *args)
 
     def count(self, loop: Loop) -> Counters | None:
         """Return the locals for what the body reads of ``loop``; None if it reads nothing."""
@@ -252,11 +244,11 @@ class Loops(Statements):
         self.emit(self.assign(counters.items, iterable))
         items = self.load(counters.items)
         sized = "_fixed" if loop.calls else "_sized"
-        is_sized = self.compare(self.call_name("type", items), ast.In(), self.load(sized))
+        is_sized = self.compare(self.call_name("type", items), ast.In(), self.runtime(sized))
         size = self.choose(is_sized, self.call_name("len", items), self.constant(-1))
         self.emit(self.assign(counters.size, size))
         known = self.compare(self.load(counters.size), GE, self.constant(0))
-        ahead = self.call_name("_ahead", items)
+        ahead = self.call_runtime("_ahead", items)
         self.emit(self.assign(counters.items, self.choose(known, items, ahead)))
         return items
 

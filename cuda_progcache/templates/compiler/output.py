@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes
 from jinja2.utils import _PassArg, concat
 from markupsafe import escape
 
 from cuda_progcache.templates.compiler.expressions import Expressions
+from cuda_progcache.templates.compiler.folding import is_constant, is_plain
 from cuda_progcache.templates.compiler.tree import IS, PLAIN, STR
+
+if TYPE_CHECKING:
+    from cuda_progcache.templates.compiler.scopes import FunctionState
 
 _LONGEST_RUN = 48
 """Parts of an f-string; each stands on the interpreter's stack until the last is there."""
@@ -36,9 +41,7 @@ class Output(Expressions):
     appends: list[int]
     strings: set[int]
     buffers: int
-    guard_output: bool
     known_extends: bool
-    str_aliases: dict[str, str]
 
     def emit(self, statement: ast.stmt) -> None:
         """Add a statement."""
@@ -52,27 +55,38 @@ class Output(Expressions):
         if self.pending:
             self.flush()
         outer, self.out = self.out, []
-        mark = len(self.trail)
+        mark = len(self.state.trail)
         try:
             yield self.out
             if self.pending:
                 self.flush()
         finally:
             self.out = outer
-            while len(self.trail) > mark:
-                self.defined.discard(self.trail.pop())
+            while len(self.state.trail) > mark:
+                self.state.defined.discard(self.state.trail.pop())
 
-    trail: list[str]
+    @contextmanager
+    def in_function(self, state: FunctionState) -> Iterator[None]:
+        """Emit another Python function; what is known of the present one is back in the end."""
+        outer, self.state = self.state, state
+        try:
+            yield
+        finally:
+            self.state = outer
+
+    def nested_state(self) -> FunctionState:
+        """Return the state where a function begins that is nested in the present one, as part of it."""
+        return replace(self.state, defined=set(), trail=[])
 
     def define(self, local: str) -> None:
         """Note that a local has a value from here to the end of the block."""
-        if local not in self.defined:
-            self.defined.add(local)
-            self.trail.append(local)
+        if local not in self.state.defined:
+            self.state.defined.add(local)
+            self.state.trail.append(local)
 
     def forget(self, local: str) -> None:
         """Note that a local may be missing again."""
-        self.defined.discard(local)
+        self.state.defined.discard(local)
 
     # Where text goes
 
@@ -186,7 +200,7 @@ class Output(Expressions):
 
     def output(self, node: nodes.Output) -> None:
         """``{{ … }}`` and text; nothing in a child template outside its blocks."""
-        if not self.guard_output:
+        if not self.state.guard_output:
             self.children(node)
         elif not self.known_extends:
             self.line = node.lineno or self.line
@@ -220,6 +234,10 @@ class Output(Expressions):
             if direct is not None:  # a macro's text is text, and safe
                 self.value(direct, PLAIN)
                 return
+        constant = self.finalized_constant(child)
+        if constant is not None:
+            self.value(constant, STR)
+            return
         value = self.expr(child)
         finalized = self.finalized(value)
         if finalized is value and isinstance(value, ast.Constant) and not self.eval_ctx.volatile:
@@ -227,16 +245,16 @@ class Output(Expressions):
             return
         if self.eval_ctx.volatile:
             autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-            how = self.choose(autoescape, self.load("_escape"), self.load("str"))
+            how = self.choose(autoescape, self.runtime("_escape"), self.load("str"))
             self.value(self.call(how, [finalized]), STR)
         elif self.eval_ctx.autoescape:
-            if finalized is value and isinstance(value, ast.Name) and value.id in self.str_aliases:
-                alias = self.load(self.str_aliases[value.id])
-                self.value(self.call_name("_escape", alias), PLAIN)
+            if finalized is value and isinstance(value, ast.Name) and value.id in self.state.str_aliases:
+                alias = self.load(self.state.str_aliases[value.id])
+                self.value(self.call_runtime("_escape", alias), PLAIN)
             else:
-                self.value(self.call_name("_escape", finalized), PLAIN)
-        elif finalized is value and isinstance(value, ast.Name) and value.id in self.str_aliases:
-            self.value(self.load(self.str_aliases[value.id]), STR)
+                self.value(self.call_runtime("_escape", finalized), PLAIN)
+        elif finalized is value and isinstance(value, ast.Name) and value.id in self.state.str_aliases:
+            self.value(self.load(self.state.str_aliases[value.id]), STR)
         else:
             self.value(finalized, STR)
 
@@ -268,36 +286,42 @@ class Output(Expressions):
 
     def known_value(self, child: nodes.Expr) -> Any:
         """Return what a constant child puts out, before it becomes text; `_UNKNOWN` if it can't be had now."""
-        finalize = self.constant_finalize()
-        if self.eval_ctx.volatile or (finalize is None and type(child) is not nodes.TemplateData):
+        data = type(child) is nodes.TemplateData
+        if self.environment.finalize is not None and not data:
             return _UNKNOWN
         try:
-            value = child.as_const(self.eval_ctx) if type(child) is nodes.TemplateData else self.fold(child)
+            value = self.escaped_constant(child)
             if self.settings.native:
                 from jinja2.compiler import has_safe_repr
 
-                if not has_safe_repr(value):
-                    return _UNKNOWN
-            elif self.eval_ctx.autoescape:
-                value = escape(value)
-            if type(child) is nodes.TemplateData:
-                return value
-            return finalize(value)  # type: ignore[misc]
+                return value if has_safe_repr(value) else _UNKNOWN
+            return value if data else str(value)
         except Exception:  # noqa: BLE001  (it raises again in the render, where it can be understood)
             return _UNKNOWN
 
-    def constant_finalize(self) -> Callable[[Any], Any] | None:
-        """Return how a constant is finalized now; None if that takes the render's context."""
-        finalize: Any = self.environment.finalize
-        after: Callable[[Any], Any] = _same if self.settings.native else str
-        if finalize is None:
-            return after
-        wants = _PassArg.from_obj(finalize)
-        if wants is None:
-            return lambda value: after(finalize(value))
-        if wants is _PassArg.environment:
-            return lambda value: after(finalize(self.environment, value))
-        return None
+    def escaped_constant(self, child: nodes.Expr) -> Any:
+        """Return the value of a constant child, escaped if that is how the template begins: as Jinja2 does it.
+
+        Raises
+        ------
+        Exception
+            Whatever evaluating it does; `jinja2.nodes.Impossible` if it is no constant.
+        """
+        value = child.as_const(self.eval_ctx) if type(child) is nodes.TemplateData else self.fold(child)
+        if not is_plain(value):
+            raise nodes.Impossible
+        return escape(value) if self.eval_ctx.autoescape and not self.settings.native else value
+
+    def finalized_constant(self, child: nodes.Expr) -> ast.expr | None:
+        """Return the code for a constant child of an environment with a ``finalize``, which sees it escaped."""
+        finalize = self.environment.finalize
+        if finalize is None or _PassArg.from_obj(finalize) not in {None, _PassArg.environment}:
+            return None
+        try:
+            value = self.escaped_constant(child)
+        except Exception:  # noqa: BLE001  (as above)
+            return None
+        return self.finalized(self.literal(value)) if is_constant(value) else None
 
     def unfused(self, children: list[nodes.Expr]) -> None:
         """Each child by itself, constants next to each other as one."""
@@ -325,18 +349,17 @@ class Output(Expressions):
 
     def piece(self, child: nodes.Expr) -> ast.expr:
         """Code for one item of output."""
+        constant = self.finalized_constant(child)
+        if constant is not None:
+            return constant if self.settings.native else self.call_name("str", constant)
         value = self.finalized(self.expr(child))
         if self.settings.native:
             return value
         if self.eval_ctx.volatile:
             autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-            return self.call(self.choose(autoescape, self.load("escape"), self.load("str")), [value])
-        return self.call_name("escape" if self.eval_ctx.autoescape else "str", value)
+            return self.call(self.choose(autoescape, self.runtime("escape"), self.load("str")), [value])
+        return self.call_runtime("escape", value) if self.eval_ctx.autoescape else self.call_name("str", value)
 
 
 _UNKNOWN: Any = object()
 _LITERAL = frozenset({nodes.Const, nodes.TemplateData})
-
-
-def _same(value: Any) -> Any:
-    return value

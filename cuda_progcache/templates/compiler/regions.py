@@ -30,7 +30,7 @@ class Regions(Inheritance):
 
     def region_node(self, node: Any) -> None:
         """Bind the name to the region: a macro whose function passes on to the module's."""
-        if not self.scope.toplevel or self.branch:
+        if not self.scope.toplevel or self.state.branch:
             self.fail("a region has to stand at the top level of its template", node.lineno)
         self.buffers += 1
         function = f"region{self.buffers}"
@@ -40,22 +40,22 @@ class Regions(Inheritance):
         asynchronous = self.settings.asynchronous
         body = [self.returns(self.awaits(text) if asynchronous else text)]
         self.emit(self.function_def(function, parameters, body, asynchronous=asynchronous))
-        facts = self.analysis.functions[id(node)]
+        known = self.analysis.functions[id(node)]
         if (
             self.scope.assigned.get(node.name) == 1
             and self.settings.direct_macros
             and not self.analysis.modifies_eval_context
         ):
-            self.direct_macros[id(self.scope), node.name] = (function, node, facts)
+            self.direct_macros[id(self.scope), node.name] = (function, node, known)
         self.emit(self.exported("add", "update", [node.name]))
         local = self.local(node.name)
         targets = [self.subscript_store(self.dotted(self.context, "vars"), node.name), self.store(local)]
-        self.emit(self.assign(targets, self.macro_object(function, node, node.name, facts)))
+        self.emit(self.assign(targets, self.macro_object(function, node, node.name, known)))
         self.define(local)
 
     def globals_node(self, node: Any) -> None:
         """Where they stand, they do nothing: they were set up where the render began."""
-        if not self.scope.toplevel or self.branch:
+        if not self.scope.toplevel or self.state.branch:
             self.fail("globals and imports have to stand at the top level of their template", node.lineno)
 
     def region_functions(self, name: str, node: Any) -> list[ast.stmt]:
@@ -67,6 +67,8 @@ class Regions(Inheritance):
         parameters = [f"l_0_{name}" for name in names]
         self.begin_function(function, scope)
         with self.buffered():
+            if "self" in function.special:
+                self.emit(self.assign("l_0_self", self.call_runtime("TemplateReference", self.load(self.context))))
             if scope.assigned:
                 self.emit(self.assign("_block_vars", ast.Dict([], [], lineno=self.line, col_offset=0)))
             with self.entered(scope, leave=False, first=True):
@@ -87,7 +89,7 @@ class Regions(Inheritance):
         for parameter in names:
             test = self.compare(self.constant(parameter), IN, self.load(self.context))
             value = self.subscript(self.load(self.context), self.constant(parameter))
-            given.append(self.choose(test, value, self.load("missing")))
+            given.append(self.choose(test, value, self.runtime("missing")))
         text = self.call(self.load(f"_region_{name}"), [self.load(self.context), self.load("_blocks"), *given])
         asynchronous = self.settings.asynchronous
         if asynchronous:
@@ -99,9 +101,8 @@ class Regions(Inheritance):
             self.entry(f"_block_{name}"), parameters, body, defaults=defaults, asynchronous=asynchronous
         )
 
-    def globals_function(self) -> list[ast.stmt]:
-        """Return ``_globals_setup``, if the template has globals."""
-        setup = self.analysis.setup
+    def setup_function(self, name: str, setup: Any) -> list[ast.stmt]:
+        """Return ``_globals_setup`` or ``_imports_setup``, if the template has what these set up."""
         if setup is None:
             return []
         function, scope = self.analysis.functions[id(setup)], self.analysis.scopes[id(setup), ""]
@@ -113,7 +114,7 @@ class Regions(Inheritance):
         self.pending = []
         begin = self.prologue(function, outermost=True)
         asynchronous = self.settings.asynchronous
-        return [self.function_def("_globals_setup", [self.context], begin + body, asynchronous=asynchronous)]
+        return [self.function_def(name, [self.context], begin + body, asynchronous=asynchronous)]
 
     def call_globals(self) -> list[ast.stmt]:
         """Return the call of ``_globals_setup`` for where a render begins."""

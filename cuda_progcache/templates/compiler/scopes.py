@@ -34,7 +34,7 @@ class Function:
     ----------
     outer : Function or None
         What a macro is defined in.
-    foreign : bool
+    shows_context : bool
         Whether something in it may hand the context to code that isn't ours, which could change it.
     filters, tests : dict
         The names used, in order, for the template's and the blocks' functions (macros see those of their outer one).
@@ -53,7 +53,7 @@ class Function:
     """
 
     outer: Function | None = None
-    foreign: bool = False
+    shows_context: bool = False
     filters: dict[str, None] = field(default_factory=dict)
     tests: dict[str, None] = field(default_factory=dict)
     special: set[str] = field(default_factory=set)
@@ -71,6 +71,37 @@ class Function:
         while function.outer is not None:
             function = function.outer
         return function
+
+
+@dataclass(slots=True, eq=False)
+class FunctionState:
+    """What the code generator knows at a point of a Python function; another function has another.
+
+    Attributes
+    ----------
+    function : Function
+    defined : set of str
+        The locals that are sure to have a value here.
+    trail : list of str
+        Those of them that the blocks around the point have defined, in order.
+    str_aliases, dict_aliases : dict
+        Locals to those that hold their text, or the dict that they are.
+    guard_output : bool
+        Whether output is only that of a template without a parent.
+    soft : bool
+        Whether this may never be reached: then a filter that isn't there is no error of the template's.
+    branch : int
+        How many branches of an ``{% if %}`` are around, in this scope.
+    """
+
+    function: Function
+    defined: set[str] = field(default_factory=set)
+    trail: list[str] = field(default_factory=list)
+    str_aliases: dict[str, str] = field(default_factory=dict)
+    dict_aliases: dict[str, str] = field(default_factory=dict)
+    guard_output: bool = False
+    soft: bool = False
+    branch: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -187,7 +218,7 @@ class Loop:
     ----------
     attributes : set of str
         What of ``loop`` its body reads.
-    escapes : bool
+    needs_object : bool
         Whether the body needs ``loop`` itself.
     calls : bool
         Whether the body calls something, which could change the list that is being gone through.
@@ -199,7 +230,7 @@ class Loop:
     function: Function
     depth: int
     attributes: set[str] = field(default_factory=set)
-    escapes: bool = False
+    needs_object: bool = False
     calls: bool = False
     printed: dict[str, int] = field(default_factory=dict)
     dotted: dict[str, int] = field(default_factory=dict)

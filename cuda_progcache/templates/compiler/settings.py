@@ -14,10 +14,10 @@ import jinja2
 from jinja2 import runtime
 from jinja2.utils import concat
 
+from cuda_progcache.templates.jinja_runtime import Context
+
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-FORMS = ("render", "stream", "pieces")
 
 _EARLY = frozenset({jinja2.Undefined, jinja2.StrictUndefined, jinja2.ChainableUndefined, jinja2.DebugUndefined})
 
@@ -38,6 +38,8 @@ class Settings:
         Whether neighbouring output goes into one f-string.
     fast_context, fast_call, fast_getattr, fast_getitem : bool
         Whether the context's and the environment's methods are Jinja2's own, so that ours stand for them.
+    own_lookup : bool
+        Whether attributes and items are looked up by Jinja2's own methods, if only the sandbox's.
     undefined_early : bool
         Whether an undefined object may be made before it is certain that it is needed.
     inline_loops : bool
@@ -55,6 +57,7 @@ class Settings:
     fast_call: bool
     fast_getattr: bool
     fast_getitem: bool
+    own_lookup: bool
     undefined_early: bool
     inline_loops: bool
     direct_macros: bool
@@ -77,7 +80,7 @@ class Settings:
         """
         native = is_native(environment)
         text = environment.concat == concat
-        fast_context = environment.context_class is runtime.Context or getattr(environment.context_class, "lean", False)
+        fast_context = environment.context_class in {runtime.Context, Context}
         asynchronous = environment.is_async
         sandboxed = environment.sandboxed
         binops: Any = getattr(environment, "intercepted_binops", ()) if sandboxed else ()
@@ -92,6 +95,7 @@ class Settings:
             fast_call=fast_context and not sandboxed,
             fast_getattr=not asynchronous and _untouched(environment, "getattr"),
             fast_getitem=not asynchronous and _untouched(environment, "getitem"),
+            own_lookup=all(_is_jinja2s(environment, name) for name in ("getattr", "getitem")),
             undefined_early=fast_context and environment.undefined in _EARLY,
             inline_loops=not asynchronous,
             direct_macros=not asynchronous
@@ -121,6 +125,11 @@ def compilable(environment: Environment) -> bool:
     return environment.code_generator_class in {CodeGenerator, NativeCodeGenerator} and all(
         _untouched(environment, name) for name in ("_generate", "_compile")
     )
+
+
+def _is_jinja2s(environment: Environment, name: str) -> bool:
+    method: Any = getattr(type(environment), name)
+    return name not in vars(environment) and str(method.__globals__.get("__name__")).startswith("jinja2.")
 
 
 def _untouched(environment: Environment, name: str) -> bool:

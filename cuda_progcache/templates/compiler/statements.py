@@ -26,7 +26,6 @@ class Statements(Output):
     """Code for statements; each method takes a node and emits."""
 
     statement_methods: dict[type[nodes.Node], Callable[[Any], None]]
-    branch: int
 
     def body(self, statements: Iterable[nodes.Node]) -> None:
         """Emit statements, up to one after which nothing is reached."""
@@ -50,13 +49,13 @@ class Statements(Output):
 
         `first` is a function's first scope: its names are looked up by the prologue.
         """
-        outer, soft, branch = self.scope, self.soft, self.branch
-        self.scope, self.soft, self.branch = scope, False, 0
+        outer, soft, branch = self.scope, self.state.soft, self.state.branch
+        self.scope, self.state.soft, self.state.branch = scope, False, 0
         self.enter(scope, first=first)
         try:
             yield
         finally:
-            self.scope, self.soft, self.branch = outer, soft, branch
+            self.scope, self.state.soft, self.state.branch = outer, soft, branch
         if leave:
             self.leave(scope)
 
@@ -65,7 +64,7 @@ class Statements(Output):
         if scope.captured:
             gone: list[ast.expr] = [self.store(local) for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
             if gone:
-                self.emit(self.assign(gone, self.load("missing")))
+                self.emit(self.assign(gone, self.runtime("missing")))
 
     def enter(self, scope: Scope, *, first: bool = False) -> None:
         """Emit the first values of a scope's names."""
@@ -78,7 +77,7 @@ class Statements(Output):
             if source == FROM_OUTER:
                 self.use_hoisted(scope.parent, name, outer)
                 self.emit(self.assign(local, self.load(outer or "missing")))
-                if outer in self.defined:
+                if outer in self.state.defined:
                     self.define(local)
             elif source == MISSING:
                 missing.append(self.store(local))
@@ -86,14 +85,14 @@ class Statements(Output):
                 value = self.from_context(name, early=scope.notes[name] == READ)
                 if local[:2] == "c_":
                     again.append(self.assign(local, value))
-                    if local in self.dict_aliases:
-                        again.append(self.assign(self.dict_aliases[local], self.dict_or_empty(local)))
+                    if local in self.state.dict_aliases:
+                        again.append(self.assign(self.state.dict_aliases[local], self.dict_or_empty(local)))
                 else:
                     self.emit(self.assign(local, value))
         if missing:
-            self.emit(self.assign(missing, self.load("missing")))
-        if again and self.function.foreign and not first:
-            self.emit(self.when(self.dotted(self.context, "escaped"), again))
+            self.emit(self.assign(missing, self.runtime("missing")))
+        if again and self.state.function.shows_context and not first:
+            self.emit(self.when(self.dotted(self.context, "seen"), again))
 
     def from_context(self, name: str, *, early: bool) -> ast.expr:
         """Code for what the context has under a name."""
@@ -101,9 +100,9 @@ class Statements(Output):
             return self.call(self.dotted(self.reference, "resolve"), [self.constant(name)])
         if not self.settings.fast_context:
             return self.call_name("resolve", self.constant(name))
-        self.function.looks_up = True
-        early = early and self.settings.undefined_early
-        otherwise = self.undefined(name) if early else self.load("missing")
+        self.state.function.looks_up = True
+        early = early and self.early(name)
+        otherwise = self.undefined(name) if early else self.runtime("missing")
         given = self.in_dict("_given", name, otherwise)
         return self.in_dict("_set", name, given)
 
@@ -125,12 +124,12 @@ class Statements(Output):
             self.emit(self.assign("_set", self.dotted(self.context, "vars")))
             self.emit(self.assign("_given", self.dotted(self.context, "parent")))
         elif outermost and not self.settings.fast_context:
-            self.emit(self.assign("resolve", self.dotted(self.context, "resolve_or_missing")))
+            self.emit(self.assign("resolve", self.call_runtime("_resolver", self.load(self.context))))
         if outermost:
             for names, kind in ((self.filter_names, "filters"), (self.test_names, "tests")):
                 for name in getattr(function, kind):
                     found = self.dotted("environment", kind)
-                    fallback = self.call_name("_absent", self.constant(kind[:-1]), self.constant(name))
+                    fallback = self.call_runtime("_absent", self.constant(kind[:-1]), self.constant(name))
                     test = self.compare(self.constant(name), IN, found)
                     item = self.subscript(self.dotted("environment", kind), self.constant(name))
                     self.emit(self.assign(names[name], self.choose(test, item, fallback)))
@@ -142,7 +141,7 @@ class Statements(Output):
 
     def alias_dict(self, local: str) -> None:
         """Emit the local that stands for `local` where that is a plain dict, if attributes of it are read often."""
-        alias = self.dict_aliases.get(local)
+        alias = self.state.dict_aliases.get(local)
         if alias is not None:
             self.emit(self.assign(alias, self.dict_or_empty(local)))
 
@@ -151,12 +150,12 @@ class Statements(Output):
         if self.settings.fuse and self.settings.fast_getattr and self.settings.fast_context:
             for name, count in function.reads.items():
                 if count >= 2:
-                    self.dict_aliases[f"c_{name}"] = f"d_{name}"
+                    self.state.dict_aliases[f"c_{name}"] = f"d_{name}"
 
     def dict_or_empty(self, local: str) -> ast.expr:
         """``local if type(local) is dict else _empty``."""
         test = self.compare(self.call_name("type", self.load(local)), IS, self.load("dict"))
-        return self.choose(test, self.load(local), self.load("_empty"))
+        return self.choose(test, self.load(local), self.runtime("_empty"))
 
     # Assignments
 
@@ -186,28 +185,24 @@ class Statements(Output):
             if ref.name in seen:
                 continue
             seen.add(ref.name)
-            is_namespace = self.call_name("isinstance", self.load(self.local(ref.name)), self.load("Namespace"))
-            error = self.call_name(
-                "TemplateRuntimeError", self.constant("cannot assign attribute on non-namespace object")
-            )
-            self.emit(self.when(self.negate(is_namespace), [self.raises(error)]))
+            self.emit(self.statement(self.call_runtime("_namespace_of", self.load(self.local(ref.name)))))
 
     def assigned(self, names: Sequence[str]) -> None:
         """Emit what makes assigned names known beyond the function: exports, and the context that functions get."""
         for name in names:
             self.define(self.local(name))
-            self.dict_aliases.pop(self.local(name), None)
-            self.str_aliases.pop(self.local(name), None)
+            self.state.dict_aliases.pop(self.local(name), None)
+            self.state.str_aliases.pop(self.local(name), None)
         scope = self.scope
         if not (names and (scope.toplevel or scope.loop or scope.block)):
             return
         names = sorted(set(names))
         if scope.loop:
-            if not self.function.foreign and self.settings.fuse:
+            if not self.state.function.shows_context and self.settings.fuse:
                 return  # nobody will ask
             where = self.load("_loop_vars")
         elif scope.block:
-            if not self.function.foreign and self.settings.fuse:
+            if not self.state.function.shows_context and self.settings.fuse:
                 return
             where = self.load("_block_vars")
         else:
@@ -235,7 +230,7 @@ class Statements(Output):
     def assign_block(self, node: nodes.AssignBlock) -> None:
         """``{% set a %}…{% endset %}``."""
         self.check_namespaces(node.target)
-        guard, self.guard_output = self.guard_output, False
+        guard, self.state.guard_output = self.state.guard_output, False
         scope = self.analysis.scopes[id(node), ""]
         names: list[str] = []
         with self.entered(scope), self.buffered():
@@ -245,11 +240,11 @@ class Statements(Output):
             value = self.filter(node.filter) if node.filter is not None else self.contents(number)
             if self.pending:
                 self.flush()
-        self.guard_output = guard
+        self.state.guard_output = guard
         if self.eval_ctx.volatile or self.analysis.modifies_eval_context or not self.settings.direct_macros:
             value = self.marked(value)
         elif self.eval_ctx.autoescape:
-            value = self.call_name("Markup", value)
+            value = self.call_runtime("Markup", value)
         self.emit(self.assign(self.target(node.target, names), value))
         self.assigned(names)
 
@@ -257,8 +252,8 @@ class Statements(Output):
 
     def if_node(self, node: nodes.If) -> None:
         """``{% if %}``: a test that is known now leaves the branch that is taken."""
-        soft, self.soft = self.soft, True
-        self.branch += 1
+        soft, self.state.soft = self.state.soft, True
+        self.state.branch += 1
         arms: list[_Arm] = [(node.test, node.body, node.lineno or self.line)]
         arms += [(arm.test, arm.body, arm.lineno or self.line) for arm in node.elif_]
         if node.else_:
@@ -266,8 +261,8 @@ class Statements(Output):
         if self.static:
             arms = self.reachable(arms)
         self.arms(arms)
-        self.branch -= 1
-        self.soft = soft
+        self.state.branch -= 1
+        self.state.soft = soft
 
     def reachable(self, arms: list[_Arm]) -> list[_Arm]:
         """Leave out the arms whose tests are known to fail, and what follows one that is known to hold."""
@@ -336,14 +331,10 @@ class Statements(Output):
 
     def with_node(self, node: nodes.With) -> None:
         """``{% with a = value %}``; the values are those of the scope around."""
-        around = self.scope
-        scope = self.analysis.scopes[id(node), ""]
-        with self.entered(scope):
-            for target, value in zip(node.targets, node.values, strict=True):
-                self.scope = around
-                made = self.expr(value)
-                self.scope = scope
-                self.emit(self.assign(self.target(target, []), made))
+        values = [self.expr(value) for value in node.values]
+        with self.entered(self.analysis.scopes[id(node), ""]):
+            for target, value in zip(node.targets, values, strict=True):
+                self.emit(self.assign(self.target(target, []), value))
             self.body(node.body)
 
     def expression_statement(self, node: nodes.ExprStmt) -> None:
@@ -369,8 +360,8 @@ class Statements(Output):
         text = self.contents(self.buffer)
         if self.eval_ctx.volatile:
             autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-            return self.choose(autoescape, self.call_name("Markup", text), self.contents(self.buffer))
-        return self.call_name("Markup", text) if self.eval_ctx.autoescape else text
+            return self.choose(autoescape, self.call_runtime("Markup", text), self.contents(self.buffer))
+        return self.call_runtime("Markup", text) if self.eval_ctx.autoescape else text
 
     def scope_node(self, node: nodes.Scope) -> None:
         """A scope made by an extension."""

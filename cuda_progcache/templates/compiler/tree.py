@@ -13,6 +13,8 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
+from cuda_progcache.templates.runtime import JINJA2_NAMES, NAMES
+
 _LOAD, _STORE = ast.Load(), ast.Store()
 _NONE: list[Any] = []  # shared by all nodes that have no such children; nobody adds to it
 
@@ -40,8 +42,8 @@ COMPARE: dict[str, ast.cmpop] = {
     "in": ast.In(),
     "notin": ast.NotIn(),
 }
-IS, IS_NOT, EQ, GE, GT, IN = ast.Is(), ast.IsNot(), ast.Eq(), ast.GtE(), ast.Gt(), ast.In()
-AND, OR = ast.And(), ast.Or()
+IS, IS_NOT, EQ, GE, IN = ast.Is(), ast.IsNot(), ast.Eq(), ast.GtE(), ast.In()
+AND = ast.And()
 
 
 class Name(ast.Name):
@@ -147,9 +149,23 @@ class Builder:
     ----------
     line : int
         What ``lineno`` of the nodes made from now on is.
+    uses : set of str
+        The runtime's names that were emitted.
     """
 
     line = 1
+    uses: set[str]
+
+    def runtime(self, name: str) -> ast.expr:
+        """A name of the runtime's tables; what isn't in one can't be emitted."""
+        if name not in NAMES and name not in JINJA2_NAMES:
+            raise KeyError(f"the runtime has no {name!r}")
+        self.uses.add(name)
+        return self.load(name)
+
+    def call_runtime(self, name: str, *args: ast.expr) -> ast.expr:
+        """A call of a function of the runtime."""
+        return self.call(self.runtime(name), list(args))
 
     def load(self, name: str) -> ast.expr:
         """A name's value."""

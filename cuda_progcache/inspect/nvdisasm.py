@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is inside a binary: nvdisasm's disassembly; where the tools of the CUDA toolkit are.
+"""The disassembly of a cubin, by nvdisasm; where the tools of the CUDA toolkit are.
 
 The tools come with the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm
 (``pip install 'cuda-progcache[inspect]'``), or with a CUDA toolkit on PATH.
@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 
 from cuda_progcache.errors import InspectError
+from cuda_progcache.inspect.elf import check_cubin
 
 
 @functools.cache
@@ -37,29 +38,40 @@ def find_tool(name: str) -> str:
     return path
 
 
-def _run(tool: str, arguments: list[str], data: bytes, target_type: str) -> str:
-    if target_type != "cubin":
-        raise InspectError(f"{tool} reads cubins; this is {target_type}" + _INSTEAD.get(target_type, ""))
-    path = find_tool(tool)
-    with tempfile.TemporaryDirectory(prefix="progcache-inspect-") as folder:
-        file = os.path.join(folder, "program.cubin")
-        with open(file, "wb") as binary:
-            binary.write(data)
-        done = subprocess.run([path, *arguments, file], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InspectError(f"{tool} failed with status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+def disassemble(data: bytes, *options: str) -> str:
+    """What ``nvdisasm`` prints of a cubin (some 350 ms).
 
-
-_INSTEAD = {"ptx": " (text: print it)", "ltoir": " (neither tool takes LTO-IR: link it to a cubin first)"}
-
-
-def sass(data: bytes, target_type: str) -> str:
-    """Disassembly of a cubin, as nvdisasm prints it.
+    Parameters
+    ----------
+    data : bytes
+        The cubin.
+    *options : str
+        As on its command line.
 
     Raises
     ------
     InspectError
-        If the tool isn't installed, refuses the file, or this isn't a cubin.
+        If this isn't a cubin (the message says what it is), or the tool isn't installed or refuses it.
     """
-    return _run("nvdisasm", ["--print-code"], data, target_type)
+    check_cubin(data)
+    tool = find_tool("nvdisasm")
+    with tempfile.TemporaryDirectory(prefix="progcache-inspect-") as folder:
+        file = os.path.join(folder, "program.cubin")
+        with open(file, "wb") as binary:
+            binary.write(data)
+        done = subprocess.run([tool, *options, file], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise InspectError(f"nvdisasm failed with status {done.returncode}: {said}")
+    return done.stdout
+
+
+def sass(data: bytes) -> str:
+    """The disassembly of a cubin: ``nvdisasm --print-code``.
+
+    Raises
+    ------
+    InspectError
+        As :func:`disassemble`.
+    """
+    return disassemble(data, "--print-code")

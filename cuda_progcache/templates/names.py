@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jinja2's names as a kernel template sees them, without Jinja2: undefined values, filters, tests and globals.
+"""Jinja2's names as a kernel template sees them, without Jinja2: filters, tests and globals.
 
 What templates of CUDA source use most is here, for text that is never escaped; results and errors are Jinja2's. Every
 other name, and every unusual call of one that is here, takes Jinja2's own function, which imports it.
@@ -11,119 +11,13 @@ import _operator as operator  # the module around it would have to be loaded
 import sys
 from itertools import chain
 
+from cuda_progcache.templates.objects import Namespace
+from cuda_progcache.templates.undefined import is_undefined
+
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import Any, NoReturn
-
-_MISSING = object()
-
-
-class Undefined:
-    """The value of what isn't there, which puts out nothing; an operation on it raises.
-
-    Once Jinja2 is loaded it passes for Jinja2's class of that name, so that Jinja2's filters and tests know it.
-
-    Parameters
-    ----------
-    hint : str, optional
-        The message, in place of the one that names `obj` and `name`.
-    obj : object, optional
-        What had no such attribute or item; without it `name` is a variable.
-    name : str, optional
-    exc : type, optional
-        The exception in place of ``jinja2.UndefinedError``.
-    """
-
-    __slots__ = ("_undefined_exception", "_undefined_hint", "_undefined_name", "_undefined_obj")
-
-    def __init__(
-        self, hint: str | None = None, obj: Any = _MISSING, name: Any = None, exc: type[Exception] | None = None
-    ) -> None:
-        self._undefined_hint = hint
-        self._undefined_obj = obj
-        self._undefined_name = name
-        self._undefined_exception = exc
-
-    @property
-    def _undefined_message(self) -> str:
-        if self._undefined_hint:
-            return self._undefined_hint
-        name, obj = self._undefined_name, self._undefined_obj
-        if obj is _MISSING:
-            return f"{name!r} is undefined"
-        described = _describe(obj)
-        if not isinstance(name, str):
-            return f"{described} has no element {name!r}"
-        return f"{described!r} has no attribute {name!r}"
-
-    def _fail_with_undefined_error(self, *_args: object, **_kwargs: object) -> NoReturn:
-        if self._undefined_exception is not None:
-            raise self._undefined_exception(self._undefined_message)
-        from jinja2 import UndefinedError
-
-        raise UndefinedError(self._undefined_message)
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __floordiv__ = (
-        _fail_with_undefined_error
-    )
-    __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __pos__ = __neg__ = __int__ = __float__ = __complex__ = (
-        _fail_with_undefined_error
-    )
-    __call__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = _fail_with_undefined_error
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)  # protocols that ask whether they are supported
-        self._fail_with_undefined_error()
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return id(type(self))
-
-    def __str__(self) -> str:
-        return ""
-
-    def __len__(self) -> int:
-        return 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(())
-
-    def __bool__(self) -> bool:
-        return False
-
-    @property  # type: ignore[misc]  # typeshed lets it be assigned to
-    def __class__(self) -> type:
-        runtime = sys.modules.get("jinja2.runtime")
-        found: type = type(self) if runtime is None else getattr(runtime, type(self).__name__)
-        return found
-
-    def __repr__(self) -> str:
-        return "Undefined"
-
-
-class StrictUndefined(Undefined):
-    """The value of a name, attribute or item that isn't there: all but asking whether it is defined raises."""
-
-    __slots__ = ()
-
-    __iter__ = __str__ = __len__ = __eq__ = __ne__ = __bool__ = __hash__ = __contains__ = (
-        Undefined._fail_with_undefined_error
-    )
-
-
-def _describe(obj: object) -> str:
-    """Name an object as Jinja2's messages do."""
-    if obj is None:
-        return "None"
-    if obj is Ellipsis:
-        return "Ellipsis"
-    kind = type(obj)
-    where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"{where}{kind.__name__} object"
+    from typing import Any
 
 
 def _table(name: str) -> dict[str, Callable[..., Any]]:
@@ -137,12 +31,12 @@ def _theirs(table: str, name: str) -> Callable[..., Any]:
     return _table(table)[name]
 
 
-class Names(dict[str, "Callable[..., Any]"]):
-    """Filters, tests or globals by name: those given, and Jinja2's own, imported when one is asked for.
+class NameTable(dict[str, "Callable[..., Any]"]):
+    """Filters or tests by name: those given, and Jinja2's own, imported when one is asked for.
 
     Parameters
     ----------
-    table : {"FILTERS", "TESTS", "NAMESPACE"}
+    table : {"FILTERS", "TESTS"}
         Which of Jinja2's.
     """
 
@@ -157,6 +51,35 @@ class Names(dict[str, "Callable[..., Any]"]):
     def __missing__(self, name: str) -> Callable[..., Any]:
         found = self[name] = _theirs(self._table, name)
         return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return what has the name, or `default`."""
+        return self[name] if name in self else default  # noqa: SIM401  (this is that method)
+
+    def _all(self) -> dict[str, Callable[..., Any]]:
+        return {**_table(self._table), **dict(super().items())}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def keys(self) -> Any:
+        """Return all names."""
+        return self._all().keys()
+
+    def values(self) -> Any:
+        """Return what has a name."""
+        return self._all().values()
+
+    def items(self) -> Any:
+        """Return names and what has them."""
+        return self._all().items()
+
+    def copy(self) -> dict[str, Callable[..., Any]]:
+        """Return a plain dict."""
+        return self._all()
 
 
 # Filters. The first parameters `_eval_ctx` and `_environment` are what Jinja2's own filters of these names are passed.
@@ -191,7 +114,7 @@ def _trim(value: object, chars: str | None = None) -> str:
 
 
 def _default(value: Any, default_value: Any = "", boolean: bool = False) -> Any:  # noqa: FBT001, FBT002
-    return default_value if isinstance(value, Undefined) or (boolean and not value) else value
+    return default_value if is_undefined(value) or (boolean and not value) else value
 
 
 def _int(value: Any, default: int = 0, base: int = 10) -> int:
@@ -309,7 +232,7 @@ TESTS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("<=", "le"), operator.le),
     "boolean": lambda value: value is True or value is False,
     "callable": callable,
-    "defined": lambda value: not isinstance(value, Undefined),
+    "defined": lambda value: not is_undefined(value),
     "divisibleby": lambda value, num: value % num == 0,
     "even": lambda value: value % 2 == 0,
     "false": lambda value: value is False,
@@ -324,6 +247,26 @@ TESTS: dict[str, Callable[..., Any]] = {
     "sameas": lambda value, other: value is other,
     "string": lambda value: isinstance(value, str),
     "true": lambda value: value is True,
-    "undefined": lambda value: isinstance(value, Undefined),
+    "undefined": is_undefined,
     "upper": lambda value: str(value).isupper(),
+}
+
+
+# Globals
+
+
+def _global(name: str) -> Callable[..., Any]:
+    """Return a global of Jinja2's that imports Jinja2 when it is called."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _theirs("NAMESPACE", name)(*args, **kwargs)
+
+    return call
+
+
+GLOBALS: dict[str, Any] = {
+    "range": range,
+    "dict": dict,
+    "namespace": Namespace,
+    **{name: _global(name) for name in ("cycler", "joiner", "lipsum")},
 }

@@ -15,8 +15,9 @@ import pytest
 from jinja2 import defaults
 from markupsafe import Markup
 
-from cuda_progcache.templates import builtins
-from cuda_progcache.templates.builtins import FILTERS, TESTS, Names, StrictUndefined, Undefined
+from cuda_progcache.templates import names as builtins
+from cuda_progcache.templates.names import FILTERS, TESTS, NameTable
+from cuda_progcache.templates.undefined import StrictUndefined, Undefined
 
 ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
 EVAL_CTX = jinja2.nodes.EvalContext(ENVIRONMENT)
@@ -84,7 +85,7 @@ def test_tests_do_what_jinja2s_do(name):
 
 
 def test_other_names_are_jinja2s():
-    filters, tests = Names("FILTERS", FILTERS, {"mine": len}), Names("TESTS", TESTS)
+    filters, tests = NameTable("FILTERS", FILTERS, {"mine": len}), NameTable("TESTS", TESTS)
     assert filters["title"] is defaults.DEFAULT_FILTERS["title"]
     assert (filters["mine"], filters["abs"]) == (len, abs)
     assert tests["mapping"] is defaults.DEFAULT_TESTS["mapping"]
@@ -136,7 +137,8 @@ def test_lenient_undefined_values():
 
 def test_undefined_values_know_themselves_before_and_after_jinja2_is_loaded():
     script = (
-        "import sys; from cuda_progcache.templates.builtins import StrictUndefined, TESTS\n"
+        "import sys; from cuda_progcache.templates.undefined import StrictUndefined\n"
+        "from cuda_progcache.templates.names import TESTS\n"
         "u = StrictUndefined(name='x')\n"
         "assert TESTS['undefined'](u) and u.__class__ is StrictUndefined and 'jinja2' not in sys.modules\n"
         "import jinja2\n"

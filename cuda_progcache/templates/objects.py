@@ -1,54 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects that kernel templates handle, without Jinja2: macros, loops, namespaces, references to blocks."""
+"""What templates make besides text: macros, loops, namespaces. One of each, with Jinja2 and without.
+
+As those of :mod:`cuda_progcache.templates.context`, they pass for Jinja2's once it is loaded.
+"""
 
 from __future__ import annotations
 
-from cuda_progcache.templates.runtime import Ahead, missing
+from cuda_progcache.templates.context import EvalContext, as_markup, is_eval_context
+from cuda_progcache.templates.undefined import missing, passes_for
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
-
-
-class BlockReference:
-    """``super``, or a block of ``self``: called, it gives the block's text."""
-
-    __slots__ = ("_context", "_stack", "name")
-
-    def __init__(self, name: str, context: Any, stack: Sequence[Any]) -> None:
-        self.name = name
-        self._context = context
-        self._stack = stack
-
-    @property
-    def super(self) -> Any:
-        """The block above."""
-        return above(self.name, self._context, self._stack)
-
-    def __call__(self) -> Any:
-        """Return the text."""
-        return self._stack[0].render(self._context, self._context.blocks)
-
-
-def above(name: str, context: Any, stack: Sequence[Any]) -> Any:
-    """Return the block that stands second in a stack; an undefined value if there is none."""
-    if len(stack) < 2:
-        return context.environment.undefined(f"there is no parent block called {name!r}.", name="super")
-    return BlockReference(name, context, stack[1:])
-
-
-class TemplateReference:
-    """``self`` in a template: its blocks by name."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-
-    def __getitem__(self, name: str) -> BlockReference:
-        return BlockReference(name, self._context, self._context.blocks[name])
-
-    def __repr__(self) -> str:
-        return f"<TemplateReference {self._context.name!r}>"
 
 
 class Macro:
@@ -62,6 +26,8 @@ class Macro:
         Whether it takes any keyword or positional argument, or a ``caller``, and whether that is among `arguments`.
     """
 
+    __class__ = passes_for("jinja2.runtime", "Macro")
+
     def __init__(
         self,
         environment: Any,
@@ -71,23 +37,34 @@ class Macro:
         catch_kwargs: bool,  # noqa: FBT001  (compiled code passes it so)
         catch_varargs: bool,  # noqa: FBT001
         caller: bool,  # noqa: FBT001
-        default_autoescape: bool | None = None,  # noqa: ARG002, FBT001  (Jinja2's macros have it)
+        default_autoescape: bool | None = None,  # noqa: FBT001
     ) -> None:
         self._environment = environment
         self._func = func
+        self._argument_count = len(arguments)
         self.name = name
         self.arguments = arguments
         self.catch_kwargs = catch_kwargs
         self.catch_varargs = catch_varargs
         self.caller = caller
         self.explicit_caller = "caller" in arguments
+        if default_autoescape is None:
+            default_autoescape = EvalContext(environment).autoescape
+        self._default_autoescape = default_autoescape
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the macro's text for these arguments."""
+        """Return the macro's text for these arguments; Jinja2 passes an eval context before them."""
+        if args and is_eval_context(args[0]):
+            return self.called(args[1:], kwargs, args[0].autoescape)
+        return self.called(args, kwargs, self._default_autoescape)
+
+    def called(self, args: Sequence[Any], kwargs: dict[str, Any], autoescape: Any) -> Any:
+        """Return the macro's text; as markup, if that is asked for."""
         names = self.arguments
-        given = list(args[: len(names)])
+        count = self._argument_count
+        given = list(args[:count])
         has_caller = self.explicit_caller
-        if len(given) < len(names):
+        if len(given) < count:
             has_caller = "caller" in names[len(given) :]
             given += [kwargs.pop(name, missing) for name in names[len(given) :]]
         if self.caller and not has_caller:
@@ -103,13 +80,71 @@ class Macro:
                 )
             raise TypeError(f"macro {self.name!r} takes no keyword argument {next(iter(kwargs))!r}")
         if self.catch_varargs:
-            given.append(args[len(names) :])
-        elif len(args) > len(names):
-            raise TypeError(f"macro {self.name!r} takes not more than {len(names)} argument(s)")
-        return self._func(*given)
+            given.append(args[count:])
+        elif len(args) > count:
+            raise TypeError(f"macro {self.name!r} takes not more than {count} argument(s)")
+        return self._invoke(given, autoescape)
+
+    def _invoke(self, arguments: Sequence[Any], autoescape: Any) -> Any:
+        text = self._func(*arguments)
+        return as_markup(self._environment, text) if autoescape else text
 
     def __repr__(self) -> str:
-        return f"<Macro {'anonymous' if self.name is None else repr(self.name)}>"
+        return f"<{type(self).__name__} {'anonymous' if self.name is None else repr(self.name)}>"
+
+
+# Loops
+
+
+class LookAhead:
+    """Goes through items and can tell whether the present one is the last: it looks one item ahead, when asked.
+
+    Asked for their number, it takes all of them out of a generator.
+    """
+
+    __slots__ = ("_after", "_index", "_items", "_iterator", "_length")
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = items
+        self._iterator = iter(items)
+        self._after: Any = missing
+        self._index = 0
+        self._length: int | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._after is missing:
+            item = next(self._iterator)
+        else:
+            item, self._after = self._after, missing
+        self._index += 1
+        return item
+
+    @property
+    def after(self) -> Any:
+        """The item after the present one, or ``missing``."""
+        if self._after is missing:
+            self._after = next(self._iterator, missing)
+        return self._after
+
+    @property
+    def last(self) -> bool:
+        """Whether there is no item after the present one."""
+        return self.after is missing
+
+    @property
+    def length(self) -> int:
+        """The number of items."""
+        if self._length is None:
+            try:
+                self._length = len(self._items)  # type: ignore[arg-type]
+            except TypeError:
+                rest = list(self._iterator)
+                self._iterator = iter(rest)
+                self._length = len(rest) + self._index + (self._after is not missing)
+        return self._length
 
 
 class LoopContext:
@@ -126,6 +161,8 @@ class LoopContext:
         How many recursions are around.
     """
 
+    __class__ = passes_for("jinja2.runtime", "LoopContext")
+
     def __init__(
         self,
         iterable: Iterable[Any],
@@ -133,7 +170,7 @@ class LoopContext:
         recurse: Callable[..., Any] | None = None,
         depth0: int = 0,
     ) -> None:
-        self._items = Ahead(iterable)
+        self._items = LookAhead(iterable)
         self._undefined = undefined
         self._recurse = recurse
         self.depth0 = depth0
@@ -188,7 +225,8 @@ class LoopContext:
     @property
     def nextitem(self) -> Any:
         """The item after."""
-        return self._undefined("there is no next item") if self._items.last else self._items._after
+        after = self._items.after
+        return self._undefined("there is no next item") if after is missing else after
 
     def cycle(self, *args: Any) -> Any:
         """Return the arguments in turn."""
@@ -198,9 +236,10 @@ class LoopContext:
 
     def changed(self, *value: Any) -> bool:
         """Whether this isn't what it was called with in the iteration before."""
-        same = self._last_changed == value
-        self._last_changed = value
-        return not same
+        if self._last_changed != value:
+            self._last_changed = value
+            return True
+        return False
 
     def __iter__(self) -> Iterator[tuple[Any, LoopContext]]:
         return self
@@ -218,11 +257,13 @@ class LoopContext:
         return self._recurse(iterable, self._recurse, depth=self.depth)
 
     def __repr__(self) -> str:
-        return f"<LoopContext {self.index}/{self.length}>"
+        return f"<{type(self).__name__} {self.index}/{self.length}>"
 
 
 class Namespace:
     """An object whose attributes templates may set, across scopes."""
+
+    __class__ = passes_for("jinja2.utils", "Namespace")
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # any name may be a keyword
         vars(args[0]).update(dict(*args[1:], **kwargs))

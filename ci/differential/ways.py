@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways in which a template is rendered, and what comes out of each: three texts, or errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.nativetypes import NativeEnvironment, NativeTemplate
+
+from ci.differential.values import ROUNDS, variables
+from cuda_progcache.errors import TemplateError
+from cuda_progcache.templates import BytecodeCache, Environment, KernelEnvironment, Template
+
+Outcome = tuple[Any, ...]
+Run = Callable[[Any, int], str]
+
+_WHERE = re.compile(r"\b(?:jinja2|cuda_progcache)(?:\.\w+)*\.(\w+)")
+_ADDRESS = re.compile(r"\b0x[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A template, and how its environment is set up.
+
+    Parameters
+    ----------
+    source : str
+    options : mapping
+        Of the environment.
+    kernel : bool
+        Whether kernel environments render it, too, which have their own options.
+    """
+
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    kernel: bool = True
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A way that didn't give what stock Jinja2 gave."""
+
+    way: str
+    case: Case
+    ours: Sequence[Outcome]
+    theirs: Sequence[Outcome]
+
+    def __str__(self) -> str:
+        head = f"{self.way} {dict(self.case.options)}\n  {self.case.source!r}"
+        return f"{head}\n  ours   {self.ours}\n  jinja2 {self.theirs}"
+
+
+def plain(text: str) -> str:
+    """Return a text without what differs between any two processes, and between our classes and Jinja2's."""
+    return _ADDRESS.sub("0x", _WHERE.sub(r"\1", text))
+
+
+def outcomes(make: Callable[[], Any], run: Run, filename: str = "<template>") -> list[Outcome]:
+    """Return what the rounds of one template object give."""
+    try:
+        template = make()
+    except jinja2.TemplateSyntaxError as error:
+        return [("syntax", type(error).__name__, error.message, error.lineno)]
+    except Exception as error:  # noqa: BLE001  (whatever it is, the other has to raise it, too)
+        return [("compiler", repr(error))]
+    return [_outcome(run, template, number, filename) for number in range(ROUNDS)]
+
+
+def _outcome(run: Run, template: Any, number: int, filename: str) -> Outcome:
+    try:
+        return "text", plain(run(template, number))
+    except RecursionError:
+        return ("recursion",)
+    except Exception as error:  # noqa: BLE001  (as above)
+        lines = []
+        traceback = error.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code.co_filename == filename:
+                lines.append(traceback.tb_lineno)
+            traceback = traceback.tb_next
+        return "error", type(error).__name__, plain(str(error)), lines[-1:]
+
+
+def same(case: Case, ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> bool:
+    """Whether outcomes are alike, as far as they have to be."""
+    if theirs[0][0] == "compiler":
+        return True  # Jinja2's stumbles: over its bookkeeping, a break outside a loop, a constant that raises
+    if len(ours) != len(theirs):
+        return False
+    for one, other in zip(ours, theirs, strict=True):
+        if one[0] == other[0] == "error" and len(one) == 4:
+            # Jinja2 has no line for {% with %} and in recursive loops: it names that of another statement.
+            lineless = not other[3] or "{% with" in case.source or " recursive " in case.source
+            if one[1:3] != other[1:3] or not (lineless or one[3] == other[3]):
+                return False
+        elif one != other:
+            return False
+    return True
+
+
+# Environments like jinja2.Environment
+
+
+def text(template: Any, number: int) -> str:
+    """Render."""
+    return str(template.render(variables(number)))
+
+
+def _generated(template: Any, number: int) -> str:
+    return "".join(template.generate(variables(number)))
+
+
+def _streamed(template: Any, number: int) -> str:
+    return "".join(template.render_stream(variables(number)))
+
+
+def _module(template: Any, number: int) -> str:
+    return str(template.make_module(variables(number)))
+
+
+def _waited(template: Any, number: int) -> str:
+    return str(asyncio.run(template.render_async(variables(number))))
+
+
+def _streamed_async(template: Any, number: int) -> str:
+    async def gather() -> str:
+        return "".join([run async for run in template.render_stream_async(variables(number))])
+
+    return asyncio.run(gather())
+
+
+def _native(template: Any, number: int) -> str:
+    return repr(template.render(variables(number)))
+
+
+class OurNativeTemplate(Template, NativeTemplate):
+    """A template of ours that renders to Python's values."""
+
+    render = NativeTemplate.render
+    render_async = NativeTemplate.render_async
+
+
+class OurNativeEnvironment(Environment, NativeEnvironment):
+    """`NativeEnvironment` with our compiler."""
+
+    template_class = OurNativeTemplate
+
+
+OurNativeTemplate.environment_class = OurNativeEnvironment
+
+
+class Workplace:
+    """A folder with the library, the templates to render, and the caches.
+
+    Parameters
+    ----------
+    folder : Path
+        Empty.
+    library : mapping
+        Names to texts: what the templates include, import and extend.
+    """
+
+    def __init__(self, folder: Path, library: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.templates = folder / "templates"
+        self.templates.mkdir()
+        for name, source in library.items():
+            (self.templates / name).write_text(source, encoding="utf-8")
+        self.renders = 0
+        self._made: dict[Any, Any] = {}
+
+    def environment(self, kind: Any, label: str, options: Mapping[str, Any]) -> Any:
+        """Return an environment over the library; the same again for the same options."""
+        key = (kind, label, repr(sorted(options.items(), key=repr)))
+        if key not in self._made:
+            self._made[key] = kind(loader=jinja2.FileSystemLoader(self.templates), **options)
+        return self._made[key]
+
+    def differences(self, case: Case) -> Iterator[Difference]:
+        """Yield the ways of an environment like Jinja2's in which a template comes out otherwise."""
+        for way, ours, theirs in self._environment_ways(case):
+            self.renders += ROUNDS
+            if not same(case, ours, theirs):
+                yield Difference(way, case, ours, theirs)
+
+    def _environment_ways(self, case: Case) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
+        options = dict(case.options)
+        stock = self.environment(jinja2.Environment, "", options)
+        ours = self.environment(Environment, "", options)
+
+        def made(environment: Any) -> Callable[[], Any]:
+            return lambda: environment.from_string(case.source)
+
+        expected = outcomes(made(stock), text)
+        for way, run in (("render", text), ("generate", _generated), ("stream", _streamed), ("module", _module)):
+            yield way, outcomes(made(ours), run), expected
+        yield from self._from_disk(case, options)
+        natives = (self.environment(kind, "native", options) for kind in (NativeEnvironment, OurNativeEnvironment))
+        expected, found = (outcomes(made(native), _native) for native in natives)
+        yield "native", found, expected
+        options["enable_async"] = True
+        stock, ours = (self.environment(kind, "async", options) for kind in (jinja2.Environment, Environment))
+        expected = outcomes(made(stock), _waited)
+        yield "async", outcomes(made(ours), _waited), expected
+        yield "async stream", outcomes(made(ours), _streamed_async), expected
+
+    def _from_disk(self, case: Case, options: dict[str, Any]) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
+        name = "case.txt"
+        (self.templates / name).write_text(case.source, encoding="utf-8")
+        path = str(self.templates / name)
+        theirs = (
+            self.folder / f"theirs-{zlib.crc32(repr(sorted(options.items(), key=repr)).encode())}"
+        )  # a directory for each set of options: Jinja2 needs that
+        stock = jinja2.Environment(loader=jinja2.FileSystemLoader(self.templates), **options)
+        expected = outcomes(lambda: stock.get_template(name), text, path)
+        caches: dict[str, Callable[[], Any]] = {
+            "our cache": lambda: BytecodeCache(self.folder / "ours"),
+            "Jinja2's cache": lambda: jinja2.FileSystemBytecodeCache(str(_private(theirs))),
+        }
+        for label, cache in caches.items():
+            for warmth in ("cold", "warm"):
+                loader = jinja2.FileSystemLoader(self.templates)
+                ours = Environment(loader=loader, bytecode_cache=cache(), cache_size=0, **options)
+                found = outcomes(partial(ours.get_template, name), text, path)
+                yield f"{label}, {warmth}", found, expected
+        stock = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(self.templates), bytecode_cache=caches["Jinja2's cache"](), **options
+        )
+        yield "stock Jinja2 on a cache of ours", outcomes(lambda: stock.get_template(name), text, path), expected
+
+    # Kernel environments
+
+    def kernel_differences(self, cases: Sequence[Case]) -> Iterator[Difference]:
+        """Yield the ways of a kernel environment in which templates come out otherwise."""
+        cases = [case for case in cases if case.kernel]
+        cache = str(self.folder / "kernels")
+        stock = stock_like_kernels(KernelEnvironment(self.templates))
+        expected = [kernel_outcomes(partial(stock.from_string, case.source)) for case in cases]
+        ways: dict[str, list[list[Outcome]]] = {
+            way: [kernel_outcomes(partial(made.from_string, case.source)) for case in cases]
+            for way, made in (
+                ("kernel, cold", KernelEnvironment(self.templates, bytecode_cache=cache)),
+                ("kernel, warm", KernelEnvironment(self.templates, bytecode_cache=cache)),
+                ("kernel, no cache", KernelEnvironment(self.templates)),
+                ("kernel, extension", KernelEnvironment(self.templates, extensions=["jinja2.ext.loopcontrols"])),
+            )
+        }
+        for way in ("kernel, process", "kernel, another process"):
+            ways[way] = self._in_a_process([case.source for case in cases], cache)
+        for way, found in ways.items():
+            self.renders += ROUNDS * len(cases)
+            for case, ours, theirs in zip(cases, found, expected, strict=True):
+                if not same(case, ours, theirs):
+                    yield Difference(way, case, ours, theirs)
+
+    def _in_a_process(self, sources: list[str], cache: str) -> list[list[Outcome]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "ci.differential.child", str(self.templates), cache],
+            input=json.dumps(sources),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).resolve().parents[2],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        )
+        if done.returncode:
+            raise RuntimeError(f"the child failed:\n{done.stderr}")
+        return [[_tuple(outcome) for outcome in rounds] for rounds in json.loads(done.stdout)]
+
+
+def _tuple(outcome: list[Any]) -> Outcome:
+    return tuple(outcome)
+
+
+def _private(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+class StockKernelTemplate:
+    """A template of stock Jinja2, whose errors are told as a kernel's."""
+
+    def __init__(self, kernels: KernelEnvironment, template: jinja2.Template, source: str) -> None:
+        self._kernels, self._template, self._source = kernels, template, source
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """Render."""
+        params = dict(*args, **kwargs)
+        try:
+            return self._template.render(params)
+        except Exception as error:  # whatever it is, it has to be the same
+            raise self._kernels._error(error, "<string>", params, source=self._source) from error
+
+
+class StockKernels(jinja2.Environment):
+    """Stock Jinja2, set up as kernel environments are."""
+
+    kernels: KernelEnvironment
+
+    def from_string(self, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return a template, whose errors are told as a kernel's."""
+        try:
+            made = super().from_string(source, *args, **kwargs)
+        except Exception as error:
+            raise self.kernels._error(error, "<string>", {}, source=source) from error
+        return StockKernelTemplate(self.kernels, made, source)
+
+
+def stock_like_kernels(kernels: KernelEnvironment) -> StockKernels:
+    """Return stock Jinja2 with a kernel environment's templates, filters, tests and settings."""
+    beneath = kernels.jinja()
+    made = StockKernels(
+        loader=beneath.digest_loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        extensions=[type(extension) for extension in beneath.extensions.values()],
+    )
+    made.filters.update(beneath.filters)
+    made.tests.update(beneath.tests)
+    made.globals.update(beneath.globals)
+    made.kernels = kernels
+    return made
+
+
+def kernel_outcomes(make: Callable[[], Any]) -> list[Outcome]:
+    """Return what the rounds of one kernel template give."""
+    try:
+        template = make()
+    except TemplateError as error:
+        if error.line is None:  # a constant that raised in Jinja2's compiler
+            return [("compiler", plain(str(error)))]
+        return [("syntax", plain(str(error)), error.line)]
+    found: list[Outcome] = []
+    for number in range(ROUNDS):
+        try:
+            found.append(("text", plain(template.render(**variables(number)))))
+        except TemplateError as error:
+            recursion = "RecursionError" in str(error)
+            found.append(("recursion",) if recursion else ("error", plain(str(error)), error.line))
+    return found

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a hit does: find the headers that hold now, make the key, load the entry. No compiler is loaded."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Hashable, Mapping
+
+from cuda_progcache import events
+from cuda_progcache._util.running import running
+from cuda_progcache.compile.compiled import CompiledProgram
+from cuda_progcache.compile.manifests import headers_alike, known_headers, remember_headers
+from cuda_progcache.keys.headers import NO_HEADERS
+from cuda_progcache.store.base import ProgramCacheResource, entry_digest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey
+
+
+def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgram | None:
+    """What the cache has of a program; None is a miss, counted unless this looks ``again``."""
+    inputs = base.inputs
+    headers = known_headers(base, cache) if inputs.reads_headers else NO_HEADERS
+    key = base.with_headers(headers) if headers is not None else None
+    if not is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
+        return None if key is None else load(key, inputs, cache)
+    if key is not None and (found := load(key, inputs, cache, again=True)) is not None:
+        return found
+    for other in headers_alike(base, cache):
+        if (found := load(base.with_headers(other), inputs, cache, again=True)) is not None:
+            if inputs.reads_headers:
+                remember_headers(base, other, cache, other.entry)
+            return found
+    if again:
+        return None
+    if key is not None:
+        return load(key, inputs, cache)  # once more, and counted as a miss
+    cache.get(base.plain)  # no entry is called so: a miss, and counted
+    return None
+
+
+def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = False) -> CompiledProgram | None:
+    """What the cache has under a key; None is a miss, counted unless this looks ``again``."""
+    if not is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
+        data = cache.get(key.digest)
+        if data is None:
+            return None
+        return CompiledProgram(data, inputs.target_type, inputs.name, inputs.arch, hit=True)
+    entry = cache.load_again(key.digest) if again else cache.load(key.digest)
+    if entry is None:
+        return None
+    symbols: dict[str | bytes, bytes] = {}
+    if inputs.name_expressions:
+        mangled = entry.record.get("symbol_mapping") or {}
+        for expression in inputs.name_expressions:
+            symbol = mangled.get(expression_text(expression))
+            if symbol is None:
+                return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
+            symbols[expression] = symbol.encode()
+    digest = entry_digest(key.digest)
+    if (around := running.get()) is not None:
+        around.children[digest] = None
+    if events.wanted("hit"):
+        events.emit(events.Event("hit", inputs.name, inputs.target_type, inputs.arch, digest))
+    return CompiledProgram(
+        entry.data,
+        inputs.target_type,
+        inputs.name,
+        inputs.arch,
+        symbols,
+        record=lambda: _as_here(entry.record, inputs),
+        hit=True,
+        digest=digest,
+    )
+
+
+def _as_here(record: Mapping[str, Any], inputs: CompileInputs) -> Mapping[str, Any]:
+    """An entry's record, whose log names the files by the paths that they have for this caller."""
+    files = record.get("log_files")
+    if not files:
+        return record
+    from cuda_progcache.keys.paths import relocated
+
+    return {**record, "log": relocated(record["log"], files, inputs.spelled)}
+
+
+@functools.cache
+def is_ours(kind: Hashable) -> bool:
+    """Whether a class of cache is one of this package's."""
+    return issubclass(kind, ProgramCacheResource)  # type: ignore[arg-type]  # remembered, since an ABC takes its time to say
+
+
+def is_theirs(cache: object) -> bool:
+    """Whether it is one of cuda.core's stores, or made after them; as cuda.core asks it of ours."""
+    theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)
+    return theirs is not None and isinstance(cache, theirs)
+
+
+def leases_dir(cache: Any) -> str | None:
+    """Where processes that share a cache say what they are compiling; None for one that lies in memory."""
+    root = getattr(cache, "path", None)
+    return None if root is None else os.path.join(root, "leases")
+
+
+def expression_text(expression: str | bytes) -> str:
+    """A name expression as records have it."""
+    return expression.decode("utf-8", "surrogateescape") if isinstance(expression, bytes) else expression

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Header manifests: what compiles of the same source, options and compiler read before.
+
+They lie in this process's memory, and under ``manifests/`` of a cache that is on disk. They are disposable: without
+them the next lookup is a miss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from cuda_progcache._util.fields import replace
+from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, alike, read_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cuda_progcache.keys.schema import BaseKey
+
+_manifests: OrderedDict[tuple[str | None, str], HeaderManifest] = OrderedDict()
+_manifests_lock = ForkSafeLock()
+_MAX_MANIFESTS = 512
+#: Manifests of a shard (one of 256) that are left alone, and how many more are looked at when one is written.
+_FEW, _LOOKED_AT = 64, 4
+
+
+def _manifest_path(cache: object, manifest_id: str) -> str | None:
+    root = getattr(cache, "directory", None)
+    if root is None:
+        root = getattr(cache, "path", None)  # a store that isn't ours
+    return _manifest_in(root, manifest_id) if root is not None else None
+
+
+def _manifest_in(root: str | os.PathLike[str], manifest_id: str) -> str:
+    return os.path.join(root, "manifests", manifest_id[:2], manifest_id[2:])
+
+
+def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
+    """The header set of an earlier compile that holds now."""
+    path = _manifest_path(cache, base.manifest_id)
+    slot = (path, base.manifest_id)
+    search, recheck_after = base.search, base.inputs.header_policy.recheck_after
+    manifest = _in_memory(slot)
+    if manifest is not None and (found := manifest.match(search, recheck_after)) is not None:
+        return found
+    if path is not None:
+        manifest = HeaderManifest.read(path)  # another process may know better
+        _keep_manifest(slot, manifest)
+        if (found := manifest.match(search)) is not None:
+            return found
+    for layer in _layers(cache, base.manifest_id, path):
+        if (found := HeaderManifest.read(layer).match(search)) is not None:
+            _keep_manifest(slot, HeaderManifest(path, [found, *(manifest.sets if manifest is not None else ())]))
+            return found
+    if path is not None:
+        _recall_include_source(path)
+    return None
+
+
+def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
+    """The sets that would be read now and have the same normal forms as the set of an earlier compile.
+
+    So has the source. Each set leads to the key of that compile.
+    """
+    if base.shows_text:
+        return
+    path = _manifest_path(cache, base.plain_id)
+    files = [path, *_layers(cache, base.plain_id, path)]
+    held = _in_memory((path, base.plain_id))
+    known = itertools.chain([] if held is None else [held], map(HeaderManifest.read, files))
+    for headers in itertools.chain.from_iterable(manifest.sets for manifest in known):
+        if (found := alike(headers, base.search)) is not None:
+            yield found
+
+
+def _in_memory(slot: tuple[str | None, str]) -> HeaderManifest | None:
+    with _manifests_lock:
+        manifest = _manifests.get(slot)
+        if manifest is not None:
+            _manifests.move_to_end(slot)
+    return manifest
+
+
+def _layers(cache: object, manifest_id: str, own: str | None) -> Iterator[str]:
+    """The files of a manifest in the layers of a cache that are only read."""
+    for root in getattr(cache, "roots", ()):
+        layer = _manifest_in(root, manifest_id)
+        if layer != own:
+            yield layer
+
+
+def _include_source_path(manifest_path: str) -> str:
+    from cuda_progcache.compile import nvrtc
+
+    return os.path.join(os.path.dirname(os.path.dirname(manifest_path)), f"nvrtc-{nvrtc.build()[:32]}")
+
+
+def _recall_include_source(manifest_path: str) -> None:
+    """Take from the cache's directory how this NVRTC tells what it includes: trying it takes as long as a compile."""
+    from cuda_progcache.compile import nvrtc
+    from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
+
+    if nvrtc.build() not in nvrtc.include_sources:
+        found = (read_file(_include_source_path(manifest_path)) or b"").decode("ascii", "replace")
+        if found in {TRACE, TIME_TRACE, TEXT}:
+            nvrtc.include_sources[nvrtc.build()] = found
+
+
+def _keep_include_source(cache: object, manifest_path: str) -> None:
+    from cuda_progcache.compile import nvrtc
+
+    path = _include_source_path(manifest_path)
+    found = nvrtc.include_sources.get(nvrtc.build())
+    if found is not None and not os.path.lexists(path):
+        _write(cache, path, found.encode())
+
+
+def _keep_manifest(slot: tuple[str | None, str], manifest: HeaderManifest) -> None:
+    with _manifests_lock:
+        _manifests[slot] = manifest
+        _manifests.move_to_end(slot)
+        while len(_manifests) > _MAX_MANIFESTS:
+            _manifests.popitem(last=False)
+
+
+def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: str = "") -> None:
+    """Keep a compile's header set for later lookups of the entry, in this process and in the cache's directory."""
+    path = _remember(base.manifest_id, replace(headers, entry=entry), cache)
+    if path is not None:
+        _keep_include_source(cache, path)
+
+
+def remember_alike(base: BaseKey, headers: HeaderSet, cache: object, entry: str) -> bool:
+    """Keep it for lookups of programs that differ in comments and white space alone; False where these may be seen."""
+    from cuda_progcache.keys.include_text import asks_for_columns
+    from cuda_progcache.keys.includes import plain_texts
+
+    if base.shows_text or headers.columns or asks_for_columns(base.inputs.code):
+        return False
+
+    plain = plain_texts(base, headers)
+    source = base.inputs.source.identity.decode()
+    _remember(base.plain_id, replace(headers, entry=entry, source=source, plain=plain), cache)
+    return True
+
+
+def _remember(manifest_id: str, headers: HeaderSet, cache: object) -> str | None:
+    """Put a set in front of a manifest; the path of its file, if it has one."""
+    path = _manifest_path(cache, manifest_id)
+    slot = (path, manifest_id)
+    if path is not None:
+        manifest = HeaderManifest.read(path)
+    else:
+        known = _in_memory(slot)
+        manifest = HeaderManifest(None, list(known.sets) if known else [])
+    content = manifest.add(headers)
+    _keep_manifest(slot, manifest)
+    if path is not None:
+        _write(cache, path, content)
+        _trim(os.path.dirname(path))
+    return path
+
+
+def _trim(shard: str) -> None:
+    """Remove manifests that lead to no entry any more, else they would outgrow the cache that evicts those.
+
+    A few are looked at for each one that is written, once there are many: so those of evicted entries stay fewer than
+    a third of the others.
+    """
+    import random
+
+    from cuda_progcache._util.liveness import LITTER_AGE
+
+    try:
+        with os.scandir(shard) as found:
+            names = [item.name for item in found]
+        if len(names) <= _FEW:
+            return
+        for name in random.sample(names, _LOOKED_AT):  # no secret: any will do
+            path = os.path.join(shard, name)
+            young = time.time() - os.lstat(path).st_mtime < LITTER_AGE  # its entry may just be on its way
+            if not young and not any(_entry_is_there(shard, known.entry) for known in HeaderManifest.read(path).sets):
+                os.unlink(path)
+    except OSError:
+        return  # another process was faster, or the directory is in trouble: the entry's own write tells of that
+
+
+def _entry_is_there(shard: str, digest: str) -> bool:
+    root = os.path.dirname(os.path.dirname(shard))
+    return os.path.lexists(os.path.join(root, "entries", digest[:2], digest[2:])) if digest else False
+
+
+def _write(cache: object, path: str, content: bytes) -> None:
+    """Write a disposable file: without it, the next process compiles once more."""
+    from cuda_progcache.store.derived import write_beside
+
+    with contextlib.suppress(OSError):  # the entry's own write warns if the cache is in trouble
+        write_beside(cache.path, path, content)  # type: ignore[attr-defined]

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How misses are compiled."""
+
+from __future__ import annotations
+
+from cuda_progcache._util.fields import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cuda_progcache.compile.precompiled import PrecompiledHeaders
+
+
+@dataclass(frozen=True)
+class MissPolicy:
+    """How misses are compiled.
+
+    Attributes
+    ----------
+    precompiled : PrecompiledHeaders or None
+        Of the batch that this process works on.
+    keep_failures : float
+        Seconds for which a refusal of the compiler is remembered; 0: not at all.
+    """
+
+    precompiled: PrecompiledHeaders | None = None
+    keep_failures: float = 0.0
+
+
+PLAIN = MissPolicy()

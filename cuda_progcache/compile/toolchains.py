@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which compilers a cache was made for: with that, a machine that has none can read it.
+
+A key has the identity of the compiler's files in it. Where no compiler is
+installed, those that made what is in the cache stand in for it: a host that
+only runs programs needs none. They lie as small files under ``toolchains/``
+beside the entries, are found in layers as well, and can be had again from the
+entries' own records, which is how they come with a bundle.
+``CUDA_PROGCACHE_TOOLCHAIN`` names such a file, or a cache's directory, to be
+asked first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from cuda_progcache._util import files
+from cuda_progcache._util.digest import sha256
+from cuda_progcache.keys.toolchain import NotInstalledError, ToolFile, standing_in
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+Tools = tuple[tuple[str, str], ...]
+"""Name and identity of a compiler's files, as they are in a key."""
+
+Slot = tuple[str, bool]
+"""As :func:`cuda_progcache.keys.toolchain.toolchain` is asked: a code type, and whether with libdevice."""
+
+#: By the name of its first file, what a toolchain compiles.
+_CODE_TYPES = {"nvrtc": "c++", "nvJitLink": "ptx", "driver": "ptx", "nvvm": "nvvm"}
+#: Toolchains per slot, and lookups, that are tried at most.
+_MOST, _TRIES = 8, 32
+_SETTING = "CUDA_PROGCACHE_TOOLCHAIN"
+
+
+def note(cache: Any, tools: Iterable[ToolFile]) -> None:
+    """Remember what made an entry of this cache, where that isn't known yet."""
+    root = getattr(cache, "directory", None)
+    if root is None:
+        return
+    for one in _parted((tool.name, tool.identity) for tool in tools):
+        name, content = _file_of(one)
+        path = os.path.join(root, "toolchains", name)
+        if os.path.lexists(path):
+            continue
+        from cuda_progcache.store.derived import write_beside
+
+        with contextlib.suppress(OSError):  # disposable: the entries' records say it, too
+            write_beside(root, path, content)
+
+
+def _parted(tools: Iterable[tuple[str, str]]) -> list[Tools]:
+    """The toolchains among the files of a record: a link has those of its inputs beside its own."""
+    found: list[list[tuple[str, str]]] = []
+    for name, identity in tools:
+        if name in _CODE_TYPES:
+            found.append([])
+        if found:
+            found[-1].append((name, identity))
+    return [tuple(one) for one in found]
+
+
+@functools.lru_cache(maxsize=16)
+def _file_of(tools: Tools) -> tuple[str, bytes]:
+    """Name and content of the file that remembers a toolchain."""
+    import json
+
+    content = json.dumps({"format": 1, "tools": tools}, indent=1).encode()
+    return sha256(content).hexdigest()[:32], content
+
+
+def _read(path: str) -> list[Tools]:
+    import json
+
+    try:
+        content, _ = files.read_regular(path)
+        found = json.loads(content or b"")
+        return _parted((str(name), str(identity)) for name, identity in found["tools"]) if found["format"] == 1 else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _in_folder(folder: str) -> Iterator[Tools]:
+    try:
+        with os.scandir(folder) as found:
+            aged = sorted(((item.stat().st_mtime_ns, item.path) for item in found), reverse=True)
+    except OSError:
+        return
+    for _, path in aged:
+        yield from _read(path)
+
+
+def made_for(cache: Any) -> dict[Slot, list[tuple[ToolFile, ...]]]:
+    """The toolchains that made what is in a cache, the latest first, by what they are asked for."""
+    named = os.environ.get(_SETTING)
+    found: dict[Slot, dict[tuple[ToolFile, ...], None]] = {}
+
+    def take(tools: Iterable[Tools]) -> None:
+        for one in tools:
+            slot = (_CODE_TYPES[one[0][0]], any(name == "libdevice" for name, _ in one))
+            found.setdefault(slot, {})[tuple(ToolFile(name, "", identity) for name, identity in one)] = None
+
+    if named:
+        take(_in_folder(os.path.join(named, "toolchains")) if os.path.isdir(named) else _read(named))
+    directory = getattr(cache, "directory", None)
+    for root in dict.fromkeys([*([directory] if directory else []), *map(str, getattr(cache, "roots", ()))]):
+        take(_in_folder(os.path.join(root, "toolchains")))
+    if not found:
+        take(_of_records(cache))
+    return {slot: list(tools)[:_MOST] for slot, tools in found.items()}
+
+
+def _of_records(cache: Any) -> list[Tools]:
+    """What the records of a cache say; kept beside it, since to read them all takes its time."""
+    try:
+        recorded = {
+            tuple((str(tool["name"]), str(tool["digest"])) for tool in entry.record.get("toolchain") or ())
+            for entry in cache.entries()
+        }
+    except (AttributeError, NotImplementedError, OSError):
+        return []  # a store that can't be listed
+    for tools in recorded:
+        note(cache, (ToolFile(name, "", identity) for name, identity in tools))
+    return [one for tools in recorded for one in _parted(tools)]
+
+
+class _StandIns(dict[Slot, tuple[ToolFile, ...]]):
+    """Toolchains to try, and which of them a lookup asked for."""
+
+    def __init__(self, tools: Mapping[Slot, tuple[ToolFile, ...]]) -> None:
+        super().__init__(tools)
+        self.asked: dict[Slot, None] = {}
+
+    def __getitem__(self, slot: Slot) -> tuple[ToolFile, ...]:
+        self.asked[slot] = None
+        return super().__getitem__(slot)
+
+
+def without_compiler(cache: Any, look: Callable[[bool], T | None]) -> T | None:
+    """Do a lookup on a machine without the compiler: with each toolchain that the cache was made for.
+
+    Parameters
+    ----------
+    cache : store
+    look : callable
+        Does it; None is a miss. Told whether it looks again, which isn't to be counted.
+
+    Returns
+    -------
+    What ``look`` found; None where that is nothing.
+    """
+    known = made_for(cache)
+    latest = _StandIns({slot: tools[0] for slot, tools in known.items()})
+    try:
+        with standing_in(latest):
+            found = look(False)
+        asked = list(latest.asked)
+        others = itertools.product(*(known[slot] for slot in asked))
+        for chosen in itertools.islice(others, 1, _TRIES):
+            if found is not None:
+                break
+            with standing_in({**latest, **dict(zip(asked, chosen, strict=True))}):
+                found = look(True)
+    except NotInstalledError:
+        return None  # it takes a compiler that made nothing here
+    return found

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read C++ text as a preprocessor does: what it includes, what it probes for, and whether it names its own path.
+
+Every question about the text of a source or a header is answered here, on text from which comments, raw strings and
+``#if 0`` groups were taken and in which continued lines were joined. Lexical details follow NVRTC 13.5's front end
+(EDG), where they were measured: a quote that isn't closed ends with its line, raw strings are recognized in skipped
+groups, a carriage return alone ends no line.
+
+Two details depend on version and dialect: trigraphs are replaced before C++17 alone, and a backslash with
+blanks between it and the end of its line is no splice in current releases. A text that has either is read in each way,
+and what any reading says counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+
+from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache.keys.source import whole_words
+
+# --- the text without comments -------------------------------------------------------------------------------------
+
+RAW_STRING = b'R""'
+"""Stands for a raw string, whose content means nothing here."""
+
+_TRIGRAPHS = {
+    b"=": b"#",
+    b"/": b"\\",
+    b"'": b"^",
+    b"(": b"[",
+    b")": b"]",
+    b"!": b"|",
+    b"<": b"{",
+    b">": b"}",
+    b"-": b"~",
+}
+_TRIGRAPH = re.compile(rb"\?\?([=/'()!<>-])")
+_LOOSE_SPLICE = re.compile(rb"(?:\\|\?\?/)[ \t\v\f]+\r?\n")
+_CUT_RAW = re.compile(rb"R(?:(?:\\|\?\?/)[ \t\v\f]*\r?\n)+(?=\")")
+# Header names may hold what would begin a comment or a string elsewhere.
+_ODD_NAME = re.compile(rb"include(?:_next)?[ \t]*\(?[ \t]*<[^>\n]*(?://|/\*|['\"])[^>\n]*>")
+_HIDE, _SHOW = bytes.maketrans(b"/*'\"", b"\x01\x02\x03\x04"), bytes.maketrans(b"\x01\x02\x03\x04", b"/*'\"")
+
+
+@functools.cache
+def _lexemes(backslash: bytes, blanks: bytes) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+    """Comments, strings and character literals in a text with splices; and a splice.
+
+    Each alternative begins with a literal character, so that the search for the next one is quick.
+    """
+    splice = rb"(?:%b%b\r?\n)" % (backslash, blanks)
+    s = splice + rb"*+"
+    # What may stand in a line up to its end or to one of the characters in "but".
+    within = rb"(?:[^%b\\?\n]++|%b|%b" + s + rb"[^\n]|[\\?])*+"
+    return re.compile(
+        rb"/%b/%b" % (s, within % (b"", splice, backslash))
+        + rb"|/%b\*[^*]*+(?:\*(?!%b/)[^*]*+)*+(?:\*%b/|\Z)" % (s, s, s)
+        + rb'|"(?P<raw>(?:(?<=[^\w]R")|(?<=[^\w][LUu]R")|(?<=[^\w]u8R"))'
+        + rb'(?P<delimiter>[^()\\\s"]{0,16})\(.*?(?:\)(?P=delimiter)"|\Z))'
+        + rb'|"(?P<string>%b"?)' % (within % (b'"', splice, backslash))
+        # A quote between digits parts them.
+        + rb"|'(?P<quote>(?:(?<=[0-9]')|(?<=[0-9A-Fa-f][A-Fa-f]')|(?<=[xX'][A-Fa-f]'))(?<!\Wu8')(?=\w)"
+        + rb"|%b'?)" % (within % (b"'", splice, backslash)),
+        re.DOTALL,
+    ), re.compile(splice)
+
+
+def _plain(found: re.Match[bytes]) -> bytes:
+    kind = found.lastgroup
+    if kind is None:
+        return b" "  # a comment
+    return RAW_STRING[1:] if kind in {"raw", "delimiter"} else found[0]
+
+
+def _strip(code: bytes, backslash: bytes, blanks: bytes) -> bytes:
+    if b"R\\" in code or b"R??/" in code:
+        code = _CUT_RAW.sub(b"R", code)
+    hidden = b"include" in code and _ODD_NAME.search(code) is not None
+    if hidden:
+        code = _ODD_NAME.sub(lambda name: name[0].translate(_HIDE), code)
+    lexemes, splice = _lexemes(backslash, blanks)
+    text = splice.sub(b"", lexemes.sub(_plain, b"\n" + code))
+    return text.translate(_SHOW) if hidden else text
+
+
+def readings(code: bytes) -> list[bytes]:
+    """The text as the compiler may read it: no comments, no raw strings, no ``#if 0`` groups, lines joined.
+
+    Parameters
+    ----------
+    code : bytes
+        Of a source or a header.
+
+    Returns
+    -------
+    list of bytes
+        One text; more where the dialect or the version of the compiler decides.
+    """
+    blanks = [b"", rb"[ \t\v\f]*+"] if _LOOSE_SPLICE.search(code) else [b""]
+    texts = [_strip(code, rb"\\", b) for b in blanks]
+    if b"??" in code and _TRIGRAPH.search(code):
+        for b in blanks:
+            text = _strip(code, rb"(?:\\|\?\?/)", b)
+            texts.append(_TRIGRAPH.sub(lambda found: _TRIGRAPHS[found[1]], text))
+    return [_without_skipped(text) for text in texts]
+
+
+# --- directives ----------------------------------------------------------------------------------------------------
+
+_WORD = re.compile(rb"[A-Za-z_]\w*+")
+_MACRO = re.compile(rb"\s*(\w+)(?:\(([^()]*)\))?([^\n]*)")  # of a #define, what stands behind the word
+_DIRECTIVE = re.compile(rb"^[ \t\v\f\r]*+(?:#|%:)[ \t\v\f]*+(\w*+)([^\n]*)", re.MULTILINE)
+_NEVER = re.compile(rb"(?:#|%:)[ \t\v\f]*+if[ \t\v\f(]+(?:0|false)\b")
+_IS_NEVER = re.compile(rb"[ \t\v\f(]*(?:0|false)[ \t\v\f\r)]*\Z")
+
+
+def _without_skipped(text: bytes) -> bytes:
+    """A text without its ``#if 0`` groups."""
+    if _NEVER.search(text) is None:
+        return text
+    kept, at = [], 0
+    skipping = False
+    depth = 0  # of conditionals within the skipped group
+    for found in _DIRECTIVE.finditer(text):
+        name = found[1]
+        if not skipping:
+            if name == b"if" and _IS_NEVER.match(found[2]):
+                kept.append(text[at : found.end()])
+                skipping, depth = True, 0
+        elif name.startswith(b"if"):
+            depth += 1
+        elif depth:
+            depth -= name == b"endif"
+        elif name == b"endif" or name.startswith(b"el"):
+            at = found.start()
+            skipping = False
+    if not skipping:
+        kept.append(text[at:])
+    return b"\n".join(kept)
+
+
+# --- paths ---------------------------------------------------------------------------------------------------------
+
+NO_PATH, PRINTED, FOLDED = range(3)
+"""What a text says about paths: nothing; what can only print one, so that it is seen in the output; or what may fold
+one into other bytes (``__FILE__[0]``, a hash)."""
+
+_PATH_PARTS = (b"assert", b"FILE", b"source_location", b"SOURCE_LOCATION")
+_PATH_WORD = re.compile(
+    rb"\b(?:\w*(?:source_location|SOURCE_LOCATION|BUILTIN_FILE)\w*|__(?:BASE_)?FILE__|__builtin_FILE)\b"
+)
+_ASSERT = re.compile(rb"\bassert\b")
+_PRINTS = frozenset([b"printf", b"__assertfail", b"__assert_fail", b"_wassert"])
+_TOKEN = re.compile(rb"\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?|[A-Za-z_]\w*+|::|->|[0-9][\w.]*+|\S")
+_PATH, _STRING = b"__FILE__", b'"'
+
+
+def path_macros(code: bytes) -> int:
+    """What a text says about the path of the file that it stands in, or is called from.
+
+    Parameters
+    ----------
+    code : bytes
+        Of a source or a header.
+
+    Returns
+    -------
+    int
+        ``NO_PATH``; ``PRINTED`` for ``assert``, and for ``__FILE__`` or ``__builtin_FILE()`` that is, alone or among
+        string literals, an argument of ``printf`` or of what ``assert`` expands to; ``FOLDED`` for any other use.
+    """
+    text = whole_words(code)
+    return max(map(_paths_in, readings(code))) if any(part in text for part in _PATH_PARTS) else NO_PATH
+
+
+def _paths_in(text: bytes) -> int:
+    if _PATH_WORD.search(text) is None:
+        return PRINTED if _ASSERT.search(text) else NO_PATH
+    return max(map(_paths_of, _streams(text)))
+
+
+def _streams(text: bytes) -> Iterator[list[bytes]]:
+    """The tokens of each directive, and those of the text between directives: brackets pair within each."""
+    for found in _DIRECTIVE.finditer(text):
+        yield _TOKEN.findall(found[2])
+    yield _TOKEN.findall(_DIRECTIVE.sub(b"", text))
+
+
+class _Call(NamedTuple):
+    """A bracket that is open: what is called, and the tokens of the argument that is being read."""
+
+    callee: bytes
+    argument: list[bytes]
+
+    @property
+    def folds(self) -> bool:
+        """Whether the argument may do more with a path than print it."""
+        if _PATH not in self.argument:
+            return False
+        return self.callee not in _PRINTS or any(token not in {_PATH, _STRING} for token in self.argument)
+
+
+def _paths_of(tokens: list[bytes]) -> int:
+    if any(map(_PATH_WORD.fullmatch, tokens)):
+        return FOLDED if _folds(tokens) else PRINTED
+    return PRINTED if b"assert" in tokens else NO_PATH
+
+
+def _folds(tokens: list[bytes]) -> bool:
+    calls = [_Call(b"", [])]
+    for token in tokens:
+        callee, argument = call = calls[-1]
+        if token in {b")", b"]", b"}", b",", b";"} and call.folds:
+            return True
+        if token in {b"(", b"[", b"{"}:
+            calls.append(_Call(_callee(argument) if token == b"(" else b"", []))
+        elif token in {b")", b"]", b"}"} and len(calls) > 1:
+            calls.pop()
+            outer = calls[-1].argument
+            if token == b")" and callee == b"__builtin_FILE":
+                outer[-1:] = [_PATH]
+            elif token == b")" and argument == [b"__LINE__"] and callee:  # a macro that makes a string of it
+                outer[-1:] = [_STRING]
+            else:
+                outer.append(token)
+        elif token in {b",", b";"}:
+            argument.clear()
+        elif token.startswith(b'"'):
+            argument.append(_STRING)
+        elif token == b"__BASE_FILE__":
+            argument.append(_PATH)
+        elif _PATH_WORD.fullmatch(token) and token not in {b"__FILE__", b"__builtin_FILE"}:
+            return True
+        else:
+            argument.append(token)
+    return any(call.folds for call in calls)
+
+
+def _callee(before: list[bytes]) -> bytes:
+    """The function that is called behind these tokens; "" where it isn't one at global scope or of ``std``."""
+    *earlier, name = before or [b""]
+    if earlier[-1:] in ([b"."], [b"->"]):
+        return b""
+    if earlier[-1:] == [b"::"] and earlier[-2:-1] != [b"std"] and _WORD.fullmatch(b"".join(earlier[-2:-1])):
+        return b""
+    return name
+
+
+_COLUMN = re.compile(rb"BUILTIN_COLUMN|__builtin_COLUMN|source_location|SOURCE_LOCATION")
+
+
+def asks_for_columns(code: bytes) -> bool:
+    """Whether a text may ask in which column of its line something stands, as ``__builtin_COLUMN()`` tells."""
+    return _COLUMN.search(whole_words(code)) is not None and any(map(_COLUMN.search, readings(code)))
+
+
+def redefines_printing(code: bytes) -> bool:
+    """Whether a text gives ``printf``, or what ``assert`` expands to, a meaning that may be another than to print."""
+    text = whole_words(code)
+    return any(name in text for name in _PRINTS) and any(map(_redefines, readings(code)))
+
+
+def _redefines(text: bytes) -> bool:
+    for found in _DIRECTIVE.finditer(text):
+        if found[1] != b"define" or (macro := _MACRO.match(found[2])) is None:
+            continue
+        name, parameters, body = macro.groups()
+        tokens = _TOKEN.findall(body)
+        if name in _PRINTS:
+            # What looks at nothing that it is given does nothing with a path.
+            if parameters is None or {b"__VA_ARGS__", *_WORD.findall(parameters)}.intersection(tokens):
+                return True
+        elif _misuses(tokens):
+            return True
+    return _misuses(_TOKEN.findall(_DIRECTIVE.sub(b"", text)))
+
+
+def _misuses(tokens: list[bytes]) -> bool:
+    """Whether a function that prints is defined here, or its name is that of something else."""
+    for at, token in enumerate(tokens):
+        if token not in _PRINTS:
+            continue
+        if tokens[at + 1 : at + 2] != [b"("]:
+            if tokens[at - 1 : at] != [b"::"]:
+                return True
+            continue
+        depth = 0
+        for end in range(at + 1, len(tokens)):
+            depth += (tokens[end] == b"(") - (tokens[end] == b")")
+            if not depth:
+                if tokens[end + 1 : end + 2] in ([b"{"], [b"noexcept"], [b"const"]):
+                    return True
+                break
+    return False

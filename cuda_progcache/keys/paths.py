@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which paths reach the output of a compile: that is seen in the output.
+
+NVRTC writes the path of a header into what it makes where ``__FILE__`` is expanded: the include directory as it was
+given, a slash, and the rest; the folder of the program's name for a header beside it. No working directory enters
+(measured with NVRTC 12.9 to 13.5). So one include directory that occurs in the output belongs in the key, as it was
+spelled, and all others don't: the same project in another directory is the same program.
+
+The compiler's log names files, too. It isn't a reason for another key: :func:`relocated` puts the paths of now in place
+of those of then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+
+from cuda_progcache.keys.include_text import FOLDED, NO_PATH
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cuda_progcache.keys.headers import HeaderSet, Place
+    from cuda_progcache.keys.includes import Trace
+    from cuda_progcache.keys.schema import BaseKey
+
+Root = tuple[str, int]
+"""The first two parts of a :data:`~cuda_progcache.keys.headers.Place`; ``NAME`` is the program's own name."""
+
+NAME: Root = ("N", 0)
+
+# A variable with its values in PTX: ".global .align 1 .b8 name[4] = {0, 1, 2, 3};"
+_ARRAY = re.compile(rb"\.[bus](8|16|32|64)\s+[^\s=;]+\s*=\s*\{([^}]*)\}")
+_FORMATS = {b"8": "B", b"16": "<H", b"32": "<I", b"64": "<Q"}
+
+
+def reaching(
+    base: BaseKey, headers: HeaderSet, trace: Trace | None, output: bytes, target_type: str
+) -> tuple[Root, ...]:
+    """The roots whose paths a compile wrote into its output.
+
+    Parameters
+    ----------
+    base : BaseKey
+        Of the program.
+    headers : HeaderSet
+        What it read, and what that says about paths.
+    trace : list of (int, str) or None
+        The headers as they were opened. None where that isn't known: then a root counts wherever it occurs.
+    output : bytes
+    target_type : {"cubin", "ptx", "ltoir"}
+
+    Returns
+    -------
+    tuple of Root
+        Every root where the text may fold a path into other bytes, and in LTO-IR, which can't be searched.
+    """
+    if headers.mentions_file == NO_PATH:
+        return ()
+    inputs = base.inputs
+    everything = (*base.search.prefixes, NAME)
+    if headers.mentions_file == FOLDED or target_type == "ltoir":
+        return everything
+    texts = [output, *_arrays(output)] if target_type == "ptx" else [output]
+
+    def is_there(path: str) -> bool:
+        return any(os.fsencode(path) in text for text in texts)
+
+    if trace is None:
+        roots = (root for root in everything if inputs.spelled(root))
+        outside = any(header.place[0] == "A" and is_there(header.name) for header in headers.headers)
+        return (*(root for root in roots if is_there(inputs.spelled(root))), *((("A", 0),) if outside else ()))
+    if inputs.header_policy.hermetic:  # the names under which headers were in memory are all the paths that they had
+        return everything if any(is_there(path) for _, path in trace) else ()
+    reached = [NAME] if is_there(inputs.name) else []
+    for root, paths in _by_root(base, trace).items():
+        if root is None:
+            if any(map(is_there, paths)):
+                return everything
+        elif is_there(inputs.spelled(root)) and any(map(is_there, paths)):
+            reached.append(root)
+    return tuple(reached)
+
+
+def _by_root(base: BaseKey, trace: Trace) -> dict[Root | None, list[str]]:
+    """The paths of a trace by the root that they are spelled with; None: none that is known."""
+    found: dict[Root | None, list[str]] = {}
+    for path in dict.fromkeys(path for _, path in trace):
+        places = base.search.places(path)
+        root = next((place[:2] for place in places if base.inputs.spelled(place[:2]) + place[2] == path), None)
+        found.setdefault(root, []).append(path)
+    return found
+
+
+def _arrays(ptx: bytes) -> Iterator[bytes]:
+    """The initial values of the variables of a PTX text, as they lie in memory; an address counts as zeros."""
+    for width, values in _ARRAY.findall(ptx):
+        size, code = int(width) // 8, _FORMATS[width]
+        numbers = [value.strip() for value in values.split(b",")]
+        yield b"".join(
+            [struct.pack(code, int(n) % (1 << 8 * size)) if n.lstrip(b"-").isdigit() else bytes(size) for n in numbers]
+        )
+
+
+# --- logs ----------------------------------------------------------------------------------------------------------
+
+
+def in_log(base: BaseKey, trace: Trace | None, log: str) -> list[list[Any]]:
+    """The files that a log names, for a record: ``[[path, [root, index, rest]], ...]``, the longest path first."""
+    if not log:
+        return []
+    inputs = base.inputs
+    found: dict[str, Place] = {}
+    for path in dict.fromkeys(path for _, path in trace or ()):
+        for place in base.search.places(path):
+            if inputs.spelled(place[:2]) + place[2] == path:
+                found[path] = place
+                break
+    found[inputs.compiler_name] = (*NAME, "")
+    return [[path, list(found[path])] for path in sorted(found, key=len, reverse=True) if path in log]
+
+
+def relocated(log: str, files: Sequence[Sequence[Any]], spelled: Callable[[Root], str]) -> str:
+    """A log with the paths that its files have now.
+
+    Parameters
+    ----------
+    log : str
+    files : sequence
+        From :func:`in_log`.
+    spelled : callable
+        Gives the spelling that a root has now.
+
+    Returns
+    -------
+    str
+    """
+    now = {path: spelled((root, index)) + rest for path, (root, index, rest) in files}
+    if all(path == new for path, new in now.items()):
+        return log
+    # NVRTC writes "path(line): ..." and "... at line N of path".
+    path = "|".join(map(re.escape, now))
+    pattern = re.compile(rf"^({path})(?=\(\d+\): )|(?<= of )({path})$", re.MULTILINE)
+    return pattern.sub(lambda found: now[found[0]], log)

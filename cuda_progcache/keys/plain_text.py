@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of a source or a header without what no compiler output can tell: comments, and how wide white space is.
+
+Two texts with the same normal form have the same tokens on the same lines, with white space between the same tokens:
+so they agree in ``__LINE__`` and in what ``#`` makes a string of. They may differ in the column of a token and in the
+lines that a compiler's log quotes. So equal forms stand for equal output where there is no debug or line information,
+no text asks for a column (:func:`cuda_progcache.keys.include_text.asks_for_columns`), and the log is empty.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cuda_progcache._util.digest import sha256
+
+# A text with one of these is left alone: what it means depends on a dialect, or a warning tells of it.
+_PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r" + bytes(range(0x80, 0x100))
+_BACKSLASH = re.compile(
+    rb"\\(?:[ \t]+\r?$"  # no splice
+    rb"|(?<=[/*R]\\)\r?$)",  # may cut the beginning or the end of a comment or a raw string
+    re.MULTILINE,
+)
+_TRIGRAPH = re.compile(rb"\?\?[=/'()!<>-]")
+_LINT = re.compile(rb"/[/*][ \t]*(?:NOTREACHED|ARGSUSED|VARARGS|PRINTFLIKE|SCANFLIKE|CONSTCOND|FALL)")
+_ODD_NAME = re.compile(rb"include[ \t(]*<[^>\n]*(?:  |[\t'\"]|//|/\*)[^>\n]*>")
+_RIGHT_TO_LEFT = re.compile(rb"\xe2(?:\x80[\xaa-\xae]|\x81[\xa6-\xa9])")
+# Comments, strings and character literals. Each begins with a literal character: so the next is found ten times faster.
+_LEXEME = re.compile(
+    rb"//(?P<line>)[^\n]*+"
+    rb"|/\*(?P<block>[^*/]*+(?:\*(?!/)[^*/]*+|/(?!\*)[^*/]*+)*+\*/)"
+    rb'|"(?P<raw>(?:(?<=[^\w]R")|(?<=[^\w][LUu]R")|(?<=[^\w]u8R"))([^()\\\s"]{0,16})\(.*?\)\4")'
+    rb'|"(?P<string>[^"\\\n]*+(?:\\(?:\r?\n|.)[^"\\\n]*+)*+")'
+    # A quote between digits parts them.
+    rb"|'(?P<quote>(?:(?<=[0-9]')|(?<=[0-9A-Fa-f][A-Fa-f]')|(?<=[xX'][A-Fa-f]'))(?<!\Wu8')(?=\w)"
+    rb"|[^'\\\n]*+(?:\\.[^'\\\n]*+)*+')"
+    rb"|/\*|\"|'",  # without an end, or a comment that begins within another
+    re.DOTALL,
+)
+_BLANKS = re.compile(rb"  +")
+_LINE_OF_COMMENT = b"\x01"
+_HIDE = bytes.maketrans(b" \t\n\r", b"\x02\x03\x04\x05")
+_SPLICE = b"\\\x06"
+
+
+class _UnusualError(Exception):
+    """Such a text is left alone."""
+
+
+def _without_comment(found: re.Match[bytes]) -> bytes:
+    kind, text = found.lastgroup, found[0]
+    if kind == "line":
+        if text.endswith((b"\\", b"\\\r")):
+            raise _UnusualError
+        return b" "
+    if kind == "block":
+        return _LINE_OF_COMMENT * text.count(b"\n") or b" "
+    if kind is None:
+        raise _UnusualError
+    if kind != "raw" and b"\n" in text and b"\\\\" in text:  # which backslash it is that joins the lines takes care
+        raise _UnusualError
+    return text.translate(_HIDE) if b"  " in text or b"\t" in text or b"\n" in text else text
+
+
+def _is_unusual(text: bytes) -> bool:
+    if text.translate(None, _PRINTABLE) or _BACKSLASH.search(text) or _LINT.search(text) or _ODD_NAME.search(text):
+        return True
+    if b"??" in text and _TRIGRAPH.search(text):
+        return True
+    if text.isascii():
+        return False
+    try:
+        text.decode()
+    except UnicodeDecodeError:  # NVRTC stops reading there
+        return True
+    return _RIGHT_TO_LEFT.search(text) is not None  # a compiler may warn of it
+
+
+def normalized(text: bytes) -> bytes | None:
+    """The normal form of a text, where edits of comments and white space disappear.
+
+    Parameters
+    ----------
+    text : bytes
+        C++, UTF-8.
+
+    Returns
+    -------
+    bytes or None
+        Each line without its comments, with one blank where there is any white space between two tokens, and none at
+        either end. A comment that runs over lines leaves a mark for each, so that lines keep their numbers. String
+        and character literals are as they were, and so are line splices. None where something unusual would make this
+        unsafe: compare the text itself, then.
+
+    Notes
+    -----
+    The form is for comparing, by a digest; it isn't C++.
+    """
+    if _is_unusual(text):
+        return None
+    crlf = b"\r" in text
+    if crlf and (text.count(b"\r") != text.count(b"\r\n") or text.count(b"\r\n") != text.count(b"\n")):
+        return None
+    try:
+        plain = _LEXEME.sub(_without_comment, b"\n" + text)
+    except _UnusualError:
+        return None
+    if crlf:
+        plain = plain.replace(b"\r\n", b"\n")
+    lines = plain.replace(b"\\\n", _SPLICE).replace(b"\t", b" ").split(b"\n")
+    form = _BLANKS.sub(b" ", b"\n".join([line.strip() for line in lines]))
+    return b"\r" + form if crlf else form
+
+
+_digests: dict[str, str] = {}
+_MAX_DIGESTS = 8192
+
+
+def plain_digest(digest: str, text: bytes) -> str:
+    """The digest of a text's normal form, remembered by the digest of the text.
+
+    Parameters
+    ----------
+    digest : str
+        SHA-256 (hex) of the text.
+    text : bytes
+
+    Returns
+    -------
+    str
+        64 hex digits; ``digest`` itself where the text has no normal form.
+    """
+    plain = _digests.get(digest)
+    if plain is None:
+        form = normalized(text)
+        plain = digest if form is None else sha256(b"normal form\0" + form).hexdigest()
+        if len(_digests) >= _MAX_DIGESTS:
+            _digests.clear()
+        _digests[digest] = plain
+    return plain

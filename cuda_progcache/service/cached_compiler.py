@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles through one cache, with what a service adds to that.
+
+Refusals are remembered, hits are checked, and the calls around a compile are recorded. The service, a prewarm and its
+worker processes all compile through this.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from cuda_progcache.compile.arch import check_arch
+from cuda_progcache.compile.pipeline import find, obtain
+from cuda_progcache.compile.policy import MissPolicy
+from cuda_progcache.errors import CompileError
+from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, Self
+
+    from cuda_progcache.compile.compiled import CompiledProgram
+    from cuda_progcache.compile.precompiled import PrecompiledHeaders
+    from cuda_progcache.keys.schema import CompileInputs
+    from cuda_progcache.memo.storage.steps import Steps
+    from cuda_progcache.service.hit_check import HitCheck
+    from cuda_progcache.service.kernel_unit import KernelUnit
+    from cuda_progcache.service.manifest import RenderedKernel
+
+
+class CachedCompiler:
+    """Compiles sources and kernels through one cache.
+
+    Parameters
+    ----------
+    cache : store or path, optional
+    header_policy : HeaderPolicy
+    keep_failures, verify_rate : float
+    include_path : sequence of str
+        All as in :class:`~cuda_progcache.service.compile_service.CompileService`.
+
+    Attributes
+    ----------
+    cache : store
+    hit_check : HitCheck or None
+        Where ``verify_rate`` is given.
+    """
+
+    def __init__(
+        self,
+        cache: Any = None,
+        header_policy: HeaderPolicy = CHECK_EACH_TIME,
+        keep_failures: float = 0.0,
+        verify_rate: float = 0.0,
+        include_path: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
+        if keep_failures < 0:
+            raise ValueError(f"keep_failures is a number of seconds, or 0 for none, got {keep_failures!r}")
+        if not 0 <= verify_rate <= 1:
+            raise ValueError(f"verify_rate is a share of the hits, 0 to 1, got {verify_rate!r}")
+        if cache is None or isinstance(cache, str | os.PathLike):
+            from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+            cache = FileStreamProgramCache(cache)
+        self.cache = cache
+        self.header_policy = header_policy
+        self.keep_failures = float(keep_failures)
+        self.include_path = tuple(os.fspath(folder) for folder in include_path)
+        self.hit_check: HitCheck | None = None
+        if verify_rate:
+            from cuda_progcache.service.hit_check import HitCheck
+
+            self.hit_check = HitCheck(cache, verify_rate)
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """What :meth:`from_settings` makes this again of in another process; None: its cache is this process's own."""
+        cache = getattr(self.cache, "settings", None)
+        if cache is None:
+            return None
+        headers = {"hermetic": self.header_policy.hermetic, "recheck_after": self.header_policy.recheck_after}
+        return {
+            "cache": cache,
+            "header_policy": headers,
+            "keep_failures": self.keep_failures,
+            "include_path": self.include_path,
+        }
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Make the compiler of another process again, over the same directory."""
+        from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+        return cls(
+            FileStreamProgramCache(**settings["cache"]),
+            HeaderPolicy(**settings.get("header_policy", {})),
+            settings.get("keep_failures", 0.0),
+            include_path=settings.get("include_path", ()),
+        )
+
+    @functools.cached_property
+    def steps(self) -> Steps | None:
+        """Where calls that make no program are recorded; None beside a store that keeps no records."""
+        from cuda_progcache.memo.storage.steps import Steps
+        from cuda_progcache.store.base import ProgramCacheResource
+
+        return Steps(self.cache) if isinstance(self.cache, ProgramCacheResource) else None
+
+    def compile(self, inputs: CompileInputs) -> CompiledProgram:
+        """Take a program from the cache, or compile and publish it."""
+        policy = MissPolicy(keep_failures=self.keep_failures)
+        done = _naming_archs(inputs.arch, lambda: obtain(inputs, self.cache, policy=policy))
+        if self.hit_check is not None and done.hit:
+            self.hit_check.saw(done, lambda: obtain(inputs), lambda: find(inputs, self.cache))
+        return done.analyse_with(self._analyse)
+
+    def unit(self, rendered: RenderedKernel, arch: str, target_type: str = "cubin") -> KernelUnit:
+        """What has to be compiled of a rendered kernel (ArchError, ValueError where that can't be)."""
+        from cuda_progcache.service.kernel_unit import KernelUnit
+
+        return KernelUnit(rendered, arch, target_type, self.header_policy, self.include_path)
+
+    def compile_kernel(self, unit: KernelUnit, precompiled: PrecompiledHeaders | None = None) -> CompiledProgram:
+        """Take a kernel from the cache, or compile and publish it.
+
+        Parameters
+        ----------
+        unit : KernelUnit
+        precompiled : PrecompiledHeaders, optional
+            Of the batch that this process works on.
+        """
+        policy = MissPolicy(precompiled, self.keep_failures)
+        done = _naming_archs(unit.arch, lambda: unit.obtain(self.cache, policy))
+        if self.hit_check is not None and done.hit:
+            self.hit_check.saw(done, lambda: unit.obtain(None), lambda: unit.look_up(self.cache))
+        if not done.hit and done.digest is not None and self.steps is not None:
+            unit.record_rendering(self.steps)
+        return done.analyse_with(self._analyse)
+
+    def _analyse(self, program: CompiledProgram, name: str, analyse: Callable[[], Any]) -> Any:
+        """Analyse a program of this cache as a recorded call."""
+        if program.digest is None or self.steps is None:
+            return analyse()
+        from cuda_progcache.memo import steps
+
+        kind = {"resource_usage": steps.RESOURCE_USAGE, "sass": steps.SASS}[name]
+        return steps.analysed(self.steps, kind, program.digest, analyse)
+
+
+def _naming_archs(arch: str, work: Callable[[], CompiledProgram]) -> CompiledProgram:
+    """Do it; where the compiler refuses the architecture, say which ones it takes."""
+    try:
+        return work()
+    except CompileError as error:
+        if "gpu-architecture" in error.log or "-arch" in error.log:
+            check_arch(arch)
+        raise

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One kernel of a library, rendered, on its way to a binary: what has to be compiled for it, and linked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from cuda_progcache._util.fields import replace
+from cuda_progcache._util.json_values import json_value
+from cuda_progcache.compile.arch import known_arch
+from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
+from cuda_progcache.compile.pipeline import find, obtain
+from cuda_progcache.compile.policy import PLAIN, MissPolicy
+from cuda_progcache.errors import ArchError
+from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
+from cuda_progcache.keys.schema import CompileInputs, normalize
+from cuda_progcache.keys.toolchain import header_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cuda_progcache.compile.compiled import CompiledProgram
+    from cuda_progcache.keys.arch import Arch
+    from cuda_progcache.memo.storage.steps import Steps
+    from cuda_progcache.service.manifest import KernelSpec, RenderedKernel, RenderedModule
+
+
+class KernelUnit:
+    """One rendered kernel for one architecture, on its way to one target: a compile, or compiles and a link.
+
+    Parameters
+    ----------
+    rendered : RenderedKernel
+    arch : str
+    target_type : {"cubin", "ptx", "ltoir"}
+    header_policy : HeaderPolicy
+    include_path : sequence of str
+        Folders in which headers are looked for before those that the manifest names.
+
+    Raises
+    ------
+    ArchError
+        For an architecture that isn't one, or is below the kernel's ``min_arch``.
+    ValueError
+        For a target this kernel can't have.
+    """
+
+    def __init__(
+        self,
+        rendered: RenderedKernel,
+        arch: str,
+        target_type: str = "cubin",
+        header_policy: HeaderPolicy = CHECK_EACH_TIME,
+        include_path: Sequence[str] = (),
+    ) -> None:
+        require_arch(arch, rendered.spec)
+        self.header_policy = header_policy
+        self.include_path = tuple(include_path)
+        self.rendered = rendered
+        self.arch = arch
+        self.target_type = target_type.lower()
+        self.link_inputs: tuple[LinkInput, ...] = ()
+        self.inputs: CompileInputs | None = None
+        modules = rendered.modules
+        code_type = rendered.spec.code_type
+        if len(modules) > 1:
+            self.link_inputs = tuple(self._stage(module, "ltoir") for module in modules)
+        elif code_type == "nvvm" and self.target_type == "cubin":
+            self.link_inputs = (self._stage(modules[0], "ptx"),)
+        else:
+            self.inputs = self._inputs(modules[0], self.target_type)
+
+    def obtain(self, cache: Any, policy: MissPolicy = PLAIN) -> CompiledProgram:
+        """Take it from the cache, or compile and publish it (raises CompileError, ToolchainError)."""
+        rendered = self.rendered
+        kernel = self._kernel(rendered.template_digests)
+        if self.inputs is not None:
+            lookup = _template_lines(rendered.modules[0])
+            return obtain(self.inputs, cache, kernel=kernel, lookup=lookup, policy=policy)
+        return obtain_linked(
+            self.link_inputs, self._link_options(), self.target_type, cache, kernel=kernel, policy=policy
+        )
+
+    def _kernel(self, template_digests: Mapping[str, str]) -> dict[str, Any]:
+        """What a record has of the kernel."""
+        return {
+            "name": self.rendered.spec.name,
+            "parameters": json_value(self.rendered.params),
+            "templates": [{"name": name, "digest": digest} for name, digest in template_digests.items()],
+        }
+
+    def _part(self, module: RenderedModule) -> dict[str, Any]:
+        """What the record of a module that goes into a link has of the kernel."""
+        return {**self._kernel(dict(sorted(module.template_digests.items()))), "module": module.name}
+
+    def record_rendering(self, steps: Steps) -> None:
+        """Record that its source was rendered, of several modules each, beside the programs compiled from it."""
+        from cuda_progcache.memo.steps import record_rendering
+
+        rendered = self.rendered
+        for module in rendered.modules:
+            kernel = self._kernel(rendered.template_digests) if self.inputs is not None else self._part(module)
+            record_rendering(steps, kernel, module.template, module.source, rendered.started, rendered.seconds)
+
+    @property
+    def compiles(self) -> tuple[CompileInputs, ...]:
+        """What has to be compiled for it."""
+        if self.inputs is not None:
+            return (self.inputs,)
+        return tuple(item.compile for item in self.link_inputs if item.compile is not None)
+
+    def look_up(self, cache: Any) -> CompiledProgram | None:
+        """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""
+        if self.inputs is not None:
+            return find(self.inputs, cache)
+        return look_up_linked(self.link_inputs, self._link_options(), self.target_type, cache)
+
+    def _link_options(self) -> LinkerOptions:
+        lto = any(item.target_type == "ltoir" for item in self.link_inputs)
+        return LinkerOptions(name=self.rendered.spec.name, arch=self.arch, link_time_optimization=True if lto else None)
+
+    def _stage(self, module: RenderedModule, target_type: str) -> LinkInput:
+        return LinkInput(
+            module.name,
+            target_type,
+            compile=self._inputs(module, target_type),
+            kernel=functools.partial(self._part, module),
+            lookup=_template_lines(module),
+        )
+
+    def _inputs(self, module: RenderedModule, target_type: str) -> CompileInputs:
+        spec = self.rendered.spec
+        options = ProgramOptions(name=f"{module.name}{_SUFFIXES[spec.code_type]}", arch=self.arch, **spec.options)
+        if self.include_path or spec.headers:
+            own = options.include_path or ()
+            own = (own,) if isinstance(own, str) else tuple(own)
+            given = (*self.include_path, *own, *(header_root(name) for name in spec.headers))
+            options = replace(options, include_path=given)
+        if spec.code_type == "c++" and len(self.rendered.modules) > 1:
+            options = replace(options, relocatable_device_code=True)
+        return normalize(
+            code=module.source,
+            code_type=spec.code_type,
+            options=options,
+            target_type=target_type,
+            name_expressions=self.rendered.name_expressions,
+            header_policy=self.header_policy,
+        )
+
+
+_SUFFIXES = {"c++": ".cu", "nvvm": ".ll"}
+
+
+def _template_lines(module: RenderedModule) -> Callable[[int], tuple[str, int] | None]:
+    """Line lookup into the template; the source map is made when the first line is asked for."""
+    made: list[Any] = []
+
+    def lookup(line: int) -> tuple[str, int] | None:
+        if not made:
+            made.append(module.source_map())
+        place = made[0].lookup(line)
+        return None if place is None else (place.template, place.line)
+
+    return lookup
+
+
+def require_arch(arch: object, spec: KernelSpec) -> Arch:
+    """Refuse what isn't an architecture, or is below what a kernel needs.
+
+    Raises
+    ------
+    ArchError
+    """
+    known = known_arch(arch)
+    if spec.min_arch is not None and known.capability < spec.min_arch:
+        raise ArchError(f"kernel {spec.name!r} needs sm_{spec.min_arch} or later; {arch} was asked for")
+    return known

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values that aren't there: of a local, and of a variable, an attribute or an item, as Jinja2's undefined ones are.
+
+Nothing here imports Jinja2. Once it is loaded, ours pass for its own.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
+
+
+class Missing:
+    """What stands in a local for a name that has no value."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "missing"
+
+    def __reduce__(self) -> str:
+        return "missing"
+
+
+missing = Missing()
+
+
+def public_missing() -> Any:
+    """Return what stands for no value in Jinja2's interfaces: its own ``missing``, once it is loaded."""
+    return getattr(sys.modules.get("jinja2.utils"), "missing", missing)
+
+
+def passes_for(module: str, name: str | None = None) -> Any:
+    """Return a ``__class__`` that is Jinja2's class once Jinja2 is loaded; without `name`, that of the same name."""
+
+    def kind(self: object) -> type:
+        own = type(self)
+        found: type = getattr(sys.modules.get(module), name or own.__name__, own)
+        return found
+
+    return property(kind)
+
+
+class Undefined:
+    """The value of what isn't there, which puts out nothing; an operation on it raises.
+
+    Parameters
+    ----------
+    hint : str, optional
+        The message, in place of the one that names `obj` and `name`.
+    obj : object, optional
+        What had no such attribute or item; without it `name` is a variable.
+    name : str, optional
+    exc : type, optional
+        The exception in place of ``jinja2.UndefinedError``.
+    """
+
+    __slots__ = ("_undefined_exception", "_undefined_hint", "_undefined_name", "_undefined_obj")
+    __class__ = passes_for("jinja2.runtime")
+
+    def __init__(
+        self, hint: str | None = None, obj: Any = missing, name: Any = None, exc: type[Exception] | None = None
+    ) -> None:
+        self._undefined_hint = hint
+        self._undefined_obj = obj
+        self._undefined_name = name
+        self._undefined_exception = exc
+
+    @property
+    def _undefined_message(self) -> str:
+        if self._undefined_hint:
+            return self._undefined_hint
+        name, obj = self._undefined_name, self._undefined_obj
+        if obj is missing:
+            return f"{name!r} is undefined"
+        described = _describe(obj)
+        if not isinstance(name, str):
+            return f"{described} has no element {name!r}"
+        return f"{described!r} has no attribute {name!r}"
+
+    def _fail_with_undefined_error(self, *_args: object, **_kwargs: object) -> NoReturn:
+        if self._undefined_exception is not None:
+            raise self._undefined_exception(self._undefined_message)
+        from jinja2 import UndefinedError
+
+        raise UndefinedError(self._undefined_message)
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __floordiv__ = (
+        _fail_with_undefined_error
+    )
+    __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __pos__ = __neg__ = __int__ = __float__ = __complex__ = (
+        _fail_with_undefined_error
+    )
+    __call__ = __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = _fail_with_undefined_error
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)  # protocols that ask whether they are supported
+        self._fail_with_undefined_error()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return id(type(self))
+
+    def __str__(self) -> str:
+        return ""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "Undefined"
+
+
+class StrictUndefined(Undefined):
+    """The value of a name, attribute or item that isn't there: all but asking whether it is defined raises."""
+
+    __slots__ = ()
+
+    __iter__ = __str__ = __len__ = __eq__ = __ne__ = __bool__ = __hash__ = __contains__ = (
+        Undefined._fail_with_undefined_error
+    )
+
+
+def is_undefined(value: object) -> bool:
+    """Whether a value is an undefined one, ours or Jinja2's."""
+    theirs = getattr(sys.modules.get("jinja2.runtime"), "Undefined", Undefined)
+    return isinstance(value, (Undefined, theirs))
+
+
+def _describe(obj: object) -> str:
+    """Name an object as Jinja2's messages do."""
+    if obj is None:
+        return "None"
+    if obj is Ellipsis:
+        return "Ellipsis"
+    kind = type(obj)
+    where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"{where}{kind.__name__} object"
