@@ -18,6 +18,7 @@ import contextlib
 import gc
 import itertools
 import os
+import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +27,12 @@ from unittest import mock
 
 from ci.schedules import disk as disks
 from ci.schedules.disk import Disk
-from ci.schedules.explore import Count, Execution, every_schedule
+from ci.schedules.explore import Count, Execution, every_schedule, random_schedules
 from cuda_progcache._util import liveness
 from cuda_progcache.store import FileStreamProgramCache, entry_digest
 
 ROOT = f"{disks.MOUNT}/cache"
-STAGING = os.path.join(ROOT, "tmp")
+STAGING = {os.path.join(ROOT, name) for name in ("tmp", "removed")}
 KEY = b"k"
 DIGEST = entry_digest(KEY)
 ENTRY = f"{ROOT}/entries/{DIGEST[:2]}/{DIGEST[2:]}"
@@ -305,7 +306,7 @@ class Scenario:
             self.simulation.open(max_size_bytes=10_000)  # the next process: takes away, or puts back, what lies about
             self.simulation.disk.sleep(5)
         tree = execution.disk.tree()
-        left = [path for path in tree if os.path.dirname(path) == STAGING]
+        left = [path for path in tree if os.path.dirname(path) in STAGING]
         self._sure(not left, f"left behind: {left}", execution)
         after = self.simulation.open()
         entry = after.load(KEY)
@@ -391,3 +392,36 @@ def try_pair(simulation: Simulation, before: str, names: Sequence[str], count: C
         except ViolationError as found:
             return found
     return None
+
+
+def try_killed(simulation: Simulation, before: str, names: Sequence[str], count: Count, *,
+               at_most: int | None = None) -> ViolationError | None:  # fmt: skip
+    """The same, with the first process killed at each of its calls."""
+    scenario = Scenario(simulation, before, names)
+    alone = Scenario(simulation, before, names[:1])
+    calls = sum(1 for _ in next(every_schedule(alone.make, Count())).steps)
+    for call in range(calls):
+        for execution in every_schedule(scenario.make, count, at_most=at_most, kill=(0, call)):
+            try:
+                scenario.check(execution)
+            except ViolationError as found:
+                return found
+    return None
+
+
+def walk(
+    simulation: Simulation, names: Sequence[str], number: int, *, triples: int
+) -> tuple[list[ViolationError], int]:
+    """Random schedules of three operations; the violations, one of each triple at most, and how many were run."""
+    draw = random.Random(1)  # noqa: S311 - no secret
+    violations, walked = [], 0
+    for turn in range(triples):
+        scenario = Scenario(simulation, draw.choice(sorted(BEFORE)), [draw.choice(list(names)) for _ in range(3)])
+        for execution in random_schedules(scenario.make, turn, number):
+            walked += 1
+            try:
+                scenario.check(execution)
+            except ViolationError as found:
+                violations.append(found)
+                break
+    return violations, walked

@@ -383,12 +383,11 @@ class FileStreamProgramCache(ProgramCacheResource):
         self._counters.count("corrupt")
         charged = pairs.charged(entry, record)
         try:
-            gone = removal.take_away(self._root, digest, identity(entry), keep=True, keep_record=False)
+            if removal.take_away(self._root, digest, identity(entry), keep=True, keep_record=False):
+                self._cap.unannounced([(digest, -1, -charged)])
+                self._cap.damaged()
         except OSError:
-            return  # read-only, say: it stays, and is a miss
-        if gone:
-            self._cap.unannounced([(digest, -1, -charged)])
-            self._cap.damaged()
+            self._counters.count("failed")  # read-only, say: it stays, and is a miss
 
     # Writes
 

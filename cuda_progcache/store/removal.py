@@ -2,7 +2,7 @@
 """Whatever takes files away from a store: del, clear, eviction, prune, quarantine and repair.
 
 Between a look at a file and its removal another process may put a new one there. So nothing is unlinked in place: it is
-renamed into the staging area, looked at *there*, where nobody replaces it, and put back if it is not what was to go.
+renamed into ``removed/``, looked at *there*, where nobody replaces it, and put back if it is not what was to go.
 A record goes after its entry, and only if no entry has come meanwhile; a writer sees to it afterwards that its record
 lies beside its entry (:func:`cuda_progcache.store.pairs.publish`). So no write that returned is lost.
 
@@ -19,11 +19,11 @@ import stat
 
 from cuda_progcache._util import files
 from cuda_progcache._util.files import Identity, identity, is_missing, is_sharing_violation
-from cuda_progcache._util.liveness import is_left_behind
+from cuda_progcache._util.liveness import current_owner, is_left_behind
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.judge import DAMAGE, NO_RECORD, look, lstat
-from cuda_progcache.store.root import CLEARED, Root, is_shard, scan
+from cuda_progcache.store.root import Root, is_shard, scan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ QUARANTINE_SHARE = 16
 _ENTRY, _RECORD = "e", "r"
 
 _serial = itertools.count()
+#: What threads of this process have moved aside and not yet dealt with; what else bears our name was left by trouble.
+_under_way: set[str] = set()
 
 
 def take_away(
@@ -78,8 +80,33 @@ def take_away(
         if is_missing(exc) or is_sharing_violation(exc):
             return False
         raise
-    if identity(os.lstat(aside)) != seen or (unless_pinned and root.is_pinned(digest)):
-        _put_back(root, digest, aside, path)
+    try:
+        return _settle(root, digest, aside, path, seen, keep=keep, keep_record=keep_record, unless_pinned=unless_pinned)
+    finally:
+        _under_way.discard(aside)
+
+
+def _settle(
+    root: Root,
+    digest: str,
+    aside: str,
+    path: str,
+    seen: Identity,
+    *,
+    keep: bool,
+    keep_record: bool,
+    unless_pinned: bool,
+) -> bool:
+    """Look at an entry that was moved aside, and do away with it or put it back."""
+    stays = True
+    try:
+        stays = identity(os.lstat(aside)) != seen or (unless_pinned and root.is_pinned(digest))
+    except FileNotFoundError:
+        return False  # the whole tree is being removed
+    finally:
+        if stays:  # also where nobody can say what it is
+            _put_back(root, digest, aside, path)
+    if stays:
         return False
     if not _dispose(root, aside, digest, keep=keep):
         _put_back(root, digest, aside, path)
@@ -105,10 +132,13 @@ def take_record(root: Root, digest: str, *, keep: bool = False) -> bool:
         if is_missing(exc) or is_sharing_violation(exc):
             return False
         raise
-    if os.path.lexists(entry):
-        _put_back(root, digest, aside, path)  # it was a writer's, whose entry has come just now
-        return False
-    _dispose(root, aside, digest, keep=keep)
+    try:
+        if os.path.lexists(entry):
+            _put_back(root, digest, aside, path)  # it was a writer's, whose entry has come just now
+            return False
+        _dispose(root, aside, digest, keep=keep)
+    finally:
+        _under_way.discard(aside)
     return True
 
 
@@ -124,27 +154,35 @@ def set_aside(root: Root, path: str, seen: Identity) -> bool:
         if root.read_only or identity(os.lstat(path)) != seen:
             return False
         aside = _move_aside(root, path, "")
-        if identity(os.lstat(aside)) != seen:
-            try:
-                files.move_new(aside, path)
-            except FileExistsError:
-                _discard(aside)
-            return False
-        _dispose(root, aside, os.path.basename(os.path.dirname(path)) + os.path.basename(path), keep=True)
+        try:
+            if identity(os.lstat(aside)) != seen:
+                try:
+                    files.move_new(aside, path)
+                except FileExistsError:
+                    _discard(aside)
+                return False
+            _dispose(root, aside, os.path.basename(os.path.dirname(path)) + os.path.basename(path), keep=True)
+        finally:
+            _under_way.discard(aside)
     except OSError:
         return False
     return True
 
 
 def _move_aside(root: Root, path: str, about: str) -> str:
-    aside = f"{root.stage_path()}.{about}"
+    aside = root.aside_path() + (f".{about}" if about else "")
+    _under_way.add(aside)
     try:
-        files.replace(path, aside)
-    except FileNotFoundError:
-        if os.path.isdir(root.staging):
-            raise
-        root._make_staging()
-        files.replace(path, aside)
+        try:
+            files.replace(path, aside)
+        except FileNotFoundError:
+            if os.path.isdir(root.removed):
+                raise
+            root.mkdir(root.removed.rstrip(os.sep))
+            files.replace(path, aside)
+    except BaseException:
+        _under_way.discard(aside)
+        raise
     return aside
 
 
@@ -214,8 +252,8 @@ def trim_quarantine(root: Root, *, keep: int = 0, at_most: int | None = None) ->
         for item in scan(root.quarantine):
             with contextlib.suppress(FileNotFoundError):
                 found.append((item.stat(follow_symlinks=False), item.path))
-    except PermissionError:
-        return 0
+    except OSError:
+        return 0  # closed to us, or in trouble: the next one trims it
     found.sort(key=lambda one: -one[0].st_ctime_ns)  # when it was moved there
     left = 0
     for number, (status, path) in enumerate(found):
@@ -257,12 +295,12 @@ def _clear_way(root: Root, path: str, *, blocks: Callable[[str, os.stat_result],
 
 
 def reclaim(root: Root) -> int:
-    """Put back or remove what dead processes have left in the staging area, and half-removed trees.
+    """Put back or remove what dead processes have left.
 
     Returns
     -------
     int
-        Bytes of the staging files that are left.
+        Bytes of the files of live ones.
     """
     if root.read_only:
         return 0
@@ -270,7 +308,7 @@ def reclaim(root: Root) -> int:
     for path, status, dead in left_behind(root):
         about = path.rpartition(".")[2]
         if not dead:
-            live += status.st_size
+            live += status.st_size if status.st_nlink == 1 else 0  # else it lies in its place as well
         elif is_digest(about[1:]) and about[:1] in {_ENTRY, _RECORD}:
             with contextlib.suppress(OSError):  # another user's
                 _restore(root, about[1:], path, entry=about[0] == _ENTRY)
@@ -282,21 +320,21 @@ def reclaim(root: Root) -> int:
 
 
 def left_behind(root: Root) -> Iterator[tuple[str, os.stat_result, bool]]:
-    """What is staged, trees that are being removed, and leases: path, status, and whether its process is gone."""
-    for directory, prefix in ((root.staging, ""), (root.path, CLEARED)):
+    """What is staged, what is being removed, and leases: path, status, and whether its process is gone."""
+    for directory in (root.staging, root.removed):
         try:
             items = scan(directory)
         except PermissionError:
             continue  # another user's cache, that we may only read
         for item in items:
-            if not item.name.startswith(prefix):
-                continue
-            owner = item.name.removeprefix(prefix).partition(".")[0].rpartition("-")[0]
+            owner = item.name.partition(".")[0].rpartition("-")[0]
             try:
                 status = item.stat(follow_symlinks=False)
             except OSError:
                 continue  # its writer renamed it just now
-            yield item.path, status, is_left_behind(owner, status)
+            ours = directory is root.removed and owner == str(current_owner())
+            dead = item.path not in _under_way if ours else is_left_behind(owner, status)
+            yield item.path, status, dead
     yield from _leases(root)
 
 
@@ -372,22 +410,27 @@ def _clear_at_once(root: Root) -> bool:
     asides = []
     # Records first: an entry that comes between has its record written again by its writer, and goes or stays with it.
     for tree in (root.records.rstrip(os.sep), root.entries.rstrip(os.sep)):
-        aside = f"{root.path}{os.sep}{CLEARED}{os.path.basename(root.stage_path())}"
         try:
             if not stat.S_ISDIR(os.lstat(tree).st_mode):
                 break  # a link to another place
-            os.rename(tree, aside)
+            asides.append(_move_aside(root, tree, ""))
         except FileNotFoundError:
             continue
         except OSError:
             break  # a mount, another user's, or open (Windows)
-        asides.append(aside)
         root.mkdir(tree)
     else:
-        return all(list(map(remove_tree, asides)))
+        return all([_remove_aside(aside) for aside in asides])  # noqa: C419 - all of them
     for aside in asides:
-        remove_tree(aside)
+        _remove_aside(aside)
     return False
+
+
+def _remove_aside(aside: str) -> bool:
+    try:
+        return remove_tree(aside)
+    finally:
+        _under_way.discard(aside)
 
 
 def remove_tree(path: str) -> bool:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Tries of a write, or an opening, whose directories are removed under it (``rm -rf`` or ``clear()`` beside it).
 WRITE_TRIES = 40
-#: In the root: a tree that is being removed; its name goes on with whose it is.
-CLEARED = "cleared-"
 
 _TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 # This file is a cache directory tag: what lies here can be made again, backups may leave it out.
@@ -87,6 +85,8 @@ class Root:
         self.entries = os.path.join(path, "entries") + os.sep
         self.records = os.path.join(path, "records") + os.sep
         self.staging = os.path.join(path, "tmp") + os.sep
+        # What is being removed. Not in tmp/: there, in a shared root, nobody may remove another user's files.
+        self.removed = os.path.join(path, "removed") + os.sep
         self.quarantine = os.path.join(path, "quarantine") + os.sep
         self.pinned = os.path.join(path, "pins") + os.sep
         self._durable: dict[str, Signature] = {}  # directories whose names are on the disk, as they were then
@@ -210,9 +210,11 @@ class Root:
     def mkdir(self, path: str) -> None:
         """Make a directory of the tree, open to those who share it, unless it is there."""
         if self._sharing.root is None:
+            # FileNotFoundError: made, and removed again at once by another's clear().
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, self._sharing.directory_mode)
-                self._sharing.open_to_group(path)
+                with contextlib.suppress(FileNotFoundError):
+                    self._sharing.open_to_group(path)
         elif not os.path.lexists(path):
             # Under a name of ours first: another user's write must not meet it before it is open to that user.
             staged = self.stage_path()
@@ -248,12 +250,17 @@ class Root:
         with contextlib.suppress(FileExistsError):
             put_in_place(path, data, staged=self.stage_path(), mode=bits, at_least=bits, new=new)
 
+    def aside_path(self) -> str:
+        """A new name for what is being removed, that says by whom."""
+        return f"{self.removed}{_owner_name(os.getpid())}-{next(_serial)}"
+
     def has_litter(self) -> bool:
         """Whether there may be something that dead processes have left."""
-        try:
-            return bool(os.listdir(self.staging)) or any(n.startswith(CLEARED) for n in os.listdir(self.path))
-        except OSError:
-            return False
+        for directory in (self.staging, self.removed):
+            with contextlib.suppress(OSError):
+                if os.listdir(directory):
+                    return True
+        return False
 
     # Listing
 

@@ -22,7 +22,6 @@ class Totals(NamedTuple):
     refused: int = 0
     read_errors: int = 0
     stored: int = 0
-    failed: int = 0
 
     def plus(self, other: Totals) -> Totals:
         """The sum, field by field."""
@@ -93,7 +92,7 @@ class StoreStats(NamedTuple):
     stored : int
         Writes that were done.
     failed : int
-        Removals, clears and eviction passes that trouble in the cache prevented.
+        Removals, clears and eviction passes that trouble in the cache prevented; not kept in ``all_time``.
     all_time : Totals or None
         The same counters over every process that used this directory: what they have written down, and what this
         process has yet to. Written at ``close()``, at exit and every few seconds of writing; a process that is killed
@@ -121,7 +120,7 @@ class StoreStats(NamedTuple):
 class Counters:
     """Counters of one store object; read and written under ``lock``. A forked child's start at zero."""
 
-    __slots__ = ("__weakref__", "_written", "lock", *Totals._fields)
+    __slots__ = ("__weakref__", "_written", "failed", "lock", *Totals._fields)
 
     def __init__(self) -> None:
         self.lock = ForkSafeLock()
@@ -144,7 +143,7 @@ class Counters:
         with self.lock:
             return Totals(
                 self.hits, self.misses, self.corrupt, self.evicted, self.dropped, self.refused, self.read_errors,
-                self.stored, self.failed,
+                self.stored,
             )  # fmt: skip
 
     def unwritten(self) -> Totals:
@@ -166,7 +165,12 @@ class Counters:
     def stats(self, *, entries: int, size: int, record_size: int, all_time: Totals | None = None) -> StoreStats:
         """The counters, next to what the store holds."""
         return StoreStats(
-            entries=entries, bytes=size, record_bytes=record_size, all_time=all_time, **self.totals()._asdict()
+            entries=entries,
+            bytes=size,
+            record_bytes=record_size,
+            failed=self.failed,
+            all_time=all_time,
+            **self.totals()._asdict(),
         )
 
 
