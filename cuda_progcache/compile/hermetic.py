@@ -19,11 +19,14 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cuda_progcache.compile.nvrtc import compile_cpp
+from cuda_progcache.compile.compilers import compile_cpp
 from cuda_progcache.compile.output import CompilerRefusal
+from cuda_progcache.keys import has_include
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.folders import Folders
-from cuda_progcache.keys.includes import UNKNOWN, Trace, folders_of, headers_read, included_names, probed_names
+from cuda_progcache.keys.include_text import includes
+from cuda_progcache.keys.includes import UNKNOWN, Trace, folders_of, headers_read
+from cuda_progcache.keys.known_text import KnownText
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -130,10 +133,10 @@ def _in_memory(base: BaseKey, trace: Trace | None, contents: Mapping[str, bytes]
         if depth:
             includer = chain[depth - 1]
             text, folders = contents[includer], [os.path.dirname(includer)]
-            written = included_names(text)
+            written = _included(text)
         else:
             folders = [search.source_dir, search.cwd]
-            written = included_names(inputs.code) | set(inputs.pre_includes)
+            written = _included(inputs.code) | set(inputs.pre_includes)
         for name in _names_of(path, folders, search, written):
             if os.path.realpath(names.setdefault(name, path)) != os.path.realpath(path):
                 raise _NotHermeticError(f"{name} is the name of two headers")
@@ -150,6 +153,10 @@ def _in_memory(base: BaseKey, trace: Trace | None, contents: Mapping[str, bytes]
     return _InMemory(headers, frozenset(forwarders))
 
 
+def _included(text: bytes) -> set[str]:
+    return {include.name for include in includes(text)}
+
+
 def _names_of(path: str, folders: list[str], search: SearchPath, written: set[str]) -> set[str]:
     """The names by which a header may have been included; those that are written there, if any is (no macro)."""
     places = [place[2] for place in search.places(path)]
@@ -163,13 +170,13 @@ def _check_probes(base: BaseKey, search: SearchPath, contents: Mapping[str, byte
     dirs = [*search.include_dirs, *([search.bundled] if search.bundled else [])]
     texts = [(base.inputs.code, [search.source_dir]), *((text, [os.path.dirname(p)]) for p, text in contents.items())]
     missing: set[str] = set()
-    for text, beside in texts:
-        for name, quoted in probed_names(text):
-            paths = (os.path.join(folder, name) for folder in [*(beside if quoted else ()), *dirs])
-            found = next((path for path in paths if os.path.isfile(path)), None)
-            if found is None:
-                missing.add(name)
-            else:
-                names.setdefault(name, found)
+    for index, name, quoted in has_include.probes([KnownText.of("", text) for text, _ in texts]).asked:
+        beside = texts[index][1] if quoted else ()
+        paths = (os.path.join(folder, name) for folder in (*beside, *dirs))
+        found = next((path for path in paths if os.path.isfile(path)), None)
+        if found is None:
+            missing.add(name)
+        else:
+            names.setdefault(name, found)
     for name in missing & names.keys():
         raise _NotHermeticError(f"{name} is there for one header, and for __has_include in another one it isn't")

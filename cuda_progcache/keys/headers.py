@@ -22,13 +22,13 @@ the same project in another directory.
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Iterable, Sequence
 
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, field, replace
+from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.errors import OptionError
 
 TYPE_CHECKING = False
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _STAMP_RESOLUTION_NS = 2_000_000_000
 _MANIFEST_FORMAT = 3
 _MAX_SETS = 16
+_MOST_TWINS = 4
 
 Stamp = tuple[int, int, int, int, int]
 """Of a file's status: device, inode, size, mtime and ctime in ns. While they stay, its content does."""
@@ -114,6 +115,8 @@ class HeaderSet:
         The same for what was linked from it.
     columns : bool
         Whether one of them or the source, the vendor's headers aside, may ask in which column of a line it stands.
+    links : tuple of (int, int)
+        Headers that are the same file as an earlier one, by their numbers: ``#pragma once`` passes over them.
     uncacheable : str or None
         Why a compile that reads these can't be cached; None if it can.
     stamps : tuple of (Stamp or None)
@@ -137,6 +140,7 @@ class HeaderSet:
     paths: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     linked_paths: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     columns: bool = False
+    links: tuple[tuple[int, int], ...] = ()
     uncacheable: str | None = None
     stamps: tuple[Stamp | None, ...] = field(default=(), repr=False, compare=False)
     entry: str = field(default="", repr=False, compare=False)
@@ -144,12 +148,13 @@ class HeaderSet:
     plain: tuple[str, ...] = field(default=(), repr=False, compare=False)
     stands_for: str = field(default="", repr=False, compare=False)
 
-    @functools.cached_property
+    @kept_property
     def identity(self) -> str:
         """SHA-256 (hex) over the names and digests of the headers, in order; of those that it stands for."""
         if self.stands_for:
             return self.stands_for
         lines = [os.fsencode(header.lasting_name) + b"\0" + header.digest.encode() + b"\n" for header in self.headers]
+        lines += [b"%d is %d\n" % pair for pair in self.links]
         return sha256(b"".join(lines)).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -163,6 +168,7 @@ class HeaderSet:
             "paths": [list(root) for root in self.paths],
             "linked_paths": [list(root) for root in self.linked_paths],
             "columns": self.columns,
+            "links": [list(pair) for pair in self.links],
             "stamps": [None if stamp is None else list(stamp) for stamp in self.stamps],
             "entry": self.entry,
             "source": self.source,
@@ -182,6 +188,7 @@ class HeaderSet:
             paths=tuple((str(root), int(index)) for root, index in data["paths"]),
             linked_paths=tuple((str(root), int(index)) for root, index in data["linked_paths"]),
             columns=bool(data["columns"]),
+            links=tuple((int(at), int(first)) for at, first in data["links"]),
             stamps=tuple(None if stamp is None else _stamp_of(*stamp) for stamp in data.get("stamps", ())),
             entry=str(data.get("entry", "")),
             source=str(data["source"]),
@@ -245,7 +252,7 @@ class SearchPath:
         source_dir = os.path.join(cwd, os.path.dirname(name)).rstrip("/")
         return cls(dirs, source_dir, cwd, bundled, tuple(map(os.path.dirname, pre_includes)))
 
-    @functools.cached_property
+    @kept_property
     def prefixes(self) -> dict[tuple[str, int], str]:
         """What to put before the rest of a place."""
         found = {("I", n): d + "/" for n, d in enumerate(self.include_dirs)}
@@ -254,7 +261,7 @@ class SearchPath:
         found |= {("P", n): d + "/" for n, d in enumerate(self.pre_included) if d.startswith("/")}
         return found | {("S", 0): self.source_dir + "/", ("C", 0): self.cwd + "/", ("A", 0): ""}
 
-    @functools.cached_property
+    @kept_property
     def roots(self) -> list[Place]:
         """The directories in which any include is looked for, in order, ready to put a name behind."""
         return [("I", n, "") for n in range(len(self.include_dirs))] + ([("B", 0, "")] if self.bundled else [])
@@ -344,6 +351,7 @@ class _Paths(NamedTuple):
     absent: list[str]
     present: list[str]
     headers: list[tuple[str, str, Stamp | None]]
+    twins: list[tuple[str, str, bool]]  # headers of one content, and whether they are one file
 
 
 def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
@@ -360,18 +368,35 @@ def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
             (prefixes[root, index] + rest, digest, stamp)
             for ((root, index, rest), digest), stamp in zip(headers.headers, stamps, strict=True)
         ]
-        known = headers.__dict__["_paths"] = _Paths(search, absent, present, files)
+        known = headers.__dict__["_paths"] = _Paths(search, absent, present, files, _twins(headers, files))
     return known
 
 
+def _twins(headers: HeaderSet, files: list[tuple[str, str, Stamp | None]]) -> list[tuple[str, str, bool]]:
+    file = dict(headers.links)  # by number, the first header that is the same file
+    found: list[tuple[str, str, bool]] = []
+    by_digest: dict[str, list[int]] = {}
+    for at, (path, digest, _) in enumerate(files):
+        others = by_digest.setdefault(digest, [])
+        found += [(path, files[other][0], file.get(at, at) == file.get(other, other)) for other in others[:_MOST_TWINS]]
+        others.append(at)
+    return found
+
+
 def _choice_holds(paths: _Paths) -> bool:
-    """Whether nothing shadows a header, and each ``__has_include`` comes to what it came to."""
+    """Whether nothing shadows a header, each ``__has_include`` comes to what it came to, and links are links."""
     there = os.access
     for path in paths.absent:
         if there(path, os.F_OK):
             return False
     for path in paths.present:
         if not there(path, os.F_OK) or (not path.endswith("/") and os.path.isdir(path)):
+            return False
+    for path, other, same in paths.twins:
+        try:
+            if os.path.samefile(path, other) is not same:
+                return False
+        except OSError:
             return False
     return True
 

@@ -14,11 +14,13 @@ and what any reading says counts.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache.keys.source import whole_words
+from cuda_progcache.keys.source import can_paste, may_paste, pieces, whole_words
+from cuda_progcache.keys.source import time_macro as may_mention_time
 
 # --- the text without comments -------------------------------------------------------------------------------------
 
@@ -109,8 +111,6 @@ def readings(code: bytes) -> list[bytes]:
 
 # --- directives ----------------------------------------------------------------------------------------------------
 
-_WORD = re.compile(rb"[A-Za-z_]\w*+")
-_MACRO = re.compile(rb"\s*(\w+)(?:\(([^()]*)\))?([^\n]*)")  # of a #define, what stands behind the word
 _DIRECTIVE = re.compile(rb"^[ \t\v\f\r]*+(?:#|%:)[ \t\v\f]*+(\w*+)([^\n]*)", re.MULTILINE)
 _NEVER = re.compile(rb"(?:#|%:)[ \t\v\f]*+if[ \t\v\f(]+(?:0|false)\b")
 _IS_NEVER = re.compile(rb"[ \t\v\f(]*(?:0|false)[ \t\v\f\r)]*\Z")
@@ -139,6 +139,94 @@ def _without_skipped(text: bytes) -> bytes:
     if not skipping:
         kept.append(text[at:])
     return b"\n".join(kept)
+
+
+class Directive(NamedTuple):
+    """A preprocessing directive: its name, and what stands behind it in its line."""
+
+    name: bytes
+    rest: bytes
+
+
+def directives(text: bytes) -> Iterator[Directive]:
+    """The directives of a text (one of :func:`readings`), in order."""
+    return (Directive(*found.groups()) for found in _DIRECTIVE.finditer(text))
+
+
+def without_directives(text: bytes, names: frozenset[bytes]) -> bytes:
+    """A text (one of :func:`readings`) with empty lines for the directives of these names."""
+    return _DIRECTIVE.sub(lambda found: b"" if found[1] in names else found[0], text)
+
+
+class Macro(NamedTuple):
+    """A definition of a macro. ``parameters`` is None where it takes none in parentheses, and has ``__VA_ARGS__``."""
+
+    name: bytes
+    parameters: tuple[bytes, ...] | None
+    body: bytes
+
+
+_WORD = re.compile(rb"[A-Za-z_]\w*+")
+_MACRO = re.compile(rb"[ \t\v\f]*(\w+)(?:\(([^()\n]*)\))?([^\n]*)")
+
+
+def macros(text: bytes) -> Iterator[Macro]:
+    """The definitions of macros in a text (one of :func:`readings`), in order."""
+    for directive in directives(text):
+        if directive.name == b"define" and (found := _MACRO.match(directive.rest)) is not None:
+            name, listed, body = found.groups()
+            parameters = None if listed is None else (*_WORD.findall(listed), *([b"__VA_ARGS__"] * (b"..." in listed)))
+            yield Macro(name, parameters, body)
+
+
+class Include(NamedTuple):
+    """The header that an ``#include`` names."""
+
+    name: str
+    quoted: bool
+
+
+_INCLUDES = frozenset([b"include", b"include_next"])
+_HEADER = re.compile(rb"[ \t\v\f]*(?:<([^>\n]+)>|\"([^\"\n]+)\")")
+
+
+def includes(code: bytes) -> list[Include]:
+    """The headers that a text names in ``#include`` lines, whatever conditional they stand in; not where a macro does.
+
+    Parameters
+    ----------
+    code : bytes
+        Of a source or a header.
+
+    Returns
+    -------
+    list of Include
+        In the order of the text.
+    """
+    found = []
+    for text in readings(code) if b"include" in whole_words(code) else ():
+        for name, rest in directives(text):
+            if name in _INCLUDES and (header := _HEADER.match(rest)) is not None:
+                angled, quoted = header.groups()
+                found.append(Include(os.fsdecode(angled or quoted), bool(quoted)))
+    return found
+
+
+# --- time ----------------------------------------------------------------------------------------------------------
+
+_TIME = re.compile(rb"\"(?:[^\"\\\n]|\\.)*+\"?|\b(__DATE__|__TIME__|__TIMESTAMP__)\b")
+TIME_MACROS = (b"__DATE__", b"__TIME__", b"__TIMESTAMP__")
+
+
+def time_macro(code: bytes) -> str | None:
+    """The macro in a text that makes each compile's output its own, if there is one; pasted together counts."""
+    if may_mention_time(whole_words(code)) is None and not may_paste(code):
+        return None
+    for text in readings(code):
+        pasted = pieces(text) if may_paste(text) else frozenset()
+        for macro in (*filter(None, _TIME.findall(text)), *(m for m in TIME_MACROS if can_paste(m, pasted))):
+            return str(macro, "ascii")
+    return None
 
 
 # --- paths ---------------------------------------------------------------------------------------------------------
@@ -183,8 +271,7 @@ def _paths_in(text: bytes) -> int:
 
 def _streams(text: bytes) -> Iterator[list[bytes]]:
     """The tokens of each directive, and those of the text between directives: brackets pair within each."""
-    for found in _DIRECTIVE.finditer(text):
-        yield _TOKEN.findall(found[2])
+    yield from (_TOKEN.findall(rest) for _, rest in directives(text))
     yield _TOKEN.findall(_DIRECTIVE.sub(b"", text))
 
 
@@ -263,14 +350,11 @@ def redefines_printing(code: bytes) -> bool:
 
 
 def _redefines(text: bytes) -> bool:
-    for found in _DIRECTIVE.finditer(text):
-        if found[1] != b"define" or (macro := _MACRO.match(found[2])) is None:
-            continue
-        name, parameters, body = macro.groups()
-        tokens = _TOKEN.findall(body)
-        if name in _PRINTS:
+    for macro in macros(text):
+        tokens = _TOKEN.findall(macro.body)
+        if macro.name in _PRINTS:
             # What looks at nothing that it is given does nothing with a path.
-            if parameters is None or {b"__VA_ARGS__", *_WORD.findall(parameters)}.intersection(tokens):
+            if macro.parameters is None or set(macro.parameters).intersection(tokens):
                 return True
         elif _misuses(tokens):
             return True

@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learn which headers a compile reads: from what the compiler tells, or from the text.
+"""Learn from the compiler which headers a compile read, and from their texts what else it depends on.
 
-Three sources, the best first; which of them an NVRTC offers, :func:`cuda_progcache.compile.nvrtc.include_source` finds
-out:
+Two ways to learn the headers, the better first; which of them an NVRTC offers,
+:func:`cuda_progcache.compile.compilers.include_source` finds out:
 
 * its front end, told ``-Xcudafe --trace_includes``, lists every header it opens, indented by nesting. Not documented,
   and costs nothing;
 * ``--fdevice-time-trace`` (documented, NVRTC 13.0 and later) writes an event for each, without their nesting: Chrome's
-  trace format, events "Processing Header File" whose ``args.detail`` is the path;
-* :func:`scan` follows the ``#include`` lines themselves, as if every conditional held. That is more than the compiler
-  reads, so an edit may cost a compile that wasn't needed; includes whose name a macro gives can't be followed.
+  trace format, events "Processing Header File" whose ``args.detail`` is the path.
 
-Each gives a :class:`~cuda_progcache.keys.headers.HeaderSet`.
+Each gives a :class:`~cuda_progcache.keys.headers.HeaderSet`. Where an NVRTC has neither, headers are unknown, and
+nothing that reads them is cached. To follow the ``#include`` lines of the text instead would be a second preprocessor,
+which can't follow what macros include; and every NVRTC from 11.8 on has the first way.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import NamedTuple, replace
+from cuda_progcache._util.fields import replace
+from cuda_progcache.keys import has_include
+from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.folders import Folders
 from cuda_progcache.keys.headers import (
     Header,
@@ -34,34 +35,21 @@ from cuda_progcache.keys.headers import (
     read_file,
     remember_digest,
 )
-from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED, asks_for_columns, path_macros, redefines_printing
-from cuda_progcache.keys.source import joined, time_macro, whole_words
+from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED, TIME_MACROS
+from cuda_progcache.keys.known_text import KnownText
+from cuda_progcache.keys.source import can_paste
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cuda_progcache.keys.schema import BaseKey
 
 #: What an NVRTC offers.
-TRACE, TIME_TRACE, TEXT = "trace", "time-trace", "text"
+TRACE, TIME_TRACE, NOTHING = "trace", "time-trace", "nothing"
 
 Trace = list[tuple[int, str]]
 """Headers in the order in which they were opened: how deep (0: by the source; or UNKNOWN), path as it was opened."""
 
 UNKNOWN = -1
-
-# In text whose continued lines were joined. What is tested; or what stands behind the name where that isn't tested.
-_PROBE = re.compile(
-    rb"__has_include(?:_next)?(?!\w)[ \t]*(?:\([ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^)\n]*))|(?=([^\n]*)))"
-)
-_ASKED_ABOUT = re.compile(rb"[ \t]*(?:\)|&&|\|\||\r?$)")  # "#ifdef __has_include", "defined(__has_include) && ..."
-_DIRECTIVE = re.compile(rb"(?:#|%:|\?\?=)[^\n]*__has_include[^\n]*")
-_DEFINES = re.compile(rb"(?:#|%:|\?\?=)[ \t]*define")
-_COMMENT = re.compile(rb"/\*.*?\*/|//[^\n]*")
-# Comments may stand wherever blanks may.
-_BLANK = rb"(?:[ \t\v\f]|/\*(?:[^*]|\*(?!/))*\*/)*"
-_INCLUDE = re.compile(
-    rb"(?:#|%:|\?\?=)" + _BLANK + rb"include(?:_next)?" + _BLANK + rb"(?:<([^>\n]+)>|\"([^\"\n]+)\"|([^\n]*))"
-)
 
 # Files that the compiler makes up: listed in the trace, but nowhere on disk.
 _PROLOGUE = "__nv_nvrtc_builtin_header.h"
@@ -112,6 +100,7 @@ def header_set(
     search: SearchPath,
     compiled_at_ns: int,
     contents: dict[str, bytes] | None = None,
+    macros: Iterable[str] = (),
 ) -> HeaderSet:
     """What a compile read, from its trace.
 
@@ -120,13 +109,15 @@ def header_set(
     trace : list of (depth, path)
         From :func:`parse_trace` or :func:`parse_time_trace`.
     code : bytes
-        The source, for its own ``__has_include`` probes.
+        The source.
     search : SearchPath
         What the compile had.
     compiled_at_ns : int
         ``time.time_ns()`` before the compile began: a header that is younger may not be what the compiler saw.
     contents : dict, optional
         Takes what was read, by path.
+    macros : iterable of str
+        What options define: ``NAME`` or ``NAME=value`` each.
 
     Returns
     -------
@@ -134,7 +125,7 @@ def header_set(
         With ``uncacheable`` set where the set can't be trusted.
     """
     found = _Collector(search, compiled_at_ns, contents)
-    found.source(code)
+    found.source(code, macros)
     sources = (("S", 0, ""), ("C", 0, ""))  # the folders in which the source itself may lie
     chain: list[Place] = []  # the folders of the headers being read, outermost first
     folders: dict[Place, None] = dict.fromkeys(sources)  # any of which may hold the includer
@@ -160,99 +151,6 @@ def _may_begin_with_a_blank(cwd: str, path: str, depth: int) -> bool:
     return any(os.path.lexists(os.path.join(cwd, " " * n + path)) for n in range(1, depth + 1))
 
 
-def scan(code: bytes, pre_includes: Iterable[str], search: SearchPath, compiled_at_ns: int) -> HeaderSet:
-    """What a compile may read at most, from the text alone.
-
-    Parameters
-    ----------
-    code : bytes
-        The source.
-    pre_includes : iterable of str
-        Headers that are read before it.
-    search : SearchPath
-        What the compile has.
-    compiled_at_ns : int
-        As in :func:`header_set`.
-
-    Returns
-    -------
-    HeaderSet
-        A superset: conditionals are ignored, and a name counts in every directory where it may be looked for.
-        ``uncacheable`` where a macro gives the name of a header.
-    """
-    found = _Collector(search, compiled_at_ns)
-    source = [("S", 0, ""), ("C", 0, "")]
-    pending = [(whole_words(code), "the source", source)]
-    for name in pre_includes:
-        pending += found.follow(name, source)
-    while pending:
-        content, where, folders = pending.pop()
-        if where == "the source":
-            found.source(content)
-        for angled, quoted, other in _includes(content):
-            if angled or quoted:
-                pending += found.follow(os.fsdecode(angled or quoted), folders if quoted else [])
-            elif (macro := other.strip()) and not macro.startswith((b"<", b'"')):
-                found.note_problem(f"{where} includes {macro.decode(errors='replace')[:60]}: a macro decides")
-    return found.result()
-
-
-def _includes(content: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """What stands behind each ``#include``: in angle brackets, in quotes, or something else."""
-    return _INCLUDE.findall(joined(content))
-
-
-def included_names(content: bytes) -> set[str]:
-    """The names that stand in the ``#include`` lines of a file, in any conditional."""
-    return {os.fsdecode(angled or quoted) for angled, quoted, _ in _includes(content) if angled or quoted}
-
-
-def probed_names(content: bytes) -> set[tuple[str, bool]]:
-    """The names in the ``__has_include`` tests of a file, and whether each stands in quotes."""
-    return set(_text(content).probed)
-
-
-class _Text(NamedTuple):
-    """What the text of a file says, beside what it includes."""
-
-    time_macro: str | None
-    paths: int
-    redefines_printing: bool
-    columns: bool
-    probed: tuple[tuple[str, bool], ...]  # names in __has_include tests, and whether in quotes
-    undecided: str | None  # such a test that the text doesn't decide
-
-
-def _text(code: bytes) -> _Text:
-    text = whole_words(code)
-    probed: set[tuple[str, bool]] = set()
-    undecided = None
-    # In directives alone: elsewhere the name means nothing.
-    for line in _DIRECTIVE.findall(joined(code)) if b"__has_include" in text else ():
-        directive = _COMMENT.sub(b" ", line)
-        for angled, quoted, other, behind in _PROBE.findall(directive):
-            if angled or quoted:
-                probed.add((os.fsdecode(angled or quoted), bool(quoted)))
-            elif other or not _ASKED_ABOUT.match(behind):
-                test = (other or behind).decode(errors="replace").strip()
-                undecided = undecided or f"tests __has_include({test}): a macro decides"
-            elif _DEFINES.match(directive):
-                undecided = undecided or "gives __has_include another name"
-    return _Text(
-        time_macro(text),
-        path_macros(code),
-        redefines_printing(code),
-        asks_for_columns(code),
-        tuple(sorted(probed)),
-        undecided,
-    )
-
-
-#: By digest: one process compiles many programs over the same headers.
-_texts: dict[str, _Text] = {}
-_MAX_TEXTS = 8192
-
-
 def _folder(place: Place) -> Place:
     """The folder of a place, ready to put a name behind."""
     root, index, rest = place
@@ -274,6 +172,8 @@ _VENDORS = {
     "crt": "crt/host_defines.h",
 }
 
+_PASTED_PATHS = (b"__FILE__", b"__BASE_FILE__", b"__builtin_FILE")
+
 _NOTHING, _FILE, _FOLDER = range(3)
 
 
@@ -285,79 +185,148 @@ class _Collector:
         self._compiled_at_ns = compiled_at_ns
         self._contents = contents
         self._headers: dict[str, Header] = {}
+        self._files: dict[str, tuple[int, int]] = {}
+        self._texts: list[tuple[KnownText, list[Place]]] = []  # each with the folders that it looks in
+        self._mine: list[KnownText] = []  # those that aren't the vendor's
         self._absent: dict[Place, None] = {}
         self._present: dict[Place, None] = {}
         self._probes: dict[str, str] = {}
         self._paths = NO_PATH
-        self._redefines_printing = False
-        self._columns = False
         self._problem: str | None = None
         self._kinds: dict[Place, int] = {}
         self._missing: dict[Place, Place | None] = {}
         self._places: dict[str, list[Place]] = {}
         self._chosen: set[tuple[str, Place]] = set()
-        self._followed: set[tuple[str, str]] = set()
 
     def result(self) -> HeaderSet:
         """All of it."""
+        columns = False
+        try:
+            macros = self._probe()
+            self._check_pasting(macros)
+            columns = any(text.facts.columns for text in self._mine)
+            if self._paths == PRINTED and any(text.facts.redefines_printing for text in self._mine):
+                self._paths = FOLDED
+        except OSError as error:
+            self.note_problem(f"header {error} was modified while it was being compiled")
         return HeaderSet(
             headers=tuple(self._headers.values()),
             absent=tuple(self._absent),
             present=tuple(self._present),
             probes=tuple(f"{asked}: {outcome}" for asked, outcome in sorted(self._probes.items())),
-            mentions_file=FOLDED if self._paths == PRINTED and self._redefines_printing else self._paths,
-            columns=self._columns,
+            links=self._links(),
+            mentions_file=self._paths,
+            columns=columns,
             uncacheable=self._problem,
             stamps=tuple([known_stamp(path, header.digest) for path, header in self._headers.items()]),
         )
+
+    def _links(self) -> tuple[tuple[int, int], ...]:
+        first: dict[tuple[int, int], int] = {}
+        same = [(at, first.setdefault(file, at)) for at, file in enumerate(self._files.values())]
+        return tuple((at, other) for at, other in same if at != other)
 
     def note_problem(self, problem: str) -> None:
         """Say why the set can't be trusted; the first reason counts."""
         self._problem = self._problem or problem
 
+    def source(self, code: bytes, macros: Iterable[str]) -> None:
+        """Note what the source says, and what options define."""
+        self._note(KnownText.of("the source", code), None, [("S", 0, "")])
+        defined = "".join("#define {} {}\n".format(*macro.partition("=")[::2]) for macro in macros)
+        if defined:
+            self._note(KnownText.of("an option", os.fsencode(defined)), None, [])
+
     def opened(self, spelled: str, folders: Iterable[Place]) -> Place:
         """Note a header that the compiler opened, from a file in one of ``folders``; its place."""
         path = os.path.join(self._search.cwd, spelled)
         place = self.chose(path, folders)
-        self.read(path, place, spelled, with_content=False)
+        if path not in self._headers:
+            self._read(path, place, spelled)
         return place
 
-    def read(self, path: str, place: Place, spelled: str, *, with_content: bool = True) -> bytes | None:
-        """Note a header; its content where it is new and can be read, and was asked for or is not known by its stat."""
-        if path in self._headers:
-            return None
-        content = None
+    def _read(self, path: str, place: Place, spelled: str) -> None:
         try:
             before = os.stat(path)
         except OSError:
             self.note_problem(f"header {spelled} can't be read after the compile")
-            return None
-        digest = known_digest(path, before) or ""
-        text = _texts.get(digest)
-        if text is None or with_content or self._contents is not None:
+            return
+        digest = known_digest(path, before)
+        content = None
+        if digest is None or self._contents is not None:
             content = read_file(path)
             if content is None:
                 self.note_problem(f"header {spelled} can't be read after the compile")
-                return None
+                return
             digest = sha256(content).hexdigest()
             remember_digest(path, before, digest)
-            text = _texts.get(digest) or _text(content)
-            if len(_texts) >= _MAX_TEXTS:
-                _texts.clear()
-            _texts[digest] = text
             if self._contents is not None:
                 self._contents[path] = content
         # A file's stamp may lag the clock by a tick (4 ms), so an edit right after the start may look older than that;
         # NVRTC reads its own prologue for longer before it opens the first header.
         # Bundled headers it writes itself, as a part of the first compile that asks for them.
-        if place[0] != "B" and max(before.st_mtime_ns, before.st_ctime_ns) >= self._compiled_at_ns:
+        if place[0] != "B" and before.st_ctime_ns >= self._compiled_at_ns:
             self.note_problem(f"header {spelled} was modified while it was being compiled")
         self._headers[path] = Header(place, digest)
-        if text.time_macro:
-            self.note_problem(f"header {spelled} uses {text.time_macro}")
-        self._judge_paths(text, place)
-        self.probe(text, place[2], [_folder(place)])
-        return content
+        self._files[path] = (before.st_dev, before.st_ino)
+        try:
+            self._note(KnownText(place[2], digest, path, content), place, [_folder(place)])
+        except OSError:
+            self.note_problem(f"header {spelled} was modified while it was being compiled")
+
+    def _note(self, text: KnownText, place: Place | None, folders: list[Place]) -> None:
+        """Note what a text says; ``place`` is None for what isn't a header."""
+        self._texts.append((text, folders))
+        facts = text.facts
+        if facts.time_macro and place is not None:
+            self.note_problem(f"header {text.where} uses {facts.time_macro}")
+        if place is not None and self.is_vendors(place):
+            self._paths = max(self._paths, min(facts.paths, PRINTED))
+        else:
+            self._paths = max(self._paths, facts.paths)
+            self._mine.append(text)
+
+    def is_vendors(self, place: Place) -> bool:
+        """Whether a place is of CUDA's headers or CCCL's, by its folder and by what else lies there."""
+        root, index, rest = place
+        folder, _, below = rest.partition("/")
+        anchor = _VENDORS.get(folder) if below else "cuda_runtime.h"
+        if anchor is None or root == "A" or "/../" in rest:
+            return root == "B"
+        return root == "B" or self._kind((root, index, anchor)) == _FILE
+
+    def _probe(self) -> frozenset[bytes]:
+        """Note what the ``__has_include`` tests look at; the names of the macros that they may be written with."""
+        probes = has_include.probes([text for text, _ in self._texts])
+        for index, reason in probes.undecided:
+            self.note_problem(f"{self._texts[index][0].where} {reason}")
+        for index, name, quoted in probes.asked:
+            text, folders = self._texts[index]
+            asked = f'"{name}" in {text.where}' if quoted else f"<{name}> in {text.where}"
+            self._probes[asked] = "missing"
+            for folder in [*(folders if quoted else ()), *self._search.roots]:
+                place = _below(folder, name)
+                if self._kind(place) == _FILE:
+                    self._present[place] = None
+                    self._probes[asked] = "there"
+                    self._check_age(place)
+                    break
+                self._must_stay_absent(place)
+        return probes.macros
+
+    def _check_pasting(self, probes: frozenset[bytes]) -> None:
+        """Look for names that macros may paste together from what stands in the texts that aren't the vendor's."""
+        if not any(text.facts.pastes for text, _ in self._texts):
+            return
+        pieces = frozenset(piece for text in self._mine for piece in text.pieces(None))
+        for name in (*TIME_MACROS, *probes):
+            parts = pieces if name.startswith(b"__") else ()
+            if name not in has_include.PROBES and name not in TIME_MACROS:
+                parts = frozenset(piece for text in self._mine for piece in text.pieces(name))
+            if can_paste(name, parts):
+                self.note_problem(f"macros may paste {name.decode(errors='replace')} together")
+        if any(can_paste(name, pieces) for name in _PASTED_PATHS):
+            self._paths = FOLDED
 
     def chose(self, path: str, folders: Iterable[Place]) -> Place:
         """Note that ``path`` was read from a file in one of ``folders``; its place."""
@@ -371,7 +340,9 @@ class _Collector:
             for root, index, rest in places:
                 if root != "A":
                     for candidate in (*new, *self._before(root, index)):
-                        self._must_stay_absent(_below(candidate, rest))
+                        place = _below(candidate, rest)
+                        if self._search.absolute(place) != path:
+                            self._must_stay_absent(place)
         return places[0]
 
     def _before(self, root: str, index: int) -> list[Place]:
@@ -379,66 +350,6 @@ class _Collector:
         if root not in {"I", "B"}:
             return []
         return [other for other in self._search.roots if other[0] != root or other[1] < index]
-
-    def follow(self, name: str, folders: list[Place]) -> list[tuple[bytes, str, list[Place]]]:
-        """Read a header of this name wherever it may be found; what is new of it, for its own includes.
-
-        In every directory, not in the first that has it: which directories come first, and which an ``#include_next``
-        passes over, need not be known then.
-        """
-        found: list[tuple[bytes, str, list[Place]]] = []
-        for place in dict.fromkeys(_below(folder, name) for folder in (*folders, *self._search.roots)):
-            path = self._search.absolute(place)
-            if path is None or not os.path.isfile(path):
-                self._must_stay_absent(place)
-                continue
-            # By the real folder: an include of "../x/y.h" in x/y.h would otherwise be a new path each time round.
-            folder, base = os.path.split(path)
-            real = (os.path.realpath(folder), base)
-            if real not in self._followed:
-                self._followed.add(real)
-                content = self.read(path, place, name)
-                if content is not None:
-                    found.append((content, name, [_folder(place)]))
-        return found
-
-    def source(self, code: bytes) -> None:
-        """Note what the source itself says."""
-        text = _text(code)
-        self._judge_paths(text, None)
-        self.probe(text, "the source", [("S", 0, "")])
-
-    def _judge_paths(self, text: _Text, place: Place | None) -> None:
-        if place is not None and self.is_vendors(place):
-            self._paths = max(self._paths, min(text.paths, PRINTED))
-            return
-        self._paths = max(self._paths, text.paths)
-        self._redefines_printing = self._redefines_printing or text.redefines_printing
-        self._columns = self._columns or text.columns
-
-    def is_vendors(self, place: Place) -> bool:
-        """Whether a place is of CUDA's headers or CCCL's, by its folder and by what else lies there."""
-        root, index, rest = place
-        folder, _, below = rest.partition("/")
-        anchor = _VENDORS.get(folder) if below else "cuda_runtime.h"
-        if anchor is None or root == "A" or "/../" in rest:
-            return root == "B"
-        return root == "B" or self._kind((root, index, anchor)) == _FILE
-
-    def probe(self, text: _Text, where: str, folders: list[Place]) -> None:
-        """Note what the ``__has_include`` tests of a file look at; a problem if one can't be known from its text."""
-        if text.undecided:
-            self.note_problem(f"{where} {text.undecided}")
-        for name, quoted in text.probed:
-            asked = f'"{name}" in {where}' if quoted else f"<{name}> in {where}"
-            self._probes[asked] = "missing"
-            for folder in [*(folders if quoted else ()), *self._search.roots]:
-                place = _below(folder, name)
-                if self._kind(place) == _FILE:
-                    self._present[place] = None
-                    self._probes[asked] = "there"
-                    break
-                self._must_stay_absent(place)
 
     def _must_stay_absent(self, place: Place) -> None:
         """Cut to the first missing folder: a thousand paths become a few.
@@ -452,6 +363,20 @@ class _Collector:
         elif kind == _FOLDER:  # passed over in the search; a file in its stead wouldn't be
             root, index, rest = place
             self._present[root, index, rest + "/"] = None
+        else:  # it isn't what was included there; or it is, and came when the compiler had looked
+            self._check_age(place)
+
+    def _check_age(self, place: Place) -> None:
+        """Note a problem with a file that may have appeared while the compiler was at work."""
+        path = self._search.absolute(place)
+        if place[0] == "B" or path is None:
+            return
+        try:
+            young = os.stat(path).st_ctime_ns >= self._compiled_at_ns
+        except OSError:
+            young = True
+        if young:
+            self.note_problem(f"header {place[2]} appeared while it was being compiled")
 
     def _missing_folder(self, place: Place) -> Place | None:
         """The outermost folder of a place that isn't there."""
@@ -518,9 +443,9 @@ def headers_read(
     """
     inputs = base.inputs
     if trace is None:
-        found = scan(inputs.code, inputs.pre_includes, base.search, since.time_ns)
-    else:
-        found = header_set(trace, inputs.code, base.search, since.time_ns, contents)
+        return HeaderSet(uncacheable="this NVRTC doesn't tell which headers it reads")
+    macros = (flag[len(opt.DEFINE_MACRO) :] for flag in inputs.flags if flag.startswith(opt.DEFINE_MACRO))
+    found = header_set(trace, inputs.code, base.search, since.time_ns, contents, macros)
     if found.uncacheable is None and since.steps:
         # NVRTC itself makes the folder of its bundled headers.
         places = (header.place for header in found.headers if header.place[0] != "B")

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_NAME = "default_program"
-INCLUDE_PATH, PRE_INCLUDE = "--include-path=", "--pre-include="
+INCLUDE_PATH, PRE_INCLUDE, DEFINE_MACRO = "--include-path=", "--pre-include=", "--define-macro="
 BUNDLED_HEADERS = "--use-bundled-headers="
-#: Options that NVRTC doesn't forget: what a process compiles later is compiled with them, too (NVRTC 13.5).
-LASTING = ("--restrict", "--optimization-info")
 
 _Flags = Iterator[str]
 

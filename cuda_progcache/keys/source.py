@@ -9,11 +9,20 @@ as its SHA-256.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 from cuda_progcache._util.digest import sha256
 
-_CONTINUED = rb"(?:\\|\?\?/)[ \t]*\r?\n"
-_CUTS_A_WORD = rb"\\[ \t]*\r?\n\w"
+_CONTINUED = rb"(?:\\|\?\?/)[ \t\v\f]*\r?\n"
+_CUTS_A_WORD = rb"\\[ \t\v\f]*\r?\n\w"
+# Names that a macro may paste together from pieces, to be read as the whole.
+_WATCHED = (
+    b"__has_include", b"__has_include_next", b"__TIME__", b"__DATE__", b"__TIMESTAMP__", b"__FILE__", b"__BASE_FILE__",
+    b"__builtin_FILE", b"__builtin_COLUMN",
+)  # fmt: skip
+_WATCHED_TEXT = b" ".join(_WATCHED)
+_MOST_PIECES = 4
+_WORDS = bytes(c if chr(c).isalnum() or c == ord("_") or c > 127 else ord(" ") for c in range(256))
 # What gives the path of the file that it stands in, or is called from.
 _FILE_NAMES = (b"_FILE", b"assert", b"source_location")
 
@@ -41,8 +50,7 @@ class Source:
         self.text = text
         self.identity = f"{len(code)} bytes, sha256:{sha256(code).hexdigest()}".encode()
         self.may_include = may_include(code)
-        # "" is none; None: not looked for yet.
-        self._time_macro = time_macro(whole_words(code)) or "" if len(code) < _LARGE else None
+        self._time_macro: str | None = None  # "" is none; None: not looked for yet
         self._mentions_file: bool | None = None
 
     @property
@@ -52,11 +60,20 @@ class Source:
 
     @property
     def time_macro(self) -> str | None:
-        """The macro in it that makes each compile's output its own (comments count)."""
+        """The macro in it that makes each compile's output its own."""
         if self._time_macro is None:
-            uncut = isinstance(self.text, str) and "\\" not in self.text and "?" not in self.text
-            self._time_macro = time_macro(self.text if uncut else whole_words(self.code)) or ""
+            self._time_macro = self._find_time_macro() or ""
         return self._time_macro or None
+
+    def _find_time_macro(self) -> str | None:
+        uncut = isinstance(self.text, str) and "\\" not in self.text and "?" not in self.text
+        if time_macro(self.text if uncut else whole_words(self.code)) is None:
+            found = pieces(self.code) if may_paste(self.code) else frozenset()
+            if not any(can_paste(macro, found) for macro in (b"__TIME__", b"__DATE__", b"__TIMESTAMP__")):
+                return None
+        from cuda_progcache.keys import include_text  # most sources aren't read so closely
+
+        return include_text.time_macro(self.code)
 
     @property
     def mentions_file(self) -> bool:
@@ -85,9 +102,10 @@ def read_source(text: str | bytes) -> Source:
 
 
 def may_include(code: bytes) -> bool:
-    """Whether this source can read any header at all: a superset, since comments and strings count.
+    """Whether this source can read any header at all, or test for one: a superset, since comments and strings count.
 
-    Looks at the lines with a ``#`` or its digraph alone; where such a line goes on in the next one, it may.
+    For an ``#include`` it looks at the lines with a ``#`` or its digraph alone; where such a line goes on in the next
+    one, it may.
     """
     if b"#" not in code and b"%" not in code and b"?" not in code:
         return False
@@ -104,11 +122,43 @@ def may_include(code: bytes) -> bool:
             if _may_be_include(code[at:end] if end >= 0 else code[at:]):
                 return True
         at = code.find(b"%", at + 1)
-    return b"?" in code and b"??=" in code  # the trigraph of #, in old dialects
+    if (b"?" in code and b"??=" in code) or b"__has_include" in code:  # the trigraph of #; tests outside directives
+        return True
+    return may_paste(code) and can_paste(b"__has_include", pieces(code))
 
 
 def _may_be_include(line: bytes) -> bool:
     return b"include" in line or b"\\" in line or b"/*" in line or b"??" in line
+
+
+def may_paste(code: bytes) -> bool:
+    """Whether this text may have a ``##``: a superset."""
+    if b"#" not in code and b"%" not in code and b"?" not in code:
+        return False
+    return any(paste in code for paste in (b"##", b"#\\", b"%:%", b"%:\\", b"??=??="))
+
+
+def pieces(code: bytes, name: bytes | None = None) -> frozenset[bytes]:
+    """The words of a text that are parts of a watched name, or of ``name``."""
+    whole = _WATCHED_TEXT if name is None else name
+    words = set(whole_words(code).translate(_WORDS).split())
+    return frozenset(word for word in words if word in whole and word != name and word not in _WATCHED)
+
+
+def can_paste(name: bytes, found: Iterable[bytes]) -> bool:
+    """Whether a name is made of such pieces: of four at most, and of few for a short name.
+
+    With any number, a program with a ``_`` and some variables of one letter could make any name.
+    """
+
+    def from_(start: int, left: int) -> bool:
+        return any(
+            name.startswith(piece, start)
+            and (start + len(piece) == len(name) or (left > 1 and from_(start + len(piece), left - 1)))
+            for piece in found
+        )
+
+    return from_(0, min(_MOST_PIECES, max(2, len(name) // 2)))
 
 
 def joined(code: bytes) -> bytes:

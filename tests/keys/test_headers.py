@@ -157,7 +157,12 @@ def test_has_include_in_a_header_looks_beside_it(tree):
 
 
 @pytest.mark.parametrize(
-    "code", [b"#if __has_include(NAME)", b"#define HAS(x) __has_include(x)", b"#define HAS __has_include\n"]
+    "code",
+    [
+        b"#if __has_include(NAME)",
+        b"#define HAS(x) __has_include(x)\n#if HAS(NAME)\n#endif",
+        b"#define HAS __has_include\n#if HAS(NAME)\n#endif",
+    ],
 )
 def test_has_include_behind_a_macro_is_not_cached(tree, code):
     assert "__has_include" in read_set(tree, [], code).uncacheable

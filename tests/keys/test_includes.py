@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning headers from a time trace and from the text. The include trace: test_headers.py."""
+"""Learning headers from a time trace, and what texts test for. The include trace: test_headers.py."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 
 import pytest
 
 from cuda_progcache.keys.headers import SearchPath, holds
-from cuda_progcache.keys.includes import UNKNOWN, header_set, included_names, parse_time_trace, probed_names, scan
+from cuda_progcache.keys.includes import UNKNOWN, header_set, parse_time_trace
 
 FAR = 1 << 63
 
@@ -29,10 +30,6 @@ def tree(tmp_path):
     write.root = tmp_path
     write.search = SearchPath.of([str(tmp_path / "one"), str(tmp_path / "two")], "k.cu", str(tmp_path / "src"))
     return write
-
-
-def scanned(tree, code, pre_includes=()):
-    return scan(code, pre_includes, tree.search, FAR)
 
 
 def names(found):
@@ -82,96 +79,108 @@ def test_each_file_that_includes_a_header_counts(tree):
         os.unlink(path)
 
 
-def test_the_text_is_followed(tree):
-    tree("one/a.h", '#include "sub/b.h"\n')
-    tree("one/sub/b.h", "#include <c.h>\n")
-    tree("two/c.h")
-    found = scanned(tree, b"#include <a.h>\n")
-    assert names(found) == [("I", 0, "a.h"), ("I", 0, "sub/b.h"), ("I", 1, "c.h")]
+# What the texts of a compile test for
+
+
+def read(tree, code, **texts):
+    """The set of a source that includes these headers of the first directory, in this order."""
+    paths = [tree(f"one/{name}.h", text) for name, text in texts.items()]
+    return header_set([(0, path) for path in paths], code, tree.search, FAR)
+
+
+PROBES = {
+    "plain": ("#if __has_include(<opt.h>)\n#endif", {}),
+    "quoted": ('#if __has_include("opt.h")\n#endif', {}),
+    "a comment over lines": ("#if /* a\n b */ __has_include(<opt.h>)\n#endif", {}),
+    "a comment within": ("#if __has_include/* a\n b */(<opt.h>)\n#endif", {}),
+    "spliced": ("#if __has_\\\ninclude(<opt.h>)\n#endif", {}),
+    "digraph": ("%:if __has_include(<opt.h>)\n%:endif", {}),
+    "macro": ("#if HAS(<opt.h>)\n#endif", {"a": "#define HAS(x) __has_include(x)"}),
+    "macro of a macro": ("#if B(<opt.h>)\n#endif", {"a": "#define B(x) A(x)", "b": "#define A(x) __has_include(x)"}),
+    "constant": ("#if B\n#endif", {"a": "#define B __has_include(<opt.h>)"}),
+    "in another header": ("", {"a": "#define HAS(x) __has_include(x)", "b": "#if 1 && HAS(<opt.h>)\n#endif"}),
+    "older CCCL": ("#if HAS(<opt.h>)\n#endif", {"a": "#define __has_include(...) 0\n#define HAS(X) __has_include(X)"}),
+}
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_header_that_is_tested_for_may_come(tree, probe):
+    code, texts = PROBES[probe]
+    found = read(tree, code.encode(), **texts)
+    assert found.uncacheable is None
     assert holds(found, tree.search)
-    tree("one/c.h")
-    assert not holds(found, tree.search), "shadowed"
+    assert any("opt.h" in asked and asked.endswith("missing") for asked in found.probes)
+    tree("two/opt.h")
+    assert not holds(found, tree.search)
 
 
 @pytest.mark.parametrize(
-    "line",
+    "text",
     [
-        b"#include <a.h>", b"  #  include<a.h>", b"#/* a */include/**/ <a.h>", b"%:include <a.h>", b"??=include <a.h>",
-        b"#inc\\\nlude <a.h>", b"#inc??/\nlude <a.h>", b'#inc\\\r\nlude "a.h"', b"#include \\\n<a.h>",
-        b"#if 0\n#include <a.h>\n#endif", b"/*\n#include <a.h>\n*/", b"#include_next <a.h>",
-        b"int x; /* */ #include <a.h>",
-    ],
-)  # fmt: skip
-def test_every_way_to_write_an_include(tree, line):
-    tree("one/a.h")
-    assert names(scanned(tree, b"int x;\n" + line + b"\nint y;\n")) == [("I", 0, "a.h")]
-    assert included_names(line) == {"a.h"}
-
-
-@pytest.mark.parametrize("line", [b"#define include <a.h>", b"// includes <a.h>", b"#pragma include_me", b'"<a.h>"'])
-def test_what_is_no_include(tree, line):
-    tree("one/a.h")
-    assert names(scanned(tree, line)) == []
-
-
-def test_comments_in_a_row_do_not_take_for_ever():
-    """Where each of them could be parted from the next in two ways, this would not end."""
-    assert included_names(b"#" + b"/* */" * 5000 + b"included\n" + b"#/*" * 5000) == set()
-
-
-def test_every_directory_that_has_the_name_counts(tree):
-    for place in ("one/a.h", "two/a.h", "src/a.h"):
-        tree(place)
-    assert names(scanned(tree, b"#include <a.h>")) == [("I", 0, "a.h"), ("I", 1, "a.h")]
-    assert names(scanned(tree, b'#include "a.h"')) == [("S", 0, "a.h"), ("I", 0, "a.h"), ("I", 1, "a.h")]
-
-
-def test_pre_includes(tree):
-    tree("src/p.h", "#include <a.h>")
-    tree("one/a.h")
-    assert names(scanned(tree, b"", ["p.h"])) == [("S", 0, "p.h"), ("I", 0, "a.h")]
-
-
-def test_headers_that_include_each_other_and_themselves(tree):
-    tree("one/sub/a.h", '#include "../sub/a.h"\n#include "b.h"')
-    tree("one/sub/b.h", '#include "link/a.h"')
-    os.symlink(".", tree.root / "one/sub/link")
-    found = scanned(tree, b"#include <sub/a.h>")
-    assert [name for _, _, name in names(found)] == ["sub/a.h", "sub/b.h"]
-
-
-def test_absolute_names(tree):
-    path = tree("elsewhere/a.h")
-    found = scanned(tree, f'#include "{path}"\n#include "/no/such/file.h"'.encode())
-    assert names(found) == [("A", 0, path)]
-    assert ("A", 0, "/no/such/file.h") in found.absent
-
-
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        (b"#include HEADER\n", "the source includes HEADER: a macro decides"),
-        (b"#include STR(a.h)", "the source includes STR(a.h): a macro decides"),
-        (b"#include <a.h>", "a.h includes OTHER: a macro decides"),
-        (b"#include <time.h>", "header time.h uses __TIME__"),
-        (b"#if __has_include(X)", "the source tests __has_include(X): a macro decides"),
+        "#define HAS(x) __has_include(x)",
+        "#if 0\n#if __has_include(X)\n#endif\n#endif",
+        "// __has_include(X)",
+        "#if 1 // __has_include(X)\n#endif",
+        '#define TEXT "__has_include(X)"',
+        'const char *s = R"(\n#if __has_include(X)\n)";',
+        "#ifdef __has_include\n#endif\n#if defined(__has_include)\n#endif",
+        "#define __has_include(...) 0",
     ],
 )
-def test_what_the_text_does_not_tell(tree, code, reason):
-    tree("one/a.h", "#include OTHER\n")
-    tree("one/time.h", "__TIME__")
-    assert scanned(tree, code).uncacheable == reason
+def test_what_tests_for_nothing_costs_nothing(tree, text):
+    found = read(tree, text.encode(), a=text)
+    assert found.uncacheable is None
+    assert found.probes == ()
 
 
-def test_names_asked_for():
-    code = b'#if __has_include(<a.h>) || __has_include("b.h") || __has_include_next( <c.h> ) || __has_include(M)'
-    assert probed_names(code) == {("a.h", False), ("b.h", True), ("c.h", False)}
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#if __has_include(X)\n#endif",
+        "#define HAS(x) __has_include(x)\n#if HAS(X)\n#endif",
+        "#define HAS(x) __has_include(x)\n#define USE(f) f(<a.h>)\n#if USE(HAS)\n#endif",
+        "#define CAT(a, b) a##b\n#if CAT(__has_, include)(<opt.h>)\n#endif",
+        "#define CAT(a, b) a##b\nconst char *s = CAT(__TI, ME__);",
+        "const char *s = __TIME__;",
+    ],
+)
+def test_what_a_text_does_not_tell_is_said(tree, text):
+    assert read(tree, b"", a=text).uncacheable
+
+
+def test_macros_that_options_define_count(tree):
+    found = header_set([], b"#if HAS(<opt.h>)\n#endif", tree.search, FAR, None, ["HAS(x)=__has_include(x)"])
+    assert len(found.probes) == 1
+
+
+def test_one_file_by_two_names_is_not_two_files(tree):
+    """#pragma once passes over the second one, while it is a link."""
+    first = tree("one/a.h", "#pragma once")
+    os.symlink(first, tree.root / "one" / "b.h")
+    linked = header_set([(0, first), (0, str(tree.root / "one" / "b.h"))], b"", tree.search, FAR)
+    assert holds(linked, tree.search)
+    os.unlink(tree.root / "one" / "b.h")
+    tree("one/b.h", "#pragma once")
+    assert not holds(linked, tree.search)
+    copied = header_set([(0, first), (0, str(tree.root / "one" / "b.h"))], b"", tree.search, FAR)
+    assert copied.identity != linked.identity
+
+
+def test_a_header_that_came_while_it_was_compiled(tree):
+    """It would have won over the one that was read, had it been there."""
+    found = header_set([(0, tree("two/a.h"))], b"", tree.search, time.time_ns() + 10**9)
+    assert found.uncacheable is None
+    before = time.time_ns()
+    path = tree("two/a.h")
+    os.utime(path, (1, 1))
+    tree("one/a.h")
+    assert header_set([(0, path)], b"", tree.search, before).uncacheable
 
 
 def test_bundled_headers_are_a_directory_of_their_own(tree):
     search = SearchPath.of([str(tree.root / "one")], "k.cu", str(tree.root / "src"), str(tree.root / "bundled"))
     path = tree("bundled/a.h")
-    for found in (scan(b"#include <a.h>", (), search, FAR), header_set([(0, path)], b"", search, 0)):
+    for found in (header_set([(0, path)], b"", search, 0),):
         assert names(found) == [("B", 0, "a.h")]
         assert found.uncacheable is None, "NVRTC may have written it just now"
         assert holds(found, search)

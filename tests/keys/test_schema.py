@@ -171,7 +171,8 @@ def test_a_precompiled_header_can_be_vouched_for():
 
 @pytest.mark.parametrize("macro", ["__DATE__", "__TIME__", "__TIMESTAMP__"])
 def test_time_macros_are_noticed(macro):
-    assert macro in inputs(code=f"{SOURCE} // {macro}").unrepeatable
+    assert macro in inputs(code=f"{SOURCE} __device__ const char *now = {macro};").unrepeatable
+    assert inputs(code=f"{SOURCE} // {macro}").unrepeatable is None
     assert macro in inputs(define_macro=("NOW", macro)).unrepeatable
     assert inputs().unrepeatable is None
     assert inputs(code=f"; {macro}", code_type="nvvm", target_type="ptx").unrepeatable is None

@@ -134,7 +134,9 @@ def test_wrong_input_before_any_compile(service, given, error, words):
 
 
 def test_what_could_not_be_stored_is_a_failure(service, library_dir):
-    (library_dir / "typed.cu.j2").write_text("// __TIME__\ntemplate <class T> __global__ void typed(T *a) {}\n")
+    (library_dir / "typed.cu.j2").write_text(
+        "__device__ const char *now = __TIME__;\ntemplate <class T> __global__ void typed(T *a) {}\n"
+    )
     path = library_dir / "manifest.toml"
     path.write_text(path.read_text().replace("{{ dtype | ctype }}", "float"))
     report = CompileService(service.cache, library=library_dir).prewarm(archs=["sm_80"], kernels=["typed"], jobs=1)
