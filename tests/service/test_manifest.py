@@ -428,7 +428,8 @@ def test_the_bundled_library_maps_every_visible_line():
                     continue
                 origin = (library.path / location.template).read_text(encoding="utf-8").split("\n")[location.line - 1]
                 if "{{" not in origin and "{%" not in origin and "{#" not in origin:
-                    assert line.split() == origin.split(), (module.template, number)
+                    # A tag with a minus sign after it joins more text to the line.
+                    assert "".join(line.split()).startswith("".join(origin.split())), (module.template, number)
 
 
 def test_without_a_library_both_places_are_named(monkeypatch, tmp_path):
