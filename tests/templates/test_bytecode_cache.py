@@ -314,7 +314,7 @@ def test_damage_is_found(data):
         damaged = whole + data.draw(st.binary(min_size=1, max_size=8))
     else:
         damaged = V5 + data.draw(st.binary(max_size=200))
-    with pytest.raises(FrameError, match="checksum|no frame"):
+    with pytest.raises(FrameError, match=r"checksum|no frame"):
         unframe(damaged, b"key")
 
 
