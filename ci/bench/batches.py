@@ -80,8 +80,8 @@ BUSY = "".join(
 _OURS_WORKER = f"""
 import sys
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
-from cuda_progcache.compile import nvrtc
-nvrtc.supported_archs()
+from cuda_progcache.compile import compilers
+compilers.supported_archs()
 cache = FileStreamProgramCache(sys.argv[1])
 for line in sys.stdin:
     Program({BUSY!r} + "//" + line, "c++", ProgramOptions(arch={ARCH!r})).compiled("cubin", cache=cache)

@@ -19,8 +19,8 @@ from ci.bench.programs import ARCH
 _WORKER = f"""
 import sys, time
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
-from cuda_progcache.compile import miss, nvrtc
-nvrtc.supported_archs()
+from cuda_progcache.compile import compilers, miss
+compilers.supported_archs()
 cache = FileStreamProgramCache(sys.argv[1])
 run, publish = miss._run, cache.publish
 

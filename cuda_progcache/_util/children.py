@@ -6,16 +6,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def start_module(module: str, **given: Any) -> subprocess.Popen[Any]:
+def start_module(module: str, env: Mapping[str, str] | None = None, **given: Any) -> subprocess.Popen[Any]:
     """Run a module of this package in a new process, with pipes for its input and its output.
 
     Parameters
     ----------
     module : str
         ``python -m`` of it.
+    env : mapping, optional
+        Its environment; None: this process's.
     **given
         For ``subprocess.Popen``.
     """
@@ -23,12 +26,26 @@ def start_module(module: str, **given: Any) -> subprocess.Popen[Any]:
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         # -P: else a json.py in the working directory would be imported in place of Python's own.
-        [sys.executable, "-P", "-m", module],
+        [next(interpreters(), sys.executable), "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**(os.environ if env is None else env), "PYTHONPATH": path},
         **given,
     )
+
+
+def interpreters() -> Iterator[str]:
+    """Interpreters of this very Python, the likeliest first.
+
+    ``sys.executable`` may be empty, or an application that embeds Python, and starting that would do anything.
+    """
+    frozen = getattr(sys, "frozen", False)
+    own = () if frozen else (sys.executable, getattr(sys, "_base_executable", ""))
+    name = "python{}.{}".format(*sys.version_info)
+    beside = (os.path.join(prefix, "bin", name) for prefix in (sys.exec_prefix, sys.base_exec_prefix))
+    for path in dict.fromkeys((*own, *beside)):
+        if path and os.path.basename(path).startswith(("python", "pypy")) and os.access(path, os.X_OK):
+            yield path
 
 
 def end(process: subprocess.Popen[Any]) -> None:

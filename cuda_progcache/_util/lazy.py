@@ -1,12 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of a package that are imported when they are first used."""
+"""What is made when it is first asked for: names of a package, properties of an object."""
 
 from __future__ import annotations
 
 TYPE_CHECKING = False  # importing typing takes 9 ms, and this is imported with every package
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from functools import cached_property
     from typing import Any
+
+    kept_property = cached_property
+else:
+
+    class kept_property:  # noqa: N801 - as functools.cached_property, whose place it takes
+        """A property whose value is kept in the object.
+
+        :class:`functools.cached_property` holds a lock of the class while it makes a value (up to Python 3.11), and a
+        child forked at that moment waits for it for ever. Here two threads may both make a value; the first is kept.
+        """
+
+        def __init__(self, make: Callable[[Any], Any]) -> None:
+            self._make = make
+            self.__doc__ = make.__doc__
+
+        def __set_name__(self, owner: type, name: str) -> None:
+            self._name = name
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Any:
+            if instance is None:
+                return self
+            return instance.__dict__.setdefault(self._name, self._make(instance))
 
 
 def take(package: dict[str, Any], homes: Mapping[str, str], name: str) -> Any:

@@ -81,6 +81,6 @@ def _parsed(text: object) -> Arch | None:
 
 
 def _supported() -> list[str]:
-    from cuda_progcache.compile.nvrtc import supported_archs
+    from cuda_progcache.compile.compilers import supported_archs
 
     return [f"sm_{n}" for n in supported_archs()]

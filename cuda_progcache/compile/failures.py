@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util import files
+from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys.headers import HeaderSet, holds
 from cuda_progcache.store.base import derived
@@ -32,7 +32,7 @@ _FINAL = ("COMPIL", "INVALID_IR", "INCORRECT_INPUT")
 #: What a log has in it where a file or the machine was in the way.
 _PASSING = ("catastrophic", "could not open", "cannot open", "out of memory")
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, float] | None:

@@ -19,7 +19,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from cuda_progcache.compile.nvrtc import compile_cpp
+from cuda_progcache.compile.compilers import compile_cpp
 from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.folders import Folders

@@ -130,7 +130,7 @@ def make_program_cache_key(
 
 def _learn_headers(base: BaseKey) -> HeaderSet:
     """What the program reads: NVRTC's front end tells. Whether paths reach the output, only a whole compile shows."""
-    from cuda_progcache.compile.nvrtc import compile_cpp
+    from cuda_progcache.compile.compilers import compile_cpp
     from cuda_progcache.compile.output import CompilerRefusal
     from cuda_progcache.keys.include_text import PRINTED
 

@@ -118,7 +118,8 @@ def obtain_linked(
         judged = _link_key(own, inputs, cache) or key
         record = make_record(own, judged, output, duration, kernel)
         record["inputs"] = [_linked(item, part) for item, part in zip(inputs, parts, strict=True)]
-        return publish(own, judged, output, record, cache, toolchain.trouble("ptx", judged.toolchain))
+        reason = output.unkept or toolchain.trouble("ptx", judged.toolchain)
+        return publish(own, judged, output, record, cache, reason)
 
     return fly(key.digest.hex(), leases_dir(cache), link_and_publish, lambda: load(key, own, cache, again=True))
 
@@ -206,8 +207,8 @@ def _link(
     import time
 
     from cuda_progcache.compile.arch import check_arch
+    from cuda_progcache.compile.compilers import link
     from cuda_progcache.compile.diagnostics import compile_error
-    from cuda_progcache.compile.nvjitlink import link
     from cuda_progcache.compile.output import CompilerRefusal, LinkerInput
 
     check_arch(own.arch)  # nvJitLink ends the whole process over one it doesn't know

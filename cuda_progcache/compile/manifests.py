@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, alike, read_file
 
 TYPE_CHECKING = False
@@ -95,27 +96,27 @@ def _layers(cache: object, manifest_id: str, own: str | None) -> Iterator[str]:
 
 
 def _include_source_path(manifest_path: str) -> str:
-    from cuda_progcache.compile import nvrtc
 
-    return os.path.join(os.path.dirname(os.path.dirname(manifest_path)), f"nvrtc-{nvrtc.build()[:32]}")
+    return os.path.join(os.path.dirname(os.path.dirname(manifest_path)), f"nvrtc-{toolchain.build('c++')[:32]}")
 
 
 def _recall_include_source(manifest_path: str) -> None:
     """Take from the cache's directory how this NVRTC tells what it includes: trying it takes as long as a compile."""
-    from cuda_progcache.compile import nvrtc
+    from cuda_progcache.compile import compilers
     from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
 
-    if nvrtc.build() not in nvrtc.include_sources:
+    build = toolchain.build("c++")
+    if build not in compilers.include_sources:
         found = (read_file(_include_source_path(manifest_path)) or b"").decode("ascii", "replace")
         if found in {TRACE, TIME_TRACE, TEXT}:
-            nvrtc.include_sources[nvrtc.build()] = found
+            compilers.include_sources[build] = found
 
 
 def _keep_include_source(cache: object, manifest_path: str) -> None:
-    from cuda_progcache.compile import nvrtc
+    from cuda_progcache.compile import compilers
 
     path = _include_source_path(manifest_path)
-    found = nvrtc.include_sources.get(nvrtc.build())
+    found = compilers.include_sources.get(toolchain.build("c++"))
     if found is not None and not os.path.lexists(path):
         _write(cache, path, found.encode())
 

@@ -41,7 +41,7 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
     """Run the compiler that these inputs are for; raises CompilerRefusal."""
     name = inputs.compiler_name
     if inputs.code_type == "c++":
-        from cuda_progcache.compile.nvrtc import compile_cpp
+        from cuda_progcache.compile.compilers import compile_cpp
 
         return compile_cpp(
             inputs.code,
@@ -54,12 +54,13 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
         )
     if inputs.code_type == "ptx":
         from cuda_progcache.compile.arch import check_arch
-        from cuda_progcache.compile.nvjitlink import link
+        from cuda_progcache.compile.compilers import link
         from cuda_progcache.compile.output import LinkerInput
 
         check_arch(inputs.arch)  # nvJitLink ends the whole process over one it doesn't know
         return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
-    from cuda_progcache.compile.nvvm import compile_nvvm, extra_modules
+    from cuda_progcache.compile.compilers import compile_nvvm
+    from cuda_progcache.compile.nvvm_ir import extra_modules
 
     modules = [(name, inputs.code), *extra_modules(inputs)]
     return compile_nvvm(modules, flags=inputs.flags, libdevice=bool(inputs.options.use_libdevice))
@@ -96,6 +97,7 @@ def compile_and_publish(
     duration = time.perf_counter() - clock
     reason = (
         inputs.unrepeatable
+        or output.unkept
         or headers.uncacheable
         or base.cwd_trouble()
         or toolchain.trouble(inputs.code_type, base.toolchain)

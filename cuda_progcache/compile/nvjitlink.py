@@ -1,93 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nvJitLink: PTX, LTO-IR and cubins, one or several, to one cubin (or PTX). No GPU, no driver.
+"""nvJitLink's functions: PTX, LTO-IR and cubins, one or several, to one cubin (or PTX). No GPU, no driver.
 
-Where it isn't installed, the driver's linker does what it can (:mod:`cuda_progcache.compile.driver_linker`).
+:mod:`~cuda_progcache.compile.compilers` decides in which process.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import Any
+import ctypes
+import os
 
-from cuda_progcache.compile.output import CompilerRefusal, LinkerInput, Output
-from cuda_progcache.errors import OptionError
-from cuda_progcache.keys import toolchain
+from cuda_progcache.compile.library import Library, RefusedError, strings, text
 
-_KINDS = {
-    "ptx": "PTX",
-    "cubin": "CUBIN",
-    "ltoir": "LTOIR",
-    "fatbin": "FATBIN",
-    "object": "OBJECT",
-    "library": "LIBRARY",
-}
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+# nvJitLink.h, nvJitLinkResult
+_STATUSES = (
+    "SUCCESS",
+    "ERROR_UNRECOGNIZED_OPTION",
+    "ERROR_MISSING_ARCH",
+    "ERROR_INVALID_INPUT",
+    "ERROR_PTX_COMPILE",
+    "ERROR_NVVM_COMPILE",
+    "ERROR_INTERNAL",
+    "ERROR_THREADPOOL",
+    "ERROR_UNRECOGNIZED_INPUT",
+    "ERROR_FINALIZE",
+    "ERROR_NULL_INPUT",
+    "ERROR_INCOMPATIBLE_OPTIONS",
+    "ERROR_INCORRECT_INPUT_TYPE",
+    "ERROR_ARCH_MISMATCH",
+    "ERROR_OUTDATED_LIBRARY",
+    "ERROR_MISSING_FATBIN",
+    "ERROR_UNRECOGNIZED_ARCH",
+    "ERROR_UNSUPPORTED_ARCH",
+    "ERROR_LTO_NOT_ENABLED",
+)
+#: nvJitLink.h, nvJitLinkInputType.
+KINDS = {"cubin": 1, "ptx": 2, "ltoir": 3, "fatbin": 4, "object": 5, "library": 6}
 
 
-def link(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: str) -> Output:
-    """Link.
+class NvJitLink(Library):
+    """One file of nvJitLink."""
 
-    Parameters
-    ----------
-    inputs : sequence of LinkerInput
-        In link order; ``target_type`` one of ptx, cubin, ltoir, fatbin, object, library.
-    flags : sequence of str
-        nvJitLink's flags, ``-arch=`` among them.
-    target_type : {"cubin", "ptx"}
+    def status_name(self, status: int) -> str:  # noqa: D102 - the base's
+        return f"{_STATUSES[status] if status < len(_STATUSES) else 'ERROR'} ({status})"
 
-    Returns
-    -------
-    Output
+    def function(self, *names: str) -> Any:
+        """By its name, or as 12.0 to 12.2 call it: those have ``__nvJitLinkCreate_12_0`` and the like alone."""
+        versioned = [f"__{name}_12_{minor}" for name in names for minor in range(10)]
+        return super().function(*names, *versioned)
 
-    Raises
-    ------
-    CompilerRefusal
-        With nvJitLink's status and log.
-    OptionError
-        For an input that nvJitLink doesn't take.
-    ToolchainError
-        If nvJitLink isn't there.
-    """
-    unknown = [i.target_type for i in inputs if i.target_type not in _KINDS]
-    if unknown:
-        raise OptionError(f"nvJitLink can't link {unknown[0]!r} input (it takes {', '.join(_KINDS)})")
-    if toolchain.linker() == "driver":
-        from cuda_progcache.compile.driver_linker import link_by_driver
+    def link(self, inputs: Sequence[tuple[bytes, str, str]], flags: Sequence[str], target_type: str) -> dict[str, Any]:
+        """Link.
 
-        return link_by_driver(inputs, flags=flags, target_type=target_type)
-    toolchain.load("nvJitLink")
-    from cuda.bindings import nvjitlink
+        Parameters
+        ----------
+        inputs : sequence of (data, target_type, name)
+            In link order; types are those of :data:`KINDS`.
+        flags : sequence of str
+            nvJitLink's flags, ``-arch=`` among them.
+        target_type : {"cubin", "ptx"}
 
-    try:
-        handle = nvjitlink.create(len(flags), list(flags))
-    except nvjitlink.nvJitLinkError as error:
-        raise CompilerRefusal(str(error), f"nvJitLink refused its options: {' '.join(flags)}") from error
-    try:
+        Returns
+        -------
+        dict
+            ``data`` and ``log``.
+
+        Raises
+        ------
+        RefusedError
+        """
+        handle = ctypes.c_void_p()
+        options = [os.fsencode(flag) for flag in flags]
         try:
-            for item in inputs:
-                kind = getattr(nvjitlink.InputType, _KINDS[item.target_type])
-                nvjitlink.add_data(handle, kind, item.data, len(item.data), item.name)
-            nvjitlink.complete(handle)
-            if target_type == "cubin":
-                buffer = bytearray(nvjitlink.get_linked_cubin_size(handle))
-                nvjitlink.get_linked_cubin(handle, buffer)
-            else:
-                buffer = bytearray(nvjitlink.get_linked_ptx_size(handle))
-                nvjitlink.get_linked_ptx(handle, buffer)
-        except nvjitlink.nvJitLinkError as error:
-            raise CompilerRefusal(str(error), _log(nvjitlink, handle, "error")) from error
-        return Output(bytes(buffer), _log(nvjitlink, handle, "info"))
-    finally:
-        nvjitlink.destroy(handle)
+            self.call("nvJitLinkCreate", ctypes.byref(handle), ctypes.c_uint32(len(options)), strings(options))
+        except RefusedError as refusal:
+            refusal.log = f"nvJitLink refused its options: {' '.join(flags)}"
+            raise
+        try:
+            for data, kind, name in inputs:
+                given = (ctypes.c_char_p(data), ctypes.c_size_t(len(data)), ctypes.c_char_p(os.fsencode(name)))
+                self.call("nvJitLinkAddData", handle, ctypes.c_int(KINDS[kind]), *given)
+            self.call("nvJitLinkComplete", handle)
+            what = "Cubin" if target_type == "cubin" else "Ptx"
+            data = self.read(f"nvJitLinkGetLinked{what}Size", f"nvJitLinkGetLinked{what}", handle)
+            return {"data": data, "log": self._log(handle, "Info")}
+        except RefusedError as refusal:
+            refusal.log = self._log(handle, "Error")
+            raise
+        finally:
+            self.function("nvJitLinkDestroy")(ctypes.byref(handle))
 
-
-# nvJitLink says this of every LTO-IR input that libNVVM made, and it tells nobody anything.
-_CHATTER = re.compile(r"^INFO: \w+ LTOIR Container created \(\d+ bytes\)\n?", re.MULTILINE)
-
-
-def _log(nvjitlink: Any, handle: Any, kind: str) -> str:
-    size = getattr(nvjitlink, f"get_{kind}_log_size")(handle)
-    buffer = bytearray(size)
-    if size:
-        getattr(nvjitlink, f"get_{kind}_log")(handle, buffer)
-    return _CHATTER.sub("", buffer.rstrip(b"\0").decode("utf-8", "backslashreplace"))
+    def _log(self, handle: Any, kind: str) -> str:
+        return text(self.read(f"nvJitLinkGet{kind}LogSize", f"nvJitLinkGet{kind}Log", handle))

@@ -28,6 +28,8 @@ class Output(NamedTuple):
         The headers that were opened; None where the compiler doesn't tell.
     pch_status : str or None
         ``"created"``, ``"not_attempted"`` or ``"failed"``; None where no precompiled header was asked for.
+    unkept : str or None
+        Why this may not be the work of this compiler and these options alone, so that it can't be kept.
     """
 
     data: bytes
@@ -35,6 +37,7 @@ class Output(NamedTuple):
     symbols: Mapping[str | bytes, bytes] = MappingProxyType({})
     trace: Trace | None = None
     pch_status: str | None = None
+    unkept: str | None = None
 
 
 class LinkerInput(NamedTuple):

@@ -71,7 +71,7 @@ def obtain(
         If it isn't in the cache, and the compiler isn't installed.
     """
     if inputs.target_type == "ltoir" and inputs.code_type == "nvvm":
-        from cuda_progcache.compile.nvvm import warn_of_dropped_kernels
+        from cuda_progcache.compile.nvvm_ir import warn_of_dropped_kernels
 
         warn_of_dropped_kernels(inputs)
     if cache is None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
 from cuda_progcache.keys.includes import TRACE, folders_of, headers_read
-from cuda_progcache.keys.options import LASTING
+from cuda_progcache.keys.lasting import lasting
 from cuda_progcache.keys.source import may_include, whole_words
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _BLANK = re.compile(rb"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.DOTALL)
 _DIRECTIVE = re.compile(rb"[ \t]*#[ \t]*(include|define|undef|pragma)\b[^\n]*")
 _INCLUDED = re.compile(rb"[ \t]*#[ \t]*include[ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\")")
 # What already is about PCHs, reads a header that isn't in the source, makes no output, or is compiled elsewhere.
-_UNFIT = ("--pch", "--create-pch", "--use-pch", "--pre-include", "--fdevice-syntax-only", *LASTING)
+_UNFIT = ("--pch", "--create-pch", "--use-pch", "--pre-include", "--fdevice-syntax-only")
 
 
 def shared_prefix(inputs: CompileInputs) -> bytes | None:
@@ -58,6 +58,8 @@ def shared_prefix(inputs: CompileInputs) -> bytes | None:
         None where a PCH can't be used for it.
     """
     if inputs.code_type != "c++" or any(flag.startswith(_UNFIT) for flag in inputs.flags):
+        return None
+    if lasting("nvrtc", inputs.flags):
         return None
     code = inputs.code
     directives = []
@@ -190,7 +192,7 @@ class PrecompiledHeaders:
     def _make(
         self, prefix: str, base: BaseKey, compile_: Callable[[Sequence[str]], Output]
     ) -> tuple[Output, HeaderSet] | None:
-        from cuda_progcache.compile.nvrtc import include_source, reserve_pch_heap
+        from cuda_progcache.compile.compilers import include_source, reserve_pch_heap
 
         self._hopeless.add(prefix)  # until it has succeeded: to try with each compile would double its cost
         # By the trace it shows whether a PCH was taken: without, nothing does.

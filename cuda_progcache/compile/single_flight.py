@@ -7,11 +7,12 @@ of the cache, made with ``O_EXCL``, which names its holder (machine, boot,
 process, start time) and is touched while the holder works. No lock of the file
 system is used, so it works on NFS.
 
-Nobody waits in vain: a waiter looks every 10 ms; within 2 s of the holder's
-death it takes over (seen by its start time, or across machines by a lease that
-is no longer touched), and compiles beside it when the holder is alive but
-stands still, when the lease went without a result, or after
-:data:`LONGEST_WAIT`.
+A thread never waits for itself: where a subscriber, within its own event, asks
+for what its thread is compiling, it compiles at once. And nobody waits in vain:
+a waiter looks every 10 ms; within 2 s of the holder's death it takes over (seen
+by its start time, or across machines by a lease that is no longer touched), and
+compiles beside it when the holder is alive but stands still, when the lease
+went without a result, or after :data:`LONGEST_WAIT`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class _Flight:
         self.landed = threading.Event()
         self.result: object = None
         self.error: Exception | None = None
+        #: Who leads it.
+        self.thread = threading.get_ident()
         #: Its thread was interrupted (KeyboardInterrupt, SystemExit, ...) and gave nothing: a waiter takes its place.
         self.interrupted = False
 
@@ -61,8 +64,28 @@ class _Process:
     def reset(self) -> None:
         self.lock = threading.Lock()
         self.flights: dict[tuple[str | None, str], _Flight] = {}
+        #: What each waiting thread waits for.
+        self.waits: dict[int, _Flight] = {}
         self.leases: set[str] = set()
         self.heart: threading.Thread | None = None
+
+    def leads(self) -> bool:
+        """Whether this thread has a flight under way that other processes may wait for; the lock is held."""
+        me = threading.get_ident()
+        return any(flight.thread == me for (directory, _), flight in self.flights.items() if directory is not None)
+
+    def would_wait_for_itself(self, flight: _Flight) -> bool:
+        """Whether a flight can't land while this thread waits for it; the lock is held.
+
+        Its leader may be this thread (a subscriber that compiles within its own event), or wait for one that is.
+        """
+        me, waited = threading.get_ident(), flight
+        while waited.thread != me:
+            further = self.waits.get(waited.thread)
+            if further is None:
+                return False
+            waited = further
+        return True
 
 
 _here = _Process()
@@ -101,21 +124,34 @@ def fly(
     slot = (directory, flight)
     deadline = time.monotonic() + longest_wait
     mine: _Flight | None = None
+    nested = False
     try:
         while mine is None:
             with _here.lock:
                 current = _here.flights.get(slot)
                 if current is None:
+                    nested = _here.leads()
                     mine = _here.flights[slot] = _Flight()
                     continue
-            if not current.landed.wait(min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)):
+                if _here.would_wait_for_itself(current):
+                    break
+                _here.waits[threading.get_ident()] = current
+            try:
+                landed = current.landed.wait(min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
+            finally:
+                with _here.lock:
+                    _here.waits.pop(threading.get_ident(), None)
+            if not landed:
                 return compile_()
             if current.error is not None:
                 raise current.error
             if not current.interrupted:
                 found = look_up()
                 return found if found is not None else current.result  # type: ignore[return-value]
-        result = _lead(flight, directory, compile_, look_up, longest_wait)
+        if mine is None:
+            return compile_()
+        # A thread that leads another flight doesn't wait for other processes: one of them may wait for that.
+        result = _lead(flight, directory, compile_, look_up, 0.0 if nested else longest_wait)
         mine.result = result
         return result
     except BaseException as error:

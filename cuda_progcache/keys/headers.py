@@ -22,13 +22,13 @@ the same project in another directory.
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Iterable, Sequence
 
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, field, replace
+from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.errors import OptionError
 
 TYPE_CHECKING = False
@@ -144,7 +144,7 @@ class HeaderSet:
     plain: tuple[str, ...] = field(default=(), repr=False, compare=False)
     stands_for: str = field(default="", repr=False, compare=False)
 
-    @functools.cached_property
+    @kept_property
     def identity(self) -> str:
         """SHA-256 (hex) over the names and digests of the headers, in order; of those that it stands for."""
         if self.stands_for:
@@ -245,7 +245,7 @@ class SearchPath:
         source_dir = os.path.join(cwd, os.path.dirname(name)).rstrip("/")
         return cls(dirs, source_dir, cwd, bundled, tuple(map(os.path.dirname, pre_includes)))
 
-    @functools.cached_property
+    @kept_property
     def prefixes(self) -> dict[tuple[str, int], str]:
         """What to put before the rest of a place."""
         found = {("I", n): d + "/" for n, d in enumerate(self.include_dirs)}
@@ -254,7 +254,7 @@ class SearchPath:
         found |= {("P", n): d + "/" for n, d in enumerate(self.pre_included) if d.startswith("/")}
         return found | {("S", 0): self.source_dir + "/", ("C", 0): self.cwd + "/", ("A", 0): ""}
 
-    @functools.cached_property
+    @kept_property
     def roots(self) -> list[Place]:
         """The directories in which any include is looked for, in order, ready to put a name behind."""
         return [("I", n, "") for n in range(len(self.include_dirs))] + ([("B", 0, "")] if self.bundled else [])

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "default_program"
 INCLUDE_PATH, PRE_INCLUDE = "--include-path=", "--pre-include="
 BUNDLED_HEADERS = "--use-bundled-headers="
-#: Options that NVRTC doesn't forget: what a process compiles later is compiled with them, too (NVRTC 13.5).
-LASTING = ("--restrict", "--optimization-info")
 
 _Flags = Iterator[str]
 

@@ -16,6 +16,7 @@ from itertools import chain
 
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.errors import ArchError, UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
@@ -341,12 +342,12 @@ class BaseKey:
         yield from self._recipe.components
         yield Component("code", source)
 
-    @functools.cached_property
+    @kept_property
     def search(self) -> SearchPath:
         """Where the compiler looks for headers."""
         return self.inputs.search_path(self.cwd)
 
-    @functools.cached_property
+    @kept_property
     def cwd(self) -> str:
         """The working directory when it was first asked for; empty if it is gone."""
         return _cwd()
@@ -368,7 +369,7 @@ class BaseKey:
         state.update(_stream(more))
         return state.digest()
 
-    @functools.cached_property
+    @kept_property
     def manifest_id(self) -> str:
         """Names the header manifest (hex): the same for the same source, options and compiler, wherever they lie."""
         return self._digest((self._roots,)).hex()
@@ -377,7 +378,7 @@ class BaseKey:
     def _roots(self) -> Component:
         return Component("include_roots", str(len(self.inputs.include_dirs)).encode())
 
-    @functools.cached_property
+    @kept_property
     def plain_id(self) -> str:
         """As :attr:`manifest_id`, but the same for all sources of one normal form."""
         from cuda_progcache.keys.plain_text import plain_digest

@@ -8,9 +8,11 @@ id that the linker stored in the shared library (a note of type
 size, or the SHA-256 of the whole file where there is none. Reading it takes
 some 40 us and doesn't load the library; it is remembered per file by stat.
 
-Where the library lies is decided in the order of ``cuda.pathfinder``: already
-loaded in this process, then the wheels in site-packages, then conda, then the
-system's loader. Only for the last is the library really loaded.
+Where the library lies, a variable may say (``CUDA_PROGCACHE_NVRTC`` and its
+like: the path of the file). Else it is looked for as ``cuda.pathfinder`` does:
+in the wheels in site-packages, then in conda, then by the system's loader. What
+this process has loaded doesn't count: the compilers run in processes of their
+own, and a program's key doesn't depend on who imported what before.
 """
 
 from __future__ import annotations
@@ -80,7 +82,15 @@ _LOOK_INTERVAL = 0.1
 _VARIABLES = ("NV_NVVM_VERSION", "LIBNVVM_NVVM_VERSION", "NVVM_IR_VER_CHK", "LLVM_OVERRIDE_PRODUCER")
 # To say that one isn't set takes os.environ 1 us, and this, its dictionary, 30 ns.
 _variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
-_RAW = [(name if os.name == "nt" else name.encode(), name) for name in _VARIABLES]
+
+
+def _raw(name: str) -> str | bytes:
+    return name if os.name == "nt" else name.encode()
+
+
+_RAW = [(_raw(name), name) for name in _VARIABLES]
+_SETTINGS = {name: f"CUDA_PROGCACHE_{name.upper()}" for name in _LIBRARIES}
+_RAW_SETTINGS = {name: _raw(setting) for name, setting in _SETTINGS.items()}
 
 LIBRARY_OF = {"c++": "nvrtc", "ptx": "nvJitLink", "nvvm": "nvvm"}
 
@@ -108,10 +118,8 @@ class _Known:
         return [_stamp(tool.path) for tool in self.tools] == list(self.stamps)
 
 
-_known: dict[tuple[str, bool], _Known] = {}
+_known: dict[tuple[str, bool, Any], _Known] = {}
 _located: dict[str, str] = {}
-_loaded: dict[str, set[int]] = {}
-_loaded_with: dict[str, tuple[str, ...]] = {}
 
 
 def package_dirs() -> list[str]:
@@ -132,40 +140,14 @@ def _search(rel_dirs: tuple[str, ...], names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _mappings() -> list[tuple[str, int]]:
-    """Path and inode of every file mapped into this process; empty where there is no ``/proc``."""
+def _mappings() -> list[str]:
+    """Paths of the files that are mapped into this process; empty where there is no ``/proc``."""
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
             fields = (line.rstrip("\n").split(maxsplit=5) for line in maps)
-            return [(f[5], int(f[4])) for f in fields if len(f) == 6]
+            return [f[5] for f in fields if len(f) == 6]
     except OSError:
         return []
-
-
-def _mapped(sonames: tuple[str, ...]) -> str | None:
-    """The library already mapped into this process, by whomever (a framework may bring its own NVRTC)."""
-    for path, _ in _mappings():
-        # One replaced on disk since it was loaded is listed as deleted: what runs isn't what lies there.
-        if os.path.basename(path).startswith(sonames) and not path.endswith(" (deleted)"):
-            return path
-    return None
-
-
-def replaced_since_load(name: str) -> bool:
-    """Whether the loaded library isn't the file at its path any more (upgraded under a running process)."""
-    path = _located.get(name)
-    if path is None:
-        return False
-    loaded = _loaded.get(path)
-    if loaded is None:
-        paths = (path, os.path.realpath(path))
-        loaded = {inode for mapped, inode in _mappings() if mapped.removesuffix(" (deleted)") in paths}
-        if loaded:
-            _loaded[path] = loaded  # a library that is loaded stays; to list what is mapped takes a millisecond
-    try:
-        return bool(loaded) and os.stat(path).st_ino not in loaded
-    except OSError:
-        return True
 
 
 def environment() -> tuple[str, ...]:
@@ -174,7 +156,7 @@ def environment() -> tuple[str, ...]:
 
 
 def locate(name: str) -> str:
-    """Path of the compiler library that this process would use.
+    """Path of the compiler library that compiles run.
 
     Parameters
     ----------
@@ -191,18 +173,15 @@ def locate(name: str) -> str:
     ToolchainError
         If it is nowhere; the message names the wheel to install.
     """
-    library = _LIBRARIES[name]
-    path = _mapped(library.sonames) or _search(library.wheel_dirs, library.sonames)
+    setting = os.environ.get(_SETTINGS[name]) if _RAW_SETTINGS[name] in _variables else None
+    if setting is not None:
+        if not os.path.isfile(setting):
+            raise ToolchainError(f"{_SETTINGS[name]} names no file: {setting!r}")
+        return os.path.abspath(setting)
+    path = _located.get(name)
     if path is None:
-        path = load(name)
-    return _settle(name, path)
-
-
-def _settle(name: str, path: str) -> str:
-    _located[name] = path
-    _known.clear()
-    if name == "nvrtc":
-        _builtins[path] = _builtins_beside(path)
+        library = _LIBRARIES[name]
+        path = _located[name] = _search(library.wheel_dirs, library.sonames) or load(name)
     return path
 
 
@@ -217,16 +196,14 @@ def load(name: str) -> str:
     from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 
     try:
-        path = load_nvidia_dynamic_lib(name).abs_path
+        path: str | None = load_nvidia_dynamic_lib(name).abs_path
     except DynamicLibNotFoundError as error:
         raise NotInstalledError(
             f"the compiler library {name} was not found: `pip install {_LIBRARIES[name].wheel}` brings it ({error})"
         ) from error
     if path is None:
         raise ToolchainError(f"the compiler library {name} was loaded, but the system doesn't say from which file")
-    _loaded_with.setdefault(name, environment())
-    # From here on this is what runs, whatever the search on disk said.
-    return path if _located.get(name) == path else _settle(name, path)
+    return path
 
 
 def identity(path: str) -> str:
@@ -267,8 +244,6 @@ def linker() -> str:
     ToolchainError
         If there is neither; the message names the wheel to install.
     """
-    if "nvJitLink" in _located:
-        return "nvJitLink"
     try:
         locate("nvJitLink")
     except ToolchainError as error:
@@ -288,7 +263,7 @@ def _driver() -> str | None:
         ctypes.CDLL(_DRIVER)
     except OSError:
         return None
-    return _mapped((_DRIVER, "libcuda.so."))
+    return next((path for path in _mappings() if os.path.basename(path).startswith("libcuda.so.")), None)
 
 
 def _driver_files() -> Iterator[tuple[str, str]]:
@@ -398,7 +373,7 @@ class standing_in:  # noqa: N801 - used as a function
 
 
 def _installed(code_type: str, *, libdevice: bool, thorough: bool) -> tuple[ToolFile, ...]:
-    slot = (code_type, libdevice)
+    slot = (code_type, libdevice, _variables.get(_RAW_SETTINGS[LIBRARY_OF[code_type]]))
     known = _known.get(slot)
     if known is not None:
         try:
@@ -416,6 +391,20 @@ def _installed(code_type: str, *, libdevice: bool, thorough: bool) -> tuple[Tool
     return tools
 
 
+def build(code_type: str) -> str:
+    """Names the build of a compiler, by the content of its files (64 hex digits).
+
+    Parameters
+    ----------
+    code_type : {"c++", "ptx", "nvvm"}
+        Of what it compiles.
+    """
+    from hashlib import sha256
+
+    tools = toolchain(code_type)
+    return sha256("\n".join(tool.identity for tool in tools).encode(), usedforsecurity=False).hexdigest()
+
+
 def trouble(code_type: str, tools: Iterable[ToolFile]) -> str | None:
     """Why what a compiler has just made may not be the work of the files that are in its key, if so.
 
@@ -426,15 +415,11 @@ def trouble(code_type: str, tools: Iterable[ToolFile]) -> str | None:
     tools : iterable of ToolFile
         From :func:`toolchain`, before the compile; those of other compilers may be among them.
     """
-    name, tools = LIBRARY_OF[code_type], tuple(tools)
-    if replaced_since_load(name):
-        return f"{name} was replaced on disk since this process loaded it; restart the process to use the new one"
-    if _loaded_with.get(name, environment()) != environment():
-        return f"the environment has other settings for {name} than when this process loaded it"
+    tools = tuple(tools)
     now = toolchain(code_type, libdevice=any(tool.name == "libdevice" for tool in tools), thorough=True)
     names = {tool.name for tool in now}
     if now != tuple(tool for tool in tools if tool.name in names):
-        return f"the files of {name} were replaced while it was compiling"
+        return f"the files of {LIBRARY_OF[code_type]} were replaced while it was compiling"
     return None
 
 
@@ -443,9 +428,11 @@ def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:
     if name == "nvJitLink" and linker() == "driver":
         yield from _driver_files()
         return
-    path = _located.get(name) or locate(name)
+    path = locate(name)
     yield name, path
     if code_type == "c++":
+        if path not in _builtins:
+            _builtins[path] = _builtins_beside(path)
         for builtins in _builtins[path]:
             yield "nvrtc-builtins", builtins
     elif libdevice:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import os
@@ -15,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo import cache_dir as layout
 from cuda_progcache.memo import call_tree
@@ -90,7 +90,7 @@ class CachedFunction:
         self._latest: dict[str, dict[str, str]] | None = None
         self._warned: set[str] = set()
 
-    @functools.cached_property
+    @kept_property
     def _specs(self) -> dict[str, list[str]]:
         return find_path_specs(self.function)
 

@@ -7,9 +7,9 @@ worker processes all compile through this.
 
 from __future__ import annotations
 
-import functools
 import os
 
+from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.compile.arch import check_arch
 from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import MissPolicy
@@ -100,7 +100,7 @@ class CachedCompiler:
             include_path=settings.get("include_path", ()),
         )
 
-    @functools.cached_property
+    @kept_property
     def steps(self) -> Steps | None:
         """Where calls that make no program are recorded; None beside a store that keeps no records."""
         from cuda_progcache.memo.storage.steps import Steps

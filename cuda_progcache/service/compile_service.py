@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from cuda_progcache._util.lazy import kept_property
 from cuda_progcache._util.running import here
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.errors import ArchError
@@ -87,7 +88,7 @@ class CompileService:
         """Where ``verify_rate`` is given: its ``stats``, and ``wait()``."""
         return self._compiler.hit_check
 
-    @functools.cached_property
+    @kept_property
     def library(self) -> KernelLibrary:
         """The kernel library."""
         from cuda_progcache.service.manifest import KernelLibrary
@@ -95,7 +96,7 @@ class CompileService:
         given = self._given_library
         return given if isinstance(given, KernelLibrary) else KernelLibrary(given)
 
-    @functools.cached_property
+    @kept_property
     def calls(self) -> Cache:
         """The calls that made the programs in the cache, and those around them: to be queried, shown, transferred.
 

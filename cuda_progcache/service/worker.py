@@ -32,7 +32,7 @@ class Worker:
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        self._process = start_module("cuda_progcache.service.worker", text=True, encoding="utf-8")
+        self._process = start_module("cuda_progcache.service.worker", env=_environment(), text=True, encoding="utf-8")
         self._setup = setup
         self._send(setup)
 
@@ -92,6 +92,17 @@ class Worker:
         end(self._process)
 
 
+#: How the variables are called that this package, Python, and the search for compilers and headers look at.
+_ITS_OWN = ("CUDA_PROGCACHE_", "PYTHON", "XDG_", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH")
+
+
+def _environment() -> dict[str, str]:
+    """A worker compiles in its own process, so it gets the variables that a compiler process gets, and these."""
+    from cuda_progcache.compile.own_process import environment
+
+    return environment() | {name: value for name, value in os.environ.items() if name.startswith(_ITS_OWN)}
+
+
 def trouble(error: Exception) -> str:
     """What went wrong with a job; of an error that isn't ours also the kind, which its message may not tell."""
     return str(error) if isinstance(error, ProgCacheError) else f"{type(error).__name__}: {error}"
@@ -111,10 +122,12 @@ def main() -> None:
 
     from cuda_progcache import events
     from cuda_progcache._util.running import Running, running
+    from cuda_progcache.compile import compilers
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.manifest import KernelLibrary
 
+    compilers.compiles_itself = True
     compiler = CachedCompiler.from_settings(setup["compiler"])
     library = KernelLibrary(**setup["library"])
     precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch

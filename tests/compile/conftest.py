@@ -8,7 +8,7 @@ import os
 import pytest
 
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
-from cuda_progcache.compile import nvjitlink, nvrtc, nvvm
+from cuda_progcache.compile import compilers
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
 
@@ -32,16 +32,16 @@ def compiled(cache):
 
 @pytest.fixture
 def compiler_runs(monkeypatch):
-    """A list that grows by one at each run of a compiler library in this process."""
+    """A list that grows by one at each run of a compiler."""
     runs = []
-    for module, name in ((nvrtc, "compile_cpp"), (nvjitlink, "link"), (nvvm, "compile_nvvm")):
-        original = getattr(module, name)
+    for name in ("compile_cpp", "link", "compile_nvvm"):
+        original = getattr(compilers, name)
 
         def counted(*arguments, _original=original, **given):
             runs.append(_original.__name__)
             return _original(*arguments, **given)
 
-        monkeypatch.setattr(module, name, counted)
+        monkeypatch.setattr(compilers, name, counted)
     return runs
 
 

@@ -75,6 +75,7 @@ def without_nvjitlink(monkeypatch, tmp_path):
     original = toolchain.locate
     monkeypatch.setattr(toolchain, "locate", missing)
     monkeypatch.setattr(toolchain, "_known", {})
+    monkeypatch.setattr(toolchain, "_absent", {})
     located = {name: path for name, path in toolchain._located.items() if name != "nvJitLink"}
     monkeypatch.setattr(toolchain, "_located", located)
     monkeypatch.setattr(toolchain, "_driver", lambda: None)
@@ -186,7 +187,7 @@ def test_optimization_level_and_architecture_with_a_letter(without_nvjitlink):
 
 def test_where_the_driver_lies(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
-    monkeypatch.setattr(toolchain, "_mappings", lambda: [("/usr/lib/libcuda.so.580.1", 7), ("/usr/lib/libc.so.6", 8)])
+    monkeypatch.setattr(toolchain, "_mappings", lambda: ["/usr/lib/libc.so.6", "/usr/lib/libcuda.so.580.1"])
     assert toolchain._driver() == "/usr/lib/libcuda.so.580.1"
 
 

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cuda_progcache import CompileService, FileStreamProgramCache, HeaderPolicy, Program, ProgramOptions
-from cuda_progcache.compile import nvrtc
+from cuda_progcache.compile import compilers, own_process
+from cuda_progcache.compile.nvrtc import Nvrtc
+from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
 from cuda_progcache.keys.toolchain import header_root
 
@@ -20,7 +22,7 @@ KERNEL = '\nextern "C" __global__ void k(int *a) { *a = VALUE; }\n'
 @pytest.fixture(params=[TRACE, TIME_TRACE, TEXT])
 def include_source(request, monkeypatch):
     """Compile as with an NVRTC that tells of its headers in this way, or not at all."""
-    monkeypatch.setitem(nvrtc.include_sources, nvrtc.build(), request.param)
+    monkeypatch.setitem(compilers.include_sources, toolchain.build("c++"), request.param)
     return request.param
 
 
@@ -250,13 +252,13 @@ def test_a_working_directory_that_changes_during_the_compile(cache, compiled, pr
     project("a/value.h", "#define VALUE 1")
     project("b/value.h", "#define VALUE 2")
     monkeypatch.chdir(project.folder / "a")
-    original = nvrtc._compile
+    original = compilers._compile_cpp
 
     def elsewhere(*arguments, **given_):
         os.chdir(project.folder / "b")
         return original(*arguments, **given_)
 
-    monkeypatch.setattr(nvrtc, "_compile", elsewhere)
+    monkeypatch.setattr(compilers, "_compile_cpp", elsewhere)
     assert compiled('#include "value.h"' + KERNEL).reason == (
         "the working directory was changed while it was being compiled"
     )
@@ -311,7 +313,7 @@ def test_the_trace_changes_no_byte(project, include_source):
     project("value.h", "#define VALUE 1")
     code = ('#include "value.h"' + KERNEL).encode()
     given_ = {"name": "k.cu", "flags": ["-arch=sm_80"], "target_type": "cubin"}
-    traced, plain = (nvrtc.compile_cpp(code, trace=trace, **given_) for trace in (True, False))
+    traced, plain = (compilers.compile_cpp(code, trace=trace, **given_) for trace in (True, False))
     assert traced.data == plain.data
     assert traced.trace == {TRACE: [(0, "value.h")], TIME_TRACE: [(-1, "value.h")], TEXT: None}[include_source]
     assert plain.trace is None
@@ -319,11 +321,10 @@ def test_the_trace_changes_no_byte(project, include_source):
 
 @pytest.mark.usefixtures("include_source")
 def test_no_trace_file_is_left_behind(compiled, project, monkeypatch):
-    import tempfile
-
     scratch = project.folder / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    own_process._pool.end_all()
     project("value.h", "#define VALUE 1")
     compiled('#include "value.h"' + KERNEL)
     with pytest.raises(Exception, match="undefined"):
@@ -331,23 +332,27 @@ def test_no_trace_file_is_left_behind(compiled, project, monkeypatch):
     assert not list(scratch.iterdir())
 
 
-def test_the_trace_lies_where_nobody_else_writes(compiled, project, monkeypatch, include_source):
+@pytest.mark.parametrize("tell", [TRACE, TIME_TRACE])
+def test_the_trace_lies_where_nobody_else_writes(project, monkeypatch, tell):
     """In /tmp, under a name made of the process id, it was anybody's to link elsewhere, or to fill."""
     import tempfile
 
     scratch = project.folder / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    original, seen = nvrtc._compile, []
+    seen = []
 
-    def looking(*arguments, **given_):
-        seen.extend(path.stat().st_mode & 0o170777 for path in scratch.iterdir())
-        return original(*arguments, **given_)
+    class Looking(Nvrtc):
+        def _compile(self, *arguments):
+            seen.extend(path.stat().st_mode & 0o170777 for path in scratch.iterdir())
+            return super()._compile(*arguments)
 
-    monkeypatch.setattr(nvrtc, "_compile", looking)
     project("value.h", "#define VALUE 1")
-    assert compiled('#include "value.h"' + KERNEL).reason is None
-    assert seen == {TRACE: [], TIME_TRACE: [0o40700], TEXT: []}[include_source]
+    code = ('#include "value.h"' + KERNEL).encode()
+    made = Looking(toolchain.locate("nvrtc")).compile(code, b"k.cu", [b"-arch=sm_80"], "cubin", tell=tell)
+    assert b"value.h" in made["told"]
+    assert seen == {TRACE: [], TIME_TRACE: [0o40700]}[tell]
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.usefixtures("include_source")
@@ -399,7 +404,7 @@ def test_the_next_header_of_the_same_name(right, project):
 @pytest.mark.usefixtures("include_source")
 def test_a_header_edited_during_the_compile_is_not_kept(cache, compiled, project, monkeypatch):
     header = project("value.h", "#define VALUE 1")
-    original = nvrtc._compile
+    original = compilers._compile_cpp
 
     def meanwhile(*arguments, **given_):
         output = original(*arguments, **given_)
@@ -407,7 +412,7 @@ def test_a_header_edited_during_the_compile_is_not_kept(cache, compiled, project
             file.write("#define VALUE 2")
         return output
 
-    monkeypatch.setattr(nvrtc, "_compile", meanwhile)
+    monkeypatch.setattr(compilers, "_compile_cpp", meanwhile)
     made = compiled('#include "value.h"' + KERNEL)
     assert made.reason == "header value.h was modified while it was being compiled"
     assert len(cache) == 0
@@ -421,7 +426,7 @@ def test_time_trace_and_trace_give_one_key(compiled, cache, project, monkeypatch
     source = "#include <sub/value.h>\n#include <other.h>" + KERNEL
     keys = []
     for source_of_includes in (TRACE, TIME_TRACE, TEXT):
-        monkeypatch.setitem(nvrtc.include_sources, nvrtc.build(), source_of_includes)
+        monkeypatch.setitem(compilers.include_sources, toolchain.build("c++"), source_of_includes)
         made = compiled(source, include_path="inc", store=FileStreamProgramCache(cache.path / source_of_includes))
         assert [h["name"] for h in made.record["headers"]] in (
             ["sub/value.h", "sub/more.h", "other.h"],
@@ -487,7 +492,7 @@ edits = st.lists(
 def test_after_any_edits_cached_output_is_fresh_output(tmp_path_factory, monkeypatch, edits, quoted, fma, told):
     folder = tmp_path_factory.mktemp("edits")
     monkeypatch.chdir(folder)
-    monkeypatch.setitem(nvrtc.include_sources, nvrtc.build(), told)
+    monkeypatch.setitem(compilers.include_sources, toolchain.build("c++"), told)
     cache = FileStreamProgramCache(folder / "cache", durability="none")
 
     def write(name, value):

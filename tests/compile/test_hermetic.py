@@ -276,11 +276,12 @@ def test_a_program_that_the_compiler_refuses(made, project):
 
 
 def test_an_nvrtc_that_does_not_tell(made, project, monkeypatch):
-    from cuda_progcache.compile import nvrtc
+    from cuda_progcache.compile import compilers
+    from cuda_progcache.keys import toolchain
 
     project("inc/value.h", "#define VALUE 1")
     for source_of_includes in ("time-trace", "text"):
-        monkeypatch.setitem(nvrtc.include_sources, nvrtc.build(), source_of_includes)
+        monkeypatch.setitem(compilers.include_sources, toolchain.build("c++"), source_of_includes)
         done = made("#include <value.h>" + KERNEL, include_path="inc")
         assert done.data == plain("#include <value.h>" + KERNEL, include_path="inc").data
         assert "doesn't say which header includes which" in done.reason

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
-from cuda_progcache.compile import nvrtc
-from cuda_progcache.keys import includes
+from cuda_progcache.compile import compilers, own_process
+from cuda_progcache.keys import includes, toolchain
 from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE
 
 SOURCE = '#include "value.h"\nextern "C" __global__ void k(int *a) { *a = VALUE; }\n'
@@ -16,58 +16,59 @@ SOURCE = '#include "value.h"\nextern "C" __global__ void k(int *a) { *a = VALUE;
 @pytest.fixture(autouse=True)
 def unknown(monkeypatch):
     """Nothing is known of this NVRTC yet."""
-    monkeypatch.setattr(nvrtc, "include_sources", {})
+    monkeypatch.setattr(compilers, "include_sources", {})
 
 
 @pytest.fixture
 def tries(monkeypatch):
     """A list that grows with each try."""
     tried = []
-    original = nvrtc._try_include_sources
-    monkeypatch.setattr(nvrtc, "_try_include_sources", lambda: tried.append(1) or original())
+    original = compilers._try_include_sources
+    monkeypatch.setattr(compilers, "_try_include_sources", lambda: tried.append(1) or original())
     return tried
 
 
 def test_the_installed_nvrtc_has_the_trace():
-    assert nvrtc.include_source() == TRACE
+    assert compilers.include_source() == TRACE
 
 
 def test_the_time_trace_is_the_second_choice(monkeypatch):
-    monkeypatch.setattr(nvrtc, "parse_trace", lambda text: None)
-    assert nvrtc.include_source() == TIME_TRACE
+    monkeypatch.setattr(compilers, "parse_trace", lambda text: None)
+    assert compilers.include_source() == TIME_TRACE
 
 
 def test_a_trace_in_another_form_is_not_taken(monkeypatch):
     """One that lists the outermost headers alone, say: its prologue is there, and it would be believed."""
-    monkeypatch.setattr(nvrtc, "parse_trace", lambda text: [h for h in includes.parse_trace(text) if h[0] == 0])
-    assert nvrtc.include_source() == TIME_TRACE
+    monkeypatch.setattr(compilers, "parse_trace", lambda text: [h for h in includes.parse_trace(text) if h[0] == 0])
+    assert compilers.include_source() == TIME_TRACE
 
 
 def test_else_the_text_tells(monkeypatch):
-    monkeypatch.setattr(nvrtc, "parse_trace", lambda text: None)
-    monkeypatch.setattr(nvrtc, "parse_time_trace", lambda text: None)
-    assert nvrtc.include_source() == TEXT
+    monkeypatch.setattr(compilers, "parse_trace", lambda text: None)
+    monkeypatch.setattr(compilers, "parse_time_trace", lambda text: None)
+    assert compilers.include_source() == TEXT
 
 
 def test_options_that_an_nvrtc_does_not_know(monkeypatch):
-    original = nvrtc._compile
+    original = own_process.ask
 
-    def old(code, name, flags, *arguments, **given):
-        return original(code, name, [f.replace("--fdevice-time-trace", "--no-such-option") for f in flags], *arguments,
-                        **given)  # fmt: skip
+    def old(job, **about):
+        if job["given"]["tell"] == TIME_TRACE:
+            job["given"]["flags"].append(b"--no-such-option")
+        return original(job, **about)
 
-    monkeypatch.setattr(nvrtc, "parse_trace", lambda text: None)
-    monkeypatch.setattr(nvrtc, "_compile", old)
-    assert nvrtc.include_source() == TEXT
+    monkeypatch.setattr(compilers, "parse_trace", lambda text: None)
+    monkeypatch.setattr(own_process, "ask", old)
+    assert compilers.include_source() == TEXT
 
 
 def test_tried_once_per_build(tries, compiled, project, monkeypatch):
     project("value.h", "#define VALUE 1")
-    for source in (SOURCE, SOURCE + "//"):
+    for source in (SOURCE, SOURCE + "__device__ int a;"):
         compiled(source)
     assert len(tries) == 1
-    monkeypatch.setattr(nvrtc, "build", lambda: "0" * 64)
-    compiled(SOURCE + "///")
+    monkeypatch.setattr(toolchain, "build", lambda code_type: "0" * 64)
+    compiled(SOURCE + "__device__ int b;")
     assert len(tries) == 2
 
 
@@ -83,10 +84,10 @@ def test_kept_in_the_caches_directory(tries, cache, compiled, project, content):
     (file,) = (cache.path / "manifests").glob("nvrtc-*")
     assert file.read_text() == TRACE
     file.write_text(content)
-    nvrtc.include_sources.clear()
+    compilers.include_sources.clear()
     other = FileStreamProgramCache(cache.path)  # as another process would open it
     made = Program(SOURCE + "//", "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=other)
     assert made.reason is None
     known = content in {"trace", "text"}
-    assert nvrtc.include_source() == (content if known else TRACE)
+    assert compilers.include_source() == (content if known else TRACE)
     assert len(tries) == (1 if known else 2)

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from cuda_progcache import LinkerOptions, Program, ProgramOptions, link
-from cuda_progcache.compile.nvvm import kernels_without_use
+from cuda_progcache.compile.nvvm_ir import kernels_without_use
 
 HEAD = (
     'target triple = "nvptx64-nvidia-cuda"\n'

@@ -204,6 +204,7 @@ def test_a_name_is_what_the_user_gave(cache, places, monkeypatch, name):
 AS_USER = """
 import json, os, sys
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+from cuda_progcache.compile import compilers
 
 def compile_all(project, cache):
     os.makedirs(os.path.join(project, "inc"))
@@ -219,7 +220,9 @@ def compile_all(project, cache):
 
 user, folder = int(sys.argv[1]), sys.argv[2]
 os.umask(0)
-# As root, since the other user may not be able to read the interpreter's library: all is imported then.
+# As root, since the other user may not be able to read the interpreter's library: all is imported then, and compiled
+# in this process, since it may not be able to start the interpreter either.
+compilers.compiles_itself = True
 list(compile_all(os.path.join(folder, f"before-{user}"), os.path.join(folder, f"cache-before-{user}")))
 if user:
     os.setgroups([]); os.setgid(user); os.setuid(user)

@@ -13,7 +13,7 @@ import re
 
 import pytest
 
-from cuda_progcache.compile import nvrtc
+from cuda_progcache.compile import compilers
 from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys.plain_text import normalized
 from cuda_progcache.keys.toolchain import header_root
@@ -176,7 +176,7 @@ def compiled(source, *flags, targets=("cubin", "ptx")):
     made = []
     for target_type in targets:
         try:
-            output = nvrtc.compile_cpp(
+            output = compilers.compile_cpp(
                 source, name="k.cu", flags=["-arch=sm_80", *flags], target_type=target_type, trace=False
             )
         except CompilerRefusal as refusal:
@@ -210,7 +210,7 @@ def test_real_headers(project, which):
     source = REAL[which].encode()
     roots = [header_root("cuda"), header_root("cccl")]
     flags = ["-arch=sm_80", "--std=c++17", *(f"--include-path={root}" for root in roots)]
-    traced = nvrtc.compile_cpp(source, name="k.cu", flags=flags, target_type="ptx").trace
+    traced = compilers.compile_cpp(source, name="k.cu", flags=flags, target_type="ptx").trace
     originals = {}
     for path in dict.fromkeys(path for _, path in traced):
         root = max((root for root in roots if path.startswith(root + "/")), key=len)

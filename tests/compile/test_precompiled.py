@@ -8,7 +8,7 @@ import os
 import pytest
 
 from cuda_progcache import CompileError, FileStreamProgramCache, ProgramOptions
-from cuda_progcache.compile import nvrtc
+from cuda_progcache.compile import compilers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import MissPolicy
 from cuda_progcache.compile.precompiled import PrecompiledHeaders, prefix_id, reaches_many_headers, shared_prefix
@@ -24,7 +24,9 @@ def inputs_of(code, target_type="cubin", names=(), **options):
 
 
 @pytest.fixture
-def batch():
+def batch(monkeypatch):
+    """The precompiled headers of this process, which compiles in itself as a worker of a batch does."""
+    monkeypatch.setattr(compilers, "compiles_itself", True)
     precompiled = PrecompiledHeaders()
     yield precompiled
     precompiled.close()
@@ -56,7 +58,6 @@ def assert_alike(made, expected):
         {"target_type": "ptx"},
         {"target_type": "ltoir"},
         {"lineinfo": True, "name": "some/where.cu"},
-        {"debug": True},
         {"relocatable_device_code": True, "std": "c++20"},
     ],
     ids=str,
@@ -115,7 +116,7 @@ def test_it_is_never_stale(project, get, plain, batch, how):
 
 def test_an_edit_while_it_is_made_is_seen(project, get, plain, batch, monkeypatch):
     path = project("value.h", "inline __device__ int value() { return 1; }\n")
-    original = nvrtc.compile_cpp
+    original = compilers.compile_cpp
 
     def edited_behind(*arguments, **given):
         output = original(*arguments, **given)
@@ -123,7 +124,7 @@ def test_an_edit_while_it_is_made_is_seen(project, get, plain, batch, monkeypatc
             project("value.h", "inline __device__ int value() { return 2; }\n")
         return output
 
-    monkeypatch.setattr(nvrtc, "compile_cpp", edited_behind)
+    monkeypatch.setattr(compilers, "compile_cpp", edited_behind)
     source = '#include "value.h"\n' + BODY
     assert_alike(get(source % 1), plain(source % 1))
     assert batch.made == 0
@@ -165,7 +166,7 @@ def test_one_that_is_not_taken_is_given_up(project, get, plain, batch, monkeypat
     project("value.h", "inline __device__ int value() { return 1; }\n")
     source = '#include "value.h"\n' + BODY
     get(source % 1)
-    original = nvrtc.compile_cpp
+    original = compilers.compile_cpp
     runs = []
 
     def another_standard(*arguments, **given):
@@ -174,7 +175,7 @@ def test_one_that_is_not_taken_is_given_up(project, get, plain, batch, monkeypat
             given["flags"] = (*given["flags"], "--std=c++14")  # not what it was made with
         return original(*arguments, **given)
 
-    monkeypatch.setattr(nvrtc, "compile_cpp", another_standard)
+    monkeypatch.setattr(compilers, "compile_cpp", another_standard)
     for n in (2, 3):
         assert_alike(get(source % n), plain(source % n))
     assert sum("--pch-messages=false" in flags for flags in runs) == 1
@@ -233,7 +234,9 @@ def test_prefix(source, prefix):
     assert shared_prefix(inputs_of(source)) == prefix
 
 
-@pytest.mark.parametrize("option", [{"pre_include": "a.h"}, {"pch": True}, {"fdevice_syntax_only": True}], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"pre_include": "a.h"}, {"pch": True}, {"debug": True}, {"fdevice_syntax_only": True}], ids=str
+)
 def test_options_without_a_prefix(option):
     assert shared_prefix(inputs_of("#include <a.h>\nint x;", **option)) is None
 

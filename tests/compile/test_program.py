@@ -117,7 +117,7 @@ def test_object_code(cache, target_type):
 
 
 def test_no_compiler_library_on_a_hit(tmp_path):
-    """In a new process, to the bytes of a cached kernel: no NVRTC mapped, no cuda.core imported."""
+    """In a new process, to the bytes of a cached kernel: no compiler process, no NVRTC, no cuda.core."""
     code = (
         "import sys\n"
         "from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions\n"
@@ -125,13 +125,14 @@ def test_no_compiler_library_on_a_hit(tmp_path):
         f"program = Program({TEMPLATE!r}, 'c++', ProgramOptions(arch='sm_80'))\n"
         "done = program.compiled('cubin', ('k<int>',), cache=cache)\n"
         "maps = open('/proc/self/maps').read()\n"
-        "print(done.hit, 'libnvrtc' in maps, 'cuda.core' in sys.modules, done.symbol_mapping['k<int>'].decode())\n"
+        "modules = [name in sys.modules for name in ('cuda_progcache.compile.own_process', 'cuda.core')]\n"
+        "print(done.hit, 'libnvrtc' in maps, *modules, done.symbol_mapping['k<int>'].decode())\n"
     )
     lines = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"
     ]
-    assert lines[0].split() == ["False", "True", "False", "_Z1kIiEvPT_"]
-    assert lines[1].split() == ["True", "False", "False", "_Z1kIiEvPT_"]
+    assert lines[0].split() == ["False", "False", "True", "False", "_Z1kIiEvPT_"]
+    assert lines[1].split() == ["True", "False", "False", "False", "_Z1kIiEvPT_"]
 
 
 def test_a_hit_s_record_is_read_when_it_is_asked_for(cache, monkeypatch):

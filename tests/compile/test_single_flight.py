@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cuda_progcache import FileStreamProgramCache, InMemoryProgramCache, Program, ProgramOptions
+from cuda_progcache import FileStreamProgramCache, InMemoryProgramCache, Program, ProgramOptions, subscribe
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache.compile import miss, single_flight
 from cuda_progcache.compile.single_flight import fly
@@ -378,3 +379,90 @@ def test_eight_processes_compile_a_program_once(tmp_path):
     hits = [process.communicate(timeout=DEADLINE)[0].strip() for process in processes]
     assert sorted(hits) == ["False"] + ["True"] * 7
     assert len(FileStreamProgramCache(root)) == 1
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_subscriber_that_compiles_the_same_program(tmp_path, in_memory):
+    """Within its own event it would wait for its own thread."""
+    cache = InMemoryProgramCache() if in_memory else FileStreamProgramCache(tmp_path / "c", durability="none")
+    program = Program("// __DATE__\n" + SOURCE, "c++", ProgramOptions(arch="sm_80"))
+    inner = []
+
+    def on(event):
+        if event.kind == "drop" and not inner:
+            inner.append(None)
+            inner[0] = program.compiled("cubin", cache=cache)
+
+    with subscribed(on):
+        outer = in_time(lambda: program.compiled("cubin", cache=cache))
+    assert inner[0].data == outer.data
+
+
+def test_threads_whose_subscribers_want_each_others_programs():
+    cache = InMemoryProgramCache()
+    barrier = threading.Barrier(2, timeout=DEADLINE)
+    programs = [Program(f"// __DATE__ {n}\n{SOURCE}", "c++", ProgramOptions(arch="sm_80", name=f"p{n}")) for n in "01"]
+    asked = set()
+
+    def on(event):
+        if event.kind == "drop" and event.name not in asked:
+            asked.add(event.name)
+            barrier.wait()
+            programs[event.name == "p0"].compiled("cubin", cache=cache)
+
+    with subscribed(on), ThreadPoolExecutor(2) as threads:
+        made = [threads.submit(program.compiled, "cubin", cache=cache) for program in programs]
+        assert all(one.result(DEADLINE).data for one in made)
+
+
+def test_a_thread_that_leads_does_not_wait_for_another_process(tmp_path):
+    """Which may wait for what it leads."""
+    lease = tmp_path / "cache" / "leases" / "theirs"
+    lease.parent.mkdir(parents=True)
+    parent = subprocess.Popen([sys.executable, "-c", HOLD, str(lease)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout.readline()
+        inner = Compiler()
+
+        def compile_():
+            return fly("theirs", str(lease.parent), inner.compile, inner.look_up)
+
+        in_time(lambda: fly("mine", str(lease.parent), compile_, never_there))
+        assert inner.runs == 1
+        assert lease.exists()
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdin.close()
+        parent.stdout.close()
+
+
+HOLD = """
+import os, sys, time
+from cuda_progcache._util.liveness import current_owner
+with open(sys.argv[1], "w") as file:
+    file.write(str(current_owner()))
+print("held", flush=True)
+while True:
+    os.utime(sys.argv[1])
+    time.sleep(0.1)
+"""
+
+
+def never_there():
+    return None
+
+
+@contextlib.contextmanager
+def subscribed(on):
+    unsubscribe = subscribe(on)
+    try:
+        yield
+    finally:
+        unsubscribe()
+
+
+def in_time(act):
+    """What ``act`` gives, in a thread: one that hangs is told of."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(act).result(DEADLINE)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from cuda_progcache import LinkerOptions, Program, ProgramOptions, link
+from cuda_progcache.compile import own_process
 from cuda_progcache.keys import toolchain
 
 NVVM = """
@@ -96,14 +98,15 @@ def test_variables_are_in_the_key_of_a_link(cache, monkeypatch):
     assert not link([part], options, cache=cache).hit
 
 
-def test_a_variable_that_is_changed_after_the_compiler_was_loaded(compiled, cache, monkeypatch):
-    """NVRTC has read it by then: what it makes must not be kept for those that start with it."""
-    assert compiled().reason is None
+def test_a_variable_that_is_changed_after_the_compiler_was_loaded(compiled, monkeypatch):
+    """A compiler process has read it by then: what is compiled with another value is another one's work."""
+    before = compiled(target_type="ptx")
     monkeypatch.setenv("NV_NVVM_VERSION", "nvvm-latest")
-    made = compiled()
-    assert (made.hit, made.digest) == (False, None)
-    assert made.reason == "the environment has other settings for nvrtc than when this process loaded it"
-    assert len(cache) == 1
+    made = compiled(target_type="ptx")
+    assert (made.hit, made.reason) == (False, None)
+    assert made.data != before.data
+    monkeypatch.delenv("NV_NVVM_VERSION")
+    assert compiled(target_type="ptx").data == before.data
 
 
 @pytest.mark.parametrize(
@@ -130,45 +133,56 @@ def test_the_name_of_the_working_directory_is_not_in_other_keys(elsewhere, tmp_p
     assert elsewhere({"PWD": str(other)}, cwd=other)[:2] == [True, True]
 
 
-REPLACED = """
-import ctypes, os, shutil, sys
-from cuda_progcache import FileStreamProgramCache, LinkerOptions, Program, ProgramOptions, link
-from cuda_progcache.keys import toolchain
-name, folder = sys.argv[1:]
-installed = toolchain.locate(name)
-for file in [installed, *toolchain._builtins.get(installed, ())]:
-    shutil.copy(file, folder)
-copy = os.path.join(folder, os.path.basename(installed))
-ctypes.CDLL(copy)  # as a framework that brings its own
-toolchain._located.clear()
-cache = FileStreamProgramCache(os.path.join(folder, "cache"), durability="none")
-
-
-def made(number):
-    options = ProgramOptions(arch="sm_80", name=f"k{number}.cu")
-    program = Program('extern "C" __global__ void k(int *a) { *a = %d; }' % number, "c++", options)
-    if name == "nvrtc":
-        return program.compiled("cubin", cache=cache)
-    return link([program.compiled("ltoir")], LinkerOptions(arch="sm_80", name=f"k{number}"), cache=cache)
-
-
-first = made(1)
-assert first.reason is None and made(1).hit
-assert toolchain.locate(name) == copy
-os.rename(copy, copy + ".old")
-shutil.copy(installed, copy)
-with open(copy, "r+b") as file:  # another build id, as an upgrade brings
-    file.truncate(os.path.getsize(copy) - 1)
-second = made(2)
-assert second.digest is None, "stored under the key of a compiler that didn't make it"
-print(second.reason)
-"""
-
-
 @pytest.mark.parametrize("name", ["nvrtc", "nvJitLink"])
-def test_a_compiler_that_is_replaced_on_disk_under_a_running_process(tmp_path, name):
-    done = subprocess.run(
-        [sys.executable, "-c", REPLACED, name, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{name} was replaced on disk since this process loaded it")
+def test_a_compiler_that_is_replaced_on_disk_under_a_running_process(cache, tmp_path, monkeypatch, name):
+    """What comes next is the new one's work, and in the key of the new one."""
+    installed = toolchain.toolchain("c++" if name == "nvrtc" else "ptx")
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    for tool in installed:
+        shutil.copy(tool.path, folder)
+    copy = folder / os.path.basename(installed[0].path)
+    monkeypatch.setenv(f"CUDA_PROGCACHE_{name.upper()}", str(copy))
+
+    def made(number):
+        source = f'extern "C" __global__ void k(int *a) {{ *a = {number}; }}'
+        program = Program(source, "c++", ProgramOptions(arch="sm_80", name=f"k{number}.cu"))
+        if name == "nvrtc":
+            return program.compiled("cubin", cache=cache)
+        return link([program.compiled("ltoir")], LinkerOptions(arch="sm_80", name=f"k{number}"), cache=cache)
+
+    first = made(1)
+    assert first.reason is None
+    assert made(1).hit
+    os.rename(copy, f"{copy}.old")
+    shutil.copy(installed[0].path, copy)
+    with open(copy, "r+b") as file:  # another build, as an upgrade brings
+        file.truncate(os.path.getsize(copy) - 1)
+    second, again = made(2), made(1)
+    assert (second.reason, again.reason, again.hit) == (None, None, False)
+    assert again.data == first.data
+    tools = {tool["name"]: tool["digest"] for tool in again.record["toolchain"]}
+    assert tools[name] == toolchain.identity(str(copy)) != installed[0].identity
+
+
+def test_a_compiler_that_is_replaced_while_it_compiles(compiled, cache, tmp_path, monkeypatch):
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    for tool in toolchain.toolchain("c++"):
+        shutil.copy(tool.path, folder)
+    copy = folder / os.path.basename(toolchain.locate("nvrtc"))
+    monkeypatch.setenv("CUDA_PROGCACHE_NVRTC", str(copy))
+    original = own_process._Process.ask
+
+    def upgraded(process, job):
+        answer = original(process, job)
+        os.rename(copy, f"{copy}.old")
+        shutil.copy(f"{copy}.old", copy)
+        with open(copy, "r+b") as file:
+            file.truncate(os.path.getsize(copy) - 1)
+        return answer
+
+    monkeypatch.setattr(own_process._Process, "ask", upgraded)
+    assert compiled().reason == "the files of nvrtc were replaced while it was compiling"
+    assert len(cache) == 0
+    assert not any(str(copy) in process.builds for process in own_process._pool.idle), "which it has loaded isn't known"

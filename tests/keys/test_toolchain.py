@@ -22,6 +22,37 @@ def test_found_where_it_will_be_loaded_from():
         assert os.path.realpath(toolchain.locate(name)) == os.path.realpath(toolchain.load(name))
 
 
+@pytest.mark.parametrize("name", ["nvrtc", "nvJitLink", "nvvm"])
+def test_a_setting_names_the_file(name, tmp_path, monkeypatch):
+    code_type = {library: kind for kind, library in toolchain.LIBRARY_OF.items()}[name]
+    before = toolchain.toolchain(code_type)
+    copy = tmp_path / "another.so"
+    copy.write_bytes(b"another")
+    setting = f"CUDA_PROGCACHE_{name.upper()}"
+    monkeypatch.setenv(setting, str(copy))
+    assert toolchain.locate(name) == toolchain.toolchain(code_type)[0].path == str(copy)
+    assert toolchain.build(code_type) != sha256(before[0].identity.encode()).hexdigest()
+    monkeypatch.setenv(setting, str(tmp_path / "gone.so"))
+    with pytest.raises(ToolchainError, match=rf"{setting} names no file: .*gone\.so"):
+        toolchain.locate(name)
+    monkeypatch.delenv(setting)
+    assert toolchain.toolchain(code_type) == before
+
+
+def test_what_the_process_has_loaded_does_not_count(tmp_path):
+    """The key of a program would depend on who imported what before."""
+    code = (
+        "import ctypes, sys\n"
+        "from cuda_progcache.keys import toolchain as t\n"
+        "ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)\n"
+        "print(t.locate('nvrtc'))\n"
+    )
+    copy = shutil.copy(next(t.path for t in toolchain.toolchain("c++") if t.name == "nvrtc-builtins"), tmp_path)
+    copy = shutil.move(copy, tmp_path / "libnvrtc.so.13")
+    done = subprocess.run([sys.executable, "-c", code, copy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == toolchain.locate("nvrtc")
+
+
 def test_locating_loads_nothing():
     code = (
         "from cuda_progcache.keys import toolchain as t\n"
@@ -70,9 +101,8 @@ def test_same_version_another_build_is_another_compiler(tmp_path):
 def test_the_builtins_library_counts(tmp_path, monkeypatch):
     for name in ("libnvrtc.so.13", "libnvrtc-builtins.so.13.5"):
         (tmp_path / name).write_bytes(b"one")
-    monkeypatch.setattr(toolchain, "_located", {})
+    monkeypatch.setattr(toolchain, "_located", {"nvrtc": str(tmp_path / "libnvrtc.so.13")})
     monkeypatch.setattr(toolchain, "_known", {})
-    toolchain._settle("nvrtc", str(tmp_path / "libnvrtc.so.13"))
     before = toolchain.toolchain("c++")
     assert toolchain.toolchain("c++") is before
     (tmp_path / "libnvrtc-builtins.so.13.5").write_bytes(b"two")
@@ -85,23 +115,6 @@ def test_the_builtins_library_counts(tmp_path, monkeypatch):
     (tmp_path / "libnvrtc.so.13").write_bytes(b"another")
     monkeypatch.setattr(toolchain, "_LOOK_INTERVAL", 60)
     assert toolchain.toolchain("c++")[0].identity != before[0].identity, "the library itself is looked at each time"
-
-
-def test_a_library_replaced_under_the_process_is_noticed():
-    """In a process of its own: load a copy, replace it on disk as pip does (unlink, write), and ask."""
-    code = (
-        "import ctypes, os, shutil, sys, tempfile\n"
-        "from cuda_progcache.keys import toolchain as t\n"
-        "copy = os.path.join(tempfile.mkdtemp(), 'libnvrtc.so.13')\n"
-        "shutil.copy([x.path for x in t.toolchain('c++')][1], copy)\n"
-        "t._located['nvrtc'] = copy\n"
-        "ctypes.CDLL(copy)\n"
-        "assert not t.replaced_since_load('nvrtc')\n"
-        "os.unlink(copy); open(copy, 'wb').write(b'new')\n"
-        "assert t.replaced_since_load('nvrtc')\n"
-        "shutil.rmtree(os.path.dirname(copy))\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_header_roots_hold_the_headers():
@@ -175,5 +188,5 @@ def test_unreadable_compiler_file(tmp_path, monkeypatch):
 def test_a_library_that_moved_is_found_again(tmp_path, monkeypatch):
     tool = toolchain.ToolFile("nvJitLink", str(tmp_path / "gone.so"), "x")
     monkeypatch.setattr(toolchain, "_located", {"nvJitLink": tool.path})
-    monkeypatch.setattr(toolchain, "_known", {("ptx", False): toolchain._Known((tool,), ((0, 0, 0, 0),))})
+    monkeypatch.setattr(toolchain, "_known", {("ptx", False, None): toolchain._Known((tool,), ((0, 0, 0, 0),))})
     assert toolchain.toolchain("ptx")[0].path == toolchain.locate("nvJitLink")

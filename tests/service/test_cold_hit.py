@@ -19,7 +19,14 @@ HEAVY = {
 }
 # Of our own: what only a miss needs.
 MISSES = {
-    *("compile.miss", "compile.nvrtc", "compile.diagnostics", "compile.single_flight", "compile.history"),
+    *(
+        "compile.miss",
+        "compile.compilers",
+        "compile.own_process",
+        "compile.diagnostics",
+        "compile.single_flight",
+        "compile.history",
+    ),
     *("memo", "memo.steps", "memo.storage"),
 }
 

@@ -192,8 +192,10 @@ def test_a_hit_for_a_kernel_loads_no_compiler(tmp_path, library_dir):
         "from cuda_progcache import CompileService\n"
         f"service = CompileService({str(tmp_path / 'c')!r}, library={str(library_dir)!r})\n"
         "done = [service.kernel(k, arch='sm_80').hit for k in ('fill', 'typed', 'pair', 'ir')]\n"
+        "import sys\n"
         "maps = open('/proc/self/maps').read()\n"
-        "print(all(done), any(lib in maps for lib in ('libnvrtc', 'libnvvm', 'libnvJitLink')))\n"
+        "assert not any(lib in maps for lib in ('libnvrtc', 'libnvvm', 'libnvJitLink'))\n"
+        "print(all(done), 'cuda_progcache.compile.own_process' in sys.modules)\n"
     )
     outputs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in "ab"]
     assert [o.stdout.split() for o in outputs] == [["False", "True"], ["True", "False"]]

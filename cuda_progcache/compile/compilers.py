@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compilers: NVRTC, nvJitLink and libNVVM, each called in a process that nothing else has touched.
+
+The functions here are called with a program's inputs and give an :class:`~cuda_progcache.compile.output.Output`.
+:func:`_run` alone decides where a compiler runs: in a compiler process
+(:mod:`~cuda_progcache.compile.own_process`), or in this one, where it is itself one or where none can be started.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from cuda_progcache.compile import own_process
+from cuda_progcache.compile.compiler_process import perform
+from cuda_progcache.compile.nvjitlink import KINDS
+from cuda_progcache.compile.output import CompilerRefusal, LinkerInput, Output
+from cuda_progcache.errors import OptionError, ToolchainError
+from cuda_progcache.keys import toolchain
+from cuda_progcache.keys.includes import TEXT, TIME_TRACE, TRACE, UNKNOWN, Trace, parse_time_trace, parse_trace
+from cuda_progcache.keys.lasting import lasting
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_NO_HEADERS: Mapping[str, bytes] = MappingProxyType({})
+
+#: How each build of NVRTC tells what it includes, as far as this process knows.
+include_sources: dict[str, str] = {}
+_archs: dict[str, list[int]] = {}
+#: Libraries that this process has loaded: path of each, and what its files were then.
+_loaded: dict[str, tuple[toolchain.ToolFile, ...]] = {}
+
+#: Whether this process is a compiler process, that is started with the variables in the key and ends with its batch.
+#: It compiles in itself what leaves no traces, and so can use the precompiled headers that it makes.
+compiles_itself = False
+
+
+def supported_archs() -> list[int]:
+    """Architectures this NVRTC compiles for, as numbers (90 is ``sm_90``), ascending."""
+    build = toolchain.build("c++")
+    known = _archs.get(build)
+    if known is None:
+        made, _ = _run("archs", "c++", {}, (), "nothing")
+        known = _archs[build] = list(made)
+    return known
+
+
+def include_source() -> str:
+    """How this NVRTC tells which headers it opened: ``"trace"``, ``"time-trace"``, or ``"text"`` for not at all.
+
+    The trace isn't documented, so it is tried once per build, with two small headers.
+    """
+    build = toolchain.build("c++")
+    known = include_sources.get(build)
+    if known is None:
+        known = include_sources[build] = _try_include_sources()
+    return known
+
+
+def _try_include_sources() -> str:
+    headers = {"outer.h": b'#include "sub/inner.h"\n', "sub/inner.h": b"\n"}
+    for source, depths in ((TRACE, (0, 1)), (TIME_TRACE, (UNKNOWN, UNKNOWN))):
+        try:
+            output = _compile_cpp(
+                b"#include <outer.h>\n", "probe.cu", ["--fdevice-syntax-only"], "ptx", (), headers, source, True
+            )
+        except CompilerRefusal:
+            continue
+        if output.trace == list(zip(depths, headers, strict=True)):
+            return source
+    return TEXT
+
+
+def compile_cpp(
+    code: bytes,
+    *,
+    name: str,
+    flags: Sequence[str],
+    target_type: str,
+    name_expressions: Sequence[str | bytes] = (),
+    random_seed: str | None = None,
+    trace: bool = True,
+    front_end_only: bool = False,
+    headers: Mapping[str, bytes] = _NO_HEADERS,
+) -> Output:
+    """Compile CUDA C++ with NVRTC.
+
+    Parameters
+    ----------
+    code : bytes
+        The source, UTF-8.
+    name : str
+        File name in diagnostics and debug information.
+    flags : sequence of str
+        NVRTC's flags, ``-arch=`` among them.
+    target_type : {"ptx", "cubin", "ltoir"}
+    name_expressions : sequence of str or bytes
+        Templates to instantiate; their mangled names come back in ``symbols``.
+    random_seed : str, optional
+        ``--frandom-seed``, unless ``flags`` has one: names of anonymous namespaces otherwise hold the process id.
+    trace : bool
+        Whether to have the front end list the headers it opens, if this NVRTC can (:func:`include_source`).
+    front_end_only : bool
+        Stop after the syntax check: ``data`` is empty.
+    headers : mapping of str to bytes
+        Headers from memory, by the name that an ``#include`` gives; they come before those on disk.
+
+    Returns
+    -------
+    Output
+
+    Raises
+    ------
+    CompilerRefusal
+        With NVRTC's status and log.
+    ToolchainError
+        If NVRTC isn't there, can't do it, or crashes.
+    """
+    source = include_source() if trace else TEXT
+    extra: list[str] = []
+    if random_seed is not None and not any(flag.startswith("--frandom-seed") for flag in flags):
+        extra.append(f"--frandom-seed={random_seed}")
+    if front_end_only:
+        extra.append("--fdevice-syntax-only")
+    given = (target_type, name_expressions, headers, source, front_end_only)
+    try:
+        return _compile_cpp(code, name, [*flags, *extra], *given)
+    except CompilerRefusal as refusal:
+        if refusal.status != "NVRTC_ERROR_INVALID_OPTION" or not extra or front_end_only:
+            raise
+        # An NVRTC too old for one of our own flags: the user's decide.
+        return _compile_cpp(code, name, list(flags), *given)
+
+
+def _compile_cpp(
+    code: bytes,
+    name: str,
+    flags: list[str],
+    target_type: str,
+    name_expressions: Sequence[str | bytes],
+    headers: Mapping[str, bytes],
+    source: str,
+    front_end_only: bool,  # noqa: FBT001 - compile_cpp's arguments, handed on
+) -> Output:
+    given = {
+        "code": code,
+        "name": os.fsencode(name),
+        "flags": [os.fsencode(flag) for flag in flags],
+        "target_type": target_type,
+        "name_expressions": [e if isinstance(e, bytes) else e.encode() for e in name_expressions],
+        "headers": {os.fsencode(header): content for header, content in headers.items()},
+        "tell": None if source == TEXT else source,
+        "front_end_only": front_end_only,
+    }
+
+    def trace(told: bytes | None) -> Trace | None:
+        if told is None:
+            return None
+        text = told.decode("utf-8", "surrogateescape")
+        return parse_trace(text) if source == TRACE else parse_time_trace(text)
+
+    made, unkept = _run("nvrtc", "c++", given, flags, name, trace)
+    symbols = dict(zip(name_expressions, made["symbols"], strict=False))
+    return Output(made["data"], made["log"], symbols, trace(made["told"]), made["pch_status"], unkept)
+
+
+def link(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: str) -> Output:
+    """Link with nvJitLink; where it isn't installed, with the driver's linker, which does what it can.
+
+    Parameters
+    ----------
+    inputs : sequence of LinkerInput
+        In link order; ``target_type`` one of ptx, cubin, ltoir, fatbin, object, library.
+    flags : sequence of str
+        nvJitLink's flags, ``-arch=`` among them.
+    target_type : {"cubin", "ptx"}
+
+    Returns
+    -------
+    Output
+
+    Raises
+    ------
+    CompilerRefusal
+        With nvJitLink's status and log.
+    OptionError
+        For an input that nvJitLink doesn't take.
+    ToolchainError
+        If nvJitLink isn't there, can't do it, or crashes.
+    """
+    unknown = [i.target_type for i in inputs if i.target_type not in KINDS]
+    if unknown:
+        raise OptionError(f"nvJitLink can't link {unknown[0]!r} input (it takes {', '.join(KINDS)})")
+    if toolchain.linker() == "driver":
+        from cuda_progcache.compile.driver_linker import link_by_driver
+
+        return link_by_driver(inputs, flags=flags, target_type=target_type)
+    given = {"inputs": [tuple(item) for item in inputs], "flags": list(flags), "target_type": target_type}
+    about = inputs[0].name if inputs else "nothing"
+    try:
+        made, unkept = _run("nvJitLink", "ptx", given, flags, about)
+    except CompilerRefusal as refusal:
+        refusal.log = _CHATTER.sub("", refusal.log)
+        raise
+    return Output(made["data"], _CHATTER.sub("", made["log"]), unkept=unkept)
+
+
+# nvJitLink says this of every LTO-IR input that libNVVM made, and it tells nobody anything.
+_CHATTER = re.compile(r"^INFO: \w+ LTOIR Container created \(\d+ bytes\)\n?", re.MULTILINE)
+
+
+def compile_nvvm(modules: Sequence[tuple[str, bytes]], *, flags: Sequence[str], libdevice: bool = False) -> Output:
+    """Compile NVVM IR with libNVVM.
+
+    Parameters
+    ----------
+    modules : sequence of (name, bytes)
+        The program's module first, then extra sources, in link order.
+    flags : sequence of str
+        libNVVM's flags; ``-gen-lto`` among them gives LTO-IR instead of PTX.
+    libdevice : bool
+        Whether to add libdevice's math functions (only what is used is taken in).
+
+    Returns
+    -------
+    Output
+
+    Raises
+    ------
+    CompilerRefusal
+        With libNVVM's status and log.
+    ToolchainError
+        If libNVVM or libdevice isn't there, or it crashes.
+    """
+    given = {
+        "modules": list(modules),
+        "flags": list(flags),
+        "libdevice": toolchain.libdevice_path() if libdevice else None,
+    }
+    made, unkept = _run("nvvm", "nvvm", given, flags, modules[0][0])
+    return Output(made["data"], made["log"], unkept=unkept)
+
+
+def _run(
+    call: str,
+    code_type: str,
+    given: dict[str, Any],
+    flags: Sequence[str],
+    about: str,
+    trace: Callable[[bytes | None], Trace | None] = lambda _: None,
+) -> tuple[Any, str | None]:
+    """Call a compiler in the process that is right for it.
+
+    Parameters
+    ----------
+    call : str
+        As :func:`~cuda_progcache.compile.compiler_process.perform` knows it.
+    code_type : str
+        Whose library it is.
+    given : dict
+        The call's arguments.
+    flags : sequence of str
+        The compiler's flags among them.
+    about : str
+        What is compiled, for messages.
+    trace : callable
+        Reads what a compiler told of the headers.
+
+    Returns
+    -------
+    made : object
+        What it made.
+    unkept : str or None
+        Why that may not be the work of this compiler and these options alone.
+    """
+    library = toolchain.LIBRARY_OF[code_type]
+    lasts = lasting(library, flags)
+    tools = toolchain.toolchain(code_type)
+    job = {"call": call, "library": tools[0].path, "given": given}
+    unkept = None
+    if compiles_itself and not lasts - {"--pch"} and _loaded.setdefault(tools[0].path, tools) == tools:
+        answer = perform(job)
+    else:
+        try:
+            answer = own_process.ask(
+                job,
+                kind=own_process.Kind.of(lasts),
+                build=toolchain.build(code_type),
+                about=about,
+                holds=lambda: toolchain.toolchain(code_type, thorough=True) == tools,
+            )
+        except own_process.NoProcessError as error:
+            answer = perform(job)
+            unkept = f"it was compiled beside whatever else this process does: no compiler process starts ({error})"
+    if "refused" in answer:
+        status, log, told = answer["refused"]
+        raise CompilerRefusal(status, log, trace(told))
+    if "trouble" in answer:
+        raise ToolchainError(f"{library} can't compile {about}: {answer['trouble']}")
+    return answer["made"], unkept
+
+
+def reserve_pch_heap(size: int) -> bool:
+    """Have this process's NVRTC set aside so many bytes of address space for precompiled headers; False if it can't."""
+    if not compiles_itself:
+        return False
+    job = {"call": "reserve", "library": toolchain.toolchain("c++")[0].path, "given": {"size": size}}
+    return bool(perform(job).get("made"))

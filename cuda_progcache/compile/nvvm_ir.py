@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVVM IR, text or bitcode: its modules, and the kernels that a link of its LTO-IR would drop."""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cuda_progcache.keys.schema import CompileInputs
+
+_SYMBOL = r'@("[^"\n]*"|[-\w.$]+)'
+_KERNELS = (
+    re.compile(rf'!\{{[^{{}}\n]*{_SYMBOL}, *!"kernel", *i32 1'),  # an annotation
+    re.compile(rf"^define [^@\n]*\bptx_kernel\b[^@\n]*{_SYMBOL}\(", re.MULTILINE),  # a calling convention
+)
+_USED = re.compile(r"^@llvm\.(?:compiler\.)?used *=(.*)$", re.MULTILINE)
+
+
+@functools.lru_cache(maxsize=64)
+def kernels_without_use(*modules: bytes) -> tuple[str, ...]:
+    """Kernels of textual NVVM IR that a link of its LTO-IR would drop.
+
+    nvJitLink keeps the kernels of C++, but of libNVVM's LTO-IR only what is used: by other code, or by being named in
+    ``@llvm.used`` (or ``@llvm.compiler.used``).
+
+    Parameters
+    ----------
+    *modules : bytes
+        All modules of a program. Where one is bitcode, nothing is known.
+
+    Returns
+    -------
+    tuple of str
+        Names, in order.
+    """
+    if any(map(_is_bitcode, modules)):
+        return ()  # the list of what is used may be in it
+    text = "\n".join(module.decode("utf-8", "replace") for module in modules)
+    used = {name for kept in _USED.findall(text) for name in re.findall(_SYMBOL, kept)}
+    kernels = {name: None for pattern in _KERNELS for name in pattern.findall(text)}
+    return tuple(name.strip('"') for name in kernels if name not in used)
+
+
+def extra_modules(inputs: CompileInputs) -> list[tuple[str, bytes]]:
+    """Name and source of a program's modules beside its own."""
+    extra = inputs.options.extra_sources or ()
+    return [(n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in extra]
+
+
+def warn_of_dropped_kernels(inputs: CompileInputs) -> None:
+    """Warn of kernels of a program in NVVM IR that a link of its LTO-IR would drop."""
+    if names := kernels_without_use(inputs.code, *(module for _, module in extra_modules(inputs))):
+        warnings.warn(
+            f"{inputs.name}: a link of this LTO-IR will drop {', '.join(names)}: nvJitLink keeps kernels of NVVM IR "
+            f"only where @llvm.used names them (or compile to ptx, and link that)",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+def _is_bitcode(module: bytes) -> bool:
+    return module[:4] in {b"BC\xc0\xde", b"\xde\xc0\x17\x0b"}

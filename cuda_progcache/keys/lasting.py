@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that a compiler forgets when the compile is over, and those that it doesn't.
+
+NVRTC and nvJitLink keep some of what they are told for the rest of the process: after one compile with ``--restrict``
+the pointers of every later kernel are taken as restrict, after one with ``--device-debug`` every later kernel comes
+out as other code. ``ci/lasting_options.py`` finds them, for any build: it compiles kernels with an option and others
+after it, and compares these with what a new process makes. What it found is below.
+
+An option that isn't below is taken for one that lasts. So an option nobody has looked at costs a process of its own,
+and never another program's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+#: Options of each library that a later compile doesn't see.
+FORGOTTEN = {
+    "nvrtc": frozenset(
+        {
+            "-arch",
+            "--relocatable-device-code",
+            "--extensible-whole-program",
+            "--generate-line-info",
+            "--dopt",
+            "--ptxas-options",
+            "--maxrregcount",
+            "--ftz",
+            "--prec-sqrt",
+            "--prec-div",
+            "--fmad",
+            "--use_fast_math",
+            "--extra-device-vectorization",
+            "--dlink-time-opt",
+            "--gen-opt-lto",
+            "--define-macro",
+            "--undefine-macro",
+            "--use-bundled-headers",
+            "--include-path",
+            "--pre-include",
+            "--no-source-include",
+            "--std",
+            "--builtin-move-forward",
+            "--builtin-initializer-list",
+            "--disable-warnings",
+            "--device-as-default-execution-space",
+            "--device-int128",
+            "--device-float128",
+            "--no-display-error-number",
+            "--diag-error",
+            "--diag-suppress",
+            "--diag-warn",
+            "--brief-diagnostics",
+            "--time",
+            "--split-compile",
+            "--fdevice-syntax-only",
+            "--minimal",
+            "--no-cache",
+            "--fdevice-time-trace",
+            "--frandom-seed",
+            "--pch-verbose",
+            "--pch-messages",
+            "--instantiate-templates-in-pch",
+        }
+    ),
+    "nvJitLink": frozenset(
+        {
+            "-arch",
+            "-maxrregcount",
+            "-time",
+            "-verbose",
+            "-lto",
+            "-ptx",
+            "-O3",
+            "-lineinfo",
+            "-ftz",
+            "-prec-div",
+            "-prec-sqrt",
+            "-fma",
+            "-kernels-used",
+            "-variables-used",
+            "-optimize-unused-variables",
+            "-Xptxas",
+            "-split-compile",
+            "-split-compile-extended",
+            "-no-cache",
+        }
+    ),
+    "nvvm": frozenset(
+        {
+            "-arch",
+            "-g",
+            "-opt",
+            "-ftz",
+            "-prec-sqrt",
+            "-prec-div",
+            "-fma",
+            "-numba-debug",
+            "-gen-lto",
+        }
+    ),
+}
+# A precompiled header serves the process that made it, so those that use one go to where it was made.
+_PRECOMPILED = {"--pch", "--create-pch", "--use-pch", "--pch-dir"}
+
+
+def lasting(library: str, flags: Iterable[str]) -> frozenset[str]:
+    """Those of the flags that a process doesn't forget, or may not.
+
+    Parameters
+    ----------
+    library : {"nvrtc", "nvJitLink", "nvvm"}
+    flags : iterable of str
+        As the library gets them.
+
+    Returns
+    -------
+    frozenset of str
+        A process that was given these serves jobs with the same ones alone.
+    """
+    forgotten = FORGOTTEN[library]
+    found = {flag for flag in flags if flag.partition("=")[0] not in forgotten}
+    names = {flag.partition("=")[0] for flag in found}
+    if not names & _PRECOMPILED:
+        return frozenset(found)
+    return frozenset({"--pch"} | {flag for flag in found if flag.partition("=")[0] not in _PRECOMPILED})
