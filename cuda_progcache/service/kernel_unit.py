@@ -112,20 +112,18 @@ class KernelUnit:
             return (self.inputs,)
         return tuple(item.compile for item in self.link_inputs if item.compile is not None)
 
-    def require_entry_points(self, done: CompiledProgram) -> None:
-        """Refuse a manifest whose entry points the binary doesn't have.
-
-        Raises
-        ------
-        ManifestError
-        """
+    def missing_entry_point(self, done: CompiledProgram) -> str | None:
+        """Return an entry point of the manifest that the binary doesn't have; None if it has all."""
         before, after = {"cubin": (b"\0", b"\0"), "ptx": (b".entry ", b"(")}.get(self.target_type, (b"", b""))
-        for symbol in self.rendered.entry_points if before else ():
-            if before + symbol.encode() + after not in done.data:
-                raise ManifestError(
-                    f"kernel {self.rendered.spec.name!r}, entry_points: the compiled {self.target_type} has no "
-                    f'{symbol!r}; is it extern "C" __global__, and spelled so?'
-                )
+        names = self.rendered.entry_points if before else ()
+        return next((name for name in names if before + name.encode() + after not in done.data), None)
+
+    def wrong_entry_point(self, name: str) -> ManifestError:
+        """Return the error of a manifest that names an entry point which isn't there."""
+        return ManifestError(
+            f"kernel {self.rendered.spec.name!r}, entry_points: the compiled {self.target_type} has no {name!r}; "
+            'is it extern "C" __global__, and spelled so?'
+        )
 
     def look_up(self, cache: Any) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""
