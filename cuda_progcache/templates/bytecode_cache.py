@@ -150,7 +150,17 @@ class BytecodeCache:
 
         Precomputed values of classes that unpickling would refuse are a reason not to keep the template; `failed`
         counts it.
+
+        Raises
+        ------
+        TypeError
+            If `ast` is no template's syntax tree.
         """
+        if ast is not None:
+            from jinja2 import nodes
+
+            if not isinstance(ast, nodes.Template):
+                raise TypeError(f"a syntax tree is a jinja2.nodes.Template, not a {type(ast).__name__}")
         self.save(name, source_hash, Compiled(code, ast, precomputed), context_hash=context_hash)
 
     def save(self, name: str, source_hash: str, compiled: Compiled, *, context_hash: str | None = None) -> None:
