@@ -41,8 +41,8 @@ KINDS: dict[str, tuple[str, str]] = {
         "It is kept by the next compile during which nothing moves.",
     ),
     "unreadable": (
-        r" can't be read after the compile$|the trace can't tell$",
-        "See that the header lies where it can be read, under a plain name.",
+        r" can't be read after the compile$|the trace can't tell$| can't be told from another ",
+        "See that headers lie where they can be read, in folders and under names without blanks before them.",
     ),
     "untold_headers": (
         r" doesn't tell which headers ",

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from cuda_progcache.errors import OptionError
-from cuda_progcache.keys import options as opt
+from cuda_progcache.keys import option_tables as tables
 
 _PATHS = {
     "cwd": "the working directory differs, and reaches the output",
@@ -133,7 +133,7 @@ def _probes(mine: list[str], theirs: list[str]) -> Iterable[str]:
 def _fields() -> dict[str, str]:
     """Flag to the field of ProgramOptions that gives it."""
     found = {"-arch": "arch"}
-    for field, emit in [*opt.NVRTC.items(), *opt.NVVM.items(), *opt.NVJITLINK.items()]:
+    for field, emit in [*tables.NVRTC.items(), *tables.NVVM.items(), *tables.NVJITLINK.items()]:
         for sample in (True, 1, "x"):
             try:
                 for flag in emit(sample):
