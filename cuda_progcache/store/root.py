@@ -33,7 +33,7 @@ LITTER_AGE = 3600.0
 #: Tries of a write, or an opening, whose directories are removed under it (``rm -rf`` or ``clear()`` beside it).
 WRITE_TRIES = 40
 #: What other rooms derive from compiles and keep beside the entries (``sharing.write_beside``); it goes with them.
-DERIVED = ("failures", "latest", "manifests", "steps", "toolchains")
+DERIVED = ("failures", "latest", "manifests", "steps", "toolchains", "unkept")
 #: Damaged files kept for a look at them; the oldest go first.
 QUARANTINE_KEEP = 16
 
