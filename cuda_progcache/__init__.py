@@ -22,18 +22,30 @@ if TYPE_CHECKING:
     from cuda_progcache.compile.diagnostics import Diagnostic as Diagnostic
     from cuda_progcache.compile.key import make_program_cache_key as make_program_cache_key
     from cuda_progcache.compile.key import program_key as program_key
+    from cuda_progcache.compile.linker import Linker as Linker
+    from cuda_progcache.compile.linker import link as link
     from cuda_progcache.compile.program import Program as Program
-    from cuda_progcache.compile.program import link as link
+    from cuda_progcache.errors import AmbiguousDigestError as AmbiguousDigestError
     from cuda_progcache.errors import ArchError as ArchError
     from cuda_progcache.errors import BundleError as BundleError
+    from cuda_progcache.errors import ClosedProgramError as ClosedProgramError
     from cuda_progcache.errors import CompileError as CompileError
+    from cuda_progcache.errors import InspectError as InspectError
     from cuda_progcache.errors import KernelNotFoundError as KernelNotFoundError
+    from cuda_progcache.errors import ManifestError as ManifestError
+    from cuda_progcache.errors import OptionError as OptionError
     from cuda_progcache.errors import ParameterError as ParameterError
     from cuda_progcache.errors import ProgCacheError as ProgCacheError
     from cuda_progcache.errors import ProgCacheWarning as ProgCacheWarning
     from cuda_progcache.errors import ReadOnlyError as ReadOnlyError
     from cuda_progcache.errors import StoreError as StoreError
+    from cuda_progcache.errors import TemplateError as TemplateError
+    from cuda_progcache.errors import ToolchainError as ToolchainError
     from cuda_progcache.errors import UncacheableError as UncacheableError
+    from cuda_progcache.errors import UnsafeRootError as UnsafeRootError
+    from cuda_progcache.errors import UnsupportedArchError as UnsupportedArchError
+    from cuda_progcache.errors import UnsupportedCodeTypeError as UnsupportedCodeTypeError
+    from cuda_progcache.errors import WorkerDiedError as WorkerDiedError
     from cuda_progcache.events import Event as Event
     from cuda_progcache.events import subscribe as subscribe
     from cuda_progcache.keys.headers import HeaderPolicy as HeaderPolicy
@@ -54,8 +66,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AmbiguousDigestError": "errors",
     "ArchError": "errors",
     "BundleError": "errors",
+    "ClosedProgramError": "errors",
     "CompileError": "errors",
     "CompileService": "service.compile_service",
     "CompiledProgram": "compile.compiled",
@@ -64,10 +78,14 @@ _HOME = {
     "FileStreamProgramCache": "store.file_stream",
     "HeaderPolicy": "keys.headers",
     "InMemoryProgramCache": "store.in_memory",
+    "InspectError": "errors",
     "KernelEnvironment": "templates.environment",
     "KernelLibrary": "service.manifest",
     "KernelNotFoundError": "errors",
+    "Linker": "compile.linker",
     "LinkerOptions": "keys.options",
+    "ManifestError": "errors",
+    "OptionError": "errors",
     "ParameterError": "errors",
     "PrewarmReport": "service.prewarm",
     "ProgCacheError": "errors",
@@ -80,8 +98,14 @@ _HOME = {
     "ReadOnlyError": "errors",
     "ReadOnlyProgramCache": "store.readonly",
     "StoreError": "errors",
+    "TemplateError": "errors",
+    "ToolchainError": "errors",
     "UncacheableError": "errors",
-    "link": "compile.program",
+    "UnsafeRootError": "errors",
+    "UnsupportedArchError": "errors",
+    "UnsupportedCodeTypeError": "errors",
+    "WorkerDiedError": "errors",
+    "link": "compile.linker",
     "make_program_cache_key": "compile.key",
     "memoize": "memo.memoize",
     "program_key": "compile.key",
@@ -89,8 +113,10 @@ _HOME = {
 }
 
 __all__ = [
+    "AmbiguousDigestError",
     "ArchError",
     "BundleError",
+    "ClosedProgramError",
     "CompileError",
     "CompileService",
     "CompiledProgram",
@@ -99,10 +125,14 @@ __all__ = [
     "FileStreamProgramCache",
     "HeaderPolicy",
     "InMemoryProgramCache",
+    "InspectError",
     "KernelEnvironment",
     "KernelLibrary",
     "KernelNotFoundError",
+    "Linker",
     "LinkerOptions",
+    "ManifestError",
+    "OptionError",
     "ParameterError",
     "PrewarmReport",
     "ProgCacheError",
@@ -115,7 +145,13 @@ __all__ = [
     "ReadOnlyError",
     "ReadOnlyProgramCache",
     "StoreError",
+    "TemplateError",
+    "ToolchainError",
     "UncacheableError",
+    "UnsafeRootError",
+    "UnsupportedArchError",
+    "UnsupportedCodeTypeError",
+    "WorkerDiedError",
     "__version__",
     "link",
     "make_program_cache_key",

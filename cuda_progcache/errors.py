@@ -144,11 +144,12 @@ class CompileError(ProgCacheError):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Compile errors cross process borders in prewarm; the dynamic NVRTCError subclass can't be pickled by name.
-        return (_rebuild_compile_error, (str(self), dict(self.__dict__)))
+        home = UnsupportedArchError if isinstance(self, UnsupportedArchError) else CompileError
+        return (_rebuild_compile_error, (home, str(self), dict(self.__dict__)))
 
 
-def _rebuild_compile_error(message: str, attributes: dict[str, object]) -> CompileError:
-    error = CompileError(message)
+def _rebuild_compile_error(home: type[CompileError], message: str, attributes: dict[str, object]) -> CompileError:
+    error = home(message)
     error.__dict__.update(attributes)
     return error
 
@@ -184,6 +185,22 @@ class ParameterError(ProgCacheError, ValueError):
 
 class ArchError(ProgCacheError, ValueError):
     """An architecture is missing, misspelled or not supported by this compiler; the message lists what is."""
+
+
+class UnsupportedArchError(ArchError, CompileError):
+    """The compiler refused an architecture: an :class:`ArchError`, and what any other refusal is."""
+
+
+class UnsupportedCodeTypeError(ProgCacheError, RuntimeError, ValueError):
+    """No compiler here takes this code type."""
+
+
+class ClosedProgramError(ProgCacheError, RuntimeError):
+    """The program, or the linker, was closed."""
+
+
+class WorkerDiedError(ProgCacheError, RuntimeError):
+    """A worker process ended in the middle of a job."""
 
 
 class InspectError(ProgCacheError, RuntimeError):

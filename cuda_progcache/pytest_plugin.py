@@ -30,11 +30,13 @@ class SessionCounts(NamedTuple):
     Attributes
     ----------
     hits, misses, dropped : int
-        Lookups that found a program, that didn't, and programs that could not be kept.
+        Lookups that found a program, that didn't, and programs that the cache could not store.
     bytes : int
         The size of the cache when the session ended.
     path : str
         Its directory.
+    unkeyed : int
+        Programs that were compiled and not kept, since a hit could differ from a fresh compile.
     """
 
     hits: int
@@ -42,6 +44,7 @@ class SessionCounts(NamedTuple):
     dropped: int
     bytes: int
     path: str
+    unkeyed: int = 0
 
     def __add__(self, other: object) -> SessionCounts:
         """Sum the counts; the directory is one, and who ended last saw the most of it."""
@@ -53,12 +56,15 @@ class SessionCounts(NamedTuple):
             self.dropped + other.dropped,
             max(self.bytes, other.bytes),
             self.path,
+            self.unkeyed + other.unkeyed,
         )
 
     def line(self) -> str:
         """Write the counts for people."""
         lookups = self.hits + self.misses
         counts = f"{_count(self.hits, 'hit')}, {_count(self.misses, 'miss')}, {self.dropped} dropped"
+        if self.unkeyed:
+            counts += f", {self.unkeyed} not kept"
         share = f" ({100 * self.hits / lookups:.0f}% hits)" if lookups else ""
         return f"progcache: {counts}{share}, {_size(self.bytes)} at {self.path}"
 
@@ -98,7 +104,10 @@ def program_cache(pytestconfig: pytest.Config) -> Iterator[FileStreamProgramCach
     with FileStreamProgramCache(pytestconfig.option.progcache_dir) as cache:
         yield cache
         stats = cache.stats()
-        _add(pytestconfig, SessionCounts(stats.hits, stats.misses, stats.dropped, stats.bytes, str(cache.path)))
+        _add(
+            pytestconfig,
+            SessionCounts(stats.hits, stats.misses, stats.dropped, stats.bytes, str(cache.path), stats.unkeyed),
+        )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -126,7 +135,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     lost = config.stash.get(_LOST, 0)
     note = f" (without what {lost} crashed {'worker' if lost == 1 else 'workers'} did)" if lost else ""
-    terminalreporter.write_line(counts.line() + note, yellow=bool(counts.dropped or lost))
+    terminalreporter.write_line(counts.line() + note, yellow=bool(counts.dropped or counts.unkeyed or lost))
 
 
 def _add(config: pytest.Config, counts: SessionCounts) -> None:

@@ -153,6 +153,7 @@ class CommandGroup(click.Group):
         extra.pop("standalone_mode", None)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            warnings.simplefilter("always", errors.ProgCacheWarning)  # each is said once as it is
             try:
                 code = super().main(arguments, prog_name, standalone_mode=False, **extra)
                 sys.stdout.flush()

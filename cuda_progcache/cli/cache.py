@@ -17,7 +17,8 @@ from cuda_progcache.store.stats import Totals
 STATS_JSON = """\b
 --json: {"root": str, "entries": int, "bytes": int, "compile_seconds": float (what compiling them took),
 "by_target": {target: count}, "by_arch": {arch: count}, "pinned": int, "all_time": {"hits", "misses", "corrupt",
-"evicted", "dropped", "refused", "read_errors", "stored"} (what every process on this cache has counted), "templates":
+"evicted", "dropped", "refused", "read_errors", "stored", "unkeyed"} (what every process on this cache has counted),
+"unkept": {kind of reason: programs that were compiled here and can't be kept; list --unkept names them}, "templates":
 {"directory": str or null (off), "file_count", "total_bytes", "refused": str or null} (the compiled kernel templates)}
 """
 
@@ -27,6 +28,8 @@ STATS_JSON = """\b
 @click.pass_obj
 def stats_command(session: Session) -> None:
     """Say how many programs the cache holds, how big they are, and how much compile time they stand for."""
+    from cuda_progcache.compile.unkept import by_kind, listed
+
     cache = session.existing_cache()
     entries = [] if cache is None else list(cache.entries())
     total = sum(entry.size for entry in entries)
@@ -34,6 +37,7 @@ def stats_command(session: Session) -> None:
     targets = Counter(str(entry.record.get("target_type") or "unknown") for entry in entries)
     archs = Counter(str(entry.record.get("arch") or "unknown") for entry in entries)
     counted = (None if cache is None else cache.stats().all_time) or Totals()
+    unkept = {} if cache is None else by_kind(listed(cache))
     pinned = 0 if cache is None else len(cache.pins())
     templates = _compiled_templates()
     if session.json:
@@ -47,6 +51,7 @@ def stats_command(session: Session) -> None:
                 "by_arch": dict(archs.most_common()),
                 "pinned": pinned,
                 "all_time": counted._asdict(),
+                "unkept": unkept,
                 "templates": templates,
             }
         )
@@ -68,6 +73,9 @@ def stats_command(session: Session) -> None:
     others = [(getattr(counted, name), name.replace("_", " ")) for name in counted._fields[2:]]
     if any(count for count, _ in others):
         lines.append(("counted", ", ".join(f"{count:,} {name}" for count, name in others if count) + " (all time)"))
+    if unkept:
+        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in unkept.items())
+        lines.append(("not kept", f"{kinds} ({session.command('list')} --unkept says why)"))
     if templates["refused"]:
         lines.append(("templates", f"not kept: {templates['refused']}"))
     elif templates["file_count"]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 _SORTS: dict[str, Callable[[EntryInfo], Any]] = {
     "used": lambda entry: -entry.last_used,
@@ -67,6 +68,8 @@ def _matches(entry: EntryInfo, kernel: str | None, arch: str | None, target: str
 LIST_JSON = """\b
 --json: {"root": str, "entries": [{"digest", "name", "kernel" (null for a program that isn't a library kernel),
 "code_type", "target_type", "arch", "size" (bytes), "created", "last_used" (ISO 8601, UTC), "path"}]}
+with --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", "code_type", "target_type", "arch",
+"kind", "reason", "when", "advice"}]}
 """
 
 
@@ -78,6 +81,7 @@ LIST_JSON = """\b
 @click.option("--reverse", is_flag=True, help="The other way round.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the digests alone, for scripts.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="No more than N programs.")
+@click.option("--unkept", is_flag=True, help="Programs that were compiled here and not kept, and why.")
 @common_options
 @click.pass_obj
 def list_command(
@@ -90,9 +94,13 @@ def list_command(
     reverse: bool,
     quiet: bool,
     limit: int | None,
+    unkept: bool,
 ) -> None:
     """List the programs in the cache, the last used first."""
     cache = session.existing_cache()
+    if unkept:
+        _list_unkept(session, cache, kernel, arch, target, limit)
+        return
     everything = [] if cache is None else list(cache.entries())
     entries = sorted((e for e in everything if _matches(e, kernel, arch, target)), key=_SORTS[sort], reverse=reverse)
     shown = entries[:limit]
@@ -122,6 +130,41 @@ def list_command(
             output.age(now - entry.last_used),
         )
     output.show(made)
+
+
+def _list_unkept(
+    session: Session,
+    cache: FileStreamProgramCache | None,
+    kernel: str | None,
+    arch: str | None,
+    target: str | None,
+    limit: int | None,
+) -> None:
+    from cuda_progcache.compile.unkept import listed
+
+    shown = [
+        one
+        for one in (() if cache is None else listed(cache))
+        if (kernel is None or fnmatch.fnmatchcase(one.name, kernel))
+        and arch in {None, one.arch}
+        and target in {None, one.target_type}
+    ][:limit]
+    if session.json:
+        found = [{**one._asdict(), "when": _iso(one.when), "advice": one.advice} for one in shown]
+        output.emit({"root": session.root(), "unkept": found})
+        return
+    if not shown:
+        output.note_line("every program that was compiled here, and fits, was kept")
+        return
+    now = time.time()
+    made = output.table(("name", "target", "arch", "age", "why it isn't kept"), right=("age",))
+    for one in shown:
+        made.add_row(
+            output.text(one.name), one.target_type, one.arch, output.age(now - one.when), output.text(one.reason)
+        )
+    output.show(made)
+    for advice in dict.fromkeys(one.advice for one in shown):
+        output.line(advice)
 
 
 SHOW_JSON = """\b
@@ -183,6 +226,8 @@ def find_entry(session: Session, prefix: str) -> EntryInfo:
 
 def _describe(session: Session, entry: EntryInfo, *, headers: bool, components: bool) -> None:
     """Print an entry's provenance for people."""
+    from cuda_progcache.keys.explain import shown
+
     record, now = entry.record, time.time()
     about = output.fields()
     kernel = record.get("kernel") or {}
@@ -217,7 +262,7 @@ def _describe(session: Session, entry: EntryInfo, *, headers: bool, components: 
     if parts:
         about.add_row("key made of", f"{len(parts)} fields" + ("" if components else "; --components lists them"))
     for label, value in parts if components else ():
-        about.add_row("", output.text(f"{label} = {_short(value)}"))
+        about.add_row("", output.text(f"{label} = {_short(shown(label, value))}"))
     usage = resource_usage(entry)
     if isinstance(usage, str):
         about.add_row("resources", output.text(usage))

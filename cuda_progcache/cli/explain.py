@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.entries import entry_json, find_entry, program_name
 from cuda_progcache.cli.session import Session, common_options
 
+if TYPE_CHECKING:
+    from cuda_progcache.compile.unkept import Unkept
+
 EXPLAIN_JSON = """\b
 --json: what list gives of the entry, and "reasons": [a sentence per difference from the nearest compile before it;
-"first compile of this program" where there was none]
+"first compile of this program" where there was none]; of a program that isn't kept, what list --unkept gives, and
+"reasons": [why it isn't]
 
 \b
 While a program runs, CUDA_PROGCACHE_LOG=explain prints the reasons of each miss as it happens.
@@ -26,20 +32,29 @@ While a program runs, CUDA_PROGCACHE_LOG=explain prints the reasons of each miss
 def explain_command(session: Session, key: str | None, *, last: bool) -> None:
     """Say what differs between a program and the nearest compile before it: headers, options, source, compiler.
 
-    KEY is the start of its digest, as list prints it.
+    KEY is the start of its digest, as list prints it. Of a program that was compiled and not kept it says why.
     """
     from cuda_progcache.cli.app import NoEntryError
     from cuda_progcache.compile.history import explain_entry
+    from cuda_progcache.compile.unkept import listed
 
     if (key is None) == (not last):
         raise click.UsageError("give the start of a digest, or --last")
     cache = session.existing_cache()
+    unkept = [] if cache is None else listed(cache)
     if key is None:
         compiled = [e for e in (cache.entries() if cache is not None else ()) if e.record.get("components")]
-        if not compiled:
+        entry = max(compiled, key=lambda e: e.created, default=None)
+        if unkept and (entry is None or unkept[0].when > entry.created):
+            _tell_unkept(session, unkept[0])
+            return
+        if entry is None:
             raise NoEntryError(f"nothing was compiled into {session.root()} yet")
-        entry = max(compiled, key=lambda e: e.created)
     else:
+        fitting = [one for one in unkept if len(key) >= 4 and one.digest.startswith(key.strip().lower())]
+        if len(fitting) == 1:
+            _tell_unkept(session, fitting[0])
+            return
         entry = find_entry(session, key)
     try:
         reasons = explain_entry(cache, entry.digest)
@@ -52,3 +67,13 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
     output.line(f"{entry.digest[:12]} {about} was compiled:")
     for reason in reasons:
         output.line(f"  {reason}")
+
+
+def _tell_unkept(session: Session, one: Unkept) -> None:
+    """Say why a program wasn't kept."""
+    if session.json:
+        output.emit({**one._asdict(), "reasons": [one.reason], "advice": one.advice})
+        return
+    output.line(f"{one.digest[:12]} {one.name} ({one.target_type}, {one.arch}) was compiled, and isn't kept:")
+    output.line(f"  {one.reason}")
+    output.line(f"  {one.advice}")

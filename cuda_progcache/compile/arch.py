@@ -60,15 +60,27 @@ def check_arch(arch: str) -> None:
     ------
     ArchError
     """
-    supported = _supported()
+    if not knows_arch(arch):
+        raise ArchError(about_arch(arch))
+
+
+def knows_arch(arch: str) -> bool:
+    """Whether the installed NVRTC knows an architecture."""
     parsed = _parsed(arch)
-    if parsed is not None and f"sm_{parsed.capability}" in supported:
-        return
+    return parsed is not None and f"sm_{parsed.capability}" in _supported()
+
+
+def about_arch(arch: str) -> str:
+    """What to say to an architecture that a compiler didn't take."""
     from cuda_progcache._util.suggest import did_you_mean
 
-    hint = did_you_mean(f"sm_{arch.removeprefix('sm_').removeprefix('sm')}", supported, listing="it compiles for")
+    supported = _supported()
+    number = arch.lower().removeprefix("sm").removeprefix("compute").removeprefix("_")
+    if f"sm_{number}" in supported and arch == f"sm_{number}":
+        return f"the compiler takes no architecture {arch!r} here"
+    hint = did_you_mean(f"sm_{number}", supported, listing="it compiles for")
     known = "" if "compiles for" in hint else f" It compiles for {', '.join(supported)}."
-    raise ArchError(f"this NVRTC knows no architecture {arch!r}{hint}{known}")
+    return f"this NVRTC knows no architecture {arch!r}{hint}{known}"
 
 
 def _parsed(text: object) -> Arch | None:

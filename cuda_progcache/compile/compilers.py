@@ -19,6 +19,7 @@ from cuda_progcache.compile.nvjitlink import KINDS
 from cuda_progcache.compile.output import CompilerRefusal, LinkerInput, Output
 from cuda_progcache.errors import OptionError, ToolchainError
 from cuda_progcache.keys import toolchain
+from cuda_progcache.keys.flags import facts
 from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE, UNKNOWN, Trace, parse_time_trace, parse_trace
 from cuda_progcache.keys.lasting import lasting
 
@@ -122,7 +123,7 @@ def compile_cpp(
     """
     source = include_source() if trace else NOTHING
     extra: list[str] = []
-    if random_seed is not None and not any(flag.startswith("--frandom-seed") for flag in flags):
+    if random_seed is not None and "frandom-seed" not in facts(tuple(flags)).names:
         extra.append(f"--frandom-seed={random_seed}")
     if front_end_only:
         extra.append("--fdevice-syntax-only")

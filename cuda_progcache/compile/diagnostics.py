@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from cuda_progcache._util.fields import dataclass
-from cuda_progcache.errors import CompileError
+from cuda_progcache.compile.arch import about_arch
+from cuda_progcache.errors import CompileError, UnsupportedArchError
+from cuda_progcache.keys.flags import ARCH, read_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,7 +157,10 @@ def compile_error(
     head = f"{name}: {code_type} -> {target_type} failed ({refusal.status}) with {' '.join(flags)}"
     mapped = [str(d) for d in errors if d.template is not None]
     parts = [head, *mapped, f"compilation log:\n\n{log}" if log else "the compiler left no log"]
-    return _error_class(code_type)(
+    refused_arch = _refused_arch(refusal, flags)
+    if refused_arch is not None:
+        parts.insert(0, about_arch(refused_arch))
+    return _error_class(code_type, CompileError if refused_arch is None else UnsupportedArchError)(
         "\n".join(parts),
         name=name,
         code_type=code_type,
@@ -175,16 +180,31 @@ _THEIRS = {
 }
 
 
-def _error_class(code_type: str) -> type[CompileError]:
-    """``CompileError``, which is what ``cuda.core`` raises, too, where that class is loaded."""
+def _refused_arch(refusal: CompilerRefusal, flags: Sequence[str]) -> str | None:
+    """The architecture, if it is what the compiler didn't take."""
+    arch = next((flag.value for flag in read_flags(flags) if flag.name == ARCH), None)
+    if arch is None:
+        return None
+    said = (
+        "invalid value for --gpu-architecture",  # NVRTC
+        "--nv_arch flag",  # its front end, for sm_90f
+        f"-arch={arch} is an unsupported option",  # libNVVM
+        f"Value '{arch}' is not defined for option 'gpu-name'",  # ptxas
+    )
+    refused = "UNSUPPORTED_ARCH" in refusal.status or any(words in refusal.log for words in said)
+    return arch if refused else None
+
+
+def _error_class(code_type: str, ours: type[CompileError]) -> type[CompileError]:
+    """A class of ours, which is what ``cuda.core`` raises, too, where that class is loaded."""
     module, name = _THEIRS[code_type]
     theirs = getattr(sys.modules.get(module), name, None)
     if theirs is None:
-        return CompileError
-    key = id(theirs)
+        return ours
+    key = ours, id(theirs)
     if key not in _error_classes:
-        _error_classes[key] = type("CompileError", (CompileError, theirs), {"__doc__": CompileError.__doc__})
+        _error_classes[key] = type(ours.__name__, (ours, theirs), {"__doc__": ours.__doc__})
     return _error_classes[key]
 
 
-_error_classes: dict[int, type[CompileError]] = {}
+_error_classes: dict[tuple[type[CompileError], int], type[CompileError]] = {}

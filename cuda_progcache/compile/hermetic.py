@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cuda_progcache.compile.compilers import compile_cpp
 from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys import has_include
-from cuda_progcache.keys import options as opt
+from cuda_progcache.keys.flags import BUNDLED_HEADERS, INCLUDE_PATH, without
 from cuda_progcache.keys.folders import Folders
 from cuda_progcache.keys.include_text import includes
 from cuda_progcache.keys.includes import UNKNOWN, Trace, folders_of, headers_read
@@ -87,7 +87,7 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
                 raise _NotHermeticError(headers.uncacheable)
             memory = _in_memory(base, front_end.trace, contents)
             output = run(
-                flags=[f for f in inputs.flags if not f.startswith((opt.INCLUDE_PATH, opt.BUNDLED_HEADERS))],
+                flags=without(inputs.flags, INCLUDE_PATH, BUNDLED_HEADERS),
                 name_expressions=inputs.name_expressions,
                 random_seed=random_seed,
                 headers=memory.headers,

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping
 from cuda_progcache._util import files
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache.compile import lines
 from cuda_progcache.store.base import is_digest
-from cuda_progcache.store.derived import derived, write_beside
+from cuda_progcache.store.derived import derived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,30 +56,12 @@ def note(cache: Any, record: Mapping[str, Any], digest: str) -> None:
 
 
 def _append(cache: Any, path: str, compiled: Compiled) -> None:
-    line = f"{compiled.digest} {compiled.variant}\n".encode()
-    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    try:
-        descriptor = os.open(path, flags)
-    except FileNotFoundError:
-        write_beside(cache.path, path, line)
-        if path.endswith("0"):  # one in sixteen new names looks at them all
-            _forget_oldest(os.path.dirname(path))
-        return
-    except PermissionError:  # another user's file in a shared directory: it can be replaced
-        _rewrite(cache, path, compiled)
-        return
-    try:
-        os.write(descriptor, line)  # one call: lines of other processes come before or after it
-        size = os.fstat(descriptor).st_size
-    finally:
-        os.close(descriptor)
+    size = lines.append(cache, path, f"{compiled.digest} {compiled.variant}")
+    if not size and path.endswith("0"):  # one in sixteen new names looks at them all
+        _forget_oldest(os.path.dirname(path))
     if size > _LARGEST:
-        _rewrite(cache, path)
-
-
-def _rewrite(cache: Any, path: str, *more: Compiled) -> None:
-    known = list(dict.fromkeys([*more, *_read(path)]))[:_KEPT]
-    write_beside(cache.path, path, "".join(f"{one.digest} {one.variant}\n" for one in reversed(known)).encode())
+        kept = [f"{one.digest} {one.variant}" for one in reversed(_read(path)[:_KEPT])]
+        lines.rewrite(cache, path, kept)
 
 
 def _forget_oldest(folder: str) -> None:
@@ -96,12 +79,8 @@ def latest(cache: Any, name: str) -> list[Compiled]:
 
 
 def _read(path: str) -> list[Compiled]:
-    try:
-        content, _ = files.read_regular(path)
-    except OSError:
-        return []
     found: dict[str, Compiled] = {}
-    for line in reversed((content or b"").decode("ascii", "replace").splitlines()):
+    for line in reversed(lines.read(path)):
         digest, _, variant = line.partition(" ")
         if is_digest(digest) and variant:
             found.setdefault(digest, Compiled(digest, variant))

@@ -70,7 +70,8 @@ def _identify(
         extra_digest=extra_digest,
     )
     if reason := inputs.unrepeatable:
-        raise UncacheableError(f"{inputs.name}: {reason}")
+        vouched = "; extra_digest= over its content vouches for it" if inputs.facts.reads_unkeyed else ""
+        raise UncacheableError(f"{inputs.name}: {reason}{vouched}")
     base = base_key(inputs)
     if not inputs.reads_headers:
         return base, NO_HEADERS

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.lookup import leases_dir, load
+from cuda_progcache.compile.lookup import check_cache, leases_dir, load
 from cuda_progcache.compile.manifests import known_headers, remember_headers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
@@ -17,7 +17,16 @@ from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
-from cuda_progcache.keys.schema import NO_SOURCE, SCHEMA, CompileInputs, Component, ProgramKey, base_key, digest
+from cuda_progcache.keys.schema import (
+    NO_SOURCE,
+    SCHEMA,
+    CompileInputs,
+    Component,
+    ProgramKey,
+    base_key,
+    digest,
+    refuse_side_effects,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,15 +102,19 @@ def obtain_linked(
     if target_type not in ("cubin", "ptx"):
         raise OptionError(f"nvJitLink makes cubin or ptx, not {target_type!r}")
     own = _link_step(inputs, options, target_type)
-    if cache is not None and (found := look_up_linked(inputs, options, target_type, cache)) is not None:
-        return found
+    if cache is not None:
+        check_cache(cache)
+        refuse_side_effects(own.flags, own.code_type)
+        if (found := _look_up(own, inputs, cache)) is not None:
+            return found
     parts: list[CompiledProgram | None] = [
         None
         if item.compile is None
         else obtain(item.compile, cache, kernel=item.kernel and item.kernel(), lookup=item.lookup, policy=policy)
         for item in inputs
     ]
-    reason = next((part.reason for part in parts if part is not None and part.reason), None)
+    reasons = [own.unrepeatable] if cache is not None else []
+    reason = next(filter(None, [*reasons, *(part.reason for part in parts if part is not None)]), None)
     key = _link_key(own, inputs, cache) if cache is not None and reason is None else None
     if key is None:
         output, duration = _link(own, inputs, parts)
@@ -149,7 +162,12 @@ def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
 
 def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
     """What :func:`obtain_linked` would take from the cache, without compiling or linking; None is a miss."""
-    own = _link_step(inputs, options, target_type)
+    return _look_up(_link_step(inputs, options, target_type), inputs, cache)
+
+
+def _look_up(own: CompileInputs, inputs: Sequence[LinkInput], cache: Any) -> CompiledProgram | None:
+    if own.unrepeatable is not None:
+        return None
 
     def look(again: bool = False) -> CompiledProgram | None:  # noqa: FBT001, FBT002 - as it is called
         key = _link_key(own, inputs, cache)
@@ -164,6 +182,7 @@ def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, 
 
 
 def _link_step(inputs: Sequence[LinkInput], options: Any, target_type: str) -> CompileInputs:
+    options = opt.with_plain_arch(options, target_type)
     flags = tuple(opt.linker_flags(options))
     if target_type == "ptx" and "-ptx" not in flags:
         flags += ("-ptx",)
@@ -206,18 +225,19 @@ def _link(
     """Link; returns also the seconds a hit spares: the whole way, wherever the parts came from this time."""
     import time
 
-    from cuda_progcache.compile.arch import check_arch
+    from cuda_progcache.compile.arch import knows_arch
     from cuda_progcache.compile.compilers import link
     from cuda_progcache.compile.diagnostics import compile_error
     from cuda_progcache.compile.output import CompilerRefusal, LinkerInput
 
-    check_arch(own.arch)  # nvJitLink ends the whole process over one it doesn't know
     ready = [
         LinkerInput(part.data if part is not None else item.data or b"", item.target_type, item.name)
         for item, part in zip(inputs, parts, strict=True)
     ]
     clock = time.perf_counter()
     try:
+        if not knows_arch(own.arch):  # nvJitLink of some versions ends the whole process over one
+            raise CompilerRefusal("UNSUPPORTED_ARCH", "")
         output = link(ready, flags=own.flags, target_type=own.target_type)
     except CompilerRefusal as refusal:
         raise compile_error(

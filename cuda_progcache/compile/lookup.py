@@ -95,6 +95,16 @@ def is_ours(kind: Hashable) -> bool:
     return issubclass(kind, ProgramCacheResource)  # type: ignore[arg-type]  # remembered, since an ABC takes its time to say
 
 
+def check_cache(cache: object) -> bool:
+    """Whether a cache is one of this package's; TypeError if it isn't cuda.core's either."""
+    ours = is_ours(type(cache))  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
+    if not ours and not is_theirs(cache):
+        raise TypeError(
+            f"cache must be a ProgramCacheResource, cuda_progcache's or cuda.core's; got {type(cache).__name__}"
+        )
+    return ours
+
+
 def is_theirs(cache: object) -> bool:
     """Whether it is one of cuda.core's stores, or made after them; as cuda.core asks it of ours."""
     theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)

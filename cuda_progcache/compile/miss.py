@@ -13,7 +13,7 @@ from cuda_progcache import events
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.running import asked_by, note_child
-from cuda_progcache.compile import history, toolchains
+from cuda_progcache.compile import history, toolchains, unkept
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.diagnostics import LineLookup, compile_error
 from cuda_progcache.compile.lookup import expression_text
@@ -53,11 +53,12 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
             trace=inputs.reads_headers,
         )
     if inputs.code_type == "ptx":
-        from cuda_progcache.compile.arch import check_arch
+        from cuda_progcache.compile.arch import knows_arch
         from cuda_progcache.compile.compilers import link
         from cuda_progcache.compile.output import LinkerInput
 
-        check_arch(inputs.arch)  # nvJitLink ends the whole process over one it doesn't know
+        if not knows_arch(inputs.arch):  # nvJitLink of some versions ends the whole process over one
+            raise CompilerRefusal("UNSUPPORTED_ARCH", "")
         return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
     from cuda_progcache.compile.compilers import compile_nvvm
     from cuda_progcache.compile.nvvm_ir import extra_modules
@@ -104,6 +105,8 @@ def compile_and_publish(
     )
     key = base.with_headers(headers)
     record = make_record(inputs, key, output, duration, kernel)
+    if output.pch_status is not None:
+        record["pch_status"] = output.pch_status
     if named := in_log(base, output.trace, output.log):
         record["log_files"] = named
     if reason is None:
@@ -261,8 +264,12 @@ def publish(
                 cache[key.digest] = output.data
             except OSError as error:  # a foreign store in trouble costs the entry, not the compile
                 reason = f"the cache couldn't store it: {error}"
+                unkept.note(cache, record, digest, reason)
+    else:
+        unkept.note(cache, record, digest, reason)
     stored = reason is None
     if stored and ours:
+        unkept.forget(cache, digest)
         history.note(cache, record, digest)
         toolchains.note(cache, key.toolchain)
         note_child(digest)

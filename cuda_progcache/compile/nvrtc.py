@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 
 from cuda_progcache.compile.library import Library, RefusedError, strings, text
 
@@ -47,6 +48,7 @@ _PCH_STATUSES = {
     "NVRTC_ERROR_NO_PCH_CREATE_ATTEMPTED": "not_attempted",
     "NVRTC_ERROR_PCH_CREATE_HEAP_EXHAUSTED": "heap exhausted",
 }
+_PCH_FLAG = re.compile(rb"\s*--?(pch|create-pch=.*)\s*$", re.DOTALL)
 _GETTERS = {"ptx": "PTX", "cubin": "CUBIN", "ltoir": "LTOIR"}
 
 
@@ -154,7 +156,7 @@ class Nvrtc(Library):
             options = (ctypes.c_int(len(flags)), strings(flags))
             status = compile_(program, *options)
             pch_status = None
-            if b"--pch" in flags or any(flag.startswith(b"--create-pch=") for flag in flags):
+            if any(_PCH_FLAG.match(flag) for flag in flags):
                 pch_status = self._pch_status(program)
                 if pch_status == "heap exhausted" and not status:
                     self._enlarge_pch_heap(program)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import functools
 import re
-import warnings
 from typing import TYPE_CHECKING
+
+from cuda_progcache._util.warning import warn
 
 if TYPE_CHECKING:
     from cuda_progcache.keys.schema import CompileInputs
@@ -53,11 +54,10 @@ def extra_modules(inputs: CompileInputs) -> list[tuple[str, bytes]]:
 def warn_of_dropped_kernels(inputs: CompileInputs) -> None:
     """Warn of kernels of a program in NVVM IR that a link of its LTO-IR would drop."""
     if names := kernels_without_use(inputs.code, *(module for _, module in extra_modules(inputs))):
-        warnings.warn(
+        warn(
             f"{inputs.name}: a link of this LTO-IR will drop {', '.join(names)}: nvJitLink keeps kernels of NVVM IR "
             f"only where @llvm.used names them (or compile to ptx, and link that)",
             RuntimeWarning,
-            stacklevel=5,
         )
 
 

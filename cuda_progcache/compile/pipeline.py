@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cuda_progcache.compile.lookup import is_ours, is_theirs, leases_dir, look_up
+from cuda_progcache.compile.lookup import check_cache, leases_dir, look_up
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ToolchainError, UncacheableError
 from cuda_progcache.keys.schema import CompileInputs, base_key
@@ -70,6 +70,7 @@ def obtain(
     ToolchainError
         If it isn't in the cache, and the compiler isn't installed.
     """
+    ours = cache is not None and check_cache(cache)
     if inputs.target_type == "ltoir" and inputs.code_type == "nvvm":
         from cuda_progcache.compile.nvvm_ir import warn_of_dropped_kernels
 
@@ -78,11 +79,6 @@ def obtain(
         from cuda_progcache.compile.miss import compile_uncached
 
         return compile_uncached(inputs, lookup)
-    ours = is_ours(type(cache))  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
-    if not ours and not is_theirs(cache):
-        raise TypeError(
-            f"cache must be a ProgramCacheResource, cuda_progcache's or cuda.core's; got {type(cache).__name__}"
-        )
     try:
         base = base_key(inputs)
     except NotInstalledError as missing:

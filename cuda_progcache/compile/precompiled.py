@@ -25,6 +25,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from cuda_progcache.compile.output import CompilerRefusal
+from cuda_progcache.keys.flags import PRE_INCLUDE
 from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
 from cuda_progcache.keys.includes import TRACE, folders_of, headers_read
 from cuda_progcache.keys.lasting import lasting
@@ -44,7 +45,7 @@ _BLANK = re.compile(rb"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.DOTALL)
 _DIRECTIVE = re.compile(rb"[ \t]*#[ \t]*(include|define|undef|pragma)\b[^\n]*")
 _INCLUDED = re.compile(rb"[ \t]*#[ \t]*include[ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\")")
 # What already is about PCHs, reads a header that isn't in the source, makes no output, or is compiled elsewhere.
-_UNFIT = ("--pch", "--create-pch", "--use-pch", "--pre-include", "--fdevice-syntax-only")
+_UNFIT = {"pch", "create-pch", "use-pch", "pch-dir", PRE_INCLUDE, "fdevice-syntax-only"}
 
 
 def shared_prefix(inputs: CompileInputs) -> bytes | None:
@@ -57,7 +58,7 @@ def shared_prefix(inputs: CompileInputs) -> bytes | None:
     bytes or None
         None where a PCH can't be used for it.
     """
-    if inputs.code_type != "c++" or any(flag.startswith(_UNFIT) for flag in inputs.flags):
+    if inputs.code_type != "c++" or not inputs.facts.names.isdisjoint(_UNFIT):
         return None
     if lasting("nvrtc", inputs.flags):
         return None

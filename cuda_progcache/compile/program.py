@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Program`` and ``link``: what ``cuda.core.Program`` does, with a cache that takes everything."""
+"""``Program``: what ``cuda.core.Program`` does, with a cache that takes everything."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 
-from cuda_progcache._util.fields import replace
 from cuda_progcache.compile.arch import with_arch
-from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.linking import LinkInput, obtain_linked
 from cuda_progcache.compile.pipeline import obtain
-from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.errors import ClosedProgramError, OptionError, UnsupportedCodeTypeError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
-from cuda_progcache.keys.options import LinkerOptions, ProgramOptions, linker_flags
+from cuda_progcache.keys.options import ProgramOptions, as_options
 from cuda_progcache.keys.schema import CODE_TYPES, TARGET_TYPES, normalize
 
 TYPE_CHECKING = False
@@ -20,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from cuda.core import ObjectCode
+
+    from cuda_progcache.compile.compiled import CompiledProgram
 
     class LogWriter(Protocol):
         """Anything with ``write(str)``."""
@@ -67,7 +66,7 @@ class Program:
         *,
         header_policy: HeaderPolicy = CHECK_EACH_TIME,
     ) -> None:
-        self._options = _options(options)
+        self._options = as_options(options, ProgramOptions)
         self._header_policy = header_policy
         kind = str(code_type).lower()
         if kind not in CODE_TYPES:
@@ -88,7 +87,7 @@ class Program:
     def compile(
         self,
         target_type: str,
-        name_expressions: Sequence[str | bytes] = (),
+        name_expressions: Iterable[str | bytes] | None = (),
         logs: LogWriter | None = None,
         *,
         cache: Any = None,
@@ -99,7 +98,7 @@ class Program:
         ----------
         target_type : {"ptx", "cubin", "ltoir"}
             In any case.
-        name_expressions : sequence of str or bytes
+        name_expressions : iterable of str or bytes, optional
             Template instances to make; ``ObjectCode.get_kernel`` finds them by these names, on a hit too.
         logs : object with ``write``, optional
             Gets the compiler's log; on a hit, the log of the compile that made the entry.
@@ -115,17 +114,18 @@ class Program:
         CompileError
             If the compiler refuses the program.
         ValueError
-            For a target this code type doesn't compile to; with ``cache``, for options that a hit couldn't honour
-            (``create_pch``, ``time``, ``fdevice_time_trace``, precompiled headers).
+            For a target this code type doesn't compile to; with ``cache``, for options that write a file
+            (``create_pch``, ``time``, ``fdevice_time_trace``), which a hit would leave out.
         ArchError
-            If no architecture was given and there is no device to ask.
+            If no architecture was given and there is no device to ask, or the compiler doesn't know it; and for a
+            virtual one (``compute_90``) where a cubin is asked for.
         """
         return self.compiled(target_type, name_expressions, logs, cache=cache).to_object_code()
 
     def compiled(
         self,
         target_type: str,
-        name_expressions: Sequence[str | bytes] = (),
+        name_expressions: Iterable[str | bytes] | None = (),
         logs: LogWriter | None = None,
         *,
         cache: Any = None,
@@ -183,6 +183,8 @@ class Program:
 
             given = with_arch(self._options)
             fields = {name: value for name, value in vars(given).items() if not name.startswith("_")}
+            if fields.pop("extra_flags", None):
+                raise OptionError("a handle is cuda.core's program, and that takes no extra_flags")
             self._peer = Peer(self._code, self._code_type, PeerOptions(**fields))
             if self._closed:
                 self._peer.close()  # its handle is null then
@@ -190,77 +192,3 @@ class Program:
 
     def __repr__(self) -> str:
         return f"<Program backend='{self.backend}'>"
-
-
-class UnsupportedCodeTypeError(ProgCacheError, RuntimeError, ValueError):
-    """No compiler here takes this code type."""
-
-
-class ClosedProgramError(ProgCacheError, RuntimeError):
-    """The program was closed."""
-
-
-def _options(options: Any) -> Any:
-    if options is None:
-        return ProgramOptions()
-    if isinstance(options, Mapping):
-        return ProgramOptions(**options)
-    if not hasattr(options, "as_bytes") or not hasattr(options, "std"):
-        raise TypeError(
-            f"options must be ProgramOptions (ours or cuda.core's) or a mapping of its fields, got {options!r}"
-        )
-    return options
-
-
-def link(
-    inputs: Sequence[Any],
-    options: Any = None,
-    target_type: str = "cubin",
-    *,
-    cache: Any = None,
-) -> CompiledProgram:
-    """Link binaries with nvJitLink, through the cache.
-
-    Parameters
-    ----------
-    inputs : sequence
-        In link order: ``CompiledProgram``, ``cuda.core.ObjectCode``, or ``(bytes, target_type)`` pairs.
-    options : LinkerOptions, optional
-        Ours or ``cuda.core``'s. Where any input is LTO-IR, ``link_time_optimization`` is switched on unless it is set.
-    target_type : {"cubin", "ptx"}
-    cache : ProgramCacheResource, optional
-        Keyed by the content of the inputs, the flags and the linker.
-
-    Returns
-    -------
-    CompiledProgram
-
-    Raises
-    ------
-    CompileError
-        If the linker refuses.
-    TypeError
-        For an input that isn't a binary.
-    OptionError
-        For an empty list, or a target nvJitLink doesn't make.
-    """
-    ready = [_link_input(item, index) for index, item in enumerate(inputs)]
-    options = with_arch(options if options is not None else LinkerOptions())
-    lto = any(item.target_type == "ltoir" for item in ready) or target_type == "ptx"
-    if lto and "-lto" not in linker_flags(options) and options.link_time_optimization is None:
-        options = replace(options, link_time_optimization=True)
-    return obtain_linked(ready, options, target_type, cache)
-
-
-def _link_input(item: Any, index: int) -> LinkInput:
-    if isinstance(item, CompiledProgram):
-        return LinkInput(item.name, item.target_type, item.data, item.digest)
-    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], bytes | bytearray):
-        return LinkInput(f"input {index}", str(item[1]), bytes(item[0]))
-    code, code_type = getattr(item, "code", None), getattr(item, "code_type", None)
-    if isinstance(code, bytes | bytearray) and code_type is not None:
-        return LinkInput(getattr(item, "name", "") or f"input {index}", str(code_type), bytes(code))
-    raise TypeError(
-        f"input {index} can't be linked: expected CompiledProgram, ObjectCode or (bytes, target_type), got "
-        f"{type(item).__name__}"
-    )

@@ -7,12 +7,17 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from cuda_progcache.errors import OptionError
-from cuda_progcache.keys import options as opt
+from cuda_progcache.keys import option_tables as tables
 
 _PATHS = {
     "cwd": "the working directory differs, and reaches the output",
     "pwd": "the working directory has another name ($PWD), which reaches the output",
     "include_path": "the include directories differ, and reach the output",
+    "bundled_headers": "the folder of NVRTC's own headers differs, and reaches the output",
+    "pre_include": "the folder of a pre-included header differs, and reaches the output",
+    "source_folder": "the source's folder differs, and reaches the output",
+    "name_path": "the path in the program's name differs, and reaches the output",
+    "path": "the path of a header differs, and reaches the output",
 }
 
 Pairs = Sequence[Sequence[str]]
@@ -74,6 +79,8 @@ def _differences(
         yield from _options(mine, theirs)
     elif label in _PATHS:
         yield _PATHS[label]
+    elif label == "hermetic":
+        yield "it is compiled hermetically now" if mine else "it isn't compiled hermetically any more"
     elif label == "has_include":
         yield from _probes(mine, theirs)
     elif label == "extra_source":
@@ -126,7 +133,7 @@ def _probes(mine: list[str], theirs: list[str]) -> Iterable[str]:
 def _fields() -> dict[str, str]:
     """Flag to the field of ProgramOptions that gives it."""
     found = {"-arch": "arch"}
-    for field, emit in [*opt.NVRTC.items(), *opt.NVVM.items(), *opt.NVJITLINK.items()]:
+    for field, emit in [*tables.NVRTC.items(), *tables.NVVM.items(), *tables.NVJITLINK.items()]:
         for sample in (True, 1, "x"):
             try:
                 for flag in emit(sample):

@@ -23,7 +23,6 @@ from collections.abc import Iterable
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import replace
 from cuda_progcache.keys import has_include
-from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.folders import Folders
 from cuda_progcache.keys.headers import (
     Header,
@@ -444,7 +443,7 @@ def headers_read(
     inputs = base.inputs
     if trace is None:
         return HeaderSet(uncacheable="this NVRTC doesn't tell which headers it reads")
-    macros = (flag[len(opt.DEFINE_MACRO) :] for flag in inputs.flags if flag.startswith(opt.DEFINE_MACRO))
+    macros = inputs.facts.macros
     found = header_set(trace, inputs.code, base.search, since.time_ns, contents, macros)
     if found.uncacheable is None and since.steps:
         # NVRTC itself makes the folder of its bundled headers.

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cuda_progcache.keys.flags import read_flags
+
 #: Options of each library that a later compile doesn't see.
 FORGOTTEN = {
     "nvrtc": frozenset(
@@ -100,8 +102,12 @@ FORGOTTEN = {
         }
     ),
 }
+_FORGOTTEN = {
+    library: frozenset(flag.name for name in names for flag in read_flags([name]))
+    for library, names in FORGOTTEN.items()
+}
 # A precompiled header serves the process that made it, so those that use one go to where it was made.
-_PRECOMPILED = {"--pch", "--create-pch", "--use-pch", "--pch-dir"}
+_PRECOMPILED = {"pch", "create-pch", "use-pch", "pch-dir"}
 
 
 def lasting(library: str, flags: Iterable[str]) -> frozenset[str]:
@@ -118,9 +124,6 @@ def lasting(library: str, flags: Iterable[str]) -> frozenset[str]:
     frozenset of str
         A process that was given these serves jobs with the same ones alone.
     """
-    forgotten = FORGOTTEN[library]
-    found = {flag for flag in flags if flag.partition("=")[0] not in forgotten}
-    names = {flag.partition("=")[0] for flag in found}
-    if not names & _PRECOMPILED:
-        return frozenset(found)
-    return frozenset({"--pch"} | {flag for flag in found if flag.partition("=")[0] not in _PRECOMPILED})
+    found = [flag for flag in read_flags(flags) if flag.name not in _FORGOTTEN[library]]
+    kept = frozenset(" ".join(flag.words) for flag in found if flag.name not in _PRECOMPILED)
+    return kept | {"--pch"} if any(flag.name in _PRECOMPILED for flag in found) else kept

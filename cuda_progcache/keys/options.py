@@ -12,283 +12,79 @@ nvJitLink; ``tests/keys/test_options.py`` compares every field with
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
-from cuda_progcache._util.fields import NamedTuple, dataclass
-from cuda_progcache.errors import OptionError
+from cuda_progcache._util.fields import NamedTuple, dataclass, replace
+from cuda_progcache.errors import ArchError, OptionError
+from cuda_progcache.keys.flags import ARCH, REPEATABLE, facts, read_flags
+from cuda_progcache.keys.option_tables import (
+    NVJITLINK,
+    NVRTC,
+    NVVM,
+    NVVM_REFUSES_GIVEN,
+    NVVM_REFUSES_TRUE,
+    PTX_TO_LINKER,
+    emit,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_NAME = "default_program"
-INCLUDE_PATH, PRE_INCLUDE, DEFINE_MACRO = "--include-path=", "--pre-include=", "--define-macro="
-BUNDLED_HEADERS = "--use-bundled-headers="
-
-_Flags = Iterator[str]
 
 
-def _on(flag: str) -> Callable[[Any], _Flags]:
-    """``flag`` when the value is truthy."""
+def as_options(given: Any, kind: type[ProgramOptions | LinkerOptions]) -> Any:
+    """Options, of what a caller gave for them: nothing, a mapping of fields, or options.
 
-    def emit(value: Any) -> _Flags:
-        if value:
-            yield flag
+    Parameters
+    ----------
+    given : None, mapping or options
+        Ours or ``cuda.core``'s.
+    kind : type
+        Which of ours they are, or stand for.
 
-    return emit
-
-
-def _exactly_true(flag: str) -> Callable[[Any], _Flags]:
-    """``flag`` when the value is ``True`` itself (nvJitLink's gate for ``no_cache``)."""
-
-    def emit(value: Any) -> _Flags:
-        if value is True:
-            yield flag
-
-    return emit
-
-
-def _given(flag: str) -> Callable[[Any], _Flags]:
-    """``flag`` whatever the value, ``False`` too (nvJitLink's gate for ``time``)."""
-    return lambda _: iter((flag,))
-
-
-def _boolean(flag: str, true: str = "true", false: str = "false") -> Callable[[Any], _Flags]:
-    """``flag=true`` or ``flag=false``."""
-
-    def emit(value: Any) -> _Flags:
-        yield f"{flag}={true if value else false}"
-
-    return emit
+    Raises
+    ------
+    TypeError
+        It is something else, or has a field that there isn't.
+    """
+    if given is None:
+        return kind()
+    if isinstance(given, Mapping):
+        return kind(**given)
+    if not hasattr(given, "as_bytes") or hasattr(given, "std") != (kind is ProgramOptions):
+        raise TypeError(
+            f"options must be {kind.__name__} (ours or cuda.core's) or a mapping of its fields, got {given!r}"
+        )
+    return given
 
 
-def _value(flag: str) -> Callable[[Any], _Flags]:
-    """``flag=value`` for any value."""
+def with_plain_arch(options: Any, target_type: str) -> Any:
+    """Options whose architecture has no white space around it: NVRTC overlooks some, other compilers don't.
 
-    def emit(value: Any) -> _Flags:
-        yield f"{flag}={value}"
-
-    return emit
-
-
-def _exactly_boolean(flag: str, true: str, false: str) -> Callable[[Any], _Flags]:
-    """``flag=true`` for ``True`` itself, ``flag=false`` for ``False`` itself, nothing for other values."""
-
-    def emit(value: Any) -> _Flags:
-        if value is True or value is False:
-            yield f"{flag}={true if value else false}"
-
-    return emit
-
-
-def _each(flag: str, scalar: type = str) -> Callable[[Any], _Flags]:
-    """``flag=value``, once per element of a sequence; values of another kind are ignored, as the peer does."""
-
-    def emit(value: Any) -> _Flags:
-        if isinstance(value, scalar):
-            yield f"{flag}={value}"
-        elif isinstance(value, Sequence):
-            for element in value:
-                yield f"{flag}={element}"
-
-    return emit
-
-
-def _macros(value: Any) -> _Flags:
-    def one(macro: Any) -> str | None:
-        if isinstance(macro, str):
-            return f"--define-macro={macro}"
-        if isinstance(macro, tuple):
-            if len(macro) != 2 or not all(isinstance(part, str) for part in macro):
-                raise OptionError(f"Expected define_macro tuple[str, str], got {macro}")
-            return f"--define-macro={macro[0]}={macro[1]}"
-        return None
-
-    flag = one(value)
-    if flag is not None:
-        yield flag
-        return
-    if not isinstance(value, Sequence) or not value:
-        raise OptionError(f"Expected define_macro str, tuple[str, str] or a list of them, got {value}")
-    for macro in value:
-        flag = one(macro)
-        if flag is None:
-            raise OptionError(f"Expected define_macro str or tuple[str, str], got {macro}")
-        yield flag
-
-
-def _bundled_headers(value: Any) -> _Flags:
-    if value:
-        yield f"--use-bundled-headers={bundled_headers_dir()}"
-
-
-def bundled_headers_dir() -> str:
-    """The directory into which NVRTC installs its bundled headers: the one that ``cuda.core`` uses too."""
-    import os
-
-    if os.name == "nt":
-        root = os.environ.get("LOCALAPPDATA") or os.path.join(os.path.expanduser("~"), "AppData", "Local")
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(root, "cuda-python", "nvrtc-bundled-headers")
-
-
-# Field -> how NVRTC is told. Order is the order of the flags. A field that is None emits nothing.
-NVRTC: dict[str, Callable[[Any], _Flags]] = {
-    "relocatable_device_code": _boolean("--relocatable-device-code"),
-    "extensible_whole_program": _on("--extensible-whole-program"),
-    "debug": _on("--device-debug"),
-    "lineinfo": _on("--generate-line-info"),
-    "device_code_optimize": _on("--dopt=on"),
-    "ptxas_options": _each("--ptxas-options"),
-    "max_register_count": _value("--maxrregcount"),
-    "ftz": _boolean("--ftz"),
-    "prec_sqrt": _boolean("--prec-sqrt"),
-    "prec_div": _boolean("--prec-div"),
-    "fma": _boolean("--fmad"),
-    "use_fast_math": _on("--use_fast_math"),
-    "extra_device_vectorization": _on("--extra-device-vectorization"),
-    "link_time_optimization": _on("--dlink-time-opt"),
-    "gen_opt_lto": _on("--gen-opt-lto"),
-    "define_macro": _macros,
-    "undefine_macro": _each("--undefine-macro"),
-    "use_bundled_headers": _bundled_headers,
-    "include_path": _each("--include-path"),
-    "pre_include": _each("--pre-include"),
-    "no_source_include": _on("--no-source-include"),
-    "std": _value("--std"),
-    "builtin_move_forward": _boolean("--builtin-move-forward"),
-    "builtin_initializer_list": _boolean("--builtin-initializer-list"),
-    "disable_warnings": _on("--disable-warnings"),
-    "restrict": _on("--restrict"),
-    "device_as_default_execution_space": _on("--device-as-default-execution-space"),
-    "device_int128": _on("--device-int128"),
-    "device_float128": _on("--device-float128"),
-    "optimization_info": _value("--optimization-info"),
-    "no_display_error_number": _on("--no-display-error-number"),
-    "diag_error": _each("--diag-error", int),
-    "diag_suppress": _each("--diag-suppress", int),
-    "diag_warn": _each("--diag-warn", int),
-    "brief_diagnostics": _boolean("--brief-diagnostics"),
-    "time": _value("--time"),
-    "split_compile": _value("--split-compile"),
-    "fdevice_syntax_only": _on("--fdevice-syntax-only"),
-    "minimal": _on("--minimal"),
-    "no_cache": _on("--no-cache"),
-    "fdevice_time_trace": _value("--fdevice-time-trace"),
-    "frandom_seed": _value("--frandom-seed"),
-    "ofast_compile": _value("--Ofast-compile"),
-    "pch": _on("--pch"),
-    "create_pch": _value("--create-pch"),
-    "use_pch": _value("--use-pch"),
-    "pch_dir": _value("--pch-dir"),
-    "pch_verbose": _boolean("--pch-verbose"),
-    "pch_messages": _boolean("--pch-messages"),
-    "instantiate_templates_in_pch": _boolean("--instantiate-templates-in-pch"),
-    "numba_debug": _on("--numba-debug"),
-}
-
-NVVM: dict[str, Callable[[Any], _Flags]] = {
-    "debug": _on("-g"),
-    "device_code_optimize": _exactly_boolean("-opt", "3", "0"),
-    "ftz": _boolean("-ftz", "1", "0"),
-    "prec_sqrt": _boolean("-prec-sqrt", "1", "0"),
-    "prec_div": _boolean("-prec-div", "1", "0"),
-    "fma": _boolean("-fma", "1", "0"),
-    "numba_debug": _on("-numba-debug"),
-}
-
-# libNVVM has no such option: refused when given at all / when truthy.
-_NVVM_REFUSES_GIVEN = (
-    "relocatable_device_code",
-    "ptxas_options",
-    "max_register_count",
-    "define_macro",
-    "undefine_macro",
-    "include_path",
-    "pre_include",
-    "std",
-    "builtin_move_forward",
-    "builtin_initializer_list",
-    "optimization_info",
-    "diag_error",
-    "diag_suppress",
-    "diag_warn",
-    "brief_diagnostics",
-    "time",
-    "split_compile",
-)
-_NVVM_REFUSES_TRUE = (
-    "extensible_whole_program",
-    "lineinfo",
-    "use_fast_math",
-    "extra_device_vectorization",
-    "gen_opt_lto",
-    "use_bundled_headers",
-    "no_source_include",
-    "disable_warnings",
-    "restrict",
-    "device_as_default_execution_space",
-    "device_int128",
-    "no_display_error_number",
-    "fdevice_syntax_only",
-    "minimal",
-)
-
-NVJITLINK: dict[str, Callable[[Any], _Flags]] = {
-    "arch": _value("-arch"),
-    "max_register_count": _value("-maxrregcount"),
-    "time": _given("-time"),
-    "verbose": _on("-verbose"),
-    "link_time_optimization": _on("-lto"),
-    "ptx": _on("-ptx"),
-    "optimization_level": lambda level: iter((f"-O{level}",)),
-    "debug": _on("-g"),
-    "lineinfo": _on("-lineinfo"),
-    # 1 and 0: true and false, which cuda.core writes, are refused by nvJitLink's LTO step.
-    "ftz": _boolean("-ftz", "1", "0"),
-    "prec_div": _boolean("-prec-div", "1", "0"),
-    "prec_sqrt": _boolean("-prec-sqrt", "1", "0"),
-    "fma": _boolean("-fma", "1", "0"),
-    "kernels_used": _each("-kernels-used"),
-    "variables_used": _each("-variables-used"),
-    "optimize_unused_variables": _on("-optimize-unused-variables"),
-    "ptxas_options": _each("-Xptxas"),
-    "split_compile": _value("-split-compile"),
-    "split_compile_extended": _value("-split-compile-extended"),
-    "no_cache": _exactly_true("-no-cache"),
-}
-
-# What of ProgramOptions reaches the linker when the input is PTX.
-_PTX_TO_LINKER = (
-    "arch",
-    "max_register_count",
-    "time",
-    "link_time_optimization",
-    "debug",
-    "lineinfo",
-    "ftz",
-    "prec_div",
-    "prec_sqrt",
-    "fma",
-    "ptxas_options",
-    "split_compile",
-    "no_cache",
-)
-
-
-def _emit(table: dict[str, Callable[[Any], _Flags]], options: Any) -> list[str]:
-    given = [name for name, value in vars(options).items() if value is not None and name in table]
-    if len(given) > 1:
-        given = [name for name in table if name in given]
-    return [flag for name in given for flag in table[name](getattr(options, name))]
+    Raises
+    ------
+    ArchError
+        There is no architecture, or it is virtual and machine code is asked for.
+    """
+    arch = options.arch
+    plain = arch.strip() if isinstance(arch, str) else ""
+    if not plain:
+        raise ArchError(f"arch={arch!r} is no architecture: set arch='sm_90' or the like")
+    if target_type == "cubin" and plain.startswith("compute_"):
+        raise ArchError(
+            f"{plain} is a virtual architecture, and there is no machine code for one (NVRTC gives an empty cubin): "
+            f"set arch='sm_{plain.removeprefix('compute_')}', or compile to PTX"
+        )
+    return options if plain == arch else replace(options, arch=plain)
 
 
 def nvrtc_flags(options: Any) -> list[str]:
     """The flags NVRTC gets for ``options`` (ours or ``cuda.core``'s), ``-arch`` first."""
     if not isinstance(options, ProgramOptions):
         return [flag.decode() for flag in options.as_bytes("nvrtc")]
-    return [f"-arch={options.arch}", *_emit(NVRTC, options)]
+    return _with_extra([f"-arch={options.arch}", *emit(NVRTC, options)], options)
 
 
 def nvvm_flags(options: Any, target_type: str | None) -> list[str]:
@@ -301,15 +97,15 @@ def nvvm_flags(options: Any, target_type: str | None) -> list[str]:
     """
     if not isinstance(options, ProgramOptions):
         return [flag.decode() for flag in options.as_bytes("nvvm", target_type)]
-    refused = [name for name in _NVVM_REFUSES_GIVEN if getattr(options, name) is not None]
-    refused += [name for name in _NVVM_REFUSES_TRUE if getattr(options, name)]
+    refused = [name for name in NVVM_REFUSES_GIVEN if getattr(options, name) is not None]
+    refused += [name for name in NVVM_REFUSES_TRUE if getattr(options, name)]
     if refused:
         ordered = [name for name in vars(options) if name in refused]
         raise OptionError(f"The following options are not supported by NVVM backend: {', '.join(ordered)}")
     arch = options.arch or ""
     if arch.startswith("sm_"):
         arch = f"compute_{arch[3:]}"
-    flags = [f"-arch={arch}", *_emit(NVVM, options)]
+    flags = _with_extra([f"-arch={arch}", *emit(NVVM, options)], options)
     if target_type == "ltoir" and "-gen-lto" not in flags:
         flags.append("-gen-lto")
     return flags
@@ -320,8 +116,33 @@ def linker_flags(options: Any) -> list[str]:
     if not isinstance(options, LinkerOptions) and not hasattr(options, "std"):
         return [flag.decode() for flag in options.as_bytes()]
     if hasattr(options, "std"):  # program options: only these reach the linker
-        return _emit({name: NVJITLINK[name] for name in NVJITLINK if name in _PTX_TO_LINKER}, options)
-    return _emit(NVJITLINK, options)
+        return _with_extra(
+            emit({name: NVJITLINK[name] for name in NVJITLINK if name in PTX_TO_LINKER}, options), options
+        )
+    return _with_extra(emit(NVJITLINK, options), options)
+
+
+def _with_extra(flags: list[str], options: Any) -> list[str]:
+    """Flags of fields, and after them those that were given as such.
+
+    Raises
+    ------
+    OptionError
+        An option is given twice, with two values, or is the architecture.
+    """
+    extra = getattr(options, "extra_flags", None)
+    if not extra:
+        return flags
+    extra = [extra] if isinstance(extra, str) else list(extra)
+    given = {flag.name: flag for flag in read_flags(flags)}
+    for flag in read_flags(extra):
+        shown = " ".join(flag.words)
+        if flag.name == ARCH:
+            raise OptionError(f"extra_flags has {shown}: the architecture is a field, set arch= instead")
+        before = given.setdefault(flag.name, flag)
+        if flag.name not in REPEATABLE and before.value != flag.value:
+            raise OptionError(f"one option has two values, {' '.join(before.words)} and {shown}: give it once")
+    return flags + extra
 
 
 def unknown_fields(options: Any) -> tuple[tuple[str, str], ...]:
@@ -377,15 +198,14 @@ def _translate(options: Any, code_type: str, target_type: str) -> Translation:
             flags.append("-ptx")
     else:
         flags = nvrtc_flags(options)
-        if target_type == "ltoir" and "--dlink-time-opt" not in flags:
+        if target_type == "ltoir" and "dlink-time-opt" not in facts(tuple(flags)).names:
             flags.append("--dlink-time-opt")  # without it NVRTC makes no LTO-IR at all
-    dirs = tuple(flag[len(INCLUDE_PATH) :] for flag in flags if flag.startswith(INCLUDE_PATH))
-    return Translation(tuple(flags), dirs, unknown_fields(options))
+    return Translation(tuple(flags), facts(tuple(flags), code_type).include_dirs, unknown_fields(options))
 
 
 @dataclass
 class ProgramOptions:
-    """Options of one program, field by field those of :class:`cuda.core.ProgramOptions` (documented there).
+    """Options of one program: the fields of :class:`cuda.core.ProgramOptions` (documented there), and one more.
 
     Parameters
     ----------
@@ -395,11 +215,15 @@ class ProgramOptions:
         ``"sm_90"`` (real) or ``"compute_90"`` (virtual). Without it the current device's is taken when something is
         compiled; where there is no device, compiling raises :class:`~cuda_progcache.errors.ArchError` that lists
         what the compiler supports.
+    extra_flags : str or sequence of str, optional
+        Flags for the compiler that have no field here, word by word, handed on verbatim after those of the fields:
+        ``("-Werror=reorder", "--fmax-errors", "3")``. They are in the key, in their order, and mean what they mean in
+        a field: ``-I dir`` is searched for headers whose content is keyed, ``-G`` is ``debug=True``.
 
     Raises
     ------
     TypeError, ValueError
-        For malformed ``extra_sources``.
+        For malformed ``extra_sources`` or ``extra_flags``.
     """
 
     name: str | None = DEFAULT_NAME
@@ -457,10 +281,12 @@ class ProgramOptions:
     extra_sources: Sequence[tuple[str, str | bytes | bytearray]] | None = None
     use_libdevice: bool | None = None
     numba_debug: bool | None = None
+    extra_flags: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"ProgramOptions.name must be a str, got {type(self.name).__name__}")
+        _check_extra_flags(self.extra_flags)
         if self.extra_sources is not None:
             _check_extra_sources(self.extra_sources)
 
@@ -498,7 +324,13 @@ class ProgramOptions:
 
 @dataclass
 class LinkerOptions:
-    """Options of one nvJitLink step, field by field those of :class:`cuda.core.LinkerOptions` (documented there)."""
+    """Options of one nvJitLink step: the fields of :class:`cuda.core.LinkerOptions` (documented there), and one more.
+
+    Parameters
+    ----------
+    extra_flags : str or sequence of str, optional
+        Flags for nvJitLink that have no field here, as in :class:`ProgramOptions`.
+    """
 
     name: str | None = "<default linker>"
     arch: str | None = None
@@ -522,12 +354,23 @@ class LinkerOptions:
     split_compile_extended: int | None = None
     no_cache: bool | None = None
     numba_debug: bool | None = None
+    extra_flags: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        _check_extra_flags(self.extra_flags)
 
     def as_bytes(self, backend: str = "nvjitlink") -> list[bytes]:
         """The flags for nvJitLink (the only ``backend`` there is; another is a ValueError)."""
         if backend.lower() != "nvjitlink":
             raise ValueError(f"Unknown backend '{backend}'. Must be 'nvjitlink'")
         return [flag.encode() for flag in linker_flags(self)]
+
+
+def _check_extra_flags(flags: Any) -> None:
+    if flags is None or isinstance(flags, str):
+        return
+    if not isinstance(flags, Sequence) or not all(isinstance(flag, str) for flag in flags):
+        raise TypeError(f"extra_flags must be a str or a sequence of them, got {flags!r}")
 
 
 def _check_extra_sources(sources: Any) -> None:

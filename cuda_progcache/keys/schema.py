@@ -17,10 +17,11 @@ from itertools import chain
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.lazy import kept_property
-from cuda_progcache.errors import ArchError, UncacheableError
+from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys import options as opt
+from cuda_progcache.keys.flags import BUNDLED_HEADERS, INCLUDE_PATH, PRE_INCLUDE, Facts, facts, read_flags
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
-from cuda_progcache.keys.source import Source, mentions_file, read_source, time_macro
+from cuda_progcache.keys.source import Source, read_source
 from cuda_progcache.keys.toolchain import ToolFile, environment, toolchain
 
 TYPE_CHECKING = False
@@ -153,21 +154,28 @@ class CompileInputs(NamedTuple):
 
         The default name would make every program's lines look alike to a debugger or profiler.
         """
-        options = self.options
-        if self.code_type == "c++" and self.name == opt.DEFAULT_NAME and (options.debug or options.lineinfo):
+        said = self.facts
+        if self.code_type == "c++" and self.name == opt.DEFAULT_NAME and (said.debug or said.lineinfo):
             return f"program_{sha256(self.code).hexdigest()[:16]}.cu"
         return self.name
 
     @property
     def unrepeatable(self) -> str | None:
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
+        said = self.facts
+        if said.reads and self.extra_digest is None:
+            return f"{', '.join(said.reads)} names a file whose content isn't in the key; give what it says as options"
         if self.code_type != "c++":
             return None
-        macro = self.source.time_macro or _about(self.flags).time_macro
+        if said.precompiled and self.extra_digest is None:
+            return f"{', '.join(said.precompiled)}: the compiler doesn't tell which headers a precompiled header holds"
+        macro = self.source.time_macro or said.time_macro
         if macro:
-            return f"the source uses {macro}: each compile's output is its own"
-        if _about(self.flags).probes:
-            return "an option tests __has_include: what it looks at isn't in the key"
+            return f"the source uses {macro}, whose value is another at each compile"
+        if unclear := [folder for folder in self.include_dirs if folder.startswith(" ") or "\n" in folder]:
+            return f"the include directory {unclear[0]!r} can't be told from another in the compiler's list of headers"
+        if said.probes:
+            return "a macro from an option tests __has_include, and what it looks at isn't in the key"
         return None
 
     @property
@@ -175,13 +183,17 @@ class CompileInputs(NamedTuple):
         """Whether the compiler may open any header."""
         if self.code_type != "c++":
             return False
-        return self.source.may_include or _about(self.flags).pre_includes
+        return self.source.may_include or bool(self.facts.pre_includes)
+
+    @property
+    def facts(self) -> Facts:
+        """What the flags say."""
+        return facts(self.flags, self.code_type)
 
     def search_path(self, cwd: str | None = None) -> SearchPath:
         """Where the compiler looks for headers."""
-        bundled = next((f[len(opt.BUNDLED_HEADERS) :] for f in self.flags if f.startswith(opt.BUNDLED_HEADERS)), None)
         cwd = _cwd() if cwd is None else cwd
-        return SearchPath.of(self.include_dirs, self.name, cwd, bundled, self.pre_includes)
+        return SearchPath.of(self.include_dirs, self.name, cwd, self.facts.bundled_headers, self.pre_includes)
 
     def spelled(self, root: tuple[str, int]) -> str:
         """What the compiler puts before the rest of a path in this root of the search path, as it was given."""
@@ -189,8 +201,7 @@ class CompileInputs(NamedTuple):
         if kind == "I":
             return self.include_dirs[index].rstrip("/") + "/"
         if kind == "B":
-            bundled = next(f for f in self.flags if f.startswith(opt.BUNDLED_HEADERS))
-            return bundled[len(opt.BUNDLED_HEADERS) :].rstrip("/") + "/"
+            return (self.facts.bundled_headers or "").rstrip("/") + "/"
         if kind == "N":
             return self.compiler_name
         if kind == "P":
@@ -201,27 +212,7 @@ class CompileInputs(NamedTuple):
     @property
     def pre_includes(self) -> list[str]:
         """Headers that are read before the source."""
-        return [flag[len(opt.PRE_INCLUDE) :] for flag in self.flags if flag.startswith(opt.PRE_INCLUDE)]
-
-
-class _AboutFlags(NamedTuple):
-    """What flags say: a macro in a definition that makes each compile's output its own, ``__FILE__``, headers."""
-
-    time_macro: str | None
-    mention_file: bool
-    probes: bool
-    pre_includes: bool
-
-
-@functools.lru_cache(maxsize=256)
-def _about(flags: tuple[str, ...]) -> _AboutFlags:
-    text = "\n".join(flags)
-    return _AboutFlags(
-        time_macro(text),
-        mentions_file(text.encode("utf-8", "surrogateescape")),
-        "__has_include" in text,
-        any(flag.startswith("--pre-include") for flag in flags),
-    )
+        return list(self.facts.pre_includes)
 
 
 def normalize(
@@ -230,7 +221,7 @@ def normalize(
     code_type: object,
     options: Any,
     target_type: object,
-    name_expressions: Sequence[Any] = (),
+    name_expressions: Iterable[Any] | None = (),
     extra_digest: object = None,
     header_policy: HeaderPolicy = CHECK_EACH_TIME,
 ) -> CompileInputs:
@@ -248,7 +239,7 @@ def normalize(
     TypeError
         For code, name expressions or ``extra_digest`` of the wrong type.
     ArchError
-        If ``options.arch`` isn't set.
+        If ``options.arch`` isn't set, or is virtual (``compute_90``) where machine code is asked for.
     """
     if code_type != "c++" or target_type not in _CPP_TARGETS:  # not spelled as most spell it
         code_type, target_type = _check_types(code_type, target_type)
@@ -257,11 +248,12 @@ def normalize(
         raise TypeError(f"extra_digest must be non-empty bytes or None, got {extra_digest!r}")
     if code_type != "nvvm" and getattr(options, "extra_sources", None) is not None:
         raise ValueError(f"extra_sources is for code_type='nvvm' only; code_type={code_type!r} has no such input")
-    for expression in name_expressions if code_type == "c++" else ():  # no other compiler looks at them
+    # No other compiler looks at name expressions. They may come from an iterator.
+    expressions = tuple(name_expressions) if code_type == "c++" and name_expressions is not None else ()
+    for expression in expressions:
         if not isinstance(expression, str | bytes):
             raise TypeError(f"name_expressions must be str or bytes, got {type(expression).__name__}")
-    if not getattr(options, "arch", None):
-        raise ArchError("no architecture: set ProgramOptions(arch='sm_90') or the like")
+    options = opt.with_plain_arch(options, target_type)
     flags, include_dirs, unknown_fields = opt.translate(options, code_type, target_type)
     return CompileInputs(
         source,
@@ -272,7 +264,7 @@ def normalize(
         options.arch,
         flags,
         include_dirs,
-        tuple(name_expressions) if code_type == "c++" else (),
+        expressions,
         extra_digest,
         unknown_fields,
         header_policy,
@@ -461,10 +453,10 @@ class BaseKey:
 
     def _paths_reach(self, output: str) -> bool:
         """Whether the working directory and all paths are in what comes out, whatever the headers say."""
-        options = self.inputs.options
         if self.inputs.code_type != "c++":
             return False
-        return bool(output == "ltoir" or options.debug or options.lineinfo or _about(self.inputs.flags).mention_file)
+        said = self.inputs.facts
+        return output == "ltoir" or said.debug or said.lineinfo or said.mention_file
 
 
 # The label of a root's component.
@@ -519,6 +511,15 @@ class _Recipe(NamedTuple):
     state: _Hash
 
 
+def refuse_side_effects(flags: tuple[str, ...], code_type: str) -> None:
+    """Raise UncacheableError for options that write a file: a hit would leave it out."""
+    if found := facts(flags, code_type).writes:
+        raise UncacheableError(
+            f"a program with {', '.join(found)} can't be cached: such options write a file as a side effect, and a "
+            f"cache hit compiles nothing, so the file would be missing. Unset them, or compile without cache=."
+        )
+
+
 @functools.lru_cache(maxsize=256)
 def _recipe(
     types: tuple[str, str],
@@ -532,8 +533,7 @@ def _recipe(
     """Remembered: many sources are compiled with the same options."""
     code_type, target_type = types
     name_expressions, extra_digest, unknown_fields = rest
-    if code_type == "c++":
-        _refuse_uncacheable(flags, vouched=extra_digest is not None)
+    refuse_side_effects(flags, code_type)
     components = [Component("schema", SCHEMA.encode())]
     components += [Component(f"tool {tool.name}", tool.identity.encode()) for tool in tools]
     components += [Component("environment", os.fsencode(variable)) for variable in variables]
@@ -542,13 +542,13 @@ def _recipe(
         Component("target_type", target_type.encode()),
         Component("name", name.encode()),
     ]
-    for flag in flags:
-        if flag.startswith(opt.PRE_INCLUDE + "/"):  # its folder is a root of the search path
-            components.append(Component("option", os.fsencode(opt.PRE_INCLUDE + os.path.basename(flag))))
-        elif flag.startswith(opt.BUNDLED_HEADERS):
-            components.append(Component("option", opt.BUNDLED_HEADERS.rstrip("=").encode()))  # the content is keyed
-        elif not flag.startswith(opt.INCLUDE_PATH):
-            components.append(Component("option", flag.encode()))
+    for flag in read_flags(flags):
+        if flag.name == PRE_INCLUDE and (flag.value or "").startswith("/"):  # its folder is a root of the search path
+            components.append(Component("option", os.fsencode(f"--pre-include={os.path.basename(flag.value or '')}")))
+        elif flag.name == BUNDLED_HEADERS:
+            components.append(Component("option", b"--use-bundled-headers"))  # the content is keyed
+        elif flag.name != INCLUDE_PATH:
+            components.append(Component("option", "\0".join(flag.words).encode()))
     components += [Component(f"option {field}", value.encode()) for field, value in unknown_fields]
     tagged = (b"b:" + e if isinstance(e, bytes) else b"s:" + e.encode() for e in name_expressions)
     components += [Component("name_expression", tag) for tag in sorted(set(tagged))]
@@ -557,23 +557,3 @@ def _recipe(
     if extra_digest is not None:
         components.append(Component("extra_digest", extra_digest))
     return _Recipe(tuple(components), sha256(_stream(components)))
-
-
-# A hit runs no compiler, so the files these write would not be written.
-_SIDE_EFFECTS = ("--create-pch=", "--time=", "--fdevice-time-trace=")
-# A precompiled header hides from the include trace which headers went into it.
-_PRECOMPILED = ("--pch-dir=", "--use-pch=")
-
-
-def _refuse_uncacheable(flags: tuple[str, ...], *, vouched: bool) -> None:
-    if found := [flag for flag in flags if flag.startswith(_SIDE_EFFECTS)]:
-        raise UncacheableError(
-            f"a program with {' '.join(found)} can't be cached: such options write a file as a side effect, and a "
-            f"cache hit compiles nothing, so the file would be missing. Unset them, or compile without cache=."
-        )
-    found = [flag for flag in flags if flag == "--pch" or flag.startswith(_PRECOMPILED)]
-    if found and not vouched:
-        raise UncacheableError(
-            f"a program with {' '.join(found)} can't be keyed: the headers inside a precompiled header are not in the "
-            f"include trace. Compile without it, or give extra_digest= over its content."
-        )

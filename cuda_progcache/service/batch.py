@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from cuda_progcache import events
 from cuda_progcache._util.running import asked_by, here
+from cuda_progcache.errors import WorkerDiedError
 from cuda_progcache.service.plan import Load, Plan
-from cuda_progcache.service.worker import Worker, WorkerDiedError, trouble
+from cuda_progcache.service.worker import Worker, trouble
 
 if TYPE_CHECKING:
     from cuda_progcache.service.cached_compiler import CachedCompiler

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cuda_progcache._util.children import end, start_module
-from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.errors import ProgCacheError, WorkerDiedError
 
 
 class Worker:
@@ -106,10 +106,6 @@ def _environment() -> dict[str, str]:
 def trouble(error: Exception) -> str:
     """What went wrong with a job; of an error that isn't ours also the kind, which its message may not tell."""
     return str(error) if isinstance(error, ProgCacheError) else f"{type(error).__name__}: {error}"
-
-
-class WorkerDiedError(ProgCacheError, RuntimeError):
-    """A worker process ended in the middle of a job."""
 
 
 def main() -> None:

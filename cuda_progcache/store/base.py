@@ -390,6 +390,15 @@ class ProgramCacheResource(abc.ABC):
         """
         self.remove(digest)
 
+    def count_unkeyed(self, kind: str) -> None:
+        """Count a program that was compiled and can't be kept, by the kind of reason (``stats().unkeyed``).
+
+        A store without counters doesn't.
+        """
+        counters = getattr(self, "_counters", None)
+        if counters is not None:
+            counters.count_unkeyed(kind)
+
     def stats(self) -> StoreStats:
         """What the store holds, and what it has counted."""
         raise NotImplementedError(f"{type(self).__name__} keeps no statistics")

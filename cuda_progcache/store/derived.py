@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 #: The directories, below a store's root. They are cleared with the entries.
-DIRECTORIES = ("failures", "latest", "manifests", "steps", "toolchains")
+DIRECTORIES = ("failures", "latest", "manifests", "steps", "toolchains", "unkept")
 #: A header manifest keeps a few header sets; more than this is no manifest of ours.
 _MOST_SETS = 64
 

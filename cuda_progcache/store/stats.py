@@ -6,6 +6,7 @@ from __future__ import annotations
 import operator
 import os
 import weakref
+from collections.abc import Mapping
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.locks import ForkSafeLock
@@ -22,6 +23,7 @@ class Totals(NamedTuple):
     refused: int = 0
     read_errors: int = 0
     stored: int = 0
+    unkeyed: int = 0
 
     def plus(self, other: Totals) -> Totals:
         """The sum, field by field."""
@@ -93,6 +95,10 @@ class StoreStats(NamedTuple):
         Writes that were done.
     failed : int
         Removals, clears and eviction passes that trouble in the cache prevented; not kept in ``all_time``.
+    unkeyed : int
+        Programs that were compiled and not kept, since a hit could differ from a fresh compile.
+    unkeyed_by : Mapping of str to int
+        The same by kind of reason (:data:`cuda_progcache.compile.unkept.KINDS`).
     all_time : Totals or None
         The same counters over every process that used this directory: what they have written down, and what this
         process has yet to. Written at ``close()``, at exit and every few seconds of writing; a process that is killed
@@ -113,6 +119,8 @@ class StoreStats(NamedTuple):
     record_bytes: int = 0
     stored: int = 0
     failed: int = 0
+    unkeyed: int = 0
+    unkeyed_by: Mapping[str, int] = {}
     all_time: Totals | None = None
     levels: tuple[LevelStats, ...] = ()
 
@@ -120,7 +128,7 @@ class StoreStats(NamedTuple):
 class Counters:
     """Counters of one store object; read and written under ``lock``. A forked child's start at zero."""
 
-    __slots__ = ("__weakref__", "_written", "failed", "lock", *Totals._fields)
+    __slots__ = ("__weakref__", "_written", "failed", "lock", "unkeyed_by", *Totals._fields)
 
     def __init__(self) -> None:
         self.lock = ForkSafeLock()
@@ -130,7 +138,8 @@ class Counters:
     def reset(self) -> None:
         """Start at zero."""
         self.hits = self.misses = self.corrupt = self.evicted = 0
-        self.dropped = self.refused = self.read_errors = self.stored = self.failed = 0
+        self.dropped = self.refused = self.read_errors = self.stored = self.failed = self.unkeyed = 0
+        self.unkeyed_by: dict[str, int] = {}
         self._written = Totals()
 
     def count(self, name: str, by: int = 1) -> None:
@@ -138,12 +147,18 @@ class Counters:
         with self.lock:
             setattr(self, name, getattr(self, name) + by)
 
+    def count_unkeyed(self, kind: str) -> None:
+        """Count a program that can't be kept."""
+        with self.lock:
+            self.unkeyed += 1
+            self.unkeyed_by[kind] = self.unkeyed_by.get(kind, 0) + 1
+
     def totals(self) -> Totals:
         """All of them at one moment."""
         with self.lock:
             return Totals(
                 self.hits, self.misses, self.corrupt, self.evicted, self.dropped, self.refused, self.read_errors,
-                self.stored,
+                self.stored, self.unkeyed,
             )  # fmt: skip
 
     def unwritten(self) -> Totals:
@@ -164,13 +179,16 @@ class Counters:
 
     def stats(self, *, entries: int, size: int, record_size: int, all_time: Totals | None = None) -> StoreStats:
         """The counters, next to what the store holds."""
+        with self.lock:
+            counted, by_kind = self.totals(), dict(self.unkeyed_by)
         return StoreStats(
             entries=entries,
             bytes=size,
             record_bytes=record_size,
             failed=self.failed,
             all_time=all_time,
-            **self.totals()._asdict(),
+            unkeyed_by=by_kind,
+            **counted._asdict(),
         )
 
 

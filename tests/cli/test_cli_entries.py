@@ -217,8 +217,9 @@ def test_stats(cli, cli_json, kept, root, monkeypatch):
         "pinned": 0,
         "all_time": {
             "hits": 0, "misses": 0, "corrupt": 0, "evicted": 0, "dropped": 0, "refused": 0, "read_errors": 0,
-            "stored": 3,
+            "stored": 3, "unkeyed": 0,
         },
+        "unkept": {},
         "templates": {"directory": None, "file_count": 0, "total_bytes": 0, "refused": None},
     }  # fmt: skip
 

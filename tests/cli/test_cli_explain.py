@@ -39,3 +39,27 @@ def test_wrong_calls(cli, compiles):
 
 def test_an_empty_cache(cli):
     assert "nothing was compiled" in cli("explain", "--last", code=5).stderr
+
+
+UNKEPT = "__device__ int t = sizeof(__TIME__);\n" + SOURCE
+
+
+def test_what_is_not_kept_is_listed_and_explained(cli, cli_json, compiles, tmp_path):
+    path = tmp_path / "when.cu"
+    path.write_text(UNKEPT)
+    made = cli_json("compile", path, "--arch", "sm_90")
+    assert made["digest"] is None
+    (one,) = cli_json("list", "--unkept")["unkept"]
+    assert (one["kind"], one["arch"], one["reason"]) == ("time_macro", "sm_90", made["reason"])
+    text = cli("list", "--unkept").stdout
+    assert made["reason"] in text
+    assert one["advice"] in text
+    assert cli_json("list", "--unkept", "--arch", "sm_80")["unkept"] == []
+    for arguments in (["--last"], [one["digest"][:8]]):
+        said = cli("explain", *arguments).stdout
+        assert "was compiled, and isn't kept" in said
+        assert made["reason"] in said
+        assert cli_json("explain", *arguments)["reasons"] == [made["reason"]]
+    assert "first compile" in cli("explain", compiles[0]).stdout
+    assert "1 time macro" in cli("stats").stdout
+    assert cli_json("stats")["unkept"] == {"time_macro": 1}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import cuda.core
 import pytest
 
-from cuda_progcache import LinkerOptions, Program, ProgramOptions, link
+from cuda_progcache import Linker, LinkerOptions, Program, ProgramOptions, link
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
 from cuda_progcache.errors import ArchError, CompileError, OptionError
 from cuda_progcache.keys.schema import normalize
@@ -150,3 +150,48 @@ def test_floating_point_options_reach_link_time_optimization(parts):
     for name in ("ftz", "prec_div", "prec_sqrt", "fma"):
         for value in (True, False):
             assert link(parts["ltoir"], LinkerOptions(**SM80, **{name: value})).data
+
+
+@pytest.mark.parametrize("kind", ["cubin", "ptx", "ltoir"])
+def test_object_codes_that_are_files(cache, parts, tmp_path, kind):
+    """As cuda.core takes them: by their content, which may change."""
+    paths = [tmp_path / f"{index}.{kind}" for index in range(2)]
+    for path, made in zip(paths, parts[kind], strict=True):
+        path.write_bytes(made.data)
+    codes = [getattr(cuda.core.ObjectCode, f"from_{kind}")(str(path)) for path in paths]
+    options = LinkerOptions(**SM80)
+    first, again = (link(codes, options, cache=cache) for _ in range(2))
+    assert (first.hit, again.hit) == (False, True)
+    assert first.data == link(parts[kind], options).data
+    paths[0].write_bytes(part(CALLEE.replace("3", "4"), kind, "callee").data)
+    changed = link(codes, options, cache=cache)
+    assert not changed.hit
+    assert changed.data != first.data
+    paths[0].unlink()
+    with pytest.raises(FileNotFoundError):
+        link(codes, options, cache=cache)
+
+
+def test_types_in_any_case_and_bytes_of_any_kind(cache, parts):
+    plain = [(p.data, "cubin") for p in parts["cubin"]]
+    assert not link(plain, LinkerOptions(**SM80), cache=cache).hit
+    for wrap in (bytes, bytearray, memoryview):
+        shouted = [(wrap(data), kind.upper()) for data, kind in plain]
+        assert link(shouted, LinkerOptions(**SM80), "CUBIN", cache=cache).hit
+    assert link(iter(plain), dict(SM80), cache=cache).hit, "any iterable, and a mapping of fields"
+    assert link(plain, {"arch": "sm_80 "}, cache=cache).hit
+
+
+@pytest.mark.parametrize("options", [3, "x", ProgramOptions(**SM80), {"arch": "sm_80", "nope": 1}])
+def test_options_of_a_wrong_type(parts, compiler_runs, options):
+    for run in (lambda: link(parts["cubin"], options), lambda: Linker(*parts["cubin"], options=options)):
+        with pytest.raises(TypeError, match=r"must be LinkerOptions|unexpected argument 'nope'"):
+            run()
+    assert compiler_runs == []
+
+
+@pytest.mark.parametrize("target", ["ltoir", "fatbin", None, b"cubin", 3])
+def test_targets_that_are_not_made(parts, compiler_runs, target):
+    with pytest.raises(OptionError, match="makes cubin or ptx"):
+        link(parts["cubin"], LinkerOptions(**SM80), target)
+    assert compiler_runs == []

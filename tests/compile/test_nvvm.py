@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from cuda_progcache import LinkerOptions, Program, ProgramOptions, link
+from cuda_progcache import CompileService, InMemoryProgramCache, LinkerOptions, Program, ProgramOptions, link
 from cuda_progcache.compile.nvvm_ir import kernels_without_use
 
 HEAD = (
@@ -43,6 +43,44 @@ def test_on_a_hit_too(cache):
     for hit in (False, True):
         with pytest.warns(RuntimeWarning, match="drop k"):
             assert compiled(ANNOTATED, cache=cache).hit is hit
+
+
+def by_compile(tmp_path):
+    Program(HEAD + ANNOTATED, "nvvm", ProgramOptions(arch="sm_80", name="k.ll")).compile("ltoir")
+
+
+def by_compiled(tmp_path):
+    Program(HEAD + ANNOTATED, "nvvm", ProgramOptions(arch="sm_80", name="k.ll")).compiled("ltoir")
+
+
+def by_service(tmp_path):
+    options = ProgramOptions(arch="sm_80", name="k.ll")
+    CompileService(InMemoryProgramCache()).compile(HEAD + ANNOTATED, "nvvm", options=options, target_type="ltoir")
+
+
+def library(tmp_path):
+    (tmp_path / "manifest.toml").write_text(
+        'format = 1\n[kernels.k]\ntemplate = "k.ll.j2"\ncode_type = "nvvm"\nentry_points = ["k"]\n'
+    )
+    (tmp_path / "k.ll.j2").write_text(HEAD + ANNOTATED)
+    return CompileService(InMemoryProgramCache(), library=tmp_path)
+
+
+def by_kernel(tmp_path):
+    library(tmp_path).kernel("k", arch="sm_80", target_type="ltoir")
+
+
+def by_kernels_in_threads(tmp_path):
+    library(tmp_path).kernel("k", arch=["sm_80", "sm_90"], target_type="ltoir")
+
+
+@pytest.mark.parametrize("ask", [by_compile, by_compiled, by_service, by_kernel, by_kernels_in_threads])
+def test_the_warning_points_at_the_callers_line(ask, tmp_path):
+    with pytest.warns(RuntimeWarning, match="drop k") as caught:
+        ask(tmp_path)
+    first = ask.__code__.co_firstlineno
+    lines = range(first, first + 6)
+    assert all(warning.filename == __file__ and warning.lineno in lines for warning in caught)
 
 
 def test_not_for_ptx():

@@ -296,11 +296,6 @@ def test_a_pch_is_made_without_a_cache(project):
     assert plain.pch_status is None
 
 
-def test_a_precompiled_header_is_refused_with_a_cache(compiled):
-    with pytest.raises(ValueError, match="pch can't be keyed"):
-        compiled(pch=True)
-
-
 def test_options_as_a_mapping_and_by_default():
     assert Program(SOURCE, "c++", {"arch": "sm_80"}).compiled("cubin").arch == "sm_80"
     with pytest.raises(TypeError, match="options must be ProgramOptions"):

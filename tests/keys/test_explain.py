@@ -106,6 +106,19 @@ def test_compilers_and_paths():
     assert explain([["include_path", "/a"]], [], {}, {}) == ["the include directories differ, and reach the output"]
 
 
+@pytest.mark.parametrize("label", ["bundled_headers", "pre_include", "source_folder", "name_path", "path"])
+def test_every_path_of_a_key_has_its_sentence(label):
+    (said,) = explain([[label, "/a"]], [[label, "/b"]], {}, {})
+    assert said.endswith("differs, and reaches the output")
+    option = ["option", "--generate-line-info"]
+    assert explain([option, [label, "/a"]], [], {}, {}) == ["option lineinfo unset → on"], "no second cause"
+
+
+def test_hermetic_compiles():
+    assert explain([["hermetic", ""]], [], {}, {}) == ["it is compiled hermetically now"]
+    assert explain([], [["hermetic", ""]], {}, {}) == ["it isn't compiled hermetically any more"]
+
+
 def test_inputs_of_a_link():
     new = [["input 0 code", "1"], ["input 1 option", "--fmad=false"], ["input 1 tool nvrtc", "1"]]
     old = [["input 0 code", "2"], ["input 1 option", "--fmad=true"], ["input 1 tool nvrtc", "2"]]

@@ -149,3 +149,24 @@ def test_help_names_the_option(pytester):
     result.stdout.fnmatch_lines(["*--progcache-dir=DIR*"])
     result = pytester.runpytest_subprocess("--fixtures")
     result.stdout.fnmatch_lines(["program_cache*session scope*"])
+
+
+UNKEPT = r"""
+import cuda_progcache
+import pytest
+
+@pytest.mark.filterwarnings("ignore:.*isn't kept")
+@pytest.mark.parametrize("number", range(4))
+def test_compile(number, program_cache):
+    source = '__device__ int t = %d + sizeof(__TIME__); extern "C" __global__ void k(int *a) { *a = t; }' % number
+    program = cuda_progcache.Program(source, "c++", cuda_progcache.ProgramOptions(arch="sm_90"))
+    program.compiled("cubin", cache=program_cache)
+"""
+
+
+def test_programs_that_are_not_kept_are_in_the_line(pytester, processes):
+    pytester.makepyfile(UNKEPT)
+    for _ in range(2):
+        result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *processes, "--progcache-dir=programs")
+        result.assert_outcomes(passed=4)
+        result.stdout.re_match_lines([r"progcache: 0 hits, \d+ miss(es)?, 0 dropped, 4 not kept.*"])

@@ -12,9 +12,9 @@ import threading
 import pytest
 
 from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgramCache
-from cuda_progcache.errors import ArchError, KernelNotFoundError
+from cuda_progcache.errors import ArchError, KernelNotFoundError, WorkerDiedError
 from cuda_progcache.service.manifest import KernelLibrary
-from cuda_progcache.service.worker import Worker, WorkerDiedError
+from cuda_progcache.service.worker import Worker
 from cuda_progcache.templates import BytecodeCache
 
 ARCHS = ["sm_80", "sm_90"]

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small files of text beside a cache's entries, to which processes append a line each; all of them disposable."""
+
+from __future__ import annotations
+
+import os
+
+from cuda_progcache._util import files
+from cuda_progcache.store.derived import write_beside
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def append(cache: Any, path: str, line: str) -> int:
+    """Append a line to a file below a cache's root, made where it isn't there yet.
+
+    Returns
+    -------
+    int
+        The file's size; 0 where this is its first line.
+
+    Raises
+    ------
+    OSError
+    """
+    data = f"{line}\n".encode()
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except FileNotFoundError:
+        write_beside(cache.path, path, data)
+        return 0
+    except PermissionError:  # another user's file in a shared directory: it can be replaced
+        before = read(path)
+        rewrite(cache, path, [*before, line])
+        return len(data) * (len(before) + 1)
+    try:
+        os.write(descriptor, data)  # one call: lines of other processes come before or after it
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+
+
+def read(path: str) -> list[str]:
+    """The lines of a file, the oldest first; none where it isn't there or can't be read."""
+    try:
+        content, _ = files.read_regular(path)
+    except OSError:
+        return []
+    return (content or b"").decode("utf-8", "replace").splitlines()
+
+
+def rewrite(cache: Any, path: str, lines: list[str]) -> None:
+    """Replace a file by these lines (OSError where that can't be done)."""
+    write_beside(cache.path, path, "".join(f"{line}\n" for line in lines).encode())

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``link`` and ``Linker``: what ``cuda.core.Linker`` does, with a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cuda_progcache._util.fields import replace
+from cuda_progcache.compile.arch import with_arch
+from cuda_progcache.compile.compiled import CompiledProgram
+from cuda_progcache.compile.linking import LinkInput, obtain_linked
+from cuda_progcache.errors import ClosedProgramError, CompileError, OptionError
+from cuda_progcache.keys.flags import facts
+from cuda_progcache.keys.options import LinkerOptions, as_options, linker_flags
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cuda.core import ObjectCode
+
+
+def link(
+    inputs: Iterable[Any],
+    options: Any = None,
+    target_type: str = "cubin",
+    *,
+    cache: Any = None,
+) -> CompiledProgram:
+    """Link binaries with nvJitLink, through the cache.
+
+    Parameters
+    ----------
+    inputs : iterable
+        In link order: ``CompiledProgram``, ``cuda.core.ObjectCode`` (one that names a file is read), or
+        ``(bytes, target_type)`` pairs.
+    options : LinkerOptions or mapping, optional
+        Ours or ``cuda.core``'s, or a mapping of its fields. Where any input is LTO-IR, ``link_time_optimization`` is
+        switched on unless it is set.
+    target_type : {"cubin", "ptx"}
+        In any case.
+    cache : ProgramCacheResource, optional
+        Keyed by the content of the inputs, the flags and the linker.
+
+    Returns
+    -------
+    CompiledProgram
+
+    Raises
+    ------
+    CompileError
+        If the linker refuses.
+    TypeError
+        For an input that isn't a binary, for options or a cache of the wrong type.
+    OptionError
+        For an empty list, or a target nvJitLink doesn't make.
+    ArchError
+        As :meth:`Program.compile`.
+    """
+    ready = [_input(item, index) for index, item in enumerate(inputs)]
+    return _linked(ready, as_options(options, LinkerOptions), target_type, cache)
+
+
+def _linked(ready: list[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram:
+    target = target_type.lower() if hasattr(target_type, "lower") else target_type
+    options = with_arch(options)
+    lto = target == "ptx" or any(item.target_type == "ltoir" for item in ready)
+    if lto and options.link_time_optimization is None and "lto" not in facts(tuple(linker_flags(options))).names:
+        options = replace(options, link_time_optimization=True)
+    return obtain_linked(ready, options, target, cache)
+
+
+def _input(item: Any, index: int) -> LinkInput:
+    if isinstance(item, CompiledProgram):
+        return LinkInput(item.name, item.target_type, item.data, item.digest)
+    is_pair = isinstance(item, tuple) and len(item) == 2 and not isinstance(item[0], str)
+    code, kind = item if is_pair else (getattr(item, field, None) for field in ("code", "code_type"))
+    if isinstance(code, str) and isinstance(kind, str):  # an ObjectCode that is a file
+        with open(code, "rb") as file:
+            code = file.read()
+    if not isinstance(code, bytes | bytearray | memoryview) or not isinstance(kind, str):
+        raise TypeError(
+            f"input {index} can't be linked: expected CompiledProgram, ObjectCode or (bytes, target_type), got "
+            f"{type(item).__name__}"
+        )
+    return LinkInput(getattr(item, "name", "") or f"input {index}", kind.lower(), bytes(code))
+
+
+class Linker:
+    """Binaries to link: a drop-in for :class:`cuda.core.Linker`.
+
+    Parameters
+    ----------
+    *object_codes : cuda.core.ObjectCode or CompiledProgram
+        At least one, in link order. One that names a file is read here.
+    options : LinkerOptions or mapping, optional
+        Ours or ``cuda.core``'s, or a mapping of its fields.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to link.
+    TypeError
+        For an input or options of the wrong type.
+
+    Notes
+    -----
+    Making one loads nothing: nvJitLink is called when something is really linked.
+    """
+
+    def __init__(self, *object_codes: Any, options: Any = None) -> None:
+        if not object_codes:
+            raise OptionError("there is nothing to link: at least one ObjectCode must be provided")
+        self._object_codes = object_codes
+        self._inputs = [_input(item, index) for index, item in enumerate(object_codes)]
+        self._options = as_options(options, LinkerOptions)
+        self._logs = {"info": "", "error": ""}
+        self._closed = False
+        self._peer: Any = None
+
+    def link(self, target_type: str, *, cache: Any = None) -> ObjectCode:
+        """Link, or take the binary from a cache.
+
+        Parameters
+        ----------
+        target_type : {"cubin", "ptx"}
+            In any case.
+        cache : ProgramCacheResource, optional
+            As in :func:`link`.
+
+        Returns
+        -------
+        cuda.core.ObjectCode
+            With the options' name.
+
+        Raises
+        ------
+        CompileError
+            If the linker refuses; :meth:`get_error_log` has its log then.
+        OptionError
+            For a target nvJitLink doesn't make.
+        ArchError
+            As :meth:`Program.compile`.
+        ClosedProgramError
+            If it was closed.
+        """
+        if self._closed:
+            raise ClosedProgramError("Linker has been closed")
+        try:
+            made = _linked(self._inputs, self._options, target_type, cache)
+        except CompileError as error:
+            self._logs = {"info": "", "error": error.log}
+            raise
+        self._logs = {"info": made.log, "error": ""}
+        return made.to_object_code()
+
+    def get_error_log(self) -> str:
+        """The log of the latest link, where the linker refused."""
+        return self._logs["error"]
+
+    def get_info_log(self) -> str:
+        """The log of the latest link, where it succeeded; on a hit, that of the link that made the entry."""
+        return self._logs["info"]
+
+    def close(self) -> None:
+        """Close: a later :meth:`link` raises RuntimeError."""
+        self._closed = True
+        if self._peer is not None:
+            self._peer.close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    @property
+    def handle(self) -> Any:
+        """A handle of the linker library for these inputs, made on demand by ``cuda.core``."""
+        if self._peer is None:
+            from cuda.core import Linker as Peer
+            from cuda.core import LinkerOptions as PeerOptions
+
+            fields = dict(vars(with_arch(self._options)))
+            if fields.pop("extra_flags", None):
+                raise OptionError("a handle is cuda.core's linker, and that takes no extra_flags")
+            codes = [c.to_object_code() if isinstance(c, CompiledProgram) else c for c in self._object_codes]
+            self._peer = Peer(*codes, options=PeerOptions(**fields))
+            if self._closed:
+                self._peer.close()  # its handle is null then
+        return self._peer.handle
+
+    @classmethod
+    def which_backend(cls) -> Any:
+        """The linker library that ``cuda.core`` would take: ``"nvJitLink"`` or ``"driver"``."""
+        from cuda.core import Linker as Peer
+
+        return Peer.which_backend()

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that are compiled and not kept, since a hit could differ from a fresh compile: none of them silently.
+
+Each is counted by its kind of reason (``stats().unkeyed``), told by a warning that says how to mend it, once per
+program and process, and listed beside the entries, for ``list --unkept`` and ``explain``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache._util.warning import warn
+from cuda_progcache.compile import lines
+from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.store.base import ProgramCacheResource
+from cuda_progcache.store.derived import derived
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: Kind of reason: the phrases by which its sentences are known (they have names of files in them, too), and how to mend
+#: it. The first that fits counts.
+KINDS: dict[str, tuple[str, str]] = {
+    "store": (
+        r"^the cache couldn't store it",
+        "Mend what the store says, or use one of cuda_progcache's, which tell more.",
+    ),
+    "working_directory": (
+        r"^the working directory ",
+        "Compile in a directory that is there, and stays the same.",
+    ),
+    "changed": (
+        r" (?:was modified|was changed|were replaced|appeared) while | changed again and again ",
+        "It is kept by the next compile during which nothing moves.",
+    ),
+    "unreadable": (
+        r" can't be read after the compile$|the trace can't tell$| can't be told from another ",
+        "See that headers lie where they can be read, in folders and under names without blanks before them.",
+    ),
+    "untold_headers": (
+        r" doesn't tell which headers ",
+        "Compile with another NVRTC, one that tells which headers it reads, or without includes.",
+    ),
+    "time_macro": (
+        r"(?: uses| paste) __(?:DATE|TIME|TIMESTAMP)__",
+        "Take the macro out, or define one of your own with define_macro, whose value is in the key.",
+    ),
+    "undecided_header": (
+        r"__has_include| tests for|gives the header's name|another macro|on to a macro| may paste ",
+        "Write the header's name where it is tested for, in place of the macro.",
+    ),
+    "hermetic": (
+        r" hermetically: ",
+        "Compile with a header policy that isn't hermetic, if that is good enough.",
+    ),
+    "option": (
+        r"^(?:an |the )?option|precompiled header|--pch",
+        "Compile without that option, or without a cache.",
+    ),
+    "other": ("", "The reason is all that is known."),
+}
+
+#: Programs listed per cache; bytes of the file from which it is cut down to them.
+_KEPT, _LARGEST = 256, 131_072
+#: Programs that this process has warned of.
+_told: set[tuple[str, str, str, str]] = set()
+_MOST_TOLD = 4096
+
+
+class Unkept(NamedTuple):
+    """A program that wasn't kept.
+
+    Attributes
+    ----------
+    digest : str
+        Of the entry that it would have been.
+    name, code_type, target_type, arch : str
+    kind : str
+        Of :data:`KINDS`.
+    reason : str
+        A sentence.
+    when : float
+        Seconds since the epoch.
+    """
+
+    digest: str
+    name: str
+    code_type: str
+    target_type: str
+    arch: str
+    kind: str
+    reason: str
+    when: float
+
+    @property
+    def advice(self) -> str:
+        """How to mend it."""
+        return KINDS[self.kind][1] if self.kind in KINDS else KINDS["other"][1]
+
+
+def kind_of(reason: str) -> str:
+    """Which kind of reason a sentence is."""
+    return next(kind for kind, (words, _) in KINDS.items() if re.search(words, reason))
+
+
+def note(cache: Any, record: Mapping[str, Any], digest: str, reason: str) -> None:
+    """Count, list and tell a program that was compiled and isn't kept.
+
+    Parameters
+    ----------
+    cache : store
+        Ours or another.
+    record : mapping
+        Of the compile.
+    digest : str
+        Of the entry that it would have been.
+    reason : str
+    """
+    name, code_type, target_type, arch = (
+        str(record.get(field) or "") for field in ("name", "code_type", "target_type", "arch")
+    )
+    one = Unkept(digest, name, code_type, target_type, arch, kind_of(reason), reason, time.time())
+    if isinstance(cache, ProgramCacheResource):
+        cache.count_unkeyed(one.kind)
+        with contextlib.suppress(OSError):  # disposable
+            _list(cache, one)
+    program = (one.name, one.target_type, one.arch, one.kind)
+    if program not in _told:
+        if len(_told) >= _MOST_TOLD:
+            _told.clear()
+        _told.add(program)
+        warn(f"{one.name} for {one.arch} was compiled and isn't kept: {reason}. {one.advice}", ProgCacheWarning)
+
+
+def _list(cache: Any, one: Unkept) -> None:
+    path = _path(cache)
+    if path is None:
+        kept = derived(cache, "unkept")
+        kept.pop(one.digest, None)
+        kept[one.digest] = one
+        if len(kept) > _KEPT:
+            kept.pop(next(iter(kept)))
+        return
+    if lines.append(cache, path, json.dumps(one)) > _LARGEST:
+        lines.rewrite(cache, path, [json.dumps(known) for known in reversed(listed(cache)[:_KEPT])])
+
+
+def forget(cache: Any, digest: str) -> None:
+    """Take a program off the list: it is kept now."""
+    path = _path(cache)
+    if path is None:
+        derived(cache, "unkept").pop(digest, None)
+        return
+    if os.path.lexists(path):
+        known = listed(cache)
+        left = [one for one in known if one.digest != digest]
+        if len(left) < len(known):
+            with contextlib.suppress(OSError):
+                lines.rewrite(cache, path, [json.dumps(one) for one in reversed(left)])
+
+
+def listed(cache: Any) -> list[Unkept]:
+    """The programs of a cache that weren't kept, each once, the latest first."""
+    path = _path(cache)
+    if path is None:
+        return list(reversed(derived(cache, "unkept").values()))
+    found: dict[str, Unkept] = {}
+    for line in reversed(lines.read(path)):
+        with contextlib.suppress(ValueError, TypeError):  # cut short by a crash
+            one = Unkept(*json.loads(line))
+            found.setdefault(one.digest, one)
+    return list(found.values())
+
+
+def by_kind(unkept: Iterable[Unkept]) -> dict[str, int]:
+    """How many programs of each kind, the most frequent first."""
+    return dict(Counter(one.kind for one in unkept).most_common())
+
+
+def _path(cache: Any) -> str | None:
+    root = getattr(cache, "directory", None)
+    return None if root is None else os.path.join(root, "unkept", "programs")
