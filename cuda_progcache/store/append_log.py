@@ -114,6 +114,12 @@ class AppendLog:
         """Which file was read last, and how far."""
         return self._header, self._offset
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether what was appended to the file before this one has been handed on, as far as it was read."""
+        ref, since = self._claim
+        return ref != 0 or since == -GIVE_UP_AFTER
+
     def exists(self) -> bool:
         """Whether somebody keeps one."""
         return os.access(self._path, os.F_OK)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Seconds of writing after which the counters are written down, too.
 INTERVAL = 5.0
+#: Seconds for which a reader waits for lines that are being handed on.
+_MOMENT = 0.1
 
 _COUNTED, _SEEN = 1, 2
 _FIELDS = 12  # of a line: room for counters to come
@@ -68,8 +70,14 @@ class _Log(AppendLog):
         return self.exchange(lambda _: [line], read=False)
 
     def total(self) -> Totals:
-        """What is written down."""
-        self.exchange(lambda _: (), make=False)
+        """What is written down.
+
+        Where the file has just been written anew, the process that did so is given a moment to hand on the last lines;
+        if it was killed, they are lost.
+        """
+        latest = time.monotonic() + _MOMENT
+        while self.exchange(lambda _: (), make=False) and not self.is_whole and time.monotonic() < latest:
+            time.sleep(0.001)
         with self._lock:
             return Totals(*self._sum[: len(Totals._fields)])
 

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 DURABILITIES = ("fsync", "full", "none")
 #: Verified files remembered per store object; half a kilobyte each, their keys included.
 _REMEMBERED = 65_536
+#: Seconds before each try to remove an entry that lies in its place again, or still.
+_REMOVAL_PAUSES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02)
 #: What opening a path meets where the path is wrong, and no disk is in trouble.
 _WRONG_PATH = (errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
@@ -493,29 +495,33 @@ class FileStreamProgramCache(ProgramCacheResource):
 
     def _discard(self, digest: str, *, keep: bool = False) -> bool:
         """Take an entry away; whether there was one."""
+        for pause in _REMOVAL_PAUSES:
+            time.sleep(pause)
+            entry = judge.lstat(self._root.entry_path(digest))
+            if entry is None:
+                return False
+            if self._discard_seen(digest, entry, keep=keep):
+                return not stat.S_ISDIR(entry.st_mode)
+            there = judge.lstat(self._root.entry_path(digest))
+            if there is None or identity(there) != identity(entry):
+                return there is not None  # it went before; or a writer has replaced it, and then it is gone
+            # It lies there again: another remover has put it back, or the directory is being removed (`rm -rf`).
+        raise PermissionError(errno.EACCES, "another process has it open", self._root.entry_path(digest))
+
+    def _discard_seen(self, digest: str, entry: os.stat_result, *, keep: bool) -> bool:
+        """Take away this very entry; whether that was done."""
         from cuda_progcache.store import removal
 
-        entry = judge.lstat(self._root.entry_path(digest))
-        if entry is None:
-            return False
         with self._cap.operation(digest) if self._accounted() else nullcontext() as operation:
             charged = pairs.charged(entry, judge.lstat(self._root.record_path(digest)))
-            foreign = stat.S_ISDIR(entry.st_mode)
-            if not removal.take_away(self._root, digest, identity(entry), keep=keep or foreign):
-                return self._replaced_meanwhile(digest, entry)
+            keep = keep or stat.S_ISDIR(entry.st_mode)
+            if not removal.take_away(self._root, digest, identity(entry), keep=keep):
+                return False
             if operation is not None:
                 operation.done(-1, -charged)
         self._last_use.pop(digest, None)
         self._unpin_removed(digest)
-        return not foreign
-
-    def _replaced_meanwhile(self, digest: str, entry: os.stat_result) -> bool:
-        """Why an entry could not be taken away: a writer has replaced it (then it is gone), or it went before."""
-        path = self._root.entry_path(digest)
-        there = judge.lstat(path)
-        if there is not None and identity(there) == identity(entry):
-            raise PermissionError(errno.EACCES, "another process has it open", path)
-        return there is not None
+        return True
 
     def quarantine(self, digest: str) -> None:
         """Move an entry that proved wrong, and its record, to the quarantine, and count it as corrupt."""
