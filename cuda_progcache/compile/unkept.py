@@ -19,7 +19,8 @@ from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.warning import warn
 from cuda_progcache.compile import lines
 from cuda_progcache.errors import ProgCacheWarning
-from cuda_progcache.store.base import ProgramCacheResource, derived
+from cuda_progcache.store.base import ProgramCacheResource
+from cuda_progcache.store.derived import derived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
