@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 from cuda_progcache._util.fields import NamedTuple
@@ -65,7 +66,7 @@ class Event(NamedTuple):
 
 Subscriber = Callable[[Event], object]
 
-_subscribers: list[Subscriber] = []
+_subscribers: list[list[Subscriber]] = []
 
 
 def subscribe(callback: Subscriber) -> Callable[[], None]:
@@ -81,11 +82,11 @@ def subscribe(callback: Subscriber) -> Callable[[], None]:
     callable
         Ends the subscription; calling it twice does no harm.
     """
-    _subscribers.append(callback)
+    subscription = [callback]  # told apart from others of the same callback
+    _subscribers.append(subscription)
 
     def unsubscribe() -> None:
-        if callback in _subscribers:
-            _subscribers.remove(callback)
+        _subscribers[:] = [other for other in _subscribers if other is not subscription]
 
     return unsubscribe
 
@@ -120,19 +121,48 @@ def emit(event: Event) -> None:
     relay(event)
     asked = _asked()
     if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
-        sys.stderr.write(f"cuda_progcache: {event}\n")
+        try:
+            sys.stderr.write(f"cuda_progcache: {event}\n")
+        except (AttributeError, OSError, ValueError):
+            return  # no stderr, or a closed one: nobody is there to be told
 
 
 def emit_evicted(digest: str) -> None:
     """Tell that an entry was removed to keep a store's size cap, if anyone would hear it."""
     if wanted("evict"):
-        emit(Event("evict", "", "", "", digest))
+        event = Event("evict", "", "", "", digest)
+        held = getattr(_held, "events", None)
+        if held is None:
+            emit(event)
+        else:
+            held.append(event)
+
+
+class held:  # noqa: N801 - used as a function
+    """Keep back what this thread would tell of evictions until the block ends: ``with held():`` around a lock.
+
+    A subscriber may do anything, clear the store that evicts, too.
+    """
+
+    def __enter__(self) -> None:
+        self._outermost = getattr(_held, "events", None) is None
+        if self._outermost:
+            _held.events = []
+
+    def __exit__(self, *_: object) -> None:
+        if self._outermost:
+            events, _held.events = _held.events, None
+            for event in events:
+                emit(event)
+
+
+_held = threading.local()
 
 
 def relay(event: Event) -> None:
     """Tell subscribers and the logger what happened in another process, which has written to stderr itself."""
     logger = _logger()
-    for callback in tuple(_subscribers):
+    for (callback,) in tuple(_subscribers):
         try:
             callback(event)
         except Exception:

@@ -23,6 +23,8 @@ WINDOWS = os.name == "nt"
 
 #: Never follow a link someone planted, never hang on a FIFO, never leak into a child; text mode is a Windows matter.
 READ_FLAGS = os.O_RDONLY
+#: A look that is no use: "last used" stays as it is. For files of our own alone; others' refuse it (EPERM).
+QUIETLY = getattr(os, "O_NOATIME", 0)
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
     READ_FLAGS |= getattr(os, _flag, 0)
 CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -36,12 +38,30 @@ _SHARING_WINERRORS = (5, 32, 33)  # access denied (delete pending), sharing viol
 #: Bytes (256 MiB) from which a file's size is doubted: after a crash, or a `truncate`, it can exceed the memory.
 LARGE = 1 << 28
 
+#: A file changed this recently (ns) could change again without its time stamps showing it; where they are whole
+#: seconds (ext4 with small inodes, old NFS, FAT), this recently.
+CLOCK_TICK_NS = 20_000_000
+COARSE_TICK_NS = 2_000_000_000
+
 Identity = tuple[int, int, int]
+Signature = tuple[int, int, int, int]
 
 
 def identity(st: os.stat_result) -> Identity:
     """Inode, size and mtime (ns): while they stay, it is the file that was looked at."""
     return (st.st_ino, st.st_size, st.st_mtime_ns)
+
+
+def signature(st: os.stat_result) -> Signature:
+    """Inode, size, mtime and ctime (ns): while they stay, the file's content does, if it :func:`is_settled`."""
+    return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+
+
+def is_settled(st: os.stat_result, now: int) -> bool:
+    """Whether any further change of a file will show in its :func:`signature`; ``now`` in nanoseconds."""
+    latest = max(st.st_mtime_ns, st.st_ctime_ns)
+    coarse = not (st.st_mtime_ns % 1_000_000_000 or st.st_ctime_ns % 1_000_000_000)
+    return now - latest > (COARSE_TICK_NS if coarse else CLOCK_TICK_NS)
 
 
 def is_missing(exc: OSError) -> bool:
@@ -103,27 +123,37 @@ def read_descriptor(fd: int, size: int) -> bytes:
         return file.readall()
 
 
-def read_regular(path: str, *, largest: int | None = LARGE) -> tuple[bytes | None, os.stat_result]:
+def read_regular(
+    path: str, *, largest: int | None = LARGE, quietly: bool = False
+) -> tuple[bytes | None, os.stat_result]:
     """Bytes and status of a regular file; no bytes where something else (link, FIFO, directory, device) lies there.
 
     Parameters
     ----------
     largest : int or None
         No bytes either of a file of more than this many; ``None``: someone has vouched for its size.
+    quietly : bool
+        Leave the file's time of access as it is, where that can be done.
 
     Raises
     ------
     OSError
         It isn't there or can't be read.
     """
+    flags = READ_FLAGS | QUIETLY if quietly else READ_FLAGS
     if WINDOWS:
-        return retry_sharing(lambda: _read_regular(path, largest))
-    return _read_regular(path, largest)
-
-
-def _read_regular(path: str, largest: int | None) -> tuple[bytes | None, os.stat_result]:
+        return retry_sharing(lambda: _read_regular(path, largest, flags))
     try:
-        fd = os.open(path, READ_FLAGS)
+        return _read_regular(path, largest, flags)
+    except PermissionError as exc:
+        if not quietly or exc.errno != errno.EPERM:
+            raise
+        return _read_regular(path, largest, READ_FLAGS)
+
+
+def _read_regular(path: str, largest: int | None, flags: int) -> tuple[bytes | None, os.stat_result]:
+    try:
+        fd = os.open(path, flags)
     except FileNotFoundError:
         raise
     except OSError:
@@ -141,7 +171,7 @@ def _read_regular(path: str, largest: int | None) -> tuple[bytes | None, os.stat
         os.close(fd)
 
 
-def write_new(path: str, data: bytes, *, mode: int, sync: bool) -> None:
+def write_new(path: str, data: bytes, *, mode: int, sync: bool, at_least: int = 0o600) -> os.stat_result:
     """Write a file that must not exist yet.
 
     Parameters
@@ -150,25 +180,19 @@ def write_new(path: str, data: bytes, *, mode: int, sync: bool) -> None:
         Permission bits, before the umask.
     sync : bool
         Flush the file to the disk (``fsync``) before it is closed.
+    at_least : int
+        Those of ``mode`` that the umask doesn't take away.
+
+    Returns
+    -------
+    os.stat_result
+        Of the file as it was written.
 
     Raises
     ------
     OSError
         The file is removed again, as far as that can be done.
     """
-    _write_new(path, data, mode, sync, _unseen)
-
-
-def write_new_seen(path: str, data: bytes, *, mode: int, sync: bool) -> Identity:
-    """:func:`write_new`; returns which file it made, for one call more."""
-    return identity(_write_new(path, data, mode, sync, os.fstat))
-
-
-def _unseen(_: int) -> None:
-    pass
-
-
-def _write_new(path: str, data: bytes, mode: int, sync: bool, look: Callable[[int], T]) -> T:  # noqa: FBT001 - passed on
     # Windows: a file removed just now keeps its name as long as someone reads it.
     fd = retry_sharing(lambda: os.open(path, CREATE_FLAGS, mode)) if WINDOWS else os.open(path, CREATE_FLAGS, mode)
     try:
@@ -180,12 +204,81 @@ def _write_new(path: str, data: bytes, mode: int, sync: bool, look: Callable[[in
                     written += os.write(fd, view[written:])
             if sync:
                 os.fsync(fd)
-            return look(fd)
+            status = os.fstat(fd)
+            missing = mode & at_least & ~status.st_mode
+            if missing and not WINDOWS:
+                os.fchmod(fd, stat.S_IMODE(status.st_mode) | missing)
+            return status
         finally:
             os.close(fd)
     except BaseException:
         unlink_quietly(path)
         raise
+
+
+def put_in_place(
+    path: str, data: bytes, *, staged: str, mode: int, sync: bool = False, at_least: int = 0o600, new: bool = False
+) -> os.stat_result:
+    """Write a file in one step: others see what lay there before, or all of it.
+
+    Parameters
+    ----------
+    staged : str
+        A name of ours on the same file system, for as long as it is written.
+    mode, sync, at_least
+        As for :func:`write_new`.
+    new : bool
+        Leave what lies there, if something does (FileExistsError).
+
+    Returns
+    -------
+    os.stat_result
+        Of the file.
+
+    Raises
+    ------
+    OSError
+        Nothing has changed.
+    """
+    try:
+        status = write_new(staged, data, mode=mode, sync=sync, at_least=at_least)
+        if new:
+            move_new(staged, path)
+        else:
+            replace(staged, path)
+    except BaseException:
+        unlink_quietly(staged)
+        raise
+    return status
+
+
+def move_new(source: str, target: str) -> None:
+    """Rename a file to where nothing lies (FileExistsError: something does, and ``source`` stays).
+
+    Where the file system has no links, nearly so: there is a moment between the look and the renaming.
+    """
+    if WINDOWS:
+        os.rename(source, target)  # never onto what is there
+        return
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.rename(source, target)
+    else:
+        unlink_quietly(source)
+
+
+def read_on(fd: int, start: int) -> bytes:
+    """What lies in an open file from an offset on."""
+    os.lseek(fd, start, os.SEEK_SET)
+    tail = os.read(fd, 1 << 15)
+    while tail and (part := os.read(fd, 1 << 15)):
+        tail += part
+    return tail
 
 
 def sync_directory(path: str) -> None:

@@ -11,11 +11,15 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
 
 _UNKNOWN = "0"
+#: What is written and renamed within seconds, was left behind when it is older than this (in seconds) and its owner
+#: can't be asked after.
+LITTER_AGE = 3600.0
 
 
 class Owner(NamedTuple):
@@ -64,6 +68,23 @@ class Owner(NamedTuple):
         if start is not None:
             return start == self.start if self.start else None
         return None if _hidden(self.pid) else False
+
+
+def is_left_behind(owner: str, status: os.stat_result) -> bool:
+    """Whether a file lies there because the process that made it is gone.
+
+    Parameters
+    ----------
+    owner : str
+        Who made it, as ``str(owner)`` says.
+    status : os.stat_result
+        Of the file.
+    """
+    known = Owner.parse(owner)
+    alive = None if known is None else known.is_alive()
+    if alive is None:
+        return abs(time.time() - status.st_mtime) >= LITTER_AGE
+    return not alive
 
 
 def current_owner() -> Owner:

@@ -37,22 +37,23 @@ def for_each(items: Iterable[T], action: Callable[[T], object]) -> None:
 
     Raises
     ------
-    OSError
+    BaseException
         The first that ``action`` or ``items`` raised; what was begun is finished, the rest is left.
     """
     remaining = iter(items)
     drawing = threading.Lock()  # a generator can't be asked by two at once
-    failed: list[OSError] = []
+    failed: list[BaseException] = []
+    end = object()
 
     def run() -> None:
         try:
             while not failed:
                 with drawing:
-                    item = next(remaining)
-                action(item)
-        except StopIteration:
-            return
-        except OSError as exc:
+                    item = next(remaining, end)
+                if item is end:
+                    return
+                action(item)  # type: ignore[arg-type]
+        except BaseException as exc:  # noqa: BLE001 - raised below, in the caller's thread
             failed.append(exc)
 
     started = time.perf_counter()

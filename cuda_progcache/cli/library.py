@@ -19,7 +19,7 @@ from cuda_progcache.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from cuda_progcache.service.manifest import KernelSpec, Parameter
+    from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, Parameter
 
 RENDER_JSON = """\b
 --json: {"kernel", "parameters": {name: value}, "modules": [{"name", "template", "source"}], "entry_points": [str],
@@ -94,17 +94,22 @@ def _ended(source: str) -> str:
 KERNELS_JSON = """\b
 --json: {"kernels": [{"name", "description", "code_type", "templates", "min_arch", "variants": [{parameter: value}],
 "parameters": [{"name", "type", "values", "default", "min", "max", "description"}]}]}
+with --check: {"problems": [str]}
 """
 
 
 @click.command("kernels", short_help="The library's kernels and their parameters.", epilog=KERNELS_JSON)
 @click.argument("names", nargs=-1, metavar="[KERNEL]...")
+@click.option("--check", is_flag=True, help="Look for mistakes in the manifest and the templates; exit 1 if there are.")
 @manifest_option
 @common_options
 @click.pass_obj
-def kernels_command(session: Session, names: tuple[str, ...], manifest: Path | None) -> None:
+def kernels_command(session: Session, names: tuple[str, ...], *, check: bool, manifest: Path | None) -> None:
     """List the library's kernels; with names, the parameters of these."""
     library = library_at(manifest)
+    if check:
+        _check(session, library, names)
+        return
     specs = [library[name] for name in names or library.names]
     if session.json:
         output.emit({"kernels": [_kernel_json(spec) for spec in specs]})
@@ -122,6 +127,21 @@ def kernels_command(session: Session, names: tuple[str, ...], manifest: Path | N
                 output.text(spec.description),
             )
         output.show(made)
+
+
+def _check(session: Session, library: KernelLibrary, names: tuple[str, ...]) -> None:
+    """Print what is wrong with a library, or with some of its kernels."""
+    chosen = {library[name].name for name in names}
+    problems = [line for line in library.check() if not chosen or line.partition(":")[0] in chosen]
+    if session.json:
+        output.emit({"problems": problems})
+    else:
+        for line in problems:
+            output.write(f"{line}\n")
+        if not problems:
+            output.show(f"{library.manifest}: {len(chosen) or len(library)} kernels, nothing is wrong")
+    if problems:
+        raise SystemExit(1)
 
 
 def _kernel_json(spec: KernelSpec) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.entries import find_entry, program_name
 from cuda_progcache.cli.session import Session, common_options, include_option
+from cuda_progcache.store.default_cap import parse_size as in_bytes
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
@@ -25,7 +26,6 @@ arch_option = click.option(
 )
 
 
-_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _TIMES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -33,10 +33,10 @@ def parse_size(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     """Turn ``500MB``, ``2GiB`` or ``0`` into bytes."""
     if value is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?)b?", value.strip().lower())
-    if match is None:
-        raise click.BadParameter(f"{value!r} isn't a size such as 500MB, 2GiB or 0")
-    return int(float(match[1]) * _SIZES[match[2]])
+    try:
+        return in_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def parse_time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
@@ -267,7 +267,7 @@ def _of_archs(entries: Sequence[EntryInfo], archs: Sequence[str]) -> list[EntryI
 
 IMPORT_JSON = """\b
 --json: {"root": str, "imported": int, "bytes": int, "present": int (were here), "filtered": int (other
-architectures), "refused": int (larger than the size cap)}
+architectures), "refused": int (larger than the size cap), "differing": int (of "present": with other bytes here)}
 
 \b
 Exit code 1: the file is damaged or no bundle; nothing was imported.
@@ -290,6 +290,7 @@ def import_command(session: Session, bundle: Path, archs: tuple[str, ...]) -> No
         f"{count:,} {what}"
         for count, what in (
             (report.present, "here already"),
+            (report.differing, "of these with other bytes than in the bundle"),
             (report.filtered, "for other architectures"),
             (report.refused, "larger than the size cap"),
         )

@@ -65,7 +65,8 @@ class Session:
         # By its path: a default root that can't be written would be replaced by memory, and this one is to be read.
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-        return FileStreamProgramCache(root)
+        # What is asked for by hand, and the disk refuses, is said.
+        return FileStreamProgramCache(root, strict=True)
 
     def service(self, library: KernelLibrary | None = None, include_path: Sequence[str] = ()) -> CompileService:
         """Make a compile service over the cache; ``include_path`` is for the library's kernels."""

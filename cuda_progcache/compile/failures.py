@@ -18,8 +18,7 @@ from cuda_progcache._util import files
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys.headers import HeaderSet, holds
-from cuda_progcache.store.base import derived
-from cuda_progcache.store.sharing import write_beside
+from cuda_progcache.store.derived import derived, write_beside
 
 if TYPE_CHECKING:
     from cuda_progcache.keys.schema import BaseKey

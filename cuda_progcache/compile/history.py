@@ -17,7 +17,8 @@ from cuda_progcache._util import files
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.compile import lines
-from cuda_progcache.store.base import derived, is_digest
+from cuda_progcache.store.base import is_digest
+from cuda_progcache.store.derived import derived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from cuda_progcache._util import files
-from cuda_progcache.store.sharing import write_beside
+from cuda_progcache.store.derived import write_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

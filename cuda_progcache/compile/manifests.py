@@ -175,7 +175,7 @@ def _trim(shard: str) -> None:
     """
     import random
 
-    from cuda_progcache.store.root import LITTER_AGE
+    from cuda_progcache._util.liveness import LITTER_AGE
 
     try:
         with os.scandir(shard) as found:
@@ -198,7 +198,7 @@ def _entry_is_there(shard: str, digest: str) -> bool:
 
 def _write(cache: object, path: str, content: bytes) -> None:
     """Write a disposable file: without it, the next process compiles once more."""
-    from cuda_progcache.store.sharing import write_beside
+    from cuda_progcache.store.derived import write_beside
 
     with contextlib.suppress(OSError):  # the entry's own write warns if the cache is in trouble
         write_beside(cache.path, path, content)  # type: ignore[attr-defined]

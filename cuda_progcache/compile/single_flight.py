@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from cuda_progcache._util import files
 from cuda_progcache._util.liveness import Owner, current_owner
-from cuda_progcache.store.sharing import write_beside
+from cuda_progcache.store.derived import write_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

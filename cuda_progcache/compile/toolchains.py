@@ -51,7 +51,7 @@ def note(cache: Any, tools: Iterable[ToolFile]) -> None:
         path = os.path.join(root, "toolchains", name)
         if os.path.lexists(path):
             continue
-        from cuda_progcache.store.sharing import write_beside
+        from cuda_progcache.store.derived import write_beside
 
         with contextlib.suppress(OSError):  # disposable: the entries' records say it, too
             write_beside(root, path, content)

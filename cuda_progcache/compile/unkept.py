@@ -19,7 +19,8 @@ from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.warning import warn
 from cuda_progcache.compile import lines
 from cuda_progcache.errors import ProgCacheWarning
-from cuda_progcache.store.base import ProgramCacheResource, derived
+from cuda_progcache.store.base import ProgramCacheResource
+from cuda_progcache.store.derived import derived
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ KINDS: dict[str, tuple[str, str]] = {
         "It is kept by the next compile during which nothing moves.",
     ),
     "unreadable": (
-        r" can't be read after the compile$|the trace can't tell$",
-        "See that the header lies where it can be read, under a plain name.",
+        r" can't be read after the compile$|the trace can't tell$| can't be told from another ",
+        "See that headers lie where they can be read, in folders and under names without blanks before them.",
     ),
     "untold_headers": (
         r" doesn't tell which headers ",

@@ -194,6 +194,8 @@ class CompileInputs(NamedTuple):
         macro = self.source.time_macro or said.time_macro
         if macro:
             return f"the source uses {macro}, whose value is another at each compile"
+        if unclear := [folder for folder in self.include_dirs if folder.startswith(" ") or "\n" in folder]:
+            return f"the include directory {unclear[0]!r} can't be told from another in the compiler's list of headers"
         if said.probes:
             return "a macro from an option tests __has_include, and what it looks at isn't in the key"
         return None

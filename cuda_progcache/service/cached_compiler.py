@@ -135,6 +135,10 @@ class CachedCompiler:
         done = _naming_archs(unit.arch, lambda: unit.obtain(self.cache, policy))
         if self.hit_check is not None and done.hit:
             self.hit_check.saw(done, lambda: unit.obtain(None), lambda: unit.look_up(self.cache))
+        missing = unit.missing_entry_point(done)
+        # What the cache gave may be damaged: a fresh compile tells whether it is the manifest that is wrong.
+        if missing and (not done.hit or unit.missing_entry_point(unit.obtain(None))):
+            raise unit.wrong_entry_point(missing)
         if not done.hit and done.digest is not None and self.steps is not None:
             unit.record_rendering(self.steps)
         return done.analyse_with(self._analyse)

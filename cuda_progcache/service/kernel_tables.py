@@ -19,7 +19,9 @@ import msgspec
 
 from cuda_progcache._util.suggest import did_you_mean
 from cuda_progcache.errors import ManifestError, ParameterError
+from cuda_progcache.keys.options import ProgramOptions
 from cuda_progcache.service.kernel_spec import Constraint, KernelSpec, Launch, Parameter
+from cuda_progcache.templates import cuda_filters, names
 
 FORMAT = 1
 PARAMETER_TYPES = ("int", "float", "bool", "str", "dtype")
@@ -27,6 +29,12 @@ HEADER_ROOTS = ("cuda", "cccl")
 CODE_TYPES = ("c++", "nvvm")
 RESERVED = ("name", "arch", "target_type")
 """The names that ``CompileService.kernel`` takes itself."""
+TEMPLATE_NAMES = frozenset(
+    {*names.GLOBALS, *cuda_filters.GLOBALS, "self", "super", "loop", "caller", "varargs", "kwargs"}
+    | {"true", "false", "none", "True", "False", "None"}
+)
+"""The names that mean something in every template: a parameter of such a name would hide it, or be hidden."""
+OPTIONS = frozenset(one.name for one in fields(ProgramOptions)) - {"name", "arch"}
 
 
 def decode(content: bytes, file: str) -> dict[str, KernelSpec]:
@@ -96,6 +104,7 @@ def decode_kernel(name: str, table: object, where: str) -> KernelSpec:
             if isinstance(item, dict):
                 check_fields(item, _fields(kind), f"{where}, {label} {number}")
     check_fields(_items(table, "tolerance", dict, where), ("rtol", "atol"), f"{where}, tolerance")
+    _check_options(_items(table, "options", dict, where), f"{where}, options")
     parameters = _items(table, "parameters", dict, where)
     table["parameters"] = {
         key: _decode_parameter(key, value, f"{where}, parameter {key!r}") for key, value in parameters.items()
@@ -121,6 +130,8 @@ def decode_kernel(name: str, table: object, where: str) -> KernelSpec:
 
 
 def _decode_parameter(name: str, table: object, where: str) -> Parameter:
+    if name in TEMPLATE_NAMES:
+        raise ManifestError(f"{where}: {name!r} is a name of the templates' own; choose another, such as {name}_")
     if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
         raise ManifestError(
             f"{where}: the name must be a Python identifier, no keyword, and none of {', '.join(RESERVED)}"
@@ -159,6 +170,14 @@ def check_fields(table: Mapping[str, Any], valid: Iterable[str], where: str) -> 
     for field in table:
         if field not in valid:
             raise ManifestError(f"{where}: unknown field {field!r}{did_you_mean(field, valid)}")
+
+
+def _check_options(options: Mapping[str, Any], where: str) -> None:
+    for option in options:
+        if option in {"name", "arch"}:
+            raise ManifestError(f"{where}: {option!r} is set when the kernel is compiled, not in the manifest")
+        if option not in OPTIONS:
+            raise ManifestError(f"{where}: there is no option {option!r}{did_you_mean(option, OPTIONS)}")
 
 
 def _check_choice(value: object, choices: tuple[str, ...], where: str) -> None:

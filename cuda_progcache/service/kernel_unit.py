@@ -12,7 +12,7 @@ from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
 from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
-from cuda_progcache.errors import ArchError
+from cuda_progcache.errors import ArchError, ManifestError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
 from cuda_progcache.keys.schema import CompileInputs, normalize
@@ -111,6 +111,19 @@ class KernelUnit:
         if self.inputs is not None:
             return (self.inputs,)
         return tuple(item.compile for item in self.link_inputs if item.compile is not None)
+
+    def missing_entry_point(self, done: CompiledProgram) -> str | None:
+        """Return an entry point of the manifest that the binary doesn't have; None if it has all."""
+        before, after = {"cubin": (b"\0", b"\0"), "ptx": (b".entry ", b"(")}.get(self.target_type, (b"", b""))
+        names = self.rendered.entry_points if before else ()
+        return next((name for name in names if before + name.encode() + after not in done.data), None)
+
+    def wrong_entry_point(self, name: str) -> ManifestError:
+        """Return the error of a manifest that names an entry point which isn't there."""
+        return ManifestError(
+            f"kernel {self.rendered.spec.name!r}, entry_points: the compiled {self.target_type} has no {name!r}; "
+            'is it extern "C" __global__, and spelled so?'
+        )
 
     def look_up(self, cache: Any) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import dataclass, field
+from cuda_progcache._util.fields import dataclass, field, replace
 from cuda_progcache._util.suggest import did_you_mean
 from cuda_progcache.errors import KernelNotFoundError, ManifestError, ParameterError, StoreError, TemplateError
 from cuda_progcache.events import Event, emit, wanted
@@ -149,7 +149,8 @@ class KernelLibrary:
             generated_from=generated_from,
             line_directives=line_directives,
         )
-        self._kernels = _read(os.path.join(folder, "manifest.toml"), self.environment.bytecode_cache)
+        kernels = _read(os.path.join(folder, "manifest.toml"), self.environment.bytecode_cache)
+        self._kernels = {name: _placed(spec, folder) for name, spec in kernels.items()}
         self._names: dict[str, KernelTemplate] = {}
 
     @property
@@ -280,12 +281,12 @@ class KernelLibrary:
         """Return what is wrong with the library, a line each; an empty list if all is well.
 
         Missing templates, names that templates use and the manifest doesn't declare, parameters that nothing uses,
-        unknown options, wrong constraints, variants twice, and variants that don't render.
+        wrong constraints, entry points that aren't in the source, variants twice, variants that don't render, and what
+        is likely a mistake in a template.
         """
         return [f"{spec.name}: {problem}" for spec in self for problem in self._check(spec)]
 
     def _check(self, spec: KernelSpec) -> Iterator[str]:
-        yield from _check_options(spec)
         try:
             used = self._used(spec)
         except TemplateError as error:
@@ -309,6 +310,9 @@ class KernelLibrary:
         for name in spec.parameters:
             if name not in used:
                 yield f"nothing uses parameter {name!r}"
+        for template in spec.templates:
+            for _, message, line, suggestion in self.environment.get_template(template).warnings:
+                yield f"{template}:{line}: {message}{'; ' + suggestion if suggestion else ''}"
         yield from self._check_variants(spec)
 
     def _check_variants(self, spec: KernelSpec) -> Iterator[str]:
@@ -324,23 +328,14 @@ class KernelLibrary:
             except (ParameterError, TemplateError, ManifestError) as error:
                 yield f"{label}: {error}"
                 continue
+            sources = "\n".join(module.source for module in rendered.modules)
+            for symbol in rendered.entry_points:
+                if symbol not in sources and "__global__" in sources and "##" not in sources:
+                    yield f"{label}: the source has no entry point {symbol!r}"
             if rendered.params in seen and label != "the defaults":
                 yield f"{label} ({variant}) is there twice"
             if label != "the defaults":
                 seen.append(rendered.params)
-
-
-def _check_options(spec: KernelSpec) -> Iterator[str]:
-    from dataclasses import fields
-
-    from cuda_progcache.keys.options import ProgramOptions
-
-    known = {f.name for f in fields(ProgramOptions)} - {"name", "arch"}
-    for option in spec.options:
-        if option in {"name", "arch"}:
-            yield f"option {option!r} is set when the kernel is compiled, not in the manifest"
-        elif option not in known:
-            yield f"unknown option {option!r}{did_you_mean(option, known)}"
 
 
 def _default_bytecode_cache() -> BytecodeCache | None:
@@ -411,6 +406,21 @@ def _read(file: str, kept: BytecodeCache | None) -> dict[str, KernelSpec]:
         return kernels
     kept.save("manifest.toml", digest, Compiled(code), context_hash=decoder)
     return kernels
+
+
+_PATHS = ("include_path",)  # what is pre-included is looked for there
+
+
+def _placed(spec: KernelSpec, folder: str) -> KernelSpec:
+    """Return a kernel whose options name files in the library, wherever the process is."""
+    placed = {name: _inside(folder, spec.options[name]) for name in _PATHS if name in spec.options}
+    return replace(spec, options={**spec.options, **placed}) if placed else spec
+
+
+def _inside(folder: str, paths: Any) -> Any:
+    if isinstance(paths, str):
+        return os.path.abspath(os.path.join(folder, paths))
+    return [_inside(folder, path) for path in paths]
 
 
 def _decoder() -> str | None:

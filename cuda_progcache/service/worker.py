@@ -150,6 +150,7 @@ def main() -> None:
             }
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the next one is waiting
             answer = {"error": trouble(error)}
+        compiler.cache.close()  # what was counted is written down: the end of the batch kills this process
         answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started
         answers.write(json.dumps(answer) + "\n")

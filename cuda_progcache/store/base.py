@@ -40,31 +40,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a record that the size cap doesn't count (its fixed fields); a long log or header list it does.
 RECORD_ALLOWANCE = 512
-
-
-_derived: weakref.WeakKeyDictionary[object, dict[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
-
-
-def derived(cache: object, what: str) -> dict[str, Any]:
-    """What another room derives from compiles, and keeps in memory beside a store that has no directory.
-
-    Parameters
-    ----------
-    cache : store
-    what : str
-        Names it.
-
-    Returns
-    -------
-    dict
-        Empty at first, and after ``clear()``.
-    """
-    return _derived.setdefault(cache, {}).setdefault(what, {})
-
-
-def forget_derived(cache: object) -> None:
-    """Forget all that was derived, as ``clear()`` has to."""
-    _derived.pop(cache, None)
+#: Keys up to so many bytes may be held in memory as they are; longer ones by their digest.
+SHORT_KEY = 128
 
 
 class Entry:
@@ -168,11 +145,12 @@ def is_digest(text: str) -> bool:
 
 def entry_digest(key: Key) -> str:
     """The name of a key's entry in every store: SHA-256 of the key, 64 hex digits."""
-    return _entry_digest(key if type(key) is bytes else key_bytes(key))
+    name = key if type(key) is bytes else key_bytes(key)
+    return _short_digest(name) if len(name) <= SHORT_KEY else sha256(name).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)
-def _entry_digest(key: bytes) -> str:
+def _short_digest(key: bytes) -> str:
     """Remembered, since one lookup asks several times."""
     return sha256(key).hexdigest()
 
@@ -317,6 +295,11 @@ class ProgramCacheResource(abc.ABC):
         """``self[key] = value`` for each pair; what was written before an error stays."""
         for key, value in items.items() if isinstance(items, Mapping) else items:
             self[key] = value
+
+    def _assign(self, key: Key, value: Value) -> bool:
+        """``self[key] = value``, and whether that was stored; for stores that may refuse or drop it without raising."""
+        self[key] = value
+        return True
 
     def load(self, key: Key) -> Entry | None:
         """The entry with its record; ``None`` on a miss, and any trouble in the cache is one."""

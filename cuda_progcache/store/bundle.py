@@ -24,12 +24,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from cuda_progcache._util.files import CREATE_FLAGS, read_regular, replace, unlink_quietly, write_new
+from cuda_progcache._util.files import CREATE_FLAGS, read_regular, replace, unlink_quietly
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache.errors import BundleError
-from cuda_progcache.store import pairs
-from cuda_progcache.store.records import DamagedRecordError, Version, checksum, decode, encode
-from cuda_progcache.store.verification import read_pair
+from cuda_progcache.store.derived import manifest_path, manifest_sets, merge_manifest
+from cuda_progcache.store.judge import judge, look, lstat
+from cuda_progcache.store.records import DamagedRecordError, Version, decode, encode
 
 if TYPE_CHECKING:
     import tarfile
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 _INDEX = "bundle.json"
 _NAME = re.compile(r"(entries|records|manifests)/([0-9a-f]{2})/([0-9a-f]{62})")
-#: A header manifest keeps a few header sets; more than this is no manifest of ours.
-_MOST_SETS = 64
 
 _serial = itertools.count()
 
@@ -55,7 +53,15 @@ class ExportReport(NamedTuple):
     damaged: int
 
 
-class ImportReport(NamedTuple):
+class _Imported(NamedTuple):
+    imported: int
+    bytes: int
+    present: int
+    filtered: int
+    refused: int
+
+
+class ImportReport(_Imported):
     """What came out of a bundle.
 
     Attributes
@@ -68,13 +74,14 @@ class ImportReport(NamedTuple):
         Entries for other architectures.
     refused : int
         Entries larger than the size cap.
+    differing : int
+        Of those that were here already: with other bytes than in the bundle. They stay as they are.
     """
 
-    imported: int
-    bytes: int
-    present: int
-    filtered: int
-    refused: int
+    differing: int = 0
+
+    def _asdict(self) -> dict[str, int]:
+        return {**super()._asdict(), "differing": self.differing}
 
 
 # Writing
@@ -88,8 +95,9 @@ def export(
     wanted: Callable[[EntryInfo], bool] | None,
 ) -> ExportReport:
     """Write a bundle; see :meth:`FileStreamProgramCache.export`."""
-    folder, name = os.path.split(os.path.abspath(path))
-    staged = os.path.join(folder, f".{name}.{current_owner()}-{next(_serial)}")
+    folder = os.path.dirname(os.path.abspath(path))
+    # Not after the bundle, whose name may be as long as a name can be.
+    staged = os.path.join(folder, f".bundle.{current_owner()}-{next(_serial)}")
     try:
         with os.fdopen(os.open(staged, CREATE_FLAGS, 0o666), "wb") as file:
             entries, damaged = _write(file, cache, root, archs, wanted)
@@ -125,20 +133,20 @@ def _write(
                 continue
             if info is not None and wanted is not None and not wanted(info):
                 continue
-            pair = None if info is None else read_pair(root, digest)
-            if pair is None:
-                damaged += pairs.lstat(root.entry_path(digest)) is not None  # else it was removed just now
+            seen = None if info is None else look(root, digest, quietly=True)
+            if seen is None or seen.version is None or seen.data is None:
+                damaged += lstat(root.entry_path(digest)) is not None  # else it was removed just now
                 continue
-            _add(tar, files, _member("entries", digest), pair.data)
-            _add(tar, files, _member("records", digest), encode(digest, [pair.version]))
+            _add(tar, files, _member("entries", digest), seen.data)
+            _add(tar, files, _member("records", digest), encode(digest, [seen.version]))
             entries += 1
-            record = pair.version.record()
+            record = seen.version.record()
             for manifest in (record.get("manifest"), record.get("plain_manifest")):
                 if isinstance(manifest, str) and _NAME.fullmatch(_member("manifests", manifest)):
                     manifests.add(manifest)
         for manifest in sorted(manifests):
-            content = _read(_manifest_path(root, manifest))
-            if content is not None and _sets(content) is not None:
+            content = _read(manifest_path(root.path, manifest))
+            if content is not None and manifest_sets(content) is not None:
                 _add(tar, files, _member("manifests", manifest), content)
         index = json.dumps({"format": FORMAT, "files": files}, indent=0, sort_keys=True).encode("ascii")
         _add(tar, {}, _INDEX, index)
@@ -165,10 +173,6 @@ def _add(tar: tarfile.TarFile, files: dict[str, dict[str, Any]], name: str, data
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data, usedforsecurity=False).hexdigest()
-
-
-def _manifest_path(root: Root, manifest: str) -> str:
-    return os.path.join(root.path, "manifests", manifest[:2], manifest[2:])
 
 
 def _read(path: str) -> bytes | None:
@@ -273,7 +277,7 @@ class Bundle:
     def entry(self, digest: str, version: Version) -> bytes:
         """An entry's bytes."""
         data = self._file("entries", digest)
-        if (len(data), checksum(data)) != (version.length, version.checksum):
+        if isinstance(judge(digest, data, encode(digest, [version])), str):
             raise self.refuse(f"entry {digest} isn't what its record vouches for")
         return data
 
@@ -281,7 +285,7 @@ class Bundle:
         """Names and contents of the header manifests."""
         for manifest in self._of("manifests"):
             content = self._file("manifests", manifest)
-            if _sets(content) is None:
+            if manifest_sets(content) is None:
                 raise self.refuse(f"manifest {manifest} is damaged")
             yield manifest, content
 
@@ -328,48 +332,21 @@ def import_bundle(
                 wanted.append(digest)
         manifests = list(bundle.manifests())
         # All is well: from here on it is written.
-        imported = size = present = refused = 0
+        imported = size = present = refused = differing = 0
         for digest in wanted:
-            if read_pair(root, digest) is not None:
-                present += 1
-                continue
             version, _ = bundle.version(digest)
+            here = look(root, digest, quietly=True)
+            if here.version is not None:
+                present += 1
+                differing += here.version.checksum != version.checksum
+                continue
             data = bundle.entry(digest, version)
             if put(digest, data, version.record_json, version.created):
                 imported, size = imported + 1, size + len(data)
             else:
                 refused += 1
         for manifest, content in manifests:
-            _merge_manifest(root, manifest, content)
-        return ImportReport(imported, size, present, len(bundle.digests) - len(wanted), refused)
-
-
-# Header manifests: {"format": n, "sets": [...]}, newest first; disposable, and merged by adding the sets not known yet.
-
-
-def _sets(content: bytes) -> tuple[Any, list[Any]] | None:
-    try:
-        manifest = json.loads(content)
-        known, sets = manifest["format"], manifest["sets"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return (known, sets) if isinstance(sets, list) and len(sets) <= _MOST_SETS else None
-
-
-def _merge_manifest(root: Root, manifest: str, content: bytes) -> None:
-    path = _manifest_path(root, manifest)
-    theirs, ours = _sets(content), _sets(_read(path) or b"")
-    if theirs is not None and ours is not None and ours[0] == theirs[0]:
-        new = [one for one in theirs[1] if one not in ours[1]]
-        if not new:
-            return
-        merged = {"format": ours[0], "sets": [*ours[1], *new][:_MOST_SETS]}
-        content = json.dumps(merged, separators=(",", ":")).encode("ascii")
-    staged = root.stage_path()
-    try:
-        for directory in (os.path.dirname(os.path.dirname(path)), os.path.dirname(path)):
-            root.mkdir(directory)
-        write_new(staged, content, mode=root.file_mode, sync=False)
-        replace(staged, path)
-    except OSError:
-        unlink_quietly(staged)  # without it, the first compile of a program here writes it anew
+            merge_manifest(root.path, manifest, content)
+        report = ImportReport(imported, size, present, len(bundle.digests) - len(wanted), refused)
+        report.differing = differing
+        return report

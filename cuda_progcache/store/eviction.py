@@ -47,6 +47,29 @@ SAMPLE_SHARE = 8
 USE_RESOLUTION_NS = 300 * 10**9
 
 
+#: Last uses remembered in a process; half a kilobyte each, their keys included.
+REMEMBERED = 131_072
+
+
+class LastUse(dict[str, int]):
+    """When this process last read or wrote an entry: digest to nanoseconds since the epoch, of the latest uses.
+
+    Exact, while on the disk it is to minutes; their order stays where the clock is set back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest = 0
+
+    def note(self, digest: str, now: int) -> None:
+        """An entry is used now."""
+        self.latest = self[digest] = max(now, self.latest + 1)
+        if len(self) > REMEMBERED:
+            oldest = sorted(self.items(), key=lambda item: item[1])[: REMEMBERED // 2]
+            for forgotten, _ in oldest:
+                self.pop(forgotten, None)
+
+
 class Candidate(NamedTuple):
     """An entry as an eviction scan saw it.
 

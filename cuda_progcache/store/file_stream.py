@@ -5,59 +5,65 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 import warnings
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 
 from cuda_progcache._util.files import (
     READ_FLAGS,
+    Signature,
     identity,
     is_missing,
+    is_settled,
     is_sharing_violation,
     read_descriptor,
-    read_regular,
+    signature,
 )
 from cuda_progcache.errors import ProgCacheWarning, StoreError, UnsafeRootError
-from cuda_progcache.store import pairs
+from cuda_progcache.store import judge, pairs
 from cuda_progcache.store.base import (
     Entry,
+    EntryInfo,
+    ProgramCacheResource,
     charged_size,
     check_size_cap,
     entry_digest,
     is_digest,
     program_bytes,
 )
-from cuda_progcache.store.counters import Tally
-from cuda_progcache.store.eviction import use_is_due
-from cuda_progcache.store.listing import ListedDirectory
-from cuda_progcache.store.maintenance import MaintainedDirectory
-from cuda_progcache.store.recent_records import CLOCK_TICK_NS, RecentRecords, Signature, signature
-from cuda_progcache.store.records import DamagedRecordError, Version, checksum, decode, encode_record
-from cuda_progcache.store.root import DERIVED, Root, default_root
-from cuda_progcache.store.size_cap import SizeCap
+from cuda_progcache.store.counters import Tally, persisted
+from cuda_progcache.store.eviction import LastUse, use_is_due
+from cuda_progcache.store.recent_records import RecentRecords
+from cuda_progcache.store.records import Version, encode_record
+from cuda_progcache.store.root import Root, default_root
 from cuda_progcache.store.stats import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-    from typing import Any, overload
+    from typing import Any, Self, overload
 
     from cuda_progcache.store.base import Key, T, Value
-    from cuda_progcache.store.in_memory import InMemoryProgramCache
-    from cuda_progcache.store.stack import ProgramCacheStack
+    from cuda_progcache.store.bundle import ExportReport, ImportReport
+    from cuda_progcache.store.maintenance import PruneReport
+    from cuda_progcache.store.size_cap import SizeCap
+    from cuda_progcache.store.stats import StoreStats
+    from cuda_progcache.store.verification import Verification
 
 DURABILITIES = ("fsync", "full", "none")
-
-#: Seconds before each look at an entry that doesn't fit its record. Two writers of one key, each between its two
-#: renames, look like damage until the slower one goes on; only young files (in seconds) can be that.
-_LOOKS = (0.0, 0.0, 0.001, 0.004, 0.015, 0.030, 0.050)
-_YOUNG = 2.0
-#: Verified files remembered per store object; 100 bytes each.
+#: Verified files remembered per store object; half a kilobyte each, their keys included.
 _REMEMBERED = 65_536
+#: Seconds before each try to remove an entry that lies in its place again, or still.
+_REMOVAL_PAUSES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02)
+#: What opening a path meets where the path is wrong, and no disk is in trouble.
+_WRONG_PATH = (errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
 
-class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
+class FileStreamProgramCache(ProgramCacheResource):
     """A persistent store that any number of processes share.
 
     Each entry is the compiled binary, verbatim, in ``entries/<2>/<62 hex digits of SHA-256(key)>``: cuobjdump, nvdisasm
@@ -68,6 +74,10 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
     swapped, or no regular file are moved to ``quarantine/`` and healed by the next write; each file is checked against
     its checksum once per process and change. An entry without a record is a miss and stays where it is.
 
+    Trouble with the disk never raises where a compile may pass: a lookup is a miss, and what can't be written or
+    removed is counted (``dropped``, ``failed``), with one warning. ``strict`` raises instead. What the owner of a cache
+    asks for (:meth:`verify`, :meth:`prune`, :meth:`pin`, :meth:`export` and so on) says if it can't be done.
+
     Parameters
     ----------
     path : str or os.PathLike, optional
@@ -75,10 +85,11 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
         ``cuda-progcache``. If the default can't be made or written, there is one warning and programs are kept in
         memory, before those that can be read there.
     max_size_bytes : int, optional
-        Soft cap on the bytes of entries, staging files and long records (beyond 512 bytes each). When a write passes
-        it, the least recently used entries are evicted; in a store of more than 64 entries down to 90 % of the cap, of
-        more than 4096 entries from a sample of them (:mod:`~cuda_progcache.store.size_cap`). A value larger than the
-        cap is refused and counted, and evicts nothing. Processes share one account of what lies there.
+        Soft cap on the bytes of entries, staging files, quarantine and long records (beyond 512 bytes each). When a
+        write passes it, the least recently used entries are evicted; in a store of more than 64 entries down to 90 % of
+        the cap, of more than 4096 entries from a sample of them (:mod:`~cuda_progcache.store.size_cap`). A value larger
+        than the cap is refused and counted, and evicts nothing. Processes share one account of what lies there.
+        Default: for a ``path``, no cap; else ``CUDA_PROGCACHE_MAX_SIZE`` (``20GB``; ``0``: no cap), or 5 GB.
     durability : {"fsync", "full", "none"}
         ``"fsync"``: an entry's bytes are on the disk before its name is. ``"full"``: the record and the names, too,
         when a write returns. ``"none"``: as the system likes; what a crash tears, the checksum catches.
@@ -86,18 +97,54 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
         Other users write here, too: permissions follow the umask. A directory that is group-writable, or setgid, is
         shared by its group without this being said. Any other root that belongs to another user, and one that everyone
         can write to, is refused (:mod:`~cuda_progcache.store.sharing`).
+    strict : bool
+        The mapping (``cache[key] = value``, ``del``, ``update``) and ``clear`` raise
+        :class:`~cuda_progcache.errors.StoreError` where the disk is in trouble.
 
     Raises
     ------
     UnsafeRootError
         The root isn't ours alone and ``shared`` wasn't said.
     StoreError
-        ``path`` was given and can't be made or isn't a directory.
+        ``path`` was given and is no place for a directory; with ``strict``, it can't be made for any reason.
     ValueError
-        ``max_size_bytes`` or ``durability`` makes no sense.
+        ``max_size_bytes``, ``durability`` or ``CUDA_PROGCACHE_MAX_SIZE`` makes no sense.
     """
 
     _ROOT = Root
+    _root: Root
+
+    def __new__(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        max_size_bytes: int | None = None,
+        durability: str = "fsync",
+        shared: bool = False,
+        strict: bool = False,  # noqa: ARG004 - __init__ takes it
+    ) -> Self:
+        """Make a store on the directory; on memory, where there is no default directory to be had."""
+        check_size_cap(max_size_bytes)
+        if durability not in DURABILITIES:
+            raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}")
+        made = super().__new__(cls)
+        if path is not None:
+            made._root = cls._ROOT(os.path.abspath(os.fspath(path)), shared=shared)  # a later chdir must not move it
+            return made
+        where = ""
+        try:
+            where = default_root()
+            made._root = cls._ROOT(where, shared=shared)
+            made._root.open()
+            if not made._root.writable():
+                raise PermissionError(errno.EACCES, "no permission, or a read-only file system", made._root.staging)
+        except UnsafeRootError:
+            raise
+        except OSError as exc:
+            from cuda_progcache.store.fallback import KeptInMemory
+
+            return KeptInMemory.instead_of(where, exc, shared=shared, max_size_bytes=max_size_bytes)  # type: ignore[return-value]
+        return made
 
     def __init__(
         self,
@@ -106,59 +153,52 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
         max_size_bytes: int | None = None,
         durability: str = "fsync",
         shared: bool = False,
+        strict: bool = False,
     ) -> None:
-        check_size_cap(max_size_bytes)
-        if durability not in DURABILITIES:
-            raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}")
-        # Absolute: a later chdir must not move the cache.
-        root = self._ROOT(default_root() if path is None else os.path.abspath(os.fspath(path)), shared=shared)
-        self._root = root
+        if path is None and max_size_bytes is None:
+            from cuda_progcache.store.default_cap import default_max_size
+
+            max_size_bytes = default_max_size()
+        root = self._root
         self._max_size_bytes = max_size_bytes
         self._durability = durability
+        self._strict = strict
+        self._said_shared = shared
         self._counters = Counters()
         self._lock = self._counters.lock
-        self._cap = SizeCap(root, max_size_bytes, self._counters)
+        self._last_use = LastUse()
+        self._cap_: SizeCap | None = None
         self._verified: dict[str, tuple[Signature, str]] = {}  # digest: file that was checked, its checksum
         self._recent = RecentRecords()
         self._writes_uses = True
         self._warned = False
-        self._fallback: InMemoryProgramCache | ProgramCacheStack | None = None
         self._tally: Tally | None = None
-        try:
-            root.open()
-            if path is None and not root.writable():
-                raise PermissionError(errno.EACCES, "no permission, or a read-only file system", root.staging)
-            root.reclaim()
-        except UnsafeRootError:
-            raise
-        except OSError as exc:
-            if path is not None:
-                raise StoreError(
-                    exc.errno, f"can't open a program cache here ({exc.strerror or exc})", root.path
-                ) from exc
-            self._fall_back(exc)
-            return
+        if path is not None:
+            try:
+                root.open()
+            except UnsafeRootError:
+                raise
+            except OSError as exc:
+                error = StoreError(exc.errno, f"can't open a program cache here ({exc.strerror or exc})", root.path)
+                if strict or exc.errno in _WRONG_PATH:
+                    raise error from exc
+                self._warn_once(f"{error}; programs are compiled and not kept until it can be made", level=3)
         if not root.read_only:
-            self._tally = Tally.of(root, self, self._counters)
+            self._tally = Tally(root, self._counters)
+            weakref.finalize(self, self._tally.write)
+        if not root.read_only and root.has_litter():
+            from cuda_progcache.store.removal import reclaim
 
-    def _fall_back(self, exc: OSError) -> None:
-        """Keep programs in memory, and read those that lie in the root, where that can be done."""
-        from cuda_progcache.store.in_memory import InMemoryProgramCache
+            reclaim(root)
 
-        memory, root = InMemoryProgramCache(max_size_bytes=self._max_size_bytes), self._root.path
-        self._fallback = memory
-        reason = exc.strerror or exc
-        trouble = f"compiled programs are kept in memory only: {root} can't be made or written ({reason})"
-        if os.access(self._root.entries, os.R_OK | os.X_OK):
-            from cuda_progcache.store.readonly import ReadOnlyProgramCache
-            from cuda_progcache.store.stack import ProgramCacheStack
+    @property
+    def _cap(self) -> SizeCap:
+        """The account of what lies there; a lookup needs none."""
+        if self._cap_ is None:
+            from cuda_progcache.store.size_cap import SizeCap
 
-            self._fallback = ProgramCacheStack((memory, ReadOnlyProgramCache(root, shared=self._root.said_shared)))
-            trouble = (
-                f"{root} can't be written ({reason}): what lies there is used, "
-                "and what is compiled now is kept in memory only"
-            )
-        warnings.warn(f"{trouble}; set CUDA_PROGCACHE_DIR to a directory of yours", ProgCacheWarning, stacklevel=3)
+            self._cap_ = SizeCap(self._root, self._max_size_bytes, self._counters, self._last_use)
+        return self._cap_
 
     @property
     def path(self) -> Path:
@@ -184,14 +224,13 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
     @property
     def settings(self) -> dict[str, Any] | None:
         """What another process has to pass to the constructor to share this cache; None while it is kept in memory."""
-        if self._fallback is not None:
-            return None
-        return {
+        told = {
             "path": self._root.path,
             "max_size_bytes": self._max_size_bytes,
             "durability": self._durability,
-            "shared": self._root.said_shared,
+            "shared": self._said_shared,
         }
+        return {**told, "strict": True} if self._strict else told
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self._root.path}>"
@@ -218,8 +257,6 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
 
     def _get(self, key: Key) -> bytes | None:
         # The path of a warm hit: open, fstat, read, close; no more than that. And of a miss: one question.
-        if self._fallback is not None:
-            return self._fallback.get(key)
         digest = entry_digest(key)
         path = f"{self._root.entries}{digest[:2]}{os.sep}{digest[2:]}"
         remembered = self._verified.get(digest)
@@ -257,8 +294,6 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
 
     def load(self, key: Key) -> Entry | None:
         """The entry with its record, both verified; ``None`` on a miss, and any trouble in the cache is one."""
-        if self._fallback is not None:
-            return self._fallback.load(key)
         digest = entry_digest(key)
         remembered = self._verified.get(digest)
         if remembered is not None:
@@ -273,8 +308,6 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
 
     def load_again(self, key: Key) -> Entry | None:
         """:meth:`load` for a caller whose miss has just been counted; see :meth:`ProgramCacheResource.load_again`."""
-        if self._fallback is not None:
-            return self._fallback.load_again(key)
         entry = self.load(key)
         if entry is None:
             self._counters.count("misses", -1)
@@ -282,66 +315,35 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
 
     def _examine(self, digest: str, *, with_record: bool) -> Entry | None:
         """Look an entry up and verify it against its record; counts the lookup."""
-        entry_path, record_path = self._root.entry_path(digest), self._root.record_path(digest)
-        looked: list[tuple[Signature, Signature]] = []
-        for pause in _LOOKS:
-            if pause:
-                time.sleep(pause)
-            try:
-                data, st = self._read_entry(digest, entry_path)
-                if data is None:
-                    self._damaged(entry_path, st)
-                    return None
-                raw, record_st = read_regular(record_path)
-                if raw is None:
-                    self._damaged(record_path, record_st)
-                    return None
-            except OSError as exc:
-                if not is_missing(exc):
-                    self._counters.count("read_errors")
-                self._missed()
-                return None
-            remembered = self._verified.get(digest)
-            if remembered is not None and remembered[0] == signature(st) and len(data) == st.st_size:
-                digest_of_data = remembered[1]
-            else:
-                digest_of_data = checksum(data)
-            culprit = (record_path, record_st)
-            try:
-                for version in decode(raw, digest):
-                    if version.checksum == digest_of_data and version.length == len(data):
-                        if with_record:
-                            version.check()
-                        self._remember(digest, st, digest_of_data)
-                        record: Any = self._recent.keep(digest, record_st, version) if with_record else {}
-                        with self._lock:
-                            self._counters.hits += 1
-                        return Entry(data, record)
-                culprit = (entry_path, st)
-            except DamagedRecordError:
-                pass  # the record is the culprit, unless a writer is just replacing it
-            del data  # not held while it is read again
-            looked.append((signature(st), signature(record_st)))
-            if len(looked) > 1 and time.time() - max(st.st_mtime, record_st.st_mtime) > _YOUNG:
-                break
-        if looked[-1] == looked[-2]:
-            self._damaged(*culprit)
+        try:
+            seen = judge.look(self._root, digest, known=lambda st: self._known_checksum(digest, st))
+        except OSError as exc:
+            self._counters.count("read_errors")
+            if is_missing(exc):
+                raise AssertionError("a look says what is missing") from exc
+            self._missed()
             return None
-        self._missed()
-        return None  # replaced faster than it can be looked at
+        version = seen.version
+        if version is None or seen.data is None or seen.entry is None or seen.record is None:
+            if seen.verdict in judge.DAMAGE and seen.entry is not None:
+                self._damaged(digest, seen.entry, seen.record)
+            self._missed()
+            return None
+        self._remember(digest, seen.entry, version.checksum)
+        record: Any = self._recent.keep(digest, seen.record, version) if with_record else {}
+        with self._lock:
+            self._counters.hits += 1
+        return Entry(seen.data, record)
 
-    def _read_entry(self, digest: str, path: str) -> tuple[bytes | None, os.stat_result]:
-        data, st = read_regular(path)
-        if data is None and any(version.length == st.st_size for version in pairs.versions(self._root, digest)):
-            return read_regular(path, largest=None)  # a large one, as its record says
-        return data, st
+    def _known_checksum(self, digest: str, st: os.stat_result) -> str | None:
+        remembered = self._verified.get(digest)
+        return remembered[1] if remembered is not None and remembered[0] == signature(st) else None
 
-    def _remember(self, digest: str, st: os.stat_result, digest_of_data: str) -> None:
-        now = time.time_ns()
-        if now - st.st_mtime_ns > CLOCK_TICK_NS:
+    def _remember(self, digest: str, st: os.stat_result, checksum: str) -> None:
+        if is_settled(st, time.time_ns()):
             if len(self._verified) >= _REMEMBERED:
                 self._verified.clear()
-            self._verified[digest] = (signature(st), digest_of_data)
+            self._verified[digest] = (signature(st), checksum)
         if self._max_size_bytes is not None and self._note_use(digest, st):
             try:
                 fd = os.open(self._root.entry_path(digest), READ_FLAGS)
@@ -355,7 +357,7 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
     def _note_use(self, digest: str, st: os.stat_result) -> bool:
         """Note that an entry of this status is read now; whether that is to be written down, too."""
         now = time.time_ns()
-        self._cap.used(digest, now)
+        self._last_use.note(digest, now)
         return self._writes_uses and use_is_due(st.st_atime_ns, st.st_mtime_ns, now)
 
     def _write_use(self, digest: str, fd: int, st: os.stat_result) -> None:
@@ -376,61 +378,80 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
         with self._lock:
             self._counters.misses += 1
 
-    def _damaged(self, path: str, st: os.stat_result) -> None:
-        self._root.set_aside(path, identity(st))
-        with self._lock:
-            self._counters.corrupt += 1
-            self._counters.misses += 1
+    def _damaged(self, digest: str, entry: os.stat_result, record: os.stat_result | None) -> None:
+        """Move what is damaged to the quarantine, and tell the account."""
+        from cuda_progcache.store import removal
+
+        self._counters.count("corrupt")
+        charged = pairs.charged(entry, record)
+        try:
+            if removal.take_away(self._root, digest, identity(entry), keep=True, keep_record=False):
+                self._cap.unannounced([(digest, -1, -charged)])
+                self._cap.damaged()
+        except OSError:
+            self._counters.count("failed")  # read-only, say: it stays, and is a miss
 
     # Writes
 
     def __setitem__(self, key: Key, value: Value) -> None:
-        if self._fallback is not None:
-            self._fallback[key] = value
-            return
+        data = program_bytes(value)
+        del value  # a frame that can raise holds no ObjectCode, whose repr deadlocks without a driver
+        self._assign(key, data)
+
+    def _assign(self, key: Key, value: Value) -> bool:
         digest, data = entry_digest(key), program_bytes(value)
         try:
-            self._wrote(self._put(digest, data, b"{}"))
+            return self._wrote(self._put(digest, data, b"{}"))
         except OSError as exc:
-            self._counters.count("dropped")
-            if not is_sharing_violation(exc):
-                raise self._write_error(digest, exc) from exc
+            self._dropped(digest, exc, strict=self._strict)
+            return False
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
         """Store an entry with its record; see :meth:`ProgramCacheResource.publish`."""
-        if self._fallback is not None:
-            return self._fallback.publish(key, data, record)
         digest, payload, record_json = entry_digest(key), program_bytes(data), encode_record(record)
+        del data  # as above
         try:
             return self._wrote(self._put(digest, payload, record_json))
         except OSError as exc:
-            self._counters.count("dropped")
-            self._warn_once(f"{self._write_error(digest, exc)}; compiled programs are used but not kept")
+            self._dropped(digest, exc, strict=False)
             return False
+
+    def _dropped(self, digest: str, exc: OSError, *, strict: bool) -> None:
+        """Count a write that could not be done; say so, or raise."""
+        self._counters.count("dropped")
+        error = self._error("store a program in the cache", exc, self._root.entry_path(digest))
+        if strict and not is_sharing_violation(exc):
+            raise error from exc
+        self._warn_once(f"{error}; compiled programs are used but not kept", level=4)
+
+    def _failed(self, what: str, exc: OSError, path: str) -> None:
+        """Count a removal that could not be done; say so, or raise."""
+        self._counters.count("failed")
+        error = self._error(what, exc, path)
+        if self._strict:
+            raise error from exc
+        self._warn_once(f"{error}; what lies there stays", level=4)
+
+    def _error(self, what: str, exc: OSError, path: str | None = None) -> StoreError:
+        if isinstance(exc, StoreError):
+            return exc
+        # Raised by Python code without a number (a wrapped os, a test): it stays the error that callers catch.
+        number = errno.EACCES if exc.errno is None and isinstance(exc, PermissionError) else exc.errno
+        return StoreError(number, f"can't {what}: {exc.strerror or exc}", exc.filename or path or self._root.path)
 
     def _wrote(self, stored: bool) -> bool:  # noqa: FBT001 - passed on
         if stored:
             with self._lock:
                 self._counters.stored += 1
         if self._tally is not None:
-            self._tally.flush_if_due()
+            self._tally.write_if_due()
         return stored
 
-    def _warn_once(self, message: str) -> None:
+    def _warn_once(self, message: str, *, level: int) -> None:
         with self._lock:
             warned, self._warned = self._warned, True
         if not warned:
-            warnings.warn(message, ProgCacheWarning, stacklevel=3)
-
-    def _write_error(self, digest: str, exc: OSError) -> StoreError:
-        if isinstance(exc, StoreError):
-            return exc
-        # Raised by Python code without a number (a wrapped os, a test): it stays the error that callers catch.
-        number = errno.EACCES if exc.errno is None and isinstance(exc, PermissionError) else exc.errno
-        reason = exc.strerror or str(exc)
-        return StoreError(
-            number, f"can't store a program in the cache: {reason}", exc.filename or self._root.entry_path(digest)
-        )
+            warnings.warn(message, ProgCacheWarning, stacklevel=level)
 
     def _put(self, digest: str, data: bytes, record_json: bytes, created: float | None = None) -> bool:
         cap = self._max_size_bytes
@@ -440,67 +461,80 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
             self._discard(digest)  # a later read must not give the value before
             return False
         version = Version.of(data, record_json, time.time() if created is None else created)
-        operation = self._cap.operation(digest, charged)
-        if operation is None:
+        if cap is None and not self._accounted():
             pairs.publish(self._root, digest, data, version, durability=self._durability)
-            self._cap.unannounced([(digest, 0, 0)])  # somebody may have begun one meanwhile
+            if self._accounted():  # somebody has begun an account meanwhile
+                self._cap.unannounced([(digest, 0, 0)])
             return True
-        with operation:
+        with self._cap.operation(digest, charged) as operation:
             before = pairs.charged_on_disk(self._root, digest)
             charged = pairs.publish(self._root, digest, data, version, durability=self._durability)
             operation.done(int(before is None), charged - (before or 0))
         self._cap.wrote(digest)
         return True
 
+    def _accounted(self) -> bool:
+        """Whether somebody keeps an account of this directory."""
+        return self._max_size_bytes is not None or os.access(f"{self._root.path}{os.sep}ledger", os.F_OK)
+
     def __delitem__(self, key: Key) -> None:
-        if self._fallback is not None:
-            del self._fallback[key]
-        elif not self._delete(entry_digest(key)):
-            raise KeyError(key)
+        self._delete(entry_digest(key), key)
 
     def remove(self, digest: str) -> None:
         """Remove the entry of that digest; :class:`KeyError` if there is none."""
-        if self._fallback is not None:
-            self._fallback.remove(digest)
-        elif not is_digest(digest) or not self._delete(digest):
+        if not is_digest(digest):
             raise KeyError(digest)
+        self._delete(digest, digest)
+
+    def _delete(self, digest: str, asked: object) -> None:
+        try:
+            if not self._discard(digest):
+                raise KeyError(asked)
+        except OSError as exc:
+            self._failed("remove a program", exc, self._root.entry_path(digest))
+
+    def _discard(self, digest: str, *, keep: bool = False) -> bool:
+        """Take an entry away; whether there was one."""
+        for pause in _REMOVAL_PAUSES:
+            time.sleep(pause)
+            entry = judge.lstat(self._root.entry_path(digest))
+            if entry is None:
+                return False
+            if self._discard_seen(digest, entry, keep=keep):
+                return not stat.S_ISDIR(entry.st_mode)
+            there = judge.lstat(self._root.entry_path(digest))
+            if there is None or identity(there) != identity(entry):
+                return there is not None  # it went before; or a writer has replaced it, and then it is gone
+            # It lies there again: another remover has put it back, or the directory is being removed (`rm -rf`).
+        raise PermissionError(errno.EACCES, "another process has it open", self._root.entry_path(digest))
+
+    def _discard_seen(self, digest: str, entry: os.stat_result, *, keep: bool) -> bool:
+        """Take away this very entry; whether that was done."""
+        from cuda_progcache.store import removal
+
+        with self._cap.operation(digest) if self._accounted() else nullcontext() as operation:
+            charged = pairs.charged(entry, judge.lstat(self._root.record_path(digest)))
+            keep = keep or stat.S_ISDIR(entry.st_mode)
+            if not removal.take_away(self._root, digest, identity(entry), keep=keep):
+                return False
+            if operation is not None:
+                operation.done(-1, -charged)
+        self._last_use.pop(digest, None)
+        self._unpin_removed(digest)
+        return True
 
     def quarantine(self, digest: str) -> None:
         """Move an entry that proved wrong, and its record, to the quarantine, and count it as corrupt."""
-        if self._fallback is not None:
-            self._fallback.quarantine(digest)
-            return
-        entry = pairs.lstat(self._root.entry_path(digest)) if is_digest(digest) else None
-        if entry is None:
+        if not is_digest(digest):
             raise KeyError(digest)
-        charged = pairs.charged_on_disk(self._root, digest) or 0
-        if not self._root.set_aside(self._root.entry_path(digest), identity(entry)):
-            self.remove(digest)  # no quarantine can be had: gone is safe, too
-        else:
-            record = pairs.lstat(self._root.record_path(digest))
-            if record is not None:
-                self._root.set_aside(self._root.record_path(digest), identity(record))
-            self._cap.unannounced([(digest, -1, -charged)])
-            self._unpin_removed(digest)
-        self._counters.count("corrupt")
-
-    def _delete(self, digest: str) -> bool:
         try:
-            return self._discard(digest)
+            if not self._discard(digest, keep=True):
+                raise KeyError(digest)
         except OSError as exc:
-            reason = exc.strerror or exc
-            raise StoreError(exc.errno, f"can't remove a program: {reason}", self._root.entry_path(digest)) from exc
-
-    def _discard(self, digest: str) -> bool:
-        with self._cap.operation(digest) or nullcontext() as operation:
-            charged = operation and pairs.charged_on_disk(self._root, digest)
-            if not pairs.remove(self._root, digest):
-                return False
-            if operation is not None:
-                operation.done(-1, -(charged or 0))
-        self._cap.last_use.pop(digest, None)
-        self._unpin_removed(digest)
-        return True
+            self._failed("quarantine a program", exc, self._root.entry_path(digest))
+        self._counters.count("corrupt")
+        if self._accounted():
+            self._cap.damaged()
 
     def clear(self, *, pinned: bool = True) -> None:
         """Remove every entry, record and quarantined file, and what was derived from compiles.
@@ -516,27 +550,270 @@ class FileStreamProgramCache(ListedDirectory, MaintainedDirectory):
         Raises
         ------
         StoreError
-            The directory can't be written.
+            The directory can't be written, and the store is ``strict``.
         """
-        if self._fallback is not None:
-            self._fallback.clear()
-            return
+        from cuda_progcache.store import removal
+        from cuda_progcache.store.derived import DIRECTORIES, clear_derived
+
         root = self._root
-        spared = frozenset() if pinned else self.pins()
         try:
-            root.clear(spared=spared)
+            spared = frozenset() if pinned else self.pins()
+            removal.clear(root, spared=spared)
             for digest in self.pins() - spared:
                 self._unpin_removed(digest)
-            root.clear_derived(names=("failures",) if spared else DERIVED)
-            root.empty_quarantine()
-            root.reclaim()
+            clear_derived(root.path, names=("failures",) if spared else DIRECTORIES)
+            removal.trim_quarantine(root)
+            removal.reclaim(root)
         except OSError as exc:
-            raise StoreError(exc.errno, f"can't clear the program cache: {exc.strerror or exc}", root.path) from exc
-        self._verified.clear()
-        self._recent.clear()
-        self._cap.cleared()
+            self._failed("clear the program cache", exc, root.path)
+        finally:
+            self._verified.clear()
+            self._recent.clear()
+            self._last_use.clear()
+            if self._accounted():
+                self._cap.cleared()
 
     def close(self) -> None:
         """Write down what was counted; the store can be used afterwards."""
         if self._tally is not None:
-            self._tally.flush()
+            self._tally.write()
+
+    # What there is
+
+    def __len__(self) -> int:
+        return sum(pairs.count(self._root, shard) for shard in self._root.shards())
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """Every entry with a record that fits its size; bytes are not verified, and nothing is counted as a lookup."""
+        for shard in self._root.shards():
+            for digest in pairs.digests(self._root, shard):
+                info = self._info(digest)
+                if info is not None:
+                    yield info
+
+    def info(self, digest: str) -> EntryInfo:
+        """One entry, as in :meth:`entries`; :class:`KeyError` if there is none of that digest."""
+        info = self._info(digest) if is_digest(digest) else None
+        if info is None:
+            raise KeyError(digest)
+        return info
+
+    def _info(self, digest: str) -> EntryInfo | None:
+        seen = judge.glance(self._root, digest)
+        if seen is None:
+            return None
+        from pathlib import Path
+
+        version, st = seen
+        used = max(st.st_atime, st.st_mtime, self._last_use.get(digest, 0) / 1e9)
+        path = Path(self._root.entry_path(digest))
+        return EntryInfo(
+            digest, st.st_size, version.created, min(used, time.time()), version.checksum, path, version.record()
+        )
+
+    def _digests(self, prefix: str) -> Iterable[str]:
+        shards = [prefix[:2]] if len(prefix) >= 2 else [s for s in self._root.shards() if s.startswith(prefix)]
+        return [d for shard in shards for d in pairs.digests(self._root, shard) if d.startswith(prefix)]
+
+    def _sizes(self) -> Iterable[tuple[str, int, int]]:
+        return pairs.sizes(self._root)
+
+    def stats(self) -> StoreStats:
+        """What the directory holds, and what this store object has counted since it was made."""
+        entries = size = record_size = 0
+        for _, entry_size, sidecar_size in self._sizes():
+            entries, size, record_size = entries + 1, size + entry_size, record_size + sidecar_size
+        if self._tally is not None:
+            all_time = self._tally.all_time()
+        else:
+            all_time = persisted(self._root).plus(self._counters.totals())
+        return self._counters.stats(entries=entries, size=size, record_size=record_size, all_time=all_time)
+
+    # What its owner does with it
+
+    def pin(self, key_or_digest: Key) -> str:
+        """Keep an entry: eviction and :meth:`prune` spare it. Replacing it keeps it pinned, removing it doesn't.
+
+        Parameters
+        ----------
+        key_or_digest : bytes or str
+            The key, or the entry's digest (a str of 64 hex digits).
+
+        Returns
+        -------
+        str
+            The digest.
+
+        Raises
+        ------
+        KeyError
+            There is no such entry.
+        StoreError
+            The directory can't be written.
+        """
+        from cuda_progcache.store import maintenance
+
+        return self._asked("pin a program", lambda: maintenance.pin(self._root, key_or_digest))
+
+    def unpin(self, key_or_digest: Key) -> str:
+        """Let an entry be evicted again; takes and gives what :meth:`pin` does.
+
+        Raises
+        ------
+        KeyError
+            It isn't pinned.
+        """
+        from cuda_progcache.store import maintenance
+
+        return self._asked("unpin a program", lambda: maintenance.unpin(self._root, key_or_digest))
+
+    def pins(self) -> frozenset[str]:
+        """The digests of the pinned entries."""
+        return frozenset(filter(is_digest, self._root.pins()))
+
+    def _unpin_removed(self, digest: str) -> None:
+        from cuda_progcache._util.files import unlink_quietly
+
+        unlink_quietly(self._root.pinned + digest)
+
+    def verify(self, *, repair: bool = False) -> Verification:
+        """Read every byte, and say what is wrong. Safe beside readers and writers; nothing is counted as a lookup.
+
+        Parameters
+        ----------
+        repair : bool
+            Move what is damaged, foreign or without a record to the quarantine, and remove what writers have left.
+
+        Raises
+        ------
+        StoreError
+            The directory can't be read.
+        """
+        from cuda_progcache.store.verification import verify
+
+        def removed(digest: str, size: int) -> None:
+            self._cap.unannounced([(digest, -1, -size)])
+
+        return self._asked("verify the cache", lambda: verify(self._root, repair=repair, removed=removed))
+
+    def prune(self, *, max_size_bytes: int | None = None, older_than: float | None = None) -> PruneReport:
+        """Remove the entries that were used least recently; pinned ones stay.
+
+        Parameters
+        ----------
+        max_size_bytes : int, optional
+            Until the cache is no larger than this; 0 removes all that isn't pinned.
+        older_than : float, optional
+            Those not used for so many seconds. A store without a size cap doesn't write last uses down: there it is
+            the age of what was published, where the file system keeps no access times.
+
+        Raises
+        ------
+        ValueError
+            Neither was given, or one is negative.
+        StoreError
+            The directory can't be written.
+        """
+        from cuda_progcache.store import maintenance
+
+        if max_size_bytes is None and older_than is None:
+            raise ValueError("prune to what? give max_size_bytes, older_than or both")
+        if (max_size_bytes or 0) < 0 or (older_than or 0) < 0:
+            raise ValueError("max_size_bytes and older_than can't be negative")
+        return self._asked(
+            "prune the cache", lambda: maintenance.prune(self._root, self._cap, max_size_bytes, older_than)
+        )
+
+    def adopt(self, path: str | os.PathLike[str], key: Key, record: Mapping[str, Any] | None = None) -> EntryInfo:
+        """Take in a binary that was made elsewhere; it is a hit under ``key`` from now on.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The binary; it may also be an entry of this cache that lies there without its record.
+        key : bytes or str
+            Its key. Whether the binary is what the key says is yours to know: it will be run in its place.
+        record : Mapping, optional
+            A JSON object about it.
+
+        Raises
+        ------
+        OSError
+            The file can't be read.
+        StoreError
+            It can't be stored, or is larger than the size cap.
+        """
+        with open(path, "rb") as file:
+            data = file.read()
+        digest, record_json = entry_digest(key), encode_record(record or {})
+        if not self._asked("adopt a program", lambda: self._wrote(self._put(digest, data, record_json))):
+            raise StoreError(errno.EFBIG, "can't adopt a program larger than the size cap", os.fspath(path))
+        return self.info(digest)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        archs: Iterable[str] | None = None,
+        filter: Callable[[EntryInfo], bool] | None = None,  # noqa: A002 - what it is
+    ) -> ExportReport:
+        """Write entries and their records to a bundle, one file that another cache imports.
+
+        The same entries give the same bytes. Each is verified; a damaged one is left out and counted.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The bundle; replaced, in one step, if it is there.
+        archs : iterable of str, optional
+            Only programs compiled for these, as in their record (``"sm_90"``).
+        filter : callable, optional
+            Only entries for which it is true.
+
+        Raises
+        ------
+        StoreError
+            The bundle can't be written, or the cache not be read.
+        """
+        from cuda_progcache.store.bundle import export
+
+        target, chosen = os.fspath(path), None if archs is None else frozenset(archs)
+        return self._asked(
+            f"export the cache to {target}", lambda: export(self, self._root, target, chosen, filter), target
+        )
+
+    def import_(self, path: str | os.PathLike[str], *, archs: Iterable[str] | None = None) -> ImportReport:
+        """Add a bundle's entries; those that are here already stay as they are.
+
+        All of the bundle is checked before the first entry is written, and no name in it is used as a path. The
+        checksums show damage, and not who made it: import what you would run.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The bundle.
+        archs : iterable of str, optional
+            Only programs compiled for these.
+
+        Raises
+        ------
+        BundleError
+            It is truncated, altered or no bundle; nothing was imported.
+        StoreError
+            An entry can't be written. Those before it are here, whole; import again to go on.
+        OSError
+            The bundle can't be read.
+        """
+        from cuda_progcache.store.bundle import import_bundle
+
+        def put(digest: str, data: bytes, record_json: bytes, created: float) -> bool:
+            return self._asked("import a program", lambda: self._wrote(self._put(digest, data, record_json, created)))
+
+        return import_bundle(self._root, os.fspath(path), None if archs is None else frozenset(archs), put)
+
+    def _asked(self, what: str, do: Callable[[], T], path: str | None = None) -> T:
+        """What ``do`` gives; what the disk says against it is a StoreError, as it was asked for."""
+        try:
+            return do()
+        except OSError as exc:
+            raise self._error(what, exc, path) from exc

@@ -12,16 +12,17 @@ from collections.abc import Iterator, Mapping
 from cuda_progcache import events
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.store.base import (
+    SHORT_KEY,
     Entry,
     EntryInfo,
     ProgramCacheResource,
     charged_size,
     check_size_cap,
     entry_digest,
-    forget_derived,
     key_bytes,
     program_bytes,
 )
+from cuda_progcache.store.derived import forget_derived
 from cuda_progcache.store.records import checksum, encode_record
 from cuda_progcache.store.stats import Counters, StoreStats
 
@@ -59,8 +60,8 @@ class InMemoryProgramCache(ProgramCacheResource):
     def __init__(self, *, max_size_bytes: int | None = None) -> None:
         check_size_cap(max_size_bytes)
         self._max_size_bytes = max_size_bytes
-        self._entries: OrderedDict[bytes, _Held] = OrderedDict()  # least recently used first
-        self._keys: dict[str, bytes] = {}
+        self._entries: OrderedDict[bytes | str, _Held] = OrderedDict()  # least recently used first
+        self._keys: dict[str, bytes | str] = {}
         self._total_bytes = 0
         self._counters = Counters()
         self._lock = self._counters.lock
@@ -69,8 +70,8 @@ class InMemoryProgramCache(ProgramCacheResource):
         return f"<{type(self).__name__} of {len(self)} entries>"
 
     def _find(self, key: object) -> _Held | None:
-        if type(key) is not bytes:
-            key = key_bytes(key)
+        if type(key) is not bytes or len(key) > SHORT_KEY:
+            key = _name(key)
         with self._lock:
             held = self._entries.get(key)
             if held is None:
@@ -112,17 +113,22 @@ class InMemoryProgramCache(ProgramCacheResource):
         return entry
 
     def __setitem__(self, key: Key, value: Value) -> None:
-        self._put(key_bytes(key), program_bytes(value), b"{}")
+        data = program_bytes(value)
+        del value  # a frame that can raise holds no ObjectCode
+        self._assign(key, data)
+
+    def _assign(self, key: Key, value: Value) -> bool:
+        return self._put(_name(key), program_bytes(value), b"{}")
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
         """Store an entry with its record; ``False`` where it is larger than the cap."""
-        return self._put(key_bytes(key), program_bytes(data), encode_record(record))
+        return self._put(_name(key), program_bytes(data), encode_record(record))
 
-    def _put(self, key: bytes, data: bytes, record_json: bytes) -> bool:
+    def _put(self, key: bytes | str, data: bytes, record_json: bytes) -> bool:
         now = time.time()
         charged = charged_size(len(data), len(record_json))
         cap = self._max_size_bytes
-        held = _Held(data, record_json, entry_digest(key), charged, now, [now])
+        held = _Held(data, record_json, key if isinstance(key, str) else entry_digest(key), charged, now, [now])
         with self._lock:
             self._discard(key)  # also where the new value is refused: a later read must not give the old one
             if cap is not None and charged > cap:
@@ -142,7 +148,7 @@ class InMemoryProgramCache(ProgramCacheResource):
             events.emit_evicted(digest)
         return True
 
-    def _discard(self, key: bytes) -> bool:
+    def _discard(self, key: bytes | str) -> bool:
         held = self._entries.pop(key, None)
         if held is None:
             return False
@@ -152,7 +158,7 @@ class InMemoryProgramCache(ProgramCacheResource):
 
     def __delitem__(self, key: Key) -> None:
         with self._lock:
-            found = self._discard(key_bytes(key))
+            found = self._discard(_name(key))
         if not found:
             raise KeyError(key)
 
@@ -207,6 +213,12 @@ class InMemoryProgramCache(ProgramCacheResource):
                 size=sum(len(one.data) for one in held),
                 record_size=sum(len(one.record_json) for one in held),
             )
+
+
+def _name(key: object) -> bytes | str:
+    """What a key is held by: itself; its digest, a str, where it is long."""
+    name = key_bytes(key)
+    return name if len(name) <= SHORT_KEY else entry_digest(name)
 
 
 def _info(held: _Held) -> EntryInfo:

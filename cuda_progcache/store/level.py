@@ -31,23 +31,32 @@ TROUBLE: Final = Trouble()
 
 
 class Level:
-    """A store with its policy, its breaker and what the stack has counted about it."""
+    """A store with its policy, its breakers and what the stack has counted about it.
+
+    Reads and writes have a breaker each: a full disk can be read. A level that can't be read is not written, either.
+    """
 
     def __init__(
-        self, store: ProgramCacheResource, policy: str, breaker: CircuitBreaker, timeout: float | None,
+        self, store: ProgramCacheResource, policy: str, breaker: Callable[[], CircuitBreaker], timeout: float | None,
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.store = store
         self.policy = policy
-        self.breaker = breaker
+        self.reads, self.writes = breaker(), breaker()
         self._lock = ForkSafeLock()
-        self._counts = dict.fromkeys(
-            ("hits", "misses", "stored", "store_failed", "backfilled", "backfill_failed", "errors", "skipped"), 0
-        )
+        self.reset()
+        _levels.add(self)
         self.error: Exception | None = None  # the last one
+        self.raised = False  # at the last write
         self._timeout = timeout
         self._clock = clock
         self._warned = False
+
+    def reset(self) -> None:
+        """Count from zero, as a forked child does."""
+        self._counts = dict.fromkeys(
+            ("hits", "misses", "stored", "store_failed", "backfilled", "backfill_failed", "errors", "skipped"), 0
+        )
 
     @property
     def writable(self) -> bool:
@@ -59,6 +68,13 @@ class Level:
         """Its class, and where it lies."""
         where = getattr(self.store, "path", None) or getattr(self.store, "name", None)
         return type(self.store).__name__ + (f" at {where}" if where else "")
+
+    def write(self, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None = None) -> R | Trouble:
+        """:meth:`ask` for what changes the level."""
+        if self.reads.state != "closed":
+            self.count("skipped")
+            return TROUBLE
+        return self._ask(self.writes, operation, *args, answer=answer)
 
     def ask(self, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None = None) -> R | Trouble:
         """What a call of the level answers, unless it is out of order.
@@ -72,34 +88,39 @@ class Level:
         answer : type of exception, optional
             One that is an answer, and raised: the KeyError of a removal.
         """
-        if not self.breaker.allows():
+        return self._ask(self.reads, operation, *args, answer=answer)
+
+    def _ask(
+        self, breaker: CircuitBreaker, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None
+    ) -> R | Trouble:
+        if not breaker.allows():
             self.count("skipped")
             return TROUBLE
         started = self._clock() if self._timeout is not None else 0.0
         try:
             value = operation(*args)
         except NotImplementedError as exc:  # a plain store that can't list, say
-            self.breaker.succeeded()
+            breaker.succeeded()
             self.error = exc
             return TROUBLE
         except Exception as exc:  # a level may be anyone's code, and none may fail a lookup
             if answer is not None and isinstance(exc, answer):
-                self.breaker.succeeded()
+                breaker.succeeded()
                 raise
-            self._failed(exc)
+            self._failed(breaker, exc)
             return TROUBLE
         except BaseException:
-            self.breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
+            breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
             raise
         if self._timeout is not None and self._clock() - started > self._timeout:
-            self._failed(TimeoutError(errno.ETIMEDOUT, f"took longer than {self._timeout} s", self.name))
+            self._failed(breaker, TimeoutError(errno.ETIMEDOUT, f"took longer than {self._timeout} s", self.name))
         else:
-            self.breaker.succeeded()
+            breaker.succeeded()
         return value
 
     def peek(self, operation: Callable[[], R]) -> R | Trouble:
         """What a look at the level says; nothing is tried while it is out of order, and nothing learnt about that."""
-        if self.breaker.state != "closed":
+        if self.reads.state != "closed":
             return TROUBLE
         try:
             return operation()
@@ -107,8 +128,8 @@ class Level:
             self.error = exc
             return TROUBLE
 
-    def _failed(self, exc: Exception) -> None:
-        self.breaker.failed()
+    def _failed(self, breaker: CircuitBreaker, exc: Exception) -> None:
+        breaker.failed()
         self.count("errors")
         self.error = exc
         warned, self._warned = self._warned, True
@@ -116,7 +137,7 @@ class Level:
             warnings.warn(
                 f"{self.name} is in trouble ({type(exc).__name__}: {exc}); the stack goes on without it",
                 ProgCacheWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def count(self, name: str) -> None:
@@ -135,7 +156,20 @@ class Level:
     def stats(self) -> LevelStats:
         """What the stack has counted about it."""
         with self._lock:
-            return LevelStats(name=self.name, policy=self.policy, state=self.breaker.state, **self._counts)
+            return LevelStats(name=self.name, policy=self.policy, state=self.state, **self._counts)
+
+    @property
+    def state(self) -> str:
+        """The worse of its breakers' states."""
+        return max(self.reads.state, self.writes.state, key=("closed", "half-open", "open").index)
+
+    def close(self) -> None:
+        """Close the store, in whatever state it is."""
+        try:
+            self.store.close()
+        except Exception as exc:  # noqa: BLE001 - as above
+            self.count("errors")
+            self.error = exc
 
 
 class Stripes:
@@ -155,12 +189,16 @@ class Stripes:
 
 
 _stripes: weakref.WeakSet[Stripes] = weakref.WeakSet()
+_levels: weakref.WeakSet[Level] = weakref.WeakSet()
 
 
-def _renew_stripes() -> None:
+def _start_anew() -> None:
+    """In a forked child."""
     for stripes in list(_stripes):
         stripes.renew()
+    for level in list(_levels):
+        level.reset()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_stripes)
+    os.register_at_fork(after_in_child=_start_anew)

@@ -1,69 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An entry and its record on disk: two files that are published, removed and listed together.
+"""An entry and its record on disk: two files that are published together, and listed.
 
 The record is put in place first (it vouches for what it replaces, see :mod:`~cuda_progcache.store.records`), the
 entry second. A crash between the two leaves a record without its entry, a miss; or the old entry, still vouched for.
-Removal goes the other way round.
+Removal goes the other way round (:mod:`~cuda_progcache.store.removal`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
 from collections.abc import Iterator, Mapping
 
+from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import (
-    Identity,
     identity,
     is_missing,
-    read_regular,
-    remove_if_same,
+    put_in_place,
     replace,
-    unlink,
     unlink_quietly,
     write_new,
-    write_new_seen,
 )
+from cuda_progcache._util.liveness import LITTER_AGE
 from cuda_progcache.store.base import charged_size
 from cuda_progcache.store.eviction import USE_RESOLUTION_NS, Candidate
-from cuda_progcache.store.records import (
-    FRAME_SIZE,
-    DamagedRecordError,
-    Version,
-    decode,
-    encode,
-    replacing,
-)
-from cuda_progcache.store.root import LITTER_AGE, WRITE_TRIES, Root
+from cuda_progcache.store.judge import lstat, versions
+from cuda_progcache.store.records import FRAME_SIZE, Version, encode, replacing
+from cuda_progcache.store.root import WRITE_TRIES, Root
 
 #: Where it can be had, no: a dangling link is something, and not an entry.
 _FOLLOW = os.access not in os.supports_follow_symlinks
+_ASKS_EFFECTIVE = os.access in os.supports_effective_ids
 
 
 def exists(path: str) -> bool:
     """Whether anything lies at ``path``; where nothing does, in a third of the time of a failed call's exception."""
+    if _ASKS_EFFECTIVE and os.getuid() != os.geteuid():  # a set-uid program: not what its caller may see
+        return os.path.lexists(path)
     return os.access(path, os.F_OK, follow_symlinks=_FOLLOW)
-
-
-def lstat(path: str) -> os.stat_result | None:
-    """``os.lstat``, ``None`` where nothing is."""
-    try:
-        return os.lstat(path)
-    except OSError as exc:
-        if is_missing(exc):
-            return None
-        raise
-
-
-def versions(root: Root, digest: str) -> list[Version]:
-    """What the record on disk vouches for, newest first; nothing if it is missing or damaged."""
-    try:
-        raw, _ = read_regular(root.record_path(digest))
-        return [] if raw is None else decode(raw, digest)
-    except (FileNotFoundError, NotADirectoryError, PermissionError, DamagedRecordError):
-        return []
 
 
 def publish(root: Root, digest: str, data: bytes, version: Version, *, durability: str) -> int:
@@ -89,8 +64,10 @@ def publish(root: Root, digest: str, data: bytes, version: Version, *, durabilit
     for attempt in range(WRITE_TRIES):
         try:
             if attempt:
+                from cuda_progcache.store.removal import make_way
+
                 time.sleep(min(0.001 * (attempt - 1), 0.010))
-                root.rebuild(digest)
+                make_way(root, digest)
             return _publish(root, digest, data, version, durability)
         except OSError as exc:
             in_the_way = is_missing(exc) or isinstance(exc, (FileExistsError, IsADirectoryError))
@@ -103,7 +80,7 @@ def _publish(root: Root, digest: str, data: bytes, version: Version, durability:
     staged = root.stage_path()
     try:
         # The slow step first: the two names then change right after each other.
-        write_new(staged, data, mode=root.file_mode, sync=durability != "none")
+        write_new(staged, data, mode=root.file_mode, sync=durability != "none", at_least=root.sure_bits)
         try:
             record = _publish_record(root, digest, version, sync=durability == "full")
         except FileNotFoundError:  # the first entry of a shard: rarer than asking at each write would be
@@ -116,95 +93,33 @@ def _publish(root: Root, digest: str, data: bytes, version: Version, durability:
         raise
     if durability == "full":
         root.make_durable(digest)
-    return charged_size(len(data), record[1] - FRAME_SIZE)
+    return charged_size(len(data), record.st_size - FRAME_SIZE)
 
 
-def _publish_record(root: Root, digest: str, version: Version, *, sync: bool) -> Identity:
-    """Write the record that vouches for ``version`` and what it replaces; returns the identity of the file."""
-    path = root.record_path(digest)
+def _publish_record(root: Root, digest: str, version: Version, *, sync: bool) -> os.stat_result:
+    """Write the record that vouches for ``version`` and what it replaces; returns the status of the file."""
+    path, mode, sure = root.record_path(digest), root.file_mode, root.sure_bits
     # A new key: nobody reads a record without an entry beside it, so it may be written in place.
     with contextlib.suppress(FileExistsError):
-        return write_new_seen(path, encode(digest, [version]), mode=root.file_mode, sync=sync)
-    staged = root.stage_path()
-    try:
-        encoded = encode(digest, replacing(version, versions(root, digest)))
-        written = write_new_seen(staged, encoded, mode=root.file_mode, sync=sync)
-        replace(staged, path)
-    except BaseException:
-        unlink_quietly(staged)
-        raise
-    return written
+        return write_new(path, encode(digest, [version]), mode=mode, sync=sync, at_least=sure)
+    encoded = encode(digest, replacing(version, versions(root, digest)))
+    return put_in_place(path, encoded, staged=root.stage_path(), mode=mode, sync=sync, at_least=sure)
 
 
-def _settle(root: Root, digest: str, version: Version, ours: Identity, *, sync: bool) -> None:
+def _settle(root: Root, digest: str, version: Version, ours: os.stat_result, *, sync: bool) -> None:
     """See to it that the record on disk vouches for the entry just renamed.
 
-    Another writer of this key, or a ``clear()``, may have come between the two renames.
+    Another writer of this key, or a removal, may have come between the two renames.
     """
-    record_path = root.record_path(digest)
     for _ in range(WRITE_TRIES):
-        record = lstat(record_path)
-        if record is not None and identity(record) == ours:
+        record = lstat(root.record_path(digest))
+        if record is not None and identity(record) == identity(ours):
             return
         if record is None and lstat(root.entry_path(digest)) is None:
-            return  # both gone: cleared right after we published
+            return  # both gone: removed right after we published
         if any(other.checksum == version.checksum for other in versions(root, digest)):
             return
         ours = _publish_record(root, digest, version, sync=sync)
-
-
-def remove(root: Root, digest: str) -> bool:
-    """Remove an entry and its record; ``False`` if there is no entry.
-
-    Raises
-    ------
-    OSError
-        The directory can't be written.
-    """
-    entry_path, record_path = root.entry_path(digest), root.record_path(digest)
-    record, entry = lstat(record_path), lstat(entry_path)
-    if entry is None:
-        return False
-    if stat.S_ISDIR(entry.st_mode):
-        root.set_aside(entry_path, identity(entry))
-        return False
-    try:
-        unlink(entry_path)
-    except FileNotFoundError:
-        return False
-    if record is not None:
-        remove_if_same(record_path, identity(record))
-    return True
-
-
-def evict(root: Root, victim: Candidate) -> bool:
-    """Remove a victim and its record if they are still what the scan saw; ``False`` where they aren't.
-
-    Raises
-    ------
-    OSError
-        The directory can't be written.
-    """
-    entry_path, record_path = root.entry_path(victim.digest), root.record_path(victim.digest)
-    raw: bytes | None = None
-    try:
-        raw, status = read_regular(record_path)
-        record: os.stat_result | None = status
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        record = lstat(record_path)
-    if not remove_if_same(entry_path, victim.seen):
-        return False
-    if record is not None and remove_if_same(record_path, identity(record)) and lstat(entry_path) is not None:
-        _put_back(root, record_path, raw or b"")  # the record was a writer's, whose entry has come just now
-    return True
-
-
-def _put_back(root: Root, record_path: str, raw: bytes) -> None:
-    staged = root.stage_path()
-    with contextlib.suppress(OSError):  # a newer one lies there, or no links are to be had: the entry is a miss
-        write_new(staged, raw, mode=root.file_mode, sync=False)
-        os.link(staged, record_path)
-    unlink_quietly(staged)
 
 
 def charged_on_disk(root: Root, digest: str) -> int | None:
@@ -213,10 +128,11 @@ def charged_on_disk(root: Root, digest: str) -> int | None:
     if not exists(path):
         return None
     entry = lstat(path)
-    return None if entry is None else _charged(entry, lstat(root.record_path(digest)))
+    return None if entry is None else charged(entry, lstat(root.record_path(digest)))
 
 
-def _charged(entry: os.stat_result, record: os.stat_result | None) -> int:
+def charged(entry: os.stat_result, record: os.stat_result | None) -> int:
+    """Bytes that files of this status take of the size cap."""
     return charged_size(entry.st_size, 0 if record is None else record.st_size - FRAME_SIZE)
 
 
@@ -256,8 +172,23 @@ def _brought_back(path: str, moment: int) -> os.stat_result:
     return os.lstat(path)
 
 
-def candidates(root: Root, shard: str, last_use: Mapping[str, int]) -> Iterator[Candidate]:
-    """A shard's entries, with record or not, as eviction wants them; removes old records without an entry on the way.
+class Survey(NamedTuple):
+    """What lies in a shard, as eviction wants it.
+
+    Attributes
+    ----------
+    candidates : list of Candidate
+        The entries, with record or not.
+    forsaken : list of str
+        Digests of old records without an entry: a crash has left them.
+    """
+
+    candidates: list[Candidate]
+    forsaken: list[str]
+
+
+def survey(root: Root, shard: str, last_use: Mapping[str, int]) -> Survey:
+    """Look at a shard.
 
     Parameters
     ----------
@@ -265,6 +196,7 @@ def candidates(root: Root, shard: str, last_use: Mapping[str, int]) -> Iterator[
         Digest to nanoseconds since the epoch: what this process knows better than the time stamps do.
     """
     records = {item.name: item for item in root.files(root.records, shard)}
+    found = []
     for item in root.files(root.entries, shard):
         digest = shard + item.name
         record = records.pop(item.name, None)
@@ -273,11 +205,14 @@ def candidates(root: Root, shard: str, last_use: Mapping[str, int]) -> Iterator[
             now = time.time_ns()
             if max(st.st_atime_ns, st.st_mtime_ns) > now + USE_RESOLUTION_NS:
                 st = _brought_back(item.path, now - USE_RESOLUTION_NS)
-            size = _charged(st, None if record is None else record.stat(follow_symlinks=False))
+            size = charged(st, None if record is None else record.stat(follow_symlinks=False))
         except (FileNotFoundError, PermissionError):  # gone, or another user's
             continue
-        yield Candidate(digest, size, max(st.st_atime_ns, st.st_mtime_ns, last_use.get(digest, 0)), identity(st))
-    for record in records.values():  # left by a crash, or their entry comes in a moment
-        st_or_none = lstat(record.path)
-        if st_or_none is not None and st_or_none.st_mtime < time.time() - LITTER_AGE:
-            remove_if_same(record.path, identity(st_or_none))
+        used = max(st.st_atime_ns, st.st_mtime_ns, last_use.get(digest, 0))
+        found.append(Candidate(digest, size, used, identity(st)))
+    forsaken = []
+    for item in records.values():  # left by a crash, or their entry comes in a moment
+        status = lstat(item.path)
+        if status is not None and status.st_mtime < time.time() - LITTER_AGE:
+            forsaken.append(shard + item.name)
+    return Survey(found, forsaken)

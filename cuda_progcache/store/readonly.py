@@ -17,7 +17,6 @@ from cuda_progcache.store.root import Root
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cuda_progcache._util.files import Identity
     from cuda_progcache.store.base import Key, T, Value
     from cuda_progcache.store.stats import StoreStats
 
@@ -31,12 +30,6 @@ class _Root(Root):
         if not stat.S_ISDIR(os.stat(self.path).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "the cache root is not a directory", self.path)
         self.check()
-
-    def reclaim(self) -> int:
-        return 0
-
-    def set_aside(self, path: str, seen: Identity) -> bool:  # noqa: ARG002 - Root's signature
-        return False
 
 
 class _Reader(FileStreamProgramCache):

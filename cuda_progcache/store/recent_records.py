@@ -7,6 +7,9 @@ import marshal
 import os
 import time
 
+from cuda_progcache._util.files import Signature, is_settled, signature
+from cuda_progcache.store.records import parse
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,15 +19,6 @@ if TYPE_CHECKING:
 
 #: Records kept per store object, and the size up to which one is, in bytes.
 _KEPT, _LONG = 4096, 65_536
-#: A file changed this recently (ns) could change again without its time stamp showing it: verified, not remembered.
-CLOCK_TICK_NS = 20_000_000
-
-Signature = tuple[int, int, int, int]
-
-
-def signature(st: os.stat_result) -> Signature:
-    """Inode, size, mtime and ctime (ns): while they stay, the file's content does."""
-    return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
 
 class VerifiedRecord:
@@ -45,9 +39,7 @@ class VerifiedRecord:
         if marshalled:
             record: dict[str, Any] = marshal.loads(raw)  # noqa: S302  made by this process
             return record
-        import json
-
-        record = json.loads(raw)
+        record = parse(raw)
         self._kept = (True, marshal.dumps(record))
         return record
 
@@ -62,7 +54,7 @@ class RecentRecords:
     def keep(self, digest: str, sidecar: os.stat_result, version: Version) -> VerifiedRecord:
         """Remember a version's record, if its sidecar is old enough for a change to show, and the record isn't huge."""
         record = VerifiedRecord(version.record_json)
-        if time.time_ns() - sidecar.st_mtime_ns > CLOCK_TICK_NS and len(version.record_json) <= _LONG:
+        if is_settled(sidecar, time.time_ns()) and len(version.record_json) <= _LONG:
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
             self._kept[digest] = (signature(sidecar), version.checksum, record)

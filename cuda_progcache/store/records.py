@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from xxhash import xxh3_128_hexdigest
 
 from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache._util.json_text import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,14 +98,29 @@ class Version(NamedTuple):
         """See that the caller's record is what was written (DamagedRecordError if it isn't)."""
         if checksum(self.record_json) != self.record_checksum:
             raise DamagedRecordError("the record doesn't have its checksum")
+        if self.record_json not in _OBJECTS:
+            parse(self.record_json)
 
     def record(self) -> dict[str, Any]:
         """The caller's record (DamagedRecordError if it isn't what was written)."""
-        self.check()
-        import json
+        if checksum(self.record_json) != self.record_checksum:
+            raise DamagedRecordError("the record doesn't have its checksum")
+        return parse(self.record_json)
 
-        record: dict[str, Any] = json.loads(self.record_json)
-        return record
+
+#: Records that need no parsing to be seen as JSON objects: that of a plain ``cache[key] = value``.
+_OBJECTS = frozenset({b"{}"})
+
+
+def parse(record_json: bytes) -> dict[str, Any]:
+    """A record of its JSON (DamagedRecordError if that is no JSON object)."""
+    try:
+        record = loads(record_json)
+    except (ValueError, RecursionError) as exc:
+        raise DamagedRecordError(f"the record is no JSON: {exc}") from exc
+    if not isinstance(record, dict):
+        raise DamagedRecordError("the record is no JSON object")
+    return record
 
 
 def encode(digest: str, versions: Sequence[Version]) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory under a store: where it is, its tree, its staging area and its quarantine."""
+"""The directory under a store: where it is, its tree, its staging area, and what its names are."""
 
 from __future__ import annotations
 
@@ -10,32 +10,26 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
 
 from cuda_progcache._util.files import (
-    Identity,
-    identity,
+    Signature,
     is_missing,
-    remove_if_same,
-    replace,
+    is_settled,
+    put_in_place,
+    signature,
     sync_directory,
-    unlink_quietly,
     write_new,
 )
-from cuda_progcache._util.liveness import Owner, current_owner
-from cuda_progcache._util.parallel import for_each
+from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.store.sharing import Sharing
 
-#: A staging file is written and renamed within seconds. Where its owner can't be asked after, this age (in seconds)
-#: says that it was left behind; also the age from which a record without an entry is litter.
-LITTER_AGE = 3600.0
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 #: Tries of a write, or an opening, whose directories are removed under it (``rm -rf`` or ``clear()`` beside it).
 WRITE_TRIES = 40
-#: What other rooms derive from compiles and keep beside the entries (``sharing.write_beside``); it goes with them.
-DERIVED = ("failures", "latest", "manifests", "steps", "toolchains", "unkept")
-#: Damaged files kept for a look at them; the oldest go first.
-QUARANTINE_KEEP = 16
 
 _TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 # This file is a cache directory tag: what lies here can be made again, backups may leave it out.
@@ -51,7 +45,13 @@ def _owner_name(_pid: int) -> str:
 
 
 def default_root() -> str:
-    """``CUDA_PROGCACHE_DIR``, else the user's cache directory + ``cuda-progcache``; the environment is read now."""
+    """``CUDA_PROGCACHE_DIR``, else the user's cache directory + ``cuda-progcache``; the environment is read now.
+
+    Raises
+    ------
+    OSError
+        No home directory is known of this user.
+    """
     chosen = os.environ.get("CUDA_PROGCACHE_DIR")
     if chosen:
         return os.path.abspath(os.path.expanduser(chosen))
@@ -85,9 +85,11 @@ class Root:
         self.entries = os.path.join(path, "entries") + os.sep
         self.records = os.path.join(path, "records") + os.sep
         self.staging = os.path.join(path, "tmp") + os.sep
+        # What is being removed. Not in tmp/: there, in a shared root, nobody may remove another user's files.
+        self.removed = os.path.join(path, "removed") + os.sep
         self.quarantine = os.path.join(path, "quarantine") + os.sep
         self.pinned = os.path.join(path, "pins") + os.sep
-        self._durable: set[str] = set()
+        self._durable: dict[str, Signature] = {}  # directories whose names are on the disk, as they were then
 
     def entry_path(self, digest: str) -> str:
         """Where the binary lies."""
@@ -145,6 +147,11 @@ class Root:
         """Permission bits of a new file, before the umask."""
         return self._sharing.file_mode
 
+    @property
+    def sure_bits(self) -> int:
+        """Those that the umask doesn't take away."""
+        return self._sharing.sure_bits
+
     def writable(self) -> bool:
         """Whether this process may stage files here."""
         return os.access(self.staging, os.W_OK | os.X_OK)
@@ -156,47 +163,31 @@ class Root:
         self.mkdir(self.records + shard)
 
     def make_durable(self, digest: str) -> None:
-        """Sync the names in the two directories that hold ``digest``; the first time, those of the directories, too."""
+        """Sync the names in the two directories that hold ``digest``, and theirs if these may be new."""
         shard = digest[:2]
         sync_directory(self.records + shard)
         sync_directory(self.entries + shard)
-        if shard in self._durable:
-            return
-        sync_directory(self.records)
-        sync_directory(self.entries)
-        if not self._durable:
-            sync_directory(self.path)
-            with contextlib.suppress(OSError):  # may be closed to us
-                sync_directory(os.path.dirname(self.path))
-        self._durable.add(shard)
+        for parent in (self.records, self.entries, self.path):
+            self._sync_if_new(parent)
+        with contextlib.suppress(OSError):  # may be closed to us
+            self._sync_if_new(os.path.dirname(self.path))
+
+    def _sync_if_new(self, directory: str) -> None:
+        """Sync a directory unless it is as it was when this store last did: another process may make its names anew."""
+        before = os.stat(directory)
+        if self._durable.get(directory) != signature(before):
+            sync_directory(directory)
+            if is_settled(before, time.time_ns()):
+                self._durable[directory] = signature(before)
 
     def rebuild(self, digest: str) -> None:
-        """Make everything again that a write of ``digest`` needs, and move out of the way what blocks it.
-
-        For a write that ran into a ``rm -rf``, a ``clear()`` or a directory where a file should be.
-        """
-        self._durable.clear()
+        """Make everything again that a write of ``digest`` needs, after a ``rm -rf`` or a ``clear()`` beside it."""
         self._make_root()
         self.check()
-        self._clear_way(self.staging.rstrip(os.sep), directory=True)
         self._make_staging()
         for directory in (self.entries, self.records):
-            self._clear_way(directory.rstrip(os.sep), directory=True)
             self.mkdir(directory)
-            self._clear_way(directory + digest[:2], directory=True)
         self.make_shard(digest)
-        self._clear_way(self.entry_path(digest), directory=False)
-        self._clear_way(self.record_path(digest), directory=False)
-
-    def _clear_way(self, path: str, *, directory: bool) -> None:
-        try:
-            status = os.lstat(path)
-        except OSError:
-            return  # nothing there
-        # A link to a directory is someone's choice of another place; one that leads nowhere is in the way.
-        blocks = not os.path.isdir(path) if directory else stat.S_ISDIR(status.st_mode)
-        if blocks:
-            self.set_aside(path, identity(status))
 
     def _make_root(self) -> None:
         try:
@@ -206,8 +197,9 @@ class Root:
             if not stat.S_ISDIR(os.stat(self.path).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "the cache root is not a directory", self.path) from None
         else:
-            if (lost := self._sharing.root) is not None:  # removed under us: as it was, for those who shared it
-                self._sharing.open_to_group(self.path, stat.S_IMODE(lost.st_mode) & ~stat.S_IRWXG)
+            # Removed under us: as it was, for those who shared it.
+            lost = self._sharing.root
+            self._sharing.open_to_group(self.path, 0 if lost is None else stat.S_IMODE(lost.st_mode) & ~stat.S_IRWXG)
 
     def _make_staging(self) -> None:
         with contextlib.suppress(FileExistsError):
@@ -218,8 +210,11 @@ class Root:
     def mkdir(self, path: str) -> None:
         """Make a directory of the tree, open to those who share it, unless it is there."""
         if self._sharing.root is None:
+            # FileNotFoundError: made, and removed again at once by another's clear().
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, self._sharing.directory_mode)
+                with contextlib.suppress(FileNotFoundError):
+                    self._sharing.open_to_group(path)
         elif not os.path.lexists(path):
             # Under a name of ours first: another user's write must not meet it before it is open to that user.
             staged = self.stage_path()
@@ -238,73 +233,40 @@ class Root:
         """A new name in the staging area that says whose it is."""
         return f"{self.staging}{_owner_name(os.getpid())}-{next(_serial)}"
 
-    def reclaim(self) -> int:
-        """Remove the staging files of dead writers.
+    def place(self, path: str, data: bytes, *, new: bool = False) -> None:
+        """Put a file of accounts in place, in one step; all who share the root can append to it.
 
-        Returns
-        -------
-        int
-            Bytes of the staging files that are left.
+        Parameters
+        ----------
+        new : bool
+            Leave what lies there, if something does.
+
+        Raises
+        ------
+        OSError
+            Nothing has changed.
         """
-        live = 0
-        try:
-            items = _scan(self.staging)
-        except PermissionError:
-            return 0  # another user's cache, that we may only read
-        for item in items:
-            try:
-                status = item.stat(follow_symlinks=False)
-            except OSError:
-                continue  # its writer renamed it just now
-            owner = Owner.parse(item.name.rpartition("-")[0])
-            alive = None if owner is None else owner.is_alive()
-            if alive is None:
-                alive = abs(time.time() - status.st_mtime) < LITTER_AGE
-            if not alive and stat.S_ISDIR(status.st_mode):
-                with contextlib.suppress(OSError):  # another user's, or not empty and no staging file at all
-                    os.rmdir(item.path)
-            elif alive or not unlink_quietly(item.path):
-                live += status.st_size
-        return live
+        bits = self._sharing.account_bits
+        with contextlib.suppress(FileExistsError):
+            put_in_place(path, data, staged=self.stage_path(), mode=bits, at_least=bits, new=new)
 
-    # Quarantine
+    def aside_path(self) -> str:
+        """A new name for what is being removed, that says by whom."""
+        return f"{self.removed}{_owner_name(os.getpid())}-{next(_serial)}"
 
-    def set_aside(self, path: str, seen: Identity) -> bool:
-        """Move what lies at ``path`` into the quarantine, if it is still what was ``seen``.
+    def has_litter(self) -> bool:
+        """Whether there may be something that dead processes have left."""
+        for directory in (self.staging, self.removed):
+            with contextlib.suppress(OSError):
+                if os.listdir(directory):
+                    return True
+        return False
 
-        Returns
-        -------
-        bool
-            ``False``: something else lies there by now, or the directory can't be written.
-        """
-        name = os.path.basename(os.path.dirname(path)) + os.path.basename(path)
-        target = f"{self.quarantine}{name}-{os.getpid()}-{next(_serial)}"
-        try:
-            if identity(os.lstat(path)) != seen:
-                return False
-            self.mkdir(self.quarantine)
-            if not os.path.isdir(self.quarantine):
-                unlink_quietly(self.quarantine.rstrip(os.sep))
-                self.mkdir(self.quarantine)
-            replace(path, target)
-            self.empty_quarantine(keep=QUARANTINE_KEEP)
-        except OSError:
-            return False
-        return True
+    # Listing
 
-    def empty_quarantine(self, *, keep: int = 0) -> None:
-        """Remove all but the ``keep`` youngest things in the quarantine."""
-        items = [item.path for item in _scan(self.quarantine)]
-        if len(items) <= keep:
-            return
-        items.sort(key=_mtime)
-        for path in items[: len(items) - keep]:
-            if not unlink_quietly(path):
-                import shutil
-
-                shutil.rmtree(path, ignore_errors=True)  # a directory that lay in an entry's place
-
-    # Listing and emptying
+    def is_pinned(self, digest: str) -> bool:
+        """Whether eviction spares that entry."""
+        return os.path.lexists(self.pinned + digest)
 
     def pins(self) -> set[str]:
         """The digests of the entries that eviction spares."""
@@ -317,13 +279,12 @@ class Root:
 
     def shards(self) -> list[str]:
         """The two-digit directories that there are."""
-        names = self.names(self.entries, "") | self.names(self.records, "")
-        return sorted(name for name in names if len(name) == 2 and not name.strip("0123456789abcdef"))
+        return sorted(filter(is_shard, self.names(self.entries, "") | self.names(self.records, "")))
 
     def files(self, tree: str, shard: str) -> Iterator[os.DirEntry[str]]:
         """The regular files of one shard of ``entries`` or ``records``; of another user's closed one, none."""
         try:
-            items = _scan(tree + shard)
+            items = scan(tree + shard)
         except PermissionError:
             return
         yield from (item for item in items if len(item.name) == 62 and item.is_file(follow_symlinks=False))
@@ -337,54 +298,14 @@ class Root:
                 return set()
             raise
 
-    def clear(self, *, spared: frozenset[str] = frozenset()) -> None:
-        """Remove the entries and records, sparing these digests, and what is published meanwhile.
 
-        Raises
-        ------
-        OSError
-            The directory can't be written.
-        """
-        shards = self.shards()
-        looked: Iterable[tuple[str, os.stat_result]] = itertools.chain.from_iterable(map(self._look_at_shard, shards))
-        if spared:
-            looked = filter(lambda item: "".join(item[0].split(os.sep)[-2:]) not in spared, looked)
-        for_each(looked, self._clear_path)
-        for shard in shards:
-            self._forget_shard(shard)
-
-    def clear_derived(self, *, names: Iterable[str] = DERIVED) -> None:
-        """Remove what was derived from compiles; what is written meanwhile stays (OSError: it can't be removed)."""
-        for name in names:
-            for folder, _, files in os.walk(os.path.join(self.path, name), topdown=False):
-                for file in files:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(os.path.join(folder, file))
-                with contextlib.suppress(OSError):  # not empty: a writer has just come
-                    os.rmdir(folder)
-
-    def _look_at_shard(self, shard: str) -> list[tuple[str, os.stat_result]]:
-        # The records are looked at before the first entry goes: one that arrives later belongs to a later entry.
-        records = _look(self.records + shard)
-        return [*_look(self.entries + shard), *records]
-
-    def _clear_path(self, looked: tuple[str, os.stat_result]) -> None:
-        path, status = looked
-        if stat.S_ISDIR(status.st_mode):
-            self.set_aside(path, identity(status))
-        else:
-            remove_if_same(path, identity(status))
-
-    def _forget_shard(self, shard: str) -> None:
-        self._durable.discard(shard)
-        for tree in (self.entries, self.records):
-            try:
-                os.rmdir(tree + shard)
-            except OSError:
-                continue  # not empty: a writer has just published there
+def is_shard(name: str) -> bool:
+    """Whether a directory of that name belongs in ``entries`` and ``records``."""
+    return len(name) == 2 and not name.strip("0123456789abcdef")
 
 
-def _scan(path: str) -> list[os.DirEntry[str]]:
+def scan(path: str) -> list[os.DirEntry[str]]:
+    """What lies in a directory; nothing where there is none."""
     try:
         with os.scandir(path) as items:
             return list(items)
@@ -392,20 +313,3 @@ def _scan(path: str) -> list[os.DirEntry[str]]:
         if is_missing(exc):
             return []
         raise
-
-
-def _look(path: str) -> list[tuple[str, os.stat_result]]:
-    looked = []
-    for item in _scan(path):
-        try:
-            looked.append((item.path, item.stat(follow_symlinks=False)))
-        except FileNotFoundError:
-            continue
-    return looked
-
-
-def _mtime(path: str) -> float:
-    try:
-        return os.lstat(path).st_mtime
-    except OSError:
-        return 0.0

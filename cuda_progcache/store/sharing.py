@@ -3,9 +3,10 @@
 
 Whoever can write to a root chooses what runs on the GPU of all who read there. So a root is private unless its caller
 says ``shared=True``, or the directory itself says that a group shares it: it is group-writable, or it is setgid and the
-group may enter it. Then directories made in it take its group and the group's permissions, whatever the umask, and
-entries follow the umask. Such a root may belong to another user if its group is one of ours: who put us there trusts us
-with each other.
+group may enter it. Then directories made in it take its group and the group's permissions, whatever the umask; entries
+follow the umask, but that the group may always read them; and the accounts that processes keep together are as open as
+the root is. Such a root may belong to another user if its group is one of ours: who put us there trusts us with each
+other.
 
 A root that everyone can write to is shared with everyone if it is setgid, as somebody has marked it then, and else
 refused: sticky, as ``/tmp`` is, only keeps files from being removed.
@@ -17,10 +18,8 @@ import contextlib
 import errno
 import os
 import stat
-import threading
 
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache._util.files import replace, unlink_quietly, write_new
 from cuda_progcache.errors import UnsafeRootError
 
 TYPE_CHECKING = False
@@ -37,10 +36,13 @@ class Sharing(NamedTuple):
         Others write here, too: permissions follow the umask.
     root : os.stat_result or None
         The root's status, where its directories are to belong to its group.
+    account_bits : int
+        Permission bits of the files that all who share the root append to.
     """
 
     shared: bool
     root: os.stat_result | None = None
+    account_bits: int = 0o600
 
     @classmethod
     def of(cls, path: str, *, shared: bool) -> Self:
@@ -61,8 +63,9 @@ class Sharing(NamedTuple):
         if not stat.S_ISDIR(mode):
             raise NotADirectoryError(errno.ENOTDIR, "the cache root is not a directory", path)
         setgid = bool(mode & stat.S_ISGID and mode & stat.S_IRWXG)
+        account_bits = 0o600 | mode & 0o066
         if shared:
-            return cls(shared, status if setgid else None)
+            return cls(shared, status if setgid else None, account_bits)
         marked = setgid or bool(mode & stat.S_IWGRP)
         with_us = marked and (_is_ours(status.st_gid) or bool(mode & stat.S_IWOTH))
         advice = "or, if everyone who can write there may choose what runs on your GPU, pass shared=True"
@@ -80,12 +83,27 @@ class Sharing(NamedTuple):
                 f"{advice}",
                 path,
             )
-        return cls(marked, status if marked else None)
+        return cls(marked, status if marked else None, account_bits if marked else 0o600)
+
+    @classmethod
+    def below(cls, root: str | os.PathLike[str]) -> Self:
+        """That of a store's entries, for what is kept beside them."""
+        try:
+            status = os.stat(os.path.join(root, "entries"))
+        except OSError:
+            return cls(shared=False)
+        shared = bool(status.st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+        return cls(shared, status if shared and status.st_mode & stat.S_ISGID else None)
 
     @property
     def file_mode(self) -> int:
         """Permission bits of a new file, before the umask."""
         return 0o666 if self.shared else 0o600
+
+    @property
+    def sure_bits(self) -> int:
+        """Permission bits of a new file that the umask doesn't take away."""
+        return 0o600 if self.root is None else 0o640
 
     @property
     def directory_mode(self) -> int:
@@ -101,7 +119,8 @@ class Sharing(NamedTuple):
             It is gone, or not ours.
         """
         status = os.stat(directory)
-        before = mode = stat.S_IMODE(status.st_mode)
+        before = stat.S_IMODE(status.st_mode)
+        mode = before | stat.S_IRWXU  # whatever the umask: a root that its owner can't enter is no root
         if self.root is not None:
             with contextlib.suppress(PermissionError):  # not in that group: then no other group is let in
                 if status.st_gid != self.root.st_gid:
@@ -110,62 +129,6 @@ class Sharing(NamedTuple):
                 mode |= stat.S_ISGID | self.root.st_mode & (stat.S_IRWXG | others)
         if mode | bits != before:
             os.chmod(directory, mode | bits)
-
-
-def write_beside(root: str | os.PathLike[str], path: str, content: bytes, *, new: bool = False) -> None:
-    """Write a small file of another room below a store's root, as open to others as the store's entries are.
-
-    Parameters
-    ----------
-    root : str or os.PathLike
-        The store's.
-    path : str
-        The file; directories that it lacks are made.
-    content : bytes
-        All of it.
-    new : bool
-        Write it in place, if nothing lies there; else it is replaced in one step.
-
-    Raises
-    ------
-    FileExistsError
-        ``new``, and something does.
-    OSError
-        It can't be written.
-    """
-    sharing = _like_entries(root)
-    staged = path if new else f"{path}.{os.getpid()}.{threading.get_ident()}"
-    try:
-        try:
-            write_new(staged, content, mode=sharing.file_mode, sync=False)
-        except FileNotFoundError:
-            _make_directories(os.fspath(root), os.path.dirname(path), sharing)
-            write_new(staged, content, mode=sharing.file_mode, sync=False)
-        if not new:
-            replace(staged, path)
-    except OSError:
-        if not new:
-            unlink_quietly(staged)
-        raise
-
-
-def _like_entries(root: str | os.PathLike[str]) -> Sharing:
-    try:
-        status = os.stat(os.path.join(root, "entries"))
-    except OSError:
-        return Sharing(shared=False)
-    shared = bool(status.st_mode & (stat.S_IRWXG | stat.S_IRWXO))
-    return Sharing(shared, status if shared and status.st_mode & stat.S_ISGID else None)
-
-
-def _make_directories(root: str, directory: str, sharing: Sharing) -> None:
-    if directory == root or os.path.isdir(directory):
-        return
-    _make_directories(root, os.path.dirname(directory), sharing)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(directory, sharing.directory_mode)
-        if sharing.root is not None:
-            sharing.open_to_group(directory)
 
 
 def _is_ours(group: int) -> bool:

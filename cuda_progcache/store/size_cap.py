@@ -23,7 +23,7 @@ from collections import deque
 from cuda_progcache import events
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache.errors import ProgCacheWarning
-from cuda_progcache.store import pairs
+from cuda_progcache.store import pairs, removal
 from cuda_progcache.store.eviction import (
     SAMPLE_SHARE,
     Candidate,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
+    from cuda_progcache.store.eviction import LastUse
     from cuda_progcache.store.root import Root
     from cuda_progcache.store.stats import Counters
 
@@ -50,8 +51,6 @@ AUDIT_LOOKS = 4
 TELL_EVERY = 64
 #: Puts between two looks at the staging files of other writers, alive or dead.
 LOOK_AT_STAGING_EVERY = 64
-#: Last uses remembered in a process; 150 bytes each.
-_REMEMBERED = 131_072
 
 
 class SizeCap:
@@ -65,14 +64,14 @@ class SizeCap:
         Bytes allowed. ``None``: no limit; writes are entered in the account only where other store objects keep one.
     counters : Counters
         Evictions are counted there.
+    last_use : LastUse
+        The store object's.
     """
 
-    def __init__(self, root: Root, cap: int | None, counters: Counters) -> None:
+    def __init__(self, root: Root, cap: int | None, counters: Counters, last_use: LastUse) -> None:
         self.cap = cap
         self.ledger = Ledger(root)
-        #: Digest to nanoseconds since the epoch: reads and writes of this process, exact; on disk it is to minutes.
-        self.last_use: dict[str, int] = {}
-        self._latest = 0  # of them; the clock may be set back, their order stays
+        self.last_use = last_use
         self._root = root
         self._counters = counters
         self._warned: set[str] = set()
@@ -82,12 +81,8 @@ class SizeCap:
         self._staged = 0  # bytes of staging files when they were last looked at
         self._rest = 0  # puts to let pass before a pass is tried again that would find nothing to evict
 
-    def used(self, digest: str, now: int) -> None:
-        """Note that this process has read or written an entry just now (nanoseconds since the epoch)."""
-        self._latest = self.last_use[digest] = max(now, self._latest + 1)
-
-    def operation(self, digest: str, size: int = 0) -> Operation | None:
-        """Announce that an entry will come, change or go; ``None`` where nobody keeps an account of this store.
+    def operation(self, digest: str, size: int = 0) -> Operation:
+        """Announce that an entry will come, change or go.
 
         Parameters
         ----------
@@ -96,15 +91,13 @@ class SizeCap:
         size : int
             Bytes that may come.
         """
-        if self.cap is None and not self.ledger.exists():
-            return None
         return Operation(self.ledger, int(digest[:2], 16), size)
 
     def wrote(self, digest: str) -> None:
         """An entry was published. Evicts where that is too much."""
         if self.cap is None:
             return
-        self.used(digest, time.time_ns())
+        self.last_use.note(digest, time.time_ns())
         while True:
             with self._counters.lock:
                 # By process: a child forked in the middle of a pass isn't in one.
@@ -115,6 +108,7 @@ class SizeCap:
             try:
                 self._enforce(self.cap, digest)
             except OSError as exc:  # the write itself is done
+                self._counters.count("failed")
                 self._rest = self.ledger.entries // 64
                 self._warn_once("eviction", f"can't evict programs from {self._root.path}: {exc.strerror or exc}")
             finally:
@@ -134,8 +128,13 @@ class SizeCap:
         if shards and (self.cap is not None or self.ledger.exists()):
             self.ledger.doubt((shard, *change) for shard, change in shards.items())
 
+    def damaged(self) -> None:
+        """Something went to the quarantine, which has a share of the cap."""
+        if self.cap is not None:
+            self._look_at_staging(self.cap)
+
     def cleared(self) -> None:
-        """Everything was removed."""
+        """Everything was removed, or nobody knows how much of it."""
         self.last_use.clear()
         self.ledger.discard()
 
@@ -151,15 +150,21 @@ class SizeCap:
             return
         self._puts += 1
         if self._puts % LOOK_AT_STAGING_EVERY == 1:
-            self._staged = self._root.reclaim()
+            self._look_at_staging(cap)
         for _ in range(passes_at_most(self._size, cap)):
             self._make_sure()
             if self._size > cap:
-                self._staged = self._root.reclaim()
+                self._look_at_staging(cap)
             if self._size <= cap or self._rest:
                 return
             self._evict(cap)
         self._make_sure()
+
+    def _look_at_staging(self, cap: int) -> None:
+        quarantined = removal.trim_quarantine(
+            self._root, keep=removal.QUARANTINE_KEEP, at_most=cap // removal.QUARANTINE_SHARE
+        )
+        self._staged = removal.reclaim(self._root) + quarantined
 
     def _make_sure(self) -> None:
         """Count what is in doubt, in a store small enough for it."""
@@ -180,7 +185,7 @@ class SizeCap:
 
     @property
     def _unannounced(self) -> int:
-        """Bytes in staging files that are in no account: not an operation's, or of another program."""
+        """Bytes in no account: in the quarantine, and in staging files of no operation, or another program's."""
         return max(0, self._staged - self.ledger.announced)
 
     def _audit_is_due(self, digest: str) -> bool:
@@ -203,7 +208,9 @@ class SizeCap:
         untold = 0
         since = self.ledger.mark()
         for shard in shards:
-            present = list(pairs.candidates(self._root, f"{shard:02x}", self.last_use))
+            present, forsaken = pairs.survey(self._root, f"{shard:02x}", self.last_use)
+            for digest in forsaken:
+                removal.take_record(self._root, digest)
             found += present
             counts.append((shard, len(present), sum(candidate.charged for candidate in present)))
             untold += len(present)
@@ -239,24 +246,40 @@ class SizeCap:
         pins = self._root.pins()
         free = [candidate for candidate in candidates if candidate.digest not in pins]
         at_most = None if exact else max(1, len(candidates) // SAMPLE_SHARE)
-        victims = choose_victims(free, excess=to_free, at_most=at_most, now=max(time.time_ns(), self._latest))
-        for start in range(0, len(victims), TELL_EVERY):
-            self._remove(victims[start : start + TELL_EVERY])
+        victims = choose_victims(free, excess=to_free, at_most=at_most, now=max(time.time_ns(), self.last_use.latest))
+        self.remove(victims, evicted=True)
         if pins and len(victims) == len(free):
             self._only_pins_left(pins, len(candidates), cap)
-        if len(self.last_use) > _REMEMBERED:
-            youngest = sorted(self.last_use.items(), key=lambda item: item[1])[_REMEMBERED // 2 :]
-            self.last_use = dict(youngest)
 
-    def _remove(self, victims: list[Candidate]) -> None:
+    def remove(self, victims: list[Candidate], *, evicted: bool = False) -> list[Candidate]:
+        """Take entries away that are still as they were seen, and not pinned; gives those that went.
+
+        Parameters
+        ----------
+        victims : list of Candidate
+        evicted : bool
+            Whether that is an eviction, to be counted and told as such.
+
+        Raises
+        ------
+        OSError
+            The directory can't be written. What went is accounted.
+        """
+        gone: list[Candidate] = []
+        for start in range(0, len(victims), TELL_EVERY):
+            gone += self._remove(victims[start : start + TELL_EVERY], evicted=evicted)
+        return gone
+
+    def _remove(self, victims: list[Candidate], *, evicted: bool) -> Iterable[Candidate]:
         gone: deque[Candidate] = deque()  # appended to by several threads
 
         def evict(victim: Candidate) -> None:
-            if pairs.evict(self._root, victim):
+            if removal.take_away(self._root, victim.digest, victim.seen, unless_pinned=True):
                 gone.append(victim)
 
+        accounted = self.cap is not None or self.ledger.exists()
         changes = {int(victim.digest[:2], 16): (0, 0) for victim in victims}
-        operation = self.ledger.begin(changes)
+        operation = self.ledger.begin(changes) if accounted else 0
         sure = False
         try:
             for_each(victims, evict)
@@ -266,10 +289,13 @@ class SizeCap:
                 self.last_use.pop(victim.digest, None)
                 entries, size = changes[int(victim.digest[:2], 16)]
                 changes[int(victim.digest[:2], 16)] = entries - 1, size - victim.charged
-            self._counters.count("evicted", len(gone))
-            self.ledger.end(operation, [(shard, *change) for shard, change in changes.items()], sure=sure)
-            for victim in gone:
-                events.emit_evicted(victim.digest)
+            if accounted:
+                self.ledger.end(operation, [(shard, *change) for shard, change in changes.items()], sure=sure)
+            if evicted:
+                self._counters.count("evicted", len(gone))
+                for victim in gone:
+                    events.emit_evicted(victim.digest)
+        return gone
 
     def _only_pins_left(self, pins: set[str], looked_at: int, cap: int) -> None:
         self._rest = looked_at // 64

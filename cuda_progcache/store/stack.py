@@ -11,17 +11,18 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, overload
 
 from cuda_progcache.errors import ReadOnlyError, StoreError
+from cuda_progcache.events import held
 from cuda_progcache.store.base import (
     Entry,
     EntryInfo,
     ProgramCacheResource,
     entry_digest,
-    forget_derived,
     is_digest,
     key_bytes,
     program_bytes,
 )
 from cuda_progcache.store.breaker import CircuitBreaker
+from cuda_progcache.store.derived import forget_derived
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.in_memory import InMemoryProgramCache
 from cuda_progcache.store.level import Level, Stripes, Trouble
@@ -45,9 +46,10 @@ class ProgramCacheStack(ProgramCacheResource):
     """Several stores as one: a lookup asks the fastest first, and what a slower one has is copied into the faster.
 
     A level that raises is skipped, counted and warned about once; after a few failures in a row it is left alone for a
-    while. A lookup never fails for a level. A write goes to every level that takes writes, and is done when one of them
-    has it; where no level takes writes, it is skipped, and ``publish`` says ``False``. The mapping holds what any level
-    holds; where two disagree, the faster one is right.
+    while, for reads or for writes. A lookup never fails for a level. A write goes to every level that takes writes, and
+    is done when one of them has it; where none has (it takes none, refuses the size, or its disk is in trouble), it is
+    skipped, and ``publish`` says ``False``; only where a level raised, the mapping raises, too. The mapping
+    holds what any level holds; where two disagree, the faster one is right.
 
     An entry that a read-only level holds can't be removed: ``del`` removes it from the levels that take writes, and it
     can still be read.
@@ -90,7 +92,7 @@ class ProgramCacheStack(ProgramCacheResource):
         stores = tuple(levels)
         _check(stores)
         self._levels = tuple(
-            Level(store, policy, CircuitBreaker(threshold=failures, rest=rest, clock=clock), timeout, clock)
+            Level(store, policy, lambda: CircuitBreaker(threshold=failures, rest=rest, clock=clock), timeout, clock)
             for store, policy in zip(stores, _policies(stores, write_policy), strict=True)
         )
         self._counters = Counters()
@@ -201,15 +203,16 @@ class ProgramCacheStack(ProgramCacheResource):
         lock = self._stripes.of(digest)
         if not lock.acquire(blocking=False):
             return
-        try:
-            if self._touched.get(digest, self._forgotten) > before:
-                return
-            for level in targets:
-                kept = level.ask(level.store.publish, name, entry.data, entry.record)
-                level.count("backfilled" if kept is True else "backfill_failed")
-            self._touch(digest)
-        finally:
-            lock.release()
+        with held():
+            try:
+                if self._touched.get(digest, self._forgotten) > before:
+                    return
+                for level in targets:
+                    kept = level.write(level.store.publish, name, entry.data, entry.record)
+                    level.count("backfilled" if kept is True else "backfill_failed")
+                self._touch(digest)
+            finally:
+                lock.release()
 
     def _touch(self, digest: str) -> None:
         with self._lock:
@@ -229,28 +232,27 @@ class ProgramCacheStack(ProgramCacheResource):
 
     def __setitem__(self, key: Key, value: Value) -> None:
         name, data = key_bytes(key), program_bytes(value)
-        writable = [level for level in self._levels if level.writable]
-
-        def put(store: ProgramCacheResource) -> bool:
-            store[name] = data
-            return True
-
-        if not self._put(name, writable, put) and writable:
-            raise self._none_did("store a program", writable)
+        del value  # a frame that can raise holds no ObjectCode
+        if not self._put(name, lambda store: _assign(store, name, data)):
+            trouble = [level for level in self._levels if level.writable and level.raised]
+            if trouble:
+                raise self._none_did("store a program", trouble)
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
         """Store an entry with its record in every level that takes writes; ``True`` if one of them has it."""
         name, payload = key_bytes(key), program_bytes(data)
+        del data  # as above
         encode_record(record)  # what is no JSON object is the caller's error, and not a level's trouble
-        writable = [level for level in self._levels if level.writable]
-        return self._put(name, writable, lambda store: store.publish(name, payload, record))
+        return self._put(name, lambda store: _publish(store, name, payload, record))
 
-    def _put(self, name: bytes, writable: list[Level], put: Callable[[ProgramCacheResource], bool]) -> bool:
+    def _put(self, name: bytes, put: Callable[[ProgramCacheResource], bool]) -> bool:
         digest = entry_digest(name)
+        writable = [level for level in self._levels if level.writable]
         stored = False
-        with self._stripes.of(digest):
+        with held(), self._stripes.of(digest):
             for level in writable:
-                done = level.ask(put, level.store)
+                done = level.write(put, level.store)
+                level.raised = isinstance(done, Trouble)
                 level.count("stored" if done is True else "store_failed")
                 stored |= done is True
             self._touch(digest)
@@ -282,11 +284,11 @@ class ProgramCacheStack(ProgramCacheResource):
 
     def _remove(self, digest: str, asked: object, remove: Callable[[ProgramCacheResource], None]) -> None:
         removed, trouble = False, []
-        with self._stripes.of(digest):
+        with held(), self._stripes.of(digest):
             for level in reversed(self._levels):  # so that a level never has what the ones below have lost
                 if level.writable:
                     try:
-                        done = level.ask(remove, level.store, answer=KeyError)
+                        done = level.write(remove, level.store, answer=KeyError)
                     except KeyError:
                         continue
                     if isinstance(done, Trouble):
@@ -315,11 +317,11 @@ class ProgramCacheStack(ProgramCacheResource):
     def clear(self) -> None:
         """Remove every entry from the levels that take writes; what a read-only level holds can still be read."""
         forget_derived(self)
-        with ExitStack() as held:
+        with ExitStack() as taken:
             for lock in self._stripes.locks:
-                held.enter_context(lock)
+                taken.enter_context(lock)
             writable = self._writable("clear the program cache")
-            trouble = [level for level in reversed(writable) if isinstance(level.ask(level.store.clear), Trouble)]
+            trouble = [level for level in reversed(writable) if isinstance(level.write(level.store.clear), Trouble)]
             with self._lock:
                 self._writes += 1
                 self._forgotten = self._writes
@@ -367,10 +369,10 @@ class ProgramCacheStack(ProgramCacheResource):
     def stats(self) -> StoreStats:
         """What the levels hold together, the stack's lookups and writes, and each level's share in ``levels``.
 
-        Damage, evictions and dropped writes are sums over the levels.
+        Damage, evictions, dropped writes and failures are sums over the levels.
         """
         sizes: dict[str, tuple[int, int]] = {}
-        sums = dict.fromkeys(("corrupt", "evicted", "dropped", "refused", "read_errors"), 0)
+        sums = dict.fromkeys(("corrupt", "evicted", "dropped", "refused", "read_errors", "failed"), 0)
         for level in self._levels:
             held = level.peek(level.sizes)
             if not isinstance(held, Trouble):
@@ -385,19 +387,27 @@ class ProgramCacheStack(ProgramCacheResource):
             size=sum(size for size, _ in sizes.values()),
             record_size=sum(record_size for _, record_size in sizes.values()),
         )
-        return own._replace(
-            corrupt=sums["corrupt"],
-            evicted=sums["evicted"],
-            dropped=sums["dropped"],
-            refused=sums["refused"],
-            read_errors=sums["read_errors"],
-            levels=tuple(level.stats() for level in self._levels),
-        )
+        return own._replace(levels=tuple(level.stats() for level in self._levels))._replace(**sums)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Close every level."""
         for level in self._levels:
-            level.peek(level.store.close)
+            level.close()
+
+
+def _publish(store: ProgramCacheResource, name: bytes, data: bytes, record: Mapping[str, Any]) -> bool:
+    """Whether a store took a write; what it raises is to be seen."""
+    if type(store).publish is not ProgramCacheResource.publish:
+        return store.publish(name, data, record)
+    return _assign(store, name, data)
+
+
+def _assign(store: ProgramCacheResource, name: bytes, data: bytes) -> bool:
+    owner = next(cls for cls in type(store).__mro__ if "__setitem__" in vars(cls))
+    if "_assign" in vars(owner):
+        return store._assign(name, data)
+    store[name] = data  # of a class that knows nothing of _assign
+    return True
 
 
 def _check(stores: tuple[ProgramCacheResource, ...]) -> None:

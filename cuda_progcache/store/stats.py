@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import operator
+import os
+import weakref
 from collections.abc import Mapping
 
 from cuda_progcache._util.fields import NamedTuple
@@ -91,6 +93,8 @@ class StoreStats(NamedTuple):
         Lookups that failed for another reason than absence or damage (permission, I/O error, stale handle).
     stored : int
         Writes that were done.
+    failed : int
+        Removals, clears and eviction passes that trouble in the cache prevented; not kept in ``all_time``.
     unkeyed : int
         Programs that were compiled and not kept, since a hit could differ from a fresh compile.
     unkeyed_by : Mapping of str to int
@@ -114,6 +118,7 @@ class StoreStats(NamedTuple):
     read_errors: int = 0
     record_bytes: int = 0
     stored: int = 0
+    failed: int = 0
     unkeyed: int = 0
     unkeyed_by: Mapping[str, int] = {}
     all_time: Totals | None = None
@@ -121,22 +126,21 @@ class StoreStats(NamedTuple):
 
 
 class Counters:
-    """Counters of one store object; read and written under ``lock``."""
+    """Counters of one store object; read and written under ``lock``. A forked child's start at zero."""
 
-    __slots__ = (
-        *("corrupt", "dropped", "evicted", "hits", "lock", "misses", "read_errors", "refused", "stored", "unkeyed"),
-        "unkeyed_by",
-    )
+    __slots__ = ("__weakref__", "_written", "failed", "lock", "unkeyed_by", *Totals._fields)
 
     def __init__(self) -> None:
         self.lock = ForkSafeLock()
         self.reset()
+        _all.add(self)
 
     def reset(self) -> None:
         """Start at zero."""
         self.hits = self.misses = self.corrupt = self.evicted = 0
-        self.dropped = self.refused = self.read_errors = self.stored = self.unkeyed = 0
+        self.dropped = self.refused = self.read_errors = self.stored = self.failed = self.unkeyed = 0
         self.unkeyed_by: dict[str, int] = {}
+        self._written = Totals()
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one counter."""
@@ -157,6 +161,22 @@ class Counters:
                 self.stored, self.unkeyed,
             )  # fmt: skip
 
+    def unwritten(self) -> Totals:
+        """What was counted since it was last written down."""
+        with self.lock:
+            return self.totals().minus(self._written)
+
+    def take_unwritten(self) -> Totals:
+        """The same, for who writes it down: the next one gets what is counted from here on."""
+        with self.lock:
+            counted, self._written = self.unwritten(), self.totals()
+            return counted
+
+    def give_back(self, counted: Totals) -> None:
+        """It could not be written down."""
+        with self.lock:
+            self._written = self._written.minus(counted)
+
     def stats(self, *, entries: int, size: int, record_size: int, all_time: Totals | None = None) -> StoreStats:
         """The counters, next to what the store holds."""
         with self.lock:
@@ -165,7 +185,20 @@ class Counters:
             entries=entries,
             bytes=size,
             record_bytes=record_size,
+            failed=self.failed,
             all_time=all_time,
             unkeyed_by=by_kind,
             **counted._asdict(),
         )
+
+
+_all: weakref.WeakSet[Counters] = weakref.WeakSet()
+
+
+def _reset_all() -> None:
+    for counters in list(_all):
+        counters.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_all)  # what the parent has counted, the parent tells

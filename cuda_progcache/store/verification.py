@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cuda_progcache._util.files import Identity, identity, read_regular, remove_if_same, unlink_quietly
-from cuda_progcache._util.liveness import Owner
-from cuda_progcache.store import pairs
+from cuda_progcache._util.files import identity
+from cuda_progcache.store import pairs, removal
 from cuda_progcache.store.base import is_digest
-from cuda_progcache.store.records import DamagedRecordError, Version, checksum, decode
-from cuda_progcache.store.root import LITTER_AGE, Root
+from cuda_progcache.store.judge import CORRUPT, DAMAGED_RECORD, NO_ENTRY, NO_RECORD, NOTHING, Look, look
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.records import Version
+    from cuda_progcache.store.root import Root
 
 #: What can be wrong, and what helps.
 ADVICE = {
@@ -24,11 +23,10 @@ ADVICE = {
     "no-entry": "a record alone, left by a crash; repair removes it",
     "unreadable": "the system refuses to read it (permission, a disk in trouble); it is a miss, and stays",
     "foreign": "nothing that this cache puts there; repair moves it to the quarantine",
-    "stale-staging": "left behind by a writer that is gone; repair removes it",
+    "stale-staging": "left behind by a process that is gone; repair removes it, or puts back what it had moved",
 }
 
-#: Seconds before each look at what seems wrong: a writer between its two renames is done within them.
-_LOOKS = (0.0, 0.002, 0.020, 0.080)
+_WRONG = frozenset({CORRUPT, DAMAGED_RECORD, NO_RECORD, NO_ENTRY})
 
 
 class Finding(NamedTuple):
@@ -90,62 +88,14 @@ class Pair(NamedTuple):
     version: Version
 
 
-class _Wrong(NamedTuple):
-    kind: str
-    path: str
-    seen: Identity
-
-
 def read_pair(root: Root, digest: str) -> Pair | None:
     """An entry, verified, without counting a lookup or moving anything; ``None`` if it isn't there or isn't whole."""
-    found = _look(root, digest)
-    return found if isinstance(found, Pair) else None
-
-
-def _look(root: Root, digest: str) -> Pair | _Wrong | None:
-    before: _Wrong | None = None
-    for pause in _LOOKS:
-        if pause:
-            time.sleep(pause)
-        found = _judge(root, digest)
-        if not isinstance(found, _Wrong):
-            return found
-        if found == before and abs(time.time() - found.seen[2] / 1e9) > 2.0:
-            break  # nobody is at work here
-        before = found
-    return before
-
-
-def _judge(root: Root, digest: str) -> Pair | _Wrong | None:
-    """One look: a pair, what is wrong with it, or nothing where nothing is."""
-    entry_path, record_path = root.entry_path(digest), root.record_path(digest)
-    entry, record = pairs.lstat(entry_path), pairs.lstat(record_path)
-    if entry is None:
-        return None if record is None else _Wrong("no-entry", record_path, identity(record))
-    try:
-        data, entry = read_regular(entry_path)
-        if data is None:
-            return _Wrong("corrupt", entry_path, identity(entry))
-        if record is None:
-            return _Wrong("no-record", entry_path, identity(entry))
-        raw, record = read_regular(record_path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None  # removed just now; the next look says what is left
-    except OSError:
-        return _Wrong("unreadable", entry_path, identity(entry))
-    try:
-        digest_of_data = checksum(data)
-        for version in decode(raw or b"", digest):
-            if (version.length, version.checksum) == (len(data), digest_of_data):
-                version.record()
-                return Pair(data, version)
-    except DamagedRecordError:
-        return _Wrong("damaged-record", record_path, identity(record))
-    return _Wrong("corrupt", entry_path, identity(entry))
+    seen = look(root, digest, quietly=True)
+    return None if seen.version is None or seen.data is None else Pair(seen.data, seen.version)
 
 
 def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -> Verification:
-    """Look at every file under ``entries``, ``records`` and ``tmp``.
+    """Look at every file under ``entries``, ``records``, ``tmp`` and ``leases``.
 
     Parameters
     ----------
@@ -162,36 +112,42 @@ def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -
     ok = size = 0
     findings = []
     for digest in _digests(root):
-        found = _look(root, digest)
-        if isinstance(found, Pair):
-            ok, size = ok + 1, size + len(found.data)
-        elif found is not None:
-            charged = pairs.charged_on_disk(root, digest) if repair else None
-            repaired = repair and _repair(root, digest, found)
-            if repaired and charged is not None:
-                removed(digest, charged)
-            findings.append(Finding(found.kind, found.path, digest, found.seen[1], repaired))
-    for path, seen in _foreign(root):
-        findings.append(Finding("foreign", path, None, seen[1], repair and root.set_aside(path, seen)))
-    for path, length in _stale(root):
-        findings.append(Finding("stale-staging", path, None, length, repair and unlink_quietly(path)))
+        try:
+            seen = look(root, digest, quietly=True, patient_with=_WRONG)
+        except OSError:
+            findings.append(Finding("unreadable", root.entry_path(digest), digest, 0))
+            continue
+        if seen.data is not None and seen.version is not None:
+            ok, size = ok + 1, size + len(seen.data)
+        elif isinstance(seen.verdict, str) and seen.verdict != NOTHING:
+            findings.append(_finding(root, digest, seen, seen.verdict, repair and _repair(root, digest, seen, removed)))
+    for path, identified in removal.foreign(root):
+        repaired = repair and removal.set_aside(root, path, identified)
+        findings.append(Finding("foreign", path, None, identified[1], repaired))
+    dead = [(path, status.st_size) for path, status, dead in removal.left_behind(root) if dead]
+    if dead and repair:
+        removal.reclaim(root)
+    for path, length in dead:
+        findings.append(Finding("stale-staging", path, None, length, repair and not removal.lies(path)))
     return Verification(ok, size, tuple(sorted(findings, key=lambda finding: finding.path)))
 
 
-def _repair(root: Root, digest: str, wrong: _Wrong) -> bool:
+def _finding(root: Root, digest: str, seen: Look, kind: str, repaired: bool) -> Finding:  # noqa: FBT001
+    of_record = kind in {DAMAGED_RECORD, NO_ENTRY}
+    path = root.record_path(digest) if of_record else root.entry_path(digest)
+    status = seen.record if of_record else seen.entry
+    return Finding(kind, path, digest, 0 if status is None else status.st_size, repaired)
+
+
+def _repair(root: Root, digest: str, seen: Look, removed: Callable[[str, int], object]) -> bool:
     try:
-        if wrong.kind == "unreadable":
+        if seen.entry is None:
+            return removal.take_record(root, digest)
+        if not removal.take_away(root, digest, identity(seen.entry), keep=True):
             return False
-        if wrong.kind == "no-entry":
-            return remove_if_same(wrong.path, wrong.seen)
-        if not root.set_aside(wrong.path, wrong.seen):
-            return False
-        for path in (root.entry_path(digest), root.record_path(digest)):  # the other half says nothing alone
-            rest = pairs.lstat(path)
-            if rest is not None and _judge(root, digest) is not None:
-                root.set_aside(path, identity(rest))
     except OSError:
         return False
+    removed(digest, pairs.charged(seen.entry, seen.record))
     return True
 
 
@@ -200,31 +156,3 @@ def _digests(root: Root) -> Iterator[str]:
     for shard in root.shards():
         names = root.names(root.entries, shard) | root.names(root.records, shard)
         yield from (shard + name for name in sorted(names) if is_digest(shard + name))
-
-
-def _foreign(root: Root) -> Iterator[tuple[str, Identity]]:
-    shards = set(root.shards())
-    for tree in (root.entries, root.records):
-        for shard in sorted(root.names(tree, "")):
-            status = pairs.lstat(tree + shard)
-            if status is None:
-                continue
-            if shard not in shards or not stat.S_ISDIR(status.st_mode):
-                yield tree + shard, identity(status)
-                continue
-            for name in sorted(root.names(tree, shard)):
-                path = tree + shard + os.sep + name
-                inner = None if is_digest(shard + name) else pairs.lstat(path)
-                if inner is not None:
-                    yield path, identity(inner)
-
-
-def _stale(root: Root) -> Iterator[tuple[str, int]]:
-    for name in sorted(root.names(root.staging, "")):
-        status = pairs.lstat(root.staging + name)
-        if status is None:
-            continue
-        owner = Owner.parse(name.rpartition("-")[0])
-        alive = None if owner is None else owner.is_alive()
-        if alive is False or (alive is None and time.time() - status.st_mtime > LITTER_AGE):
-            yield root.staging + name, status.st_size

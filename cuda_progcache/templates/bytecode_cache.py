@@ -150,7 +150,17 @@ class BytecodeCache:
 
         Precomputed values of classes that unpickling would refuse are a reason not to keep the template; `failed`
         counts it.
+
+        Raises
+        ------
+        TypeError
+            If `ast` is no template's syntax tree.
         """
+        if ast is not None:
+            from jinja2 import nodes
+
+            if not isinstance(ast, nodes.Template):
+                raise TypeError(f"a syntax tree is a jinja2.nodes.Template, not a {type(ast).__name__}")
         self.save(name, source_hash, Compiled(code, ast, precomputed), context_hash=context_hash)
 
     def save(self, name: str, source_hash: str, compiled: Compiled, *, context_hash: str | None = None) -> None:
@@ -337,7 +347,10 @@ def default_directory() -> str | None:
     chosen = os.environ.get("CUDA_PROGCACHE_TEMPLATES")
     if chosen:
         return None if chosen == "off" else os.path.abspath(os.path.expanduser(chosen))
-    return os.path.join(user_cache_dir(), "cuda-progcache", "templates")
+    try:
+        return os.path.join(user_cache_dir(), "cuda-progcache", "templates")
+    except OSError:
+        return None  # no home directory is known of this user
 
 
 def hash_source(source: str) -> str:

@@ -13,9 +13,9 @@ v4        ``02 "KDA"``   as v3, with length and warnings (JSON, a list of object
 v5        ``05 "PGC"``   SHA-256 of the key and of all that follows; the four lengths; the four parts in v4's order
 ========  =============  ====================================================================================
 
-All are read, v5 is written. Of a v5 frame no byte reaches marshal or pickle before its checksum was right for the very
-template that is asked for; of the others, which have no checksum, the lengths have to fit. Unpickling makes data and
-nothing else: a name that could run something is refused.
+v5 is written, and is all that the cache reads of its own files: no byte of one reaches marshal or pickle before its
+checksum was right for the very template that is asked for. `read_older` reads the others when they are handed to it.
+Unpickling makes data and nothing else: a name that could run something is refused.
 """
 
 from __future__ import annotations
@@ -104,26 +104,39 @@ def frame(compiled: Compiled, key: bytes) -> bytes:
 
 
 def unframe(data: bytes, key: bytes) -> Compiled:
-    """Read a frame of any version.
+    """Read a v5 frame; what the cache reads of its own files.
 
     Raises
     ------
     FrameError
-        If it is damaged, for another key, holds something else than code and data, or a syntax tree whose nodes have
-        other fields than this Jinja2's.
+        If it is anything else, damaged, for another key, holds something else than code and data, or a syntax tree
+        whose nodes have other fields than this Jinja2's.
     """
-    magic = data[:4]
-    if magic == V5:
-        if sha256(key + data[36:]).digest() != data[_SUM]:
-            raise FrameError("the checksum is not that of this template")
-        lengths = data[_LENGTHS]
-        if lengths[4:] == _CODE_ALONE and int.from_bytes(lengths[:4], "little") == len(data) - _PARTS:
-            return Compiled(_unmarshal(data[_PARTS:]))
-        code, precomputed, warnings, ast = _split(data, _PARTS, [lengths[at : at + 4] for at in (0, 4, 8, 12)])
-    elif magic in {V2, V3, V4}:
-        code, precomputed, warnings, ast = _older(data, {V2: 1, V3: 2, V4: 3}[magic])
-    else:
-        code, precomputed, warnings, ast = data, b"", b"", b""
+    if data[:4] != V5:
+        raise FrameError("no frame of this version")
+    if sha256(key + data[36:]).digest() != data[_SUM]:
+        raise FrameError("the checksum is not that of this template")
+    lengths = data[_LENGTHS]
+    if lengths[4:] == _CODE_ALONE and int.from_bytes(lengths[:4], "little") == len(data) - _PARTS:
+        return Compiled(_unmarshal(data[_PARTS:]))
+    return _compiled(*_split(data, _PARTS, [lengths[at : at + 4] for at in (0, 4, 8, 12)]))
+
+
+def read_older(data: bytes) -> Compiled:
+    """Read a frame of an older version, which its owner vouches for: it has no checksum.
+
+    The cache never does: no file of a name of its own is of such a version.
+
+    Raises
+    ------
+    FrameError
+        As `unframe`.
+    """
+    counted = {V2: 1, V3: 2, V4: 3}.get(data[:4])
+    return _compiled(data, b"", b"", b"") if counted is None else _compiled(*_older(data, counted))
+
+
+def _compiled(code: bytes, precomputed: bytes, warnings: bytes, ast: bytes) -> Compiled:
     return Compiled(
         _unmarshal(code),
         _tree(ast) if ast else None,

@@ -20,6 +20,8 @@ _TOKEN = re.compile(
     r"""//.*|/\*|(?:\b(?:u8|[uUL])?R"(?P<raw>[^()\\\s]{0,16})\()|"(?:[^"\\]|\\.)*"|(?<![0-9A-Za-z_])'(?:[^'\\]|\\.)*'|[()]"""
 )
 
+_CONDITIONAL = re.compile(r"\s*#\s*(if|ifdef|ifndef|elif|elifdef|elifndef|else|endif)\b")
+
 
 def with_line_directives(found: SourceMap) -> SourceMap:
     """Return a source map whose text has ``#line`` before each line that isn't the template's next one.
@@ -59,9 +61,18 @@ def _openings(lines: list[str]) -> Iterator[bool]:
     """Tell for each line whether a directive may stand before it."""
     until: str | None = None  # what ends the comment or the raw string that is open
     depth = 0
+    branches: list[int] = []  # how deep the parentheses are where each open #if stands
     continued = False
     for line in lines:
         yield until is None and depth <= 0 and not continued
+        conditional = _CONDITIONAL.match(line) if until is None and not continued else None
+        if conditional is not None:
+            if conditional[1].startswith("if"):
+                branches.append(depth)
+            elif branches and conditional[1] == "endif":
+                branches.pop()
+            elif branches:  # each branch begins with the parentheses that were open at the #if
+                depth = branches[-1]
         at = 0
         while True:
             if until is not None:

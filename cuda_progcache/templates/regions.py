@@ -41,6 +41,7 @@ class RegionExtension(Extension):
         that a block rendered by itself finds their names. What they would put out is dropped.
     """
 
+    priority = -(2**31)  # a user's tag of such a name wins
     tags = {"region", "globals", "imports"}  # noqa: RUF012  (Jinja2 declares it so)
 
     def parse(self, parser: Parser) -> nodes.Node:

@@ -76,6 +76,9 @@ def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[st
     elif isinstance(error, jinja2.UndefinedError):
         match = _UNDEFINED.search(message)
         if match:
+            if match[1] in environment.globals or match[1] in params:
+                hint = 'an imported template sees the parameters only if it is imported "with context"'
+                return f"{message} here; {hint}"
             near = nearest(match[1], {*params, *environment.globals})
             if near:
                 return f"{message}; did you mean {near!r}?"

@@ -203,6 +203,7 @@ SENTENCES = {
     "unreadable": [
         "header {} can't be read after the compile",
         "the path of {} or of another header begins with a blank: the trace can't tell",
+        "the include directory '{}' can't be told from another in the compiler's list of headers",
     ],
     "untold_headers": ["this NVRTC doesn't tell which headers it reads"],
     "working_directory": [

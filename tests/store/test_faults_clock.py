@@ -148,6 +148,7 @@ def test_a_put_survives_the_loss_of_its_staging_file(root, monkeypatch, lost):
         real(source, target)
 
     monkeypatch.setattr(pairs, "replace", replace)
+    monkeypatch.setattr("cuda_progcache._util.files.replace", replace)
     assert publish(store, b"k", 1, 2)
     assert len(lost_files) == 2
     assert check_lookups(store, b"k") == 2

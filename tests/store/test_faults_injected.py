@@ -36,7 +36,7 @@ IN_TURN = ("ENOENT", "ESTALE", "ENOSPC", "EDQUOT", "EMFILE", "EROFS", "ENOMEM", 
 
 @pytest.fixture
 def root(monkeypatch):
-    monkeypatch.setattr("cuda_progcache.store.file_stream._LOOKS", (0.0, 0.0))
+    monkeypatch.setattr("cuda_progcache.store.judge.LOOKS", (0.0, 0.0))
     monkeypatch.setattr("cuda_progcache.store.pairs.time.sleep", lambda _: None)
     memory = (
         "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

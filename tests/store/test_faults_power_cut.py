@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 
 import pytest
 from faults_values import assert_works, check_lookups, publish, value
@@ -140,5 +141,8 @@ def test_full_durability_syncs_every_name_it_makes(tmp_path, monkeypatch):
             if kind == "name" and under in {".", "entries", "records"} and not path.endswith("CACHEDIR.TAG"):
                 assert ("directory", os.path.dirname(path)) in events[at:], f"the name {path} is not synced"
         events.clear()
+    time.sleep(0.03)  # what has changed within a clock tick may change again without its time stamp showing it
     assert publish(store, b"k", 1, 3)
+    events.clear()
+    assert publish(store, b"k", 1, 4)
     assert len([1 for kind, _ in events if kind == "directory"]) == 2, "where nothing is new, nothing more than needed"

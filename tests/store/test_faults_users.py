@@ -171,8 +171,10 @@ def test_a_directory_that_its_mode_says_a_group_shares(place, owner, bits, cap):
         elif bits & 0o005:  # root's, as a cache of the machine's is: read, not written
             store = FileStreamProgramCache(root)
             assert sum(check_lookups(store, key) for key in keys) == 8
-            with pytest.raises(PermissionError):
+            with pytest.warns(ProgCacheWarning, match="Permission denied"):
                 store[keys[0]] = b"mine"
+            with pytest.raises(PermissionError):
+                FileStreamProgramCache(root, strict=True)[keys[0]] = b"mine"
 
     as_user(CARLA, stranger, group=CARLA)
 
@@ -380,7 +382,7 @@ def tmpfs(at):
 
 
 def refuses_writes(store, code):
-    """Reads go on as before; publish drops with one warning in all, what may raise raises a StoreError that says so."""
+    """Reads go on as before; writes and removals do nothing, with one warning in all; a strict store raises."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -388,12 +390,16 @@ def refuses_writes(store, code):
             assert check_lookups(store, b"never") == 0
             assert publish(store, b"new", 1, 1) is False
             assert publish(store, b"k", 1, 2) is False
-        for action in (lambda: store.__setitem__(b"new", b"v"), lambda: store.__delitem__(b"k"), store.clear):
-            with pytest.raises(StoreError) as excinfo:
-                action()
-            assert excinfo.value.errno == code
-            assert str(store.path) in str(excinfo.value)
+            store[b"new"] = b"v"
+            del store[b"k"]
+            store.clear()
     assert len(caught) == 1
+    strict = FileStreamProgramCache(store.path, max_size_bytes=store._max_size_bytes, strict=True)
+    for action in (lambda: strict.__setitem__(b"new", b"v"), lambda: strict.__delitem__(b"k"), strict.clear):
+        with pytest.raises(StoreError) as excinfo:
+            action()
+        assert excinfo.value.errno == code
+        assert str(store.path) in str(excinfo.value)
     assert check_lookups(store, b"k") == 2
     assert check_lookups(store, b"damaged") == 0
     assert len(store) >= 1

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -188,6 +189,8 @@ def refused(tmp_path, path, match):
     root = tmp_path / "target" / "cache"
     cache = opened(root)
     cache["mine"] = b"mine"
+    gc.collect()  # store objects of the turns before write their counters down
+    cache.close()
     before = sorted(str(p) for p in (tmp_path / "target").rglob("*"))
     with pytest.raises(BundleError, match=match) as excinfo:
         cache.import_(path)

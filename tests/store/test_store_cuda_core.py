@@ -243,7 +243,7 @@ def test_a_denied_write_is_a_permission_error(tmp_path, monkeypatch, error):
     def denied(source, target):
         raise error
 
-    with FileStreamProgramCache(tmp_path / "c") as store:
+    with FileStreamProgramCache(tmp_path / "c", strict=True) as store:
         monkeypatch.setattr(os, "replace", denied)
         with pytest.raises(PermissionError, match="can't store a program in the cache: denied"):
             store[b"k"] = b"v"

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cuda_progcache.store import FileStreamProgramCache, entry_digest, eviction, pairs, records, size_cap
+from cuda_progcache.store import FileStreamProgramCache, entry_digest, eviction, pairs, records, removal, size_cap
 from cuda_progcache.store.eviction import (
     EXACT_STORE,
     SAMPLE,
@@ -184,46 +184,6 @@ def test_what_is_replaced_after_the_scan_is_spared(root, monkeypatch):
     assert store.stats().evicted == 0
 
 
-def test_a_writer_whose_entry_comes_while_the_one_before_is_evicted_keeps_its_record(root, monkeypatch):
-    """Its record was in place already, beside the entry that goes."""
-    store = make(root, 5000)
-    store[b"a"] = b"A" * 2000
-    store[b"b"] = b"B" * 2000
-    digest = entry_digest(b"a")
-    version = records.Version.of(b"fresh", b'{"n":1}', time.time())
-    pairs._publish_record(store._root, digest, version, sync=False)
-    real = pairs.remove_if_same
-
-    def racing(path, seen):
-        gone = real(path, seen)
-        if path == str(entry(root, b"a")):
-            entry(root, b"a").write_bytes(b"fresh")
-        return gone
-
-    monkeypatch.setattr(pairs, "remove_if_same", racing)
-    store[b"c"] = b"C" * 2000
-    assert store.load(b"a") == (b"fresh", {"n": 1})
-    assert not list((root / "tmp").iterdir())
-
-
-def test_what_is_replaced_after_a_clears_look_is_spared(root, monkeypatch):
-    store, writer = make(root), make(root)
-    store[b"a"] = b"old"
-    from cuda_progcache.store import root as root_module
-
-    remove = root_module.remove_if_same
-
-    def racing(path, seen):
-        if path == str(entry(root, b"a")):
-            writer.publish(b"a", b"fresh", {"n": 1})
-        return remove(path, seen)
-
-    monkeypatch.setattr(root_module, "remove_if_same", racing)
-    store.clear()
-    monkeypatch.undo()
-    assert store.get(b"a") == b"fresh"
-
-
 def test_entries_that_vanish_are_credited(root):
     store = make(root, 1000)
     store[b"a"] = b"a" * 400
@@ -239,14 +199,14 @@ def test_entries_that_vanish_are_credited(root):
 def looked(monkeypatch):
     """Entries that scans have looked at, by call."""
     seen = []
-    real = pairs.candidates
+    real = pairs.survey
 
     def counting(*args):
-        found = list(real(*args))
-        seen.append(len(found))
+        found = real(*args)
+        seen.append(len(found.candidates))
         return found
 
-    monkeypatch.setattr(pairs, "candidates", counting)
+    monkeypatch.setattr(pairs, "survey", counting)
     return seen
 
 
@@ -376,10 +336,10 @@ def test_eviction_that_fails_does_not_fail_the_write(root, monkeypatch):
     store = make(root, 250)
     store[b"a"] = b"a" * 200
 
-    def fail(path, seen):
-        raise PermissionError(13, "Permission denied", path)
+    def fail(root, digest, *_, **__):
+        raise PermissionError(13, "Permission denied", digest)
 
-    monkeypatch.setattr(pairs, "remove_if_same", fail)
+    monkeypatch.setattr(removal, "take_away", fail)
     with pytest.warns(RuntimeWarning, match="can't evict"):
         store[b"b"] = b"b" * 200
     assert store[b"b"] == b"b" * 200

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from cuda_progcache.store import FileStreamProgramCache, entry_digest
-from cuda_progcache.store import ledger as module
-from cuda_progcache.store.ledger import LONG, SHARDS, Ledger
+from cuda_progcache.store import append_log as module
+from cuda_progcache.store.append_log import LONG
+from cuda_progcache.store.ledger import SHARDS, Ledger
 from cuda_progcache.store.root import Root
 
 
@@ -162,7 +163,7 @@ def test_never_less_than_nothing(root):
 
 def test_it_stays_short_and_nothing_gets_lost(root):
     ledgers = [counted(root) for _ in range(3)]
-    count = 3 * LONG // 24
+    count = 3 * LONG // 26
     slow = ledgers[0].begin([200], 5000)
     ledgers[1].doubt([(201, 0, 0)])
     for i in range(count):
@@ -186,31 +187,31 @@ def test_what_is_appended_while_it_is_shortened_is_not_lost(root, monkeypatch, s
         move(one, (0, 1, 10))
     hear(other)
     before = one.entries
-    real = module.replace
+    real, placed = root.place, []
 
-    def late(source, target):
-        monkeypatch.setattr(module, "replace", real)
+    def late(target, data):
         if seen == "handed on":
             late.write = other.begin([7], 10)
             other.count([(3, 5, 50)], other.mark())
+            real(target, data)
         else:
             opened, write = os.open(path(root), os.O_RDWR | os.O_APPEND), os.write
             monkeypatch.setattr(module.os, "open", lambda *_args: opened)
 
-            def too_late(fd, data):
+            def too_late(fd, appended):
                 monkeypatch.undo()
-                real(source, target)
-                return write(fd, data)
+                real(target, data)
+                return write(fd, appended)
 
             monkeypatch.setattr(module.os, "write", too_late)
             late.write = other.begin([7], 10)
-            return
-        real(source, target)
+        placed.append(target)
+        monkeypatch.setattr(root, "place", real)
 
-    monkeypatch.setattr(module, "replace", late)
+    monkeypatch.setattr(root, "place", late)
     inode = os.stat(path(root)).st_ino
     turns = 0
-    while module.replace is not real or not turns:
+    while not placed:
         move(one, (0, 1, 10))
         turns += 1
     assert os.stat(path(root)).st_ino != inode, "it was shortened"
@@ -294,6 +295,9 @@ def test_without_its_file_the_account_is_this_process_s(root, monkeypatch):
 
     monkeypatch.setattr(module.os, "open", refuse)
     move(ledger, (0, 1, 50))
+    for _ in range(1000):
+        move(ledger, (0, 0, 0))
+    assert not ledger._ended, "nothing grows with the number of operations"
     assert (ledger.entries, ledger.size) == (SHARDS + 1, SHARDS * 100 + 50)
     monkeypatch.undo()
     hear(ledger)

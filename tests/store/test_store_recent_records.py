@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cuda_progcache.store import FileStreamProgramCache, entry_digest, file_stream
+from cuda_progcache.store import FileStreamProgramCache, entry_digest, judge
 
 RECORD = {"name": "k", "components": [["a", "1"], ["b", None]], "nested": {"list": [1, 2.5, True]}, "log": "\udc80 é"}
 
@@ -29,8 +29,8 @@ def warm(store, key, *published):
 def reads(monkeypatch):
     """The files that are read through to the end and parsed."""
     seen = []
-    real = file_stream.read_regular
-    monkeypatch.setattr(file_stream, "read_regular", lambda path: (seen.append(path), real(path))[1])
+    real = judge.read_regular
+    monkeypatch.setattr(judge, "read_regular", lambda path, **given: (seen.append(path), real(path, **given))[1])
     return seen
 
 

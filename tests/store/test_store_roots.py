@@ -22,7 +22,7 @@ from cuda_progcache._util.files import SHARING_DELAYS
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.errors import ProgCacheError, ProgCacheWarning, ReadOnlyError, StoreError, UnsafeRootError
 from cuda_progcache.store import FileStreamProgramCache, entry_digest, pairs
-from cuda_progcache.store.sharing import write_beside
+from cuda_progcache.store.derived import write_beside
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -100,7 +100,7 @@ def test_a_root_that_its_mode_says_a_group_shares(tmp_path, narrow_umask, bits):
             assert mode(path) == 0o2750 | bits & 0o070 | opened
         assert mode(root / tree / digest[:2] / digest[2:]) == 0o640
     assert mode(root / "tmp") == 0o3750 | bits & 0o070 | opened, "sticky: nobody swaps what another user stages"
-    for other in ("pins", "counters"):
+    for other in ("pins",):
         assert mode(root / other) == 0o2750 | bits & 0o070 | opened
     assert list((root / "tmp").iterdir()) == []
     assert store.settings["shared"] is False, "another process looks for itself"
@@ -192,10 +192,12 @@ def test_a_root_that_became_unsafe_is_not_written_again(tmp_path):
     shutil.rmtree(root)
     root.mkdir()
     root.chmod(0o777)
-    with pytest.raises(UnsafeRootError):
-        store[b"k"] = b"v"
     with pytest.warns(ProgCacheWarning, match="others can write"):
-        assert store.publish(b"k", b"v", {}) is False
+        store[b"k"] = b"v"
+    assert store.publish(b"k", b"v", {}) is False
+    assert list(root.iterdir()) == []
+    with pytest.raises(UnsafeRootError):
+        FileStreamProgramCache(root, strict=True)
 
 
 def test_the_default_root(tmp_path, monkeypatch):
@@ -284,7 +286,13 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     assert store.publish(b"x", b"y", {{}}) is False
     assert store.publish(b"x", b"y", {{}}) is False
+    store[b"x"] = b"y"
+    del store[b"k"]
+    store.clear()
 assert len(caught) == 1, caught
+assert store.get(b"k") == b"v" and store.get(b"x") is None
+assert (store.stats().dropped, store.stats().failed) == (3, 2)
+store = FileStreamProgramCache({root!r}, shared=True, max_size_bytes={cap}, strict=True)
 for action in (lambda: store.__setitem__(b"x", b"y"), store.clear, lambda: store.__delitem__(b"k")):
     try:
         action()
@@ -293,7 +301,7 @@ for action in (lambda: store.__setitem__(b"x", b"y"), store.clear, lambda: store
         assert isinstance(exc, PermissionError) and exc.errno == 13, exc
     else:
         sys.exit("no error")
-assert store.stats().dropped == 3
+assert (store.stats().dropped, store.stats().failed) == (1, 2)
 print("ok")
 """
 
@@ -320,7 +328,7 @@ def test_a_user_who_may_only_read(readable_tmp_path, staging, cap):
 
 @needs_root
 def test_a_full_disk(tmp_path):
-    """A real one: publish drops with one warning, the mapping raises, nothing staged stays, room heals it."""
+    """A real one: a write is dropped with one warning, or raises if asked; nothing staged stays, room heals it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(disk)], check=True)
@@ -331,12 +339,18 @@ def test_a_full_disk(tmp_path):
         with pytest.warns(ProgCacheWarning, match="No space left") as caught:
             assert store.publish(b"big", big, {}) is False
             assert store.publish(b"big", big, {}) is False
+            store[b"big"] = big
+            store.update({b"big": big})
         assert len(caught) == 1
+        assert store.stats().dropped == 4
+        store = FileStreamProgramCache(disk / "cache", strict=True)
+        with pytest.warns(ProgCacheWarning, match="No space left"):
+            assert store.publish(b"big", big, {}) is False
         with pytest.raises(StoreError, match="No space left") as excinfo:
             store[b"big"] = big
         assert excinfo.value.errno == errno.ENOSPC
         assert str(disk) in str(excinfo.value)
-        assert store.stats().dropped == 3
+        assert store.stats().dropped == 2
         assert store[b"small"] == b"s" * 1000
         assert store.get(b"big") is None
         assert list((disk / "cache" / "tmp").iterdir()) == []
@@ -393,10 +407,12 @@ def test_a_read_only_file_system(tmp_path, monkeypatch):
         store = FileStreamProgramCache(disk / "cache", max_size_bytes=1000)
         assert store[b"k"] == b"v"
         assert store.load(b"k").record == {"n": 1}
-        with pytest.raises(StoreError, match="Read-only"):
-            store[b"x"] = b"y"
-        with pytest.warns(ProgCacheWarning, match="Read-only"):
+        with pytest.warns(ProgCacheWarning, match="Read-only") as caught:
             assert store.publish(b"x", b"y", {}) is False
+            store[b"x"] = b"y"
+        assert len(caught) == 1
+        with pytest.raises(StoreError, match="Read-only"):
+            FileStreamProgramCache(disk / "cache", strict=True)[b"x"] = b"y"
         monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(disk / "cache"))
         reads_a_read_only_default(disk / "cache")
     finally:
@@ -408,10 +424,10 @@ def test_a_read_that_fails_is_a_miss(tmp_path, monkeypatch, code):
     store = FileStreamProgramCache(tmp_path / "cache")
     store[b"k"] = b"v"
 
-    def fail(path):
+    def fail(path, **_):
         raise OSError(code, os.strerror(code), path)
 
-    monkeypatch.setattr("cuda_progcache.store.file_stream.read_regular", fail)
+    monkeypatch.setattr("cuda_progcache.store.judge.read_regular", fail)
     assert store.get(b"k") is None
     assert store.load(b"k") is None
     stats = store.stats()
@@ -476,9 +492,10 @@ def test_a_put_is_dropped_when_the_violation_stays(tmp_path, monkeypatch, window
         raise sharing_violation(winerror)
 
     monkeypatch.setattr(os, "replace", busy)
-    store[b"k"] = b"v"
-    with pytest.warns(ProgCacheWarning):
+    with pytest.warns(ProgCacheWarning) as caught:
+        store[b"k"] = b"v"
         assert store.publish(b"k", b"v", {}) is False
+    assert len(caught) == 1
     assert store.stats().dropped == 2
     assert sum(windows) == pytest.approx(2 * 0.185)
     assert store.get(b"k") is None
@@ -486,7 +503,7 @@ def test_a_put_is_dropped_when_the_violation_stays(tmp_path, monkeypatch, window
 
 
 def test_another_windows_error_is_raised_at_once(tmp_path, monkeypatch, windows):
-    store = FileStreamProgramCache(tmp_path / "cache")
+    store = FileStreamProgramCache(tmp_path / "cache", strict=True)
 
     def fail(source, target):
         raise sharing_violation(1224)  # user-mapped file
@@ -622,7 +639,7 @@ def test_staging_files_of_live_writers_count_towards_the_cap(tmp_path):
 
 def test_a_write_gives_up_in_the_end(tmp_path, monkeypatch):
     """A tree that is removed faster than it can be made: an error, not an endless loop."""
-    store = FileStreamProgramCache(tmp_path / "cache")
+    store = FileStreamProgramCache(tmp_path / "cache", strict=True)
     real = pairs.write_new
 
     def gone(path, data, **options):

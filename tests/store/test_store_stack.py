@@ -495,8 +495,8 @@ def test_a_plain_store_as_a_level(disk):
 def test_close_closes_the_levels(disk):
     with ProgramCacheStack((InMemoryProgramCache(), disk)) as stack:
         stack[b"a"] = b"1"
-        assert not (disk.path / "counters").exists()
-    assert (disk.path / "counters").exists()
+        assert not (disk.path / "counters.log").exists()
+    assert (disk.path / "counters.log").exists()
     assert stack[b"a"] == b"1"
 
 

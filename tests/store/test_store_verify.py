@@ -194,14 +194,14 @@ def test_a_writer_between_its_two_renames_is_given_time(cache, monkeypatch):
 
     torn = {str(entry(cache, "a")), str(record(cache, "b"))}
 
-    def read(path):
-        data, status = files.read_regular(path)
+    def read(path, **options):
+        data, status = files.read_regular(path, **options)
         if path in torn:
             torn.discard(path)
             return b"of another version", status
         return data, status
 
-    monkeypatch.setattr("cuda_progcache.store.verification.read_regular", read)
+    monkeypatch.setattr("cuda_progcache.store.judge.read_regular", read)
     assert cache.verify(repair=True) == (6, 6 * (len(CUBIN) + 1), ())
     assert torn == set()
 
@@ -241,12 +241,12 @@ def test_a_directory_that_is_gone_is_empty(cache):
 def test_what_cannot_be_read_is_reported_and_left(cache, monkeypatch):
     from cuda_progcache._util import files
 
-    def read(path):
+    def read(path, **options):
         if path == str(entry(cache, "a")):
             raise OSError(errno.EIO, "I/O error", path)
-        return files.read_regular(path)
+        return files.read_regular(path, **options)
 
-    monkeypatch.setattr("cuda_progcache.store.verification.read_regular", read)
+    monkeypatch.setattr("cuda_progcache.store.judge.read_regular", read)
     for repair in (False, True):
         report = cache.verify(repair=repair)
         assert kinds(report) == [("unreadable", str(entry(cache, "a")))]
@@ -255,7 +255,7 @@ def test_what_cannot_be_read_is_reported_and_left(cache, monkeypatch):
 
 def test_what_cannot_be_repaired_says_so(cache, monkeypatch):
     flip(entry(cache, "a"))
-    monkeypatch.setattr("cuda_progcache.store.root.Root.set_aside", lambda *_: False)
+    monkeypatch.setattr("cuda_progcache.store.removal.take_away", lambda *_, **__: False)
     report = cache.verify(repair=True)
     assert [(finding.kind, finding.repaired) for finding in report.findings] == [("corrupt", False)]
     assert not report.clean

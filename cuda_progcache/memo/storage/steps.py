@@ -20,7 +20,7 @@ from cuda_progcache._util import files
 from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.tree import FileTree, Signature
-from cuda_progcache.store.sharing import write_beside
+from cuda_progcache.store.derived import write_beside
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall

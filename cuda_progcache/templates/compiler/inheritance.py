@@ -182,7 +182,7 @@ class Inheritance(Macros):
                     local, self.call_name("getattr", self.load("_module"), self.constant(name), self.runtime("missing"))
                 )
             )
-            absent = self.call_name(
+            absent = self.call_runtime(
                 "_not_exported",
                 self.load("environment"),
                 self.load("_module"),

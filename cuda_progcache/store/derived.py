@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other rooms derive from compiles, and keep beside the entries: header manifests, histories, failures, steps.
+
+It is disposable: without it, a program is found or explained less well, and compiled once more at worst. A store with a
+directory has it in subdirectories there, as open to others as its entries are; one without has it in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+
+from cuda_progcache._util.files import put_in_place, write_new
+from cuda_progcache.store.sharing import Sharing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+#: The directories, below a store's root. They are cleared with the entries.
+DIRECTORIES = ("failures", "latest", "manifests", "steps", "toolchains", "unkept")
+#: A header manifest keeps a few header sets; more than this is no manifest of ours.
+_MOST_SETS = 64
+
+_kept: weakref.WeakKeyDictionary[object, dict[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+def derived(cache: object, what: str) -> dict[str, Any]:
+    """What is derived, of a store that has no directory.
+
+    Parameters
+    ----------
+    cache : store
+    what : str
+        Names it.
+
+    Returns
+    -------
+    dict
+        Empty at first, and after ``clear()``.
+    """
+    return _kept.setdefault(cache, {}).setdefault(what, {})
+
+
+def forget_derived(cache: object) -> None:
+    """Forget all of it, as ``clear()`` has to."""
+    _kept.pop(cache, None)
+
+
+def write_beside(root: str | os.PathLike[str], path: str, content: bytes, *, new: bool = False) -> None:
+    """Write a small file below a store's root.
+
+    Parameters
+    ----------
+    root : str or os.PathLike
+        The store's.
+    path : str
+        The file; directories that it lacks are made.
+    content : bytes
+        All of it.
+    new : bool
+        Write it in place, if nothing lies there; else it is replaced in one step.
+
+    Raises
+    ------
+    FileExistsError
+        ``new``, and something does.
+    OSError
+        It can't be written.
+    """
+    sharing = Sharing.below(root)
+    mode, sure = sharing.file_mode, sharing.sure_bits
+
+    def write() -> None:
+        if new:
+            write_new(path, content, mode=mode, sync=False, at_least=sure)
+        else:
+            staged = f"{path}.{os.getpid()}.{threading.get_ident()}"
+            put_in_place(path, content, staged=staged, mode=mode, at_least=sure)
+
+    try:
+        write()
+    except FileNotFoundError:
+        _make_directories(os.fspath(root), os.path.dirname(path), sharing)
+        write()
+
+
+def _make_directories(root: str, directory: str, sharing: Sharing) -> None:
+    if directory == root or os.path.isdir(directory):
+        return
+    _make_directories(root, os.path.dirname(directory), sharing)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, sharing.directory_mode)
+        if sharing.root is not None:
+            sharing.open_to_group(directory)
+
+
+def clear_derived(root: str, *, names: Iterable[str] = DIRECTORIES) -> None:
+    """Remove it from a store's root; what is written meanwhile stays (OSError: it can't be removed)."""
+    for name in names:
+        for folder, _, files in os.walk(os.path.join(root, name), topdown=False):
+            for file in files:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(folder, file))
+            with contextlib.suppress(OSError):  # not empty: a writer has just come
+                os.rmdir(folder)
+
+
+# Header manifests travel with the entries that are found by them: {"format": n, "sets": [...]}, newest first.
+
+
+def manifest_path(root: str, manifest: str) -> str:
+    """Where a header manifest lies."""
+    return os.path.join(root, "manifests", manifest[:2], manifest[2:])
+
+
+def manifest_sets(content: bytes) -> tuple[Any, list[Any]] | None:
+    """The format and the header sets of a manifest; ``None`` if it is none."""
+    import json
+
+    try:
+        manifest = json.loads(content)
+        known, sets = manifest["format"], manifest["sets"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return (known, sets) if isinstance(sets, list) and len(sets) <= _MOST_SETS else None
+
+
+def merge_manifest(root: str, manifest: str, content: bytes) -> None:
+    """Add the header sets of a manifest to those that are known here."""
+    import json
+
+    from cuda_progcache._util.files import read_regular
+
+    path = manifest_path(root, manifest)
+    try:
+        here, _ = read_regular(path)
+    except OSError:
+        here = None
+    theirs, ours = manifest_sets(content), manifest_sets(here or b"")
+    if theirs is not None and ours is not None and ours[0] == theirs[0]:
+        new = [one for one in theirs[1] if one not in ours[1]]
+        if not new:
+            return
+        merged = {"format": ours[0], "sets": [*ours[1], *new][:_MOST_SETS]}
+        content = json.dumps(merged, separators=(",", ":")).encode("ascii")
+    with contextlib.suppress(OSError):  # without it, the first compile of a program here writes it anew
+        write_beside(root, path, content)

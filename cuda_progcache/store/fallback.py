@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in for the default store where its directory can't be made or written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+
+from cuda_progcache.errors import ProgCacheWarning, StoreError
+from cuda_progcache.store.file_stream import FileStreamProgramCache
+from cuda_progcache.store.in_memory import InMemoryProgramCache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn, Self
+
+    from cuda_progcache.store.base import ProgramCacheResource
+
+
+class KeptInMemory(FileStreamProgramCache):
+    """A store object that forwards to memory, and to what can be read in the directory."""
+
+    _instead: ProgramCacheResource
+
+    def __new__(cls) -> Self:
+        """Blank: :meth:`instead_of` makes one."""
+        return object.__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """As it was made: Python calls this with the arguments of the store that was asked for."""
+
+    @classmethod
+    def instead_of(cls, path: str, trouble: OSError, *, shared: bool, max_size_bytes: int | None) -> KeptInMemory:
+        """Make the stand-in, and warn.
+
+        Parameters
+        ----------
+        path : str
+            The directory; empty: none is known.
+        trouble : OSError
+            What is the matter with it.
+        shared, max_size_bytes
+            As for :class:`FileStreamProgramCache`.
+        """
+        made = cls()
+        made._root = cls._ROOT(path, shared=shared)
+        made._instead = memory = InMemoryProgramCache(max_size_bytes=max_size_bytes)
+        reason = trouble.strerror or trouble
+        told = f"compiled programs are kept in memory only: {path or 'the cache'} can't be made or written ({reason})"
+        if path and os.access(made._root.entries, os.R_OK | os.X_OK):
+            from cuda_progcache.store.readonly import ReadOnlyProgramCache
+            from cuda_progcache.store.stack import ProgramCacheStack
+
+            made._instead = ProgramCacheStack((memory, ReadOnlyProgramCache(path, shared=shared)))
+            told = (
+                f"{path} can't be written ({reason}): what lies there is used, "
+                "and what is compiled now is kept in memory only"
+            )
+        warnings.warn(f"{told}; set CUDA_PROGCACHE_DIR to a directory of yours", ProgCacheWarning, stacklevel=4)
+        return made
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """None: another process can't share it."""
+        return None
+
+    def clear(self, *, pinned: bool = True) -> None:  # noqa: ARG002 - nothing is pinned in memory
+        """Forget what is kept in memory."""
+        self._instead.clear()
+
+    def pins(self) -> frozenset[str]:
+        """None: nothing can be pinned in memory."""
+        return frozenset()
+
+
+def _forward(name: str) -> Any:
+    def forwarded(self: KeptInMemory, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._instead, name)(*args, **kwargs)
+
+    return forwarded
+
+
+def _refuse(name: str, what: str) -> Any:
+    def refused(self: KeptInMemory, *_: Any, **__: Any) -> NoReturn:
+        raise StoreError(errno.ENOTSUP, f"can't {what}: the programs are kept in memory only", self._root.path)
+
+    refused.__name__ = name
+    return refused
+
+
+for _name in ("get", "__getitem__", "load", "load_again", "__setitem__", "_assign", "publish", "__delitem__", "remove",
+              "quarantine", "__len__", "entries", "info", "_digests", "_sizes", "stats", "close"):  # fmt: skip
+    setattr(KeptInMemory, _name, _forward(_name))
+for _name, _what in {
+    "pin": "pin a program",
+    "unpin": "unpin a program",
+    "verify": "verify the cache",
+    "prune": "prune the cache",
+    "adopt": "adopt a program",
+    "export": "export the cache",
+    "import_": "import a bundle",
+}.items():
+    setattr(KeptInMemory, _name, _refuse(_name, _what))
