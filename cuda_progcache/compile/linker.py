@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from cuda_progcache._util.fields import replace
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.linking import LinkInput, obtain_linked
+from cuda_progcache.compile.linking import NOTHING_TO_LINK, LinkInput, obtain_linked
 from cuda_progcache.errors import ClosedProgramError, CompileError, OptionError
 from cuda_progcache.keys.flags import facts
 from cuda_progcache.keys.options import LinkerOptions, as_options, linker_flags
@@ -110,7 +110,7 @@ class Linker:
 
     def __init__(self, *object_codes: Any, options: Any = None) -> None:
         if not object_codes:
-            raise OptionError("there is nothing to link: at least one ObjectCode must be provided")
+            raise OptionError(NOTHING_TO_LINK)
         self._object_codes = object_codes
         self._inputs = [_input(item, index) for index, item in enumerate(object_codes)]
         self._options = as_options(options, LinkerOptions)

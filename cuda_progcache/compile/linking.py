@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from cuda_progcache.compile.diagnostics import LineLookup
     from cuda_progcache.compile.output import Output
 
+NOTHING_TO_LINK = "there is nothing to link. At least one ObjectCode object must be provided."
+
 
 @dataclass(frozen=True)
 class LinkInput:
@@ -98,7 +100,7 @@ def obtain_linked(
         For an empty list, or a target nvJitLink doesn't make.
     """
     if not inputs:
-        raise OptionError("there is nothing to link")
+        raise OptionError(NOTHING_TO_LINK)
     if target_type not in ("cubin", "ptx"):
         raise OptionError(f"nvJitLink makes cubin or ptx, not {target_type!r}")
     own = _link_step(inputs, options, target_type)
