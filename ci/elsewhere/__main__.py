@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the whole account there")
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="elsewhere-"))
-    os.chmod(folder, 0o711)  # for the second user
+    os.chmod(folder, 0o711)  # noqa: S103 - for the second user
     try:
         account = prove(folder, BOUNDED if options.bounded else PROGRAMS, say=_say)
     finally:

@@ -131,7 +131,7 @@ def prove(folder: Path, programs: Iterable[Asked], say: Callable[[str], None] = 
     first.directory.rename(away)
     cache = away / "home" / "cache"
 
-    shared = range(len(programs))  # what is found in the second place has to be found in all the others
+    shared = list(range(len(programs)))  # what is found in the second place has to be found in all the others
     for place in places:
         for carried, (kind, path) in _carried(cache, bundle, place).items():
             where = f"Python {place.environment.version}, by {carried}"

@@ -155,7 +155,7 @@ def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[
             content, _ = read_regular(manifest_path(root, name))
         except OSError:
             continue  # removed just now, or damaged: a program is compiled once more
-        if (known := manifest_sets(content)) is not None:
+        if (known := manifest_sets(content or b"")) is not None:
             leading = [one for one in known[1] if isinstance(one, dict) and one.get("entry") in digests]
             if leading:
                 cut = {"format": known[0], "sets": leading}
