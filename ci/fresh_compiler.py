@@ -6,6 +6,7 @@ A toolchain is named by its files, so any build can be looked at, installed or n
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import marshal
@@ -66,10 +67,12 @@ def run(jobs: Sequence[Job], environment: Mapping[str, str] | None = None) -> li
     return found
 
 
-def run_each(sequences: Sequence[Sequence[Job]]) -> list[list[Answer]]:
+def run_each(
+    sequences: Sequence[Sequence[Job]], environments: Sequence[Mapping[str, str]] | None = None
+) -> list[list[Answer]]:
     """As :func:`run` for each of several sequences, side by side."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(run, sequences))
+        return list(threads.map(run, sequences, environments or [{}] * len(sequences)))
 
 
 def outcome(answer: Answer) -> tuple[object, ...]:
@@ -99,17 +102,38 @@ class Toolchain:
 
         return cls(toolchain.locate("nvrtc"), find("nvJitLink"), find("nvvm"))
 
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Let a tool's user name the files; without them it is :meth:`here`'s."""
+        here = Toolchain.here()
+        parser.add_argument("--nvrtc", default=here.nvrtc, help="path of a libnvrtc")
+        parser.add_argument("--nvjitlink", default=here.nvjitlink, help="path of a libnvJitLink, or empty")
+        parser.add_argument("--nvvm", default=here.nvvm, help="path of a libnvvm, or empty")
+
+    @classmethod
+    def given(cls, arguments: argparse.Namespace) -> Toolchain:
+        """The one that a tool's user named."""
+        return cls(arguments.nvrtc, arguments.nvjitlink or None, arguments.nvvm or None)
+
+    def __str__(self) -> str:
+        return f"NVRTC {self.version}: " + ", ".join(f"{name} {build}" for name, build in self.builds.items())
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The libraries that are there, by name."""
+        paths = {"nvrtc": self.nvrtc, "nvJitLink": self.nvjitlink, "nvvm": self.nvvm}
+        return {name: path for name, path in paths.items() if path is not None}
+
     @property
     def archs(self) -> list[int]:
         """Architectures that NVRTC knows."""
-        (answer,) = run([{"call": "archs", "library": self.nvrtc, "given": {}}])
+        (answer,) = run([self._job("archs", {})])
         return list(answer["made"])
 
     @property
     def builds(self) -> dict[str, str]:
         """Name of each library, and the identity of its file."""
-        paths = {"nvrtc": self.nvrtc, "nvJitLink": self.nvjitlink, "nvvm": self.nvvm}
-        return {name: toolchain.identity(path) for name, path in paths.items() if path is not None}
+        return {name: toolchain.identity(path) for name, path in self.paths.items()}
 
     @property
     def version(self) -> str:
@@ -126,20 +150,25 @@ class Toolchain:
             "flags": [flag.encode() for flag in (f"-arch={arch}", *lto, *seed, *flags)],
             "target_type": target_type,
         }
-        return {"call": "nvrtc", "library": self.nvrtc, "given": given}
+        return self._job("nvrtc", given)
 
     def link(self, data: bytes, kind: str, target_type: str, arch: str, *flags: str) -> Job:
         """A job for nvJitLink."""
         more = (("-lto",) if kind == "ltoir" else ()) + (("-ptx",) if target_type == "ptx" else ())
         flags = (f"-arch={arch}", *more, *flags)
         given = {"inputs": [(data, kind, "k")], "flags": list(flags), "target_type": target_type}
-        return {"call": "nvJitLink", "library": self.nvjitlink, "given": given}
+        return self._job("nvJitLink", given)
 
     def compile_ir(self, source: str, target_type: str, arch: str, *flags: str) -> Job:
         """A job for libNVVM."""
         flags = (f"-arch={arch.replace('sm_', 'compute_')}", *(("-gen-lto",) if target_type == "ltoir" else ()), *flags)
         given = {"modules": [("k", source.encode())], "flags": list(flags), "libdevice": None}
-        return {"call": "nvvm", "library": self.nvvm, "given": given}
+        return self._job("nvvm", given)
+
+    def _job(self, call: str, given: dict[str, Any]) -> Job:
+        library = {"nvJitLink": self.nvjitlink, "nvvm": self.nvvm}.get(call, self.nvrtc)
+        beside = list(toolchain.builtins_beside(self.nvrtc)) if library == self.nvrtc else []
+        return {"call": call, "library": library, "beside": beside, "given": given}
 
 
 #: Kernels in which an optimization, a check or a warning more or less shows.

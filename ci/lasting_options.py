@@ -226,16 +226,13 @@ def _scan_linker(
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 where it isn't as the package has it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    here = Toolchain.here()
-    parser.add_argument("--nvrtc", default=here.nvrtc, help="path of a libnvrtc")
-    parser.add_argument("--nvjitlink", default=here.nvjitlink, help="path of a libnvJitLink, or empty")
-    parser.add_argument("--nvvm", default=here.nvvm, help="path of a libnvvm, or empty")
+    Toolchain.add_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the findings there, too")
     parser.add_argument("--few", action="store_true", help="some of the options and kernels, in seconds")
     given = parser.parse_args(arguments)
-    tools = Toolchain(given.nvrtc, given.nvjitlink or None, given.nvvm or None)
+    tools = Toolchain.given(given)
     found = scan_toolchain(tools, few=given.few)
-    print(f"NVRTC {tools.version}: " + ", ".join(f"{name} {build}" for name, build in tools.builds.items()))
+    print(tools)
     wrong = [one for one in found if one.verdict in {"lasts", "crashed"} and one.expected == "forgotten"]
     wrong += [one for one in found if one.serves is False]
     for one in found:

@@ -79,7 +79,7 @@ _LOOK_INTERVAL = 0.1
 
 # Variables that the compilers read and that show in what they make (of all that libnvrtc, libnvvm and libnvJitLink 13.5
 # ask for): the IR dialect they work in, whether they check its version, the producer that LTO-IR names.
-_VARIABLES = ("NV_NVVM_VERSION", "LIBNVVM_NVVM_VERSION", "NVVM_IR_VER_CHK", "LLVM_OVERRIDE_PRODUCER")
+VARIABLES = ("NV_NVVM_VERSION", "LIBNVVM_NVVM_VERSION", "NVVM_IR_VER_CHK", "LLVM_OVERRIDE_PRODUCER")
 # To say that one isn't set takes os.environ 1 us, and this, its dictionary, 30 ns.
 _variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
 
@@ -88,7 +88,7 @@ def _raw(name: str) -> str | bytes:
     return name if os.name == "nt" else name.encode()
 
 
-_RAW = [(_raw(name), name) for name in _VARIABLES]
+_RAW = [(_raw(name), name) for name in VARIABLES]
 _SETTINGS = {name: f"CUDA_PROGCACHE_{name.upper()}" for name in _LIBRARIES}
 _RAW_SETTINGS = {name: _raw(setting) for name, setting in _SETTINGS.items()}
 
@@ -432,7 +432,7 @@ def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:
     yield name, path
     if code_type == "c++":
         if path not in _builtins:
-            _builtins[path] = _builtins_beside(path)
+            _builtins[path] = builtins_beside(path)
         for builtins in _builtins[path]:
             yield "nvrtc-builtins", builtins
     elif libdevice:
@@ -442,8 +442,8 @@ def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:
 _builtins: dict[str, tuple[str, ...]] = {}
 
 
-def _builtins_beside(nvrtc: str) -> tuple[str, ...]:
-    """NVRTC loads its builtins from its own folder; which of several it takes is its choice, so all count."""
+def builtins_beside(nvrtc: str) -> tuple[str, ...]:
+    """Paths of the builtins in NVRTC's own folder; which of several it takes is its choice, so all count."""
     folder = os.path.dirname(nvrtc)
     real: dict[str, str] = {}
     for entry in sorted(os.listdir(folder)):

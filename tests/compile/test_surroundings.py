@@ -57,7 +57,7 @@ def elsewhere(tmp_path):
             "cache": str(tmp_path / "cache"),
             "options": options,
         }
-        plain = {name: value for name, value in os.environ.items() if name not in {"PWD", *toolchain._VARIABLES}}
+        plain = {name: value for name, value in os.environ.items() if name not in {"PWD", *toolchain.VARIABLES}}
         done = subprocess.run(
             [sys.executable, "-c", COMPILE, json.dumps(given)],
             env=plain | variables,
