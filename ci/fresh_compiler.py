@@ -13,6 +13,7 @@ import marshal
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ for job in marshal.load(sys.stdin.buffer):
 os._exit(0)
 """
 
+# All work in this folder, which reaches some outputs; precompiled headers are left there.
+_folder = tempfile.TemporaryDirectory(prefix="progcache-")
+
 Job = dict[str, Any]
 Answer = dict[str, Any]
 
@@ -58,7 +62,12 @@ def run(jobs: Sequence[Job], environment: Mapping[str, str] | None = None) -> li
     given = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     command = [sys.executable, "-I", "-S", "-c", _CHILD, str(_ROOT)]
     done = subprocess.run(
-        command, input=marshal.dumps(list(jobs)), capture_output=True, check=False, env=given | dict(environment or {})
+        command,
+        input=marshal.dumps(list(jobs)),
+        capture_output=True,
+        check=False,
+        env=given | dict(environment or {}),
+        cwd=_folder.name,
     )
     found, answers = [], io.BytesIO(done.stdout)
     with contextlib.suppress(EOFError):

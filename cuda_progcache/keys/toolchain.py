@@ -77,9 +77,16 @@ _NT_GNU_BUILD_ID = 3
 # by hand: seconds after which that is noticed by a lookup; before something is stored, all are looked at.
 _LOOK_INTERVAL = 0.1
 
-# Variables that the compilers read and that show in what they make (of all that libnvrtc, libnvvm and libnvJitLink 13.5
-# ask for): the IR dialect they work in, whether they check its version, the producer that LTO-IR names.
-VARIABLES = ("NV_NVVM_VERSION", "LIBNVVM_NVVM_VERSION", "NVVM_IR_VER_CHK", "LLVM_OVERRIDE_PRODUCER")
+#: Variables that the compilers read and that show in what they make, and what each says: of all that libnvrtc, libnvvm
+#: and libnvJitLink of 12.9.86, 13.0.88 and 13.5.37 ask for, by ``ci/compiler_environment.py``. One more shows,
+#: ``NVJITLINK_TRACE_MESSAGES``, in logs alone; it isn't handed on to the compilers, and nor are the rest.
+VARIABLES = {
+    "NV_NVVM_VERSION": "the IR dialect they work in",
+    "LIBNVVM_NVVM_VERSION": "the IR dialect they work in",
+    "NVVM_IR_VER_CHK": "whether the IR's version is checked",
+    "LLVM_OVERRIDE_PRODUCER": "the producer that LTO-IR names",
+    "FINALIZER_USE_LEGACY_ELF_BUILDER": "how a cubin is laid out (13.5)",
+}
 # To say that one isn't set takes os.environ 1 us, and this, its dictionary, 30 ns.
 _variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
 
