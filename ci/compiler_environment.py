@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which environment variables do a build's compilers ask for, and which of them show in what they make?
+"""List the environment variables that a build's compilers ask for, and those that show in what they make.
 
     python -m ci.compiler_environment                                     the toolchain of this environment
     python -m ci.compiler_environment --nvrtc libnvrtc.so.12 --nvjitlink ... --nvvm ...
@@ -67,14 +67,13 @@ def jobs(tools: Toolchain, *, few: bool = False) -> list[Job]:
     if tools.nvjitlink is not None:
         parts = run([tools.compile(KERNELS["calls"], kind, ARCH) for kind in ("ltoir", "ptx")])
         ltoir, ptx = (part["made"]["data"] for part in parts)
-        for target in ("cubin", "ptx"):
-            for flags in [[], ["-g"], ["-split-compile=2"]][: 1 if few else 3]:
-                found.append(tools.link(ltoir, "ltoir", target, ARCH, *flags))
+        sets = [[], ["-g"], ["-split-compile=2"]][: 1 if few else 3]
+        found += [tools.link(ltoir, "ltoir", target, ARCH, *flags) for target in ("cubin", "ptx") for flags in sets]
         found.append(tools.link(ptx, "ptx", "cubin", ARCH))
     if tools.nvvm is not None:
-        for target in ("ptx", "ltoir"):
-            for flags in [[], ["-g"]][: 1 if few else 2]:
-                found.append(tools.compile_ir(IR_KERNELS["floats"], target, ARCH, *flags))
+        sets = [[], ["-g"]][: 1 if few else 2]
+        floats = IR_KERNELS["floats"]
+        found += [tools.compile_ir(floats, target, ARCH, *flags) for target in ("ptx", "ltoir") for flags in sets]
     return found
 
 
@@ -117,7 +116,7 @@ def shows(names: Iterable[str], done: Sequence[Job], values: Sequence[str] = VAL
     tried = [(name, value) for name in names for value in values]
     plain, *others = run_each([done] * (len(tried) + 1), [{}, *({name: value} for name, value in tried)])
     truth = [outcome(answer) for answer in plain]
-    found: dict[str, tuple[str, ...]] = {name: () for name in names}
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
     for (name, value), answers in zip(tried, others, strict=True):
         if [outcome(answer) for answer in answers] != truth:
             found[name] += (value,)

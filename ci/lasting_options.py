@@ -22,6 +22,7 @@ from pathlib import Path
 from ci.fresh_compiler import IR_KERNELS, KERNELS, Job, Toolchain, outcome, run, run_each
 from cuda_progcache.keys.lasting import lasting
 
+#: Sets of options to look at.
 NVRTC = [
     ["--restrict"],
     ["--optimization-info=inline"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVRTC of several releases, each with headers of its age, in environments of their own: does what holds here hold there?
+"""Compile real programs with NVRTC of several releases, each with headers of its age, in environments of their own.
 
     python -m ci.matrix                  all programs with each release, and with this environment's
     python -m ci.matrix --release 12.9   with one
@@ -38,9 +38,7 @@ RELEASES = {
     "12.9": [
         f"nvidia-{name}-cu12==12.9.*" for name in ("cuda-nvrtc", "nvjitlink", "cuda-cccl", "cuda-runtime", "cuda-nvcc")
     ],
-    "13.0": [
-        f"nvidia-{name}==13.0.*" for name in ("cuda-nvrtc", "nvjitlink", "cuda-cccl", "cuda-runtime", "cuda-crt")
-    ],
+    "13.0": [f"nvidia-{name}==13.0.*" for name in ("cuda-nvrtc", "nvjitlink", "cuda-cccl", "cuda-runtime", "cuda-crt")],
 }
 #: CCCL's releases, the NVRTC that each is tried with, and the wheel.
 CCCL = {
@@ -49,7 +47,7 @@ CCCL = {
     **{v: (NEWEST, f"nvidia-cuda-cccl=={v}.*") for v in ("13.1", "13.2", "13.3")},
 }
 HEADERS = {
-    "cfg.cuh": "#pragma once\n#define CFG_VALUE 3\n",
+    "cfg.cuh": "#pragma once\n#define CFG_N 3\n",
     "warns.cuh": "static __device__ int warned() { int unused; return 3.7; }\n",
     "asserts.cuh": "static __device__ void check(int x) { assert(x == 3); }\n",
 }
@@ -66,7 +64,7 @@ def environment(release: str) -> Path:
     folder = ROOT / f".venv-nvrtc-{release}"
     python = folder / "bin" / "python"
     wanted = {"requirements": [*RELEASES[release], *_PACKAGE], "python": sys.version}
-    with _alone(folder):
+    with _alone():
         stamp = folder / "progcache-matrix.json"
         if not stamp.exists() or json.loads(stamp.read_text(encoding="utf-8")) != wanted:
             venv.create(folder, clear=True, symlinks=True)
@@ -79,7 +77,7 @@ def cccl(release: str) -> Path:
     """The headers of a release of CCCL, which are installed if they aren't there; raises UnavailableError."""
     nvrtc, wheel = CCCL[release]
     folder = environment(nvrtc).parent.parent / f"cccl-{release}"
-    with _alone(folder):
+    with _alone():
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=folder.parent) as made:
                 _install([], [wheel], "--target", made)
@@ -89,10 +87,14 @@ def cccl(release: str) -> Path:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with open(f"{folder}.lock", "w", encoding="utf-8") as lock:
+def _alone() -> Iterator[None]:
+    """Keep a second one waiting, by a lock on the checkout's own directory, as ``ci/environment.py`` does."""
+    lock = os.open(ROOT, os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _install(where: Sequence[str], requirements: Sequence[str], *more: str) -> None:
@@ -146,7 +148,7 @@ def check(python: Path, cases: Sequence[str], *, headers: Path | None = None, th
         made = _run(python, here, cache, cases, [str(here), *roots], [])
         seconds = (time.monotonic() - start) / max(len(cases), 1)
         served = _run(python, there, cache, cases, [str(there), *copies], fresh)
-        (here / "cfg.cuh").write_text("#pragma once\n#define CFG_VALUE 5\n", encoding="utf-8")
+        (here / "cfg.cuh").write_text("#pragma once\n#define CFG_N 5\n", encoding="utf-8")
         os.utime(here / "cfg.cuh", (2, 2))
         edited = _run(python, here, cache, list(cases)[: None if thorough else 3], [str(here), *roots], [])
     return [Row(n, seconds, _trouble(CASES[n].place, made[n], served[n], edited.get(n))) for n in cases]
@@ -161,7 +163,7 @@ def _trouble(place: bool, made: dict[str, Any], served: dict[str, Any], edited: 
     if made["hit"]:
         return "here: a hit in an empty cache"
     if not served["hit"] and not place:
-        return "there: a miss"
+        return f"there: a miss: {'; '.join(served['why'])}"
     if served["hit"] and served["digest"] != made["digest"]:
         return "there: a hit with another output"
     if served["digest"] != served.get("fresh", served["digest"]):
@@ -208,12 +210,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Print a table; 1 where something isn't as it should be, 2 where an environment can't be made."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--release", action="append", choices=[*RELEASES, NEWEST, *CCCL], help="instead of all")
-    parser.add_argument("--few", action="store_true", help="some of the programs, and fewer compiles of each")
+    parser.add_argument("--few", action="store_true", help="fewer compiles; without --cccl, fewer programs, too")
     parser.add_argument("--cccl", action="store_true", help="releases of CCCL")
     given = parser.parse_args(arguments)
     wrong = 0
     for release in given.release or (CCCL if given.cccl else [*RELEASES, NEWEST]):
-        cases = [name for name, case in CASES.items() if (case.quick or not given.few) and (case.cccl or not given.cccl)]
+        cases = [name for name, case in CASES.items() if (case.cccl if given.cccl else case.quick or not given.few)]
         try:
             python = environment(CCCL[release][0] if given.cccl else release)
             headers = cccl(release) if given.cccl else None
@@ -225,7 +227,8 @@ def main(arguments: list[str] | None = None) -> int:
         bad = [row for row in rows if row.trouble]
         wrong += len(bad)
         what = "CCCL" if given.cccl else "NVRTC"
-        print(f"{what} {release}: {len(rows) - len(bad)} of {len(rows)} right, {time.monotonic() - start:.0f} s", flush=True)
+        seconds = time.monotonic() - start
+        print(f"{what} {release}: {len(rows) - len(bad)} of {len(rows)} right, {seconds:.0f} s", flush=True)
         for row in bad:
             print(f"  {row.name}: {row.trouble}", flush=True)
     return 1 if wrong else 0

@@ -36,7 +36,8 @@ def perform(job: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     job : dict
-        ``library``, the path of its file; ``beside``, those of files that it will look for by name; ``call``, one of :data:`_CALLS`; ``given``, its arguments.
+        ``library``, the path of its file; ``beside``, those of files that it will look for by name; ``call``, one of
+        :data:`_CALLS`; ``given``, its arguments.
 
     Returns
     -------
