@@ -36,7 +36,7 @@ from cuda_progcache.keys.headers import (
 )
 from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED, TIME_MACROS
 from cuda_progcache.keys.known_text import KnownText
-from cuda_progcache.keys.source import can_paste
+from cuda_progcache.keys.quick_text import can_paste
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.keys.has_include import Mentions, defined, mentions
 from cuda_progcache.keys.headers import read_file
 from cuda_progcache.keys.include_text import asks_for_columns, path_macros, redefines_printing, time_macro
-from cuda_progcache.keys.source import may_paste, pieces
+from cuda_progcache.keys.quick_text import may_paste, pieces
 
 _Answer = TypeVar("_Answer")
 
