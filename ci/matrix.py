@@ -134,7 +134,7 @@ def check(python: Path, cases: Sequence[str], *, headers: Path | None = None, th
         roots = _include_roots(python)
         if headers is not None:
             roots[-1] = str(headers)
-        copies = [str(there / f"include{n}") for n in range(len(roots))]
+        copies = [str(Path(scratch, f"include{n}")) for n in range(len(roots))]
         for folder in (here, there):
             folder.mkdir()
             for name, text in HEADERS.items():

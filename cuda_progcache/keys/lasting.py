@@ -12,6 +12,8 @@ and never another program's code.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 
 from cuda_progcache.keys.flags import read_flags
@@ -127,3 +129,23 @@ def lasting(library: str, flags: Iterable[str]) -> frozenset[str]:
     found = [flag for flag in read_flags(flags) if flag.name not in _FORGOTTEN[library]]
     kept = frozenset(" ".join(flag.words) for flag in found if flag.name not in _PRECOMPILED)
     return kept | {"--pch"} if any(flag.name in _PRECOMPILED for flag in found) else kept
+
+
+# The last release of NVRTC that numbers the calls in PTX ("callseq 1") on from one compile of a process to the next.
+_LAST_TO_NUMBER_ON = (12, 6)
+_BUILTINS = re.compile(r"libnvrtc-builtins(?:\.alt)?\.so\.(\d+)\.(\d+)")
+
+
+def tells_of_others(files: Iterable[str], target_type: str) -> bool:
+    """Whether an output of NVRTC tells how much its process had compiled before, whatever the options.
+
+    Parameters
+    ----------
+    files : iterable of str
+        Paths of NVRTC's files, of which the builtins' name has the release.
+    target_type : {"ptx", "cubin", "ltoir"}
+    """
+    if target_type != "ptx":
+        return False
+    found = [_BUILTINS.match(os.path.basename(os.path.realpath(file))) for file in files]
+    return any(name is not None and (int(name[1]), int(name[2])) <= _LAST_TO_NUMBER_ON for name in found)
