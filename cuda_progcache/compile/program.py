@@ -109,6 +109,11 @@ class Program:
         -------
         cuda.core.ObjectCode
 
+        Warns
+        -----
+        RuntimeWarning
+            If there is a CUDA driver, and it is too old to load the PTX that was asked for; on a hit, too.
+
         Raises
         ------
         CompileError
@@ -151,6 +156,10 @@ class Program:
         self._pch_status = None if done.hit else done.record.get("pch_status")  # such programs can't be cached
         if logs is not None and done.log:
             logs.write(done.log)
+        if done.target_type == "ptx":
+            from cuda_progcache.compile.driver import warn_of_older_driver
+
+            warn_of_older_driver(done.data)
         return done
 
     def close(self) -> None:
@@ -166,13 +175,19 @@ class Program:
 
     @property
     def backend(self) -> str:
-        """The compiler library: ``"NVRTC"``, ``"NVVM"`` or ``"nvJitLink"``."""
-        return _BACKENDS[self._code_type]
+        """The compiler library: ``"NVRTC"``, ``"NVVM"`` or ``"nvJitLink"``.
+
+        It is a ``cuda.core.typing.CompilerBackendType``.
+        """
+        return _member("CompilerBackendType", _BACKENDS[self._code_type])
 
     @property
     def pch_status(self) -> str | None:
-        """What became of the precompiled header in the latest compile; None if none was asked for."""
-        return self._pch_status
+        """What became of the precompiled header in the latest compile, a ``cuda.core.typing.PCHStatusType``.
+
+        None if there was no compile, or none was asked for.
+        """
+        return None if self._pch_status is None else _member("PCHStatusType", self._pch_status)
 
     @property
     def handle(self) -> Any:
@@ -191,4 +206,15 @@ class Program:
         return self._peer.handle
 
     def __repr__(self) -> str:
-        return f"<Program backend='{self.backend}'>"
+        return f"<Program backend='{_BACKENDS[self._code_type]}'>"
+
+
+def _member(enumeration: str, value: str) -> str:
+    """The member of an enumeration of texts in ``cuda.core.typing``; the text itself where that has none such."""
+    try:
+        from cuda.core import typing as names
+
+        member: str = getattr(names, enumeration)(value)
+    except (ImportError, AttributeError, ValueError):  # another version of cuda.core
+        return value
+    return member
