@@ -329,7 +329,6 @@ class KernelTemplate:
         return self._head(digests) + text
 
     def _mapped(self, text: str, digests: Mapping[str, str], params: Mapping[str, Any]) -> SourceMap:
-
         found = self._map(text, params)
         if self._has_directives:
             from cuda_progcache.templates.line_directives import with_line_directives
@@ -349,10 +348,7 @@ class KernelTemplate:
             text = template.render(params)
         except Exception as error:  # noqa: BLE001  (the marks upset a computation; the caller gets the reason)
             return SourceMap(plain, reason=f"{self.name} can't be rendered with marks: {error}")
-        stripped, lines = unmark(text, marked.locations)
-        if stripped != plain:
-            return SourceMap(plain, reason=f"{self.name} computes with its own text, which marks change")
-        return SourceMap(plain, lines)
+        return unmark(text, marked.locations, plain, self.name)
 
     def _head(self, digests: Mapping[str, str]) -> str:
         if not self._has_head:
