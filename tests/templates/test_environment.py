@@ -346,7 +346,7 @@ def test_a_moved_folder_keeps_its_compiled_templates(folder, tmp_path):
 )
 def test_an_error_in_an_expression_over_several_lines_names_the_line(source, line):
     with pytest.raises(TemplateError) as caught:
-        KernelEnvironment(()).from_string(source).render(a=1, b=2, f=lambda *args: "".join(map(str, args)))
+        KernelEnvironment(()).from_string(source).render(a=1, b=2, f=lambda *args, **_: "".join(map(str, args)))
     assert (caught.value.line, str(caught.value).split(": ")[0]) == (line, f"<string>:{line}")
 
 
