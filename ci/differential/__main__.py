@@ -11,6 +11,7 @@ import secrets
 import sys
 import tempfile
 import warnings
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -55,11 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
         chosen += [*FEATURES, *SHAPES]
     with tempfile.TemporaryDirectory(prefix="differential-") as folder:
         workplace = Workplace(Path(folder), LIBRARY)
-        found = [difference for case in chosen for difference in workplace.differences(case)]
-        found += workplace.kernel_differences(chosen)
-    for difference in found[: options.most]:
-        print(difference)
-    print(f"{len(chosen)} templates, 18 ways, {workplace.renders} renders, {len(found)} differences")
+        found = 0
+        everywhere = (difference for case in chosen for difference in workplace.differences(case))
+        apart = workplace.kernel_differences(chosen), workplace.process_differences(chosen)
+        for difference in chain(everywhere, *apart):
+            found += 1
+            if found <= options.most:
+                print(difference, flush=True)
+    ways, renders = len(workplace.ways), workplace.renders
+    print(f"{len(chosen)} templates, {ways} ways, {renders} renders, {found} differences")
     return 1 if found else 0
 
 

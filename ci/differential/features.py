@@ -140,6 +140,7 @@ FEATURES = [
     *(Case(line, options) for line in _STATEMENTS.strip().splitlines()
       for options in ({}, {"autoescape": True, "undefined": jinja2.StrictUndefined})),
     *(Case(source, options, kernel=False) for source, options in _OPTIONS),
+    Case("".join(f"{{{{ v{n} }}}}" for n in range(80)) + "{{ changes('x') }}{{ x }}{{ v3 is defined }}"),
 ]  # fmt: skip
 
 _LINES = {"line_statement_prefix": "%%", "line_comment_prefix": "//%", "trim_blocks": True, "lstrip_blocks": True}

@@ -281,8 +281,8 @@ class KernelLibrary:
         """Return what is wrong with the library, a line each; an empty list if all is well.
 
         Missing templates, names that templates use and the manifest doesn't declare, parameters that nothing uses,
-        wrong constraints, include paths and entry points that aren't there, variants twice, variants that don't render, and what
-        is likely a mistake in a template.
+        wrong constraints, include paths and entry points that aren't there, variants twice, variants that don't render,
+        and what is likely a mistake in a template.
         """
         return [f"{spec.name}: {problem}" for spec in self for problem in self._check(spec)]
 

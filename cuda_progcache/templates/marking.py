@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
-from cuda_progcache.templates.jinja_environment import DigestLoader, JinjaEnvironment
 from cuda_progcache.templates.plain_environment import STRING
 from cuda_progcache.templates.source_map import Location, SourceMap
 
 if TYPE_CHECKING:
     import jinja2
-
-    from cuda_progcache.templates.template import Template
 
 # "here": the text that follows is of location n. "open"/"close": around what an expression or an include puts out.
 _HERE, _OPEN, _CLOSE, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
@@ -31,50 +28,42 @@ _MARK = re.compile(f"([{_HERE}{_OPEN}{_CLOSE}])([0-9]+){_END}")
 _MARKS = re.compile(f"[{_HERE}{_OPEN}{_CLOSE}][0-9]+{_END}")
 
 
-class MarkedEnvironment(JinjaEnvironment):
-    """A `JinjaEnvironment` whose templates put out marks.
+def map_of(
+    environment: Any, name: str, plain: str, render: Callable[[Any], str], own: Mapping[str, Any] | None = None
+) -> SourceMap:
+    """Return the source map of a template.
 
-    Attributes
+    Parameters
     ----------
-    locations : list of (str, int)
-        Template and line of mark number n.
+    environment : Environment
+        The template's.
+    name : str
+        What messages call the template.
+    plain : str
+        Its text.
+    render : callable
+        Takes an environment whose templates put out marks, and renders the template there.
+    own : mapping, optional
+        The template's own globals.
     """
-
-    def __init__(self, loader: DigestLoader, **additions: Any) -> None:
-        super().__init__(loader, **additions)
-        self.locations: list[tuple[str, int]] = []
-        _keep_marks_from(self)
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        marked: nodes.Template = _Marker(name or STRING, self.locations).visit(tree)
-        return marked
-
-
-def map_of(template: Template, plain: str, variables: Mapping[str, Any]) -> SourceMap:
-    """Return the source map of a template of an `Environment`, whose text for `variables` is `plain`."""
-    source = template._namespace["source"] if template._namespace is not None else None
-    if source is None:
-        return SourceMap(plain, reason="the template was not made from text by our compiler")
-    environment: Any = template.environment.overlay()
+    marked = environment.overlay()
     locations: list[tuple[str, int]] = []
-    parse = environment._parse
+    parse = marked._parse
 
-    def marked(source: str, name: str | None, filename: str | None) -> nodes.Template:
+    def with_marks(source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree: nodes.Template = _Marker(name or STRING, locations).visit(parse(source, name, filename))
         return tree
 
-    environment._parse = marked
-    environment.bytecode_cache = None
-    environment.filters, environment.tests = dict(environment.filters), dict(environment.tests)
-    environment.globals = dict(template.globals)
-    _keep_marks_from(environment)
+    marked._parse = with_marks
+    marked.bytecode_cache = None
+    marked.filters, marked.tests = dict(marked.filters), dict(marked.tests)
+    marked.globals = {**marked.globals, **(own or {})}
+    _keep_marks_from(marked)
     try:
-        code = environment.compile(source, template.name, template.filename)
-        text = type(template).from_code(environment, code, environment.globals).render(variables)
+        text = render(marked)
     except Exception as error:  # noqa: BLE001  (the marks upset a computation; the caller gets the reason)
-        return SourceMap(plain, reason=f"the template can't be rendered with marks: {error}")
-    return unmark(text, locations, plain, "the template")
+        return SourceMap(plain, reason=f"{name} can't be rendered with marks: {error}")
+    return unmark(text, locations, plain, name)
 
 
 def _keep_marks_from(environment: jinja2.Environment) -> None:

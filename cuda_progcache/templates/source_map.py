@@ -60,10 +60,10 @@ class SourceMap:
         if not 1 <= line <= len(self.lines):
             return None
         found = self.lines[line - 1]
-        for start, place in self.pieces[line - 1] if column is not None and self.pieces else ():
-            if start <= column:
-                found = place
-        return found
+        if column is None or not self.pieces:
+            return found
+        before = [place for start, place in self.pieces[line - 1] if start <= column]
+        return before[-1] if before else found
 
     def after(self, head: str) -> SourceMap:
         """Return the map of the text with lines of no template before it."""

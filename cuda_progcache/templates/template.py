@@ -279,8 +279,18 @@ class Template(jinja2.Template):
             The variables, as for `render`.
         """
         from cuda_progcache.templates.marking import map_of
+        from cuda_progcache.templates.source_map import SourceMap
 
-        return map_of(self, self.render(*args, **kwargs), dict(*args, **kwargs))
+        plain, variables = self.render(*args, **kwargs), dict(*args, **kwargs)
+        source = None if self._namespace is None else self._namespace["source"]
+        if source is None:
+            return SourceMap(plain, reason="the template was not made from text by our compiler")
+
+        def render(marked: Any) -> str:
+            code = marked.compile(source, self.name, self.filename)
+            return type(self).from_code(marked, code, marked.globals).render(variables)
+
+        return map_of(self.environment, "the template", plain, render, self.globals)
 
     def list_blocks(self) -> list[str]:
         """Return the names of the blocks and regions that this template defines, in its order."""
@@ -394,9 +404,9 @@ _compiled_classes: dict[type, type] = {}
 
 def compiler_for(environment: jinja2.Environment, *, static: bool = True) -> Compiler:
     """Return a compiler for an environment's templates; without `static`, one that doesn't know its static context."""
-    kind: type[Compiler] | None = getattr(environment, "compiler_class", None)
-    if kind is None:
-        from cuda_progcache.templates.compiler import Compiler as kind  # not needed where all code is kept
+    from cuda_progcache.templates.compiler import Compiler  # not needed where all code is kept
+
+    kind: type[Compiler] = getattr(environment, "compiler_class", None) or Compiler
     return kind(environment, getattr(environment, "static_context", None) if static else None)
 
 

@@ -140,9 +140,10 @@ def _theirs() -> Any:
 
 def is_undefined(value: object) -> bool:
     """Whether a value is an undefined one, ours or Jinja2's."""
-    if type(value) in _NEVER:
+    kind = type(value)
+    if kind in _NEVER:
         return False
-    return isinstance(value, Undefined) or isinstance(value, _theirs())
+    return kind is StrictUndefined or isinstance(value, (Undefined, _theirs()))
 
 
 _NEVER = frozenset({int, str, float, bool, list, tuple, dict, type(None)})

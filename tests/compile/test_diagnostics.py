@@ -20,7 +20,9 @@ ptxas application ptx input, line 7; error   : Unknown symbol 'foo'
 
 
 def test_parse():
-    found = parse_log(LOG, name="gemm.cu", source="one\n  a = x;\n", lookup=lambda line, column: ("gemm.cu.j2", line + 40))
+    found = parse_log(
+        LOG, name="gemm.cu", source="one\n  a = x;\n", lookup=lambda line, column: ("gemm.cu.j2", line + 40)
+    )
     assert found[0] == Diagnostic(
         "error", "gemm.cu", 2, 'identifier "x" is undefined', None, "gemm.cu.j2", 42, "  a = x;"
     )

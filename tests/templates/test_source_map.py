@@ -56,9 +56,8 @@ def test_each_piece_of_a_line_has_its_place(folder):
     found = environment.source_map("k.j2", n=7)
     lines = found.text.split("\n")
     assert lines[:3] == ["x = one + a7two + 7;", "éone", "  b"]
-    places = {"x =": "k.j2:2", "one": "m.j2:2", "+ a": "k.j2:2", "7two": "m.j2:5", "two": "m.j2:5", "7;": "k.j2:3"}
-    places = {piece: str(found.lookup(1, lines[0].index(piece))) for piece in places}
-    assert places == {"x =": "k.j2:2", "one": "m.j2:2", "+ a": "k.j2:2", "7two": "m.j2:5", "two": "m.j2:5", "7;": "k.j2:3"}
+    expected = {"x =": "k.j2:2", "one": "m.j2:2", "+ a": "k.j2:2", "7two": "m.j2:5", "two": "m.j2:5", "7;": "k.j2:3"}
+    assert {piece: str(found.lookup(1, lines[0].index(piece))) for piece in expected} == expected
     assert [str(found.lookup(2, column)) for column in (0, 1, 3)] == ["k.j2:6", "m.j2:2", "m.j2:2"]
     assert [str(found.lookup(3, 2)), str(found.lookup(3))] == ["k.j2:8", "k.j2:8"]
 

@@ -11,7 +11,16 @@ from typing import Any
 from jinja2 import nodes
 
 from cuda_progcache.templates.compiler.output import Output
-from cuda_progcache.templates.compiler.scopes import FROM_CONTEXT, FROM_OUTER, GIVEN, MISSING, READ, Function, Scope
+from cuda_progcache.templates.compiler.scopes import (
+    FROM_CONTEXT,
+    FROM_OUTER,
+    GIVEN,
+    MISSING,
+    READ,
+    Function,
+    FunctionState,
+    Scope,
+)
 from cuda_progcache.templates.compiler.tree import IN, IS, IS_NOT
 
 _Arm = tuple[nodes.Node | None, list[nodes.Node], int]
@@ -40,6 +49,18 @@ class Statements(Output):
                 method(node)
         except Unreachable:
             pass
+
+    # Functions of the module
+
+    def begin_function(self, function: Function, scope: Scope) -> None:
+        """Begin with a function of the module."""
+        self.state, self.scope, self.out = FunctionState(function), scope, []
+        self.alias_reads(function)
+
+    def entry(self, name: str) -> str:
+        """The name of an entry of the module in the form that is being made."""
+        form = self.settings.form
+        return name if form == "render" else f"{name}_{form}"
 
     # Scopes
 
@@ -243,8 +264,10 @@ class Statements(Output):
         with self.entered(scope), self.buffered():
             self.body(node.body)
             self.line = node.lineno or self.line
-            number = self.buffer
-            value = self.filter(node.filter) if node.filter is not None else self.contents(number)
+            value = self.contents(self.buffer)
+            if node.filter is not None:
+                self.captured = self.captured_text()
+                value = self.filter(node.filter)
             if self.pending:
                 self.flush()
         self.state.guard_output = guard
@@ -355,6 +378,7 @@ class Statements(Output):
             with self.buffered():
                 self.body(node.body)
                 self.line = node.lineno or self.line
+                self.captured = self.captured_text()
                 value = self.filter(node.filter)
                 if self.pending:
                     self.flush()
