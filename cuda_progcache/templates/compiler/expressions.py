@@ -15,6 +15,7 @@ from jinja2.utils import _PassArg
 
 from cuda_progcache.templates.compiler.folding import Folding
 from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Function, FunctionState, Loop, Scope
+from cuda_progcache.templates.compiler.settings import JINJA2_UNDEFINED
 from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, EQ, GE, IN, IS, IS_NOT, STR, UNARY
 
 if TYPE_CHECKING:
@@ -241,7 +242,8 @@ class Expressions(Folding):
         if id(test) not in self.analysis.constant and not (type(test) is nodes.Name and test.name in self.static):
             return None
         try:
-            return bool(self.fold(test))
+            value = self.fold(test)
+            return None if type(value) in JINJA2_UNDEFINED else bool(value)
         except Exception:  # noqa: BLE001  (it raises again where the render evaluates it)
             return None
 
