@@ -114,9 +114,8 @@ def compile_command(
         if parameters or manifest is not None:
             raise click.UsageError("-p and --manifest are for --kernel; a file takes -D and -O")
         code_type = code_type or _code_type(file)
-        flags = {"arch": arch, "std": std, "include_path": list(include_paths), "define_macro": _macros(defines)}
-        given = {field: value for field, value in flags.items() if value}
-        options = program_options({"name": _name(file), **parse_options(fields), **given})
+        own = {"arch": arch, "std": std, "include_path": list(include_paths), "define_macro": _macros(defines)}
+        options = program_options({"name": _name(file)} | _joined(own, parse_options(fields)))
         program = session.service().compile(
             _read(file, code_type),
             code_type,
@@ -132,6 +131,16 @@ def compile_command(
     elif target is not None:
         Path(target).write_bytes(program.data)
     _tell(session, program, kernel=kernel, code_type=code_type, elapsed=elapsed, target=target)
+
+
+def _joined(own: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that have options of their own (``--std``), and those that -O gives: lists add up."""
+    given = {field: value for field, value in own.items() if value}
+    for field in given.keys() & fields.keys():
+        if not isinstance(given[field], list):
+            raise click.BadParameter(f"given twice, here and by --{field}", param_hint=f"-O {field}")
+        given[field] += fields[field]
+    return fields | given
 
 
 def _code_type(file: str) -> str:

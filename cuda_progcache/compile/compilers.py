@@ -281,7 +281,7 @@ def _run(
     library = toolchain.LIBRARY_OF[code_type]
     lasts = lasting(library, flags)
     tools = toolchain.toolchain(code_type)
-    job = {"call": call, "library": tools[0].path, "given": given}
+    job = _job(call, tools, given)
     unkept = None
     if compiles_itself and not lasts - {"--pch"} and _loaded.setdefault(tools[0].path, tools) == tools:
         answer = perform(job)
@@ -309,5 +309,9 @@ def reserve_pch_heap(size: int) -> bool:
     """Have this process's NVRTC set aside so many bytes of address space for precompiled headers; False if it can't."""
     if not compiles_itself:
         return False
-    job = {"call": "reserve", "library": toolchain.toolchain("c++")[0].path, "given": {"size": size}}
-    return bool(perform(job).get("made"))
+    return bool(perform(_job("reserve", toolchain.toolchain("c++"), {"size": size})).get("made"))
+
+
+def _job(call: str, tools: Sequence[toolchain.ToolFile], given: dict[str, Any]) -> dict[str, Any]:
+    library, *beside = (tool.path for tool in tools)
+    return {"call": call, "library": library, "beside": beside, "given": given}

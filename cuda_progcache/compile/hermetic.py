@@ -75,7 +75,8 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
         If the compiler refuses the program.
     """
     inputs = base.inputs
-    run = functools.partial(compile_cpp, inputs.code, name=inputs.compiler_name, target_type=inputs.target_type)
+    code, name = inputs.compiler_code, inputs.compiler_name
+    run = functools.partial(compile_cpp, code, name=name, target_type=inputs.target_type)
     reason = "its headers changed again and again while it was being compiled"
     for _ in range(_ATTEMPTS):
         started = time.time_ns()

@@ -137,7 +137,7 @@ def _learn_headers(base: BaseKey) -> HeaderSet:
 
     inputs = base.inputs
     run = functools.partial(
-        compile_cpp, inputs.code, name=inputs.compiler_name, flags=inputs.flags, target_type=inputs.target_type
+        compile_cpp, inputs.compiler_code, name=inputs.compiler_name, flags=inputs.flags, target_type=inputs.target_type
     )
     before = folders_of(base)
     try:

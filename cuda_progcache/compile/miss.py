@@ -44,7 +44,7 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
         from cuda_progcache.compile.compilers import compile_cpp
 
         return compile_cpp(
-            inputs.code,
+            inputs.compiler_code,
             name=name,
             flags=(*inputs.flags, *more_flags),
             target_type=inputs.target_type,
@@ -70,7 +70,7 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
 def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup | None) -> CompileError:
     return compile_error(
         refusal,
-        name=inputs.compiler_name,
+        name=inputs.debug_source or inputs.compiler_name,
         code_type=inputs.code_type,
         target_type=inputs.target_type,
         flags=inputs.flags,

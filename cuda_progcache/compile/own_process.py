@@ -39,7 +39,7 @@ _SERVE = (
 )
 #: Variables that the loader, the C library and temporary files need. The compilers get these, those that are in the
 #: key, and no others: what isn't known to reach an output can't.
-_NEEDED = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LD_LIBRARY_PATH", "PATH", "TEMP", "TMP", "TMPDIR")
+NEEDED = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LD_LIBRARY_PATH", "PATH", "TEMP", "TMP", "TMPDIR")
 
 
 def environment(variables: Iterable[str] | None = None) -> dict[str, str]:
@@ -50,7 +50,7 @@ def environment(variables: Iterable[str] | None = None) -> dict[str, str]:
     variables : iterable of str, optional
         ``NAME=value`` of those that reach what compilers make; None: as they are set now.
     """
-    found = {name: os.environ[name] for name in _NEEDED if name in os.environ}
+    found = {name: os.environ[name] for name in NEEDED if name in os.environ}
     for variable in toolchain.environment() if variables is None else variables:
         name, _, found[name] = variable.partition("=")
     return found

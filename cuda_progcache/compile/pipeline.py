@@ -75,6 +75,10 @@ def obtain(
         from cuda_progcache.compile.nvvm_ir import warn_of_dropped_kernels
 
         warn_of_dropped_kernels(inputs)
+    if inputs.facts.debug:
+        from cuda_progcache.compile.debug_sources import keep_debug_source
+
+        keep_debug_source(inputs)
     if cache is None:
         from cuda_progcache.compile.miss import compile_uncached
 

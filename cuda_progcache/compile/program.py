@@ -109,6 +109,11 @@ class Program:
         -------
         cuda.core.ObjectCode
 
+        Warns
+        -----
+        RuntimeWarning
+            If there is a CUDA driver, and it is too old to load the PTX that was asked for; on a hit, too.
+
         Raises
         ------
         CompileError
@@ -151,6 +156,10 @@ class Program:
         self._pch_status = None if done.hit else done.record.get("pch_status")  # such programs can't be cached
         if logs is not None and done.log:
             logs.write(done.log)
+        if done.target_type == "ptx":
+            from cuda_progcache.compile.driver import warn_of_older_driver
+
+            warn_of_older_driver(done.data)
         return done
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ _PATHS = {
     "bundled_headers": "the folder of NVRTC's own headers differs, and reaches the output",
     "pre_include": "the folder of a pre-included header differs, and reaches the output",
     "source_folder": "the source's folder differs, and reaches the output",
+    "debug_source": "the directory of sources for debuggers differs, and reaches the output",
     "name_path": "the path in the program's name differs, and reaches the output",
     "path": "the path of a header differs, and reaches the output",
 }

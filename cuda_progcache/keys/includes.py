@@ -288,11 +288,13 @@ class _Collector:
     def is_vendors(self, place: Place) -> bool:
         """Whether a place is of CUDA's headers or CCCL's, by its folder and by what else lies there."""
         root, index, rest = place
+        if root in {"A", "B"}:
+            return root == "B"
+        if "/../" in rest:  # libcu++ up to 12.4 includes its own headers so, several times over
+            rest = os.path.normpath(rest)
         folder, _, below = rest.partition("/")
         anchor = _VENDORS.get(folder) if below else "cuda_runtime.h"
-        if anchor is None or root == "A" or "/../" in rest:
-            return root == "B"
-        return root == "B" or self._kind((root, index, anchor)) == _FILE
+        return anchor is not None and self._kind((root, index, anchor)) == _FILE
 
     def _probe(self) -> frozenset[bytes]:
         """Note what the ``__has_include`` tests look at; the names of the macros that they may be written with."""

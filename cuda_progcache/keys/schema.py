@@ -17,6 +17,7 @@ from itertools import chain
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.lazy import kept_property
+from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys.flags import BUNDLED_HEADERS, INCLUDE_PATH, PRE_INCLUDE, Facts, facts, read_flags
@@ -33,6 +34,7 @@ SCHEMA = "4"
 
 CODE_TYPES = ("c++", "ptx", "nvvm")
 NO_SOURCE = read_source(b"")
+_UNQUOTABLE = frozenset('"\\\n')
 
 TARGET_TYPES = {"c++": ("ptx", "cubin", "ltoir"), "ptx": ("cubin", "ptx"), "nvvm": ("ptx", "ltoir")}
 
@@ -160,15 +162,35 @@ class CompileInputs(NamedTuple):
         return self.name
 
     @property
+    def debug_source(self) -> str | None:
+        """The file in which a debugger finds the source: that of a debug build of a program without a name.
+
+        It lies in a directory of the user's, whose name is in what comes out. NVRTC gets it by a ``#line``, not as the
+        program's name, since headers are looked for beside that.
+        """
+        if self.code_type != "c++" or self.name != opt.DEFAULT_NAME or not self.facts.debug:
+            return None
+        path = os.path.join(debug_sources_dir(), self.compiler_name)
+        return path if _UNQUOTABLE.isdisjoint(path) else None  # NVRTC writes these into PTX as they are
+
+    @property
+    def compiler_code(self) -> bytes:
+        """The text the compiler gets: the source, and before it the name of its file where a debugger wants one."""
+        path = self.debug_source
+        if path is None:
+            return self.code
+        return b'#line 1 "%s"\n' % os.fsencode(path) + self.code
+
+    @property
     def unrepeatable(self) -> str | None:
         """Why two compiles of this can't be expected to give the same bytes; None if they can."""
         said = self.facts
         if said.reads and self.extra_digest is None:
-            return f"{', '.join(said.reads)} names a file whose content isn't in the key; give what it says as options"
+            return f"the option {', '.join(said.reads)} names a file, and its content isn't in the key"
         if self.code_type != "c++":
             return None
         if said.precompiled and self.extra_digest is None:
-            return f"{', '.join(said.precompiled)}: the compiler doesn't tell which headers a precompiled header holds"
+            return f"the option {', '.join(said.precompiled)} hides which headers a precompiled header was made of"
         macro = self.source.time_macro or said.time_macro
         if macro:
             return f"the source uses {macro}, whose value is another at each compile"
@@ -398,6 +420,8 @@ class BaseKey:
             where.append(Component("pwd", os.fsencode(name)))
         if "/" in self.inputs.name:
             where.append(Component("name_path", os.fsencode(self.inputs.name)))
+        if (source := self.inputs.debug_source) is not None:
+            where.append(Component("debug_source", os.fsencode(source)))
         return where + [Component("include_path", os.fsencode(d)) for d in self.inputs.include_dirs]
 
     def _spelled(self, roots: Iterable[tuple[str, int]]) -> list[Component]:
@@ -484,6 +508,11 @@ def base_key(inputs: CompileInputs) -> BaseKey:
     name = os.path.basename(inputs.name) if inputs.code_type == "c++" else inputs.name
     recipe = _recipe(inputs[1:3], name, inputs[6], inputs[8:11], extra_sources, tools, environment())
     return BaseKey(inputs, recipe, tools)
+
+
+def debug_sources_dir() -> str:
+    """The directory in which debuggers find the sources of programs without a name."""
+    return os.path.join(user_cache_dir(), "cuda-progcache-sources")
 
 
 def _cwd() -> str:

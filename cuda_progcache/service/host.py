@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from cuda_progcache.errors import ArchError, ToolchainError
 from cuda_progcache.keys.arch import Arch
 from cuda_progcache.keys.headers import Header, HeaderManifest, HeaderSet, SearchPath, file_digest, read_file
-from cuda_progcache.keys.schema import SCHEMA
+from cuda_progcache.keys.schema import SCHEMA, debug_sources_dir
 from cuda_progcache.keys.toolchain import environment, header_root, toolchain
 
 _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
@@ -227,6 +227,7 @@ def check_record(
 _PATHS = {
     "include_path": "include directory",
     "source_folder": "source's folder",
+    "name_path": "program's name",
     "bundled_headers": "folder of NVRTC's headers",
     "pre_include": "folder of a pre-included header",
     "path": "header",
@@ -250,19 +251,30 @@ def _components_against(record: Mapping[str, Any], host: Host) -> list[str]:
                 )
         elif label == "environment":
             variables.add(value)
-        elif label == "cwd":
-            if value != host.cwd:
-                found.append(f"the working directory {value} is in what was compiled, and here it is {host.cwd}")
-        elif label == "pwd":
-            if value != host.pwd:
-                found.append(f"$PWD, {value}, is in what was compiled, and here it is {host.pwd or 'not set'}")
-        elif label in _PATHS:
-            place = value.split(" ", 1)[1] if value[:1].isdigit() and " " in value else value  # "0 include"
-            if not os.path.exists(os.path.join(host.cwd, place)):
-                found.append(f"the {_PATHS[label]} {place} is in what was compiled, and isn't here")
+        elif (differs := _place_against(label, value, host)) is not None:
+            found.append(differs)
     found += [f"compiled with {variable}, which isn't set here" for variable in sorted(variables - host.environment)]
     found += [f"compiled without {variable}, which is set here" for variable in sorted(host.environment - variables)]
     return found
+
+
+def _place_against(label: str, value: str, host: Host) -> str | None:
+    """What is wrong with a path in the key, here."""
+    if label == "cwd" and value != host.cwd:
+        return f"the working directory {value} is in what was compiled, and here it is {host.cwd}"
+    if label == "pwd" and value != host.pwd:
+        return f"$PWD, {value}, is in what was compiled, and here it is {host.pwd or 'not set'}"
+    if label == "debug_source" and os.path.dirname(value) != (here := debug_sources_dir()):
+        return (
+            f"the folder of sources for debuggers, {os.path.dirname(value)}, is in what was compiled; here it is {here}"
+        )
+    if label in _PATHS:
+        place = value.split(" ", 1)[1] if value[:1].isdigit() and " " in value else value  # "0 include"
+        # A name needs no file, but a program that has it lies in that folder.
+        there = os.path.dirname(place) if label == "name_path" else place
+        if not os.path.exists(os.path.join(host.cwd, there)):
+            return f"the {_PATHS[label]} {place} is in what was compiled, and isn't here"
+    return None
 
 
 def _short(*identities: str) -> str:

@@ -169,6 +169,24 @@ def test_an_option_given_twice_is_usage(cli, saxpy):
     assert "given twice" in cli("compile", saxpy, "--arch", "sm_90", *fields, code=2).stderr
 
 
+@pytest.mark.parametrize(("own", "field"), [(["--std", "c++17"], "std=c++20"), (["--arch", "sm_80"], "arch=sm_90")])
+def test_an_option_given_in_both_ways_is_usage(cli, saxpy, root, own, field):
+    said = cli("compile", saxpy, *own, "-O", field, code=2).stderr
+    assert "given twice" in said
+    assert own[0] in said
+    assert not root.exists()
+
+
+def test_lists_given_in_both_ways_add_up(cli, cli_json, tmp_path):
+    source = tmp_path / "n.cu"
+    source.write_text('#if !defined A || !defined B\n#error one is missing\n#endif\nextern "C" __global__ void k() {}')
+    assert not cli_json("compile", source, "--arch", "sm_80", "-D", "A", "-O", "define_macro=B")["hit"]
+    flags = ["-O", "extra_flags=-DA", "-O", "extra_flags=-DB"]
+    assert not cli_json("compile", source, "--arch", "sm_80", *flags)["hit"]
+    both = ["--std", "c++17", "-O", "extra_flags=-std=c++20"]
+    assert "has two values" in cli("compile", source, "--arch", "sm_80", *both, code=2).stderr
+
+
 def test_a_compile_error_shows_the_log_once(process, cli_json, tmp_path):
     source = tmp_path / "bad.cu"
     source.write_text('extern "C" __global__ void bad() {\n    int x = nothing_of_this_name;\n}\n')
