@@ -279,7 +279,7 @@ BENCHMARKS = tuple(
                 Case(LISTS, _numbers, options=_strict, kernel=True),
                 "rendering",
             ),
-            ("compile_generator", "compile the generator, text to code", 0.9, _generator, "compiling"),
+            ("compile_generator", "compile the generator, text to code", 1.0, _generator, "compiling"),
             ("compile_names", "compile a template of 3000 names", 1.0, _names, "compiling", 1),
             ("stream_loop", "stream a loop over 1000 dicts, drained", 0.25, _loop, "streaming"),
             ("compile_gemm", "compile the GEMM, text to code", 0.9, _gemm, "compiling", 1),
