@@ -300,7 +300,7 @@ def _check_types(code_type: object, target_type: object) -> tuple[str, str]:
     """Both in lower case, if there is a compiler that makes one of the other."""
     code_type, target_type = (kind.lower() if isinstance(kind, str) else kind for kind in (code_type, target_type))
     if not isinstance(code_type, str) or code_type not in CODE_TYPES:
-        raise ValueError(f"code_type={code_type!r} is not valid (must be {_one_of(CODE_TYPES)})")
+        raise ValueError(f"code_type: {code_type!r} is not a valid SourceCodeType. Must be {_one_of(CODE_TYPES)}")
     if not isinstance(target_type, str) or target_type not in TARGET_TYPES["c++"]:
         raise ValueError(f"target_type={target_type!r} is not supported (must be {_one_of(TARGET_TYPES['c++'])})")
     if target_type not in TARGET_TYPES[code_type]:
@@ -405,8 +405,8 @@ class BaseKey:
     @property
     def shows_text(self) -> bool:
         """Whether comments and white space of the texts may be seen in the output, by columns or in a debugger."""
-        options = self.inputs.options
-        return bool(self.inputs.code_type != "c++" or options.debug or options.lineinfo)
+        said = self.inputs.facts
+        return self.inputs.code_type != "c++" or said.debug or said.lineinfo
 
     @property
     def flight(self) -> str:

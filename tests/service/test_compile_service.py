@@ -228,3 +228,19 @@ def test_threads_share_a_service(service):
         made = list(pool.map(lambda n: service.kernel("fill", arch="sm_80", block=32 * (n % 4 + 1)), range(32)))
     assert len({m.data for m in made}) == 4
     assert len(service.cache) == 4
+
+
+def test_what_the_service_compiles_has_one_name():
+    """``code``, as everywhere; its earlier name is taken, and nothing is compiled without either."""
+    service = CompileService(InMemoryProgramCache())
+    options = {"arch": "sm_80"}
+    made = service.compile(code=SOURCE, options=options)
+    assert service.compile(source=SOURCE, options=options, name_expressions=iter(())).hit
+    assert service.compile(SOURCE, options=options, name_expressions=None).hit
+    assert (made.code, made.code_type) == (made.data, made.target_type)
+    for given in ({}, {"code": SOURCE, "source": SOURCE}):
+        with pytest.raises(TypeError, match="takes the program as code"):
+            service.compile(**given, options=options)
+    for wrong in (3, "sm_80", [("arch", "sm_80")]):
+        with pytest.raises(TypeError, match="options must be ProgramOptions"):
+            service.compile(SOURCE, options=wrong)
