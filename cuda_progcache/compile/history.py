@@ -31,6 +31,8 @@ _KEPT, _LARGEST = 256, 65_536
 #: Program names remembered: beyond, the oldest go.
 _NAMES = 4096
 _FIRST = ("first compile of this program",)
+#: Where no difference is told.
+ALIKE = ("the records don't differ",)
 
 
 class Compiled(NamedTuple):
@@ -73,9 +75,14 @@ def _forget_oldest(folder: str) -> None:
 
 
 def latest(cache: Any, name: str) -> list[Compiled]:
-    """The latest compiles of the program of a name, newest first; folders before the name don't count."""
-    path = _path(cache, name)
-    return list(derived(cache, "latest").get(os.path.basename(name), ())) if path is None else _read(path)
+    """The latest compiles of the program of a name, newest first; folders before the name don't count.
+
+    Those of this cache come before those of its layers that are only read.
+    """
+    own, file = _path(cache, name), _file(name)
+    found = list(derived(cache, "latest").get(os.path.basename(name), ())) if own is None else _read(own)
+    layers = (os.path.join(root, "latest", file) for root in getattr(cache, "roots", ()))
+    return [*found, *(one for layer in layers if layer != own for one in _read(layer))]
 
 
 def _read(path: str) -> list[Compiled]:
@@ -91,7 +98,11 @@ def _path(cache: Any, name: str) -> str | None:
     root = getattr(cache, "path", None)
     if root is None:
         return None
-    return os.path.join(root, "latest", sha256(os.fsencode(os.path.basename(name))).hexdigest()[:32])
+    return os.path.join(root, "latest", _file(name))
+
+
+def _file(name: str) -> str:
+    return sha256(os.fsencode(os.path.basename(name))).hexdigest()[:32]
 
 
 def _name(record: Mapping[str, Any]) -> str:
@@ -117,7 +128,9 @@ def _options(record: Mapping[str, Any]) -> list[str]:
     return _values(record, "option")
 
 
-def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ...]:
+def reasons(
+    cache: Any, record: Mapping[str, Any], digest: str | None, *, headers: bool = True
+) -> tuple[str, ...]:
     """Why the program of ``record`` wasn't served by an earlier compile.
 
     Parameters
@@ -126,8 +139,10 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ..
         Ours.
     record : mapping
         Of the compile that was needed.
-    digest : str
-        Its entry's digest.
+    digest : str or None
+        Its entry's digest, where that is known.
+    headers : bool
+        Whether it is known which headers were read; else they aren't compared.
 
     Returns
     -------
@@ -139,10 +154,21 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ..
         return ("it was in the cache before, and was evicted, removed or damaged since",)
     same = [one for one in known if one.variant == variant][:_SAME]
     for candidates in (same, known[:_OTHERS]):
-        found = nearest(record, (_record(cache, one.digest) for one in candidates))
+        records = (_record(cache, one.digest) for one in candidates)
+        found = nearest(record, records if headers else map(without_headers, records))
         if found is not None:
-            return tuple(differences(record, found)) or ("the records don't differ",)
+            return tuple(differences(record, found)) or ALIKE
     return _FIRST
+
+
+def without_headers(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A record as it would be, had the program read nothing and no path had reached its output."""
+    from cuda_progcache.keys.explain import OF_HEADERS
+
+    if record is None:
+        return None
+    components = [part for part in record["components"] if part[0] not in OF_HEADERS]
+    return {**record, "components": components, "headers": []}
 
 
 def _record(cache: Any, digest: str) -> Mapping[str, Any] | None:

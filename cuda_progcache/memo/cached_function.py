@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cuda_progcache._util import modes
 from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo import cache_dir as layout
@@ -104,6 +105,10 @@ class CachedFunction:
         """Call it, or take the saved result."""
         control = {name: kwargs.pop(name, default) for name, default in self._controls.items()}
         control = {**_CONTROLS, **control}
+        if (mode := modes.current()) == "off":
+            return self.function(*args, **kwargs)
+        if mode != "rw":
+            control["_skip_save"] = True
         try:
             key = self._key(args, kwargs)
         except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
@@ -166,7 +171,7 @@ class CachedFunction:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except layout.RefusedError as error:
-            if not isinstance(error, layout.UntrustedError):
+            if modes.current() == "rw" and not isinstance(error, layout.UntrustedError):
                 layout.set_aside(path)
             self._warn(f"read {path}", f"{path} isn't used: {error}")
             return None
@@ -401,11 +406,12 @@ def _latest_parts(directory: str, fname: str) -> dict[str, dict[str, str]] | Non
 
 
 def default_directory() -> str:
-    """The directory for functions that name none; made."""
+    """The directory for functions that name none; made, unless nothing is to be written."""
     chosen = os.environ.get("CACHER_DIR")
     if not chosen:
         from platformdirs import user_cache_path
 
         chosen = str(user_cache_path("cuda_progcache") / "calls")
-    os.makedirs(chosen, mode=0o755, exist_ok=True)
+    if modes.current() == "rw":
+        os.makedirs(chosen, mode=0o755, exist_ok=True)
     return chosen

@@ -35,6 +35,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
 
+from cuda_progcache._util import modes
 from cuda_progcache._util.running import Running, note_child, running
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo.caches import BaseCache, Cache, RefreshingCache
@@ -154,6 +155,8 @@ class Memoized(Generic[P, R]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from the cache or by running it."""
+        if (mode := modes.current()) == "off":
+            return self.function(*args, **kwargs)
         given = self._given
         cache = given if isinstance(given, BaseCache) else given()
         try:
@@ -175,6 +178,8 @@ class Memoized(Generic[P, R]):
                 if around is not None:
                     around.children[key] = None
                 return cast("R", _as_awaitable(result) if self._async else result)
+        if mode != "rw":
+            return self.function(*args, **kwargs)
         name, module, version = self._named
         call = Call(name, arguments, {}, module, version, identity.code, digests=digests, sealed=key)
         return self._miss(cache, call, key, args, kwargs)

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 
+from cuda_progcache._util import modes
 from cuda_progcache._util.files import (
     READ_FLAGS,
     Signature,
@@ -100,6 +101,10 @@ class FileStreamProgramCache(ProgramCacheResource):
     strict : bool
         The mapping (``cache[key] = value``, ``del``, ``update``) and ``clear`` raise
         :class:`~cuda_progcache.errors.StoreError` where the disk is in trouble.
+    mode : {"rw", "ro", "off", "frozen"}, optional
+        How it is used (:mod:`cuda_progcache._util.modes`); None: as ``CUDA_PROGCACHE`` says when it is made. In every
+        mode but ``rw`` nothing is made or written in the directory: what is put is dropped, and ``clear``, ``prune``
+        and the like raise :class:`~cuda_progcache.errors.ReadOnlyError`.
 
     Raises
     ------
@@ -122,11 +127,16 @@ class FileStreamProgramCache(ProgramCacheResource):
         durability: str = "fsync",
         shared: bool = False,
         strict: bool = False,  # noqa: ARG004 - __init__ takes it
+        mode: str | None = None,
     ) -> Self:
         """Make a store on the directory; on memory, where there is no default directory to be had."""
         check_size_cap(max_size_bytes)
         if durability not in DURABILITIES:
             raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}")
+        if cls is FileStreamProgramCache and (wanted := modes.chosen(mode)) != "rw":
+            from cuda_progcache.store.in_mode import blank
+
+            return blank(wanted, path, shared=shared)  # type: ignore[return-value]
         made = super().__new__(cls)
         if path is not None:
             made._root = cls._ROOT(os.path.abspath(os.fspath(path)), shared=shared)  # a later chdir must not move it
@@ -154,7 +164,10 @@ class FileStreamProgramCache(ProgramCacheResource):
         durability: str = "fsync",
         shared: bool = False,
         strict: bool = False,
+        mode: str | None = None,
     ) -> None:
+        if self.mode is None:
+            self.mode = mode
         if path is None and max_size_bytes is None:
             from cuda_progcache.store.default_cap import default_max_size
 
@@ -230,7 +243,9 @@ class FileStreamProgramCache(ProgramCacheResource):
             "durability": self._durability,
             "shared": self._said_shared,
         }
-        return {**told, "strict": True} if self._strict else told
+        if self._strict:
+            told["strict"] = True
+        return told if self.mode is None else {**told, "mode": self.mode}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self._root.path}>"
