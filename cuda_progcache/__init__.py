@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import ClosedProgramError as ClosedProgramError
     from cuda_progcache.errors import CompileError as CompileError
     from cuda_progcache.errors import Diagnostic as Diagnostic
+    from cuda_progcache.errors import FrozenMissError as FrozenMissError
     from cuda_progcache.errors import InspectError as InspectError
     from cuda_progcache.errors import KernelNotFoundError as KernelNotFoundError
     from cuda_progcache.errors import ManifestError as ManifestError
+    from cuda_progcache.errors import ModeError as ModeError
     from cuda_progcache.errors import OptionError as OptionError
     from cuda_progcache.errors import ParameterError as ParameterError
     from cuda_progcache.errors import ProgCacheError as ProgCacheError
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from cuda_progcache.service.prewarm import PrewarmReport as PrewarmReport
     from cuda_progcache.store.base import ProgramCacheResource as ProgramCacheResource
     from cuda_progcache.store.file_stream import FileStreamProgramCache as FileStreamProgramCache
+    from cuda_progcache.store.in_mode import FrozenProgramCache as FrozenProgramCache
     from cuda_progcache.store.in_memory import InMemoryProgramCache as InMemoryProgramCache
     from cuda_progcache.store.readonly import ReadOnlyProgramCache as ReadOnlyProgramCache
     from cuda_progcache.store.stack import ProgramCacheStack as ProgramCacheStack
