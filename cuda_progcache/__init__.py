@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from cuda_progcache.service.prewarm import PrewarmReport as PrewarmReport
     from cuda_progcache.store.base import ProgramCacheResource as ProgramCacheResource
     from cuda_progcache.store.file_stream import FileStreamProgramCache as FileStreamProgramCache
-    from cuda_progcache.store.in_mode import FrozenProgramCache as FrozenProgramCache
     from cuda_progcache.store.in_memory import InMemoryProgramCache as InMemoryProgramCache
+    from cuda_progcache.store.in_mode import FrozenProgramCache as FrozenProgramCache
     from cuda_progcache.store.readonly import ReadOnlyProgramCache as ReadOnlyProgramCache
     from cuda_progcache.store.stack import ProgramCacheStack as ProgramCacheStack
     from cuda_progcache.templates.environment import KernelEnvironment as KernelEnvironment

@@ -88,8 +88,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--progcache",
         metavar="MODE",
         default=None,
-        help="how programs, compiled templates and memoized calls are cached: rw; ro (nothing is written); off (nothing "
-        "is read, either); frozen (nothing is compiled) (default: ini option progcache, $CUDA_PROGCACHE, or rw)",
+        help="how programs, compiled templates and memoized calls are cached: rw; ro (nothing is written); off "
+        "(nothing is read, either); frozen (nothing is compiled) (default: ini progcache, $CUDA_PROGCACHE, or rw)",
     )
     parser.addini("progcache", "default of --progcache", default="")
     group.addoption(

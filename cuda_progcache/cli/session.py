@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command shares: ``--json``, ``--cache-dir``, ``--mode``, and the way to the cache, the service and the library."""
+"""What every command shares: ``--json``, ``--cache-dir``, ``--mode``; the way to cache, service and library."""
 
 from __future__ import annotations
 

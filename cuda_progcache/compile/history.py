@@ -128,9 +128,7 @@ def _options(record: Mapping[str, Any]) -> list[str]:
     return _values(record, "option")
 
 
-def reasons(
-    cache: Any, record: Mapping[str, Any], digest: str | None, *, headers: bool = True
-) -> tuple[str, ...]:
+def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, headers: bool = True) -> tuple[str, ...]:
     """Why the program of ``record`` wasn't served by an earlier compile.
 
     Parameters

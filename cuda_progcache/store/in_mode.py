@@ -141,7 +141,7 @@ class _Off(_ReadOnly):
 
     mode = "off"
 
-    class _ROOT(_Root):  # noqa: N801 - the name that the base class has for it
+    class _ROOT(_Root):
         def open(self) -> None:
             """Look at nothing."""
 
@@ -189,7 +189,8 @@ class _Off(_ReadOnly):
 
     def stats(self) -> StoreStats:
         """All zero."""
-        return StoreStats(**dict.fromkeys(_COUNTED, 0))
+        counted: Any = dict.fromkeys(_COUNTED, 0)
+        return StoreStats(**counted)
 
     def verify(self, *, repair: bool = False) -> NoReturn:  # noqa: ARG002
         """Raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
@@ -344,5 +345,3 @@ class _Theirs(ProgramCacheResource):
 
     def clear(self) -> None:
         """Leave all."""
-
-

@@ -77,9 +77,7 @@ class BytecodeCache:
         If the pattern has no ``{hash}``, or leads elsewhere.
     """
 
-    def __init__(
-        self, directory: str | os.PathLike[str], pattern: str = PATTERN, *, mode: str | None = None
-    ) -> None:
+    def __init__(self, directory: str | os.PathLike[str], pattern: str = PATTERN, *, mode: str | None = None) -> None:
         if "{hash}" not in pattern or os.path.basename(pattern) != pattern:
             raise ValueError(f"a pattern for file names needs {{hash}} and no directory, not {pattern!r}")
         self.directory = os.path.abspath(os.fspath(directory))

@@ -148,7 +148,7 @@ def source(tmp_path):
     "wrap",
     [
         lambda path: FrozenProgramCache(FileStreamProgramCache(path)),
-        lambda path: FrozenProgramCache(path),
+        FrozenProgramCache,
         lambda path: FileStreamProgramCache(path, mode="frozen"),
         lambda path: FrozenProgramCache(ProgramCacheStack([InMemoryProgramCache(), FileStreamProgramCache(path)])),
     ],
@@ -162,7 +162,7 @@ def test_the_error_says_why(source, tmp_path, wrap):
     causes = {
         "option arch sm_90 → sm_80": {"arch": "sm_80"},
         "option std": {"std": "c++14"},
-        "the source differs": {"text": '#include "value.h"\nextern "C" __global__ void set(int *p) { *p = 2 * VALUE; }\n'},
+        "the source differs": {"text": '#include "value.h"\nextern "C" __global__ void set(int *p) { *p = -VALUE; }\n'},
         "first compile of this program": {"name": "other.cu"},
     }
     for cause, changed in causes.items():
