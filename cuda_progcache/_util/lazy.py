@@ -57,7 +57,8 @@ def take(package: dict[str, Any], homes: Mapping[str, str], name: str) -> Any:
     collecting = gc.isenabled()
     gc.disable()  # what modules make stays: looking through it for garbage is a tenth of an import of Jinja2
     try:
-        module = __import__(f"{package['__name__']}.{home}", fromlist=[name])  # importlib itself takes a while to import
+        # Not importlib's function, which takes a while to import.
+        module = __import__(f"{package['__name__']}.{home}", fromlist=[name])
     finally:
         if collecting:
             if not gc.get_freeze_count():  # a program's own frozen objects would thaw

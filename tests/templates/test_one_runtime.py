@@ -18,6 +18,7 @@ import jinja2
 import pytest
 from jinja2 import nodes
 from jinja2.ext import Extension
+from jinja2.nativetypes import NativeEnvironment
 
 from ci.differential.features import FEATURES, LIBRARY, SHAPES
 from cuda_progcache._util.lazy import take
@@ -413,3 +414,30 @@ def test_compiled_elsewhere_means_the_same(tmp_path):
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in "ab"
     ]
     assert said == ["acc2 acc2 1 1 True True True\n", "acc2 acc2 1 1 True True False\n"]
+
+
+MODULES = {
+    "base": "{{ x }}{% block b %}[{{ x }}]{% endblock %}{{ self.b() }}{% include 'part' %}"
+    "{% import 'macros' as m %}{{ m.f(x) }}{% from 'macros' import f with context %}{{ f(2) }}",
+    "child": "{% extends 'base' %}{% block b %}{{ super() }}!{% endblock %}",
+    "part": "inc{{ x|e }}{% for i in [1, 2] %}{{ loop.last }}{% endfor %}",
+    "macros": "{% macro f(y) %}<{{ y.real }}>{% endmacro %}",
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"autoescape": True}, {"enable_async": True}, {"optimized": False}], ids=repr)
+@pytest.mark.parametrize("kind", [jinja2.Environment, Environment, NativeEnvironment])
+def test_modules_that_ours_wrote_serve_jinja2(tmp_path, kind, options):
+    native = kind is NativeEnvironment
+    if native and "enable_async" in options:
+        pytest.skip("Jinja2's native templates have no render() in an async environment")
+    stock = NativeEnvironment if native else jinja2.Environment
+    loader = jinja2.DictLoader(MODULES)
+    writer = type("Writer", (Environment, kind), {}) if native else Environment
+    writer(loader=loader, **options).compile_templates(tmp_path, zip=None)
+    environment, expected = kind(loader=jinja2.ModuleLoader(tmp_path), **options), stock(loader=loader, **options)
+    for name in ("base", "child", "part"):
+        for x in (3, 4):
+            template, other = environment.get_template(name), expected.get_template(name)
+            assert template.render(x=x) == other.render(x=x)
+            assert "".join(map(str, template.generate(x=x))) == "".join(map(str, other.generate(x=x)))
