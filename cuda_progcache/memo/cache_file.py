@@ -284,7 +284,7 @@ def plot_cache_graph(output: str | os.PathLike[str] | None = None, highlight_sta
     ImportError
         matplotlib isn't installed (extra: ``plot``).
     """
-    from cuda_progcache.memo.graph_plot import plot
+    from cuda_progcache.memo.tree_plot import plot
 
     return plot(cache_tree_nodes(), set(cache_tree_changed_files()) if highlight_stale else set(), output)
 

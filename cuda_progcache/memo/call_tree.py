@@ -24,11 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util.running import Running, note_child, running
 from cuda_progcache.errors import ProgCacheError
-from cuda_progcache.memo import cache_dir, export
+from cuda_progcache.memo import cache_dir
 from cuda_progcache.memo.call import DigestedCall
 from cuda_progcache.memo.digest import Digest, digest
-from cuda_progcache.memo.graph import Graph
-from cuda_progcache.memo.graph import Node as GraphNode
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches import Cache
@@ -251,21 +249,6 @@ def cache_tree_summary() -> dict[str, Any]:
     }
 
 
-def to_graph(nodes: Mapping[str, Node]) -> Graph:
-    """Calls and their files as a provenance graph: a call depends on the calls it made and the files it read."""
-    made = Graph()
-    for name, node in nodes.items():
-        made.add(GraphNode(f"call:{name}", "call", node["fname"], None, {"hash": node["hash"]}))
-    for name, node in nodes.items():
-        for child in node["children"]:
-            if child in nodes:
-                made.link(f"call:{name}", f"call:{child}", "used")
-        for path, hashed in node["file_hashes"].items():
-            file = GraphNode(f"file:{path}", "file", os.path.basename(path) or path, hashed, {"path": path})
-            made.link(f"call:{name}", made.add(file), "used")
-    return made
-
-
 def cache_tree_to_json(path: str | os.PathLike[str] | None = None) -> str:
     """The tree as JSON, written to ``path`` if one is given."""
     return _out(json.dumps({name: _plain(node) for name, node in cache_tree_nodes().items()}, indent=2) + "\n", path)
@@ -273,7 +256,26 @@ def cache_tree_to_json(path: str | os.PathLike[str] | None = None) -> str:
 
 def cache_tree_to_dot(path: str | os.PathLike[str] | None = None) -> str:
     """The tree in Graphviz's language, written to ``path`` if one is given."""
-    return _out(export.to_dot(to_graph(cache_tree_nodes())), path)
+    lines = ["digraph provenance {", "  rankdir=RL;", '  node [fontname="Helvetica", fontsize=10];']
+    nodes = cache_tree_nodes()
+    files: dict[str, str | None] = {}
+    for name, node in nodes.items():
+        lines.append(f"  {_quoted(f'call:{name}')} [label={_quoted(node['fname'])}, shape=ellipse];")
+        files.update(node["file_hashes"])
+    for file, hashed in files.items():
+        label = f"{os.path.basename(file) or file}\n{(hashed or '')[:12]}"
+        lines.append(f"  {_quoted(f'file:{file}')} [label={_quoted(label)}, shape=note];")
+    for name, node in nodes.items():
+        used = [f"call:{child}" for child in node["children"] if child in nodes]
+        used += [f"file:{path}" for path in node["file_hashes"]]
+        lines += [f'  {_quoted(f"call:{name}")} -> {_quoted(other)} [label="used"];' for other in used]
+    return _out("\n".join([*lines, "}", ""]), path)
+
+
+def _quoted(text: str) -> str:
+    """Write text as a DOT string; a newline in it is a line break."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def _out(text: str, path: str | os.PathLike[str] | None) -> str:

@@ -10,7 +10,7 @@ import pytest
 from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
 from cuda_progcache.memo.caches import CacheStack, Rejected, SizeLimitedCache
 from cuda_progcache.memo.call import Call
-from cuda_progcache.memo.storage import ProgramCallStorage, ProgramValueStorage, program_cache
+from cuda_progcache.provenance.programs import ProgramCallStorage, ProgramValueStorage, program_cache
 
 SOURCE = 'extern "C" __global__ void {}(int *a) {{ *a = {}; }}'
 

@@ -41,7 +41,7 @@ def recorded_calls(directory: str | os.PathLike[str]) -> list[BaseCache]:
     """
     found = memoized_calls(directory)
     if holds_programs(directory):
-        from cuda_progcache.memo.storage import program_cache
+        from cuda_progcache.provenance.programs import program_cache
         from cuda_progcache.store.readonly import ReadOnlyProgramCache
 
         found.append(program_cache(ReadOnlyProgramCache(directory)))
