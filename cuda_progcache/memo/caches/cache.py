@@ -18,16 +18,17 @@ from cuda_progcache.memo.call import (
     Call,
     DigestedCall,
     LazyCall,
+    Metadata,
     PreparedCall,
     QueryCall,
     Unstored,
     digests_of,
 )
-from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, SaveError, ValueStorage, lengthened
 from cuda_progcache.memo.storage.codecs import decode_json
 from cuda_progcache.memo.storage.destructuring import HasChildDigests
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
+from cuda_progcache.memo.values import DIGEST_LENGTH, Digest, digest
 
 _logger = logging.getLogger("cuda_progcache.memo.caches")
 
@@ -84,13 +85,13 @@ class Cache(PerKeyLockMixin, BaseCache):
                 full = self.expand(key) if len(key) < DIGEST_LENGTH else Digest(key)
                 return self.calls.inlined(full)
 
-    def lookup(self, key: Digest) -> Any:
-        """The result of the call with this key; KeyError on a miss, also where the value is gone."""
+    def find(self, key: Digest) -> tuple[Any, Metadata]:
+        """The result and metadata of the call with this key; KeyError on a miss, also where the value is gone."""
         call = self.calls.peek(key)
         if call.result is None:
             raise KeyError(key)
         text = call.inline.get(call.result)
-        return self.values.load(call.result) if text is None else decode_json(text)
+        return (self.values.load(call.result) if text is None else decode_json(text)), call.metadata
 
     def prepare(self, call: Call) -> PreparedCall:
         """Digest and store the arguments now, so that what the body does to them can't change the key.

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from cuda_progcache.memo.caches.base import BaseCache, Rejected
 from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall, QueryCall
-from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage.base import Intent
+from cuda_progcache.memo.values import Digest
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ class FilteredCache(ReadOnlyMixin, FilteringMixin):
 @dataclass(frozen=True)
 class RefreshingCache(CacheWrapper):
     """Another cache that never hits: what is computed replaces what it has. Nested memoized calls run again too."""
+
+    refreshing = True
 
     def load(self, key: str) -> LazyCall:
         """Miss."""
