@@ -41,7 +41,7 @@ from cuda_progcache.memo.files import hash_text
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.base import CallMixin, SaveError, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.codecs import encode_json
-from cuda_progcache.memo.values import Digest
+from cuda_progcache.memo.digest import Digest
 
 #: By backend name; what the files of older tools are called can be had, too. All hold the same.
 SUFFIXES = {"pickle": ".pkl", "rds": ".rds", "qs": ".qs"}
@@ -387,6 +387,19 @@ def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
         "children": links.get("children") or [],
         _RECORDED: True,
     }
+
+
+def told(call: DigestedCall | None) -> dict[str, Any]:
+    """A record for people; empty where there is none."""
+    if call is None:
+        return {}
+    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
+    return {
+        "fname": call.name, "module": call.module, "key": str(call.to_lookup_key()), "call": _shown(call),
+        "created": runtime.get("timestart"), "duration": runtime.get("duration"),
+        "files": call.metadata.get("files") or {}, "parents": links.get("parents") or [],
+        "children": links.get("children") or [],
+    }  # fmt: skip
 
 
 def _unquoted(text: str) -> str | None:

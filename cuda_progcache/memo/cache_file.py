@@ -250,7 +250,7 @@ class CachedFunction(Memoized[..., Any]):
             Settings(
                 name=self.fname, version=options.version, ignore=frozenset(options.ignore_args or ()),
                 state=tuple(sorted(options.state)), paths=rule, env=tuple(options.env_vars or ()),
-                depends_on=options.depends_on_vars,
+                depends_on=options.depends_on_vars, single_flight="always",
             ),
             unknown_names=True,
         )  # fmt: skip
@@ -521,7 +521,7 @@ def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         found = layout.read(target)
     except layout.RefusedError as error:
         raise ProgCacheError(f"{target} isn't read: {error}") from error
-    return {"value": found.value, "meta": found.meta, "record": found.call, "path": Path(target)}
+    return {"value": found.value, "meta": found.meta, "record": layout.told(found.call), "path": Path(target)}
 
 
 def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from cuda_progcache.memo import digest as _digest
 from cuda_progcache.memo.signature import FunctionProfile, Ignored, Required, profile
-from cuda_progcache.memo.values import Digest, Indigestible, child_bytes, hash_tagged
+from cuda_progcache.memo.digest import Digest, Indigestible, child_bytes, hash_tagged
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches import BaseCache
@@ -88,7 +88,7 @@ def key_from_head(
     for name, value in arguments.items():
         try:
             digests[name] = child_bytes(value)
-        except (Indigestible, RecursionError):
+        except Indigestible:
             if otherwise is None:
                 raise
             digests[name] = otherwise(value)

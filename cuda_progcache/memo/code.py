@@ -36,7 +36,7 @@ from cuda_progcache.memo.modules import (
     stamp_of,
 )
 from cuda_progcache.memo.references import Import, References, references_of
-from cuda_progcache.memo.values import Digest, Indigestible, digest, digest_functions_by
+from cuda_progcache.memo.digest import Digest, Indigestible, digest, digest_functions_by
 
 _MISSING = watching.MISSING
 #: Built-in functions with which code can reach every name of its module.
@@ -152,7 +152,7 @@ def _named(value: Any) -> str:
 
 
 def _declared(function: Any, state: Iterable[str]) -> frozenset[tuple[int, str] | int]:
-    """Where what is declared as state lies: namespaces and names, cells, and objects."""
+    """Where what is declared as state lies: namespaces with names, and objects."""
     found: set[tuple[int, str] | int] = set()
     plain = getattr(function, "__func__", function)
     for dotted in state:
@@ -160,17 +160,13 @@ def _declared(function: Any, state: Iterable[str]) -> frozenset[tuple[int, str] 
         namespace = getattr(plain, "__globals__", {})
         code = getattr(plain, "__code__", None)
         cells = dict(zip(code.co_freevars if code else (), getattr(plain, "__closure__", None) or (), strict=False))
-        if name in cells:
-            if not attributes:
-                found.add(id(cells[name]))
-            value = watching.content(cells[name])
-        else:
-            if not attributes:
-                found.add((id(namespace), name))
-            value = namespace.get(name, _MISSING)
+        if not attributes:
+            found.add((id(namespace), name))  # also as a variable that functions beside it close over
+        value = watching.content(cells[name]) if name in cells else namespace.get(name, _MISSING)
         for position, attribute in enumerate(attributes, 1):
             if position == len(attributes):
-                found.add((id(getattr(value, "__dict__", value)), attribute))
+                owner = value if isinstance(value, type) else getattr(value, "__dict__", value)
+                found.add((id(owner), attribute))
             value = getattr(value, attribute, _MISSING)
         if value is not _MISSING and type(value) not in watching.ATOMS:
             found.add(id(value))
@@ -200,6 +196,17 @@ class _Walker(Instances):
             return self.module(value, ())
         return super().value(value)
 
+    def instance(self, value: Any) -> bytes:
+        """An object; of a memoized function its state doesn't count."""
+        told = getattr(type(value), "__state__", None) if hasattr(type(value), watching.COUNTS) else None
+        around = self.state
+        if told is not None:
+            self.state |= _declared(*told(value))
+        try:
+            return super().instance(value)
+        finally:
+            self.state = around
+
     def function(self, function: types.FunctionType) -> bytes:
         told = getattr(function, watching.COUNTS, None)
         if told is not None:
@@ -214,11 +221,13 @@ class _Walker(Instances):
         self.watch(
             watching.same_function, function, (function.__code__, function.__defaults__, function.__kwdefaults__)
         )
-        strict, self.strict = self.strict, False  # what code uses, as a lock, needn't be a value
+        around = self.strict, self._name
+        self.strict = False  # what code uses, as a lock, needn't be a value
+        self._name = ""  # what it changes is told of by the name that it has there
         try:
             return hash_parts(*self._function(function, read))
         finally:
-            self.strict = strict
+            self.strict, self._name = around
 
     def _function(self, function: types.FunctionType, read: References) -> list[str | bytes]:
         parts: list[str | bytes] = ["function", read.identity]
@@ -230,7 +239,7 @@ class _Walker(Instances):
         for name, attributes in read.names:
             with self.under(name):
                 if name in cells:
-                    found = self._cell(cells[name])
+                    found = self._cell(cells[name], (id(function.__globals__), name))
                 else:
                     found = self._global(function.__globals__, name)
                     if (id(function.__globals__), name) not in self.state:
@@ -241,7 +250,9 @@ class _Walker(Instances):
                     parts.append(self._namespace(function.__globals__))
         if names:
             self.watch(watching.same_names, function.__globals__, tuple(zip(names, values, strict=True)))
-        attributes_of = {name: value for name, value in function.__dict__.items() if name != "__wrapped__"}
+        attributes_of = {
+            name: value for name, value in function.__dict__.items() if name not in {"__wrapped__", "__signature__"}
+        }
         for name in sorted(attributes_of):
             with self.under(f"{function.__name__}.{name}"):
                 parts += [name, self.value(attributes_of[name])]
@@ -257,12 +268,12 @@ class _Walker(Instances):
         parts: list[str | bytes] = ["function", package.name, function.__code__.co_qualname]
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             if name not in {"dispatch_cache", "cache_token"}:  # of functools.singledispatch: filled as it is used
-                parts += [name, self.value(self._cell(cell))]
+                parts += [name, self.value(self._cell(cell, (0, name)))]
         return hash_parts(*parts)
 
-    def _cell(self, cell: types.CellType) -> Any:
+    def _cell(self, cell: types.CellType, name: tuple[int, str]) -> Any:
         value = watching.content(cell)
-        if id(cell) in self.state:
+        if name in self.state:
             return _State
         self.watch(watching.same_content, cell, value)
         return value
@@ -369,6 +380,11 @@ class _Walker(Instances):
         package = package_of_module(top)
         if package is not None:
             self.note(package)
+            by_hand = sys.modules.get(top)
+            if by_hand is not None and by_hand.__spec__ is None:  # it says itself which version it is
+                version = vars(by_hand).get("__version__", _MISSING)
+                self.watch(watching.same_names, sys.modules, ((top, by_hand),))
+                self.watch(watching.same_names, vars(by_hand), (("__version__", version),))
             return [hash_parts("external")]
         if module is None:
             return [self._unloaded(wanted.name)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.memo.call import NO_RESULT, Call, DigestedCall, LazyCall, Unstored
-from cuda_progcache.memo.values import Digest, Indigestible, digest
+from cuda_progcache.memo.digest import Digest, Indigestible, digest
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches import BaseCache

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from cuda_progcache._util import files
 from cuda_progcache.memo.call import NONE, DigestedCall, QueryCall
-from cuda_progcache.memo.values import Digest, digest
+from cuda_progcache.memo.digest import Digest, digest
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from cuda_progcache.memo import watching
 from cuda_progcache.memo.modules import Package, hash_parts, package_of_file, package_of_module
-from cuda_progcache.memo.values import Indigestible, content_as, digest, is_foreign, is_taught
+from cuda_progcache.memo.digest import Indigestible, content_as, digest, is_foreign, is_taught
 
 #: Of a class: what Python puts there by itself, or makes of the rest.
 _FURNITURE = frozenset(
@@ -297,7 +297,7 @@ class Instances:
             parts += [name, flags, self.value(field.default), self.value(field.default_factory)]
         with self.under(kind.__name__):
             for name, member in _own_members(kind):
-                if (id(vars(kind)), name) in self.state:
+                if (id(kind), name) in self.state:
                     continue
                 with self.under(name):
                     parts += [name, self.value(member)]

@@ -30,7 +30,7 @@ from cuda_progcache.memo.caches import BaseCache, Cache
 from cuda_progcache.memo.call import Call, QueryCall
 from cuda_progcache.memo.files import PathRule
 from cuda_progcache.memo.runner import CodeDigest, Runner, Settings, refreshing
-from cuda_progcache.memo.values import Digest
+from cuda_progcache.memo.digest import Digest
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.query import QueryIterator

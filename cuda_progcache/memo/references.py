@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from cuda_progcache.memo.modules import hash_parts
 from cuda_progcache.memo.syntax import Uses, canonical, tree_of, walk
-from cuda_progcache.memo.values import digest
+from cuda_progcache.memo.digest import digest
 
 
 class Reference(NamedTuple):

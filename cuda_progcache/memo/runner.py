@@ -35,7 +35,7 @@ from cuda_progcache.memo.code import Closure, argument_digest, closure
 from cuda_progcache.memo.files import PathRule, Watched, state_of
 from cuda_progcache.memo.instances import package_of_class
 from cuda_progcache.memo.signature import FunctionProfile
-from cuda_progcache.memo.values import Digest, Indigestible, classes_met, digest, hash_tagged
+from cuda_progcache.memo.digest import Digest, Indigestible, classes_met, digest, hash_tagged
 
 _logger = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ class Key(NamedTuple):
         What else is in it, as texts by component: ``files``, ``environment``, ``classes`` of arguments and others.
     watched : dict
         The files among them, by path.
-    classes : tuple of Closure
-        The code of the arguments' classes.
+    classes : tuple
+        The arguments' classes, and what each depends on.
     """
 
     digest: Digest
@@ -84,7 +84,7 @@ class Key(NamedTuple):
     identity: Identity
     inputs: dict[str, dict[str, str]]
     watched: dict[str, Watched]
-    classes: tuple[Closure, ...]
+    classes: tuple[tuple[type, Closure], ...]
     version: str | int | None = None
 
 
@@ -115,7 +115,7 @@ class Runner:
         What is known of the function.
     counters : Counter
         ``hits``, ``misses``; ``uncached`` calls that have no key or leave out required arguments; ``changed`` runs that
-        changed what was counted, ``dropped`` results that could not be kept; ``trouble`` of the cache on looking up.
+        changed what was counted, ``modified`` files that changed meanwhile, ``dropped`` results that could not be kept; ``trouble`` of the cache on looking up.
     """
 
     def __init__(
@@ -203,6 +203,10 @@ class Runner:
         settings = self.settings
         return (*self._named, self.function, dict(settings.depends_on or {}), settings.env)
 
+    def __state__(self) -> tuple[Any, tuple[str, ...]]:
+        """The function and the names of its state, which counts for no caller either."""
+        return self.function, self.settings.state
+
     # The key
 
     def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
@@ -245,7 +249,7 @@ class Runner:
                 continue
             found = _closure_of_class(kind)
             told[f"{kind.__module__}.{kind.__qualname__}"] = found.with_packages
-            classes.append(found)
+            classes.append((kind, found))
         told.pop("", None)
         if told:
             inputs["classes"] = dict(sorted(told.items()))
@@ -358,7 +362,8 @@ class Runner:
 
         def compute() -> tuple[Any]:
             # A lease costs 60 µs and more: a function not seen to run long is run beside another process instead.
-            wanted = self.settings.single_flight == "processes" and self._leases_left > 0
+            asked = self.settings.single_flight
+            wanted = asked == "always" or (asked == "processes" and self._leases_left > 0)
             directory = cache.leases if wanted else None
             if directory is not None:
                 return fly(self._flight(key), directory, run, find, longest_wait=float("inf"))
@@ -448,16 +453,10 @@ class Runner:
     def _why_not(self, key: Key, watched: Mapping[str, Watched]) -> tuple[str, str] | None:
         """Why a result can't be filed under its key: what is counted there has changed while the body ran."""
         about = key.identity.closure
-        changed = [] if about.holds() else about.changed()
-        for found in key.classes:
-            changed += [] if found.holds() else found.changed()
-        if changed and not about.unloaded:
-            try:
-                again = self._now()
-            except Indigestible:
-                again = None
-            if again is not None and again.code == key.identity.code and all(map(_same_again, key.classes)):
-                changed = []  # it was set to what it was
+        changed = [] if about.holds() or (not about.unloaded and self._is_still(key.identity)) else about.changed()
+        for kind, found in key.classes:
+            if not found.holds() and _closure_of_class(kind).with_packages != found.with_packages:
+                changed += found.changed()
         if changed:
             return "changed", (
                 f"a result of {self._named[0]} is used but not kept: the run changed {', '.join(changed)}, which counts; "
@@ -465,11 +464,18 @@ class Runner:
             )
         moved = [item.path for item in watched.values() if state_of(item) != item.digest]
         if moved:
-            return "changed", (
+            return "modified", (
                 f"{self._named[0]}: {', '.join(moved)} was modified while it ran; the result isn't saved, since it may "
                 "come from either content"
             )
         return None
+
+    def _is_still(self, identity: Identity) -> bool:
+        """Whether what was changed was set to what it was."""
+        try:
+            return self._now().code == identity.code
+        except Indigestible:
+            return False
 
     def _file_as_loaded(self, run: Run, key: Key, result: Any, metadata: Metadata) -> None:
         """File a result under the key that the call has now, too: modules that counted by their source are loaded."""
@@ -519,7 +525,7 @@ class Runner:
         self.counters[counter] += 1
         if counter not in self._warned:
             self._warned.add(counter)
-            warn(message, RuntimeWarning)
+            warn(message, UserWarning if counter == "modified" else RuntimeWarning)
         _logger.info("%s", message)
 
 
@@ -565,10 +571,6 @@ def _closure_of_class(kind: type) -> Closure:
     if known is None or not known.holds():
         known = _classes[kind] = closure(kind)
     return known
-
-
-def _same_again(before: Closure) -> bool:
-    return before.holds()
 
 
 def _argument(value: Any) -> bytes:

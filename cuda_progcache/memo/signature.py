@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from cuda_progcache.memo.values import Digest, Indigestible
+from cuda_progcache.memo.digest import Digest, Indigestible
 
 
 class Ignored:

@@ -41,6 +41,7 @@ def plot(
         matplotlib isn't installed.
     """
     try:
+        import matplotlib as mpl  # noqa: F401 - says by its own name that it is missing
         from matplotlib.figure import Figure
         from matplotlib.patches import FancyBboxPatch
     except ImportError as error:

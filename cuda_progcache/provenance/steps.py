@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util.running import asked_by, note_child, run
 from cuda_progcache.memo.call import Call, DigestedCall
-from cuda_progcache.memo.values import Digest, Indigestible, digest
+from cuda_progcache.memo.digest import Digest, Indigestible, digest
 
 if TYPE_CHECKING:
     from cuda_progcache.provenance.step_records import Steps

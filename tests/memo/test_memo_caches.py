@@ -415,7 +415,7 @@ class TestCollection:
             removed.append(cache.gc())
             return len(x)
 
-        f = memoize(cache, body)
+        f = memoize(cache, body, state=("removed", "cache"))
         f([1, [2, 3]])
         assert removed == [set()]
         assert f.query().only().arguments["x"] == [1, [2, 3]]

@@ -28,7 +28,7 @@ from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement,
 from cuda_progcache.memo.storage.codecs import decode_json
 from cuda_progcache.memo.storage.destructuring import HasChildDigests
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
-from cuda_progcache.memo.values import DIGEST_LENGTH, Digest, digest
+from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 
 _logger = logging.getLogger("cuda_progcache.memo.caches")
 
@@ -133,7 +133,7 @@ class Cache(PerKeyLockMixin, BaseCache):
     def _keep_argument(self, function: str, name: str, value: Any, key: Digest) -> Digest:
         try:
             self.values.save(value, key)
-        except SaveError as error:
+        except (SaveError, RecursionError) as error:
             _logger.debug("argument %s of %s is kept as its digest alone: %s", name, function, error)
             return Unstored(key)
         return key

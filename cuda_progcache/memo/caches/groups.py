@@ -16,7 +16,7 @@ from cuda_progcache.memo.storage.locking import PerKeyLockMixin
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall, QueryCall
-    from cuda_progcache.memo.values import Digest
+    from cuda_progcache.memo.digest import Digest
 
 T = TypeVar("T")
 

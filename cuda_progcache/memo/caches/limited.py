@@ -19,7 +19,7 @@ from cuda_progcache.memo.storage.locking import locks_of
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall
-    from cuda_progcache.memo.values import Digest
+    from cuda_progcache.memo.digest import Digest
 
 #: Of the limit, how many calls may be evicted before their values are collected: it looks at every call.
 _COLLECTED = 1 / 16

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from cuda_progcache.memo.caches.base import BaseCache, Rejected
 from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall, QueryCall
 from cuda_progcache.memo.storage.base import Intent
-from cuda_progcache.memo.values import Digest
+from cuda_progcache.memo.digest import Digest
 
 
 @dataclass(frozen=True)

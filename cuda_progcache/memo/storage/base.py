@@ -14,7 +14,7 @@ from typing import Any, overload
 
 from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
 from cuda_progcache.memo.call import DigestedCall, QueryCall, digests_of
-from cuda_progcache.memo.values import DIGEST_LENGTH, Digest, digest
+from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 
 _logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from cuda_progcache.memo.storage.base import SaveError
 from cuda_progcache.memo.storage.destructuring import DigestedDict, DigestedIterable
-from cuda_progcache.memo.values import Digest
+from cuda_progcache.memo.digest import Digest
 
 #: Codecs whose reading runs nobody's code.
 SAFE = frozenset({"bytes", "json", "npy"})

@@ -16,7 +16,7 @@ from numbers import Number
 from typing import Any, Protocol, runtime_checkable
 
 from cuda_progcache.memo.storage.base import ValueStorage
-from cuda_progcache.memo.values import Digest, digest, digest_fields
+from cuda_progcache.memo.digest import Digest, digest, digest_fields
 
 _OPAQUE = float("inf")
 

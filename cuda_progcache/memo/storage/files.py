@@ -40,7 +40,7 @@ from cuda_progcache.memo.storage.base import (
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
 from cuda_progcache.memo.storage.tree import FileTree, Signature
-from cuda_progcache.memo.values import Digest
+from cuda_progcache.memo.digest import Digest
 
 FORMAT = 1
 #: Bytes of JSON up to which a value goes into the record of its call.

@@ -18,7 +18,7 @@ from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.memo.storage.base import Intent, OperationContext
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.values import Digest
+    from cuda_progcache.memo.digest import Digest
 
 
 class KeyLocks:

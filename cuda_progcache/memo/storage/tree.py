@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cuda_progcache._util import files
-from cuda_progcache.memo.values import DIGEST_LENGTH, Digest
+from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest
 
 _HEX = frozenset("0123456789abcdef")
 _SIGNED = (1 << 63) - 1
