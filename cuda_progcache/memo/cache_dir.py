@@ -30,7 +30,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util import files
 from cuda_progcache._util.liveness import Owner, current_owner
@@ -41,7 +41,9 @@ from cuda_progcache.memo.files import hash_text
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.base import CallMixin, SaveError, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.codecs import encode_json
-from cuda_progcache.memo.digest import Digest
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.digest import Digest
 
 #: By backend name; what the files of older tools are called can be had, too. All hold the same.
 SUFFIXES = {"pickle": ".pkl", "rds": ".rds", "qs": ".qs"}

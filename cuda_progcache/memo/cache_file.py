@@ -297,7 +297,7 @@ class CachedFunction(Memoized[..., Any]):
 
     def _other_paths(self) -> Iterator[str]:
         """Declared files, and paths in the source itself that reading calls are given: literals, globals, variables."""
-        yield from map(os.fspath, self.options.depends_on_files or ())
+        yield from (os.fspath(path) for path in self.options.depends_on_files or ())
         if self._specs is None:
             self._specs = find_path_specs(self.function)
         yield from filter(is_there, self._specs["literals"])

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from cuda_progcache.memo import digest as _digest
-from cuda_progcache.memo.signature import FunctionProfile, Ignored, Required, profile
 from cuda_progcache.memo.digest import Digest, Indigestible, child_bytes, hash_tagged
+from cuda_progcache.memo.signature import FunctionProfile, Ignored, Required, profile
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches import BaseCache

@@ -18,13 +18,15 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.running import running
 from cuda_progcache.errors import ProgCacheError
-from cuda_progcache.memo.call import DigestedCall
 from cuda_progcache.memo.files import Watched
 from cuda_progcache.memo.frames import Frame, _under_way, enter
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.call import DigestedCall
 
 #: Calls that are remembered; the oldest go first.
 MOST_NODES = 100_000

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from cuda_progcache.memo import watching
+from cuda_progcache.memo.digest import Digest, Indigestible, digest, digest_functions_by
 from cuda_progcache.memo.instances import Instances
 from cuda_progcache.memo.modules import (
     Package,
@@ -36,11 +37,10 @@ from cuda_progcache.memo.modules import (
     stamp_of,
 )
 from cuda_progcache.memo.references import Import, References, references_of
-from cuda_progcache.memo.digest import Digest, Indigestible, digest, digest_functions_by
 
 _MISSING = watching.MISSING
 #: Built-in functions with which code can reach every name of its module.
-_REACH_ALL = (globals, eval, exec)
+_REACH_ALL = tuple(getattr(builtins, name) for name in ("globals", "eval", "exec"))
 #: Names of :mod:`os` that lead to the environment.
 _ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb"})
 #: Of a module: what Python puts there by itself.
@@ -193,7 +193,7 @@ class _Walker(Instances):
         if kind is types.FunctionType:
             return self.function(value)
         if kind is types.ModuleType or isinstance(value, types.ModuleType):
-            return self.module(value, ())
+            return self.module(value)
         return super().value(value)
 
     def instance(self, value: Any) -> bytes:
@@ -315,7 +315,7 @@ class _Walker(Instances):
                     found = getattr(value, attributes[0], _MISSING)  # a module's own __getattr__
                 with self.under(attributes[0]):
                     return self.attributes(found, attributes[1:], chain, read)
-            return self.module(value, ())
+            return self.module(value)
         if attributes and type(value) is types.SimpleNamespace:
             namespace = vars(value)
             found = namespace.get(attributes[0], _MISSING)
@@ -351,7 +351,7 @@ class _Walker(Instances):
         parts = ["imported", *sorted(known)]
         return hash_parts(*parts, *(part for name in sorted(known) for part in self._imported(Import(name, ()))))
 
-    def module(self, module: types.ModuleType, attributes: tuple[str, ...]) -> bytes:
+    def module(self, module: types.ModuleType) -> bytes:
         """A module: by name and version if it is a package's; of one's own all that it has."""
         package = package_of_module(module.__name__, module)
         if package is not None:
@@ -390,7 +390,7 @@ class _Walker(Instances):
             return [self._unloaded(wanted.name)]
         self.watch(watching.same_names, sys.modules, ((wanted.name, module),))
         if not wanted.wanted:
-            found = [self.module(module, ())]
+            found = [self.module(module)]
             return found + (self._imported(Import(wanted.name.rpartition(".")[0], ())) if rest else [])
         made = []
         for name in wanted.wanted:
@@ -416,7 +416,7 @@ class _Walker(Instances):
             loaded = sys.modules.get(module)
             if loaded is not None and module != "__main__":
                 self.watch(watching.same_names, sys.modules, ((module, loaded),))
-                found[module] = self.module(loaded, ())
+                found[module] = self.module(loaded)
                 continue
             self.watch(watching.same_names, sys.modules, ((module, _MISSING),))
             spec = locate(module)

@@ -192,7 +192,7 @@ def _timezone(value: dt.timezone) -> bytes:
     return hash_tagged(b"timezone:", f"{value.utcoffset(None)!r} {value.tzname(None)}".encode())
 
 
-#: How functions, classes and instances of one's own are digested: by :mod:`~cuda_progcache.memo.code`, which knows them.
+#: How functions are digested: by :mod:`~cuda_progcache.memo.code`, which knows them.
 _by_code: list[Callable[[Any], str]] = []
 
 

@@ -277,7 +277,8 @@ class Watched(NamedTuple):
 
     def written(self) -> dict[str, str | None]:
         """What a record has of it, under its path."""
-        return {"algo": self.algo, "pattern": getattr(self.pattern, "pattern", self.pattern), "digest": self.digest}
+        pattern = self.pattern.pattern if isinstance(self.pattern, re.Pattern) else self.pattern
+        return {"algo": self.algo, "pattern": pattern, "digest": self.digest}
 
 
 def state_of(item: Watched) -> str | None:

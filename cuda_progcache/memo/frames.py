@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.running import Running, running
-from cuda_progcache.memo.files import Watched
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.files import Watched
 
 
 class Frame(Running):

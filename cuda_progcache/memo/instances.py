@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Digests of what code refers to, apart from functions and modules: data, classes and their instances.
 
-Of an instance of one's own class count the class, with its bases and methods, and all that it holds. Of a package's, the
-class by name, and the content that is known of such (arrays, tables, dates), what pickle would make it of again, or its
-attributes. What has none of these has no content that could be known.
+Of an instance of one's own class count the class, with its bases and methods, and all that it holds. Of a package's,
+the class by name, and the content that is known of such (arrays, tables, dates), what pickle would make it of again, or
+its attributes. What has none of these has no content that could be known.
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cuda_progcache.memo import watching
-from cuda_progcache.memo.modules import Package, hash_parts, package_of_file, package_of_module
 from cuda_progcache.memo.digest import Indigestible, content_as, digest, is_foreign, is_taught
+from cuda_progcache.memo.modules import (
+    STANDARD_LIBRARY,
+    Package,
+    hash_parts,
+    package_of_file,
+    package_of_module,
+)
 
 #: Of a class: what Python puts there by itself, or makes of the rest.
 _FURNITURE = frozenset(
@@ -159,16 +165,16 @@ class Instances:
         if handler is not None:
             found: bytes = handler(self, value)
             return found
-        return self.type(value) if isinstance(value, type) else self.instance(value)
+        return self.kind(value) if isinstance(value, type) else self.instance(value)
 
     # Data
 
-    def sequence(self, value: Any) -> bytes:
+    def _sequence(self, value: Any) -> bytes:
         if type(value) is list:
             self.watch(watching.same_elements, value, tuple(value))
         return self.data(value, lambda: (type(value).__name__, *map(self.value, value)))
 
-    def mapping(self, value: dict[Any, Any]) -> bytes:
+    def _mapping(self, value: dict[Any, Any]) -> bytes:
         if value is sys.modules:
             return hash_parts("sys.modules")
         self.watch(watching.same_items, value, watching.items(value))
@@ -181,12 +187,12 @@ class Instances:
             yield key
             yield self.value(item)
 
-    def unordered(self, value: Any) -> bytes:
+    def _unordered(self, value: Any) -> bytes:
         if type(value) is set:
             self.watch(watching.same_elements, value, tuple(value))
         return hash_parts(type(value).__name__, *sorted(map(self.alone, value)))
 
-    def plain(self, value: Any) -> bytes:
+    def _plain(self, value: Any) -> bytes:
         if type(value) is bytearray:
             self.watch(watching.same_digest, lambda: digest(value), digest(value))
         return digest(value).encode()
@@ -200,12 +206,12 @@ class Instances:
 
     # Callables that hold others
 
-    def method(self, value: types.MethodType) -> bytes:
+    def _method(self, value: types.MethodType) -> bytes:
         if self._is_a_modules_own(value, getattr(value.__func__, "__name__", "")):
             return hash_parts("name of a module", type(value.__self__).__module__, value.__func__.__name__)
         return hash_parts("method", self.value(value.__func__), self.value(value.__self__))
 
-    def builtin(self, value: types.BuiltinFunctionType) -> bytes:
+    def _builtin(self, value: types.BuiltinFunctionType) -> bytes:
         owner = value.__self__
         if owner is None or isinstance(owner, types.ModuleType):
             package = package_of_module(str(value.__module__))
@@ -218,8 +224,9 @@ class Instances:
         return hash_parts("builtin", value.__qualname__, self.value(owner))
 
     def _is_a_modules_own(self, value: Any, name: str) -> bool:
-        """Whether a package's module has this very method under its name, as ``random.sample``: then it is a function
-        of that module, and what it is bound to is the package's business.
+        """Whether a package's module has this very method under its name, as ``random.sample``.
+
+        Then it is a function of that module, and what it is bound to is the package's business.
         """
         module = sys.modules.get(type(value.__self__).__module__)
         package = None if module is None else package_of_module(module.__name__, module)
@@ -228,30 +235,30 @@ class Instances:
         self.note(package)
         return True
 
-    def partial(self, value: functools.partial[Any]) -> bytes:
+    def _partial(self, value: functools.partial[Any]) -> bytes:
         return hash_parts("partial", self.value(value.func), self.value(value.args), self.value(value.keywords))
 
-    def wrapped(self, value: Any) -> bytes:
+    def _wrapped(self, value: Any) -> bytes:
         return hash_parts(type(value).__name__, self.value(value.__func__))
 
-    def property(self, value: property) -> bytes:
+    def _property(self, value: property) -> bytes:
         return hash_parts("property", self.value(value.fget), self.value(value.fset), self.value(value.fdel))
 
-    def descriptor(self, value: Any) -> bytes:
+    def _descriptor(self, value: Any) -> bytes:
         owner = value.__objclass__
         return hash_parts("descriptor", f"{owner.__module__}.{owner.__qualname__}", value.__name__)
 
-    def lru_cache(self, value: Any) -> bytes:
+    def _lru_cache(self, value: Any) -> bytes:
         # Not __wrapped__, which anyone can set; what it has kept is no input.
         inner = [held for held in gc.get_referents(value) if callable(held) and not isinstance(held, type)]
         return hash_parts("lru_cache", *map(self.value, inner))
 
-    def reference(self, value: Any) -> bytes:
+    def _reference(self, value: Any) -> bytes:
         found = value()
         self.watch(watching.same_result, value, found)
         return hash_parts("weak reference", self.value(found))
 
-    def context_variable(self, value: contextvars.ContextVar[Any]) -> bytes:
+    def _context_variable(self, value: contextvars.ContextVar[Any]) -> bytes:
         def ask() -> Any:
             return value.get(watching.MISSING)
 
@@ -259,10 +266,10 @@ class Instances:
         self.watch(watching.same_result, ask, found)
         return hash_parts("context variable", "" if found is watching.MISSING else self.value(found))
 
-    def alias(self, value: Any) -> bytes:
+    def _alias(self, value: Any) -> bytes:
         return self.data(value, lambda: ("alias", self.value(value.__origin__), self.value(value.__args__)))
 
-    def sentinel(self, value: object) -> bytes:
+    def _sentinel(self, value: object) -> bytes:
         """Digest of an ``object()``: it is itself, and no other."""
         if self.strict:
             raise Indigestible(value)
@@ -270,7 +277,8 @@ class Instances:
 
     # Classes
 
-    def type(self, kind: type) -> bytes:
+    def kind(self, kind: type) -> bytes:
+        """Digest of a class: by what it has if it is one's own, else by its name."""
         label = f"{kind.__module__}.{kind.__qualname__}"
         package = package_of_class(kind)
         if package is not None:
@@ -287,9 +295,9 @@ class Instances:
             self.strict = strict
 
     def _class(self, kind: type, label: str) -> list[str | bytes]:
-        parts: list[str | bytes] = ["class", label, self.type(type(kind))]
-        parts += [self.type(base) for base in kind.__bases__]
-        for parameter in ("init", "eq", "order", "unsafe_hash", "frozen", "match_args", "kw_only", "slots"):
+        parts: list[str | bytes] = ["class", label, self.kind(type(kind))]
+        parts += [self.kind(base) for base in kind.__bases__]
+        for parameter in ("init", "eq", "order", "unsafe_hash", "frozen"):
             params = vars(kind).get("__dataclass_params__")
             parts.append(str(getattr(params, parameter, None)))
         for name, field in (vars(kind).get("__dataclass_fields__") or {}).items():
@@ -302,7 +310,7 @@ class Instances:
                 with self.under(name):
                     parts += [name, self.value(member)]
         if self.subclasses:
-            found = type.__subclasses__(kind)
+            found: list[type] = type.__subclasses__(kind)
             self.watch(watching.same_subclasses, kind, found)
             parts += sorted(self.alone(each) for each in found)
         return parts
@@ -320,11 +328,11 @@ class Instances:
                 raise Indigestible(value)
             # A logger, a lock, an open file, a connection: what it holds is no input that could be compared.
             return hash_parts(
-                "tool", self.type(kind), str(getattr(value, "name", "")) if "Logger" in kind.__name__ else ""
+                "tool", self.kind(kind), str(getattr(value, "name", "")) if "Logger" in kind.__name__ else ""
             )
-        if self.strict and isinstance(value, Iterator) and not isinstance(value, (list, dict)):
+        if self.strict and isinstance(value, Iterator):  # asking may use it up
             raise Indigestible(value)
-        return self.data(value, lambda: ("instance", self.type(kind), *self._content(value, kind)))
+        return self.data(value, lambda: ("instance", self.kind(kind), *self._content(value, kind)))
 
     def _content(self, value: Any, kind: type) -> Iterable[str | bytes]:
         if is_taught(kind):
@@ -347,7 +355,7 @@ class Instances:
             return [*parts, *(made or ()), *self._state(value, kind)]
         if made is not None:
             return [*parts, *made]
-        if package is not None and package.name == __name__.partition(".")[0]:
+        if package.name == __name__.partition(".")[0]:
             if self.strict:
                 raise Indigestible(value)
             return ["service"]  # of ours: what it keeps is no input
@@ -368,14 +376,18 @@ class Instances:
         if isinstance(value, dict):
             self.watch(watching.same_items, value, watching.items(value))
             factory = getattr(value, "default_factory", None)
-            yield from ("mapping", self.value(factory), *self._pairs(value, ordered=isinstance(value, OrderedDict)))
+            yield b"mapping"
+            yield self.value(factory)
+            yield from self._pairs(value, ordered=isinstance(value, OrderedDict))
         elif isinstance(value, (list, tuple, deque)):
             self.watch(watching.same_elements, value, tuple(value))
             names = getattr(kind, "_fields", "")
-            yield from ("sequence", repr(names), str(getattr(value, "maxlen", "")), *map(self.value, tuple(value)))
+            yield f"sequence {names!r} {getattr(value, 'maxlen', '')}"
+            yield from map(self.value, tuple(value))
         elif isinstance(value, (set, frozenset)):
             self.watch(watching.same_elements, value, tuple(value))
-            yield from ("set", *sorted(map(self.alone, value)))
+            yield b"set"
+            yield from sorted(map(self.alone, value))
         elif isinstance(value, (str, bytes, bytearray, int, float, complex)):
             yield from ("scalar", content_as(value))
         elif isinstance(value, types.MappingProxyType):
@@ -409,7 +421,8 @@ class Instances:
             return None
         finally:
             self.strict = strict
-        if not isinstance(value, _FIXED) and kind.__hash__ in {None, object.__hash__}:
+        by_content: object = kind.__hash__
+        if not isinstance(value, _FIXED) and (by_content is None or by_content is object.__hash__):
 
             def take() -> bytes:
                 walker = type(self)(strict=True)
@@ -420,24 +433,24 @@ class Instances:
 
 
 _HANDLERS: dict[type, Any] = {
-    types.MethodType: Instances.method,
-    types.BuiltinFunctionType: Instances.builtin,
-    functools.partial: Instances.partial,
-    staticmethod: Instances.wrapped,
-    classmethod: Instances.wrapped,
-    property: Instances.property,
-    list: Instances.sequence,
-    tuple: Instances.sequence,
-    dict: Instances.mapping,
-    set: Instances.unordered,
-    frozenset: Instances.unordered,
-    object: Instances.sentinel,
-    _LRU_CACHE: Instances.lru_cache,
-    weakref.ref: Instances.reference,
-    contextvars.ContextVar: Instances.context_variable,
-    types.GenericAlias: Instances.alias,
-    **dict.fromkeys(_DESCRIPTORS, Instances.descriptor),
-    **dict.fromkeys((bytearray, range, slice), Instances.plain),
+    types.MethodType: Instances._method,
+    types.BuiltinFunctionType: Instances._builtin,
+    functools.partial: Instances._partial,
+    staticmethod: Instances._wrapped,
+    classmethod: Instances._wrapped,
+    property: Instances._property,
+    list: Instances._sequence,
+    tuple: Instances._sequence,
+    dict: Instances._mapping,
+    set: Instances._unordered,
+    frozenset: Instances._unordered,
+    object: Instances._sentinel,
+    _LRU_CACHE: Instances._lru_cache,
+    weakref.ref: Instances._reference,
+    contextvars.ContextVar: Instances._context_variable,
+    types.GenericAlias: Instances._alias,
+    **dict.fromkeys(_DESCRIPTORS, Instances._descriptor),
+    **dict.fromkeys((bytearray, range, slice), Instances._plain),
 }
 
 
@@ -487,11 +500,15 @@ def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
         code = getattr(member, "__code__", None)
         if name in _FURNITURE or name in members:
             continue
-        if fields and name in _GENERATED and (code is None or code.co_filename.startswith("<")):
+        if fields and name in _GENERATED and (code is None or _is_generated(code.co_filename)):
             continue
         if issubclass(kind, enum.Enum) and (name in _ENUM_FURNITURE or _of_enum(member)):
             continue
         yield name, member
+
+
+def _is_generated(filename: str) -> bool:
+    return filename.startswith("<") or package_of_file(filename) == STANDARD_LIBRARY
 
 
 def _of_enum(member: Any) -> bool:

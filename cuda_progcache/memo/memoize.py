@@ -30,9 +30,9 @@ from cuda_progcache.memo.caches import BaseCache, Cache
 from cuda_progcache.memo.call import Call, QueryCall
 from cuda_progcache.memo.files import PathRule
 from cuda_progcache.memo.runner import CodeDigest, Runner, Settings, refreshing
-from cuda_progcache.memo.digest import Digest
 
 if TYPE_CHECKING:
+    from cuda_progcache.memo.digest import Digest
     from cuda_progcache.memo.query import QueryIterator
 
 P = ParamSpec("P")
@@ -76,7 +76,7 @@ class Memoized(Runner, Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R: ...  # noqa: D102
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call:
         """The call with these arguments, as it would be recorded."""
@@ -203,7 +203,7 @@ def memoize(
     given = _cache_of(cache)
 
     def decorate(plain: Callable[..., Any]) -> Memoized[Any, Any]:
-        if not callable(plain) and not isinstance(plain, classmethod):
+        if not callable(plain) and not isinstance(plain, classmethod):  # type: ignore[unreachable]
             raise TypeError(f"memoize(cache) decorates a function, got {type(plain).__name__}; write @memoize(cache)")
         paths = PathRule(_names(files)) if files else None
         return Memoized(plain, given, Settings(

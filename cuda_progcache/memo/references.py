@@ -10,9 +10,9 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cuda_progcache.memo.digest import digest
 from cuda_progcache.memo.modules import hash_parts
 from cuda_progcache.memo.syntax import Uses, canonical, tree_of, walk
-from cuda_progcache.memo.digest import digest
 
 
 class Reference(NamedTuple):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine of memoized calls: take the key, look up, check what may have moved, run, file with where it came from.
 
-A call is a function, arguments, files and environment; its key is the digest of these, with the function's code and all
-that this refers to. What a body reads beside them (files it tracks, what the calls it makes depend on) is in the record,
-and looked at before the result is used again.
+A call is a function, arguments, files and environment; its key is the digest of these, with the function's code and
+all that this refers to. What a body reads beside them (files it tracks, what the calls it makes depend on) is in the
+record, and looked at before the result is used again.
 
 A call that works without this engine works with it: what can't be bound or digested is just called, a result that can't
 be filed is returned all the same, trouble in the cache is a miss. All of it is counted, and warned of once a function.
@@ -32,10 +32,10 @@ from cuda_progcache.memo import flights, frames
 from cuda_progcache.memo.caches.base import BaseCache
 from cuda_progcache.memo.call import Call, Metadata, PreparedCall, head_bytes, key_from_head
 from cuda_progcache.memo.code import Closure, argument_digest, closure
+from cuda_progcache.memo.digest import Digest, Indigestible, classes_met, digest, hash_tagged
 from cuda_progcache.memo.files import PathRule, Watched, state_of
 from cuda_progcache.memo.instances import package_of_class
 from cuda_progcache.memo.signature import FunctionProfile
-from cuda_progcache.memo.digest import Digest, Indigestible, classes_met, digest, hash_tagged
 
 _logger = logging.getLogger(__name__)
 
@@ -115,7 +115,8 @@ class Runner:
         What is known of the function.
     counters : Counter
         ``hits``, ``misses``; ``uncached`` calls that have no key or leave out required arguments; ``changed`` runs that
-        changed what was counted, ``modified`` files that changed meanwhile, ``dropped`` results that could not be kept; ``trouble`` of the cache on looking up.
+        changed what was counted, ``modified`` files that changed meanwhile, ``dropped`` results that could not be kept;
+        ``trouble`` of the cache on looking up.
     """
 
     def __init__(
@@ -124,9 +125,9 @@ class Runner:
     ) -> None:  # fmt: skip
         self._of_class = isinstance(function, classmethod)
         self._bound = not isinstance(function, staticmethod)
-        plain = (
-            getattr(function, "__func__", function) if isinstance(function, (classmethod, staticmethod)) else function
-        )
+        plain: Callable[..., Any] = function
+        if isinstance(function, (classmethod, staticmethod)):
+            plain = function.__func__
         functools.update_wrapper(self, plain)
         self.function = plain
         self.profile = profile = FunctionProfile.of(plain)
@@ -459,8 +460,8 @@ class Runner:
                 changed += found.changed()
         if changed:
             return "changed", (
-                f"a result of {self._named[0]} is used but not kept: the run changed {', '.join(changed)}, which counts; "
-                f"if that is no input, say so: state={tuple(changed)!r}"
+                f"a result of {self._named[0]} is used but not kept: the run changed {', '.join(changed)}, which "
+                f"counts; if that is no input, say so: state={tuple(changed)!r}"
             )
         moved = [item.path for item in watched.values() if state_of(item) != item.digest]
         if moved:
@@ -550,7 +551,7 @@ class BoundRunner:
         self._instance = instance
         functools.update_wrapper(self, runner.function)
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         return self._runner(self._instance, *args, **kwargs)
 
     def __counts__(self) -> tuple[Any, ...]:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import is_
 from typing import Any, NamedTuple
 
+from cuda_progcache.memo.modules import stamp_of
+
 MISSING = object()
 #: A function's attribute, or a class's method, that gives what counts of a wrapper in place of all that it holds.
 COUNTS = "__counts__"
@@ -65,10 +67,7 @@ def items(mapping: Mapping[Any, Any]) -> Items:
 def same_names(namespace: Mapping[str, Any], before: tuple[tuple[str, Any], ...]) -> bool:
     """Whether names are bound to the same objects."""
     get = namespace.get
-    for name, value in before:
-        if get(name, MISSING) is not value:
-            return False
-    return True
+    return all(get(name, MISSING) is value for name, value in before)
 
 
 def same_items(mapping: Mapping[Any, Any], before: Items) -> bool:
@@ -97,7 +96,8 @@ def same_class(kind: type, before: tuple[tuple[type, ...], Items]) -> bool:
 
 def same_subclasses(kind: type, before: list[type]) -> bool:
     """Whether a class has the same subclasses."""
-    return type.__subclasses__(kind) == before
+    found: list[type] = type.__subclasses__(kind)
+    return found == before
 
 
 def same_function(function: types.FunctionType, before: tuple[Any, Any, Any]) -> bool:
@@ -131,10 +131,8 @@ def same_digest(take: Callable[[], bytes], before: bytes) -> bool:
     return take() == before
 
 
-def same_source(path: str, before: Any) -> bool:
+def same_source(path: str, before: tuple[int, int, int] | None) -> bool:
     """Whether a file of source is as it was."""
-    from cuda_progcache.memo.modules import stamp_of
-
     return stamp_of(path) == before
 
 

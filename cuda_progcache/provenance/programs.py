@@ -32,11 +32,11 @@ from xxhash import xxh3_128_hexdigest
 from cuda_progcache._util import files
 from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.call import DigestedCall, QueryCall
+from cuda_progcache.memo.digest import Digest, digest
 from cuda_progcache.memo.index import Index
 from cuda_progcache.memo.storage import codecs, records
 from cuda_progcache.memo.storage.base import CallStorage, SaveError, ValueStorage
 from cuda_progcache.memo.storage.tree import FileTree, Signature
-from cuda_progcache.memo.digest import Digest, digest
 from cuda_progcache.provenance.step_records import Steps
 from cuda_progcache.provenance.steps import kind_of, links_of
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from cuda_progcache._util import files
+from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.tree import FileTree, Signature
-from cuda_progcache.memo.digest import Digest
 from cuda_progcache.store.derived import write_beside
 
 if TYPE_CHECKING:

@@ -159,9 +159,9 @@ def test_prune_leaves_what_a_process_is_at_work_on(store):
 
 
 def test_results_are_calls_of_a_cache(store):
+    from cuda_progcache.memo.cache_dir import directory_cache
     from cuda_progcache.memo.caches import Cache
     from cuda_progcache.memo.storage import CallMemory, ValueMemory
-    from cuda_progcache.memo.cache_dir import directory_cache
 
     cache = directory_cache(store)
     assert cache.query().count() == 3

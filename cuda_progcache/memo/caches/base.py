@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
 from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall, QueryCall
+from cuda_progcache.memo.digest import Digest, Indigestible
 from cuda_progcache.memo.query import QueryIterator
 from cuda_progcache.memo.storage.base import OperationContext, one_or_all
-from cuda_progcache.memo.digest import Digest, Indigestible
 
 if TYPE_CHECKING:
     import pandas as pd

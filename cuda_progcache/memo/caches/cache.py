@@ -24,11 +24,11 @@ from cuda_progcache.memo.call import (
     Unstored,
     digests_of,
 )
+from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, SaveError, ValueStorage, lengthened
 from cuda_progcache.memo.storage.codecs import decode_json
 from cuda_progcache.memo.storage.destructuring import HasChildDigests
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
-from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 
 _logger = logging.getLogger("cuda_progcache.memo.caches")
 

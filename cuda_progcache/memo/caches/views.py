@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from cuda_progcache.memo.caches.base import BaseCache, Rejected
 from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall, QueryCall
-from cuda_progcache.memo.storage.base import Intent
 from cuda_progcache.memo.digest import Digest
+from cuda_progcache.memo.storage.base import Intent
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage.base import SaveError
 from cuda_progcache.memo.storage.destructuring import DigestedDict, DigestedIterable
-from cuda_progcache.memo.digest import Digest
 
 #: Codecs whose reading runs nobody's code.
 SAFE = frozenset({"bytes", "json", "npy"})

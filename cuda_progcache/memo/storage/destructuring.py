@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from numbers import Number
 from typing import Any, Protocol, runtime_checkable
 
-from cuda_progcache.memo.storage.base import ValueStorage
 from cuda_progcache.memo.digest import Digest, digest, digest_fields
+from cuda_progcache.memo.storage.base import ValueStorage
 
 _OPAQUE = float("inf")
 

@@ -26,6 +26,7 @@ from xxhash import xxh3_128_hexdigest
 from cuda_progcache._util import files as file_system
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.memo.call import Call, DigestedCall, QueryCall
+from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.index import Index
 from cuda_progcache.memo.storage import codecs, records
 from cuda_progcache.memo.storage.base import (
@@ -40,7 +41,6 @@ from cuda_progcache.memo.storage.base import (
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
 from cuda_progcache.memo.storage.tree import FileTree, Signature
-from cuda_progcache.memo.digest import Digest
 
 FORMAT = 1
 #: Bytes of JSON up to which a value goes into the record of its call.

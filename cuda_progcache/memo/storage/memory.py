@@ -8,10 +8,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage.base import CallMixin, SaveError, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
-from cuda_progcache.memo.digest import Digest
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall
