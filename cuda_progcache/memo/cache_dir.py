@@ -336,7 +336,7 @@ class DirectoryCache(Cache):
 
         return Unstored(key)
 
-    def _file(self, call: DigestedCall, result: Any) -> Digest:
+    def _file(self, call: DigestedCall, result: Any, *, live: bool = False) -> Digest:  # noqa: ARG002
         key = call.to_lookup_key()
         call = call.altered(result=key, key=key)
         meta = {**_pickled_metadata(call), "hash": hash_text(key, self.algo)}

@@ -257,13 +257,11 @@ class CachedFunction(Memoized[..., Any]):
         self._store = store
         self._specs: dict[str, list[str]] | None = None
         self._latest: Mapping[str, Mapping[str, str]] | None = None
+        self._verbose = options.verbose
         # A parameter of the function's own wins over a control argument of the same name.
         self._controls = {n: d for n, d in _CONTROLS.items() if n not in self.profile.signature.parameters}
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """The function's result, from the directory or by running it."""
-        if not self.options.verbose and self._controls.keys().isdisjoint(kwargs):
-            return super().__call__(*args, **kwargs)
+    def _controlled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         control = {**_CONTROLS, **{name: kwargs.pop(name, default) for name, default in self._controls.items()}}
         try:
             key = self.key(args, kwargs)

@@ -107,6 +107,9 @@ def register(kind: type[T], function: Callable[[T], str]) -> None:
     _of_type.clear()
 
 
+#: What is met while a value is digested: the classes of instances, if somebody collects them, and a sign of looseness.
+_met = threading.local()
+
 Encoder = Callable[[Any], bytes]
 
 _taught: dict[type, Callable[[Any], str]] = {}
@@ -122,6 +125,12 @@ def _digest_bytes(value: Any) -> bytes:
             _of_type.clear()
             _of_type.update(_EXACT)
     return encoder(value)
+
+
+def _loosely(told: object) -> bytes:
+    """A digest that stands for other values, too."""
+    _met.loose = True
+    return str(told).encode("utf-8")
 
 
 def hash_tagged(tag: bytes, payload: bytes) -> bytes:
@@ -147,6 +156,8 @@ def digest_fields(kind: type, fields: Mapping[str, Any]) -> bytes:
 
 
 def _pairs(mapping: Mapping[Any, Any]) -> bytes:
+    if len(mapping) > 1:
+        _met.loose = True
     return b",".join(sorted(child_bytes(key) + b"=" + child_bytes(value) for key, value in mapping.items()))
 
 
@@ -270,7 +281,7 @@ def _partial(value: functools.partial[Any]) -> bytes:
 
 
 _EXACT: dict[type, Encoder] = {
-    Digest: lambda value: value.encode("utf-8"),
+    Digest: _loosely,
     int: _int,
     float: _float,
     str: _str,
@@ -332,7 +343,19 @@ def _encoder(kind: type) -> Encoder:
 
 
 _HEAP = 1 << 9  # a class made by a class statement, or by C code at run time
-_met = threading.local()
+
+
+def digest_loosely(value: Any) -> tuple[Digest, bool]:
+    """The digest of a value, and whether values that differ may have it: dicts in another order, or what a class says.
+
+    Raises
+    ------
+    Indigestible
+        As :func:`digest`.
+    """
+    _met.loose = False
+    found = digest(value)
+    return found, bool(_met.loose)
 
 
 class classes_met:  # noqa: N801 - used as a function
@@ -371,13 +394,13 @@ def content_as(value: Any) -> bytes:
 def _encoder_of(kind: type) -> Encoder:
     for known, function in _taught.items():
         if issubclass(kind, known):
-            return lambda value: str(function(value)).encode("utf-8")
+            return lambda value: _loosely(function(value))
     if issubclass(kind, type):
         return _type
     if issubclass(kind, Digest):
         return _EXACT[Digest]
     if hasattr(kind, "__digest__"):
-        return lambda value: str(value.__digest__()).encode("utf-8")
+        return lambda value: _loosely(value.__digest__())
     if kind in _EXACT:
         return _EXACT[kind]
     if issubclass(kind, enum.Enum):

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +59,20 @@ def frames_here() -> list[Frame]:
     return [frame] if frame is not None else list(_under_way.values())
 
 
+#: Of Python's stack, what the engine takes between a call and its body: so much deeper may a body with calls in it go.
+OVERHEAD = 16
+_room = threading.Lock()
+
+
+def _allow(frames: int) -> None:
+    """Let every thread recurse deeper, by as much as the engine itself takes (less than 1 KiB of the stack a frame)."""
+    with _room, contextlib.suppress(RecursionError):  # too deep just now to be told of a lower limit
+        sys.setrecursionlimit(sys.getrecursionlimit() + frames)
+
+
 def enter(frame: Frame) -> Any:
     """Let a call be the one that runs here; gives what :func:`leave` takes."""
+    _allow(OVERHEAD)
     _under_way[id(frame)] = frame
     return running.set(frame)
 
@@ -66,6 +81,7 @@ def leave(frame: Frame, token: Any) -> None:
     """Undo :func:`enter`."""
     running.reset(token)
     _under_way.pop(id(frame), None)
+    _allow(-OVERHEAD)
 
 
 def hand_up(frames: Iterable[Frame], watched: Iterable[Watched], variables: Mapping[str, str | None]) -> None:
@@ -78,6 +94,8 @@ def hand_up(frames: Iterable[Frame], watched: Iterable[Watched], variables: Mapp
 
 
 def _forget() -> None:
+    global _room  # noqa: PLW0603 - one that another thread held stays locked in a forked child
+    _room = threading.Lock()
     running.set(None)
     _under_way.clear()
 

@@ -260,7 +260,10 @@ class Instances:
 
     def _context_variable(self, value: contextvars.ContextVar[Any]) -> bytes:
         def ask() -> Any:
-            return value.get(watching.MISSING)
+            try:
+                return value.get()
+            except LookupError:
+                return watching.MISSING
 
         found = ask()
         self.watch(watching.same_result, ask, found)

@@ -36,6 +36,7 @@ from cuda_progcache.memo.digest import Digest, Indigestible, classes_met, digest
 from cuda_progcache.memo.files import PathRule, Watched, state_of
 from cuda_progcache.memo.instances import package_of_class
 from cuda_progcache.memo.signature import FunctionProfile
+from cuda_progcache.memo.watching import ATOMS
 
 _logger = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ refreshing: ContextVar[bool] = ContextVar("cuda_progcache_refreshing", default=F
 
 #: Whether code counts, or what digests it.
 CodeDigest = bool | Callable[[Any], str]
+
+
+_NOTHING: dict[str, Any] = {}
 
 
 class Identity(NamedTuple):
@@ -148,6 +152,8 @@ class Runner:
         self._identity: Identity | None = None
         self._async = inspect.iscoroutinefunction(plain)
         self._warned: set[str] = set()
+        self._verbose = False
+        self._controls: dict[str, bool] = {}  # arguments of calls that are the wrapper's own, and their defaults
         self._leases_left = 1  # misses for which a lease will be taken
         self.counters: Counter[str] = Counter()
 
@@ -160,9 +166,13 @@ class Runner:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """The function's result, from the cache or by running it."""
         given = self._given
+        if self._verbose or (kwargs and not self._controls.keys().isdisjoint(kwargs)):
+            return self._controlled(args, kwargs)
         try:
             cache = given if isinstance(given, BaseCache) else given()
             key = self.key(args, kwargs)
+        except RecursionError:
+            return self.function(*args, **kwargs)  # there is no room left for more than that
         except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
             self._uncached(error, args, kwargs)
             return self.function(*args, **kwargs)
@@ -177,7 +187,10 @@ class Runner:
         self.counters["misses"] += 1
         # It calls itself: without more frames of the stack than this one, so that it can as deep as may be, and without
         # waiting for others, who may wait for what is around.
-        run = self._begin(cache, key, args, kwargs)
+        try:
+            run = self._begin(cache, key, args, kwargs)
+        except RecursionError:
+            return self.function(*args, **kwargs)
         try:
             result = self.function(*args, **kwargs)
         except BaseException:
@@ -185,6 +198,10 @@ class Runner:
             raise
         self._end(run, result)
         return result
+
+    def _controlled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call with arguments that are the wrapper's own."""
+        raise NotImplementedError
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Bind to an instance, whose digest is part of the key."""
@@ -215,6 +232,12 @@ class Runner:
         arguments = self._bind(args, kwargs)
         identity = self._now()
         if self._plain:
+            for value in arguments.values():
+                if type(value) not in ATOMS:
+                    break
+            else:
+                made, digests = key_from_head(identity.head, arguments)
+                return Key(made, arguments, digests, identity, _NOTHING, _NOTHING, ())
             with classes_met() as met:
                 made, digests = key_from_head(identity.head, arguments, _argument)
             if not met:
@@ -307,7 +330,7 @@ class Runner:
         """The recorded result, if there is one, and what it depends on is as it was; ``again``: after a miss."""
         try:
             result, metadata = cache.find(key.digest)
-        except KeyError:
+        except (KeyError, RecursionError):
             return None
         except Exception as error:  # noqa: BLE001 - a cache may be anyone's code, and must not fail a call
             self._trouble("trouble", f"looking up a call of {self._named[0]} failed: {error!r}")
@@ -407,6 +430,8 @@ class Runner:
         if save:
             try:
                 prepared = cache.prepare(self.call_of(key))
+            except RecursionError:
+                pass  # there is no room left: the body runs all the same
             except Exception as error:  # noqa: BLE001 - a cache may be anyone's code; the body runs all the same
                 self._trouble("trouble", f"a call of {self._named[0]} can't be prepared for the cache: {error}")
         above = frames.frames_here()
@@ -448,6 +473,8 @@ class Runner:
                 frame.parent.children[key.digest] = None
             if key.identity.closure.unloaded:
                 self._file_as_loaded(run, key, result, metadata)
+        except RecursionError:
+            self.counters["dropped"] += 1
         except Exception as error:  # noqa: BLE001 - what was computed is returned, whatever became of keeping it
             self._trouble("dropped", f"a result of {self._named[0]} is used but not kept: {error}")
 

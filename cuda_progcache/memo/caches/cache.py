@@ -24,7 +24,7 @@ from cuda_progcache.memo.call import (
     Unstored,
     digests_of,
 )
-from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
+from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest, digest_loosely
 from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, SaveError, ValueStorage, lengthened
 from cuda_progcache.memo.storage.codecs import decode_json
 from cuda_progcache.memo.storage.destructuring import HasChildDigests
@@ -132,7 +132,8 @@ class Cache(PerKeyLockMixin, BaseCache):
 
     def _keep_argument(self, function: str, name: str, value: Any, key: Digest) -> Digest:
         try:
-            self.values.save(value, key)
+            if not self.values.contains(key):  # an equal one isn't written over
+                self.values.save(value, key)
         except (SaveError, RecursionError) as error:
             _logger.debug("argument %s of %s is kept as its digest alone: %s", name, function, error)
             return Unstored(key)
@@ -153,10 +154,11 @@ class Cache(PerKeyLockMixin, BaseCache):
             finally:
                 prepared.abandon()
         if isinstance(call, PreparedCall):
-            return self._file(call.digested, call.result)
+            return self._file(call.digested, call.result, live=True)
         return self._file(call, NO_RESULT)
 
-    def _file(self, call: DigestedCall, result: Any) -> Digest:
+    def _file(self, call: DigestedCall, result: Any, *, live: bool = False) -> Digest:
+        """File a call; a ``live`` result is a value whatever it is, another may be the digest of one."""
         key = call.to_lookup_key()
         with self._operation_context(key):
             release = None
@@ -164,15 +166,17 @@ class Cache(PerKeyLockMixin, BaseCache):
                 if result is NO_RESULT:
                     with self._writing():
                         return self.calls.save(call)
-                found = result if isinstance(result, Digest) else digest(result)
-                if isinstance(result, Digest):
+                found, loose = digest_loosely(result)
+                if live and isinstance(result, Digest):
+                    found = digest(("cuda_progcache", "a digest", str(result)))
+                if isinstance(result, Digest) and not live:
                     call = call.altered(result=found)
                 elif (text := self._inlined(result)) is not None:
                     call = call.altered(result=found, inline={**call.inline, found: text})
                 else:
                     release = self._hold([found])
                     with self._writing():
-                        self.values.save(result, found)
+                        found = self.values.keep(result, found) if loose else self.values.save(result, found)
                         return self.calls.save(call.altered(result=found))
                 with self._writing():
                     return self.calls.save(call)
