@@ -44,8 +44,13 @@ def interpreters() -> Iterator[str]:
     name = "python{}.{}".format(*sys.version_info)
     beside = (os.path.join(prefix, "bin", name) for prefix in (sys.exec_prefix, sys.base_exec_prefix))
     for path in dict.fromkeys((*own, *beside)):
-        if path and os.path.basename(path).startswith(("python", "pypy")) and os.access(path, os.X_OK):
+        if path and os.path.basename(path).startswith(("python", "pypy")) and _can_start(path):
             yield path
+
+
+def _can_start(path: str) -> bool:
+    # For who this process acts as: the real user may be another one, as in a service that changed its user.
+    return os.access(path, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def end(process: subprocess.Popen[Any]) -> None:

@@ -176,7 +176,7 @@ def own_command() -> str:
     if shutil.which("cuda-progcache"):
         return "cuda-progcache"
     called = sys.argv[0]
-    return here(called) if os.path.basename(called) == "cuda-progcache" else "python -m cuda_progcache.cli"
+    return here(called) if os.path.basename(called) == "cuda-progcache" else "python -m cuda_progcache"
 
 
 def here(path: str) -> str:

@@ -36,7 +36,8 @@ def perform(job: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     job : dict
-        ``library``, the path of its file; ``call``, one of :data:`_CALLS`; ``given``, its arguments.
+        ``library``, the path of its file; ``beside``, those of files that it will look for by name; ``call``, one of
+        :data:`_CALLS`; ``given``, its arguments.
 
     Returns
     -------
@@ -49,7 +50,7 @@ def perform(job: dict[str, Any]) -> dict[str, Any]:
         path = job["library"]
         library = _libraries.get(path)
         if library is None:
-            library = _libraries[path] = kind()(path)
+            library = _libraries[path] = kind()(path, job["beside"])
         return {"made": getattr(library, method)(**job["given"])}
     except RefusedError as refusal:
         return {"refused": (refusal.status, refusal.log, refusal.told)}

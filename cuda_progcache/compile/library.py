@@ -36,6 +36,9 @@ class Library:
     ----------
     path : str
         Of the file; its symbols stay its own (``RTLD_LOCAL``).
+    beside : sequence of str
+        Paths of libraries that it will look for by name. They are loaded first, so that it finds these: NVRTC 13.0's
+        wheel, for one, has no search path in which its builtins would be.
 
     Raises
     ------
@@ -43,8 +46,9 @@ class Library:
         If it can't be loaded.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, beside: Sequence[str] = ()) -> None:
         self.path = path
+        self._beside = [_loaded(other) for other in beside]
         try:
             self._library = ctypes.CDLL(path)
         except OSError as error:
@@ -84,6 +88,13 @@ class Library:
         if length.value:
             self.call(content, handle, buffer)
         return buffer.raw[: length.value]
+
+
+def _loaded(path: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(path)
+    except OSError:  # who looks for it may do without, or says itself what is missing
+        return None
 
 
 def strings(values: Sequence[bytes]) -> Any:

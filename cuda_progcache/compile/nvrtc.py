@@ -58,6 +58,12 @@ class Nvrtc(Library):
     def status_name(self, status: int) -> str:  # noqa: D102 - the base's
         return _STATUSES[status] if status < len(_STATUSES) else f"NVRTC_ERROR {status}"
 
+    def version(self) -> tuple[int, int]:
+        """Its version number, which several builds have."""
+        numbers = ctypes.c_int(), ctypes.c_int()
+        self.call("nvrtcVersion", ctypes.byref(numbers[0]), ctypes.byref(numbers[1]))
+        return numbers[0].value, numbers[1].value
+
     def archs(self) -> list[int]:
         """Architectures it compiles for, as numbers (90 is ``sm_90``), ascending."""
         count = ctypes.c_int()

@@ -39,7 +39,7 @@ _SERVE = (
 )
 #: Variables that the loader, the C library and temporary files need. The compilers get these, those that are in the
 #: key, and no others: what isn't known to reach an output can't.
-_NEEDED = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LD_LIBRARY_PATH", "PATH", "TEMP", "TMP", "TMPDIR")
+NEEDED = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LD_LIBRARY_PATH", "PATH", "TEMP", "TMP", "TMPDIR")
 
 
 def environment(variables: Iterable[str] | None = None) -> dict[str, str]:
@@ -50,7 +50,7 @@ def environment(variables: Iterable[str] | None = None) -> dict[str, str]:
     variables : iterable of str, optional
         ``NAME=value`` of those that reach what compilers make; None: as they are set now.
     """
-    found = {name: os.environ[name] for name in _NEEDED if name in os.environ}
+    found = {name: os.environ[name] for name in NEEDED if name in os.environ}
     for variable in toolchain.environment() if variables is None else variables:
         name, _, found[name] = variable.partition("=")
     return found
@@ -211,7 +211,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.reset)
 
 
-def ask(job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Callable[[], bool]) -> dict[str, Any]:
+def ask(
+    job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Callable[[], bool], alone: bool = False
+) -> dict[str, Any]:
     """Have a compiler process do a job.
 
     Parameters
@@ -226,6 +228,8 @@ def ask(job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Calla
         What is compiled, for messages.
     holds : callable
         Whether the library's files are still those.
+    alone : bool
+        The process does this job only.
 
     Returns
     -------
@@ -241,19 +245,19 @@ def ask(job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Calla
     """
     path = job["library"]
     job = job | {"cwd": _cwd(), "pwd": os.environ.get("PWD")}
-    for fresh in (False, True):  # one that was idle may have died since, and a crash may have been chance
+    for last in (False, True):  # one that was idle may have died since, and a crash may have been chance
         seat, keep = _Seat(), False
         try:
-            _pool.sit(seat, kind, path, build, fresh=fresh)
+            _pool.sit(seat, kind, path, build, fresh=alone or last)
             if seat.process is None:
                 seat.process = _start(kind)
             answer = seat.process.ask(job)
             seat.process.builds[path] = build
-            keep = holds()  # else which files it has loaded isn't known
+            keep = not alone and holds()  # else which files it has loaded isn't known
             return answer
         except (EOFError, OSError) as error:
             cause = seat.process.died() if seat.process is not None else str(error)
-            if fresh:
+            if last:
                 raise ToolchainError(
                     f"the process that compiled {about} died ({cause}), and so did a second one: the compiler crashed, "
                     f"or memory ran out"

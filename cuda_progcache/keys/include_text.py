@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterator
 
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache.keys.source import can_paste, may_paste, pieces, whole_words
-from cuda_progcache.keys.source import time_macro as may_mention_time
+from cuda_progcache.keys.quick_text import can_paste, may_paste, pieces, whole_words
+from cuda_progcache.keys.quick_text import time_macro as may_mention_time
 
 # --- the text without comments -------------------------------------------------------------------------------------
 
@@ -218,14 +218,24 @@ _TIME = re.compile(rb"\"(?:[^\"\\\n]|\\.)*+\"?|\b(__DATE__|__TIME__|__TIMESTAMP_
 TIME_MACROS = (b"__DATE__", b"__TIME__", b"__TIMESTAMP__")
 
 
-def time_macro(code: bytes) -> str | None:
-    """The macro in a text that makes each compile's output its own, if there is one; pasted together counts."""
-    if may_mention_time(whole_words(code)) is None and not may_paste(code):
+def written_time_macro(code: bytes) -> str | None:
+    """The macro in a text that makes each compile's output its own, if it is written there in one word."""
+    if may_mention_time(whole_words(code)) is None:
         return None
+    found = (macro for text in readings(code) for macro in _TIME.findall(text) if macro)
+    return next((str(macro, "ascii") for macro in found), None)
+
+
+def time_macro(code: bytes) -> str | None:
+    """As :func:`written_time_macro`; one that may be pasted together counts, too."""
+    written = written_time_macro(code)
+    if written is not None or not may_paste(code):
+        return written
     for text in readings(code):
         pasted = pieces(text) if may_paste(text) else frozenset()
-        for macro in (*filter(None, _TIME.findall(text)), *(m for m in TIME_MACROS if can_paste(m, pasted))):
-            return str(macro, "ascii")
+        for macro in TIME_MACROS:
+            if can_paste(macro, pasted):
+                return str(macro, "ascii")
     return None
 
 
@@ -245,6 +255,12 @@ _TOKEN = re.compile(rb"\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?|[A-Za-z_]\
 _PATH, _STRING = b"__FILE__", b'"'
 
 
+def may_name_paths(code: bytes) -> bool:
+    """Whether a text may have anything that :func:`path_macros` looks for: a superset, found quickly."""
+    text = whole_words(code)
+    return any(part in text for part in _PATH_PARTS)
+
+
 def path_macros(code: bytes) -> int:
     """What a text says about the path of the file that it stands in, or is called from.
 
@@ -259,8 +275,7 @@ def path_macros(code: bytes) -> int:
         ``NO_PATH``; ``PRINTED`` for ``assert``, and for ``__FILE__`` or ``__builtin_FILE()`` that is, alone or among
         string literals, an argument of ``printf`` or of what ``assert`` expands to; ``FOLDED`` for any other use.
     """
-    text = whole_words(code)
-    return max(map(_paths_in, readings(code))) if any(part in text for part in _PATH_PARTS) else NO_PATH
+    return max(map(_paths_in, readings(code))) if may_name_paths(code) else NO_PATH
 
 
 def _paths_in(text: bytes) -> int:

@@ -34,9 +34,20 @@ from cuda_progcache.keys.headers import (
     read_file,
     remember_digest,
 )
-from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED, TIME_MACROS
+from cuda_progcache.keys.include_text import (
+    FOLDED,
+    NO_PATH,
+    PRINTED,
+    TIME_MACROS,
+    asks_for_columns,
+    may_name_paths,
+    path_macros,
+    redefines_printing,
+    time_macro,
+    written_time_macro,
+)
 from cuda_progcache.keys.known_text import KnownText
-from cuda_progcache.keys.source import can_paste
+from cuda_progcache.keys.quick_text import can_paste, may_paste
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -203,8 +214,8 @@ class _Collector:
         try:
             macros = self._probe()
             self._check_pasting(macros)
-            columns = any(text.facts.columns for text in self._mine)
-            if self._paths == PRINTED and any(text.facts.redefines_printing for text in self._mine):
+            columns = any(text.ask(asks_for_columns) for text in self._mine)
+            if self._paths == PRINTED and any(text.ask(redefines_printing) for text in self._mine):
                 self._paths = FOLDED
         except OSError as error:
             self.note_problem(f"header {error} was modified while it was being compiled")
@@ -276,23 +287,27 @@ class _Collector:
     def _note(self, text: KnownText, place: Place | None, folders: list[Place]) -> None:
         """Note what a text says; ``place`` is None for what isn't a header."""
         self._texts.append((text, folders))
-        facts = text.facts
-        if facts.time_macro and place is not None:
-            self.note_problem(f"header {text.where} uses {facts.time_macro}")
         if place is not None and self.is_vendors(place):
-            self._paths = max(self._paths, min(facts.paths, PRINTED))
+            # Nobody edits these, and there are hundreds: they are looked through for words, and not read.
+            macro = text.ask(written_time_macro)
+            self._paths = max(self._paths, PRINTED if text.ask(may_name_paths) else NO_PATH)
         else:
-            self._paths = max(self._paths, facts.paths)
+            macro = text.ask(time_macro)
+            self._paths = max(self._paths, text.ask(path_macros))
             self._mine.append(text)
+        if macro and place is not None:
+            self.note_problem(f"header {text.where} uses {macro}")
 
     def is_vendors(self, place: Place) -> bool:
         """Whether a place is of CUDA's headers or CCCL's, by its folder and by what else lies there."""
         root, index, rest = place
+        if root in {"A", "B"}:
+            return root == "B"
+        if "/../" in rest:  # libcu++ up to 12.4 includes its own headers so, several times over
+            rest = os.path.normpath(rest)
         folder, _, below = rest.partition("/")
         anchor = _VENDORS.get(folder) if below else "cuda_runtime.h"
-        if anchor is None or root == "A" or "/../" in rest:
-            return root == "B"
-        return root == "B" or self._kind((root, index, anchor)) == _FILE
+        return anchor is not None and self._kind((root, index, anchor)) == _FILE
 
     def _probe(self) -> frozenset[bytes]:
         """Note what the ``__has_include`` tests look at; the names of the macros that they may be written with."""
@@ -315,9 +330,9 @@ class _Collector:
 
     def _check_pasting(self, probes: frozenset[bytes]) -> None:
         """Look for names that macros may paste together from what stands in the texts that aren't the vendor's."""
-        if not any(text.facts.pastes for text, _ in self._texts):
-            return
         pieces = frozenset(piece for text in self._mine for piece in text.pieces(None))
+        if not any(text.ask(may_paste) for text, _ in self._texts):
+            return
         for name in (*TIME_MACROS, *probes):
             parts = pieces if name.startswith(b"__") else ()
             if name not in has_include.PROBES and name not in TIME_MACROS:
@@ -330,6 +345,7 @@ class _Collector:
     def chose(self, path: str, folders: Iterable[Place]) -> Place:
         """Note that ``path`` was read from a file in one of ``folders``; its place."""
         places = self._places.get(path)
+        first = places is None
         if places is None:
             places = self._places[path] = self._search.places(path)
         new = [folder for folder in folders if (path, folder) not in self._chosen]
@@ -338,7 +354,7 @@ class _Collector:
             # How it was spelled isn't known: every reading of the path counts, whatever of them exists doesn't.
             for root, index, rest in places:
                 if root != "A":
-                    for candidate in (*new, *self._before(root, index)):
+                    for candidate in (*new, *(self._before(root, index) if first else ())):
                         place = _below(candidate, rest)
                         if self._search.absolute(place) != path:
                             self._must_stay_absent(place)

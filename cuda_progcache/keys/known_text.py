@@ -10,31 +10,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.keys.has_include import Mentions, defined, mentions
 from cuda_progcache.keys.headers import read_file
-from cuda_progcache.keys.include_text import asks_for_columns, path_macros, redefines_printing, time_macro
-from cuda_progcache.keys.source import may_paste, pieces
+from cuda_progcache.keys.quick_text import pieces
 
 _Answer = TypeVar("_Answer")
 
 #: By the digest of the text, the question, and what it is about.
 _answers: dict[tuple[object, ...], Any] = {}
 _MAX_ANSWERS = 65_536
-
-
-class Facts(NamedTuple):
-    """What a text says by itself: see the functions of :mod:`cuda_progcache.keys.include_text`."""
-
-    time_macro: str | None
-    paths: int
-    redefines_printing: bool
-    columns: bool
-    pastes: bool
-
-
-def _facts(code: bytes) -> Facts:
-    return Facts(time_macro(code), path_macros(code), redefines_printing(code), asks_for_columns(code), may_paste(code))
 
 
 class KnownText:
@@ -83,10 +67,9 @@ class KnownText:
         _answers[asked] = answer
         return answer
 
-    @property
-    def facts(self) -> Facts:
-        """What it says by itself."""
-        return self._ask(_facts)
+    def ask(self, question: Callable[[bytes], _Answer]) -> _Answer:
+        """The answer to a question about the text alone, as :mod:`cuda_progcache.keys.include_text` has them."""
+        return self._ask(question)
 
     def mentions(self, name: bytes) -> Mentions:
         """Where it has a name: :func:`cuda_progcache.keys.has_include.mentions`."""

@@ -77,9 +77,16 @@ _NT_GNU_BUILD_ID = 3
 # by hand: seconds after which that is noticed by a lookup; before something is stored, all are looked at.
 _LOOK_INTERVAL = 0.1
 
-# Variables that the compilers read and that show in what they make (of all that libnvrtc, libnvvm and libnvJitLink 13.5
-# ask for): the IR dialect they work in, whether they check its version, the producer that LTO-IR names.
-_VARIABLES = ("NV_NVVM_VERSION", "LIBNVVM_NVVM_VERSION", "NVVM_IR_VER_CHK", "LLVM_OVERRIDE_PRODUCER")
+#: Variables that the compilers read and that show in what they make, and what each says: of all that libnvrtc, libnvvm
+#: and libnvJitLink of 12.9.86, 13.0.88 and 13.5.37 ask for, by ``ci/compiler_environment.py``. One more shows,
+#: ``NVJITLINK_TRACE_MESSAGES``, in logs alone; it isn't handed on to the compilers, and nor are the rest.
+VARIABLES = {
+    "NV_NVVM_VERSION": "the IR dialect they work in",
+    "LIBNVVM_NVVM_VERSION": "the IR dialect they work in",
+    "NVVM_IR_VER_CHK": "whether the IR's version is checked",
+    "LLVM_OVERRIDE_PRODUCER": "the producer that LTO-IR names",
+    "FINALIZER_USE_LEGACY_ELF_BUILDER": "how a cubin is laid out (13.5)",
+}
 # To say that one isn't set takes os.environ 1 us, and this, its dictionary, 30 ns.
 _variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
 
@@ -88,7 +95,7 @@ def _raw(name: str) -> str | bytes:
     return name if os.name == "nt" else name.encode()
 
 
-_RAW = [(_raw(name), name) for name in _VARIABLES]
+_RAW = [(_raw(name), name) for name in VARIABLES]
 _SETTINGS = {name: f"CUDA_PROGCACHE_{name.upper()}" for name in _LIBRARIES}
 _RAW_SETTINGS = {name: _raw(setting) for name, setting in _SETTINGS.items()}
 
@@ -432,7 +439,7 @@ def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:
     yield name, path
     if code_type == "c++":
         if path not in _builtins:
-            _builtins[path] = _builtins_beside(path)
+            _builtins[path] = builtins_beside(path)
         for builtins in _builtins[path]:
             yield "nvrtc-builtins", builtins
     elif libdevice:
@@ -442,8 +449,8 @@ def _files(code_type: str, *, libdevice: bool) -> Iterator[tuple[str, str]]:
 _builtins: dict[str, tuple[str, ...]] = {}
 
 
-def _builtins_beside(nvrtc: str) -> tuple[str, ...]:
-    """NVRTC loads its builtins from its own folder; which of several it takes is its choice, so all count."""
+def builtins_beside(nvrtc: str) -> tuple[str, ...]:
+    """Paths of the builtins in NVRTC's own folder; which of several it takes is its choice, so all count."""
     folder = os.path.dirname(nvrtc)
     real: dict[str, str] = {}
     for entry in sorted(os.listdir(folder)):

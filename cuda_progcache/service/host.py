@@ -227,6 +227,7 @@ def check_record(
 _PATHS = {
     "include_path": "include directory",
     "source_folder": "source's folder",
+    "name_path": "program's name",
     "bundled_headers": "folder of NVRTC's headers",
     "pre_include": "folder of a pre-included header",
     "path": "header",
@@ -269,7 +270,9 @@ def _place_against(label: str, value: str, host: Host) -> str | None:
         )
     if label in _PATHS:
         place = value.split(" ", 1)[1] if value[:1].isdigit() and " " in value else value  # "0 include"
-        if not os.path.exists(os.path.join(host.cwd, place)):
+        # A name needs no file, but a program that has it lies in that folder.
+        there = os.path.dirname(place) if label == "name_path" else place
+        if not os.path.exists(os.path.join(host.cwd, there)):
             return f"the {_PATHS[label]} {place} is in what was compiled, and isn't here"
     return None
 

@@ -24,10 +24,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from cuda_progcache._util.files import CREATE_FLAGS, read_regular, replace, unlink_quietly
+from cuda_progcache._util.files import CREATE_FLAGS, replace, unlink_quietly
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache.errors import BundleError
-from cuda_progcache.store.derived import manifest_path, manifest_sets, merge_manifest
+from cuda_progcache.store.derived import manifest_sets, manifests_leading_to, merge_manifest
 from cuda_progcache.store.judge import judge, look, lstat
 from cuda_progcache.store.records import DamagedRecordError, Version, decode, encode
 
@@ -121,8 +121,8 @@ def _write(
     import tarfile
 
     files: dict[str, dict[str, Any]] = {}
-    entries = damaged = 0
-    manifests: set[str] = set()
+    damaged = 0
+    digests: set[str] = set()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for digest in sorted(cache._digests("")):
             try:
@@ -139,18 +139,12 @@ def _write(
                 continue
             _add(tar, files, _member("entries", digest), seen.data)
             _add(tar, files, _member("records", digest), encode(digest, [seen.version]))
-            entries += 1
-            record = seen.version.record()
-            for manifest in (record.get("manifest"), record.get("plain_manifest")):
-                if isinstance(manifest, str) and _NAME.fullmatch(_member("manifests", manifest)):
-                    manifests.add(manifest)
-        for manifest in sorted(manifests):
-            content = _read(manifest_path(root.path, manifest))
-            if content is not None and manifest_sets(content) is not None:
-                _add(tar, files, _member("manifests", manifest), content)
+            digests.add(digest)
+        for manifest, content in manifests_leading_to(root.path, digests):
+            _add(tar, files, _member("manifests", manifest), content)
         index = json.dumps({"format": FORMAT, "files": files}, indent=0, sort_keys=True).encode("ascii")
         _add(tar, {}, _INDEX, index)
-    return entries, damaged
+    return len(digests), damaged
 
 
 def _fits(record: Any, archs: frozenset[str] | None) -> bool:
@@ -173,13 +167,6 @@ def _add(tar: tarfile.TarFile, files: dict[str, dict[str, Any]], name: str, data
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data, usedforsecurity=False).hexdigest()
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        return read_regular(path)[0]
-    except OSError:
-        return None
 
 
 # Reading

@@ -17,7 +17,7 @@ from cuda_progcache.store.sharing import Sharing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Iterator
     from typing import Any
 
 #: The directories, below a store's root. They are cleared with the entries.
@@ -127,6 +127,53 @@ def manifest_sets(content: bytes) -> tuple[Any, list[Any]] | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return (known, sets) if isinstance(sets, list) and len(sets) <= _MOST_SETS else None
+
+
+def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """The manifests by which entries are found, cut down to what leads to them.
+
+    An entry may have several: two programs that differ in the spelling of an include path have one output.
+
+    Parameters
+    ----------
+    root : str
+        The store's.
+    digests : collection of str
+        Of the entries.
+
+    Yields
+    ------
+    tuple
+        Name and content of a manifest, in order of name.
+    """
+    import json
+
+    from cuda_progcache._util.files import read_regular
+
+    for name in _manifests(os.path.join(root, "manifests")):
+        try:
+            content, _ = read_regular(manifest_path(root, name))
+        except OSError:
+            continue  # removed just now, or damaged: a program is compiled once more
+        if (known := manifest_sets(content or b"")) is not None:
+            leading = [one for one in known[1] if isinstance(one, dict) and one.get("entry") in digests]
+            if leading:
+                cut = {"format": known[0], "sets": leading}
+                yield name, json.dumps(cut, separators=(",", ":")).encode("ascii")
+
+
+def _manifests(directory: str) -> Iterator[str]:
+    for shard in _names(directory):
+        for name in _names(os.path.join(directory, shard)):
+            if len(shard + name) == 64 and set(shard + name) <= set("0123456789abcdef"):
+                yield shard + name
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
 
 
 def merge_manifest(root: str, manifest: str, content: bytes) -> None:

@@ -495,17 +495,23 @@ class FileStreamProgramCache(ProgramCacheResource):
 
     def _discard(self, digest: str, *, keep: bool = False) -> bool:
         """Take an entry away; whether there was one."""
+        from cuda_progcache.store import removal
+
+        entry = None
         for pause in _REMOVAL_PAUSES:
             time.sleep(pause)
             entry = judge.lstat(self._root.entry_path(digest))
-            if entry is None:
+            if entry is not None:
+                if self._discard_seen(digest, entry, keep=keep):
+                    return not stat.S_ISDIR(entry.st_mode)
+                there = judge.lstat(self._root.entry_path(digest))
+                if there is not None and identity(there) != identity(entry):
+                    return True  # a writer has replaced it, and then it is gone
+            # It lies there again, or may soon: another remover has put it back, or the whole tree is being removed.
+            if not removal.is_there(self._root, digest):
                 return False
-            if self._discard_seen(digest, entry, keep=keep):
-                return not stat.S_ISDIR(entry.st_mode)
-            there = judge.lstat(self._root.entry_path(digest))
-            if there is None or identity(there) != identity(entry):
-                return there is not None  # it went before; or a writer has replaced it, and then it is gone
-            # It lies there again: another remover has put it back, or the directory is being removed (`rm -rf`).
+        if entry is None:
+            return False
         raise PermissionError(errno.EACCES, "another process has it open", self._root.entry_path(digest))
 
     def _discard_seen(self, digest: str, entry: os.stat_result, *, keep: bool) -> bool:

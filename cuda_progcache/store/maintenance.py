@@ -8,7 +8,7 @@ import time
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import unlink, unlink_quietly, write_new
-from cuda_progcache.store import pairs
+from cuda_progcache.store import pairs, removal
 from cuda_progcache.store.base import entry_digest, is_digest
 from cuda_progcache.store.eviction import Candidate, choose_victims
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Key
     from cuda_progcache.store.root import Root
     from cuda_progcache.store.size_cap import SizeCap
+
+
+#: Seconds that a pin waits for an entry that another process has moved aside, and may put back.
+_MOMENT = 1.0
 
 
 class PruneReport(NamedTuple):
@@ -56,11 +60,13 @@ def pin(root: Root, key_or_digest: Key) -> str:
         break
     # Now, and not before: what is there once it is pinned, nobody takes who asks for pins after having moved it aside.
     # Who moved it aside before, and puts it back for the pin, takes a moment.
-    for pause in (0.0, 0.001, 0.010):
-        if pause:
-            time.sleep(pause)
+    latest = time.monotonic() + _MOMENT
+    while removal.is_there(root, digest):
         if os.path.lexists(root.entry_path(digest)):
             return digest
+        if time.monotonic() > latest:
+            break
+        time.sleep(0.001)
     unlink_quietly(path)
     raise KeyError(key_or_digest)
 

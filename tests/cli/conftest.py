@@ -43,7 +43,7 @@ def process():
 
     def run(*arguments, env=None, **options):
         return subprocess.run(
-            [sys.executable, "-m", "cuda_progcache.cli", *map(str, arguments)],
+            [sys.executable, "-m", "cuda_progcache", *map(str, arguments)],
             env={**os.environ, **(env or {})},
             capture_output=True,
             timeout=240,

@@ -350,7 +350,7 @@ def test_hints_can_be_typed_as_they_are(cli, kept, root, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", [str(tmp_path / "bin" / "cuda-progcache"), "show"])
     assert f"$(bin/cuda-progcache show --path {prefix})" in cli("show", prefix).stdout
     monkeypatch.setattr("sys.argv", ["__main__.py"])
-    assert f"$(python -m cuda_progcache.cli show --path {prefix})" in cli("show", prefix).stdout
+    assert f"$(python -m cuda_progcache show --path {prefix})" in cli("show", prefix).stdout
 
 
 def test_json_survives_any_log(cli, root):

@@ -126,7 +126,7 @@ def test_a_reader_that_leaves_is_no_error(kept, root):
     with FileStreamProgramCache() as cache:
         for number in range(600):
             cache.publish(str(number), b"x", {"name": f"program-{number:04}-" + "n" * 200, "arch": "sm_90"})
-    command = f"{sys.executable} -m cuda_progcache.cli list | head -1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m cuda_progcache list | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("digest")
     assert done.stderr == ""
@@ -146,7 +146,7 @@ def test_colours_on_a_terminal_unless_no_color(kept):
 
     def seen(env):
         parent, child = pty.openpty()
-        command = [sys.executable, "-m", "cuda_progcache.cli", "show", kept["saxpy"]]
+        command = [sys.executable, "-m", "cuda_progcache", "show", kept["saxpy"]]
         with subprocess.Popen(command, stdout=child, stderr=child, env={**os.environ, "TERM": "xterm-256color", **env}):
             os.close(child)
             text = b""

@@ -98,7 +98,7 @@ def test_an_interrupt_ends_it_at_once_and_keeps_what_is_done(library, cli_json):
     manifest = library / "manifest.toml"
     variants = "".join(f"[[kernels.scale.variants]]\nblock = {block}\n" for block in range(32, 1025, 32))
     manifest.write_text(manifest.read_text().replace("[kernels.fill]\n", variants + "[kernels.fill]\n"))
-    command = [sys.executable, "-m", "cuda_progcache.cli", "prewarm", "--manifest", library, "--jobs", "1"]
+    command = [sys.executable, "-m", "cuda_progcache", "prewarm", "--manifest", library, "--jobs", "1"]
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -152,7 +152,7 @@ def test_the_demo_twice(root):
     prefix = re.search(r" show ([0-9a-f]{8,64})$", text, re.MULTILINE)[1]
     assert any(item["digest"].startswith(prefix) for item in report["items"] if item["digest"])
     shown = subprocess.run(
-        [sys.executable, "-m", "cuda_progcache.cli", "show", prefix], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "cuda_progcache", "show", prefix], capture_output=True, text=True, check=True
     )
     assert "registers" in shown.stdout
 

@@ -57,7 +57,7 @@ def elsewhere(tmp_path):
             "cache": str(tmp_path / "cache"),
             "options": options,
         }
-        plain = {name: value for name, value in os.environ.items() if name not in {"PWD", *toolchain._VARIABLES}}
+        plain = {name: value for name, value in os.environ.items() if name not in {"PWD", *toolchain.VARIABLES}}
         done = subprocess.run(
             [sys.executable, "-c", COMPILE, json.dumps(given)],
             env=plain | variables,
@@ -79,6 +79,7 @@ def elsewhere(tmp_path):
         ("NV_NVVM_VERSION", "nvvm-latest", {"target_type": "cubin"}),
         ("LIBNVVM_NVVM_VERSION", "nvvm-latest", {"source": NVVM, "code_type": "nvvm"}),
         ("LLVM_OVERRIDE_PRODUCER", "somebody", {"target_type": "ltoir"}),
+        ("FINALIZER_USE_LEGACY_ELF_BUILDER", "1", {"target_type": "cubin"}),
         ("NVVM_IR_VER_CHK", "0", {"source": NVVM, "code_type": "nvvm"}),
     ],
 )

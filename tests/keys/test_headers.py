@@ -220,6 +220,19 @@ def test_the_vendors_headers_only_print_paths(tree, path, anchor):
     assert read_set(tree, [(0, f"two/{path}"), (0, "one/mine.h")]).mentions_file == FOLDED
 
 
+@pytest.mark.parametrize(
+    ("path", "vendors"),
+    [("cuda/std/detail/../a.h", True), ("cuda/../cuda/std/a.h", True), ("cuda/../a.h", False),
+     ("cuda/std/../../mine/a.h", False)],
+)  # fmt: skip
+def test_the_vendors_headers_by_a_path_that_goes_up_and_down(tree, path, vendors):
+    """libcu++ up to 12.4 includes its own headers so."""
+    for folder in ("cuda/std/detail/a.h", "cuda/std/version", "mine/a.h"):
+        tree(f"two/{folder}")
+    tree(f"two/{path}", "#define F() __FILE__")
+    assert read_set(tree, [(0, f"two/{path}")]).mentions_file == (PRINTED if vendors else FOLDED)
+
+
 def test_a_header_that_is_gone_after_the_compile_is_not_trusted(tree):
     assert "can't be read" in read_set(tree, [(0, "one/gone.h")]).uncacheable
 

@@ -170,7 +170,7 @@ def test_the_advice_after_a_workers_death_compiles_that_very_program(service, tm
     _, advice = item.error.split("compile it alone to see why: ")
     monkeypatch.chdir(tmp_path)
     environment = {**os.environ, "CUDA_PROGCACHE_DIR": str(tmp_path / "another")}
-    command = [sys.executable, "-m", "cuda_progcache.cli", *shlex.split(advice)[1:]]
+    command = [sys.executable, "-m", "cuda_progcache", *shlex.split(advice)[1:]]
     subprocess.run(command, env=environment, capture_output=True, check=True)
     made = service.kernel("heavy", arch="sm_80", **item.variant)
     assert made.hit

@@ -388,24 +388,33 @@ def test_a_disk_that_fills_up_half_way_keeps_whole_entries(tmp_path, bundle, mon
 
 def test_header_manifests_go_along_and_are_merged(tmp_path):
     cache = opened(tmp_path / "cache")
-    cache.publish("a", b"1", {"manifest": DIGEST})
-    cache.publish("b", b"2", {"manifest": "../../etc/passwd"})
-    cache.publish("c", b"3", {"manifest": "cd" * 32})
-    there = Path("manifests") / "ab" / DIGEST[2:]
-    for root, sets in ((cache.path, [1, 2]), (tmp_path / "other", [2, 3])):
-        (root / there).parent.mkdir(parents=True)
-        (root / there).write_text(json.dumps({"format": 5, "sets": sets}))
+    for key in ("a", "b", "c"):
+        cache.publish(key, b"1", {"arch": "sm_80" if key == "c" else "sm_90"})
+    of = {key: {"entry": entry_digest(key)} for key in ("a", "b", "c")}
+    of["gone"] = {"entry": "cd" * 32}
+    there, second = (Path("manifests") / name[:2] / name[2:] for name in (DIGEST, "cd" * 32))
+    kept = {
+        there: [of["gone"], of["a"], of["b"]],
+        second: [of["c"], of["a"]],
+        Path("manifests/ef/" + "0" * 62): [of["c"]],
+    }
+    for path, sets in kept.items():
+        (cache.path / path).parent.mkdir(parents=True)
+        (cache.path / path).write_text(json.dumps({"format": 5, "sets": sets}))
+    for name, text in (("1" * 62, "none"), ("2" * 62, '{"format":5,"sets":[1, null]}'), ("no name", "{}")):
+        (cache.path / "manifests" / "ef" / name).write_text(text)
+    (tmp_path / "other" / there).parent.mkdir(parents=True)
+    (tmp_path / "other" / there).write_text(json.dumps({"format": 5, "sets": [of["b"], of["gone"]]}))
     (tmp_path / "other").chmod(0o700)
-    (cache.path / "manifests" / "ef").mkdir()
-    (cache.path / "manifests" / "ef" / ("0" * 62)).write_text("of no entry")
-    cache.export(tmp_path / "b")
+    cache.export(tmp_path / "b", archs=["sm_90"])
     with tarfile.open(tmp_path / "b") as tar:
-        assert [name for name in tar.getnames() if name.startswith("manifests")] == [str(there)]
+        assert [name for name in tar.getnames() if name.startswith("manifests")] == [str(there), str(second)]
     opened(tmp_path / "new").import_(tmp_path / "b")
-    assert json.loads((tmp_path / "new" / there).read_text()) == {"format": 5, "sets": [1, 2]}
+    assert json.loads((tmp_path / "new" / there).read_text()) == {"format": 5, "sets": [of["a"], of["b"]]}
+    assert json.loads((tmp_path / "new" / second).read_text()) == {"format": 5, "sets": [of["a"]]}
     other = opened(tmp_path / "other")
     other.import_(tmp_path / "b")
-    assert json.loads((other.path / there).read_text()) == {"format": 5, "sets": [2, 3, 1]}
+    assert json.loads((other.path / there).read_text()) == {"format": 5, "sets": [of["b"], of["gone"], of["a"]]}
     before = (other.path / there).stat().st_mtime_ns
     other.import_(tmp_path / "b")
     assert (other.path / there).stat().st_mtime_ns == before

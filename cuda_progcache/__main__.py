@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m cuda_progcache.cli`` is ``cuda-progcache``."""
+"""``python -m cuda_progcache`` is ``cuda-progcache``."""
 
 from __future__ import annotations
 

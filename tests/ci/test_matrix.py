@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs compiled by NVRTC 12.9, 13.0 and this environment's own, each with CCCL of its age (``ci/matrix.py``)."""
+
+from __future__ import annotations
+
+import pytest
+
+from ci import matrix
+
+
+@pytest.mark.parametrize("release", [*matrix.RELEASES, matrix.NEWEST])
+def test_what_is_compiled_here_serves_there(release):
+    try:
+        python = matrix.environment(release)
+    except matrix.UnavailableError as error:
+        pytest.skip(str(error))
+    rows = matrix.check(python, [name for name, case in matrix.CASES.items() if case.quick], thorough=False)
+    assert len(rows) >= 10
+    assert {row.name: row.trouble for row in rows if row.trouble} == {}
+
+
+MADE = {"hit": False, "reason": None, "digest": "a", "exactly": "a", "why": ["the reason"]}
+
+
+@pytest.mark.parametrize(
+    ("place", "made", "served", "edited", "trouble"),
+    [
+        (False, {}, {"hit": True}, {"digest": "b"}, None),
+        (True, {}, {"digest": "b", "exactly": "b", "fresh": "b"}, {"digest": "c"}, None),
+        (True, {}, {"hit": True, "fresh": "a"}, None, None),
+        (False, {"refused": "no"}, {"hit": True}, None, "here: refused: no"),
+        (False, {"reason": "why"}, {"hit": True}, None, "here: isn't kept: why"),
+        (False, {}, {}, None, "there: a miss: the reason"),
+        (False, {}, {"hit": True, "digest": "b"}, None, "there: a hit with another output"),
+        (False, {}, {"hit": True, "fresh": "b"}, None, "there: not what a fresh compile gives"),
+        (True, {}, {"fresh": "a"}, None, "there: a miss, though the output is the same"),
+        (False, {}, {"hit": True}, {"hit": True}, "edited: what was made before the edit"),
+        (False, {}, {"hit": True}, {"digest": "b", "reason": "why"}, "edited: isn't kept: why"),
+    ],
+)
+def test_trouble_is_seen(place, made, served, edited, trouble):
+    edited = None if edited is None else MADE | edited
+    assert matrix._trouble(place, MADE | made, MADE | served, edited) == trouble
+
+
+def test_without_a_registry_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "ROOT", tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(matrix.UnavailableError, match="pip can't install nvidia-cuda-nvrtc"):
+        matrix.environment("13.0")
+    assert not (tmp_path / ".venv-nvrtc-13.0" / "progcache-matrix.json").exists()
