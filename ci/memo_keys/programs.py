@@ -26,7 +26,7 @@ class Feature(NamedTuple):
     Attributes
     ----------
     source : str
-        Of the module; ``@`` (but before a name, a decorator's) is the value, a digit; a name that ends in ``_`` is the feature's own.
+        Of the module; ``@`` is the value, a digit, but before a name; a name that ends in ``_`` is the feature's own.
     use : str
         An expression, in which ``lib`` is the module.
     change : str
@@ -119,14 +119,15 @@ FEATURES = {
     "init_subclass": Feature("class B_:\n    all = []\n    def __init_subclass__(cls): B_.all.append(cls.k)\n"
                              "class C_(B_):\n    k = @", "sum(lib.B_.all)", "lib.B_.all.append(7)"),
     "instance": Feature("class C_:\n    def __init__(self): self.k = @\nc_ = C_()", "lib.c_.k", "lib.c_.k = 7"),
-    "instance with slots": Feature("class C_:\n    __slots__ = ('k',)\nc_ = C_()\nc_.k = @", "lib.c_.k", "lib.c_.k = 7"),
+    "instance with slots": Feature("class C_:\n    __slots__ = ('k',)\nc_ = C_()\nc_.k = @", "lib.c_.k",
+                                   "lib.c_.k = 7"),
     "instance in a list": Feature("class C_:\n    def __init__(self): self.k = @\nL_ = [C_()]", "lib.L_[0].k",
                                   "lib.L_[0].k = 7"),
     "instance that becomes another's": Feature(
         "class A_:\n    def g(self): return @\nclass B_:\n    def g(self): return 7\nc_ = A_()", "lib.c_.g()",
         "lib.c_.__class__ = lib.B_"),
-    "callable instance": Feature("class C_:\n    def __init__(self): self.k = @\n    def __call__(self): return self.k\n"
-                                 "c_ = C_()", "lib.c_()", "lib.c_.k = 7"),
+    "callable instance": Feature("class C_:\n    k = 0\n    def __call__(self): return self.k\nc_ = C_()\nc_.k = @",
+                                 "lib.c_()", "lib.c_.k = 7"),
     "dict subclass": Feature("class C_(dict):\n    extra = 0\nc_ = C_(a=@)", "lib.c_['a']", "lib.c_['a'] = 7"),
     "str subclass": Feature("class C_(str):\n    pass\nc_ = C_('a')\nc_.k = @", "lib.c_.k", "lib.c_.k = 7"),
     "dataclass": Feature("from dataclasses import dataclass\n@dataclass\nclass C_:\n    k: int = @", "lib.C_().k"),

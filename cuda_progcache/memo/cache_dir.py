@@ -37,7 +37,6 @@ from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.memo.caches.base import Rejected
 from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.call import Call, DigestedCall, Metadata, PreparedCall, QueryCall
-from cuda_progcache.memo.files import hash_text
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.base import CallMixin, SaveError, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.codecs import encode_json
@@ -301,9 +300,13 @@ class DirectoryCache(Cache):
         """In the directory itself, as sentinels."""
         return self.directory
 
+    def short(self, key: Digest) -> str:
+        """What of a key is in names: as many digits as the hash has; the whole key is in the record."""
+        return key if self.algo == "sha256" else key[:16]
+
     def stem(self, key: Digest, fname: str = "") -> str:
         """``<function>.<hash>``: the name of an entry without its suffix."""
-        return f"{file_safe(fname or self.fname)}.{hash_text(key, self.algo)}"
+        return f"{file_safe(fname or self.fname)}.{self.short(key)}"
 
     def path(self, key: Digest, fname: str = "") -> str:
         """Where the entry of a key lies, or would lie."""
@@ -339,7 +342,7 @@ class DirectoryCache(Cache):
     def _file(self, call: DigestedCall, result: Any, *, live: bool = False) -> Digest:  # noqa: ARG002
         key = call.to_lookup_key()
         call = call.altered(result=key, key=key)
-        meta = {**_pickled_metadata(call), "hash": hash_text(key, self.algo)}
+        meta = {**_pickled_metadata(call), "hash": self.short(key)}
         try:
             pickled = pickle.dumps({"dat": result, "meta": meta}, protocol=5)
         except Exception as error:

@@ -134,8 +134,8 @@ def cache_file(
     env_vars : sequence of str, optional
         Environment variables that count.
     algo : {"xxhash64", "sha256"}
-        The hash of files, and of the key in file names. A full SHA-256 of the key is kept in the record, so an XXH64
-        collision is a miss.
+        The hash of files. Entries are named by the first 16 digits of their keys, with ``sha256`` by all 64; the whole
+        key is in the record, so that two keys that begin alike are a miss.
     version : str or int, optional
         Counts; change it to say that results differ from earlier ones.
     depends_on_files : sequence of path-like, optional
@@ -281,7 +281,7 @@ class CachedFunction(Memoized[..., Any]):
         return os.path.basename(self._store.path(key.digest)) + layout.SENTINEL
 
     def _node(self, key: Key) -> str:
-        node = f"{self.fname}:{hash_text(key.digest, self.options.algo)}"
+        node = f"{self.fname}:{self._store.short(key.digest)}"
         call_tree.register(node, self.fname, node.rpartition(":")[2], self._store.path(key.digest), self.options.algo)
         return node
 

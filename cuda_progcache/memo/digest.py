@@ -30,6 +30,7 @@ import dataclasses
 import datetime as dt
 import enum
 import functools
+import gc
 import hashlib
 import pathlib
 import re
@@ -575,6 +576,13 @@ def _path(value: Any) -> bytes:
     return hash_tagged(b"path:", _sequence((flavour, isinstance(value, pathlib.Path), str(value))))
 
 
+def _ufunc(value: Any) -> bytes:
+    """NumPy's own by name; one that was made of a function is that function, and no value."""
+    if any(callable(held) for held in gc.get_referents(value)):
+        raise Indigestible(value)
+    return _repr(value)
+
+
 _PATHS = ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath", "WindowsPath")
 _FOREIGN: dict[str, Encoder] = {
     "decimal.Decimal": _repr,
@@ -584,7 +592,7 @@ _FOREIGN: dict[str, Encoder] = {
     "numpy.generic": _numpy_scalar,
     "numpy.memmap": _ndarray,
     "numpy.ndarray": _ndarray,
-    "numpy.ufunc": _repr,
+    "numpy.ufunc": _ufunc,
     "pandas.DataFrame": _frame,
     "pandas.Index": _index,
     "pandas.Series": _series,

@@ -679,7 +679,7 @@ def test_the_global_random_state_is_left_alone(store, tmp_path):
 def test_an_xxh64_collision_is_a_miss(store, monkeypatch):
     from cuda_progcache.memo import cache_dir
 
-    monkeypatch.setattr(cache_dir, "hash_text", lambda *_: "0123456789abcdef")
+    monkeypatch.setattr(cache_dir.DirectoryCache, "short", lambda *_: "0123456789abcdef")
 
     @cache_file(store)
     def f(x):
