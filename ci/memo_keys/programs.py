@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Feature(NamedTuple):
@@ -300,12 +300,12 @@ def _with(text: str, value: int) -> str:
     return re.sub(r"@(?![A-Za-z_])", str(value), text)
 
 
-def _child(root: Path, phase: str) -> list[list[object]]:
+def _child(root: Path, phase: str) -> list[Any]:
     done = subprocess.run(
         [sys.executable, "-B", str(root / "child.py"), str(root), phase],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONHASHSEED": str(len(phase))},
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr)
-    found: list[list[object]] = json.loads(done.stdout)
+    found: list[Any] = json.loads(done.stdout)
     return found

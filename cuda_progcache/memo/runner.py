@@ -171,8 +171,9 @@ class Runner:
         try:
             cache = given if isinstance(given, BaseCache) else given()
             key = self.key(args, kwargs)
-        except RecursionError:
-            return self.function(*args, **kwargs)  # there is no room left for more than that
+        except RecursionError:  # there is no room left for more than that, or an argument contains itself
+            self.counters["uncached"] += 1
+            return self.function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
             self._uncached(error, args, kwargs)
             return self.function(*args, **kwargs)
