@@ -14,7 +14,7 @@ from cuda_progcache.errors import ProgCacheWarning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cuda_progcache.keys.schema import CompileInputs
+    from cuda_progcache.keys.inputs import CompileInputs
 
 #: How many are kept; when there are more, so many of those that were written or asked for longest ago go.
 _KEPT, _REMOVED = 1024, 128

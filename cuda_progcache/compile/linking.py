@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import dataclass, replace
+from cuda_progcache._util.fields import NamedTuple, dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.lookup import check_cache, leases_dir, load
 from cuda_progcache.compile.manifests import known_headers, remember_headers
@@ -16,17 +16,10 @@ from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import CompileError, OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
+from cuda_progcache.keys.flags import facts
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
-from cuda_progcache.keys.schema import (
-    NO_SOURCE,
-    SCHEMA,
-    CompileInputs,
-    Component,
-    ProgramKey,
-    base_key,
-    digest,
-    refuse_side_effects,
-)
+from cuda_progcache.keys.inputs import CompileInputs, unkeyed_files
+from cuda_progcache.keys.schema import SCHEMA, Component, ProgramKey, base_key, digest, refuse_side_effects
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +55,30 @@ class LinkInput:
     compile: CompileInputs | None = None
     kernel: Callable[[], Mapping[str, Any]] | None = None
     lookup: LineLookup | None = None
+
+
+class LinkStep(NamedTuple):
+    """One link: what it is called, and what the linker is told."""
+
+    name: str
+    target_type: str
+    arch: str
+    flags: tuple[str, ...]
+
+    @property
+    def code_type(self) -> str:
+        """Stands where a compile has the type of its source."""
+        return "link"
+
+    @property
+    def name_expressions(self) -> tuple[str | bytes, ...]:
+        """None: nothing is instantiated by a link."""
+        return ()
+
+    @property
+    def unrepeatable(self) -> str | None:
+        """As :attr:`CompileInputs.unrepeatable`."""
+        return unkeyed_files(facts(self.flags, "link"))
 
 
 def obtain_linked(
@@ -167,7 +184,7 @@ def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, 
     return _look_up(_link_step(inputs, options, target_type), inputs, cache)
 
 
-def _look_up(own: CompileInputs, inputs: Sequence[LinkInput], cache: Any) -> CompiledProgram | None:
+def _look_up(own: LinkStep, inputs: Sequence[LinkInput], cache: Any) -> CompiledProgram | None:
     if own.unrepeatable is not None:
         return None
 
@@ -183,16 +200,16 @@ def _look_up(own: CompileInputs, inputs: Sequence[LinkInput], cache: Any) -> Com
         return without_compiler(cache, look)
 
 
-def _link_step(inputs: Sequence[LinkInput], options: Any, target_type: str) -> CompileInputs:
+def _link_step(inputs: Sequence[LinkInput], options: Any, target_type: str) -> LinkStep:
     options = opt.with_plain_arch(options, target_type)
     flags = tuple(opt.linker_flags(options))
     if target_type == "ptx" and "-ptx" not in flags:
         flags += ("-ptx",)
     name = options.name or inputs[0].name
-    return CompileInputs(NO_SOURCE, "link", target_type, options, name, options.arch, flags, (), (), None)
+    return LinkStep(name, target_type, options.arch, flags)
 
 
-def _link_key(own: CompileInputs, inputs: Iterable[LinkInput], cache: Any) -> ProgramKey | None:
+def _link_key(own: LinkStep, inputs: Iterable[LinkInput], cache: Any) -> ProgramKey | None:
     """The key of a link; None while what one of its compiles reads isn't known."""
     tools = toolchain.toolchain("ptx")
     used: dict[str, toolchain.ToolFile] = {tool.name: tool for tool in tools}
@@ -231,9 +248,7 @@ def unknown_arch(options: Any) -> CompileError:
     return compile_error(refusal, name=options.name or "", code_type="link", target_type="cubin", flags=flags)
 
 
-def _link(
-    own: CompileInputs, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]
-) -> tuple[Output, float]:
+def _link(own: LinkStep, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]) -> tuple[Output, float]:
     """Link; returns also the seconds a hit spares: the whole way, wherever the parts came from this time."""
     import time
 

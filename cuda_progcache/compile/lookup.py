@@ -13,13 +13,15 @@ from cuda_progcache._util.running import running
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.manifests import headers_alike, known_headers, remember_headers
 from cuda_progcache.keys.headers import NO_HEADERS
+from cuda_progcache.keys.inputs import CompileInputs
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey
+    from cuda_progcache.compile.output import Label
+    from cuda_progcache.keys.schema import BaseKey, ProgramKey
 
 
 def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgram | None:
@@ -44,20 +46,20 @@ def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgra
     return None
 
 
-def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = False) -> CompiledProgram | None:
+def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> CompiledProgram | None:
     """What the cache has under a key; None is a miss, counted unless this looks ``again``."""
     if not is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
         data = cache.get(key.digest)
         if data is None:
             return None
-        return CompiledProgram(data, inputs.target_type, inputs.name, inputs.arch, hit=True)
+        return CompiledProgram(data, label.target_type, label.name, label.arch, hit=True)
     entry = cache.load_again(key.digest) if again else cache.load(key.digest)
     if entry is None:
         return None
     symbols: dict[str | bytes, bytes] = {}
-    if inputs.name_expressions:
+    if label.name_expressions:
         mangled = entry.record.get("symbol_mapping") or {}
-        for expression in inputs.name_expressions:
+        for expression in label.name_expressions:
             symbol = mangled.get(expression_text(expression))
             if symbol is None:
                 return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
@@ -66,27 +68,27 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
     if (around := running.get()) is not None:
         around.children[digest] = None
     if events.wanted("hit"):
-        events.emit(events.Event("hit", inputs.name, inputs.target_type, inputs.arch, digest))
+        events.emit(events.Event("hit", label.name, label.target_type, label.arch, digest))
     return CompiledProgram(
         entry.data,
-        inputs.target_type,
-        inputs.name,
-        inputs.arch,
+        label.target_type,
+        label.name,
+        label.arch,
         symbols,
-        record=lambda: _as_here(entry.record, inputs),
+        record=lambda: _as_here(entry.record, label),
         hit=True,
         digest=digest,
     )
 
 
-def _as_here(record: Mapping[str, Any], inputs: CompileInputs) -> Mapping[str, Any]:
+def _as_here(record: Mapping[str, Any], label: Label) -> Mapping[str, Any]:
     """An entry's record, whose log names the files by the paths that they have for this caller."""
     files = record.get("log_files")
-    if not files:
+    if not files or not isinstance(label, CompileInputs):
         return record
     from cuda_progcache.keys.paths import relocated
 
-    return {**record, "log": relocated(record["log"], files, inputs.spelled)}
+    return {**record, "log": relocated(record["log"], files, label.spelled)}
 
 
 @functools.cache

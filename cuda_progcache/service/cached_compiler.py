@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
-    from cuda_progcache.keys.schema import CompileInputs
+    from cuda_progcache.keys.inputs import CompileInputs
     from cuda_progcache.memo.storage.steps import Steps
     from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.service.kernel_unit import KernelUnit

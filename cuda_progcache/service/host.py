@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from cuda_progcache.errors import ArchError, ToolchainError
 from cuda_progcache.keys.arch import Arch
 from cuda_progcache.keys.headers import Header, HeaderManifest, HeaderSet, SearchPath, file_digest, read_file
-from cuda_progcache.keys.schema import SCHEMA, debug_sources_dir
+from cuda_progcache.keys.inputs import debug_sources_dir
+from cuda_progcache.keys.schema import SCHEMA
 from cuda_progcache.keys.toolchain import environment, header_root, toolchain
 
 _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
