@@ -75,7 +75,8 @@ class Program:
             if not isinstance(code, str):
                 raise TypeError(f"Expected type str, but got {type(code).__name__}")
             if self._options.extra_sources is not None:
-                raise ValueError(f"extra_sources is not supported by code_type={kind!r}, only by 'nvvm'")
+                backend = "NVRTC" if kind == "c++" else "PTX"
+                raise ValueError(f"extra_sources is not supported by the {backend} backend: it is for code_type='nvvm'")
         elif not isinstance(code, str | bytes | bytearray):
             raise TypeError(f"NVVM IR code must be provided as str, bytes, or bytearray, got {type(code).__name__}")
         self._code = code
