@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several binaries, or compiles, into one: nvJitLink through the cache."""
+"""Link several binaries, or the outputs of compiles, with nvJitLink through the cache."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOTHING_TO_LINK = "there is nothing to link. At least one ObjectCode object must
 
 @dataclass(frozen=True)
 class LinkInput:
-    """Something to link: ready bytes, or a compile whose output isn't needed unless the link itself is missed.
+    """One input of a link: bytes, or a compile that is done only if the link isn't in the cache.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class LinkInput:
 
 
 class LinkStep(NamedTuple):
-    """One link: what it is called, and what the linker is told."""
+    """A link apart from its inputs: its name, target, architecture and flags."""
 
     name: str
     target_type: str
@@ -67,17 +67,17 @@ class LinkStep(NamedTuple):
 
     @property
     def code_type(self) -> str:
-        """Stands where a compile has the type of its source."""
+        """``"link"``, where a compile has the type of its source."""
         return "link"
 
     @property
     def name_expressions(self) -> tuple[str | bytes, ...]:
-        """None: nothing is instantiated by a link."""
+        """Empty: a link instantiates nothing."""
         return ()
 
     @property
     def unrepeatable(self) -> str | None:
-        """As :attr:`CompileInputs.unrepeatable`."""
+        """Why the link can't be keyed; None if it can."""
         return unkeyed_files(facts(self.flags, "link"))
 
 
@@ -173,14 +173,14 @@ def _judge_paths(inputs: Iterable[LinkInput], cache: Any, output: bytes, target_
 
 
 def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
-    """What a link's record has of an input: its entry's digest, where it has one, and the SHA-256 of its bytes."""
+    """An input as the link's record lists it: its entry's digest, if it has one, and the SHA-256 of its bytes."""
     data, entry = (item.data or b"", item.digest) if part is None else (part.data, part.digest)
     content = sha256(data).hexdigest()
     return {"name": item.name, "target_type": item.target_type, "digest": entry, "sha256": content}
 
 
 def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
-    """What :func:`obtain_linked` would take from the cache, without compiling or linking; None is a miss."""
+    """Look a link up in the cache, without compiling or linking; None is a miss."""
     return _look_up(_link_step(inputs, options, target_type), inputs, cache)
 
 
@@ -239,7 +239,7 @@ def _link_key(own: LinkStep, inputs: Iterable[LinkInput], cache: Any) -> Program
 
 
 def unknown_arch(options: Any) -> CompileError:
-    """What linking for the options' architecture raises, where the linker can't know it."""
+    """The error for linker options whose architecture isn't one."""
     from cuda_progcache.compile.diagnostics import compile_error
     from cuda_progcache.compile.output import CompilerRefusal
 
@@ -249,7 +249,7 @@ def unknown_arch(options: Any) -> CompileError:
 
 
 def _link(own: LinkStep, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]) -> tuple[Output, float]:
-    """Link; returns also the seconds a hit spares: the whole way, wherever the parts came from this time."""
+    """Link; return the output, and the seconds that a hit saves: the link and all its compiles."""
     import time
 
     from cuda_progcache.compile.arch import knows_arch

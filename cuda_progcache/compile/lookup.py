@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a hit does: find the headers that hold now, make the key, load the entry. No compiler is loaded."""
+"""The lookup: find the headers that match what is on disk, make the key, load the entry. It loads no compiler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgram | None:
-    """What the cache has of a program; None is a miss, counted unless this looks ``again``."""
+    """Look a program up in the cache. None is a miss; it is counted unless ``again`` is set."""
     inputs = base.inputs
     headers = known_headers(base, cache) if inputs.reads_headers else NO_HEADERS
     key = base.with_headers(headers) if headers is not None else None
@@ -47,7 +47,7 @@ def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgra
 
 
 def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> CompiledProgram | None:
-    """What the cache has under a key; None is a miss, counted unless this looks ``again``."""
+    """Load the entry of a key. None is a miss; it is counted unless ``again`` is set."""
     if not is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
         data = cache.get(key.digest)
         if data is None:
@@ -82,7 +82,7 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
 
 
 def _as_here(record: Mapping[str, Any], label: Label) -> Mapping[str, Any]:
-    """An entry's record, whose log names the files by the paths that they have for this caller."""
+    """An entry's record, with the paths in its log as this caller spells them."""
     files = record.get("log_files")
     if not files or not isinstance(label, CompileInputs):
         return record
@@ -93,7 +93,7 @@ def _as_here(record: Mapping[str, Any], label: Label) -> Mapping[str, Any]:
 
 @functools.cache
 def is_ours(kind: Hashable) -> bool:
-    """Whether a class of cache is one of this package's."""
+    """Whether a cache class is one of this package's."""
     return issubclass(kind, ProgramCacheResource)  # type: ignore[arg-type]  # remembered, since an ABC takes its time to say
 
 
@@ -108,17 +108,17 @@ def check_cache(cache: object) -> bool:
 
 
 def is_theirs(cache: object) -> bool:
-    """Whether it is one of cuda.core's stores, or made after them; as cuda.core asks it of ours."""
+    """Whether a cache is a ``ProgramCacheResource`` of cuda.core's."""
     theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)
     return theirs is not None and isinstance(cache, theirs)
 
 
 def leases_dir(cache: Any) -> str | None:
-    """Where processes that share a cache say what they are compiling; None for one that lies in memory."""
+    """The directory of a cache's lease files, one for each compile under way; None for a cache in memory."""
     root = getattr(cache, "path", None)
     return None if root is None else os.path.join(root, "leases")
 
 
 def expression_text(expression: str | bytes) -> str:
-    """A name expression as records have it."""
+    """A name expression as text, as records store it."""
     return expression.decode("utf-8", "surrogateescape") if isinstance(expression, bytes) else expression

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a miss does: compile, learn what was read, publish bytes and record.
+"""A miss: compile, find out what was read, publish bytes and record.
 
 Apart from :mod:`~cuda_progcache.compile.pipeline`, since a hit needs none of it.
 """
@@ -83,7 +83,7 @@ def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup |
 def compile_and_publish(
     base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None, lookup: LineLookup | None, policy: MissPolicy
 ) -> CompiledProgram:
-    """Compile what the cache doesn't have, and store it there where that can be done."""
+    """Compile a program that the cache doesn't have, and store it if that can be done."""
     inputs = base.inputs
     if policy.keep_failures:
         _raise_known_failure(base, cache, lookup, policy.keep_failures)
@@ -127,7 +127,7 @@ def _seed(base: BaseKey) -> str:
 
 
 def _compile(base: BaseKey, policy: MissPolicy, before: Folders) -> tuple[Output, HeaderSet]:
-    """Compile; returns also what was read, and whether its paths are in the output."""
+    """Compile; return the output and the headers it read, with those of their paths that reached it."""
     output, headers = _compile_and_read(base, policy, before)
     reached = reaching(base, headers, output.trace, output.data, base.inputs.target_type)
     return output, replace(headers, paths=reached) if reached else headers
@@ -177,7 +177,7 @@ def _tell_refused(inputs: CompileInputs, why: str) -> None:
 
 
 def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
-    """Compile with no cache to look into."""
+    """Compile without a cache."""
     clock = time.perf_counter()
     try:
         try:
@@ -251,7 +251,7 @@ def publish(
     cache: Any,
     reason: str | None,
 ) -> CompiledProgram:
-    """Store what was compiled, unless there is a ``reason`` not to; the caller gets the bytes in hand either way."""
+    """Store the output, unless there is a ``reason`` not to. The caller gets the bytes either way."""
     ours = isinstance(cache, ProgramCacheResource)
     digest = entry_digest(key.digest)
     why = history.reasons(cache, record, digest) if ours and reason is None and events.wanted("miss") else ()

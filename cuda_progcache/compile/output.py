@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into a linker, and what comes out of a compiler: an output, or a refusal."""
+"""The inputs of a linker, and the results of a compiler: an output or a refusal."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def obtain(
 
 
 def find(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
-    """What :func:`obtain` would take from the cache, without compiling; None is a miss.
+    """Look a program up in the cache, without compiling; None is a miss.
 
     Where the compiler isn't installed, those that made what is in the cache stand in for it.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compile is given, checked, and in the form that the compiler gets it."""
+"""The inputs of a compile: checked, and in the form that the compiler gets."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class CompileInputs(NamedTuple):
 
 
 def unkeyed_files(said: Facts) -> str | None:
-    """Why the output of a compiler with these flags can't be keyed by what it is given: they name files to read."""
+    """Why these flags can't be keyed: they name files that the compiler reads. None if they don't."""
     if not said.reads:
         return None
     return f"the option {', '.join(said.reads)} names a file, and its content isn't in the key"

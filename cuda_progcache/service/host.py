@@ -260,7 +260,7 @@ def _components_against(record: Mapping[str, Any], host: Host) -> list[str]:
 
 
 def _place_against(label: str, value: str, host: Host) -> str | None:
-    """What is wrong with a path in the key, here."""
+    """Why a path in the key doesn't hold on this machine; None if it does."""
     if label == "cwd" and value != host.cwd:
         return f"the working directory {value} is in what was compiled, and here it is {host.cwd}"
     if label == "pwd" and value != host.pwd:
