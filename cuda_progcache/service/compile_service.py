@@ -12,8 +12,8 @@ from cuda_progcache._util.running import here
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.errors import ArchError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.options import ProgramOptions, as_options
-from cuda_progcache.keys.schema import normalize
 from cuda_progcache.service.cached_compiler import CachedCompiler
 
 TYPE_CHECKING = False

@@ -14,8 +14,8 @@ from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ArchError, ManifestError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+from cuda_progcache.keys.inputs import CompileInputs, normalize
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
-from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
 
 TYPE_CHECKING = False
