@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.keys.inputs import CompileInputs
-    from cuda_progcache.memo.storage.steps import Steps
+    from cuda_progcache.provenance.step_records import Steps
     from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import RenderedKernel
@@ -103,7 +103,7 @@ class CachedCompiler:
     @kept_property
     def steps(self) -> Steps | None:
         """The record of calls that make no program; None if the store keeps no records."""
-        from cuda_progcache.memo.storage.steps import Steps
+        from cuda_progcache.provenance.step_records import Steps
         from cuda_progcache.store.base import ProgramCacheResource
 
         return Steps(self.cache) if isinstance(self.cache, ProgramCacheResource) else None
@@ -147,7 +147,7 @@ class CachedCompiler:
         """Analyse a program of this cache as a recorded call."""
         if program.digest is None or self.steps is None:
             return analyse()
-        from cuda_progcache.memo import steps
+        from cuda_progcache.provenance import steps
 
         kind = {"resource_usage": steps.RESOURCE_USAGE, "sass": steps.SASS}[name]
         return steps.analysed(self.steps, kind, program.digest, analyse)

@@ -101,10 +101,10 @@ class CompileService:
         """The calls that made the programs in the cache, and those around them: to be queried, shown, transferred.
 
         Compiles and links; renderings of kernels, analyses (``resource_usage``, ``sass``) and prewarm runs
-        (:mod:`cuda_progcache.memo.steps`); and calls with small results that are saved here, as a function memoized
-        with this cache does.
+        (:mod:`~cuda_progcache.provenance.steps`); and calls with small results that are saved here, as a function
+        memoized with this cache does.
         """
-        from cuda_progcache.memo.storage import program_cache
+        from cuda_progcache.provenance.programs import program_cache
 
         return program_cache(self.cache)
 
