@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiler says when it refuses, brought back to the lines a person wrote."""
+"""A compiler's diagnostics, mapped to the lines of the source or of its template."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 
-from cuda_progcache._util.fields import dataclass
 from cuda_progcache.compile.arch import about_arch
-from cuda_progcache.errors import CompileError, UnsupportedArchError
+from cuda_progcache.errors import CompileError, Diagnostic, UnsupportedArchError, and_theirs
 from cuda_progcache.keys.flags import ARCH, read_flags
 
 TYPE_CHECKING = False
@@ -31,49 +29,6 @@ _DIRECTIVE = re.compile(r'\s*#\s*line\s+(?P<line>\d+)\s+"(?P<file>(?:[^"\\]|\\.)
 
 LineLookup = Callable[["int", "int | None"], "tuple[str, int] | None"]
 """Generated line (from 1) and column (from 0, or None where the compiler gives none) to (template file, line)."""
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """One message of a compiler.
-
-    Attributes
-    ----------
-    severity : str
-        ``"error"``, ``"catastrophic error"``, ``"warning"``, ``"remark"``, ``"note"`` or ``"fatal"``.
-    file : str
-        The file as the compiler names it: the program's name, or a header.
-    line : int
-        Line in that file, from 1.
-    message : str
-        The message, in one line.
-    code : str or None
-        The diagnostic's number, as in ``-diag-suppress``.
-    template : str or None
-        The template the line was rendered from.
-    template_line : int or None
-        The line there.
-    rendered : str or None
-        The rendered source line.
-    """
-
-    severity: str
-    file: str
-    line: int
-    message: str
-    code: str | None = None
-    template: str | None = None
-    template_line: int | None = None
-    rendered: str | None = None
-
-    def __str__(self) -> str:
-        code = f" #{self.code}" if self.code else ""
-        if self.template is None:
-            return f"{self.file}:{self.line}: {self.severity}{code}: {self.message}"
-        text = f"{self.template}:{self.template_line}: {self.severity}{code}: {self.message}"
-        shown = (self.rendered or "").strip()
-        where = "" if self.file == self.template else f" {self.file}:{self.line}"
-        return f"{text}\n    rendered as{where}:  {shown}" if shown else text
 
 
 def parse_log(
@@ -180,7 +135,8 @@ def compile_error(
     refused_arch = _refused_arch(refusal, flags)
     if refused_arch is not None:
         parts.insert(0, about_arch(refused_arch))
-    return _error_class(code_type, CompileError if refused_arch is None else UnsupportedArchError)(
+    ours = CompileError if refused_arch is None else UnsupportedArchError
+    return and_theirs(ours, *_THEIRS[code_type])(
         "\n".join(parts),
         name=name,
         code_type=code_type,
@@ -201,7 +157,7 @@ _THEIRS = {
 
 
 def _refused_arch(refusal: CompilerRefusal, flags: Sequence[str]) -> str | None:
-    """The architecture, if it is what the compiler didn't take."""
+    """The architecture, if that is what the compiler refused; else None."""
     arch = next((flag.value for flag in read_flags(flags) if flag.name == ARCH), None)
     if arch is None:
         return None
@@ -213,18 +169,3 @@ def _refused_arch(refusal: CompilerRefusal, flags: Sequence[str]) -> str | None:
     )
     refused = "UNSUPPORTED_ARCH" in refusal.status or any(words in refusal.log for words in said)
     return arch if refused else None
-
-
-def _error_class(code_type: str, ours: type[CompileError]) -> type[CompileError]:
-    """A class of ours, which is what ``cuda.core`` raises, too, where that class is loaded."""
-    module, name = _THEIRS[code_type]
-    theirs = getattr(sys.modules.get(module), name, None)
-    if theirs is None:
-        return ours
-    key = ours, id(theirs)
-    if key not in _error_classes:
-        _error_classes[key] = type(ours.__name__, (ours, theirs), {"__doc__": ours.__doc__})
-    return _error_classes[key]
-
-
-_error_classes: dict[tuple[type[CompileError], int], type[CompileError]] = {}

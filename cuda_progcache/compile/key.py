@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from cuda_progcache._util.fields import replace
 from cuda_progcache.compile.arch import with_arch
@@ -12,8 +12,9 @@ from cuda_progcache.compile.manifests import known_headers, remember_headers
 from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.includes import folders_of, headers_read
+from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.paths import reaching
-from cuda_progcache.keys.schema import BaseKey, ProgramKey, base_key, normalize
+from cuda_progcache.keys.schema import BaseKey, ProgramKey, base_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def program_key(
     code_type: str,
     options: Any,
     target_type: str,
-    name_expressions: Sequence[str | bytes] = (),
+    name_expressions: Iterable[str | bytes] | None = (),
     extra_digest: bytes | None = None,
 ) -> ProgramKey:
     """The key of a compile, with all its components.
@@ -58,7 +59,7 @@ def _identify(
     code_type: str,
     options: Any,
     target_type: str,
-    name_expressions: Sequence[str | bytes],
+    name_expressions: Iterable[str | bytes] | None,
     extra_digest: bytes | None,
 ) -> tuple[BaseKey, HeaderSet]:
     inputs = normalize(
@@ -88,7 +89,7 @@ def make_program_cache_key(
     code_type: str,
     options: Any,
     target_type: str,
-    name_expressions: Sequence[str | bytes] = (),
+    name_expressions: Iterable[str | bytes] | None = (),
     extra_digest: bytes | None = None,
 ) -> bytes:
     """The cache key of a compile.
@@ -106,7 +107,7 @@ def make_program_cache_key(
         Ours or ``cuda.core``'s: both give the same key.
     target_type : {"ptx", "cubin", "ltoir"}
         In any case.
-    name_expressions : sequence of str or bytes
+    name_expressions : iterable of str or bytes, optional
         Their order doesn't matter; ``"k"`` and ``b"k"`` differ.
     extra_digest : bytes, optional
         Anything else the output depends on; non-empty.

@@ -9,8 +9,8 @@ from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.errors import ClosedProgramError, OptionError, UnsupportedCodeTypeError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+from cuda_progcache.keys.inputs import CODE_TYPES, TARGET_TYPES, normalize
 from cuda_progcache.keys.options import ProgramOptions, as_options
-from cuda_progcache.keys.schema import CODE_TYPES, TARGET_TYPES, normalize
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class Program:
             if not isinstance(code, str):
                 raise TypeError(f"Expected type str, but got {type(code).__name__}")
             if self._options.extra_sources is not None:
-                raise ValueError(f"extra_sources is not supported by code_type={kind!r}, only by 'nvvm'")
+                backend = "NVRTC" if kind == "c++" else "PTX"
+                raise ValueError(f"extra_sources is not supported by the {backend} backend: it is for code_type='nvvm'")
         elif not isinstance(code, str | bytes | bytearray):
             raise TypeError(f"NVVM IR code must be provided as str, bytes, or bytearray, got {type(code).__name__}")
         self._code = code

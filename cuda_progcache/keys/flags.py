@@ -16,7 +16,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache.keys.source import mentions_file, time_macro
+from cuda_progcache.keys.quick_text import mentions_file, time_macro
 
 INCLUDE_PATH, PRE_INCLUDE, BUNDLED_HEADERS = "include-path", "pre-include", "use-bundled-headers"
 ARCH, DEBUG, LINE_INFO = "gpu-architecture", "device-debug", "generate-line-info"
@@ -145,7 +145,7 @@ class Facts(NamedTuple):
     bundled_headers : str or None
         The directory into which NVRTC puts its own headers.
     time_macro : str or None
-        A macro in a definition that makes each compile's output its own.
+        A date or time macro in a definition: with it each compile gives another output.
     mention_file, probes : bool
         Whether a definition has ``__FILE__`` or its like, or ``__has_include``.
     writes : tuple of str

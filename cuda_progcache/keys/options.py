@@ -15,7 +15,7 @@ import marshal
 from collections.abc import Mapping, Sequence
 
 from cuda_progcache._util.fields import NamedTuple, dataclass, replace
-from cuda_progcache.errors import ArchError, OptionError
+from cuda_progcache.errors import ArchError, OptionError, and_theirs
 from cuda_progcache.keys.flags import ARCH, REPEATABLE, facts, read_flags
 from cuda_progcache.keys.option_tables import (
     NVJITLINK,
@@ -115,7 +115,8 @@ def _nvvm_flags(options: ProgramOptions, target_type: str | None) -> list[str]:
     refused += [name for name in NVVM_REFUSES_TRUE if getattr(options, name)]
     if refused:
         ordered = [name for name in vars(options) if name in refused]
-        raise OptionError(f"The following options are not supported by NVVM backend: {', '.join(ordered)}")
+        error = and_theirs(OptionError, "cuda.core._utils.cuda_utils", "CUDAError")
+        raise error(f"The following options are not supported by NVVM backend: {', '.join(ordered)}")
     arch = options.arch or ""
     if arch.startswith("sm_"):
         arch = f"compute_{arch[3:]}"

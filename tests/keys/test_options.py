@@ -214,3 +214,11 @@ def test_what_as_bytes_of_its_own_says_is_asked_each_time():
     options = Changing(arch="sm_90")
     for macro in (b"A", b"B"):
         assert translate(options, "c++", "cubin").flags[-1] == f"-D{macro.decode()}"
+
+
+def test_what_libnvvm_lacks_is_refused_with_cuda_cores_error_too():
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    for options in (ProgramOptions(arch="sm_90", lineinfo=True), cuda.core.ProgramOptions(arch="sm_90", lineinfo=True)):
+        with pytest.raises(CUDAError, match="not supported by NVVM backend: lineinfo"):
+            translate(options, "nvvm", "ptx")
