@@ -368,9 +368,10 @@ def _make_private(directory: str) -> None:
         _make_directories(directory)
         status = os.stat(directory)
     except OSError as error:
-        raise _cant_make(directory, error.errno, f": {error.strerror}") from error
+        message = f"can't make the directory for compiled templates: {error.strerror}"
+        raise _store_error(directory, error.errno, message) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise _cant_make(directory, errno.ENOTDIR, ": there is something else")
+        raise _store_error(directory, errno.ENOTDIR, "compiled templates need a directory, and this is none")
     if not _POSIX:
         return
     if status.st_uid != os.geteuid():
@@ -385,10 +386,10 @@ def _make_private(directory: str) -> None:
     raise UnsafeRootError(errno.EPERM, f"compiled templates are executed, and this directory {wrong}", directory)
 
 
-def _cant_make(directory: str, number: int | None, why: str) -> Exception:
+def _store_error(directory: str, number: int | None, message: str) -> Exception:
     from cuda_progcache.errors import StoreError  # not needed where all is well
 
-    return StoreError(number, f"can't make the directory for compiled templates{why}", directory)
+    return StoreError(number, message, directory)
 
 
 def _make_directories(directory: str) -> None:
