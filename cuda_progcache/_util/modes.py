@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import os
 
-from cuda_progcache.errors import ModeError
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +61,7 @@ def checked(mode: str, where: str) -> str:
     if mode in MODES:
         return mode
     from cuda_progcache._util.suggest import nearest
+    from cuda_progcache.errors import ModeError
 
     near = nearest(str(mode), MODES)
     hint = f"; did you mean {near!r}?" if near else ""

@@ -18,7 +18,26 @@ from cuda_progcache.keys.headers import NO_HEADERS, as_now
 from cuda_progcache.store.base import entry_digest
 
 if TYPE_CHECKING:
-    from cuda_progcache.keys.schema import BaseKey, CompileInputs
+    from typing import Protocol
+
+    from cuda_progcache.keys.inputs import CompileInputs
+    from cuda_progcache.keys.schema import BaseKey
+
+    class Step(Protocol):
+        """A compile or a link."""
+
+        @property
+        def name(self) -> str:
+            """The program's."""
+
+        @property
+        def target_type(self) -> str:
+            """What it makes."""
+
+        @property
+        def arch(self) -> str | None:
+            """For which architecture."""
+
 
 _SHADOWED = "a file that would be read is gone, or another one lies before it"
 
@@ -51,21 +70,19 @@ def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> Froze
     return _error(inputs, cache, kernel, reasons)
 
 
-def no_cache(inputs: CompileInputs) -> FrozenMissError:
+def no_cache(inputs: Step) -> FrozenMissError:
     """The error of a program that is compiled without a cache."""
     reasons = ("no cache was given",)
     command = "pass cache=, or run it with CUDA_PROGCACHE=rw"
     return FrozenMissError(_message(inputs, "", reasons, command), name=inputs.name, reasons=reasons, command=command)
 
 
-def no_compiler(
-    inputs: CompileInputs, cache: Any, kernel: Mapping[str, Any] | None, missing: Exception
-) -> FrozenMissError:
+def no_compiler(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None, missing: Exception) -> FrozenMissError:
     """The error where the compiler isn't installed, and what other compilers made doesn't serve."""
     return _error(inputs, cache, kernel, (str(missing), "no compiler that made what is there would make it so"))
 
 
-def no_link(inputs: CompileInputs, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
+def no_link(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
     """The error of a link that isn't there."""
     return _error(inputs, cache, kernel, ("it was never linked from these inputs",))
 
@@ -82,9 +99,7 @@ def _would_be(inputs: CompileInputs, kernel: Mapping[str, Any] | None) -> dict[s
     }
 
 
-def _error(
-    inputs: CompileInputs, cache: Any, kernel: Mapping[str, Any] | None, reasons: tuple[str, ...]
-) -> FrozenMissError:
+def _error(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None, reasons: tuple[str, ...]) -> FrozenMissError:
     where = "" if cache is None else cache.name
     command = _command(inputs, where, kernel)
     return FrozenMissError(
@@ -92,7 +107,7 @@ def _error(
     )
 
 
-def _message(inputs: CompileInputs, where: str, reasons: tuple[str, ...], command: str) -> str:
+def _message(inputs: Step, where: str, reasons: tuple[str, ...], command: str) -> str:
     there = f" isn't in {where}" if where else " would have to be compiled"
     return (
         f"the cache is frozen, and {inputs.name} ({inputs.target_type}, {inputs.arch}){there}: {'; '.join(reasons)}. "
@@ -100,7 +115,7 @@ def _message(inputs: CompileInputs, where: str, reasons: tuple[str, ...], comman
     )
 
 
-def _command(inputs: CompileInputs, where: str, kernel: Mapping[str, Any] | None) -> str:
+def _command(inputs: Step, where: str, kernel: Mapping[str, Any] | None) -> str:
     """A command that puts it there; of a program that isn't a library's, what to do."""
     if kernel is None:
         return "run it once with CUDA_PROGCACHE=rw"

@@ -176,6 +176,35 @@ def sizes(root: Root) -> Iterator[tuple[str, int, int]]:
                 yield shard + item.name, size, record_size
 
 
+class Glimpse(NamedTuple):
+    """What the directories say of an entry that has a record, no file opened.
+
+    Attributes
+    ----------
+    digest : str
+    size : int
+        Bytes of the entry.
+    written, used : float
+        When it was last written, and last written or read, seconds since the epoch.
+    """
+
+    digest: str
+    size: int
+    written: float
+    used: float
+
+
+def glimpses(root: Root) -> Iterator[Glimpse]:
+    """Every entry that has a record."""
+    for shard in root.shards():
+        records = root.names(root.records, shard)
+        for item in root.files(root.entries, shard):
+            if item.name in records:
+                with contextlib.suppress(FileNotFoundError, PermissionError):  # gone, or another user's
+                    st = item.stat(follow_symlinks=False)
+                    yield Glimpse(shard + item.name, st.st_size, st.st_mtime, max(st.st_atime, st.st_mtime))
+
+
 def _brought_back(path: str, moment: int) -> os.stat_result:
     """Give a file of the future (a clock was wrong) a recent time, so that it ages from now on; its status."""
     with contextlib.suppress(OSError):  # another user's, or gone
