@@ -198,7 +198,7 @@ class CacheDecorator:
         chosen = options.cache_dir
         directory = os.path.abspath(os.fspath(chosen)) if chosen is not None else default_directory()
         try:
-            os.makedirs(directory, mode=0o755, exist_ok=True)
+            _make(directory)
         except OSError as error:
             _logger.info("%s can't be made now: %s", directory, error)  # saving a result there will say so
         self._options = options._replace(backend=backend, cache_dir=directory)
@@ -383,9 +383,14 @@ def default_directory() -> str:
         from platformdirs import user_cache_path
 
         chosen = str(user_cache_path("cuda_progcache") / "calls")
-    if modes.current() == "rw":
-        os.makedirs(chosen, mode=0o755, exist_ok=True)
+    _make(chosen)
     return os.path.abspath(chosen)
+
+
+def _make(directory: str) -> None:
+    """Make a directory for results, unless nothing is to be written."""
+    if modes.current() == "rw":
+        os.makedirs(directory, mode=0o755, exist_ok=True)
 
 
 def track_file(path: str | os.PathLike[str]) -> Path:
