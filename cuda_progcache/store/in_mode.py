@@ -168,6 +168,14 @@ class _Off(_ReadOnly):
         """None."""
         return iter(())
 
+    def first(self, *_: Any, **__: Any) -> list[EntryInfo]:
+        """None."""
+        return []
+
+    def census(self) -> NoReturn:
+        """Raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
+        self._refuse("look through the cache")
+
     def info(self, digest: str) -> EntryInfo:
         """Raise :class:`KeyError`."""
         raise KeyError(digest)
