@@ -7,10 +7,12 @@ A toolchain is named by its files, so any build can be looked at, installed or n
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import io
 import marshal
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +40,8 @@ os._exit(0)
 """
 
 # All work in this folder, which reaches some outputs; precompiled headers are left there.
-_folder = tempfile.TemporaryDirectory(prefix="progcache-")
+_folder = tempfile.mkdtemp(prefix="progcache-")
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 Job = dict[str, Any]
 Answer = dict[str, Any]
@@ -67,7 +70,7 @@ def run(jobs: Sequence[Job], environment: Mapping[str, str] | None = None) -> li
         capture_output=True,
         check=False,
         env=given | dict(environment or {}),
-        cwd=_folder.name,
+        cwd=_folder,
     )
     found, answers = [], io.BytesIO(done.stdout)
     with contextlib.suppress(EOFError):
@@ -122,7 +125,11 @@ class Toolchain:
     @classmethod
     def given(cls, arguments: argparse.Namespace) -> Toolchain:
         """The one that a tool's user named."""
-        return cls(arguments.nvrtc, arguments.nvjitlink or None, arguments.nvvm or None)
+        nvrtc, *others = (
+            os.path.abspath(path) if path else None for path in (arguments.nvrtc, arguments.nvjitlink, arguments.nvvm)
+        )
+        assert nvrtc is not None
+        return cls(nvrtc, *others)
 
     def __str__(self) -> str:
         return f"NVRTC {self.version}: " + ", ".join(f"{name} {build}" for name, build in self.builds.items())

@@ -22,7 +22,7 @@ class Case(NamedTuple):
     """A program.
 
     ``place`` says that the working directory or a header's path is in the output. ``quick`` ones are in CI's own run;
-    ``cccl`` ones include CCCL's headers.
+    ``cccl`` ones include CCCL's headers, which NVRTC can compile ``since`` that release of theirs.
     """
 
     code: str
@@ -32,6 +32,7 @@ class Case(NamedTuple):
     place: bool = False
     quick: bool = False
     cccl: bool = True
+    since: str = "12.3"
 
 
 def _cub(header: str, body: str) -> str:
@@ -44,7 +45,8 @@ CASES = {
         _cub(
             "cub/block/block_reduce.cuh",
             "typedef cub::BlockReduce<int, 128> R; __shared__ R::TempStorage s; int x = R(s).Sum(*p); *p = x + CFG_N;",
-        )
+        ),
+        since="12.5",
     ),
     "cub block radix sort": Case(
         _cub(
@@ -53,10 +55,12 @@ CASES = {
             "S(s).Sort(v); p[threadIdx.x] = v[(CFG_N >> 1) & 1];",
         ),
         "ptx",
+        since="12.5",
     ),
-    "cub warp reduce": Case(_cub("cub/warp/warp_reduce.cuh", _WARP), quick=True),
+    "cub warp reduce": Case(_cub("cub/warp/warp_reduce.cuh", _WARP), quick=True, since="12.5"),
     "cub device": Case(
-        _cub("cub/thread/thread_reduce.cuh", "int v[3] = {p[0], p[1], CFG_N}; *p = v[0] + v[1] + v[2];")
+        _cub("cub/thread/thread_reduce.cuh", "int v[3] = {p[0], p[1], CFG_N}; *p = v[0] + v[1] + v[2];"),
+        since="12.5",
     ),
     "cooperative groups": Case(
         '#include "cfg.cuh"\n#include <cooperative_groups.h>\n#include <cooperative_groups/reduce.h>\n'
@@ -78,7 +82,8 @@ CASES = {
     ),
     "thrust": Case(
         '#include "cfg.cuh"\n#include <thrust/tuple.h>\n#include <thrust/functional.h>\n'
-        'extern "C" __global__ void k(int *p) { thrust::plus<int> f; *p = f(*p, CFG_N); }\n'
+        'extern "C" __global__ void k(int *p) { thrust::plus<int> f; *p = f(*p, CFG_N); }\n',
+        since="12.9",
     ),
     "name expressions": Case(
         '#include "cfg.cuh"\n#include <cuda_fp16.h>\nnamespace { template <class T> __device__ __noinline__ T '
@@ -127,19 +132,20 @@ CASES = {
         quick=True,
         cccl=False,
     ),
-    "lto of cub": Case(_cub("cub/warp/warp_reduce.cuh", _WARP), "ltoir", place=True),
+    "lto of cub": Case(_cub("cub/warp/warp_reduce.cuh", _WARP), "ltoir", place=True, since="12.5"),
     "all of it": Case(
         '#include "cfg.cuh"\n#include <cub/block/block_scan.cuh>\n#include <cuda/std/utility>\n'
         '#include <cooperative_groups.h>\n#include <cuda_bf16.h>\nextern "C" __global__ void k(int *p) {\n'
         "typedef cub::BlockScan<int, 64> S; __shared__ S::TempStorage s; int x;\n"
         "S(s).ExclusiveSum(*p, x); cooperative_groups::this_thread_block().sync(); p[threadIdx.x] = x + CFG_N; }\n",
         options={"std": "c++20", "use_fast_math": True, "ptxas_options": ["-v"]},
+        since="12.5",
     ),
 }
 
 
 def compiled(name: str, cache: FileStreamProgramCache | None, include_path: list[str]) -> dict[str, Any]:
-    """Compile a case: whether it was a hit or is kept, and digests of all that a user sees of it."""
+    """Compile a case: whether it was a hit or is kept, and digests of what a user sees, without and with paths."""
     case = CASES[name]
     log = io.StringIO()
     given = {"arch": ARCH, "std": "c++17", "name": "k.cu", "include_path": include_path} | case.options
@@ -148,7 +154,7 @@ def compiled(name: str, cache: FileStreamProgramCache | None, include_path: list
     end = subscribe(lambda event: why.extend(getattr(event, "reasons", ())))
     try:
         made = program.compiled(case.target, case.names, log, cache=cache)
-        seen = [made.data, log.getvalue(), sorted(made.symbol_mapping.items())]
+        seen = [made.data, sorted(made.symbol_mapping.items())]
         found = {"hit": made.hit, "reason": made.reason, "why": why}
         if case.target == "ltoir":
             linked = link([made], LinkerOptions(arch=ARCH), cache=cache)
@@ -158,7 +164,14 @@ def compiled(name: str, cache: FileStreamProgramCache | None, include_path: list
         return {"refused": str(error)}
     finally:
         end()
-    return found | {"digest": hashlib.sha256(repr(seen).encode()).hexdigest()}
+    told = shown = log.getvalue()
+    for number, root in enumerate(include_path):  # a warning names the header's path, which is another one there
+        told = told.replace(root, f"<{number}>")
+    return found | {"digest": _digest(seen, told), "exactly": _digest(seen, shown)}
+
+
+def _digest(*seen: object) -> str:
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
 def main() -> None:
@@ -168,7 +181,7 @@ def main() -> None:
     json.dump(
         {
             name: compiled(name, cache, given["include_path"])
-            | ({"fresh": compiled(name, None, given["include_path"]).get("digest")} if name in given["fresh"] else {})
+            | ({"fresh": compiled(name, None, given["include_path"]).get("exactly")} if name in given["fresh"] else {})
             for name in given["cases"]
         },
         sys.stdout,

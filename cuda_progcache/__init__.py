@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cuda_progcache.compile.compiled import CompiledProgram as CompiledProgram
-    from cuda_progcache.compile.diagnostics import Diagnostic as Diagnostic
     from cuda_progcache.compile.key import make_program_cache_key as make_program_cache_key
     from cuda_progcache.compile.key import program_key as program_key
     from cuda_progcache.compile.linker import Linker as Linker
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import BundleError as BundleError
     from cuda_progcache.errors import ClosedProgramError as ClosedProgramError
     from cuda_progcache.errors import CompileError as CompileError
+    from cuda_progcache.errors import Diagnostic as Diagnostic
     from cuda_progcache.errors import InspectError as InspectError
     from cuda_progcache.errors import KernelNotFoundError as KernelNotFoundError
     from cuda_progcache.errors import ManifestError as ManifestError
@@ -73,7 +73,7 @@ _HOME = {
     "CompileError": "errors",
     "CompileService": "service.compile_service",
     "CompiledProgram": "compile.compiled",
-    "Diagnostic": "compile.diagnostics",
+    "Diagnostic": "errors",
     "Event": "events",
     "FileStreamProgramCache": "store.file_stream",
     "HeaderPolicy": "keys.headers",

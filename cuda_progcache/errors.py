@@ -13,16 +13,24 @@ result, a program that was compiled and couldn't be kept, is a
 
 from __future__ import annotations
 
+import sys
+
+from cuda_progcache._util.fields import dataclass
+
 TYPE_CHECKING = False  # importing typing takes 9 ms, as long as a cached kernel takes in all
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Self
+    from typing import Any, Self, TypeVar
 
-    from cuda_progcache.compile.diagnostics import Diagnostic
+    _Error = TypeVar("_Error", bound="ProgCacheError")
 
 
 class ProgCacheError(Exception):
     """Base class of every error raised by ``cuda_progcache``."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        made = OSError.__reduce__(self) if isinstance(self, OSError) else Exception.__reduce__(self)
+        return (_again, (_home(type(self)), made[1]), self.__dict__)
 
 
 class ProgCacheWarning(RuntimeWarning):
@@ -39,24 +47,42 @@ class StoreError(ProgCacheError, OSError):
     def __new__(cls, *args: object) -> Self:
         """Make an instance of the class that Python has for this errno and of this one."""
         native = type(OSError(*args[:2]))
-        kind: type[Self] = cls if issubclass(cls, native) else _also(cls, native)  # type: ignore[assignment]
-        return super().__new__(kind, *args)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # The class made for an errno can't be found by its name: pickle and copy go through the one that can.
-        home = next(base for base in type(self).__mro__ if "_native" not in vars(base))
-        return (home, *super().__reduce__()[1:])
+        return super().__new__(cls if issubclass(cls, native) else _also(cls, native), *args)
 
 
-_made: dict[tuple[type[StoreError], type[OSError]], type[StoreError]] = {}
+def _also(ours: type[_Error], other: type[Exception]) -> type[_Error]:
+    """``ours`` that ``except other`` catches as well; it looks like ``ours`` in tracebacks."""
+    both = _made.get((ours, other))
+    if both is None:
+        names = {name: getattr(ours, name) for name in ("__module__", "__qualname__", "__doc__")}
+        both = _made[ours, other] = type(ours.__name__, (ours, other), {**names, "_other": other})
+    return both
 
 
-def _also(cls: type[StoreError], native: type[OSError]) -> type[StoreError]:
-    """``cls`` that ``except native`` catches as well; it looks like ``cls`` in tracebacks."""
-    if (cls, native) not in _made:
-        names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-        _made[cls, native] = type(cls.__name__, (cls, native), {**names, "_native": native})
-    return _made[cls, native]
+def _home(kind: type) -> type:
+    """The class that can be found by its name, which one made by :func:`_also` can't: pickle and copy go through it."""
+    return next(base for base in kind.__mro__ if "_other" not in vars(base))
+
+
+def _again(kind: type[_Error], args: tuple[object, ...]) -> _Error:
+    """An error from its pickle, whatever else its class wants when it is made: that is in the pickle's state."""
+    return kind.__new__(kind, *args)
+
+
+_made: dict[tuple[type, type], Any] = {}
+
+
+def and_theirs(ours: type[_Error], module: str, name: str) -> type[_Error]:
+    """A class of ours that another library's handlers catch as well.
+
+    Parameters
+    ----------
+    ours : type
+    module, name : str
+        Where the other library has its class; where the module isn't loaded, nobody handles that.
+    """
+    theirs = getattr(sys.modules.get(module), name, None)
+    return ours if theirs is None else _also(ours, theirs)
 
 
 class ReadOnlyError(StoreError):
@@ -102,6 +128,49 @@ class ToolchainError(ProgCacheError, RuntimeError):
     """A compiler library, header package or tool is missing or can't be used; the message names what to install."""
 
 
+@dataclass(frozen=True)
+class Diagnostic:
+    """One message of a compiler.
+
+    Attributes
+    ----------
+    severity : str
+        ``"error"``, ``"catastrophic error"``, ``"warning"``, ``"remark"``, ``"note"`` or ``"fatal"``.
+    file : str
+        The file as the compiler names it: the program's name, or a header.
+    line : int
+        Line in that file, from 1.
+    message : str
+        The message, in one line.
+    code : str or None
+        The diagnostic's number, as in ``-diag-suppress``.
+    template : str or None
+        The template the line was rendered from.
+    template_line : int or None
+        The line there.
+    rendered : str or None
+        The rendered source line.
+    """
+
+    severity: str
+    file: str
+    line: int
+    message: str
+    code: str | None = None
+    template: str | None = None
+    template_line: int | None = None
+    rendered: str | None = None
+
+    def __str__(self) -> str:
+        code = f" #{self.code}" if self.code else ""
+        if self.template is None:
+            return f"{self.file}:{self.line}: {self.severity}{code}: {self.message}"
+        text = f"{self.template}:{self.template_line}: {self.severity}{code}: {self.message}"
+        shown = (self.rendered or "").strip()
+        where = "" if self.file == self.template else f" {self.file}:{self.line}"
+        return f"{text}\n    rendered as{where}:  {shown}" if shown else text
+
+
 class CompileError(ProgCacheError):
     """The compiler refused the program.
 
@@ -141,17 +210,6 @@ class CompileError(ProgCacheError):
         self.options = tuple(options)
         self.log = log
         self.diagnostics = tuple(diagnostics)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # Compile errors cross process borders in prewarm; the dynamic NVRTCError subclass can't be pickled by name.
-        home = UnsupportedArchError if isinstance(self, UnsupportedArchError) else CompileError
-        return (_rebuild_compile_error, (home, str(self), dict(self.__dict__)))
-
-
-def _rebuild_compile_error(home: type[CompileError], message: str, attributes: dict[str, object]) -> CompileError:
-    error = home(message)
-    error.__dict__.update(attributes)
-    return error
 
 
 class TemplateError(ProgCacheError):

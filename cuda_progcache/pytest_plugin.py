@@ -23,6 +23,9 @@ import pytest
 if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
+# Before anybody imports it: its asserts are told as those of a test are.
+pytest.register_assert_rewrite("cuda_progcache.testing")
+
 
 class SessionCounts(NamedTuple):
     """What the ``program_cache`` of one process, or of all of them, did in this session.

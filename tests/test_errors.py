@@ -11,6 +11,7 @@ import traceback
 import pytest
 
 import cuda_progcache
+from cuda_progcache import errors
 from cuda_progcache.errors import ProgCacheError, ProgCacheWarning, ReadOnlyError, StoreError, UnsafeRootError
 
 SAMPLES = [
@@ -70,3 +71,29 @@ def test_a_missing_directory_of_a_bundle_is_a_file_not_found(tmp_path):
 def test_warnings_can_be_filtered_by_their_category():
     assert cuda_progcache.ProgCacheWarning is ProgCacheWarning
     assert issubclass(ProgCacheWarning, RuntimeWarning), "as filters written before there was a category expect"
+
+
+@pytest.mark.parametrize("kind", [n for n in vars(errors).values() if isinstance(n, type) and issubclass(n, Exception)])
+def test_every_error_crosses_processes_as_cuda_cores_or_not(kind):
+    """A class that was made on the way, of ours and another library's, is found again as ours."""
+
+    class TheirError(Exception):  # as the bindings' errors are: made of a status alone
+        def __init__(self, status):
+            self.status = status
+
+        def __reduce__(self):
+            return (type(self), (self.status,))
+
+    for made in (kind, errors._also(kind, TheirError)) if issubclass(kind, errors.ProgCacheError) else (kind,):
+        error = made.__new__(made, "what happened")
+        error.note = 3
+        for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert type(copied) is kind
+            assert (copied.args, str(copied), copied.note) == (("what happened",), "what happened", 3)
+
+
+def test_an_error_that_is_made_of_more_than_its_message_crosses_processes():
+    error = pickle.loads(pickle.dumps(errors.AmbiguousDigestError("ab", ["abc", "abd"])))
+    assert (error.prefix, error.matches, str(error).split(" (")[0]) == (
+        "ab", ("abc", "abd"), "digest prefix 'ab' fits 2 entries",
+    )  # fmt: skip

@@ -36,9 +36,25 @@ assert len(environment.get_template("sgemm.cu.j2").render(**{PARAMETERS!r})) > 5
 """
 
 
+ENVIRONMENT_PROCESS = JINJA2_PROCESS.replace(
+    "from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined",
+    "from jinja2 import FileSystemLoader, StrictUndefined\n"
+    "from cuda_progcache.templates import BytecodeCache as FileSystemBytecodeCache, Environment",
+)
+
+
 def _cold(directory: Path, effort: float) -> Mapping[str, Sequence[float]]:
     """Run processes in turns; the CPU seconds of each, which a busy machine doesn't stretch."""
-    sides = {OURS: OUR_PROCESS, JINJA2: JINJA2_PROCESS, "bare Python": "pass"}
+    return _in_turns({OURS: OUR_PROCESS, JINJA2: JINJA2_PROCESS, "bare Python": "pass"}, directory, effort)
+
+
+def _cold_environment(directory: Path, effort: float) -> Mapping[str, Sequence[float]]:
+    """As `_cold`, for a program that renders with an `Environment`."""
+    sides = {OURS: ENVIRONMENT_PROCESS, JINJA2: JINJA2_PROCESS, "import jinja2": "import jinja2"}
+    return _in_turns(sides, directory, effort)
+
+
+def _in_turns(sides: Mapping[str, str], directory: Path, effort: float) -> Mapping[str, Sequence[float]]:
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(max(3, round(21 * effort))):
         for side, code in sides.items():
@@ -113,6 +129,12 @@ BENCHMARKS = (
         "new process to the text of sgemm, compiled templates on disk (CPU time)",
         at_most(20e-3),
         samples=_cold,
+    ),
+    Benchmark(
+        "templates.cold_start_environment",
+        "the same with an Environment (CPU time)",
+        ratio(1.0, JINJA2),
+        samples=_cold_environment,
     ),
     Benchmark(
         "templates.hit_small",

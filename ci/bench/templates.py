@@ -102,6 +102,57 @@ MACROS = """\
 """
 
 
+# What real generators of host code are made of: call blocks in macros, chains of ~, counters in a namespace, lists that
+# are appended to, captured text, includes in loops.
+GENERATOR = """\
+{% from "signature" import argument, function %}
+{% set ns = namespace(count=0) %}
+{% set used = [] %}
+{% for op in ops %}
+{% set body %}
+{% for a in op.args if a.kind != "skip" %}
+  {{ argument(a.type, a.name ~ "_" ~ loop.index) }};
+{% endfor %}
+{% endset %}
+{% call(indent) function(op.name ~ "_" ~ op.dtype, op.args) %}
+{{ body | indent(indent) }}
+{% for a in op.args %}
+{% set register = "r" ~ ns.count %}
+{% set _ = used.append(register) %}
+{% set ns.count = ns.count + 1 %}
+{% if a.type is string and not loop.last %}
+{{ register ~ " = " ~ a.name ~ "[" ~ (loop.index0 * 4) ~ "];" }}
+{% endif %}
+{% include "row" %}
+{% endfor %}
+{% endcall %}
+{% endfor %}
+// {{ used | join(" ") }} {{ ops | map(attribute="name") | unique | join(",") }}
+"""
+GENERATOR_PARTS = {
+    "signature": """\
+{% macro argument(type, name) %}{{ type }} {{ name }}{% endmacro %}
+{% macro function(name, args) %}
+static void {{ name }}({% for a in args %}{{ argument(a.type, a.name) }}{{ ", " if not loop.last }}{% endfor %})
+{
+{{ caller(4) }}
+}
+{% endmacro %}
+""",
+    "row": "emit({{ a.name }}, {{ register }}, {{ op.name | upper }});\n",
+}
+CALLS = """\
+{% macro box(title) %}<{{ title }}>{{ caller(title) }}</{{ title }}>{% endmacro %}
+{% macro line(n) %}[{{ caller() }}{{ n }}]{% endmacro %}
+{% for i in numbers %}{% call(t) box(i) %}{% call line(t) %}{{ i ~ t }}{% endcall %}{% endcall %}{% endfor %}
+"""
+LISTS = """\
+{% set found = [] %}
+{% for i in numbers %}{% set _ = found.append(i) %}{% set twice = double(i) %}{{ twice }}{% endfor %}
+{% for i in numbers | select("odd") %}{{ i }}{% endfor %}{{ numbers | map("string") | first }}{{ found | length }}
+"""
+
+
 @dataclass(frozen=True)
 class Case:
     """A template with its variables, for either environment."""
@@ -110,21 +161,27 @@ class Case:
     variables: Mapping[str, Any]
     templates: Mapping[str, str] | None = None
     options: Mapping[str, Any] | None = None
+    kernel: bool = False
 
     def environment(self, side: str) -> Any:
         """Make the environment of a side."""
         import jinja2
 
-        from cuda_progcache.templates import Environment
+        from cuda_progcache.templates import Environment, KernelEnvironment
 
+        if self.kernel and side == OURS:
+            return KernelEnvironment(_folder(self.templates or {}))
         kind = Environment if side == OURS else jinja2.Environment
-        loader = jinja2.DictLoader(dict(self.templates or {}))
+        loader: Any = jinja2.DictLoader(dict(self.templates or {}))
+        if self.kernel:
+            loader = jinja2.FileSystemLoader(_folder(self.templates or {}))
         return kind(loader=loader, trim_blocks=True, lstrip_blocks=True, **(self.options or {}))
 
     def rendering(self, side: str) -> Callable[[], str]:
         """What renders."""
         template = self.environment(side).from_string(self.source)
-        return lambda: str(template.render(self.variables))
+        variables = dict(self.variables)
+        return lambda: str(template.render(**variables))
 
     def streaming(self, side: str) -> Callable[[], str]:
         """What streams, drained."""
@@ -141,6 +198,20 @@ class Case:
             return ""
 
         return compile_it
+
+
+def _folder(templates: Mapping[str, str]) -> str:
+    """Write templates into a directory that lives as long as the process."""
+    import tempfile
+
+    folder = tempfile.TemporaryDirectory(prefix="bench-templates-")
+    _folders.append(folder)
+    for name, source in templates.items():
+        (Path(folder.name) / name).write_text(source, encoding="utf-8")
+    return folder.name
+
+
+_folders: list[Any] = []
 
 
 def _samples(case: Case, what: str, calls: int, directory: Path, effort: float) -> Mapping[str, Sequence[float]]:
@@ -171,6 +242,15 @@ _items = [{"name": f"item {number}", "price": number} for number in range(1000)]
 _gemm = Case(GEMM, {"cfg": SHAPE, "name": "gemm", "relu": True})
 _loop = Case(LOOP, {"items": _items})
 _page = Case(PAGES["page"], {"title": "t", "user": "u"}, PAGES)
+_strict = {"keep_trailing_newline": True}
+_ops = [
+    {"name": f"op{n % 5}", "dtype": "f32", "args": [{"kind": "k", "type": "int", "name": f"a{i}"} for i in range(6)]}
+    for n in range(20)
+]
+_numbers = {"numbers": list(range(200)), "double": lambda n: n * 2}
+_generator = Case(GENERATOR, {"ops": _ops}, GENERATOR_PARTS)
+_kernel_generator = Case(GENERATOR, {"ops": _ops}, GENERATOR_PARTS, _strict, kernel=True)
+_names = Case("".join(f"{{{{ v{number} }}}}" for number in range(3000)), {})
 _macros = Case(MACROS, {"rows": [list(range(10))] * 50})
 
 BENCHMARKS = tuple(
@@ -188,6 +268,19 @@ BENCHMARKS = tuple(
             ),
             ("render_inheritance", "render extends three deep, include, from-import", 0.75, _page, "rendering", 100),
             ("render_macros", "render 1000 calls of macros in macros", 0.75, _macros, "rendering"),
+            ("render_generator", "render a generator of host code, of many macros", 1.0, _generator, "rendering"),
+            ("render_generator_kernel", "the same in a KernelEnvironment", 1.0, _kernel_generator, "rendering"),
+            ("render_calls", "render 400 call blocks, one in another", 1.0, Case(CALLS, _numbers), "rendering"),
+            ("render_lists", "render loops that append, set and filter", 1.0, Case(LISTS, _numbers), "rendering"),
+            (
+                "render_lists_kernel",
+                "the same in a KernelEnvironment",
+                1.0,
+                Case(LISTS, _numbers, options=_strict, kernel=True),
+                "rendering",
+            ),
+            ("compile_generator", "compile the generator, text to code", 1.0, _generator, "compiling"),
+            ("compile_names", "compile a template of 3000 names", 1.0, _names, "compiling", 1),
             ("stream_loop", "stream a loop over 1000 dicts, drained", 0.25, _loop, "streaming"),
             ("compile_gemm", "compile the GEMM, text to code", 0.9, _gemm, "compiling", 1),
             ("compile_loop", "compile the loop, text to code", 0.9, _loop, "compiling"),

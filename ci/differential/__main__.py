@@ -10,7 +10,9 @@ import argparse
 import secrets
 import sys
 import tempfile
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -18,7 +20,7 @@ import jinja2
 
 from ci.differential.features import FEATURES, LIBRARY, SHAPES
 from ci.differential.grammar import Grammar
-from ci.differential.ways import Case, Workplace
+from ci.differential.ways import Case, Difference, Workplace
 
 #: Seeds that once showed a difference; they are run again each time, with few templates.
 SEEDS: tuple[int, ...] = ()
@@ -42,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--templates", type=int, default=200, help="how many random ones")
     parser.add_argument("--seed", type=int, help="of the random ones; without it a fresh one")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no further template is begun")
     parser.add_argument("--no-features", action="store_true", help="random templates only")
     parser.add_argument("--most", type=int, default=20, help="how many differences are printed")
     options = parser.parse_args(arguments)
@@ -55,11 +58,24 @@ def main(arguments: list[str] | None = None) -> int:
         chosen += [*FEATURES, *SHAPES]
     with tempfile.TemporaryDirectory(prefix="differential-") as folder:
         workplace = Workplace(Path(folder), LIBRARY)
-        found = [difference for case in chosen for difference in workplace.differences(case)]
-        found += workplace.kernel_differences(chosen)
-    for difference in found[: options.most]:
-        print(difference)
-    print(f"{len(chosen)} templates, 18 ways, {workplace.renders} renders, {len(found)} differences")
+        found, end = 0, time.monotonic() + options.seconds
+        done: list[Case] = []
+
+        def differences() -> Iterator[Difference]:
+            for case in chosen:
+                if time.monotonic() > end:
+                    break
+                yield from workplace.differences(case)
+                done.append(case)
+            yield from workplace.kernel_differences(done)
+            yield from workplace.process_differences(done)
+
+        for difference in differences():
+            found += 1
+            if found <= options.most:
+                print(difference, flush=True)
+    ways, renders = len(workplace.ways), workplace.renders
+    print(f"{len(done)} templates, {ways} ways, {renders} renders, {found} differences")
     return 1 if found else 0
 
 

@@ -54,6 +54,11 @@ none is none; flag is boolean; flag is true; flag is false; n is eq(7); n is sam
 'float16'|ctype; 0.1|cuda_literal; 4|define('N'); 4 is power_of_two; 6 is aligned(4); vector_type('float', 4); 5|ctype; 'flot'|ctype
 xs|map('multiply')|list; xs|map; xs|select('nosuch')|list; xs|map('string')|first; xs|map('round', 1)|list; xs|map('default', boolean=true)|list; xs|map(attribute='real')|list; xs|map('attr', 'real')|list
 """
+_FOLDED = r"""
+none[1:3] is iterable; none[1:3] == 1; not none[1:2]; none[1:] ~ 'a'; [none[1:2]]|length; none.x|default(3); none[1:3]|default('d')
+none[1:3]; (1 if none[1:2] else 2); [1, none.x]|first; [none.x]|first is defined; {'k': none.x}.k is defined; none.x is none
+none.x in [1]; none.x and 1; none.x or 1; (none.x, 1)|list|length; none.x|string|length; none.x == none.y; 1 < none.x; none.x + 1
+"""
 _STATEMENTS = r"""
 {% if n == 1 %}a{% elif n == 7 %}b{% else %}c{% endif %} {% if x %}{% endif %} {% if nothing %}{% endif %}
 {% for i in items %}{{ loop.index }}:{{ i }}{{ ',' if not loop.last }}{% endfor %} {% for i in [] %}x{% else %}empty{% endfor %}
@@ -135,11 +140,12 @@ _OPTIONS: list[tuple[str, dict[str, Any]]] = [
 
 FEATURES = [
     *(Case(f"{{{{ {expression.strip()} }}}}", options)
-      for line in _EXPRESSIONS.strip().splitlines() for expression in line.split(";")
+      for line in (_EXPRESSIONS + _FOLDED).strip().splitlines() for expression in line.split(";")
       for options in ({}, {"autoescape": True, "undefined": jinja2.StrictUndefined})),
     *(Case(line, options) for line in _STATEMENTS.strip().splitlines()
       for options in ({}, {"autoescape": True, "undefined": jinja2.StrictUndefined})),
     *(Case(source, options, kernel=False) for source, options in _OPTIONS),
+    Case("".join(f"{{{{ v{n} }}}}" for n in range(80)) + "{{ changes('x') }}{{ x }}{{ v3 is defined }}"),
 ]  # fmt: skip
 
 _LINES = {"line_statement_prefix": "%%", "line_comment_prefix": "//%", "trim_blocks": True, "lstrip_blocks": True}

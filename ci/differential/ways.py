@@ -18,10 +18,14 @@ from typing import Any
 
 import jinja2
 from jinja2.nativetypes import NativeEnvironment, NativeTemplate
+from jinja2.sandbox import SandboxedEnvironment
 
 from ci.differential.values import ROUNDS, variables
 from cuda_progcache.errors import TemplateError
 from cuda_progcache.templates import BytecodeCache, Environment, KernelEnvironment, Template
+
+CASE = "case.txt"
+"""The file of a template that is rendered from disk."""
 
 Outcome = tuple[Any, ...]
 Run = Callable[[Any, int], str]
@@ -168,6 +172,29 @@ class OurNativeEnvironment(Environment, NativeEnvironment):
 OurNativeTemplate.environment_class = OurNativeEnvironment
 
 
+class Sandbox(SandboxedEnvironment):
+    """A sandbox that sees to some operators itself."""
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002  (Jinja2's)
+        """Say what it was given."""
+        return f"{left}{operator}{right}"
+
+    def call_unop(self, context: Any, operator: str, arg: Any) -> Any:  # noqa: ARG002  (as above)
+        """Say what it was given."""
+        return f"{operator}{arg}"
+
+
+class OurSandbox(Sandbox, Environment):
+    """The same with our compiler."""
+
+
+def sandbox(kind: Any, **options: Any) -> Any:
+    """Return a sandbox that has some operators intercepted, by its instance alone."""
+    made = kind(**options)
+    made.intercepted_binops, made.intercepted_unops = frozenset({"**", "-"}), frozenset({"-"})
+    return made
+
+
 class Workplace:
     """A folder with the library, the templates to render, and the caches.
 
@@ -186,6 +213,7 @@ class Workplace:
         for name, source in library.items():
             (self.templates / name).write_text(source, encoding="utf-8")
         self.renders = 0
+        self.ways: set[str] = set()
         self._made: dict[Any, Any] = {}
 
     def environment(self, kind: Any, label: str, options: Mapping[str, Any]) -> Any:
@@ -199,6 +227,7 @@ class Workplace:
         """Yield the ways of an environment like Jinja2's in which a template comes out otherwise."""
         for way, ours, theirs in self._environment_ways(case):
             self.renders += ROUNDS
+            self.ways.add(way)
             if not same(case, ours, theirs):
                 yield Difference(way, case, ours, theirs)
 
@@ -214,6 +243,7 @@ class Workplace:
         for way, run in (("render", text), ("generate", _generated), ("stream", _streamed), ("module", _module)):
             yield way, outcomes(made(ours), run), expected
         yield from self._from_disk(case, options)
+        yield from self._of_other_kinds(case, options)
         natives = (self.environment(kind, "native", options) for kind in (NativeEnvironment, OurNativeEnvironment))
         expected, found = (outcomes(made(native), _native) for native in natives)
         yield "native", found, expected
@@ -223,8 +253,36 @@ class Workplace:
         yield "async", outcomes(made(ours), _waited), expected
         yield "async stream", outcomes(made(ours), _streamed_async), expected
 
+    def _of_other_kinds(
+        self, case: Case, options: dict[str, Any]
+    ) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
+        stock, ours = (self.environment(kind, "", options) for kind in (jinja2.Environment, Environment))
+        # Overlays share what their environment has, and differ in an option that the code depends on.
+        more: dict[str, Any] = {"autoescape": not options.get("autoescape"), "trim_blocks": True}
+        expected, found = (
+            outcomes(partial(one.overlay(**more).from_string, case.source), text) for one in (stock, ours)
+        )
+        yield "overlay", found, expected
+        loader = jinja2.FileSystemLoader(self.templates)
+        expected = outcomes(partial(sandbox(Sandbox, loader=loader, **options).from_string, case.source), text)
+        yield (
+            "sandbox",
+            outcomes(partial(sandbox(OurSandbox, loader=loader, **options).from_string, case.source), text),
+            expected,
+        )
+        stock = sandbox(Sandbox, loader=loader, **options)
+        expected = outcomes(partial(stock.get_template, CASE), text, str(self.templates / CASE))
+        for warmth in ("an unguarded one's cache", "its own cache"):
+            cache = BytecodeCache(self.folder / "ours")
+            made = OurSandbox(loader=loader, bytecode_cache=cache, cache_size=0, **options)
+            if warmth == "an unguarded one's cache":
+                outcomes(partial(made.get_template, CASE), text)
+            made = sandbox(OurSandbox, loader=loader, bytecode_cache=cache, cache_size=0, **options)
+            found = outcomes(partial(made.get_template, CASE), text, str(self.templates / CASE))
+            yield f"sandbox, {warmth}", found, expected
+
     def _from_disk(self, case: Case, options: dict[str, Any]) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
-        name = "case.txt"
+        name = CASE
         (self.templates / name).write_text(case.source, encoding="utf-8")
         path = str(self.templates / name)
         theirs = (
@@ -247,6 +305,29 @@ class Workplace:
         )
         yield "stock Jinja2 on a cache of ours", outcomes(lambda: stock.get_template(name), text, path), expected
 
+    def process_differences(self, cases: Sequence[Case]) -> Iterator[Difference]:
+        """Yield the differences of templates in processes of their own: on a cache that others filled, and patched."""
+        cases = [case for case in cases if case.options.keys() <= {"autoescape", "undefined"}]
+        cases = [case for case in cases if isinstance(case.options.get("autoescape", False), bool)]
+        for number, case in enumerate(cases):
+            (self.templates / f"{number}.txt").write_text(case.source, encoding="utf-8")
+        expected = [
+            outcomes(partial(environment.get_template, f"{number}.txt"), text, str(self.templates / f"{number}.txt"))
+            for number, case in enumerate(cases)
+            for environment in (self.environment(jinja2.Environment, "", dict(case.options)),)
+        ]
+        asked = [[bool(case.options.get("autoescape")), "undefined" in case.options] for case in cases]
+        kinds = [case.options.get("undefined", jinja2.StrictUndefined) is jinja2.StrictUndefined for case in cases]
+        for way in ("environment, process", "environment, another process", "patched, process", "patched, cached"):
+            self.ways.add(way)
+            for case, ours, theirs, strict in zip(
+                cases, self._in_a_process(asked, str(self.folder / "ours"), way.partition(",")[0]), expected, kinds,
+                strict=True,
+            ):  # fmt: skip
+                self.renders += ROUNDS
+                if strict and not same(case, ours, theirs):
+                    yield Difference(way, case, ours, theirs)
+
     # Kernel environments
 
     def kernel_differences(self, cases: Sequence[Case]) -> Iterator[Difference]:
@@ -265,16 +346,17 @@ class Workplace:
             )
         }
         for way in ("kernel, process", "kernel, another process"):
-            ways[way] = self._in_a_process([case.source for case in cases], cache)
+            ways[way] = self._in_a_process([case.source for case in cases], cache, "kernels")
         for way, found in ways.items():
             self.renders += ROUNDS * len(cases)
+            self.ways.add(way)
             for case, ours, theirs in zip(cases, found, expected, strict=True):
                 if not same(case, ours, theirs):
                     yield Difference(way, case, ours, theirs)
 
-    def _in_a_process(self, sources: list[str], cache: str) -> list[list[Outcome]]:
+    def _in_a_process(self, sources: list[Any], cache: str, kind: str) -> list[list[Outcome]]:
         done = subprocess.run(
-            [sys.executable, "-m", "ci.differential.child", str(self.templates), cache],
+            [sys.executable, "-m", "ci.differential.child", str(self.templates), cache, kind],
             input=json.dumps(sources),
             capture_output=True,
             text=True,

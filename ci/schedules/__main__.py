@@ -8,7 +8,17 @@ import sys
 import time
 
 from ci.schedules.explore import Count
-from ci.schedules.scenarios import BEFORE, OPERATIONS, PAIRS, Simulation, try_killed, try_pair, walk
+from ci.schedules.scenarios import (
+    BEFORE,
+    OPERATIONS,
+    PAIRS,
+    TRIPLES,
+    Simulation,
+    random_triples,
+    try_killed,
+    try_pair,
+    walk,
+)
 
 
 def main() -> int:
@@ -16,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ci.schedules")
     parser.add_argument("--at-most", type=int, default=None, metavar="N", help="schedules of a pair (default: all)")
     parser.add_argument("--only", default="", metavar="TEXT", help="pairs whose name has this in it")
-    parser.add_argument("--walks", type=int, default=200, metavar="N", help="random schedules of each of 30 triples")
+    parser.add_argument("--walks", type=int, default=200, metavar="N", help="random schedules of each three")
     parser.add_argument("--kills", action="store_true", help="kill the first of each pair at each of its calls, too")
     options = parser.parse_args()
     broken = total = pruned = limited = 0
@@ -39,7 +49,7 @@ def main() -> int:
                     broken += 1
                     print(found, flush=True)
         if not options.only:
-            found_walking, walked = walk(simulation, list(OPERATIONS), options.walks, triples=30)
+            found_walking, walked = walk(simulation, [*TRIPLES, *random_triples(list(OPERATIONS), 30)], options.walks)
             total += walked
             for violation in found_walking:
                 broken += 1

@@ -5,7 +5,8 @@ After each schedule:
 
 1. Every value that anybody read was published under its key, whole, with its own record.
 2. What is there is what the operations give in some order, one after the other, that fits when each began and ended; of
-   a killed one, with or without it.
+   a killed one, with or without it. Of several removals at a time, all but one may come to nothing: while one has the
+   entry moved aside, only to put it back, the others find none.
 3. Where a writer put its entry in place after the last removal of it, and the write returned, it is a hit: nobody takes
    away what he hasn't looked at.
 4. No entry lies there without a record, and nothing in ``tmp/``; after a kill, when the next process has been here.
@@ -58,6 +59,11 @@ class Operation(NamedTuple):
     act: Callable[[FileStreamProgramCache], Any]
     gives: Callable[[State], State]
     writes: bytes | None = None
+
+    @property
+    def removes(self) -> bool:
+        """Whether it takes an entry away that is whole."""
+        return self.gives(OLD) is None
 
 
 def _put(value: bytes) -> Operation:
@@ -351,9 +357,13 @@ class Scenario:
     def _orders(self, execution: Execution, killed: list[bool]) -> set[State]:
         """What the operations may leave: in every order that fits their times, killed ones done or not."""
         numbers = range(len(self.operations))
+        removals = {number for number in numbers if self.operations[number].removes}
+        idle = [killed[number] or (number in removals and len(removals) > 1) for number in numbers]
         states: set[State] = set()
-        for without in itertools.product(*[(False, True) if dead else (False,) for dead in killed]):
+        for without in itertools.product(*[(False, True) if may else (False,) for may in idle]):
             done = [number for number in numbers if not without[number]]
+            if removals and removals.isdisjoint(done) and not any(killed[number] for number in removals):
+                continue
             for order in itertools.permutations(done):
                 fits = all(
                     not self._ended_before(execution, later, earlier)
@@ -409,14 +419,31 @@ def try_killed(simulation: Simulation, before: str, names: Sequence[str], count:
     return None
 
 
-def walk(
-    simulation: Simulation, names: Sequence[str], number: int, *, triples: int
-) -> tuple[list[ViolationError], int]:
-    """Random schedules of three operations; the violations, one of each triple at most, and how many were run."""
+#: Three at once that broke what no two can break, with the state before: what a third publishes, or removes, while one
+#: of two makes good what the other did to it.
+TRIPLES = (
+    ("nothing", ("put", "put other", "import")),
+    ("an entry", ("put", "put other", "import")),
+    ("nothing", ("put", "put other", "clear")),
+    ("an entry", ("put", "del", "prune")),
+    ("an entry", ("put", "del", "del")),
+    ("an entry", ("put", "put other", "del")),
+)
+
+
+def random_triples(names: Sequence[str], number: int) -> list[tuple[str, tuple[str, ...]]]:
+    """So many states with three operations each, drawn."""
     draw = random.Random(1)  # noqa: S311 - no secret
+    return [(draw.choice(sorted(BEFORE)), tuple(draw.choice(list(names)) for _ in range(3))) for _ in range(number)]
+
+
+def walk(
+    simulation: Simulation, triples: Sequence[tuple[str, tuple[str, ...]]], number: int
+) -> tuple[list[ViolationError], int]:
+    """So many random schedules of each three operations; the violations, one of each at most, and how many were run."""
     violations, walked = [], 0
-    for turn in range(triples):
-        scenario = Scenario(simulation, draw.choice(sorted(BEFORE)), [draw.choice(list(names)) for _ in range(3)])
+    for turn, (before, names) in enumerate(triples):
+        scenario = Scenario(simulation, before, names)
         for execution in random_schedules(scenario.make, turn, number):
             walked += 1
             try:

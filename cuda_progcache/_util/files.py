@@ -171,7 +171,15 @@ def _read_regular(path: str, largest: int | None, flags: int) -> tuple[bytes | N
         os.close(fd)
 
 
-def write_new(path: str, data: bytes, *, mode: int, sync: bool, at_least: int = 0o600) -> os.stat_result:
+def write_new(
+    path: str,
+    data: bytes,
+    *,
+    mode: int,
+    sync: bool,
+    at_least: int = 0o600,
+    on_failure: Callable[[str], object] | None = None,
+) -> os.stat_result:
     """Write a file that must not exist yet.
 
     Parameters
@@ -182,6 +190,8 @@ def write_new(path: str, data: bytes, *, mode: int, sync: bool, at_least: int = 
         Flush the file to the disk (``fsync``) before it is closed.
     at_least : int
         Those of ``mode`` that the umask doesn't take away.
+    on_failure : callable, optional
+        Removes what was written in part; default: unlink it, which is right for a name that is ours alone.
 
     Returns
     -------
@@ -212,7 +222,7 @@ def write_new(path: str, data: bytes, *, mode: int, sync: bool, at_least: int = 
         finally:
             os.close(fd)
     except BaseException:
-        unlink_quietly(path)
+        (on_failure or unlink_quietly)(path)
         raise
 
 

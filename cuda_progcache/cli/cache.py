@@ -12,6 +12,7 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.census import Census
 from cuda_progcache.store.stats import Totals
 
 STATS_JSON = """\b
@@ -31,12 +32,8 @@ def stats_command(session: Session) -> None:
     from cuda_progcache.compile.unkept import by_kind, listed
 
     cache = session.existing_cache()
-    entries = [] if cache is None else list(cache.entries())
-    total = sum(entry.size for entry in entries)
-    compile_seconds = sum(float(entry.record.get("duration") or 0.0) for entry in entries)
-    targets = Counter(str(entry.record.get("target_type") or "unknown") for entry in entries)
-    archs = Counter(str(entry.record.get("arch") or "unknown") for entry in entries)
-    counted = (None if cache is None else cache.stats().all_time) or Totals()
+    held = cache.census() if cache is not None else Census(0, 0, 0.0, Counter(), Counter())
+    counted = cache.all_time() if cache is not None else Totals()
     unkept = {} if cache is None else by_kind(listed(cache))
     pinned = 0 if cache is None else len(cache.pins())
     templates = _compiled_templates()
@@ -44,11 +41,11 @@ def stats_command(session: Session) -> None:
         output.emit(
             {
                 "root": session.root(),
-                "entries": len(entries),
-                "bytes": total,
-                "compile_seconds": compile_seconds,
-                "by_target": dict(targets.most_common()),
-                "by_arch": dict(archs.most_common()),
+                "entries": held.entries,
+                "bytes": held.bytes,
+                "compile_seconds": held.seconds,
+                "by_target": dict(held.targets.most_common()),
+                "by_arch": dict(held.archs.most_common()),
                 "pinned": pinned,
                 "all_time": counted._asdict(),
                 "unkept": unkept,
@@ -58,13 +55,13 @@ def stats_command(session: Session) -> None:
         return
     lines = [
         ("cache", str(session.root())),
-        ("entries", f"{len(entries):,}"),
-        ("size", output.size(total)),
-        ("stands for", f"{output.seconds(compile_seconds)} of compile time"),
+        ("entries", f"{held.entries:,}"),
+        ("size", output.size(held.bytes)),
+        ("stands for", f"{output.seconds(held.seconds)} of compile time"),
     ]
-    if entries:
-        lines.append(("targets", ", ".join(f"{count:,} {name}" for name, count in targets.most_common())))
-        lines.append(("archs", ", ".join(f"{count:,} {name}" for name, count in sorted(archs.items()))))
+    if held.entries:
+        lines.append(("targets", ", ".join(f"{count:,} {name}" for name, count in held.targets.most_common())))
+        lines.append(("archs", ", ".join(f"{count:,} {name}" for name, count in sorted(held.archs.items()))))
     if pinned:
         lines.append(("pinned", f"{pinned:,}"))
     lookups = counted.hits + counted.misses

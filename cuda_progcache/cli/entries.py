@@ -29,6 +29,10 @@ _SORTS: dict[str, Callable[[EntryInfo], Any]] = {
 }
 
 
+#: Orders in which the store gives the first few without reading everything.
+_FIRST = {"used": "used", "age": "created", "size": "size"}
+
+
 def program_name(record: Mapping[str, Any]) -> str:
     """Give what people know a program by: the library kernel's name, else the program's."""
     kernel = record.get("kernel") or {}
@@ -101,9 +105,7 @@ def list_command(
     if unkept:
         _list_unkept(session, cache, kernel, arch, target, limit)
         return
-    everything = [] if cache is None else list(cache.entries())
-    entries = sorted((e for e in everything if _matches(e, kernel, arch, target)), key=_SORTS[sort], reverse=reverse)
-    shown = entries[:limit]
+    shown = [] if cache is None else _chosen(cache, kernel, arch, target, sort=sort, reverse=reverse, limit=limit)
     if session.json:
         output.emit({"root": session.root(), "entries": [entry_json(entry) for entry in shown]})
         return
@@ -111,9 +113,11 @@ def list_command(
         output.write("".join(f"{entry.digest}\n" for entry in shown))
         return
     if not shown:
-        output.note_line("no program fits" if everything else f"the cache at {session.root()} is empty")
+        output.note_line(
+            "no program fits" if cache is not None and cache else f"the cache at {session.root()} is empty"
+        )
         return
-    digits = output.prefix_length(entry.digest for entry in everything)
+    digits = output.prefix_length(() if cache is None else cache.digests())
     now = time.time()
     made = output.table(
         ("digest", "name", "target", "arch", "size", "age", "last used"), right=("size", "age", "last used")
@@ -130,6 +134,24 @@ def list_command(
             output.age(now - entry.last_used),
         )
     output.show(made)
+
+
+def _chosen(
+    cache: FileStreamProgramCache,
+    kernel: str | None,
+    arch: str | None,
+    target: str | None,
+    *,
+    sort: str,
+    reverse: bool,
+    limit: int | None,
+) -> list[EntryInfo]:
+    def matches(entry: EntryInfo) -> bool:
+        return _matches(entry, kernel, arch, target)
+
+    if limit is not None and sort in _FIRST and not reverse:
+        return cache.first(limit, by=_FIRST[sort], matches=matches)
+    return sorted(filter(matches, cache.entries()), key=_SORTS[sort], reverse=reverse)[:limit]
 
 
 def _list_unkept(

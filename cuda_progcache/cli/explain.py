@@ -35,7 +35,7 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
     KEY is the start of its digest, as list prints it. Of a program that was compiled and not kept it says why.
     """
     from cuda_progcache.cli.app import NoEntryError
-    from cuda_progcache.compile.history import explain_entry
+    from cuda_progcache.compile.history import explain_entry, is_compiled
     from cuda_progcache.compile.unkept import listed
 
     if (key is None) == (not last):
@@ -43,8 +43,8 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
     cache = session.existing_cache()
     unkept = [] if cache is None else listed(cache)
     if key is None:
-        compiled = [e for e in (cache.entries() if cache is not None else ()) if e.record.get("components")]
-        entry = max(compiled, key=lambda e: e.created, default=None)
+        compiled = [] if cache is None else cache.first(1, by="created", matches=is_compiled)
+        entry = compiled[0] if compiled else None
         if unkept and (entry is None or unkept[0].when > entry.created):
             _tell_unkept(session, unkept[0])
             return

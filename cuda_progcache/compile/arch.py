@@ -64,6 +64,11 @@ def check_arch(arch: str) -> None:
         raise ArchError(about_arch(arch))
 
 
+def is_arch(text: object) -> bool:
+    """Whether this is an architecture's name, ``sm_90`` or the like, whether or not there is one of that name."""
+    return _parsed(text) is not None
+
+
 def knows_arch(arch: str) -> bool:
     """Whether the installed NVRTC knows an architecture."""
     parsed = _parsed(arch)

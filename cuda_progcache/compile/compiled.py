@@ -109,6 +109,16 @@ class CompiledProgram:
         recorder: Recorder | None = self.__dict__.get("_recorder")
         return analyse() if recorder is None else recorder(self, name, analyse)
 
+    @property
+    def code(self) -> bytes:
+        """:attr:`data`, by the name that it has in ``ObjectCode``."""
+        return self.data
+
+    @property
+    def code_type(self) -> str:
+        """:attr:`target_type`, by the name that it has in ``ObjectCode``."""
+        return self.target_type
+
     def to_object_code(self) -> ObjectCode:
         """The ``cuda.core.ObjectCode`` of these bytes (imports cuda.core; needs no driver until it is launched)."""
         make = _object_code_makers()[self.target_type]

@@ -21,7 +21,7 @@ from cuda_progcache.errors import OptionError, ToolchainError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.flags import facts
 from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE, UNKNOWN, Trace, parse_time_trace, parse_trace
-from cuda_progcache.keys.lasting import lasting
+from cuda_progcache.keys.lasting import lasting, tells_of_others
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,14 +65,18 @@ def include_source() -> str:
 def _try_include_sources() -> str:
     headers = {"outer.h": b'#include "sub/inner.h"\n', "sub/inner.h": b"\n"}
     for source, depths in ((TRACE, (0, 1)), (TIME_TRACE, (UNKNOWN, UNKNOWN))):
-        try:
-            output = _compile_cpp(
-                b"#include <outer.h>\n", "probe.cu", ["--fdevice-syntax-only"], "ptx", (), headers, source, True
-            )
-        except CompilerRefusal:
-            continue
-        if output.trace == list(zip(depths, headers, strict=True)):
-            return source
+        for front_end_only in (True, False):  # 12.0 can't stop there
+            flags = ["--fdevice-syntax-only"] if front_end_only else []
+            given = ("ptx", (), headers, source, front_end_only)
+            try:
+                output = _compile_cpp(b"#include <outer.h>\n", "probe.cu", flags, *given)
+            except CompilerRefusal as refusal:
+                if refusal.status == "NVRTC_ERROR_INVALID_OPTION":
+                    continue
+                break
+            if output.trace == list(zip(depths, headers, strict=True)):
+                return source
+            break
     return NOTHING
 
 
@@ -283,7 +287,8 @@ def _run(
     tools = toolchain.toolchain(code_type)
     job = _job(call, tools, given)
     unkept = None
-    if compiles_itself and not lasts - {"--pch"} and _loaded.setdefault(tools[0].path, tools) == tools:
+    alone = call == "nvrtc" and tells_of_others([tool.path for tool in tools], given["target_type"])
+    if compiles_itself and not alone and not lasts - {"--pch"} and _loaded.setdefault(tools[0].path, tools) == tools:
         answer = perform(job)
     else:
         try:
@@ -293,6 +298,7 @@ def _run(
                 build=toolchain.build(code_type),
                 about=about,
                 holds=lambda: toolchain.toolchain(code_type, thorough=True) == tools,
+                alone=alone,
             )
         except own_process.NoProcessError as error:
             answer = perform(job)

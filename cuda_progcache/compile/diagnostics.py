@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 
-from cuda_progcache._util.fields import dataclass
 from cuda_progcache.compile.arch import about_arch
-from cuda_progcache.errors import CompileError, UnsupportedArchError
+from cuda_progcache.errors import CompileError, Diagnostic, UnsupportedArchError, and_theirs
 from cuda_progcache.keys.flags import ARCH, read_flags
 
 TYPE_CHECKING = False
@@ -29,51 +27,8 @@ _PTXAS_LINE = re.compile(
 # What `#line` takes: a line, and a file in quotes.
 _DIRECTIVE = re.compile(r'\s*#\s*line\s+(?P<line>\d+)\s+"(?P<file>(?:[^"\\]|\\.)*)"\s*')
 
-LineLookup = Callable[[int], "tuple[str, int] | None"]
-"""Generated line (from 1) to (template file, template line)."""
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """One message of a compiler.
-
-    Attributes
-    ----------
-    severity : str
-        ``"error"``, ``"catastrophic error"``, ``"warning"``, ``"remark"``, ``"note"`` or ``"fatal"``.
-    file : str
-        The file as the compiler names it: the program's name, or a header.
-    line : int
-        Line in that file, from 1.
-    message : str
-        The message, in one line.
-    code : str or None
-        The diagnostic's number, as in ``-diag-suppress``.
-    template : str or None
-        The template the line was rendered from.
-    template_line : int or None
-        The line there.
-    rendered : str or None
-        The rendered source line.
-    """
-
-    severity: str
-    file: str
-    line: int
-    message: str
-    code: str | None = None
-    template: str | None = None
-    template_line: int | None = None
-    rendered: str | None = None
-
-    def __str__(self) -> str:
-        code = f" #{self.code}" if self.code else ""
-        if self.template is None:
-            return f"{self.file}:{self.line}: {self.severity}{code}: {self.message}"
-        text = f"{self.template}:{self.template_line}: {self.severity}{code}: {self.message}"
-        shown = (self.rendered or "").strip()
-        where = "" if self.file == self.template else f" {self.file}:{self.line}"
-        return f"{text}\n    rendered as{where}:  {shown}" if shown else text
+LineLookup = Callable[["int", "int | None"], "tuple[str, int] | None"]
+"""Generated line (from 1) and column (from 0, or None where the compiler gives none) to (template file, line)."""
 
 
 def parse_log(
@@ -90,7 +45,7 @@ def parse_log(
     source : str
         The source that was compiled.
     lookup : callable, optional
-        From a line of ``source`` to the template's file and line, where it was rendered from one.
+        From a line and a column of ``source`` to the template's file and line, where it was rendered from one.
 
     Returns
     -------
@@ -99,23 +54,28 @@ def parse_log(
     lines = source.splitlines()
     directed = _directed_lines(lines)
     found = []
-    for text in log.splitlines():
+    said = log.splitlines()
+    for index, text in enumerate(said):
         match = _NVRTC_LINE.match(text) or _PTXAS_LINE.match(text)
         if match is None:
             continue
         parts = match.groupdict()
-        line = int(parts["line"])
-        own = parts["file"] == name
-        place = lookup(line) if own and lookup is not None else None
-        rendered = lines[line - 1] if own and 0 < line <= len(lines) else None
-        if (parts["file"], line) in directed:
-            rendered = directed[parts["file"], line]
-            place = (parts["file"], line) if lookup is not None else None
+        named = parts["file"], int(parts["line"])
+        shown, column = _caret(said, index + 1)
+        written = directed.get(named, [named[1]] if parts["file"] == name else [])
+        written = [line for line in written if 0 < line <= len(lines)]
+        line = next((line for line in written if lines[line - 1] == shown), written[0] if written else None)
+        rendered = None if line is None else lines[line - 1]
+        place = None
+        if lookup is not None and (line is not None or parts["file"] == name):
+            place = lookup(line or named[1], column if shown == rendered else None)
+            if place is None and named in directed:
+                place = named
         found.append(
             Diagnostic(
                 severity=parts["severity"],
                 file=parts["file"],
-                line=line,
+                line=named[1],
                 message=parts["message"].strip(),
                 code=parts.get("code"),
                 template=place[0] if place else None,
@@ -126,16 +86,31 @@ def parse_log(
     return tuple(found)
 
 
-def _directed_lines(lines: Sequence[str]) -> dict[tuple[str, int], str]:
-    """Return the lines of a source that has ``#line`` directives by the file and the line that these give them."""
-    found: dict[tuple[str, int], str] = {}
+def _caret(said: Sequence[str], start: int) -> tuple[str | None, int | None]:
+    """Return the source line that a log shows after a message, and the column that its caret points at."""
+    for index in range(start, len(said)):
+        if _NVRTC_LINE.match(said[index]):
+            break
+        if said[index].strip() == "^" and index > start:
+            shown = said[index - 1].removeprefix(_MARGIN)
+            before = shown.encode()[: said[index].index("^") - len(_MARGIN)]  # the caret counts bytes
+            return shown, len(before.decode(errors="ignore"))
+    return None, None
+
+
+_MARGIN = "  "
+
+
+def _directed_lines(lines: Sequence[str]) -> dict[tuple[str, int], list[int]]:
+    """Return the numbers of a source's lines by the file and the line that its ``#line`` directives give them."""
+    found: dict[tuple[str, int], list[int]] = {}
     file, number = "", 0
-    for text in lines:
+    for written, text in enumerate(lines, 1):
         match = _DIRECTIVE.fullmatch(text) if "#" in text else None
         if match:
             file, number = re.sub(r"\\(.)", r"\1", match["file"]), int(match["line"])
         elif file:
-            found.setdefault((file, number), text)
+            found.setdefault((file, number), []).append(written)
             number += 1
     return found
 
@@ -160,7 +135,8 @@ def compile_error(
     refused_arch = _refused_arch(refusal, flags)
     if refused_arch is not None:
         parts.insert(0, about_arch(refused_arch))
-    return _error_class(code_type, CompileError if refused_arch is None else UnsupportedArchError)(
+    ours = CompileError if refused_arch is None else UnsupportedArchError
+    return and_theirs(ours, *_THEIRS[code_type])(
         "\n".join(parts),
         name=name,
         code_type=code_type,
@@ -193,18 +169,3 @@ def _refused_arch(refusal: CompilerRefusal, flags: Sequence[str]) -> str | None:
     )
     refused = "UNSUPPORTED_ARCH" in refusal.status or any(words in refusal.log for words in said)
     return arch if refused else None
-
-
-def _error_class(code_type: str, ours: type[CompileError]) -> type[CompileError]:
-    """A class of ours, which is what ``cuda.core`` raises, too, where that class is loaded."""
-    module, name = _THEIRS[code_type]
-    theirs = getattr(sys.modules.get(module), name, None)
-    if theirs is None:
-        return ours
-    key = ours, id(theirs)
-    if key not in _error_classes:
-        _error_classes[key] = type(ours.__name__, (ours, theirs), {"__doc__": ours.__doc__})
-    return _error_classes[key]
-
-
-_error_classes: dict[tuple[type[CompileError], int], type[CompileError]] = {}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from cuda_progcache._util.fields import replace
 from cuda_progcache.compile.arch import with_arch
@@ -26,7 +26,7 @@ def program_key(
     code_type: str,
     options: Any,
     target_type: str,
-    name_expressions: Sequence[str | bytes] = (),
+    name_expressions: Iterable[str | bytes] | None = (),
     extra_digest: bytes | None = None,
 ) -> ProgramKey:
     """The key of a compile, with all its components.
@@ -58,7 +58,7 @@ def _identify(
     code_type: str,
     options: Any,
     target_type: str,
-    name_expressions: Sequence[str | bytes],
+    name_expressions: Iterable[str | bytes] | None,
     extra_digest: bytes | None,
 ) -> tuple[BaseKey, HeaderSet]:
     inputs = normalize(
@@ -88,7 +88,7 @@ def make_program_cache_key(
     code_type: str,
     options: Any,
     target_type: str,
-    name_expressions: Sequence[str | bytes] = (),
+    name_expressions: Iterable[str | bytes] | None = (),
     extra_digest: bytes | None = None,
 ) -> bytes:
     """The cache key of a compile.
@@ -106,7 +106,7 @@ def make_program_cache_key(
         Ours or ``cuda.core``'s: both give the same key.
     target_type : {"ptx", "cubin", "ltoir"}
         In any case.
-    name_expressions : sequence of str or bytes
+    name_expressions : iterable of str or bytes, optional
         Their order doesn't matter; ``"k"`` and ``b"k"`` differ.
     extra_digest : bytes, optional
         Anything else the output depends on; non-empty.

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cuda_progcache._util.fields import replace
-from cuda_progcache.compile.arch import with_arch
+from cuda_progcache.compile.arch import is_arch, with_arch
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.linking import LinkInput, obtain_linked
+from cuda_progcache.compile.linking import NOTHING_TO_LINK, LinkInput, obtain_linked, unknown_arch
 from cuda_progcache.errors import ClosedProgramError, CompileError, OptionError
 from cuda_progcache.keys.flags import facts
 from cuda_progcache.keys.options import LinkerOptions, as_options, linker_flags
@@ -102,6 +102,8 @@ class Linker:
         If there is nothing to link.
     TypeError
         For an input or options of the wrong type.
+    ArchError
+        For an architecture in the options that isn't one.
 
     Notes
     -----
@@ -110,10 +112,12 @@ class Linker:
 
     def __init__(self, *object_codes: Any, options: Any = None) -> None:
         if not object_codes:
-            raise OptionError("there is nothing to link: at least one ObjectCode must be provided")
+            raise OptionError(NOTHING_TO_LINK)
         self._object_codes = object_codes
         self._inputs = [_input(item, index) for index, item in enumerate(object_codes)]
         self._options = as_options(options, LinkerOptions)
+        if self._options.arch is not None and not is_arch(self._options.arch):
+            raise unknown_arch(self._options)
         self._logs = {"info": "", "error": ""}
         self._closed = False
         self._peer: Any = None

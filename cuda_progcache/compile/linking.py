@@ -13,7 +13,7 @@ from cuda_progcache.compile.lookup import check_cache, leases_dir, load
 from cuda_progcache.compile.manifests import known_headers, remember_headers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
-from cuda_progcache.errors import OptionError
+from cuda_progcache.errors import CompileError, OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from cuda_progcache.compile.diagnostics import LineLookup
     from cuda_progcache.compile.output import Output
+
+NOTHING_TO_LINK = "there is nothing to link. At least one ObjectCode object must be provided."
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def obtain_linked(
         For an empty list, or a target nvJitLink doesn't make.
     """
     if not inputs:
-        raise OptionError("there is nothing to link")
+        raise OptionError(NOTHING_TO_LINK)
     if target_type not in ("cubin", "ptx"):
         raise OptionError(f"nvJitLink makes cubin or ptx, not {target_type!r}")
     own = _link_step(inputs, options, target_type)
@@ -217,6 +219,16 @@ def _link_key(own: CompileInputs, inputs: Iterable[LinkInput], cache: Any) -> Pr
     return ProgramKey(
         digest(components), tuple(components), HeaderSet(headers=tuple(headers.values())), tuple(used.values())
     )
+
+
+def unknown_arch(options: Any) -> CompileError:
+    """What linking for the options' architecture raises, where the linker can't know it."""
+    from cuda_progcache.compile.diagnostics import compile_error
+    from cuda_progcache.compile.output import CompilerRefusal
+
+    refusal = CompilerRefusal("UNSUPPORTED_ARCH", "")
+    flags = opt.linker_flags(options)
+    return compile_error(refusal, name=options.name or "", code_type="link", target_type="cubin", flags=flags)
 
 
 def _link(

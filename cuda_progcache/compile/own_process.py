@@ -211,7 +211,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.reset)
 
 
-def ask(job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Callable[[], bool]) -> dict[str, Any]:
+def ask(
+    job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Callable[[], bool], alone: bool = False
+) -> dict[str, Any]:
     """Have a compiler process do a job.
 
     Parameters
@@ -226,6 +228,8 @@ def ask(job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Calla
         What is compiled, for messages.
     holds : callable
         Whether the library's files are still those.
+    alone : bool
+        The process does this job only.
 
     Returns
     -------
@@ -241,19 +245,19 @@ def ask(job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Calla
     """
     path = job["library"]
     job = job | {"cwd": _cwd(), "pwd": os.environ.get("PWD")}
-    for fresh in (False, True):  # one that was idle may have died since, and a crash may have been chance
+    for last in (False, True):  # one that was idle may have died since, and a crash may have been chance
         seat, keep = _Seat(), False
         try:
-            _pool.sit(seat, kind, path, build, fresh=fresh)
+            _pool.sit(seat, kind, path, build, fresh=alone or last)
             if seat.process is None:
                 seat.process = _start(kind)
             answer = seat.process.ask(job)
             seat.process.builds[path] = build
-            keep = holds()  # else which files it has loaded isn't known
+            keep = not alone and holds()  # else which files it has loaded isn't known
             return answer
         except (EOFError, OSError) as error:
             cause = seat.process.died() if seat.process is not None else str(error)
-            if fresh:
+            if last:
                 raise ToolchainError(
                     f"the process that compiled {about} died ({cause}), and so did a second one: the compiler crashed, "
                     f"or memory ran out"

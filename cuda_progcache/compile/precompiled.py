@@ -29,7 +29,7 @@ from cuda_progcache.keys.flags import PRE_INCLUDE
 from cuda_progcache.keys.headers import HeaderSet, SearchPath, holds
 from cuda_progcache.keys.includes import TRACE, folders_of, headers_read
 from cuda_progcache.keys.lasting import lasting
-from cuda_progcache.keys.source import may_include, whole_words
+from cuda_progcache.keys.quick_text import may_include, whole_words
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.output import Output

@@ -75,7 +75,8 @@ class Program:
             if not isinstance(code, str):
                 raise TypeError(f"Expected type str, but got {type(code).__name__}")
             if self._options.extra_sources is not None:
-                raise ValueError(f"extra_sources is not supported by code_type={kind!r}, only by 'nvvm'")
+                backend = "NVRTC" if kind == "c++" else "PTX"
+                raise ValueError(f"extra_sources is not supported by the {backend} backend: it is for code_type='nvvm'")
         elif not isinstance(code, str | bytes | bytearray):
             raise TypeError(f"NVVM IR code must be provided as str, bytes, or bytearray, got {type(code).__name__}")
         self._code = code
@@ -175,13 +176,19 @@ class Program:
 
     @property
     def backend(self) -> str:
-        """The compiler library: ``"NVRTC"``, ``"NVVM"`` or ``"nvJitLink"``."""
-        return _BACKENDS[self._code_type]
+        """The compiler library: ``"NVRTC"``, ``"NVVM"`` or ``"nvJitLink"``.
+
+        It is a ``cuda.core.typing.CompilerBackendType``.
+        """
+        return _member("CompilerBackendType", _BACKENDS[self._code_type])
 
     @property
     def pch_status(self) -> str | None:
-        """What became of the precompiled header in the latest compile; None if none was asked for."""
-        return self._pch_status
+        """What became of the precompiled header in the latest compile, a ``cuda.core.typing.PCHStatusType``.
+
+        None if there was no compile, or none was asked for.
+        """
+        return None if self._pch_status is None else _member("PCHStatusType", self._pch_status)
 
     @property
     def handle(self) -> Any:
@@ -200,4 +207,15 @@ class Program:
         return self._peer.handle
 
     def __repr__(self) -> str:
-        return f"<Program backend='{self.backend}'>"
+        return f"<Program backend='{_BACKENDS[self._code_type]}'>"
+
+
+def _member(enumeration: str, value: str) -> str:
+    """The member of an enumeration of texts in ``cuda.core.typing``; the text itself where that has none such."""
+    try:
+        from cuda.core import typing as names
+
+        member: str = getattr(names, enumeration)(value)
+    except (ImportError, AttributeError, ValueError):  # another version of cuda.core
+        return value
+    return member

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache.keys.source import mentions_file, time_macro
+from cuda_progcache.keys.quick_text import mentions_file, time_macro
 
 INCLUDE_PATH, PRE_INCLUDE, BUNDLED_HEADERS = "include-path", "pre-include", "use-bundled-headers"
 ARCH, DEBUG, LINE_INFO = "gpu-architecture", "device-debug", "generate-line-info"

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.keys.include_text import Macro, macros, readings, without_directives
-from cuda_progcache.keys.source import joined, whole_words
+from cuda_progcache.keys.quick_text import joined, whole_words
 
 PROBES = (b"__has_include", b"__has_include_next")
 _NO_USE = frozenset([b"define", b"undef", b"ifdef", b"ifndef", b"elifdef", b"elifndef", b"error", b"warning"])

@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterator
 
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache.keys.source import can_paste, may_paste, pieces, whole_words
-from cuda_progcache.keys.source import time_macro as may_mention_time
+from cuda_progcache.keys.quick_text import can_paste, may_paste, pieces, whole_words
+from cuda_progcache.keys.quick_text import time_macro as may_mention_time
 
 # --- the text without comments -------------------------------------------------------------------------------------
 

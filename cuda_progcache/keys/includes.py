@@ -47,7 +47,7 @@ from cuda_progcache.keys.include_text import (
     written_time_macro,
 )
 from cuda_progcache.keys.known_text import KnownText
-from cuda_progcache.keys.source import can_paste, may_paste
+from cuda_progcache.keys.quick_text import can_paste, may_paste
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from cuda_progcache._util.digest import sha256
 from cuda_progcache.keys.has_include import Mentions, defined, mentions
 from cuda_progcache.keys.headers import read_file
-from cuda_progcache.keys.source import pieces
+from cuda_progcache.keys.quick_text import pieces
 
 _Answer = TypeVar("_Answer")
 

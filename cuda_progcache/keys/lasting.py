@@ -4,7 +4,12 @@
 NVRTC and nvJitLink keep some of what they are told for the rest of the process: after one compile with ``--restrict``
 the pointers of every later kernel are taken as restrict, after one with ``--device-debug`` every later kernel comes
 out as other code. ``ci/lasting_options.py`` finds them, for any build: it compiles kernels with an option and others
-after it, and compares these with what a new process makes. What it found is below.
+after it, and compares these with what a new process makes. What it found with the libraries of 12.9.86, 13.0.88 and
+13.5.37 is below; they agree, but for nvJitLink's ``-g``, which 13.5 alone doesn't forget:
+
+    NVRTC      --restrict  --optimization-info  --device-debug  --Ofast-compile=max
+    nvJitLink  -O0  -g
+    libNVVM    none
 
 An option that isn't below is taken for one that lasts. So an option nobody has looked at costs a process of its own,
 and never another program's code.
@@ -12,6 +17,8 @@ and never another program's code.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 
 from cuda_progcache.keys.flags import read_flags
@@ -127,3 +134,23 @@ def lasting(library: str, flags: Iterable[str]) -> frozenset[str]:
     found = [flag for flag in read_flags(flags) if flag.name not in _FORGOTTEN[library]]
     kept = frozenset(" ".join(flag.words) for flag in found if flag.name not in _PRECOMPILED)
     return kept | {"--pch"} if any(flag.name in _PRECOMPILED for flag in found) else kept
+
+
+# The last release of NVRTC that numbers the calls in PTX ("callseq 1") on from one compile of a process to the next.
+_LAST_TO_NUMBER_ON = (12, 6)
+_BUILTINS = re.compile(r"libnvrtc-builtins(?:\.alt)?\.so\.(\d+)\.(\d+)")
+
+
+def tells_of_others(files: Iterable[str], target_type: str) -> bool:
+    """Whether an output of NVRTC tells how much its process had compiled before, whatever the options.
+
+    Parameters
+    ----------
+    files : iterable of str
+        Paths of NVRTC's files, of which the builtins' name has the release.
+    target_type : {"ptx", "cubin", "ltoir"}
+    """
+    if target_type != "ptx":
+        return False
+    found = [_BUILTINS.match(os.path.basename(os.path.realpath(file))) for file in files]
+    return any(name is not None and (int(name[1]), int(name[2])) <= _LAST_TO_NUMBER_ON for name in found)

@@ -235,11 +235,10 @@ NVJITLINK: dict[str, Callable[[Any], _Flags]] = {
     "optimization_level": lambda level: iter((f"-O{level}",)),
     "debug": _on("-g"),
     "lineinfo": _on("-lineinfo"),
-    # 1 and 0: true and false, which cuda.core writes, are refused by nvJitLink's LTO step.
-    "ftz": _boolean("-ftz", "1", "0"),
-    "prec_div": _boolean("-prec-div", "1", "0"),
-    "prec_sqrt": _boolean("-prec-sqrt", "1", "0"),
-    "fma": _boolean("-fma", "1", "0"),
+    "ftz": _boolean("-ftz"),
+    "prec_div": _boolean("-prec-div"),
+    "prec_sqrt": _boolean("-prec-sqrt"),
+    "fma": _boolean("-fma"),
     "kernels_used": _each("-kernels-used"),
     "variables_used": _each("-variables-used"),
     "optimize_unused_variables": _on("-optimize-unused-variables"),
@@ -248,6 +247,9 @@ NVJITLINK: dict[str, Callable[[Any], _Flags]] = {
     "split_compile_extended": _value("-split-compile-extended"),
     "no_cache": _exactly_true("-no-cache"),
 }
+
+# cuda.core writes "-ftz=true"; nvJitLink takes that, but its LTO step wants "-ftz=1".
+NVJITLINK_BOOLEANS = frozenset({"-ftz", "-prec-div", "-prec-sqrt", "-fma"})
 
 # What of ProgramOptions reaches the linker when the input is PTX.
 PTX_TO_LINKER = (

@@ -15,10 +15,11 @@ import marshal
 from collections.abc import Mapping, Sequence
 
 from cuda_progcache._util.fields import NamedTuple, dataclass, replace
-from cuda_progcache.errors import ArchError, OptionError
+from cuda_progcache.errors import ArchError, OptionError, and_theirs
 from cuda_progcache.keys.flags import ARCH, REPEATABLE, facts, read_flags
 from cuda_progcache.keys.option_tables import (
     NVJITLINK,
+    NVJITLINK_BOOLEANS,
     NVRTC,
     NVVM,
     NVVM_REFUSES_GIVEN,
@@ -82,8 +83,17 @@ def with_plain_arch(options: Any, target_type: str) -> Any:
 
 def nvrtc_flags(options: Any) -> list[str]:
     """The flags NVRTC gets for ``options`` (ours or ``cuda.core``'s), ``-arch`` first."""
-    if not isinstance(options, ProgramOptions):
+    if not _is_plain(options, ProgramOptions):
         return [flag.decode() for flag in options.as_bytes("nvrtc")]
+    return _nvrtc_flags(options)
+
+
+def _is_plain(options: Any, kind: type[ProgramOptions | LinkerOptions]) -> bool:
+    """Whether options are of this class of ours, and no subclass or object has an ``as_bytes`` of its own."""
+    return getattr(type(options), "as_bytes", None) is kind.as_bytes and "as_bytes" not in vars(options)
+
+
+def _nvrtc_flags(options: ProgramOptions) -> list[str]:
     return _with_extra([f"-arch={options.arch}", *emit(NVRTC, options)], options)
 
 
@@ -95,13 +105,18 @@ def nvvm_flags(options: Any, target_type: str | None) -> list[str]:
     OptionError
         For an option that libNVVM doesn't have.
     """
-    if not isinstance(options, ProgramOptions):
+    if not _is_plain(options, ProgramOptions):
         return [flag.decode() for flag in options.as_bytes("nvvm", target_type)]
+    return _nvvm_flags(options, target_type)
+
+
+def _nvvm_flags(options: ProgramOptions, target_type: str | None) -> list[str]:
     refused = [name for name in NVVM_REFUSES_GIVEN if getattr(options, name) is not None]
     refused += [name for name in NVVM_REFUSES_TRUE if getattr(options, name)]
     if refused:
         ordered = [name for name in vars(options) if name in refused]
-        raise OptionError(f"The following options are not supported by NVVM backend: {', '.join(ordered)}")
+        error = and_theirs(OptionError, "cuda.core._utils.cuda_utils", "CUDAError")
+        raise error(f"The following options are not supported by NVVM backend: {', '.join(ordered)}")
     arch = options.arch or ""
     if arch.startswith("sm_"):
         arch = f"compute_{arch[3:]}"
@@ -113,13 +128,25 @@ def nvvm_flags(options: Any, target_type: str | None) -> list[str]:
 
 def linker_flags(options: Any) -> list[str]:
     """The flags nvJitLink gets for ``options``: linker options, or program options, of which PTX input reads a part."""
-    if not isinstance(options, LinkerOptions) and not hasattr(options, "std"):
-        return [flag.decode() for flag in options.as_bytes()]
     if hasattr(options, "std"):  # program options: only these reach the linker
-        return _with_extra(
-            emit({name: NVJITLINK[name] for name in NVJITLINK if name in PTX_TO_LINKER}, options), options
-        )
-    return _with_extra(emit(NVJITLINK, options), options)
+        flags = emit({name: NVJITLINK[name] for name in NVJITLINK if name in PTX_TO_LINKER}, options)
+    elif not _is_plain(options, LinkerOptions):
+        return _for_lto([flag.decode() for flag in options.as_bytes()])
+    else:
+        flags = emit(NVJITLINK, options)
+    return _with_extra(_for_lto(flags), options)
+
+
+def _for_lto(flags: list[str]) -> list[str]:
+    """The flags in the spelling that nvJitLink's LTO step takes as well."""
+    split = ((flag, *flag.partition("=")) for flag in flags)
+    return [
+        f"{name}={_DIGITS[value]}" if name in NVJITLINK_BOOLEANS and value in _DIGITS else flag
+        for flag, name, _, value in split
+    ]
+
+
+_DIGITS = {"true": "1", "false": "0"}
 
 
 def _with_extra(flags: list[str], options: Any) -> list[str]:
@@ -172,10 +199,14 @@ def translate(options: Any, code_type: str, target_type: str) -> Translation:
     """The flags for a compile of ``code_type`` to ``target_type``.
 
     Remembered by the values of all fields, since options are mutable and there are some fifty of them to look at:
-    marshal tells ``1`` from ``True`` and a list from a tuple, and takes what it is given as it is now.
+    marshal tells ``1`` from ``True`` and a list from a tuple, and takes what it is given as it is now. A class with an
+    ``as_bytes`` of its own is asked each time.
     """
+    kind = type(options)
+    if getattr(kind, "as_bytes", None) is not ProgramOptions.as_bytes and not kind.__module__.startswith("cuda.core."):
+        return _translate(options, code_type, target_type)
     try:
-        slot = (type(options), code_type, target_type, marshal.dumps(tuple(vars(options).values()), 2))
+        slot = (kind, code_type, target_type, marshal.dumps(tuple(vars(options).values()), 2))
     except (TypeError, ValueError):  # a value of some class of the user's: no memory for that
         return _translate(options, code_type, target_type)
     known = _translations.get(slot)
@@ -313,9 +344,9 @@ class ProgramOptions:
         """
         kind = backend.lower()
         if kind == "nvrtc":
-            return [flag.encode() for flag in nvrtc_flags(self)]
+            return [flag.encode() for flag in _nvrtc_flags(self)]
         if kind == "nvvm":
-            return [flag.encode() for flag in nvvm_flags(self, target_type)]
+            return [flag.encode() for flag in _nvvm_flags(self, target_type)]
         raise ValueError(f"Unknown backend '{kind}'. Must be one of: 'nvrtc', 'nvvm'")
 
     def __repr__(self) -> str:
@@ -360,10 +391,16 @@ class LinkerOptions:
         _check_extra_flags(self.extra_flags)
 
     def as_bytes(self, backend: str = "nvjitlink") -> list[bytes]:
-        """The flags for nvJitLink (the only ``backend`` there is; another is a ValueError)."""
+        """The flags for nvJitLink, spelled as ``cuda.core`` spells them.
+
+        Raises
+        ------
+        ValueError
+            For another ``backend``.
+        """
         if backend.lower() != "nvjitlink":
-            raise ValueError(f"Unknown backend '{backend}'. Must be 'nvjitlink'")
-        return [flag.encode() for flag in linker_flags(self)]
+            raise ValueError(f"as_bytes() only supports 'nvjitlink' backend, got {backend!r}")
+        return [flag.encode() for flag in _with_extra(emit(NVJITLINK, self), self)]
 
 
 def _check_extra_flags(flags: Any) -> None:

@@ -270,11 +270,7 @@ def normalize(
         raise TypeError(f"extra_digest must be non-empty bytes or None, got {extra_digest!r}")
     if code_type != "nvvm" and getattr(options, "extra_sources", None) is not None:
         raise ValueError(f"extra_sources is for code_type='nvvm' only; code_type={code_type!r} has no such input")
-    # No other compiler looks at name expressions. They may come from an iterator.
-    expressions = tuple(name_expressions) if code_type == "c++" and name_expressions is not None else ()
-    for expression in expressions:
-        if not isinstance(expression, str | bytes):
-            raise TypeError(f"name_expressions must be str or bytes, got {type(expression).__name__}")
+    expressions = _expressions(name_expressions) if code_type == "c++" else ()  # no other compiler looks at them
     options = opt.with_plain_arch(options, target_type)
     flags, include_dirs, unknown_fields = opt.translate(options, code_type, target_type)
     return CompileInputs(
@@ -300,7 +296,7 @@ def _check_types(code_type: object, target_type: object) -> tuple[str, str]:
     """Both in lower case, if there is a compiler that makes one of the other."""
     code_type, target_type = (kind.lower() if isinstance(kind, str) else kind for kind in (code_type, target_type))
     if not isinstance(code_type, str) or code_type not in CODE_TYPES:
-        raise ValueError(f"code_type={code_type!r} is not valid (must be {_one_of(CODE_TYPES)})")
+        raise ValueError(f"code_type: {code_type!r} is not a valid SourceCodeType. Must be {_one_of(CODE_TYPES)}")
     if not isinstance(target_type, str) or target_type not in TARGET_TYPES["c++"]:
         raise ValueError(f"target_type={target_type!r} is not supported (must be {_one_of(TARGET_TYPES['c++'])})")
     if target_type not in TARGET_TYPES[code_type]:
@@ -321,6 +317,21 @@ def _source(code: object, code_type: str) -> Source:
             f"code must be str for code_type={code_type!r}, got {type(code).__name__} (bytes are for 'nvvm' only)"
         )
     raise TypeError(f"code must be str or bytes, got {type(code).__name__}")
+
+
+def _expressions(given: object) -> tuple[str | bytes, ...]:
+    """Name expressions as a tuple; they may come from an iterator, and a single one alone."""
+    if given is None:
+        return ()
+    if isinstance(given, str | bytes):
+        return (given,)
+    if not hasattr(given, "__iter__"):
+        raise TypeError(f"name_expressions must be an iterable of str or bytes, got {type(given).__name__}")
+    expressions = tuple(given)
+    for expression in expressions:
+        if not isinstance(expression, str | bytes):
+            raise TypeError(f"name_expressions must be str or bytes, got {type(expression).__name__}")
+    return expressions
 
 
 def _one_of(values: Sequence[str]) -> str:
@@ -405,8 +416,8 @@ class BaseKey:
     @property
     def shows_text(self) -> bool:
         """Whether comments and white space of the texts may be seen in the output, by columns or in a debugger."""
-        options = self.inputs.options
-        return bool(self.inputs.code_type != "c++" or options.debug or options.lineinfo)
+        said = self.inputs.facts
+        return self.inputs.code_type != "c++" or said.debug or said.lineinfo
 
     @property
     def flight(self) -> str:

@@ -12,7 +12,7 @@ from cuda_progcache._util.running import here
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.errors import ArchError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
-from cuda_progcache.keys.options import ProgramOptions
+from cuda_progcache.keys.options import ProgramOptions, as_options
 from cuda_progcache.keys.schema import normalize
 from cuda_progcache.service.cached_compiler import CachedCompiler
 
@@ -110,25 +110,26 @@ class CompileService:
 
     def compile(
         self,
-        source: str | bytes,
+        code: str | bytes | None = None,
         code_type: str = "c++",
         *,
         options: Any = None,
         target_type: str = "cubin",
-        name_expressions: Sequence[str | bytes] = (),
+        name_expressions: Iterable[str | bytes] | None = (),
         logs: LogWriter | None = None,
+        source: str | bytes | None = None,
     ) -> CompiledProgram:
-        """Compile a source, or take the binary from the cache.
+        """Compile a program, or take the binary from the cache.
 
         Parameters
         ----------
-        source : str or bytes
-            CUDA C++, PTX or NVVM IR.
+        code : str or bytes
+            CUDA C++, PTX or NVVM IR. Its earlier name, ``source``, is taken as well.
         code_type : {"c++", "ptx", "nvvm"}
         options : ProgramOptions or mapping, optional
             Ours or ``cuda.core``'s; without ``arch``, the current device's is taken.
         target_type : {"cubin", "ptx", "ltoir"}
-        name_expressions : sequence of str or bytes
+        name_expressions : iterable of str or bytes, optional
             Template instances to make.
         logs : object with ``write``, optional
             Gets the compiler's log, on a hit too.
@@ -140,21 +141,18 @@ class CompileService:
         Raises
         ------
         CompileError
-            If the compiler refuses the source.
+            If the compiler refuses the program.
         ArchError
             For an architecture that the compiler doesn't know, or none where there is no device.
         ValueError, TypeError
             For inputs that no compile can take, before any compile.
         """
-        if options is None:
-            options = ProgramOptions()
-        elif isinstance(options, Mapping):
-            options = ProgramOptions(**options)
-        options = with_arch(options)
+        if (code is None) == (source is None):
+            raise TypeError("compile() takes the program as code, once")
         inputs = normalize(
-            code=source,
+            code=source if code is None else code,
             code_type=code_type,
-            options=options,
+            options=with_arch(as_options(options, ProgramOptions)),
             target_type=target_type,
             name_expressions=name_expressions,
             header_policy=self.header_policy,

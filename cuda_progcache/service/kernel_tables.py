@@ -173,11 +173,17 @@ def check_fields(table: Mapping[str, Any], valid: Iterable[str], where: str) -> 
 
 
 def _check_options(options: Mapping[str, Any], where: str) -> None:
-    for option in options:
+    for option, value in options.items():
         if option in {"name", "arch"}:
             raise ManifestError(f"{where}: {option!r} is set when the kernel is compiled, not in the manifest")
         if option not in OPTIONS:
             raise ManifestError(f"{where}: there is no option {option!r}{did_you_mean(option, OPTIONS)}")
+        takes = [kind for kind in typing.get_args(_hints(ProgramOptions)[option]) if kind is not type(None)]
+        plain = [kind for kind in takes if kind in {bool, int, str}]
+        several = isinstance(value, list) and all(isinstance(one, (str, int, list)) for one in value)
+        if not any(type(value) is kind or (several and kind not in plain) for kind in takes):
+            wanted = " or ".join([f"{'an' if kind is int else 'a'} {kind.__name__}" for kind in plain] or ["an array"])
+            raise ManifestError(f"{where}: {option!r} must be {wanted}, not {value!r}")
 
 
 def _check_choice(value: object, choices: tuple[str, ...], where: str) -> None:
@@ -193,9 +199,14 @@ def _items(table: Mapping[str, Any], field: str, kind: type, where: str) -> Any:
 
 
 @functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls, localns=vars(typing))
+
+
+@functools.cache
 def _schema(cls: Any) -> Any:
     """The fields of a class as :mod:`msgspec` checks them; a table that holds instances of ours is beyond it."""
-    hints: dict[str, Any] = get_type_hints(cls, localns=vars(typing))
+    hints = dict(_hints(cls))
     if cls is KernelSpec:
         constraint: Any = _schema(Constraint)
         launch: Any = _schema(Launch)

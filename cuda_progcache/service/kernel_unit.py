@@ -167,14 +167,14 @@ class KernelUnit:
 _SUFFIXES = {"c++": ".cu", "nvvm": ".ll"}
 
 
-def _template_lines(module: RenderedModule) -> Callable[[int], tuple[str, int] | None]:
+def _template_lines(module: RenderedModule) -> Callable[[int, int | None], tuple[str, int] | None]:
     """Line lookup into the template; the source map is made when the first line is asked for."""
     made: list[Any] = []
 
-    def lookup(line: int) -> tuple[str, int] | None:
+    def lookup(line: int, column: int | None) -> tuple[str, int] | None:
         if not made:
             made.append(module.source_map())
-        place = made[0].lookup(line)
+        place = made[0].lookup(line, column)
         return None if place is None else (place.template, place.line)
 
     return lookup

@@ -281,8 +281,8 @@ class KernelLibrary:
         """Return what is wrong with the library, a line each; an empty list if all is well.
 
         Missing templates, names that templates use and the manifest doesn't declare, parameters that nothing uses,
-        wrong constraints, entry points that aren't in the source, variants twice, variants that don't render, and what
-        is likely a mistake in a template.
+        wrong constraints, include paths and entry points that aren't there, variants twice, variants that don't render,
+        and what is likely a mistake in a template.
         """
         return [f"{spec.name}: {problem}" for spec in self for problem in self._check(spec)]
 
@@ -310,12 +310,18 @@ class KernelLibrary:
         for name in spec.parameters:
             if name not in used:
                 yield f"nothing uses parameter {name!r}"
+        paths = spec.options.get("include_path") or ()
+        for path in (paths,) if isinstance(paths, str) else paths:
+            if not os.path.isdir(path):
+                yield f"options, include_path: there is no folder {path}"
         for template in spec.templates:
             for _, message, line, suggestion in self.environment.get_template(template).warnings:
                 yield f"{template}:{line}: {message}{'; ' + suggestion if suggestion else ''}"
         yield from self._check_variants(spec)
 
     def _check_variants(self, spec: KernelSpec) -> Iterator[str]:
+        import re
+
         seen: list[dict[str, Any]] = []
         complete = all(p.default is not None for p in spec.parameters.values())
         defaults: list[tuple[str, dict[str, Any]]] = (
@@ -329,8 +335,10 @@ class KernelLibrary:
                 yield f"{label}: {error}"
                 continue
             sources = "\n".join(module.source for module in rendered.modules)
-            for symbol in rendered.entry_points:
-                if symbol not in sources and "__global__" in sources and "##" not in sources:
+            for symbol in (*rendered.entry_points, *rendered.name_expressions):
+                called = symbol.partition("<")[0].rpartition("::")[2].strip()
+                found = re.search(rf"\b{re.escape(called)}\s*\(", sources)
+                if not found and "__global__" in sources and "##" not in sources:
                     yield f"{label}: the source has no entry point {symbol!r}"
             if rendered.params in seen and label != "the defaults":
                 yield f"{label} ({variant}) is there twice"
@@ -400,10 +408,7 @@ def _read(file: str, kept: BytecodeCache | None) -> dict[str, KernelSpec]:
 
     kernels = decode(content, file)
     tables = {name: _table(spec) for name, spec in kernels.items()}
-    try:
-        code = compile(repr(marshal.dumps(tables)), "manifest.toml", "eval")  # a constant: bytes
-    except ValueError:  # a date, which TOML has and marshal hasn't
-        return kernels
+    code = compile(repr(marshal.dumps(tables)), "manifest.toml", "eval")  # a constant: bytes
     kept.save("manifest.toml", digest, Compiled(code), context_hash=decoder)
     return kernels
 

@@ -3,13 +3,14 @@
 
 The file is a header and lines of one size::
 
-    magic:8 nonce:16                         the nonce names this file: another one lies there, another nonce
+    magic:8 lineage:8 generation:u64         another file lies there, another header
     kind:u8 ref:u64 payload check:u32        little endian; check: CRC-32 of what stands before it in the line
 
 A line is written with one append, and each process reads what the others appended since it last looked. When the file
 is longer than :data:`LONG`, one process claims it (a line of kind 0), writes lines that say the same to a new file and
-renames that into place; then it hands on what was appended to the old one meanwhile. Who appends looks afterwards
-whether the file is still the one in place, and appends again if not: a line may come twice, with the same ref.
+renames that into place, the next generation; then it closes the old one (a line of kind 0 again) and hands on what was
+appended to it meanwhile. Who appends looks afterwards whether the file is still the one in place. If not, it appends
+again, unless the old one was closed after its line. A line may come twice, with the same ref.
 
 A line is lost where the process that rewrites the file is killed between the renaming and the handing on, or where the
 file system doesn't append in one step (some network file systems). Damage shows by the checks.
@@ -39,8 +40,13 @@ LONG = 32 * 1024
 #: A claim that has not been made good for so many seconds is taken for a dead process's.
 GIVE_UP_AFTER = 5.0
 CLAIM = 0
+#: In the place of a claim's ref: the file is closed.
+_CLOSED = (1 << 64) - 1
 
 _NONCE = 16
+_GENERATION = struct.Struct("<Q")
+#: How many generations on a file is that was begun anew.
+BEGUN_ANEW = -1
 _FRAME = struct.Struct("<BQ")
 _CHECK = struct.Struct("<I")
 _FLAGS = os.O_RDWR | os.O_APPEND
@@ -58,6 +64,17 @@ class DamagedLogError(Exception):
 def new_ref() -> int:
     """A number that names a line, or an operation, among all processes."""
     return int.from_bytes(os.urandom(8), "little") | 1
+
+
+def _generation(header: bytes) -> int:
+    return int(_GENERATION.unpack_from(header, len(header) - _GENERATION.size)[0])
+
+
+def _generations(one: bytes, other: bytes) -> int:
+    """How many generations the file of the one header is before that of the other; :data:`BEGUN_ANEW`: no telling."""
+    if one[: -_GENERATION.size] != other[: -_GENERATION.size]:
+        return BEGUN_ANEW
+    return (_generation(other) - _generation(one)) % (1 << 64)
 
 
 class AppendLog:
@@ -99,8 +116,8 @@ class AppendLog:
         """What to write into the new file of a line that came after the summary."""
         return line
 
-    def too_late(self, line: Line) -> Line:
-        """The same where yet another file lies there by now."""
+    def too_late(self, line: Line, generations: int) -> Line | None:  # noqa: ARG002 - a subclass may ask
+        """The same where a file lies there by now that is so many generations on; ``None``: nothing."""
         return self.late(line)
 
     def damaged(self) -> None:
@@ -210,8 +227,8 @@ class AppendLog:
             if appended:
                 if os.write(fd, appended) != len(appended):
                     raise DamagedLogError  # a disk that is just full has taken a part
-                if not self._is(status):
-                    return False, False  # rewritten: what we appended may have come too late to be handed on
+                if not self._is(status):  # rewritten: what we appended may have come too late to be handed on
+                    return self._is_handed_on(fd, appended), False
             if (read or status.st_size > LONG) and not self._read(fd, status, header):
                 return True, False
             if status.st_size > LONG and self._claim[1] < time.monotonic() - GIVE_UP_AFTER:
@@ -220,6 +237,15 @@ class AppendLog:
         finally:
             os.close(fd)
         return True, True
+
+    def _is_handed_on(self, fd: int, appended: bytes) -> bool:
+        """Whether who has replaced the file answers for what we appended to it."""
+        there = read_on(fd, 0)
+        return self._closing() in there[there.rfind(appended) + len(appended) :]
+
+    def _closing(self) -> bytes:
+        """The line after which nothing is handed on."""
+        return self.encode((CLAIM, _CLOSED, *self._whole[2:]))
 
     def _is(self, status: os.stat_result) -> bool:
         try:
@@ -276,14 +302,16 @@ class AppendLog:
             lines = b"".join(map(self.encode, self.summary()))
         if not self._is(status):
             return
-        new = self._new_header()
+        new = header[: -_GENERATION.size] + _GENERATION.pack((_generation(header) + 1) % (1 << 64))
         self._root.place(self._path, new + lines)
-        late = self._lines(read_on(fd, seen))
+        os.write(fd, self._closing())
+        late = self._lines(read_on(fd, seen).partition(self._closing())[0])
 
         def hand_on(there: bytes) -> list[Line]:
-            if there == new:
+            on = _generations(new, there)
+            if not on:
                 return [*map(self.late, late), self._whole]
-            return [*map(self.too_late, late)]
+            return [line for line in (self.too_late(line, on) for line in late) if line is not None]
 
         self.exchange(hand_on)
 

@@ -123,6 +123,14 @@ class EntryInfo(NamedTuple):
     record: Mapping[str, Any]
 
 
+#: What orders entries; the largest come first.
+ORDERS: dict[str, Callable[[EntryInfo], float]] = {
+    "used": lambda entry: entry.last_used,
+    "created": lambda entry: entry.created,
+    "size": lambda entry: entry.size,
+}
+
+
 def key_bytes(key: object) -> bytes:
     """A key as bytes: ``str`` is encoded as UTF-8, so ``"k"`` and ``b"k"`` are one key.
 
@@ -338,6 +346,28 @@ class ProgramCacheResource(abc.ABC):
         """Every entry that has a record, in no particular order; entries that come or go meanwhile may be missing."""
         raise NotImplementedError(f"{type(self).__name__} can't list its entries")
 
+    def first(
+        self, count: int, *, by: str = "used", matches: Callable[[EntryInfo], bool] = lambda _: True
+    ) -> list[EntryInfo]:
+        """The entries that come first in an order; a store on disk reads no more records than that takes.
+
+        Parameters
+        ----------
+        count : int
+            How many at most.
+        by : {"used", "created", "size"}
+            The last used, the last created or the largest first.
+        matches : callable
+            Only entries for which it is true.
+
+        Returns
+        -------
+        list of EntryInfo
+        """
+        import heapq
+
+        return heapq.nlargest(count, filter(matches, self.entries()), key=ORDERS[by])
+
     def info(self, digest: str) -> EntryInfo:
         """One entry; :class:`KeyError` if there is none of that digest."""
         for entry in self.entries():
@@ -369,6 +399,10 @@ class ProgramCacheResource(abc.ABC):
         if len(matches) > 1:
             raise AmbiguousDigestError(prefix, matches)
         return matches[0]
+
+    def digests(self) -> Iterable[str]:
+        """The digest of every entry that has a record."""
+        return self._digests("")
 
     def _digests(self, prefix: str) -> Iterable[str]:
         return [entry.digest for entry in self.entries() if entry.digest.startswith(prefix)]

@@ -61,6 +61,10 @@ class _Log(AppendLog):
         seen: list[Line] = [(_SEEN, 0, *refs[at : at + _FIELDS]) for at in range(0, len(refs), _FIELDS)]
         return [(_COUNTED, new_ref(), *self._sum), *seen]
 
+    def too_late(self, line: Line, generations: int) -> Line | None:
+        """As it was, as long as the file knows what the one before it has counted."""
+        return line if generations <= 1 else None
+
     def damaged(self) -> None:
         """What is no line counts nothing; those behind it do."""
 

@@ -10,6 +10,7 @@ import warnings
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.in_memory import InMemoryProgramCache
+from cuda_progcache.store.stats import Totals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class KeptInMemory(FileStreamProgramCache):
         """None: nothing can be pinned in memory."""
         return frozenset()
 
+    def all_time(self) -> Totals:
+        """What was counted here: memory doesn't outlive the process."""
+        return self._instead.stats().all_time or Totals()
+
 
 def _forward(name: str) -> Any:
     def forwarded(self: KeptInMemory, *args: Any, **kwargs: Any) -> Any:
@@ -90,13 +95,14 @@ def _refuse(name: str, what: str) -> Any:
 
 
 for _name in ("get", "__getitem__", "load", "load_again", "__setitem__", "_assign", "publish", "__delitem__", "remove",
-              "quarantine", "__len__", "entries", "info", "_digests", "_sizes", "stats", "close"):  # fmt: skip
+              "quarantine", "__len__", "entries", "first", "info", "_digests", "_sizes", "stats", "close"):  # fmt: skip
     setattr(KeptInMemory, _name, _forward(_name))
 for _name, _what in {
     "pin": "pin a program",
     "unpin": "unpin a program",
     "verify": "verify the cache",
     "prune": "prune the cache",
+    "census": "sum up the cache",
     "adopt": "adopt a program",
     "export": "export the cache",
     "import_": "import a bundle",

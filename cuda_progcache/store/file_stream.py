@@ -49,9 +49,10 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.base import Key, T, Value
     from cuda_progcache.store.bundle import ExportReport, ImportReport
+    from cuda_progcache.store.census import Census
     from cuda_progcache.store.maintenance import PruneReport
     from cuda_progcache.store.size_cap import SizeCap
-    from cuda_progcache.store.stats import StoreStats
+    from cuda_progcache.store.stats import StoreStats, Totals
     from cuda_progcache.store.verification import Verification
 
 DURABILITIES = ("fsync", "full", "none")
@@ -495,17 +496,23 @@ class FileStreamProgramCache(ProgramCacheResource):
 
     def _discard(self, digest: str, *, keep: bool = False) -> bool:
         """Take an entry away; whether there was one."""
+        from cuda_progcache.store import removal
+
+        entry = None
         for pause in _REMOVAL_PAUSES:
             time.sleep(pause)
             entry = judge.lstat(self._root.entry_path(digest))
-            if entry is None:
+            if entry is not None:
+                if self._discard_seen(digest, entry, keep=keep):
+                    return not stat.S_ISDIR(entry.st_mode)
+                there = judge.lstat(self._root.entry_path(digest))
+                if there is not None and identity(there) != identity(entry):
+                    return True  # a writer has replaced it, and then it is gone
+            # It lies there again, or may soon: another remover has put it back, or the whole tree is being removed.
+            if not removal.is_there(self._root, digest):
                 return False
-            if self._discard_seen(digest, entry, keep=keep):
-                return not stat.S_ISDIR(entry.st_mode)
-            there = judge.lstat(self._root.entry_path(digest))
-            if there is None or identity(there) != identity(entry):
-                return there is not None  # it went before; or a writer has replaced it, and then it is gone
-            # It lies there again: another remover has put it back, or the directory is being removed (`rm -rf`).
+        if entry is None:
+            return False
         raise PermissionError(errno.EACCES, "another process has it open", self._root.entry_path(digest))
 
     def _discard_seen(self, digest: str, entry: os.stat_result, *, keep: bool) -> bool:
@@ -611,6 +618,32 @@ class FileStreamProgramCache(ProgramCacheResource):
             digest, st.st_size, version.created, min(used, time.time()), version.checksum, path, version.record()
         )
 
+    def first(
+        self, count: int, *, by: str = "used", matches: Callable[[EntryInfo], bool] = lambda _: True
+    ) -> list[EntryInfo]:
+        """The entries that come first in an order; see :meth:`ProgramCacheResource.first`."""
+        from cuda_progcache.store import maintenance
+
+        return maintenance.first(self._root, count, by, matches, self._info, self._last_use)
+
+    def census(self) -> Census:
+        """What programs it holds, summed up; only what has changed since the last time is read.
+
+        Raises
+        ------
+        StoreError
+            The directory can't be read.
+        """
+        from cuda_progcache.store import census
+
+        return self._asked("sum up the cache", lambda: census.take(self._root))
+
+    def all_time(self) -> Totals:
+        """What every process that used this directory has counted; see :attr:`StoreStats.all_time`."""
+        if self._tally is not None:
+            return self._tally.all_time()
+        return persisted(self._root).plus(self._counters.totals())
+
     def _digests(self, prefix: str) -> Iterable[str]:
         shards = [prefix[:2]] if len(prefix) >= 2 else [s for s in self._root.shards() if s.startswith(prefix)]
         return [d for shard in shards for d in pairs.digests(self._root, shard) if d.startswith(prefix)]
@@ -623,11 +656,7 @@ class FileStreamProgramCache(ProgramCacheResource):
         entries = size = record_size = 0
         for _, entry_size, sidecar_size in self._sizes():
             entries, size, record_size = entries + 1, size + entry_size, record_size + sidecar_size
-        if self._tally is not None:
-            all_time = self._tally.all_time()
-        else:
-            all_time = persisted(self._root).plus(self._counters.totals())
-        return self._counters.stats(entries=entries, size=size, record_size=record_size, all_time=all_time)
+        return self._counters.stats(entries=entries, size=size, record_size=record_size, all_time=self.all_time())
 
     # What its owner does with it
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Seconds before each look at a pair that doesn't fit; from the third on while a file is young (in seconds) alone.
 LOOKS = (0.0, 0.0, 0.001, 0.004, 0.015, 0.030, 0.050)
 YOUNG = 2.0
+#: A file that came in the last so many seconds may be half of what a writer is about, if one is at work: on a machine
+#: that is busy it stands between its two renames for longer than anybody waits.
+MAY_BE_HALF_DONE = 60.0
 
 #: What can be wrong. The first two are damage; the others are left by a crash, or by hand.
 CORRUPT, DAMAGED_RECORD, NO_RECORD, NO_ENTRY, NOTHING = "corrupt", "damaged-record", "no-record", "no-entry", "nothing"
@@ -89,6 +92,7 @@ def look(
     quietly: bool = False,
     known: Callable[[os.stat_result], str | None] = lambda _: None,
     patient_with: frozenset[str] = DAMAGE,
+    despite_writers: bool = False,
 ) -> Look:
     """Read a pair and judge it, more than once where it doesn't fit.
 
@@ -100,6 +104,8 @@ def look(
         The checksum of the file with that status, where it is known.
     patient_with : frozenset of str
         The verdicts that are looked at again.
+    despite_writers : bool
+        Say what is wrong even where it may be what a writer has half done.
 
     Raises
     ------
@@ -118,14 +124,16 @@ def look(
             return seen
         files = tuple(None if status is None else identity(status) for status in (seen.entry, seen.record))
         same, before = files == before, files
-        if same and not _is_young(seen):
-            return seen
-    return seen if same else seen._replace(verdict=NOTHING)  # replaced faster than it can be looked at
+        if same and not _is_young(seen, YOUNG):
+            break
+    if same and (despite_writers or not (_is_young(seen, MAY_BE_HALF_DONE) and root.has_staged())):
+        return seen
+    return seen._replace(verdict=NOTHING)  # or replaced faster than it can be looked at
 
 
-def _is_young(seen: Look) -> bool:
+def _is_young(seen: Look, seconds: float) -> bool:
     now = time.time()
-    return any(status is not None and abs(now - status.st_mtime) <= YOUNG for status in (seen.entry, seen.record))
+    return any(status is not None and abs(now - status.st_mtime) <= seconds for status in (seen.entry, seen.record))
 
 
 def _look(root: Root, digest: str, quietly: bool, known: Callable[[os.stat_result], str | None]) -> Look:  # noqa: FBT001

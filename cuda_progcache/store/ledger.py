@@ -259,7 +259,7 @@ class Ledger(AppendLog):
         """The same; a count's place in the other file means nothing."""
         return (_COUNT, 0, *line[2:]) if line[0] == _COUNT else line
 
-    def too_late(self, line: Line) -> Line:
+    def too_late(self, line: Line, generations: int) -> Line:  # noqa: ARG002 - a doubt never hurts
         """Something has moved there."""
         return (_DOUBT, 0, line[2], 0, 0)
 

@@ -3,20 +3,29 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import time
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import unlink, unlink_quietly, write_new
-from cuda_progcache.store import pairs
-from cuda_progcache.store.base import entry_digest, is_digest
+from cuda_progcache.store import pairs, removal
+from cuda_progcache.store.base import ORDERS, entry_digest, is_digest
 from cuda_progcache.store.eviction import Candidate, choose_victims
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cuda_progcache.store.base import Key
+    from collections.abc import Callable, Mapping
+
+    from cuda_progcache.store.base import EntryInfo, Key
     from cuda_progcache.store.root import Root
     from cuda_progcache.store.size_cap import SizeCap
+
+
+#: Seconds by which a file's time stamp may lie before the clock that its writer read: it comes from the last tick.
+_SLACK = 1.0
+#: Seconds that a pin waits for an entry that another process has moved aside, and may put back.
+_MOMENT = 1.0
 
 
 class PruneReport(NamedTuple):
@@ -56,11 +65,13 @@ def pin(root: Root, key_or_digest: Key) -> str:
         break
     # Now, and not before: what is there once it is pinned, nobody takes who asks for pins after having moved it aside.
     # Who moved it aside before, and puts it back for the pin, takes a moment.
-    for pause in (0.0, 0.001, 0.010):
-        if pause:
-            time.sleep(pause)
+    latest = time.monotonic() + _MOMENT
+    while removal.is_there(root, digest):
         if os.path.lexists(root.entry_path(digest)):
             return digest
+        if time.monotonic() > latest:
+            break
+        time.sleep(0.001)
     unlink_quietly(path)
     raise KeyError(key_or_digest)
 
@@ -88,6 +99,37 @@ def prune(root: Root, cap: SizeCap, max_size_bytes: int | None, older_than: floa
         left_bytes=sum(item.charged for item in found) - freed,
         pinned=sum(item.digest in pins for item in found),
     )
+
+
+def first(
+    root: Root,
+    count: int,
+    by: str,
+    matches: Callable[[EntryInfo], bool],
+    info: Callable[[str], EntryInfo | None],
+    last_use: Mapping[str, int],
+) -> list[EntryInfo]:
+    """The entries that come first in an order; see :meth:`~cuda_progcache.store.ProgramCacheResource.first`.
+
+    A file's status bounds what its record can say: it was created when it was written, or before (imported, copied with
+    its times). So records are read in the order of their bounds, until no other can come before those that were read.
+    """
+    bounds: dict[str, Callable[[pairs.Glimpse], float]] = {
+        "used": lambda seen: max(seen.used, last_use.get(seen.digest, 0) / 1e9),
+        "created": lambda seen: seen.written + _SLACK,
+        "size": lambda seen: seen.size,
+    }
+    bound, order = bounds[by], ORDERS[by]
+    found: list[EntryInfo] = []
+    ahead: list[float] = []  # a heap: what the best so far are ordered by, the least of them first
+    for seen in sorted(pairs.glimpses(root), key=bound, reverse=True):
+        if len(ahead) >= count and (not ahead or bound(seen) <= ahead[0]):
+            break
+        entry = info(seen.digest)
+        if entry is not None and matches(entry):
+            found.append(entry)
+            (heapq.heappush if len(ahead) < count else heapq.heappushpop)(ahead, order(entry))
+    return sorted(found, key=order, reverse=True)[:count]
 
 
 def _named(key_or_digest: Key) -> str:

@@ -9,6 +9,7 @@ Removal goes the other way round (:mod:`~cuda_progcache.store.removal`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -68,29 +69,33 @@ def publish(root: Root, digest: str, data: bytes, version: Version, *, durabilit
 
                 time.sleep(min(0.001 * (attempt - 1), 0.010))
                 make_way(root, digest)
-            return _publish(root, digest, data, version, durability)
+            charged = _publish(root, digest, data, version, durability)
+            if charged is not None:
+                return charged
         except OSError as exc:
             in_the_way = is_missing(exc) or isinstance(exc, (FileExistsError, IsADirectoryError))
             if not in_the_way or attempt == WRITE_TRIES - 1:
                 raise
-    raise AssertionError("the last try returns or raises")
+    raise OSError(errno.EAGAIN, "other processes replace its record all the time", root.record_path(digest))
 
 
-def _publish(root: Root, digest: str, data: bytes, version: Version, durability: str) -> int:
+def _publish(root: Root, digest: str, data: bytes, version: Version, durability: str) -> int | None:
+    """One try of :func:`publish`; ``None``: another writer or a removal came between, and it has to be done again."""
     staged = root.stage_path()
     try:
         # The slow step first: the two names then change right after each other.
-        write_new(staged, data, mode=root.file_mode, sync=durability != "none", at_least=root.sure_bits)
+        entry = write_new(staged, data, mode=root.file_mode, sync=durability != "none", at_least=root.sure_bits)
         try:
             record = _publish_record(root, digest, version, sync=durability == "full")
         except FileNotFoundError:  # the first entry of a shard: rarer than asking at each write would be
             root.make_shard(digest)
             record = _publish_record(root, digest, version, sync=durability == "full")
         replace(staged, root.entry_path(digest))
-        _settle(root, digest, version, record, sync=durability == "full")
     except BaseException:
         unlink_quietly(staged)
         raise
+    if not _stands(root, digest, version, entry, record):
+        return None
     if durability == "full":
         root.make_durable(digest)
     return charged_size(len(data), record.st_size - FRAME_SIZE)
@@ -99,27 +104,33 @@ def _publish(root: Root, digest: str, data: bytes, version: Version, durability:
 def _publish_record(root: Root, digest: str, version: Version, *, sync: bool) -> os.stat_result:
     """Write the record that vouches for ``version`` and what it replaces; returns the status of the file."""
     path, mode, sure = root.record_path(digest), root.file_mode, root.sure_bits
+
+    def remove(_: str) -> None:
+        from cuda_progcache.store.removal import take_record
+
+        take_record(root, digest)  # not by its name: another writer's may lie there by now
+
     # A new key: nobody reads a record without an entry beside it, so it may be written in place.
     with contextlib.suppress(FileExistsError):
-        return write_new(path, encode(digest, [version]), mode=mode, sync=sync, at_least=sure)
+        encoded = encode(digest, [version])
+        return write_new(path, encoded, mode=mode, sync=sync, at_least=sure, on_failure=remove)
     encoded = encode(digest, replacing(version, versions(root, digest)))
     return put_in_place(path, encoded, staged=root.stage_path(), mode=mode, sync=sync, at_least=sure)
 
 
-def _settle(root: Root, digest: str, version: Version, ours: os.stat_result, *, sync: bool) -> None:
-    """See to it that the record on disk vouches for the entry just renamed.
+def _stands(root: Root, digest: str, version: Version, entry: os.stat_result, record: os.stat_result) -> bool:
+    """Whether a record vouches for the entry just renamed, or another entry lies there by now.
 
-    Another writer of this key, or a removal, may have come between the two renames.
+    Each record that is put in place is followed by its entry. So a writer whose record was replaced by one that doesn't
+    know of it writes both again: a record alone would hide what a third writer has published meanwhile.
     """
-    for _ in range(WRITE_TRIES):
-        record = lstat(root.record_path(digest))
-        if record is not None and identity(record) == identity(ours):
-            return
-        if record is None and lstat(root.entry_path(digest)) is None:
-            return  # both gone: removed right after we published
-        if any(other.checksum == version.checksum for other in versions(root, digest)):
-            return
-        ours = _publish_record(root, digest, version, sync=sync)
+    there = lstat(root.record_path(digest))
+    if there is not None and identity(there) == identity(record):
+        return True
+    if any(other.checksum == version.checksum for other in versions(root, digest)):
+        return True
+    there = lstat(root.entry_path(digest))
+    return there is not None and identity(there) != identity(entry)
 
 
 def charged_on_disk(root: Root, digest: str) -> int | None:
@@ -163,6 +174,35 @@ def sizes(root: Root) -> Iterator[tuple[str, int, int]]:
                 except (FileNotFoundError, PermissionError):  # gone, or another user's
                     continue
                 yield shard + item.name, size, record_size
+
+
+class Glimpse(NamedTuple):
+    """What the directories say of an entry that has a record, no file opened.
+
+    Attributes
+    ----------
+    digest : str
+    size : int
+        Bytes of the entry.
+    written, used : float
+        When it was last written, and last written or read, seconds since the epoch.
+    """
+
+    digest: str
+    size: int
+    written: float
+    used: float
+
+
+def glimpses(root: Root) -> Iterator[Glimpse]:
+    """Every entry that has a record."""
+    for shard in root.shards():
+        records = root.names(root.records, shard)
+        for item in root.files(root.entries, shard):
+            if item.name in records:
+                with contextlib.suppress(FileNotFoundError, PermissionError):  # gone, or another user's
+                    st = item.stat(follow_symlinks=False)
+                    yield Glimpse(shard + item.name, st.st_size, st.st_mtime, max(st.st_atime, st.st_mtime))
 
 
 def _brought_back(path: str, moment: int) -> os.stat_result:

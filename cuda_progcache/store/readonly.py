@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from cuda_progcache.errors import ReadOnlyError
@@ -120,6 +120,12 @@ class ReadOnlyProgramCache(ProgramCacheResource):
     def info(self, digest: str) -> EntryInfo:
         """One entry; :class:`KeyError` if there is none of that digest."""
         return self._inner.info(digest)
+
+    def first(
+        self, count: int, *, by: str = "used", matches: Callable[[EntryInfo], bool] = lambda _: True
+    ) -> list[EntryInfo]:
+        """The entries that come first in an order; see :meth:`ProgramCacheResource.first`."""
+        return self._inner.first(count, by=by, matches=matches)
 
     def _digests(self, prefix: str) -> Iterable[str]:
         return self._inner._digests(prefix)

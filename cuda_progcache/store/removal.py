@@ -3,8 +3,10 @@
 
 Between a look at a file and its removal another process may put a new one there. So nothing is unlinked in place: it is
 renamed into ``removed/``, looked at *there*, where nobody replaces it, and put back if it is not what was to go.
-A record goes after its entry, and only if no entry has come meanwhile; a writer sees to it afterwards that its record
-lies beside its entry (:func:`cuda_progcache.store.pairs.publish`). So no write that returned is lost.
+A record goes after its entry, and only if there is no entry by now, neither in its place nor moved aside by somebody
+who may put it back. A writer looks afterwards whether its record lies beside its entry, and else writes both again
+(:func:`cuda_progcache.store.pairs.publish`); who puts an entry back looks whether a record vouches for it, and else
+takes it away after all. So no write that returned is lost, and no entry stays without a record that vouches for it.
 
 What a process has moved aside when it is killed is put back by the next one that looks (:func:`reclaim`), if it is
 whole and nothing else lies there.
@@ -81,7 +83,7 @@ def take_away(
             return False
         raise
     try:
-        return _settle(root, digest, aside, path, seen, keep=keep, keep_record=keep_record, unless_pinned=unless_pinned)
+        return _settle(root, digest, aside, seen, keep=keep, keep_record=keep_record, unless_pinned=unless_pinned)
     finally:
         _under_way.discard(aside)
 
@@ -90,7 +92,6 @@ def _settle(
     root: Root,
     digest: str,
     aside: str,
-    path: str,
     seen: Identity,
     *,
     keep: bool,
@@ -99,17 +100,21 @@ def _settle(
 ) -> bool:
     """Look at an entry that was moved aside, and do away with it or put it back."""
     stays = True
+    unvouched = DAMAGE
     try:
-        stays = identity(os.lstat(aside)) != seen or (unless_pinned and root.is_pinned(digest))
+        if identity(os.lstat(aside)) == seen:
+            stays = unless_pinned and root.is_pinned(digest)
+        else:
+            unvouched = DAMAGE | {NO_RECORD}
     except FileNotFoundError:
         return False  # the whole tree is being removed
     finally:
         if stays:  # also where nobody can say what it is
-            _put_back(root, digest, aside, path)
+            _put_back_entry(root, digest, aside, unvouched)
     if stays:
         return False
     if not _dispose(root, aside, digest, keep=keep):
-        _put_back(root, digest, aside, path)
+        _put_back_entry(root, digest, aside, frozenset())
         return False
     take_record(root, digest, keep=keep and keep_record)
     return True
@@ -133,13 +138,26 @@ def take_record(root: Root, digest: str, *, keep: bool = False) -> bool:
             return False
         raise
     try:
-        if os.path.lexists(entry):
-            _put_back(root, digest, aside, path)  # it was a writer's, whose entry has come just now
+        if is_there(root, digest):
+            _put_back(root, digest, aside, path)  # that entry's, or its writer writes both again
             return False
         _dispose(root, aside, digest, keep=keep)
     finally:
         _under_way.discard(aside)
     return True
+
+
+def is_there(root: Root, digest: str) -> bool:
+    """Whether the entry lies in its place, or somebody has moved it aside and may put it back."""
+    # Put back, it is in both places for a moment, never in none: who looks at one, the other and the one, finds it.
+    path = root.entry_path(digest)
+    return os.path.lexists(path) or _is_aside(root, _ENTRY + digest) or os.path.lexists(path)
+
+
+def _is_aside(root: Root, about: str) -> bool:
+    with contextlib.suppress(OSError):
+        return any(name.endswith("." + about) for name in os.listdir(root.removed))
+    return False
 
 
 def set_aside(root: Root, path: str, seen: Identity) -> bool:
@@ -186,7 +204,27 @@ def _move_aside(root: Root, path: str, about: str) -> str:
     return aside
 
 
-def _put_back(root: Root, digest: str, aside: str, path: str) -> None:
+def _put_back_entry(root: Root, digest: str, aside: str, unvouched: frozenset[str]) -> None:
+    """Put an entry back, and take it away after all if no record vouches for it (one of these verdicts).
+
+    It was replaced then while it was aside, and that entry removed, or its writer is on the way.
+    """
+    if not _put_back(root, digest, aside, root.entry_path(digest)):
+        return
+    entry = None
+    for _ in range(2):  # as in :func:`is_there`
+        seen = look(root, digest, quietly=True, patient_with=frozenset())
+        entry = seen.entry
+        if seen.verdict not in unvouched or entry is None:
+            return
+        if _is_aside(root, _RECORD + digest):
+            return  # who has moved its record sees that it is there; or its writer does, that its record went
+    if entry is not None:
+        take_away(root, digest, identity(entry))
+
+
+def _put_back(root: Root, digest: str, aside: str, path: str) -> bool:
+    """Put something back where it was; ``False``: another one lies there by now, and ours went."""
     for attempt in range(2):
         try:
             files.move_new(aside, path)
@@ -198,8 +236,9 @@ def _put_back(root: Root, digest: str, aside: str, path: str) -> None:
             with contextlib.suppress(OSError):
                 root.make_shard(digest)  # it was empty, and somebody has removed it
         else:
-            return
+            return True
     _discard(aside)
+    return False
 
 
 def _dispose(root: Root, aside: str, name: str, *, keep: bool) -> bool:
@@ -319,7 +358,7 @@ def reclaim(root: Root) -> int:
     return live
 
 
-def left_behind(root: Root) -> Iterator[tuple[str, os.stat_result, bool]]:
+def left_behind(root: Root, *, leases: bool = True) -> Iterator[tuple[str, os.stat_result, bool]]:
     """What is staged, what is being removed, and leases: path, status, and whether its process is gone."""
     for directory in (root.staging, root.removed):
         try:
@@ -335,7 +374,13 @@ def left_behind(root: Root) -> Iterator[tuple[str, os.stat_result, bool]]:
             ours = directory is root.removed and owner == str(current_owner())
             dead = item.path not in _under_way if ours else is_left_behind(owner, status)
             yield item.path, status, dead
-    yield from _leases(root)
+    if leases:
+        yield from _leases(root)
+
+
+def at_work(root: Root) -> set[str]:
+    """What living processes have staged or moved aside just now."""
+    return {path for path, _, dead in left_behind(root, leases=False) if not dead}
 
 
 def _leases(root: Root) -> Iterator[tuple[str, os.stat_result, bool]]:
@@ -350,12 +395,8 @@ def _leases(root: Root) -> Iterator[tuple[str, os.stat_result, bool]]:
 def _restore(root: Root, digest: str, aside: str, *, entry: bool) -> None:
     """Put back what a process had moved aside when it was killed, unless it was to go, or there is another."""
     if entry:
-        path = root.entry_path(digest)
-        if not os.path.lexists(path) and os.path.lexists(root.record_path(digest)):
-            _put_back(root, digest, aside, path)
-            seen = look(root, digest, quietly=True)
-            if seen.verdict in DAMAGE | {NO_RECORD} and seen.entry is not None:
-                take_away(root, digest, identity(seen.entry))
+        if not os.path.lexists(root.entry_path(digest)) and os.path.lexists(root.record_path(digest)):
+            _put_back_entry(root, digest, aside, DAMAGE | {NO_RECORD})
     elif os.path.lexists(root.entry_path(digest)) and not os.path.lexists(root.record_path(digest)):
         _put_back(root, digest, aside, root.record_path(digest))
     _discard(aside)

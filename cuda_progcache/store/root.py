@@ -256,11 +256,11 @@ class Root:
 
     def has_litter(self) -> bool:
         """Whether there may be something that dead processes have left."""
-        for directory in (self.staging, self.removed):
-            with contextlib.suppress(OSError):
-                if os.listdir(directory):
-                    return True
-        return False
+        return self.has_staged() or _holds_something(self.removed)
+
+    def has_staged(self) -> bool:
+        """Whether a writer is at work, or was when it died."""
+        return _holds_something(self.staging)
 
     # Listing
 
@@ -297,6 +297,13 @@ class Root:
             if is_missing(exc) or (shard and isinstance(exc, PermissionError)):
                 return set()
             raise
+
+
+def _holds_something(directory: str) -> bool:
+    try:
+        return bool(os.listdir(directory))
+    except OSError:
+        return False
 
 
 def is_shard(name: str) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,8 @@ ADVICE = {
     "stale-staging": "left behind by a process that is gone; repair removes it, or puts back what it had moved",
 }
 
+#: Seconds for which writers that are at work are given time to finish.
+_PATIENCE = 10.0
 _WRONG = frozenset({CORRUPT, DAMAGED_RECORD, NO_RECORD, NO_ENTRY})
 
 
@@ -113,7 +116,7 @@ def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -
     findings = []
     for digest in _digests(root):
         try:
-            seen = look(root, digest, quietly=True, patient_with=_WRONG)
+            seen = _look(root, digest)
         except OSError:
             findings.append(Finding("unreadable", root.entry_path(digest), digest, 0))
             continue
@@ -130,6 +133,23 @@ def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -
     for path, length in dead:
         findings.append(Finding("stale-staging", path, None, length, repair and not removal.lies(path)))
     return Verification(ok, size, tuple(sorted(findings, key=lambda finding: finding.path)))
+
+
+def _look(root: Root, digest: str) -> Look:
+    """Look at a pair; what doesn't fit, again when all have finished who were at work then."""
+    latest, before = time.monotonic() + _PATIENCE, None
+    while True:
+        seen = look(root, digest, quietly=True, patient_with=_WRONG, despite_writers=True)
+        files = tuple(None if status is None else identity(status) for status in (seen.entry, seen.record))
+        if seen.version is not None or not any(files) or (files == before and seen.verdict in _WRONG):
+            return seen
+        before = files
+        if time.monotonic() > latest:
+            return seen
+        at_work, pause = removal.at_work(root), 0.001
+        while at_work & removal.at_work(root) and time.monotonic() < latest:
+            time.sleep(pause)
+            pause *= 2
 
 
 def _finding(root: Root, digest: str, seen: Look, kind: str, repaired: bool) -> Finding:  # noqa: FBT001

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
     from typing import Any
 
+_FUNCTION = type(passes_for)
 STOPPED = "value was undefined because a callable raised a StopIteration exception"
 
 
@@ -116,13 +117,14 @@ class Context:
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function as a template does: with context, eval context or environment, if it asks for one."""
         self.seen = True
-        in_loop, in_block = kwargs.pop("_loop_vars", None), kwargs.pop("_block_vars", None)
-        called = getattr(type(function), "__call__", None)  # noqa: B004  (a class whose instances ask for a context)
-        marked = getattr(called, "jinja_pass_arg", None) or getattr(function, "jinja_pass_arg", None)
-        wants = None if marked is None else getattr(marked, "name", None)
+        scopes = (kwargs.pop("_loop_vars", None), kwargs.pop("_block_vars", None)) if kwargs else ()
+        marked = getattr(function, "jinja_pass_arg", None)
+        if type(function) is not _FUNCTION:  # an object whose class asks for a context
+            marked = getattr(getattr(type(function), "__call__", None), "jinja_pass_arg", marked)  # noqa: B004
+        wants = getattr(marked, "name", None)
         if wants == "context":
             seen = self
-            for names in (in_loop, in_block):
+            for names in scopes:
                 seen = seen.derived(names) if names else seen
             args = (seen, *args)
         elif wants == "eval_context":

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from cuda_progcache.templates.jinja_environment import JinjaEnvironment
     from cuda_progcache.templates.source_map import SourceMap
 
-    E = TypeVar("E", bound=JinjaEnvironment)
     T = TypeVar("T")
 
 
@@ -206,11 +205,13 @@ class KernelEnvironment:
         if self._environment is None:
             from cuda_progcache.templates.jinja_environment import DigestLoader, JinjaEnvironment
 
-            self._environment = self._made(JinjaEnvironment, DigestLoader(SearchPath(self.search_path)))
+            self._environment = JinjaEnvironment(
+                DigestLoader(SearchPath(self.search_path)),
+                **self._additions,
+                extensions=self._extensions,
+                static_context=self._static,
+            )
         return self._environment
-
-    def _made(self, kind: type[E], loader: Any) -> E:
-        return kind(loader, **self._additions, extensions=self._extensions, static_context=self._static)
 
     def _templates(self) -> PlainEnvironment | JinjaEnvironment:
         """Return the environment that templates are rendered in: with extensions it is Jinja2's."""
@@ -329,7 +330,6 @@ class KernelTemplate:
         return self._head(digests) + text
 
     def _mapped(self, text: str, digests: Mapping[str, str], params: Mapping[str, Any]) -> SourceMap:
-
         found = self._map(text, params)
         if self._has_directives:
             from cuda_progcache.templates.line_directives import with_line_directives
@@ -339,20 +339,14 @@ class KernelTemplate:
         return found.after(head) if head else found
 
     def _map(self, plain: str, params: Mapping[str, Any]) -> SourceMap:
-        from cuda_progcache.templates.marking import MarkedEnvironment, unmark
-        from cuda_progcache.templates.source_map import SourceMap
+        from cuda_progcache.templates.marking import map_of
 
-        environment = self._kernel_environment
-        marked = environment._made(MarkedEnvironment, environment.jinja().digest_loader)
-        try:
+        def render(marked: Any) -> str:
             template = marked.get_template(self.name) if self._source is None else marked.from_string(self._source)
-            text = template.render(params)
-        except Exception as error:  # noqa: BLE001  (the marks upset a computation; the caller gets the reason)
-            return SourceMap(plain, reason=f"{self.name} can't be rendered with marks: {error}")
-        stripped, lines = unmark(text, marked.locations)
-        if stripped != plain:
-            return SourceMap(plain, reason=f"{self.name} computes with its own text, which marks change")
-        return SourceMap(plain, lines)
+            text: str = template.render(params)
+            return text
+
+        return map_of(self._kernel_environment.jinja(), self.name, plain, render)
 
     def _head(self, digests: Mapping[str, str]) -> str:
         if not self._has_head:

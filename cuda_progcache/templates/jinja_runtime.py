@@ -87,6 +87,7 @@ NAMES: dict[str, Any] = runtime.NAMES | {
     "AsyncLoopContext": jinja2_runtime.AsyncLoopContext,
     "Markup": Markup,
     "Undefined": jinja2.Undefined,  # what {{ a if b }} gives where b is false, whatever the environment's undefined is
+    "_Namespace": jinja2.utils.Namespace,
     "_escape": escape,
     "auto_aiter": auto_aiter,
     "auto_await": auto_await,

@@ -42,6 +42,7 @@ def with_line_directives(found: SourceMap) -> SourceMap:
 
     written: list[str] = []
     places: list[Location | None] = []
+    pieces: list[tuple[tuple[int, Location], ...]] = []
     expected: tuple[str, int] | None = None
     lines = found.text.split("\n")
     for index, (line, opens) in enumerate(zip(lines, _openings(lines), strict=True)):
@@ -49,12 +50,16 @@ def with_line_directives(found: SourceMap) -> SourceMap:
         if place is not None and opens and expected != (place.template, place.line):
             written.append(f"#line {place.line} {json.dumps(place.template, ensure_ascii=False)}")
             places.append(None)
+            pieces.append(())
             expected = place.template, place.line
         written.append(line)
         places.append(place)
+        pieces.append(found.pieces[index] if found.pieces else ())
         if expected is not None:
             expected = expected[0], expected[1] + 1
-    return SourceMap("\n".join(written), tuple(places) if found.lines else (), found.reason)
+    if not found.lines:
+        return SourceMap("\n".join(written), reason=found.reason)
+    return SourceMap("\n".join(written), tuple(places), found.reason, tuple(pieces) if found.pieces else ())
 
 
 def _openings(lines: list[str]) -> Iterator[bool]:

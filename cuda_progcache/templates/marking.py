@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
-from cuda_progcache.templates.jinja_environment import DigestLoader, JinjaEnvironment
 from cuda_progcache.templates.plain_environment import STRING
 from cuda_progcache.templates.source_map import Location, SourceMap
 
 if TYPE_CHECKING:
     import jinja2
-
-    from cuda_progcache.templates.template import Template
 
 # "here": the text that follows is of location n. "open"/"close": around what an expression or an include puts out.
 _HERE, _OPEN, _CLOSE, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
@@ -31,53 +28,42 @@ _MARK = re.compile(f"([{_HERE}{_OPEN}{_CLOSE}])([0-9]+){_END}")
 _MARKS = re.compile(f"[{_HERE}{_OPEN}{_CLOSE}][0-9]+{_END}")
 
 
-class MarkedEnvironment(JinjaEnvironment):
-    """A `JinjaEnvironment` whose templates put out marks.
+def map_of(
+    environment: Any, name: str, plain: str, render: Callable[[Any], str], own: Mapping[str, Any] | None = None
+) -> SourceMap:
+    """Return the source map of a template.
 
-    Attributes
+    Parameters
     ----------
-    locations : list of (str, int)
-        Template and line of mark number n.
+    environment : Environment
+        The template's.
+    name : str
+        What messages call the template.
+    plain : str
+        Its text.
+    render : callable
+        Takes an environment whose templates put out marks, and renders the template there.
+    own : mapping, optional
+        The template's own globals.
     """
-
-    def __init__(self, loader: DigestLoader, **additions: Any) -> None:
-        super().__init__(loader, **additions)
-        self.locations: list[tuple[str, int]] = []
-        _keep_marks_from(self)
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        marked: nodes.Template = _Marker(name or STRING, self.locations).visit(tree)
-        return marked
-
-
-def map_of(template: Template, plain: str, variables: Mapping[str, Any]) -> SourceMap:
-    """Return the source map of a template of an `Environment`, whose text for `variables` is `plain`."""
-    source = template._namespace["source"] if template._namespace is not None else None
-    if source is None:
-        return SourceMap(plain, reason="the template was not made from text by our compiler")
-    environment: Any = template.environment.overlay()
+    marked = environment.overlay()
     locations: list[tuple[str, int]] = []
-    parse = environment._parse
+    parse = marked._parse
 
-    def marked(source: str, name: str | None, filename: str | None) -> nodes.Template:
+    def with_marks(source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree: nodes.Template = _Marker(name or STRING, locations).visit(parse(source, name, filename))
         return tree
 
-    environment._parse = marked
-    environment.bytecode_cache = None
-    environment.filters, environment.tests = dict(environment.filters), dict(environment.tests)
-    environment.globals = dict(template.globals)
-    _keep_marks_from(environment)
+    marked._parse = with_marks
+    marked.bytecode_cache = None
+    marked.filters, marked.tests = dict(marked.filters), dict(marked.tests)
+    marked.globals = {**marked.globals, **(own or {})}
+    _keep_marks_from(marked)
     try:
-        code = environment.compile(source, template.name, template.filename)
-        text = type(template).from_code(environment, code, environment.globals).render(variables)
+        text = render(marked)
     except Exception as error:  # noqa: BLE001  (the marks upset a computation; the caller gets the reason)
-        return SourceMap(plain, reason=f"the template can't be rendered with marks: {error}")
-    stripped, lines = unmark(text, locations)
-    if stripped != plain:
-        return SourceMap(plain, reason="the template computes with its own text, which marks change")
-    return SourceMap(plain, lines)
+        return SourceMap(plain, reason=f"{name} can't be rendered with marks: {error}")
+    return unmark(text, locations, plain, name)
 
 
 def _keep_marks_from(environment: jinja2.Environment) -> None:
@@ -121,11 +107,20 @@ class _Marker(NodeTransformer):
             if isinstance(child, nodes.TemplateData):
                 children.append(self._data(child))
             else:
-                # An expression's own line is its outermost operator's; the text starts where the first name stands.
-                line = min(n.lineno for n in (child, *child.find_all(nodes.Expr)) if n.lineno)
-                before, after = self._around(line)
-                children += [before, child, after]
+                children += self._placed(child)
         return nodes.Output(children, lineno=node.lineno)
+
+    def _placed(self, node: nodes.Expr) -> list[nodes.Expr]:
+        """Return an expression with marks around it, and around each part that is text of its own."""
+        # An expression's own line is its outermost operator's; the text starts where the first name stands.
+        before, after = self._around(min(n.lineno for n in (node, *node.find_all(nodes.Expr)) if n.lineno))
+        if isinstance(node, nodes.Concat):
+            parts = [marked for part in node.nodes for marked in self._placed(part)]
+            node = nodes.Concat(parts, lineno=node.lineno)
+        elif isinstance(node, nodes.CondExpr) and node.expr2 is not None:
+            chosen = [nodes.Concat(self._placed(one), lineno=one.lineno) for one in (node.expr1, node.expr2)]
+            node = nodes.CondExpr(node.test, *chosen, lineno=node.lineno)
+        return [before, node, after]
 
     def _call(self, node: nodes.Stmt) -> list[nodes.Stmt]:
         self.generic_visit(node)
@@ -172,32 +167,57 @@ def _leading_lines(text: str) -> int:
 
 
 def _mark_line(marked: str, line: str) -> str:
-    leading: list[str] = []
-    rest: list[str] = []
-    seen = False
-    position = 0
+    """Return a line with the marks of another, whose text it is but for blanks around it, or whose length it has."""
+    plain = _MARKS.sub("", marked)
+    leading, indented = (len(text) - len(text.lstrip()) for text in (plain, line))
+    alike = len(plain.strip()) == len(line.strip())
+    written: list[str] = []
+    at = skipped = 0
     for match in _MARKS.finditer(marked):
-        seen = seen or bool(marked[position : match.start()].strip())
-        (rest if seen else leading).append(match[0])
-        position = match.end()
-    visible = line.lstrip()
-    return line[: len(line) - len(visible)] + "".join(leading) + visible + "".join(rest)
+        offset = match.start() - skipped - leading
+        skipped += len(match[0])
+        to = indented if offset <= 0 else min(offset + indented, len(line)) if alike else len(line)
+        written += [line[at:to], match[0]]
+        at = to
+    return "".join(written) + line[at:]
 
 
-def unmark(text: str, locations: Sequence[tuple[str, int]]) -> tuple[str, tuple[Location | None, ...]]:
-    """Return the text without marks, and for each of its lines the location of its first visible character."""
-    plain: list[str] = []
+def unmark(text: str, locations: Sequence[tuple[str, int]], plain: str, name: str) -> SourceMap:
+    """Return the map that the marks in a text say; an empty one where it isn't `plain` without them.
+
+    A line has the location of its first visible character.
+
+    Parameters
+    ----------
+    text : str
+        With marks.
+    locations : sequence of (str, int)
+        Template and line of mark number n.
+    plain : str
+        What the template renders to without marks.
+    name : str
+        The template's, for the reason.
+    """
+    if _MARKS.sub("", text) != plain:
+        return SourceMap(plain, reason=f"{name} computes with its own text, which marks change")
     lines: list[Location | None] = [None]
+    pieces: list[list[tuple[int, Location]]] = [[]]
+    column = 0
     # Per open expression: its number, where it stands, and where the text that it is putting out now stands.
     stack: list[tuple[int, Location | None, Location | None]] = [(-1, None, None)]
 
     def take(piece: str) -> None:
-        plain.append(piece)
+        nonlocal column
+        place = stack[-1][2]
         for index, part in enumerate(piece.split("\n")):
             if index:
                 lines.append(None)
-            if lines[-1] is None and part.strip():
-                lines[-1] = stack[-1][2]
+                pieces.append([])
+                column = 0
+            if place is not None and part.strip():
+                lines[-1] = lines[-1] or place
+                pieces[-1].append((column, place))
+            column += len(part)
 
     position = 0
     for match in _MARK.finditer(text):
@@ -216,4 +236,4 @@ def unmark(text: str, locations: Sequence[tuple[str, int]]) -> tuple[str, tuple[
         else:
             stack[-1] = (opened, caller, here)
     take(text[position:])
-    return "".join(plain), tuple(lines)
+    return SourceMap(plain, tuple(lines), "", tuple(map(tuple, pieces)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _operator as operator  # the module around it would have to be loaded
 import sys
-from itertools import chain
 
 from cuda_progcache.templates.objects import Namespace
 from cuda_progcache.templates.undefined import is_undefined
@@ -105,8 +104,9 @@ def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = Fal
     if type(s) is not str:
         return _theirs("FILTERS", "indent")(s, width, first, blank)
     margin = width if isinstance(width, str) else " " * width
-    head, *rest = f"{s}\n".splitlines()
-    return "\n".join(chain([margin + head if first else head], (margin + t if t or blank else t for t in rest)))
+    lines = f"{s}\n".splitlines()
+    head = margin + lines[0] if first else lines[0]
+    return "\n".join([head, *[margin + line if line or blank else line for line in lines[1:]]])
 
 
 def _trim(value: object, chars: str | None = None) -> str:

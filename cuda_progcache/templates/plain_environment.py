@@ -149,6 +149,12 @@ class PlainTemplate:
         """Give the text, in one piece."""
         yield self.render(*args, **kwargs)
 
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the text as Jinja2's stream."""
+        from jinja2.environment import TemplateStream
+
+        return TemplateStream(self.generate(*args, **kwargs))
+
     def root_render_func(self, context: Any) -> Iterator[str]:
         """Give the text for a context, in one piece."""
         yield self._render(context, None)
@@ -253,7 +259,10 @@ class PlainEnvironment:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self._jinja(), name)
+        value = getattr(self._jinja(), name)
+        if hasattr(value, "__func__"):  # Jinja2's filters ask for its methods with each item
+            self.__dict__[name] = value
+        return value
 
     # Templates
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes
-from jinja2.ext import Extension
+from jinja2.parser import Parser
 
 if TYPE_CHECKING:
-    from jinja2.parser import Parser
+    from jinja2 import Environment
 
 
 def _statement(name: str, fields: tuple[str, ...], doc: str) -> Any:
@@ -29,32 +29,41 @@ Region = _statement("Region", ("name", "args", "defaults", "body"), "A block wit
 Globals = _statement("Globals", ("body",), "Statements that set up names for the template and for its blocks.")
 
 
-class RegionExtension(Extension):
-    """Parses regions and what sets up names for single blocks.
+def region(parser: Parser) -> nodes.Node:
+    """Parse ``{% region name(a, b=1) %}…{% endregion %}``, a block with parameters.
 
-    ``{% region name(a, b=1) %}…{% endregion %}``
-        A block with parameters. It puts out nothing where it stands: the template calls it as ``name(…)``, and
-        `Template.render_block` renders it by itself, with the parameters as variables. Its body sees the parameters and
-        the render's variables, not the locals of the place where it stands.
-    ``{% globals %}…{% endglobals %}``, ``{% imports %}…{% endimports %}``
-        Assignments, macros and imports that are done before anything else, in a render and before `render_block`, so
-        that a block rendered by itself finds their names. What they would put out is dropped.
+    It puts out nothing where it stands: the template calls it as ``name(…)``, and `Template.render_block` renders it by
+    itself, with the parameters as variables. Its body sees the parameters and the render's variables, not the locals of
+    the place where it stands.
     """
+    made = Region(lineno=next(parser.stream).lineno)
+    made.name = parser.parse_assign_target(name_only=True).name
+    made.args, made.defaults = [], []
+    if parser.stream.current.type == "lparen":
+        parser.parse_signature(made)
+    made.body = parser.parse_statements(("name:endregion",), drop_needle=True)
+    parsed: nodes.Node = made
+    return parsed
 
-    priority = -(2**31)  # a user's tag of such a name wins
-    tags = {"region", "globals", "imports"}  # noqa: RUF012  (Jinja2 declares it so)
 
-    def parse(self, parser: Parser) -> nodes.Node:
-        """Build the node."""
-        token = next(parser.stream)
-        if token.value == "region":
-            region = Region(lineno=token.lineno)
-            region.name = parser.parse_assign_target(name_only=True).name
-            region.args, region.defaults = [], []
-            if parser.stream.current.type == "lparen":
-                parser.parse_signature(region)
-            region.body = parser.parse_statements(("name:endregion",), drop_needle=True)
-            node: nodes.Node = region
-        else:
-            node = Globals(parser.parse_statements((f"name:end{token.value}",), drop_needle=True), lineno=token.lineno)
-        return node
+def set_up(parser: Parser) -> nodes.Node:
+    """Parse ``{% globals %}…{% endglobals %}`` or ``{% imports %}…{% endimports %}``.
+
+    These are assignments, macros and imports that are done before anything else, in a render and before `render_block`,
+    so that a block rendered by itself finds their names. What they would put out is dropped.
+    """
+    token = next(parser.stream)
+    made: nodes.Node = Globals(
+        parser.parse_statements((f"name:end{token.value}",), drop_needle=True), lineno=token.lineno
+    )
+    return made
+
+
+TAGS = {"region": region, "globals": set_up, "imports": set_up}
+
+
+def parse(environment: Environment, source: str, name: str | None, filename: str | None) -> nodes.Template:
+    """Parse a template that may have these tags; an extension's own tag of such a name wins."""
+    parser = Parser(environment, source, name, filename)
+    parser.extensions = {**TAGS, **parser.extensions}
+    return parser.parse()

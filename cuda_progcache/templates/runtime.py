@@ -307,6 +307,18 @@ def resolver(ctx: Any) -> Callable[[str], Any]:
     return look_up
 
 
+def finder(ctx: Any) -> Callable[[str], Any]:
+    """Return what `Context.resolve` does, as a function; for code that looks up so many names that it would be long."""
+    variables, given, undefined = ctx.vars, ctx.parent, ctx.environment.undefined
+
+    def find(name: str) -> Any:
+        if name in variables:
+            return variables[name]
+        return given[name] if name in given else undefined(name=name)
+
+    return find
+
+
 def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call what a template calls: like ``Context.call``, quick about plain functions."""
     if function is range and not kwargs:
@@ -324,15 +336,9 @@ def call(context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 def call_in_scope(context: Any, in_loop: Any, in_block: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call as `call`, where a loop's body or a block has set names that a ``pass_context`` function is to see."""
-    kind = type(function)
-    if kind is Macro:
-        return function.called(args, kwargs, context.eval_ctx.autoescape)
-    if not _is_direct(kind, function):
+    if type(function) is not Macro and not _is_direct(type(function), function):
         return context.call(function, *args, **kwargs, _loop_vars=in_loop, _block_vars=in_block)
-    try:
-        return function(*args, **kwargs)
-    except StopIteration:
-        return context.environment.undefined(STOPPED)
+    return call(context, function, *args, **kwargs)
 
 
 def _is_direct(kind: type, function: Any) -> bool:
@@ -367,10 +373,7 @@ def runtime_error(message: str) -> Exception:
 
 def namespace_of(value: Any) -> Any:
     """Return a namespace whose attribute is set; anything else is refused."""
-    if isinstance(value, Namespace):
-        return value
-    theirs = getattr(sys.modules.get("jinja2.utils"), "Namespace", Namespace)
-    if isinstance(value, theirs):
+    if isinstance(value, (Namespace, getattr(sys.modules.get("jinja2.utils"), "Namespace", Namespace))):
         return value
     raise runtime_error("cannot assign attribute on non-namespace object")
 
@@ -441,6 +444,7 @@ NAMES: dict[str, Any] = {
     "Macro": Macro,
     "TemplateReference": TemplateReference,
     "Undefined": Undefined,
+    "_Namespace": Namespace,
     "_absent": absent,
     "_ahead": LookAhead,
     "_call": call,
@@ -448,6 +452,7 @@ NAMES: dict[str, Any] = {
     "_derived": derived,
     "_empty": EMPTY,
     "_extend": extend,
+    "_finder": finder,
     "_fixed": FIXED,
     "_found": found,
     "_imported": imported,

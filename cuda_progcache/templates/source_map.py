@@ -43,19 +43,33 @@ class SourceMap:
         Item 0 is generated line 1.
     reason : str
         Why the map is empty, if it is.
+    pieces : tuple of tuple of (int, Location)
+        For each line, the columns (from 0) at which its pieces begin, and where those come from.
     """
 
     text: str
     lines: tuple[Location | None, ...] = ()
     reason: str = ""
+    pieces: tuple[tuple[tuple[int, Location], ...], ...] = ()
 
-    def lookup(self, line: int) -> Location | None:
-        """Return the origin of generated line `line`, from 1; None where it isn't known."""
-        return self.lines[line - 1] if 1 <= line <= len(self.lines) else None
+    def lookup(self, line: int, column: int | None = None) -> Location | None:
+        """Return the origin of generated line `line`, from 1; None where it isn't known.
+
+        With a `column`, in characters from 0, the origin of the piece that stands there.
+        """
+        if not 1 <= line <= len(self.lines):
+            return None
+        found = self.lines[line - 1]
+        if column is None or not self.pieces:
+            return found
+        before = [place for start, place in self.pieces[line - 1] if start <= column]
+        return before[-1] if before else found
 
     def after(self, head: str) -> SourceMap:
         """Return the map of the text with lines of no template before it."""
-        return SourceMap(head + self.text, (None,) * head.count("\n") + self.lines, self.reason)
+        more = head.count("\n")
+        pieces = ((),) * more + self.pieces if self.pieces else ()
+        return SourceMap(head + self.text, (None,) * more + self.lines, self.reason, pieces)
 
     def __len__(self) -> int:
         return len(self.lines)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from types import CodeType
@@ -16,13 +15,13 @@ from jinja2.utils import internalcode
 from cuda_progcache.templates import jinja_runtime
 from cuda_progcache.templates.bytecode_cache import BytecodeCache
 from cuda_progcache.templates.compile_context import CacheApart, snapshot
-from cuda_progcache.templates.compiler.generator import Compiler
-from cuda_progcache.templates.compiler.settings import Settings, compilable
 from cuda_progcache.templates.context import TemplateModule
-from cuda_progcache.templates.regions import RegionExtension
 from cuda_progcache.templates.runtime import Block, Facts, adopted, extend, extra_globals, gathered, refuse_static
 
 if TYPE_CHECKING:
+    import ast
+
+    from cuda_progcache.templates.compiler import Compiler
     from cuda_progcache.templates.source_map import SourceMap
 
 
@@ -280,8 +279,18 @@ class Template(jinja2.Template):
             The variables, as for `render`.
         """
         from cuda_progcache.templates.marking import map_of
+        from cuda_progcache.templates.source_map import SourceMap
 
-        return map_of(self, self.render(*args, **kwargs), dict(*args, **kwargs))
+        plain, variables = self.render(*args, **kwargs), dict(*args, **kwargs)
+        source = None if self._namespace is None else self._namespace["source"]
+        if source is None:
+            return SourceMap(plain, reason="the template was not made from text by our compiler")
+
+        def render(marked: Any) -> str:
+            code = marked.compile(source, self.name, self.filename)
+            return type(self).from_code(marked, code, marked.globals).render(variables)
+
+        return map_of(self.environment, "the template", plain, render, self.globals)
 
     def list_blocks(self) -> list[str]:
         """Return the names of the blocks and regions that this template defines, in its order."""
@@ -395,7 +404,9 @@ _compiled_classes: dict[type, type] = {}
 
 def compiler_for(environment: jinja2.Environment, *, static: bool = True) -> Compiler:
     """Return a compiler for an environment's templates; without `static`, one that doesn't know its static context."""
-    kind: type[Compiler] = getattr(environment, "compiler_class", Compiler)
+    from cuda_progcache.templates.compiler import Compiler  # not needed where all code is kept
+
+    kind: type[Compiler] = getattr(environment, "compiler_class", None) or Compiler
     return kind(environment, getattr(environment, "static_context", None) if static else None)
 
 
@@ -408,6 +419,8 @@ def compile_template(
     defer_init: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
 ) -> str | CodeType:
     """Compile a template's text or tree to a code object; with `raw` to Python text (`jinja2.Environment.compile`)."""
+    from cuda_progcache.templates.compiler.settings import Settings, compilable
+
     if not compilable(self):
         made: str | CodeType = _base_compile(self, source, name, filename, raw, defer_init)
         return made
@@ -429,6 +442,8 @@ def compile_template(
 
 def _written(tree: ast.Module) -> str:
     """Write a tree as Python text, with the table of its lines that `debug_info` is."""
+    import ast
+
     text = ast.unparse(tree)
     pairs: list[str] = []
     last = 0
@@ -441,6 +456,8 @@ def _written(tree: ast.Module) -> str:
 
 def _statements(tree: ast.AST) -> Iterator[ast.stmt]:
     """Give the statements in the order in which they are written."""
+    import ast
+
     for field in ast.iter_child_nodes(tree):
         if isinstance(field, ast.stmt):
             yield field
@@ -460,11 +477,11 @@ class Environment(jinja2.Environment):
 
     Attributes
     ----------
-    compiler_class : type
-        The `Compiler` to use.
+    compiler_class : type or None
+        A subclass of `Compiler` to use.
     """
 
-    compiler_class: ClassVar[type[Compiler]] = Compiler
+    compiler_class: ClassVar[type[Compiler] | None] = None
     template_class = Template
     context_class = jinja_runtime.Context
 
@@ -472,7 +489,11 @@ class Environment(jinja2.Environment):
         self.static_context = snapshot(static_context or {})
         super().__init__(*args, **options)
         self.globals.update(self.static_context)
-        self.add_extension(RegionExtension)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        from cuda_progcache.templates.regions import parse
+
+        return parse(self, source, name, filename)
 
     @property
     def bytecode_cache(self) -> Any:

@@ -55,14 +55,18 @@ def template_error(
     if isinstance(error, TemplateError) and error.template:
         return error
     template, line = _place(error, environment, name)
-    message = _message(error, environment, params)
-    if placed:
-        values = _values(error, environment, (template, source), line, params)
-        message = f"{template}:{line}: {message}{values}" if line else f"{template}: {message}"
+    message = _message(error, environment, params, imported=template != name)
+    if placed and line:
+        expressions = _expressions(environment, template, source, line)
+        line = _line_of_name(error, expressions) or line
+        values = _values(error, expressions, line, params)
+        message = f"{template}:{line}: {message}{values}"
+    elif placed:
+        message = f"{template}: {message}"
     return TemplateError(message, template=template, line=line)
 
 
-def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[str, Any]) -> str:
+def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[str, Any], *, imported: bool) -> str:
     message = str(error) or type(error).__name__
     if isinstance(error, jinja2.TemplateNotFound):
         names = [str(name) for name in error.templates]
@@ -78,7 +82,7 @@ def _message(error: Exception, environment: JinjaEnvironment, params: Mapping[st
         if match:
             if match[1] in environment.globals or match[1] in params:
                 hint = 'an imported template sees the parameters only if it is imported "with context"'
-                return f"{message} here; {hint}"
+                return f"{message} here; {hint}" if imported else message
             near = nearest(match[1], {*params, *environment.globals})
             if near:
                 return f"{message}; did you mean {near!r}?"
@@ -118,22 +122,41 @@ def _place(error: Exception, environment: JinjaEnvironment, name: str) -> tuple[
 _JINJA2_MARK = "__jinja_exception__"  # Jinja2 puts such a frame where a template's code stood
 
 
-def _values(
-    error: Exception,
-    environment: JinjaEnvironment,
-    template: tuple[str, str | None],
-    line: int | None,
-    params: Mapping[str, Any],
-) -> str:
-    """Return the parameters that the line uses with their values, for an error that was raised over them."""
-    told = (jinja2.TemplateSyntaxError, jinja2.UndefinedError, jinja2.TemplateNotFound)
-    if line is None or isinstance(error, told):
-        return ""
+def _expressions(environment: JinjaEnvironment, name: str, source: str | None, line: int) -> list[nodes.Expr]:
+    """Return the outermost expressions of a template that reach over a line."""
     try:
-        name, source = template
         tree = environment.parse(source) if name == STRING and source is not None else environment.tree(name)
     except jinja2.TemplateError:  # edited since
+        return []
+    found = []
+    for statement in tree.find_all(nodes.Stmt):
+        for child in statement.iter_child_nodes():
+            if isinstance(child, nodes.Expr) and not isinstance(child, nodes.TemplateData):
+                lines = [child.lineno, *(n.lineno for n in child.find_all(nodes.Expr))]
+                if not isinstance(statement, nodes.Output):  # a tag's first line is that of its errors, too
+                    lines.append(statement.lineno)
+                if min(lines) <= line <= max(lines):
+                    found.append(child)
+    return found
+
+
+def _names(expression: nodes.Expr) -> list[nodes.Name]:
+    found = expression.find_all(nodes.Name)
+    return [n for n in (expression, *found) if isinstance(n, nodes.Name) and n.ctx == "load"]
+
+
+def _line_of_name(error: Exception, expressions: list[nodes.Expr]) -> int | None:
+    """Return where an expression over several lines reads the name that an error says is undefined."""
+    match = _UNDEFINED.fullmatch(str(error)) if isinstance(error, jinja2.UndefinedError) else None
+    named = [n.lineno for expression in expressions for n in _names(expression) if match and n.name == match[1]]
+    return named[0] if named else None
+
+
+def _values(error: Exception, expressions: list[nodes.Expr], line: int, params: Mapping[str, Any]) -> str:
+    """Return the parameters that the line uses with their values, for an error that was raised over them."""
+    told = (jinja2.TemplateSyntaxError, jinja2.UndefinedError, jinja2.TemplateNotFound)
+    if isinstance(error, told):
         return ""
-    used = {n.name for n in tree.find_all(nodes.Name) if n.lineno == line and n.ctx == "load"}
+    used = {n.name for expression in expressions for n in _names(expression) if n.lineno == line}
     shown = [f"{name} = {params[name]!r}" for name in sorted(used) if name in params]
     return f" ({', '.join(shown)})" if shown else ""

@@ -134,10 +134,19 @@ class StrictUndefined(Undefined):
     )
 
 
+def _theirs() -> Any:
+    return getattr(sys.modules.get("jinja2.runtime"), "Undefined", Undefined)
+
+
 def is_undefined(value: object) -> bool:
     """Whether a value is an undefined one, ours or Jinja2's."""
-    theirs = getattr(sys.modules.get("jinja2.runtime"), "Undefined", Undefined)
-    return isinstance(value, (Undefined, theirs))
+    kind = type(value)
+    if kind in _NEVER:
+        return False
+    return kind is StrictUndefined or isinstance(value, (Undefined, _theirs()))
+
+
+_NEVER = frozenset({int, str, float, bool, list, tuple, dict, type(None)})
 
 
 def _describe(obj: object) -> str:

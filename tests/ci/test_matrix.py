@@ -19,14 +19,14 @@ def test_what_is_compiled_here_serves_there(release):
     assert {row.name: row.trouble for row in rows if row.trouble} == {}
 
 
-MADE = {"hit": False, "reason": None, "digest": "a", "why": ["the reason"]}
+MADE = {"hit": False, "reason": None, "digest": "a", "exactly": "a", "why": ["the reason"]}
 
 
 @pytest.mark.parametrize(
     ("place", "made", "served", "edited", "trouble"),
     [
         (False, {}, {"hit": True}, {"digest": "b"}, None),
-        (True, {}, {"digest": "b", "fresh": "b"}, {"digest": "c"}, None),
+        (True, {}, {"digest": "b", "exactly": "b", "fresh": "b"}, {"digest": "c"}, None),
         (True, {}, {"hit": True, "fresh": "a"}, None, None),
         (False, {"refused": "no"}, {"hit": True}, None, "here: refused: no"),
         (False, {"reason": "why"}, {"hit": True}, None, "here: isn't kept: why"),

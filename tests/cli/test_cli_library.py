@@ -75,6 +75,27 @@ def test_a_bad_manifest_is_usage(cli, tmp_path):
     assert "template" in cli("kernels", "--manifest", tmp_path, code=2).stderr
 
 
+def test_kernels_check_says_what_is_wrong_with_a_library(cli, cli_json, tmp_path):
+    (tmp_path / "k.cu.j2").write_text('extern "C" __global__ void k(int* x) { *x = {{ n }}; }\n')
+    manifest = 'format = 1\n[kernels.k]\ntemplate = "k.cu.j2"\nentry_points = ["{}"]\noptions = {{ {} }}\n'
+    manifest += '[kernels.k.parameters]\nn = {{ type = "int", default = 1 }}\n'
+
+    def write(entry, option):
+        (tmp_path / "manifest.toml").write_text(manifest.format(entry, option))
+
+    write("k", "ftz = true")
+    assert "nothing is wrong" in cli("kernels", "--manifest", tmp_path, "--check").stdout
+    assert cli_json("kernels", "--manifest", tmp_path, "--check") == {"problems": []}
+    write("kk", "ftz = true")
+    said = "k: the defaults: the source has no entry point 'kk'"
+    assert said in cli("kernels", "--manifest", tmp_path, "--check", code=1).stdout
+    assert cli_json("kernels", "--manifest", tmp_path, "--check", code=1) == {"problems": [said]}
+    for option, message in (("ftzz = true", "did you mean 'ftz'?"), ("ftz = 'yes'", "'ftz' must be a bool")):
+        write("k", option)
+        for command in (["kernels", "--check"], ["compile", "--kernel", "k"], ["render", "k"]):
+            assert message in cli(*command, "--manifest", tmp_path, code=2).stderr
+
+
 def test_kernels_lists_the_bundled_library(cli, cli_json):
     from cuda_progcache import KernelLibrary
 

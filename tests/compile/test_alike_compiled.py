@@ -91,10 +91,12 @@ def test_every_lookup_is_counted_once(compiled, cache, project):
     [
         (SOURCE, {"lineinfo": True}),
         (SOURCE, {"debug": True}),
+        (SOURCE, {"extra_flags": "-lineinfo"}),
+        (SOURCE, {"extra_flags": ("--device-debug",)}),
         (SOURCE.replace("{\n", "{ int unused;\n", 1), {}),  # a warning quotes its line
         (SOURCE.replace("a[threadIdx.x] =", "a[threadIdx.x] = __builtin_COLUMN() +"), {}),
     ],
-    ids=["lineinfo", "debug", "a log", "columns"],
+    ids=["lineinfo", "debug", "-lineinfo", "--device-debug", "a log", "columns"],
 )
 def test_what_can_tell_of_it_is_compiled_again(compiled, project, source, options):
     project("inc/square.h", HEADER)

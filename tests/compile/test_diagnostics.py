@@ -20,7 +20,9 @@ ptxas application ptx input, line 7; error   : Unknown symbol 'foo'
 
 
 def test_parse():
-    found = parse_log(LOG, name="gemm.cu", source="one\n  a = x;\n", lookup=lambda line: ("gemm.cu.j2", line + 40))
+    found = parse_log(
+        LOG, name="gemm.cu", source="one\n  a = x;\n", lookup=lambda line, column: ("gemm.cu.j2", line + 40)
+    )
     assert found[0] == Diagnostic(
         "error", "gemm.cu", 2, 'identifier "x" is undefined', None, "gemm.cu.j2", 42, "  a = x;"
     )
@@ -35,7 +37,7 @@ def test_parse():
 
 def test_printed_as_editors_read_it():
     mapped, header, *_ = parse_log(
-        LOG, name="gemm.cu", source="one\n  a = x;\n", lookup=lambda line: ("gemm.cu.j2", 42)
+        LOG, name="gemm.cu", source="one\n  a = x;\n", lookup=lambda line, column: ("gemm.cu.j2", 42)
     )
     assert str(mapped) == ('gemm.cu.j2:42: error: identifier "x" is undefined\n    rendered as gemm.cu:2:  a = x;')
     assert str(header) == 'inc/util.h:7: warning #177-D: variable "y" was declared but never referenced'
@@ -44,7 +46,7 @@ def test_printed_as_editors_read_it():
 def test_line_directives_name_the_place_themselves():
     source = 'int b;\n#line 40 "a \\"k\\".cu.j2"\n\n  a = x;\n# line 7 "inc.j2"\nint c;\n'
     log = 'a "k".cu.j2(41): error: identifier "x" is undefined\ngemm.cu(1): error: no\nother.h(7): error: no\n'
-    mapped, own, header = parse_log(log, name="gemm.cu", source=source, lookup=lambda line: None)
+    mapped, own, header = parse_log(log, name="gemm.cu", source=source, lookup=lambda line, column: None)
     assert (mapped.template, mapped.template_line, mapped.rendered) == ('a "k".cu.j2', 41, "  a = x;")
     assert str(mapped) == 'a "k".cu.j2:41: error: identifier "x" is undefined\n    rendered as:  a = x;'
     assert (own.template, own.rendered, header.template, header.rendered) == (None, "int b;", None, None)
@@ -53,7 +55,7 @@ def test_line_directives_name_the_place_themselves():
 
 
 def test_lines_without_a_known_origin_stay_as_they_are():
-    found = parse_log(LOG, name="gemm.cu", source="one\n  a = x;\n", lookup=lambda line: None)
+    found = parse_log(LOG, name="gemm.cu", source="one\n  a = x;\n", lookup=lambda line, column: None)
     assert str(found[0]).startswith("gemm.cu:2: error")
 
 
@@ -61,7 +63,7 @@ def test_the_message_says_what_with_what_and_where():
     refusal = CompilerRefusal("NVRTC_ERROR_COMPILATION", LOG)
     error = compile_error(
         refusal, name="gemm.cu", code_type="c++", target_type="cubin", flags=["-arch=sm_90", "--fmad=false"],
-        source="one\n  a = x;\n", lookup=lambda line: ("gemm.cu.j2", 42) if line == 2 else None,
+        source="one\n  a = x;\n", lookup=lambda line, column: ("gemm.cu.j2", 42) if line == 2 else None,
     )  # fmt: skip
     lines = str(error).splitlines()
     assert lines[0] == "gemm.cu: c++ -> cubin failed (NVRTC_ERROR_COMPILATION) with -arch=sm_90 --fmad=false"

@@ -217,7 +217,7 @@ USES = {
     "handle stays": lambda p: int(p.handle) == int(p.handle),
     "is_closed": lambda p: p.is_closed,
     "pch_status": lambda p: p.pch_status,
-    "backend": lambda p: str(p.backend),
+    "backend": lambda p: (str(p.backend), type(p.backend)),
     "weak references": lambda p: weakref.ref(p)() is p,
     "hash": lambda p: hash(p) == hash(p),
     "equality": lambda p: p == p,

@@ -120,6 +120,7 @@ CONSTRUCTORS = {
     "bytes": (lambda make, _: make(b"x", options={"arch": "sm_80"})),
     "options of a wrong type": (lambda make, codes: make(*codes, options=3)),
     "an argument that isn't one": (lambda make, codes: make(*codes, nope=3)),
+    "an architecture that isn't one": (lambda make, codes: make(*codes, options={"arch": "99"})),
 }
 
 

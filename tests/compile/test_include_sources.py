@@ -62,6 +62,18 @@ def test_options_that_an_nvrtc_does_not_know(monkeypatch):
     assert compilers.include_source() == NOTHING
 
 
+def test_an_nvrtc_that_cannot_stop_after_the_front_end(monkeypatch):
+    original = own_process.ask
+
+    def old(job, **about):
+        if b"--fdevice-syntax-only" in job["given"]["flags"]:
+            job["given"]["flags"].append(b"--no-such-option")
+        return original(job, **about)
+
+    monkeypatch.setattr(own_process, "ask", old)
+    assert compilers.include_source() == TRACE
+
+
 def test_tried_once_per_build(tries, compiled, project, monkeypatch):
     project("value.h", "#define VALUE 1")
     for source in (SOURCE, SOURCE + "__device__ int a;"):

@@ -46,6 +46,20 @@ def test_no_name_expressions(compiled, names):
     assert compiled(names=names).symbol_mapping == {}
 
 
+@pytest.mark.parametrize("name", ["k<int>", b"k<int>"])
+def test_a_single_name_expression(compiled, name):
+    source = "template <class T> __global__ void k(T *a) { *a = 1; }"
+    first = compiled(source, names=name)
+    assert list(first.symbol_mapping) == [name]
+    assert compiled(source, names=[name]).hit
+
+
+@pytest.mark.parametrize("names", [3, bytearray(b"k<int>"), [None], {"k<int>": 1}.items()])
+def test_what_is_no_name_expression(compiled, names):
+    with pytest.raises(TypeError, match="name_expressions must be"):
+        compiled(names=names)
+
+
 @pytest.mark.parametrize("make", [iter, lambda names: (name for name in names), dict.fromkeys, set])
 def test_name_expressions_from_anything_that_can_be_iterated_over(compiled, make):
     source = "template <class T> __global__ void k(T *a) { *a = 1; }"

@@ -142,6 +142,23 @@ def test_whatever_else_the_process_compiles(tmp_path):
 WITHOUT_WARNINGS = os.environ | {"PYTHONWARNINGS": "ignore"}
 
 
+def test_a_process_that_would_tell_of_others_is_used_once(monkeypatch):
+    """NVRTC up to 12.6 numbers the calls in PTX on and on."""
+    processes = []
+    original = own_process._Process.ask
+    monkeypatch.setattr(
+        own_process._Process, "ask", lambda process, job: processes.append(process.pid) or original(process, job)
+    )
+    monkeypatch.setattr(compilers, "tells_of_others", lambda files, target_type: target_type == "ptx")
+    made("cubin")
+    first = made("ptx")
+    assert made("ptx") == first
+    made("cubin")
+    assert processes[0] == processes[3]
+    assert len(set(processes)) == 3
+    assert [process.pid for process in idle()] == processes[:1]
+
+
 def test_side_by_side():
     truth = {flag: in_a_new_process(restrict=flag) for flag in (None, True)}
     results = []

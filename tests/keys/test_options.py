@@ -63,8 +63,7 @@ def test_all_flags_together_come_in_cuda_cores_order():
     "name", [f.name for f in dataclasses.fields(cuda.core.LinkerOptions) if f.name not in {"name", "arch"}]
 )
 def test_linker_flags_are_cuda_cores(name):
-    # Slips of the peer: it drops tuples of names, False for optimize_unused_variables switches it on, and it writes
-    # true and false where nvJitLink wants 1 and 0.
+    # Slips of the peer: it drops tuples of names, and False for optimize_unused_variables switches it on.
     skipped = {"kernels_used": [("a", "b")], "variables_used": [("a", "b")]}.get(name, [])
     if name == "optimize_unused_variables":
         skipped = [value for value in VALUES if not value]
@@ -75,9 +74,12 @@ def test_linker_flags_are_cuda_cores(name):
                 continue
             ours = flags_or_error(lambda: LinkerOptions(arch="sm_90", **{name: value}))  # noqa: B023
             theirs = flags_or_error(lambda: cuda.core.LinkerOptions(arch="sm_90", **{name: value}))  # noqa: B023
-            if name in {"ftz", "prec_div", "prec_sqrt", "fma"}:
-                theirs = [f.replace(b"=true", b"=1").replace(b"=false", b"=0") for f in theirs]
             assert ours == theirs, f"{name}={value!r}"
+            if isinstance(ours, list):
+                given = {"arch": "sm_90", name: value}
+                flags = linker_flags(LinkerOptions(**given))
+                assert flags == linker_flags(cuda.core.LinkerOptions(**given)), f"{name}={value!r}"
+                assert not {"true", "false"} & {flag.partition("=")[2] for flag in flags}, "LTO wants 1 and 0"
 
 
 def test_tuples_of_kernel_names_reach_the_linker():
@@ -129,7 +131,7 @@ def test_messages_for_bad_values():
         ProgramOptions(arch="sm_90", max_register_count=3, lineinfo=True).as_bytes("nvvm")
     with pytest.raises(ValueError, match="Unknown backend 'bogus'"):
         ProgramOptions(arch="sm_90").as_bytes("bogus")
-    with pytest.raises(ValueError, match="Unknown backend 'driver'"):
+    with pytest.raises(ValueError, match="only supports 'nvjitlink' backend, got 'driver'"):
         LinkerOptions(arch="sm_90").as_bytes("driver")
 
 
@@ -171,3 +173,52 @@ def test_not_all_translations_are_kept():
     for number in range(2 * _MAX_TRANSLATIONS):
         translate(ProgramOptions(arch="sm_90", frandom_seed=str(number)), "c++", "cubin")
     assert len(_translations) <= _MAX_TRANSLATIONS
+
+
+def test_flags_of_a_class_or_an_object_with_as_bytes_of_its_own(monkeypatch):
+    """Whoever adds flags that way gets them to the compiler, as through cuda.core, and into the key."""
+
+    class Unrolled(ProgramOptions):
+        def as_bytes(self, backend, target_type=None):
+            return [*super().as_bytes(backend, target_type), b"--define-macro=UNROLL=4"]
+
+    class Renamed(ProgramOptions):
+        pass
+
+    class Linked(LinkerOptions):
+        def as_bytes(self, backend="nvjitlink"):
+            return [*super().as_bytes(backend), b"-Xptxas=-v"]
+
+    plain = ProgramOptions(arch="sm_90", ftz=True)
+    for code_type, target_type in (("c++", "cubin"), ("nvvm", "ptx")):
+        flags = translate(plain, code_type, target_type).flags
+        assert translate(Renamed(arch="sm_90", ftz=True), code_type, target_type).flags == flags
+        more = translate(Unrolled(arch="sm_90", ftz=True), code_type, target_type).flags
+        assert more == (*flags, "--define-macro=UNROLL=4")
+    assert linker_flags(Linked(arch="sm_90", ftz=True)) == ["-arch=sm_90", "-ftz=1", "-Xptxas=-v"]
+
+    def refuse(*_):
+        raise TypeError("not today")
+
+    translate(plain, "c++", "cubin")
+    monkeypatch.setattr(plain, "as_bytes", refuse)
+    with pytest.raises(TypeError, match="not today"):
+        translate(plain, "c++", "cubin")
+
+
+def test_what_as_bytes_of_its_own_says_is_asked_each_time():
+    class Changing(ProgramOptions):
+        def as_bytes(self, backend, target_type=None):
+            return [*super().as_bytes(backend, target_type), b"-D" + macro]
+
+    options = Changing(arch="sm_90")
+    for macro in (b"A", b"B"):
+        assert translate(options, "c++", "cubin").flags[-1] == f"-D{macro.decode()}"
+
+
+def test_what_libnvvm_lacks_is_refused_with_cuda_cores_error_too():
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    for options in (ProgramOptions(arch="sm_90", lineinfo=True), cuda.core.ProgramOptions(arch="sm_90", lineinfo=True)):
+        with pytest.raises(CUDAError, match="not supported by NVVM backend: lineinfo"):
+            translate(options, "nvvm", "ptx")

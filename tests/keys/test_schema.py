@@ -136,7 +136,7 @@ def test_paths_are_keyed_only_where_they_reach_the_output(tmp_path, monkeypatch)
     ("given_", "error", "words"),
     [
         ({"code_type": "opencl"}, ValueError, "'c\\+\\+', 'ptx' or 'nvvm'"),
-        ({"code_type": 3}, ValueError, "code_type=3"),
+        ({"code_type": 3}, ValueError, "code_type: 3 is not a valid SourceCodeType"),
         ({"target_type": "fatbin"}, ValueError, "'ptx', 'cubin' or 'ltoir'"),
         ({"code_type": "nvvm", "target_type": "cubin"}, ValueError, "compiles to 'ptx' or 'ltoir'"),
         ({"code_type": "ptx", "target_type": "ltoir"}, ValueError, "compiles to 'cubin' or 'ptx'"),

@@ -127,6 +127,26 @@ def test_a_compile_error_in_a_linked_module_names_its_template(service, library_
         service.kernel("pair", arch="sm_90")
 
 
+def test_a_compile_error_in_the_middle_of_a_line_names_what_put_it_there(service, library_dir):
+    (library_dir / "m.cuh.j2").write_text(
+        "{% macro one() %}\n{{ '' }}valeu{% endmacro %}\n{% macro two() -%}\n  other\n{%- endmacro %}\n"
+    )
+    (library_dir / "fill.cu.j2").write_text(
+        '{% import "m.cuh.j2" as m %}\nextern "C" __global__ void fill({{ dtype|ctype }} *a) {\n'
+        '    /* é */ a[0] = {{ m.one() | trim }} + {{ m.two() }} + {{ "1 + " ~\n "third" }}; fourth;\n}\n'
+    )
+    for library in (library_dir, KernelLibrary(library_dir, line_directives=True)):
+        with pytest.raises(CompileError) as caught:
+            CompileService(service.cache, library=library).kernel("fill", arch="sm_90")
+        found = {d.message.split('"')[1]: f"{d.template}:{d.template_line}" for d in caught.value.diagnostics}
+        assert found == {
+            "valeu": "m.cuh.j2:2",
+            "other": "m.cuh.j2:4",
+            "third": "fill.cu.j2:4",
+            "fourth": "fill.cu.j2:4",
+        }
+
+
 def test_a_compile_error_in_an_include_and_in_a_macro_names_their_lines(service, library_dir):
     (library_dir / "body.cuh.j2").write_text("// body\n{% macro store(to) %}\n  {{ to }} = valeu;\n{% endmacro %}\n")
     (library_dir / "load.cuh.j2").write_text("{# #}\n\n__device__ int load() { return nothing; }\n")
@@ -208,3 +228,19 @@ def test_threads_share_a_service(service):
         made = list(pool.map(lambda n: service.kernel("fill", arch="sm_80", block=32 * (n % 4 + 1)), range(32)))
     assert len({m.data for m in made}) == 4
     assert len(service.cache) == 4
+
+
+def test_what_the_service_compiles_has_one_name():
+    """``code``, as everywhere; its earlier name is taken, and nothing is compiled without either."""
+    service = CompileService(InMemoryProgramCache())
+    options = {"arch": "sm_80"}
+    made = service.compile(code=SOURCE, options=options)
+    assert service.compile(source=SOURCE, options=options, name_expressions=iter(())).hit
+    assert service.compile(SOURCE, options=options, name_expressions=None).hit
+    assert (made.code, made.code_type) == (made.data, made.target_type)
+    for given in ({}, {"code": SOURCE, "source": SOURCE}):
+        with pytest.raises(TypeError, match="takes the program as code"):
+            service.compile(**given, options=options)
+    for wrong in (3, "sm_80", [("arch", "sm_80")]):
+        with pytest.raises(TypeError, match="options must be ProgramOptions"):
+            service.compile(SOURCE, options=wrong)

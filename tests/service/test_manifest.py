@@ -272,6 +272,18 @@ def test_a_parameter_without_default_has_to_be_given(tmp_path):
             "kernel 'axpby', options: 'arch' is set when the kernel is compiled, not in the manifest",
         ),
         *(
+            ('options = { std = "c++17" }', f"options = {{ {option} }}", f"kernel 'axpby', options: {message}")
+            for option, message in (
+                ("std = 17", "'std' must be a str, not 17"),
+                ("ftz = 'yes'", "'ftz' must be a bool, not 'yes'"),
+                ("max_register_count = true", "'max_register_count' must be an int, not True"),
+                ("define_macro = 3", "'define_macro' must be a str, not 3"),
+                ("define_macro = [2026-11-21]", "'define_macro' must be a str, not [datetime.date(2026, 11, 21)]"),
+                ("time = 2026-11-21", "'time' must be a str, not datetime.date(2026, 11, 21)"),
+                ("std = ['c++17']", "'std' must be a str, not ['c++17']"),
+            )
+        ),
+        *(
             (
                 'fast = { type = "bool", default = false }',
                 f'{name} = {{ type = "bool", default = false }}',
@@ -558,15 +570,6 @@ def test_a_damaged_kept_manifest_is_decoded_again(tmp_path, decoded):
     assert len(decoded) == 1
 
 
-def test_a_manifest_with_a_date_is_decoded_each_time(tmp_path, decoded):
-    kept = BytecodeCache(tmp_path / "compiled")
-    make(tmp_path, AXPBY.replace('std = "c++17"', 'std = "c++17", time = 2026-11-21'))
-    decoded.clear()
-    for _ in "ab":
-        assert str(KernelLibrary(tmp_path, bytecode_cache=kept)["axpby"].options["time"]) == "2026-11-21"
-    assert len(decoded) == 2
-
-
 def test_an_unsafe_default_directory_is_not_used_and_said(library, tmp_path, monkeypatch):
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()
@@ -602,6 +605,7 @@ def test_an_include_path_lies_in_the_library(tmp_path, monkeypatch):
     again = KernelLibrary(tmp_path)
     for one in (library, again):
         assert one["axpby"].options["include_path"] == [str(tmp_path / "inc"), "/abs"]
+        assert f"axpby: options, include_path: there is no folder {tmp_path / 'inc'}" in one.check()
 
 
 ENTRY = """format = 1
@@ -615,7 +619,10 @@ n = {{ type = "int", default = 1 }}
 
 def test_an_entry_point_that_is_not_there_is_noticed(tmp_path):
     (tmp_path / "k.cu.j2").write_text('extern "C" __global__ void good(int* x) { *x = {{ n }}; }\n{% set n = 2 %}')
-    for name, problems in (("good", []), ("god", ["k: the defaults: the source has no entry point 'god'"])):
+    for name, problems in (
+        ("good", []),
+        *((wrong, [f"k: the defaults: the source has no entry point {wrong!r}"]) for wrong in ("god", "x", "goo")),
+    ):
         (tmp_path / "manifest.toml").write_text(ENTRY.format(name=name))
         library = KernelLibrary(tmp_path)
         assert [line for line in library.check() if "entry point" in line] == problems
@@ -624,7 +631,7 @@ def test_an_entry_point_that_is_not_there_is_noticed(tmp_path):
             if not problems:
                 assert service.kernel("k", arch="sm_80", target_type=target).data
                 continue
-            with pytest.raises(ManifestError, match=f"the compiled {target} has no 'god'"):
+            with pytest.raises(ManifestError, match=f"the compiled {target} has no '{name}'"):
                 service.kernel("k", arch="sm_80", target_type=target)
 
 

@@ -305,6 +305,36 @@ for _ in range(6):
     assert on_disk(path) == Totals(hits=2 * 8 * 60, misses=2 * 8 * 60, stored=1)
 
 
+@pytest.mark.parametrize("stops", ["encode", "_is"])
+@pytest.mark.parametrize("rewritings", [1, 2, 3, 5])
+def test_a_writer_that_stops_before_its_line_or_after_it_counts_once(path, monkeypatch, rewritings, stops):
+    """Others write the file anew meanwhile, once or often: it is in their sums, or it isn't."""
+    monkeypatch.setattr(append_log, "LONG", 1000)
+    other, headers = opened(path), set()
+
+    def miss():
+        other.get(b"none")
+        other.close()
+        headers.add((path / "counters.log").read_bytes()[:24])
+
+    miss()
+    slow = opened(path)
+    slow[b"k"] = b"v"
+    real, stopped = getattr(append_log.AppendLog, stops), []
+
+    def late(*args):
+        if not stopped:
+            stopped.append(True)
+            while len(headers) <= rewritings:
+                miss()
+        return real(*args)
+
+    monkeypatch.setattr(append_log.AppendLog, stops, late)
+    slow.close()
+    assert on_disk(path) == Totals(stored=1, misses=other.stats().misses)
+    assert len(headers) == rewritings + 1
+
+
 def test_a_reader_beside_writers_sees_every_count(path, monkeypatch):
     """The sum never drops while the file is written anew."""
     monkeypatch.setattr(append_log, "LONG", 1000)

@@ -160,11 +160,12 @@ def test_a_pin_that_returned_holds_against_a_prune_that_runs(make, monkeypatch):
     cache, other = make(), make()
     for i in range(40):
         cache[b"%d" % i] = b"x"
-    real, pinned = removal.take_away, []
+    real, pinned, turn = removal.take_away, [], threading.Lock()
 
-    def late(root, digest, seen, **options):
-        if len(pinned) < 10:
-            pinned.append(other.pin(digest))
+    def late(root, digest, seen, **options):  # by several threads, where the machine is slow
+        with turn:
+            if len(pinned) < 10:
+                pinned.append(other.pin(digest))
         return real(root, digest, seen, **options)
 
     monkeypatch.setattr(removal, "take_away", late)

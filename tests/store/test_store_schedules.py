@@ -10,7 +10,18 @@ import pytest
 
 from ci.schedules.disk import FIRST, MOUNT, Disk, on
 from ci.schedules.explore import Count, every_schedule
-from ci.schedules.scenarios import BEFORE, PAIRS, Scenario, Simulation, ViolationError, try_killed, try_pair, walk
+from ci.schedules.scenarios import (
+    BEFORE,
+    PAIRS,
+    TRIPLES,
+    Scenario,
+    Simulation,
+    ViolationError,
+    random_triples,
+    try_killed,
+    try_pair,
+    walk,
+)
 
 #: What differs from these in its bytes alone is left to the command.
 CORE = [names for names in PAIRS if not {"put again", "put other", "import"} & set(names)]
@@ -40,8 +51,15 @@ def test_the_first_is_killed_at_each_of_its_calls(simulation, names):
         assert found is None, found
 
 
+@pytest.mark.parametrize("triple", TRIPLES, ids=lambda triple: " | ".join(triple[1]) + " on " + triple[0])
+def test_what_takes_three(simulation, triple):
+    found, walked = walk(simulation, [triple], 80)
+    assert not found, found[0]
+    assert walked == 80
+
+
 def test_three_at_random(simulation):
-    found, walked = walk(simulation, ["put", "del", "prune", "clear", "get"], 15, triples=8)
+    found, walked = walk(simulation, random_triples(["put", "del", "prune", "clear", "get"], 8), 15)
     assert not found, found[0]
     assert walked == 8 * 15
 

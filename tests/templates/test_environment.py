@@ -6,6 +6,7 @@ import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import jinja2
 import numpy as np
 import pytest
 
@@ -328,3 +329,28 @@ def test_a_moved_folder_keeps_its_compiled_templates(folder, tmp_path):
             innermost = innermost.tb_next
         assert innermost.tb_frame.f_code.co_filename == str(place / "k.j2")
     assert environment.bytecode_cache.hits == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("{{ f(\n 1,\n gone\n) }}", 3),
+        ("{{ a ~\n b ~\n gone }}", 3),
+        ("{% for i in\n gone %}{% endfor %}", 2),
+        ("{% call f(\n gone) %}{% endcall %}", 2),
+        ("{% filter indent(\ngone) %}{% endfilter %}", 2),
+        ("{{ a }}\n{{ a\n + 1\n + gone.b }}\n{{ gone }}", 4),
+        ("{% set q = gone %}\n\n{{ q }}\n{{ gone }}", 3),
+        ("{{ [1,\n a / 0\n]|join }}", 2),
+    ],
+)
+def test_an_error_in_an_expression_over_several_lines_names_the_line(source, line):
+    with pytest.raises(TemplateError) as caught:
+        KernelEnvironment(()).from_string(source).render(a=1, b=2, f=lambda *args, **_: "".join(map(str, args)))
+    assert (caught.value.line, str(caught.value).split(": ")[0]) == (line, f"<string>:{line}")
+
+
+def test_an_undefined_value_that_is_passed_is_no_matter_of_imports():
+    with pytest.raises(TemplateError) as caught:
+        KernelEnvironment(()).from_string("{{ x + 1 }}").render(x=jinja2.Undefined(name="x"))
+    assert str(caught.value) == "<string>:1: 'x' is undefined"

@@ -87,6 +87,26 @@ def test_no_directive_where_it_would_be_something_else():
     ]
 
 
+def test_parentheses_of_one_branch_are_not_those_of_the_next():
+    lines = [
+        *("#ifdef A", "f(a,", "#elif B", "g(b,", "#else", "h(", "#endif", "  c);", "int d;"),
+        *("# if X", "k((", "#  ifdef Y", "l(", "#  else", ")", "#  endif", "#else", "m(", "# endif", "  n);", "int e;"),
+        *("/*", "#if Z (", "*/", "int g;", "#endif", ")", "int h;"),
+    ]
+    opens = [line for line, opens in zip(lines, _openings(lines), strict=True) if opens]
+    assert {"int d;", "int e;", "int g;", "int h;", "g(b,", "h("} <= set(opens)
+    assert not {"  c);", "*/", "#if Z ("} & set(opens)
+
+
+def test_a_file_goes_on_after_parentheses_split_over_branches(tmp_path):
+    (tmp_path / "k.cu.j2").write_text(
+        "__device__ int f(int a\n#if {{ n }}\n, int b)\n#else\n)\n#endif\n{ return a; }\n"
+        "{# one #}\n{# two #}\nint x = gone;\n"
+    )
+    text = KernelEnvironment(tmp_path, line_directives=True).render("k.cu.j2", n=1)
+    assert '#line 10 "k.cu.j2"\nint x = gone;' in text
+
+
 def test_a_line_of_another_place_waits_for_the_next_opening():
     lines = ["f(a,", "  b);", "int c;", "int d;"]
     places = tuple(Location("k.j2", number) for number in (1, 7, 9, 10))

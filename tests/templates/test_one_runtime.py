@@ -258,6 +258,65 @@ def test_regions_have_self():
     assert (template.render(), template.render_block("r")) == ("BB", "B")
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_regions_begin_as_blocks_do(asynchronous):
+    loader = jinja2.DictLoader(
+        {
+            "parent": "{% region r(a=1) %}parent {{ a }}{% endregion %}{% block b %}{% endblock %}",
+            "child": "{% extends 'parent' %}{% region r(a=1) %}child {{ a }}, {{ super() }}{% endregion %}"
+            "{% block b %}{% set x = 1 %}{{ self.r() }}{% endblock %}",
+            "alone": "{% region r() %}{% set x = 1 %}{{ super is defined }}{{ sees() }}{% endregion %}{{ r() }}",
+        }
+    )
+    environment = Environment(loader=loader, enable_async=asynchronous)
+    environment.globals["sees"] = jinja2.pass_context(lambda context: context.get("x", "nothing"))
+    assert environment.get_template("child").render_block("r", a=6) == "child 6, parent 6"
+    assert environment.get_template("child").render() == "child 1, parent 1"
+    assert environment.get_template("alone").render() == "False1"
+
+
+def test_a_hit_of_an_environment_imports_no_compiler(tmp_path):
+    (tmp_path / "k.j2").write_text("{% for i in [1, 2] %}{{ i ~ x }}{% endfor %}{% region r() %}{{ x }}{% endregion %}")
+    script = (
+        "import sys, jinja2; from cuda_progcache.templates import BytecodeCache, Environment\n"
+        f"loader, cache = jinja2.FileSystemLoader({str(tmp_path)!r}), BytecodeCache({str(tmp_path / 'c')!r})\n"
+        "t = Environment(loader=loader, bytecode_cache=cache).get_template('k.j2')\n"
+        "print(t.render(x=3), t.render(x=4), t.render_block('r', x=5))\n"
+        "print([m for m in sys.modules if m.startswith('cuda_progcache.templates.compiler')] == [])"
+    )
+    for hit in ("False", "True"):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n")[:2] == ["1323 1424 5", hit]
+
+
+def test_a_kernels_template_is_asked_for_a_stream(kernels):
+    template = kernels._templates().get_template("part.j2")
+    assert "".join(template.stream(x=1)) == template.render(x=1)
+    assert isinstance(template.stream(x=1), jinja2.environment.TemplateStream)
+
+
+def test_many_names_are_what_few_are():
+    source = "".join(f"{{{{ v{n} }}}}" for n in range(90)) + (
+        "{% macro m() %}{{ v1 }}{{ v89 }}{% endmacro %}{{ m() }}{% for i in [1] %}{{ v3 }}{{ f() }}{{ v3 }}{% endfor %}"
+    )
+
+    @jinja2.pass_context
+    def changes(context):
+        context.vars["v3"] = "changed"
+        return "!"
+
+    for kind in (jinja2.Undefined, jinja2.StrictUndefined, jinja2.DebugUndefined):
+        stock, ours = (one(undefined=kind).from_string(source) for one in (jinja2.Environment, Environment))
+        for given in ({f"v{n}": n for n in range(90)}, {"v1": 5}):
+            texts = []
+            for template in (stock, ours, ours):
+                try:
+                    texts.append(template.render(given, f=changes))
+                except jinja2.UndefinedError as error:
+                    texts.append(str(error))
+            assert texts[0] == texts[1] == texts[2]
+
+
 def test_warnings_reach_the_user(kernels, tmp_path):
     source = "{% set n = 0 %}{% for i in [1] %}{% set n = i %}{% endfor %}"
     loader = jinja2.DictLoader({"w": source})

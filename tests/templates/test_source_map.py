@@ -47,6 +47,21 @@ def test_an_expression_over_several_lines_is_where_it_starts():
     assert map_of("a\n{{ x\n | upper }}", x="x") == ["<string>:1", "<string>:2"]
 
 
+def test_each_piece_of_a_line_has_its_place(folder):
+    environment = folder(
+        k_j2='{% import "m.j2" as m %}\nx = {{ m.one() }} + {{ "a" ~ m.two(\n  n) }} + {{ n if n else\n\n 0 }};\n'
+        "{{ 'é' ~\n m.one() ~\n '\\n  b' }}\n",
+        m_j2="{% macro one() -%}\n one\n{%- endmacro %}\n{% macro two(n) -%}\n{{ n }}two\n{%- endmacro %}",
+    )
+    found = environment.source_map("k.j2", n=7)
+    lines = found.text.split("\n")
+    assert lines[:3] == ["x = one + a7two + 7;", "éone", "  b"]
+    expected = {"x =": "k.j2:2", "one": "m.j2:2", "+ a": "k.j2:2", "7two": "m.j2:5", "two": "m.j2:5", "7;": "k.j2:3"}
+    assert {piece: str(found.lookup(1, lines[0].index(piece))) for piece in expected} == expected
+    assert [str(found.lookup(2, column)) for column in (0, 1, 3)] == ["k.j2:6", "m.j2:2", "m.j2:2"]
+    assert [str(found.lookup(3, 2)), str(found.lookup(3))] == ["k.j2:8", "k.j2:8"]
+
+
 def test_what_trimming_joins_is_where_its_first_character_is():
     assert map_of("a\n  {%- if true -%}\n  b\n{%- endif %}\nc {{- 1 }}\nd") == ["<string>:1", "<string>:6"]
     assert map_of("{% raw -%}\n\n {{ x }}\n{% endraw %}\ny") == ["<string>:3", "<string>:5"]
@@ -205,6 +220,8 @@ def test_every_visible_line_maps_to_the_line_that_wrote_it(tmp_path_factory, mai
     assert found.reason == ""
     for number, line in enumerate(found.text.split("\n"), 1):
         tag = re.match(r"\s*<([a-z.0-9]+:[0-9]+)>", line)
+        for written in re.finditer(r"<([a-z.0-9]+:[0-9]+)>", line):
+            assert str(found.lookup(number, written.start())) == written[1]
         if tag:
             assert str(found.lookup(number)) == tag[1]
         elif not line.strip():

@@ -9,6 +9,7 @@ interface is described.
 
 from __future__ import annotations
 
-from cuda_progcache.templates.compiler.generator import Compiler, CompilerWarning
+from cuda_progcache.templates.compiler.generator import Compiler
+from cuda_progcache.templates.compiler.warnings import CompilerWarning
 
 __all__ = ["Compiler", "CompilerWarning"]

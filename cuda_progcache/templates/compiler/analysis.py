@@ -91,23 +91,15 @@ class Analysis:
     def run(self, template: nodes.Template) -> None:
         """Walk over the template and its blocks."""
         self._root(template, template.body, block=False)
-        done = 0
-        while done < len(self._waiting):
-            block = self._waiting[done]
-            done += 1
+        if self._setup:
+            self.setup = nodes.Template(self._setup, lineno=template.lineno)
+            self._root(self.setup, self._setup, block=False)
+        for block in self._waiting:  # which grows meanwhile
             self._root(block, block.body, block=True)
-            if done == len(self._waiting) and self._setup and self.setup is None:
-                self._run_setup(template)
-        if self._setup and self.setup is None:
-            self._run_setup(template)
         imports = [node for node in template.body if _is_plain_import(node)]
         if imports:
             self.import_setup = nodes.Template(imports, lineno=template.lineno)
             self._root(self.import_setup, imports, block=False)
-
-    def _run_setup(self, template: nodes.Template) -> None:
-        self.setup = nodes.Template(self._setup, lineno=template.lineno)
-        self._root(self.setup, self._setup, block=False)
 
     def _root(self, node: nodes.Template | nodes.Block, body: Sequence[nodes.Node], *, block: bool) -> None:
         self._function = self.functions[id(node)] = Function()
@@ -355,20 +347,6 @@ class Analysis:
     def _globals(self, node: Any) -> None:
         self._setup += node.body
 
-    def dropped_lines(self, template: nodes.Template) -> list[int]:
-        """Return the lines of visible text outside the blocks of a template that always extends another."""
-        lines: list[int] = []
-        extends = False
-        for node in template.body:
-            if isinstance(node, nodes.Extends):
-                extends = True
-            elif extends and isinstance(node, nodes.Output):
-                for child in node.nodes:
-                    if isinstance(child, nodes.TemplateData) and child.data.strip():
-                        before = child.data[: len(child.data) - len(child.data.lstrip())]
-                        lines.append(child.lineno + before.count("\n"))
-        return lines
-
     def _mention_loop(self) -> None:
         """The loops around see the name, too: Jinja2 gives each of them a ``loop`` then, which an include would see."""
         for loop in self._loops[:-1]:
@@ -543,12 +521,6 @@ class Analysis:
         self.imports[node.importname] = None
         return False
 
-    def _true(self, node: nodes.Node) -> bool:  # noqa: ARG002  (the table's signature)
-        return True
-
-    def _false(self, node: nodes.Node) -> bool:  # noqa: ARG002  (the table's signature)
-        return False
-
 
 def _names(target: nodes.Node) -> list[nodes.Name]:
     return [target] if isinstance(target, nodes.Name) else list(target.find_all(nodes.Name))
@@ -584,8 +556,8 @@ _METHODS: dict[type[nodes.Node], Callable[[Analysis, Any], object]] = {
     nodes.ScopedEvalContextModifier: Analysis._eval_context,
     nodes.Name: Analysis._name,
     nodes.NSRef: Analysis._namespace_reference,
-    nodes.Const: Analysis._true,
-    nodes.TemplateData: Analysis._true,
+    nodes.Const: lambda _analysis, _node: True,
+    nodes.TemplateData: lambda _analysis, _node: True,
     nodes.Tuple: Analysis._keep,
     nodes.List: Analysis._keep,
     nodes.Dict: Analysis._keep,
@@ -601,14 +573,14 @@ _METHODS: dict[type[nodes.Node], Callable[[Analysis, Any], object]] = {
     nodes.Concat: Analysis._glances,
     nodes.Compare: Analysis._glances,
     nodes.Operand: Analysis._glances,
-    nodes.EnvironmentAttribute: Analysis._false,
-    nodes.ExtensionAttribute: Analysis._false,
+    nodes.EnvironmentAttribute: lambda _analysis, _node: False,
+    nodes.ExtensionAttribute: lambda _analysis, _node: False,
     nodes.ImportedName: Analysis._imported,
-    nodes.InternalName: Analysis._false,
+    nodes.InternalName: lambda _analysis, _node: False,
     nodes.ContextReference: Analysis._context,
     nodes.DerivedContextReference: Analysis._context,
-    nodes.Continue: Analysis._false,
-    nodes.Break: Analysis._false,
+    nodes.Continue: lambda _analysis, _node: False,
+    nodes.Break: lambda _analysis, _node: False,
     nodes.And: Analysis._keep,
     nodes.Or: Analysis._keep,
     nodes.BinExpr: Analysis._glances,

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jinja2 import nodes
+from jinja2.exceptions import TemplateAssertionError
 from jinja2.utils import _PassArg
 
 from cuda_progcache.templates.compiler.folding import Folding
-from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Function, FunctionState, Scope
-from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, IN, IS, IS_NOT, STR, UNARY
+from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Function, FunctionState, Loop, Scope
+from cuda_progcache.templates.compiler.settings import JINJA2_UNDEFINED
+from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, EQ, GE, IN, IS, IS_NOT, STR, UNARY
 
 if TYPE_CHECKING:
     from cuda_progcache.templates.compiler.settings import Settings
@@ -21,9 +24,30 @@ if TYPE_CHECKING:
 _DICT_HAS = frozenset(dir(dict))
 
 
-class Expressions(Folding):
-    """Code for expressions; each method takes a node and returns a Python expression."""
+@dataclass(slots=True, eq=False)
+class Counters:
+    """The locals that stand for an inlined loop object."""
 
+    index: str
+    size: str
+    items: str
+
+
+class Expressions(Folding):
+    """Code for expressions; each method takes a node and returns a Python expression.
+
+    Attributes
+    ----------
+    captured : ast.expr
+        The code for what the filter block around has put out.
+    counters : dict
+        The ids of loops that are taken apart to what stands for their objects.
+    """
+
+    template_name: str | None
+    filename: str | None
+    captured: ast.expr
+    counters: dict[int, Counters]
     settings: Settings
     scope: Scope
     state: FunctionState
@@ -38,7 +62,12 @@ class Expressions(Folding):
 
     def fail(self, message: str, line: int) -> NoReturn:
         """Raise the error of a template that is wrong."""
-        raise NotImplementedError
+        raise TemplateAssertionError(message, line, self.template_name, self.filename)
+
+    def position(self, node: nodes.Node) -> str:
+        """Where a node stands, for people."""
+        where = f"line {node.lineno}"
+        return where if self.template_name is None else f"{where} in {self.template_name!r}"
 
     def expr(self, node: nodes.Node) -> ast.expr:
         """Return the code for an expression."""
@@ -213,13 +242,10 @@ class Expressions(Folding):
         if id(test) not in self.analysis.constant and not (type(test) is nodes.Name and test.name in self.static):
             return None
         try:
-            return bool(self.fold(test))
+            value = self.fold(test)
+            return None if type(value) in JINJA2_UNDEFINED else bool(value)
         except Exception:  # noqa: BLE001  (it raises again where the render evaluates it)
             return None
-
-    def position(self, node: nodes.Node) -> str:
-        """Where a node stands, for people."""
-        raise NotImplementedError
 
     # Attributes and items
 
@@ -267,9 +293,38 @@ class Expressions(Folding):
         )
         return self.choose(test, self.subscript(self.load(local), self.constant(key)), last)
 
-    def loop_attribute(self, loop: Any, attr: str) -> ast.expr:
+    def loop_attribute(self, loop: Loop, attr: str) -> ast.expr:
         """``loop.index`` and the like of a loop that was taken apart."""
-        raise NotImplementedError
+        if attr == "depth":
+            return self.constant(1)
+        if attr == "depth0":
+            return self.constant(0)
+        counters = self.counters[id(loop)]
+        index = self.load(counters.index)
+        if attr == "index":
+            return index
+        if attr == "index0":
+            return self.minus(index, self.constant(1))
+        if attr == "first":
+            return self.compare(index, EQ, self.constant(1))
+        known = self.compare(self.load(counters.size), GE, self.constant(0))
+        size = self.load(counters.size)
+        items = self.load(counters.items)
+        if attr == "last":
+            return self.choose(known, self.compare(index, EQ, size), self.attribute(items, "last"))
+        length = self.choose(known, size, self.attribute(items, "length"))
+        if attr == "length":
+            return length
+        left = self.minus(length, index)
+        return left if attr == "revindex0" else self.plus_one(left)
+
+    def plus_one(self, value: ast.expr) -> ast.expr:
+        """``value + 1``."""
+        return ast.BinOp(value, ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
+
+    def minus(self, left: ast.expr, right: ast.expr) -> ast.expr:
+        """``left - right``."""
+        return ast.BinOp(left, ast.Sub(), right, lineno=self.line, col_offset=0)
 
     def item_of(self, node: nodes.Getitem) -> ast.expr:
         """``a[b]``: the item, else the attribute; slices go straight to the object."""
@@ -303,7 +358,7 @@ class Expressions(Folding):
         """The call of a filter or test."""
         if known is None and not self.state.soft:
             self.fail(f"No {what} named {node.name!r}.", node.lineno)
-        value = self.captured_text() if node.node is None else self.expr(node.node)
+        value = self.captured if node.node is None else self.expr(node.node)
         args = [value]
         wants = _PassArg.from_obj(known) if known is not None else None
         if wants is _PassArg.context:
@@ -315,10 +370,6 @@ class Expressions(Folding):
             args.insert(0, self.load("environment"))
         keywords = self.signature(node, args)
         return self.waited(self.call(self.load(local), args, keywords))
-
-    def captured_text(self) -> ast.expr:
-        """What the filter block around has put out so far."""
-        raise NotImplementedError
 
     def signature(
         self,

@@ -11,11 +11,12 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Undefined, nodes
+from jinja2 import nodes
 from jinja2.utils import _PassArg
 from markupsafe import Markup
 
 from cuda_progcache.templates.compile_context import is_known
+from cuda_progcache.templates.compiler.settings import JINJA2_UNDEFINED
 from cuda_progcache.templates.compiler.tree import Builder
 
 if TYPE_CHECKING:
@@ -108,8 +109,6 @@ class Folding(Builder):
         finally:
             for owner, place, child in restore:
                 _put(owner, place, child)
-        if isinstance(value, Undefined):
-            raise nodes.Impossible
         if is_constant(value):
             self.known[id(node)] = value
         return value
@@ -135,7 +134,8 @@ class Folding(Builder):
         if not is_constant(value):
             restore.append((owner, place, child))
             iterated = isinstance(owner, nodes.Filter) and place == "node"
-            if not iterated and not (type(child) is nodes.Name or is_plain(value)):
+            harmless = type(child) is nodes.Name or type(value) in JINJA2_UNDEFINED or is_plain(value)
+            if not iterated and not harmless:
                 raise nodes.Impossible
         _put(owner, place, nodes.Const(value, lineno=child.lineno, environment=child.environment))
 

@@ -5,48 +5,25 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import CodeType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from jinja2 import Environment, nodes
-from jinja2.exceptions import TemplateAssertionError
 from jinja2.nodes import EvalContext
 
 from cuda_progcache.templates.compiler.analysis import Analysis
 from cuda_progcache.templates.compiler.folding import is_plain
-from cuda_progcache.templates.compiler.regions import Regions
-from cuda_progcache.templates.compiler.scopes import SET, Function, FunctionState, Scope
+from cuda_progcache.templates.compiler.inheritance import Inheritance
+from cuda_progcache.templates.compiler.scopes import Function, FunctionState, Scope
 from cuda_progcache.templates.compiler.settings import Settings
+from cuda_progcache.templates.compiler.warnings import CompilerWarning, warnings_of
 from cuda_progcache.templates.regions import Globals, Region
 from cuda_progcache.templates.runtime import NAMES, Facts
 
 RUNTIME = "cuda_progcache.templates.jinja_runtime"
 
 
-@dataclass(frozen=True, slots=True)
-class CompilerWarning:
-    """Something in a template that is likely a mistake.
-
-    Parameters
-    ----------
-    code : str
-        What kind, for machines: ``"lost-assignment"``, ``"dropped-output"``, ``"static-assigned"``.
-    message : str
-        For people.
-    line : int
-        The template's.
-    suggestion : str
-        What to do, may be empty.
-    """
-
-    code: str
-    message: str
-    line: int
-    suggestion: str = ""
-
-
-class Compiler(Regions):
+class Compiler(Inheritance):
     """Compiles templates for an environment.
 
     A subclass can handle further node types: it names them in its ``_NODE_DISPATCH_NAMES``, with the methods that emit
@@ -204,7 +181,7 @@ class Compiler(Regions):
             self.fail(message, line)
         self.static = {k: v for k, v in self.static_context.items() if k not in analysis.assigned}
         self.plain_static = frozenset(name for name, value in self.static.items() if is_plain(value))
-        self._warn(node)
+        self.warnings = warnings_of(node, analysis, self.static_context)
         self._number_names()
         functions = [self._template(node)]
         for block_name, block in analysis.blocks.items():
@@ -229,15 +206,6 @@ class Compiler(Regions):
         plain = NAMES.keys() >= self.uses
         return Facts(tuple(self.analysis.references), plain, tuple(self.precomputed_names), warned).put_into(code)
 
-    def fail(self, message: str, line: int) -> NoReturn:
-        """Raise the error of a template that is wrong."""
-        raise TemplateAssertionError(message, line, self.template_name, self.filename)
-
-    def position(self, node: nodes.Node) -> str:
-        """Where a node stands, for people."""
-        where = f"line {node.lineno}"
-        return where if self.template_name is None else f"{where} in {self.template_name!r}"
-
     # One template
 
     def _begin(self, name: str | None, filename: str | None, form: str, *, raw: bool) -> None:
@@ -260,25 +228,6 @@ class Compiler(Regions):
         self.direct_macros, self.counters = {}, {}
         self.parent = None
         self.extends_seen, self.known_extends, self.in_block = 0, False, False
-
-    def _warn(self, node: nodes.Template) -> None:
-        """Note what is likely a mistake."""
-        analysis = self.analysis
-        for name in sorted(self.static_context.keys() & analysis.assigned):
-            message = (
-                f"{name!r} is of the static context, and the template sets it, too: it is looked up in each render"
-            )
-            self.warnings.append(CompilerWarning("static-assigned", message, node.lineno or 1, "give one another name"))
-        for scope, name, line in analysis.set_in_loops:
-            around = scope.parent.owner(name) if scope.parent is not None else None
-            if around is not None and around.notes[name] & SET:
-                message = f"what the loop's body sets as {name!r} is gone after each pass; that outside stays as it is"
-                suggestion = f"{{% set ns = namespace({name}=…) %}} before the loop, {{% set ns.{name} = … %}} in it"
-                self.warnings.append(CompilerWarning("lost-assignment", message, line, suggestion))
-        for line in analysis.dropped_lines(node):
-            message = "text outside the blocks of a template that extends another is never put out"
-            self.warnings.append(CompilerWarning("dropped-output", message, line, "move it into a block"))
-        self.warnings.sort(key=lambda warning: warning.line)
 
     def _number_names(self) -> None:
         functions = [f for f in self.analysis.functions.values() if f.outer is None]
@@ -312,11 +261,7 @@ class Compiler(Regions):
         self._leave_template()
 
         def body() -> None:
-            if "super" in function.special:
-                above = self.call(self.dotted(self.context, "super"), [self.constant(name), self._own_block(name)])
-                self.emit(self.assign("l_0_super", above))
-            if scope.assigned:
-                self.emit(self.assign("_block_vars", ast.Dict([], [], lineno=self.line, col_offset=0)))
+            self.begin_block(name, function, scope)
             with self.entered(scope, leave=False, first=True):
                 self.body(node.body)
 
@@ -324,19 +269,6 @@ class Compiler(Regions):
 
     def _leave_template(self) -> None:
         self.known_extends, self.in_block = False, True
-
-    def begin_function(self, function: Function, scope: Scope) -> None:
-        """Begin with a function of the module."""
-        self.state, self.scope, self.out = FunctionState(function), scope, []
-        self.alias_reads(function)
-
-    def _own_block(self, name: str) -> ast.expr:
-        return self.subscript(self.load("_own"), self.constant(name))
-
-    def entry(self, name: str) -> str:
-        """The name of an entry of the module in the form that is being made."""
-        form = self.settings.form
-        return name if form == "render" else f"{name}_{form}"
 
     def _function(
         self, name: str, scope: Scope, function: Function, emit_body: Callable[[], None], *, blocks: bool
@@ -366,8 +298,7 @@ class Compiler(Regions):
         if name in _ROOTS:
             begin += self.call_globals()
         begin += self.prologue(function, outermost=True)
-        if "self" in function.special:
-            begin.append(self.assign("l_0_self", self.call_runtime("TemplateReference", self.load(self.context))))
+        begin += self.self_reference(function)
         parameters = [self.context, "_blocks"]
         defaults = [self.constant(None)]
         asynchronous = self.settings.asynchronous

@@ -4,32 +4,21 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import nodes
 
+from cuda_progcache.templates.compiler.expressions import Counters
 from cuda_progcache.templates.compiler.scopes import SIZING, Loop
 from cuda_progcache.templates.compiler.statements import Statements
-from cuda_progcache.templates.compiler.tree import EQ, GE, IS
+from cuda_progcache.templates.compiler.tree import GE, IS
 
 _OFTEN = 2
 """Reads from which on a target gets a local with its text, or with the dict that it is."""
 
 
-@dataclass(slots=True, eq=False)
-class Counters:
-    """The locals that stand for an inlined loop object."""
-
-    index: str
-    size: str
-    items: str
-
-
 class Loops(Statements):
     """Code for loops."""
-
-    counters: dict[int, Counters]
 
     def for_node(self, node: nodes.For) -> None:
         """``{% for %}`` with its test, its else, and what it reads of ``loop``."""
@@ -251,36 +240,3 @@ class Loops(Statements):
         ahead = self.call_runtime("_ahead", items)
         self.emit(self.assign(counters.items, self.choose(known, items, ahead)))
         return items
-
-    def loop_attribute(self, loop: Loop, attr: str) -> ast.expr:
-        """``loop.index`` and the like of a loop that was taken apart."""
-        if attr == "depth":
-            return self.constant(1)
-        if attr == "depth0":
-            return self.constant(0)
-        counters = self.counters[id(loop)]
-        index = self.load(counters.index)
-        if attr == "index":
-            return index
-        if attr == "index0":
-            return self.minus(index, self.constant(1))
-        if attr == "first":
-            return self.compare(index, EQ, self.constant(1))
-        known = self.compare(self.load(counters.size), GE, self.constant(0))
-        size = self.load(counters.size)
-        items = self.load(counters.items)
-        if attr == "last":
-            return self.choose(known, self.compare(index, EQ, size), self.attribute(items, "last"))
-        length = self.choose(known, size, self.attribute(items, "length"))
-        if attr == "length":
-            return length
-        left = self.minus(length, index)
-        return left if attr == "revindex0" else self.plus_one(left)
-
-    def plus_one(self, value: ast.expr) -> ast.expr:
-        """``value + 1``."""
-        return ast.BinOp(value, ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
-
-    def minus(self, left: ast.expr, right: ast.expr) -> ast.expr:
-        """``left - right``."""
-        return ast.BinOp(left, ast.Sub(), right, lineno=self.line, col_offset=0)

@@ -19,7 +19,9 @@ from cuda_progcache.templates.jinja_runtime import Context
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_EARLY = frozenset({jinja2.Undefined, jinja2.StrictUndefined, jinja2.ChainableUndefined, jinja2.DebugUndefined})
+JINJA2_UNDEFINED = frozenset(
+    {jinja2.Undefined, jinja2.StrictUndefined, jinja2.ChainableUndefined, jinja2.DebugUndefined}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Settings:
             fast_getattr=not asynchronous and _untouched(environment, "getattr"),
             fast_getitem=not asynchronous and _untouched(environment, "getitem"),
             own_lookup=all(_is_jinja2s(environment, name) for name in ("getattr", "getitem")),
-            undefined_early=fast_context and environment.undefined in _EARLY,
+            undefined_early=fast_context and environment.undefined in JINJA2_UNDEFINED,
             inline_loops=not asynchronous,
             direct_macros=not asynchronous
             and not sandboxed

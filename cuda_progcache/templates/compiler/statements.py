@@ -11,8 +11,17 @@ from typing import Any
 from jinja2 import nodes
 
 from cuda_progcache.templates.compiler.output import Output
-from cuda_progcache.templates.compiler.scopes import FROM_CONTEXT, FROM_OUTER, GIVEN, MISSING, READ, Function, Scope
-from cuda_progcache.templates.compiler.tree import IN, IS
+from cuda_progcache.templates.compiler.scopes import (
+    FROM_CONTEXT,
+    FROM_OUTER,
+    GIVEN,
+    MISSING,
+    READ,
+    Function,
+    FunctionState,
+    Scope,
+)
+from cuda_progcache.templates.compiler.tree import IN, IS, IS_NOT
 
 _Arm = tuple[nodes.Node | None, list[nodes.Node], int]
 _Made = tuple[ast.expr, list[ast.stmt], int]
@@ -40,6 +49,18 @@ class Statements(Output):
                 method(node)
         except Unreachable:
             pass
+
+    # Functions of the module
+
+    def begin_function(self, function: Function, scope: Scope) -> None:
+        """Begin with a function of the module."""
+        self.state, self.scope, self.out = FunctionState(function), scope, []
+        self.alias_reads(function)
+
+    def entry(self, name: str) -> str:
+        """The name of an entry of the module in the form that is being made."""
+        form = self.settings.form
+        return name if form == "render" else f"{name}_{form}"
 
     # Scopes
 
@@ -70,6 +91,7 @@ class Statements(Output):
         """Emit the first values of a scope's names."""
         missing: list[ast.expr] = []
         again: list[ast.stmt] = []
+        looks_again = self.state.function.shows_context and not first
         for name, (local, source, outer) in scope.resolve().items():
             self.forget(local)
             if source == GIVEN or name in self.static:
@@ -81,7 +103,7 @@ class Statements(Output):
                     self.define(local)
             elif source == MISSING:
                 missing.append(self.store(local))
-            elif source == FROM_CONTEXT:
+            elif source == FROM_CONTEXT and (looks_again or local[:2] != "c_"):
                 value = self.from_context(name, early=scope.notes[name] == READ)
                 if local[:2] == "c_":
                     again.append(self.assign(local, value))
@@ -91,7 +113,7 @@ class Statements(Output):
                     self.emit(self.assign(local, value))
         if missing:
             self.emit(self.assign(missing, self.runtime("missing")))
-        if again and self.state.function.shows_context and not first:
+        if again:
             self.emit(self.when(self.dotted(self.context, "seen"), again))
 
     def from_context(self, name: str, *, early: bool) -> ast.expr:
@@ -102,6 +124,8 @@ class Statements(Output):
             return self.call_name("resolve", self.constant(name))
         self.state.function.looks_up = True
         early = early and self.early(name)
+        if early and len(self.state.function.hoisted) > _MANY:
+            return self.call_name("_find", self.constant(name))
         otherwise = self.undefined(name) if early else self.runtime("missing")
         given = self.in_dict("_given", name, otherwise)
         return self.in_dict("_set", name, given)
@@ -123,6 +147,8 @@ class Statements(Output):
         if function.looks_up and self.settings.fast_context:
             self.emit(self.assign("_set", self.dotted(self.context, "vars")))
             self.emit(self.assign("_given", self.dotted(self.context, "parent")))
+            if len(function.hoisted) > _MANY:
+                self.emit(self.assign("_find", self.call_runtime("_finder", self.load(self.context))))
         elif outermost and not self.settings.fast_context:
             self.emit(self.assign("resolve", self.call_runtime("_resolver", self.load(self.context))))
         if outermost:
@@ -185,7 +211,9 @@ class Statements(Output):
             if ref.name in seen:
                 continue
             seen.add(ref.name)
-            self.emit(self.statement(self.call_runtime("_namespace_of", self.load(self.local(ref.name)))))
+            kind = self.call_name("type", self.load(self.local(ref.name)))
+            check = self.statement(self.call_runtime("_namespace_of", self.load(self.local(ref.name))))
+            self.emit(self.when(self.compare(kind, IS_NOT, self.runtime("_Namespace")), [check]))
 
     def assigned(self, names: Sequence[str]) -> None:
         """Emit what makes assigned names known beyond the function: exports, and the context that functions get."""
@@ -236,8 +264,10 @@ class Statements(Output):
         with self.entered(scope), self.buffered():
             self.body(node.body)
             self.line = node.lineno or self.line
-            number = self.buffer
-            value = self.filter(node.filter) if node.filter is not None else self.contents(number)
+            value = self.contents(self.buffer)
+            if node.filter is not None:
+                self.captured = self.captured_text()
+                value = self.filter(node.filter)
             if self.pending:
                 self.flush()
         self.state.guard_output = guard
@@ -348,6 +378,7 @@ class Statements(Output):
             with self.buffered():
                 self.body(node.body)
                 self.line = node.lineno or self.line
+                self.captured = self.captured_text()
                 value = self.filter(node.filter)
                 if self.pending:
                     self.flush()
@@ -418,3 +449,6 @@ class Statements(Output):
 
 
 _DEEPEST = 60
+
+_MANY = 64
+"""Names from which on a function looks them up by a call: quicker to compile, and as quick as Jinja2's to run."""

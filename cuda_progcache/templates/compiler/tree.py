@@ -46,98 +46,25 @@ IS, IS_NOT, EQ, GE, IN = ast.Is(), ast.IsNot(), ast.Eq(), ast.GtE(), ast.In()
 AND = ast.And()
 
 
-class Name(ast.Name):
-    """`ast.Name`."""
-
-    ctx = _LOAD
-    col_offset = 0
+def _quick(base: Any, /, **same: Any) -> Any:
+    """Return a class of nodes that have some attributes by their class."""
+    return type(base.__name__, (base,), {"__doc__": f"`ast.{base.__name__}`.", "col_offset": 0, **same})
 
 
-class _Stored(ast.Name):
-    ctx = _STORE
-    col_offset = 0
-
-
-class Constant(ast.Constant):
-    """`ast.Constant`."""
-
-    kind = None
-    col_offset = 0
-
-
-class Attribute(ast.Attribute):
-    """`ast.Attribute`."""
-
-    ctx = _LOAD
-    col_offset = 0
-
-
-class Subscript(ast.Subscript):
-    """`ast.Subscript`."""
-
-    ctx = _LOAD
-    col_offset = 0
-
-
-class Call(ast.Call):
-    """`ast.Call`."""
-
-    keywords = _NONE
-    col_offset = 0
-
-
-class Expr(ast.Expr):
-    """`ast.Expr`."""
-
-    col_offset = 0
-
-
-class Assign(ast.Assign):
-    """`ast.Assign`."""
-
-    type_comment = None
-    col_offset = 0
-
-
-class IfExp(ast.IfExp):
-    """`ast.IfExp`."""
-
-    col_offset = 0
-
-
-class Compare(ast.Compare):
-    """`ast.Compare`."""
-
-    col_offset = 0
-
-
-class BoolOp(ast.BoolOp):
-    """`ast.BoolOp`."""
-
-    col_offset = 0
-
-
-class JoinedStr(ast.JoinedStr):
-    """`ast.JoinedStr`."""
-
-    col_offset = 0
-
-
-class FormattedValue(ast.FormattedValue):
-    """`ast.FormattedValue`."""
-
-    format_spec = None
-    col_offset = 0
-
-
-class If(ast.If):
-    """`ast.If`."""
-
-    orelse = _NONE
-    col_offset = 0
-
-
-_Stored.__name__ = "Name"
+_Name = _quick(ast.Name, ctx=_LOAD)
+_Stored = _quick(ast.Name, ctx=_STORE)
+_Constant = _quick(ast.Constant, kind=None)
+_Attribute = _quick(ast.Attribute, ctx=_LOAD)
+_Subscript = _quick(ast.Subscript, ctx=_LOAD)
+_Call = _quick(ast.Call, keywords=_NONE)
+_Expr = _quick(ast.Expr)
+_Assign = _quick(ast.Assign, type_comment=None)
+_IfExp = _quick(ast.IfExp)
+_Compare = _quick(ast.Compare)
+_BoolOp = _quick(ast.BoolOp)
+_JoinedStr = _quick(ast.JoinedStr)
+_FormattedValue = _quick(ast.FormattedValue, format_spec=None)
+_If = _quick(ast.If, orelse=_NONE)
 
 _arguments = ast.arguments
 
@@ -169,7 +96,7 @@ class Builder:
 
     def load(self, name: str) -> ast.expr:
         """A name's value."""
-        node = Name.__new__(Name)
+        node: ast.Name = _Name.__new__(_Name)
         node.id = name
         node.lineno = self.line
         return node
@@ -183,14 +110,14 @@ class Builder:
 
     def constant(self, value: Any) -> ast.expr:
         """A constant."""
-        node = Constant.__new__(Constant)
+        node: ast.Constant = _Constant.__new__(_Constant)
         node.value = value
         node.lineno = self.line
         return node
 
     def attribute(self, value: ast.expr, attr: str) -> ast.expr:
         """``value.attr``."""
-        node = Attribute.__new__(Attribute)
+        node: ast.Attribute = _Attribute.__new__(_Attribute)
         node.value = value
         node.attr = attr
         node.lineno = self.line
@@ -205,7 +132,7 @@ class Builder:
 
     def subscript(self, value: ast.expr, index: ast.expr) -> ast.expr:
         """``value[index]``."""
-        node = Subscript.__new__(Subscript)
+        node: ast.Subscript = _Subscript.__new__(_Subscript)
         node.value = value
         node.slice = index
         node.lineno = self.line
@@ -217,7 +144,7 @@ class Builder:
 
     def call(self, function: ast.expr, args: list[ast.expr], keywords: list[ast.keyword] | None = None) -> ast.expr:
         """A call."""
-        node = Call.__new__(Call)
+        node: ast.Call = _Call.__new__(_Call)
         node.func = function
         node.args = args
         if keywords:
@@ -239,14 +166,14 @@ class Builder:
 
     def statement(self, value: ast.expr) -> ast.stmt:
         """An expression as a statement."""
-        node = Expr.__new__(Expr)
+        node: ast.Expr = _Expr.__new__(_Expr)
         node.value = value
         node.lineno = self.line
         return node
 
     def assign(self, targets: str | ast.expr | list[ast.expr], value: ast.expr) -> ast.stmt:
         """An assignment to a name, a target, or several targets."""
-        node = Assign.__new__(Assign)
+        node: ast.Assign = _Assign.__new__(_Assign)
         if isinstance(targets, str):
             node.targets = [self.store(targets)]
         elif isinstance(targets, list):
@@ -259,7 +186,7 @@ class Builder:
 
     def choose(self, test: ast.expr, body: ast.expr, orelse: ast.expr) -> ast.expr:
         """``body if test else orelse``."""
-        node = IfExp.__new__(IfExp)
+        node: ast.IfExp = _IfExp.__new__(_IfExp)
         node.test = test
         node.body = body
         node.orelse = orelse
@@ -268,7 +195,7 @@ class Builder:
 
     def compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> ast.expr:
         """``left op right``."""
-        node = Compare.__new__(Compare)
+        node: ast.Compare = _Compare.__new__(_Compare)
         node.left = left
         node.ops = [op]
         node.comparators = [right]
@@ -277,7 +204,7 @@ class Builder:
 
     def both(self, *values: ast.expr) -> ast.expr:
         """``a and b``."""
-        node = BoolOp.__new__(BoolOp)
+        node: ast.BoolOp = _BoolOp.__new__(_BoolOp)
         node.op = AND
         node.values = list(values)
         node.lineno = self.line
@@ -289,7 +216,7 @@ class Builder:
 
     def when(self, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt] | None = None) -> ast.stmt:
         """An ``if``; an empty body is ``pass``."""
-        node = If.__new__(If)
+        node: ast.If = _If.__new__(_If)
         node.test = test
         node.body = body or [ast.Pass(lineno=self.line, col_offset=0)]
         if orelse:
@@ -308,7 +235,7 @@ class Builder:
 
     def formatted(self, value: ast.expr, conversion: int) -> ast.expr:
         """A part of an f-string."""
-        node = FormattedValue.__new__(FormattedValue)
+        node: ast.FormattedValue = _FormattedValue.__new__(_FormattedValue)
         node.value = value
         node.conversion = conversion
         node.lineno = self.line
@@ -316,7 +243,7 @@ class Builder:
 
     def joined(self, values: list[ast.expr]) -> ast.expr:
         """An f-string."""
-        node = JoinedStr.__new__(JoinedStr)
+        node: ast.JoinedStr = _JoinedStr.__new__(_JoinedStr)
         node.values = values
         node.lineno = self.line
         return node

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What programs a store holds, by shard, in a file of its own: nobody reads a hundred thousand records for a sum.
+
+``<root>/census`` has, for each shard, the times at which its two directories changed last, and the sums over its
+entries then. A file that comes, goes or is replaced changes its directory's time, so a shard whose times are the same
+is not read again. The file is disposable, and made anew where it is missing or damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cuda_progcache._util.files import is_settled, read_regular
+from cuda_progcache.store import judge, pairs
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.root import Root
+
+NAME = "census"
+_FORMAT = 1
+
+
+class Census(NamedTuple):
+    """Sums over the entries that have a record which fits.
+
+    Attributes
+    ----------
+    entries, bytes : int
+        How many, and their sizes.
+    seconds : float
+        What compiling them took.
+    targets, archs : Counter
+        How many of each kind of binary, and for each architecture, as their records say.
+    """
+
+    entries: int
+    bytes: int
+    seconds: float
+    targets: Counter[str]
+    archs: Counter[str]
+
+    def plus(self, other: Census) -> Census:
+        """The sums over both."""
+        return Census(
+            self.entries + other.entries,
+            self.bytes + other.bytes,
+            self.seconds + other.seconds,
+            self.targets + other.targets,
+            self.archs + other.archs,
+        )
+
+
+_NONE = Census(0, 0, 0.0, Counter(), Counter())
+
+
+def take(root: Root) -> Census:
+    """Sum up what lies there; reads the shards that have changed since the last time.
+
+    Raises
+    ------
+    OSError
+        The directory can't be read.
+    """
+    known = _read(root)
+    shards: dict[str, Any] = {}
+    total = _NONE
+    for shard in root.shards():
+        stamp = _stamp(root, shard)
+        counted = known.get(shard)
+        if stamp is None or counted is None or counted["stamp"] != stamp:
+            found = _count(root, shard)
+            if stamp is not None:
+                shards[shard] = {"stamp": stamp, "sums": found}
+        else:
+            found = Census(*counted["sums"][:3], *map(Counter, counted["sums"][3:]))
+            shards[shard] = counted
+        total = total.plus(found)
+    if shards != known and not root.read_only:
+        with contextlib.suppress(OSError):  # one that is only read is read each time
+            encoded = json.dumps({"format": _FORMAT, "shards": shards}, separators=(",", ":")).encode()
+            root.place(os.path.join(root.path, NAME), encoded)
+    return total
+
+
+def _read(root: Root) -> dict[str, Any]:
+    try:
+        data, _ = read_regular(os.path.join(root.path, NAME))
+        read = json.loads(data or b"{}")
+        if read.get("format") != _FORMAT:
+            return {}
+        shards = read["shards"]
+        for counted in shards.values():
+            entries, size, seconds, targets, archs = counted["sums"]
+            _ = (entries + size + seconds, sum(targets.values()) + sum(archs.values()), counted["stamp"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return dict(shards)
+
+
+def _stamp(root: Root, shard: str) -> list[int] | None:
+    """When the shard's directories changed; ``None``: so lately that another change needn't show."""
+    stamp: list[int] = []
+    now = time.time_ns()
+    for tree in (root.entries, root.records):
+        status = judge.lstat(tree + shard)
+        if status is None or not is_settled(status, now):
+            return None
+        stamp += [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+    return stamp
+
+
+def _count(root: Root, shard: str) -> Census:
+    entries = size = 0
+    seconds = 0.0
+    targets: Counter[str] = Counter()
+    archs: Counter[str] = Counter()
+    for digest in pairs.digests(root, shard):
+        seen = judge.glance(root, digest)
+        if seen is None:
+            continue
+        version, status = seen
+        record = version.record()
+        entries, size = entries + 1, size + status.st_size
+        duration = record.get("duration")
+        seconds += duration if isinstance(duration, (int, float)) else 0.0
+        targets[str(record.get("target_type") or "unknown")] += 1
+        archs[str(record.get("arch") or "unknown")] += 1
+    return Census(entries, size, seconds, targets, archs)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is likely a mistake in a template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jinja2 import nodes
+
+from cuda_progcache.templates.compiler.scopes import SET
+
+if TYPE_CHECKING:
+    from cuda_progcache.templates.compiler.analysis import Analysis
+
+
+@dataclass(frozen=True, slots=True)
+class CompilerWarning:
+    """Something in a template that is likely a mistake.
+
+    Parameters
+    ----------
+    code : str
+        What kind, for machines: ``"lost-assignment"``, ``"dropped-output"``, ``"static-assigned"``.
+    message : str
+        For people.
+    line : int
+        The template's.
+    suggestion : str
+        What to do, may be empty.
+    """
+
+    code: str
+    message: str
+    line: int
+    suggestion: str = ""
+
+
+def warnings_of(node: nodes.Template, analysis: Analysis, static: Iterable[str]) -> list[CompilerWarning]:
+    """Return the warnings of a template that has been analysed, by line; `static` are the static context's names."""
+    found = []
+    for name in sorted(analysis.assigned.intersection(static)):
+        message = f"{name!r} is of the static context, and the template sets it, too: it is looked up in each render"
+        found.append(CompilerWarning("static-assigned", message, node.lineno or 1, "give one another name"))
+    for scope, name, line in analysis.set_in_loops:
+        around = scope.parent.owner(name) if scope.parent is not None else None
+        if around is not None and around.notes[name] & SET:
+            message = f"what the loop's body sets as {name!r} is gone after each pass; that outside stays as it is"
+            suggestion = f"{{% set ns = namespace({name}=…) %}} before the loop, {{% set ns.{name} = … %}} in it"
+            found.append(CompilerWarning("lost-assignment", message, line, suggestion))
+    for line in _dropped_lines(node):
+        message = "text outside the blocks of a template that extends another is never put out"
+        found.append(CompilerWarning("dropped-output", message, line, "move it into a block"))
+    return sorted(found, key=lambda warning: warning.line)
+
+
+def _dropped_lines(template: nodes.Template) -> list[int]:
+    """Return the lines of visible text outside the blocks of a template that always extends another."""
+    lines: list[int] = []
+    extends = False
+    for node in template.body:
+        if isinstance(node, nodes.Extends):
+            extends = True
+        elif extends and isinstance(node, nodes.Output):
+            for child in node.nodes:
+                if isinstance(child, nodes.TemplateData) and child.data.strip():
+                    before = child.data[: len(child.data) - len(child.data.lstrip())]
+                    lines.append(child.lineno + before.count("\n"))
+    return lines
