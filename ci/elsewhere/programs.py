@@ -287,7 +287,7 @@ _WHEELS = (
         "cutlass epilogue",
         "#include <cutlass/epilogue/thread/linear_combination.h>\n"
         + _kernel(
-            "using Op = cutlass::epilogue::thread::LinearCombination<float, 4, float, float>;\n"
+            "using Op = cutlass::epilogue::thread::LinearCombination<float, 4>;\n"
             "typename Op::Params scale(2.f, 1.f);\ntypename Op::FragmentOutput c;\nc.fill(*x);\n*x = Op(scale)(c, c)[0];"
         ),
         _CUTLASS,
