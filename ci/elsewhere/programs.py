@@ -288,7 +288,8 @@ _WHEELS = (
         "#include <cutlass/epilogue/thread/linear_combination.h>\n"
         + _kernel(
             "using Op = cutlass::epilogue::thread::LinearCombination<float, 4>;\n"
-            "typename Op::Params scale(2.f, 1.f);\ntypename Op::FragmentOutput c;\nc.fill(*x);\n*x = Op(scale)(c, c)[0];"
+            "typename Op::Params scale(2.f, 1.f);\ntypename Op::FragmentOutput c;\nc.fill(*x);\n"
+            "*x = Op(scale)(c, c)[0];"
         ),
         _CUTLASS,
         wheels=("nvidia-cutlass",),
