@@ -134,7 +134,7 @@ def compile_command(
 
 
 def _joined(own: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that have options of their own (``--std``), and those that -O gives: lists add up."""
+    """Merge the fields set by their own options (``--std``) with those set by -O; lists are concatenated."""
     given = {field: value for field, value in own.items() if value}
     for field in given.keys() & fields.keys():
         if not isinstance(given[field], list):
@@ -301,6 +301,6 @@ def _text(name: str | bytes) -> str:
 
 
 def _entry_path(session: Session, digest: str | None) -> Path | None:
-    """Give where an entry lies; None when it isn't on disk (a root that can't be written is replaced by memory)."""
+    """Return an entry's path; None if it isn't on disk (memory replaces a root that can't be written)."""
     path = None if digest is None else session.root() / "entries" / digest[:2] / digest[2:]
     return path if path is not None and path.is_file() else None

@@ -121,7 +121,7 @@ def prune_command(session: Session, max_size: int | None, older_than: float | No
     if cache is not None:
         report = cache.prune(max_size_bytes=max_size, older_than=older_than)._asdict()
         if report["removed"] and (session.root() / "steps").is_dir():
-            from cuda_progcache.memo.storage import program_cache
+            from cuda_progcache.provenance.programs import program_cache
 
             program_cache(cache).gc()  # what was recorded of those that went
     if session.json:

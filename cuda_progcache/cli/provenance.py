@@ -17,9 +17,9 @@ from cuda_progcache.cli.entries import entry_json
 from cuda_progcache.cli.session import Session, common_options
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.affected import Affected
     from cuda_progcache.memo.caches import BaseCache
-    from cuda_progcache.memo.graph import Graph
+    from cuda_progcache.provenance.affected import Affected
+    from cuda_progcache.provenance.graph import Graph
     from cuda_progcache.store.base import ProgramCacheResource
 
 PROVENANCE_JSON = """\b
@@ -110,7 +110,7 @@ def _walk(
     AmbiguousDigestError
         There is more than one.
     """
-    from cuda_progcache.memo.provenance import walk
+    from cuda_progcache.provenance.walk import walk
 
     wanted = key.strip().lower()
     if len(wanted) < 4 or len(wanted) > 64 or set(wanted) - set("0123456789abcdef"):
@@ -128,7 +128,7 @@ def _walk(
 
 def _places(session: Session, directories: tuple[Path, ...]) -> tuple[ProgramCacheResource | None, list[BaseCache]]:
     """The programs, and where else calls are recorded."""
-    from cuda_progcache.memo.places import holds_programs, memoized_calls, recorded_calls
+    from cuda_progcache.provenance.places import holds_programs, memoized_calls, recorded_calls
 
     root = session.root()
     calls = memoized_calls(root)
@@ -144,7 +144,7 @@ def _written(
     to_file: bool,
 ) -> str | None:  # fmt: skip
     """A graph in a format; None: it has been shown."""
-    from cuda_progcache.memo import export
+    from cuda_progcache.provenance import export
 
     assert graph.root is not None  # noqa: S101 - a walk has one
     root = graph.nodes[graph.root]
@@ -157,7 +157,7 @@ def _written(
     if form == "dot":
         return export.to_dot(graph)
     if form == "svg":
-        from cuda_progcache.memo.graph_svg import to_svg
+        from cuda_progcache.provenance.picture import to_svg
 
         return to_svg(graph, f"{root.label} {str(root.detail.get('entry') or root.detail.get('key') or '')[:12]}")
     if form == "text":
@@ -194,7 +194,7 @@ def affected_command(session: Session, file: Path, directories: tuple[Path, ...]
     And the programs that those were linked into, and the memoized calls that read FILE or used such a program. Ask
     before an edit or an upgrade. FILE needn't be there any more; then its name decides alone.
     """
-    from cuda_progcache.memo.affected import affected
+    from cuda_progcache.provenance.affected import affected
 
     store, calls = _places(session, directories)
     found = affected(store, file, calls)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.entries import parameters_text
-from cuda_progcache.memo.export import short
+from cuda_progcache.provenance.export import short
 
 if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-    from cuda_progcache.memo.graph import Graph, Node
+    from cuda_progcache.provenance.graph import Graph, Node
 
 #: Files of a kind, or results of a call, that are listed without being asked for.
 FEW = 6

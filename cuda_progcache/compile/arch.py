@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Architectures: the device's where none was given, and what to say to one that doesn't exist."""
+"""Architectures: the current device's as the default, and errors for unknown ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def with_arch(options: Any) -> Any:
 
 
 def known_arch(text: object) -> Arch:
-    """Read an architecture that there is.
+    """Parse an architecture and check that it exists.
 
     Well-known ones pass unasked: whether the installed compiler supports them shows when it compiles, and a hit needs
     no compiler at all. Others are asked of the installed NVRTC.
@@ -65,7 +65,7 @@ def check_arch(arch: str) -> None:
 
 
 def is_arch(text: object) -> bool:
-    """Whether this is an architecture's name, ``sm_90`` or the like, whether or not there is one of that name."""
+    """Whether a text has the form of an architecture, ``sm_90`` or the like; it needn't exist."""
     return _parsed(text) is not None
 
 
@@ -76,7 +76,7 @@ def knows_arch(arch: str) -> bool:
 
 
 def about_arch(arch: str) -> str:
-    """What to say to an architecture that a compiler didn't take."""
+    """The message for an architecture that a compiler refused."""
     from cuda_progcache._util.suggest import did_you_mean
 
     supported = _supported()
@@ -89,7 +89,7 @@ def about_arch(arch: str) -> str:
 
 
 def _parsed(text: object) -> Arch | None:
-    """What compilers take: ``sm_90`` or ``compute_90``, with a feature or without."""
+    """The architecture, if it has a form that compilers take (``sm_90``, ``compute_90a``); else None."""
     try:
         arch = Arch.parse(text)
     except ArchError:

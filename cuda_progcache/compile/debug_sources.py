@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sources of debug builds of programs without a name, as files: a debugger shows them.
+"""Source files for debuggers, for debug builds of programs without a name.
 
-Each is named after its content, so that none is ever stale, and written where it is missing, on a hit as well.
+Each file is named after its content, so it is never stale. It is written if it is missing, on a hit as well.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from cuda_progcache.errors import ProgCacheWarning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cuda_progcache.keys.schema import CompileInputs
+    from cuda_progcache.keys.inputs import CompileInputs
 
-#: How many are kept; when there are more, so many of those that were written or asked for longest ago go.
+#: How many files are kept, and how many of the least recently used are removed once there are more.
 _KEPT, _REMOVED = 1024, 128
 _told: set[str] = set()
 
 
 def keep_debug_source(inputs: CompileInputs) -> None:
-    """Write the source to the file that the output names, if there is one; a warning where that can't be done."""
+    """Write the source to the file that the output names, if it names one. Warn if that fails."""
     path = inputs.debug_source
     if path is None:
         return

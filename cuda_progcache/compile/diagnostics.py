@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiler says when it refuses, brought back to the lines a person wrote."""
+"""A compiler's diagnostics, mapped to the lines of the source or of its template."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ _THEIRS = {
 
 
 def _refused_arch(refusal: CompilerRefusal, flags: Sequence[str]) -> str | None:
-    """The architecture, if it is what the compiler didn't take."""
+    """The architecture, if that is what the compiler refused; else None."""
     arch = next((flag.value for flag in read_flags(flags) if flag.name == ARCH), None)
     if arch is None:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the CUDA driver that is here, if one is, can load PTX: it loads none of a later CUDA than its own."""
+"""Whether the installed CUDA driver can load PTX: a driver refuses PTX of a newer CUDA release than its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RELEASE = re.compile(rb"^// Cuda compilation tools, release (\d+)\.(\d+)", re.M
 
 @functools.lru_cache(maxsize=1)
 def driver_version() -> int | None:
-    """The CUDA version of the driver as it gives it, 13050 for 13.5; None where there is no driver.
+    """The driver's CUDA version as it reports it, 13050 for 13.5; None without a driver.
 
     Nothing is initialized by asking.
     """
@@ -30,7 +30,7 @@ def driver_version() -> int | None:
 
 
 def warn_of_older_driver(ptx: bytes) -> None:
-    """Warn, as ``cuda.core`` does, of PTX that the driver is too old for; silent where there is no driver."""
+    """Warn, as ``cuda.core`` does, if the driver is too old for this PTX. Without a driver, do nothing."""
     made = _RELEASE.search(ptx, 0, 1024)
     driver = driver_version() if made is not None else None
     if made is None or driver is None:

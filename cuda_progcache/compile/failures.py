@@ -35,7 +35,7 @@ _lock = ForkSafeLock()
 
 
 def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, float] | None:
-    """The refusal that this compile would meet again, and how many seconds ago it did.
+    """A remembered refusal that this compile would meet again, and its age in seconds; None if there is none.
 
     Parameters
     ----------

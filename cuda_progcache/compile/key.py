@@ -12,8 +12,9 @@ from cuda_progcache.compile.manifests import known_headers, remember_headers
 from cuda_progcache.errors import UncacheableError
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.includes import folders_of, headers_read
+from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.paths import reaching
-from cuda_progcache.keys.schema import BaseKey, ProgramKey, base_key, normalize
+from cuda_progcache.keys.schema import BaseKey, ProgramKey, base_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

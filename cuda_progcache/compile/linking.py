@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several binaries, or compiles, into one: nvJitLink through the cache."""
+"""Link several binaries, or the outputs of compiles, with nvJitLink through the cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.fields import dataclass, replace
+from cuda_progcache._util.fields import NamedTuple, dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.lookup import check_cache, leases_dir, load
 from cuda_progcache.compile.manifests import known_headers, remember_headers
@@ -16,17 +16,10 @@ from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import CompileError, OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
+from cuda_progcache.keys.flags import facts
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
-from cuda_progcache.keys.schema import (
-    NO_SOURCE,
-    SCHEMA,
-    CompileInputs,
-    Component,
-    ProgramKey,
-    base_key,
-    digest,
-    refuse_side_effects,
-)
+from cuda_progcache.keys.inputs import CompileInputs, unkeyed_files
+from cuda_progcache.keys.schema import SCHEMA, Component, ProgramKey, base_key, digest, refuse_side_effects
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +33,7 @@ NOTHING_TO_LINK = "there is nothing to link. At least one ObjectCode object must
 
 @dataclass(frozen=True)
 class LinkInput:
-    """Something to link: ready bytes, or a compile whose output isn't needed unless the link itself is missed.
+    """One input of a link: bytes, or a compile that is done only if the link isn't in the cache.
 
     Attributes
     ----------
@@ -62,6 +55,30 @@ class LinkInput:
     compile: CompileInputs | None = None
     kernel: Callable[[], Mapping[str, Any]] | None = None
     lookup: LineLookup | None = None
+
+
+class LinkStep(NamedTuple):
+    """A link apart from its inputs: its name, target, architecture and flags."""
+
+    name: str
+    target_type: str
+    arch: str
+    flags: tuple[str, ...]
+
+    @property
+    def code_type(self) -> str:
+        """``"link"``, where a compile has the type of its source."""
+        return "link"
+
+    @property
+    def name_expressions(self) -> tuple[str | bytes, ...]:
+        """Empty: a link instantiates nothing."""
+        return ()
+
+    @property
+    def unrepeatable(self) -> str | None:
+        """Why the link can't be keyed; None if it can."""
+        return unkeyed_files(facts(self.flags, "link"))
 
 
 def obtain_linked(
@@ -156,18 +173,18 @@ def _judge_paths(inputs: Iterable[LinkInput], cache: Any, output: bytes, target_
 
 
 def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
-    """What a link's record has of an input: its entry's digest, where it has one, and the SHA-256 of its bytes."""
+    """An input as the link's record lists it: its entry's digest, if it has one, and the SHA-256 of its bytes."""
     data, entry = (item.data or b"", item.digest) if part is None else (part.data, part.digest)
     content = sha256(data).hexdigest()
     return {"name": item.name, "target_type": item.target_type, "digest": entry, "sha256": content}
 
 
 def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
-    """What :func:`obtain_linked` would take from the cache, without compiling or linking; None is a miss."""
+    """Look a link up in the cache, without compiling or linking; None is a miss."""
     return _look_up(_link_step(inputs, options, target_type), inputs, cache)
 
 
-def _look_up(own: CompileInputs, inputs: Sequence[LinkInput], cache: Any) -> CompiledProgram | None:
+def _look_up(own: LinkStep, inputs: Sequence[LinkInput], cache: Any) -> CompiledProgram | None:
     if own.unrepeatable is not None:
         return None
 
@@ -183,16 +200,16 @@ def _look_up(own: CompileInputs, inputs: Sequence[LinkInput], cache: Any) -> Com
         return without_compiler(cache, look)
 
 
-def _link_step(inputs: Sequence[LinkInput], options: Any, target_type: str) -> CompileInputs:
+def _link_step(inputs: Sequence[LinkInput], options: Any, target_type: str) -> LinkStep:
     options = opt.with_plain_arch(options, target_type)
     flags = tuple(opt.linker_flags(options))
     if target_type == "ptx" and "-ptx" not in flags:
         flags += ("-ptx",)
     name = options.name or inputs[0].name
-    return CompileInputs(NO_SOURCE, "link", target_type, options, name, options.arch, flags, (), (), None)
+    return LinkStep(name, target_type, options.arch, flags)
 
 
-def _link_key(own: CompileInputs, inputs: Iterable[LinkInput], cache: Any) -> ProgramKey | None:
+def _link_key(own: LinkStep, inputs: Iterable[LinkInput], cache: Any) -> ProgramKey | None:
     """The key of a link; None while what one of its compiles reads isn't known."""
     tools = toolchain.toolchain("ptx")
     used: dict[str, toolchain.ToolFile] = {tool.name: tool for tool in tools}
@@ -222,7 +239,7 @@ def _link_key(own: CompileInputs, inputs: Iterable[LinkInput], cache: Any) -> Pr
 
 
 def unknown_arch(options: Any) -> CompileError:
-    """What linking for the options' architecture raises, where the linker can't know it."""
+    """The error for linker options whose architecture isn't one."""
     from cuda_progcache.compile.diagnostics import compile_error
     from cuda_progcache.compile.output import CompilerRefusal
 
@@ -231,10 +248,8 @@ def unknown_arch(options: Any) -> CompileError:
     return compile_error(refusal, name=options.name or "", code_type="link", target_type="cubin", flags=flags)
 
 
-def _link(
-    own: CompileInputs, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]
-) -> tuple[Output, float]:
-    """Link; returns also the seconds a hit spares: the whole way, wherever the parts came from this time."""
+def _link(own: LinkStep, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]) -> tuple[Output, float]:
+    """Link; return the output, and the seconds that a hit saves: the link and all its compiles."""
     import time
 
     from cuda_progcache.compile.arch import knows_arch

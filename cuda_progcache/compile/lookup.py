@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a hit does: find the headers that hold now, make the key, load the entry. No compiler is loaded."""
+"""The lookup: find the headers that match what is on disk, make the key, load the entry. It loads no compiler."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from cuda_progcache._util.running import running
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.manifests import headers_alike, known_headers, remember_headers
 from cuda_progcache.keys.headers import NO_HEADERS
+from cuda_progcache.keys.inputs import CompileInputs
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey
+    from cuda_progcache.compile.output import Label
+    from cuda_progcache.keys.schema import BaseKey, ProgramKey
 
 
 def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgram | None:
-    """What the cache has of a program; None is a miss, counted unless this looks ``again``."""
+    """Look a program up in the cache. None is a miss; it is counted unless ``again`` is set."""
     inputs = base.inputs
     headers = known_headers(base, cache) if inputs.reads_headers else NO_HEADERS
     key = base.with_headers(headers) if headers is not None else None
@@ -44,20 +46,20 @@ def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgra
     return None
 
 
-def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = False) -> CompiledProgram | None:
-    """What the cache has under a key; None is a miss, counted unless this looks ``again``."""
+def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> CompiledProgram | None:
+    """Load the entry of a key. None is a miss; it is counted unless ``again`` is set."""
     if not is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
         data = cache.get(key.digest)
         if data is None:
             return None
-        return CompiledProgram(data, inputs.target_type, inputs.name, inputs.arch, hit=True)
+        return CompiledProgram(data, label.target_type, label.name, label.arch, hit=True)
     entry = cache.load_again(key.digest) if again else cache.load(key.digest)
     if entry is None:
         return None
     symbols: dict[str | bytes, bytes] = {}
-    if inputs.name_expressions:
+    if label.name_expressions:
         mangled = entry.record.get("symbol_mapping") or {}
-        for expression in inputs.name_expressions:
+        for expression in label.name_expressions:
             symbol = mangled.get(expression_text(expression))
             if symbol is None:
                 return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
@@ -66,32 +68,32 @@ def load(key: ProgramKey, inputs: CompileInputs, cache: Any, *, again: bool = Fa
     if (around := running.get()) is not None:
         around.children[digest] = None
     if events.wanted("hit"):
-        events.emit(events.Event("hit", inputs.name, inputs.target_type, inputs.arch, digest))
+        events.emit(events.Event("hit", label.name, label.target_type, label.arch, digest))
     return CompiledProgram(
         entry.data,
-        inputs.target_type,
-        inputs.name,
-        inputs.arch,
+        label.target_type,
+        label.name,
+        label.arch,
         symbols,
-        record=lambda: _as_here(entry.record, inputs),
+        record=lambda: _as_here(entry.record, label),
         hit=True,
         digest=digest,
     )
 
 
-def _as_here(record: Mapping[str, Any], inputs: CompileInputs) -> Mapping[str, Any]:
-    """An entry's record, whose log names the files by the paths that they have for this caller."""
+def _as_here(record: Mapping[str, Any], label: Label) -> Mapping[str, Any]:
+    """An entry's record, with the paths in its log as this caller spells them."""
     files = record.get("log_files")
-    if not files:
+    if not files or not isinstance(label, CompileInputs):
         return record
     from cuda_progcache.keys.paths import relocated
 
-    return {**record, "log": relocated(record["log"], files, inputs.spelled)}
+    return {**record, "log": relocated(record["log"], files, label.spelled)}
 
 
 @functools.cache
 def is_ours(kind: Hashable) -> bool:
-    """Whether a class of cache is one of this package's."""
+    """Whether a cache class is one of this package's."""
     return issubclass(kind, ProgramCacheResource)  # type: ignore[arg-type]  # remembered, since an ABC takes its time to say
 
 
@@ -106,17 +108,17 @@ def check_cache(cache: object) -> bool:
 
 
 def is_theirs(cache: object) -> bool:
-    """Whether it is one of cuda.core's stores, or made after them; as cuda.core asks it of ours."""
+    """Whether a cache is a ``ProgramCacheResource`` of cuda.core's."""
     theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)
     return theirs is not None and isinstance(cache, theirs)
 
 
 def leases_dir(cache: Any) -> str | None:
-    """Where processes that share a cache say what they are compiling; None for one that lies in memory."""
+    """The directory of a cache's lease files, one for each compile under way; None for a cache in memory."""
     root = getattr(cache, "path", None)
     return None if root is None else os.path.join(root, "leases")
 
 
 def expression_text(expression: str | bytes) -> str:
-    """A name expression as records have it."""
+    """A name expression as text, as records store it."""
     return expression.decode("utf-8", "surrogateescape") if isinstance(expression, bytes) else expression

@@ -42,7 +42,7 @@ def _manifest_in(root: str | os.PathLike[str], manifest_id: str) -> str:
 
 
 def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
-    """The header set of an earlier compile that holds now."""
+    """The header set of an earlier compile that still matches what is on disk; None if there is none."""
     path = _manifest_path(cache, base.manifest_id)
     slot = (path, base.manifest_id)
     search, recheck_after = base.search, base.inputs.header_policy.recheck_after
@@ -64,9 +64,9 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
 
 
 def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
-    """The sets that would be read now and have the same normal forms as the set of an earlier compile.
+    """Header sets of earlier compiles from which this one differs only in comments and white space.
 
-    So has the source. Each set leads to the key of that compile.
+    That goes for the source as well as for each header. A set gives the key of the earlier compile.
     """
     if base.shows_text:
         return
@@ -88,7 +88,7 @@ def _in_memory(slot: tuple[str | None, str]) -> HeaderManifest | None:
 
 
 def _layers(cache: object, manifest_id: str, own: str | None) -> Iterator[str]:
-    """The files of a manifest in the layers of a cache that are only read."""
+    """The paths of a manifest in the read-only layers of a cache."""
     for root in getattr(cache, "roots", ()):
         layer = _manifest_in(root, manifest_id)
         if layer != own:
@@ -137,7 +137,7 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: st
 
 
 def remember_alike(base: BaseKey, headers: HeaderSet, cache: object, entry: str) -> bool:
-    """Keep it for lookups of programs that differ in comments and white space alone; False where these may be seen."""
+    """Keep it for programs that differ only in comments and white space; False if those could show in the output."""
     from cuda_progcache.keys.include_text import asks_for_columns
     from cuda_progcache.keys.includes import plain_texts
 
@@ -168,7 +168,7 @@ def _remember(manifest_id: str, headers: HeaderSet, cache: object) -> str | None
 
 
 def _trim(shard: str) -> None:
-    """Remove manifests that lead to no entry any more, else they would outgrow the cache that evicts those.
+    """Remove some manifests whose entries are gone: the cache evicts entries, and nothing else removes these.
 
     A few are looked at for each one that is written, once there are many: so those of evicted entries stay fewer than
     a third of the others.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a miss does: compile, learn what was read, publish bytes and record.
+"""A miss: compile, find out what was read, publish bytes and record.
 
 Apart from :mod:`~cuda_progcache.compile.pipeline`, since a hit needs none of it.
 """
@@ -26,15 +26,16 @@ from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.includes import folders_of, headers_read
 from cuda_progcache.keys.paths import in_log, reaching
-from cuda_progcache.keys.schema import BaseKey, CompileInputs, ProgramKey, base_key
+from cuda_progcache.keys.schema import BaseKey, ProgramKey, base_key
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from cuda_progcache.compile.output import Output
+    from cuda_progcache.compile.output import Label, Output
     from cuda_progcache.keys.folders import Folders
+    from cuda_progcache.keys.inputs import CompileInputs
 
 
 def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Output:
@@ -82,7 +83,7 @@ def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup |
 def compile_and_publish(
     base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None, lookup: LineLookup | None, policy: MissPolicy
 ) -> CompiledProgram:
-    """Compile what the cache doesn't have, and store it there where that can be done."""
+    """Compile a program that the cache doesn't have, and store it if that can be done."""
     inputs = base.inputs
     if policy.keep_failures:
         _raise_known_failure(base, cache, lookup, policy.keep_failures)
@@ -126,7 +127,7 @@ def _seed(base: BaseKey) -> str:
 
 
 def _compile(base: BaseKey, policy: MissPolicy, before: Folders) -> tuple[Output, HeaderSet]:
-    """Compile; returns also what was read, and whether its paths are in the output."""
+    """Compile; return the output and the headers it read, with those of their paths that reached it."""
     output, headers = _compile_and_read(base, policy, before)
     reached = reaching(base, headers, output.trace, output.data, base.inputs.target_type)
     return output, replace(headers, paths=reached) if reached else headers
@@ -176,7 +177,7 @@ def _tell_refused(inputs: CompileInputs, why: str) -> None:
 
 
 def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
-    """Compile with no cache to look into."""
+    """Compile without a cache."""
     clock = time.perf_counter()
     try:
         try:
@@ -202,7 +203,7 @@ def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> Compil
 
 
 def make_record(
-    inputs: CompileInputs,
+    label: Label,
     key: ProgramKey,
     output: Output,
     duration: float,
@@ -213,10 +214,10 @@ def make_record(
 
     is_part = kernel is not None and "module" in kernel
     record: dict[str, Any] = {
-        "name": inputs.name,
-        "code_type": inputs.code_type,
-        "target_type": inputs.target_type,
-        "arch": inputs.arch,
+        "name": label.name,
+        "code_type": label.code_type,
+        "target_type": label.target_type,
+        "arch": label.arch,
         "key": key.digest.hex(),
         "components": key.printable(),
         "headers": [{"name": h.name, "digest": h.digest} for h in key.headers.headers],
@@ -225,7 +226,7 @@ def make_record(
         "symbol_mapping": {expression_text(e): symbol.decode() for e, symbol in output.symbols.items()},
         "duration": duration,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "resource_usage": _usage(output.data) if inputs.target_type == "cubin" else None,
+        "resource_usage": _usage(output.data) if label.target_type == "cubin" else None,
         "kernel": dict(kernel) if kernel is not None and not is_part else None,
     }
     if kernel is not None and is_part:
@@ -243,14 +244,14 @@ def _usage(cubin: bytes) -> dict[str, dict[str, int | None]] | None:
 
 
 def publish(
-    inputs: CompileInputs,
+    label: Label,
     key: ProgramKey,
     output: Output,
     record: Mapping[str, Any],
     cache: Any,
     reason: str | None,
 ) -> CompiledProgram:
-    """Store what was compiled, unless there is a ``reason`` not to; the caller gets the bytes in hand either way."""
+    """Store the output, unless there is a ``reason`` not to. The caller gets the bytes either way."""
     ours = isinstance(cache, ProgramCacheResource)
     digest = entry_digest(key.digest)
     why = history.reasons(cache, record, digest) if ours and reason is None and events.wanted("miss") else ()
@@ -274,16 +275,16 @@ def publish(
         toolchains.note(cache, key.toolchain)
         note_child(digest)
     if events.wanted("miss"):
-        about = (inputs.name, inputs.target_type, inputs.arch)
+        about = (label.name, label.target_type, label.arch)
         events.emit(events.Event("miss", *about, digest, why))
         events.emit(events.Event("compile", *about, digest, seconds=record["duration"]))
         kept = events.Event("store", *about, digest) if stored else events.Event("drop", *about, None, (reason or "",))
         events.emit(kept)
     return CompiledProgram(
         output.data,
-        inputs.target_type,
-        inputs.name,
-        inputs.arch,
+        label.target_type,
+        label.name,
+        label.arch,
         output.symbols,
         output.log,
         record,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cuda_progcache._util.warning import warn
 
 if TYPE_CHECKING:
-    from cuda_progcache.keys.schema import CompileInputs
+    from cuda_progcache.keys.inputs import CompileInputs
 
 _SYMBOL = r'@("[^"\n]*"|[-\w.$]+)'
 _KERNELS = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into a linker, and what comes out of a compiler: an output, or a refusal."""
+"""The inputs of a linker, and the results of a compiler: an output or a refusal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,32 @@ from cuda_progcache._util.fields import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from cuda_progcache.keys.includes import Trace
+
+    class Label(Protocol):
+        """What records, events and :class:`CompiledProgram` say of a compile or a link."""
+
+        @property
+        def name(self) -> str:
+            """The program's name."""
+
+        @property
+        def code_type(self) -> str:
+            """What it was made of; ``"link"`` of a link."""
+
+        @property
+        def target_type(self) -> str:
+            """What it is: cubin, PTX or LTO-IR."""
+
+        @property
+        def arch(self) -> str:
+            """What it is for."""
+
+        @property
+        def name_expressions(self) -> tuple[str | bytes, ...]:
+            """What was asked to be instantiated."""
 
 
 class Output(NamedTuple):

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from cuda_progcache.compile.lookup import check_cache, leases_dir, look_up
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ToolchainError, UncacheableError
-from cuda_progcache.keys.schema import CompileInputs, base_key
+from cuda_progcache.keys.schema import base_key
 from cuda_progcache.keys.toolchain import NotInstalledError
 
 TYPE_CHECKING = False
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.compile.diagnostics import LineLookup
+    from cuda_progcache.keys.inputs import CompileInputs
 
 
 def obtain(
@@ -45,7 +46,7 @@ def obtain(
     Parameters
     ----------
     inputs : CompileInputs
-        From :func:`cuda_progcache.keys.schema.normalize`.
+        From :func:`cuda_progcache.keys.inputs.normalize`.
     cache : ProgramCacheResource, optional
         Ours or ``cuda.core``'s: those hold bytes alone, so a program with name expressions can't go there. None: just
         compile.
@@ -110,7 +111,7 @@ def obtain(
 
 
 def find(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
-    """What :func:`obtain` would take from the cache, without compiling; None is a miss.
+    """Look a program up in the cache, without compiling; None is a miss.
 
     Where the compiler isn't installed, those that made what is in the cache stand in for it.
     """

@@ -34,7 +34,8 @@ from cuda_progcache.keys.quick_text import may_include, whole_words
 if TYPE_CHECKING:
     from cuda_progcache.compile.output import Output
     from cuda_progcache.keys.includes import Trace
-    from cuda_progcache.keys.schema import BaseKey, CompileInputs
+    from cuda_progcache.keys.inputs import CompileInputs
+    from cuda_progcache.keys.schema import BaseKey
 
 #: Bytes of address space that NVRTC sets aside for a PCH; cub and thrust take some 300 MB, the default is 256 MB.
 HEAP = 1 << 30

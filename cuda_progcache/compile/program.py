@@ -9,8 +9,8 @@ from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.errors import ClosedProgramError, OptionError, UnsupportedCodeTypeError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+from cuda_progcache.keys.inputs import CODE_TYPES, TARGET_TYPES, normalize
 from cuda_progcache.keys.options import ProgramOptions, as_options
-from cuda_progcache.keys.schema import CODE_TYPES, TARGET_TYPES, normalize
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

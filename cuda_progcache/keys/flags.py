@@ -145,7 +145,7 @@ class Facts(NamedTuple):
     bundled_headers : str or None
         The directory into which NVRTC puts its own headers.
     time_macro : str or None
-        A macro in a definition that makes each compile's output its own.
+        A date or time macro in a definition: with it each compile gives another output.
     mention_file, probes : bool
         Whether a definition has ``__FILE__`` or its like, or ``__has_include``.
     writes : tuple of str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a text may say, by quick searches for words: comments and strings count as well, so nothing is overlooked.
+"""Quick searches in a text for words that matter to a key. Comments and strings count, so nothing is overlooked.
 
 Most texts are done with here; :mod:`~cuda_progcache.keys.include_text` reads the others closely.
 """
@@ -108,7 +108,7 @@ def mentions_file(code: bytes) -> bool:
 
 
 def time_macro(code: str | bytes) -> str | None:
-    """The macro in it that makes each compile's output its own, if there is one (of :func:`whole_words`)."""
+    """The date or time macro in a text of :func:`whole_words`: with it each compile gives another output."""
     # Letters first: a search for one is a memchr, a search for eight takes as long as the SHA-256 of the same text.
     if isinstance(code, str):
         if "T" not in code or "E" not in code:

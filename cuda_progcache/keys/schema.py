@@ -17,26 +17,17 @@ from itertools import chain
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.lazy import kept_property
-from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.errors import UncacheableError
-from cuda_progcache.keys import options as opt
-from cuda_progcache.keys.flags import BUNDLED_HEADERS, INCLUDE_PATH, PRE_INCLUDE, Facts, facts, read_flags
-from cuda_progcache.keys.headers import CHECK_EACH_TIME, NO_HEADERS, HeaderPolicy, HeaderSet, SearchPath
-from cuda_progcache.keys.source import Source, read_source
+from cuda_progcache.keys.flags import BUNDLED_HEADERS, INCLUDE_PATH, PRE_INCLUDE, facts, read_flags
+from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet, SearchPath
+from cuda_progcache.keys.inputs import CompileInputs, working_directory
 from cuda_progcache.keys.toolchain import ToolFile, environment, toolchain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hashlib import _Hash
-    from typing import Any
 
 SCHEMA = "4"
-
-CODE_TYPES = ("c++", "ptx", "nvvm")
-NO_SOURCE = read_source(b"")
-_UNQUOTABLE = frozenset('"\\\n')
-
-TARGET_TYPES = {"c++": ("ptx", "cubin", "ltoir"), "ptx": ("cubin", "ptx"), "nvvm": ("ptx", "ltoir")}
 
 
 class Component(NamedTuple):
@@ -125,220 +116,6 @@ class ProgramKey:
         return explain(self.printable(), other.printable(), mine, theirs)
 
 
-class CompileInputs(NamedTuple):
-    """The normalized inputs of one compile: what the compiler would get.
-
-    ``flags`` are the compiler's own; ``include_dirs`` are taken out of them for the search of headers;
-    ``unknown_fields`` are those of options newer than this package.
-    """
-
-    source: Source
-    code_type: str
-    target_type: str
-    options: Any
-    name: str
-    arch: str
-    flags: tuple[str, ...]
-    include_dirs: tuple[str, ...]
-    name_expressions: tuple[str | bytes, ...]
-    extra_digest: bytes | None
-    unknown_fields: tuple[tuple[str, str], ...] = ()
-    header_policy: HeaderPolicy = CHECK_EACH_TIME
-
-    @property
-    def code(self) -> bytes:
-        """What the compiler reads."""
-        return self.source.code
-
-    @property
-    def compiler_name(self) -> str:
-        """The file name the compiler gets: the program's, or with debug information a stable one from the source.
-
-        The default name would make every program's lines look alike to a debugger or profiler.
-        """
-        said = self.facts
-        if self.code_type == "c++" and self.name == opt.DEFAULT_NAME and (said.debug or said.lineinfo):
-            return f"program_{sha256(self.code).hexdigest()[:16]}.cu"
-        return self.name
-
-    @property
-    def debug_source(self) -> str | None:
-        """The file in which a debugger finds the source: that of a debug build of a program without a name.
-
-        It lies in a directory of the user's, whose name is in what comes out. NVRTC gets it by a ``#line``, not as the
-        program's name, since headers are looked for beside that.
-        """
-        if self.code_type != "c++" or self.name != opt.DEFAULT_NAME or not self.facts.debug:
-            return None
-        path = os.path.join(debug_sources_dir(), self.compiler_name)
-        return path if _UNQUOTABLE.isdisjoint(path) else None  # NVRTC writes these into PTX as they are
-
-    @property
-    def compiler_code(self) -> bytes:
-        """The text the compiler gets: the source, and before it the name of its file where a debugger wants one."""
-        path = self.debug_source
-        if path is None:
-            return self.code
-        return b'#line 1 "%s"\n' % os.fsencode(path) + self.code
-
-    @property
-    def unrepeatable(self) -> str | None:
-        """Why two compiles of this can't be expected to give the same bytes; None if they can."""
-        said = self.facts
-        if said.reads and self.extra_digest is None:
-            return f"the option {', '.join(said.reads)} names a file, and its content isn't in the key"
-        if self.code_type != "c++":
-            return None
-        if said.precompiled and self.extra_digest is None:
-            return f"the option {', '.join(said.precompiled)} hides which headers a precompiled header was made of"
-        macro = self.source.time_macro or said.time_macro
-        if macro:
-            return f"the source uses {macro}, whose value is another at each compile"
-        if unclear := [folder for folder in self.include_dirs if folder.startswith(" ") or "\n" in folder]:
-            return f"the include directory {unclear[0]!r} can't be told from another in the compiler's list of headers"
-        if said.probes:
-            return "a macro from an option tests __has_include, and what it looks at isn't in the key"
-        return None
-
-    @property
-    def reads_headers(self) -> bool:
-        """Whether the compiler may open any header."""
-        if self.code_type != "c++":
-            return False
-        return self.source.may_include or bool(self.facts.pre_includes)
-
-    @property
-    def facts(self) -> Facts:
-        """What the flags say."""
-        return facts(self.flags, self.code_type)
-
-    def search_path(self, cwd: str | None = None) -> SearchPath:
-        """Where the compiler looks for headers."""
-        cwd = _cwd() if cwd is None else cwd
-        return SearchPath.of(self.include_dirs, self.name, cwd, self.facts.bundled_headers, self.pre_includes)
-
-    def spelled(self, root: tuple[str, int]) -> str:
-        """What the compiler puts before the rest of a path in this root of the search path, as it was given."""
-        kind, index = root
-        if kind == "I":
-            return self.include_dirs[index].rstrip("/") + "/"
-        if kind == "B":
-            return (self.facts.bundled_headers or "").rstrip("/") + "/"
-        if kind == "N":
-            return self.compiler_name
-        if kind == "P":
-            return os.path.dirname(self.pre_includes[index]) + "/"
-        folder = os.path.dirname(self.name) if kind == "S" else ""
-        return folder.rstrip("/") + "/" if folder else ""
-
-    @property
-    def pre_includes(self) -> list[str]:
-        """Headers that are read before the source."""
-        return list(self.facts.pre_includes)
-
-
-def normalize(
-    *,
-    code: object,
-    code_type: object,
-    options: Any,
-    target_type: object,
-    name_expressions: Iterable[Any] | None = (),
-    extra_digest: object = None,
-    header_policy: HeaderPolicy = CHECK_EACH_TIME,
-) -> CompileInputs:
-    """Check compile inputs and bring them to the form the compiler gets.
-
-    Returns
-    -------
-    CompileInputs
-
-    Raises
-    ------
-    ValueError
-        For an unknown ``code_type`` or ``target_type``, a pair that no compiler makes, or options that don't go with
-        the input.
-    TypeError
-        For code, name expressions or ``extra_digest`` of the wrong type.
-    ArchError
-        If ``options.arch`` isn't set, or is virtual (``compute_90``) where machine code is asked for.
-    """
-    if code_type != "c++" or target_type not in _CPP_TARGETS:  # not spelled as most spell it
-        code_type, target_type = _check_types(code_type, target_type)
-    source = _source(code, code_type)
-    if extra_digest is not None and (not isinstance(extra_digest, bytes) or not extra_digest):
-        raise TypeError(f"extra_digest must be non-empty bytes or None, got {extra_digest!r}")
-    if code_type != "nvvm" and getattr(options, "extra_sources", None) is not None:
-        raise ValueError(f"extra_sources is for code_type='nvvm' only; code_type={code_type!r} has no such input")
-    expressions = _expressions(name_expressions) if code_type == "c++" else ()  # no other compiler looks at them
-    options = opt.with_plain_arch(options, target_type)
-    flags, include_dirs, unknown_fields = opt.translate(options, code_type, target_type)
-    return CompileInputs(
-        source,
-        code_type,
-        target_type,
-        options,
-        options.name if options.name is not None else opt.DEFAULT_NAME,
-        options.arch,
-        flags,
-        include_dirs,
-        expressions,
-        extra_digest,
-        unknown_fields,
-        header_policy,
-    )
-
-
-_CPP_TARGETS = frozenset(TARGET_TYPES["c++"])
-
-
-def _check_types(code_type: object, target_type: object) -> tuple[str, str]:
-    """Both in lower case, if there is a compiler that makes one of the other."""
-    code_type, target_type = (kind.lower() if isinstance(kind, str) else kind for kind in (code_type, target_type))
-    if not isinstance(code_type, str) or code_type not in CODE_TYPES:
-        raise ValueError(f"code_type: {code_type!r} is not a valid SourceCodeType. Must be {_one_of(CODE_TYPES)}")
-    if not isinstance(target_type, str) or target_type not in TARGET_TYPES["c++"]:
-        raise ValueError(f"target_type={target_type!r} is not supported (must be {_one_of(TARGET_TYPES['c++'])})")
-    if target_type not in TARGET_TYPES[code_type]:
-        raise ValueError(
-            f"target_type={target_type!r} is not valid for code_type={code_type!r}: "
-            f"it compiles to {_one_of(TARGET_TYPES[code_type])}"
-        )
-    return code_type, target_type
-
-
-def _source(code: object, code_type: str) -> Source:
-    if isinstance(code, str):
-        return read_source(code)
-    if isinstance(code, bytes | bytearray):
-        if code_type == "nvvm":
-            return read_source(bytes(code))
-        raise TypeError(
-            f"code must be str for code_type={code_type!r}, got {type(code).__name__} (bytes are for 'nvvm' only)"
-        )
-    raise TypeError(f"code must be str or bytes, got {type(code).__name__}")
-
-
-def _expressions(given: object) -> tuple[str | bytes, ...]:
-    """Name expressions as a tuple; they may come from an iterator, and a single one alone."""
-    if given is None:
-        return ()
-    if isinstance(given, str | bytes):
-        return (given,)
-    if not hasattr(given, "__iter__"):
-        raise TypeError(f"name_expressions must be an iterable of str or bytes, got {type(given).__name__}")
-    expressions = tuple(given)
-    for expression in expressions:
-        if not isinstance(expression, str | bytes):
-            raise TypeError(f"name_expressions must be str or bytes, got {type(expression).__name__}")
-    return expressions
-
-
-def _one_of(values: Sequence[str]) -> str:
-    *head, last = map(repr, values)
-    return f"{', '.join(head)} or {last}" if head else last
-
-
 class BaseKey:
     """All of a key but the headers: what can be known without asking the compiler.
 
@@ -375,7 +152,7 @@ class BaseKey:
     @kept_property
     def cwd(self) -> str:
         """The working directory when it was first asked for; empty if it is gone."""
-        return _cwd()
+        return working_directory()
 
     def cwd_trouble(self) -> str | None:
         """Why what was compiled may not belong to the working directory that is in its key, if so."""
@@ -384,7 +161,9 @@ class BaseKey:
             return None
         if not self.cwd:
             return "the working directory is gone"
-        return None if _cwd() == self.cwd else "the working directory was changed while it was being compiled"
+        if working_directory() == self.cwd:
+            return None
+        return "the working directory was changed while it was being compiled"
 
     def _digest(self, more: Sequence[Component], source: str = "") -> bytes:
         """Of these components after our own, or after those of another source."""
@@ -519,18 +298,6 @@ def base_key(inputs: CompileInputs) -> BaseKey:
     name = os.path.basename(inputs.name) if inputs.code_type == "c++" else inputs.name
     recipe = _recipe(inputs[1:3], name, inputs[6], inputs[8:11], extra_sources, tools, environment())
     return BaseKey(inputs, recipe, tools)
-
-
-def debug_sources_dir() -> str:
-    """The directory in which debuggers find the sources of programs without a name."""
-    return os.path.join(user_cache_dir(), "cuda-progcache-sources")
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return ""
 
 
 def _name_of_cwd(cwd: str) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A source, and what its text alone says: whether it can read headers, and whether its output is its own each time.
+"""A source, and what its text alone tells: whether it may read headers, and whether it names the date or time.
 
 A program is asked for again and again, mostly as the same object; what was found out about it is remembered. Small
 texts are remembered by content, large ones by identity, since hashing 200 kB for a dictionary takes half as long
@@ -55,7 +55,7 @@ class Source:
 
     @property
     def time_macro(self) -> str | None:
-        """The macro in it that makes each compile's output its own."""
+        """The date or time macro in it, if there is one; with it each compile gives another output."""
         if self._time_macro is None:
             self._time_macro = self._find_time_macro() or ""
         return self._time_macro or None

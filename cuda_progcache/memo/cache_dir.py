@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""A directory of cached results: one file each, ``<function>.<hash>.pkl``.
+r"""A directory of cached results as a cache: one file each, ``<function>.<hash>.pkl``.
 
 A file begins with a pickle of ``{"dat": value, "meta": {...}}``, as other tools
 expect it, and goes on where ``pickle.load`` stops::
 
-    pickle | two lines of JSON | length of the pickle (8 bytes) | length of the lines (8 bytes) | b"PROGMEMO"
+    pickle | record | length of the pickle (8 bytes) | length of the record (8 bytes) | b"PROGMEM2"
 
-The lines are the entry's record: in the first what a hit is checked by (its
-key, CRC-32, the files it tracked), in the second what people ask for. Listing a
-directory reads the ends of files and unpickles nothing.
-Files that another tool wrote have no record: they are taken for what their
-name says, by age alone.
+The record is that of every call (:mod:`~cuda_progcache.memo.storage.records`), with the checksum of the pickle in its
+metadata. Listing a directory reads the ends of files and unpickles nothing. Files that another tool wrote have no
+record: they are taken for what their name says, by age alone.
 
-Unpickling runs code, so only files are read that nobody but this user (or root)
-could have written.
+Unpickling runs code, so only files are read that nobody but this user (or root) could have written.
+
+>>> from cuda_progcache.memo.cache_dir import directory_cache
+>>> directory_cache("no such directory").query(name="load").count()
+0
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import re
@@ -28,24 +28,33 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util import files
 from cuda_progcache._util.liveness import Owner, current_owner
+from cuda_progcache.memo.caches.base import Rejected
+from cuda_progcache.memo.caches.cache import Cache
+from cuda_progcache.memo.call import Call, DigestedCall, Metadata, PreparedCall, QueryCall
+from cuda_progcache.memo.storage import records
+from cuda_progcache.memo.storage.base import CallMixin, SaveError, StorageBackend, ValueMixin
+from cuda_progcache.memo.storage.codecs import encode_json
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.digest import Digest
 
 #: By backend name; what the files of older tools are called can be had, too. All hold the same.
 SUFFIXES = {"pickle": ".pkl", "rds": ".rds", "qs": ".qs"}
 _FOOTER = struct.Struct(">QQ8s")
-_MAGIC = b"PROGMEMO"
+_MAGIC = b"PROGMEM2"
 _ENTRY = re.compile(r"^(?P<fname>.+)\.(?P<hash>[0-9a-zA-Z_]+)(?P<suffix>\.pkl|\.rds|\.qs)$")
 _LEFTOVER = re.compile(r"\.(?:pkl|rds|qs)\.(?:(?P<kind>lock|computing|corrupt)$|tmp\.(?P<owner>.*)$)")
 SENTINEL = ".computing"
-#: How the first line of a record ends: CRC-32 of the pickle and of what comes before.
-_CHECKSUM = b',"crc32":'
 #: In the metadata of entries that have a record, so that one that lost it isn't taken for another tool's.
 _RECORDED = "recorded"
+#: Bytes of JSON up to which an argument lies in the record.
+_SMALL = 1024
 
 
 class RefusedError(ValueError):
@@ -56,7 +65,7 @@ class UntrustedError(RefusedError):
     """A file that others could have written: unpickling it would run what they wrote."""
 
 
-class Loaded(NamedTuple):
+class Entry(NamedTuple):
     """An entry as it was read.
 
     Attributes
@@ -64,39 +73,94 @@ class Loaded(NamedTuple):
     value : object
     meta : dict
         The pickled metadata.
-    checks : dict
-        The record's first line; empty for the file of another tool.
+    call : DigestedCall or None
+        Its record; None in the file of another tool.
     """
 
     value: Any
     meta: dict[str, Any]
-    checks: dict[str, Any]
+    call: DigestedCall | None
 
 
-def write(path: str, value: Any, meta: Mapping[str, Any], checks: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Write an entry, whole or not at all.
+def read(path: str) -> Entry:
+    """Read an entry.
 
-    Parameters
-    ----------
-    path : str
-    value : object
-    meta : mapping
-        Pickled with it.
-    checks, record : mapping
-        The record's lines, as JSON values.
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    RefusedError
+        It is damaged, or others could have written it.
+    OSError
+        It can't be read.
+    """
+    data, status = files.read_regular(path, largest=None)
+    if data is None:
+        raise RefusedError("it is no regular file")
+    if not (is_private(status) and is_private(os.stat(os.path.dirname(path) or "."))):
+        raise UntrustedError("others can write it or its directory, so unpickling may run what they wrote (chmod go-w)")
+    call, length = _record_of(data)
+    file = io.BytesIO(memoryview(data)[:length])
+    try:
+        found = pickle.load(file)  # noqa: S301 - written by this user or root
+    except Exception as error:
+        raise RefusedError(f"it can't be unpickled: {error}") from error
+    known = isinstance(found, dict) and "dat" in found
+    meta = found.get("meta") if known else {"legacy": True}
+    meta = meta if isinstance(meta, dict) else {}
+    if call is None and (file.tell() < length or _RECORDED in meta):
+        raise RefusedError("it was cut short: its record is gone")
+    return Entry(found["dat"] if known else found, meta, call)
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Whether nobody but this user and root can have written a file or directory."""
+    if not hasattr(os, "getuid"):
+        return True  # Windows: a user's directories are theirs
+    return status.st_uid in {os.getuid(), 0} and not status.st_mode & 0o022
+
+
+def _record_of(data: bytes) -> tuple[DigestedCall | None, int]:
+    """The record at the end of a file, and how long its pickle is: all of the file if it has none."""
+    if len(data) < _FOOTER.size or data[-8:] != _MAGIC:
+        return None, len(data)
+    length, size, _ = _FOOTER.unpack(data[-_FOOTER.size :])
+    if length + size + _FOOTER.size != len(data):
+        raise RefusedError("it was cut short")
+    line = data[length : length + size]
+    if not line.startswith(b"%08x" % zlib.crc32(line[8:], zlib.crc32(memoryview(data)[:length]))):
+        raise RefusedError("it doesn't have its checksum")
+    try:
+        return records.call_of(line[8:]), length
+    except records.DamagedRecordError as error:
+        raise RefusedError(f"its record is damaged: {error}") from error
+
+
+def read_record(path: str) -> DigestedCall | None:
+    """Read an entry's record from the end of its file; None where there is none or it is damaged.
 
     Raises
     ------
     OSError
-        The directory can't be written.
-    Exception
-        Whatever pickling ``value`` raises.
+        The file can't be read.
     """
-    pickled = pickle.dumps({"dat": value, "meta": {**meta, _RECORDED: True}}, protocol=5)
-    first, second = (json.dumps(line, separators=(",", ":")).encode("ascii") for line in (checks, record))
-    checksum = zlib.crc32(first[:-1], zlib.crc32(pickled))
-    text = b"%b%b%d}\n%b\n" % (first[:-1], _CHECKSUM, checksum, second)
-    data = b"".join((pickled, text, _FOOTER.pack(len(pickled), len(text), _MAGIC)))
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < _FOOTER.size:
+            return None
+        file.seek(size - _FOOTER.size)
+        length, record, magic = _FOOTER.unpack(file.read(_FOOTER.size))
+        if magic != _MAGIC or length + record + _FOOTER.size != size:
+            return None
+        file.seek(length + 8)
+        try:
+            return records.call_of(file.read(record - 8))
+        except records.DamagedRecordError:
+            return None
+
+
+def _write(path: str, data: bytes) -> None:
+    """Write an entry, whole or not at all; OSError where the directory can't be written."""
     staged = f"{path}.tmp.{current_owner()}-{threading.get_ident()}"
     for attempt in range(2):
         try:
@@ -117,96 +181,242 @@ def write(path: str, value: Any, meta: Mapping[str, Any], checks: Mapping[str, A
         raise
 
 
-def read(path: str) -> Loaded:
-    """Read an entry.
+class _Entries(StorageBackend):
+    """Entries by the keys in their records."""
 
-    Raises
-    ------
-    FileNotFoundError
-        There is none.
-    RefusedError
-        It is damaged, or others could have written it.
-    OSError
-        It can't be read.
-    """
-    data, status = files.read_regular(path, largest=None)
-    if data is None:
-        raise RefusedError("it is no regular file")
-    if not (is_private(status) and is_private(os.stat(os.path.dirname(path) or "."))):
-        raise UntrustedError("others can write it or its directory, so unpickling may run what they wrote (chmod go-w)")
-    checks, length = _checks_of(data)
-    file = io.BytesIO(memoryview(data)[:length])
-    try:
-        found = pickle.load(file)  # noqa: S301 - written by this user or root
-    except Exception as error:
-        raise RefusedError(f"it can't be unpickled: {error}") from error
-    known = isinstance(found, dict) and "dat" in found
-    meta = found.get("meta") if known else {"legacy": True}
-    meta = meta if isinstance(meta, dict) else {}
-    if not checks and (file.tell() < length or _RECORDED in meta):
-        raise RefusedError("it was cut short: its record is gone")
-    return Loaded(found["dat"] if known else found, meta, checks)
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        # A record stays as it is while its file does: entries are replaced, never written into.
+        self._known: dict[str, tuple[files.Identity, DigestedCall | None]] = {}
+        self._paths: dict[Digest, str] = {}
 
+    def put(self, value: Any, key: Digest) -> Digest:  # noqa: ARG002 - the backend's signature
+        """Nothing is put by itself: an entry is a value with its call."""
+        raise SaveError(f"an entry of {self.directory} is a result with its call")
 
-def is_private(status: os.stat_result) -> bool:
-    """Whether nobody but this user and root can have written a file or directory."""
-    if not hasattr(os, "getuid"):
-        return True  # Windows: a user's directories are theirs
-    return status.st_uid in {os.getuid(), 0} and not status.st_mode & 0o022
+    def list(self) -> Iterable[Digest]:
+        """Keys of the entries that have a record."""
+        return tuple(self.calls())
 
+    def calls(self) -> dict[Digest, DigestedCall]:
+        """Calls by key; only files that are new or changed are opened."""
+        found = {}
+        known, self._known = self._known, {}
+        paths = {}
+        for row in rows(self.directory):
+            identity = files.identity(row.status)
+            before = known.get(row.path)
+            try:
+                call = before[1] if before is not None and before[0] == identity else read_record(row.path)
+            except OSError:
+                continue  # gone since
+            self._known[row.path] = (identity, call)
+            if call is not None:
+                found[call.to_lookup_key()] = call
+                paths[call.to_lookup_key()] = row.path
+        self._paths = paths
+        return found
 
-def _checks_of(data: bytes) -> tuple[dict[str, Any], int]:
-    """The first line of the record at the end of a file, and how long its pickle is: all of the file if it has none."""
-    if len(data) < _FOOTER.size or data[-8:] != _MAGIC:
-        return {}, len(data)
-    length, size, _ = _FOOTER.unpack(data[-_FOOTER.size :])
-    if length + size + _FOOTER.size != len(data):
-        raise RefusedError("it was cut short")
-    line = data[length : data.find(b"\n", length)]
-    content, _, checksum = line.rpartition(_CHECKSUM)
-    if checksum != b"%d}" % zlib.crc32(content, zlib.crc32(memoryview(data)[:length])):
-        raise RefusedError("it doesn't have its checksum")
-    return _json(line), length
-
-
-def _json(text: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise RefusedError(f"its record is damaged: {error}") from error
-    if not isinstance(record, dict):
-        raise RefusedError("its record is no object")
-    return record
-
-
-def read_record(path: str) -> dict[str, Any]:
-    """Read an entry's record from the end of its file; empty where there is none or it is damaged.
-
-    Raises
-    ------
-    OSError
-        The file can't be read.
-    """
-    with open(path, "rb") as file:
+    def path(self, key: Digest) -> str:
+        """Where the entry of a key lies; KeyError if there is none."""
+        path = self._paths.get(key, "")
+        known = self._known.get(path)
         try:
-            return _tail(file)
-        except RefusedError:
-            return {}
+            if known is not None and known[0] == files.identity(os.stat(path)):
+                return path
+        except OSError:
+            pass  # gone, or moved: the directory says
+        self.calls()
+        return self._paths[key]
+
+    def _contains(self, key: Digest) -> bool:
+        return key in self.calls()
+
+    def _evict(self, key: Digest) -> None:
+        if key in self.calls():
+            files.unlink_quietly(self._paths[key])
 
 
-def _tail(file: BinaryIO) -> dict[str, Any]:
-    size = os.fstat(file.fileno()).st_size
-    if size < _FOOTER.size:
+class _Results(ValueMixin, _Entries):
+    """The results in a directory, by the keys of their calls."""
+
+    def get(self, key: Digest) -> Any:
+        """Unpickle a result; KeyError where it is gone, damaged, or others could have written it."""
+        try:
+            return read(self.path(key)).value
+        except (OSError, RefusedError):
+            raise KeyError(key) from None
+
+
+class _Calls(CallMixin, _Entries):
+    """The records in a directory."""
+
+    def get(self, key: Digest) -> DigestedCall:
+        """The call of an entry."""
+        return self.calls()[key]
+
+    def query(self, template: QueryCall) -> Iterator[DigestedCall]:
+        """Calls that fit a pattern, by looking at all of them once."""
+        yield from filter(template.matcher(), self.calls().values())
+
+    def inline(self, value: Any) -> bytes | None:
+        """An argument as JSON, if it is small."""
+        try:
+            text = encode_json(value)
+        except SaveError:
+            return None
+        return text if len(text) <= _SMALL else None
+
+
+class DirectoryCache(Cache):
+    """The calls whose results :func:`~cuda_progcache.memo.cache_file.cache_file` keeps in a directory.
+
+    They can be queried, tabulated, transferred and evicted like any recorded call; calls of other caches can be
+    transferred here. A result is its call's own: its digest is the call's key. Of arguments that aren't small only the
+    digest is kept.
+
+    Parameters
+    ----------
+    directory : str
+        Absolute.
+    fname : str, optional
+        The function whose calls are looked up here; without it every entry's record is looked at.
+    algo, suffix : str
+        What the names of files are made with.
+    """
+
+    def __init__(self, directory: str, fname: str = "", algo: str = "xxhash64", suffix: str = ".pkl") -> None:
+        super().__init__(_Results(directory), _Calls(directory))
+        for name, value in (("directory", directory), ("fname", fname), ("algo", algo), ("suffix", suffix)):
+            object.__setattr__(self, name, value)
+
+    directory: str
+    fname: str
+    algo: str
+    suffix: str
+
+    @property
+    def leases(self) -> str:
+        """In the directory itself, as sentinels."""
+        return self.directory
+
+    def short(self, key: Digest) -> str:
+        """What of a key is in names: as many digits as the hash has; the whole key is in the record."""
+        return key if self.algo == "sha256" else key[:16]
+
+    def stem(self, key: Digest, fname: str = "") -> str:
+        """``<function>.<hash>``: the name of an entry without its suffix."""
+        return f"{file_safe(fname or self.fname)}.{self.short(key)}"
+
+    def path(self, key: Digest, fname: str = "") -> str:
+        """Where the entry of a key lies, or would lie."""
+        return os.path.join(self.directory, self.stem(key, fname) + self.suffix)
+
+    def find(self, key: Digest) -> tuple[Any, Metadata]:
+        """The result and metadata of the call with this key; KeyError on a miss."""
+        try:
+            path = self.path(key) if self.fname else self.calls.path(key)  # type: ignore[attr-defined]
+            entry = read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise KeyError(key) from None
+        except RefusedError as error:
+            if not isinstance(error, UntrustedError):
+                set_aside(path)
+            raise RefusedError(f"{path} isn't used: {error}") from error
+        if entry.call is None:
+            return entry.value, {}  # another tool's, by its name
+        if entry.call.to_lookup_key() != key:
+            raise KeyError(key)  # two keys with one hash
+        return entry.value, entry.call.metadata
+
+    def prepare(self, call: Call) -> PreparedCall:
+        """Seal the key; arguments that are small go into the record, of others the digest."""
+        prepared = super().prepare(call)
+        return PreparedCall(prepared.digested, self, prepared.release)
+
+    def _keep_argument(self, function: str, name: str, value: Any, key: Digest) -> Digest:  # noqa: ARG002
+        from cuda_progcache.memo.call import Unstored
+
+        return Unstored(key)
+
+    def _file(self, call: DigestedCall, result: Any, *, live: bool = False) -> Digest:  # noqa: ARG002
+        key = call.to_lookup_key()
+        call = call.altered(result=key, key=key)
+        meta = {**_pickled_metadata(call), "hash": self.short(key)}
+        try:
+            pickled = pickle.dumps({"dat": result, "meta": meta}, protocol=5)
+        except Exception as error:
+            raise Rejected(f"a result of type {type(result).__qualname__} can't be saved: {error}") from error
+        record = records.body(call, key)
+        checksum = b"%08x" % zlib.crc32(record, zlib.crc32(pickled))
+        text = checksum + record
+        try:
+            _write(self.path(key, call.name), b"".join((pickled, text, _FOOTER.pack(len(pickled), len(text), _MAGIC))))
+        except OSError as error:
+            raise Rejected(f"the result can't be saved in {self.directory}: {error}") from error
+        return key
+
+    def gc(self) -> set[Digest]:
+        """Remove nothing: every result is a call's."""
+        return set()
+
+
+def directory_cache(directory: str | os.PathLike[str]) -> DirectoryCache:
+    """The calls whose results ``cache_file`` has kept in a directory; it needn't be there yet."""
+    return DirectoryCache(os.path.abspath(os.fspath(directory)))
+
+
+def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
+    """What lies beside the result for other tools."""
+    from cuda_progcache.memo.storage.codecs import decode_json
+
+    inputs = call.metadata.get("inputs") or {}
+    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
+    shown = {
+        name: decode_json(call.inline[d]) if d in call.inline else str(d)[:12] for name, d in call.arguments.items()
+    }
+    return {
+        "call": shown,
+        "closure": call.code_digest,
+        "dir_states": inputs.get("files") or {},
+        "envs": {name: _unquoted(value) for name, value in (inputs.get("environment") or {}).items()},
+        "version": call.version,
+        "depends_on_files": inputs.get("depends_on_files") or {},
+        "depends_on_vars": inputs.get("depends_on") or {},
+        "pkgs": call.metadata.get("packages") or {},
+        "fname": call.name,
+        "created": runtime.get("timestart"),
+        "duration": runtime.get("duration"),
+        "host": (call.metadata.get("environment") or {}).get("host"),
+        "parents": links.get("parents") or [],
+        "children": links.get("children") or [],
+        _RECORDED: True,
+    }
+
+
+def told(call: DigestedCall | None) -> dict[str, Any]:
+    """A record for people; empty where there is none."""
+    if call is None:
         return {}
-    file.seek(size - _FOOTER.size)
-    length, record, magic = _FOOTER.unpack(file.read(_FOOTER.size))
-    if magic != _MAGIC or length + record + _FOOTER.size != size:
-        return {}
-    file.seek(length)
-    found: dict[str, Any] = {}
-    for line in file.read(record).splitlines():
-        found |= _json(line)
-    return found
+    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
+    return {
+        "fname": call.name, "module": call.module, "key": str(call.to_lookup_key()), "call": _shown(call),
+        "created": runtime.get("timestart"), "duration": runtime.get("duration"),
+        "files": call.metadata.get("files") or {}, "parents": links.get("parents") or [],
+        "children": links.get("children") or [],
+    }  # fmt: skip
+
+
+def _unquoted(text: str) -> str | None:
+    import ast
+
+    value: str | None = ast.literal_eval(text)
+    return value
+
+
+def file_safe(name: str) -> str:
+    """A function's name as a part of a file's."""
+    return "".join(char if char.isalnum() or char in "_-" else "_" for char in name)
 
 
 def set_aside(path: str) -> None:
@@ -249,23 +459,34 @@ def listing(directory: str) -> list[dict[str, Any]]:
     found = []
     for row in rows(directory):
         try:
-            record = read_record(row.path)
+            call = read_record(row.path)
         except OSError:
             continue
-        created = float(record.get("created") or row.status.st_mtime)
+        runtime = {} if call is None else call.metadata.get("runtime") or {}
+        created = float(runtime.get("timestart") or row.status.st_mtime)
         found.append(
             {
                 "file": os.path.basename(row.path),
-                "fname": record.get("fname") or row.fname,
+                "fname": row.fname if call is None else call.name,
                 "hash": row.hash,
                 "created": datetime.fromtimestamp(created, UTC),
                 "size_bytes": row.status.st_size,
-                "duration": record.get("duration"),
-                "call": record.get("call"),
+                "duration": runtime.get("duration"),
+                "call": None if call is None else _shown(call),
                 "path": row.path,
             }
         )
     return found
+
+
+def _shown(call: DigestedCall) -> dict[str, str]:
+    """Arguments as texts."""
+    from cuda_progcache.memo.storage.codecs import decode_json
+
+    return {
+        name: repr(decode_json(call.inline[digest])) if digest in call.inline else f"<{str(digest)[:12]}>"
+        for name, digest in call.arguments.items()
+    }
 
 
 def prune(directory: str, days_old: float) -> int:

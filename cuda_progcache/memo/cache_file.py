@@ -28,21 +28,19 @@ source code never does.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.errors import OptionError, ProgCacheError
 from cuda_progcache.memo import cache_dir as layout
-from cuda_progcache.memo import call_tree
-from cuda_progcache.memo.cached_function import CachedFunction, Options, default_directory
+from cuda_progcache.memo import call_tree, frames
+from cuda_progcache.memo.cache_dir import DirectoryCache
 from cuda_progcache.memo.call_tree import (
-    Watched,
     cache_tree_files,
     cache_tree_for_file,
     cache_tree_load,
@@ -53,8 +51,10 @@ from cuda_progcache.memo.call_tree import (
     cache_tree_to_dot,
     cache_tree_to_json,
 )
-from cuda_progcache.memo.code import TRANSPARENT, get_recursive_closure_hash
-from cuda_progcache.memo.files import hash_file, hash_text, shared
+from cuda_progcache.memo.code import get_recursive_closure_hash
+from cuda_progcache.memo.files import PathRule, Watched, hash_file, hash_text, is_there, shared
+from cuda_progcache.memo.memoize import Memoized
+from cuda_progcache.memo.runner import Key, Settings, refreshing
 from cuda_progcache.memo.syntax import find_path_specs
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def cache_file(
     Parameters
     ----------
     cache_dir : path-like, optional
-        Where; made when the first result is saved. Default: :func:`cache_default_dir`.
+        Where; made now. Default: :func:`cache_default_dir`.
     backend : {"pickle"}
         How values are written. ``"rds"`` and ``"qs"`` write the same, under those suffixes.
     file_args : sequence of str, optional
@@ -130,12 +130,12 @@ def cache_file(
     ignore_args : sequence of str, optional
         Parameters that don't count.
     file_pattern : str or re.Pattern, optional
-        Which files of a directory count: a glob, or a regular expression if it has a backslash, ``^`` or ``$``.
+        Which files of a directory count: see :func:`~cuda_progcache.memo.files.name_filter`.
     env_vars : sequence of str, optional
         Environment variables that count.
     algo : {"xxhash64", "sha256"}
-        The hash of files, and of the key in file names. A full SHA-256 of the key is kept in the record, so an XXH64
-        collision is a miss.
+        The hash of files. Entries are named by the first 16 digits of their keys, with ``sha256`` by all 64; the whole
+        key is in the record, so that two keys that begin alike are a miss.
     version : str or int, optional
         Counts; change it to say that results differ from earlier ones.
     depends_on_files : sequence of path-like, optional
@@ -155,8 +155,8 @@ def cache_file(
 
     Raises
     ------
-    ProgCacheError
-        Unknown ``backend`` or ``algo``.
+    OptionError
+        Unknown ``backend`` or ``algo``; a ValueError, too.
     """
     return CacheDecorator(
         Options(
@@ -166,14 +166,41 @@ def cache_file(
     )  # fmt: skip
 
 
+class Options(NamedTuple):
+    """What :func:`cache_file` was told, and ``state``: see :func:`~cuda_progcache.memo.memoize.memoize`."""
+
+    cache_dir: str | os.PathLike[str] | None = None
+    backend: str = "pickle"
+    file_args: Sequence[str] | None = None
+    ignore_args: Sequence[str] | None = None
+    file_pattern: Pattern = None
+    env_vars: Sequence[str] | None = None
+    algo: str = "xxhash64"
+    version: str | int | None = None
+    depends_on_files: Sequence[str | os.PathLike[str]] | None = None
+    depends_on_vars: Mapping[str, Any] | None = None
+    verbose: bool = False
+    hash_file_paths: bool = True
+    state: Sequence[str] = ()
+
+
 class CacheDecorator:
     """What :func:`cache_file` makes: ``@cf``, ``cf(function)``, or ``@cf(verbose=True)`` with other options."""
 
     def __init__(self, options: Options) -> None:
-        if options.backend not in layout.SUFFIXES:
-            raise ProgCacheError(f"backend={options.backend!r} isn't known; valid: {', '.join(layout.SUFFIXES)}")
+        backend = str(options.backend).lower()
+        if backend not in layout.SUFFIXES:
+            raise OptionError(f"backend={options.backend!r} isn't known; valid: {', '.join(layout.SUFFIXES)}")
         hash_text("", options.algo)  # raises where it isn't known
-        self._options = options
+        if callable(options.cache_dir):
+            raise TypeError("cache_file takes a directory first: write @cache_file() above a function")
+        chosen = options.cache_dir
+        directory = os.path.abspath(os.fspath(chosen)) if chosen is not None else default_directory()
+        try:
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+        except OSError as error:
+            _logger.info("%s can't be made now: %s", directory, error)  # saving a result there will say so
+        self._options = options._replace(backend=backend, cache_dir=directory)
 
     def __call__(self, function: Callable[..., Any] | None = None, /, **overrides: Any) -> Any:
         """Decorate a function, or make a decorator with other options.
@@ -192,24 +219,177 @@ class CacheDecorator:
             return other if function is None else other(function)
         if function is None:
             return self
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        plain = getattr(function, "__func__", function)
+        if inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain):
             raise TypeError(f"{function!r} gives a coroutine or generator: there is no result of it that could be kept")
-        return _wrap(CachedFunction(function, self._options))
+        return CachedFunction(function, self._options)
 
 
-def _wrap(cached: CachedFunction) -> Any:
-    @functools.wraps(cached.function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return cached.call(args, kwargs)
+_CONTROLS = {"_load": True, "_force": False, "_skip_save": False}
 
-    # What a caller of this function depends on beyond its code: seen by the digests of functions that refer to it.
-    options = cached.options
-    setattr(wrapper, TRANSPARENT, (options.version, dict(options.depends_on_vars or {})))
-    return wrapper
+
+class CachedFunction(Memoized[..., Any]):
+    """A function whose results lie in a directory; made by :class:`CacheDecorator`.
+
+    Besides the function's own arguments, calls take ``_load``, ``_force`` and ``_skip_save``.
+    """
+
+    def __init__(self, function: Any, options: Options) -> None:
+        plain = getattr(function, "__func__", function)
+        self.options = options
+        self.fname = getattr(plain, "__name__", None) or type(plain).__name__
+        directory = str(options.cache_dir)
+        store = DirectoryCache(directory, self.fname, options.algo, layout.SUFFIXES[options.backend])
+        rule = PathRule(
+            frozenset(options.file_args or ()), options.file_args is None, options.file_pattern, options.algo,
+            options.hash_file_paths, self._other_paths,
+        )  # fmt: skip
+        super().__init__(
+            function,
+            store,
+            Settings(
+                name=self.fname, version=options.version, ignore=frozenset(options.ignore_args or ()),
+                state=tuple(sorted(options.state)), paths=rule, env=tuple(options.env_vars or ()),
+                depends_on=options.depends_on_vars, single_flight="always",
+            ),
+            unknown_names=True,
+        )  # fmt: skip
+        self._store = store
+        self._specs: dict[str, list[str]] | None = None
+        self._latest: Mapping[str, Mapping[str, str]] | None = None
+        self._verbose = options.verbose
+        # A parameter of the function's own wins over a control argument of the same name.
+        self._controls = {n: d for n, d in _CONTROLS.items() if n not in self.profile.signature.parameters}
+
+    def _controlled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        control = {**_CONTROLS, **{name: kwargs.pop(name, default) for name, default in self._controls.items()}}
+        try:
+            key = self.key(args, kwargs)
+        except Exception as error:  # noqa: BLE001 - as in the engine
+            self._uncached(error, args, kwargs)
+            return self.function(*args, **kwargs)
+        reuse = control["_load"] and not control["_force"] and not refreshing.get()
+        if reuse:
+            found = self._find(self._store, key)
+            if found is not None:
+                self._log("cache hit", key)
+                return found[0]
+        self._log_miss(key, forced=bool(control["_force"]))
+        return self._miss(self._store, key, args, kwargs, reuse=reuse, save=not control["_skip_save"])
+
+    def _flight(self, key: Key) -> str:
+        return os.path.basename(self._store.path(key.digest)) + layout.SENTINEL
+
+    def _node(self, key: Key) -> str:
+        node = f"{self.fname}:{self._store.short(key.digest)}"
+        call_tree.register(node, self.fname, node.rpartition(":")[2], self._store.path(key.digest), self.options.algo)
+        return node
+
+    def _seen(self, key: Key, watched: Mapping[str, Watched]) -> None:
+        call_tree.add_files(self._node(key), watched.values())
+        self._latest = _parts(key)
+
+    def _give_up(self, run: Any) -> None:
+        super()._give_up(run)
+        call_tree.forget(run.frame.node)
+
+    def _other_paths(self) -> Iterator[str]:
+        """Declared files, and paths in the source itself that reading calls are given: literals, globals, variables."""
+        yield from (os.fspath(path) for path in self.options.depends_on_files or ())
+        if self._specs is None:
+            self._specs = find_path_specs(self.function)
+        yield from filter(is_there, self._specs["literals"])
+        if not self._specs["symbols"]:
+            return
+        outer = inspect.getclosurevars(inspect.unwrap(self.function))
+        for name in self._specs["symbols"]:
+            value = outer.nonlocals.get(name, outer.globals.get(name))
+            if isinstance(value, str | os.PathLike) and is_there(os.fspath(value)):
+                yield os.fspath(value)
+
+    def _log(self, what: str, key: Key) -> None:
+        if self.options.verbose:
+            _logger.info("%s: %s (%s)", self.fname, what, self._store.stem(key.digest))
+
+    def _log_miss(self, key: Key, *, forced: bool) -> None:
+        if not self.options.verbose:
+            return
+        if forced:
+            self._log("forced execution", key)
+            return
+        earlier = self._latest or self._recorded_parts()
+        if earlier is None:
+            self._log("first execution", key)
+        else:
+            self._log(f"cache miss: {'; '.join(differences(_parts(key), earlier))}", key)
+
+    def _recorded_parts(self) -> Mapping[str, Mapping[str, str]] | None:
+        """What went into the key of the newest entry of the function; None where there is none."""
+        named = [row for row in layout.rows(self._store.directory) if row.fname == layout.file_safe(self.fname)]
+        for row in sorted(named, key=lambda row: -row.status.st_mtime_ns):
+            try:
+                call = layout.read_record(row.path)
+            except OSError:
+                continue
+            if call is not None:
+                arguments = {name: str(digest) for name, digest in call.arguments.items()}
+                return _components(arguments, call.code_digest, call.version, call.metadata)
+        return {} if named else None
+
+
+def _parts(key: Key) -> Mapping[str, Mapping[str, str]]:
+    arguments = {name: found.decode() for name, found in key.digests.items()}
+    about = {"inputs": key.inputs, "packages": key.identity.closure.packages}
+    return _components(arguments, key.identity.code, key.version, about)
+
+
+def _components(
+    arguments: Mapping[str, str], code: str | None, version: object, metadata: Mapping[str, Any]
+) -> Mapping[str, Mapping[str, str]]:
+    packages = metadata.get("packages") or {}
+    return {
+        "arguments": arguments,
+        **(metadata.get("inputs") or {}),
+        "version": {"": repr(version)},
+        "packages": packages,
+        "closure": {"": str(code)},
+    }
+
+
+_COMPONENTS = {
+    "arguments": "argument", "closure": "function body or what it refers to", "files": "file", "version": "version",
+    "environment": "environment variable", "depends_on": "depends_on_vars", "packages": "package",
+    "classes": "code of class",
+}  # fmt: skip
+
+
+def differences(new: Mapping[str, Mapping[str, str]], old: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What two calls' keys differ in, a phrase each: ``argument x changed``, ``file /data/a.csv is new``."""
+    found = []
+    for component, label in _COMPONENTS.items():
+        mine, theirs = new.get(component) or {}, old.get(component) or {}
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                how = "changed" if name in mine and name in theirs else "is new" if name in mine else "is gone"
+                found.append(f"{label} {name} {how}".replace("  ", " "))
+    return found or ["nothing in its key changed: the saved result is gone, or a file that it tracked changed"]
+
+
+def default_directory() -> str:
+    """The directory for functions that name none; made."""
+    chosen = os.environ.get("CACHER_DIR")
+    if not chosen:
+        from platformdirs import user_cache_path
+
+        chosen = str(user_cache_path("cuda_progcache") / "calls")
+    os.makedirs(chosen, mode=0o755, exist_ok=True)
+    return os.path.abspath(chosen)
 
 
 def track_file(path: str | os.PathLike[str]) -> Path:
-    """Say that the cached call under way reads a file or directory; its result is reused while that stays as it is.
+    """Say that the memoized call under way reads a file or directory; its result is used while that stays as it is.
+
+    In a thread that the body started, all calls that run in this process are taken to read it.
 
     Parameters
     ----------
@@ -219,15 +399,18 @@ def track_file(path: str | os.PathLike[str]) -> Path:
     Returns
     -------
     Path
-        Absolute, without links. Outside of a cached call that is all that happens.
+        Absolute, without links; outside of a memoized call as it was given.
     """
+    found = frames.frames_here()
+    if not found:
+        return Path(path)
     real = os.path.realpath(path)
-    frames = call_tree.stack.frames()
-    if frames:
-        algo = call_tree.graph.get(frames[-1].node, {}).get("algo") or "xxhash64"
+    for frame in found:
+        algo = call_tree.algo_of(frame.node)
         item = Watched(real, algo, None, shared.of_path(real, algo))
-        frames[-1].watched.setdefault(real, item)
-        call_tree.add_files(frames[-1].node, [item])
+        frame.watched.setdefault(real, item)
+        if frame.node is not None:
+            call_tree.add_files(frame.node, [item])
     return Path(real)
 
 
@@ -255,11 +438,11 @@ def cache_tree_sync(cache_dir: str | os.PathLike[str]) -> dict[str, call_tree.No
     """Merge the calls that are recorded in a cache directory into the tree; returns the tree's nodes."""
     for row in layout.rows(os.fspath(cache_dir)):
         try:
-            record = layout.read_record(row.path)
+            call = layout.read_record(row.path)
         except OSError:
             continue  # removed meanwhile
-        if "id" in record:
-            call_tree.restore(record, Path(row.path))
+        if call is not None:
+            call_tree.restore(call, row.hash, Path(row.path))
     call_tree.complete()
     return cache_tree_nodes()
 
@@ -284,7 +467,7 @@ def plot_cache_graph(output: str | os.PathLike[str] | None = None, highlight_sta
     ImportError
         matplotlib isn't installed (extra: ``plot``).
     """
-    from cuda_progcache.memo.graph_plot import plot
+    from cuda_progcache.memo.tree_plot import plot
 
     return plot(cache_tree_nodes(), set(cache_tree_changed_files()) if highlight_stale else set(), output)
 
@@ -334,10 +517,9 @@ def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     target = os.fspath(path)
     try:
         found = layout.read(target)
-        record = layout.read_record(target)
     except layout.RefusedError as error:
         raise ProgCacheError(f"{target} isn't read: {error}") from error
-    return {"value": found.value, "meta": found.meta, "record": record, "path": Path(target)}
+    return {"value": found.value, "meta": found.meta, "record": layout.told(found.call), "path": Path(target)}
 
 
 def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -358,7 +540,7 @@ def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``n_entries``, ``total_size_mb`` (of 10^6 bytes), ``oldest``, ``newest`` (datetime or None) and
+        ``n_entries``, ``total_size_mb`` (of 2^20 bytes), ``oldest``, ``newest`` (seconds since the epoch, or None) and
         ``by_function``: a dict each of ``fname``, ``n_files``, ``total_size_mb``.
 
     Raises
@@ -373,14 +555,14 @@ def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
     for entry in entries:
         group = functions.setdefault(entry["fname"], {"fname": entry["fname"], "n_files": 0, "total_size_mb": 0.0})
         group["n_files"] += 1
-        group["total_size_mb"] += entry["size_bytes"] / 1e6
-    moments = [entry["created"] for entry in entries]
+        group["total_size_mb"] += entry["size_bytes"] / (1 << 20)
+    moments = [os.stat(entry["path"]).st_mtime for entry in entries]
     return {
         "n_entries": len(entries),
-        "total_size_mb": sum(entry["size_bytes"] for entry in entries) / 1e6,
+        "total_size_mb": sum(entry["size_bytes"] for entry in entries) / (1 << 20),
         "oldest": min(moments, default=None),
         "newest": max(moments, default=None),
-        "by_function": sorted(functions.values(), key=lambda group: -group["total_size_mb"]),
+        "by_function": sorted(functions.values(), key=lambda group: str(group["fname"])),
     }
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from cuda_progcache.memo import digest as _digest
-from cuda_progcache.memo.digest import Digest, Indigestible, child_bytes
+from cuda_progcache.memo.digest import Digest, Indigestible, child_bytes, hash_tagged
 from cuda_progcache.memo.signature import FunctionProfile, Ignored, Required, profile
 
 if TYPE_CHECKING:
@@ -76,14 +76,25 @@ def head_bytes(name: str, module: str | None, version: str | int | None, code: s
     return child_bytes((name, module, version, code if code is None else Digest(code)))
 
 
-def key_from_head(head: bytes, arguments: Mapping[str, Any]) -> tuple[Digest, dict[str, bytes]]:
+def key_from_head(
+    head: bytes, arguments: Mapping[str, Any], otherwise: Callable[[Any], bytes] | None = None
+) -> tuple[Digest, dict[str, bytes]]:
     """The key of a call from :func:`head_bytes` and the arguments, and the arguments' digests as ASCII.
 
-    The same as the digest of a :class:`Call` without result and metadata, whose arguments are a dict.
+    The same as the digest of a :class:`Call` without result and metadata, whose arguments are a dict. ``otherwise``
+    digests what has no content as a value; without it such is :class:`Indigestible`.
     """
-    digests = {name: child_bytes(value) for name, value in arguments.items()}
+    digests = {}
+    for name, value in arguments.items():
+        try:
+            digests[name] = child_bytes(value)
+        except Indigestible:
+            if otherwise is None:
+                raise
+            digests[name] = otherwise(value)
     pairs = sorted([_name_bytes(name) + b"=" + found for name, found in digests.items()])
-    return Digest(_call_bytes(head, _digest._hash(b"dict:", b",".join(pairs)), *_NOTHING_YET).decode("ascii")), digests
+    made = _call_bytes(head, hash_tagged(b"dict:", b",".join(pairs)), *_NOTHING_YET)
+    return Digest(made.decode("ascii")), digests
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -92,7 +103,7 @@ def _name_bytes(name: str) -> bytes:
 
 
 def _call_bytes(head: bytes, arguments: bytes, result: bytes, metadata: bytes) -> bytes:
-    return _digest._hash(b"call:", b",".join((head, arguments, result, metadata)))
+    return hash_tagged(b"call:", b",".join((head, arguments, result, metadata)))
 
 
 def bind(

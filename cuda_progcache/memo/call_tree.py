@@ -10,7 +10,6 @@ and child.
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import os
@@ -18,103 +17,51 @@ import pickle
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from cuda_progcache._util.running import Running, note_child, running
+from cuda_progcache._util.running import running
 from cuda_progcache.errors import ProgCacheError
-from cuda_progcache.memo import cache_dir, export
-from cuda_progcache.memo.call import DigestedCall
-from cuda_progcache.memo.digest import Digest, digest
-from cuda_progcache.memo.graph import Graph
-from cuda_progcache.memo.graph import Node as GraphNode
+from cuda_progcache.memo.files import Watched
+from cuda_progcache.memo.frames import Frame, _under_way, enter
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.caches import Cache
-    from cuda_progcache.memo.files import Pattern
+    from cuda_progcache.memo.call import DigestedCall
 
 #: Calls that are remembered; the oldest go first.
 MOST_NODES = 100_000
 
 
-class Watched(NamedTuple):
-    """A file or directory that a call depends on, and its hash when it was looked at.
-
-    Attributes
-    ----------
-    path : str
-        Absolute, without links.
-    algo : str
-    pattern : str or None
-        Which files of a directory count.
-    digest : str or None
-        None: it wasn't there.
-    """
-
-    path: str
-    algo: str
-    pattern: Pattern
-    digest: str | None
-
-
-class Frame:
-    """A call that is under way.
-
-    Attributes
-    ----------
-    node : str
-        Its id in the tree.
-    watched : dict
-        What it depends on besides what is in its key, by path: files it tracked, and what its calls depend on.
-    children : dict
-        Ids of the calls it made.
-    environment : dict
-        Variables that its calls depend on.
-    running : Running
-        The same for those who know nothing of this tree: programs and memoized calls, whose keys it gets as children.
-    """
-
-    def __init__(self, node: str) -> None:
-        self.node = node
-        self.running = Running(hash_of(node), node.rpartition(".")[0], running.get())
-        self.watched: dict[str, Watched] = {}
-        self.children: dict[str, None] = {}
-        self.environment: dict[str, str | None] = {}
-
-
 class _CallStack:
-    """The calls under way in this thread or task, the innermost last."""
+    """The calls of the tree that run in this thread or task, the innermost last; for programs that push their own."""
 
-    def __init__(self) -> None:
-        self._frames: ContextVar[tuple[Frame, ...]] = ContextVar("cuda_progcache_calls", default=())
-
-    def frames(self) -> tuple[Frame, ...]:
-        return self._frames.get()
-
-    def push(self, frame: Frame) -> None:
-        self._frames.set((*self._frames.get(), frame))
-        running.set(frame.running)
+    def _frames(self) -> list[Frame]:
+        found = []
+        around = running.get()
+        while around is not None:
+            if isinstance(around, Frame) and around.node is not None:
+                found.append(around)
+            around = around.parent
+        return found[::-1]
 
     def append(self, node: str) -> None:
-        self.push(Frame(node))
+        enter(Frame(node, node, running.get(), node))
 
     def pop(self) -> str:
-        frames = self._frames.get()
-        self._frames.set(frames[:-1])
-        running.set(frames[-1].running.parent)
-        return frames[-1].node
+        frame = self._frames()[-1]
+        running.set(frame.parent)
+        _under_way.pop(id(frame), None)
+        return str(frame.node)
 
     def clear(self) -> None:
-        for frame in self._frames.get()[:1]:
-            running.set(frame.running.parent)
-        self._frames.set(())
+        while self._frames():
+            self.pop()
 
     def __len__(self) -> int:
-        return len(self._frames.get())
+        return len(self._frames())
 
     def __iter__(self) -> Iterator[str]:
-        return (frame.node for frame in self._frames.get())
+        return (str(frame.node) for frame in self._frames())
 
 
 Node = dict[str, Any]
@@ -135,12 +82,23 @@ def register(node: str, fname: str, hash_: str, outfile: str | Path | None, algo
             graph[node] = found
             while len(graph) > MOST_NODES:
                 del graph[next(iter(graph))]
-        note_child(hash_)
-        frames = stack.frames()
-        if frames and frames[-1].node != node:
-            frames[-1].children[node] = None
-            _connect(frames[-1].node, node)
+        above = _node_here()
+        if above is not None and above != node:
+            _connect(above, node)
         return found
+
+
+def _node_here() -> str | None:
+    """The innermost call of the tree that runs here."""
+    around = running.get()
+    while around is not None and getattr(around, "node", None) is None:
+        around = around.parent
+    return getattr(around, "node", None)
+
+
+def algo_of(node: str | None) -> str:
+    """The hash of a call's files."""
+    return str(graph.get(node or "", {}).get("algo") or "xxhash64")
 
 
 def _new(node: str, fname: str, hash_: str, outfile: str | Path | None, algo: str) -> Node:
@@ -165,8 +123,6 @@ def forget(node: str) -> None:
             for other in gone[side] if gone is not None else ():
                 if other in graph and node in graph[other][back]:
                     graph[other][back].remove(node)
-        for frame in stack.frames():
-            frame.children.pop(node, None)
 
 
 def add_files(node: str, watched: Iterable[Watched]) -> None:
@@ -183,28 +139,35 @@ def add_files(node: str, watched: Iterable[Watched]) -> None:
                 found["patterns"][item.path] = item.pattern
 
 
-def restore(node: Mapping[str, Any], outfile: Path | None) -> None:
+def restore(call: DigestedCall, hash_: str, outfile: Path) -> None:
     """Merge a call's record from disk into the tree."""
     with _lock:
-        found = graph.setdefault(
-            node["id"], _new(node["id"], node["fname"], node["hash"], outfile, node.get("algo") or "xxhash64")
+        node = f"{call.name}:{hash_}"
+        files = call.metadata.get("files") or {}
+        algo = next((about["algo"] for about in files.values()), "xxhash64")
+        found = graph.setdefault(node, _new(node, call.name, hash_, outfile, algo))
+        found["created"] = (call.metadata.get("runtime") or {}).get("timestart") or found["created"]
+        found["key"] = str(call.to_lookup_key())
+        found["links"] = call.metadata.get("links") or {}
+        add_files(
+            node, [Watched(path, about["algo"], about.get("pattern"), about["digest"]) for path, about in files.items()]
         )
-        found["created"] = node.get("created") or found["created"]
-        add_files(node["id"], (Watched(*item) for item in node.get("watched") or ()))
-        for side in ("parents", "children"):
-            for other in node.get(side) or ():
-                if other not in found[side]:
-                    found[side].append(other)
 
 
 def complete() -> None:
-    """Note edges that only one end knows of at the other, too."""
+    """Note the edges that records tell of by the keys of calls, and each edge at both ends."""
     with _lock:
-        for name, node in graph.items():
-            for child in node["children"]:
-                _connect(name, child)
-            for parent in node["parents"]:
-                _connect(parent, name)
+        known = {node["key"]: name for name, node in graph.items() if "key" in node}
+        for name, node in list(graph.items()):
+            links = node.pop("links", {})
+            for child in links.get("children", ()):
+                if child in known:
+                    _connect(name, known[child])
+            for parent in links.get("parents", ()):
+                if parent in known:
+                    _connect(known[parent], name)
+        for node in graph.values():
+            node.pop("key", None)
 
 
 def cache_tree_nodes() -> dict[str, Node]:
@@ -251,21 +214,6 @@ def cache_tree_summary() -> dict[str, Any]:
     }
 
 
-def to_graph(nodes: Mapping[str, Node]) -> Graph:
-    """Calls and their files as a provenance graph: a call depends on the calls it made and the files it read."""
-    made = Graph()
-    for name, node in nodes.items():
-        made.add(GraphNode(f"call:{name}", "call", node["fname"], None, {"hash": node["hash"]}))
-    for name, node in nodes.items():
-        for child in node["children"]:
-            if child in nodes:
-                made.link(f"call:{name}", f"call:{child}", "used")
-        for path, hashed in node["file_hashes"].items():
-            file = GraphNode(f"file:{path}", "file", os.path.basename(path) or path, hashed, {"path": path})
-            made.link(f"call:{name}", made.add(file), "used")
-    return made
-
-
 def cache_tree_to_json(path: str | os.PathLike[str] | None = None) -> str:
     """The tree as JSON, written to ``path`` if one is given."""
     return _out(json.dumps({name: _plain(node) for name, node in cache_tree_nodes().items()}, indent=2) + "\n", path)
@@ -273,7 +221,26 @@ def cache_tree_to_json(path: str | os.PathLike[str] | None = None) -> str:
 
 def cache_tree_to_dot(path: str | os.PathLike[str] | None = None) -> str:
     """The tree in Graphviz's language, written to ``path`` if one is given."""
-    return _out(export.to_dot(to_graph(cache_tree_nodes())), path)
+    lines = ["digraph provenance {", "  rankdir=RL;", '  node [fontname="Helvetica", fontsize=10];']
+    nodes = cache_tree_nodes()
+    files: dict[str, str | None] = {}
+    for name, node in nodes.items():
+        lines.append(f"  {_quoted(f'call:{name}')} [label={_quoted(node['fname'])}, shape=ellipse];")
+        files.update(node["file_hashes"])
+    for file, hashed in files.items():
+        label = f"{os.path.basename(file) or file}\n{(hashed or '')[:12]}"
+        lines.append(f"  {_quoted(f'file:{file}')} [label={_quoted(label)}, shape=note];")
+    for name, node in nodes.items():
+        used = [f"call:{child}" for child in node["children"] if child in nodes]
+        used += [f"file:{path}" for path in node["file_hashes"]]
+        lines += [f'  {_quoted(f"call:{name}")} -> {_quoted(other)} [label="used"];' for other in used]
+    return _out("\n".join([*lines, "}", ""]), path)
+
+
+def _quoted(text: str) -> str:
+    """Write text as a DOT string; a newline in it is a line break."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def _out(text: str, path: str | os.PathLike[str] | None) -> str:
@@ -291,14 +258,15 @@ def _plain(node: Node) -> Node:
     }
 
 
-def cache_tree_save(path: str | os.PathLike[str]) -> None:
-    """Write the tree to a file of pickled plain values, for :func:`cache_tree_load`."""
+def cache_tree_save(path: str | os.PathLike[str]) -> Path:
+    """Write the tree to a file of pickled plain values, for :func:`cache_tree_load`; gives its path."""
     data = pickle.dumps({name: _plain(node) for name, node in cache_tree_nodes().items()}, protocol=4)
     target = os.fspath(path)
     staged = f"{target}.tmp.{os.getpid()}.{threading.get_ident()}"
     with open(staged, "wb") as file:
         file.write(data)
     os.replace(staged, target)
+    return Path(target)
 
 
 class _PlainUnpickler(pickle.Unpickler):  # noqa: S301 - this one lets nothing in that could run
@@ -340,57 +308,3 @@ def _revived(node: Mapping[str, Any]) -> Node:
         "outfile": None if outfile is None else Path(outfile),
         "files": [Path(path) for path in node.get("files") or ()],
     }
-
-
-def saved_calls(directory: str | os.PathLike[str]) -> Cache:
-    """The calls whose results :func:`~cuda_progcache.memo.cache_file.cache_file` keeps in a directory, as a cache.
-
-    Their keys are the hashes in the files' names. The results aren't in it, and what the directory holds later isn't
-    either.
-
-    Parameters
-    ----------
-    directory : path-like
-    """
-    from cuda_progcache.memo.caches import Cache
-    from cuda_progcache.memo.storage import CallMemory, ValueMemory
-    from cuda_progcache.memo.storage.codecs import encode_json
-
-    found: dict[Digest, DigestedCall] = {}
-    for row in cache_dir.rows(os.fspath(directory)):
-        try:
-            record = cache_dir.read_record(row.path)
-        except OSError:
-            continue  # gone meanwhile
-        key = Digest(record.get("hash") or row.hash)
-        arguments = {name: _literal(text) for name, text in (record.get("call") or {}).items()}
-        digests = {name: digest(value) for name, value in arguments.items()}
-        created, duration = float(record.get("created") or row.status.st_mtime), record.get("duration")
-        links = {side: [hash_of(node) for node in record.get(side) or ()] for side in ("parents", "children")}
-        links["children"] = list(dict.fromkeys([*links["children"], *(record.get("used") or ())]))
-        metadata: dict[str, dict[str, Any]] = {
-            "runtime": {"timestart": created, "timestop": created + (duration or 0.0), "duration": duration},
-            "links": {side: keys for side, keys in links.items() if keys},
-            "files": {
-                path: {"algo": algo, "pattern": pattern, "digest": found_digest}
-                for path, algo, pattern, found_digest in record.get("watched") or ()
-            },
-        }
-        inline = {digests[name]: encode_json(value) for name, value in arguments.items()}
-        name = record.get("fname") or row.fname
-        found[key] = DigestedCall(name, digests, None, metadata, record.get("module"), key=key, inline=inline)
-    return Cache(ValueMemory({}), CallMemory(found))
-
-
-def _literal(text: str) -> str | int | float | bool | None:
-    """An argument from what its record shows of it."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return value if value is None or isinstance(value, str | int | float) else text
-
-
-def hash_of(node: str) -> str:
-    """The hash in a call's id."""
-    return node.rpartition(".")[2]

@@ -1,40 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a function does, as a digest: its code, and all that the code refers to, recursively.
 
-What counts: the body, defaults, closure variables and globals that it names;
-of those the values, and of functions and classes again what they do. Of a
-module, the attributes that are named. The standard library doesn't count, an
-installed package by its version, a module of one's own that is imported inside
-the function by its source and that of the modules it imports. A variable that
-the code itself binds or changes (``global n; n += 1``, ``seen.append(x)``,
-``table[x] = y``) is its state and no input, and doesn't count.
+What counts: the body, defaults, closure variables and globals that it names, and the function's own attributes; of
+those the values, and of functions, classes and instances again what they do and hold, as they are loaded: not as
+``__module__`` or ``__wrapped__`` say, nor as the source lies on disk now. Of a module of one's own, the attributes that
+are named, or all of it where it is used in another way. The standard library doesn't count, an installed package by its
+version. A module of one's own that is imported inside counts likewise; while it isn't loaded, by its source. Of the
+environment, the variables that are read by name; all of them where that can't be seen.
 
-No name of a file, line number, memory address or order of a set goes in, so
-the digest is the same in every process, and, where the source is at hand, from
-every interpreter.
+Nothing is left out because the code changes it: what is only the code's own state is declared as such (``state``).
+What doesn't count: comments, layout, docstrings and annotations that aren't read, names of files, line numbers, memory
+addresses, the order of a set. So the digest is the same in every process, and, where the source is at hand, from every
+interpreter. Locks, files, threads and the like count by their class: they are tools, and no input.
 """
 
 from __future__ import annotations
 
 import builtins
-import copyreg
-import enum
-import functools
-import inspect
+import importlib
+import os
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from cuda_progcache.memo.digest import Digest, Indigestible, digest
-from cuda_progcache.memo.modules import _hash, local_source, version_of
-from cuda_progcache.memo.references import references_of
+from cuda_progcache.memo import watching
+from cuda_progcache.memo.digest import Digest, Indigestible, digest, digest_functions_by
+from cuda_progcache.memo.instances import Instances
+from cuda_progcache.memo.modules import (
+    Package,
+    hash_parts,
+    locate,
+    package_of_file,
+    package_of_module,
+    source_of,
+    stamp_of,
+)
+from cuda_progcache.memo.references import Import, References, references_of
 
-#: Of wrappers that add caching and nothing else (a function's attribute, a class's method): what counts is the function
-#: inside, and what this holds or gives.
-TRANSPARENT = "__cache_file__"
-
-_MISSING = object()
+_MISSING = watching.MISSING
+#: Built-in functions with which code can reach every name of its module.
+_REACH_ALL = tuple(getattr(builtins, name) for name in ("globals", "eval", "exec"))
+#: Names of :mod:`os` that lead to the environment.
+_ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb"})
+#: Of a module: what Python puts there by itself.
+_MODULE_FURNITURE = frozenset(
+    ["__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__cached__", "__builtins__",
+     "__path__", "__annotations__", "__warningregistry__", "__annotate__", "__conditional_annotations__"]
+)  # fmt: skip
 
 
 def get_recursive_closure_hash(function: Any) -> str:
@@ -53,7 +66,7 @@ def get_recursive_closure_hash(function: Any) -> str:
     Raises
     ------
     Indigestible
-        It refers to data nested too deep to be walked.
+        It refers to something whose content can't be known, or is nested too deep to be walked.
     """
     return closure(function).digest
 
@@ -67,16 +80,16 @@ class Closure(NamedTuple):
         SHA-256 (hex) over all of it.
     packages : dict
         Versions of the packages that it uses, by top-level module name.
-    bindings : tuple
-        What names are bound to: a getter, its arguments, and what it gave.
-    contents : tuple
-        Data among it that can change in place, and its digest.
+    watches : tuple of Watch
+        What of it can change in this process, as it was.
+    unloaded : bool
+        Whether modules of one's own count by their source, since they aren't loaded yet.
     """
 
     digest: str
     packages: dict[str, str]
-    bindings: tuple[tuple[Callable[..., Any], tuple[Any, ...], Any], ...] = ()
-    contents: tuple[tuple[Any, Digest], ...] = ()
+    watches: tuple[watching.Watch, ...] = ()
+    unloaded: bool = False
 
     @property
     def with_packages(self) -> Digest:
@@ -84,373 +97,345 @@ class Closure(NamedTuple):
         return digest((self.digest, self.packages)) if self.packages else Digest(self.digest)
 
     def holds(self) -> bool:
-        """Whether all of it is as it was, as far as this process can change it: bindings, code, content of data.
+        """Whether all of it is as it was: what names are bound to, code, the content of data."""
+        return watching.hold(self.watches)
 
-        Of instances of unknown classes (locks, models, connections) the content is looked at once, not again.
-        """
-        for get, arguments, value in self.bindings:
-            if get(*arguments) is not value:
-                return False
-        try:
-            return all(digest(value) == before for value, before in self.contents)
-        except Indigestible:
-            return False
+    def changed(self) -> list[str]:
+        """The names through which the function reaches what is no longer as it was."""
+        return watching.changed(self.watches)
 
 
-def closure(function: Any) -> Closure:
-    """As :func:`get_recursive_closure_hash`, with the packages met on the way."""
-    walker = _Walker()
-    try:
-        found = walker.value(function)
-    except RecursionError:
-        raise Indigestible(function, f"can't digest what {function!r} refers to: it is nested too deep") from None
-    except RuntimeError as error:  # a dict or set that another thread changes
-        raise Indigestible(function, f"can't digest what {function!r} refers to just now: {error}") from None
-    contents = []
-    for value in walker.contents.values():
-        try:
-            contents.append((value, digest(value)))
-        except Indigestible:
-            continue  # it holds something of which the content can't be trusted
-    bindings = tuple(walker.bindings.values())
-    return Closure(found.decode(), dict(sorted(walker.packages.items())), bindings, tuple(contents))
+def closure(function: Any, state: Iterable[str] = ()) -> Closure:
+    """What a function depends on, as it is now.
+
+    Parameters
+    ----------
+    function : callable
+    state : iterable of str
+        Names, as the function has them (``"stats"``, ``"module.table"``), whose values don't count.
+
+    Raises
+    ------
+    Indigestible
+        See :func:`get_recursive_closure_hash`.
+    """
+    walker = _Walker(_declared(function, state))
+    found = _walked(walker, function)
+    if walker.asks_subclasses:
+        walker = _Walker(walker.state, subclasses=True)
+        found = _walked(walker, function)
+    return Closure(found.decode(), dict(sorted(walker.packages.items())), tuple(walker.watches), walker.unloaded)
 
 
 def argument_digest(value: Any) -> Digest:
-    """Digest of an argument: as :func:`~cuda_progcache.memo.digest.digest`, with functions by all they refer to.
+    """Digest of an argument: as :func:`~cuda_progcache.memo.digest.digest`, or else by class and attributes.
 
     Raises
     ------
     Indigestible
         It, or something in it, has no content that could be hashed.
     """
-    walker = _Walker(strict=True)
+    return Digest(_walked(_Walker(strict=True), value).decode())
+
+
+def _walked(walker: _Walker, value: Any) -> bytes:
     try:
-        return Digest(walker.value(value).decode())
+        return walker.value(value)
     except RecursionError:
-        raise Indigestible(value, f"can't digest a {type(value).__qualname__} that is nested too deep") from None
+        raise Indigestible(value, f"can't digest what {_named(value)} refers to: it is nested too deep") from None
+    except RuntimeError as error:  # a dict or set that another thread changes
+        raise Indigestible(value, f"can't digest what {_named(value)} refers to just now: {error}") from None
 
 
-class _Walker:
+def _named(value: Any) -> str:
+    return getattr(value, "__qualname__", None) or f"a {type(value).__qualname__}"
+
+
+def _declared(function: Any, state: Iterable[str]) -> frozenset[tuple[int, str] | int]:
+    """Where what is declared as state lies: namespaces with names, and objects."""
+    found: set[tuple[int, str] | int] = set()
+    plain = getattr(function, "__func__", function)
+    for dotted in state:
+        name, *attributes = dotted.split(".")
+        namespace = getattr(plain, "__globals__", {})
+        code = getattr(plain, "__code__", None)
+        cells = dict(zip(code.co_freevars if code else (), getattr(plain, "__closure__", None) or (), strict=False))
+        if not attributes:
+            found.add((id(namespace), name))  # also as a variable that functions beside it close over
+        value = watching.content(cells[name]) if name in cells else namespace.get(name, _MISSING)
+        for position, attribute in enumerate(attributes, 1):
+            if position == len(attributes):
+                owner = value if isinstance(value, type) else getattr(value, "__dict__", value)
+                found.add((id(owner), attribute))
+            value = getattr(value, attribute, _MISSING)
+        if value is not _MISSING and type(value) not in watching.ATOMS:
+            found.add(id(value))
+    return frozenset(found)
+
+
+class _Walker(Instances):
     """One walk. Functions and classes met again are named by when they were met first; data by its content."""
 
-    def __init__(self, *, strict: bool = False) -> None:
-        self.strict = strict
-        self.packages: dict[str, str] = {}
-        self.bindings: dict[tuple[Any, ...], tuple[Callable[..., Any], tuple[Any, ...], Any]] = {}
-        self.contents: dict[int, Any] = {}
-        self._changeable = False  # whether data that can change in place was met below the name that is looked at
-        self._met: dict[int, int] = {}
-        self._active: dict[int, int] = {}
-        self._done: dict[int, bytes] = {}
-        self._kept: list[Any] = []  # so that no id is used twice during the walk
-        self._reach = 0
-
-    def _again(self, value: Any) -> bytes | None:
-        """What stands for a function or class met before; None for a new one."""
-        number = self._met.get(id(value))
-        if number is not None:
-            return _hash("again", str(number))
-        self._met[id(value)] = len(self._met)
-        self._kept.append(value)
-        return None
-
-    def _data(self, value: Any, parts: Callable[[], Iterable[str | bytes]]) -> bytes:
-        """Digest of data that may contain itself; whether parts of it are one object or equal ones makes no odds."""
-        slot, depth = id(value), len(self._active)
-        if slot in self._done:
-            return self._done[slot]
-        if slot in self._active:
-            self._reach = min(self._reach, self._active[slot])
-            return _hash("cycle", str(depth - self._active[slot]))
-        self._active[slot] = depth
-        outside, self._reach = self._reach, depth
-        made = _hash(*parts())
-        del self._active[slot]
-        if self._reach >= depth:  # nothing in it refers to what is around it: it is the same wherever it stands
-            self._done[slot] = made
-            self._kept.append(value)
-        self._reach = min(outside, self._reach)
-        return made
+    def __init__(
+        self, state: frozenset[tuple[int, str] | int] = frozenset(), *, strict: bool = False, subclasses: bool = False
+    ) -> None:
+        super().__init__(strict=strict)
+        self.state = state
+        self.subclasses = subclasses
+        self.asks_subclasses = False
+        self.unloaded = False
 
     def value(self, value: Any) -> bytes:
         """Digest of any value, as 64 hex digits."""
-        handler = _HANDLERS.get(type(value))
-        if handler is not None:
-            found: bytes = handler(self, value)
-            return found
-        if isinstance(value, type):
-            return self.type(value)
-        if isinstance(value, types.ModuleType):
-            return self.module(value, ())
-        return self.instance(value)
-
-    def function(self, function: types.FunctionType) -> bytes:
-        told = getattr(function, TRANSPARENT, None)
-        if told is not None:
-            return _hash("cached", self.value(told), self.value(function.__wrapped__))  # type: ignore[attr-defined]
-        if self.external(function.__module__):
-            return _hash("function", str(function.__module__), function.__qualname__)
-        again = self._again(function)
-        if again is not None:
-            return again
-        read = references_of(function)
-        self._bound(function, getattr, function, "__code__")
-        parts: list[str | bytes] = ["function", read.identity]
-        parts.append(self.attributes(function.__defaults__, ()))
-        parts.append(self.attributes(function.__kwdefaults__, ()))
-        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
-        for name, attributes in read.names:
-            found = self.name(name, cells, function.__globals__)
-            parts += [name, ".".join(attributes), self.attributes(found, attributes)]
-        for name in read.imports:
-            parts += ["import", name, self.imported(name)]
-        return _hash(*parts)
-
-    def name(self, name: str, cells: Mapping[str, types.CellType], namespace: Mapping[str, Any]) -> Any:
-        if name in cells:
-            return self._bound(cells[name], _content, cells[name])
-        found = self._bound(namespace, namespace.get, name, _MISSING)
-        return getattr(builtins, name, _MISSING) if found is _MISSING else found
-
-    def _bound(self, owner: object, get: Callable[..., Any], *arguments: Any) -> Any:
-        """What a name of a function, cell, namespace, module or class is bound to; noted."""
-        value = get(*arguments)
-        self.bindings[id(owner), *(name for name in arguments if type(name) is str)] = (get, arguments, value)
-        return value
-
-    def attributes(self, value: Any, attributes: tuple[str, ...]) -> bytes:
-        """Digest of a value of which only some attributes are read."""
-        if value is _MISSING:
-            return _hash("missing")
-        if isinstance(value, types.ModuleType):
-            return self.module(value, attributes)
-        if attributes and type(value) is types.SimpleNamespace:
-            return self.attributes(self._bound(value, getattr, value, attributes[0], _MISSING), attributes[1:])
-        around, self._changeable = self._changeable, False
-        made = self.value(value)
-        if self._changeable:
-            self.contents[id(value)] = value
-        self._changeable = around
-        return made
-
-    def module(self, module: types.ModuleType, attributes: tuple[str, ...]) -> bytes:
-        name = module.__name__
-        if self.external(name, module):
-            return _hash("module", name)
-        if attributes:
-            return self.attributes(self._bound(module, getattr, module, attributes[0], _MISSING), attributes[1:])
-        return _hash("module", name, self.imported(name))
-
-    def imported(self, name: str) -> bytes:
-        """Digest of a module that code imports when it runs."""
-        if self.external(name, sys.modules.get(name)):
-            return _hash("external")
-        return local_source(name)
-
-    def external(self, name: str | None, module: types.ModuleType | None = None) -> bool:
-        """Whether a module is of the standard library or an installed package; notes the package's version."""
-        top = (name or "").partition(".")[0]
-        if top in sys.stdlib_module_names or top == "builtins":
-            return True
-        if not top or top == "__main__":
-            return False
-        version = version_of(top)
-        if version is None:
-            given = getattr(module, "__version__", None) if module is not None and module.__spec__ is None else None
-            if given is None:
-                return False  # a module of one's own
-            version = str(given)
-        self.packages[top] = version
-        return True
-
-    def type(self, kind: type) -> bytes:
-        label = f"{kind.__module__}.{kind.__qualname__}"
-        if self.external(kind.__module__):
-            return _hash("class", label)
-        again = self._again(kind)
-        if again is not None:
-            return again
-        parts: list[str | bytes] = ["class", label]
-        parts += [self.type(base) for base in kind.__bases__]
-        fields = vars(kind).get("__dataclass_fields__")
-        if fields is not None:
-            params = vars(kind)["__dataclass_params__"]
-            parts.append(f"{params.eq} {params.order} {params.frozen} {params.unsafe_hash}")
-        for name, field in (fields or {}).items():
-            parts += [name, self.value(field.default), self.value(field.default_factory)]
-        for name, member in _own_members(kind):
-            self._bound(kind, vars(kind).get, name)
-            parts += [name, self.attributes(member, ())]
-        return _hash(*parts)
-
-    def method(self, method: types.MethodType) -> bytes:
-        return _hash("method", self.value(method.__func__), self.value(method.__self__))
+        if self.state and id(value) in self.state:
+            return hash_parts("state")
+        kind = type(value)
+        if kind is types.FunctionType:
+            return self.function(value)
+        if kind is types.ModuleType or isinstance(value, types.ModuleType):
+            return self.module(value)
+        return super().value(value)
 
     def instance(self, value: Any) -> bytes:
-        """An object: its class, and its content as far as that can be known."""
-        kind = type(value)
-        # Not by getattr: there are objects, as unittest.mock.call, that have every attribute they are asked for.
-        inner = getattr(value, "__dict__", {}).get("__wrapped__")
-        told = getattr(kind, TRANSPARENT, None)
+        """An object; of a memoized function its state doesn't count."""
+        told = getattr(type(value), "__state__", None) if hasattr(type(value), watching.COUNTS) else None
+        around = self.state
         if told is not None:
-            return self._data(value, lambda: ("cached", self.value(told(value)), self.value(inner)))
-        own = not self.external(kind.__module__)
-        behind = self.type(kind)
+            self.state |= _declared(*told(value))
         try:
-            content = digest(value)
-        except Indigestible:
-            content = None
-        if callable(inner):  # functools.lru_cache and its like
-            return self._data(value, lambda: ("wrapper", behind, content or "", self.value(inner)))
-        if content is not None:
-            # What can't be hashed by content can change in place: arrays, tables, records.
-            by_content: object = kind.__hash__
-            self._changeable |= by_content is None or by_content is object.__hash__
-            return _hash("instance", behind, content)
-        state = _state(value) if own else None
-        if state is not None:
-            return self._data(value, lambda: ("object", behind, *(p for n, v in state for p in (n, self.value(v)))))
-        made = self._by_recipe(value, behind)
-        if made is not None:
-            return made
-        if self.strict:
-            raise Indigestible(value)
-        # A lock, an open file, a connection: what it holds is no input that could be compared.
-        return _hash("opaque", behind)
-
-    def _by_recipe(self, value: Any, behind: bytes) -> bytes | None:
-        """Digest of what pickle would make an object of again; None where it can't, or part of that has no content.
-
-        What holds a lock or a connection somewhere is a service, and no value.
-        """
-        recipe = _recipe(value)
-        if recipe is None:
-            return None
-        strict, active, reach = self.strict, dict(self._active), self._reach
-        self.strict = True
-        try:
-            return self._data(value, lambda: ("recipe", behind, *(self.value(part) for part in recipe)))
-        except Indigestible:
-            self._active, self._reach = active, reach
-            return None
+            return super().instance(value)
         finally:
-            self.strict = strict
+            self.state = around
 
-    def sequence(self, value: Any) -> bytes:
-        self._changeable |= type(value) is list
-        return self._data(value, lambda: (type(value).__name__, *(self.value(element) for element in value)))
+    def function(self, function: types.FunctionType) -> bytes:
+        told = getattr(function, watching.COUNTS, None)
+        if told is not None:
+            return self.data(function, lambda: ("cached", self.value(told())))
+        again = self.again(function)
+        if again is not None:
+            return again
+        package = package_of_file(function.__code__.co_filename)
+        if package is not None:
+            return self._foreign_function(function, package)
+        read = references_of(function)
+        self.watch(
+            watching.same_function, function, (function.__code__, function.__defaults__, function.__kwdefaults__)
+        )
+        around = self.strict, self._name
+        self.strict = False  # what code uses, as a lock, needn't be a value
+        self._name = ""  # what it changes is told of by the name that it has there
+        try:
+            return hash_parts(*self._function(function, read))
+        finally:
+            self.strict, self._name = around
 
-    def mapping(self, value: dict[Any, Any]) -> bytes:
-        self._changeable = True
-        # In the order of the keys' digests: what is met first must not depend on the order of filling.
-        pairs = sorted(((_Walker(strict=self.strict).value(key), item) for key, item in value.items()), key=_first)
-        return self._data(value, lambda: ("dict", *(part for key, item in pairs for part in (key, self.value(item)))))
+    def _function(self, function: types.FunctionType, read: References) -> list[str | bytes]:
+        parts: list[str | bytes] = ["function", read.identity]
+        parts.append(self.value(function.__defaults__))
+        parts.append(self.value(function.__kwdefaults__))
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
+        names, values = [], []
+        self.asks_subclasses |= "__subclasses__" in read.attributes
+        for name, attributes in read.names:
+            with self.under(name):
+                if name in cells:
+                    found = self._cell(cells[name], (id(function.__globals__), name))
+                else:
+                    found = self._global(function.__globals__, name)
+                    if (id(function.__globals__), name) not in self.state:
+                        names.append(name)
+                        values.append(function.__globals__.get(name, _MISSING))
+                parts += [name, ".".join(attributes), self.attributes(found, attributes, (name, *attributes), read)]
+                if any(found is reach for reach in _REACH_ALL):
+                    parts.append(self._namespace(function.__globals__))
+        if names:
+            self.watch(watching.same_names, function.__globals__, tuple(zip(names, values, strict=True)))
+        attributes_of = {
+            name: value for name, value in function.__dict__.items() if name not in {"__wrapped__", "__signature__"}
+        }
+        for name in sorted(attributes_of):
+            with self.under(f"{function.__name__}.{name}"):
+                parts += [name, self.value(attributes_of[name])]
+        self.watch(watching.same_items, function.__dict__, watching.items(function.__dict__))
+        for wanted in read.imports:
+            parts += ["import", wanted.name, *self._imported(wanted)]
+        return parts
 
-    def unordered(self, value: Any) -> bytes:
-        self._changeable |= type(value) is set
-        return _hash(type(value).__name__, *sorted(_Walker(strict=self.strict).value(element) for element in value))
+    def _foreign_function(self, function: types.FunctionType, package: Package) -> bytes:
+        """A function of a package: by name; what it closes over may be one's own, as what a decorator wraps."""
+        self.note(package)
+        # Where a function lives moves between versions, and a decorator may have renamed it: its code knows.
+        parts: list[str | bytes] = ["function", package.name, function.__code__.co_qualname]
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+            if name not in {"dispatch_cache", "cache_token"}:  # of functools.singledispatch: filled as it is used
+                parts += [name, self.value(self._cell(cell, (0, name)))]
+        return hash_parts(*parts)
 
-    def partial(self, value: functools.partial[Any]) -> bytes:
-        return _hash("partial", self.value(value.func), self.value(value.args), self.value(value.keywords))
+    def _cell(self, cell: types.CellType, name: tuple[int, str]) -> Any:
+        value = watching.content(cell)
+        if name in self.state:
+            return _State
+        self.watch(watching.same_content, cell, value)
+        return value
 
-    def wrapped(self, value: Any) -> bytes:
-        return _hash(type(value).__name__, self.value(value.__func__))
+    def _global(self, namespace: Mapping[str, Any], name: str) -> Any:
+        if (id(namespace), name) in self.state:
+            return _State
+        found = namespace.get(name, _MISSING)
+        return getattr(builtins, name, _MISSING) if found is _MISSING else found
 
-    def property(self, value: property) -> bytes:
-        return _hash("property", self.value(value.fget), self.value(value.fset), self.value(value.fdel))
+    def attributes(
+        self, value: Any, attributes: tuple[str, ...], chain: tuple[str, ...], read: References | None
+    ) -> bytes:
+        """Digest of a value of which only some attributes are read."""
+        if value is _MISSING:
+            return hash_parts("missing")
+        if value is _State or (self.state and id(value) in self.state):
+            return hash_parts("state")
+        place = len(chain) - len(attributes)
+        environment = self._environment(value, attributes, chain[:place], read)
+        if environment is not None:
+            return environment
+        if value is importlib.import_module or value is builtins.__import__:
+            return self._import_calls(chain[:place], read)
+        if isinstance(value, types.ModuleType):
+            package = package_of_module(value.__name__, value)
+            if package is not None:
+                if value is importlib and attributes[:1] == ("import_module",):
+                    return self._import_calls(chain[: place + 1], read)
+                self.note(package)
+                return hash_parts("module", value.__name__)
+            if attributes:
+                namespace = vars(value)
+                if (id(namespace), attributes[0]) in self.state:
+                    return hash_parts("state")
+                found = namespace.get(attributes[0], _MISSING)
+                self.watch(watching.same_names, namespace, ((attributes[0], found),))
+                if found is _MISSING:
+                    found = getattr(value, attributes[0], _MISSING)  # a module's own __getattr__
+                with self.under(attributes[0]):
+                    return self.attributes(found, attributes[1:], chain, read)
+            return self.module(value)
+        if attributes and type(value) is types.SimpleNamespace:
+            namespace = vars(value)
+            found = namespace.get(attributes[0], _MISSING)
+            self.watch(watching.same_names, namespace, ((attributes[0], found),))
+            with self.under(attributes[0]):
+                return self.attributes(found, attributes[1:], chain, read)
+        return self.value(value)
 
-    def builtin(self, value: types.BuiltinFunctionType) -> bytes:
-        owner = value.__self__
-        if owner is None or isinstance(owner, types.ModuleType):
-            self.external(value.__module__)
-            # Where C code lives moves between versions: open() was of io, and is of _io.
-            return _hash("builtin", str(value.__module__).lstrip("_"), value.__qualname__)
-        return _hash("builtin", value.__qualname__, self.value(owner))
+    def _environment(
+        self, value: Any, attributes: tuple[str, ...], chain: tuple[str, ...], read: References | None
+    ) -> bytes | None:
+        """Digest of what code reads of the environment; None where it is something else that is looked at."""
+        if value is os and attributes[:1] and attributes[0] in _ENVIRONMENT:
+            value, chain, attributes = vars(os).get(attributes[0]), (*chain, attributes[0]), attributes[1:]
+        if value is os.environ:
+            if attributes[:1] not in {("get",), ("__getitem__",), ("__contains__",)}:
+                if attributes:
+                    return self.variables(None)
+            else:
+                chain = (*chain, attributes[0])
+        elif value is not os.getenv:
+            in_bytes = any(value is not None and value is vars(os).get(name) for name in ("environb", "getenvb"))
+            return self.variables(None) if in_bytes else None
+        return self.variables(None if read is None or read.constants is None else read.constants.get(chain))
 
-    def plain(self, value: Any) -> bytes:
-        self._changeable |= type(value) is bytearray
-        return digest(value).encode()
+    def _import_calls(self, chain: tuple[str, ...], read: References | None) -> bytes:
+        known = None if read is None or read.constants is None else read.constants.get(chain)
+        if known is None:
+            raise Indigestible(
+                importlib, f"what {'.'.join(chain)}() imports can't be known beforehand: import it by name, or give "
+                "code=False and a version",
+            )  # fmt: skip
+        parts = ["imported", *sorted(known)]
+        return hash_parts(*parts, *(part for name in sorted(known) for part in self._imported(Import(name, ()))))
+
+    def module(self, module: types.ModuleType) -> bytes:
+        """A module: by name and version if it is a package's; of one's own all that it has."""
+        package = package_of_module(module.__name__, module)
+        if package is not None:
+            self.note(package)
+            return hash_parts("module", module.__name__)
+        return hash_parts("module", module.__name__, self._namespace(vars(module)))
+
+    def _namespace(self, namespace: dict[str, Any]) -> bytes:
+        again = self.again(namespace)
+        if again is not None:
+            return again
+        self.watch(watching.same_items, namespace, watching.items(namespace))
+        parts: list[str | bytes] = ["namespace"]
+        for name in sorted(namespace):
+            if name not in _MODULE_FURNITURE and (id(namespace), name) not in self.state:
+                with self.under(name):
+                    parts += [name, self.attributes(namespace[name], (), (name,), None)]
+        return hash_parts(*parts)
+
+    # Modules that code imports when it runs
+
+    def _imported(self, wanted: Import) -> list[bytes]:
+        """Digests of what code imports: of a module, or of what it takes from it."""
+        top, _, rest = wanted.name.partition(".")
+        module = sys.modules.get(wanted.name)
+        package = package_of_module(top)
+        if package is not None:
+            self.note(package)
+            by_hand = sys.modules.get(top)
+            if by_hand is not None and by_hand.__spec__ is None:  # it says itself which version it is
+                version = vars(by_hand).get("__version__", _MISSING)
+                self.watch(watching.same_names, sys.modules, ((top, by_hand),))
+                self.watch(watching.same_names, vars(by_hand), (("__version__", version),))
+            return [hash_parts("external")]
+        if module is None:
+            return [self._unloaded(wanted.name)]
+        self.watch(watching.same_names, sys.modules, ((wanted.name, module),))
+        if not wanted.wanted:
+            found = [self.module(module)]
+            return found + (self._imported(Import(wanted.name.rpartition(".")[0], ())) if rest else [])
+        made = []
+        for name in wanted.wanted:
+            if name not in vars(module) and package_of_module(full := f"{wanted.name}.{name}") is None:
+                made.append(self._imported(Import(full, ()))[0])
+                continue
+            made.append(self.attributes(module, (name,), (wanted.name, name), None))
+        return made
+
+    def _unloaded(self, name: str) -> bytes:
+        """A module of one's own that isn't loaded yet, and those it imports: by their source."""
+        found: dict[str, bytes] = {}
+        pending = [name]
+        while pending:
+            module = pending.pop()
+            top = module.partition(".")[0]
+            if module in found:
+                continue
+            package = package_of_module(top)
+            if package is not None:
+                self.note(package)
+                continue
+            loaded = sys.modules.get(module)
+            if loaded is not None and module != "__main__":
+                self.watch(watching.same_names, sys.modules, ((module, loaded),))
+                found[module] = self.module(loaded)
+                continue
+            self.watch(watching.same_names, sys.modules, ((module, _MISSING),))
+            spec = locate(module)
+            if spec is None or spec.origin is None or not spec.has_location:
+                continue  # a name in a module, a folder, or nowhere
+            self.unloaded = True
+            self.watch(watching.same_source, spec.origin, stamp_of(spec.origin))
+            source = source_of(module, spec.origin)
+            if source is None:
+                found[module] = b"unreadable"
+                continue
+            found[module] = source.digest
+            pending += source.imports
+            pending += [".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 1)]
+        return hash_parts("unloaded", *(part for module, source in sorted(found.items()) for part in (module, source)))
 
 
-def _first(pair: tuple[bytes, Any]) -> bytes:
-    return pair[0]
+class _State:
+    """Stands for a value that is declared as state."""
 
 
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _MISSING  # not filled yet
-
-
-#: Of a class: what Python puts there by itself.
-_CLASS_FURNITURE = {
-    "__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__",
-    "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__slotnames__",
-    "__abstractmethods__", "_abc_impl", "__dataclass_fields__", "__dataclass_params__",
-    "__match_args__", "__replace__",
-}  # fmt: skip
-
-_HANDLERS: dict[type, Any] = {
-    types.FunctionType: _Walker.function,
-    types.MethodType: _Walker.method,
-    types.BuiltinFunctionType: _Walker.builtin,
-    functools.partial: _Walker.partial,
-    staticmethod: _Walker.wrapped,
-    classmethod: _Walker.wrapped,
-    property: _Walker.property,
-    list: _Walker.sequence,
-    tuple: _Walker.sequence,
-    dict: _Walker.mapping,
-    set: _Walker.unordered,
-    frozenset: _Walker.unordered,
-    **dict.fromkeys((int, float, str, bytes, bool, complex, type(None), bytearray, range, slice), _Walker.plain),
-}
-
-
-def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
-    """What a class's author wrote: not what Python, ``dataclasses`` and ``enum`` add, which differs by version."""
-    members = kind.__members__ if issubclass(kind, enum.Enum) else {}
-    yield from ((name, member.value) for name, member in members.items())
-    made = "__dataclass_fields__" in vars(kind)
-    for name, member in sorted(vars(kind).items()):
-        if name in _CLASS_FURNITURE or name in members or (made and _filename(member) == "<string>"):
-            continue  # a dataclass's methods follow from its fields
-        of_enum = getattr(member, "__module__", None) == "enum" or (name[0] == name[-1] == "_" != name[1])
-        if not (issubclass(kind, enum.Enum) and of_enum):
-            yield name, member
-
-
-def _filename(function: Any) -> str | None:
-    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-    return getattr(code, "co_filename", None)
-
-
-def _recipe(value: Any) -> tuple[Any, ...] | None:
-    """How pickle would make an object again, such as a compiled pattern; None where it can't or must not be asked."""
-    if isinstance(value, Iterator):
-        return None  # asking may use it up
-    taught = copyreg.dispatch_table.get(type(value))
-    try:
-        made = value.__reduce_ex__(4) if taught is None else taught(value)
-    except Exception:  # noqa: BLE001 - any class's own code; what can't be taken apart is opaque
-        return None
-    return tuple(made[:3]) if isinstance(made, tuple) else (made,)
-
-
-def _state(value: Any) -> list[tuple[str, Any]] | None:
-    """Attributes of an instance of a class of one's own, sorted; None where it hasn't any place for them."""
-    slots = [n for kind in type(value).__mro__ for n in _slots(kind)]
-    attributes = getattr(value, "__dict__", None)
-    if attributes is None and not slots:
-        return None
-    found = dict(attributes or {})
-    found.update({name: getattr(value, name) for name in slots if hasattr(value, name)})
-    return sorted(found.items())
-
-
-def _slots(kind: type) -> Iterable[str]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else slots
-    return [name for name in names if name not in {"__dict__", "__weakref__"}]
+digest_functions_by(argument_digest)

@@ -30,20 +30,19 @@ import dataclasses
 import datetime as dt
 import enum
 import functools
+import gc
 import hashlib
 import pathlib
 import re
 import struct
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from cuda_progcache.errors import ProgCacheError
-
-if TYPE_CHECKING:
-    from cuda_progcache.memo.caches import BaseCache
 
 T = TypeVar("T")
 
@@ -68,14 +67,6 @@ class Digest(str):
     """A digest, 64 hex digits, or the first ones of it: tells a key from a value that is a string."""
 
     __slots__ = ()
-
-    def expand(self, cache: BaseCache) -> Digest:
-        """The full digest that this prefix stands for in ``cache``; see :meth:`BaseCache.expand`."""
-        return cache.expand(self)
-
-    def shrink(self, cache: BaseCache) -> Digest:
-        """The shortest prefix that is unambiguous in ``cache``; see :meth:`BaseCache.shrink`."""
-        return cache.shrink(self)
 
 
 def digest(value: Any) -> Digest:
@@ -117,6 +108,9 @@ def register(kind: type[T], function: Callable[[T], str]) -> None:
     _of_type.clear()
 
 
+#: What is met while a value is digested: the classes of instances, if somebody collects them, and a sign of looseness.
+_met = threading.local()
+
 Encoder = Callable[[Any], bytes]
 
 _taught: dict[type, Callable[[Any], str]] = {}
@@ -134,7 +128,14 @@ def _digest_bytes(value: Any) -> bytes:
     return encoder(value)
 
 
-def _hash(tag: bytes, payload: bytes) -> bytes:
+def _loosely(told: object) -> bytes:
+    """A digest that stands for other values, too."""
+    _met.loose = True
+    return str(told).encode("utf-8")
+
+
+def hash_tagged(tag: bytes, payload: bytes) -> bytes:
+    """SHA-256 over the name of a kind and its content, as 64 hex digits in ASCII."""
     state = hashlib.sha256()
     state.update(tag + payload)
     return state.hexdigest().encode("ascii")
@@ -143,7 +144,7 @@ def _hash(tag: bytes, payload: bytes) -> bytes:
 def child_bytes(value: Any) -> bytes:
     """The digest of an element as it goes into its container's, always 64 bytes."""
     found = _digest_bytes(value)
-    return found if len(found) == DIGEST_LENGTH else _hash(b"custom:", found)
+    return found if len(found) == DIGEST_LENGTH else hash_tagged(b"custom:", found)
 
 
 def _class_tag(kind: type) -> bytes:
@@ -152,10 +153,12 @@ def _class_tag(kind: type) -> bytes:
 
 def digest_fields(kind: type, fields: Mapping[str, Any]) -> bytes:
     """The digest of a record (dataclass, attrs, msgspec) from its class and its fields."""
-    return _hash(_class_tag(kind), _pairs(fields))
+    return hash_tagged(_class_tag(kind), _pairs(fields))
 
 
 def _pairs(mapping: Mapping[Any, Any]) -> bytes:
+    if len(mapping) > 1:
+        _met.loose = True
     return b",".join(sorted(child_bytes(key) + b"=" + child_bytes(value) for key, value in mapping.items()))
 
 
@@ -171,31 +174,50 @@ def _unordered(values: Iterable[Any]) -> bytes:
 
 
 def _int(value: int) -> bytes:
-    return _hash(b"int:", b"%x" % value)
+    return hash_tagged(b"int:", b"%x" % value)
 
 
 def _float(value: float) -> bytes:
-    return _hash(b"float:", struct.pack(">d", value))
+    return hash_tagged(b"float:", struct.pack(">d", value))
 
 
 def _str(value: str) -> bytes:
-    return _hash(b"str:", value.encode("utf-8", "surrogatepass"))
+    return hash_tagged(b"str:", value.encode("utf-8", "surrogatepass"))
 
 
 def _datetime(value: dt.datetime | dt.time) -> bytes:
-    zone = getattr(value.tzinfo, "key", "")
-    return _hash(_class_tag(type(value)), f"{value.isoformat()} {value.fold} {zone}".encode())
+    return hash_tagged(_class_tag(type(value)), f"{value.isoformat()} {value.fold}".encode() + _zone(value))
+
+
+def _zone(value: dt.datetime | dt.time) -> bytes:
+    """What tells a time's zone from others; of one of an unknown class its offset and name at that time."""
+    zone = value.tzinfo
+    if zone is None:
+        return b""
+    try:
+        return child_bytes(zone)
+    except Indigestible:
+        return hash_tagged(_class_tag(type(zone)), f"{value.utcoffset()!r} {value.tzname()!r} {zone!r}".encode())
 
 
 def _timezone(value: dt.timezone) -> bytes:
-    return _hash(b"timezone:", f"{value.utcoffset(None)!r} {value.tzname(None)}".encode())
+    return hash_tagged(b"timezone:", f"{value.utcoffset(None)!r} {value.tzname(None)}".encode())
 
 
-def _function(value: types.FunctionType | types.MethodType) -> bytes:
+#: How functions are digested: by :mod:`~cuda_progcache.memo.code`, which knows them.
+_by_code: list[Callable[[Any], str]] = []
+
+
+def digest_functions_by(function: Callable[[Any], str]) -> None:
+    """Say how functions are digested."""
+    _by_code[:] = [function]
+
+
+def _function(value: Any) -> bytes:
     """By what it does, not by its name or place: code, defaults, and all that it refers to."""
-    from cuda_progcache.memo.code import argument_digest  # which digests values by this module
-
-    return argument_digest(value).encode("ascii")
+    if not _by_code:
+        raise Indigestible(value)
+    return _by_code[0](value).encode("ascii")
 
 
 _CODE = [
@@ -214,26 +236,28 @@ _CODE = [
 
 
 def _code(value: types.CodeType) -> bytes:
-    return _hash(b"code:", _sequence(getattr(value, name) for name in _CODE))
+    return hash_tagged(b"code:", _sequence(getattr(value, name) for name in _CODE))
 
 
 def _method(value: types.MethodType) -> bytes:
     if isinstance(value.__self__, type):
         return _function(value)
-    return _hash(b"method:", _sequence((value.__func__, value.__self__)))
+    return hash_tagged(b"method:", _sequence((value.__func__, value.__self__)))
 
 
 def _module(value: types.ModuleType) -> bytes:
     """By what it offers; most real modules offer something indigestible."""
     names = getattr(value, "__all__", None)
-    return _hash(b"module:", _pairs({name: getattr(value, name) for name in (dir(value) if names is None else names)}))
+    return hash_tagged(
+        b"module:", _pairs({name: getattr(value, name) for name in (dir(value) if names is None else names)})
+    )
 
 
 def _builtin(value: types.BuiltinFunctionType) -> bytes:
     owner = value.__self__
     if owner is None or isinstance(owner, types.ModuleType):
-        return _hash(b"builtin:", f"{value.__module__}.{value.__qualname__}".encode())
-    return _hash(b"builtin:", _sequence((value.__qualname__, owner)))
+        return hash_tagged(b"builtin:", f"{value.__module__}.{value.__qualname__}".encode())
+    return hash_tagged(b"builtin:", _sequence((value.__qualname__, owner)))
 
 
 def _type(value: type) -> bytes:
@@ -241,50 +265,51 @@ def _type(value: type) -> bytes:
     home = value.__module__.partition(".")[0]
     if home != "numpy" and (home not in sys.stdlib_module_names or home == "__main__"):
         raise Indigestible(value, f"can't digest the class {value.__module__}.{value.__qualname__} itself")
-    return _hash(b"type:", _class_tag(value))
+    return hash_tagged(b"type:", _class_tag(value))
 
 
 def _ordered(value: collections.OrderedDict[Any, Any]) -> bytes:
     """Two of them are equal only in one order."""
-    return _hash(b"OrderedDict:", _sequence(part for pair in value.items() for part in pair))
+    return hash_tagged(b"OrderedDict:", _sequence(part for pair in value.items() for part in pair))
 
 
 def _defaultdict(value: collections.defaultdict[Any, Any]) -> bytes:
-    return _hash(b"defaultdict:", child_bytes(value.default_factory) + _pairs(value))
+    return hash_tagged(b"defaultdict:", child_bytes(value.default_factory) + _pairs(value))
 
 
 def _partial(value: functools.partial[Any]) -> bytes:
-    return _hash(b"partial:", _sequence((value.func, value.args, value.keywords)))
+    return hash_tagged(b"partial:", _sequence((value.func, value.args, value.keywords)))
 
 
 _EXACT: dict[type, Encoder] = {
-    Digest: lambda value: value.encode("utf-8"),
+    Digest: _loosely,
     int: _int,
     float: _float,
     str: _str,
-    bytes: lambda value: _hash(b"bytes:", value),
-    bytearray: lambda value: _hash(b"bytearray:", bytes(value)),
-    type(None): lambda _: _hash(b"none:", b""),
-    bool: lambda value: _hash(b"bool:", b"1" if value else b"0"),
-    complex: lambda value: _hash(b"complex:", struct.pack(">dd", value.real, value.imag)),
-    type(...): lambda _: _hash(b"ellipsis:", b""),
-    list: lambda value: _hash(b"list:", _sequence(value)),
-    tuple: lambda value: _hash(b"tuple:", _sequence(value)),
-    dict: lambda value: _hash(b"dict:", _pairs(value)),
-    set: lambda value: _hash(b"set:", _unordered(value)),
-    frozenset: lambda value: _hash(b"frozenset:", _unordered(value)),
-    range: lambda value: _hash(b"range:", _sequence((value.start, value.stop, value.step))),
-    slice: lambda value: _hash(b"slice:", _sequence((value.start, value.stop, value.step))),
+    bytes: lambda value: hash_tagged(b"bytes:", value),
+    bytearray: lambda value: hash_tagged(b"bytearray:", bytes(value)),
+    type(None): lambda _: hash_tagged(b"none:", b""),
+    bool: lambda value: hash_tagged(b"bool:", b"1" if value else b"0"),
+    complex: lambda value: hash_tagged(b"complex:", struct.pack(">dd", value.real, value.imag)),
+    type(...): lambda _: hash_tagged(b"ellipsis:", b""),
+    type(NotImplemented): lambda _: hash_tagged(b"notimplemented:", b""),
+    list: lambda value: hash_tagged(b"list:", _sequence(value)),
+    tuple: lambda value: hash_tagged(b"tuple:", _sequence(value)),
+    dict: lambda value: hash_tagged(b"dict:", _pairs(value)),
+    set: lambda value: hash_tagged(b"set:", _unordered(value)),
+    frozenset: lambda value: hash_tagged(b"frozenset:", _unordered(value)),
+    range: lambda value: hash_tagged(b"range:", _sequence((value.start, value.stop, value.step))),
+    slice: lambda value: hash_tagged(b"slice:", _sequence((value.start, value.stop, value.step))),
     collections.OrderedDict: _ordered,
     collections.defaultdict: _defaultdict,
-    collections.deque: lambda value: _hash(b"deque:", child_bytes(value.maxlen) + _sequence(value)),
-    array.array: lambda value: _hash(b"array:", value.typecode.encode() + value.tobytes()),
-    re.Pattern: lambda value: _hash(b"pattern:", _sequence((value.pattern, value.flags))),
-    memoryview: lambda value: _hash(b"memoryview:", _sequence((value.format, value.shape, value.tobytes()))),
+    collections.deque: lambda value: hash_tagged(b"deque:", child_bytes(value.maxlen) + _sequence(value)),
+    array.array: lambda value: hash_tagged(b"array:", value.typecode.encode() + value.tobytes()),
+    re.Pattern: lambda value: hash_tagged(b"pattern:", _sequence((value.pattern, value.flags))),
+    memoryview: lambda value: hash_tagged(b"memoryview:", _sequence((value.format, value.shape, value.tobytes()))),
     dt.datetime: _datetime,
     dt.time: _datetime,
-    dt.date: lambda value: _hash(b"date:", value.isoformat().encode()),
-    dt.timedelta: lambda v: _hash(b"timedelta:", f"{v.days} {v.seconds} {v.microseconds}".encode()),
+    dt.date: lambda value: hash_tagged(b"date:", value.isoformat().encode()),
+    dt.timedelta: lambda v: hash_tagged(b"timedelta:", f"{v.days} {v.seconds} {v.microseconds}".encode()),
     dt.timezone: _timezone,
     types.FunctionType: _function,
     types.CodeType: _code,
@@ -292,11 +317,12 @@ _EXACT: dict[type, Encoder] = {
     types.ModuleType: _module,
     types.BuiltinFunctionType: _builtin,
     functools.partial: _partial,
-    staticmethod: lambda value: _hash(b"staticmethod:", child_bytes(value.__func__)),
-    classmethod: lambda value: _hash(b"classmethod:", child_bytes(value.__func__)),
-    property: lambda value: _hash(b"property:", _sequence((value.fget, value.fset, value.fdel))),
+    staticmethod: lambda value: hash_tagged(b"staticmethod:", child_bytes(value.__func__)),
+    classmethod: lambda value: hash_tagged(b"classmethod:", child_bytes(value.__func__)),
+    property: lambda value: hash_tagged(b"property:", _sequence((value.fget, value.fset, value.fdel))),
 }
 _of_type: dict[type, Encoder] = dict(_EXACT)
+_EXACT_DATES = frozenset({dt.datetime, dt.time, dt.date, dt.timedelta, dt.timezone, array.array, memoryview})
 
 
 # Other types: looked at once, then remembered
@@ -304,31 +330,95 @@ _of_type: dict[type, Encoder] = dict(_EXACT)
 
 def _encoder(kind: type) -> Encoder:
     """How instances of a class that was not met yet are hashed."""
+    encoder = _encoder_of(kind)
+    if not kind.__flags__ & _HEAP or kind.__module__.partition(".")[0] in sys.stdlib_module_names - {"__main__"}:
+        return encoder
+
+    def encode(value: Any) -> bytes:
+        met = getattr(_met, "classes", None)
+        if met is not None:
+            met.add(kind)
+        return encoder(value)
+
+    return encode
+
+
+_HEAP = 1 << 9  # a class made by a class statement, or by C code at run time
+
+
+def digest_loosely(value: Any) -> tuple[Digest, bool]:
+    """The digest of a value, and whether values that differ may have it: dicts in another order, or what a class says.
+
+    Raises
+    ------
+    Indigestible
+        As :func:`digest`.
+    """
+    _met.loose = False
+    found = digest(value)
+    return found, bool(_met.loose)
+
+
+class classes_met:  # noqa: N801 - used as a function
+    """Collect the classes, but for the standard library's, of which instances are digested: ``with classes_met()``."""
+
+    def __enter__(self) -> set[type]:
+        self._around = getattr(_met, "classes", None)
+        found: set[type] = set()
+        _met.classes = found
+        return found
+
+    def __exit__(self, *exc_info: object) -> None:
+        _met.classes = self._around
+
+
+def is_taught(kind: type) -> bool:
+    """Whether a class says itself how its instances are digested, or was registered."""
+    return hasattr(kind, "__digest__") or any(issubclass(kind, known) for known in _taught)
+
+
+def is_foreign(kind: type) -> bool:
+    """Whether it is a class of a library whose content is known here."""
+    return kind in _EXACT or any(_foreign_name(base) in _FOREIGN or base in _EXACT_DATES for base in kind.__mro__)
+
+
+def _foreign_name(kind: type) -> str:
+    # By package and name: classes move between a package's modules from version to version.
+    return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
+
+
+def content_as(value: Any) -> bytes:
+    """Digest of an instance of a built-in type's subclass as of the built-in type: without class and attributes."""
+    return next(_EXACT[base] for base in type(value).__mro__ if base in _EXACT)(value)
+
+
+def _encoder_of(kind: type) -> Encoder:
     for known, function in _taught.items():
         if issubclass(kind, known):
-            return lambda value: str(function(value)).encode("utf-8")
+            return lambda value: _loosely(function(value))
     if issubclass(kind, type):
         return _type
     if issubclass(kind, Digest):
         return _EXACT[Digest]
     if hasattr(kind, "__digest__"):
-        return lambda value: str(value.__digest__()).encode("utf-8")
+        return lambda value: _loosely(value.__digest__())
     if kind in _EXACT:
         return _EXACT[kind]
     if issubclass(kind, enum.Enum):
-        return lambda value: _hash(_class_tag(kind), _sequence((value.name, value.value)))
+        return lambda value: hash_tagged(_class_tag(kind), _sequence((value.name, value.value)))
     for base in kind.__mro__:
-        # By package and name: classes move between a package's modules from version to version.
-        foreign = _FOREIGN.get(f"{base.__module__.partition('.')[0]}.{base.__qualname__}")
+        foreign = _FOREIGN.get(_foreign_name(base))
         if foreign is not None:
             return foreign if base is kind else functools.partial(_derived, kind, foreign)
+    inner = next((_EXACT[base] for base in kind.__mro__[1:] if base in _EXACT and base is not type(None)), None)
     names = _field_names(kind)
     if names is not None:
-        return lambda value: digest_fields(kind, {name: getattr(value, name) for name in names})
-    for base in kind.__mro__[1:]:
-        if base in _EXACT and base is not type(None):
-            return functools.partial(_subclassed, kind, _EXACT[base])
-    return _collection(kind)
+        collected = inner if inner is not None else _collection_of(kind)
+        return functools.partial(_record, kind, names, collected)
+    if inner is not None:
+        return functools.partial(_subclassed, kind, inner)
+    collection = _collection_of(kind)
+    return _refuse if collection is None else functools.partial(_subclassed, kind, collection)
 
 
 def _field_names(kind: type) -> list[str] | None:
@@ -345,24 +435,41 @@ def _field_names(kind: type) -> list[str] | None:
 def _subclassed(kind: type, encode: Encoder, value: Any) -> bytes:
     """A subclass of a built-in type: its class, its content, and attributes that instances were given."""
     attributes = getattr(value, "__dict__", None)
-    return _hash(_class_tag(kind), encode(value) + (_pairs(attributes) if attributes else b""))
+    fields = getattr(kind, "_fields", None)  # of a named tuple
+    named = repr(fields).encode("utf-8", "surrogatepass") if isinstance(fields, tuple) else b""
+    return hash_tagged(_class_tag(kind), named + encode(value) + (_pairs(attributes) if attributes else b""))
+
+
+def _record(kind: type, names: list[str], encode: Encoder | None, value: Any) -> bytes:
+    """A dataclass and its like: its fields, other attributes, and what it holds where it is a collection, too."""
+    fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    more = {name: held for name, held in getattr(value, "__dict__", {}).items() if name not in fields}
+    if encode is None and not more:
+        return digest_fields(kind, fields)
+    content = b"" if encode is None else encode(value)
+    return hash_tagged(_class_tag(kind), _pairs(fields) + b";" + content + b";" + _pairs(more))
 
 
 def _derived(kind: type, encode: Encoder, value: Any) -> bytes:
     """An instance of a class derived from a library's: its class, content, and what its author counts as content."""
     names = getattr(kind, "_metadata", None)  # as pandas has it
     more = {name: getattr(value, name, None) for name in names} if isinstance(names, list) else {}
-    return _hash(_class_tag(kind), encode(value) + _pairs(more))
+    return hash_tagged(_class_tag(kind), encode(value) + _pairs(more))
 
 
-def _collection(kind: type) -> Encoder:
+def _collection_of(kind: type) -> Encoder | None:
+    """How what a collection holds is hashed; None where it is none."""
+    if issubclass(kind, collections.ChainMap):
+        return lambda value: _sequence(value.maps)
+    if issubclass(kind, (collections.UserDict, collections.UserList, collections.UserString)):
+        return lambda value: child_bytes(value.data)
     if issubclass(kind, Mapping):
-        return lambda value: _hash(_class_tag(kind), _pairs(dict(value)))
+        return lambda value: _pairs(dict(value))
     if issubclass(kind, AbstractSet):
-        return lambda value: _hash(_class_tag(kind), _unordered(value))
+        return _unordered
     if issubclass(kind, (Sequence, ValuesView)):  # iterating may use up, or not show, what others hold
-        return lambda value: _hash(_class_tag(kind), _sequence(value))
-    return _refuse
+        return _sequence
+    return None
 
 
 def _refuse(value: Any) -> bytes:
@@ -372,64 +479,108 @@ def _refuse(value: Any) -> bytes:
 # Types of libraries that are not imported here: whoever has an instance has imported them
 
 
+def _dtype(value: Any) -> bytes:
+    return _sequence((value.str, repr(value), dict(value.metadata) if value.metadata else None))
+
+
 def _ndarray(value: Any) -> bytes:
-    layout = _sequence((value.dtype.str, repr(value.dtype), tuple(value.shape)))
+    layout = _dtype(value.dtype) + child_bytes(tuple(value.shape))
     if value.dtype.names is not None:  # what lies between the fields is no content
-        return _hash(b"numpy.ndarray:", layout + _sequence(value[name] for name in value.dtype.names))
+        return hash_tagged(b"numpy.ndarray:", layout + _sequence(value[name] for name in value.dtype.names))
     if value.dtype.hasobject:
-        return _hash(b"numpy.ndarray:", layout + _sequence(value.ravel().tolist()))
+        return hash_tagged(b"numpy.ndarray:", layout + _elements(value.ravel().tolist()))
     state = hashlib.sha256()
     state.update(b"numpy.ndarray:" + layout)
-    state.update(value.tobytes())
+    state.update(value.data if value.flags.c_contiguous and value.dtype.kind in "biufc" else value.tobytes())
     return state.hexdigest().encode("ascii")
+
+
+def _elements(values: list[Any]) -> bytes:
+    """Digest of the elements of a list; of nothing but texts at once, with their lengths."""
+    if values and all(type(value) is str for value in values):
+        joined = "".join(values).encode("utf-8", "surrogatepass")
+        lengths = array.array("Q", map(len, values))
+        if sys.byteorder == "big":
+            lengths.byteswap()
+        return hash_tagged(b"texts:", lengths.tobytes() + joined)
+    return hash_tagged(b"elements:", _sequence(values))
 
 
 def _masked_array(value: Any) -> bytes:
     import numpy as np
 
     parts = (np.ma.getdata(value), np.ma.getmaskarray(value), value.fill_value)
-    return _hash(b"numpy.ma.MaskedArray:", _sequence(parts))
+    return hash_tagged(b"numpy.ma.MaskedArray:", _sequence(parts))
 
 
 def _numpy_scalar(value: Any) -> bytes:
-    return _hash(b"numpy.scalar:", value.dtype.str.encode() + b" " + value.tobytes())
+    if value.dtype.names is not None:
+        fields = _sequence(value[name] for name in value.dtype.names)
+        return hash_tagged(b"numpy.scalar:", _dtype(value.dtype) + fields)
+    if value.dtype.hasobject:
+        raise Indigestible(value)
+    return hash_tagged(b"numpy.scalar:", value.dtype.str.encode() + b" " + value.tobytes())
 
 
-def _pandas_values(values: Any) -> Any:
-    """What a column holds, exactly: its array, or a list where the array is pandas' own."""
-    array = values.array
-    plain = getattr(array, "_ndarray", None) if type(array).__name__ == "NumpyExtensionArray" else None
-    return values.to_numpy() if plain is not None else list(values.astype(object))
-
-
-def _column_type(values: Any) -> Any:
+def _column(values: Any) -> bytes:
+    """What a pandas column or index holds, exactly, and its type."""
     kind = values.dtype
-    return (kind.categories, kind.ordered) if type(kind).__name__ == "CategoricalDtype" else str(kind)
+    if type(kind).__name__ == "CategoricalDtype":
+        codes = values.cat.codes if hasattr(values, "cat") else values.codes
+        return hash_tagged(b"pandas.categories:", _sequence((kind.categories, kind.ordered, _plain_array(codes))))
+    if type(values.array).__name__ in {"NumpyExtensionArray", "PandasArray"}:
+        return child_bytes(values.to_numpy())
+    if kind.kind in "mM" and type(values.array).__name__ in {"DatetimeArray", "TimedeltaArray"}:
+        return hash_tagged(b"pandas.times:", str(kind).encode() + child_bytes(values.array.asi8))
+    return hash_tagged(b"pandas.values:", str(kind).encode() + _elements(list(values.astype(object))))
+
+
+def _plain_array(values: Any) -> Any:
+    return values.to_numpy() if hasattr(values, "to_numpy") else values
 
 
 def _index(value: Any) -> bytes:
     if value.nlevels > 1:
-        return _hash(b"pandas.MultiIndex:", _sequence((list(value.names), list(value))))
-    return _hash(b"pandas.Index:", _sequence((value.name, _column_type(value), _pandas_values(value))))
+        parts = (list(value.names), list(value.levels), [_plain_array(codes) for codes in value.codes])
+        return hash_tagged(b"pandas.MultiIndex:", _sequence(parts))
+    spacing = getattr(value, "freq", None)
+    about = _sequence((type(value).__name__, value.name, None if spacing is None else repr(spacing)))
+    return hash_tagged(b"pandas.Index:", about + _column(value))
+
+
+def _flags(value: Any) -> bytes:
+    return _sequence((value.attrs, value.flags.allows_duplicate_labels))
 
 
 def _series(value: Any) -> bytes:
-    parts = (value.name, _column_type(value), value.index, _pandas_values(value), value.attrs)
-    return _hash(b"pandas.Series:", _sequence(parts))
+    return hash_tagged(b"pandas.Series:", _sequence((value.name, value.index)) + _column(value) + _flags(value))
 
 
 def _frame(value: Any) -> bytes:
-    columns = [value.iloc[:, i] for i in range(value.shape[1])]
-    return _hash(b"pandas.DataFrame:", _sequence((value.columns, value.index, columns, value.attrs)))
+    columns = b"".join(_column(value.iloc[:, i]) for i in range(value.shape[1]))
+    return hash_tagged(b"pandas.DataFrame:", _sequence((value.columns, value.index)) + columns + _flags(value))
+
+
+def _moment(value: Any) -> bytes:
+    """A pandas Timestamp or Timedelta: to its unit, and in its zone."""
+    zone = _zone(value) + f" {value.fold}".encode() if hasattr(value, "tzinfo") else b""
+    return hash_tagged(_class_tag(type(value)), _numpy_scalar(value.asm8) + zone)
 
 
 def _repr(value: Any) -> bytes:
-    return _hash(_class_tag(type(value)), repr(value).encode())
+    return hash_tagged(_class_tag(type(value)), repr(value).encode())
 
 
 def _path(value: Any) -> bytes:
     flavour = "windows" if isinstance(value, pathlib.PureWindowsPath) else "posix"
-    return _hash(b"path:", _sequence((flavour, isinstance(value, pathlib.Path), str(value))))
+    return hash_tagged(b"path:", _sequence((flavour, isinstance(value, pathlib.Path), str(value))))
+
+
+def _ufunc(value: Any) -> bytes:
+    """NumPy's own by name; one that was made of a function is that function, and no value."""
+    if any(callable(held) for held in gc.get_referents(value)):
+        raise Indigestible(value)
+    return _repr(value)
 
 
 _PATHS = ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath", "WindowsPath")
@@ -441,13 +592,15 @@ _FOREIGN: dict[str, Encoder] = {
     "numpy.generic": _numpy_scalar,
     "numpy.memmap": _ndarray,
     "numpy.ndarray": _ndarray,
-    "numpy.ufunc": _repr,
+    "numpy.ufunc": _ufunc,
     "pandas.DataFrame": _frame,
     "pandas.Index": _index,
     "pandas.Series": _series,
+    "pandas.Timedelta": _moment,
+    "pandas.Timestamp": _moment,
     **dict.fromkeys((f"pathlib.{kind}" for kind in _PATHS), _path),
     "pandas.NAType": _repr,
     "pandas.NaTType": _repr,
     "uuid.UUID": _repr,
-    "zoneinfo.ZoneInfo": lambda value: _hash(b"zoneinfo:", str(value.key).encode()),
+    "zoneinfo.ZoneInfo": lambda value: hash_tagged(b"zoneinfo:", str(value.key).encode()),
 }

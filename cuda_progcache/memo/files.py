@@ -15,10 +15,10 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.errors import OptionError
 
 #: Nanoseconds that a file must have rested for its digest to be remembered: the coarsest file clock in use (FAT, NFS).
 RESTED = 2_000_000_000
@@ -54,7 +54,7 @@ def new_hasher(algo: str) -> Any:
         import xxhash
 
         return xxhash.xxh64()
-    raise ProgCacheError(f"algo={algo!r} is no hash that is known here; valid: xxhash64, sha256")
+    raise OptionError(f"algo={algo!r} is no hash that is known here; valid: xxhash64, sha256")
 
 
 def hash_text(text: str, algo: str) -> str:
@@ -169,23 +169,34 @@ class FileDigests:
         return digest
 
 
+#: What makes a pattern a regular expression, and what a glob.
+_REGEX = re.compile(r"[\\^$|()+]|\.[*?]")
+_GLOB = re.compile(r"[*?\[]")
+
+
 def name_filter(pattern: Pattern) -> Callable[[str], bool]:
     r"""Make a test for file names.
 
     Parameters
     ----------
     pattern : str or re.Pattern, optional
-        A glob (``*.csv``); a regular expression if it has a ``\``, ``^`` or ``$`` (``\.csv$``), searched for. None fits
-        all.
+        A regular expression, which is searched for, if it has ``.*``, ``|`` or another sign that globs don't have
+        (``\.csv$``, ``data_.*|x.*``); a glob if it has ``*``, ``?`` or ``[`` (``*.csv``); the whole name of a file if
+        it has a dot (``a.csv``); else a part of the name (``csv``). None fits all.
     """
     if pattern is None:
         return lambda _: True
-    if isinstance(pattern, str):
-        regex = any(char in pattern for char in "\\^$")
-        expression = re.compile(pattern if regex else fnmatch.translate(pattern))
-    else:
-        expression = pattern
-    return lambda name: expression.search(name) is not None
+    if isinstance(pattern, re.Pattern):
+        return lambda name: pattern.search(name) is not None
+    if _REGEX.search(pattern):
+        expression = re.compile(pattern)
+        return lambda name: expression.search(name) is not None
+    if _GLOB.search(pattern):
+        glob = re.compile(fnmatch.translate(pattern))
+        return lambda name: glob.match(name) is not None
+    if "." in pattern:
+        return lambda name: name == pattern
+    return lambda name: pattern in name
 
 
 def _kind(path: str) -> str:
@@ -212,7 +223,8 @@ def is_there(path: str) -> bool:
 def _looks_like_path(text: str) -> bool:
     if len(text) > _LONGEST_PATH or not text.isprintable():
         return False
-    return (os.sep in text or (os.altsep is not None and os.altsep in text)) and is_there(text)
+    parted = os.sep in text or (os.altsep is not None and os.altsep in text)
+    return (parted or text.startswith(".")) and is_there(text)
 
 
 def _is_path(value: Any, *, declared: bool, guess: bool) -> bool:
@@ -242,3 +254,87 @@ def without_paths(value: Any, *, declared: bool, guess: bool) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [without_paths(item, declared=declared, guess=guess) for item in value]
     return value
+
+
+class Watched(NamedTuple):
+    """A file or directory that a call depends on, and its hash when it was looked at.
+
+    Attributes
+    ----------
+    path : str
+        Absolute, without links.
+    algo : str
+    pattern : str or None
+        Which files of a directory count.
+    digest : str or None
+        None: it wasn't there.
+    """
+
+    path: str
+    algo: str
+    pattern: Pattern
+    digest: str | None
+
+    def written(self) -> dict[str, str | None]:
+        """What a record has of it, under its path."""
+        pattern = self.pattern.pattern if isinstance(self.pattern, re.Pattern) else self.pattern
+        return {"algo": self.algo, "pattern": pattern, "digest": self.digest}
+
+
+def state_of(item: Watched) -> str | None:
+    """The hash of a file or directory as it is now."""
+    return shared.of_path(item.path, item.algo, item.pattern)
+
+
+class PathRule(NamedTuple):
+    """Which arguments of a function are files, and what of them counts.
+
+    Attributes
+    ----------
+    declared : frozenset of str
+        Parameters whose values are paths.
+    guess : bool
+        Whether every argument may hold paths: those that look like one and are there, and :class:`os.PathLike`.
+    pattern, algo
+        See :meth:`FileDigests.of_path`.
+    places : bool
+        Whether the place of a file counts, too, or its content alone.
+    others : callable
+        Gives paths that count beside the arguments.
+    """
+
+    declared: frozenset[str] = frozenset()
+    guess: bool = False
+    pattern: Pattern = None
+    algo: str = "xxhash64"
+    places: bool = True
+    others: Callable[[], Iterator[str]] = lambda: iter(())
+
+    def argument(self, name: str, value: Any, watched: dict[str, Watched]) -> Any:
+        """What of an argument is digested as a value; the files in it are watched."""
+        named = name in self.declared
+        if not (named or self.guess):
+            return value
+        seen = list(paths_in(value, declared=named, guess=self.guess))
+        for path in seen:
+            self._watch(path, watched)
+        if seen and (named or not self.places):
+            # The place counts by the path that is watched, or not at all: its spelling doesn't.
+            return without_paths(value, declared=named, guess=self.guess)
+        return value
+
+    def add_others(self, watched: dict[str, Watched]) -> None:
+        """Watch what counts beside the arguments."""
+        for path in self.others():
+            self._watch(path, watched)
+
+    def _watch(self, path: str, watched: dict[str, Watched]) -> None:
+        real = os.path.realpath(path)
+        if real not in watched:
+            watched[real] = Watched(real, self.algo, self.pattern, shared.of_path(real, self.algo, self.pattern))
+
+    def inputs(self, watched: Mapping[str, Watched]) -> dict[str, str]:
+        """What of the files is in the key: their hashes by path, or by number where places don't count."""
+        return {
+            item.path if self.places else str(index): str(item.digest) for index, item in enumerate(watched.values())
+        }

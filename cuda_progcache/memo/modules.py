@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules that code imports: installed packages by their version, one's own by their source; nothing is imported."""
+"""Whose code a file or module is: the standard library's, an installed package's, or one's own. Nothing is imported.
+
+Code is a package's where the metadata of an installed distribution claims its file, in whatever directory of
+``sys.path`` that lies: ``site-packages``, the user's, one on PYTHONPATH. Everything else is one's own, also what is
+installed as editable.
+"""
 
 from __future__ import annotations
 
 import ast
 import functools
+import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
+import types
 from collections.abc import Iterable
 from hashlib import sha256
+from typing import NamedTuple
 
 from cuda_progcache.memo.syntax import written
 
 
-def _hash(*parts: str | bytes) -> bytes:
+def hash_parts(*parts: str | bytes) -> bytes:
+    """SHA-256 over parts, each with its length, as 64 hex digits in ASCII."""
     state = sha256(usedforsecurity=False)
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -23,98 +33,233 @@ def _hash(*parts: str | bytes) -> bytes:
     return state.hexdigest().encode()
 
 
-@functools.cache
-def _package_folders() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    return tuple({os.path.realpath(paths[name]) + os.sep for name in ("purelib", "platlib", "stdlib", "platstdlib")})
+class Package(NamedTuple):
+    """Who maintains a file that isn't one's own.
 
-
-_versions: dict[str, str | None] = {}
-
-
-def version_of(top: str) -> str | None:
-    """Version of the installed package that has a top-level module; None if none has.
-
-    Asked of the installed metadata and not of the module, which need not be loaded yet: the answer must be the same
-    before the function's first run and after.
+    Attributes
+    ----------
+    name : str
+        Its top-level module; empty: the standard library.
+    version : str
     """
-    if top not in _versions:
-        _versions[top] = _find_version(top)
-    return _versions[top]
+
+    name: str
+    version: str
 
 
-def _find_version(top: str) -> str | None:
-    from importlib import metadata
+STANDARD_LIBRARY = Package("", "")
 
-    if top == __name__.partition(".")[0]:
+
+@functools.cache
+def _standard_folders() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    return tuple({os.path.realpath(paths[name]) + os.sep for name in ("stdlib", "platstdlib")})
+
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_packages: dict[str, Package | None] = {}
+
+
+def package_of_file(path: str) -> Package | None:
+    """Whose a file is; None: one's own."""
+    if path not in _packages:
+        _packages[path] = _find_package(path)
+    return _packages[path]
+
+
+def _find_package(path: str) -> Package | None:
+    if path.startswith("<frozen "):
+        return STANDARD_LIBRARY
+    if not os.path.isabs(path):
+        return None
+    if path.startswith(_OURS):
         from cuda_progcache import __version__
 
-        return __version__  # also where it is run from a source tree
-    origin = _origin(top)
-    if origin is None or not origin.startswith(_package_folders()):
-        return None  # nowhere, or a module of one's own, though perhaps installed as editable
-    try:
-        return metadata.version(top)
-    except metadata.PackageNotFoundError:
-        names = metadata.packages_distributions().get(top, ())
-        return metadata.version(names[0]) if names else "unknown"
+        return Package(__name__.partition(".")[0], __version__)  # also where it is run from a source tree
+    places = {form(place) for place in sys.path if place for form in (os.path.abspath, os.path.realpath)}
+    for spelled in dict.fromkeys((os.path.abspath(path), os.path.realpath(path))):
+        folder = os.path.dirname(spelled)
+        while True:
+            if folder in places and (claimed := _claimed(folder, os.path.relpath(spelled, folder))) is not None:
+                return claimed
+            above = os.path.dirname(folder)
+            if above == folder:
+                break
+            folder = above
+    real = os.path.realpath(path)
+    inside = real.startswith(_standard_folders()) and not re.search(r"[/\\](site|dist)-packages[/\\]", real)
+    return STANDARD_LIBRARY if inside else None
 
 
-def _origin(name: str) -> str | None:
-    """The file or folder that a module comes from, without importing it."""
+class _Claims(NamedTuple):
+    """What the distributions in a directory claim: by file, and by top-level name where one alone has it."""
+
+    files: dict[str, Package]
+    tops: dict[str, Package | None]
+
+
+def _claimed(folder: str, path: str) -> Package | None:
+    top = path.partition(os.sep)[0]
+    quick = _named_like(folder, top.removesuffix(".py"))
+    if quick is not None and _records(quick, path):
+        return _package(quick, top)
+    claims = _claims(folder)
+    found = claims.files.get(path.replace(os.sep, "/"))
+    return found if found is not None else claims.tops.get(top)
+
+
+@functools.lru_cache(maxsize=64)
+def _metadata(folder: str) -> dict[str, str]:
+    """The metadata directories in a folder, by normalized name of the distribution."""
     try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return None  # not there, or made by hand
+        names = os.listdir(folder)
+    except OSError:
+        return {}
+    found = {}
+    for name in names:
+        if name.endswith((".dist-info", ".egg-info")):
+            found[_normalized(name.rpartition(".")[0].partition("-")[0])] = os.path.join(folder, name)
+    return found
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "_", name).lower()
+
+
+def _named_like(folder: str, top: str) -> str | None:
+    return _metadata(folder).get(_normalized(top))
+
+
+def _records(metadata: str, path: str) -> bool:
+    return f"\n{path.replace(os.sep, '/')}," in "\n" + _text(metadata, "RECORD")
+
+
+def _text(metadata: str, name: str) -> str:
+    try:
+        with open(os.path.join(metadata, name), encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _package(metadata: str, top: str) -> Package:
+    text = _text(metadata, "METADATA") or _text(metadata, "PKG-INFO")
+    version = re.search(r"^Version:[ \t]*(\S+)", text, re.MULTILINE)
+    return Package(top.removesuffix(".py").partition(".")[0], version[1] if version else "unknown")
+
+
+@functools.lru_cache(maxsize=64)
+def _claims(folder: str) -> _Claims:
+    files: dict[str, Package] = {}
+    tops: dict[str, Package | None] = {}
+    for metadata in _metadata(folder).values():
+        listed = [line.rpartition(",")[0].rpartition(",")[0] for line in _text(metadata, "RECORD").splitlines()]
+        mine = set()
+        for path in listed:
+            top = path.partition("/")[0]
+            if path and not path.startswith("..") and not top.endswith((".dist-info", ".pth", "__pycache__")):
+                files[path] = _package(metadata, top)
+                mine.add(top)
+        if not listed:
+            mine.update(_text(metadata, "top_level.txt").split())
+        for top in mine:
+            for name in (top, f"{top}.py") if not listed else (top,):
+                tops[name] = _package(metadata, top) if name not in tops else None  # a namespace of several
+    return _Claims(files, tops)
+
+
+def package_of_module(name: str, module: types.ModuleType | None = None) -> Package | None:
+    """Whose a module is, loaded or not; None: one's own, or there is none of this name."""
+    module = module if module is not None else sys.modules.get(name)
+    spec = getattr(module, "__spec__", None) if module is not None else locate(name)
+    if module is not None and spec is None:
+        path = getattr(module, "__file__", None)
+        if path is not None:
+            return package_of_file(path)
+        version = getattr(module, "__version__", None)  # made by hand, but says what it stands for
+        if isinstance(version, str) and name != "__main__":
+            return Package(name.partition(".")[0], version)
+        return STANDARD_LIBRARY if name in sys.builtin_module_names else None
     if spec is None:
         return None
+    if spec.origin in {"built-in", "frozen"}:
+        return STANDARD_LIBRARY
     place = spec.origin if spec.has_location else next(iter(spec.submodule_search_locations or ()), None)
-    return None if place is None else os.path.realpath(place)
+    if place is None:
+        return None
+    if not spec.has_location:  # a namespace package: whose it is, its modules say
+        return package_of_file(os.path.join(place, "__init__.py"))
+    return package_of_file(place)
 
 
-_sources: dict[str, tuple[tuple[int, int, int], bytes, frozenset[str]]] = {}
+def locate(name: str) -> importlib.machinery.ModuleSpec | None:
+    """The spec of a module that isn't loaded; its packages aren't imported for it."""
+    top, *rest = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError, AttributeError):
+        return None  # not there, or made by hand
+    for depth, _ in enumerate(rest, 2):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        full = ".".join([top, *rest][:depth])
+        spec = importlib.machinery.PathFinder.find_spec(full, list(spec.submodule_search_locations))
+    return spec
 
 
-def local_source(name: str) -> bytes:
-    """Digest of the source of a module of one's own, and of those it imports, as they lie on disk."""
-    found: dict[str, bytes] = {}
-    pending = [name]
-    while pending:
-        module = pending.pop()
-        if module in found or module.partition(".")[0] in sys.stdlib_module_names:
-            continue
-        origin = _origin(module)
-        if origin is None:
-            found[module] = b"missing"
-            continue
-        if origin.startswith(_package_folders()):
-            found[module] = (version_of(module.partition(".")[0]) or "unknown").encode()
-            continue
-        found[module], imports = _source(origin, module)
-        pending += imports
-    return _hash(*(part for module, source in sorted(found.items()) for part in (module, source)))
+class Source(NamedTuple):
+    """A module of one's own as it lies on disk.
+
+    Attributes
+    ----------
+    digest : bytes
+    imports : frozenset of str
+        Modules that it may import: names of modules and of what is taken from them.
+    path : str
+    stamp : tuple of int
+        Size, mtime and ctime (ns) of the file.
+    """
+
+    digest: bytes
+    imports: frozenset[str]
+    path: str
+    stamp: tuple[int, int, int]
 
 
-def _source(path: str, module: str) -> tuple[bytes, frozenset[str]]:
-    """Digest of a source file, without comments and layout, and the modules it imports."""
+_sources: dict[str, Source] = {}
+
+
+def stamp_of(path: str) -> tuple[int, int, int] | None:
+    """What moves when a file changes; None where there is none."""
     try:
         status = os.stat(path)
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        known = _sources.get(path)
-        if known is not None and known[0] == stamp:
-            return known[1], known[2]
+    except OSError:
+        return None
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def source_of(module: str, path: str) -> Source | None:
+    """A source file, without comments, layout and docstrings; None where it can't be read."""
+    stamp = stamp_of(path)
+    known = _sources.get(path)
+    if known is not None and known.stamp == stamp:
+        return known
+    try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError:
-        return b"unreadable", frozenset()
+        return None
+    if stamp is None:
+        return None
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):
-        made = (_hash("file", content), frozenset[str]())  # an extension module
+        made = Source(hash_parts("file", content), frozenset(), path, stamp)  # an extension module
     else:
         package = module if os.path.basename(path) == "__init__.py" else module.rpartition(".")[0]
-        made = (_hash("file", written(tree)), frozenset(_statements(tree, package)))
-    _sources[path] = (stamp, *made)
+        made = Source(hash_parts("file", written(tree)), frozenset(_statements(tree, package)), path, stamp)
+    _sources[path] = made
     return made
 
 
@@ -130,4 +275,4 @@ def _statements(tree: ast.Module, package: str) -> Iterable[str]:
                 except ImportError:
                     continue
             yield name
-            yield from (f"{name}.{alias.name}" for alias in node.names if _origin(f"{name}.{alias.name}"))
+            yield from (f"{name}.{alias.name}" for alias in node.names if alias.name != "*")

@@ -7,12 +7,12 @@ import dis
 import importlib.util
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cuda_progcache.memo.digest import digest
-from cuda_progcache.memo.modules import _hash
-from cuda_progcache.memo.syntax import CHANGERS, canonical, changed_names, tree_of, walk
+from cuda_progcache.memo.modules import hash_parts
+from cuda_progcache.memo.syntax import Uses, canonical, tree_of, walk
 
 
 class Reference(NamedTuple):
@@ -30,18 +30,33 @@ class References(NamedTuple):
     identity : bytes
         Digest of what it does by itself.
     names : tuple of Reference
-        Globals, built-in names and closure variables that it reads and doesn't change itself, sorted.
-    imports : tuple of str
-        Modules imported inside, absolute, sorted.
+        Globals, built-in names and closure variables that it reads, sorted.
+    imports : tuple of Import
+        Modules imported inside, sorted.
+    constants : dict or None
+        See :class:`~cuda_progcache.memo.syntax.Uses`; None where the source isn't at hand.
+    attributes : frozenset of str
+        Every name in it that isn't local.
     """
 
     identity: bytes
     names: tuple[Reference, ...]
-    imports: tuple[str, ...]
+    imports: tuple[Import, ...]
+    constants: Mapping[tuple[str, ...], frozenset[str] | None] | None
+    attributes: frozenset[str]
+
+
+class Import(NamedTuple):
+    """A module that code imports when it runs, and what it takes from it: nothing: the module itself."""
+
+    name: str
+    wanted: tuple[str, ...]
 
 
 _known: dict[int, tuple[types.CodeType, References]] = {}
 _MOST = 10_000
+#: Names by which code reads docstrings and annotations.
+_NOTES = frozenset({"__doc__", "__annotations__", "get_type_hints", "get_annotations", "signature", "getdoc"})
 
 
 def references_of(function: types.FunctionType) -> References:
@@ -51,18 +66,20 @@ def references_of(function: types.FunctionType) -> References:
     if before is not None:
         return before[1]
     tree = tree_of(function)
-    identity = _hash("source", canonical(tree)) if tree is not None else _bytecode(code)
-    names: set[Reference] = set()
-    changed: set[tuple[str, ...]] = set()
-    imports: set[str] = set()
-    for inner in walk(code):
-        _scan(inner, frozenset(code.co_freevars), function.__globals__, names, changed, imports)
+    attributes = frozenset(name for inner in walk(code) for name in (*inner.co_names, *inner.co_freevars))
     if tree is not None:
-        changed = changed_names(tree)
+        identity = hash_parts("source", canonical(tree, reads_notes=bool(attributes & _NOTES)))
+    else:
+        identity = _bytecode(code)
+    names: set[Reference] = set()
+    imports: dict[str, set[str] | None] = {}
+    for inner in walk(code):
+        _scan(inner, frozenset(code.co_freevars), function.__globals__, names, imports)
     if "__class__" in code.co_freevars:
         names.add(Reference("__class__", ()))  # super() reads it without saying so, before Python 3.12
-    read = [name for name in names if not any((name.name, *name.attributes)[: len(own)] == own for own in changed)]
-    made = References(identity, tuple(sorted(read)), tuple(sorted(imports)))
+    found = tuple(Import(name, tuple(sorted(wanted or ()))) for name, wanted in sorted(imports.items()))
+    constants = None if tree is None else Uses(tree).constants
+    made = References(identity, tuple(sorted(names)), found, constants, attributes)
     if len(_known) >= _MOST:
         _known.clear()  # functions made in a loop must not be kept for ever
     _known[id(code)] = (code, made)  # with the code: as long as it lives, no other one gets its id
@@ -80,7 +97,7 @@ def _bytecode(code: types.CodeType) -> bytes:
     parts += ["\0".join(getattr(code, name)) for name in _NAMES]
     parts.append(getattr(code, "co_exceptiontable", b""))
     parts += [_bytecode(c) if isinstance(c, types.CodeType) else digest(c) for c in code.co_consts]
-    return _hash(*parts)
+    return hash_parts(*parts)
 
 
 _GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
@@ -88,14 +105,11 @@ _FREE = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
 _ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
 
 
-_BINDING = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"}
-
-
 def _scan(
     code: types.CodeType, free: frozenset[str], namespace: Mapping[str, Any], names: set[Reference],
-    changed: set[tuple[str, ...]], imports: set[str],
+    imports: dict[str, set[str] | None],
 ) -> None:  # fmt: skip
-    """Collect the outer names of one code object, those it changes as far as bytecode shows it, and its imports."""
+    """Collect the outer names of one code object, and its imports: of each what is taken, or None for the module."""
     root: str | None = None
     attributes: list[str] = []
     constants: list[Any] = []  # the last two: an import's level and the names it wants
@@ -104,8 +118,6 @@ def _scan(
         nonlocal root
         if root is not None:
             names.add(Reference(root, tuple(attributes)))
-            if attributes and attributes[-1] in CHANGERS:
-                changed.add((root, *attributes[:-1]))
         root = None
         attributes.clear()
 
@@ -117,16 +129,16 @@ def _scan(
         finish()
         if operation in _GLOBAL or (operation in _FREE and argument in free):
             root = argument
-        elif operation in _BINDING:
-            changed.add((argument,))
         elif (operation.startswith("LOAD_") and "CONST" in operation) or operation == "LOAD_SMALL_INT":
             constants = [*constants[-1:], argument]
         elif operation == "IMPORT_NAME":
-            imports.update(_imported(argument, constants, namespace))
+            _note_import(imports, argument, constants, namespace)
     finish()
 
 
-def _imported(name: str, constants: list[Any], namespace: Mapping[str, Any]) -> Iterable[str]:
+def _note_import(
+    imports: dict[str, set[str] | None], name: str, constants: list[Any], namespace: Mapping[str, Any]
+) -> None:
     level, wanted = constants if len(constants) == 2 else (0, None)
     if isinstance(level, int) and level > 0:
         package = str(namespace.get("__package__") or "")
@@ -134,7 +146,6 @@ def _imported(name: str, constants: list[Any], namespace: Mapping[str, Any]) -> 
             name = importlib.util.resolve_name("." * level + name, package)
         except ImportError:
             return  # there is no such package: the import will fail
-    yield name
-    for part in wanted if isinstance(wanted, tuple) else ():
-        if f"{name}.{part}" in sys.modules:
-            yield f"{name}.{part}"
+    taken = set(wanted) if isinstance(wanted, tuple) and "*" not in wanted else None
+    before = imports.get(name, set())
+    imports[name] = None if taken is None or before is None else before | taken

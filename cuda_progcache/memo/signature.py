@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from cuda_progcache.memo.digest import Digest, Indigestible
@@ -74,7 +75,9 @@ class FunctionProfile:
     def of(cls, function: Callable[..., Any]) -> FunctionProfile:
         """Look at a function."""
         try:
-            signature = inspect.signature(function)
+            # A decorator may take other arguments than what it wraps, whatever functools.wraps makes it look like.
+            inner = getattr(function, "profile", None) if hasattr(type(function), "__counts__") else None
+            signature = inner.signature if inner is not None else inspect.signature(function, follow_wrapped=False)
         except (TypeError, ValueError):
             signature = _ANYTHING
         named = inspect.unwrap(function)
@@ -122,6 +125,7 @@ class FunctionProfile:
         exact = tuple(positional) if plain and len(positional) == len(parameters) and not left_out else None
         count = len(positional)
         needed = len(parameters) - len(defaults)
+        order = [p.name for p in parameters if p.name not in left_out]
         by_name = frozenset(p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY)
 
         def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +141,7 @@ class FunctionProfile:
                     and len(bound) == len(parameters)
                     and given + len(kwargs) >= needed
                 ):
-                    return {name: value for name, value in bound.items() if name not in left_out}
+                    return {name: bound[name] for name in order}
             return {name: value for name, value in self.bind(args, kwargs).items() if name not in left_out}
 
         return bind
@@ -169,14 +173,17 @@ def _marked(hint: Any, marker: type) -> bool:
     return hint is marker or (typing.get_origin(hint) is Annotated and marker in typing.get_args(hint))
 
 
-@functools.lru_cache(maxsize=1000)
-def _remembered(function: Callable[..., Any]) -> FunctionProfile:
-    return FunctionProfile.of(function)
+_profiles: weakref.WeakKeyDictionary[Any, FunctionProfile] = weakref.WeakKeyDictionary()
 
 
 def profile(function: Callable[..., Any]) -> FunctionProfile:
-    """The profile of a function, remembered where the function can be hashed."""
+    """The profile of a function, remembered as long as the function lives."""
     try:
-        return _remembered(function)
+        known = _profiles.get(function)
+        if known is None:
+            known = FunctionProfile.of(function)
+            # Without the function itself, which the profile would keep alive.
+            _profiles[function] = replace(known, function=weakref.ref(function))
+        return replace(known, function=function)
     except TypeError:
         return FunctionProfile.of(function)

@@ -104,93 +104,111 @@ def _enclosing(candidates: list[_FunctionNode], code: types.CodeType) -> _Functi
     return min(around, key=lambda found: found[1])[0] if around else None
 
 
-def canonical(function: _FunctionNode) -> str:
+def canonical(function: _FunctionNode, *, reads_notes: bool = False) -> str:
     """A text of a function's signature and body: the same from every Python, whatever its comments and layout.
 
-    Its name and decorators are left out: they aren't what it does.
+    Its name and decorators are left out: they aren't what it does. So are docstrings and annotations, unless
+    ``reads_notes`` says that the code looks at such.
     """
     parts: list[str] = [type(function).__name__]
     for name, value in ast.iter_fields(function):
-        if name not in {"name", "decorator_list", "type_comment", "type_params"}:
+        if name not in {"name", "decorator_list", "type_comment", "type_params", "returns"} or (
+            reads_notes and name == "returns"
+        ):
             parts.append(name)
-            _write(value, parts)
+            _write(_without_docstring(value) if name == "body" and not reads_notes else value, parts, notes=reads_notes)
     return " ".join(parts)
 
 
 def written(node: ast.AST) -> str:
     """A text of any tree, on the same terms."""
     parts: list[str] = []
-    _write(node, parts)
+    _write(node, parts, notes=False)
     return " ".join(parts)
 
 
-#: Methods that change what they are called on, of the collections that Python and its users have.
-CHANGERS = frozenset(
-    [
-        "add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "extendleft", "insert",
-        "intersection_update", "pop", "popitem", "popleft", "remove", "reverse", "rotate", "setdefault", "sort",
-        "subtract", "symmetric_difference_update", "update",
-    ]
-)  # fmt: skip
+def _without_docstring(body: Any) -> Any:
+    if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+        first = body[0].value
+        if isinstance(first, ast.Constant) and isinstance(first.value, str):
+            return body[1:] or [ast.Pass()]
+    return body
 
 
-def changed_names(function: _FunctionNode) -> set[tuple[str, ...]]:
-    """Variables, and attributes of variables, that a function binds or changes in place: ``("module", "table")``.
+class Uses:
+    """How code uses its names: ``environ["A"]``, ``getenv("A")`` and ``"A" in environ`` use them with a constant.
 
-    Its own local variables are among them.
+    Attributes
+    ----------
+    constants : dict
+        By name and attributes (``("os", "environ")``): the texts that it is used with, and nothing else; None where it
+        is used in other ways, too.
     """
-    found: set[tuple[str, ...]] = set()
-    declared: set[str] = set()
-    stored: set[str] = set()
-    for node in ast.walk(function):
-        if isinstance(node, ast.Global | ast.Nonlocal):
-            declared.update(node.names)
-        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            stored.add(node.id)
-        elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
-            found.add(_dotted(node.value))
-        elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
-            found.add(_dotted(node))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGERS:
-            found.add(_dotted(node.func.value))
-    return (found | {(name,) for name in declared & stored}) - {()}
+
+    def __init__(self, function: _FunctionNode) -> None:
+        self.constants: dict[tuple[str, ...], frozenset[str] | None] = {}
+        self._visit(function)
+
+    def _visit(self, node: ast.AST) -> None:
+        for chain, text in _constant_uses(node):
+            before = self.constants.get(chain, frozenset())
+            self.constants[chain] = None if text is None or before is None else before | {text}
+        for child in ast.iter_child_nodes(node):
+            self._visit(child)
+
+
+def _constant_uses(node: ast.AST) -> Iterator[tuple[tuple[str, ...], str | None]]:
+    """The names that stand directly in a node, each with the constant text that it is used with (None: without)."""
+    told: tuple[ast.AST | None, ast.AST | None] = (None, None)
+    if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+        told = (node.value, node.slice)
+    elif isinstance(node, ast.Call) and node.args:
+        told = (node.func, node.args[0])
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.In | ast.NotIn):
+        told = (node.comparators[0], node.left)
+    owner, key = told
+    text = key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
+    for child in ast.iter_child_nodes(node):
+        if isinstance(node, ast.Attribute) and _dotted(node):
+            continue  # the whole chain is told of where it stands
+        chain = _dotted(child)
+        if chain:
+            yield chain, text if child is owner else None
 
 
 def _dotted(node: ast.AST) -> tuple[str, ...]:
-    """The variable, and its attributes, in which a change of this expression ends: of ``a.b[0].c`` it is ``a.b``."""
+    """``("a", "b")`` of ``a.b``; nothing of anything else."""
     path: list[str] = []
-    while True:
-        if isinstance(node, ast.Attribute):
-            path.append(node.attr)
-            node = node.value
-        elif isinstance(node, ast.Subscript):
-            path.clear()
-            node = node.value
-        elif isinstance(node, ast.Name):
-            return (node.id, *reversed(path))
-        else:
-            return ()
+    while isinstance(node, ast.Attribute):
+        path.append(node.attr)
+        node = node.value
+    return (node.id, *reversed(path)) if isinstance(node, ast.Name) else ()
 
 
 #: Fields that say nothing about what code does, or that some versions don't have.
 _SILENT = {"ctx", "kind", "type_comment", "type_ignores"}
 
 
-def _write(value: object, parts: list[str]) -> None:
+def _write(value: object, parts: list[str], *, notes: bool) -> None:
     if isinstance(value, ast.Constant):
         parts.append(f"({type(value.value).__name__} {_constant(value.value)})")
     elif isinstance(value, ast.AST):
         parts.append(f"({type(value).__name__}")
+        inner = isinstance(value, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         for name, child in ast.iter_fields(value):
             # Absent and empty are written alike: a field that a later version adds is empty in code of today.
-            if name not in _SILENT and child is not None and child != []:
-                parts.append(name)
-                _write(child, parts)
+            if name in _SILENT or child is None or child == []:
+                continue
+            if not notes and (name == "returns" or (name == "annotation" and isinstance(value, ast.arg))):
+                continue
+            parts.append(name)
+            body = name == "body" and not notes and (inner or isinstance(value, ast.Module))
+            _write(_without_docstring(child) if body else child, parts, notes=notes)
         parts.append(")")
     elif isinstance(value, list):
         parts.append("[")
         for child in value:
-            _write(child, parts)
+            _write(child, parts, notes=notes)
         parts.append("]")
     else:
         parts.append(repr(value))

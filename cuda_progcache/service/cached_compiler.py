@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
-    from cuda_progcache.keys.schema import CompileInputs
-    from cuda_progcache.memo.storage.steps import Steps
+    from cuda_progcache.keys.inputs import CompileInputs
+    from cuda_progcache.provenance.step_records import Steps
     from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import RenderedKernel
@@ -76,7 +76,7 @@ class CachedCompiler:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What :meth:`from_settings` makes this again of in another process; None: its cache is this process's own."""
+        """What :meth:`from_settings` needs to make this again in another process; None if the cache is in memory."""
         cache = getattr(self.cache, "settings", None)
         if cache is None:
             return None
@@ -102,8 +102,8 @@ class CachedCompiler:
 
     @kept_property
     def steps(self) -> Steps | None:
-        """Where calls that make no program are recorded; None beside a store that keeps no records."""
-        from cuda_progcache.memo.storage.steps import Steps
+        """The record of calls that make no program; None if the store keeps no records."""
+        from cuda_progcache.provenance.step_records import Steps
         from cuda_progcache.store.base import ProgramCacheResource
 
         return Steps(self.cache) if isinstance(self.cache, ProgramCacheResource) else None
@@ -147,14 +147,14 @@ class CachedCompiler:
         """Analyse a program of this cache as a recorded call."""
         if program.digest is None or self.steps is None:
             return analyse()
-        from cuda_progcache.memo import steps
+        from cuda_progcache.provenance import steps
 
         kind = {"resource_usage": steps.RESOURCE_USAGE, "sass": steps.SASS}[name]
         return steps.analysed(self.steps, kind, program.digest, analyse)
 
 
 def _naming_archs(arch: str, work: Callable[[], CompiledProgram]) -> CompiledProgram:
-    """Do it; where the compiler refuses the architecture, say which ones it takes."""
+    """Do the work; if the compiler refuses the architecture, raise an error that lists those it takes."""
     try:
         return work()
     except CompileError as error:

@@ -12,8 +12,8 @@ from cuda_progcache._util.running import here
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.errors import ArchError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.options import ProgramOptions, as_options
-from cuda_progcache.keys.schema import normalize
 from cuda_progcache.service.cached_compiler import CachedCompiler
 
 TYPE_CHECKING = False
@@ -101,10 +101,10 @@ class CompileService:
         """The calls that made the programs in the cache, and those around them: to be queried, shown, transferred.
 
         Compiles and links; renderings of kernels, analyses (``resource_usage``, ``sass``) and prewarm runs
-        (:mod:`cuda_progcache.memo.steps`); and calls with small results that are saved here, as a function memoized
-        with this cache does.
+        (:mod:`~cuda_progcache.provenance.steps`); and calls with small results that are saved here, as a function
+        memoized with this cache does.
         """
-        from cuda_progcache.memo.storage import program_cache
+        from cuda_progcache.provenance.programs import program_cache
 
         return program_cache(self.cache)
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from cuda_progcache.errors import ArchError, ToolchainError
 from cuda_progcache.keys.arch import Arch
 from cuda_progcache.keys.headers import Header, HeaderManifest, HeaderSet, SearchPath, file_digest, read_file
-from cuda_progcache.keys.schema import SCHEMA, debug_sources_dir
+from cuda_progcache.keys.inputs import debug_sources_dir
+from cuda_progcache.keys.schema import SCHEMA
 from cuda_progcache.keys.toolchain import environment, header_root, toolchain
 
 _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
@@ -259,7 +260,7 @@ def _components_against(record: Mapping[str, Any], host: Host) -> list[str]:
 
 
 def _place_against(label: str, value: str, host: Host) -> str | None:
-    """What is wrong with a path in the key, here."""
+    """Why a path in the key doesn't hold on this machine; None if it does."""
     if label == "cwd" and value != host.cwd:
         return f"the working directory {value} is in what was compiled, and here it is {host.cwd}"
     if label == "pwd" and value != host.pwd:

@@ -14,8 +14,8 @@ from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ArchError, ManifestError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+from cuda_progcache.keys.inputs import CompileInputs, normalize
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
-from cuda_progcache.keys.schema import CompileInputs, normalize
 from cuda_progcache.keys.toolchain import header_root
 
 TYPE_CHECKING = False
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.keys.arch import Arch
-    from cuda_progcache.memo.storage.steps import Steps
+    from cuda_progcache.provenance.step_records import Steps
     from cuda_progcache.service.manifest import KernelSpec, RenderedKernel, RenderedModule
 
 
@@ -98,7 +98,7 @@ class KernelUnit:
 
     def record_rendering(self, steps: Steps) -> None:
         """Record that its source was rendered, of several modules each, beside the programs compiled from it."""
-        from cuda_progcache.memo.steps import record_rendering
+        from cuda_progcache.provenance.steps import record_rendering
 
         rendered = self.rendered
         for module in rendered.modules:

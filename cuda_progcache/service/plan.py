@@ -103,7 +103,7 @@ class Plan(Generic[T]):
                 group = self._groups[prefix]
                 if prefix != held:
                     self._workers[prefix] = self._workers.get(prefix, 0) + 1
-                # Whoever comes late to a group of few lends a hand without precompiling anything.
+                # A worker that joins a small group late compiles without precompiling.
                 precompile = prefix == held or len(group) >= WORTH_PRECOMPILING * self._workers[prefix]
                 return Step(group.popleft(), precompile, prefix if precompile else None)
             return Step(self._single.popleft(), precompile=False, prefix=None) if self._single else None

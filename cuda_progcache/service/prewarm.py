@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.errors import ArchError, KernelNotFoundError
-from cuda_progcache.memo.steps import PrewarmRun
+from cuda_progcache.provenance.steps import PrewarmRun
 from cuda_progcache.service.batch import Answer, Job, compile_batch
 from cuda_progcache.service.kernel_unit import require_arch
 from cuda_progcache.service.worker import trouble

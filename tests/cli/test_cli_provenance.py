@@ -196,9 +196,9 @@ def test_affected_calls(cli, cli_json, calls, library, tmp_path):
     }  # fmt: skip
     assert {hit["as"] for hit in found["affected"]} == {"template"}
     weights = tmp_path / "weights.txt"
-    assert cli("affected", "-q", weights, *known).stdout == f"{calls['load']}\n"
+    assert cli("affected", "-q", weights, *known).stdout.startswith(calls["load"])
     assert "invalidates 0 programs and 1 memoized call" in cli("affected", weights, *known).stderr
-    assert cli("affected", "-q", weights, "--cache-dir", tmp_path / "kept").stdout == f"{calls['load']}\n"
+    assert cli("affected", "-q", weights, "--cache-dir", tmp_path / "kept").stdout.startswith(calls["load"])
 
 
 def test_prune_takes_what_was_recorded_of_what_went(cli, calls, root):

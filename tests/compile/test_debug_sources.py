@@ -13,7 +13,7 @@ import pytest
 
 from cuda_progcache import ProgCacheWarning, Program
 from cuda_progcache.compile import debug_sources
-from cuda_progcache.keys.schema import normalize
+from cuda_progcache.keys.inputs import normalize
 
 SOURCE = 'extern "C" __global__ void k(int *a) {\n  int b = *a;\n  *a = b + 1;\n}\n'
 

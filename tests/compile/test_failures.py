@@ -11,7 +11,8 @@ from cuda_progcache import CompileError, CompileService, InMemoryProgramCache, P
 from cuda_progcache.compile.failures import recall, remember
 from cuda_progcache.compile.output import CompilerRefusal
 from cuda_progcache.keys.headers import NO_HEADERS
-from cuda_progcache.keys.schema import base_key, normalize
+from cuda_progcache.keys.inputs import normalize
+from cuda_progcache.keys.schema import base_key
 
 BAD = '#include "value.h"\n__device__ int x = nope + value;\n'
 

@@ -9,7 +9,7 @@ import pytest
 from cuda_progcache import Linker, LinkerOptions, Program, ProgramOptions, link
 from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
 from cuda_progcache.errors import ArchError, CompileError, OptionError
-from cuda_progcache.keys.schema import normalize
+from cuda_progcache.keys.inputs import normalize
 
 CALLEE = "__device__ float f(float x) { return x * 3.f; }"
 CALLER = (

@@ -12,7 +12,7 @@ from cuda_progcache.compile import compilers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import MissPolicy
 from cuda_progcache.compile.precompiled import PrecompiledHeaders, prefix_id, reaches_many_headers, shared_prefix
-from cuda_progcache.keys.schema import normalize
+from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.toolchain import header_root
 
 BODY = 'extern "C" __global__ void k(int *a) { *a = value() + %d; }\n'

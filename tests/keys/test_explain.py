@@ -8,7 +8,8 @@ import pytest
 from cuda_progcache import ProgramOptions
 from cuda_progcache.keys.explain import explain
 from cuda_progcache.keys.headers import NO_HEADERS, Header, HeaderSet
-from cuda_progcache.keys.schema import base_key, normalize
+from cuda_progcache.keys.inputs import normalize
+from cuda_progcache.keys.schema import base_key
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
 

@@ -9,6 +9,7 @@ from cuda_progcache import ProgramOptions
 from cuda_progcache._util.fields import replace
 from cuda_progcache.keys import schema
 from cuda_progcache.keys.headers import Header, HeaderSet
+from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.toolchain import ToolFile
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
@@ -30,7 +31,7 @@ def fixed_toolchain(monkeypatch):
 
 
 def key(code=SOURCE, code_type="c++", target_type="cubin", names=(), extra=None, headers=schema.NO_HEADERS, **options):
-    inputs = schema.normalize(
+    inputs = normalize(
         code=code,
         code_type=code_type,
         options=ProgramOptions(**{"arch": "sm_90"} | options),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from cuda_progcache import ProgramOptions
 from cuda_progcache.errors import ArchError, OptionError, UncacheableError
 from cuda_progcache.keys.headers import NO_HEADERS, Header, HeaderSet
-from cuda_progcache.keys.schema import Component, base_key, digest, normalize
+from cuda_progcache.keys.inputs import normalize
+from cuda_progcache.keys.schema import Component, base_key, digest
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
 

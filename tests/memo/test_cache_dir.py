@@ -159,9 +159,9 @@ def test_prune_leaves_what_a_process_is_at_work_on(store):
 
 
 def test_results_are_calls_of_a_cache(store):
+    from cuda_progcache.memo.cache_dir import directory_cache
     from cuda_progcache.memo.caches import Cache
     from cuda_progcache.memo.storage import CallMemory, ValueMemory
-    from cuda_progcache.memo.storage.directory import directory_cache
 
     cache = directory_cache(store)
     assert cache.query().count() == 3
@@ -179,22 +179,27 @@ def test_results_are_calls_of_a_cache(store):
     assert len(cache_list(store)) == 2
     with pytest.raises(KeyError):
         cache.load(key)
-    with pytest.raises(Exception, match="written by cache_file alone"):
-        cache.values.save(1)
+    cache.save(other.query(name="add", arguments={"x": 20}).only().fetch())
+    assert cache.query(name="add", arguments={"x": 20}).only().result == 21
+    cache.evict(cache.query(name="add", arguments={"x": 20}).only().to_lookup_key())
     (store / "bare.0123.pkl").write_bytes(pickle.dumps(1))
     assert cache.query().count() == 2
 
 
 def test_an_entry_that_lost_any_part_is_damaged(tmp_path):
-    path = tmp_path / "f.abc.pkl"
-    layout.write(str(path), [1, 2], {"fname": "f"}, {"key": "k", "tracked": [["a", "sha256", None, "d"]]}, {"id": "f"})
+    @cache_file(tmp_path / "one")
+    def f(x):
+        return [1, 2]
+
+    f("tracked")
+    (path,) = (tmp_path / "one").iterdir()
     content = path.read_bytes()
-    assert layout.read(str(path)).checks["tracked"]
+    assert layout.read(str(path)).call.name == "f"
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(layout.RefusedError):
             layout.read(str(path))
-    place = content.index(b'"tracked"')
+    place = content.rindex(b'"tracked"')
     for changed in range(place - 10, place + 20):
         path.write_bytes(content[:changed] + bytes([content[changed] ^ 1]) + content[changed + 1 :])
         with pytest.raises(layout.RefusedError):

@@ -237,7 +237,7 @@ def test_a_filtered_cache_leaks_nothing(cache):
     assert isinstance(view, FilteredCache)
     assert view.contains(shown) and not view.contains(hidden)
     assert view.load_value(digest("yes")) == "yes" and view.load_value(digest([1, [2]])) == [1, [2]]
-    for look in (view.load, view.lookup, view.expand, view.shrink):
+    for look in (view.load, view.find, view.expand, view.shrink):
         with pytest.raises(KeyError):
             look(hidden)
     for value in ("no", [3, [4]]):
@@ -256,7 +256,7 @@ def test_refreshing(cache):
     key = cache.save(call(result=1))
     fresh = RefreshingCache(cache)
     assert not fresh.contains(key)
-    for load in (fresh.load, fresh.lookup):
+    for load in (fresh.load, fresh.find):
         with pytest.raises(KeyError):
             load(key)
     fresh.save(call(result=2))
@@ -369,7 +369,7 @@ def test_which_call_goes(memory_cache):
     assert sorted(c.arguments["x"] for c in cache.query()) == [3, 4]
     lru = LRUCache(ValueMemory({}), CallMemory({}), max_size=2)
     keys = [lru.save(call(x=x)) for x in range(2)]
-    lru.lookup(keys[0])
+    lru.find(keys[0])
     lru.save(call(x=2))
     assert sorted(c.arguments["x"] for c in lru.query()) == [0, 2]
 
@@ -415,7 +415,7 @@ class TestCollection:
             removed.append(cache.gc())
             return len(x)
 
-        f = memoize(cache, body)
+        f = memoize(cache, body, state=("removed", "cache"))
         f([1, [2, 3]])
         assert removed == [set()]
         assert f.query().only().arguments["x"] == [1, [2, 3]]

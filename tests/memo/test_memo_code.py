@@ -79,7 +79,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_the_body_refers_to_changes_in_this_process(module, cache, change):
-    f = memoize(cache, module.body)
+    f = memoize(cache, module.body, state=("COUNT", "RUNS"))
     before = [f(1), f(1)]
     assert f.counters == {"misses": 1, "hits": 1}
     CHANGES[change](module)
@@ -88,7 +88,7 @@ def test_what_the_body_refers_to_changes_in_this_process(module, cache, change):
 
 
 def test_what_is_set_back_hits_again(module, cache):
-    f = memoize(cache, module.body)
+    f = memoize(cache, module.body, state=("COUNT", "RUNS"))
     f(1)
     module.SCALE, module.TABLE["a"] = 5, 6
     f(1)
@@ -97,7 +97,7 @@ def test_what_is_set_back_hits_again(module, cache):
     assert f.counters == {"misses": 2, "hits": 1}
 
 
-def test_what_the_code_changes_itself_is_no_input(cache):
+def test_what_the_code_changes_itself_is_declared_as_its_state_or_the_result_is_not_kept(cache):
     runs, table, count = [], {}, 0
 
     def note(x):
@@ -110,9 +110,13 @@ def test_what_the_code_changes_itself_is_no_input(cache):
         note(x)
         return x * 2
 
-    f = memoize(cache, body)
+    f = memoize(cache, body, state=("runs", "table", "count"))
     assert [f(1), f(2), f(1), f(2)] == [2, 4, 2, 4]
     assert (runs, table, count) == ([1, 2], {1: 1, 2: 1}, 2)
+    g = memoize(cache, body, state=("runs", "count"))
+    with pytest.warns(RuntimeWarning, match=r"run changed table, which counts; .*state=\('table',\)"):
+        assert [g(1), g(1)] == [2, 2]
+    assert g.counters == {"misses": 2, "changed": 2} and count == 4
 
 
 def test_locks_events_and_mocks_do_not_make_misses(cache, at_once):
@@ -126,7 +130,7 @@ def test_locks_events_and_mocks_do_not_make_misses(cache, at_once):
             return work(x)
 
     work(0)  # what a mock was called with has every attribute that one asks for
-    f = memoize(cache, body)
+    f = memoize(cache, body, state="work")
     assert at_once(4, lambda _: f(1)) == [7] * 4
     assert f(1) == 7 and work.call_count == 2
 
@@ -257,8 +261,8 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from cuda_progcache.memo.memoize import memoize
 import home
-f = memoize(sys.argv[1], home.body)
-print(f(1) == home.body(1), dict(f.counters), f.profile.code_digest)
+f = memoize(sys.argv[1], home.body, state=("COUNT", "RUNS"))
+print(f(1) == home.body(1), dict(f.counters), f._now().code)
 """
 
 

@@ -27,7 +27,7 @@ MISSES = {
         "compile.single_flight",
         "compile.history",
     ),
-    *("memo", "memo.steps", "memo.storage"),
+    *("memo", "provenance.steps", "memo.storage"),
 }
 
 PROGRAM = """

@@ -12,7 +12,7 @@ import pytest
 from cuda_progcache import FileStreamProgramCache, ProgramOptions, ReadOnlyProgramCache
 from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.errors import ArchError, BundleError
-from cuda_progcache.keys.schema import normalize
+from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.toolchain import header_root
 from cuda_progcache.service.host import Host, check, check_record, device_archs, runs_on, this_host
 

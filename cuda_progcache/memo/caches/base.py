@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
-from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall, QueryCall
+from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall, QueryCall
 from cuda_progcache.memo.digest import Digest, Indigestible
 from cuda_progcache.memo.query import QueryIterator
 from cuda_progcache.memo.storage.base import OperationContext, one_or_all
@@ -33,11 +33,11 @@ class BaseCache(OperationContext):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """See to it that a subclass that has its own ``load`` is asked by it, and not by a base's shorter way."""
         super().__init_subclass__(**kwargs)
-        first = next(kind for kind in cls.__mro__ if "load" in vars(kind) or "lookup" in vars(kind))
-        if "lookup" not in vars(first):
-            cls.lookup = BaseCache.lookup  # type: ignore[method-assign]
+        first = next(kind for kind in cls.__mro__ if "load" in vars(kind) or "find" in vars(kind))
+        if "find" not in vars(first):
+            cls.find = BaseCache.find  # type: ignore[method-assign]
 
-    def __cache_file__(self) -> None:
+    def __counts__(self) -> None:
         """What counts of a cache where memoized code refers to it: nothing. What it holds is no input."""
 
     @abc.abstractmethod
@@ -88,9 +88,15 @@ class BaseCache(OperationContext):
         """A directory by which processes that save here can agree who runs a call; None where there is none."""
         return None
 
-    def lookup(self, key: Digest) -> Any:
-        """The result of the call with this key; KeyError on a miss. The shortest way, taken by memoized functions."""
-        return self.load(key).result
+    #: Whether nothing is looked up: what is computed replaces what is there.
+    refreshing = False
+
+    def find(self, key: Digest) -> tuple[Any, Metadata]:
+        """The result and metadata of the call with this key; KeyError on a miss. What memoized functions ask."""
+        call = self.load(key)
+        if call._result is None:
+            raise KeyError(key)
+        return call.result, call.metadata
 
     def prepare(self, call: Call) -> PreparedCall:
         """Seal a call's key before its body runs; caches with storages also store the arguments.
@@ -227,19 +233,19 @@ class BaseCache(OperationContext):
         return FilteredCache(self, predicate.matcher() if isinstance(predicate, QueryCall) else predicate)
 
 
-def _combine_expand(prefix: str, found: Iterable[Digest]) -> Digest:
+def _combine_expand(key: str, results: Iterable[Digest]) -> Digest:
     """What several storages expand a prefix to; KeyError for nothing, AmbiguousDigestError if they don't agree."""
-    digests = sorted(set(found))
+    digests = sorted(set(results))
     if not digests:
-        raise KeyError(prefix)
+        raise KeyError(key)
     if len(digests) > 1:
-        raise AmbiguousDigestError(str(prefix), digests)
+        raise AmbiguousDigestError(str(key), digests)
     return digests[0]
 
 
-def _combine_shrink(key: str, found: Iterable[Digest]) -> Digest:
+def _combine_shrink(key: str, results: Iterable[Digest]) -> Digest:
     """What several storages shrink a key to: the longest, which is unambiguous in all; KeyError for none."""
-    digests = list(found)
+    digests = list(results)
     if not digests:
         raise KeyError(key)
     return max(digests, key=len)

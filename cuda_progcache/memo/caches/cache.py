@@ -18,12 +18,13 @@ from cuda_progcache.memo.call import (
     Call,
     DigestedCall,
     LazyCall,
+    Metadata,
     PreparedCall,
     QueryCall,
     Unstored,
     digests_of,
 )
-from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
+from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest, digest_loosely
 from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, SaveError, ValueStorage, lengthened
 from cuda_progcache.memo.storage.codecs import decode_json
 from cuda_progcache.memo.storage.destructuring import HasChildDigests
@@ -84,13 +85,13 @@ class Cache(PerKeyLockMixin, BaseCache):
                 full = self.expand(key) if len(key) < DIGEST_LENGTH else Digest(key)
                 return self.calls.inlined(full)
 
-    def lookup(self, key: Digest) -> Any:
-        """The result of the call with this key; KeyError on a miss, also where the value is gone."""
+    def find(self, key: Digest) -> tuple[Any, Metadata]:
+        """The result and metadata of the call with this key; KeyError on a miss, also where the value is gone."""
         call = self.calls.peek(key)
         if call.result is None:
             raise KeyError(key)
         text = call.inline.get(call.result)
-        return self.values.load(call.result) if text is None else decode_json(text)
+        return (self.values.load(call.result) if text is None else decode_json(text)), call.metadata
 
     def prepare(self, call: Call) -> PreparedCall:
         """Digest and store the arguments now, so that what the body does to them can't change the key.
@@ -131,8 +132,9 @@ class Cache(PerKeyLockMixin, BaseCache):
 
     def _keep_argument(self, function: str, name: str, value: Any, key: Digest) -> Digest:
         try:
-            self.values.save(value, key)
-        except SaveError as error:
+            if not self.values.contains(key):  # an equal one isn't written over
+                self.values.save(value, key)
+        except (SaveError, RecursionError) as error:
             _logger.debug("argument %s of %s is kept as its digest alone: %s", name, function, error)
             return Unstored(key)
         return key
@@ -152,10 +154,11 @@ class Cache(PerKeyLockMixin, BaseCache):
             finally:
                 prepared.abandon()
         if isinstance(call, PreparedCall):
-            return self._file(call.digested, call.result)
+            return self._file(call.digested, call.result, live=True)
         return self._file(call, NO_RESULT)
 
-    def _file(self, call: DigestedCall, result: Any) -> Digest:
+    def _file(self, call: DigestedCall, result: Any, *, live: bool = False) -> Digest:
+        """File a call; a ``live`` result is a value whatever it is, another may be the digest of one."""
         key = call.to_lookup_key()
         with self._operation_context(key):
             release = None
@@ -163,15 +166,17 @@ class Cache(PerKeyLockMixin, BaseCache):
                 if result is NO_RESULT:
                     with self._writing():
                         return self.calls.save(call)
-                found = result if isinstance(result, Digest) else digest(result)
-                if isinstance(result, Digest):
+                found, loose = digest_loosely(result)
+                if live and isinstance(result, Digest):
+                    found = digest(("cuda_progcache", "a digest", str(result)))
+                if isinstance(result, Digest) and not live:
                     call = call.altered(result=found)
                 elif (text := self._inlined(result)) is not None:
                     call = call.altered(result=found, inline={**call.inline, found: text})
                 else:
                     release = self._hold([found])
                     with self._writing():
-                        self.values.save(result, found)
+                        found = self.values.keep(result, found) if loose else self.values.save(result, found)
                         return self.calls.save(call.altered(result=found))
                 with self._writing():
                     return self.calls.save(call)

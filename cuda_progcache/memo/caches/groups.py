@@ -15,7 +15,7 @@ from cuda_progcache.memo.storage.base import Intent
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall, QueryCall
+    from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall, QueryCall
     from cuda_progcache.memo.digest import Digest
 
 T = TypeVar("T")
@@ -28,33 +28,31 @@ class _MultiCache(BaseCache):
     @abc.abstractmethod
     def _members(self) -> tuple[BaseCache, ...]: ...
 
-    def _first_hit(
-        self, operation: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError, key: Any = None
-    ) -> T:
+    def _first_hit(self, op: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError, key: Any = None) -> T:
         """What the first member gives that doesn't raise ``exc``; ``exc(key)`` if all do."""
         for cache in self._members:
             try:
-                return operation(cache)
+                return op(cache)
             except exc as error:
                 key = error.args[0] if key is None and error.args else key
         raise exc(key) if key is not None else exc
 
-    def _collect(self, operation: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError) -> list[T]:
+    def _collect(self, op: Callable[[BaseCache], T], *, exc: type[BaseException] = KeyError) -> list[T]:
         """What all members give that don't raise ``exc``."""
         found = []
         for cache in self._members:
             with contextlib.suppress(exc):
-                found.append(operation(cache))
+                found.append(op(cache))
         return found
 
     def _foreach(
-        self, operation: Callable[[BaseCache], object], *,
+        self, op: Callable[[BaseCache], object], *,
         exc: type[BaseException] | tuple[type[BaseException], ...] = (Rejected, KeyError),
     ) -> None:  # fmt: skip
         """Do it with every member; that one refuses, or has nothing, is fine."""
         for cache in self._members:
             with contextlib.suppress(*(exc if isinstance(exc, tuple) else (exc,))):
-                operation(cache)
+                op(cache)
 
     def load_value(self, key: str) -> Any:
         """The value of the first member that has it."""
@@ -71,10 +69,17 @@ class _MultiCache(BaseCache):
     def _shrink(self, *keys: str) -> tuple[Digest, ...]:
         found: dict[str, list[Digest]] = {key: [] for key in keys}
         for cache in self._members:
-            present = [key for key in keys if cache.contains(key)]
-            if present:
-                for key, short in zip(present, cache._shrink(*present), strict=True):
+            present = list(keys)
+            while present:
+                try:
+                    shorts = cache._shrink(*present)
+                except KeyError as error:  # one of them isn't here, neither as a call nor as a value
+                    gone = error.args[0] if error.args and error.args[0] in present else present[0]
+                    present.remove(gone)
+                    continue
+                for key, short in zip(present, shorts, strict=True):
                     found[key].append(short)
+                break
         return tuple(_combine_shrink(key, found[key]) for key in keys)
 
     def _query(self, template: QueryCall) -> Iterable[LazyCall]:
@@ -134,27 +139,30 @@ class CacheStack(PerKeyLockMixin, _MultiCache):
             except KeyError:
                 continue
             if level:
-                self._backfill(call, self.stack[:level])
+                self._backfill(key, call, self.stack[:level])
             return call
         raise KeyError(key)
 
-    def lookup(self, key: Digest) -> Any:
-        """The result of the call with this key; the nearest cache is asked the short way."""
+    def find(self, key: Digest) -> tuple[Any, Metadata]:
+        """The result and metadata of the call with this key; the nearest cache is asked the short way."""
         try:
-            return self.stack[0].lookup(key)
+            return self.stack[0].find(key)
         except KeyError:
-            return self.load(key).result
+            return super().find(key)
 
-    def _backfill(self, call: LazyCall, levels: tuple[BaseCache, ...]) -> None:
+    def _backfill(self, key: str, lc: LazyCall, levels: tuple[BaseCache, ...] | None = None) -> None:
+        """Copy a hit into levels, as a rule all but the last, that don't have it."""
         try:
-            key = call.to_lookup_key()
+            key = lc.to_lookup_key()  # of a prefix the whole
             with super()._operation_context(key):
-                missing = [cache for cache in levels if not cache.contains(key)]
-                live = call.fetch() if missing else None
+                missing = [
+                    cache for cache in (self.stack[:-1] if levels is None else levels) if not cache.contains(key)
+                ]
+                live = lc.fetch() if missing else None
                 for cache in missing:
                     self._fill(cache, key, live)
         except Exception as error:  # noqa: BLE001 - a level may be anyone's code, and none may fail a load
-            _logger.warning("Failed to transfer the hit %s to the caches below: %s", call, error)
+            _logger.warning("Failed to transfer the hit %s to the caches below: %s", lc, error)
 
     @staticmethod
     def _fill(cache: BaseCache, key: str, call: Any) -> None:

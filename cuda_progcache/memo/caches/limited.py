@@ -18,7 +18,7 @@ from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.storage.locking import locks_of
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall
+    from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall
     from cuda_progcache.memo.digest import Digest
 
 #: Of the limit, how many calls may be evicted before their values are collected: it looks at every call.
@@ -130,11 +130,11 @@ class LRUCache(SizeLimitedCache):
         self._order().used(call.to_lookup_key())
         return call
 
-    def lookup(self, key: Digest) -> Any:
-        """The result of the call with this key, which counts as a use."""
-        result = super().lookup(key)
+    def find(self, key: Digest) -> tuple[Any, Metadata]:
+        """The result and metadata of the call with this key, which counts as a use."""
+        found = super().find(key)
         self._order().used(key)
-        return result
+        return found
 
     def _pick_eviction_target(self, keys: list[str]) -> str:
         order = self._order()

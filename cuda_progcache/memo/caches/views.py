@@ -167,6 +167,8 @@ class FilteredCache(ReadOnlyMixin, FilteringMixin):
 class RefreshingCache(CacheWrapper):
     """Another cache that never hits: what is computed replaces what it has. Nested memoized calls run again too."""
 
+    refreshing = True
+
     def load(self, key: str) -> LazyCall:
         """Miss."""
         raise KeyError(key)

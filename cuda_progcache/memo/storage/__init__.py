@@ -3,8 +3,8 @@
 
 A *value storage* keeps values under their digests, a *call storage* keeps calls under their keys; a
 :class:`~cuda_progcache.memo.caches.Cache` has one of each. Ready-made: in memory (:class:`ValueMemory`,
-:class:`CallMemory`), as files (:class:`FileValueStorage`, :class:`FileCallStorage`), and over a store of compiled
-programs (:class:`ProgramValueStorage`, :class:`ProgramCallStorage`).
+:class:`CallMemory`) and as files (:class:`FileValueStorage`, :class:`FileCallStorage`). A store of compiled programs is
+one, too: :func:`cuda_progcache.provenance.programs.program_cache`.
 
 One of your own has a backend (``put``, ``get``, ``list``, ``_evict``) under :class:`ValueMixin` or :class:`CallMixin`,
 with :class:`PerKeyLockMixin` and :class:`DestructuringMixin` in front if wanted.
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.storage.memory import CallMemory as CallMemory
     from cuda_progcache.memo.storage.memory import MemoryBackend as MemoryBackend
     from cuda_progcache.memo.storage.memory import ValueMemory as ValueMemory
-    from cuda_progcache.memo.storage.programs import ProgramCallStorage as ProgramCallStorage
-    from cuda_progcache.memo.storage.programs import ProgramValueStorage as ProgramValueStorage
-    from cuda_progcache.memo.storage.programs import program_cache as program_cache
 
 # Each is imported when it is first used: a compile that records a call needs none of the storages.
 _HOME = {
@@ -60,15 +57,12 @@ _HOME = {
     "MemoryBackend": "memory",
     "OperationContext": "base",
     "PerKeyLockMixin": "locking",
-    "ProgramCallStorage": "programs",
-    "ProgramValueStorage": "programs",
     "SaveError": "base",
     "SerializingMixin": "locking",
     "StorageBackend": "base",
     "ValueMemory": "memory",
     "ValueMixin": "base",
     "ValueStorage": "base",
-    "program_cache": "programs",
 }
 
 __all__ = [
@@ -88,15 +82,12 @@ __all__ = [
     "MemoryBackend",
     "OperationContext",
     "PerKeyLockMixin",
-    "ProgramCallStorage",
-    "ProgramValueStorage",
     "SaveError",
     "SerializingMixin",
     "StorageBackend",
     "ValueMemory",
     "ValueMixin",
     "ValueStorage",
-    "program_cache",
 ]
 
 

@@ -9,7 +9,10 @@ import contextlib
 import enum
 import heapq
 import logging
+import pickle
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, overload
 
 from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
@@ -210,6 +213,32 @@ class ValueStorage(KeyManagement):
     def load(self, key: Digest | str) -> Any:
         """The value with this digest; KeyError if it isn't there."""
 
+    def keep(self, value: Any, key: Digest) -> Digest:
+        """Keep a value whose digest others may have, too, beside these.
+
+        A dict in another order has the same digest, and so has what a class's ``__digest__`` says so of. The first is
+        kept under the digest; one that differs from it gets a key of its own.
+
+        Returns
+        -------
+        Digest
+            Under which it loads as it is.
+        """
+        wanted = _exactly(value)
+        try:
+            if _exactly(self.load(key)) == wanted:
+                return key
+        except KeyError:
+            self.save(value, key)
+            with contextlib.suppress(KeyError):
+                if _exactly(self.load(key)) == wanted:
+                    return key
+        other = digest(("cuda_progcache", "another value", key, wanted))
+        return self._keep_whole(value, other)
+
+    def _keep_whole(self, value: Any, key: Digest) -> Digest:
+        return self.save(value, key)
+
 
 class CallStorage(KeyManagement):
     """Keeps calls under their keys."""
@@ -265,8 +294,20 @@ class CallStorage(KeyManagement):
                 self.evict(key)
 
 
+def _exactly(value: Any) -> bytes:
+    """What tells a value from others that have its digest; of what can't be pickled nothing is the same."""
+    try:
+        return sha256(pickle.dumps(value, protocol=5), usedforsecurity=False).digest()
+    except Exception:  # noqa: BLE001 - pickling runs any class's code
+        return uuid.uuid4().bytes
+
+
 class ValueMixin(ValueStorage, StorageBackend):
     """A value storage from a backend's puts and gets."""
+
+    def _keep_whole(self, value: Any, key: Digest) -> Digest:
+        with self._operation_context(key):
+            return self.put(value, key)  # not taken apart: a Digest in it is itself a value
 
     def save(self, value: Any, key: Digest | None = None) -> Digest:
         """Keep a value, under its digest or under ``key``."""

@@ -215,4 +215,8 @@ class DestructuringMixin(ValueStorage):
                     break
         if depth < self.remaining_depth:
             return value, depth
+        if key is None:
+            key = digest(value)
+            if self._contains(key):
+                return key, depth  # an equal one isn't written over
         return super().save(value, key), depth  # type: ignore[safe-super]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.memo.digest import Digest
-from cuda_progcache.memo.storage.base import CallMixin, StorageBackend, ValueMixin
+from cuda_progcache.memo.storage.base import CallMixin, SaveError, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
 
@@ -47,8 +47,11 @@ class MemoryBackend(StorageBackend):
         return tuple(self.storage)
 
     def put(self, value: Any, key: Digest) -> Digest:
-        """Keep a copy of ``value``."""
-        self.storage[key] = value if type(value) in _IMMUTABLE else deepcopy(value)
+        """Keep a copy of ``value``; SaveError where it can't be copied."""
+        try:
+            self.storage[key] = value if type(value) in _IMMUTABLE else deepcopy(value)
+        except Exception as error:
+            raise SaveError(f"can't copy a {type(value).__module__}.{type(value).__qualname__}: {error}") from error
         return key
 
     def get(self, key: Digest) -> Any:

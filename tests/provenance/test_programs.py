@@ -10,7 +10,7 @@ import pytest
 from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
 from cuda_progcache.memo.caches import CacheStack, Rejected, SizeLimitedCache
 from cuda_progcache.memo.call import Call
-from cuda_progcache.memo.storage import ProgramCallStorage, ProgramValueStorage, program_cache
+from cuda_progcache.provenance.programs import ProgramCallStorage, ProgramValueStorage, program_cache
 
 SOURCE = 'extern "C" __global__ void {}(int *a) {{ *a = {}; }}'
 
@@ -119,7 +119,7 @@ def test_programs_go_in_and_small_results(service):
         service.calls.save(forged)
     assert service.calls.query().count() == 1
     key = service.calls.save(Call("f", {"x": 1}, result="text"))
-    assert service.calls.load(key[:10]).result == "text" == service.calls.lookup(key)
+    assert service.calls.load(key[:10]).result == "text" == service.calls.find(key)[0]
     assert service.calls.query(name="f", arguments={"x": 1}).only().to_lookup_key() == key
     assert set(service.calls.calls.list()) == {key, one.digest} and service.calls.contains(key)
     service.calls.evict(key)

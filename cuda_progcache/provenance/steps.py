@@ -8,7 +8,7 @@ What led to a call is its parent, what a call asked for is its child:
 call           arguments                                         parents                  children
 ============== ================================================= ======================== =========================
 render         template, module (of a part), parameters, files   who asked
-(a compile)    see :mod:`~cuda_progcache.memo.storage.programs`  its rendering, who asked
+(a compile)    see :mod:`~cuda_progcache.provenance.programs`  its rendering, who asked
 (a link)       the same, and inputs                              its rendering, who asked the programs linked
 resource_usage program                                           its compile, who asked
 sass           program                                           its compile, who asked
@@ -35,7 +35,7 @@ from cuda_progcache.memo.call import Call, DigestedCall
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.storage.steps import Steps
+    from cuda_progcache.provenance.step_records import Steps
 
 R = TypeVar("R")
 

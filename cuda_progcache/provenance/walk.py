@@ -9,7 +9,7 @@ The walk is read from the records beside the results, so it says what was, not w
 * and one step the other way: to what was made of it.
 
 What is recorded elsewhere, or was evicted, is in the graph as a node of the kind ``gone``, or as an ``input`` that is.
-:mod:`cuda_progcache.memo.export` writes graphs down in the formats of others.
+:mod:`cuda_progcache.provenance.export` writes graphs down in the formats of others.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.errors import AmbiguousDigestError
-from cuda_progcache.memo.graph import Graph, Node
-from cuda_progcache.memo.nodes import (
+from cuda_progcache.provenance.graph import Graph, Node
+from cuda_progcache.provenance.nodes import (
     analysis_node,
     binary_node,
     call_node,
@@ -32,22 +32,12 @@ from cuda_progcache.memo.nodes import (
     step_node,
     values,
 )
-from cuda_progcache.memo.steps import kind_of, render_key, rendering_of
+from cuda_progcache.provenance.steps import kind_of, render_key, rendering_of
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches import BaseCache
     from cuda_progcache.memo.call import DigestedCall
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
-
-
-def program_graph(cache: ProgramCacheResource, digest: str) -> Graph:
-    """Walk from a compiled program; see :func:`walk`."""
-    return walk(digest, cache)
-
-
-def call_graph(cache: BaseCache, key: str) -> Graph:
-    """Walk from a memoized call; see :func:`walk`."""
-    return walk(key, calls=[cache])
 
 
 def walk(
@@ -102,7 +92,7 @@ class _Walk:
     """One walk, from one place to the next."""
 
     def __init__(self, store: ProgramCacheResource | None, calls: Sequence[BaseCache]) -> None:
-        from cuda_progcache.memo.storage.programs import program_cache
+        from cuda_progcache.provenance.programs import program_cache
 
         self.store = store
         self.own = None if store is None else program_cache(store)

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cuda_progcache.errors import ProgCacheError, ToolchainError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.memo.nodes import content_digest, display_name, source_digest, times
+from cuda_progcache.provenance.nodes import content_digest, display_name, source_digest, times
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.graph import Graph, Node
+    from cuda_progcache.provenance.graph import Graph, Node
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

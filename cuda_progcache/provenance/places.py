@@ -20,14 +20,13 @@ def holds_programs(directory: str | os.PathLike[str]) -> bool:
 
 def memoized_calls(directory: str | os.PathLike[str]) -> list[BaseCache]:
     """The memoized calls that a directory holds; none where it isn't there, or holds none."""
-    from cuda_progcache.memo.call_tree import saved_calls
     from cuda_progcache.memo.memoize import file_cache
 
     found: list[BaseCache] = []
     if os.path.isdir(os.path.join(directory, "calls")):
         found.append(file_cache(directory))
     if next(cache_dir.rows(os.fspath(directory)), None) is not None:
-        found.append(saved_calls(directory))
+        found.append(cache_dir.directory_cache(directory))
     return found
 
 
@@ -41,7 +40,7 @@ def recorded_calls(directory: str | os.PathLike[str]) -> list[BaseCache]:
     """
     found = memoized_calls(directory)
     if holds_programs(directory):
-        from cuda_progcache.memo.storage import program_cache
+        from cuda_progcache.provenance.programs import program_cache
         from cuda_progcache.store.readonly import ReadOnlyProgramCache
 
         found.append(program_cache(ReadOnlyProgramCache(directory)))

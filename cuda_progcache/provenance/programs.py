@@ -8,11 +8,11 @@ kernel of a library, ``kernel`` and the kernel's parameters by name. Its metadat
 its parents and children), ``entry`` (``size``, ``checksum``) and ``record``: the whole record as it was published, so
 that a call that is transferred into another store is published there under the same key with the same record.
 
-Beside them are the calls that made no program (:mod:`cuda_progcache.memo.steps`), and others whose result is small
-enough to lie in their record.
+Beside them are the calls that made no program (:mod:`~cuda_progcache.provenance.steps`), and others
+whose result is small enough to lie in their record.
 
 >>> from cuda_progcache import InMemoryProgramCache
->>> from cuda_progcache.memo.storage.programs import program_cache
+>>> from cuda_progcache.provenance.programs import program_cache
 >>> program_cache(InMemoryProgramCache()).query(arguments={"arch": "sm_90"}).count()
 0
 """
@@ -23,23 +23,25 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128_hexdigest
 
 from cuda_progcache._util import files
+from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.call import DigestedCall, QueryCall
 from cuda_progcache.memo.digest import Digest, digest
 from cuda_progcache.memo.index import Index
-from cuda_progcache.memo.steps import kind_of, links_of
 from cuda_progcache.memo.storage import codecs, records
 from cuda_progcache.memo.storage.base import CallStorage, SaveError, ValueStorage
-from cuda_progcache.memo.storage.steps import Steps
 from cuda_progcache.memo.storage.tree import FileTree, Signature
+from cuda_progcache.provenance.step_records import Steps
+from cuda_progcache.provenance.steps import kind_of, links_of
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.caches import Cache
+    from cuda_progcache.memo.call import LazyCall
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
 
 #: Binaries that wait for their records while a call is saved; more are left over from saves that failed.
@@ -62,7 +64,6 @@ def program_cache(store: ProgramCacheResource) -> Cache:
     TypeError
         It keeps no records.
     """
-    from cuda_progcache.memo.caches.programs import ProgramCalls
     from cuda_progcache.store.base import ProgramCacheResource
 
     if not isinstance(store, ProgramCacheResource):
@@ -378,3 +379,51 @@ class _Source:
     def decode(record: bytes) -> DigestedCall:
         """The call in such a record."""
         return records.call_of(record)
+
+
+@dataclass(frozen=True)
+class ProgramCalls(Cache):
+    """What :func:`~cuda_progcache.provenance.programs.program_cache` makes.
+
+    Attributes
+    ----------
+    values : ProgramValueStorage
+    calls : ProgramCallStorage
+    """
+
+    calls: ProgramCallStorage
+
+    def _transfer_one(self, call: LazyCall, *, overwrite: bool = False) -> bool:
+        if kind_of(call) is None:
+            return super()._transfer_one(call, overwrite=overwrite)
+        key = call.to_lookup_key()
+        with self._operation_context(key):
+            if not overwrite and self.contains(key):
+                return False
+            self.calls.save(call.detach())  # as it is recorded: nothing of it lies elsewhere
+            return True
+
+    def gc(self) -> set[Digest]:
+        """Remove renderings, analyses and prewarm runs of which no program is left.
+
+        Returns
+        -------
+        set of Digest
+            The keys of the calls that were removed.
+        """
+        programs: set[str] = set()
+        needed: set[str] = set()
+        steps: dict[Digest, LazyCall] = {}
+        for call in self.query():
+            if kind_of(call) is not None:
+                steps[call.to_lookup_key()] = call
+            elif "record" in call.metadata:
+                programs.add(call.to_lookup_key())
+                needed.update((call.metadata.get("links") or {}).get("parents") or ())
+        removed = set()
+        for key, call in steps.items():
+            links = call.metadata.get("links") or {}
+            about = {*links.get("children", ()), *links.get("parents", ())}
+            if key not in needed and not about & programs and self.calls.steps.remove(key):
+                removed.add(key)
+        return removed

@@ -15,10 +15,10 @@ import pytest
 from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgramCache, KernelLibrary, ProgramOptions
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.memo import export, graph_svg
-from cuda_progcache.memo.affected import affected
-from cuda_progcache.memo.graph import Graph, Node
-from cuda_progcache.memo.provenance import call_graph, program_graph
+from cuda_progcache.provenance import export, picture
+from cuda_progcache.provenance.affected import affected
+from cuda_progcache.provenance.graph import Graph, Node
+from cuda_progcache.provenance.walk import walk
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def kinds(graph):
 
 def test_the_walk_from_a_kernel(world):
     cache = world["cache"]
-    graph = program_graph(cache, world["softmax"])
+    graph = walk(world["softmax"], cache)
     found = kinds(graph)
     assert found["header"] == {"cuda_fp16.h"}
     assert found["tool"] == {"nvrtc", "nvrtc-builtins"}
@@ -82,7 +82,7 @@ def test_the_walk_from_a_kernel(world):
 
 
 def test_the_walk_from_a_linked_program_goes_through_its_parts(world):
-    graph = program_graph(world["cache"], world["linked"])
+    graph = walk(world["linked"], world["cache"])
     found = kinds(graph)
     assert len(found["binary"]) == 3
     assert found["template"] == {"lto_pair_activation.cu.j2", "lto_pair_kernel.cu.j2"}
@@ -101,7 +101,7 @@ def test_a_part_that_is_gone_is_said_to_be(world, tmp_path):
     with FileStreamProgramCache(tmp_path / "cache") as cache:
         for part in cache.info(world["linked"]).record["inputs"]:
             cache.remove(part["digest"])
-        graph = program_graph(cache, world["linked"])
+        graph = walk(world["linked"], cache)
         assert len(kinds(graph)["input"]) == 2
         statement = export.to_slsa(cache, cache.info(world["linked"]))
         linked = [d for d in dependencies(statement) if d["annotations"]["role"] == "linked binary"]
@@ -112,8 +112,8 @@ def test_a_part_that_is_gone_is_said_to_be(world, tmp_path):
 
 def test_unknown_and_handmade_entries(world):
     with pytest.raises(KeyError):
-        program_graph(world["cache"], "00" * 32)
-    graph = program_graph(world["cache"], world["hand"])
+        walk("00" * 32, world["cache"])
+    graph = walk(world["hand"], world["cache"])
     assert [node.kind for node in graph.nodes.values()] == ["binary"]
     with pytest.raises(ProgCacheError, match="put there by hand"):
         export.to_slsa(world["cache"], world["cache"].info(world["hand"]))
@@ -180,7 +180,7 @@ def test_affected_through_a_binary_that_was_linked_in(tmp_path):
 
 
 def test_json_and_dot_have_every_node_and_edge(world):
-    graph = program_graph(world["cache"], world["linked"])
+    graph = walk(world["linked"], world["cache"])
     told = json.loads(json.dumps(export.to_json(graph)))
     assert (len(told["nodes"]), len(told["edges"])) == (len(graph.nodes), len(graph.edges))
     assert told["root"] == graph.root
@@ -194,7 +194,7 @@ def test_json_and_dot_have_every_node_and_edge(world):
 
 def test_prov(world):
     model = pytest.importorskip("prov.model")
-    graph = program_graph(world["cache"], world["linked"])
+    graph = walk(world["linked"], world["cache"])
     document = model.ProvDocument.deserialize(content=json.dumps(export.to_prov(graph)), format="json")
     records = document.get_records()
     counted = {kind: sum(isinstance(record, kind) for record in records) for kind in {type(r) for r in records}}
@@ -320,7 +320,7 @@ def calls(count):
     "graph", [Graph(), large(2), large(497), calls(5), calls(500)], ids=["empty", "5", "500", "calls-5", "calls-500"]
 )
 def test_svg_is_readable(graph):
-    drawn = ET.fromstring(graph_svg.to_svg(graph, 'a "title" & more'))
+    drawn = ET.fromstring(picture.to_svg(graph, 'a "title" & more'))
     width, height = float(drawn.get("width")), float(drawn.get("height"))
     assert drawn.get("font-size") == "12"
     boxes = [
@@ -341,7 +341,7 @@ def test_svg_is_readable(graph):
             assert apart, "two boxes overlap"
     rows = {}
     for text, x, y in texts:  # every text lies in one box, and ends before the next text of its row begins
-        end = x + graph_svg.text_width(text)
+        end = x + picture.text_width(text)
         assert any(bx <= x and end <= bx + bw and by <= y <= by + bh for bx, by, bw, bh in boxes), text
         rows.setdefault(y, []).append((x, end))
     for row in rows.values():
@@ -350,15 +350,15 @@ def test_svg_is_readable(graph):
 
 
 def test_svg_of_many_headers_is_a_page_not_a_strip():
-    drawn = ET.fromstring(graph_svg.to_svg(large(497)))
+    drawn = ET.fromstring(picture.to_svg(large(497)))
     width, height = float(drawn.get("width")), float(drawn.get("height"))
     assert 0.5 < width / height < 3.5
     assert sum(1 for _ in drawn.iter(f"{SVG}path")) == 3  # the headers share an edge
 
 
 def test_svg_edges_run_between_the_boxes(world):
-    graph = program_graph(world["cache"], world["linked"])
-    boxes, routes, _, _ = graph_svg.arrange(graph)
+    graph = walk(world["linked"], world["cache"])
+    boxes, routes, _, _ = picture.arrange(graph)
     box_of = {name: box for box in boxes for name in box.ids}
     assert len(routes) == len({(box_of[edge.source], box_of[edge.target], edge.relation) for edge in graph.edges})
     for path, _ in routes:
@@ -388,12 +388,12 @@ def many_compiles(count):
 
 def test_svg_puts_what_belongs_together_side_by_side():
     graph = many_compiles(40)
-    boxes, _, _, _ = graph_svg.arrange(graph)
+    boxes, _, _, _ = picture.arrange(graph)
     box_of = {name: box for box in boxes for name in box.ids}
     assert box_of["nvrtc"] is box_of["nvrtc-builtins"]
     order = {kind: sorted(range(40), key=lambda n: box_of[f"{kind} {n}"].y) for kind in ("compile", "source", "render")}
     assert order["compile"] == order["source"] == order["render"]
-    drawn = ET.fromstring(graph_svg.to_svg(graph))
+    drawn = ET.fromstring(picture.to_svg(graph))
     assert {"sm_90", "2.5 s"} <= {text.text for text in drawn.iter(f"{SVG}text")}
 
 
@@ -401,9 +401,9 @@ def test_svg_draws_what_runs_together_once():
     graph = many_compiles(12)
     for index in range(12):  # a way around the compile, through its layer
         graph.link(f"binary {index}", "nvrtc", "used")
-    _, routes, _, _ = graph_svg.arrange(graph)
+    _, routes, _, _ = picture.arrange(graph)
     assert len({tuple(path[1:-1]) for path, _ in routes if len(path) > 2}) == 1
-    lines = [path.get("d") for path in ET.fromstring(graph_svg.to_svg(graph)).iter(f"{SVG}path")]
+    lines = [path.get("d") for path in ET.fromstring(picture.to_svg(graph)).iter(f"{SVG}path")]
     assert len(lines) == len(set(lines))
 
 
@@ -426,13 +426,13 @@ def test_the_walk_from_a_memoized_call():
         return inner(x) * inner(y)
 
     assert outer(1, 2) == 6
-    graph = call_graph(cache, outer.digest(1, 2))
+    graph = walk(outer.digest(1, 2), calls=[cache])
     found = kinds(graph)
     assert {label.rpartition(".")[2] for label in found["call"]} == {"inner", "outer"}
     assert sum(node.kind == "call" for node in graph.nodes.values()) == 3
     (top,) = graph.targets(graph.root)
     assert sorted(node.label.rpartition(".")[2] for node in graph.targets(top.id)) == ["inner", "inner", "x", "y"]
     cache.evict(inner.digest(2))
-    assert len(kinds(call_graph(cache, outer.digest(1, 2)))["input"]) == 1
+    assert len(kinds(walk(outer.digest(1, 2), calls=[cache]))["input"]) == 1
     with pytest.raises(KeyError):
-        call_graph(cache, "0" * 64)
+        walk("0" * 64, calls=[cache])

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cuda_progcache.keys import toolchain
 from cuda_progcache.memo.files import shared
-from cuda_progcache.memo.nodes import display_name, links, source_digest
-from cuda_progcache.memo.steps import kind_of
-from cuda_progcache.memo.storage.steps import Steps
+from cuda_progcache.provenance.nodes import display_name, links, source_digest
+from cuda_progcache.provenance.step_records import Steps
+from cuda_progcache.provenance.steps import kind_of
 
 if TYPE_CHECKING:
     from typing import Any

@@ -12,12 +12,12 @@ import pytest
 from cuda_progcache import CompileService, FileStreamProgramCache, LinkerOptions, ProgramOptions, link, memoize
 from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.memo import export, graph_svg
-from cuda_progcache.memo.affected import affected
 from cuda_progcache.memo.cache_file import cache_file, track_file
 from cuda_progcache.memo.memoize import file_cache
-from cuda_progcache.memo.places import memoized_calls, recorded_calls
-from cuda_progcache.memo.provenance import walk
+from cuda_progcache.provenance import export, picture
+from cuda_progcache.provenance.affected import affected
+from cuda_progcache.provenance.places import memoized_calls, recorded_calls
+from cuda_progcache.provenance.walk import walk
 
 
 @pytest.fixture(scope="module")
@@ -303,10 +303,10 @@ def test_every_walk_in_every_format(world, which):
             assert {record.args[0], record.args[1]} <= activities
     assert len(json.loads(json.dumps(export.to_json(graph)))["nodes"]) == len(graph.nodes)
     assert export.to_dot(graph).count(" -> ") == len(graph.edges)
-    drawn = ET.fromstring(graph_svg.to_svg(graph))
+    drawn = ET.fromstring(picture.to_svg(graph))
     shown = " ".join(text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text"))
     for node in graph.nodes.values():
-        assert graph_svg.elided(node.label).rpartition("/")[2] in shown
+        assert picture.elided(node.label).rpartition("/")[2] in shown
 
 
 def test_slsa_of_a_linked_program_has_all_that_its_parts_were_made_of(world):

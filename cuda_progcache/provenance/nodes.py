@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import file_digest, sha256
 from typing import TYPE_CHECKING, Any
 
-from cuda_progcache.memo.graph import Node
+from cuda_progcache.provenance.graph import Node
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall

@@ -22,10 +22,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from xml.sax.saxutils import escape, quoteattr
 
-from cuda_progcache.memo.export import short
+from cuda_progcache.provenance.export import short
 
 if TYPE_CHECKING:
-    from cuda_progcache.memo.graph import Graph, Node
+    from cuda_progcache.provenance.graph import Graph, Node
 
 #: Pixels. A monospaced glyph is 0.6 em wide; the rest is for fonts that are a little wider.
 FONT = 12

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where calls lie that belong to a store of programs and made none of them (:mod:`cuda_progcache.memo.steps`).
+"""Where calls lie that belong to a store of programs and made none of them (:mod:`cuda_progcache.provenance.steps`).
 
 Of a store on disk they are files below ``steps/`` in its directory, beside ``records/``, in the format of every call;
 those of all its levels and layers are found. Of a store in memory they are in this process's memory.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall
     from cuda_progcache.store.base import ProgramCacheResource
 
-_logger = logging.getLogger("cuda_progcache.memo.storage")
+_logger = logging.getLogger(__name__)
 
 #: Calls that a shard may hold, of 256, or a store in memory; the oldest go first. Programs don't need them: their own
 #: records say what they were made of.

@@ -24,8 +24,8 @@ from cuda_progcache import (
     memoize,
 )
 from cuda_progcache._util.running import asked_by, here, note_child, run, running
-from cuda_progcache.memo import steps
-from cuda_progcache.memo.storage import steps as storage
+from cuda_progcache.provenance import step_records as storage
+from cuda_progcache.provenance import steps
 
 SOURCE = 'extern "C" __global__ void {}(int *a) {{ *a = {}; }}'
 

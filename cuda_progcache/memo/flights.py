@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of a coroutine function's call, however many tasks of whatever event loops ask for it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.caches.base import BaseCache
+
+_lock = threading.Lock()
+_under_way: dict[tuple[int, str], concurrent.futures.Future[Any]] = {}
+
+
+def _forget() -> None:
+    global _lock  # noqa: PLW0603 - one that another thread held stays locked in a forked child
+    _lock = threading.Lock()
+    _under_way.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+async def run_async(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: Any) -> Any:
+    """Run a call, or wait for the task that does."""
+    from cuda_progcache.memo.runner import refreshing
+
+    slot = (id(cache), str(key.digest))
+    mine: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    if not refreshing.get():
+        while True:
+            with _lock:
+                other = _under_way.setdefault(slot, mine)
+            if other is mine:
+                break
+            try:
+                result = await asyncio.shield(asyncio.wrap_future(other))
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not other.cancelled() or (task is not None and task.cancelling()):
+                    raise  # it is this task that is cancelled; otherwise the one that ran it was: next, please
+                continue
+            found = runner._find(cache, key, again=True)  # a copy of one's own
+            return result if found is None else found[0]
+    try:
+        found = None if refreshing.get() else runner._find(cache, key, again=True)  # it may have landed before our turn
+        result = found[0] if found is not None else await _run(runner, cache, key, args, kwargs)
+    except Exception as error:
+        mine.set_exception(error)
+        mine.exception()  # it is looked at here: nobody else may be waiting
+        raise
+    except BaseException:
+        mine.cancel()
+        raise
+    else:
+        mine.set_result(result)
+        return result
+    finally:
+        with _lock:
+            if _under_way.get(slot) is mine:
+                del _under_way[slot]
+
+
+async def _run(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: Any) -> Any:
+    run = runner._begin(cache, key, args, kwargs)
+    try:
+        result = await runner.function(*args, **kwargs)
+    except BaseException:
+        runner._give_up(run)
+        raise
+    runner._end(run, result)
+    return result

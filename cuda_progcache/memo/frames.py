@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memoized calls whose bodies run: what each depends on beside its key, found while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache._util.running import Running, running
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.files import Watched
+
+
+class Frame(Running):
+    """A memoized call whose body runs.
+
+    Attributes
+    ----------
+    node : str or None
+        Its id in the call tree, if it is there.
+    watched : dict
+        Files it tracked, and files that the calls it made depend on, by path.
+    variables : dict
+        Variables of the environment that the calls it made depend on, and their values.
+    """
+
+    __slots__ = ("node", "variables", "watched")
+
+    def __init__(self, key: Any, name: str, parent: Running | None, node: str | None = None) -> None:
+        super().__init__(key, name, parent)
+        self.node = node
+        self.watched: dict[str, Watched] = {}
+        self.variables: dict[str, str | None] = {}
+
+
+#: Every frame of this process, by its id.
+_under_way: dict[int, Frame] = {}
+
+
+def frame_here() -> Frame | None:
+    """The innermost memoized call whose body runs in this thread or task."""
+    around = running.get()
+    while around is not None and not isinstance(around, Frame):
+        around = around.parent
+    return around
+
+
+def frames_here() -> list[Frame]:
+    """The calls that depend on what is read here.
+
+    A thread that was started by a body doesn't know which one: then it may be any that runs in this process.
+    """
+    frame = frame_here()
+    return [frame] if frame is not None else list(_under_way.values())
+
+
+#: Of Python's stack, what the engine takes between a call and its body: so much deeper may a body with calls in it go.
+OVERHEAD = 16
+_room = threading.Lock()
+
+
+def _allow(frames: int) -> None:
+    """Let every thread recurse deeper, by as much as the engine itself takes (less than 1 KiB of the stack a frame)."""
+    with _room, contextlib.suppress(RecursionError):  # too deep just now to be told of a lower limit
+        sys.setrecursionlimit(sys.getrecursionlimit() + frames)
+
+
+def enter(frame: Frame) -> Any:
+    """Let a call be the one that runs here; gives what :func:`leave` takes."""
+    _allow(OVERHEAD)
+    _under_way[id(frame)] = frame
+    return running.set(frame)
+
+
+def leave(frame: Frame, token: Any) -> None:
+    """Undo :func:`enter`."""
+    running.reset(token)
+    _under_way.pop(id(frame), None)
+    _allow(-OVERHEAD)
+
+
+def hand_up(frames: Iterable[Frame], watched: Iterable[Watched], variables: Mapping[str, str | None]) -> None:
+    """Let calls depend on what a call that they made depends on."""
+    for frame in frames:
+        for item in watched:
+            frame.watched.setdefault(item.path, item)
+        for name, value in variables.items():
+            frame.variables.setdefault(name, value)
+
+
+def _forget() -> None:
+    global _room  # noqa: PLW0603 - one that another thread held stays locked in a forked child
+    _room = threading.Lock()
+    running.set(None)
+    _under_way.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    # What a forked child calls isn't what the call that runs in the parent calls.
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,619 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine of memoized calls: take the key, look up, check what may have moved, run, file with where it came from.
+
+A call is a function, arguments, files and environment; its key is the digest of these, with the function's code and
+all that this refers to. What a body reads beside them (files it tracks, what the calls it makes depend on) is in the
+record, and looked at before the result is used again.
+
+A call that works without this engine works with it: what can't be bound or digested is just called, a result that can't
+be filed is returned all the same, trouble in the cache is a miss. All of it is counted, and warned of once a function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+import os
+import platform
+import sys
+import time
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from cuda_progcache._util.running import running
+from cuda_progcache._util.warning import warn
+from cuda_progcache.compile.single_flight import fly
+from cuda_progcache.memo import flights, frames
+from cuda_progcache.memo.caches.base import BaseCache
+from cuda_progcache.memo.call import Call, Metadata, PreparedCall, head_bytes, key_from_head
+from cuda_progcache.memo.code import Closure, argument_digest, closure
+from cuda_progcache.memo.digest import Digest, Indigestible, classes_met, digest, hash_tagged
+from cuda_progcache.memo.files import PathRule, Watched, state_of
+from cuda_progcache.memo.instances import package_of_class
+from cuda_progcache.memo.signature import FunctionProfile
+from cuda_progcache.memo.watching import ATOMS
+
+_logger = logging.getLogger(__name__)
+
+#: Seconds that a body has to have run for processes to wait for each other (threads always do), and for how many misses
+#: such a run counts: a body that is quick as a rule may be slow once, on a busy machine.
+WORTH_A_LEASE = 1e-3
+_SLOW_FOR = 8
+
+#: Set while a call is run again: memoized calls in it don't hit.
+refreshing: ContextVar[bool] = ContextVar("cuda_progcache_refreshing", default=False)
+
+#: Whether code counts, or what digests it.
+CodeDigest = bool | Callable[[Any], str]
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+class Identity(NamedTuple):
+    """What of the key is the function's, and what tells whether it still is."""
+
+    head: bytes
+    code: Digest | None
+    closure: Closure
+
+
+class Key(NamedTuple):
+    """A call's key and what went into it.
+
+    Attributes
+    ----------
+    digest : Digest
+    arguments : dict
+        Values by parameter, without those to ignore.
+    digests : dict
+        Their digests, as ASCII.
+    identity : Identity
+    inputs : dict
+        What else is in it, as texts by component: ``files``, ``environment``, ``classes`` of arguments and others.
+    watched : dict
+        The files among them, by path.
+    classes : tuple
+        The arguments' classes, and what each depends on.
+    """
+
+    digest: Digest
+    arguments: dict[str, Any]
+    digests: dict[str, bytes]
+    identity: Identity
+    inputs: dict[str, dict[str, str]]
+    watched: dict[str, Watched]
+    classes: tuple[tuple[type, Closure], ...]
+    version: str | int | None = None
+
+
+class Settings(NamedTuple):
+    """How a function's calls are kept, beside the cache; see :func:`~cuda_progcache.memo.memoize.memoize`."""
+
+    name: str | None = None
+    module: bool = True
+    version: str | int | None = None
+    ignore: frozenset[str] = frozenset()
+    require: frozenset[str] = frozenset()
+    code: CodeDigest = True
+    state: tuple[str, ...] = ()
+    paths: PathRule | None = None
+    env: tuple[str, ...] = ()
+    depends_on: Mapping[str, Any] | None = None
+    tags: Mapping[str, Any] | None = None
+    single_flight: str = "processes"
+
+
+class Runner:
+    """A function whose calls are kept.
+
+    Attributes
+    ----------
+    function : callable
+    profile : FunctionProfile
+        What is known of the function.
+    counters : Counter
+        ``hits``, ``misses``; ``uncached`` calls that have no key or leave out required arguments; ``changed`` runs that
+        changed what was counted, ``modified`` files that changed meanwhile, ``dropped`` results that could not be kept;
+        ``trouble`` of the cache on looking up.
+    """
+
+    def __init__(
+        self, function: Any, cache: BaseCache | Callable[[], BaseCache], settings: Settings, *,
+        unknown_names: bool = False,
+    ) -> None:  # fmt: skip
+        self._of_class = isinstance(function, classmethod)
+        self._bound = not isinstance(function, staticmethod)
+        plain: Callable[..., Any] = function
+        if isinstance(function, (classmethod, staticmethod)):
+            plain = function.__func__
+        functools.update_wrapper(self, plain)
+        self.function = plain
+        self.profile = profile = FunctionProfile.of(plain)
+        for name in () if unknown_names else settings.ignore | settings.require:
+            if name not in profile.signature.parameters:
+                raise ValueError(f"{profile.qualname} has no parameter {name!r} to ignore or require")
+        self._given = cache
+        self.settings = settings
+        self._ignored = settings.ignore | profile.ignored
+        self._required = settings.require | profile.required
+        self._bind = profile.binder(self._ignored)
+        self._named = (
+            settings.name or profile.qualname,
+            profile.module if settings.module else None,
+            profile.version if settings.version is None else settings.version,
+        )
+        self._plain = settings.paths is None and not settings.env and not settings.depends_on
+        self._identity: Identity | None = None
+        self._async = inspect.iscoroutinefunction(plain)
+        self._warned: set[str] = set()
+        self._verbose = False
+        self._controls: dict[str, bool] = {}  # arguments of calls that are the wrapper's own, and their defaults
+        self._leases_left = 1  # misses for which a lease will be taken
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def cache(self) -> BaseCache:
+        """Where results are kept."""
+        given = self._given
+        return given if isinstance(given, BaseCache) else given()
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """The function's result, from the cache or by running it."""
+        given = self._given
+        if self._verbose or (kwargs and not self._controls.keys().isdisjoint(kwargs)):
+            return self._controlled(args, kwargs)
+        try:
+            cache = given if isinstance(given, BaseCache) else given()
+            key = self.key(args, kwargs)
+        except RecursionError:  # there is no room left for more than that, or an argument contains itself
+            self.counters["uncached"] += 1
+            return self.function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
+            self._uncached(error, args, kwargs)
+            return self.function(*args, **kwargs)
+        if not refreshing.get():
+            found = self._find(cache, key)
+            if found is not None:
+                return found[0] if not self._async else _as_awaitable(found[0])
+        around = running.get()
+        alone = self._async or self._required or Digest in map(type, key.arguments.values())
+        if around is None or around.name is not self._named[0] or alone:
+            return self._miss(cache, key, args, kwargs)
+        self.counters["misses"] += 1
+        # It calls itself: without more frames of the stack than this one, so that it can as deep as may be, and without
+        # waiting for others, who may wait for what is around.
+        try:
+            run = self._begin(cache, key, args, kwargs)
+        except RecursionError:
+            return self.function(*args, **kwargs)
+        try:
+            result = self.function(*args, **kwargs)
+        except BaseException:
+            self._give_up(run)
+            raise
+        self._end(run, result)
+        return result
+
+    def _controlled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call with arguments that are the wrapper's own."""
+        raise NotImplementedError
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Bind to an instance, whose digest is part of the key."""
+        if not self._bound or (instance is None and not self._of_class):
+            return self
+        return BoundRunner(self, owner if self._of_class else instance)
+
+    def __reduce__(self) -> str:
+        return self.profile.qualname  # as a function: by name, since another process may have another cache
+
+    def __digest__(self) -> Digest:
+        """Of what it memoizes, and all that this refers to."""
+        return digest((*self._named, argument_digest(self.function)))
+
+    def __counts__(self) -> tuple[Any, ...]:
+        """What counts of the wrapper where a function refers to it."""
+        settings = self.settings
+        return (*self._named, self.function, dict(settings.depends_on or {}), settings.env)
+
+    def __state__(self) -> tuple[Any, tuple[str, ...]]:
+        """The function and the names of its state, which counts for no caller either."""
+        return self.function, self.settings.state
+
+    # The key
+
+    def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
+        """The key of a call, as things are now; Indigestible, or whatever an argument's code raises, if it has none."""
+        arguments = self._bind(args, kwargs)
+        identity = self._now()
+        if self._plain:
+            for value in arguments.values():
+                if type(value) not in ATOMS:
+                    break
+            else:
+                made, digests = key_from_head(identity.head, arguments)
+                return Key(made, arguments, digests, identity, _NOTHING, _NOTHING, ())
+            with classes_met() as met:
+                made, digests = key_from_head(identity.head, arguments, _argument)
+            if not met:
+                return Key(made, arguments, digests, identity, {}, {}, ())
+            return self._with_inputs(made, arguments, digests, identity, {}, {}, met)
+        watched: dict[str, Watched] = {}
+        shown = arguments
+        paths = self.settings.paths
+        if paths is not None:
+            shown = {name: paths.argument(name, value, watched) for name, value in arguments.items()}
+            paths.add_others(watched)
+        with classes_met() as met:
+            made, digests = key_from_head(identity.head, shown, _argument)
+        inputs: dict[str, dict[str, str]] = {}
+        if watched and paths is not None:
+            inputs["files"] = paths.inputs(watched)
+        if self.settings.env:
+            inputs["environment"] = {name: repr(value) for name, value in self._environment().items()}
+        if self.settings.depends_on:
+            inputs["depends_on"] = {name: str(_argument(v).decode()) for name, v in self.settings.depends_on.items()}
+        return self._with_inputs(made, arguments, digests, identity, inputs, watched, met)
+
+    def _with_inputs(
+        self, plain: Digest, arguments: dict[str, Any], digests: dict[str, bytes], identity: Identity,
+        inputs: dict[str, dict[str, str]], watched: dict[str, Watched], met: set[type],
+    ) -> Key:  # fmt: skip
+        classes = []
+        told: dict[str, str] = {}
+        for kind in met if self.settings.code is True else ():
+            package = package_of_class(kind)
+            if package is not None:
+                told[package.name] = package.version
+                continue
+            found = _closure_of_class(kind)
+            told[f"{kind.__module__}.{kind.__qualname__}"] = found.with_packages
+            classes.append((kind, found))
+        told.pop("", None)
+        if told:
+            inputs["classes"] = dict(sorted(told.items()))
+        if not inputs:
+            return Key(plain, arguments, digests, identity, {}, watched, (), self._named[2])
+        named = [(part, *field) for part, fields in sorted(inputs.items()) for field in sorted(fields.items())]
+        # repr tells every field from the next, whatever is in it.
+        made = hash_tagged(b"call with inputs:", f"{plain} {named!r}".encode("utf-8", "surrogatepass"))
+        return Key(Digest(made.decode()), arguments, digests, identity, inputs, watched, tuple(classes), self._named[2])
+
+    def _environment(self) -> dict[str, str | None]:
+        return {name: os.environ.get(name) for name in self.settings.env}
+
+    def _now(self) -> Identity:
+        """What of the key is the function's, taken anew when something it refers to has changed."""
+        identity = self._identity
+        if identity is not None and identity.closure.holds():
+            return identity
+        about = Closure("", {})
+        code = None
+        wanted = self.settings.code
+        if wanted is True:
+            about = closure(self.function, self.settings.state)
+            code = about.with_packages
+        elif wanted is not False:
+            with contextlib.suppress(Indigestible):  # then it is taken once
+                about = closure(self.function, self.settings.state)
+            code = Digest(wanted(self.function))
+        other = self._identity
+        if other is not identity and other is not None and other.closure.holds():
+            return other  # threads that come first at once agree, whatever one's run has changed meanwhile
+        self._identity = made = Identity(head_bytes(*self._named, code), code, about)
+        return made
+
+    def call_of(self, key: Key) -> Call:
+        """The call with a key, as it is filed."""
+        name, module, version = self._named
+        kept = key.digest if key.inputs else None
+        return Call(
+            name,
+            key.arguments,
+            {},
+            module,
+            version,
+            key.identity.code,
+            key=kept,
+            digests=key.digests,
+            sealed=key.digest,
+        )
+
+    # A hit
+
+    def _find(self, cache: BaseCache, key: Key, *, again: bool = False) -> tuple[Any] | None:
+        """The recorded result, if there is one, and what it depends on is as it was; ``again``: after a miss."""
+        try:
+            result, metadata = cache.find(key.digest)
+        except (KeyError, RecursionError):
+            return None
+        except Exception as error:  # noqa: BLE001 - a cache may be anyone's code, and must not fail a call
+            self._trouble("trouble", f"looking up a call of {self._named[0]} failed: {error!r}")
+            return None
+        files, variables = metadata.get("files"), metadata.get("variables")
+        if files or variables or not self._plain or key.inputs:
+            watched = [Watched(path, f["algo"], f.get("pattern"), f["digest"]) for path, f in (files or {}).items()]
+            if any(state_of(item) != item.digest for item in watched if item.path not in key.watched):
+                return None
+            if any(os.environ.get(name) != value for name, value in (variables or {}).items()):
+                return None
+            found = {**{item.path: item for item in watched}, **key.watched}
+            frames.hand_up(frames.frames_here(), found.values(), {**(variables or {}), **self._environment()})
+            self._seen(key, found)
+        if not again:
+            self.counters["hits"] += 1
+        around = running.get()
+        if around is not None:
+            around.children[key.digest] = None
+        return (result,)
+
+    def _seen(self, key: Key, watched: Mapping[str, Watched]) -> None:
+        """Take note of the files of a call that was found or run; for the call tree."""
+
+    # A miss
+
+    def _miss(
+        self, cache: BaseCache, key: Key, args: Any, kwargs: Any, *, reuse: bool = True, save: bool = True
+    ) -> Any:
+        if self._required and (missing := [name for name in self._missing(args, kwargs) if name in self._required]):
+            self._uncached(f"it leaves out {', '.join(missing)}", args, kwargs)
+            return self.function(*args, **kwargs)
+        for value in key.arguments.values():
+            if type(value) is Digest:
+                return self._with_values(cache, args, kwargs)
+        self.counters["misses"] += 1
+        if self._async:
+            return flights.run_async(self, cache, key, args, kwargs)
+        reuse = reuse and save and not refreshing.get() and not cache.refreshing
+        if not reuse or self.settings.single_flight == "off":
+            return self._run(cache, key, args, kwargs, save=save)
+        around = running.get()
+        if around is not None and around.runs(key.digest):
+            return self._run(cache, key, args, kwargs)  # it calls itself: waiting would be for ever
+        ran: list[Digest] = []
+
+        def find() -> tuple[Any] | None:
+            return self._find(cache, key, again=True)
+
+        def run() -> tuple[Any]:
+            ran.append(key.digest)
+            return (self._run(cache, key, args, kwargs),)
+
+        def compute() -> tuple[Any]:
+            # A lease costs 60 µs and more: a function not seen to run long is run beside another process instead.
+            asked = self.settings.single_flight
+            wanted = asked == "always" or (asked == "processes" and self._leases_left > 0)
+            directory = cache.leases if wanted else None
+            if directory is not None:
+                return fly(self._flight(key), directory, run, find, longest_wait=float("inf"))
+            return find() or run()  # nobody has looked again since this thread's turn came
+
+        # Threads first, whatever of processes: which of both is asked for may change from call to call.
+        result = fly(f"{key.digest}-{id(cache):x}", None, compute, find, longest_wait=float("inf"))[0]
+        if not ran and isinstance(result, (Iterator, AsyncIterator, Awaitable)):
+            return self._run(cache, key, args, kwargs)  # another thread's generator or coroutine: it has one use
+        return result
+
+    def _flight(self, key: Key) -> str:
+        """What a lease is called."""
+        return str(key.digest)
+
+    def _missing(self, args: Any, kwargs: Any) -> list[str]:
+        given = self.profile.signature.bind(*args, **kwargs).arguments
+        return [name for name in self.profile.signature.parameters if name not in given]
+
+    def _with_values(self, cache: BaseCache, args: Any, kwargs: Any) -> Any:
+        """A digest was given in place of a value: the body gets the value."""
+
+        def value(argument: Any) -> Any:
+            return cache.load_value(argument) if type(argument) is Digest else argument
+
+        return self(*map(value, args), **{name: value(argument) for name, argument in kwargs.items()})
+
+    def _run(self, cache: BaseCache, key: Key, args: Any, kwargs: Any, *, save: bool = True) -> Any:
+        run = self._begin(cache, key, args, kwargs, save=save)
+        try:
+            result = self.function(*args, **kwargs)
+        except BaseException:
+            self._give_up(run)
+            raise
+        self._end(run, result)
+        return result
+
+    def _begin(self, cache: BaseCache, key: Key, args: Any, kwargs: Any, *, save: bool = True) -> Run:  # noqa: ARG002
+        prepared = None
+        if save:
+            try:
+                prepared = cache.prepare(self.call_of(key))
+            except RecursionError:
+                pass  # there is no room left: the body runs all the same
+            except Exception as error:  # noqa: BLE001 - a cache may be anyone's code; the body runs all the same
+                self._trouble("trouble", f"a call of {self._named[0]} can't be prepared for the cache: {error}")
+        above = frames.frames_here()
+        frame = frames.Frame(key.digest, self._named[0], running.get(), self._node(key))
+        token = frames.enter(frame)
+        return Run(cache, key, prepared, frame, above, token, time.time(), time.perf_counter())
+
+    def _node(self, key: Key) -> str | None:  # noqa: ARG002
+        """The id of a call in the call tree."""
+        return None
+
+    def _give_up(self, run: Run) -> None:
+        """The body failed."""
+        frames.leave(run.frame, run.token)
+        if run.prepared is not None:
+            run.prepared.abandon()
+
+    def _end(self, run: Run, result: Any) -> None:
+        """File a result, if what was counted is as it was."""
+        seconds = time.perf_counter() - run.clock
+        frames.leave(run.frame, run.token)
+        key, frame = run.key, run.frame
+        self._leases_left = _SLOW_FOR if seconds >= WORTH_A_LEASE else max(self._leases_left - 1, 0)
+        watched = {**frame.watched, **key.watched}
+        if watched or frame.variables or self.settings.env:
+            frames.hand_up(run.above, watched.values(), {**frame.variables, **self._environment()})
+        self._seen(key, watched)
+        if run.prepared is None:
+            return
+        why = self._why_not(key, watched)
+        if why is not None:
+            run.prepared.abandon()
+            self._trouble(*why)
+            return
+        metadata = self._metadata(run, seconds)
+        try:
+            run.prepared.commit(result, metadata)
+            if frame.parent is not None:
+                frame.parent.children[key.digest] = None
+            if key.identity.closure.unloaded:
+                self._file_as_loaded(run, key, result, metadata)
+        except RecursionError:
+            self.counters["dropped"] += 1
+        except Exception as error:  # noqa: BLE001 - what was computed is returned, whatever became of keeping it
+            self._trouble("dropped", f"a result of {self._named[0]} is used but not kept: {error}")
+
+    def _why_not(self, key: Key, watched: Mapping[str, Watched]) -> tuple[str, str] | None:
+        """Why a result can't be filed under its key: what is counted there has changed while the body ran."""
+        about = key.identity.closure
+        changed = [] if about.holds() or (not about.unloaded and self._is_still(key.identity)) else about.changed()
+        for kind, found in key.classes:
+            if not found.holds() and _closure_of_class(kind).with_packages != found.with_packages:
+                changed += found.changed()
+        if changed:
+            return "changed", (
+                f"a result of {self._named[0]} is used but not kept: the run changed {', '.join(changed)}, which "
+                f"counts; if that is no input, say so: state={tuple(changed)!r}"
+            )
+        moved = [item.path for item in watched.values() if state_of(item) != item.digest]
+        if moved:
+            return "modified", (
+                f"{self._named[0]}: {', '.join(moved)} was modified while it ran; the result isn't saved, since it may "
+                "come from either content"
+            )
+        return None
+
+    def _is_still(self, identity: Identity) -> bool:
+        """Whether what was changed was set to what it was."""
+        try:
+            return self._now().code == identity.code
+        except Indigestible:
+            return False
+
+    def _file_as_loaded(self, run: Run, key: Key, result: Any, metadata: Metadata) -> None:
+        """File a result under the key that the call has now, too: modules that counted by their source are loaded."""
+        try:
+            identity = self._now()
+        except Indigestible:
+            return
+        made = key_from_head(identity.head, {name: Digest(found.decode()) for name, found in key.digests.items()})[0]
+        named = self._with_inputs(made, key.arguments, key.digests, identity, dict(key.inputs), key.watched, set())
+        run.cache.prepare(self.call_of(named)).commit(result, metadata)
+
+    def _metadata(self, run: Run, seconds: float) -> Metadata:
+        key, frame, started = run.key, run.frame, run.started
+        metadata: Metadata = {
+            "runtime": {"status": "done", "timestart": started, "timestop": started + seconds, "duration": seconds},
+            "environment": _environment(),
+        }
+        links = {}
+        if frame.parent is not None:
+            links["parents"] = [frame.parent.key]
+        if frame.children:
+            links["children"] = list(frame.children)
+        if links:
+            metadata["links"] = links
+        if self.settings.tags:
+            metadata["tags"] = dict(self.settings.tags)
+        watched = {**frame.watched, **key.watched}
+        if watched:
+            metadata["files"] = {item.path: item.written() for item in watched.values()}
+        if frame.variables:
+            metadata["variables"] = dict(frame.variables)
+        if key.inputs:
+            metadata["inputs"] = key.inputs
+        if key.identity.closure.packages:
+            metadata["packages"] = key.identity.closure.packages
+        return metadata
+
+    def _uncached(self, why: object, args: Any, kwargs: Any) -> None:
+        if isinstance(why, TypeError) and not isinstance(why, Indigestible):
+            try:
+                self.profile.signature.bind(*args, **kwargs)
+            except TypeError:
+                return  # the arguments don't fit: the function says so itself
+        self._trouble("uncached", f"a call of {self._named[0]} isn't cached: {why}")
+
+    def _trouble(self, counter: str, message: str) -> None:
+        self.counters[counter] += 1
+        if counter not in self._warned:
+            self._warned.add(counter)
+            warn(message, UserWarning if counter == "modified" else RuntimeWarning)
+        _logger.info("%s", message)
+
+
+class Run(NamedTuple):
+    """A body that runs."""
+
+    cache: BaseCache
+    key: Key
+    prepared: PreparedCall | None
+    frame: frames.Frame
+    above: list[frames.Frame]
+    token: Any
+    started: float
+    clock: float
+
+
+class BoundRunner:
+    """A memoized method of an instance, or of a class."""
+
+    def __init__(self, runner: Runner, instance: object) -> None:
+        self._runner = runner
+        self._instance = instance
+        functools.update_wrapper(self, runner.function)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        return self._runner(self._instance, *args, **kwargs)
+
+    def __counts__(self) -> tuple[Any, ...]:
+        """What counts of it where a function refers to it."""
+        return (self._runner, self._instance)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in {"call", "digest", "contains", "load", "query", "rerun", "explain"}:
+            raise AttributeError(f"{type(self._runner).__name__} has no method {name!r}")
+        return functools.partial(getattr(self._runner, name), self._instance)
+
+
+_classes: weakref.WeakKeyDictionary[type, Closure] = weakref.WeakKeyDictionary()
+
+
+def _closure_of_class(kind: type) -> Closure:
+    known = _classes.get(kind)
+    if known is None or not known.holds():
+        known = _classes[kind] = closure(kind)
+    return known
+
+
+def _argument(value: Any) -> bytes:
+    """Digest of an argument: of its content, or else of its class and attributes."""
+    return argument_digest(value).encode("ascii")
+
+
+async def _as_awaitable(result: Any) -> Any:
+    return result
+
+
+@functools.cache
+def _environment() -> dict[str, str]:
+    return {
+        "host": platform.node(), "python": platform.python_version(), "implementation": sys.implementation.name,
+        "platform": sys.platform, "machine": platform.machine(),
+    }  # fmt: skip
