@@ -174,14 +174,14 @@ class Index:
                     if refresh or attempt:
                         self._refresh(connection)
                     return question(connection)
-                except sqlite3.DatabaseError as error:
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # texts in it are decoded as they come
                     self.close()
                     if attempt == 2 or self._where is None:
                         raise
                     self._recover(error)
         raise AssertionError("not reached")
 
-    def _recover(self, error: sqlite3.DatabaseError) -> None:
+    def _recover(self, error: sqlite3.DatabaseError | UnicodeDecodeError) -> None:
         path = self._where
         if path is None:
             raise error
