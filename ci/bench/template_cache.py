@@ -38,8 +38,8 @@ assert len(environment.get_template("sgemm.cu.j2").render(**{PARAMETERS!r})) > 5
 
 ENVIRONMENT_PROCESS = JINJA2_PROCESS.replace(
     "from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined",
-    "from jinja2 import FileSystemLoader, StrictUndefined\n"
-    "from cuda_progcache.templates import BytecodeCache as FileSystemBytecodeCache, Environment",
+    "from cuda_progcache.templates import BytecodeCache as FileSystemBytecodeCache, Environment\n"
+    "from jinja2 import FileSystemLoader, StrictUndefined",  # sorted, as programs have them
 )
 
 

@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the random ones; without it a fresh one")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no further template is begun")
     parser.add_argument("--no-features", action="store_true", help="random templates only")
+    parser.add_argument("--share", type=float, default=1.0, help="of the templates, for each group of costly ways")
     parser.add_argument("--most", type=int, default=20, help="how many differences are printed")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else secrets.randbelow(2**32)
@@ -60,12 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
         workplace = Workplace(Path(folder), LIBRARY)
         found, end = 0, time.monotonic() + options.seconds
         done: list[Case] = []
+        chance = Random(seed)  # noqa: S311  (nothing secret)
 
         def differences() -> Iterator[Difference]:
             for case in chosen:
                 if time.monotonic() > end:
                     break
-                yield from workplace.differences(case)
+                yield from workplace.differences(case, lambda: chance.random() < options.share)
                 done.append(case)
             yield from workplace.kernel_differences(done)
             yield from workplace.process_differences(done)

@@ -223,15 +223,20 @@ class Workplace:
             self._made[key] = kind(loader=jinja2.FileSystemLoader(self.templates), **options)
         return self._made[key]
 
-    def differences(self, case: Case) -> Iterator[Difference]:
-        """Yield the ways of an environment like Jinja2's in which a template comes out otherwise."""
-        for way, ours, theirs in self._environment_ways(case):
+    def differences(self, case: Case, chosen: Callable[[], bool] = lambda: True) -> Iterator[Difference]:
+        """Yield the ways of an environment like Jinja2's in which a template comes out otherwise.
+
+        `chosen` is asked for each group of costly ways whether this template goes through it.
+        """
+        for way, ours, theirs in self._environment_ways(case, chosen):
             self.renders += ROUNDS
             self.ways.add(way)
             if not same(case, ours, theirs):
                 yield Difference(way, case, ours, theirs)
 
-    def _environment_ways(self, case: Case) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
+    def _environment_ways(
+        self, case: Case, chosen: Callable[[], bool]
+    ) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
         options = dict(case.options)
         stock = self.environment(jinja2.Environment, "", options)
         ours = self.environment(Environment, "", options)
@@ -242,11 +247,16 @@ class Workplace:
         expected = outcomes(made(stock), text)
         for way, run in (("render", text), ("generate", _generated), ("stream", _streamed), ("module", _module)):
             yield way, outcomes(made(ours), run), expected
-        yield from self._from_disk(case, options)
-        yield from self._of_other_kinds(case, options)
-        natives = (self.environment(kind, "native", options) for kind in (NativeEnvironment, OurNativeEnvironment))
-        expected, found = (outcomes(made(native), _native) for native in natives)
-        yield "native", found, expected
+        if chosen():
+            yield from self._from_disk(case, options)
+        if chosen():
+            yield from self._of_other_kinds(case, options)
+        if chosen():
+            natives = (self.environment(kind, "native", options) for kind in (NativeEnvironment, OurNativeEnvironment))
+            expected, found = (outcomes(made(native), _native) for native in natives)
+            yield "native", found, expected
+        if not chosen():
+            return
         options["enable_async"] = True
         stock, ours = (self.environment(kind, "async", options) for kind in (jinja2.Environment, Environment))
         expected = outcomes(made(stock), _waited)

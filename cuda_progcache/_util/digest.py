@@ -10,17 +10,10 @@ if TYPE_CHECKING:
     import hashlib
     from collections.abc import Callable
 
-try:
-    from _sha2 import sha256 as _plain  # type: ignore[import-not-found, unused-ignore]
-except ImportError:  # Python 3.11, or an interpreter built without
-    try:
-        from _sha256 import sha256 as _plain  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        from hashlib import sha256 as _plain
-
 #: Bytes from which OpenSSL's, six times as fast, is worth its import.
 _LARGE = 1 << 18
 _fast: Callable[..., hashlib._Hash] | None = None
+_plain: Callable[..., hashlib._Hash] | None = None
 
 
 def sha256(data: bytes = b"") -> hashlib._Hash:
@@ -32,10 +25,22 @@ def sha256(data: bytes = b"") -> hashlib._Hash:
     if _fast is None:
         _fast = getattr(sys.modules.get("hashlib"), "sha256", None)  # None, too, while another thread imports it
         if _fast is None and len(data) <= _LARGE:
-            made: hashlib._Hash = _plain(data)
-            return made
+            return (_plain or _interpreters())(data)
         if _fast is None:
             import hashlib
 
             _fast = hashlib.sha256
     return _fast(data, usedforsecurity=False)
+
+
+def _interpreters() -> Callable[..., hashlib._Hash]:
+    global _plain  # noqa: PLW0603  (as above)
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:  # Python 3.11, or an interpreter built without
+        try:
+            from _sha256 import sha256  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            from hashlib import sha256
+    _plain = sha256
+    return _plain

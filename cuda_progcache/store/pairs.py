@@ -199,10 +199,13 @@ def glimpses(root: Root) -> Iterator[Glimpse]:
     for shard in root.shards():
         records = root.names(root.records, shard)
         for item in root.files(root.entries, shard):
-            if item.name in records:
-                with contextlib.suppress(FileNotFoundError, PermissionError):  # gone, or another user's
-                    st = item.stat(follow_symlinks=False)
-                    yield Glimpse(shard + item.name, st.st_size, st.st_mtime, max(st.st_atime, st.st_mtime))
+            if item.name not in records:
+                continue
+            try:
+                st = item.stat(follow_symlinks=False)
+            except (FileNotFoundError, PermissionError):  # gone, or another user's
+                continue
+            yield Glimpse(shard + item.name, st.st_size, st.st_mtime, max(st.st_atime, st.st_mtime))
 
 
 def _brought_back(path: str, moment: int) -> os.stat_result:

@@ -13,8 +13,6 @@ import stat
 import time
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache._util.user_dirs import user_cache_dir
-from cuda_progcache.errors import StoreError, UnsafeRootError
 from cuda_progcache.templates.abi import MEMO, PYTHON_TAG, abi_tag
 from cuda_progcache.templates.frames import Compiled, FrameError, frame, unframe
 
@@ -347,6 +345,8 @@ def default_directory() -> str | None:
     chosen = os.environ.get("CUDA_PROGCACHE_TEMPLATES")
     if chosen:
         return None if chosen == "off" else os.path.abspath(os.path.expanduser(chosen))
+    from cuda_progcache._util.user_dirs import user_cache_dir
+
     try:
         return os.path.join(user_cache_dir(), "cuda-progcache", "templates")
     except OSError:
@@ -369,25 +369,27 @@ def _make_private(directory: str) -> None:
         status = os.stat(directory)
     except OSError as error:
         message = f"can't make the directory for compiled templates: {error.strerror}"
-        raise StoreError(error.errno, message, directory) from error
+        raise _store_error(directory, error.errno, message) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise StoreError(errno.ENOTDIR, "compiled templates need a directory, and this is none", directory)
+        raise _store_error(directory, errno.ENOTDIR, "compiled templates need a directory, and this is none")
     if not _POSIX:
         return
     if status.st_uid != os.geteuid():
-        raise UnsafeRootError(
-            errno.EPERM,
-            f"compiled templates are executed, and this directory belongs to user id {status.st_uid}, not to you; "
-            "choose another one",
-            directory,
-        )
-    if status.st_mode & 0o077:
-        raise UnsafeRootError(
-            errno.EPERM,
-            f"compiled templates are executed, and this directory is open to others (mode "
-            f"{stat.S_IMODE(status.st_mode):04o}); run `chmod 700` on it, or choose another one",
-            directory,
-        )
+        wrong = f"belongs to user id {status.st_uid}, not to you; choose another one"
+    elif status.st_mode & 0o077:
+        mode = f"{stat.S_IMODE(status.st_mode):04o}"
+        wrong = f"is open to others (mode {mode}); run `chmod 700` on it, or choose another one"
+    else:
+        return
+    from cuda_progcache.errors import UnsafeRootError
+
+    raise UnsafeRootError(errno.EPERM, f"compiled templates are executed, and this directory {wrong}", directory)
+
+
+def _store_error(directory: str, number: int | None, message: str) -> Exception:
+    from cuda_progcache.errors import StoreError  # not needed where all is well
+
+    return StoreError(number, message, directory)
 
 
 def _make_directories(directory: str) -> None:

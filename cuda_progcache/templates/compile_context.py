@@ -19,6 +19,7 @@ from cuda_progcache._util.digest import sha256
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     import jinja2
@@ -70,7 +71,7 @@ def environment_context(environment: jinja2.Environment) -> str | None:
         *(part for name in _TABLES for part in (*getattr(environment, name), *getattr(environment, name).values())),
     )
     known = own.get(_KEPT)
-    asked = signature if "cuda_progcache" in str(getattr(kind.compile, "__module__", "")) else _itself
+    asked = signatures if "cuda_progcache" in str(getattr(kind.compile, "__module__", "")) else _itself
     # All of these are compared by identity; what can change in place is described anew each time.
     if known is None or len(known[0]) != len(parts) or any(map(is_not, known[0], parts)):
         described = context_digest(
@@ -78,9 +79,8 @@ def environment_context(environment: jinja2.Environment) -> str | None:
             [getattr(kind, name, None) for name in _METHODS],
             {name: own[name] for name in _METHODS if name in own},
             [getattr(environment, name, None) for name in _OPTIONS],
-            [asked(environment.finalize)],
-            {name: asked(function) for name, function in environment.filters.items()},
-            {name: asked(function) for name, function in environment.tests.items()},
+            asked({"finalize": environment.finalize}),
+            *(asked(getattr(environment, table)) for table in _TABLES),
         )
         known = own[_KEPT] = (parts, described)
     if known[1] is None:
@@ -118,9 +118,14 @@ _NEVER_ASKED = {
 }
 
 
-def _itself(function: Any) -> Any:
-    """Return a function: Jinja2's own compiler calls what users have written, so its content counts."""
-    return function
+def _itself(functions: dict[str, Any]) -> Any:
+    """Return the functions: Jinja2's own compiler calls what users have written, so their content counts."""
+    return functions
+
+
+def signatures(functions: Mapping[str, Any]) -> str:
+    """Return the names and `signature` of some functions."""
+    return "".join(sorted(f"{name!r}: {signature(function)!r}, " for name, function in functions.items()))
 
 
 def signature(function: Any) -> tuple[str, ...] | None:

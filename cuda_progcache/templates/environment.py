@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 
-from cuda_progcache.errors import TemplateError
-from cuda_progcache.templates.compile_context import context_digest, signature, snapshot
+from cuda_progcache.templates.compile_context import context_digest, signatures, snapshot
 from cuda_progcache.templates.files import SearchPath
 from cuda_progcache.templates.plain_environment import STRING, PlainEnvironment, Tracking
 from cuda_progcache.templates.runtime import refuse_static
@@ -94,11 +93,8 @@ class KernelEnvironment:
 
         None where its filters, tests or static context can't be told from others; then nothing is kept.
         """
-        signatures = (
-            {name: signature(function) for name, function in self._additions[table].items()}
-            for table in ("filters", "tests")
-        )
-        return context_digest(*signatures, self._extensions, self._static)
+        called = (signatures(self._additions[table]) for table in ("filters", "tests"))
+        return context_digest(*called, self._extensions, self._static)
 
     def get_template(self, template_name: str) -> KernelTemplate:
         """Return the template of that name.
@@ -321,6 +317,8 @@ class KernelTemplate:
         if self._has_directives:
             for name, value in params.items():
                 if hasattr(type(value), "__next__"):
+                    from cuda_progcache.errors import TemplateError
+
                     raise TemplateError(
                         f"{self.name}: parameter {name!r} is an iterator, which one render uses up, and #line "
                         "directives take a second one; give a list",

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 
 from cuda_progcache._util.digest import sha256
-from cuda_progcache.errors import TemplateError
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ class TemplateFile:
         try:
             self.text = data.decode()
         except UnicodeDecodeError as error:
+            from cuda_progcache.errors import TemplateError
+
             line = data.count(b"\n", 0, error.start) + 1
             raise TemplateError(f"{name}:{line}: {path} is not UTF-8", template=name, line=line) from error
         self.digest = sha256(data).hexdigest()
@@ -101,4 +102,6 @@ def _contents(path: str, name: str) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except OSError as error:
+        from cuda_progcache.errors import TemplateError
+
         raise TemplateError(f"{name}: can't read {path}: {error.strerror}", template=name) from error

@@ -8,7 +8,7 @@ is a `jinja2.Environment`.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
 from types import FunctionType
 from typing import Any
 
@@ -110,6 +110,30 @@ def bind(names: MutableMapping[str, Any], environment: Any) -> None:
     names["environment"] = environment
     names["_getattr"] = runtime.attribute_getter(environment)
     names["_getitem"] = environment.getitem
+
+
+def serve_jinja2(names: dict[str, Any]) -> None:
+    """Put what Jinja2's own environments ask of a template into the module that it was compiled to."""
+    whole = "render" in names
+
+    def pieces(function: Callable[..., Any]) -> Callable[[Any], Any]:
+        def give(ctx: Any) -> Any:
+            bind(names, ctx.environment)
+            text = function(runtime.adopted(ctx), ctx.blocks)
+            if not whole:
+                return text
+            return _awaited(text) if ctx.environment.is_async else iter((text,))
+
+        return give
+
+    names["root"] = pieces(names["render" if whole else "render_pieces"])
+    names["blocks"] = {name: runtime.ForeignBlock(pieces(function)) for name, function in names["blocks"].items()}
+    names["_own"] = names["blocks"]
+    names.setdefault("debug_info", "")
+
+
+async def _awaited(text: Any) -> AsyncIterator[str]:
+    yield await text
 
 
 # Jinja2's contexts pass an eval context to what asks for it, and its tracebacks leave out what is marked as its own.

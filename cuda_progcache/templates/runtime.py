@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import sys
 
-from cuda_progcache.errors import ParameterError
 from cuda_progcache.templates.context import STOPPED, BlockReference, Context, TemplateReference, with_names
 from cuda_progcache.templates.objects import LookAhead, LoopContext, Macro, Namespace
 from cuda_progcache.templates.undefined import Undefined, missing, public_missing
@@ -432,6 +431,8 @@ def refuse_static(variables: Mapping[str, Any], static: Mapping[str, Any]) -> No
     """
     for name in variables:
         if name in static:
+            from cuda_progcache.errors import ParameterError
+
             raise ParameterError(
                 f"{name!r} can't be given to a render: it is of the static context, where it is {static[name]!r}"
             )

@@ -64,7 +64,7 @@ class Template(jinja2.Template):
         namespace: MutableMapping[str, Any],
         globals: MutableMapping[str, Any],  # noqa: A002  (Jinja2's name for it)
     ) -> Template:
-        if "root" in namespace:  # Jinja2's own compiler made it
+        if "root" in namespace and "source" not in namespace:  # Jinja2's own compiler made it
             made: Template = _from_namespace(cls, environment, namespace, globals)
             if isinstance(made, Template):
                 made._namespace = None
@@ -89,7 +89,7 @@ class Template(jinja2.Template):
         form = self._form
         if "render" in names:
             self._render = names["render"]
-            self.blocks = {name: Block(name, function, form) for name, function in names["blocks"].items()}
+            self.blocks = {name: Block(name, names[f"_block_{name}"], form) for name in names["blocks"]}
         else:
             self._render = self._concatenated
             self.blocks = {name: Block(name, partial(self._concatenated_block, name), form) for name in names["blocks"]}

@@ -220,6 +220,23 @@ def test_leases_of_dead_processes_go(root, make):
         assert report is None or [f.kind for f in report.findings] == ["stale-staging"]
 
 
+def test_names_made_anew_after_anothers_clear_are_synced_again(root, monkeypatch):
+    """What is durable is a directory as it was, not its name."""
+    from cuda_progcache.store import root as module
+
+    synced, real = [], module.sync_directory
+    monkeypatch.setattr(module, "sync_directory", lambda path: (synced.append(path.rstrip("/")), real(path)))
+    cache = FileStreamProgramCache(root, durability="full")
+    cache[b"k"] = b"v"
+    needed = {str(path) for file in paths(root, b"k") for path in (file.parent, file.parent.parent)} | {str(root)}
+    assert needed <= set(synced)
+    time.sleep(0.03)
+    FileStreamProgramCache(root).clear()
+    synced.clear()
+    cache[b"k"] = b"v"
+    assert needed <= set(synced)
+
+
 # The account
 
 

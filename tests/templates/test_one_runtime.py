@@ -11,14 +11,17 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import ClassVar
 
 import jinja2
 import pytest
 from jinja2 import nodes
 from jinja2.ext import Extension
+from jinja2.nativetypes import NativeEnvironment
 
 from ci.differential.features import FEATURES, LIBRARY, SHAPES
+from cuda_progcache._util.lazy import take
 from cuda_progcache.errors import TemplateError
 from cuda_progcache.templates import (
     BytecodeCache,
@@ -282,11 +285,52 @@ def test_a_hit_of_an_environment_imports_no_compiler(tmp_path):
         f"loader, cache = jinja2.FileSystemLoader({str(tmp_path)!r}), BytecodeCache({str(tmp_path / 'c')!r})\n"
         "t = Environment(loader=loader, bytecode_cache=cache).get_template('k.j2')\n"
         "print(t.render(x=3), t.render(x=4), t.render_block('r', x=5))\n"
-        "print([m for m in sys.modules if m.startswith('cuda_progcache.templates.compiler')] == [])"
+        "print(*sorted(m.removeprefix('cuda_progcache.') for m in sys.modules if m.startswith('cuda_progcache.')))\n"
+        "print(*sorted({'_sha2', '_sha256', 'platformdirs', 'jinja2.ext', 'jinja2.meta'} & set(sys.modules)))"
     )
-    for hit in ("False", "True"):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        assert done.stdout.split("\n")[:2] == ["1323 1424 5", hit]
+    _, hit = (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split("\n")
+        for _ in range(2)
+    )
+    assert hit[0] == "1323 1424 5"
+    needed = "abi bytecode_cache compile_context context frames jinja_runtime objects runtime template undefined"
+    ours = ["_util", "_util.digest", "_util.lazy", "templates", *(f"templates.{name}" for name in needed.split())]
+    assert hit[1].split() == ours
+    assert hit[2] == ""
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+@pytest.mark.parametrize("home", ["undefined", "no_such_module"])
+def test_the_collector_rests_while_modules_load_and_no_longer(monkeypatch, collecting, home):
+    before, seen = gc.isenabled(), []
+    monkeypatch.setattr("builtins.__import__", _noting(seen, __import__))
+    package = {"__name__": "cuda_progcache.templates"}
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with nullcontext() if home == "undefined" else pytest.raises(ModuleNotFoundError):
+            take(package, {"missing": home}, "missing")
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen[0] is False
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_a_program_has_frozen_stays_so():
+    script = (
+        "import gc; gc.freeze(); before = gc.get_freeze_count()\n"
+        "from cuda_progcache.templates import Environment; print(0 < gc.get_freeze_count() <= before, gc.isenabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"
+
+
+def _noting(seen, original):
+    def noting(*args, **options):
+        seen.append(gc.isenabled())
+        return original(*args, **options)
+
+    return noting
 
 
 def test_a_kernels_template_is_asked_for_a_stream(kernels):
@@ -370,3 +414,30 @@ def test_compiled_elsewhere_means_the_same(tmp_path):
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in "ab"
     ]
     assert said == ["acc2 acc2 1 1 True True True\n", "acc2 acc2 1 1 True True False\n"]
+
+
+MODULES = {
+    "base": "{{ x }}{% block b %}[{{ x }}]{% endblock %}{{ self.b() }}{% include 'part' %}"
+    "{% import 'macros' as m %}{{ m.f(x) }}{% from 'macros' import f with context %}{{ f(2) }}",
+    "child": "{% extends 'base' %}{% block b %}{{ super() }}!{% endblock %}",
+    "part": "inc{{ x|e }}{% for i in [1, 2] %}{{ loop.last }}{% endfor %}",
+    "macros": "{% macro f(y) %}<{{ y.real }}>{% endmacro %}",
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"autoescape": True}, {"enable_async": True}, {"optimized": False}], ids=repr)
+@pytest.mark.parametrize("kind", [jinja2.Environment, Environment, NativeEnvironment])
+def test_modules_that_ours_wrote_serve_jinja2(tmp_path, kind, options):
+    native = kind is NativeEnvironment
+    if native and "enable_async" in options:
+        pytest.skip("Jinja2's native templates have no render() in an async environment")
+    stock = NativeEnvironment if native else jinja2.Environment
+    loader = jinja2.DictLoader(MODULES)
+    writer = type("Writer", (Environment, kind), {}) if native else Environment
+    writer(loader=loader, **options).compile_templates(tmp_path, zip=None)
+    environment, expected = kind(loader=jinja2.ModuleLoader(tmp_path), **options), stock(loader=loader, **options)
+    for name in ("base", "child", "part"):
+        for x in (3, 4):
+            template, other = environment.get_template(name), expected.get_template(name)
+            assert template.render(x=x) == other.render(x=x)
+            assert "".join(map(str, template.generate(x=x))) == "".join(map(str, other.generate(x=x)))

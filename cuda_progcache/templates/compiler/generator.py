@@ -196,7 +196,7 @@ class Compiler(Inheritance):
             functions += self.setup_function("_imports_setup", analysis.import_setup)
         self.line = 1
         return ast.Module(
-            body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables()], type_ignores=[]
+            body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables(raw=raw)], type_ignores=[]
         )
 
     def _compiled(self, tree: ast.Module, filename: str | None) -> CodeType:
@@ -330,11 +330,13 @@ class Compiler(Inheritance):
             self.assign("source", self.constant(source)),
         ]
 
-    def _tables(self) -> list[ast.stmt]:
+    def _tables(self, *, raw: bool) -> list[ast.stmt]:
         pairs = [(name, self.load(self.entry(f"_block_{name}"))) for name in self.analysis.blocks]
         made = [self.assign("blocks", self.dict_of(pairs))]
         if self.parent is not None:
             made.append(self.assign("parent", self.constant(self.parent)))
+        if raw:
+            made.append(self.statement(self.call(self.dotted("_rt", "serve_jinja2"), [self.call_name("globals")])))
         return made
 
 
