@@ -51,7 +51,7 @@ from cuda_progcache.memo.call_tree import (
     cache_tree_to_dot,
     cache_tree_to_json,
 )
-from cuda_progcache.memo.code import get_recursive_closure_hash
+from cuda_progcache.memo.code import argument_digest, closure, get_recursive_closure_hash
 from cuda_progcache.memo.files import PathRule, Watched, hash_file, hash_text, is_there, shared
 from cuda_progcache.memo.memoize import Memoized
 from cuda_progcache.memo.runner import Key, Settings, refreshing
@@ -94,13 +94,26 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 # Names that programs written for the module this one stands in for import, too.
+logger = _logger
+_cache_tree_current_node = call_tree.node_here
 _cache_tree_graph = call_tree.graph
+_digest_obj = argument_digest
 _cache_tree_call_stack = call_tree.stack
 _cache_tree_register_node = call_tree.register
 _find_path_specs = find_path_specs
 _file_state_cache = shared.memory
 _FILE_STATE_CACHE_LIMIT = 10_000
 shared.limit = lambda: _FILE_STATE_CACHE_LIMIT
+
+
+def _get_package_versions(function: Any) -> dict[str, str]:
+    """Versions of the packages that a function uses, by top-level module."""
+    return closure(function).packages
+
+
+def _detect_import_names(function: Any) -> set[str]:
+    """Top-level names of the packages that a function uses."""
+    return set(closure(function).packages)
 
 
 def cache_file(

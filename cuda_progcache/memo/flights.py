@@ -67,7 +67,7 @@ async def run_async(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: 
 
 
 async def _run(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: Any) -> Any:
-    run = runner._begin(cache, key, args, kwargs)
+    run = runner._begin(cache, key, room=0)
     try:
         result = await runner.function(*args, **kwargs)
     except BaseException:

@@ -189,7 +189,7 @@ class Runner:
         # It calls itself: without more frames of the stack than this one, so that it can as deep as may be, and without
         # waiting for others, who may wait for what is around.
         try:
-            run = self._begin(cache, key, args, kwargs)
+            run = self._begin(cache, key, room=frames.SHORTEST_OVERHEAD)
         except RecursionError:
             return self.function(*args, **kwargs)
         try:
@@ -417,7 +417,7 @@ class Runner:
         return self(*map(value, args), **{name: value(argument) for name, argument in kwargs.items()})
 
     def _run(self, cache: BaseCache, key: Key, args: Any, kwargs: Any, *, save: bool = True) -> Any:
-        run = self._begin(cache, key, args, kwargs, save=save)
+        run = self._begin(cache, key, save=save)
         try:
             result = self.function(*args, **kwargs)
         except BaseException:
@@ -426,7 +426,7 @@ class Runner:
         self._end(run, result)
         return result
 
-    def _begin(self, cache: BaseCache, key: Key, args: Any, kwargs: Any, *, save: bool = True) -> Run:  # noqa: ARG002
+    def _begin(self, cache: BaseCache, key: Key, *, save: bool = True, room: int = frames.OVERHEAD) -> Run:
         prepared = None
         if save:
             try:
@@ -437,7 +437,7 @@ class Runner:
                 self._trouble("trouble", f"a call of {self._named[0]} can't be prepared for the cache: {error}")
         above = frames.frames_here()
         frame = frames.Frame(key.digest, self._named[0], running.get(), self._node(key))
-        token = frames.enter(frame)
+        token = frames.enter(frame, room)
         return Run(cache, key, prepared, frame, above, token, time.time(), time.perf_counter())
 
     def _node(self, key: Key) -> str | None:  # noqa: ARG002
@@ -477,6 +477,9 @@ class Runner:
         except RecursionError:
             self.counters["dropped"] += 1
         except Exception as error:  # noqa: BLE001 - what was computed is returned, whatever became of keeping it
+            if isinstance(error.__context__, RecursionError):  # there was no room left to digest it
+                self.counters["dropped"] += 1
+                return
             self._trouble("dropped", f"a result of {self._named[0]} is used but not kept: {error}")
 
     def _why_not(self, key: Key, watched: Mapping[str, Watched]) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = os.environ.get("PROGCACHE_EXAMPLES", "20")
-SHARE = "0.3"  # each run takes other pairs of a template and a group of ways; every way and feature is in each
+SHARE = "0.2"  # each run takes other pairs of a template and a group of ways; every way and feature is in each
 
 
 def differential(*arguments):
