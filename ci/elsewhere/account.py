@@ -171,7 +171,7 @@ def _other_versions(
 
 
 def _carried(cache: Path, bundle: Path, place: Place) -> dict[str, tuple[str, Path]]:
-    """Bring the cache to a place, in every way; gives the kind and path of each."""
+    """Bring the cache to a place in every way; return the kind and path of each."""
     home = place.directory / "home" / place.environment.version
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()

@@ -239,7 +239,7 @@ TIME_MACROS = (b"__DATE__", b"__TIME__", b"__TIMESTAMP__")
 
 
 def written_time_macro(code: bytes) -> str | None:
-    """The macro in a text that makes each compile's output its own, if it is written there in one word."""
+    """The date or time macro in a text, written in one word; with it each compile gives another output."""
     if may_mention_time(whole_words(code)) is None:
         return None
     found = (macro for text in readings(code) for macro in _TIME.findall(text) if macro)

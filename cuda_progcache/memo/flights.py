@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of a coroutine function's call, however many tasks of whatever event loops ask for it at once."""
+"""A run of a coroutine function that is shared by all tasks, of any event loop, that ask for it at once."""
 
 from __future__ import annotations
 

@@ -68,13 +68,20 @@ _room = threading.Lock()
 
 
 def _allow(frames: int) -> None:
-    """Let every thread recurse deeper, by as much as the engine itself takes (less than 1 KiB of the stack a frame)."""
+    """Raise the recursion limit by the engine's own frames, or lower it again (less than 1 KiB of stack a frame)."""
     with _room, contextlib.suppress(RecursionError):  # too deep just now to be told of a lower limit
         sys.setrecursionlimit(sys.getrecursionlimit() + frames)
 
 
 def enter(frame: Frame, room: int = 0) -> Any:
-    """Let a call be the one that runs here, with so much more room on the stack; gives what :func:`leave` takes."""
+    """Make a call the innermost one that runs here; return a token for :func:`leave`.
+
+    Parameters
+    ----------
+    frame : Frame
+    room : int
+        Stack frames by which the recursion limit is raised meanwhile.
+    """
     frame.room = room
     _allow(room)
     _under_way[id(frame)] = frame
@@ -89,7 +96,7 @@ def leave(frame: Frame, token: Any) -> None:
 
 
 def hand_up(frames: Iterable[Frame], watched: Iterable[Watched], variables: Mapping[str, str | None]) -> None:
-    """Let calls depend on what a call that they made depends on."""
+    """Add the files and variables that a call depends on to the calls around it."""
     for frame in frames:
         for item in watched:
             frame.watched.setdefault(item.path, item)
