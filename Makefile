@@ -37,9 +37,11 @@ environment:
 demo: environment
 	@$(BIN)/cuda-progcache demo $(ARGS)
 
-# Processes: one per CPU; the tests of a file stay together, and share what its fixtures make.
+# Processes: two per CPU, since many tests wait; the tests of a file stay together, and share what its
+# fixtures make; in the order of the folders, since files of few long tests would else come last, and alone.
+test: export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
 test: lint
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: environment
 	@$(BIN)/ruff check --quiet .

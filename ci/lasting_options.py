@@ -112,7 +112,7 @@ NVVM += [["-gen-lto"], ["-g", "-opt=0"], ["-generate-line-info"]]
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one set of options.
+    """The outcome for one set of options.
 
     ``verdict`` is ``"lasts"``, ``"forgotten"``, ``"refused"`` (this build hasn't got it) or ``"crashed"``. ``seen`` are
     the probes in which it shows. ``serves`` says whether a process that is given these alone does its later jobs right.

@@ -107,7 +107,7 @@ def _install(where: Sequence[str], requirements: Sequence[str], *more: str) -> N
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a program: ``trouble`` says what isn't as it should be."""
+    """The outcome for a program; ``trouble`` says what is wrong, if anything is."""
 
     name: str
     seconds: float

@@ -153,7 +153,7 @@ def _miss(source: str, *, with_headers: bool = False) -> Callable[[Path], Any]:
             numbers = itertools.count()
 
             def fresh() -> str:
-                return f"{source}// {next(numbers)}\n"
+                return f"{source}__device__ int fresh_{next(numbers)};\n"  # a comment alone would be a hit
 
             def bare() -> object:
                 options = cuda.core.ProgramOptions(arch=ARCH, **fields)

@@ -86,7 +86,9 @@ class Account:
         return asdict(self)
 
 
-def prove(folder: Path, programs: Iterable[Asked], say: Callable[[str], None] = lambda _: None) -> Account:
+def prove(
+    folder: Path, programs: Iterable[Asked], say: Callable[[str], None] = lambda _: None, *, every_way: bool = True
+) -> Account:
     """Compile in one place, and ask in the others.
 
     Parameters
@@ -96,6 +98,8 @@ def prove(folder: Path, programs: Iterable[Asked], say: Callable[[str], None] = 
     programs : iterable of Asked
     say : callable
         Told what is being done.
+    every_way : bool
+        Carry the cache in every way to every place; else to the second place alone, and by bundle to the others.
 
     Returns
     -------
@@ -134,6 +138,8 @@ def prove(folder: Path, programs: Iterable[Asked], say: Callable[[str], None] = 
     shared = list(range(len(programs)))  # what is found in the second place has to be found in all the others
     for place in places:
         for carried, (kind, path) in _carried(cache, bundle, place).items():
+            if not every_way and place is not second and carried != "bundle":
+                continue
             where = f"Python {place.environment.version}, by {carried}"
             say(f"asking on {where}")
             asked = [programs[n] for n in shared]
@@ -165,7 +171,7 @@ def _other_versions(
 
 
 def _carried(cache: Path, bundle: Path, place: Place) -> dict[str, tuple[str, Path]]:
-    """Bring the cache to a place, in every way; gives the kind and path of each."""
+    """Bring the cache to a place in every way; return the kind and path of each."""
     home = place.directory / "home" / place.environment.version
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()

@@ -250,7 +250,8 @@ _VENDORS = (
     ),
 )
 
-_CUTLASS = {"include_path": ["{cutlass}", "{headers}"], "std": "c++17"}
+# What needs CuTe isn't among them: that of 4.2 doesn't compile with CCCL 13.3.
+_CUTLASS = {"include_path": ["{cutlass}", "{headers}"], "std": "c++17", "device_as_default_execution_space": True}
 _CURAND = {"include_path": ["{headers}"], "std": "c++17"}
 _WHEELS = (
     Asked(
@@ -270,26 +271,26 @@ _WHEELS = (
         wheels=("nvidia-cutlass",),
     ),
     Asked(
-        "cute layout",
-        "#include <cute/layout.hpp>\n#include <cute/tensor.hpp>\n"
+        "cutlass complex",
+        "#include <cutlass/complex.h>\n" + _kernel("cutlass::complex<float> z(*x, 1);\n*x = (z * z).real();"),
+        _CUTLASS,
+        wheels=("nvidia-cutlass",),
+    ),
+    Asked(
+        "cutlass layout",
+        "#include <cutlass/layout/matrix.h>\n"
+        + _kernel("cutlass::layout::RowMajor rows(4);\n*x = rows(cutlass::MatrixCoord(1, 2));"),
+        _CUTLASS,
+        wheels=("nvidia-cutlass",),
+    ),
+    Asked(
+        "cutlass epilogue",
+        "#include <cutlass/epilogue/thread/linear_combination.h>\n"
         + _kernel(
-            "auto t = cute::make_tensor(cute::make_gmem_ptr(x), cute::make_layout(cute::make_shape(4, 4)));\n"
-            "t(1, 2) = t(2, 1);"
+            "using Op = cutlass::epilogue::thread::LinearCombination<float, 4>;\n"
+            "typename Op::Params scale(2.f, 1.f);\ntypename Op::FragmentOutput c;\nc.fill(*x);\n"
+            "*x = Op(scale)(c, c)[0];"
         ),
-        _CUTLASS,
-        wheels=("nvidia-cutlass",),
-    ),
-    Asked(
-        "cutlass warp mma",
-        "#include <cutlass/arch/mma.h>\n#include <cutlass/gemm/warp/default_mma_tensor_op.h>\n"
-        + _kernel("cutlass::half_t h(*x);\n*x = float(h);"),
-        _CUTLASS,
-        wheels=("nvidia-cutlass",),
-    ),
-    Asked(
-        "cutlass threadblock gemm",
-        "#include <cutlass/gemm/threadblock/default_mma.h>\n#include <cutlass/layout/matrix.h>\n"
-        + _kernel("cutlass::layout::RowMajor l(4);\n*x = l(cutlass::MatrixCoord(1, 2));"),
         _CUTLASS,
         wheels=("nvidia-cutlass",),
     ),
@@ -308,20 +309,12 @@ _WHEELS = (
         wheels=("nvidia-curand",),
     ),
     Asked(
-        "cuBLASDx gemm",
-        "#include <cublasdx.hpp>\n"
-        "using namespace cublasdx;\nusing G = decltype(Size<16, 16, 16>() + Precision<float>() + Type<type::real>() + "
-        "Function<function::MM>() + SM<800>() + Block() + BlockDim<64>());\n" + _kernel("*x = G::block_dim.x;"),
-        {"include_path": ["{mathdx}", "{mathdx_cutlass}", "{headers}"], "std": "c++17"},
-        wheels=("nvidia-mathdx",),
-    ),
-    Asked(
         "cuFFTDx fft",
         "#include <cufftdx.hpp>\n"
         "using namespace cufftdx;\nusing F = decltype(Size<16>() + Precision<float>() + Type<fft_type::c2c>() + "
         "Direction<fft_direction::forward>() + SM<800>() + Thread());\n"
         + _kernel("typename F::value_type v[F::storage_size] = {};\nF().execute(v);\n*x = v[0].x;"),
-        {"include_path": ["{mathdx}", "{mathdx_cutlass}", "{headers}"], "std": "c++17"},
+        {**_CUTLASS, "include_path": ["{mathdx}", "{mathdx_cutlass}", "{headers}"]},
         wheels=("nvidia-mathdx",),
     ),
 )

@@ -212,7 +212,7 @@ print(json.dumps(told))
 
 
 class Account(NamedTuple):
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes
     ----------

@@ -432,7 +432,7 @@ TRIPLES = (
 
 
 def random_triples(names: Sequence[str], number: int) -> list[tuple[str, tuple[str, ...]]]:
-    """So many states with three operations each, drawn."""
+    """Draw states with three operations each."""
     draw = random.Random(1)  # noqa: S311 - no secret
     return [(draw.choice(sorted(BEFORE)), tuple(draw.choice(list(names)) for _ in range(3))) for _ in range(number)]
 
@@ -440,7 +440,7 @@ def random_triples(names: Sequence[str], number: int) -> list[tuple[str, tuple[s
 def walk(
     simulation: Simulation, triples: Sequence[tuple[str, tuple[str, ...]]], number: int
 ) -> tuple[list[ViolationError], int]:
-    """So many random schedules of each three operations; the violations, one of each at most, and how many were run."""
+    """Run random schedules of three operations each; return the violations and the number of runs."""
     violations, walked = [], 0
     for turn, (before, names) in enumerate(triples):
         scenario = Scenario(simulation, before, names)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import gc
-
 TYPE_CHECKING = False  # importing typing takes 9 ms, and this is imported with every package
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,16 +52,6 @@ def take(package: dict[str, Any], homes: Mapping[str, str], name: str) -> Any:
     home = homes.get(name)
     if home is None:
         raise AttributeError(f"module {package['__name__']!r} has no attribute {name!r}")
-    collecting = gc.isenabled()
-    gc.disable()  # what modules make stays: looking through it for garbage is a tenth of an import of Jinja2
-    try:
-        # Not importlib's function, which takes a while to import.
-        module = __import__(f"{package['__name__']}.{home}", fromlist=[name])
-    finally:
-        if collecting:
-            if not gc.get_freeze_count():  # a program's own frozen objects would thaw
-                gc.freeze()  # frozen and thawed, all there is belongs to the oldest generation, and nobody looked at it
-                gc.unfreeze()
-            gc.enable()
+    module = __import__(f"{package['__name__']}.{home}", fromlist=[name])  # importlib itself takes a while to import
     value = package[name] = getattr(module, name)
     return value

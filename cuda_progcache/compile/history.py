@@ -31,6 +31,8 @@ _KEPT, _LARGEST = 256, 65_536
 #: Program names remembered: beyond, the oldest go.
 _NAMES = 4096
 _FIRST = ("first compile of this program",)
+_GONE = "it was in the cache before, and was evicted, removed or damaged since"
+_THERE = "the cache has it, but not by these paths or headers; or it was compiled elsewhere at the same moment"
 #: Where no difference is told.
 ALIKE = ("the records don't differ",)
 #: Entries that one of them is compared with at most, the newest before it: 2,000 records are read in 60 ms.
@@ -151,7 +153,7 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, header
     """
     known, variant = latest(cache, _name(record)), _variant(record)
     if any(one.digest == digest for one in known):
-        return ("it was in the cache before, and was evicted, removed or damaged since",)
+        return (_THERE if _record(cache, digest) is not None else _GONE,)
     same = [one for one in known if one.variant == variant][:_SAME]
     for candidates in (same, known[:_OTHERS]):
         records = (_record(cache, one.digest) for one in candidates)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cuda_progcache._util import files
 from cuda_progcache._util.digest import sha256
+from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.keys.toolchain import NotInstalledError, ToolFile, standing_in
 
 TYPE_CHECKING = False
@@ -125,8 +126,14 @@ def _of_records(cache: Any) -> list[Tools]:
             tuple((str(tool["name"]), str(tool["digest"])) for tool in entry.record.get("toolchain") or ())
             for entry in cache.entries()
         }
-    except (AttributeError, NotImplementedError, OSError):
-        return []  # a store that can't be listed
+    except (AttributeError, NotImplementedError):
+        return []  # a store that can't be listed, ours or another's
+    except OSError as error:
+        from cuda_progcache._util.warning import warn
+
+        what = f"the records of {cache!r} can't be read, so it isn't known which compilers made its programs: {error}"
+        warn(what, ProgCacheWarning)
+        return []
     for tools in recorded:
         note(cache, (ToolFile(name, "", identity) for name, identity in tools))
     return [one for tools in recorded for one in _parted(tools)]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # A file whose time stamp is this young may be written again without its stat moving; it is read again next time.
 # 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
 _STAMP_RESOLUTION_NS = 2_000_000_000
-_MANIFEST_FORMAT = 3
+_MANIFEST_FORMAT = 4
 _MAX_SETS = 16
 _MOST_TWINS = 4
 
@@ -104,6 +104,9 @@ class HeaderSet:
         In the order in which the compiler opened them first.
     absent, present : tuple of Place
         Paths that must not exist / must exist for the set to hold.
+    perhaps : tuple of (Place, int)
+        Other places where a header, by its number, may have been found; here they may be other files, and then must
+        not exist or have its content.
     probes : tuple of str
         What each ``__has_include`` in what was read comes to: ``"<extra.h> in value.h: there"``, or ``missing``.
     mentions_file : int
@@ -134,6 +137,7 @@ class HeaderSet:
 
     headers: tuple[Header, ...] = ()
     absent: tuple[Place, ...] = ()
+    perhaps: tuple[tuple[Place, int], ...] = ()
     present: tuple[Place, ...] = ()
     probes: tuple[str, ...] = ()
     mentions_file: int = 0
@@ -162,6 +166,7 @@ class HeaderSet:
         return {
             "headers": [[list(h.place), h.digest] for h in self.headers],
             "absent": [list(p) for p in self.absent],
+            "perhaps": [[list(p), header] for p, header in self.perhaps],
             "present": [list(p) for p in self.present],
             "probes": list(self.probes),
             "mentions_file": self.mentions_file,
@@ -182,6 +187,7 @@ class HeaderSet:
         return cls(
             headers=tuple(Header(_place(place), str(digest)) for place, digest in data["headers"]),
             absent=tuple(_place(p) for p in data["absent"]),
+            perhaps=tuple((_place(p), int(header)) for p, header in data["perhaps"]),
             present=tuple(_place(p) for p in data["present"]),
             probes=tuple(map(str, data["probes"])),
             mentions_file=int(data["mentions_file"]),
@@ -349,6 +355,7 @@ class _Paths(NamedTuple):
 
     search: SearchPath
     absent: list[str]
+    perhaps: list[tuple[str, str]]  # each with the header that it may stand for
     present: list[str]
     headers: list[tuple[str, str, Stamp | None]]
     twins: list[tuple[str, str, bool]]  # headers of one content, and whether they are one file
@@ -368,7 +375,14 @@ def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
             (prefixes[root, index] + rest, digest, stamp)
             for ((root, index, rest), digest), stamp in zip(headers.headers, stamps, strict=True)
         ]
-        known = headers.__dict__["_paths"] = _Paths(search, absent, present, files, _twins(headers, files))
+        known = headers.__dict__["_paths"] = _Paths(
+            search,
+            absent,
+            [(prefixes[root, index] + rest, files[at][0]) for (root, index, rest), at in headers.perhaps],
+            present,
+            files,
+            _twins(headers, files),
+        )
     return known
 
 
@@ -388,6 +402,9 @@ def _choice_holds(paths: _Paths) -> bool:
     there = os.access
     for path in paths.absent:
         if there(path, os.F_OK):
+            return False
+    for path, header in paths.perhaps:
+        if path != header and there(path, os.F_OK) and file_digest(path) != file_digest(header):
             return False
     for path in paths.present:
         if not there(path, os.F_OK) or (not path.endswith("/") and os.path.isdir(path)):

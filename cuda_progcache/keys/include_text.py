@@ -212,6 +212,26 @@ def includes(code: bytes) -> list[Include]:
     return found
 
 
+def included_names(code: bytes) -> dict[str, bool] | None:
+    """The names in a text's ``#include`` lines, and whether each is in quotes somewhere; None if a macro names one.
+
+    A header in angle brackets isn't looked for in the folder of the source or in the working directory (NVRTC 12.0 to
+    13.5 were tried).
+    """
+    names: dict[str, bool] = {}
+    if b"include" not in whole_words(code):
+        return names
+    for text in readings(code):
+        for line in directives(text):
+            if line.name in _INCLUDES:
+                header = _HEADER.match(line.rest)
+                if header is None:
+                    return None
+                name = os.fsdecode(header[1] or header[2])
+                names[name] = names.get(name, False) or header[1] is None
+    return names
+
+
 # --- time ----------------------------------------------------------------------------------------------------------
 
 _TIME = re.compile(rb"\"(?:[^\"\\\n]|\\.)*+\"?|\b(__DATE__|__TIME__|__TIMESTAMP__)\b")
@@ -219,7 +239,7 @@ TIME_MACROS = (b"__DATE__", b"__TIME__", b"__TIMESTAMP__")
 
 
 def written_time_macro(code: bytes) -> str | None:
-    """The macro in a text that makes each compile's output its own, if it is written there in one word."""
+    """The date or time macro in a text, written in one word; with it each compile gives another output."""
     if may_mention_time(whole_words(code)) is None:
         return None
     found = (macro for text in readings(code) for macro in _TIME.findall(text) if macro)

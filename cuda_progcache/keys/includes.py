@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import replace
@@ -40,6 +41,7 @@ from cuda_progcache.keys.include_text import (
     PRINTED,
     TIME_MACROS,
     asks_for_columns,
+    included_names,
     may_name_paths,
     path_macros,
     redefines_printing,
@@ -136,7 +138,9 @@ def header_set(
     """
     found = _Collector(search, compiled_at_ns, contents)
     found.source(code, macros)
-    sources = (("S", 0, ""), ("C", 0, ""))  # the folders in which the source itself may lie
+    sources: tuple[Place, ...] = (("S", 0, ""), ("C", 0, ""))  # the folders in which the source itself may lie
+    named = None if search.pre_included else included_names(code)
+    beside = () if named and not any(named.values()) else sources  # those where the source's headers may lie
     chain: list[Place] = []  # the folders of the headers being read, outermost first
     folders: dict[Place, None] = dict.fromkeys(sources)  # any of which may hold the includer
     seen: dict[tuple[str, Place | None], Place] = {}  # ten lines of a trace say the same thing: cub has 4400 for 420
@@ -150,7 +154,10 @@ def header_set(
         includer = chain[depth - 1] if 0 < depth <= len(chain) else None
         folder = seen.get((spelled, includer))
         if folder is None:
-            place = found.opened(spelled, sources if includer is None else (includer,))
+            if includer is None:
+                place = found.opened(spelled, beside, ANY_NAME if named is None else named)
+            else:
+                place = found.opened(spelled, (includer,))
             folder = seen[spelled, includer] = _folder(place)
         chain[depth:] = [folder]
     return found.result()
@@ -165,6 +172,25 @@ def _folder(place: Place) -> Place:
     """The folder of a place, ready to put a name behind."""
     root, index, rest = place
     return (root, index, rest[: rest.rfind("/") + 1])
+
+
+#: Of a source that names a header by a macro: it may name any.
+ANY_NAME: Mapping[str, bool] = MappingProxyType({})
+
+
+def _may_be(place: Place, named: Mapping[str, bool], folders: Iterable[Place]) -> bool:
+    """Whether a file in one of ``folders`` that names these headers may find one of them at this place."""
+    if named is ANY_NAME or (place[0] in {"I", "B"} and place[2] in named):
+        return True
+    return any(
+        place[:2] == (root, index) and place[2].startswith(rest) and named.get(place[2][len(rest) :], False)
+        for root, index, rest in folders
+    )
+
+
+def _turn(place: Place) -> tuple[int, int]:
+    """When the compiler comes to a place, looking for a header in quotes."""
+    return ("SCIBPA".index(place[0]), place[1])
 
 
 def _below(folder: Place, name: str) -> Place:
@@ -200,6 +226,7 @@ class _Collector:
         self._mine: list[KnownText] = []  # those that aren't the vendor's
         self._absent: dict[Place, None] = {}
         self._present: dict[Place, None] = {}
+        self._perhaps: dict[Place, str] = {}
         self._probes: dict[str, str] = {}
         self._paths = NO_PATH
         self._problem: str | None = None
@@ -222,6 +249,7 @@ class _Collector:
         return HeaderSet(
             headers=tuple(self._headers.values()),
             absent=tuple(self._absent),
+            perhaps=self._elsewhere(),
             present=tuple(self._present),
             probes=tuple(f"{asked}: {outcome}" for asked, outcome in sorted(self._probes.items())),
             links=self._links(),
@@ -230,6 +258,10 @@ class _Collector:
             uncacheable=self._problem,
             stamps=tuple([known_stamp(path, header.digest) for path, header in self._headers.items()]),
         )
+
+    def _elsewhere(self) -> tuple[tuple[Place, int], ...]:
+        number = {path: at for at, path in enumerate(self._headers)}
+        return tuple((place, number[path]) for place, path in self._perhaps.items() if path in number)
 
     def _links(self) -> tuple[tuple[int, int], ...]:
         first: dict[tuple[int, int], int] = {}
@@ -247,10 +279,18 @@ class _Collector:
         if defined:
             self._note(KnownText.of("an option", os.fsencode(defined)), None, [])
 
-    def opened(self, spelled: str, folders: Iterable[Place]) -> Place:
-        """Note a header that the compiler opened, from a file in one of ``folders``; its place."""
+    def opened(self, spelled: str, folders: Collection[Place], named: Mapping[str, bool] | None = None) -> Place:
+        """Note a header that the compiler opened, from a file in one of ``folders``; its place.
+
+        ``named`` are the headers that this file names, and whether in quotes; None where that isn't known.
+        """
         path = os.path.join(self._search.cwd, spelled)
         place = self.chose(path, folders)
+        if named is not None:
+            fitting = [other for other in self._places[path] if _may_be(other, named, folders)]
+            if fitting and path not in self._headers and place not in fitting:
+                place = fitting[0]
+            self._perhaps.update(dict.fromkeys((other for other in fitting if _turn(other) < _turn(place)), path))
         if path not in self._headers:
             self._read(path, place, spelled)
         return place
@@ -349,7 +389,7 @@ class _Collector:
         if places is None:
             places = self._places[path] = self._search.places(path)
         new = [folder for folder in folders if (path, folder) not in self._chosen]
-        if new:
+        if new or first:
             self._chosen.update((path, folder) for folder in new)
             # How it was spelled isn't known: every reading of the path counts, whatever of them exists doesn't.
             for root, index, rest in places:

@@ -199,7 +199,7 @@ _CPP_TARGETS = frozenset(TARGET_TYPES["c++"])
 
 
 def _check_types(code_type: object, target_type: object) -> tuple[str, str]:
-    """Both in lower case, if there is a compiler that makes one of the other."""
+    """The code type and target type in lower case, if there is a compiler from one to the other."""
     code_type, target_type = (kind.lower() if isinstance(kind, str) else kind for kind in (code_type, target_type))
     if not isinstance(code_type, str) or code_type not in CODE_TYPES:
         raise ValueError(f"code_type: {code_type!r} is not a valid SourceCodeType. Must be {_one_of(CODE_TYPES)}")

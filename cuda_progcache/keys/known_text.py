@@ -68,7 +68,7 @@ class KnownText:
         return answer
 
     def ask(self, question: Callable[[bytes], _Answer]) -> _Answer:
-        """The answer to a question about the text alone, as :mod:`cuda_progcache.keys.include_text` has them."""
+        """Ask one of :mod:`cuda_progcache.keys.include_text`'s questions; the answer is remembered."""
         return self._ask(question)
 
     def mentions(self, name: bytes) -> Mentions:

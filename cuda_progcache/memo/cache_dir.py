@@ -30,10 +30,12 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util import files, modes
 from cuda_progcache._util.liveness import Owner, current_owner
+from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.caches.base import Rejected
 from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.call import Call, DigestedCall, Metadata, PreparedCall, QueryCall
@@ -191,7 +193,7 @@ class _Entries(StorageBackend):
         self._paths: dict[Digest, str] = {}
 
     def put(self, value: Any, key: Digest) -> Digest:  # noqa: ARG002 - the backend's signature
-        """Nothing is put by itself: an entry is a value with its call."""
+        """Refuse to put a value alone: an entry is a value with its call."""
         raise SaveError(f"an entry of {self.directory} is a result with its call")
 
     def list(self) -> Iterable[Digest]:
@@ -297,11 +299,11 @@ class DirectoryCache(Cache):
 
     @property
     def leases(self) -> str:
-        """In the directory itself, as sentinels."""
+        """The directory of lease files: the cache's own, where they serve as sentinels."""
         return self.directory
 
     def short(self, key: Digest) -> str:
-        """What of a key is in names: as many digits as the hash has; the whole key is in the record."""
+        """The digits of a key that file names carry; the record has the whole key."""
         return key if self.algo == "sha256" else key[:16]
 
     def stem(self, key: Digest, fname: str = "") -> str:
@@ -456,10 +458,40 @@ def rows(directory: str) -> Iterator[Row]:
             yield Row(entry.path, match["fname"], match["hash"], status)
 
 
-def listing(directory: str) -> list[dict[str, Any]]:
-    """The entries of a directory as dicts: see :func:`~cuda_progcache.memo.cache_file.cache_list`."""
+def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read one saved result.
+
+    Returns
+    -------
+    dict
+        ``value``, ``meta`` (``{"legacy": True}`` for a bare pickle of another tool), ``record`` and ``path``.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    ProgCacheError
+        It is damaged, or others could have written it.
+    """
+    target = os.fspath(path)
+    try:
+        found = read(target)
+    except RefusedError as error:
+        raise ProgCacheError(f"{target} isn't read: {error}") from error
+    return {"value": found.value, "meta": found.meta, "record": told(found.call), "path": Path(target)}
+
+
+def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """List saved results without loading them.
+
+    Returns
+    -------
+    list of dict
+        ``file``, ``fname``, ``hash``, ``created`` (datetime, UTC), ``size_bytes``, ``duration`` (s), ``call``
+        (arguments as text), ``path``. Empty where there is no directory.
+    """
     found = []
-    for row in rows(directory):
+    for row in rows(os.fspath(cache_dir)):
         try:
             call = read_record(row.path)
         except OSError:
@@ -481,6 +513,38 @@ def listing(directory: str) -> list[dict[str, Any]]:
     return found
 
 
+def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Add up a cache directory.
+
+    Returns
+    -------
+    dict
+        ``n_entries``, ``total_size_mb`` (of 2^20 bytes), ``oldest``, ``newest`` (seconds since the epoch, or None) and
+        ``by_function``: a dict each of ``fname``, ``n_files``, ``total_size_mb``.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such directory.
+    """
+    if not os.path.isdir(cache_dir):
+        raise FileNotFoundError(f"cache directory not found: {os.fspath(cache_dir)}")
+    entries = cache_list(cache_dir)
+    functions: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        group = functions.setdefault(entry["fname"], {"fname": entry["fname"], "n_files": 0, "total_size_mb": 0.0})
+        group["n_files"] += 1
+        group["total_size_mb"] += entry["size_bytes"] / (1 << 20)
+    moments = [os.stat(entry["path"]).st_mtime for entry in entries]
+    return {
+        "n_entries": len(entries),
+        "total_size_mb": sum(entry["size_bytes"] for entry in entries) / (1 << 20),
+        "oldest": min(moments, default=None),
+        "newest": max(moments, default=None),
+        "by_function": sorted(functions.values(), key=lambda group: str(group["fname"])),
+    }
+
+
 def _shown(call: DigestedCall) -> dict[str, str]:
     """Arguments as texts."""
     from cuda_progcache.memo.storage.codecs import decode_json
@@ -491,8 +555,17 @@ def _shown(call: DigestedCall) -> dict[str, str]:
     }
 
 
-def prune(directory: str, days_old: float) -> int:
-    """Remove old entries, and what processes that are gone have left: see :func:`cache_prune`."""
+def cache_prune(cache_dir: str | os.PathLike[str], days_old: float = 30) -> int:
+    """Remove saved results that were written at least so many days ago.
+
+    Sentinels, locks and half-written files go too, unless the process that they belong to is at work.
+
+    Returns
+    -------
+    int
+        How many results were removed.
+    """
+    directory = os.fspath(cache_dir)
     removed = 0
     limit = time.time() - days_old * 86400
     for row in list(rows(directory)):

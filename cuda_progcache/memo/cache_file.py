@@ -40,7 +40,7 @@ from cuda_progcache._util import modes
 from cuda_progcache.errors import OptionError, ProgCacheError
 from cuda_progcache.memo import cache_dir as layout
 from cuda_progcache.memo import call_tree, frames
-from cuda_progcache.memo.cache_dir import DirectoryCache
+from cuda_progcache.memo.cache_dir import DirectoryCache, cache_info, cache_list, cache_prune, cache_stats
 from cuda_progcache.memo.call_tree import (
     cache_tree_files,
     cache_tree_for_file,
@@ -52,15 +52,16 @@ from cuda_progcache.memo.call_tree import (
     cache_tree_to_dot,
     cache_tree_to_json,
 )
-from cuda_progcache.memo.code import get_recursive_closure_hash
+from cuda_progcache.memo.code import argument_digest, closure, get_recursive_closure_hash
 from cuda_progcache.memo.files import PathRule, Watched, hash_file, hash_text, is_there, shared
 from cuda_progcache.memo.memoize import Memoized
-from cuda_progcache.memo.runner import Key, Settings, refreshing
+from cuda_progcache.memo.runner import Settings, refreshing
 from cuda_progcache.memo.syntax import find_path_specs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from cuda_progcache.memo.call_key import Key
     from cuda_progcache.memo.files import Pattern
 
 __all__ = [
@@ -95,13 +96,26 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 # Names that programs written for the module this one stands in for import, too.
+logger = _logger
+_cache_tree_current_node = call_tree.node_here
 _cache_tree_graph = call_tree.graph
+_digest_obj = argument_digest
 _cache_tree_call_stack = call_tree.stack
 _cache_tree_register_node = call_tree.register
 _find_path_specs = find_path_specs
 _file_state_cache = shared.memory
 _FILE_STATE_CACHE_LIMIT = 10_000
 shared.limit = lambda: _FILE_STATE_CACHE_LIMIT
+
+
+def _get_package_versions(function: Any) -> dict[str, str]:
+    """Versions of the packages that a function uses, by top-level module."""
+    return closure(function).packages
+
+
+def _detect_import_names(function: Any) -> set[str]:
+    """Top-level names of the packages that a function uses."""
+    return set(closure(function).packages)
 
 
 def cache_file(
@@ -325,7 +339,7 @@ class CachedFunction(Memoized[..., Any]):
             self._log(f"cache miss: {'; '.join(differences(_parts(key), earlier))}", key)
 
     def _recorded_parts(self) -> Mapping[str, Mapping[str, str]] | None:
-        """What went into the key of the newest entry of the function; None where there is none."""
+        """The components of the key of the function's newest entry; None if it has none."""
         named = [row for row in layout.rows(self._store.directory) if row.fname == layout.file_safe(self.fname)]
         for row in sorted(named, key=lambda row: -row.status.st_mtime_ns):
             try:
@@ -365,7 +379,7 @@ _COMPONENTS = {
 
 
 def differences(new: Mapping[str, Mapping[str, str]], old: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What two calls' keys differ in, a phrase each: ``argument x changed``, ``file /data/a.csv is new``."""
+    """The differences between two calls' keys, a phrase each: ``argument x changed``, ``file /data/a.csv is new``."""
     found = []
     for component, label in _COMPONENTS.items():
         mine, theirs = new.get(component) or {}, old.get(component) or {}
@@ -504,86 +518,6 @@ def _wait_for_sentinel(
             return None
         time.sleep(poll)
     return load(outfile)
-
-
-def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read one saved result.
-
-    Returns
-    -------
-    dict
-        ``value``, ``meta`` (``{"legacy": True}`` for a bare pickle of another tool), ``record`` and ``path``.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is none.
-    ProgCacheError
-        It is damaged, or others could have written it.
-    """
-    target = os.fspath(path)
-    try:
-        found = layout.read(target)
-    except layout.RefusedError as error:
-        raise ProgCacheError(f"{target} isn't read: {error}") from error
-    return {"value": found.value, "meta": found.meta, "record": layout.told(found.call), "path": Path(target)}
-
-
-def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """List saved results without loading them.
-
-    Returns
-    -------
-    list of dict
-        ``file``, ``fname``, ``hash``, ``created`` (datetime, UTC), ``size_bytes``, ``duration`` (s), ``call``
-        (arguments as text), ``path``. Empty where there is no directory.
-    """
-    return layout.listing(os.fspath(cache_dir))
-
-
-def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Add up a cache directory.
-
-    Returns
-    -------
-    dict
-        ``n_entries``, ``total_size_mb`` (of 2^20 bytes), ``oldest``, ``newest`` (seconds since the epoch, or None) and
-        ``by_function``: a dict each of ``fname``, ``n_files``, ``total_size_mb``.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such directory.
-    """
-    if not os.path.isdir(cache_dir):
-        raise FileNotFoundError(f"cache directory not found: {os.fspath(cache_dir)}")
-    entries = cache_list(cache_dir)
-    functions: dict[str, dict[str, Any]] = {}
-    for entry in entries:
-        group = functions.setdefault(entry["fname"], {"fname": entry["fname"], "n_files": 0, "total_size_mb": 0.0})
-        group["n_files"] += 1
-        group["total_size_mb"] += entry["size_bytes"] / (1 << 20)
-    moments = [os.stat(entry["path"]).st_mtime for entry in entries]
-    return {
-        "n_entries": len(entries),
-        "total_size_mb": sum(entry["size_bytes"] for entry in entries) / (1 << 20),
-        "oldest": min(moments, default=None),
-        "newest": max(moments, default=None),
-        "by_function": sorted(functions.values(), key=lambda group: str(group["fname"])),
-    }
-
-
-def cache_prune(cache_dir: str | os.PathLike[str], days_old: float = 30) -> int:
-    """Remove saved results that were written at least so many days ago.
-
-    Sentinels, locks and half-written files go too, unless the process that they belong to is at work.
-
-    Returns
-    -------
-    int
-        How many results were removed.
-    """
-    return layout.prune(os.fspath(cache_dir), days_old)
 
 
 def cache_default_dir() -> Path:

@@ -82,13 +82,13 @@ def register(node: str, fname: str, hash_: str, outfile: str | Path | None, algo
             graph[node] = found
             while len(graph) > MOST_NODES:
                 del graph[next(iter(graph))]
-        above = _node_here()
+        above = node_here()
         if above is not None and above != node:
             _connect(above, node)
         return found
 
 
-def _node_here() -> str | None:
+def node_here() -> str | None:
     """The innermost call of the tree that runs here."""
     around = running.get()
     while around is not None and getattr(around, "node", None) is None:

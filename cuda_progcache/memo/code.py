@@ -97,7 +97,7 @@ class Closure(NamedTuple):
         return digest((self.digest, self.packages)) if self.packages else Digest(self.digest)
 
     def holds(self) -> bool:
-        """Whether all of it is as it was: what names are bound to, code, the content of data."""
+        """Whether nothing has changed: the objects that names are bound to, code, and the content of data."""
         return watching.hold(self.watches)
 
     def changed(self) -> list[str]:

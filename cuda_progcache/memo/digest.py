@@ -42,31 +42,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
-from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.memo.hashing import DIGEST_LENGTH, Digest, Indigestible, hash_tagged
+
+__all__ = ["DIGEST_LENGTH", "Digest", "Indigestible", "digest", "hash_tagged", "register"]
 
 T = TypeVar("T")
-
-#: Characters of a full digest.
-DIGEST_LENGTH = 64
-
-
-class Indigestible(ProgCacheError, TypeError):  # noqa: N818 - an established name
-    """A value has no content that could be hashed; the message says which, and where to teach it."""
-
-    def __init__(self, value: object, why: str = "") -> None:
-        kind = type(value)
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        super().__init__(why or f"can't digest a {name}: give it a __digest__ method, or register(...) one")
-        self.value = value
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (None, str(self)))  # the value itself may be what can't be pickled
-
-
-class Digest(str):
-    """A digest, 64 hex digits, or the first ones of it: tells a key from a value that is a string."""
-
-    __slots__ = ()
 
 
 def digest(value: Any) -> Digest:
@@ -134,13 +114,6 @@ def _loosely(told: object) -> bytes:
     return str(told).encode("utf-8")
 
 
-def hash_tagged(tag: bytes, payload: bytes) -> bytes:
-    """SHA-256 over the name of a kind and its content, as 64 hex digits in ASCII."""
-    state = hashlib.sha256()
-    state.update(tag + payload)
-    return state.hexdigest().encode("ascii")
-
-
 def child_bytes(value: Any) -> bytes:
     """The digest of an element as it goes into its container's, always 64 bytes."""
     found = _digest_bytes(value)
@@ -190,7 +163,7 @@ def _datetime(value: dt.datetime | dt.time) -> bytes:
 
 
 def _zone(value: dt.datetime | dt.time) -> bytes:
-    """What tells a time's zone from others; of one of an unknown class its offset and name at that time."""
+    """The identity of a time's zone; for a zone of an unknown class, its offset and name at that time."""
     zone = value.tzinfo
     if zone is None:
         return b""
@@ -214,7 +187,7 @@ def digest_functions_by(function: Callable[[Any], str]) -> None:
 
 
 def _function(value: Any) -> bytes:
-    """By what it does, not by its name or place: code, defaults, and all that it refers to."""
+    """Digest of a function by what it does: its code, defaults and all that it refers to, not its name or place."""
     if not _by_code:
         raise Indigestible(value)
     return _by_code[0](value).encode("ascii")
@@ -458,7 +431,7 @@ def _derived(kind: type, encode: Encoder, value: Any) -> bytes:
 
 
 def _collection_of(kind: type) -> Encoder | None:
-    """How what a collection holds is hashed; None where it is none."""
+    """The function that hashes the content of a collection class; None if the class is no collection."""
     if issubclass(kind, collections.ChainMap):
         return lambda value: _sequence(value.maps)
     if issubclass(kind, (collections.UserDict, collections.UserList, collections.UserString)):

@@ -221,7 +221,7 @@ def is_there(path: str) -> bool:
 
 
 def _looks_like_path(text: str) -> bool:
-    if len(text) > _LONGEST_PATH or not text.isprintable():
+    if len(text) > _LONGEST_PATH or not text.isprintable() or not text.strip("./"):  # a separator, a full stop
         return False
     parted = os.sep in text or (os.altsep is not None and os.altsep in text)
     return (parted or text.startswith(".")) and is_there(text)
@@ -276,7 +276,7 @@ class Watched(NamedTuple):
     digest: str | None
 
     def written(self) -> dict[str, str | None]:
-        """What a record has of it, under its path."""
+        """The file as a record describes it."""
         pattern = self.pattern.pattern if isinstance(self.pattern, re.Pattern) else self.pattern
         return {"algo": self.algo, "pattern": pattern, "digest": self.digest}
 
@@ -311,7 +311,7 @@ class PathRule(NamedTuple):
     others: Callable[[], Iterator[str]] = lambda: iter(())
 
     def argument(self, name: str, value: Any, watched: dict[str, Watched]) -> Any:
-        """What of an argument is digested as a value; the files in it are watched."""
+        """The part of an argument that is digested as a value. Files in it are added to `watched`."""
         named = name in self.declared
         if not (named or self.guess):
             return value
@@ -334,7 +334,7 @@ class PathRule(NamedTuple):
             watched[real] = Watched(real, self.algo, self.pattern, shared.of_path(real, self.algo, self.pattern))
 
     def inputs(self, watched: Mapping[str, Watched]) -> dict[str, str]:
-        """What of the files is in the key: their hashes by path, or by number where places don't count."""
+        """The hashes of the files for the key: by path, or by number if places don't count."""
         return {
             item.path if self.places else str(index): str(item.digest) for index, item in enumerate(watched.values())
         }

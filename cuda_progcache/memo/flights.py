@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of a coroutine function's call, however many tasks of whatever event loops ask for it at once."""
+"""A run of a coroutine function that is shared by all tasks, of any event loop, that ask for it at once."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def run_async(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: 
 
 
 async def _run(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: Any) -> Any:
-    run = runner._begin(cache, key, args, kwargs)
+    run = runner._begin(cache, key, room=0)
     try:
         result = await runner.function(*args, **kwargs)
     except BaseException:

@@ -29,11 +29,12 @@ class Frame(Running):
         Variables of the environment that the calls it made depend on, and their values.
     """
 
-    __slots__ = ("node", "variables", "watched")
+    __slots__ = ("node", "room", "variables", "watched")
 
     def __init__(self, key: Any, name: str, parent: Running | None, node: str | None = None) -> None:
         super().__init__(key, name, parent)
         self.node = node
+        self.room = 0
         self.watched: dict[str, Watched] = {}
         self.variables: dict[str, str | None] = {}
 
@@ -59,20 +60,30 @@ def frames_here() -> list[Frame]:
     return [frame] if frame is not None else list(_under_way.values())
 
 
-#: Of Python's stack, what the engine takes between a call and its body: so much deeper may a body with calls in it go.
-OVERHEAD = 16
+#: Of Python's stack, what the engine takes between a call and its body at least: so much deeper may the body go, and no
+#: more, so that a recursion without end still ends. The shortest way is that of a function that calls itself.
+OVERHEAD = 8
+SHORTEST_OVERHEAD = 2
 _room = threading.Lock()
 
 
 def _allow(frames: int) -> None:
-    """Let every thread recurse deeper, by as much as the engine itself takes (less than 1 KiB of the stack a frame)."""
+    """Raise the recursion limit by the engine's own frames, or lower it again (less than 1 KiB of stack a frame)."""
     with _room, contextlib.suppress(RecursionError):  # too deep just now to be told of a lower limit
         sys.setrecursionlimit(sys.getrecursionlimit() + frames)
 
 
-def enter(frame: Frame) -> Any:
-    """Let a call be the one that runs here; gives what :func:`leave` takes."""
-    _allow(OVERHEAD)
+def enter(frame: Frame, room: int = 0) -> Any:
+    """Make a call the innermost one that runs here; return a token for :func:`leave`.
+
+    Parameters
+    ----------
+    frame : Frame
+    room : int
+        Stack frames by which the recursion limit is raised meanwhile.
+    """
+    frame.room = room
+    _allow(room)
     _under_way[id(frame)] = frame
     return running.set(frame)
 
@@ -81,11 +92,11 @@ def leave(frame: Frame, token: Any) -> None:
     """Undo :func:`enter`."""
     running.reset(token)
     _under_way.pop(id(frame), None)
-    _allow(-OVERHEAD)
+    _allow(-frame.room)
 
 
 def hand_up(frames: Iterable[Frame], watched: Iterable[Watched], variables: Mapping[str, str | None]) -> None:
-    """Let calls depend on what a call that they made depends on."""
+    """Add the files and variables that a call depends on to the calls around it."""
     for frame in frames:
         for item in watched:
             frame.watched.setdefault(item.path, item)

@@ -96,16 +96,17 @@ class Index:
         matches = rest.matcher() if rest is not None else None
         for start in range(0, len(ids), _CHUNK):
             for record in self._records(ids[start : start + _CHUNK]):
-                call = self._source.decode(record)
+                try:
+                    call = self._source.decode(record)
+                except ValueError:
+                    continue  # flipped in the index: its file is as it was, and the next index has it
                 if matches is None or matches(call):
                     yield call
 
     def _records(self, ids: Sequence[int]) -> list[bytes]:
         marks = ",".join("?" * len(ids))
-        with self._lock:
-            connection = self._connected()
-            rows = connection.execute(f"SELECT record FROM calls WHERE id IN ({marks})", ids)  # noqa: S608 - as above
-            return [row[0] for row in rows]
+        statement = f"SELECT record FROM calls WHERE id IN ({marks})"  # noqa: S608 - as above
+        return self._ask(lambda connection: [row[0] for row in connection.execute(statement, ids)], refresh=False)
 
     def inlined(self, value: Digest) -> bytes | None:
         """The JSON of a value that lies in some record, by its digest; None if none has it."""
@@ -162,7 +163,7 @@ class Index:
         """Bring the index up to what the records are now; queries do that by themselves."""
         self._ask(lambda _: None)
 
-    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+    def _ask(self, question: Callable[[sqlite3.Connection], T], *, refresh: bool = True) -> T:
         """Answer from an index that is up to date, mended or made anew where need be."""
         if self._pid != os.getpid() and self._connection is not None:
             self._lock = threading.RLock()  # a thread of the parent may have held it when this process was forked
@@ -170,16 +171,17 @@ class Index:
             for attempt in range(3):
                 try:
                     connection = self._connected()
-                    self._refresh(connection)
+                    if refresh or attempt:
+                        self._refresh(connection)
                     return question(connection)
-                except sqlite3.DatabaseError as error:
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # texts in it are decoded as they come
                     self.close()
                     if attempt == 2 or self._where is None:
                         raise
                     self._recover(error)
         raise AssertionError("not reached")
 
-    def _recover(self, error: sqlite3.DatabaseError) -> None:
+    def _recover(self, error: sqlite3.DatabaseError | UnicodeDecodeError) -> None:
         path = self._where
         if path is None:
             raise error
@@ -209,8 +211,10 @@ class Index:
             self.close()
         connection = sqlite3.connect(where, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
+            # No write-ahead log: its shared memory is mapped, and a file cut short under a mapping kills the process.
+            connection.execute("PRAGMA mmap_size = 0")
+            connection.execute("PRAGMA journal_mode = TRUNCATE")
+            connection.execute("PRAGMA synchronous = OFF")  # what a power cut breaks is made anew
             if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                 self._make(connection)
             self._known = dict(connection.execute("SELECT name, mtime FROM shards"))

@@ -104,7 +104,7 @@ class Instances:
 
     @contextlib.contextmanager
     def under(self, name: str) -> Iterator[None]:
-        """Let what is met here be reached through a name."""
+        """Note that everything met inside this block is reached through a name."""
         around = self._name
         self._name = f"{around}.{name}" if around and around.count(".") < 3 else around or name
         try:
@@ -113,7 +113,7 @@ class Instances:
             self._name = around
 
     def again(self, value: Any) -> bytes | None:
-        """What stands for a function or class met before; None for a new one."""
+        """The digest that stands for a function or class met before; None for a new one."""
         number = self._met.get(id(value))
         if number is not None:
             return hash_parts("again", str(number))
@@ -495,7 +495,7 @@ def _has_foreign_base(kind: type) -> bool:
 
 
 def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
-    """What a class's author wrote: not what Python, ``dataclasses`` and ``enum`` add, which differs by version."""
+    """The members that a class's author wrote, without those that Python, ``dataclasses`` and ``enum`` add."""
     members = kind.__members__ if issubclass(kind, enum.Enum) else {}
     yield from ((name, member._value_) for name, member in members.items())
     fields = "__dataclass_fields__" in vars(kind)
@@ -522,7 +522,7 @@ def _of_enum(member: Any) -> bool:
 
 
 def _pickled(value: Any) -> tuple[Any, ...] | None:
-    """How pickle would make an object again, such as a compiled pattern; None where it can't."""
+    """The recipe by which pickle would make an object again, such as a compiled pattern; None if there is none."""
     taught = copyreg.dispatch_table.get(type(value))
     try:
         made = value.__reduce_ex__(4) if taught is None else taught(value)

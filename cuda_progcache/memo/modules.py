@@ -92,7 +92,7 @@ def _find_package(path: str) -> Package | None:
 
 
 class _Claims(NamedTuple):
-    """What the distributions in a directory claim: by file, and by top-level name where one alone has it."""
+    """The files and the top-level names that distributions claim; None for a top-level name that several do."""
 
     files: dict[str, Package]
     tops: dict[str, Package | None]
@@ -231,7 +231,7 @@ _sources: dict[str, Source] = {}
 
 
 def stamp_of(path: str) -> tuple[int, int, int] | None:
-    """What moves when a file changes; None where there is none."""
+    """The status fields that change with a file's content; None if there is no file."""
     try:
         status = os.stat(path)
     except OSError:

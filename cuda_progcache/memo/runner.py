@@ -19,7 +19,6 @@ import os
 import platform
 import sys
 import time
-import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -32,6 +31,7 @@ from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo import flights, frames
 from cuda_progcache.memo.caches.base import BaseCache
 from cuda_progcache.memo.call import Call, Metadata, PreparedCall, head_bytes, key_from_head
+from cuda_progcache.memo.call_key import Identity, Key, argument_bytes, closure_of_class
 from cuda_progcache.memo.code import Closure, argument_digest, closure
 from cuda_progcache.memo.digest import Digest, Indigestible, classes_met, digest, hash_tagged
 from cuda_progcache.memo.files import PathRule, Watched, state_of
@@ -54,43 +54,6 @@ CodeDigest = bool | Callable[[Any], str]
 
 
 _NOTHING: dict[str, Any] = {}
-
-
-class Identity(NamedTuple):
-    """What of the key is the function's, and what tells whether it still is."""
-
-    head: bytes
-    code: Digest | None
-    closure: Closure
-
-
-class Key(NamedTuple):
-    """A call's key and what went into it.
-
-    Attributes
-    ----------
-    digest : Digest
-    arguments : dict
-        Values by parameter, without those to ignore.
-    digests : dict
-        Their digests, as ASCII.
-    identity : Identity
-    inputs : dict
-        What else is in it, as texts by component: ``files``, ``environment``, ``classes`` of arguments and others.
-    watched : dict
-        The files among them, by path.
-    classes : tuple
-        The arguments' classes, and what each depends on.
-    """
-
-    digest: Digest
-    arguments: dict[str, Any]
-    digests: dict[str, bytes]
-    identity: Identity
-    inputs: dict[str, dict[str, str]]
-    watched: dict[str, Watched]
-    classes: tuple[tuple[type, Closure], ...]
-    version: str | int | None = None
 
 
 class Settings(NamedTuple):
@@ -189,10 +152,10 @@ class Runner:
         if around is None or around.name is not self._named[0] or alone:
             return self._miss(cache, key, args, kwargs)
         self.counters["misses"] += 1
-        # It calls itself: without more frames of the stack than this one, so that it can as deep as may be, and without
-        # waiting for others, who may wait for what is around.
+        # A recursive call. It runs right here, without further stack frames of ours, so that it can go nearly as deep
+        # as without a cache; and it waits for nobody, since others may be waiting for the call around it.
         try:
-            run = self._begin(cache, key, args, kwargs)
+            run = self._begin(cache, key, room=frames.SHORTEST_OVERHEAD)
         except RecursionError:
             return self.function(*args, **kwargs)
         try:
@@ -204,7 +167,7 @@ class Runner:
         return result
 
     def _controlled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call with arguments that are the wrapper's own."""
+        """Make a call with arguments that are the wrapper's own; a subclass that sets ``_controls`` defines it."""
         raise NotImplementedError
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -217,22 +180,22 @@ class Runner:
         return self.profile.qualname  # as a function: by name, since another process may have another cache
 
     def __digest__(self) -> Digest:
-        """Of what it memoizes, and all that this refers to."""
+        """The digest of the function and of all that it refers to."""
         return digest((*self._named, argument_digest(self.function)))
 
     def __counts__(self) -> tuple[Any, ...]:
-        """What counts of the wrapper where a function refers to it."""
+        """The parts of the wrapper that count in the key of a function that refers to it."""
         settings = self.settings
         return (*self._named, self.function, dict(settings.depends_on or {}), settings.env)
 
     def __state__(self) -> tuple[Any, tuple[str, ...]]:
-        """The function and the names of its state, which counts for no caller either."""
+        """The function and the names that it declares as state, which don't count for its callers either."""
         return self.function, self.settings.state
 
     # The key
 
     def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
-        """The key of a call, as things are now; Indigestible, or whatever an argument's code raises, if it has none."""
+        """The key of a call made now. Raises Indigestible, or whatever an argument's own code raises."""
         arguments = self._bind(args, kwargs)
         identity = self._now()
         if self._plain:
@@ -243,7 +206,7 @@ class Runner:
                 made, digests = key_from_head(identity.head, arguments)
                 return Key(made, arguments, digests, identity, _NOTHING, _NOTHING, ())
             with classes_met() as met:
-                made, digests = key_from_head(identity.head, arguments, _argument)
+                made, digests = key_from_head(identity.head, arguments, argument_bytes)
             if not met:
                 return Key(made, arguments, digests, identity, {}, {}, ())
             return self._with_inputs(made, arguments, digests, identity, {}, {}, met)
@@ -254,14 +217,14 @@ class Runner:
             shown = {name: paths.argument(name, value, watched) for name, value in arguments.items()}
             paths.add_others(watched)
         with classes_met() as met:
-            made, digests = key_from_head(identity.head, shown, _argument)
+            made, digests = key_from_head(identity.head, shown, argument_bytes)
         inputs: dict[str, dict[str, str]] = {}
         if watched and paths is not None:
             inputs["files"] = paths.inputs(watched)
         if self.settings.env:
             inputs["environment"] = {name: repr(value) for name, value in self._environment().items()}
         if self.settings.depends_on:
-            inputs["depends_on"] = {name: str(_argument(v).decode()) for name, v in self.settings.depends_on.items()}
+            inputs["depends_on"] = {name: str(argument_digest(v)) for name, v in self.settings.depends_on.items()}
         return self._with_inputs(made, arguments, digests, identity, inputs, watched, met)
 
     def _with_inputs(
@@ -275,7 +238,7 @@ class Runner:
             if package is not None:
                 told[package.name] = package.version
                 continue
-            found = _closure_of_class(kind)
+            found = closure_of_class(kind)
             told[f"{kind.__module__}.{kind.__qualname__}"] = found.with_packages
             classes.append((kind, found))
         told.pop("", None)
@@ -292,7 +255,7 @@ class Runner:
         return {name: os.environ.get(name) for name in self.settings.env}
 
     def _now(self) -> Identity:
-        """What of the key is the function's, taken anew when something it refers to has changed."""
+        """The function's part of the key; taken anew when something it refers to has changed."""
         identity = self._identity
         if identity is not None and identity.closure.holds():
             return identity
@@ -331,7 +294,10 @@ class Runner:
     # A hit
 
     def _find(self, cache: BaseCache, key: Key, *, again: bool = False) -> tuple[Any] | None:
-        """The recorded result, if there is one, and what it depends on is as it was; ``again``: after a miss."""
+        """The recorded result, if there is one and its files and variables haven't changed.
+
+        ``again`` is for a second look after a miss: it isn't counted.
+        """
         try:
             result, metadata = cache.find(key.digest)
         except (KeyError, RecursionError):
@@ -357,7 +323,7 @@ class Runner:
         return (result,)
 
     def _seen(self, key: Key, watched: Mapping[str, Watched]) -> None:
-        """Take note of the files of a call that was found or run; for the call tree."""
+        """Note the files of a call that was found or run. The call tree overrides it."""
 
     # A miss
 
@@ -406,7 +372,7 @@ class Runner:
         return result
 
     def _flight(self, key: Key) -> str:
-        """What a lease is called."""
+        """The name of a call's lease."""
         return str(key.digest)
 
     def _missing(self, args: Any, kwargs: Any) -> list[str]:
@@ -414,7 +380,7 @@ class Runner:
         return [name for name in self.profile.signature.parameters if name not in given]
 
     def _with_values(self, cache: BaseCache, args: Any, kwargs: Any) -> Any:
-        """A digest was given in place of a value: the body gets the value."""
+        """Call with the values whose digests were given as arguments."""
 
         def value(argument: Any) -> Any:
             return cache.load_value(argument) if type(argument) is Digest else argument
@@ -422,7 +388,7 @@ class Runner:
         return self(*map(value, args), **{name: value(argument) for name, argument in kwargs.items()})
 
     def _run(self, cache: BaseCache, key: Key, args: Any, kwargs: Any, *, save: bool = True) -> Any:
-        run = self._begin(cache, key, args, kwargs, save=save)
+        run = self._begin(cache, key, save=save)
         try:
             result = self.function(*args, **kwargs)
         except BaseException:
@@ -431,7 +397,7 @@ class Runner:
         self._end(run, result)
         return result
 
-    def _begin(self, cache: BaseCache, key: Key, args: Any, kwargs: Any, *, save: bool = True) -> Run:  # noqa: ARG002
+    def _begin(self, cache: BaseCache, key: Key, *, save: bool = True, room: int = frames.OVERHEAD) -> Run:
         prepared = None
         if save:
             try:
@@ -442,21 +408,21 @@ class Runner:
                 self._trouble("trouble", f"a call of {self._named[0]} can't be prepared for the cache: {error}")
         above = frames.frames_here()
         frame = frames.Frame(key.digest, self._named[0], running.get(), self._node(key))
-        token = frames.enter(frame)
+        token = frames.enter(frame, room)
         return Run(cache, key, prepared, frame, above, token, time.time(), time.perf_counter())
 
     def _node(self, key: Key) -> str | None:  # noqa: ARG002
-        """The id of a call in the call tree."""
+        """The id of a call in the call tree; None if the calls aren't in it."""
         return None
 
     def _give_up(self, run: Run) -> None:
-        """The body failed."""
+        """Clean up after a body that raised."""
         frames.leave(run.frame, run.token)
         if run.prepared is not None:
             run.prepared.abandon()
 
     def _end(self, run: Run, result: Any) -> None:
-        """File a result, if what was counted is as it was."""
+        """File a result, unless something that its key counts changed while the body ran."""
         seconds = time.perf_counter() - run.clock
         frames.leave(run.frame, run.token)
         key, frame = run.key, run.frame
@@ -482,14 +448,17 @@ class Runner:
         except RecursionError:
             self.counters["dropped"] += 1
         except Exception as error:  # noqa: BLE001 - what was computed is returned, whatever became of keeping it
+            if isinstance(error.__context__, RecursionError):  # there was no room left to digest it
+                self.counters["dropped"] += 1
+                return
             self._trouble("dropped", f"a result of {self._named[0]} is used but not kept: {error}")
 
     def _why_not(self, key: Key, watched: Mapping[str, Watched]) -> tuple[str, str] | None:
-        """Why a result can't be filed under its key: what is counted there has changed while the body ran."""
+        """Why a result can't be filed: the counter to raise and the message; None if it can."""
         about = key.identity.closure
         changed = [] if about.holds() or (not about.unloaded and self._is_still(key.identity)) else about.changed()
         for kind, found in key.classes:
-            if not found.holds() and _closure_of_class(kind).with_packages != found.with_packages:
+            if not found.holds() and closure_of_class(kind).with_packages != found.with_packages:
                 changed += found.changed()
         if changed:
             return "changed", (
@@ -505,14 +474,17 @@ class Runner:
         return None
 
     def _is_still(self, identity: Identity) -> bool:
-        """Whether what was changed was set to what it was."""
+        """Whether everything that changed has been changed back."""
         try:
             return self._now().code == identity.code
         except Indigestible:
             return False
 
     def _file_as_loaded(self, run: Run, key: Key, result: Any, metadata: Metadata) -> None:
-        """File a result under the key that the call has now, too: modules that counted by their source are loaded."""
+        """File a result under the call's present key as well.
+
+        Modules that counted by their source before the run are loaded now, and count by their content.
+        """
         try:
             identity = self._now()
         except Indigestible:
@@ -564,7 +536,7 @@ class Runner:
 
 
 class Run(NamedTuple):
-    """A body that runs."""
+    """A run of a function's body."""
 
     cache: BaseCache
     key: Key
@@ -588,28 +560,13 @@ class BoundRunner:
         return self._runner(self._instance, *args, **kwargs)
 
     def __counts__(self) -> tuple[Any, ...]:
-        """What counts of it where a function refers to it."""
+        """The parts of it that count in the key of a function that refers to it."""
         return (self._runner, self._instance)
 
     def __getattr__(self, name: str) -> Any:
         if name not in {"call", "digest", "contains", "load", "query", "rerun", "explain"}:
             raise AttributeError(f"{type(self._runner).__name__} has no method {name!r}")
         return functools.partial(getattr(self._runner, name), self._instance)
-
-
-_classes: weakref.WeakKeyDictionary[type, Closure] = weakref.WeakKeyDictionary()
-
-
-def _closure_of_class(kind: type) -> Closure:
-    known = _classes.get(kind)
-    if known is None or not known.holds():
-        known = _classes[kind] = closure(kind)
-    return known
-
-
-def _argument(value: Any) -> bytes:
-    """Digest of an argument: of its content, or else of its class and attributes."""
-    return argument_digest(value).encode("ascii")
 
 
 async def _as_awaitable(result: Any) -> Any:

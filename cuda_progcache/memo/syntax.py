@@ -136,7 +136,7 @@ def _without_docstring(body: Any) -> Any:
 
 
 class Uses:
-    """How code uses its names: ``environ["A"]``, ``getenv("A")`` and ``"A" in environ`` use them with a constant.
+    """The constants with which code uses a name, as in ``environ["A"]``, ``getenv("A")`` and ``"A" in environ``.
 
     Attributes
     ----------

@@ -132,7 +132,7 @@ def same_digest(take: Callable[[], bytes], before: bytes) -> bool:
 
 
 def same_source(path: str, before: tuple[int, int, int] | None) -> bool:
-    """Whether a file of source is as it was."""
+    """Whether a source file is unchanged."""
     return stamp_of(path) == before
 
 
@@ -142,5 +142,5 @@ def variables(names: Iterable[str] | None) -> dict[str, str | None]:
 
 
 def same_variables(names: tuple[str, ...] | None, before: dict[str, str | None]) -> bool:
-    """Whether variables of the environment are as they were."""
+    """Whether variables of the environment are unchanged."""
     return variables(names) == before

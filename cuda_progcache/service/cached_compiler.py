@@ -88,7 +88,7 @@ class CachedCompiler:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What :meth:`from_settings` needs to make this again in another process; None if the cache is in memory."""
+        """Settings for :meth:`from_settings`, to make this again in another process; None for a cache in memory."""
         cache = getattr(self.cache, "settings", None)
         if cache is None:
             return None

@@ -45,7 +45,7 @@ class Census(NamedTuple):
     archs: Counter[str]
 
     def plus(self, other: Census) -> Census:
-        """The sums over both."""
+        """The sums of two censuses."""
         return Census(
             self.entries + other.entries,
             self.bytes + other.bytes,

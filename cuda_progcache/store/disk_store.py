@@ -454,7 +454,7 @@ class DiskStore(ProgramCacheResource):
             self._failed("remove a program", exc, self._root.entry_path(digest))
 
     def _discard(self, digest: str, *, keep: bool = False) -> bool:
-        """Take an entry away; whether there was one."""
+        """Take an entry away; return whether there was one."""
         from cuda_progcache.store import removal
 
         entry = None
@@ -475,7 +475,7 @@ class DiskStore(ProgramCacheResource):
         raise PermissionError(errno.EACCES, "another process has it open", self._root.entry_path(digest))
 
     def _discard_seen(self, digest: str, entry: os.stat_result, *, keep: bool) -> bool:
-        """Take away this very entry; whether that was done."""
+        """Take this very entry away; return whether it was there."""
         from cuda_progcache.store import removal
 
         with self._cap.operation(digest) if self._accounted() else nullcontext() as operation:
@@ -594,7 +594,7 @@ class DiskStore(ProgramCacheResource):
         unlink_quietly(self._root.pinned + digest)
 
     def _asked(self, what: str, do: Callable[[], T], path: str | None = None) -> T:
-        """What ``do`` gives; what the disk says against it is a StoreError, as it was asked for."""
+        """Return what ``do`` returns; an error of the disk becomes a StoreError."""
         try:
             return do()
         except OSError as exc:

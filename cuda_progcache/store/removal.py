@@ -224,7 +224,7 @@ def _put_back_entry(root: Root, digest: str, aside: str, unvouched: frozenset[st
 
 
 def _put_back(root: Root, digest: str, aside: str, path: str) -> bool:
-    """Put something back where it was; ``False``: another one lies there by now, and ours went."""
+    """Put something back where it was. ``False`` if another one lies there by now; then ours is removed."""
     for attempt in range(2):
         try:
             files.move_new(aside, path)

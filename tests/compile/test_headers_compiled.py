@@ -209,6 +209,51 @@ def test_a_folder_in_the_place_of_a_header(right, project):
     assert not right(source, **options)
 
 
+def test_the_sources_folder_counts_for_what_is_looked_for_there(right, project, monkeypatch):
+    """A header in angle brackets isn't: compiled elsewhere, it is found where the include directory is the own one."""
+    project("inc/value.h", "#define VALUE 1")
+    project("inc/other.h", "#define VALUE 2")
+    given = {"include_path": str(project.folder / "inc")}
+    angled = "#include <value.h>" + KERNEL
+    by_macro = "#define NAME <value.h>\n#include NAME" + KERNEL
+    quoted = '#include <value.h>\n#undef VALUE\n#include "other.h"' + KERNEL
+    for source in (angled, by_macro, quoted):
+        right(source, **given)
+    right(angled, **given, name="k.cu")
+    monkeypatch.chdir(project.folder / "inc")
+    assert right(angled, **given)
+    assert right(angled, include_path=".")
+    assert right(angled, **given, name=str(project.folder / "inc" / "k.cu"))
+    for source in (by_macro, quoted):
+        right(source, **given)
+    project("elsewhere/value.h", "#define VALUE 3")
+    project("elsewhere/other.h", "#define VALUE 4")
+    monkeypatch.chdir(project.folder / "elsewhere")
+    assert right(angled, **given)
+    for source in (by_macro, quoted):
+        right(source, **given)
+
+
+@pytest.mark.parametrize(
+    ("include", "first", "then"),
+    [
+        ('#include "inc/value.h"', "p/inc", "other"),
+        ('#include "value.h"', "p", "p"),
+        ('#define NAME "value.h"\n#include NAME', "p", "p"),
+        ("#include <inc/value.h>", "p p/inc", "q other"),
+        ('#include <value.h>\n#undef VALUE\n#include "value.h"', "p", "p"),
+    ],
+    ids=["below", "beside", "by a macro", "nested", "in both ways"],
+)
+def test_two_places_that_are_one_where_it_is_compiled(right, project, monkeypatch, include, first, then):
+    """Elsewhere they are two, and the one that the compiler takes may be another."""
+    for name, value in {"p/inc": 1, "p": 1, "q/inc": 2, "q": 2, "other": 1}.items():
+        project(f"{name}/value.h", f"#define VALUE {value}")
+    for cwd, folders in (("p", first), ("q", then), ("p", first), ("q", then)):
+        monkeypatch.chdir(project.folder / cwd)
+        right(include + KERNEL, include_path=[str(project.folder / folder) for folder in folders.split()])
+
+
 def test_paths_that_begin_with_a_blank(right, project):
     """In a trace a blank before a path says how deep it lies."""
     for folder in (" inc", "inc"):

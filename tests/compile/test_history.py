@@ -113,6 +113,18 @@ def test_what_the_compiler_refuses_is_told(seen, compiled):
     assert event.reasons == ("NVRTC_ERROR_COMPILATION",)
 
 
+def test_a_program_that_another_one_had_compiled_is_told(seen, project, cache):
+    """Two spellings of one include: they are looked up apart, and come to the same key."""
+    header = project("inc/value.h", "#define VALUE 3\n")
+    for options in ({"include_path": os.path.dirname(header), "pre_include": "value.h"}, {"pre_include": header}):
+        given = ProgramOptions(arch="sm_80", name="k.cu", **options)
+        done = Program(SOURCE.replace("1", "VALUE"), "c++", given).compiled("cubin", cache=cache)
+    assert not done.hit
+    assert why(seen) == (
+        "the cache has it, but not by these paths or headers; or it was compiled elsewhere at the same moment",
+    )
+
+
 @pytest.mark.parametrize("kind", ["disk", "memory"])
 def test_evictions_are_told(seen, compiled, tmp_path, kind):
     cap = 12_000  # two or three programs, and their records

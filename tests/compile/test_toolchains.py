@@ -16,6 +16,7 @@ from cuda_progcache import (
     FileStreamProgramCache,
     InMemoryProgramCache,
     LinkerOptions,
+    ProgCacheWarning,
     Program,
     ProgramOptions,
     link,
@@ -213,3 +214,13 @@ def test_a_store_in_memory_says_it_by_its_records(compiled):
     assert toolchains.made_for(store) == {
         (kind, False): [tuple(tool._replace(path="") for tool in toolchain.toolchain(kind))] for kind in ("c++", "ptx")
     }
+
+
+class Unreadable(InMemoryProgramCache):
+    def entries(self):
+        raise PermissionError(13, "Permission denied", "records")
+
+
+def test_records_that_cannot_be_read_are_told_of():
+    with pytest.warns(ProgCacheWarning, match="records of .* can't be read.*Permission denied"):
+        assert toolchains.made_for(Unreadable()) == {}

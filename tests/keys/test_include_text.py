@@ -5,7 +5,15 @@ from __future__ import annotations
 
 import pytest
 
-from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED, path_macros, readings, redefines_printing
+from cuda_progcache.keys.include_text import (
+    FOLDED,
+    NO_PATH,
+    PRINTED,
+    included_names,
+    path_macros,
+    readings,
+    redefines_printing,
+)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +120,23 @@ def test_the_worst_use_of_a_path_counts():
 )
 def test_redefined_printing(code, expected):
     assert redefines_printing(code.encode()) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (b"", {}),
+        (b"#include <a.h>", {"a.h": False}),
+        (b'# include/* x */ <a.h> // "b.h"', {"a.h": False}),
+        (b"#if 0\n#include <a.h>\n#endif", {}),
+        (b'// #include "a.h"', {}),
+        (b'#include "a.h"\n#include <a.h>', {"a.h": True}),
+        (b'#include <a.h>\n#inc\\\nlude "sub/b.h"', {"a.h": False, "sub/b.h": True}),
+        (b'%:include "a.h"', {"a.h": True}),
+        (b'??=include "a.h"', {"a.h": True}),
+        (b"#include NAME", None),
+        (b"#include <a.h>\n#define N <b.h>\n#include N", None),
+    ],
+)
+def test_names_of_included_headers(text, names):
+    assert included_names(text) == names

@@ -226,3 +226,31 @@ def test_values_that_lie_in_records_are_found(filled):
     with pytest.raises(KeyError):
         filled.load_value(digest("nowhere"))
     assert filled.calls.references({digest("a small result"), digest("nowhere")}) == {digest("a small result")}
+
+
+def test_an_index_with_flipped_or_missing_bytes_never_fails_a_query(tmp_path):
+    import random
+    import shutil
+
+    from cuda_progcache.memo.memoize import file_cache, memoize
+
+    f = memoize(file_cache(tmp_path / "kept"), lambda x: x, code=False)
+    for number in range(20):
+        f(number)
+    assert f.cache.query().count() == 20
+    index = tmp_path / "kept" / "calls" / "index.sqlite"
+    f.cache.calls.index.close()
+    whole = index.read_bytes()
+    rng = random.Random(5)
+    for trial in range(60):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 50))):
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        index.write_bytes(damaged[: rng.randrange(len(damaged))] if trial % 5 == 4 else bytes(damaged))
+        fresh = file_cache(tmp_path / "kept")
+        assert fresh.query().count() <= 20
+        list(fresh.query(name=f.profile.qualname))
+        fresh.calls.index.close()
+    shutil.rmtree(tmp_path / "kept" / "calls" / "quarantine", ignore_errors=True)
+    index.unlink(missing_ok=True)
+    assert file_cache(tmp_path / "kept").query().count() == 20

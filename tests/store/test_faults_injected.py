@@ -172,6 +172,8 @@ def test_each_call_fails(root, watchdog, operation, mode):
         clean = list(injector.calls)
         assert clean
         for number, call in enumerate(clean):
+            if mode != "once" and number % 3:
+                continue  # each call fails by itself above; of these, a third
             watchdog()
             if mode == "after the fact" and call.split()[0] not in CHANGES:
                 continue
@@ -262,14 +264,14 @@ def test_a_sharing_violation_that_stays(root, watchdog, windows, call):
 # Reads and writes that do a part, and a process without descriptors
 
 
-@pytest.mark.parametrize("most", [100, 1000])
-def test_short_reads_and_writes(tmp_path, monkeypatch, most):
+def test_short_reads_and_writes(tmp_path, monkeypatch):
     """As a signal, a pipe-like file system or 2 GiB make them."""
+    most = 1000
     real_read, real_write = os.read, os.write
     monkeypatch.setattr(os, "read", lambda fd, size: real_read(fd, min(size, most)))
     monkeypatch.setattr(os, "write", lambda fd, data: real_write(fd, bytes(data[:most])))
     store = FileStreamProgramCache(tmp_path / "cache", durability="none", max_size_bytes=100_000)
-    for turn in range(5):
+    for turn in range(2):
         for key in KEYS:
             assert publish(store, key, 1, turn)
             assert check_lookups(store, key) == 2

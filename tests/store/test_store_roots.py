@@ -274,7 +274,7 @@ def readable_tmp_path():
 
 
 READ_ONLY = """
-import json, os, sys, warnings  # json: a store imports it when it reads a record, and then it couldn't be found
+import hashlib, json, os, sys, warnings  # a store imports these when it needs them, and couldn't find them then
 sys.path[:0] = {path!r}
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store import FileStreamProgramCache

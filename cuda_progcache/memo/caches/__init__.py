@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from cuda_progcache.errors import AmbiguousDigestError
 from cuda_progcache.memo.caches.base import BaseCache, Rejected, _combine_expand, _combine_shrink
+from cuda_progcache.memo.caches.base import _logger as logger
 from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.caches.groups import CachePool, CacheStack
 from cuda_progcache.memo.caches.limited import LRUCache, SizeLimitedCache, SizeLimitedMixin
@@ -60,4 +61,5 @@ __all__ = [
     "SizeLimitedMixin",
     "_combine_expand",
     "_combine_shrink",
+    "logger",
 ]

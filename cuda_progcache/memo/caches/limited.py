@@ -28,6 +28,8 @@ _COLLECTED = 1 / 16
 class SizeLimitedMixin(BaseCache):
     """Evicts calls when there are more than ``max_size``; goes before the cache in the bases.
 
+    A class of one's own is a frozen dataclass, as :class:`Cache` is.
+
     Attributes
     ----------
     max_size : int

@@ -214,7 +214,7 @@ class ValueStorage(KeyManagement):
         """The value with this digest; KeyError if it isn't there."""
 
     def keep(self, value: Any, key: Digest) -> Digest:
-        """Keep a value whose digest others may have, too, beside these.
+        """Keep a value beside others that have the same digest.
 
         A dict in another order has the same digest, and so has what a class's ``__digest__`` says so of. The first is
         kept under the digest; one that differs from it gets a key of its own.
@@ -295,7 +295,7 @@ class CallStorage(KeyManagement):
 
 
 def _exactly(value: Any) -> bytes:
-    """What tells a value from others that have its digest; of what can't be pickled nothing is the same."""
+    """A hash that tells a value from others with its digest; never the same twice for what can't be pickled."""
     try:
         return sha256(pickle.dumps(value, protocol=5), usedforsecurity=False).digest()
     except Exception:  # noqa: BLE001 - pickling runs any class's code

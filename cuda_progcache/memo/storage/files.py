@@ -25,6 +25,7 @@ from xxhash import xxh3_128_hexdigest
 
 from cuda_progcache._util import files as file_system
 from cuda_progcache._util.liveness import Owner, current_owner
+from cuda_progcache._util.warning import warn
 from cuda_progcache.memo.call import Call, DigestedCall, QueryCall
 from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.index import Index
@@ -39,7 +40,7 @@ from cuda_progcache.memo.storage.base import (
     _resolve_prefix,
 )
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
-from cuda_progcache.memo.storage.locking import PerKeyLockMixin
+from cuda_progcache.memo.storage.locking import PerKeyLocks
 from cuda_progcache.memo.storage.tree import FileTree, Signature
 
 FORMAT = 1
@@ -104,7 +105,7 @@ class FileBackend(StorageBackend):
 
 
 @dataclass(frozen=True)
-class FileValueStorage(PerKeyLockMixin, DestructuringMixin, ValueMixin, FileBackend):
+class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend):
     """Values as files.
 
     Attributes
@@ -158,6 +159,11 @@ class FileValueStorage(PerKeyLockMixin, DestructuringMixin, ValueMixin, FileBack
             self.tree.set_aside(key)
             raise KeyError(key) from None
         if not self._may_read(key, codec, payload, head.get("signature")):
+            if not self.counters["refused"] and self.codec == "pickle" and self.secret is None:
+                warn(
+                    f"pickled values in {self.root} aren't read: others can write there, and unpickling may run what "
+                    "they wrote (chmod go-w, or give a secret)", RuntimeWarning,
+                )  # fmt: skip
             self.counters["refused"] += 1
             raise KeyError(key)
         try:
@@ -240,7 +246,7 @@ class FileValueStorage(PerKeyLockMixin, DestructuringMixin, ValueMixin, FileBack
 
 
 @dataclass(frozen=True)
-class FileCallStorage(PerKeyLockMixin, CallMixin, FileBackend):
+class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
     """Calls as files, with an index over them for queries.
 
     Attributes

@@ -80,7 +80,7 @@ def locks_of(owner: object) -> KeyLocks:
     return found  # type: ignore[no-any-return]
 
 
-class PerKeyLockMixin(OperationContext):
+class PerKeyLocks(OperationContext):
     """Writers of one key wait for each other, those of different keys don't; readers wait for nobody.
 
     Goes before the storage in the bases: ``class Mine(PerKeyLockMixin, ValueMixin, Backend)``.
@@ -92,6 +92,10 @@ class PerKeyLockMixin(OperationContext):
         if intent is Intent.READ:
             return super()._operation_context(key, intent=intent)
         return _Locked(locks_of(self), str(key), super()._operation_context(key, intent=intent))
+
+
+class PerKeyLockMixin(PerKeyLocks):
+    """:class:`PerKeyLocks` to go before a storage, also before one that has them already."""
 
 
 class _Locked:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage.base import CallMixin, SaveError, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
-from cuda_progcache.memo.storage.locking import PerKeyLockMixin
+from cuda_progcache.memo.storage.locking import PerKeyLocks
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall
@@ -67,7 +67,7 @@ class MemoryBackend(StorageBackend):
 
 
 @dataclass(frozen=True)
-class ValueMemory(PerKeyLockMixin, DestructuringMixin, ValueMixin, MemoryBackend):
+class ValueMemory(PerKeyLocks, DestructuringMixin, ValueMixin, MemoryBackend):
     """Values in a dict: ``ValueMemory({})``."""
 
     __hash__ = object.__hash__
@@ -88,7 +88,7 @@ def _copied(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class CallMemory(PerKeyLockMixin, CallMixin, MemoryBackend):
+class CallMemory(PerKeyLocks, CallMixin, MemoryBackend):
     """Calls in a dict: ``CallMemory({})``."""
 
     __hash__ = object.__hash__

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key of a memoized call: the function's part, the arguments' digests, and what else went into it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cuda_progcache.memo.code import Closure, argument_digest, closure
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.digest import Digest
+    from cuda_progcache.memo.files import Watched
+
+
+class Identity(NamedTuple):
+    """The function's part of its calls' keys.
+
+    Attributes
+    ----------
+    head : bytes
+        Name, module, version and code digest, ready to be hashed with the arguments.
+    code : Digest or None
+        Of the code, where that counts.
+    closure : Closure
+        What the code refers to; it tells whether this has changed since.
+    """
+
+    head: bytes
+    code: Digest | None
+    closure: Closure
+
+
+class Key(NamedTuple):
+    """A call's key and what went into it.
+
+    Attributes
+    ----------
+    digest : Digest
+    arguments : dict
+        Values by parameter, without those to ignore.
+    digests : dict
+        Their digests, as ASCII.
+    identity : Identity
+    inputs : dict
+        What else is in it, as texts by component: ``files``, ``environment``, ``classes`` of arguments and others.
+    watched : dict
+        The files among them, by path.
+    classes : tuple
+        The arguments' classes, and what each depends on.
+    """
+
+    digest: Digest
+    arguments: dict[str, Any]
+    digests: dict[str, bytes]
+    identity: Identity
+    inputs: dict[str, dict[str, str]]
+    watched: dict[str, Watched]
+    classes: tuple[tuple[type, Closure], ...]
+    version: str | int | None = None
+
+
+_classes: weakref.WeakKeyDictionary[type, Closure] = weakref.WeakKeyDictionary()
+
+
+def closure_of_class(kind: type) -> Closure:
+    """What a class depends on; taken anew when that has changed."""
+    known = _classes.get(kind)
+    if known is None or not known.holds():
+        known = _classes[kind] = closure(kind)
+    return known
+
+
+def argument_bytes(value: Any) -> bytes:
+    """The digest of an argument, as ASCII."""
+    return argument_digest(value).encode("ascii")
