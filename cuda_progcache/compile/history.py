@@ -19,6 +19,7 @@ from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.compile import lines
 from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.derived import derived
+from cuda_progcache.store.records import checksum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, header
     """
     known, variant = latest(cache, _name(record)), _variant(record)
     if any(one.digest == digest for one in known):
-        return (_THERE if _record(cache, digest) is not None else _GONE,)
+        return (_THERE if _is_whole(cache, str(digest)) else _GONE,)
     same = [one for one in known if one.variant == variant][:_SAME]
     for candidates in (same, known[:_OTHERS]):
         records = (_record(cache, one.digest) for one in candidates)
@@ -179,6 +180,15 @@ def _record(cache: Any, digest: str) -> Mapping[str, Any] | None:
     except (KeyError, OSError):
         return None  # gone since
     return record if record.get("components") else None
+
+
+def _is_whole(cache: Any, digest: str) -> bool:
+    """Whether an entry can be served; a damaged one stays where a cache is only read."""
+    try:
+        entry = cache.info(digest)
+        return entry.path is None or checksum(entry.path.read_bytes()) == entry.checksum
+    except (KeyError, OSError):
+        return False
 
 
 def nearest(record: Mapping[str, Any], others: Iterable[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
