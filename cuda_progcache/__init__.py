@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import ClosedProgramError as ClosedProgramError
     from cuda_progcache.errors import CompileError as CompileError
     from cuda_progcache.errors import Diagnostic as Diagnostic
+    from cuda_progcache.errors import FrozenMissError as FrozenMissError
     from cuda_progcache.errors import InspectError as InspectError
     from cuda_progcache.errors import KernelNotFoundError as KernelNotFoundError
     from cuda_progcache.errors import ManifestError as ManifestError
+    from cuda_progcache.errors import ModeError as ModeError
     from cuda_progcache.errors import OptionError as OptionError
     from cuda_progcache.errors import ParameterError as ParameterError
     from cuda_progcache.errors import ProgCacheError as ProgCacheError
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import ProgramCacheResource as ProgramCacheResource
     from cuda_progcache.store.file_stream import FileStreamProgramCache as FileStreamProgramCache
     from cuda_progcache.store.in_memory import InMemoryProgramCache as InMemoryProgramCache
+    from cuda_progcache.store.in_mode import FrozenProgramCache as FrozenProgramCache
     from cuda_progcache.store.readonly import ReadOnlyProgramCache as ReadOnlyProgramCache
     from cuda_progcache.store.stack import ProgramCacheStack as ProgramCacheStack
     from cuda_progcache.templates.environment import KernelEnvironment as KernelEnvironment
@@ -76,6 +79,8 @@ _HOME = {
     "Diagnostic": "errors",
     "Event": "events",
     "FileStreamProgramCache": "store.file_stream",
+    "FrozenMissError": "errors",
+    "FrozenProgramCache": "store.in_mode",
     "HeaderPolicy": "keys.headers",
     "InMemoryProgramCache": "store.in_memory",
     "InspectError": "errors",
@@ -85,6 +90,7 @@ _HOME = {
     "Linker": "compile.linker",
     "LinkerOptions": "keys.options",
     "ManifestError": "errors",
+    "ModeError": "errors",
     "OptionError": "errors",
     "ParameterError": "errors",
     "PrewarmReport": "service.prewarm",
@@ -123,6 +129,8 @@ __all__ = [
     "Diagnostic",
     "Event",
     "FileStreamProgramCache",
+    "FrozenMissError",
+    "FrozenProgramCache",
     "HeaderPolicy",
     "InMemoryProgramCache",
     "InspectError",
@@ -132,6 +140,7 @@ __all__ = [
     "Linker",
     "LinkerOptions",
     "ManifestError",
+    "ModeError",
     "OptionError",
     "ParameterError",
     "PrewarmReport",

@@ -124,6 +124,30 @@ class OptionError(ProgCacheError, ValueError, RuntimeError):
     """A compiler option has a value, or goes with an input, that the compiler can't take."""
 
 
+class ModeError(ProgCacheError, ValueError):
+    """The cache was asked to work in a mode that doesn't exist; the message lists those that do."""
+
+
+class FrozenMissError(ProgCacheError, LookupError):
+    """The cache is frozen, and would have had to compile a program that it doesn't hold; nothing was compiled.
+
+    Attributes
+    ----------
+    name : str
+        The program's name; empty where only its key is known.
+    reasons : tuple of str
+        What differs from the nearest program that is there, a sentence each, as ``explain`` tells it.
+    command : str
+        What would mend it.
+    """
+
+    def __init__(self, message: str, *, name: str = "", reasons: Iterable[str] = (), command: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+        self.reasons = tuple(reasons)
+        self.command = command
+
+
 class ToolchainError(ProgCacheError, RuntimeError):
     """A compiler library, header package or tool is missing or can't be used; the message names what to install."""
 

@@ -8,12 +8,14 @@ It is there in every run once ``cuda-progcache`` is installed, and does nothing 
         program = cuda.core.Program(SOURCE, "c++", cuda.core.ProgramOptions(arch="sm_90"))
         code = program.compile("cubin", cache=program_cache)
 
-``--progcache-dir DIR`` chooses the directory. The run ends with a line such as
+``--progcache-dir DIR`` chooses the directory, ``--progcache MODE`` (or ``progcache`` in the ini file) how it is used:
+``rw``, ``ro``, ``off`` or ``frozen``, in this run and in the processes that it starts. The run ends with a line such as
 ``progcache: 12 hits, 3 misses, 0 dropped (80% hits), 1.4 MB at DIR``, summed over xdist's workers.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,13 +74,24 @@ class SessionCounts(NamedTuple):
         return f"progcache: {counts}{share}, {_size(self.bytes)} at {self.path}"
 
 
+#: Those of :mod:`cuda_progcache._util.modes`, which isn't imported in runs that don't need it.
+_MODES = ("rw", "ro", "off", "frozen")
+_VARIABLE = "CUDA_PROGCACHE"
 _COUNTS = pytest.StashKey[SessionCounts]()
 _LOST = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--progcache-dir``."""
+    """Add ``--progcache`` and ``--progcache-dir``."""
     group = parser.getgroup("progcache", "compiled CUDA programs (cuda_progcache)")
+    group.addoption(
+        "--progcache",
+        metavar="MODE",
+        default=None,
+        help="how programs, compiled templates and memoized calls are cached: rw; ro (nothing is written); off "
+        "(nothing is read, either); frozen (nothing is compiled) (default: ini progcache, $CUDA_PROGCACHE, or rw)",
+    )
+    parser.addini("progcache", "default of --progcache", default="")
     group.addoption(
         "--progcache-dir",
         metavar="DIR",
@@ -89,10 +102,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the directory absolute: xdist hands options on as they are here, and a test may change directory."""
+    """Set the mode, and make the directory absolute: xdist hands options on as they are, and a test may change it."""
+    _set_mode(config)
     directory = config.option.progcache_dir
     if directory:
         config.option.progcache_dir = str(Path(config.invocation_params.dir, directory).absolute())
+
+
+def _set_mode(config: pytest.Config) -> None:
+    """Have this process, and those that it starts, use caches in the mode that was asked for."""
+    mode = config.option.progcache or config.getini("progcache")
+    if not mode:
+        return
+    if mode not in _MODES:
+        raise pytest.UsageError(f"--progcache={mode} is no mode of the cache: it is one of {', '.join(_MODES)}")
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = mode
+
+    def put_back() -> None:
+        if before is None:
+            os.environ.pop(_VARIABLE, None)
+        else:
+            os.environ[_VARIABLE] = before
+
+    config.add_cleanup(put_back)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command shares: ``--json``, ``--cache-dir``, and the way to the cache, the service and the library."""
+"""What every command shares: ``--json``, ``--cache-dir``, ``--mode``; the way to cache, service and library."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from cuda_progcache._util.modes import MODES, VARIABLE
 
 if TYPE_CHECKING:
     from cuda_progcache.service.compile_service import CompileService
@@ -56,9 +58,13 @@ class Session:
 
     def existing_cache(self) -> FileStreamProgramCache | None:
         """Open the cache for looking at; None, and a note on stderr, where there is none: looking makes nothing."""
+        from cuda_progcache._util import modes
         from cuda_progcache.cli.output import note_line
 
         root = self.root()
+        if modes.current() == "off":
+            note_line(f"the cache at {root} is off ({modes.VARIABLE}, --mode)")
+            return None
         if not root.exists():
             note_line(f"there is no cache at {root} yet")
             return None
@@ -94,10 +100,33 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         setattr(session, str(param.name), value)
 
 
+def _set_mode(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    """Have the whole run, its worker processes too, use the cache in this mode."""
+    if value is None:
+        return
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = value
+
+    @ctx.call_on_close
+    def put_back() -> None:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
+
+
 def common_options(command: F) -> F:
-    """Add ``--json`` and ``--cache-dir``; they may stand before or after the command's name."""
+    """Add ``--json``, ``--cache-dir`` and ``--mode``; they may stand before or after the command's name."""
     command = click.option(
         "--json", is_flag=True, expose_value=False, callback=_remember, help="Print one JSON object on stdout."
+    )(command)
+    command = click.option(
+        "--mode",
+        type=click.Choice(MODES),
+        expose_value=False,
+        callback=_set_mode,
+        help="How caches are used: rw; ro, which writes nothing; off, which reads nothing, either; frozen, which "
+        "compiles nothing. [default: $CUDA_PROGCACHE, or rw]",
     )(command)
     return click.option(
         "--cache-dir",

@@ -19,6 +19,7 @@ from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.compile import lines
 from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.derived import derived
+from cuda_progcache.store.records import checksum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _NAMES = 4096
 _FIRST = ("first compile of this program",)
 _GONE = "it was in the cache before, and was evicted, removed or damaged since"
 _THERE = "the cache has it, but not by these paths or headers; or it was compiled elsewhere at the same moment"
+#: Where no difference is told.
+ALIKE = ("the records don't differ",)
 #: Entries that one of them is compared with at most, the newest before it: 2,000 records are read in 60 ms.
 _COMPARED = 2000
 
@@ -77,9 +80,14 @@ def _forget_oldest(folder: str) -> None:
 
 
 def latest(cache: Any, name: str) -> list[Compiled]:
-    """The latest compiles of the program of a name, newest first; folders before the name don't count."""
-    path = _path(cache, name)
-    return list(derived(cache, "latest").get(os.path.basename(name), ())) if path is None else _read(path)
+    """The latest compiles of the program of a name, newest first; folders before the name don't count.
+
+    Those of this cache come before those of its layers that are only read.
+    """
+    own, file = _path(cache, name), _file(name)
+    found = list(derived(cache, "latest").get(os.path.basename(name), ())) if own is None else _read(own)
+    layers = (os.path.join(root, "latest", file) for root in getattr(cache, "roots", ()))
+    return [*found, *(one for layer in layers if layer != own for one in _read(layer))]
 
 
 def _read(path: str) -> list[Compiled]:
@@ -95,7 +103,11 @@ def _path(cache: Any, name: str) -> str | None:
     root = getattr(cache, "path", None)
     if root is None:
         return None
-    return os.path.join(root, "latest", sha256(os.fsencode(os.path.basename(name))).hexdigest()[:32])
+    return os.path.join(root, "latest", _file(name))
+
+
+def _file(name: str) -> str:
+    return sha256(os.fsencode(os.path.basename(name))).hexdigest()[:32]
 
 
 def _name(record: Mapping[str, Any]) -> str:
@@ -121,7 +133,7 @@ def _options(record: Mapping[str, Any]) -> list[str]:
     return _values(record, "option")
 
 
-def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ...]:
+def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, headers: bool = True) -> tuple[str, ...]:
     """Why the program of ``record`` wasn't served by an earlier compile.
 
     Parameters
@@ -130,8 +142,10 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ..
         Ours.
     record : mapping
         Of the compile that was needed.
-    digest : str
-        Its entry's digest.
+    digest : str or None
+        Its entry's digest, where that is known.
+    headers : bool
+        Whether it is known which headers were read; else they aren't compared.
 
     Returns
     -------
@@ -140,13 +154,24 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str) -> tuple[str, ..
     """
     known, variant = latest(cache, _name(record)), _variant(record)
     if any(one.digest == digest for one in known):
-        return (_THERE if _record(cache, digest) is not None else _GONE,)
+        return (_THERE if _is_whole(cache, str(digest)) else _GONE,)
     same = [one for one in known if one.variant == variant][:_SAME]
     for candidates in (same, known[:_OTHERS]):
-        found = nearest(record, (_record(cache, one.digest) for one in candidates))
+        records = (_record(cache, one.digest) for one in candidates)
+        found = nearest(record, records if headers else map(without_headers, records))
         if found is not None:
-            return tuple(differences(record, found)) or ("the records don't differ",)
+            return tuple(differences(record, found)) or ALIKE
     return _FIRST
+
+
+def without_headers(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A record as it would be, had the program read nothing and no path had reached its output."""
+    from cuda_progcache.keys.explain import OF_HEADERS
+
+    if record is None:
+        return None
+    components = [part for part in record["components"] if part[0] not in OF_HEADERS]
+    return {**record, "components": components, "headers": []}
 
 
 def _record(cache: Any, digest: str) -> Mapping[str, Any] | None:
@@ -155,6 +180,15 @@ def _record(cache: Any, digest: str) -> Mapping[str, Any] | None:
     except (KeyError, OSError):
         return None  # gone since
     return record if record.get("components") else None
+
+
+def _is_whole(cache: Any, digest: str) -> bool:
+    """Whether an entry can be served; a damaged one stays where a cache is only read."""
+    try:
+        entry = cache.info(digest)
+        return entry.path is None or checksum(entry.path.read_bytes()) == entry.checksum
+    except (KeyError, OSError):
+        return False
 
 
 def nearest(record: Mapping[str, Any], others: Iterable[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from cuda_progcache._util import modes
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
@@ -121,6 +122,13 @@ def obtain_linked(
     if target_type not in ("cubin", "ptx"):
         raise OptionError(f"nvJitLink makes cubin or ptx, not {target_type!r}")
     own = _link_step(inputs, options, target_type)
+    given = cache
+    if (mode := modes.of(cache)) != "rw":
+        from cuda_progcache.store.in_mode import in_mode
+
+        if cache is not None:
+            check_cache(cache)
+        cache = in_mode(cache, mode)
     if cache is not None:
         check_cache(cache)
         refuse_side_effects(own.flags, own.code_type)
@@ -129,9 +137,13 @@ def obtain_linked(
     parts: list[CompiledProgram | None] = [
         None
         if item.compile is None
-        else obtain(item.compile, cache, kernel=item.kernel and item.kernel(), lookup=item.lookup, policy=policy)
+        else obtain(item.compile, given, kernel=item.kernel and item.kernel(), lookup=item.lookup, policy=policy)
         for item in inputs
     ]
+    if mode == "frozen":  # each of its parts is there
+        from cuda_progcache.compile.frozen import no_link
+
+        raise no_link(own, cache, kernel)
     reasons = [own.unrepeatable] if cache is not None else []
     reason = next(filter(None, [*reasons, *(part.reason for part in parts if part is not None)]), None)
     key = _link_key(own, inputs, cache) if cache is not None and reason is None else None
@@ -181,6 +193,12 @@ def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
 
 def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
     """Look a link up in the cache, without compiling or linking; None is a miss."""
+    if (mode := modes.of(cache)) != "rw":
+        from cuda_progcache.store.in_mode import in_mode
+
+        cache = in_mode(cache, mode)
+        if cache is None:
+            return None
     return _look_up(_link_step(inputs, options, target_type), inputs, cache)
 
 

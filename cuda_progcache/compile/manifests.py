@@ -63,6 +63,15 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
     return None
 
 
+def headers_before(base: BaseKey, cache: object) -> HeaderSet | None:
+    """The header set of the latest compile of this source with these options; whether it holds isn't asked."""
+    path = _manifest_path(cache, base.manifest_id)
+    for file in [path, *_layers(cache, base.manifest_id, path)]:
+        if sets := HeaderManifest.read(file).sets:
+            return sets[0]
+    return None
+
+
 def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
     """Header sets of earlier compiles from which this one differs only in comments and white space.
 

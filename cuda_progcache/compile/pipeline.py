@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cuda_progcache._util import modes
 from cuda_progcache.compile.lookup import check_cache, leases_dir, look_up
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ToolchainError, UncacheableError
@@ -70,8 +71,15 @@ def obtain(
         (a ``ValueError``) with a cache, for options that a hit couldn't honour.
     ToolchainError
         If it isn't in the cache, and the compiler isn't installed.
+    FrozenMissError
+        In mode ``frozen``, if it isn't in the cache.
     """
     ours = cache is not None and check_cache(cache)
+    if (mode := modes.of(cache)) != "rw":
+        from cuda_progcache.store.in_mode import in_mode
+
+        cache = in_mode(cache, mode)
+        ours = cache is not None
     if inputs.target_type == "ltoir" and inputs.code_type == "nvvm":
         from cuda_progcache.compile.nvvm_ir import warn_of_dropped_kernels
 
@@ -81,6 +89,10 @@ def obtain(
 
         keep_debug_source(inputs)
     if cache is None:
+        if mode == "frozen":
+            from cuda_progcache.compile.frozen import no_cache
+
+            raise no_cache(inputs)
         from cuda_progcache.compile.miss import compile_uncached
 
         return compile_uncached(inputs, lookup)
@@ -89,6 +101,10 @@ def obtain(
     except NotInstalledError as missing:
         if (found := find(inputs, cache)) is not None:
             return found
+        if mode == "frozen":
+            from cuda_progcache.compile.frozen import no_compiler
+
+            raise no_compiler(inputs, cache, kernel, missing) from missing
         raise ToolchainError(
             f"{missing}; {inputs.name} for {inputs.arch} isn't in the cache, so it would have to be compiled"
         ) from missing
@@ -99,6 +115,10 @@ def obtain(
         )
     if (found := look_up(base, cache)) is not None:
         return found
+    if mode == "frozen":
+        from cuda_progcache.compile.frozen import missed
+
+        raise missed(base, cache, kernel)
     from cuda_progcache.compile.miss import compile_and_publish
     from cuda_progcache.compile.single_flight import fly
 
@@ -115,6 +135,12 @@ def find(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
 
     Where the compiler isn't installed, those that made what is in the cache stand in for it.
     """
+    if (mode := modes.of(cache)) != "rw":
+        from cuda_progcache.store.in_mode import in_mode
+
+        cache = in_mode(cache, mode)
+        if cache is None:
+            return None
     try:
         return look_up(base_key(inputs), cache)
     except NotInstalledError:

@@ -21,6 +21,9 @@ _PATHS = {
     "path": "the path of a header differs, and reaches the output",
 }
 
+#: Labels of the components that aren't known before it is known which headers are read.
+OF_HEADERS = frozenset({*_PATHS, "headers", "has_include", "hermetic"})
+
 Pairs = Sequence[Sequence[str]]
 """Printable components: ``[[label, value], ...]``."""
 

@@ -474,6 +474,17 @@ def alike(headers: HeaderSet, search: SearchPath) -> HeaderSet | None:
     return replace(headers, headers=tuple(now), stamps=stamps, stands_for=headers.identity)
 
 
+def as_now(headers: HeaderSet, search: SearchPath) -> HeaderSet:
+    """The same headers with the digests that they have now; without those that are gone."""
+    try:
+        paths = _paths(headers, search)
+    except KeyError:
+        return headers
+    pairs = zip(headers.headers, paths.headers, strict=True)
+    now = [Header(header.place, digest) for header, (path, *_) in pairs if (digest := file_digest(path)) is not None]
+    return replace(headers, headers=tuple(now), stamps=(), plain=())
+
+
 # --- manifests -----------------------------------------------------------------------------------------------------
 
 

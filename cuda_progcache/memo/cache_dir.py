@@ -33,7 +33,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cuda_progcache._util import files
+from cuda_progcache._util import files, modes
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.caches.base import Rejected
@@ -422,7 +422,9 @@ def file_safe(name: str) -> str:
 
 
 def set_aside(path: str) -> None:
-    """Rename a damaged entry, so that it is a miss from now on and can be looked at."""
+    """Rename a damaged entry, so that it is a miss from now on and can be looked at; in mode ``rw`` alone."""
+    if modes.current() != "rw":
+        return
     try:
         files.replace(path, path + ".corrupt")
     except OSError:

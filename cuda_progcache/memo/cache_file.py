@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util import modes
 from cuda_progcache.errors import OptionError, ProgCacheError
 from cuda_progcache.memo import cache_dir as layout
 from cuda_progcache.memo import call_tree, frames
@@ -211,7 +212,7 @@ class CacheDecorator:
         chosen = options.cache_dir
         directory = os.path.abspath(os.fspath(chosen)) if chosen is not None else default_directory()
         try:
-            os.makedirs(directory, mode=0o755, exist_ok=True)
+            _make(directory)
         except OSError as error:
             _logger.info("%s can't be made now: %s", directory, error)  # saving a result there will say so
         self._options = options._replace(backend=backend, cache_dir=directory)
@@ -390,14 +391,20 @@ def differences(new: Mapping[str, Mapping[str, str]], old: Mapping[str, Mapping[
 
 
 def default_directory() -> str:
-    """The directory for functions that name none; made."""
+    """The directory for functions that name none; made, unless nothing is to be written."""
     chosen = os.environ.get("CACHER_DIR")
     if not chosen:
         from platformdirs import user_cache_path
 
         chosen = str(user_cache_path("cuda_progcache") / "calls")
-    os.makedirs(chosen, mode=0o755, exist_ok=True)
+    _make(chosen)
     return os.path.abspath(chosen)
+
+
+def _make(directory: str) -> None:
+    """Make a directory for results, unless nothing is to be written."""
+    if modes.current() == "rw":
+        os.makedirs(directory, mode=0o755, exist_ok=True)
 
 
 def track_file(path: str | os.PathLike[str]) -> Path:

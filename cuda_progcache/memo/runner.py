@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from cuda_progcache._util import modes
 from cuda_progcache._util.running import running
 from cuda_progcache._util.warning import warn
 from cuda_progcache.compile.single_flight import fly
@@ -128,6 +129,8 @@ class Runner:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """The function's result, from the cache or by running it."""
+        if (mode := modes.current()) == "off":
+            return self.function(*args, **{name: value for name, value in kwargs.items() if name not in self._controls})
         given = self._given
         if self._verbose or (kwargs and not self._controls.keys().isdisjoint(kwargs)):
             return self._controlled(args, kwargs)
@@ -145,7 +148,7 @@ class Runner:
             if found is not None:
                 return found[0] if not self._async else _as_awaitable(found[0])
         around = running.get()
-        alone = self._async or self._required or Digest in map(type, key.arguments.values())
+        alone = mode != "rw" or self._async or self._required or Digest in map(type, key.arguments.values())
         if around is None or around.name is not self._named[0] or alone:
             return self._miss(cache, key, args, kwargs)
         self.counters["misses"] += 1
@@ -334,6 +337,8 @@ class Runner:
             if type(value) is Digest:
                 return self._with_values(cache, args, kwargs)
         self.counters["misses"] += 1
+        if modes.current() != "rw":
+            return self.function(*args, **kwargs)  # nothing is kept
         if self._async:
             return flights.run_async(self, cache, key, args, kwargs)
         reuse = reuse and save and not refreshing.get() and not cache.refreshing

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from cuda_progcache._util import modes
 from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.compile.arch import check_arch
 from cuda_progcache.compile.pipeline import find, obtain
@@ -39,6 +40,7 @@ class CachedCompiler:
     header_policy : HeaderPolicy
     keep_failures, verify_rate : float
     include_path : sequence of str
+    mode : str, optional
         All as in :class:`~cuda_progcache.service.compile_service.CompileService`.
 
     Attributes
@@ -55,6 +57,7 @@ class CachedCompiler:
         keep_failures: float = 0.0,
         verify_rate: float = 0.0,
         include_path: Sequence[str | os.PathLike[str]] = (),
+        mode: str | None = None,
     ) -> None:
         if keep_failures < 0:
             raise ValueError(f"keep_failures is a number of seconds, or 0 for none, got {keep_failures!r}")
@@ -63,16 +66,25 @@ class CachedCompiler:
         if cache is None or isinstance(cache, str | os.PathLike):
             from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-            cache = FileStreamProgramCache(cache)
+            cache = FileStreamProgramCache(cache, mode=mode)
+        elif mode is not None and modes.chosen(mode) != modes.of(cache):
+            from cuda_progcache.store.in_mode import given_mode
+
+            cache = given_mode(cache, mode)
         self.cache = cache
         self.header_policy = header_policy
         self.keep_failures = float(keep_failures)
         self.include_path = tuple(os.fspath(folder) for folder in include_path)
         self.hit_check: HitCheck | None = None
-        if verify_rate:
+        if verify_rate and self.mode != "frozen":  # a hit is checked by compiling it
             from cuda_progcache.service.hit_check import HitCheck
 
             self.hit_check = HitCheck(cache, verify_rate)
+
+    @property
+    def mode(self) -> str:
+        """How the cache is used (:mod:`cuda_progcache._util.modes`)."""
+        return modes.of(self.cache)
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -106,7 +118,13 @@ class CachedCompiler:
         from cuda_progcache.provenance.step_records import Steps
         from cuda_progcache.store.base import ProgramCacheResource
 
-        return Steps(self.cache) if isinstance(self.cache, ProgramCacheResource) else None
+        if not isinstance(self.cache, ProgramCacheResource):
+            return None
+        if self.mode == "rw":
+            return Steps(self.cache)
+        from cuda_progcache.store.in_mode import looked_at
+
+        return Steps(looked_at(self.cache, self.mode))
 
     def compile(self, inputs: CompileInputs) -> CompiledProgram:
         """Take a program from the cache, or compile and publish it."""
@@ -137,7 +155,8 @@ class CachedCompiler:
             self.hit_check.saw(done, lambda: unit.obtain(None), lambda: unit.look_up(self.cache))
         missing = unit.missing_entry_point(done)
         # What the cache gave may be damaged: a fresh compile tells whether it is the manifest that is wrong.
-        if missing and (not done.hit or unit.missing_entry_point(unit.obtain(None))):
+        frozen = self.mode == "frozen"
+        if missing and (not done.hit or frozen or unit.missing_entry_point(unit.obtain(None))):
             raise unit.wrong_entry_point(missing)
         if not done.hit and done.digest is not None and self.steps is not None:
             unit.record_rendering(self.steps)

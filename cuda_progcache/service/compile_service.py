@@ -49,6 +49,9 @@ class CompileService:
         takes a core for as long as a compile.
     include_path : sequence of str or path
         Folders in which the headers of library kernels are looked for, before those that the manifest names.
+    mode : {"rw", "ro", "off", "frozen"}, optional
+        How the cache, and that of compiled templates, is used (:mod:`cuda_progcache._util.modes`); None: as
+        ``CUDA_PROGCACHE`` says.
 
     Notes
     -----
@@ -64,14 +67,20 @@ class CompileService:
         keep_failures: float = 0.0,
         verify_rate: float = 0.0,
         include_path: Sequence[str | os.PathLike[str]] = (),
+        mode: str | None = None,
     ) -> None:
-        self._compiler = CachedCompiler(cache, header_policy, keep_failures, verify_rate, include_path)
+        self._compiler = CachedCompiler(cache, header_policy, keep_failures, verify_rate, include_path, mode)
         self._given_library = library
 
     @property
     def cache(self) -> Any:
         """Where binaries are kept."""
         return self._compiler.cache
+
+    @property
+    def mode(self) -> str:
+        """How the cache is used."""
+        return self._compiler.mode
 
     @property
     def header_policy(self) -> HeaderPolicy:
@@ -94,7 +103,7 @@ class CompileService:
         from cuda_progcache.service.manifest import KernelLibrary
 
         given = self._given_library
-        return given if isinstance(given, KernelLibrary) else KernelLibrary(given)
+        return given if isinstance(given, KernelLibrary) else KernelLibrary(given, mode=self.mode)
 
     @kept_property
     def calls(self) -> Cache:
@@ -106,7 +115,11 @@ class CompileService:
         """
         from cuda_progcache.provenance.programs import program_cache
 
-        return program_cache(self.cache)
+        if self.mode == "rw":
+            return program_cache(self.cache)
+        from cuda_progcache.store.in_mode import looked_at
+
+        return program_cache(looked_at(self.cache, self.mode))
 
     def compile(
         self,
@@ -277,7 +290,7 @@ class CompileService:
         if library is None:
             library = self.library
         elif not isinstance(library, KernelLibrary):
-            library = KernelLibrary(library)
+            library = KernelLibrary(library, mode=self.mode)
         return prewarm(
             self._compiler,
             library,

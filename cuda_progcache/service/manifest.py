@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 
+from cuda_progcache._util import modes
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import dataclass, field, replace
 from cuda_progcache._util.suggest import did_you_mean
@@ -119,6 +120,8 @@ class KernelLibrary:
         Begin each source with a comment that names its template and digest; it is in the program's key then.
     line_directives : bool
         Have the compiler, ``-lineinfo`` and profilers name the lines of C++ templates; see `KernelEnvironment`.
+    mode : {"rw", "ro", "off", "frozen"}, optional
+        How the default directory of compiled templates is used; None: as ``CUDA_PROGCACHE`` says.
 
     Attributes
     ----------
@@ -138,14 +141,21 @@ class KernelLibrary:
         bytecode_cache: BytecodeCache | str | os.PathLike[str] | None = "default",
         generated_from: bool = False,
         line_directives: bool = False,
+        mode: str | None = None,
     ) -> None:
         folder = _bundled_folder() if path is None else os.fspath(path).rstrip(os.sep) or os.sep
         if os.path.basename(folder) == "manifest.toml" and not os.path.isdir(folder):
             folder = os.path.dirname(folder) or os.curdir
         self._folder = folder
+        if bytecode_cache == "default":
+            bytecode_cache = _default_bytecode_cache(mode)
+        elif isinstance(bytecode_cache, str | os.PathLike):
+            from cuda_progcache.templates.bytecode_cache import BytecodeCache
+
+            bytecode_cache = BytecodeCache(bytecode_cache, mode=mode)
         self.environment = KernelEnvironment(
             folder,
-            bytecode_cache=_default_bytecode_cache() if bytecode_cache == "default" else bytecode_cache,
+            bytecode_cache=bytecode_cache,
             generated_from=generated_from,
             line_directives=line_directives,
         )
@@ -170,6 +180,7 @@ class KernelLibrary:
             "bytecode_cache": None if kept is None else kept.directory,
             "generated_from": environment.generated_from,
             "line_directives": environment.line_directives,
+            **({} if kept is None or kept.mode == "rw" else {"mode": kept.mode}),
         }
 
     @property
@@ -346,14 +357,14 @@ class KernelLibrary:
                 seen.append(rendered.params)
 
 
-def _default_bytecode_cache() -> BytecodeCache | None:
+def _default_bytecode_cache(mode: str | None) -> BytecodeCache | None:
     from cuda_progcache.templates.bytecode_cache import BytecodeCache, default_directory
 
     directory = default_directory()
-    if directory is None:
+    if directory is None or modes.chosen(mode) == "off":
         return None
     try:
-        return BytecodeCache(directory)
+        return BytecodeCache(directory, mode=mode)
     except StoreError as error:
         if wanted("drop"):
             reason = f"compiled templates are not kept: {error.strerror}: {directory}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import register_with_cuda_core as register_with_cuda_core
     from cuda_progcache.store.file_stream import FileStreamProgramCache as FileStreamProgramCache
     from cuda_progcache.store.in_memory import InMemoryProgramCache as InMemoryProgramCache
+    from cuda_progcache.store.in_mode import FrozenProgramCache as FrozenProgramCache
     from cuda_progcache.store.readonly import ReadOnlyProgramCache as ReadOnlyProgramCache
     from cuda_progcache.store.stack import ProgramCacheStack as ProgramCacheStack
     from cuda_progcache.store.stats import LevelStats as LevelStats
@@ -30,6 +31,7 @@ _HOME = {
     "Entry": "base",
     "EntryInfo": "base",
     "FileStreamProgramCache": "file_stream",
+    "FrozenProgramCache": "in_mode",
     "InMemoryProgramCache": "in_memory",
     "LevelStats": "stats",
     "ProgramCacheResource": "base",
@@ -45,6 +47,7 @@ __all__ = [
     "Entry",
     "EntryInfo",
     "FileStreamProgramCache",
+    "FrozenProgramCache",
     "InMemoryProgramCache",
     "LevelStats",
     "ProgramCacheResource",

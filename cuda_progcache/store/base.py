@@ -245,6 +245,9 @@ class ProgramCacheResource(abc.ABC):
     remove the entry. ``get`` answers both questions at once.
     """
 
+    #: The mode that it was given (:mod:`cuda_progcache._util.modes`); None: that of the environment.
+    mode: str | None = None
+
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
         """Register with cuda.core, if it is loaded."""
         register_with_cuda_core()

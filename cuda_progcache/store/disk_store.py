@@ -109,7 +109,10 @@ class DiskStore(ProgramCacheResource):
         durability: str = "fsync",
         shared: bool = False,
         strict: bool = False,
+        mode: str | None = None,
     ) -> None:
+        if self.mode is None:
+            self.mode = mode
         if path is None and max_size_bytes is None:
             from cuda_progcache.store.default_cap import default_max_size
 
@@ -185,7 +188,9 @@ class DiskStore(ProgramCacheResource):
             "durability": self._durability,
             "shared": self._said_shared,
         }
-        return {**told, "strict": True} if self._strict else told
+        if self._strict:
+            told["strict"] = True
+        return told if self.mode is None else {**told, "mode": self.mode}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self._root.path}>"

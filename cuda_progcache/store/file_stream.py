@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 
+from cuda_progcache._util import modes
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.base import entry_digest, is_digest
 from cuda_progcache.store.disk_store import DiskStore
@@ -15,7 +16,7 @@ from cuda_progcache.store.records import encode_record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Self
 
     from cuda_progcache.store.base import EntryInfo, Key
     from cuda_progcache.store.bundle import ExportReport, ImportReport
@@ -61,6 +62,10 @@ class FileStreamProgramCache(DiskStore):
     strict : bool
         The mapping (``cache[key] = value``, ``del``, ``update``) and ``clear`` raise
         :class:`~cuda_progcache.errors.StoreError` where the disk is in trouble.
+    mode : {"rw", "ro", "off", "frozen"}, optional
+        How it is used (:mod:`cuda_progcache._util.modes`); None: as ``CUDA_PROGCACHE`` says when it is made. In every
+        mode but ``rw`` nothing is made or written in the directory: what is put is dropped, and ``clear``, ``prune``
+        and the like raise :class:`~cuda_progcache.errors.ReadOnlyError`.
 
     Raises
     ------
@@ -71,6 +76,16 @@ class FileStreamProgramCache(DiskStore):
     ValueError
         ``max_size_bytes``, ``durability`` or ``CUDA_PROGCACHE_MAX_SIZE`` makes no sense.
     """
+
+    def __new__(
+        cls, path: str | os.PathLike[str] | None = None, *, shared: bool = False, mode: str | None = None, **more: Any
+    ) -> Self:
+        """Make a store on the directory, in its mode; on memory, where there is no default directory to be had."""
+        if cls is FileStreamProgramCache and (wanted := modes.chosen(mode)) != "rw":
+            from cuda_progcache.store.in_mode import blank
+
+            return blank(wanted, path, shared=shared)  # type: ignore[return-value]
+        return super().__new__(cls, path, shared=shared, **more)
 
     # What its owner does with it
 

@@ -23,7 +23,7 @@ MEMO = "__progcache_abi_"
 _tag = ""
 
 
-def abi_tag(directory: str | None) -> str:
+def abi_tag(directory: str | None, *, keep: bool = True) -> str:
     """Return the digest of everything that decides how a template's source becomes code.
 
     That is the content of every module of this package's templates room and of Jinja2.
@@ -32,6 +32,8 @@ def abi_tag(directory: str | None) -> str:
     ----------
     directory : str or None
         Where the digest is remembered between processes; it must be ours alone. None: nowhere.
+    keep : bool
+        Remember it there; else it is only looked for.
 
     Returns
     -------
@@ -47,7 +49,7 @@ def abi_tag(directory: str | None) -> str:
             else:
                 signature = sha256(repr(files).encode()).hexdigest()[:32]
                 memo = os.path.join(directory, f"{MEMO}{signature}")
-                _tag = _remembered(memo) or _remember(memo, _digest(files))
+                _tag = _remembered(memo) or (_remember(memo, _digest(files)) if keep else _digest(files))
         except OSError:
             _tag = _versions()
     return _tag

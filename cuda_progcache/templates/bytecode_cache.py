@@ -12,6 +12,7 @@ import os
 import stat
 import time
 
+from cuda_progcache._util import modes
 from cuda_progcache._util.digest import sha256
 from cuda_progcache.templates.abi import MEMO, PYTHON_TAG, abi_tag
 from cuda_progcache.templates.frames import Compiled, FrameError, frame, unframe
@@ -53,10 +54,13 @@ class BytecodeCache:
     pattern : str
         File names, over ``version`` (Python and compiler), ``name`` (the template's, made safe) and ``hash`` (of the
         whole key).
+    mode : {"rw", "ro", "off", "frozen"}, optional
+        How it is used (:mod:`cuda_progcache._util.modes`): in every mode but ``rw`` nothing is made, written or removed
+        in the directory, and in ``off`` nothing read. None: as ``CUDA_PROGCACHE`` says now.
 
     Attributes
     ----------
-    directory : str
+    directory, mode : str
     hits, misses, rejected, failed : int
         Lookups of this object that found a template and that didn't, the files among the latter that were damaged or
         foreign, and the templates that couldn't be kept.
@@ -71,15 +75,18 @@ class BytecodeCache:
         If the pattern has no ``{hash}``, or leads elsewhere.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], pattern: str = PATTERN) -> None:
+    def __init__(self, directory: str | os.PathLike[str], pattern: str = PATTERN, *, mode: str | None = None) -> None:
         if "{hash}" not in pattern or os.path.basename(pattern) != pattern:
             raise ValueError(f"a pattern for file names needs {{hash}} and no directory, not {pattern!r}")
         self.directory = os.path.abspath(os.fspath(directory))
         self.pattern = pattern
         self.hits = self.misses = self.rejected = self.failed = 0
-        _make_private(self.directory)
+        self.mode = modes.chosen(mode)
+        if self.mode == "rw" or (self.mode != "off" and os.path.lexists(self.directory)):
+            _make_private(self.directory)
         self._places: dict[tuple[str, str, str | None], tuple[str, bytes]] = {}
-        self._version = f"{PYTHON_TAG}-{abi_tag(self.directory)}"
+        looked_at = None if self.mode == "off" else self.directory
+        self._version = f"{PYTHON_TAG}-{abi_tag(looked_at, keep=self.mode == 'rw')}"
 
     def get(
         self, name: str, source_hash: str, *, context_hash: str | None = None
@@ -105,6 +112,9 @@ class BytecodeCache:
 
     def load(self, name: str, source_hash: str, *, context_hash: str | None = None) -> Compiled | None:
         """Return as `get`, with the compiler's warnings; None on a miss."""
+        if self.mode == "off":
+            self.misses += 1
+            return None
         path, key = self._place(name, source_hash, context_hash)
         status = None
         try:
@@ -117,22 +127,23 @@ class BytecodeCache:
             found = unframe(data, key)
         except OSError as error:  # mostly: it isn't there
             self.misses += 1
-            if not isinstance(error, FileNotFoundError):
+            if self.mode == "rw" and not isinstance(error, FileNotFoundError):
                 self._remove_unless_file(path)
             return None
         except FrameError:
             self.misses += 1
             self.rejected += 1
-            _remove(path, status)
+            if self.mode == "rw":
+                _remove(path, status)
             return None
         self.hits += 1
-        if time.time() - status.st_mtime > _DAY:
+        if self.mode == "rw" and time.time() - status.st_mtime > _DAY:
             _touch(path)
         return found
 
     def has(self, name: str, source_hash: str, *, context_hash: str | None = None) -> bool:
         """Whether there is a file for this template; `load` says whether it is of use."""
-        return os.path.exists(self._place(name, source_hash, context_hash)[0])
+        return self.mode != "off" and os.path.exists(self._place(name, source_hash, context_hash)[0])
 
     def set(
         self,
@@ -162,7 +173,9 @@ class BytecodeCache:
         self.save(name, source_hash, Compiled(code, ast, precomputed), context_hash=context_hash)
 
     def save(self, name: str, source_hash: str, compiled: Compiled, *, context_hash: str | None = None) -> None:
-        """Keep as `set`, with the compiler's warnings."""
+        """Keep as `set`, with the compiler's warnings; nothing in a mode other than ``rw``."""
+        if self.mode != "rw":
+            return
         from cuda_progcache._util.files import replace, unlink_quietly, write_new
         from cuda_progcache._util.liveness import current_owner
 
@@ -216,7 +229,13 @@ class BytecodeCache:
         -------
         int
             How many files were removed.
+
+        Raises
+        ------
+        ReadOnlyError
+            In a mode other than ``rw``.
         """
+        self._check_writable()
         return sum(_remove(entry.path) for entry in self._entries(self._version if current_version_only else ""))
 
     def cleanup(self, max_age_days: float = 30) -> int:
@@ -229,7 +248,13 @@ class BytecodeCache:
         -------
         int
             How many files were removed.
+
+        Raises
+        ------
+        ReadOnlyError
+            In a mode other than ``rw``.
         """
+        self._check_writable()
         now = time.time()
         removed = 0
         for entry in (*self._entries(), *self._others()):
@@ -276,6 +301,13 @@ class BytecodeCache:
         for entry in self._scan():
             if entry.name.startswith(start) and entry.name.endswith(end):
                 yield entry
+
+    def _check_writable(self) -> None:
+        if self.mode != "rw":
+            from cuda_progcache.errors import ReadOnlyError
+
+            message = f"compiled templates can't be removed in mode {self.mode!r}"
+            raise ReadOnlyError(errno.EROFS, message, self.directory)
 
     def _clean_daily(self) -> None:
         marker = f"{self.directory}{os.sep}{_CLEANED}"

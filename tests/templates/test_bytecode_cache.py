@@ -629,7 +629,7 @@ def test_packages_that_are_no_files_count_by_their_versions(tmp_path, monkeypatc
 
 def test_another_version_is_a_miss(cache, tmp_path, monkeypatch):
     cache.set("k.j2", SOURCE, code())
-    monkeypatch.setattr(bytecode_cache, "abi_tag", lambda directory: "0" * 16)
+    monkeypatch.setattr(bytecode_cache, "abi_tag", lambda directory, *, keep: "0" * 16)
     other = BytecodeCache(cache.directory)
     assert other.get("k.j2", SOURCE) == MISS
     monkeypatch.setattr(bytecode_cache, "abi_tag", abi.abi_tag)

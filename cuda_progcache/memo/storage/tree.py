@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cuda_progcache._util import files
+from cuda_progcache._util import files, modes
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest
 
 _HEX = frozenset("0123456789abcdef")
@@ -118,8 +118,10 @@ class FileTree:
         return True
 
     def set_aside(self, key: str) -> None:
-        """Move a file that isn't what was written to ``quarantine/``, and count it."""
+        """Move a file that isn't what was written to ``quarantine/``, and count it; in mode ``rw`` alone it moves."""
         self.counters["corrupt"] += 1
+        if modes.current() != "rw":
+            return
         path = self.path(key)
         target = f"{self.root}/quarantine/{os.path.basename(path)}.{time.time_ns():x}"
         try:

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mode of the cache: one switch over programs, header manifests, compiled templates and memoized calls.
+
+========== ================================ ============================ =====================
+mode       looked up                        kept                         a program that isn't there
+========== ================================ ============================ =====================
+``rw``     yes                              yes                          is compiled and kept
+``ro``     yes                              nothing, on any disk         is compiled
+``off``    no                               nothing, on any disk         is compiled
+``frozen`` yes                              nothing, on any disk         is an error
+========== ================================ ============================ =====================
+
+Templates are rendered and memoized functions run in every mode; ``frozen`` is ``ro`` to them. What code asks for
+(``CompileService(mode=...)``, ``FileStreamProgramCache(mode=...)``, ``--mode``) holds where it is asked for;
+``CUDA_PROGCACHE`` holds everywhere else, and is read at each use.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+MODES = ("rw", "ro", "off", "frozen")
+VARIABLE = "CUDA_PROGCACHE"
+
+# To say that one isn't set takes os.environ 1 us, and this, its dictionary, 30 ns: each hit asks.
+_variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
+_raw: str | bytes = VARIABLE if os.name == "nt" else VARIABLE.encode()
+
+
+def current() -> str:
+    """The mode that ``CUDA_PROGCACHE`` names; ``rw`` where it is unset or empty (ModeError: there is no such mode)."""
+    if _raw not in _variables:
+        return "rw"
+    return checked(os.environ[VARIABLE].strip() or "rw", VARIABLE)
+
+
+def chosen(mode: str | None) -> str:
+    """The mode that was asked for; None: that of the environment (ModeError: there is no such mode)."""
+    return current() if mode is None else checked(mode, "mode")
+
+
+def of(cache: object) -> str:
+    """The mode in which a cache is used: its own, where it was given one, else that of the environment."""
+    own = getattr(cache, "mode", None)
+    return own if own in MODES else current()
+
+
+def checked(mode: str, where: str) -> str:
+    """The mode, if it is one.
+
+    Raises
+    ------
+    ModeError
+        It is none.
+    """
+    if mode in MODES:
+        return mode
+    from cuda_progcache._util.suggest import nearest
+    from cuda_progcache.errors import ModeError
+
+    near = nearest(str(mode), MODES)
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise ModeError(f"{where}={mode!r} is no mode of the cache: it is one of {', '.join(MODES)}{hint}")

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a frozen cache says of a program that it doesn't hold: why that would be compiled, and what would mend it.
+
+No compiler is asked and none is loaded, so what a compile would read is known as far as an earlier one has read it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache.compile import history
+from cuda_progcache.compile.manifests import headers_before
+from cuda_progcache.errors import FrozenMissError
+from cuda_progcache.keys.headers import NO_HEADERS, as_now
+from cuda_progcache.store.base import entry_digest
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from cuda_progcache.keys.inputs import CompileInputs
+    from cuda_progcache.keys.schema import BaseKey
+
+    class Step(Protocol):
+        """A compile or a link."""
+
+        @property
+        def name(self) -> str:
+            """The program's."""
+
+        @property
+        def target_type(self) -> str:
+            """What it makes."""
+
+        @property
+        def arch(self) -> str | None:
+            """For which architecture."""
+
+
+_SHADOWED = "a file that would be read is gone, or another one lies before it"
+
+
+def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
+    """The error of a program that isn't there.
+
+    Parameters
+    ----------
+    base : BaseKey
+    cache : store
+        As :func:`~cuda_progcache.store.in_mode.in_mode` gives it.
+    kernel : mapping, optional
+        As for :func:`~cuda_progcache.compile.pipeline.obtain`.
+    """
+    inputs = base.inputs
+    before = headers_before(base, cache) if inputs.reads_headers else NO_HEADERS
+    now = NO_HEADERS if before is None else as_now(before, base.search) if before.headers else before
+    key = base.with_headers(now)
+    record = _would_be(inputs, kernel) | {
+        "components": key.printable(),
+        "headers": [{"name": header.name, "digest": header.digest} for header in now.headers],
+    }
+    if before is None:
+        record = dict(history.without_headers(record) or record)
+    digest = entry_digest(key.digest) if before is not None and now.headers == before.headers else None
+    reasons = history.reasons(cache, record, digest, headers=before is not None)
+    if reasons == history.ALIKE:
+        reasons = (_SHADOWED,)
+    return _error(inputs, cache, kernel, reasons)
+
+
+def no_cache(inputs: Step) -> FrozenMissError:
+    """The error of a program that is compiled without a cache."""
+    reasons = ("no cache was given",)
+    command = "pass cache=, or run it with CUDA_PROGCACHE=rw"
+    return FrozenMissError(_message(inputs, "", reasons, command), name=inputs.name, reasons=reasons, command=command)
+
+
+def no_compiler(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None, missing: Exception) -> FrozenMissError:
+    """The error where the compiler isn't installed, and what other compilers made doesn't serve."""
+    return _error(inputs, cache, kernel, (str(missing), "no compiler that made what is there would make it so"))
+
+
+def no_link(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
+    """The error of a link that isn't there."""
+    return _error(inputs, cache, kernel, ("it was never linked from these inputs",))
+
+
+def _would_be(inputs: CompileInputs, kernel: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What its record would have of it before it is compiled."""
+    part = kernel is not None and "module" in kernel
+    return {
+        "name": inputs.name,
+        "code_type": inputs.code_type,
+        "target_type": inputs.target_type,
+        "arch": inputs.arch,
+        "part_of" if part else "kernel": None if kernel is None else dict(kernel),
+    }
+
+
+def _error(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None, reasons: tuple[str, ...]) -> FrozenMissError:
+    where = "" if cache is None else cache.name
+    command = _command(inputs, where, kernel)
+    return FrozenMissError(
+        _message(inputs, where, reasons, command), name=inputs.name, reasons=reasons, command=command
+    )
+
+
+def _message(inputs: Step, where: str, reasons: tuple[str, ...], command: str) -> str:
+    there = f" isn't in {where}" if where else " would have to be compiled"
+    return (
+        f"the cache is frozen, and {inputs.name} ({inputs.target_type}, {inputs.arch}){there}: {'; '.join(reasons)}. "
+        f"Nothing was compiled. To mend it: {command}"
+    )
+
+
+def _command(inputs: Step, where: str, kernel: Mapping[str, Any] | None) -> str:
+    """A command that puts it there; of a program that isn't a library's, what to do."""
+    if kernel is None:
+        return "run it once with CUDA_PROGCACHE=rw"
+    words = ["cuda-progcache", "compile", "--kernel", str(kernel["name"])]
+    for name, value in (kernel.get("parameters") or {}).items():
+        words += ["-p", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    words += ["--arch", str(inputs.arch)]
+    if os.path.isabs(where):
+        words += ["--cache-dir", where]
+    return "CUDA_PROGCACHE=rw " + shlex.join(words)
