@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cuda_progcache._util.fields import replace
+from cuda_progcache.compile import recording
 from cuda_progcache.compile.arch import is_arch, with_arch
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile import recording
 from cuda_progcache.compile.linking import NOTHING_TO_LINK, LinkInput, obtain_linked, unknown_arch
 from cuda_progcache.errors import ClosedProgramError, CompileError, OptionError
 from cuda_progcache.keys.flags import facts

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile import recording
+from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.errors import ClosedProgramError, OptionError, UnsupportedCodeTypeError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
