@@ -148,6 +148,10 @@ class FrozenMissError(ProgCacheError, LookupError):
         self.command = command
 
 
+class RecordingError(ProgCacheError, ValueError):
+    """A file isn't a recording of what a run used, or no lockfile; or it is of a later format."""
+
+
 class ToolchainError(ProgCacheError, RuntimeError):
     """A compiler library, header package or tool is missing or can't be used; the message names what to install."""
 
