@@ -147,6 +147,12 @@ class FrozenMissError(ProgCacheError, LookupError):
         self.reasons = tuple(reasons)
         self.command = command
 
+    def with_options(self, options: str) -> FrozenMissError:
+        """The same error, with more options in its command."""
+        command = f"{self.command} {options}"
+        message = str(self).removesuffix(self.command) + command
+        return FrozenMissError(message, name=self.name, reasons=self.reasons, command=command)
+
 
 class RecordingError(ProgCacheError, ValueError):
     """A file isn't a recording of what a run used, or no lockfile; or it is of a later format."""

@@ -11,7 +11,7 @@ from cuda_progcache._util.lazy import kept_property
 from cuda_progcache._util.running import here
 from cuda_progcache.compile import recording
 from cuda_progcache.compile.arch import with_arch
-from cuda_progcache.errors import ArchError
+from cuda_progcache.errors import ArchError, FrozenMissError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.options import ProgramOptions, as_options
@@ -223,10 +223,25 @@ class CompileService:
 
     def _used(self, unit: KernelUnit) -> CompiledProgram:
         """Get a kernel that a caller will use; a prewarm uses none."""
-        done = self._compiler.compile_kernel(unit)
+        try:
+            done = self._compiler.compile_kernel(unit)
+        except FrozenMissError as miss:
+            options = self._command_options()
+            raise miss.with_options(options) if options else miss from None
         if recording.wanted():
             recording.note_kernel(done, unit.kernel, unit.compiles)
         return done
+
+    def _command_options(self) -> str:
+        """What leads the command line to this service's library and headers; empty for the bundled library's."""
+        import shlex
+
+        from cuda_progcache.service.manifest import bundled_library
+
+        words = [] if self.library.path == bundled_library() else ["--manifest", os.path.abspath(self.library.path)]
+        for folder in self._compiler.include_path:
+            words += ["-I", os.path.abspath(folder)]
+        return shlex.join(words)
 
     def record(self, path: str | os.PathLike[str] | None = None) -> recording.record:
         """Record what is used while the block is open: ``with service.record("run.json"):``.
