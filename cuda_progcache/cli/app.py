@@ -32,19 +32,20 @@ class ExitCode(IntEnum):
     INTERNAL = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
+    TERMINATED = 143
 
 
 EXIT_CODES = """\b
 Exit codes:
     0  done
-    1  a compile, a render or a part of a prewarm failed, verify or check found something, a bundle is damaged, or the
-       output can't be written
+    1  a compile, a render or a part of a prewarm failed, verify or check found something, what was compared differs, a
+       bundle is damaged, or the output can't be written
     2  wrong usage: unknown command, option, kernel, parameter or architecture, bad manifest
     3  the cache can't be used: unsafe, unreadable, not a directory, disk full
     4  a compiler library, header package or inspection tool is missing
     5  no entry has this digest, or more than one does
    70  a defect in cuda-progcache itself (CUDA_PROGCACHE_TRACEBACK=1 shows where)
-  130  interrupted; 141: the reader of the output went away
+  130  interrupted; 143: terminated; 141: the reader of the output went away
 
 With --json, stdout carries one JSON object and nothing else; when the command fails before it has a result, that
 object is {"error": {"type", "message", "exit_code", "log"}}. Every command's --help gives its shape.
@@ -56,9 +57,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kernels": ("library", "The library's kernels and their parameters."),
     "prewarm": ("prewarm", "Compile a kernel library's variants into the cache before they are needed."),
     "demo": ("prewarm", "Prewarm the bundled kernels for four architectures and show what happened."),
-    "list": ("entries", "The programs in the cache."),
+    "list": ("listing", "The programs in the cache."),
     "show": ("entries", "All that is known about one program: where it came from, what it uses."),
     "explain": ("explain", "Why a program had to be compiled."),
+    "compare": ("compare", "What one cache holds and another doesn't, and why."),
     "provenance": ("provenance", "All that a program or another result came from."),
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
     "stats": ("cache", "How much the cache holds."),

@@ -68,7 +68,7 @@ def verify_command(session: Session, *, repair: bool) -> int:
 
     What is damaged is never taken for a hit, with or without this command.
     """
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=not repair)
     seen = None if cache is None else cache.verify(repair=repair)
     findings = () if seen is None else seen.findings
     ok, size = (0, 0) if seen is None else (seen.ok, seen.bytes)
@@ -237,19 +237,18 @@ def export_command(session: Session, bundle: Path, archs: tuple[str, ...], kerne
 
 def _of_names(entries: Sequence[EntryInfo], patterns: Sequence[str]) -> list[EntryInfo]:
     """Choose programs by name; NoEntryError for a name that none has: a misspelt one isn't left out silently."""
-    import fnmatch
-
     from cuda_progcache._util.suggest import did_you_mean
     from cuda_progcache.cli.app import NoEntryError
+    from cuda_progcache.service.selection import fits
 
     names = {program_name(entry.record) for entry in entries}
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        if not any(fits(name, pattern) for name in names):
             raise NoEntryError(f"no program is called {pattern!r}{did_you_mean(pattern, names, listing='there are')}")
     return [
         entry
         for entry in entries
-        if not patterns or any(fnmatch.fnmatchcase(program_name(entry.record), pattern) for pattern in patterns)
+        if not patterns or any(fits(program_name(entry.record), pattern) for pattern in patterns)
     ]
 
 

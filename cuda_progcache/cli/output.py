@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cuda_progcache._util.json_values import json_value
+from cuda_progcache._util.printable import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -131,15 +132,18 @@ def fields() -> Table:
 
 
 def text(value: str, style: str = "") -> Text:
-    """Make a piece of text that is printed as it is: brackets in it are no markup, undecodable bytes become ``?``."""
+    """Make a piece of text that is printed as it is: brackets in it are no markup, controls are escaped."""
     from rich.text import Text
 
     return Text(printable(value), style=style)
 
 
-def printable(value: str) -> str:
-    """Replace what no terminal takes: the undecodable bytes of a file name in a compiler's log."""
-    return value.encode("utf-8", "replace").decode()
+def made_by(who: Mapping[str, Any]) -> Text:
+    """Write who compiled something: time, process, host and command line."""
+    from datetime import datetime
+
+    when = datetime.fromtimestamp(who["at"]).astimezone().isoformat(" ", "seconds")
+    return text(one_line(f"process {who['pid']} on {who['host']}, {when}: {who['command']}"))
 
 
 def escape(value: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cuda_progcache._util.modes import MODES, VARIABLE
+from cuda_progcache.errors import UnsafeRootError
 
 if TYPE_CHECKING:
     from cuda_progcache.service.compile_service import CompileService
@@ -56,8 +57,14 @@ class Session:
 
         return FileStreamProgramCache(self.cache_dir)
 
-    def existing_cache(self) -> FileStreamProgramCache | None:
-        """Open the cache for looking at; None, and a note on stderr, where there is none: looking makes nothing."""
+    def existing_cache(self, *, looking: bool = False) -> FileStreamProgramCache | None:
+        """Open the cache as it is; None, and a note on stderr, where there is none: this makes nothing.
+
+        Parameters
+        ----------
+        looking : bool
+            It is only looked at: another user's, too, is shown, and nothing is written there.
+        """
         from cuda_progcache._util import modes
         from cuda_progcache.cli.output import note_line
 
@@ -72,13 +79,32 @@ class Session:
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
         # What is asked for by hand, and the disk refuses, is said.
-        return FileStreamProgramCache(root, strict=True)
+        try:
+            return FileStreamProgramCache(root, strict=True)
+        except UnsafeRootError:
+            if not looking:
+                raise
+            from cuda_progcache.store.readonly import look_into
+
+            note_line(f"{root} is {_owner(root)}'s: it is looked at, and nothing is written there")
+            return look_into(root)
 
     def service(self, library: KernelLibrary | None = None, include_path: Sequence[str] = ()) -> CompileService:
         """Make a compile service over the cache; ``include_path`` is for the library's kernels."""
         from cuda_progcache.service.compile_service import CompileService
 
         return CompileService(self.cache(), library=library, include_path=include_path)
+
+
+def _owner(path: Path) -> str:
+    """Name the user whom a directory belongs to."""
+    import pwd
+
+    user = path.stat().st_uid
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user id {user}"
 
 
 def library_at(manifest: Path | None) -> KernelLibrary:

@@ -28,7 +28,8 @@ class Worker:
     setup : dict
         ``{"compiler": settings of a CachedCompiler, "library": settings of a KernelLibrary}``, and where wanted
         ``"scratch"`` (a folder for temporary files), ``"asked_by"`` (the call that asks, as
-        :func:`~cuda_progcache._util.running.asked_by` gives it) and ``"events"`` (whether to send them along).
+        :func:`~cuda_progcache._util.running.asked_by` gives it), ``"who"`` (the process that asks, as
+        :func:`~cuda_progcache._util.who.who` gives it) and ``"events"`` (whether to send them along).
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -117,6 +118,7 @@ def main() -> None:
     import time
 
     from cuda_progcache import events
+    from cuda_progcache._util import who
     from cuda_progcache._util.running import Running, running
     from cuda_progcache.compile import compilers
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
@@ -127,6 +129,8 @@ def main() -> None:
     compiler = CachedCompiler.from_settings(setup["compiler"])
     library = KernelLibrary(**setup["library"])
     precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch
+    if setup.get("who"):
+        who.act_for(*setup["who"])
     for caller in setup.get("asked_by") or ():
         running.set(Running(caller["key"], caller["name"], None))
     happened: list[events.Event] = []

@@ -39,6 +39,19 @@ class _Reader(FileStreamProgramCache):
     _ROOT = _Root  # and no size cap, so that no last use is bumped
 
 
+def look_into(path: str | os.PathLike[str]) -> FileStreamProgramCache:
+    """Open a directory to see what it holds, whoever owns it; nothing is written there.
+
+    For commands that show: what others may have put there is not to be run.
+
+    Raises
+    ------
+    StoreError
+        There is no such directory, or it can't be read.
+    """
+    return _Reader(path, shared=True, strict=True)
+
+
 class ReadOnlyProgramCache(ProgramCacheResource):
     """What another store holds, and no way to change it.
 
