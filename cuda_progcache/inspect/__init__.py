@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from cuda_progcache.inspect.nvdisasm import disassemble as disassemble
     from cuda_progcache.inspect.nvdisasm import find_tool as find_tool
     from cuda_progcache.inspect.nvdisasm import sass as sass
+    from cuda_progcache.inspect.occupancy_calculator import Multiprocessor as Multiprocessor
+    from cuda_progcache.inspect.occupancy_calculator import Occupancy as Occupancy
+    from cuda_progcache.inspect.occupancy_calculator import multiprocessor as multiprocessor
+    from cuda_progcache.inspect.occupancy_calculator import occupancy as occupancy
     from cuda_progcache.inspect.resources import Resources as Resources
     from cuda_progcache.inspect.resources import resource_record as resource_record
     from cuda_progcache.inspect.resources import resource_usage as resource_usage
@@ -26,10 +30,14 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Cubin": "elf",
+    "Multiprocessor": "occupancy_calculator",
+    "Occupancy": "occupancy_calculator",
     "Resources": "resources",
     "Spill": "spilling",
     "disassemble": "nvdisasm",
     "find_tool": "nvdisasm",
+    "multiprocessor": "occupancy_calculator",
+    "occupancy": "occupancy_calculator",
     "resource_record": "resources",
     "resource_usage": "resources",
     "sass": "nvdisasm",
@@ -38,10 +46,14 @@ _HOME = {
 
 __all__ = [
     "Cubin",
+    "Multiprocessor",
+    "Occupancy",
     "Resources",
     "Spill",
     "disassemble",
     "find_tool",
+    "multiprocessor",
+    "occupancy",
     "resource_record",
     "resource_usage",
     "sass",
