@@ -54,7 +54,7 @@ class Multiprocessor(NamedTuple):
     shared_unit : int
         Bytes; a block's shared memory is a multiple of it.
     barriers : int
-        Before sm_90, enough for all blocks.
+        0: as many as blocks can use (before sm_90).
     """
 
     warps: int
@@ -70,22 +70,22 @@ class Multiprocessor(NamedTuple):
     barriers: int
 
 
-#: Architecture to (warps, blocks, KiB of shared memory, barriers for each of the blocks; a block has 16 names for them).
+#: Architecture to (warps, blocks, KiB of shared memory, barriers for each of the blocks, where they can run out).
 _ARCHS = {
-    50: (64, 32, 64, 16),
-    52: (64, 32, 96, 16),
-    53: (64, 32, 64, 16),
-    60: (64, 32, 64, 16),
-    61: (64, 32, 96, 16),
-    62: (64, 32, 64, 16),
-    70: (64, 32, 96, 16),
-    72: (64, 32, 96, 16),
-    75: (32, 16, 64, 16),
-    80: (64, 32, 164, 16),
-    86: (48, 16, 100, 16),
-    87: (48, 16, 164, 16),
-    88: (48, 16, 100, 16),
-    89: (48, 24, 100, 16),
+    50: (64, 32, 64, 0),
+    52: (64, 32, 96, 0),
+    53: (64, 32, 64, 0),
+    60: (64, 32, 64, 0),
+    61: (64, 32, 96, 0),
+    62: (64, 32, 64, 0),
+    70: (64, 32, 96, 0),
+    72: (64, 32, 96, 0),
+    75: (32, 16, 64, 0),
+    80: (64, 32, 164, 0),
+    86: (48, 16, 100, 0),
+    87: (48, 16, 164, 0),
+    88: (48, 16, 100, 0),
+    89: (48, 24, 100, 0),
     90: (64, 32, 228, 2),
     100: (64, 32, 228, 2),
     101: (48, 24, 228, 1),
@@ -217,7 +217,7 @@ def occupancy(used: Resources, arch: str | int, block_size: int, dynamic_shared_
         "shared_bytes": _by_shared(has, shared),
         "warps": has.warps // block_warps,
         "blocks": has.blocks,
-        "barriers": has.barriers // used.barriers if used.barriers else _UNLIMITED,
+        "barriers": has.barriers // used.barriers if used.barriers and has.barriers else _UNLIMITED,
         **({} if fits else {"threads": 0}),
     }
     blocks = min(limits.values())
