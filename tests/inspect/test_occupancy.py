@@ -164,6 +164,12 @@ def test_blocks_are_those_of_nvidias_calculator(reference, arch):
             assert set(found.limiters) == limiters, case
 
 
+def with_fewer(resource, fewer, used, arch, block_size, dynamic):
+    if resource == "registers":
+        return occupancy(used._replace(registers=used.registers - fewer), arch, block_size, dynamic)
+    return occupancy(used._replace(shared_bytes=used.shared_bytes + dynamic - fewer), arch, block_size, 0)
+
+
 @pytest.mark.parametrize("arch", [60, 75, 80, 86, 90, 107, 120])
 def test_a_cliff_is_the_least_that_helps(arch):
     draw = random.Random(7 + arch)
@@ -173,18 +179,15 @@ def test_a_cliff_is_the_least_that_helps(arch):
         block_size, dynamic = draw.randint(1, 1024), draw.randint(0, 64 << 10) * draw.randint(0, 1)
         now = occupancy(used, arch, block_size, dynamic)
         told = {one.resource: one for one in now.cliffs}
-        for name, have in (("registers", used.registers), ("shared_bytes", used.shared_bytes + dynamic)):
-
-            def at(fewer, name=name):
-                if name == "registers":
-                    return occupancy(used._replace(registers=used.registers - fewer), arch, block_size, dynamic)
-                return occupancy(used._replace(shared_bytes=have - fewer), arch, block_size, 0)
-
-            if name not in told:
-                assert at(have).warps == now.warps
+        for name in ("registers", "shared_bytes"):
+            have = used.registers if name == "registers" else used.shared_bytes + dynamic
+            one = told.get(name)
+            if one is None:
+                assert with_fewer(name, have, used, arch, block_size, dynamic).warps == now.warps
             else:
-                one = told[name]
-                assert one.warps == at(one.fewer).warps > now.warps == at(one.fewer - 1).warps
+                there = with_fewer(name, one.fewer, used, arch, block_size, dynamic)
+                before = with_fewer(name, one.fewer - 1, used, arch, block_size, dynamic)
+                assert one.warps == there.warps > now.warps == before.warps
                 seen += 1
     assert seen > 20
 
@@ -210,3 +213,16 @@ def test_what_is_told_of_a_launch():
 def test_what_cannot_be_told_is_refused(arch, block_size, dynamic, words):
     with pytest.raises(InspectError, match=words):
         occupancy(kernel(), arch, block_size, dynamic)
+
+
+def test_of_a_program(compiled):
+    code = """
+    extern "C" __global__ void __launch_bounds__(256) k(float *a) { __shared__ float s[2048];
+      s[threadIdx.x] = a[threadIdx.x]; __syncthreads(); a[threadIdx.x] = s[255 - threadIdx.x]; }
+    """
+    program = compiled(code, arch="sm_90")
+    found = program.occupancy(256)["k"]
+    used = Resources(**program.resource_usage()["k"])
+    assert (used.shared_bytes, found) == (8192, occupancy(used, "sm_90", 256))
+    assert program.occupancy(512)["k"].limiters == ("threads",)
+    assert program.occupancy(256, 100_000)["k"].blocks == 2
