@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cuda_progcache.compile.linker import Linker as Linker
     from cuda_progcache.compile.linker import link as link
     from cuda_progcache.compile.program import Program as Program
+    from cuda_progcache.compile.recording import record as record
     from cuda_progcache.errors import AmbiguousDigestError as AmbiguousDigestError
     from cuda_progcache.errors import ArchError as ArchError
     from cuda_progcache.errors import BundleError as BundleError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import ProgCacheError as ProgCacheError
     from cuda_progcache.errors import ProgCacheWarning as ProgCacheWarning
     from cuda_progcache.errors import ReadOnlyError as ReadOnlyError
+    from cuda_progcache.errors import RecordingError as RecordingError
     from cuda_progcache.errors import StoreError as StoreError
     from cuda_progcache.errors import TemplateError as TemplateError
     from cuda_progcache.errors import ToolchainError as ToolchainError
@@ -103,6 +105,7 @@ _HOME = {
     "ProgramOptions": "keys.options",
     "ReadOnlyError": "errors",
     "ReadOnlyProgramCache": "store.readonly",
+    "RecordingError": "errors",
     "StoreError": "errors",
     "TemplateError": "errors",
     "ToolchainError": "errors",
@@ -115,6 +118,7 @@ _HOME = {
     "make_program_cache_key": "compile.key",
     "memoize": "memo.memoize",
     "program_key": "compile.key",
+    "record": "compile.recording",
     "subscribe": "events",
 }
 
@@ -153,6 +157,7 @@ __all__ = [
     "ProgramOptions",
     "ReadOnlyError",
     "ReadOnlyProgramCache",
+    "RecordingError",
     "StoreError",
     "TemplateError",
     "ToolchainError",
@@ -166,6 +171,7 @@ __all__ = [
     "make_program_cache_key",
     "memoize",
     "program_key",
+    "record",
     "subscribe",
 ]
 

@@ -11,6 +11,7 @@ import os
 
 from cuda_progcache._util import modes
 from cuda_progcache._util.lazy import kept_property
+from cuda_progcache.compile import recording
 from cuda_progcache.compile.arch import check_arch
 from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import MissPolicy
@@ -132,6 +133,8 @@ class CachedCompiler:
         done = _naming_archs(inputs.arch, lambda: obtain(inputs, self.cache, policy=policy))
         if self.hit_check is not None and done.hit:
             self.hit_check.saw(done, lambda: obtain(inputs), lambda: find(inputs, self.cache))
+        if recording.wanted():
+            recording.note(done, inputs)
         return done.analyse_with(self._analyse)
 
     def unit(self, rendered: RenderedKernel, arch: str, target_type: str = "cubin") -> KernelUnit:

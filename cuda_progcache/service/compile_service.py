@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cuda_progcache._util.lazy import kept_property
 from cuda_progcache._util.running import here
+from cuda_progcache.compile import recording
 from cuda_progcache.compile.arch import with_arch
-from cuda_progcache.errors import ArchError
+from cuda_progcache.errors import ArchError, FrozenMissError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.options import ProgramOptions, as_options
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cuda_progcache.compile.program import LogWriter
     from cuda_progcache.memo.caches import Cache
     from cuda_progcache.service.hit_check import HitCheck
+    from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
 
@@ -215,9 +217,55 @@ class CompileService:
         rendered = self.library.render(name, **params)
         compiler = self._compiler
         if not isinstance(arch, list | tuple):
-            return compiler.compile_kernel(compiler.unit(rendered, arch, target_type))
+            return self._used(compiler.unit(rendered, arch, target_type))
         units = {one: compiler.unit(rendered, one, target_type) for one in arch}
-        return _side_by_side({one: functools.partial(compiler.compile_kernel, unit) for one, unit in units.items()})
+        return _side_by_side({one: functools.partial(self._used, unit) for one, unit in units.items()})
+
+    def _used(self, unit: KernelUnit) -> CompiledProgram:
+        """Get a kernel that a caller will use; a prewarm uses none."""
+        try:
+            done = self._compiler.compile_kernel(unit)
+        except FrozenMissError as miss:
+            options = self._command_options()
+            raise miss.with_options(options) if options else miss from None
+        if recording.wanted():
+            recording.note_kernel(done, unit.kernel, unit.compiles)
+        return done
+
+    def _command_options(self) -> str:
+        """What leads the command line to this service's library and headers; empty for the bundled library's."""
+        import shlex
+
+        from cuda_progcache.service.manifest import bundled_library
+
+        words = [] if self.library.path == bundled_library() else ["--manifest", os.path.abspath(self.library.path)]
+        for folder in self._compiler.include_path:
+            words += ["-I", os.path.abspath(folder)]
+        return shlex.join(words)
+
+    def record(self, path: str | os.PathLike[str] | None = None) -> recording.record:
+        """Record what is used while the block is open: ``with service.record("run.json"):``.
+
+        It holds for this process, whatever compiles or looks up there, this service or another, or a
+        :class:`~cuda_progcache.Program`. ``CUDA_PROGCACHE_RECORD=run.json`` records a run with all of its processes.
+
+        Parameters
+        ----------
+        path : str or os.PathLike, optional
+            A file that is appended to (:mod:`~cuda_progcache.compile.recording`); None: ``programs`` of what the block
+            gets is all.
+
+        Returns
+        -------
+        cuda_progcache.record
+            A context manager.
+
+        Raises
+        ------
+        OSError
+            The file can't be written.
+        """
+        return recording.record(path)
 
     def explain(self, digest: str) -> tuple[str, ...]:
         """Say why an entry had to be compiled: what differs from the nearest compile before it.
