@@ -11,10 +11,17 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text, program_name
-from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.cli.session import (
+    Session,
+    common_options,
+    kernel_text,
+    library_at,
+    manifest_option,
+    parse_parameters,
+)
 
 if TYPE_CHECKING:
-    from cuda_progcache.inspect import Cliff, Instruction, KernelDiff, Occupancy, Resources
+    from cuda_progcache.inspect import Cliff, Instruction, KernelDiff, Occupancy, Resources, Source
     from cuda_progcache.service.comparison import KernelUse, ProgramDiff
     from cuda_progcache.store.base import EntryInfo
 
@@ -35,7 +42,11 @@ RESOURCES_JSON = """\b
 """
 
 
-@click.command("resources", short_help="Registers, spills, shared memory, occupancy.", epilog=RESOURCES_JSON)
+@click.command(
+    "resources",
+    short_help="Registers, spills, shared memory and occupancy of the kernels in the cache.",
+    epilog=RESOURCES_JSON,
+)
 @click.option("--kernel", metavar="NAME", help="Only programs of this name; may hold * and ?.")
 @click.option("--arch", metavar="ARCH", help="Only programs for this architecture, such as sm_90.")
 @block_option
@@ -134,7 +145,9 @@ def limiters_text(runs: Occupancy) -> str:
     """Write what allows no more blocks; ``nothing`` where every warp runs."""
     if runs.warps == runs.most_warps:
         return "nothing"
-    return ", ".join("shared memory" if name == "shared_bytes" else name for name in runs.limiters)
+    words = {"shared_bytes": "shared memory", "threads": "the block's size"}
+    named = ", ".join(words.get(name, name) for name in runs.limiters)
+    return named if runs.blocks else f"{named}: such a block can't be launched"
 
 
 def cliff_text(cliff: Cliff, runs: Occupancy) -> str:
@@ -156,19 +169,23 @@ SASS_JSON = """\b
 @click.option("--kernel", metavar="NAME", help="Only kernels of this name; may hold * and ?.")
 @click.option("--source", is_flag=True, help="Print the source lines that the instructions came from above them.")
 @click.option("--mix", "mix_only", is_flag=True, help="Only count the instructions of each class.")
+@manifest_option
 @common_options
 @click.pass_obj
-def sass_command(session: Session, program: str, kernel: str | None, *, source: bool, mix_only: bool) -> None:
+def sass_command(
+    session: Session, program: str, kernel: str | None, *, source: bool, mix_only: bool, manifest: Path | None
+) -> None:
     """Print a program's machine code, with the number of registers in use at each instruction.
 
-    PROGRAM is a file, or what show takes. Source lines take a program compiled with line information
-    (-O lineinfo=true); those of a library kernel are its template's. Takes nvdisasm.
+    PROGRAM is a file, what show takes, or a kernel of the library with parameters or architecture:
+    'softmax?dtype=float16@sm_90'. Source lines take a program compiled with line information (-O lineinfo=true); a
+    kernel of the library is compiled so, and its lines are its template's. Takes nvdisasm.
     """
     import fnmatch
 
     from cuda_progcache.inspect import instructions, live_peak, mix
 
-    data, record = program_at(session, program)
+    data, record = program_at(session, program, manifest, lines=source)
     asked = {symbol: name for name, symbol in ((record or {}).get("symbol_mapping") or {}).items()}
     found = {
         asked.get(name, name): code
@@ -180,12 +197,13 @@ def sass_command(session: Session, program: str, kernel: str | None, *, source: 
     if session.json:
         output.emit({"kernels": {name: _code_json(code, mix(code), live_peak(code)) for name, code in found.items()}})
         return
+    folder = library_at(manifest).path if kernel_text(program) else Path()
     if source and not any(one.source for code in found.values() for one in code):
         output.warning_line("there is no line information in it: compile it with -O lineinfo=true")
     for name, code in found.items():
         output.line(click.style(f"{output.printable(name)}  ({_mix_text(mix(code), code)})", bold=True))
         if not mix_only:
-            output.write("".join(f"{line}\n" for line in _listing(code, with_source=source)))
+            output.write("".join(f"{line}\n" for line in _listing(code, folder, with_source=source)))
 
 
 def _mix_text(counts: Mapping[str, int], code: Sequence[Instruction]) -> str:
@@ -199,13 +217,13 @@ def _code_json(code: Sequence[Instruction], counts: Mapping[str, int], peak: int
     return {"instructions": listed, "mix": counts, "live_peak": peak}
 
 
-def _listing(code: Sequence[Instruction], *, with_source: bool) -> Iterable[str]:
+def _listing(code: Sequence[Instruction], folder: Path, *, with_source: bool) -> Iterable[str]:
     texts: dict[str, list[str]] = {}
     before = None
     for one in code:
         if with_source and one.source is not None and one.source != before:
             before = one.source
-            line = _source_line(texts, before.file, before.line)
+            line = _source_line(texts, folder, before)
             yield f"  {output.printable(output.here(before.file))}:{before.line}  {line}".rstrip()
         for label in one.labels:
             if not label.startswith(".text."):
@@ -214,32 +232,47 @@ def _listing(code: Sequence[Instruction], *, with_source: bool) -> Iterable[str]
         yield f"    {one.offset:05x}  {live:>3}  {output.printable(one.text)}"
 
 
-def _source_line(texts: dict[str, list[str]], file: str, number: int) -> str:
-    """Give a line of a source file; nothing where the file isn't there."""
+def _source_line(texts: dict[str, list[str]], folder: Path, place: Source) -> str:
+    """Give a line of a source file or a template; nothing if that isn't there."""
+    file, number = place
     if file not in texts:
-        try:
-            texts[file] = Path(file).read_text("utf-8", "replace").splitlines()
-        except OSError:
-            texts[file] = []
+        # The compiler puts its working directory before the name of a template, which lies in the library's folder.
+        parts = Path(file).parts
+        candidates = (Path(file), *(folder.joinpath(*parts[start:]) for start in range(1, len(parts))))
+        found = next((path for path in candidates if path.is_file()), None)
+        texts[file] = [] if found is None else found.read_text("utf-8", "replace").splitlines()
     lines = texts[file]
     return output.printable(lines[number - 1].strip()) if 0 < number <= len(lines) else ""
 
 
-def program_at(session: Session, program: str) -> tuple[bytes, Mapping[str, Any] | None]:
-    """Give the binary, and the record if there is one, of a file or of an entry of the cache.
+def program_at(
+    session: Session, program: str, manifest: Path | None = None, *, lines: bool = False
+) -> tuple[bytes, Mapping[str, Any] | None]:
+    """Give the binary, and the record if there is one, of a file, a kernel of the library, or an entry of the cache.
+
+    A kernel is compiled if the cache hasn't got it, with ``lines`` such that its machine code names template lines.
 
     Raises
     ------
     NoEntryError
-        There is neither.
+        There is none of them.
     """
+    from cuda_progcache.compile.arch import with_arch
+    from cuda_progcache.keys.options import ProgramOptions
     from cuda_progcache.service.comparison import binary_of
 
     path = Path(program)
     if path.is_file():
         return path.read_bytes(), None
-    entry = find_entry(session, program)
-    return binary_of(entry), entry.record
+    asked = kernel_text(program)
+    if asked is None:
+        entry = find_entry(session, program)
+        return binary_of(entry), entry.record
+    library = library_at(manifest, lines=lines)
+    values = parse_parameters(library, asked.name, asked.parameters)
+    arch = asked.arch or with_arch(ProgramOptions()).arch
+    done = session.service(library).kernel(asked.name, arch=arch, **values)
+    return done.data, done.record
 
 
 DIFF_JSON = """\b
@@ -256,6 +289,7 @@ from], "kernels": [{"name", "kind": "same", "changed", "added" or "removed", "de
 @click.option("-U", "--unified", "context", type=click.IntRange(min=0), default=3, metavar="N", help="Lines around.")
 @block_option
 @shared_option
+@manifest_option
 @common_options
 @click.pass_obj
 def diff_command(
@@ -267,20 +301,22 @@ def diff_command(
     context: int,
     block_size: int | None,
     dynamic_shared: int,
+    manifest: Path | None,
 ) -> None:
     """Say what differs between two programs: what they were compiled from, what they use, and their machine code.
 
-    BEFORE and AFTER are files, or what show takes. Machine code is compared kernel by kernel, without addresses, so
-    what only moved is equal. Exit code 1: they differ. Takes nvdisasm for cubins.
+    BEFORE and AFTER are files, what show takes, or kernels of the library: 'softmax?dtype=float16@sm_90'. Machine code
+    is compared kernel by kernel, without addresses, so what only moved is equal. Exit code 1: they differ. Takes
+    nvdisasm for cubins.
     """
     from cuda_progcache.service.comparison import compare
 
-    old, new = program_at(session, before), program_at(session, after)
+    old, new = (program_at(session, one, manifest) for one in (before, after))
     found = compare(old, new, context)
     if session.json:
         output.emit(diff_json(found))
     else:
-        _tell(found, new[0], stat=stat, block_size=block_size, dynamic_shared=dynamic_shared)
+        _tell(found, (old[0], new[0]), stat=stat, block_size=block_size, dynamic_shared=dynamic_shared)
     if not found.binary.equal or found.key:
         click.get_current_context().exit(1)
 
@@ -299,7 +335,9 @@ def diff_json(found: ProgramDiff) -> dict[str, Any]:
     }
 
 
-def _tell(found: ProgramDiff, data: bytes, *, stat: bool, block_size: int | None, dynamic_shared: int) -> None:
+def _tell(
+    found: ProgramDiff, binaries: tuple[bytes, bytes], *, stat: bool, block_size: int | None, dynamic_shared: int
+) -> None:
     for reason in found.key:
         output.line(output.printable(reason))
     if found.binary.equal:
@@ -312,7 +350,7 @@ def _tell(found: ProgramDiff, data: bytes, *, stat: bool, block_size: int | None
         output.line(click.style(f"{output.printable(one.name)}: {one.kind}{_counts(one)}", bold=one.kind != "same"))
         for field, (old, new) in one.deltas.items():
             output.line(f"  {field.replace('_', ' ')} {_figure(old)} → {_figure(new)}{_change(old, new)}")
-        for line in _occupancies(one, data, block_size, dynamic_shared):
+        for line in _occupancies(one, binaries, block_size, dynamic_shared):
             output.line(f"  {line}")
         if not stat:
             _print_diff(one.lines)
@@ -335,7 +373,9 @@ def _change(old: int | None, new: int | None) -> str:
     return "" if old is None or new is None else f" ({new - old:+,})"
 
 
-def _occupancies(one: KernelDiff, data: bytes, block_size: int | None, dynamic_shared: int) -> list[str]:
+def _occupancies(
+    one: KernelDiff, binaries: tuple[bytes, bytes], block_size: int | None, dynamic_shared: int
+) -> list[str]:
     """Say how the occupancy of a kernel changed; nothing where it didn't."""
     from cuda_progcache.errors import InspectError
     from cuda_progcache.inspect import Cubin, occupancy
@@ -344,7 +384,10 @@ def _occupancies(one: KernelDiff, data: bytes, block_size: int | None, dynamic_s
         return []
     threads = block_size or one.after.max_threads or one.before.max_threads or 256
     try:
-        old, new = (occupancy(used, Cubin(data).arch, threads, dynamic_shared) for used in (one.before, one.after))
+        old, new = (
+            occupancy(used, Cubin(data).arch, threads, dynamic_shared)
+            for used, data in zip((one.before, one.after), binaries, strict=True)
+        )
     except InspectError:
         return []
     if old.warps == new.warps:
