@@ -13,7 +13,7 @@ from cuda_progcache.cli.entries import iso
 from cuda_progcache.cli.session import Session, common_options
 
 if TYPE_CHECKING:
-    from cuda_progcache.service.comparison import Held
+    from cuda_progcache.service.two_caches import Held
 
 COMPARE_JSON = """\b
 --json: {"old": str, "new": str, "same": int, "seconds": float (compiling what the old one doesn't have took it),
@@ -39,7 +39,7 @@ def compare_command(session: Session, old: Path, new: Path | None, limit: int) -
     by side; of those with different keys it says why.
     """
     from cuda_progcache.cli.app import ExitCode
-    from cuda_progcache.service.comparison import compare
+    from cuda_progcache.service.two_caches import compare
 
     new = session.root() if new is None else new
     found = compare(old, new)

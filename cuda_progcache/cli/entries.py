@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.base import EntryInfo
 
+
 def entry_json(entry: EntryInfo, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Give the part of an entry's JSON form that ``list`` and ``show`` share.
 
@@ -91,7 +92,9 @@ def show_command(session: Session, key: str, *, headers: bool, components: bool,
         usage = resource_usage(entry)
         found = usage if isinstance(usage, dict) else None
         by = Makers(session.existing_cache(looking=True)).of(entry.record, entry.digest)
-        output.emit({**entry_json(entry, by), "checksum": entry.checksum, "resource_usage": found, "record": entry.record})
+        output.emit(
+            {**entry_json(entry, by), "checksum": entry.checksum, "resource_usage": found, "record": entry.record}
+        )
     elif path_only:
         click.echo(str(entry.path))
     else:

@@ -79,7 +79,7 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
 
 
 def _last(cache: FileStreamProgramCache | None) -> EntryInfo | None:
-    """The program compiled last; one that a clock that was ahead dated into the future isn't, while there is another."""
+    """The program compiled last; of those that a clock dated into the future only where there is no other."""
     from cuda_progcache.compile.history import is_compiled
 
     now = time.time() + 1

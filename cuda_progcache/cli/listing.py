@@ -60,7 +60,9 @@ def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None)
     try:
         return datetime.fromisoformat(value.strip()).timestamp()
     except ValueError:
-        raise click.BadParameter(f"{value!r} is neither how long ago (90min, 12h, 3d) nor a time (2026-01-31T12:00)") from None
+        raise click.BadParameter(
+            f"{value!r} is neither how long ago (90min, 12h, 3d) nor a time (2026-01-31T12:00)"
+        ) from None
 
 
 def _selection(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Selection | None:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cuda_progcache._util.json_values import json_value
-from cuda_progcache._util.printable import one_line, printable
+from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414 - the commands take them from here
+from cuda_progcache._util.printable import printable as printable  # noqa: PLC0414
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

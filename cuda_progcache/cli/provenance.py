@@ -133,7 +133,7 @@ def _places(session: Session, directories: tuple[Path, ...]) -> tuple[ProgramCac
     root = session.root()
     calls = memoized_calls(root)
     # A directory of memoized calls alone: opening it as a store would make one of it.
-    store = None if calls and not holds_programs(root) else session.existing_cache()
+    store = None if calls and not holds_programs(root) else session.existing_cache(looking=True)
     for directory in directories:
         calls += recorded_calls(directory)
     return store, calls

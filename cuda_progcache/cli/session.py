@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -107,17 +107,19 @@ def _owner(path: Path) -> str:
         return f"user id {user}"
 
 
-def library_at(manifest: Path | None) -> KernelLibrary:
+def library_at(manifest: Path | None, *, lines: bool = False) -> KernelLibrary:
     """Open the kernel library of a manifest.
 
     Parameters
     ----------
     manifest : Path or None
         A folder with a ``manifest.toml``, or that file itself; None: the bundled library.
+    lines : bool
+        Whether the machine code is to name the lines of the templates.
     """
     from cuda_progcache.service.manifest import KernelLibrary
 
-    return KernelLibrary(manifest)
+    return KernelLibrary(manifest, line_directives=lines, options={"lineinfo": True} if lines else None)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
