@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from cuda_progcache import errors
-from cuda_progcache.cli.output import emit, fail_line, warning_line
+from cuda_progcache.cli.output import emit, fail_line, line, warning_line
 from cuda_progcache.cli.session import common_options
 
 
@@ -210,7 +210,7 @@ def _report(error: Exception, *, as_json: bool) -> int:
             message = f"internal error: {type(error).__name__}: {message} (CUDA_PROGCACHE_TRACEBACK=1 shows where)"
     fail_line(message)
     if log.strip() and log.strip() not in message:
-        click.echo(log.rstrip(), err=True)
+        line(log.rstrip(), err=True)
     if as_json:
         emit({"error": {"type": type(error).__name__, "message": message, "exit_code": code, "log": log}})
     return code

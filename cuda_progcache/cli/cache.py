@@ -79,7 +79,7 @@ def stats_command(session: Session) -> None:
         kept = f"{templates['file_count']:,} compiled, {output.size(templates['total_bytes'])}"
         lines.append(("templates", f"{kept} in {templates['directory']}"))
     for name, value in lines:
-        click.echo(f"{name:<12}{value}")
+        output.line(f"{name:<12}{value}")
 
 
 def _compiled_templates() -> dict[str, Any]:

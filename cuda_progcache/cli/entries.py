@@ -182,7 +182,7 @@ def _describe(
     if record.get("duration") is not None:
         about.add_row("", f"in {output.seconds(record['duration'])}, {output.ago(now - entry.created)}")
     if made_by:
-        about.add_row("compiled by", output.made_by(made_by))
+        about.add_row("compiled by", output.text(output.made_by(made_by)))
     about.add_row("last used", output.ago(now - entry.last_used))
     about.add_row("size", f"{output.size(entry.size)} ({entry.size:,} bytes)")
     about.add_row("digest", entry.digest)

@@ -201,7 +201,7 @@ def sass_command(
     if session.json:
         output.emit({"kernels": {name: _code_json(code, mix(code), live_peak(code)) for name, code in found.items()}})
         return
-    folder = library_at(manifest).path if kernel_text(program) else Path()
+    folder = library_at(manifest).path if of_library(program) else Path()
     if source and not any(one.source for code in found.values() for one in code):
         output.warning_line("there is no line information in it: compile it with -O lineinfo=true")
     for name, code in found.items():
@@ -268,11 +268,8 @@ def program_at(
     path = Path(program)
     if path.is_file():
         return path.read_bytes(), None
-    try:
-        asked = Selection.parse(program)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="PROGRAM") from None
-    if not (asked.parameters or asked.arch):
+    asked = of_library(program)
+    if asked is None:
         entry = find_entry(session, program, looking=True)
         return binary_of(entry), entry.record
     library = library_at(manifest, lines=lines)
@@ -281,6 +278,15 @@ def program_at(
     arch = asked.arch or with_arch(ProgramOptions()).arch
     done = session.service(library).kernel(asked.name, arch=arch, **values)
     return done.data, done.record
+
+
+def of_library(program: str) -> Selection | None:
+    """Take a kernel's text apart; None where it has neither parameters nor an architecture: it may be anything then."""
+    try:
+        asked = Selection.parse(program.removesuffix("?"))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="PROGRAM") from None
+    return asked if asked.parameters or asked.arch or program.endswith("?") else None
 
 
 DIFF_JSON = """\b
@@ -442,7 +448,7 @@ def top_command(session: Session, by: str, limit: int) -> None:
         "newest": lambda entry: entry.created,
         "unused": lambda entry: -max(entry.last_used, entry.created),
     }
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=True)
     found = [] if cache is None else heapq.nlargest(limit, cache.entries(), key=orders[by])
     if session.json:
         listed = [{**entry_json(one), "seconds": one.record.get("duration")} for one in found]

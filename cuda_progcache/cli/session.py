@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -82,7 +82,7 @@ class Session:
         try:
             return FileStreamProgramCache(root, strict=True)
         except UnsafeRootError:
-            if not looking:
+            if not looking or root.stat().st_uid == os.geteuid():
                 raise
             from cuda_progcache.store.readonly import look_into
 
@@ -169,11 +169,12 @@ def _explain_misses(ctx: click.Context, _param: click.Parameter, value: Any) -> 
     """Print the reason of every miss on stderr while the command runs, those of worker processes too."""
     if not value or os.environ.get("CUDA_PROGCACHE_LOG") in {"explain", "all"}:
         return  # printed where they happen
+    from cuda_progcache.cli.output import line
     from cuda_progcache.events import Event, subscribe
 
     def tell(event: Event) -> None:
         if event.kind in {"miss", "drop"}:
-            click.echo(str(event), err=True)
+            line(str(event), err=True)
 
     ctx.call_on_close(subscribe(tell))
 

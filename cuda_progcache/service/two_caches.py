@@ -59,7 +59,7 @@ class Comparison(NamedTuple):
     same : int
         Programs that both hold under the same key.
     changed : tuple of Changed
-        Held by both, under different keys; the costliest first.
+        What the new one holds of programs that the old one holds under other keys; the costliest first.
     added, gone : tuple of Held
         Held by the new one alone, by the old one alone; the costliest first.
     """
@@ -124,22 +124,21 @@ def compared(old: Iterable[Held], new: Iterable[Held]) -> Comparison:
     before = {one.digest: one for one in old}
     now = {one.digest: one for one in new}
     same = before.keys() & now.keys()
-    others: dict[tuple[str, ...], list[Held]] = {}
+    places: dict[tuple[str, ...], list[Held]] = {}
     for one in before.values():
-        if one.digest not in same:
-            others.setdefault(_place(one), []).append(one)
+        places.setdefault(_place(one), []).append(one)
     changed, added, replaced = [], [], set()
     for one in now.values():
         if one.digest in same:
             continue
-        akin = others.get(_place(one))
+        akin = places.get(_place(one))
         if not akin:
             added.append(one)
             continue
         nearest, reasons = min(((each, _reasons(one, each)) for each in akin), key=lambda found: len(found[1]))
-        replaced |= {each.digest for each in akin}
+        replaced.add(_place(one))
         changed.append(Changed(one, nearest.digest, reasons))
-    gone = [one for akin in others.values() for one in akin if one.digest not in replaced]
+    gone = [one for one in before.values() if one.digest not in same and _place(one) not in replaced]
     return Comparison(
         len(same),
         tuple(sorted(changed, key=lambda one: -one.new.seconds)),

@@ -114,7 +114,7 @@ def test_a_defect_shows_its_traceback_when_asked(process, tmp_path):
 
 
 def test_errors_are_json_too(cli_json):
-    error = cli_json("show", "nothex", code=2)["error"]
+    error = cli_json("list", "--since", "soon", code=2)["error"]
     assert set(error) == {"type", "message", "exit_code", "log"}
     assert error["exit_code"] == 2
 

@@ -119,7 +119,7 @@ def test_pin_needs_something_to_pin(cli, kept):
         cli("pin", *arguments, code=2)
     absent = next(d for d in ("0000", "1111", "2222", "3333") if not any(k.startswith(d) for k in kept.values()))
     cli("pin", absent, code=5)
-    cli("pin", "wxyz", code=2)
+    cli("pin", "wxyz", code=5)
 
 
 def test_clear_says_what_is_pinned_and_can_spare_it(cli, cli_json, kept):
