@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         chance = Random(seed)  # noqa: S311  (nothing secret)
 
         def in_share() -> bool:
-            return chance.random() < options.share
+            return bool(chance.random() < options.share)
 
         def differences() -> Iterator[Difference]:
             for case in chosen:

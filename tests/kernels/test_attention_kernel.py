@@ -50,11 +50,10 @@ def test_no_keys_give_zeros(launch: Any) -> None:
 
 
 SMALL = {"block_n": 32, "warps": 2}
-SEQUENCES = [(1, 1), (31, 33), (65, 130), (1, 100), (70, 7), (40, 0)]
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize(("seq_q", "seq_k"), SEQUENCES)
+@pytest.mark.parametrize(("seq_q", "seq_k"), [(1, 1), (65, 130), (70, 7), (40, 0)])
 def test_strides_and_log_sum_exp(launch: Any, seq_q: int, seq_k: int, causal: bool) -> None:
     of = {"heads": 2, "kv_heads": 1, "strides": True, "lse": True, "causal": causal}
     check_attention(launch, seq_q, seq_k, batch=2, **of, **SMALL)
