@@ -176,7 +176,7 @@ def test_each_call_fails(root, watchdog, operation, mode, tried):
         store = prepare(root, how)
         injector.arm(lambda _: False, error("EIO"), trace=True)
         operate(store)
-        clean, places = injector.calls, injector.places
+        clean, places = list(injector.calls), list(injector.places)
         assert len(clean) == len(places) > 0
         for number, (call, place) in enumerate(zip(clean, places, strict=True)):
             if mode != "once" and number % 3:
