@@ -67,7 +67,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),
     "export": ("maintenance", "Write programs to a bundle, for another machine."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
-    "check": ("maintenance", "What this machine could use of a bundle or a cache, and why not."),
+    "lock": ("proof", "Write down the programs that a deploy needs."),
+    "check": ("proof", "What this machine could use of a bundle or a cache, and what is missing."),
     "clear": ("cache", "Remove every entry."),
 }
 """Command name: the module under ``cuda_progcache.cli`` that has it, and its line in ``--help``."""
@@ -85,6 +86,8 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (errors.ManifestError, ExitCode.USAGE),
     (errors.UncacheableError, ExitCode.USAGE),
     (errors.OptionError, ExitCode.USAGE),
+    (errors.RecordingError, ExitCode.USAGE),
+    (errors.LockError, ExitCode.USAGE),
     (errors.ProgCacheError, ExitCode.FAILED),
     (OSError, ExitCode.FAILED),
 )

@@ -228,19 +228,19 @@ class CompileService:
         try:
             done = self._compiler.compile_kernel(unit)
         except FrozenMissError as miss:
-            options = self._command_options()
+            options = self._command_options(self.library)
             raise miss.with_options(options) if options else miss from None
         if recording.wanted():
             recording.note_kernel(done, unit.kernel, unit.compiles)
         return done
 
-    def _command_options(self) -> str:
-        """What leads the command line to this service's library and headers; empty for the bundled library's."""
+    def _command_options(self, library: KernelLibrary) -> str:
+        """What leads a command line to a library and its headers; empty for the bundled one."""
         import shlex
 
         from cuda_progcache.service.manifest import bundled_library
 
-        words = [] if self.library.path == bundled_library() else ["--manifest", os.path.abspath(self.library.path)]
+        words = [] if library.path == bundled_library() else ["--manifest", os.path.abspath(library.path)]
         for folder in self._compiler.include_path:
             words += ["-I", os.path.abspath(folder)]
         return shlex.join(words)
@@ -439,7 +439,8 @@ class CompileService:
         from cuda_progcache.service.proof import prove
 
         library = self._library(library)
-        return prove(self._compiler, library, _lock(lock) if lock is not None else variants(library, archs, kernels))
+        asked = _lock(lock) if lock is not None else variants(library, archs, kernels)
+        return prove(self._compiler, library, asked, self._command_options(library))
 
     def _library(self, given: KernelLibrary | str | os.PathLike[str] | None) -> KernelLibrary:
         from cuda_progcache.service.manifest import KernelLibrary

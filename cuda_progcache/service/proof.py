@@ -97,8 +97,11 @@ class Proof(NamedTuple):
         }
 
 
-def prove(compiler: CachedCompiler, library: KernelLibrary, asked: Lock | Sequence[Wanted]) -> Proof:
-    """Look everything up in a cache, and compile nothing; see :meth:`CompileService.check`."""
+def prove(compiler: CachedCompiler, library: KernelLibrary, asked: Lock | Sequence[Wanted], options: str = "") -> Proof:
+    """Look everything up in a cache, and compile nothing; see :meth:`CompileService.check`.
+
+    ``options`` lead a command line to the library and to its headers.
+    """
     frozen = compiler.frozen()
     units = Units(frozen, library)
     pairs: Iterable[tuple[Wanted, Locked | None]]
@@ -110,6 +113,8 @@ def prove(compiler: CachedCompiler, library: KernelLibrary, asked: Lock | Sequen
     used: set[str | None] = set()
     for wanted, locked in pairs:
         found, record = _prove_one(frozen, units, wanted, locked)
+        if found.command.startswith("CUDA_PROGCACHE=rw ") and options:
+            found = found._replace(command=f"{found.command} {options}")
         proved.append(found)
         used.add(found.digest)
         used |= {part.get("digest") for part in record.get("inputs") or ()}
