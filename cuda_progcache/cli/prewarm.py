@@ -171,12 +171,16 @@ def _variant(item: PrewarmItem) -> tuple[str, str]:
     return item.kernel, parameters_text(item.variant)
 
 
-class Stopped(click.ClickException):
-    """A prewarm that was told to end."""
+class StoppedError(click.ClickException):
+    """A prewarm that Ctrl-C ended."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = ExitCode.INTERRUPTED
+
+
+class TerminatedError(click.ClickException):
+    """A prewarm that SIGTERM ended."""
+
+    exit_code = ExitCode.TERMINATED
 
 
 class _Terminated(KeyboardInterrupt):
@@ -190,7 +194,7 @@ def run_prewarm(
     archs: Sequence[str],
     **how: Any,
 ) -> PrewarmReport:
-    """Prewarm with a progress display on stderr; told to end, say what is kept (Stopped)."""
+    """Prewarm with a progress display on stderr; told to end, say what is kept (ClickException)."""
     compiled = 0
 
     def count(item: PrewarmItem, done: int, total: int) -> None:
@@ -202,9 +206,10 @@ def run_prewarm(
         with _terminable(), _progress() as (on_start, on_progress):
             return service.prewarm(library, archs=tuple(archs), on_start=on_start, on_progress=count, **how)
     except KeyboardInterrupt as stop:
-        word, code = ("terminated", 143) if isinstance(stop, _Terminated) else ("interrupted", ExitCode.INTERRUPTED)
+        terminated = isinstance(stop, _Terminated)
+        error, word = (TerminatedError, "terminated") if terminated else (StoppedError, "interrupted")
         kept = f"{output.plural(compiled, 'program')} compiled so far are kept in {session.root()}"
-        raise Stopped(f"{word}; {kept}, and the same command goes on from there", code) from None
+        raise error(f"{word}; {kept}, and the same command goes on from there") from None
 
 
 @contextmanager
