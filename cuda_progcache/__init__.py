@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cuda_progcache.compile.linker import Linker as Linker
     from cuda_progcache.compile.linker import link as link
     from cuda_progcache.compile.program import Program as Program
+    from cuda_progcache.compile.recording import record as record
     from cuda_progcache.errors import AmbiguousDigestError as AmbiguousDigestError
     from cuda_progcache.errors import ArchError as ArchError
     from cuda_progcache.errors import BundleError as BundleError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import FrozenMissError as FrozenMissError
     from cuda_progcache.errors import InspectError as InspectError
     from cuda_progcache.errors import KernelNotFoundError as KernelNotFoundError
+    from cuda_progcache.errors import LockError as LockError
     from cuda_progcache.errors import ManifestError as ManifestError
     from cuda_progcache.errors import ModeError as ModeError
     from cuda_progcache.errors import OptionError as OptionError
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import ProgCacheError as ProgCacheError
     from cuda_progcache.errors import ProgCacheWarning as ProgCacheWarning
     from cuda_progcache.errors import ReadOnlyError as ReadOnlyError
+    from cuda_progcache.errors import RecordingError as RecordingError
     from cuda_progcache.errors import StoreError as StoreError
     from cuda_progcache.errors import TemplateError as TemplateError
     from cuda_progcache.errors import ToolchainError as ToolchainError
@@ -89,6 +92,7 @@ _HOME = {
     "KernelNotFoundError": "errors",
     "Linker": "compile.linker",
     "LinkerOptions": "keys.options",
+    "LockError": "errors",
     "ManifestError": "errors",
     "ModeError": "errors",
     "OptionError": "errors",
@@ -103,6 +107,7 @@ _HOME = {
     "ProgramOptions": "keys.options",
     "ReadOnlyError": "errors",
     "ReadOnlyProgramCache": "store.readonly",
+    "RecordingError": "errors",
     "StoreError": "errors",
     "TemplateError": "errors",
     "ToolchainError": "errors",
@@ -115,6 +120,7 @@ _HOME = {
     "make_program_cache_key": "compile.key",
     "memoize": "memo.memoize",
     "program_key": "compile.key",
+    "record": "compile.recording",
     "subscribe": "events",
 }
 
@@ -139,6 +145,7 @@ __all__ = [
     "KernelNotFoundError",
     "Linker",
     "LinkerOptions",
+    "LockError",
     "ManifestError",
     "ModeError",
     "OptionError",
@@ -153,6 +160,7 @@ __all__ = [
     "ProgramOptions",
     "ReadOnlyError",
     "ReadOnlyProgramCache",
+    "RecordingError",
     "StoreError",
     "TemplateError",
     "ToolchainError",
@@ -166,6 +174,7 @@ __all__ = [
     "make_program_cache_key",
     "memoize",
     "program_key",
+    "record",
     "subscribe",
 ]
 

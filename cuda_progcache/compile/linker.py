@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cuda_progcache._util.fields import replace
+from cuda_progcache.compile import recording
 from cuda_progcache.compile.arch import is_arch, with_arch
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.linking import NOTHING_TO_LINK, LinkInput, obtain_linked, unknown_arch
@@ -67,7 +68,10 @@ def _linked(ready: list[LinkInput], options: Any, target_type: str, cache: Any) 
     lto = target == "ptx" or any(item.target_type == "ltoir" for item in ready)
     if lto and options.link_time_optimization is None and "lto" not in facts(tuple(linker_flags(options))).names:
         options = replace(options, link_time_optimization=True)
-    return obtain_linked(ready, options, target, cache)
+    done = obtain_linked(ready, options, target, cache)
+    if recording.wanted():
+        recording.note_link(done, linker_flags(options))
+    return done
 
 
 def _input(item: Any, index: int) -> LinkInput:

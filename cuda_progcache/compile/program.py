@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cuda_progcache.compile import recording
 from cuda_progcache.compile.arch import with_arch
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.errors import ClosedProgramError, OptionError, UnsupportedCodeTypeError
@@ -154,6 +155,8 @@ class Program:
             header_policy=self._header_policy,
         )
         done = obtain(inputs, cache)
+        if recording.wanted():
+            recording.note(done, inputs)
         self._pch_status = None if done.hit else done.record.get("pch_status")  # such programs can't be cached
         if logs is not None and done.log:
             logs.write(done.log)

@@ -84,11 +84,15 @@ class KernelUnit:
             self.link_inputs, self._link_options(), self.target_type, cache, kernel=kernel, policy=policy
         )
 
+    @property
+    def kernel(self) -> dict[str, Any]:
+        """Its name and parameters, as JSON has them."""
+        return {"name": self.rendered.spec.name, "parameters": json_value(self.rendered.params)}
+
     def _kernel(self, template_digests: Mapping[str, str]) -> dict[str, Any]:
         """What a record has of the kernel."""
         return {
-            "name": self.rendered.spec.name,
-            "parameters": json_value(self.rendered.params),
+            **self.kernel,
             "templates": [{"name": name, "digest": digest} for name, digest in template_digests.items()],
         }
 
