@@ -66,6 +66,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("inspection", "The largest, costliest, newest or least used programs."),
     "provenance": ("provenance", "All that a program or another result came from."),
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
+    "doctor": ("doctor", "What is installed here, and what is wrong with it."),
+    "config": ("doctor", "The settings: what is set, and what each means."),
     "stats": ("cache", "How much the cache holds."),
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
     "prune": ("maintenance", "Remove the entries used least recently."),
