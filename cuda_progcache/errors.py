@@ -155,7 +155,11 @@ class FrozenMissError(ProgCacheError, LookupError):
 
 
 class RecordingError(ProgCacheError, ValueError):
-    """A file isn't a recording of what a run used, or no lockfile; or it is of a later format."""
+    """A file isn't a recording of what a run used, or it is one of a later format."""
+
+
+class LockError(ProgCacheError, ValueError):
+    """A file isn't a lockfile, or it is one of a later format or names what can't be; the message says where."""
 
 
 class ToolchainError(ProgCacheError, RuntimeError):

@@ -67,13 +67,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("inspection", "The largest, costliest, newest or least used programs."),
     "provenance": ("provenance", "All that a program or another result came from."),
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
+    "doctor": ("doctor", "What is installed here, and what is wrong with it."),
+    "config": ("doctor", "The settings: what is set, and what each means."),
     "stats": ("cache", "How much the cache holds."),
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
     "prune": ("maintenance", "Remove the entries used least recently."),
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),
     "export": ("maintenance", "Write programs to a bundle, for another machine."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
-    "check": ("maintenance", "What this machine could use of a bundle or a cache, and why not."),
+    "lock": ("proof", "Write down the programs that a deploy needs."),
+    "check": ("proof", "What this machine could use of a bundle or a cache, and what is missing."),
     "clear": ("cache", "Remove every entry."),
 }
 """Command name: the module under ``cuda_progcache.cli`` that has it, and its line in ``--help``."""
@@ -91,6 +94,8 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (errors.ManifestError, ExitCode.USAGE),
     (errors.UncacheableError, ExitCode.USAGE),
     (errors.OptionError, ExitCode.USAGE),
+    (errors.RecordingError, ExitCode.USAGE),
+    (errors.LockError, ExitCode.USAGE),
     (errors.ProgCacheError, ExitCode.FAILED),
     (OSError, ExitCode.FAILED),
 )

@@ -89,11 +89,30 @@ class Session:
             note_line(f"{root} is {_owner(root)}'s: it is looked at, and nothing is written there")
             return look_into(root)
 
-    def service(self, library: KernelLibrary | None = None, include_path: Sequence[str] = ()) -> CompileService:
-        """Make a compile service over the cache; ``include_path`` is for the library's kernels."""
+    def service(
+        self, library: KernelLibrary | None = None, include_path: Sequence[str] = (), *, make: bool = True
+    ) -> CompileService:
+        """Make a compile service over the cache.
+
+        Parameters
+        ----------
+        library : KernelLibrary, optional
+        include_path : sequence of str
+            For the library's kernels.
+        make : bool
+            Make the cache where it isn't there yet; else it is only looked at.
+        """
         from cuda_progcache.service.compile_service import CompileService
 
-        return CompileService(self.cache(), library=library, include_path=include_path)
+        cache = self.cache() if make else self.looked_at()
+        return CompileService(cache, library=library, include_path=include_path)
+
+    def looked_at(self) -> FileStreamProgramCache:
+        """Open the cache for lookups, in which it isn't made or written."""
+        from cuda_progcache._util import modes
+        from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+        return FileStreamProgramCache(self.root(), mode="ro" if modes.current() == "rw" else None)
 
 
 def _owner(path: Path) -> str:
