@@ -6,9 +6,11 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from importlib import import_module
 from typing import Any, NoReturn
@@ -113,6 +115,26 @@ class ReaderLeftError(click.ClickException):
     exit_code = ExitCode.BROKEN_PIPE
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which CI servers and Kubernetes send: what runs ends as at Ctrl-C, with its workers and their folders."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(_number: int, _frame: object) -> NoReturn:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever started this looks after signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class CommandGroup(click.Group):
     """A group whose commands are imported when they are called and whose errors are one line on stderr."""
 
@@ -162,7 +184,7 @@ class CommandGroup(click.Group):
         """Run a command and exit: no traceback, one clear line, a documented code."""
         arguments = list(sys.argv[1:] if args is None else args)
         extra.pop("standalone_mode", None)
-        with warnings.catch_warnings():
+        with _terminable(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", errors.ProgCacheWarning)  # each is said once as it is
             try:
@@ -196,8 +218,9 @@ def _report(error: Exception, *, as_json: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.BROKEN_PIPE
     if isinstance(error, click.Abort):
-        fail_line("interrupted")
-        return ExitCode.INTERRUPTED
+        terminated = isinstance(error.__cause__, Terminated)
+        fail_line(f"{'terminated' if terminated else 'interrupted'}; what was stored before is kept")
+        return ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED
     log = str(getattr(error, "log", "") or "")
     if isinstance(error, click.ClickException):
         code, message = int(error.exit_code), error.format_message()

@@ -51,7 +51,8 @@ def parse_time(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 
 VERIFY_JSON = """\b
---json: {"root": str, "ok": int, "bytes": int (of the whole entries), "clean": bool, "findings": [{"kind", "path",
+--json: {"root": str, "ok": bool (nothing is wrong, or it was repaired), "whole": int, "bytes": int (of the whole
+entries), "findings": [{"kind", "path",
 "digest" (or null), "size" (bytes), "advice", "repaired": bool}]}; kinds: corrupt, damaged-record, no-record,
 no-entry, unreadable, foreign, stale-staging
 
@@ -78,9 +79,9 @@ def verify_command(session: Session, *, repair: bool) -> int:
         output.emit(
             {
                 "root": session.root(),
-                "ok": ok,
+                "ok": clean,
+                "whole": ok,
                 "bytes": size,
-                "clean": clean,
                 "findings": [{**finding._asdict(), "advice": finding.advice} for finding in findings],
             }
         )

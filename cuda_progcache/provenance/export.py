@@ -40,7 +40,7 @@ def to_json(graph: Graph) -> dict[str, Any]:
     """Give a graph as a JSON object: ``format``, ``root``, ``nodes`` and ``edges``."""
     return {
         "format": FORMAT,
-        "root": graph.root,
+        "start": graph.root,
         "nodes": [
             {"id": node.id, "kind": node.kind, "label": node.label, "digest": node.digest, **dict(node.detail)}
             for node in graph.nodes.values()

@@ -12,8 +12,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from cuda_progcache._util.children import end, start_module
@@ -33,7 +36,10 @@ class Worker:
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        self._process = start_module("cuda_progcache.service.worker", env=_environment(), text=True, encoding="utf-8")
+        with _no_interrupts():
+            self._process = start_module(
+                "cuda_progcache.service.worker", env=_environment(), text=True, encoding="utf-8"
+            )
         self._setup = setup
         self._send(setup)
 
@@ -93,6 +99,16 @@ class Worker:
     def close(self) -> None:
         """End the process (at once: what it was compiling is lost)."""
         end(self._process)
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Block SIGINT in what is started: Ctrl-C reaches the whole group, and the one who asked ends its workers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 #: How the variables are called that this package, Python, and the search for compilers and headers look at.
@@ -159,9 +175,16 @@ def main() -> None:
         compiler.cache.close()  # what was counted is written down: the end of the batch kills this process
         answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        try:
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+        except BrokenPipeError:
+            break
         happened.clear()
+    # At the end of a batch this process is killed. Nobody is there any more to remove what it left.
+    if setup.get("scratch"):
+        shutil.rmtree(setup["scratch"], ignore_errors=True)
+    os._exit(0)
 
 
 if __name__ == "__main__":

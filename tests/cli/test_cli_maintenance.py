@@ -21,7 +21,7 @@ def path_of(root, digest):
 
 def test_verify_a_whole_cache(cli, cli_json, kept, root):
     assert cli("verify").stdout == "3 entries whole (5.1 kB), nothing wrong\n"
-    assert cli_json("verify") == {"root": str(root), "ok": 3, "bytes": 5120, "clean": True, "findings": []}
+    assert cli_json("verify") == {"root": str(root), "ok": True, "whole": 3, "bytes": 5120, "findings": []}
 
 
 def test_verify_says_what_is_wrong_and_repairs_it(cli, cli_json, kept, root):
@@ -36,7 +36,7 @@ def test_verify_says_what_is_wrong_and_repairs_it(cli, cli_json, kept, root):
     assert (finding["size"], finding["repaired"]) == (5000, False)
     assert "quarantine" in finding["advice"]
     repaired = cli_json("verify", "--repair")
-    assert (repaired["clean"], repaired["findings"][0]["repaired"]) == (True, True)
+    assert (repaired["ok"], repaired["findings"][0]["repaired"]) == (True, True)
     assert cli_json("verify")["findings"] == []
 
 
