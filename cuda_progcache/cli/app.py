@@ -116,7 +116,7 @@ class ReaderLeftError(click.ClickException):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which CI servers and Kubernetes send: what runs ends as at Ctrl-C, with its workers and their folders."""
+    """SIGTERM, which CI servers and Kubernetes send: what runs ends as at Ctrl-C, and so do its workers."""
 
 
 @contextmanager
