@@ -60,8 +60,8 @@ def needed(proof: Proof, cache: FileStreamProgramCache) -> frozenset[str]:
     if gone:
         first = f"{gone[0].title}: {'; '.join(gone[0].reasons)}"
         raise ExportError(
-            f"{len(gone):,} of {len(proof.programs):,} programs can't be exported, since the cache doesn't have them as "
-            f"they are needed ({first}); cuda-progcache check lists them, and nothing was written"
+            f"{len(gone):,} of {len(proof.programs):,} programs can't be exported, since the cache doesn't have them "
+            f"as they are needed ({first}); cuda-progcache check lists them, and nothing was written"
         )
     found: set[str] = set()
     for program in proof.programs:
