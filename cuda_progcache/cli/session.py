@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -100,17 +100,38 @@ class Session:
         return FileStreamProgramCache(self.cache_dir, mode="ro" if modes.current() == "rw" else None)
 
 
-def library_at(manifest: Path | None) -> KernelLibrary:
+def library_at(manifest: Path | None, *, lines: bool = False) -> KernelLibrary:
     """Open the kernel library of a manifest.
 
     Parameters
     ----------
     manifest : Path or None
         A folder with a ``manifest.toml``, or that file itself; None: the bundled library.
+    lines : bool
+        Whether the machine code is to name the lines of the templates.
     """
     from cuda_progcache.service.manifest import KernelLibrary
 
-    return KernelLibrary(manifest)
+    return KernelLibrary(manifest, line_directives=lines, options={"lineinfo": True} if lines else None)
+
+
+class KernelText(NamedTuple):
+    """A kernel of a library as it is typed: ``softmax?dtype=float16&block=256@sm_90``."""
+
+    name: str
+    parameters: tuple[str, ...] = ()
+    arch: str | None = None
+
+
+def kernel_text(text: str) -> KernelText | None:
+    """Take a kernel's text apart; None where it has neither parameters nor an architecture: it may be anything then."""
+    rest, at, arch = text.rpartition("@")
+    if not at:
+        rest = text
+    name, question, parameters = rest.partition("?")
+    if not name or not (at or question):
+        return None
+    return KernelText(name, tuple(filter(None, parameters.split("&"))), arch if at else None)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
