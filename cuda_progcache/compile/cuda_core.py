@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles by ``cuda.core`` itself, told as ours are.
 
-:func:`watch` puts a subclass in the place of :class:`cuda.core.Program`, and one in that of :class:`cuda.core.Linker`,
-when ``cuda.core`` is imported. They do what they did; and they emit ``hit``, ``miss``, ``compile`` and ``refused``
-events, of what is compiled past every cache, too. What goes to one of our stores gets a record there, so that a later
-miss can be explained. Where nobody listens, a call goes straight through.
+:func:`watch` puts a subclass in the place of :class:`cuda.core.Program` when ``cuda.core`` is imported. It does what
+that does; and it emits ``hit``, ``miss``, ``compile`` and ``refused`` events, of what is compiled past every cache, too.
+What goes to one of our stores gets a record there, so that a later miss can be explained. Where nobody listens, a call
+goes straight through.
 
 ``cuda.core`` is compiled: its methods can't be replaced in place, and nothing else of it can be seen from outside.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import time
 from collections.abc import Sequence
 
 from cuda_progcache import events
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-#: The modules in which the classes are made, and the classes.
-_HOMES = {"cuda.core._program": "Program", "cuda.core._linker": "Linker"}
+#: The module in which the class is made.
+_HOME = "cuda.core._program"
 
 
 def watch() -> None:
@@ -37,17 +36,16 @@ def watch() -> None:
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Finder())
-    for home in _HOMES:
-        if home in sys.modules:
-            _watch_in(sys.modules[home])
+    if _HOME in sys.modules:
+        _watch_in(sys.modules[_HOME])
 
 
 class _Finder:
-    """Finds the two modules as they would be found, and has them changed once they are loaded."""
+    """Finds that module as it would be found, and has it changed once it is loaded."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         """What the finders after this one say."""
-        if name not in _HOMES:
+        if name != _HOME:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
@@ -82,20 +80,19 @@ class _Loader:
 
 
 def _watch_in(module: ModuleType) -> None:
-    name = _HOMES[module.__name__]
-    theirs = getattr(module, name, None)
+    theirs = getattr(module, "Program", None)
     if theirs is None or getattr(theirs, "_cuda_progcache_watched", False):
-        return  # another version of cuda.core
-    ours = _program(theirs) if name == "Program" else _linker(theirs)
+        return  # another version of cuda.core; or done
+    ours = _watched(theirs)
     for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
         setattr(ours, attribute, getattr(theirs, attribute))
-    setattr(module, name, ours)
+    module.__dict__["Program"] = ours
     package = sys.modules.get("cuda.core")
-    if getattr(package, name, None) is theirs:
-        setattr(package, name, ours)
+    if package is not None and package.__dict__.get("Program") is theirs:
+        package.__dict__["Program"] = ours
 
 
-def _program(theirs: Any) -> type:
+def _watched(theirs: Any) -> type:
     class Program(theirs):  # type: ignore[misc]
         _cuda_progcache_watched = True
 
@@ -120,28 +117,3 @@ def _program(theirs: Any) -> type:
                 call.tell()
 
     return Program
-
-
-def _linker(theirs: Any) -> type:
-    class Linker(theirs):  # type: ignore[misc]
-        _cuda_progcache_watched = True
-
-        def __init__(self, *object_codes: Any, options: Any = None) -> None:
-            super().__init__(*object_codes, options=options)
-            self._made_for = (str(getattr(options, "name", None) or ""), str(getattr(options, "arch", None) or ""))
-
-        @functools.wraps(theirs.link)
-        def link(self, target_type: Any, *args: Any, **kwargs: Any) -> Any:
-            clock, failed = time.perf_counter(), False
-            try:
-                return super().link(target_type, *args, **kwargs)
-            except Exception:
-                failed = True
-                raise
-            finally:
-                if not failed and events.wanted("compile"):
-                    name, arch = self._made_for
-                    about = (name or "a link by cuda.core", str(target_type).lower(), arch)
-                    events.emit(events.Event("compile", *about, seconds=time.perf_counter() - clock))
-
-    return Linker
