@@ -60,8 +60,8 @@ class Event(NamedTuple):
         head = f"{self.kind}:{about}"
         if self.digest:
             head += f" {self.digest[:12]}"
-        if self.seconds:
-            head += f" {'instead of' if self.kind == 'hit' else 'in'} {self.seconds * 1e3:.0f} ms"
+        if self.seconds and self.kind != "hit":
+            head += f" in {self.seconds * 1e3:.0f} ms"
         return head + (f": {'; '.join(self.reasons)}" if self.reasons else "")
 
 

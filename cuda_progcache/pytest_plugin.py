@@ -20,7 +20,10 @@ this package and of ``cuda.core.Program``, with a cache and without one, in the 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from cuda_progcache.compile.compiled import CompiledProgram
     from cuda_progcache.service.activity import Activity
     from cuda_progcache.service.compile_service import CompileService
-    from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.store.base import ProgramCacheResource
 
 # Before anybody imports it: its asserts are told as those of a test are.
 pytest.register_assert_rewrite("cuda_progcache.testing")
@@ -43,6 +46,7 @@ pytest.register_assert_rewrite("cuda_progcache.testing")
 _MODES = ("rw", "ro", "off", "frozen")
 #: Of the ``kernel`` fixture, where there is no device to ask.
 _ARCH = "sm_90"
+_WARNINGS = "default::cuda_progcache.ProgCacheWarning"
 
 
 class _Option(NamedTuple):
@@ -84,7 +88,7 @@ _OPTIONS = (
         variable="CUDA_PROGCACHE_RECORD",
     ),
     _Option("progcache-report", "FILE", "write the summary to FILE, as JSON, with every compile", is_path=True),
-    _Option("progcache-arch", "ARCH", f"what the kernel fixture compiles for (default: the device's; without, {_ARCH})"),
+    _Option("progcache-arch", "ARCH", f"what the kernel fixture compiles for (default: the device's, or {_ARCH})"),
 )
 
 
@@ -112,6 +116,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for option in _OPTIONS:
         if option.variable and (value := getattr(config.option, _dest(option))):
             _set_variable(config, option.variable, value)
+    _let_warnings_be(config)
     run = _Run(config)
     config.stash[_RUN] = run
     config.pluginmanager.register(run, "progcache-run")
@@ -193,14 +198,13 @@ class _Run:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Note which test runs."""
         self._now(item.nodeid)
-        _let_warnings_be()
         try:
             return (yield)
         finally:
             self._now("")
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, object, object]:
+    def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, object, object]:
         """Note which fixture of several tests is made: what it compiles is none of theirs."""
         if fixturedef.scope == "function":
             return (yield)
@@ -291,30 +295,35 @@ def _write_report(path: str, report: Mapping[str, Any]) -> str:
     import json
 
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            Path(path).parent.mkdir(parents=True)
         Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         return f"can't write the report {path}: {error.strerror or error}"
     return ""
 
 
-def _let_warnings_be() -> None:
-    """Have the cache's warnings be no errors in the test that begins, unless they were asked to be by their name.
+def _let_warnings_be(config: pytest.Config) -> None:
+    """Have the cache's warnings be no errors where all warnings are, unless they were asked to be by their name.
 
-    Where all warnings are errors, a full disk would fail a test.
+    Else a full disk would fail a test.
     """
-    import warnings
+    said: list[str] = config.getini("filterwarnings")
+    for lines in (said, config.known_args_namespace.pythonwarnings or []):
+        for index in reversed([i for i, line in enumerate(lines) if _is_error(line)]):
+            lines.insert(index + 1, _WARNINGS)  # later ones win
+    if any(map(_is_error, sys.warnoptions)):
+        said.insert(0, _WARNINGS)
 
-    if not any(action == "error" for action, *_ in warnings.filters):
-        return
-    from cuda_progcache.errors import ProgCacheWarning
 
-    if not any(category is ProgCacheWarning for _, _, category, *_ in warnings.filters):
-        warnings.simplefilter("default", ProgCacheWarning)
+def _is_error(line: str) -> bool:
+    """Whether a filter of warnings makes errors of all, or of all of the cache's kind."""
+    action, message, category, *where = (*(part.strip() for part in line.split(":")), "", "", "")
+    return action == "error" and not (message or any(where)) and category in {"", "Warning", "RuntimeWarning"}
 
 
 @pytest.fixture(scope="session")
-def program_cache(pytestconfig: pytest.Config) -> Iterator[FileStreamProgramCache]:
+def program_cache(pytestconfig: pytest.Config) -> Iterator[ProgramCacheResource]:
     """Give the cache of compiled programs that this test run, its xdist workers and later runs share.
 
     It goes wherever a cache goes: ``cuda.core.Program(...).compile("cubin", cache=program_cache)``,
@@ -326,27 +335,32 @@ def program_cache(pytestconfig: pytest.Config) -> Iterator[FileStreamProgramCach
 
     with _opened(pytestconfig) as cache:
         yield cache
-        run, mode = pytestconfig.stash[_RUN], modes.of(cache)
+        run, mode, path = pytestconfig.stash[_RUN], modes.of(cache), cache.directory or "memory"
         try:
-            run.activity.cache = CacheState.of(str(cache.path), mode, cache.stats())
+            run.activity.cache = CacheState.of(path, mode, cache.stats())
         except OSError:  # it can't be listed any more
             nothing: Any = dict.fromkeys(CacheState._fields, 0)
-            run.activity.cache = CacheState(**{**nothing, "path": str(cache.path), "mode": mode, "read_errors": 1})
+            run.activity.cache = CacheState(**{**nothing, "path": path, "mode": mode, "read_errors": 1})
 
 
-def _opened(config: pytest.Config) -> FileStreamProgramCache:
+def _opened(config: pytest.Config) -> ProgramCacheResource:
+    from cuda_progcache.errors import ProgCacheWarning, UnsafeRootError
     from cuda_progcache.store.fallback import KeptInMemory
     from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.store.in_memory import InMemoryProgramCache
 
     path, cap = config.option.progcache_dir, _max_size(config)
     try:
         return FileStreamProgramCache(path, max_size_bytes=cap)
+    except UnsafeRootError as trouble:  # nothing there is to be trusted
+        warnings.warn(f"compiled programs are kept in memory only: {trouble}", ProgCacheWarning, stacklevel=2)
+        return InMemoryProgramCache(max_size_bytes=cap)
     except OSError as trouble:
         return KeptInMemory.instead_of(path or "", trouble, shared=False, max_size_bytes=cap)
 
 
 @pytest.fixture(scope="session")
-def compile_service(program_cache: FileStreamProgramCache) -> CompileService:
+def compile_service(program_cache: ProgramCacheResource) -> CompileService:
     """Give a compile service over :func:`program_cache`, with the bundled kernel library."""
     from cuda_progcache.service.compile_service import CompileService
 
@@ -355,9 +369,10 @@ def compile_service(program_cache: FileStreamProgramCache) -> CompileService:
 
 @pytest.fixture(scope="session")
 def kernel(compile_service: CompileService, pytestconfig: pytest.Config) -> Callable[..., Any]:
-    """Give a function that compiles a library kernel, or takes it from the cache: ``kernel("softmax", dtype="float16")``.
+    """Give a function that compiles a kernel of the library, or takes it from the cache.
 
-    It takes what ``CompileService.kernel`` takes. ``arch`` is by default ``--progcache-arch``, or the device's.
+    ``kernel("softmax", dtype="float16")``: it takes what ``CompileService.kernel`` takes. ``arch`` is by default
+    ``--progcache-arch``, or the device's.
     """
 
     def compiled(

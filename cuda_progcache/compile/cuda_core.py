@@ -2,9 +2,9 @@
 """Compiles by ``cuda.core`` itself, told as ours are.
 
 :func:`watch` puts a subclass in the place of :class:`cuda.core.Program` when ``cuda.core`` is imported. It does what
-that does; and it emits ``hit``, ``miss``, ``compile`` and ``refused`` events, of what is compiled past every cache, too.
-What goes to one of our stores gets a record there, so that a later miss can be explained. Where nobody listens, a call
-goes straight through.
+that does; and it emits ``hit``, ``miss``, ``compile`` and ``refused`` events, of what is compiled past any cache, too.
+What goes to one of our stores is compiled once, however many processes ask for it, and gets a record there, so that a
+later miss can be explained. Where nobody listens, a call goes straight through.
 
 ``cuda.core`` is compiled: its methods can't be replaced in place, and nothing else of it can be seen from outside.
 """
@@ -109,9 +109,11 @@ def _watched(theirs: Any) -> type:
             call = WatchedCall(self._made_of, args, kwargs)
             try:
                 # Returned at once: a frame that can raise holds no ObjectCode, whose repr deadlocks without a driver.
-                return super().compile(*args, **call.keywords())
+                return call.run(super().compile)
             except Exception as error:
                 call.failed(error)
+                # Who keeps the error keeps this frame, and a Program in a circle with it is cleaned up too late.
+                del self
                 raise
             finally:
                 call.tell()

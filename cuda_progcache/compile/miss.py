@@ -197,8 +197,9 @@ def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> Compil
     except CompilerRefusal as refusal:
         _tell_refused(inputs, refusal.status)
         raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
-    record = {"duration": time.perf_counter() - clock, "log": output.log, "pch_status": output.pch_status}
-    tell_compiled(inputs, record["duration"])
+    seconds = time.perf_counter() - clock
+    record = {"duration": seconds, "log": output.log, "pch_status": output.pch_status}
+    tell_compiled(inputs, seconds)
     return CompiledProgram(
         output.data,
         inputs.target_type,

@@ -11,7 +11,8 @@ from cuda_progcache._util import modes
 from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.compile import history
 from cuda_progcache.compile.arch import with_arch
-from cuda_progcache.compile.lookup import is_ours, is_theirs, seconds_of
+from cuda_progcache.compile.lookup import is_theirs, leases_dir, seconds_of
+from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.errors import FrozenMissError, ProgCacheError
 from cuda_progcache.keys.headers import NO_HEADERS
 from cuda_progcache.keys.inputs import normalize
@@ -21,6 +22,7 @@ from cuda_progcache.store.base import ProgramCacheResource, entry_digest, key_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from cuda_progcache.keys.inputs import CompileInputs
@@ -47,10 +49,10 @@ class WatchedCall:
         self._code, self._code_type = given.get("code"), str(given.get("code_type")).lower()
         self._options = given.get("options")
         self._target = str(args[0] if args else kwargs.get("target_type")).lower()
-        self._kwargs = kwargs
+        self._args, self._kwargs = args, kwargs
         cache = kwargs.get("cache")
         #: Whether there is a cache that is looked into.
-        self._cached = cache is not None and not (is_ours(type(cache)) and modes.of(cache) == "off")
+        self._cached = cache is not None and not (isinstance(cache, ProgramCacheResource) and modes.of(cache) == "off")
         self._clock = time.perf_counter()
         self._digest: str | None = None
         self._hit: bool | None = None
@@ -59,12 +61,37 @@ class WatchedCall:
         self._stored: bool | None = None
         self._error: type[Exception] | None = None
 
-    def keywords(self) -> dict[str, Any]:
-        """The call's keywords, with a cache that tells what is asked of it."""
-        cache = self._kwargs.get("cache")
-        if not self._cached or not (is_ours(type(cache)) or is_theirs(cache)):
-            return self._kwargs  # none, or nothing that cuda.core takes for one
-        return {**self._kwargs, "cache": _Watched(cache, self)}
+    def run(self, compile_: Callable[..., Any]) -> Any:
+        """Do the call by ``compile_``, which is cuda.core's.
+
+        What is returned is in no variable here: a frame that can raise holds no ObjectCode, whose repr deadlocks
+        without a driver.
+        """
+        cache: Any = self._kwargs.get("cache")
+        if not self._cached or not (isinstance(cache, ProgramCacheResource) or is_theirs(cache)):
+            return compile_(*self._args, **self._kwargs)  # no cache, or nothing that cuda.core takes for one
+        if not isinstance(cache, ProgramCacheResource):
+            return compile_(*self._args, **self._kwargs | {"cache": _Watched(cache, self)})
+        try:
+            return compile_(*self._args, **self._kwargs | {"cache": _Asked(cache, self)})
+        except _MissedError as missed:
+            key = missed.key
+        data = fly(
+            str(self._digest),
+            leases_dir(cache) if modes.of(cache) == "rw" else None,
+            lambda: self._compiled(compile_, cache, key),
+            lambda: cache.get(key),
+        )
+        self._hit = self._stored is None  # another thread or process has compiled it meanwhile
+        return compile_(*self._args, **self._kwargs | {"cache": _Given(data)})
+
+    def _compiled(self, compile_: Callable[..., Any], cache: Any, key: Any) -> bytes:
+        """Compile, store, and give the bytes."""
+        compiled = _Taking()
+        self._clock = time.perf_counter()
+        compile_(*self._args, **self._kwargs | {"cache": compiled})
+        self.store(cache, key, [compiled.data])
+        return compiled.data
 
     # What the cache is asked
 
@@ -91,9 +118,9 @@ class WatchedCall:
     def store(self, cache: Any, key: Any, held: list[Any]) -> None:
         """Store what was compiled, which is taken out of ``held``; with a record where the cache takes one."""
         self._seconds = time.perf_counter() - self._clock
+        self._stored = False
         record = self._record(key) if _takes_records(cache) else None
         if record is None:
-            self._stored = False
             cache[key] = held.pop()
             self._stored = True
             return
@@ -180,8 +207,38 @@ class WatchedCall:
             events.emit(events.Event("compile", *about, seconds=time.perf_counter() - self._clock))
 
 
-class _Watched(ProgramCacheResource):
-    """A stand-in for a cache during one call."""
+class _MissedError(Exception):
+    """A cache doesn't have what it was asked for: ends a call before anything is compiled."""
+
+    def __init__(self, key: Any) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+class _Cache(ProgramCacheResource):
+    """A stand-in for a cache during one call, which looks up, then maybe stores."""
+
+    def __getitem__(self, key: Any) -> bytes:
+        data: bytes | None = self.get(key)
+        if data is None:
+            raise KeyError(key)
+        return data
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Keep nothing."""
+
+    def __delitem__(self, key: Any) -> None:
+        """Keep nothing."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def clear(self) -> None:
+        """Keep nothing."""
+
+
+class _Watched(_Cache):
+    """Hands on to a cache, and notes it."""
 
     def __init__(self, cache: Any, call: WatchedCall) -> None:
         self._cache = cache
@@ -191,34 +248,53 @@ class _Watched(ProgramCacheResource):
         data = self._call.look_up(self._cache, key)
         return default if data is None else data
 
-    def __getitem__(self, key: Any) -> bytes:
-        data = self._call.look_up(self._cache, key)
+    def __setitem__(self, key: Any, value: Any) -> None:
+        held = [value]
+        del value  # a frame that can raise holds no ObjectCode
+        self._call.store(self._cache, key, held)
+
+
+class _Asked(_Watched):
+    """Gives what a cache has; a miss ends the call."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        data = super().get(key, default)
         if data is None:
-            raise KeyError(key)
+            raise _MissedError(key)
         return data
+
+
+class _Taking(_Cache):
+    """Has nothing, and takes the bytes of what was compiled."""
+
+    data = b""
+
+    def get(self, key: Any, default: Any = None) -> Any:  # noqa: ARG002 - there is none
+        return default
 
     def __setitem__(self, key: Any, value: Any) -> None:
         held = [value]
-        del value  # a frame that can raise holds no ObjectCode, whose repr deadlocks without a driver
-        self._call.store(self._cache, key, held)
+        del value  # as above
+        self.data = program_bytes(held.pop())
 
-    def __delitem__(self, key: Any) -> None:
-        del self._cache[key]
 
-    def __len__(self) -> int:
-        return len(self._cache)
+class _Given(_Cache):
+    """Has these bytes."""
 
-    def clear(self) -> None:
-        self._cache.clear()
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def get(self, key: Any, default: Any = None) -> Any:  # noqa: ARG002 - whatever the key
+        return self._data
 
 
 def _takes_records(cache: Any) -> bool:
     """Whether it is a store of ours, and one that doesn't raise where it can't store."""
-    return is_ours(type(cache)) and not getattr(cache, "_strict", False)
+    return isinstance(cache, ProgramCacheResource) and not getattr(cache, "_strict", False)
 
 
 def _seconds_spared(cache: Any, digest: str) -> float:
-    if not is_ours(type(cache)):
+    if not isinstance(cache, ProgramCacheResource):
         return 0.0
     try:
         return seconds_of(cache.info(digest).record)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What programs did in a run: hits, misses by reason, compiles, the time they took and the time that was spared.
+r"""What programs did in a run: hits, misses by reason, compiles, the time they took and the time that was spared.
 
 An :class:`Activity` listens to the events of its process, those of any cache and of none::
 
@@ -7,7 +7,7 @@ An :class:`Activity` listens to the events of its process, those of any cache an
     stop = cuda_progcache.subscribe(activity)
     ...
     stop()
-    print("\\n".join(activity.summary()))
+    print("\n".join(activity.summary()))
 
 Those of several processes are summed up with ``+``, and travel as :meth:`Activity.as_dict`.
 """

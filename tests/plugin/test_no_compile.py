@@ -18,7 +18,9 @@ def program(number):
     return cuda_progcache.Program('extern "C" __global__ void k(int *a) { *a = %d; }' % number, "c++", OPTIONS)
 """
 
-WAYS = HEADER + r"""
+WAYS = (
+    HEADER
+    + r"""
 no_compile = pytest.mark.no_compile
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,7 @@ def late(program_cache):
 def test_passes_and_errs_in_teardown(late):
     pass
 """
+)
 
 
 def told_of(text, test):
