@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import FrozenMissError as FrozenMissError
     from cuda_progcache.errors import InspectError as InspectError
     from cuda_progcache.errors import KernelNotFoundError as KernelNotFoundError
+    from cuda_progcache.errors import LockError as LockError
     from cuda_progcache.errors import ManifestError as ManifestError
     from cuda_progcache.errors import ModeError as ModeError
     from cuda_progcache.errors import OptionError as OptionError
@@ -91,6 +92,7 @@ _HOME = {
     "KernelNotFoundError": "errors",
     "Linker": "compile.linker",
     "LinkerOptions": "keys.options",
+    "LockError": "errors",
     "ManifestError": "errors",
     "ModeError": "errors",
     "OptionError": "errors",
@@ -143,6 +145,7 @@ __all__ = [
     "KernelNotFoundError",
     "Linker",
     "LinkerOptions",
+    "LockError",
     "ManifestError",
     "ModeError",
     "OptionError",

@@ -147,9 +147,19 @@ class FrozenMissError(ProgCacheError, LookupError):
         self.reasons = tuple(reasons)
         self.command = command
 
+    def with_options(self, options: str) -> FrozenMissError:
+        """The same error, with more options in its command."""
+        command = f"{self.command} {options}"
+        message = str(self).removesuffix(self.command) + command
+        return FrozenMissError(message, name=self.name, reasons=self.reasons, command=command)
+
 
 class RecordingError(ProgCacheError, ValueError):
-    """A file isn't a recording of what a run used, or no lockfile; or it is of a later format."""
+    """A file isn't a recording of what a run used, or it is one of a later format."""
+
+
+class LockError(ProgCacheError, ValueError):
+    """A file isn't a lockfile, or it is one of a later format or names what can't be; the message says where."""
 
 
 class ToolchainError(ProgCacheError, RuntimeError):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,8 +213,11 @@ def make_environment(prefix: Path, wheel: Path, python: str | None = None, wheel
             _copy(distribution, environment.site_packages)
         elif distribution.name not in {"cuda-core", "cuda-bindings", "cuda-python"}:  # a hit needs none of them
             missing.append(f"{distribution.name}=={distribution.version}")
-    pip = [sys.executable, "-m", "pip", "--python", environment.python, "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, str(wheel), *missing], check=True, capture_output=True)
+    with zipfile.ZipFile(wheel) as packed:  # pure Python and data: this is all that installing it does
+        packed.extractall(environment.site_packages)
+    if missing:
+        pip = [sys.executable, "-m", "pip", "--python", environment.python, "install", "--quiet", "--no-deps"]
+        subprocess.run([*pip, "--no-compile", *missing], check=True, capture_output=True)
     return environment
 
 

@@ -234,11 +234,24 @@ class Account(NamedTuple):
     uncached: Counter[str]
 
 
-def run(place: str | os.PathLike[str], programs: int, seed: int) -> Account:
-    """Make programs below a directory, run them, edit them, run them again."""
+def run(place: str | os.PathLike[str], programs: int, seed: int, *, every: bool = False) -> Account:
+    """Make programs below a directory, run them, edit them, run them again.
+
+    Parameters
+    ----------
+    place : path-like
+    programs : int
+        How many, of features and edits taken by chance.
+    seed : int
+    every : bool
+        Make one more for each feature, whose value is edited.
+    """
     rng = random.Random(seed)  # noqa: S311 - repeatable, nothing secret
     root = Path(place)
-    cases = [_make(root, number, rng) for number in range(programs)]
+    cases = [
+        *(_make(root, number, rng) for number in range(programs)),
+        *(_make(root, programs + n, rng, name) for n, name in enumerate(sorted(FEATURES) if every else ())),
+    ]
     (root / "cases.json").write_text(json.dumps(cases))
     (root / "child.py").write_text(CHILD)
     told = _child(root, "before")
@@ -260,11 +273,11 @@ def run(place: str | os.PathLike[str], programs: int, seed: int) -> Account:
             if expected and not hit:
                 needless[f"{front}: {case['edit'] if step == 'first' else 'again'} ({case['features']})"] += 1
                 uncached.update({kind: 1 for kind in ("uncached", "changed", "dropped") if counters.get(kind)})
-    return Account(programs, len(told) + len(told_after), wrong, needless, uncached)
+    return Account(len(cases), len(told) + len(told_after), wrong, needless, uncached)
 
 
-def _make(root: Path, number: int, rng: random.Random) -> dict[str, str]:
-    names = rng.sample(sorted(FEATURES), rng.choice((1, 1, 2, 3)))
+def _make(root: Path, number: int, rng: random.Random, feature: str | None = None) -> dict[str, str]:
+    names = rng.sample(sorted(FEATURES), rng.choice((1, 1, 2, 3))) if feature is None else [feature]
     edited = names[0]
     lazy = FEATURES[edited].lazy
     names = [name for name in names if FEATURES[name].lazy == lazy]
@@ -272,7 +285,7 @@ def _make(root: Path, number: int, rng: random.Random) -> dict[str, str]:
     parts = [_own(FEATURES[name].source, number) for number, name in enumerate(names)]
     uses = " + ".join(f"({_own(FEATURES[name].use, i)})" for i, name in enumerate(names))
     before = "\n".join(_with(part, 1) for part in parts) + "\n"
-    edit = rng.choice(["value", "value", "change", *NEUTRAL])
+    edit = rng.choice(["value", "value", "change", *NEUTRAL]) if feature is None else "value"
     after = before
     if edit == "value":
         after = "\n".join([_with(parts[0], 2), *(_with(part, 1) for part in parts[1:])]) + "\n"

@@ -12,7 +12,11 @@ mode       looked up                        kept                         a progr
 
 Templates are rendered and memoized functions run in every mode; ``frozen`` is ``ro`` to them. What code asks for
 (``CompileService(mode=...)``, ``FileStreamProgramCache(mode=...)``, ``--mode``) holds where it is asked for;
-``CUDA_PROGCACHE`` holds everywhere else, and is read at each use.
+``CUDA_PROGCACHE`` holds everywhere else, and is read at each use. Memoized functions follow the variable alone: they
+belong to no service, and a service's mode is that of its programs, templates and recorded calls.
+
+To ``cuda.core``, which knows a store as a mapping alone, a miss in a frozen store is the error that ends the compile.
+A store in memory is a variable of the program's own: it takes what it is given in every mode.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ class ExitCode(IntEnum):
     INTERNAL = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
+    TERMINATED = 143
 
 
 EXIT_CODES = """\b
@@ -44,7 +45,7 @@ Exit codes:
     4  a compiler library, header package or inspection tool is missing
     5  no entry has this digest, or more than one does
    70  a defect in cuda-progcache itself (CUDA_PROGCACHE_TRACEBACK=1 shows where)
-  130  interrupted; 141: the reader of the output went away
+  130  interrupted; 141: the reader of the output went away; 143: a prewarm was terminated
 
 With --json, stdout carries one JSON object and nothing else; when the command fails before it has a result, that
 object is {"error": {"type", "message", "exit_code", "log"}}. Every command's --help gives its shape.
@@ -59,15 +60,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("entries", "The programs in the cache."),
     "show": ("entries", "All that is known about one program: where it came from, what it uses."),
     "explain": ("explain", "Why a program had to be compiled."),
+    "resources": ("inspection", "Registers, spills, shared memory and occupancy of the kernels in the cache."),
+    "sass": ("inspection", "The machine code of a program."),
+    "diff": ("inspection", "What differs between two programs."),
+    "top": ("inspection", "The largest, costliest, newest or least used programs."),
     "provenance": ("provenance", "All that a program or another result came from."),
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
+    "doctor": ("doctor", "What is installed here, and what is wrong with it."),
+    "config": ("doctor", "The settings: what is set, and what each means."),
     "stats": ("cache", "How much the cache holds."),
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
     "prune": ("maintenance", "Remove the entries used least recently."),
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),
     "export": ("maintenance", "Write programs to a bundle, for another machine."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
-    "check": ("maintenance", "What this machine could use of a bundle or a cache, and why not."),
+    "lock": ("proof", "Write down the programs that a deploy needs."),
+    "check": ("proof", "What this machine could use of a bundle or a cache, and what is missing."),
     "clear": ("cache", "Remove every entry."),
 }
 """Command name: the module under ``cuda_progcache.cli`` that has it, and its line in ``--help``."""
@@ -85,6 +93,8 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (errors.ManifestError, ExitCode.USAGE),
     (errors.UncacheableError, ExitCode.USAGE),
     (errors.OptionError, ExitCode.USAGE),
+    (errors.RecordingError, ExitCode.USAGE),
+    (errors.LockError, ExitCode.USAGE),
     (errors.ProgCacheError, ExitCode.FAILED),
     (OSError, ExitCode.FAILED),
 )

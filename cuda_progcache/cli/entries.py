@@ -60,7 +60,8 @@ def _iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
 
 
-def _matches(entry: EntryInfo, kernel: str | None, arch: str | None, target: str | None) -> bool:
+def matches(entry: EntryInfo, kernel: str | None, arch: str | None, target: str | None) -> bool:
+    """Whether an entry is of this name (a pattern), architecture and target; None: any."""
     record = entry.record
     if kernel is not None and not fnmatch.fnmatchcase(program_name(record), kernel):
         return False
@@ -146,12 +147,12 @@ def _chosen(
     reverse: bool,
     limit: int | None,
 ) -> list[EntryInfo]:
-    def matches(entry: EntryInfo) -> bool:
-        return _matches(entry, kernel, arch, target)
+    def fits(entry: EntryInfo) -> bool:
+        return matches(entry, kernel, arch, target)
 
     if limit is not None and sort in _FIRST and not reverse:
-        return cache.first(limit, by=_FIRST[sort], matches=matches)
-    return sorted(filter(matches, cache.entries()), key=_SORTS[sort], reverse=reverse)[:limit]
+        return cache.first(limit, by=_FIRST[sort], matches=fits)
+    return sorted(filter(fits, cache.entries()), key=_SORTS[sort], reverse=reverse)[:limit]
 
 
 def _list_unkept(

@@ -14,7 +14,7 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.entries import find_entry, program_name
-from cuda_progcache.cli.session import Session, common_options, include_option
+from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.store.default_cap import parse_size as in_bytes
 
 if TYPE_CHECKING:
@@ -300,50 +300,3 @@ def import_command(session: Session, bundle: Path, archs: tuple[str, ...]) -> No
         f"imported {output.plural(report.imported, 'entry')} ({output.size(report.bytes)})"
         + (f"; {', '.join(rest)}" if rest else "")
     )
-
-
-CHECK_JSON = """\b
---json: {"path": str, "archs": [str] (what was checked for; empty: no device here, any will do), "usable": int,
-"entries": [{"digest", "name", "target_type", "arch", "usable" (null: nobody can tell), "reasons"}]}
-
-\b
-Exit code 1: some programs are of no use here.
-"""
-
-
-@click.command(
-    "check", short_help="What this machine could use of a bundle or a cache, and why not.", epilog=CHECK_JSON
-)
-@click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--arch", "archs", multiple=True, metavar="ARCH", help="Check for this device, in place of those here; repeatable."
-)
-@include_option
-@common_options
-@click.pass_obj
-def check_command(session: Session, path: Path | None, archs: tuple[str, ...], include_paths: tuple[str, ...]) -> int:
-    """Say of each program in PATH (a bundle or a cache's directory; default: the cache) whether it is of use here.
-
-    It is if it runs on the device, and if the same program would have the same key here: compiler, headers, variables
-    and, where they are in what was compiled, paths. -I names folders with the programs' own headers.
-    """
-    from cuda_progcache.service.host import check, device_archs
-
-    where = session.root() if path is None else path
-    asked = archs or device_archs()
-    checked = (
-        ()
-        if path is None and session.existing_cache() is None
-        else check(where, archs=asked, include_path=include_paths)
-    )
-    usable = sum(entry.usable is True for entry in checked)
-    if session.json:
-        output.emit({"path": where, "archs": asked, "usable": usable, "entries": [e._asdict() for e in checked]})
-    else:
-        if not asked:
-            output.note_line("no CUDA device here: architectures aren't checked (--arch sm_90 does)")
-        reasons = Counter(reason for entry in checked for reason in entry.reasons)
-        for reason, count in reasons.most_common():
-            output.line(f"{count:,}: {reason}")
-        output.line(f"{usable:,} of {output.plural(len(checked), 'entry')} can be used here")
-    return ExitCode.OK if all(entry.usable is not False for entry in checked) else ExitCode.FAILED

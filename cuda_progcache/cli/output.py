@@ -30,11 +30,15 @@ _WIDE = 10_000  # columns where no terminal limits them: nothing is cut or folde
 
 def emit(data: Mapping[str, Any]) -> None:
     """Print the one JSON object of a ``--json`` call."""
+    write(json_text(data) + "\n")
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """What ``--json`` prints."""
     try:
-        text = json.dumps(data, indent=2, default=_plain, allow_nan=False)
+        return json.dumps(data, indent=2, default=_plain, allow_nan=False)
     except ValueError:
-        text = json.dumps(json_value(data), indent=2, default=_plain)
-    write(text + "\n")
+        return json.dumps(json_value(data), indent=2, default=_plain)
 
 
 def write(text_or_bytes: str | bytes) -> None:

@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.entries import cuobjdump, parameters_text
+from cuda_progcache.cli.proof import junit_option, lock_option
 from cuda_progcache.cli.session import (
     Session,
     common_options,
@@ -34,11 +37,12 @@ DEMO_ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 PREWARM_JSON = """\b
 --json: {"ok": bool, "call" (the run's key, for provenance), "archs", "kernels": int, "variants": int, "jobs",
-"compiled", "hits", "failed", "skipped", "bytes", "seconds" (this call), "compile_seconds", "saved_seconds" (compile
-time that hits spared), "root", "items": [{"kernel", "variant": {parameter: value}, "arch", "status": "hit" |
-"compiled" | "failed" | "skipped" (the kernel needs a later architecture), "seconds", "saved", "size", "digest",
-"error"}]}
-Exit code 1 when anything failed; the rest is compiled and kept all the same.
+"compiled", "hits", "failed", "skipped", "missing" (of --dry-run), "bytes", "seconds" (this call), "compile_seconds",
+"saved_seconds" (compile time that hits spared), "root", "items": [{"kernel", "variant": {parameter: value}, "arch",
+"status": "hit" | "compiled" | "failed" | "skipped" (the kernel needs a later architecture) | "missing" (of
+--dry-run), "seconds", "saved", "size", "digest", "error", "target", "reasons": [str] (why it is missing)}]}
+Exit code 1 when anything failed; the rest is compiled and kept all the same. With --require-hits also when anything
+is missing. 130 (Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, and the same command goes on.
 """
 
 
@@ -59,7 +63,18 @@ Exit code 1 when anything failed; the rest is compiled and kept all the same.
     "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
 )
 @click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel; repeatable.")
+@lock_option
+@click.option("--dry-run", is_flag=True, help="Compile nothing; say what would be, and why.")
+@click.option("--require-hits", is_flag=True, help="Compile nothing; fail unless all is there.")
 @include_option
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write what --json prints to a file.",
+)
+@junit_option
 @verbose_option
 @common_options
 @click.pass_obj
@@ -69,19 +84,48 @@ def prewarm_command(
     archs: tuple[str, ...],
     jobs: int | None,
     kernels: tuple[str, ...],
+    lock_file: Path | None,
+    *,
+    dry_run: bool,
+    require_hits: bool,
     include_paths: tuple[str, ...],
+    report_file: Path | None,
+    junit: Path | None,
 ) -> None:
-    """Compile every variant that a manifest lists, for every architecture; what is cached already is left alone."""
+    """Compile every variant that a manifest lists, for every architecture, or what a lockfile does.
+
+    What is cached already is left alone, so that a prewarm that was stopped goes on where it was. --manifest names the
+    library of a lockfile's kernels.
+    """
+    if lock_file is not None and archs:
+        raise click.UsageError("--lock says for which architectures: leave out --arch")
+    for path in filter(None, (report_file, junit)):  # seen now, not after an hour of compiling
+        if not path.absolute().parent.is_dir():
+            raise click.UsageError(f"there is no folder {path.absolute().parent}")
     library = library_at(manifest)
     for name in kernels:
         library[name]  # an unknown one is refused, with the nearest name, before any compile
-    service = session.service(library, include_paths)
-    report = run_prewarm(service, library, archs or DEMO_ARCHS, jobs=jobs, kernels=kernels or None)
+    looking = dry_run or require_hits
+    service = session.service(library, include_paths, make=not looking)
+    report = run_prewarm(
+        session,
+        service,
+        library,
+        () if lock_file is not None else archs or DEMO_ARCHS,
+        jobs=jobs,
+        kernels=kernels or None,
+        lock=lock_file,
+        dry_run=looking,
+    )
+    if report_file is not None:
+        report_file.write_text(output.json_text(report_json(session, report)) + "\n", encoding="utf-8")
+    if junit is not None:
+        write_junit(junit, report)
     if session.json:
         output.emit(report_json(session, report))
     else:
         print_report(session, report)
-    if not report.ok:
+    if not report.ok or (require_hits and report.missing):
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
@@ -102,7 +146,7 @@ def demo_command(session: Session, jobs: int | None) -> None:
             output.text("cuda_progcache", "bold cyan")
             + output.text(f": {len(library)} kernel templates, four architectures, no GPU needed")
         )
-    report = run_prewarm(session.service(library), library, DEMO_ARCHS, jobs=jobs)
+    report = run_prewarm(session, session.service(library), library, DEMO_ARCHS, jobs=jobs)
     if session.json:
         output.emit(report_json(session, report))
     else:
@@ -127,56 +171,140 @@ def _variant(item: PrewarmItem) -> tuple[str, str]:
     return item.kernel, parameters_text(item.variant)
 
 
+class StoppedError(click.ClickException):
+    """A prewarm that Ctrl-C ended."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+class TerminatedError(click.ClickException):
+    """A prewarm that SIGTERM ended."""
+
+    exit_code = ExitCode.TERMINATED
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which CI servers and Kubernetes send."""
+
+
 def run_prewarm(
+    session: Session,
     service: CompileService,
     library: KernelLibrary,
     archs: Sequence[str],
-    *,
-    jobs: int | None = None,
-    kernels: Sequence[str] | None = None,
+    **how: Any,
 ) -> PrewarmReport:
-    """Prewarm with a progress display on stderr."""
-    with _progress() as (on_start, on_progress):
-        return service.prewarm(
-            library, archs=tuple(archs), jobs=jobs, kernels=kernels, on_start=on_start, on_progress=on_progress
-        )
+    """Prewarm with a progress display on stderr; told to end, say what is kept (ClickException)."""
+    compiled = 0
+
+    def count(item: PrewarmItem, done: int, total: int) -> None:
+        nonlocal compiled
+        compiled += item.status == "compiled"
+        on_progress(item, done, total)
+
+    try:
+        with _terminable(), _progress() as (on_start, on_progress):
+            return service.prewarm(library, archs=tuple(archs), on_start=on_start, on_progress=count, **how)
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        error, word = (TerminatedError, "terminated") if terminated else (StoppedError, "interrupted")
+        kept = f"{output.plural(compiled, 'program')} compiled so far are kept in {session.root()}"
+        raise error(f"{word}; {kept}, and the same command goes on from there") from None
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end what is running as Ctrl-C does, workers and their folders included."""
+
+    def stop(_number: int, _frame: object) -> NoReturn:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever started this looks after signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def _progress() -> Iterator[tuple[Progress | None, Progress]]:
     """Show progress: a live bar on a terminal, a line for each compile or failure elsewhere."""
+    pace = _Pace()
     if not sys.stderr.isatty():
-        yield None, _print_item
+        yield None, lambda item, done, total: _print_item(item, done, total, pace.told(item, done, total))
         return
     from rich import progress
     from rich.console import Console
+    from rich.table import Column
 
     columns = (
         progress.SpinnerColumn(),
-        progress.BarColumn(bar_width=32, complete_style="cyan", finished_style="green"),
+        progress.BarColumn(bar_width=20, complete_style="cyan", finished_style="green"),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.fields[pace]}"),
+        progress.TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     with progress.Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as display:
-        task = display.add_task("reading the kernel library", total=None)
+        task = display.add_task("reading the kernel library", total=None, pace="")
 
         def on_progress(item: PrewarmItem, done: int, total: int) -> None:
             colour = {"failed": "red", "compiled": "cyan", "compiling": "cyan"}.get(item.status, "green")
             name = output.escape(f"{item.kernel} {parameters_text(item.variant)} {item.arch}")
-            display.update(task, completed=done, total=total, description=f"[{colour}]{item.status}[/] {name}")
+            told = pace.told(item, done, total)
+            display.update(
+                task, completed=done, total=total, pace=told, description=f"[{colour}]{item.status}[/] {name}"
+            )
             if item.status == "failed":
                 display.console.print(f"[red]failed[/] {name}")
 
         yield on_progress, on_progress
 
 
-def _print_item(item: PrewarmItem, done: int, total: int) -> None:
+class _Pace:
+    """How many programs a minute are compiled, and how long the rest will take at that."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._compiled = 0
+
+    def told(self, item: PrewarmItem, done: int, total: int) -> str:
+        """The pace after an item; empty while there is none."""
+        now = time.monotonic()
+        if not self._started:
+            self._started = now - item.seconds
+        self._compiled += item.status in {"compiled", "failed"}
+        if self._compiled < 2 or done >= total or now <= self._started:
+            return ""
+        rate = self._compiled / (now - self._started)
+        return f"{rate * 60:.0f}/min, {output.seconds((total - done) / rate)} left"
+
+
+def _print_item(item: PrewarmItem, done: int, total: int, pace: str) -> None:
     if item.status in {"compiled", "failed"}:
         what = f"{item.kernel} {parameters_text(item.variant)} for {item.arch}"
         click.echo(
-            f"[{done:>{len(str(total))}}/{total}] {item.status} {what} in {output.seconds(item.seconds)}", err=True
+            f"[{done:>{len(str(total))}}/{total}] {item.status} {what} in {output.seconds(item.seconds)}"
+            + (f"; {pace}" if pace else ""),
+            err=True,
         )
+
+
+def write_junit(path: Path, report: PrewarmReport) -> None:
+    """Write a JUnit report: a case a program; what is missing in a dry run has failed."""
+    from cuda_progcache.service import junit
+
+    cases = []
+    for item in report.items:
+        failure = {"failed": str(item.error), "missing": "; ".join(item.reasons)}.get(item.status, "")
+        skipped = str(item.error) if item.status == "skipped" else ""
+        name = f"{item.kernel} {parameters_text(item.variant)} {item.arch}"
+        cases.append(junit.Case(item.kernel, name, item.seconds, failure, skipped))
+    junit.write(path, "cuda-progcache prewarm", cases)
 
 
 def print_report(session: Session, report: PrewarmReport) -> None:
@@ -184,7 +312,9 @@ def print_report(session: Session, report: PrewarmReport) -> None:
     rows: dict[str, list[PrewarmItem]] = defaultdict(list)
     for item in report.items:
         rows[item.kernel].append(item)
-    rare = tuple(status for status in ("failed", "skipped") if any(item.status == status for item in report.items))
+    rare = tuple(
+        status for status in ("missing", "failed", "skipped") if any(item.status == status for item in report.items)
+    )
     numbers = ("variants", "archs", "compiled", "hits", *rare, "compile time", "size")
     made = output.table(("kernel", *numbers), right=numbers)
     for kernel, items in rows.items():
@@ -200,6 +330,9 @@ def print_report(session: Session, report: PrewarmReport) -> None:
         if item.status == "failed":
             output.show(output.text(f"failed: {item.kernel} {parameters_text(item.variant)} for {item.arch}", "red"))
             output.show(output.text(str(item.error).rstrip()))
+        elif item.status == "missing":
+            about = f"missing: {item.kernel} {parameters_text(item.variant)} for {item.arch}"
+            output.line(f"{about}: {'; '.join(item.reasons)}")
     output.show(_verdict(report))
     output.show(output.text(f"entries: {session.root() / 'entries'}"))
     if report.call is not None:
@@ -234,6 +367,8 @@ def _verdict(report: PrewarmReport) -> str:
     if report.hits:
         saved = output.seconds(report.saved_seconds)
         parts.append(f"{output.plural(report.hits, 'hit')} ({100 * report.hits // total}%), which saved {saved}")
+    if report.missing:
+        parts.append(f"{report.missing:,} missing, which would be compiled")
     if report.failed:
         parts.append(f"{report.failed:,} failed")
     if not report.compiled:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -74,24 +74,64 @@ class Session:
         # What is asked for by hand, and the disk refuses, is said.
         return FileStreamProgramCache(root, strict=True)
 
-    def service(self, library: KernelLibrary | None = None, include_path: Sequence[str] = ()) -> CompileService:
-        """Make a compile service over the cache; ``include_path`` is for the library's kernels."""
+    def service(
+        self, library: KernelLibrary | None = None, include_path: Sequence[str] = (), *, make: bool = True
+    ) -> CompileService:
+        """Make a compile service over the cache.
+
+        Parameters
+        ----------
+        library : KernelLibrary, optional
+        include_path : sequence of str
+            For the library's kernels.
+        make : bool
+            Make the cache where it isn't there yet; else it is only looked at.
+        """
         from cuda_progcache.service.compile_service import CompileService
 
-        return CompileService(self.cache(), library=library, include_path=include_path)
+        cache = self.cache() if make else self.looked_at()
+        return CompileService(cache, library=library, include_path=include_path)
+
+    def looked_at(self) -> FileStreamProgramCache:
+        """Open the cache for lookups, in which it isn't made or written."""
+        from cuda_progcache._util import modes
+        from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+        return FileStreamProgramCache(self.root(), mode="ro" if modes.current() == "rw" else None)
 
 
-def library_at(manifest: Path | None) -> KernelLibrary:
+def library_at(manifest: Path | None, *, lines: bool = False) -> KernelLibrary:
     """Open the kernel library of a manifest.
 
     Parameters
     ----------
     manifest : Path or None
         A folder with a ``manifest.toml``, or that file itself; None: the bundled library.
+    lines : bool
+        Whether the machine code is to name the lines of the templates.
     """
     from cuda_progcache.service.manifest import KernelLibrary
 
-    return KernelLibrary(manifest)
+    return KernelLibrary(manifest, line_directives=lines, options={"lineinfo": True} if lines else None)
+
+
+class KernelText(NamedTuple):
+    """A kernel of a library as it is typed: ``softmax?dtype=float16&block=256@sm_90``."""
+
+    name: str
+    parameters: tuple[str, ...] = ()
+    arch: str | None = None
+
+
+def kernel_text(text: str) -> KernelText | None:
+    """Take a kernel's text apart; None where it has neither parameters nor an architecture: it may be anything then."""
+    rest, at, arch = text.rpartition("@")
+    if not at:
+        rest = text
+    name, question, parameters = rest.partition("?")
+    if not name or not (at or question):
+        return None
+    return KernelText(name, tuple(filter(None, parameters.split("&"))), arch if at else None)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from cuda.core import ObjectCode
 
+    from cuda_progcache.inspect import Occupancy
+
     Recorder: TypeAlias = Callable[["CompiledProgram", str, Callable[[], Any]], Any]
 
 
@@ -139,6 +141,29 @@ class CompiledProgram:
 
         usage: dict[str, dict[str, int | None]] = self._analysed("resource_usage", lambda: resource_record(self.data))
         return usage
+
+    def occupancy(self, block_size: int, dynamic_shared_bytes: int = 0) -> dict[str, Occupancy]:
+        """How many blocks and warps of each kernel run on a multiprocessor at once, and what limits them.
+
+        Parameters
+        ----------
+        block_size : int
+            Threads of a block.
+        dynamic_shared_bytes : int
+            Shared memory of a block beside the static one.
+
+        Raises
+        ------
+        InspectError
+            If this isn't a cubin, the architecture isn't known, or a figure is out of range.
+        """
+        from cuda_progcache.inspect import Cubin, occupancy, resource_usage
+
+        arch = Cubin(self.data).arch
+        return {
+            name: occupancy(used, arch, block_size, dynamic_shared_bytes)
+            for name, used in resource_usage(self.data).items()
+        }
 
     def sass(self) -> str:
         """The disassembly, by nvdisasm (InspectError if it isn't installed, or this isn't a cubin).

@@ -31,7 +31,8 @@ _SAME, _OTHERS = 4, 16
 _KEPT, _LARGEST = 256, 65_536
 #: Program names remembered: beyond, the oldest go.
 _NAMES = 4096
-_FIRST = ("first compile of this program",)
+#: Why a program that nothing earlier resembles was compiled.
+FIRST = ("first compile of this program",)
 _GONE = "it was in the cache before, and was evicted, removed or damaged since"
 _THERE = "the cache has it, but not by these paths or headers; or it was compiled elsewhere at the same moment"
 #: Where no difference is told.
@@ -161,7 +162,7 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, header
         found = nearest(record, records if headers else map(without_headers, records))
         if found is not None:
             return tuple(differences(record, found)) or ALIKE
-    return _FIRST
+    return FIRST
 
 
 def without_headers(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -276,7 +277,7 @@ def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
     ]
     found = nearest(record, akin)
     if found is None:
-        return _FIRST
+        return FIRST
     return tuple(differences(record, found)) or ("it was compiled again: its entry was evicted, removed or damaged",)
 
 

@@ -42,7 +42,7 @@ def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgra
         return None
     if key is not None:
         return load(key, inputs, cache)  # once more, and counted as a miss
-    cache.get(base.plain)  # no entry is called so: a miss, and counted
+    cache.load(base.plain)  # no entry is called so: a miss, and counted
     return None
 
 

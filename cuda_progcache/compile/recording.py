@@ -13,8 +13,9 @@
 ``name_expressions``         template instances
 ``fields``                   of a program from source: the fields of its ``ProgramOptions`` that aren't their defaults;
                              null where they can't be written down
-``source``                   ``{"sha256"}`` of its source; ``"text"``, or ``"base64"`` of bytes, where this process
-                             writes it for the first time
+``source``                   ``{"sha256"}`` of its source (of several modules, with a zero byte between them); where it
+                             is no library's and this process writes it for the first time, ``"text"``, or
+                             ``"base64"`` of bytes
 ``key``                      the entry's digest; null where it wasn't kept
 ``sha256``                   of the binary
 ``headers``                  SHA-256 over the names and digests of the headers that were read; null: none
@@ -137,19 +138,29 @@ def wanted() -> bool:
 
 def note(done: CompiledProgram, inputs: CompileInputs) -> None:
     """Note the use of a program that was compiled from source."""
-    _note(
+    line = _line(
         done,
-        kernel=None,
         code_type=inputs.code_type,
         flags=inputs.flags,
         name_expressions=inputs.name_expressions,
         fields=_fields(inputs.options),
-        source=inputs.code,
+        sources=[inputs.code],
     )
+    _take(line, inputs.code)
 
 
 def note_kernel(done: CompiledProgram, kernel: Mapping[str, Any], compiles: Sequence[CompileInputs]) -> None:
-    """Note the use of a library's kernel.
+    """Note the use of a library's kernel; see :func:`kernel_line`."""
+    _take(kernel_line(done, kernel, compiles), None)
+
+
+def note_link(done: CompiledProgram, flags: Sequence[str]) -> None:
+    """Note the use of a program that was linked from binaries."""
+    _take(_line(done, code_type="link", flags=flags), None)
+
+
+def kernel_line(done: CompiledProgram, kernel: Mapping[str, Any], compiles: Sequence[CompileInputs]) -> dict[str, Any]:
+    """The line of a library's kernel.
 
     Parameters
     ----------
@@ -159,29 +170,29 @@ def note_kernel(done: CompiledProgram, kernel: Mapping[str, Any], compiles: Sequ
     compiles : sequence of CompileInputs
         What it is compiled from; several of a kernel that is linked.
     """
-    flags = dict.fromkeys(flag for inputs in compiles for flag in inputs.flags)
-    names = dict.fromkeys(name for inputs in compiles for name in inputs.name_expressions)
-    _note(done, kernel=kernel, code_type=compiles[0].code_type, flags=tuple(flags), name_expressions=tuple(names))
+    return _line(
+        done,
+        kernel=kernel,
+        code_type=compiles[0].code_type,
+        flags=tuple(dict.fromkeys(flag for inputs in compiles for flag in inputs.flags)),
+        name_expressions=tuple(dict.fromkeys(name for inputs in compiles for name in inputs.name_expressions)),
+        sources=[inputs.code for inputs in compiles],
+    )
 
 
-def note_link(done: CompiledProgram, flags: Sequence[str]) -> None:
-    """Note the use of a program that was linked from binaries."""
-    _note(done, kernel=None, code_type="link", flags=flags)
-
-
-def _note(
+def _line(
     done: CompiledProgram,
     *,
-    kernel: Mapping[str, Any] | None,
+    kernel: Mapping[str, Any] | None = None,
     code_type: str,
     flags: Sequence[str],
     name_expressions: Sequence[str | bytes] = (),
     fields: Mapping[str, Any] | None = None,
-    source: bytes | None = None,
-) -> None:
+    sources: Sequence[bytes] = (),
+) -> dict[str, Any]:
     made = done.record
     headers = sorted((header["name"], header["digest"]) for header in made.get("headers") or ())
-    line = {
+    return {
         "format": FORMAT,
         "name": done.name,
         "kernel": None if kernel is None else kernel["name"],
@@ -192,7 +203,7 @@ def _note(
         "flags": _without_folders(flags),
         "name_expressions": [name if isinstance(name, str) else os.fsdecode(name) for name in name_expressions],
         "fields": fields,
-        "source": None if source is None else {"sha256": sha256(source).hexdigest()},
+        "source": {"sha256": sha256(b"\0".join(sources)).hexdigest()} if sources else None,
         "key": done.digest,
         "sha256": sha256(done.data).hexdigest(),
         "headers": sha256(repr(headers).encode()).hexdigest() if headers else None,
@@ -200,6 +211,9 @@ def _note(
         "outcome": "hit" if done.hit else "compiled",
         "reason": done.reason or (None if done.digest else "no cache was given"),
     }
+
+
+def _take(line: Mapping[str, Any], source: bytes | None) -> None:
     for recording in (*_open, *_by_variable()):
         try:
             recording.take(line, source)

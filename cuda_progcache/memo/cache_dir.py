@@ -40,8 +40,8 @@ from cuda_progcache.memo.caches.base import Rejected
 from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.call import Call, DigestedCall, Metadata, PreparedCall, QueryCall
 from cuda_progcache.memo.storage import records
-from cuda_progcache.memo.storage.base import CallMixin, SaveError, StorageBackend, ValueMixin
-from cuda_progcache.memo.storage.codecs import encode_json
+from cuda_progcache.memo.storage.base import CallMixin, StorageBackend, ValueMixin
+from cuda_progcache.memo.tagged_json import SaveError, decode_json, encode_json
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.digest import Digest
@@ -370,8 +370,6 @@ def directory_cache(directory: str | os.PathLike[str]) -> DirectoryCache:
 
 def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
     """What lies beside the result for other tools."""
-    from cuda_progcache.memo.storage.codecs import decode_json
-
     inputs = call.metadata.get("inputs") or {}
     runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
     shown = {
@@ -547,8 +545,6 @@ def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _shown(call: DigestedCall) -> dict[str, str]:
     """Arguments as texts."""
-    from cuda_progcache.memo.storage.codecs import decode_json
-
     return {
         name: repr(decode_json(call.inline[digest])) if digest in call.inline else f"<{str(digest)[:12]}>"
         for name, digest in call.arguments.items()

@@ -54,8 +54,9 @@ from cuda_progcache.memo.call_tree import (
 )
 from cuda_progcache.memo.code import argument_digest, closure, get_recursive_closure_hash
 from cuda_progcache.memo.files import PathRule, Watched, hash_file, hash_text, is_there, shared
+from cuda_progcache.memo.frames import refreshing
 from cuda_progcache.memo.memoize import Memoized
-from cuda_progcache.memo.runner import Settings, refreshing
+from cuda_progcache.memo.runner import Settings
 from cuda_progcache.memo.syntax import find_path_specs
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from cuda_progcache._util.running import running
 from cuda_progcache.memo.caches import BaseCache, Cache
 from cuda_progcache.memo.call import Call, QueryCall
 from cuda_progcache.memo.files import PathRule
-from cuda_progcache.memo.runner import CodeDigest, Runner, Settings, refreshing
+from cuda_progcache.memo.frames import refreshing
+from cuda_progcache.memo.runner import CodeDigest, Runner, Settings
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.digest import Digest

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import KernelLibrary
+    from cuda_progcache.service.wanted import SourceUnit, Wanted
 
 Answer = Mapping[str, Any]
 """``{"seconds"}`` and either ``{"error"}`` or ``{"hit", "size", "digest", "reason", "duration"}``."""
@@ -29,24 +30,19 @@ Answer = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel's variant for one architecture.
+    """One program that isn't there yet.
 
     Attributes
     ----------
     index : int
         Its place in the report.
-    kernel : str
-    variant : dict
-        The parameters it sets.
-    arch : str
-    unit : KernelUnit
+    wanted : Wanted
+    unit : KernelUnit or SourceUnit
     """
 
     index: int
-    kernel: str
-    variant: dict[str, Any]
-    arch: str
-    unit: KernelUnit
+    wanted: Wanted
+    unit: KernelUnit | SourceUnit
 
 
 def compile_batch(
@@ -202,9 +198,7 @@ class _InWorker:
         try:
             if self._worker is None:
                 self._worker = self._pool.start()
-            answer = self._worker.run(
-                {"kernel": job.kernel, "variant": job.variant, "arch": job.arch, "precompile": precompile}
-            )
+            answer = self._worker.run({**job.wanted.message(), "precompile": precompile})
         except WorkerDiedError as error:
             self._worker = None
             return {"error": str(error), "seconds": time.perf_counter() - started}

@@ -15,7 +15,7 @@ from cuda_progcache.compile import recording
 from cuda_progcache.compile.arch import check_arch
 from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import MissPolicy
-from cuda_progcache.errors import CompileError
+from cuda_progcache.errors import CompileError, FrozenMissError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 
 TYPE_CHECKING = False
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import RenderedKernel
+    from cuda_progcache.service.wanted import SourceUnit
 
 
 class CachedCompiler:
@@ -113,6 +114,18 @@ class CachedCompiler:
             include_path=settings.get("include_path", ()),
         )
 
+    def frozen(self) -> CachedCompiler:
+        """The same, over the same cache, which compiles nothing."""
+        return CachedCompiler(self.cache, self.header_policy, include_path=self.include_path, mode="frozen")
+
+    def reasons(self, unit: KernelUnit | SourceUnit) -> tuple[str, ...]:
+        """What a frozen cache says of a program that isn't there; empty: it is there."""
+        try:
+            unit.obtain(self.cache)
+        except FrozenMissError as miss:
+            return miss.reasons
+        return ()
+
     @kept_property
     def steps(self) -> Steps | None:
         """The record of calls that make no program; None if the store keeps no records."""
@@ -143,19 +156,25 @@ class CachedCompiler:
 
         return KernelUnit(rendered, arch, target_type, self.header_policy, self.include_path)
 
-    def compile_kernel(self, unit: KernelUnit, precompiled: PrecompiledHeaders | None = None) -> CompiledProgram:
+    def compile_kernel(
+        self, unit: KernelUnit | SourceUnit, precompiled: PrecompiledHeaders | None = None
+    ) -> CompiledProgram:
         """Take a kernel from the cache, or compile and publish it.
 
         Parameters
         ----------
-        unit : KernelUnit
+        unit : KernelUnit or SourceUnit
         precompiled : PrecompiledHeaders, optional
             Of the batch that this process works on.
         """
+        from cuda_progcache.service.kernel_unit import KernelUnit
+
         policy = MissPolicy(precompiled, self.keep_failures)
         done = _naming_archs(unit.arch, lambda: unit.obtain(self.cache, policy))
         if self.hit_check is not None and done.hit:
             self.hit_check.saw(done, lambda: unit.obtain(None), lambda: unit.look_up(self.cache))
+        if not isinstance(unit, KernelUnit):
+            return done.analyse_with(self._analyse)
         missing = unit.missing_entry_point(done)
         # What the cache gave may be damaged: a fresh compile tells whether it is the manifest that is wrong.
         frozen = self.mode == "frozen"

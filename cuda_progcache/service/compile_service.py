@@ -11,7 +11,7 @@ from cuda_progcache._util.lazy import kept_property
 from cuda_progcache._util.running import here
 from cuda_progcache.compile import recording
 from cuda_progcache.compile.arch import with_arch
-from cuda_progcache.errors import ArchError
+from cuda_progcache.errors import ArchError, FrozenMissError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.options import ProgramOptions, as_options
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.caches import Cache
     from cuda_progcache.service.hit_check import HitCheck
     from cuda_progcache.service.kernel_unit import KernelUnit
+    from cuda_progcache.service.lock import Lock, Locked
     from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
+    from cuda_progcache.service.proof import Proof
 
 
 class CompileService:
@@ -223,10 +225,25 @@ class CompileService:
 
     def _used(self, unit: KernelUnit) -> CompiledProgram:
         """Get a kernel that a caller will use; a prewarm uses none."""
-        done = self._compiler.compile_kernel(unit)
+        try:
+            done = self._compiler.compile_kernel(unit)
+        except FrozenMissError as miss:
+            options = self._command_options(self.library)
+            raise miss.with_options(options) if options else miss from None
         if recording.wanted():
             recording.note_kernel(done, unit.kernel, unit.compiles)
         return done
+
+    def _command_options(self, library: KernelLibrary) -> str:
+        """What leads a command line to a library and its headers; empty for the bundled one."""
+        import shlex
+
+        from cuda_progcache.service.manifest import bundled_library
+
+        words = [] if library.path == bundled_library() else ["--manifest", os.path.abspath(library.path)]
+        for folder in self._compiler.include_path:
+            words += ["-I", os.path.abspath(folder)]
+        return shlex.join(words)
 
     def record(self, path: str | os.PathLike[str] | None = None) -> recording.record:
         """Record what is used while the block is open: ``with service.record("run.json"):``.
@@ -280,28 +297,34 @@ class CompileService:
         self,
         library: KernelLibrary | str | os.PathLike[str] | None = None,
         *,
-        archs: Iterable[str],
+        archs: Iterable[str] = (),
         jobs: int | None = None,
         kernels: Iterable[str] | None = None,
+        lock: Lock | str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
         on_progress: Callable[[PrewarmItem, int, int], None] | None = None,
         on_start: Callable[[PrewarmItem, int, int], None] | None = None,
     ) -> PrewarmReport:
-        """Compile every variant that a library lists, for several architectures, in parallel.
+        """Compile what a library lists for several architectures, or what a lockfile does, in parallel.
 
-        Light programs are compiled in threads. Where several include much (cub, thrust, cooperative groups), worker
-        processes do it, which precompile the headers that three or more of the programs begin with; what comes out is
-        the same.
+        What is there already is a hit, so that a prewarm that was stopped goes on where it was. Light programs are
+        compiled in threads. Where several include much (cub, thrust, cooperative groups), worker processes do it, which
+        precompile the headers that three or more of the programs begin with; what comes out is the same.
 
         Parameters
         ----------
         library : KernelLibrary or path, optional
             None: this service's.
         archs : iterable of str
-            ``["sm_80", "sm_90"]``.
+            ``["sm_80", "sm_90"]``; not with a lock, which has its own.
         jobs : int, optional
             How many are compiled at once; None: one per CPU. A cache without a directory is served by threads alone.
         kernels : iterable of str, optional
             Only these.
+        lock : Lock or path, optional
+            Compile exactly what a lockfile lists.
+        dry_run : bool
+            Compile nothing: what isn't there is ``"missing"`` in the report, with the reasons.
         on_progress : callable, optional
             Called with (item, done, total) in the calling thread after each variant.
         on_start : callable, optional
@@ -314,25 +337,123 @@ class CompileService:
 
         Raises
         ------
-        KernelNotFoundError, ArchError, ManifestError
+        KernelNotFoundError, ArchError, ManifestError, LockError
             For wrong input, before any compile.
         """
-        from cuda_progcache.service.manifest import KernelLibrary
-        from cuda_progcache.service.prewarm import prewarm
+        from cuda_progcache.service.prewarm import prewarm, variants
 
-        if library is None:
-            library = self.library
-        elif not isinstance(library, KernelLibrary):
-            library = KernelLibrary(library, mode=self.mode)
+        library = self._library(library)
+        chosen = None if kernels is None else tuple(dict.fromkeys(kernels))
+        if lock is None:
+            archs = tuple(dict.fromkeys(archs))
+            wanted = variants(library, archs, chosen)
+        else:
+            locked = _lock(lock)
+            wanted = [locked.wanted(one) for one in locked.programs if chosen is None or one.kernel in chosen]
+            archs = [one.arch for one in wanted]
         return prewarm(
             self._compiler,
             library,
+            wanted,
             archs=archs,
             jobs=jobs,
-            kernels=kernels,
+            kernels=chosen or (),
+            dry_run=dry_run,
             on_progress=on_progress,
             on_start=on_start,
         )
+
+    def lock(
+        self,
+        recordings: Iterable[str | os.PathLike[str]] = (),
+        *,
+        library: KernelLibrary | str | os.PathLike[str] | None = None,
+        archs: Iterable[str] = (),
+        kernels: Iterable[str] | None = None,
+    ) -> Lock:
+        """Write down the programs that a deploy needs: those of recorded runs, and those that a library lists.
+
+        Parameters
+        ----------
+        recordings : iterable of path
+            Files that runs were recorded in (:meth:`record`). Programs that weren't kept are left out.
+        library : KernelLibrary or path, optional
+            With ``archs``; None: this service's.
+        archs : iterable of str
+            Lock the library's variants for these; none of them where there is no arch. Those that aren't in the cache
+            are locked without a key.
+        kernels : iterable of str, optional
+            Only these of the library.
+
+        Returns
+        -------
+        Lock
+
+        Raises
+        ------
+        RecordingError, KernelNotFoundError, ArchError, ManifestError
+            For wrong input.
+        OSError
+            A recording can't be read.
+        """
+        from cuda_progcache.service.lock import Lock, of_manifest
+        from cuda_progcache.service.prewarm import variants
+
+        lines = [line for path in recordings for line in recording.read(path) if line["key"]]
+        more: list[Locked] = []
+        if archs := tuple(archs):
+            library = self._library(library)
+            known, more = of_manifest(self._compiler, library, variants(library, archs, kernels))
+            lines = [*known, *lines]
+        return Lock.of_lines(lines, more)
+
+    def check(
+        self,
+        lock: Lock | str | os.PathLike[str] | None = None,
+        *,
+        library: KernelLibrary | str | os.PathLike[str] | None = None,
+        archs: Iterable[str] = (),
+        kernels: Iterable[str] | None = None,
+    ) -> Proof:
+        """Say of each program that a deploy needs whether it is in the cache, and why not; compile nothing.
+
+        Each is looked up as in a frozen run, and the reasons are those of its :class:`FrozenMissError`.
+
+        Parameters
+        ----------
+        lock : Lock or path, optional
+            What is needed. A program that is there under another key than the locked one is stale.
+        library, archs, kernels
+            Without a lock: what the library lists, as for :meth:`prewarm`. With one: the library of its kernels.
+
+        Returns
+        -------
+        Proof
+
+        Raises
+        ------
+        LockError, KernelNotFoundError, ArchError, ManifestError
+            For wrong input.
+        """
+        from cuda_progcache.service.prewarm import variants
+        from cuda_progcache.service.proof import prove
+
+        library = self._library(library)
+        asked = _lock(lock) if lock is not None else variants(library, archs, kernels)
+        return prove(self._compiler, library, asked, self._command_options(library))
+
+    def _library(self, given: KernelLibrary | str | os.PathLike[str] | None) -> KernelLibrary:
+        from cuda_progcache.service.manifest import KernelLibrary
+
+        if given is None:
+            return self.library
+        return given if isinstance(given, KernelLibrary) else KernelLibrary(given, mode=self.mode)
+
+
+def _lock(given: Lock | str | os.PathLike[str]) -> Lock:
+    from cuda_progcache.service.lock import Lock
+
+    return given if isinstance(given, Lock) else Lock.read(given)
 
 
 def _side_by_side(work: Mapping[str, Callable[[], CompiledProgram]]) -> dict[str, CompiledProgram]:

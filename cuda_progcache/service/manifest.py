@@ -120,6 +120,8 @@ class KernelLibrary:
         Begin each source with a comment that names its template and digest; it is in the program's key then.
     line_directives : bool
         Have the compiler, ``-lineinfo`` and profilers name the lines of C++ templates; see `KernelEnvironment`.
+    options : mapping, optional
+        Compiler options for all of its kernels, before those of the manifest; ``{"lineinfo": True}``.
     mode : {"rw", "ro", "off", "frozen"}, optional
         How the default directory of compiled templates is used; None: as ``CUDA_PROGCACHE`` says.
 
@@ -141,6 +143,7 @@ class KernelLibrary:
         bytecode_cache: BytecodeCache | str | os.PathLike[str] | None = "default",
         generated_from: bool = False,
         line_directives: bool = False,
+        options: Mapping[str, Any] | None = None,
         mode: str | None = None,
     ) -> None:
         folder = _bundled_folder() if path is None else os.fspath(path).rstrip(os.sep) or os.sep
@@ -160,7 +163,8 @@ class KernelLibrary:
             line_directives=line_directives,
         )
         kernels = _read(os.path.join(folder, "manifest.toml"), self.environment.bytecode_cache)
-        self._kernels = {name: _placed(spec, folder) for name, spec in kernels.items()}
+        self._options = dict(options or {})
+        self._kernels = {name: _placed(spec, folder, self._options) for name, spec in kernels.items()}
         self._names: dict[str, KernelTemplate] = {}
 
     @property
@@ -180,6 +184,7 @@ class KernelLibrary:
             "bytecode_cache": None if kept is None else kept.directory,
             "generated_from": environment.generated_from,
             "line_directives": environment.line_directives,
+            "options": self._options,
             **({} if kept is None or kept.mode == "rw" else {"mode": kept.mode}),
         }
 
@@ -427,10 +432,10 @@ def _read(file: str, kept: BytecodeCache | None) -> dict[str, KernelSpec]:
 _PATHS = ("include_path",)  # what is pre-included is looked for there
 
 
-def _placed(spec: KernelSpec, folder: str) -> KernelSpec:
-    """Return a kernel whose options name files in the library, wherever the process is."""
+def _placed(spec: KernelSpec, folder: str, options: Mapping[str, Any]) -> KernelSpec:
+    """Return a kernel with more options, whose own name files in the library, wherever the process is."""
     placed = {name: _inside(folder, spec.options[name]) for name in _PATHS if name in spec.options}
-    return replace(spec, options={**spec.options, **placed}) if placed else spec
+    return replace(spec, options={**options, **spec.options, **placed}) if placed or options else spec
 
 
 def _inside(folder: str, paths: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,15 @@ from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.errors import ArchError, KernelNotFoundError
 from cuda_progcache.provenance.steps import PrewarmRun
 from cuda_progcache.service.batch import Answer, Job, compile_batch
-from cuda_progcache.service.kernel_unit import require_arch
+from cuda_progcache.service.wanted import Units, Wanted, of_manifest
 from cuda_progcache.service.worker import trouble
+from cuda_progcache.store.base import EntryInfo
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cuda_progcache.service.cached_compiler import CachedCompiler
-    from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, RenderedKernel
+    from cuda_progcache.service.manifest import KernelLibrary
 
 Progress = Callable[["PrewarmItem", int, int], None]
 
@@ -37,8 +38,9 @@ class PrewarmItem:
     variant : dict
         The parameters it sets; the others have their defaults.
     arch : str
-    status : {"hit", "compiled", "failed", "skipped"}
-        Skipped: the kernel needs a later architecture. In a call of ``on_start``: ``"compiling"``.
+    status : {"hit", "compiled", "failed", "skipped", "missing"}
+        Skipped: the kernel needs a later architecture. Missing: of a dry run, it would have to be compiled. In a call
+        of ``on_start``: ``"compiling"``.
     seconds : float
         Wall time it took now.
     saved : float
@@ -49,6 +51,10 @@ class PrewarmItem:
         Digest of its entry.
     error : str or None
         Why it failed or was skipped.
+    target : str
+        ``"cubin"``, or what else a lockfile asks for.
+    reasons : tuple of str
+        Of what is missing: what differs from the nearest program that is there.
     """
 
     kernel: str
@@ -60,6 +66,8 @@ class PrewarmItem:
     size: int = 0
     digest: str | None = None
     error: str | None = None
+    target: str = "cubin"
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,11 @@ class PrewarmReport:
         return self._count("skipped")
 
     @property
+    def missing(self) -> int:
+        """How many a dry run would have had to compile."""
+        return self._count("missing")
+
+    @property
     def ok(self) -> bool:
         """Whether nothing failed: what was asked for lies in the cache."""
         return self.failed == 0
@@ -140,6 +153,7 @@ class PrewarmReport:
             "hits": self.hits,
             "failed": self.failed,
             "skipped": self.skipped,
+            "missing": self.missing,
             "bytes": self.bytes,
             "compile_seconds": self.compile_seconds,
             "saved_seconds": self.saved_seconds,
@@ -150,30 +164,21 @@ class PrewarmReport:
 def prewarm(
     compiler: CachedCompiler,
     library: KernelLibrary,
+    wanted: Sequence[Wanted],
     *,
     archs: Iterable[str],
     jobs: int | None = None,
-    kernels: Iterable[str] | None = None,
+    kernels: Iterable[str] = (),
+    dry_run: bool = False,
     on_progress: Progress | None = None,
     on_start: Progress | None = None,
 ) -> PrewarmReport:
-    """Compile a library's variants into a cache (see :meth:`CompileService.prewarm`)."""
+    """Compile programs into a cache (see :meth:`CompileService.prewarm`); ``archs`` and ``kernels`` are recorded."""
     since, started = time.time(), time.perf_counter()
-    archs = tuple(dict.fromkeys(archs))
-    if not archs:
-        raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
-    for arch in archs:
-        if known_arch(arch).kind != "sm":
-            raise ArchError(f"a prewarm makes machine code, and {arch} is no device's architecture; give sm_90 or so")
     jobs = jobs if jobs is not None else os.cpu_count() or 1
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    chosen = None if kernels is None else tuple(dict.fromkeys(kernels))
-    specs = list(library) if chosen is None else [library[name] for name in chosen]
-    if not specs:
-        raise KernelNotFoundError(f"{library.manifest} has no kernel to prewarm")
-
-    total = sum(len(spec.variants or ({},)) for spec in specs) * len(archs)
+    total = len(wanted)
     items: dict[int, PrewarmItem] = {}
 
     def finished(index: int, item: PrewarmItem) -> None:
@@ -183,23 +188,60 @@ def prewarm(
 
     def began(job: Job) -> None:
         if on_start is not None:
-            on_start(PrewarmItem(job.kernel, job.variant, job.arch, "compiling"), len(items), total)
+            on_start(_of(job.wanted, "compiling"), len(items), total)
 
     def ended(job: Job, answer: Answer) -> None:
-        finished(job.index, _item(job, answer))
+        finished(job.index, _item(job.wanted, answer))
 
-    run = PrewarmRun(_digest_of(library.manifest), archs, chosen or ())
+    run = PrewarmRun(_digest_of(library.manifest), tuple(dict.fromkeys(archs)), tuple(kernels))
     with run.running():
-        missing = _look_up(compiler, library, specs, archs, finished)
-        if missing:
+        missing = _look_up(Units(compiler, library), wanted, finished)
+        if dry_run:
+            frozen = compiler.frozen()
+            for job in missing:
+                finished(job.index, _of(job.wanted, "missing", reasons=frozen.reasons(job.unit)))
+        elif missing:
             compile_batch(compiler, library, missing, min(jobs, len(missing)), began, ended)
     seconds = time.perf_counter() - started
-    key = None if compiler.steps is None else str(run.key)
-    report = PrewarmReport(tuple(items[i] for i in range(total)), archs, seconds, jobs, key)
-    if compiler.steps is not None:
-        told = {name: value for name, value in report.to_dict().items() if name not in {"items", "archs", "call"}}
-        run.record(compiler.steps, told, [item.digest for item in report.items if item.digest], since)
+    steps = None if dry_run else compiler.steps
+    key = None if steps is None else str(run.key)
+    report = PrewarmReport(tuple(items[i] for i in range(total)), tuple(dict.fromkeys(archs)), seconds, jobs, key)
+    if steps is not None:
+        left_out = {"items", "archs", "call", "missing"}
+        told = {name: value for name, value in report.to_dict().items() if name not in left_out}
+        run.record(steps, told, [item.digest for item in report.items if item.digest], since)
     return report
+
+
+def checked_archs(archs: Iterable[str]) -> tuple[str, ...]:
+    """Architectures of devices, each once.
+
+    Raises
+    ------
+    ArchError
+        There is none, or one isn't a device's.
+    """
+    found = tuple(dict.fromkeys(archs))
+    if not found:
+        raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
+    for arch in found:
+        if known_arch(arch).kind != "sm":
+            raise ArchError(f"a prewarm makes machine code, and {arch} is no device's architecture; give sm_90 or so")
+    return found
+
+
+def variants(library: KernelLibrary, archs: Iterable[str], kernels: Iterable[str] | None) -> list[Wanted]:
+    """All that a library lists, for several architectures.
+
+    Raises
+    ------
+    KernelNotFoundError, ArchError
+        One isn't there, or there is nothing.
+    """
+    wanted = of_manifest(library, checked_archs(archs), kernels)
+    if not wanted:
+        raise KernelNotFoundError(f"{library.manifest} has no kernel to prewarm")
+    return wanted
 
 
 def _digest_of(manifest: Path) -> str:
@@ -210,59 +252,45 @@ def _digest_of(manifest: Path) -> str:
 
 
 def _look_up(
-    compiler: CachedCompiler,
-    library: KernelLibrary,
-    specs: Iterable[KernelSpec],
-    archs: tuple[str, ...],
+    units: Units,
+    wanted: Sequence[Wanted],
     finished: Callable[[int, PrewarmItem], None],
 ) -> list[Job]:
     """Report what is there already (no compiler is loaded for that); return what isn't."""
     missing: list[Job] = []
-    index = -1
-    for spec in specs:
-        for variant in map(dict, spec.variants or ({},)):
-            try:
-                rendered: RenderedKernel | str = library.render(spec.name, **variant)
-            except Exception as error:  # noqa: BLE001 - one variant's trouble isn't the others'
-                rendered = trouble(error)
-            for arch in archs:
-                index += 1
-                common = (spec.name, variant, arch)
-                started = time.perf_counter()
-                if isinstance(rendered, str):
-                    finished(index, PrewarmItem(*common, "failed", error=rendered))
-                    continue
-                try:
-                    require_arch(arch, spec)
-                except ArchError as error:
-                    finished(index, PrewarmItem(*common, "skipped", error=str(error)))
-                    continue
-                try:
-                    unit = compiler.unit(rendered, arch)
-                    found = unit.look_up(compiler.cache)
-                except Exception as error:  # noqa: BLE001 - as above
-                    finished(index, PrewarmItem(*common, "failed", error=trouble(error)))
-                    continue
-                if found is None:
-                    missing.append(Job(index, spec.name, variant, arch, unit))
-                else:
-                    seconds = time.perf_counter() - started
-                    spared = float(found.record.get("duration") or 0.0)
-                    item = PrewarmItem(*common, "hit", seconds, spared, len(found.data), found.digest)
-                    finished(index, item)
+    for index, one in enumerate(wanted):
+        started = time.perf_counter()
+        try:
+            found, unit = units.look_up(one)
+        except Exception as error:  # noqa: BLE001 - one program's trouble isn't the others'
+            status = "skipped" if units.rules_out(one) else "failed"
+            finished(index, _of(one, status, error=trouble(error)))
+            continue
+        if found is None and unit is not None:
+            missing.append(Job(index, one, unit))
+        elif found is not None:
+            seconds = time.perf_counter() - started
+            size = found.size if isinstance(found, EntryInfo) else len(found.data)
+            spared = float(found.record.get("duration") or 0.0)
+            finished(
+                index,
+                _of(one, "hit", seconds=seconds, saved=spared, size=size, digest=found.digest),
+            )
     return missing
 
 
-def _item(job: Job, answer: Answer) -> PrewarmItem:
-    common = (job.kernel, job.variant, job.arch)
+def _of(wanted: Wanted, status: str, **more: Any) -> PrewarmItem:
+    return PrewarmItem(wanted.kernel, wanted.variant, wanted.arch, status, target=wanted.target, **more)
+
+
+def _item(wanted: Wanted, answer: Answer) -> PrewarmItem:
     seconds = float(answer["seconds"])
     error = answer.get("error")
     if error is None and answer["digest"] is None:
         # It compiles, but the next process will compile it again: that isn't prewarmed.
         error = f"compiled, but not stored: {answer.get('reason')}"
     if error is not None:
-        return PrewarmItem(*common, "failed", seconds, error=error)
+        return _of(wanted, "failed", seconds=seconds, error=error)
     saved = float(answer["duration"] or 0.0) if answer["hit"] else 0.0
-    return PrewarmItem(
-        *common, "hit" if answer["hit"] else "compiled", seconds, saved, answer["size"], answer["digest"]
-    )
+    status = "hit" if answer["hit"] else "compiled"
+    return _of(wanted, status, seconds=seconds, saved=saved, size=answer["size"], digest=answer["digest"])

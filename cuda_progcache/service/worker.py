@@ -42,8 +42,8 @@ class Worker:
         Parameters
         ----------
         job : dict
-            ``{"kernel": name, "variant": {...}, "arch": "sm_90"}``; ``"precompile": True`` where more jobs with the
-            same includes will come.
+            What :meth:`~cuda_progcache.service.wanted.Wanted.message` gives; ``"precompile": True`` where more jobs
+            with the same includes will come.
 
         Returns
         -------
@@ -73,6 +73,8 @@ class Worker:
 
     def _alone(self, job: Mapping[str, Any]) -> str:
         """The command that compiles one job's program, as it can be typed."""
+        if "source" in job:
+            return "cuda-progcache prewarm --lock F --jobs 1"
         command = ["cuda-progcache", "compile", "--kernel", job["kernel"], "--arch", job["arch"]]
         for name, value in job["variant"].items():
             command += ["-p", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
@@ -122,10 +124,11 @@ def main() -> None:
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
     from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.manifest import KernelLibrary
+    from cuda_progcache.service.wanted import Units, Wanted
 
     compilers.compiles_itself = True
     compiler = CachedCompiler.from_settings(setup["compiler"])
-    library = KernelLibrary(**setup["library"])
+    units = Units(compiler, KernelLibrary(**setup["library"]))
     precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch
     for caller in setup.get("asked_by") or ():
         running.set(Running(caller["key"], caller["name"], None))
@@ -137,8 +140,7 @@ def main() -> None:
         started = time.perf_counter()
         used = precompiled.used
         try:
-            rendered = library.render(job["kernel"], **job["variant"])
-            unit = compiler.unit(rendered, job["arch"])
+            unit = units.unit(Wanted.of_message(job))
             done = compiler.compile_kernel(unit, precompiled if job.get("precompile") else None)
             answer: dict[str, Any] = {
                 "hit": done.hit,

@@ -163,6 +163,17 @@ def _short_digest(key: bytes) -> str:
     return sha256(key).hexdigest()
 
 
+def frozen_miss(where: str, key: Key) -> Exception:
+    """The error of a lookup by key alone, in a frozen store that holds nothing under it."""
+    from cuda_progcache.errors import FrozenMissError
+
+    return FrozenMissError(
+        f"the cache is frozen, and {where} has no entry {entry_digest(key)[:12]}; nothing was compiled. Run this once "
+        f"with CUDA_PROGCACHE=rw, or prewarm the cache",
+        command="CUDA_PROGCACHE=rw",
+    )
+
+
 def program_bytes(value: object) -> bytes:
     """The binary to store: bytes-like as it is, of an ``ObjectCode`` its code (read from disk if it is path-backed).
 

@@ -17,6 +17,7 @@ import sys
 import time
 import weakref
 
+from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.store.append_log import AppendLog, Line, new_ref
 from cuda_progcache.store.stats import Totals
 
@@ -102,7 +103,8 @@ class Tally:
         self._counters = counters
         self._log: _Log | None = None
         self._due = time.monotonic() + INTERVAL
-        _living.add(self)
+        with _adding:
+            _living.add(self)
         _write_at_end_of_worker()
 
     def write_if_due(self) -> None:
@@ -120,7 +122,7 @@ class Tally:
 
     def all_time(self) -> Totals:
         """What every process has written down, and what the store objects of this one have yet to."""
-        beside = [tally for tally in list(_living) if tally is not self and tally._is_beside(self)]
+        beside = [tally for tally in _all_living() if tally is not self and tally._is_beside(self)]
         for tally in (self, *beside):
             tally.write()
         total = self._file().total()
@@ -149,11 +151,18 @@ def persisted(root: Root) -> Totals:
 # The ends of processes
 
 _living: weakref.WeakSet[Tally] = weakref.WeakSet()
+#: A set that another thread adds to can't be looked through.
+_adding = ForkSafeLock()
 _finalizers: list[object] = []
 
 
+def _all_living() -> list[Tally]:
+    with _adding:
+        return list(_living)
+
+
 def _write_all() -> None:
-    for tally in list(_living):
+    for tally in _all_living():
         tally.write()
 
 

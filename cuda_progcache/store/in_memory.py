@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
 from cuda_progcache import events
+from cuda_progcache._util import modes
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.store.base import (
     SHORT_KEY,
@@ -19,6 +20,7 @@ from cuda_progcache.store.base import (
     charged_size,
     check_size_cap,
     entry_digest,
+    frozen_miss,
     key_bytes,
     program_bytes,
 )
@@ -92,12 +94,16 @@ class InMemoryProgramCache(ProgramCacheResource):
     def get(self, key: Key, default: Any = None) -> Any:
         """The entry's bytes, or ``default`` on a miss."""
         held = self._find(key)
-        return default if held is None else held.data
+        if held is None:
+            if modes.current() == "frozen":
+                raise frozen_miss(type(self).__name__, key)
+            return default
+        return held.data
 
     def __getitem__(self, key: Key) -> bytes:
         held = self._find(key)
         if held is None:
-            raise KeyError(key)
+            raise frozen_miss(type(self).__name__, key) if modes.current() == "frozen" else KeyError(key)
         return held.data
 
     def load(self, key: Key) -> Entry | None:

@@ -13,8 +13,16 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cuda_progcache.errors import FrozenMissError, ReadOnlyError
-from cuda_progcache.store.base import Entry, EntryInfo, ProgramCacheResource, entry_digest, key_bytes, program_bytes
+from cuda_progcache.errors import ReadOnlyError
+from cuda_progcache.store.base import (
+    Entry,
+    EntryInfo,
+    ProgramCacheResource,
+    entry_digest,
+    frozen_miss,
+    key_bytes,
+    program_bytes,
+)
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.readonly import ReadOnlyProgramCache
 from cuda_progcache.store.readonly import _Root as _LookedAt
@@ -259,12 +267,7 @@ def found_in(cache: ProgramCacheResource, key: Key, data: bytes | None) -> bytes
     """What a frozen store was asked for (FrozenMissError: it isn't there)."""
     if data is not None:
         return data
-    where = getattr(cache, "name", None) or getattr(cache, "directory", None)
-    raise FrozenMissError(
-        f"the cache is frozen, and {where} has no entry {entry_digest(key)[:12]}; nothing was compiled. Run this once "
-        f"with CUDA_PROGCACHE=rw, or prewarm the cache",
-        command="CUDA_PROGCACHE=rw",
-    )
+    raise frozen_miss(getattr(cache, "name", None) or getattr(cache, "directory", None) or repr(cache), key)
 
 
 def in_mode(cache: Any, mode: str) -> ReadOnlyProgramCache | None:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
+from cuda_progcache._util import modes
 from cuda_progcache.errors import ReadOnlyError
 from cuda_progcache.store.base import Entry, EntryInfo, ProgramCacheResource, key_bytes
 from cuda_progcache.store.file_stream import FileStreamProgramCache
@@ -46,6 +47,9 @@ class ReadOnlyProgramCache(ProgramCacheResource):
     compile path calls: it answers ``False``, and the program is compiled and not kept. In a
     :class:`~cuda_progcache.store.ProgramCacheStack` writes pass it by.
 
+    In mode ``off`` a directory isn't read, and in mode ``frozen`` what it doesn't hold is an error, as for
+    :class:`~cuda_progcache.store.FileStreamProgramCache`.
+
     Parameters
     ----------
     inner : ProgramCacheResource or path
@@ -65,7 +69,8 @@ class ReadOnlyProgramCache(ProgramCacheResource):
 
     def __init__(self, inner: ProgramCacheResource | str | os.PathLike[str], *, shared: bool = False) -> None:
         if isinstance(inner, (str, os.PathLike)):
-            inner = _Reader(inner, shared=shared)
+            follows = self.mode is None and modes.current() in {"off", "frozen"}
+            inner = (FileStreamProgramCache if follows else _Reader)(inner, shared=shared)
         elif isinstance(inner, ReadOnlyProgramCache):
             inner = inner._inner
         elif type(inner) is FileStreamProgramCache:
@@ -150,7 +155,8 @@ class ReadOnlyProgramCache(ProgramCacheResource):
 
     def __setitem__(self, key: Key, value: Value) -> None:
         key_bytes(key)
-        self._refuse("store a program")
+        if modes.current() != "off":  # cuda.core puts what it had to compile, since there was nothing to be looked up
+            self._refuse("store a program")
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Keep nothing."""

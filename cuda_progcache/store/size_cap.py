@@ -157,7 +157,8 @@ class SizeCap:
                 self._look_at_staging(cap)
             if self._size <= cap or self._rest:
                 return
-            self._evict(cap)
+            if not self._evict(cap):
+                break
         self._make_sure()
 
     def _look_at_staging(self, cap: int) -> None:
@@ -233,7 +234,8 @@ class SizeCap:
 
     # Eviction
 
-    def _evict(self, cap: int) -> None:
+    def _evict(self, cap: int) -> bool:
+        """Run a pass; ``False``: it has looked at everything, and nothing has to go, whatever the account says."""
         looked_at = shards_to_look_at(self.ledger.entries, SHARDS)
         exact = looked_at == SHARDS
         candidates = self._count(self._shards_with_entries() if exact else sorted(_some_shards(looked_at)))
@@ -242,7 +244,7 @@ class SizeCap:
         size = on_its_way + sum(candidate.charged for candidate in candidates) if exact else self._size
         to_free = excess(size, len(candidates) if exact else self.ledger.entries, cap)
         if not to_free:
-            return
+            return False
         pins = self._root.pins()
         free = [candidate for candidate in candidates if candidate.digest not in pins]
         at_most = None if exact else max(1, len(candidates) // SAMPLE_SHARE)
@@ -250,6 +252,7 @@ class SizeCap:
         self.remove(victims, evicted=True)
         if pins and len(victims) == len(free):
             self._only_pins_left(pins, len(candidates), cap)
+        return True
 
     def remove(self, victims: list[Candidate], *, evicted: bool = False) -> list[Candidate]:
         """Take entries away that are still as they were seen, and not pinned; gives those that went.

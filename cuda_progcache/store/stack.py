@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, overload
 
-from cuda_progcache.errors import ReadOnlyError, StoreError
+from cuda_progcache._util import modes
+from cuda_progcache.errors import FrozenMissError, ReadOnlyError, StoreError
 from cuda_progcache.events import held
 from cuda_progcache.store.base import (
     Entry,
     EntryInfo,
     ProgramCacheResource,
     entry_digest,
+    frozen_miss,
     is_digest,
     key_bytes,
     program_bytes,
@@ -147,14 +149,24 @@ class ProgramCacheStack(ProgramCacheResource):
         name = key_bytes(key)
         before = self._writes
         first = self._levels[0]
-        data = first.ask(first.store.get, name)  # which is cheaper than load, and nothing is to be copied
+        try:
+            # Which is cheaper than load, and nothing is to be copied.
+            data = first.ask(first.store.get, name, answer=FrozenMissError)
+        except FrozenMissError:
+            data = None
         if isinstance(data, bytes):
             self._hit(first)
             return data
         if data is None:
             first.count("misses")
         found = self._look(self._levels[1:], name, before)
+        if found is None and self._is_frozen():
+            raise frozen_miss(repr(self), name)
         return default if found is None else found.data
+
+    def _is_frozen(self) -> bool:
+        """Whether a miss is an error to those who use it as a mapping, as cuda.core does."""
+        return modes.current() == "frozen" or any(level.store.mode == "frozen" for level in self._levels)
 
     def __getitem__(self, key: Key) -> bytes:
         data = self.get(key)

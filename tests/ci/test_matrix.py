@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs compiled by NVRTC 12.9 and 13.0, each with CCCL of its age (``ci/matrix.py``)."""
+"""Programs compiled by NVRTC 12.9, with CCCL of its age; ``python -m ci.matrix`` tries the other releases."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import pytest
 from ci import matrix
 
 
-# The newest is what all the other tests run on.
-@pytest.mark.parametrize("release", matrix.RELEASES)
-def test_what_is_compiled_here_serves_there(release):
+def test_what_is_compiled_here_serves_there():
+    """The oldest release; the newest is what all the other tests run on."""
     try:
-        python = matrix.environment(release)
+        python = matrix.environment(next(iter(matrix.RELEASES)))
     except matrix.UnavailableError as error:
         pytest.skip(str(error))
     rows = matrix.check(python, [name for name, case in matrix.CASES.items() if case.quick], thorough=False)

@@ -124,8 +124,8 @@ def test_a_reader_that_leaves_is_no_error(kept, root):
     from cuda_progcache import FileStreamProgramCache
 
     with FileStreamProgramCache() as cache:
-        for number in range(600):
-            cache.publish(str(number), b"x", {"name": f"program-{number:04}-" + "n" * 200, "arch": "sm_90"})
+        for number in range(40):
+            cache.publish(str(number), b"x", {"name": f"program-{number:04}-" + "n" * 4000, "arch": "sm_90"})
     command = f"{sys.executable} -m cuda_progcache list | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("digest")
@@ -133,11 +133,19 @@ def test_a_reader_that_leaves_is_no_error(kept, root):
     assert done.returncode == ExitCode.BROKEN_PIPE
 
 
-def test_no_colours_in_a_pipe_or_where_none_are_wanted(process, kept):
-    for env in ({}, {"NO_COLOR": "1"}, {"NO_COLOR": "1", "TERM": "xterm-256color"}):
-        for arguments in (["list"], ["show", kept["saxpy"]], ["show", "ffffffff"], ["stats"]):
-            done = process(*arguments, env=env)
-            assert "\x1b" not in done.stdout + done.stderr
+def test_no_colours_in_a_pipe_or_where_none_are_wanted(kept):
+    calls = (["list"], ["show", kept["saxpy"]], ["show", "ffffffff"], ["stats"])
+    script = (
+        "from cuda_progcache.cli import main\n"
+        f"for arguments in {calls}:\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit: pass\n"
+    )
+    for env in ({}, {"NO_COLOR": "1", "TERM": "xterm-256color"}):
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **env})
+        assert "saxpy" in done.stdout and "ffffffff" in done.stderr and "entries" in done.stdout
+        assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_colours_on_a_terminal_unless_no_color(kept):

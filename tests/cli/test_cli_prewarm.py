@@ -9,6 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+from xml.etree import ElementTree as ET
+
+import pytest
 
 ARCHS = ("--arch", "sm_80", "--arch", "sm_90")
 
@@ -16,8 +19,8 @@ ARCHS = ("--arch", "sm_80", "--arch", "sm_90")
 def test_prewarm_compiles_then_hits(cli, cli_json, library):
     first = cli_json("prewarm", "--manifest", library, *ARCHS)
     assert {
-        "ok", "call", "archs", "jobs", "kernels", "variants", "compiled", "hits", "failed", "skipped", "bytes",
-        "seconds", "compile_seconds", "saved_seconds", "root", "items",
+        "ok", "call", "archs", "jobs", "kernels", "variants", "compiled", "hits", "failed", "skipped", "missing",
+        "bytes", "seconds", "compile_seconds", "saved_seconds", "root", "items",
     } == set(first)  # fmt: skip
     assert (first["ok"], first["archs"], first["kernels"], first["variants"]) == (True, ["sm_80", "sm_90"], 2, 3)
     assert (first["compiled"], first["hits"], first["failed"]) == (6, 0, 0)
@@ -93,31 +96,90 @@ def test_jobs_must_be_one_or_more(cli, library):
     cli("prewarm", "--manifest", library, "--jobs", 0, code=2)
 
 
-def test_an_interrupt_ends_it_at_once_and_keeps_what_is_done(library, cli_json):
-    """Ctrl-C in a terminal reaches the whole process group, the workers too."""
+@pytest.mark.parametrize(
+    ("number", "word", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)]
+)
+def test_a_signal_ends_it_at_once_and_keeps_what_is_done(number, word, code, library, root, tmp_path):
+    """Ctrl-C in a terminal reaches the whole process group, the workers too; SIGTERM is what CI servers send."""
     manifest = library / "manifest.toml"
     variants = "".join(f"[[kernels.scale.variants]]\nblock = {block}\n" for block in range(32, 1025, 32))
     manifest.write_text(manifest.read_text().replace("[kernels.fill]\n", variants + "[kernels.fill]\n"))
+    (tmp_path / "temporary").mkdir()
     command = [sys.executable, "-m", "cuda_progcache", "prewarm", "--manifest", library, "--jobs", "1"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
     with running:
         first = running.stderr.readline()
-        os.killpg(running.pid, signal.SIGINT)
+        if number == signal.SIGINT:
+            os.killpg(running.pid, number)
+        else:
+            running.send_signal(number)
         out, rest = running.communicate(timeout=60)
     assert first.startswith("[  1/")
-    assert (running.returncode, out) == (130, "")
-    assert rest.rstrip().endswith("cuda-progcache: error: interrupted")
+    assert (running.returncode, out) == (code, "")
+    last = rest.rstrip().splitlines()[-1]
+    kept = re.fullmatch(
+        rf"cuda-progcache: error: {word}; (\d+) programs? compiled so far are kept in (.*), "
+        r"and the same command goes on from there",
+        last,
+    )
+    assert kept[2] == str(root)
     assert "Traceback" not in rest
-    assert 0 < len(cli_json("list")["entries"]) < 130
+    entries = [path for path in (root / "entries").rglob("*") if path.is_file()]
+    assert 0 < int(kept[1]) <= len(entries) < 130
+    assert os.listdir(tmp_path / "temporary") == []
+
+
+def test_a_dry_run_compiles_nothing_and_says_why(cli, cli_json, library, root):
+    told = cli("prewarm", "--manifest", library, "--arch", "sm_90", "--dry-run").stdout
+    assert "missing: fill (the defaults) for sm_90: first compile of this program" in told
+    assert "3 programs: 3 missing, which would be compiled." in told
+    assert not root.exists()
+    assert cli_json("prewarm", "--manifest", library, "--arch", "sm_90", "--require-hits", code=1)["missing"] == 3
+    cli("prewarm", "--manifest", library, "--arch", "sm_90")
+    assert "100% hits" in cli("prewarm", "--manifest", library, "--arch", "sm_90", "--require-hits").stdout
+    (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text() + "__device__ int edited;\n")
+    told = cli("prewarm", "--manifest", library, "--arch", "sm_90", "--require-hits", code=1).stdout
+    assert "missing: fill (the defaults) for sm_90: template fill.cu.j2 changed" in told
+
+
+def test_reports_for_machines(cli, broken_library, tmp_path):
+    arguments = ("prewarm", "--manifest", broken_library, "--arch", "sm_90", "--junit", tmp_path / "j.xml")
+    cli(*arguments, "--report", tmp_path / "r.json", code=1)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["ok"], report["failed"]) == (False, 1)
+    (suite,) = ET.parse(tmp_path / "j.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "1")
+    assert "nothing_of_this_name" in suite[2][0].text
+    assert "there is no folder" in cli("prewarm", "--report", tmp_path / "no" / "r.json", code=2).stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_fails_and_names_what_is_missing(cli, library, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    try:
+        (disk / "ballast").write_bytes(b"x" * 52 * 1024)
+        done = cli("prewarm", "--manifest", library, "--arch", "sm_90", "--cache-dir", disk / "cache", code=1)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert "not stored" in done.stdout
+
+
+# Those without heavy headers; tests/kernels compiles them all.
+LIGHT = ("axpby", "softmax", "saxpy_nvvm", "lto_pair", "attention_combine")
 
 
 def demo(*arguments, env=None):
-    """The demo for one of its four architectures, to spare the others' time."""
+    """The demo of a few kernels for one of its four architectures, to spare the others' time."""
     script = (
+        "import functools\n"
         "import cuda_progcache.cli.prewarm as prewarm\n"
         "prewarm.DEMO_ARCHS = ('sm_90',)\n"
+        f"prewarm.run_prewarm = functools.partial(prewarm.run_prewarm, kernels={LIGHT})\n"
         "from cuda_progcache.cli import main\n"
         f"main(['demo', *{list(arguments)}])\n"
     )
@@ -136,7 +198,7 @@ def test_the_demo_twice(root):
     first = demo("--json")
     assert first.returncode == 0, first.stderr
     report = json.loads(first.stdout)
-    assert report["kernels"] >= 10
+    assert report["kernels"] == len(LIGHT)
     assert (report["failed"], report["hits"]) == (0, 0)
     programs = report["compiled"]
     assert programs == len(report["items"]) - report["skipped"]

@@ -99,9 +99,9 @@ print(forks, hung, failed, troubles)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_forks_at_any_moment(tmp_path):
-    command = [sys.executable, "-c", STRESS, str(tmp_path), "6", "30"]
+    command = [sys.executable, "-c", STRESS, str(tmp_path), "4", "30"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     forks, rest = done.stdout.split(maxsplit=1)
     assert rest.split() == ["0", "0", "[]"], done.stdout + done.stderr
-    assert int(forks) > 50
+    assert int(forks) > 30

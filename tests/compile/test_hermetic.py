@@ -233,7 +233,7 @@ def test_every_way_to_a_header(made, project, way):
     "source",
     [
         '#include <cuda_fp16.h>\n#include <mma.h>\nextern "C" __global__ void k(__half *a) { *a = __hadd(*a, *a); }',
-        '#include <cuda/std/array>\nextern "C" __global__ void k(cuda::std::array<int, 4> *a) { (*a)[2] = 1; }',
+        '#include <cuda/std/cstdint>\nextern "C" __global__ void k(cuda::std::int32_t *a) { *a = 1; }',
     ],
     ids=["cuda", "cccl"],
 )

@@ -68,7 +68,7 @@ def made(target_type="ptx", source=SOURCE, **options):
 @pytest.mark.parametrize(("target_type", "arch"), [("ptx", "sm_80"), ("cubin", "sm_120")])
 def test_all_are_as_if_compiled_alone(target_type, arch):
     options = [{}, *LASTING, {}, *reversed(LASTING), {}]
-    truth = {repr(given): in_a_new_process(target_type, arch, **given) for given in options}
+    truth = {repr(given): in_a_new_process(target_type, arch, **given) for given in options[: len(LASTING) + 1]}
     assert len(set(truth.values())) > len(LASTING) - 1, "nearly each of them shows"
     assert [made(target_type, arch=arch, **given) for given in options] == [truth[repr(given)] for given in options]
 

@@ -74,14 +74,14 @@ def test_the_same_comes_out(project, get, plain, batch, given):
 
 def test_cub_comes_out_the_same(get, plain, batch):
     source = (
-        "#include <cub/block/block_reduce.cuh>\n"
+        "#include <cub/warp/warp_reduce.cuh>\n"
         "template <class T, int N> __global__ void k(const T *x, T *out) {\n"
-        "  using Reduce = cub::BlockReduce<T, N>;\n  __shared__ typename Reduce::TempStorage storage;\n"
+        "  using Reduce = cub::WarpReduce<T, N>;\n  __shared__ typename Reduce::TempStorage storage;\n"
         "  T sum = Reduce(storage).Sum(x[threadIdx.x]);\n  if (threadIdx.x == 0) *out = sum;\n}\n"
     )
     include = [header_root("cuda"), header_root("cccl")]
-    get(source, include_path=include, names=("k<int, 64>",))
-    names = ("k<float, 128>", b"k<double, 96>")
+    get(source, include_path=include, names=("k<int, 32>",))
+    names = ("k<float, 32>", b"k<double, 16>")
     assert_alike(get(source, include_path=include, names=names), plain(source, include_path=include, names=names))
     assert (batch.made, batch.used) == (1, 1)
 

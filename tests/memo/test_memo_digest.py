@@ -81,7 +81,7 @@ def test_elements_may_be_replaced_by_their_digests():
     assert digest((digest({1, 2}),)) == digest(({1, 2},))
 
 
-@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_equal_values_have_equal_digests(value):
     assert digest(value) == digest(eval(repr(value), {"inf": math.inf}))
@@ -98,7 +98,7 @@ def test_the_same_under_every_hash_seed_in_every_directory(tmp_path):
         "      code_digest(f), digest(g(1)), digest(frozenset({'a', 'b'})))\n"
     )
     printed = set()
-    for seed in ("0", "1", "424242"):
+    for seed in ("0", "424242"):
         folder = tmp_path / seed
         folder.mkdir()
         done = subprocess.run(

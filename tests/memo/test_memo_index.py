@@ -184,29 +184,35 @@ def test_nothing_on_the_call_path_touches_it(tmp_path):
 
 
 WORKER = """
-import sys
+import os, sys
 from cuda_progcache.memo.call import Call
 from cuda_progcache.memo.memoize import file_cache
-cache = file_cache(sys.argv[1])
-me = int(sys.argv[2])
-for x in range(60):
-    cache.save(Call("f", {"x": x, "me": me}, result=x))
-    assert cache.query(name="f", arguments={"me": me}).count() == x + 1
-print(cache.query(name="f").count() >= 60)
+
+def work(me):
+    cache = file_cache(sys.argv[1])
+    for x in range(40):
+        cache.save(Call("f", {"x": x, "me": me}, result=x))
+        assert cache.query(name="f", arguments={"me": me}).count() == x + 1
+    assert cache.query(name="f").count() >= 40
+
+children = []
+for me in range(3):
+    if not (child := os.fork()):
+        try:
+            work(me)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    children.append(child)
+print([os.waitpid(child, 0)[1] for child in children])
 """
 
 
 def test_processes_refresh_at_once(tmp_path):
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path), str(i)], stdout=-1, stderr=-1, text=True
-        )
-        for i in range(3)
-    ]  # fmt: skip
-    for worker in workers:
-        out, err = worker.communicate(timeout=240)
-        assert (out, err) == ("True\n", "")
-    assert file_cache(tmp_path).query(name="f").count() == 180
+    arguments = [sys.executable, "-c", WORKER, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=240)
+    assert (done.stdout, done.stderr) == ("[0, 0, 0]\n", "")
+    assert file_cache(tmp_path).query(name="f").count() == 120
 
 
 def test_threads_query_and_save_at_once(filled, at_once):

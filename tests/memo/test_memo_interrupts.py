@@ -88,38 +88,46 @@ def test_cache_file_in_threads(tmp_path, interrupt):
 
 
 WORKER = """
-import sys, time
+import os, sys, time
 from cuda_progcache.memo.memoize import memoize
+
 def slow(x):
     with open(sys.argv[2], "a") as log:
         log.write("run\\n")
-    if sys.argv[3] == "leader":
+    if sys.argv[3:] == ["leader"]:
         time.sleep(600)
     return x + 1
-f = memoize(sys.argv[1], slow)
-print(f(1), flush=True)
+
+def start(*role):
+    if child := os.fork():
+        return child
+    result = 99
+    try:
+        sys.argv[3:] = role
+        result = memoize(sys.argv[1], slow)(1)
+    finally:
+        os._exit(result)
+
+leader = start("leader")
+end = time.monotonic() + 60
+while not os.path.exists(sys.argv[2]) and time.monotonic() < end:
+    time.sleep(0.01)
+followers = [start(), start()]
+time.sleep(0.3)
+os.kill(leader, int(sys.argv[3]))
+print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in (leader, *followers)))
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_processes(tmp_path, how):
+    """A leader is forked, two followers that wait for it, then it is interrupted."""
     script, log = tmp_path / "work.py", tmp_path / "log"
     script.write_text(WORKER)
-
-    def start(role):
-        arguments = [sys.executable, str(script), str(tmp_path / "cache"), str(log), role]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    with start("leader") as leader:
-        end = time.monotonic() + DEADLINE
-        while not log.exists() and time.monotonic() < end:
-            time.sleep(0.01)
-        followers = [start("follower") for _ in range(2)]
-        time.sleep(0.5)
-        leader.send_signal(how)
-        printed = [follower.communicate(timeout=DEADLINE)[0] for follower in followers]
-        leader.communicate(timeout=DEADLINE)
-    assert printed == ["2\n", "2\n"]
+    arguments = [sys.executable, str(script), str(tmp_path / "cache"), str(log), str(int(how))]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    leader, *followers = done.stdout.split()
+    assert followers == ["2", "2"] and leader in {"99", str(-how)}
     leases = tmp_path / "cache" / "calls" / "leases"
     assert not os.listdir(leases)
 

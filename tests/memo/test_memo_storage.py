@@ -40,7 +40,7 @@ from cuda_progcache.memo.storage import (
 SECRET = b"s" * 32
 
 # The same examples in every run, however slow the machine: a run that fails is a change that broke something.
-EXAMPLES = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 leaves = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers()

@@ -40,16 +40,36 @@ def stores(tmp_path):
     }
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Two small kernels, each with two variants."""
+    folder = tmp_path_factory.mktemp("library")
+    for name in ("add", "mul"):
+        (folder / f"{name}.cu.j2").write_text(
+            f'extern "C" __global__ void {name}(int *a) {{ *a {"+" if name == "add" else "*"}= {{{{ by }}}}; }}\n'
+        )
+    (folder / "manifest.toml").write_text(
+        "format = 1\n"
+        + "".join(
+            f'[kernels.{name}]\ndescription = "{name}"\ntemplate = "{name}.cu.j2"\nentry_points = ["{name}"]\n'
+            f"variants = [{{by = 1}}, {{by = 2}}]\n"
+            f'[kernels.{name}.parameters.by]\ndescription = "by"\ntype = "int"\ndefault = 1\n'
+            for name in ("add", "mul")
+        )
+    )
+    return folder
+
+
 @pytest.fixture(params=["files", "memory", "stack"])
-def service(request, tmp_path):
+def service(request, tmp_path, library):
     with stores(tmp_path)[request.param]() as store:
-        yield CompileService(store)
+        yield CompileService(store, library=library)
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path, library):
     with FileStreamProgramCache(tmp_path / "programs", durability="none") as store:
-        yield CompileService(store)
+        yield CompileService(store, library=library)
 
 
 def calls(service, name):
@@ -68,6 +88,7 @@ def small(service, value=1, arch="sm_80"):
 
 
 def test_a_rendering_is_the_parent_of_its_compiles(service):
+    service = CompileService(service.cache)
     one = service.kernel("softmax", arch="sm_80", dtype="float16")
     two = service.kernel("softmax", arch="sm_90", dtype="float16")
     (rendering,) = calls(service, "render")
@@ -89,15 +110,16 @@ def test_a_rendering_is_the_parent_of_its_compiles(service):
 
 
 def test_hits_record_nothing(files, monkeypatch):
-    done = files.kernel("softmax", arch="sm_80")
+    done = files.kernel("add", arch="sm_80")
     small(files)
     files.calls.evict(calls(files, "render")[0].to_lookup_key())
     monkeypatch.setattr(storage.Steps, "save", None)
-    assert files.kernel("softmax", arch="sm_80").hit and small(files).hit
+    assert files.kernel("add", arch="sm_80").hit and small(files).hit
     assert done.digest and not calls(files, "render")
 
 
 def test_each_module_of_a_linked_kernel_is_rendered(service):
+    service = CompileService(service.cache)
     done = service.kernel("lto_pair", arch="sm_80")
     renderings = {call.arguments["module"]: call for call in calls(service, "render")}
     assert set(renderings) == {"lto_pair_activation", "lto_pair_kernel"}
@@ -159,27 +181,6 @@ def test_a_program_without_a_service_is_analysed_and_can_be_pickled(files):
 # Prewarm runs, and who asked
 
 
-@pytest.fixture
-def library(tmp_path):
-    """Two small kernels, each with two variants."""
-    folder = tmp_path / "library"
-    folder.mkdir()
-    for name in ("add", "mul"):
-        (folder / f"{name}.cu.j2").write_text(
-            f'extern "C" __global__ void {name}(int *a) {{ *a {"+" if name == "add" else "*"}= {{{{ by }}}}; }}\n'
-        )
-    (folder / "manifest.toml").write_text(
-        "format = 1\n"
-        + "".join(
-            f'[kernels.{name}]\ndescription = "{name}"\ntemplate = "{name}.cu.j2"\nentry_points = ["{name}"]\n'
-            f"variants = [{{by = 1}}, {{by = 2}}]\n"
-            f'[kernels.{name}.parameters.by]\ndescription = "by"\ntype = "int"\ndefault = 1\n'
-            for name in ("add", "mul")
-        )
-    )
-    return folder
-
-
 def test_a_prewarm_run_and_what_it_asked_for(service, library):
     first = service.prewarm(library, archs=["sm_80"], kernels=["add"], jobs=2)
     assert first.compiled == 2
@@ -229,7 +230,7 @@ def test_a_memoized_call_and_its_compiles_know_each_other(service, tmp_path):
     @memoize(tmp_path / "memo")
     def registers(value):
         usage = small(service, value).resource_usage()
-        service.kernel("saxpy_nvvm", arch=["sm_80", "sm_90"])  # in threads
+        service.kernel("add", arch=["sm_80", "sm_90"])  # in threads
         return {name: each["registers"] for name, each in usage.items()}
 
     small(service, 1)  # a hit is a child, too
@@ -238,7 +239,7 @@ def test_a_memoized_call_and_its_compiles_know_each_other(service, tmp_path):
     one, two = (registers.query(value).only() for value in (1, 2))
     programs = {small(service, value).digest for value in (1, 2)}
     assert not running.get()
-    kernels = {done.digest for done in service.kernel("saxpy_nvvm", arch=["sm_80", "sm_90"]).values()}
+    kernels = {done.digest for done in service.kernel("add", arch=["sm_80", "sm_90"]).values()}
     for call, value in ((one, 1), (two, 2)):
         assert {small(service, value).digest, *kernels} <= set(links(call, "children"))
     assert links(service.calls.load(small(service, 2).digest), "parents") == [two.to_lookup_key()]
@@ -271,17 +272,17 @@ def asked_nobody(seen):
 # Where they lie, and how long
 
 
-def test_they_are_found_through_every_level(tmp_path):
-    image = CompileService(FileStreamProgramCache(tmp_path / "image", durability="none"))
-    done = image.kernel("softmax", arch="sm_80")
+def test_they_are_found_through_every_level(tmp_path, library):
+    image = CompileService(FileStreamProgramCache(tmp_path / "image", durability="none"), library=library)
+    done = image.kernel("add", arch="sm_80")
     before = sorted(path for path in (tmp_path / "image").rglob("*") if path.suffix != ".sqlite")
     layer = ReadOnlyProgramCache(tmp_path / "image")
     near = FileStreamProgramCache(tmp_path / "near", durability="none")
-    service = CompileService(ProgramCacheStack([near, layer]))
-    again = service.kernel("softmax", arch="sm_80")
+    service = CompileService(ProgramCacheStack([near, layer]), library=library)
+    again = service.kernel("add", arch="sm_80")
     assert again.hit and again.resource_usage()
-    other = service.kernel("softmax", arch="sm_80", dtype="float16")
-    assert {call.arguments["parameters"]["dtype"] for call in calls(service, "render")} == {"float32", "float16"}
+    other = service.kernel("add", arch="sm_80", by=2)
+    assert {call.arguments["parameters"]["by"] for call in calls(service, "render")} == {1, 2}
     parent = links(service.calls.load(other.digest), "parents")[0]
     assert service.calls.load(parent).name == "render"
     assert sorted(path for path in (tmp_path / "image").rglob("*") if path.suffix != ".sqlite") == before
@@ -290,17 +291,17 @@ def test_they_are_found_through_every_level(tmp_path):
     assert done.digest == again.digest
 
 
-def test_two_caches_merge_by_copying(files, tmp_path):
-    other = CompileService(FileStreamProgramCache(tmp_path / "other", durability="none"))
-    files.kernel("softmax", arch="sm_80")
-    other.kernel("softmax", arch="sm_80", dtype="float16")
+def test_two_caches_merge_by_copying(files, tmp_path, library):
+    other = CompileService(FileStreamProgramCache(tmp_path / "other", durability="none"), library=library)
+    files.kernel("add", arch="sm_80")
+    other.kernel("add", arch="sm_80", by=2)
     for tree in ("entries", "records", "steps"):
         shutil.copytree(tmp_path / "other" / tree, tmp_path / "programs" / tree, dirs_exist_ok=True)
     assert len(calls(files, "render")) == 2
 
 
 def test_they_go_with_a_transfer(service, tmp_path):
-    done = service.kernel("softmax", arch="sm_80")
+    done = service.kernel("add", arch="sm_80")
     done.resource_usage()
     target = CompileService(FileStreamProgramCache(tmp_path / "target", durability="none"))
     service.calls.transfer(target.calls)
@@ -310,7 +311,7 @@ def test_they_go_with_a_transfer(service, tmp_path):
 
 
 def test_collection_leaves_what_a_program_needs(service, library):
-    kept, gone = service.kernel("softmax", arch="sm_80"), service.kernel("softmax", arch="sm_80", dtype="float16")
+    kept, gone = service.kernel("add", arch="sm_80"), service.kernel("add", arch="sm_80", by=2)
     kept.resource_usage()
     gone.resource_usage()
     report = service.prewarm(library, archs=["sm_80"], kernels=["mul"])
@@ -319,7 +320,7 @@ def test_collection_leaves_what_a_program_needs(service, library):
     removed = service.calls.gc()
     assert len(removed) == 2
     assert [call.arguments["program"] for call in calls(service, "resource_usage")] == [kept.digest]
-    assert {call.arguments["parameters"].get("dtype") for call in calls(service, "render")} == {"float32", None}
+    assert {call.arguments["parameters"]["by"] for call in calls(service, "render")} == {1, 2}
     for item in report.items:
         service.cache.remove(item.digest)
     service.calls.gc()
@@ -327,22 +328,22 @@ def test_collection_leaves_what_a_program_needs(service, library):
 
 
 def test_clearing_a_cache_clears_them(files, tmp_path):
-    files.kernel("softmax", arch="sm_80")
+    files.kernel("add", arch="sm_80")
     files.cache.clear()
     assert files.calls.query().empty() and not (tmp_path / "programs" / "steps").exists()
 
 
 def test_there_are_never_too_many(files, monkeypatch):
-    monkeypatch.setattr(storage, "MOST", 8)
+    monkeypatch.setattr(storage, "MOST", 3)
     kept = files._compiler.steps
     keys = [
         kept.save(steps.made(steps.RESOURCE_USAGE, {"program": f"{n:064x}"}, {}, 0.0, 0.0, parents=[]))
-        for n in range(12 * 256)
+        for n in range(4 * 256)
     ]
     shards = {}
     for key in kept.all():
         shards.setdefault(key[:2], []).append(key)
-    assert max(map(len, shards.values())) <= 8
+    assert max(map(len, shards.values())) <= 3
     assert kept.contains(keys[-1])
     memory = storage.Steps(InMemoryProgramCache())
     monkeypatch.setattr(storage, "MOST_IN_MEMORY", 8)
@@ -352,10 +353,10 @@ def test_there_are_never_too_many(files, monkeypatch):
 
 
 def test_a_damaged_record_is_a_miss_and_put_aside(files, tmp_path):
-    done = files.kernel("softmax", arch="sm_80")
+    done = files.kernel("add", arch="sm_80")
     key = calls(files, "render")[0].to_lookup_key()
     path = tmp_path / "programs" / "steps" / key[:2] / f"{key}.json"
-    path.write_bytes(path.read_bytes().replace(b"float32", b"float64"))
+    path.write_bytes(path.read_bytes().replace(b'"add"', b'"ADD"'))
     with pytest.raises(KeyError):
         files.calls.load(key)
     assert not path.exists() and not calls(files, "render")
@@ -365,26 +366,26 @@ def test_a_damaged_record_is_a_miss_and_put_aside(files, tmp_path):
 
 def test_a_directory_that_cant_be_written_costs_no_compile(files, tmp_path):
     (tmp_path / "programs" / "steps").write_text("in the way")
-    done = files.kernel("softmax", arch="sm_80")
+    done = files.kernel("add", arch="sm_80")
     assert done.digest and files._compiler.steps.counters["dropped"] == 1
-    assert [call.arguments["template"] for call in calls(files, "render")] == ["softmax"]  # in memory
+    assert [call.arguments["template"] for call in calls(files, "render")] == ["add"]  # in memory
 
 
 def test_what_cant_be_recorded_costs_no_compile(files, monkeypatch):
-    from cuda_progcache.memo.storage import SaveError, codecs
+    from cuda_progcache.memo import tagged_json
 
     def refuse(value):
-        raise SaveError("no room")
+        raise tagged_json.SaveError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(codecs, "encode_json", refuse)
-        done = files.kernel("softmax", arch="sm_80")
+        patched.setattr(tagged_json, "encode_json", refuse)
+        done = files.kernel("add", arch="sm_80")
         assert done.resource_usage()
     assert done.digest and files._compiler.steps.counters["dropped"] == 2 and not calls(files, "render")
 
 
 def test_a_record_of_before_has_the_same_parent(files):
-    done = files.kernel("softmax", arch="sm_80")
+    done = files.kernel("add", arch="sm_80")
     record = dict(files.cache.info(done.digest).record)
     assert steps.render_key(record["kernel"]) == calls(files, "render")[0].to_lookup_key()
     assert steps.links_of({"kernel": record["kernel"]})["parents"] == [calls(files, "render")[0].to_lookup_key()]

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+from cuda_progcache.templates import unpatch_jinja2
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -58,12 +60,15 @@ def test_there_is_something_to_run():
 
 def test_every_block_runs(environment, capsys):
     """In one test: later blocks look at what earlier ones compiled, so xdist must not part them."""
-    for block in BLOCKS:
-        try:
-            run(block, environment, capsys)
-        except Exception as error:
-            error.add_note(f"in the block at README.md:{block.line}")
-            raise
+    try:
+        for block in BLOCKS:
+            try:
+                run(block, environment, capsys)
+            except Exception as error:
+                error.add_note(f"in the block at README.md:{block.line}")
+                raise
+    finally:
+        unpatch_jinja2()  # one of them patches Jinja2, for tests after it as well
 
 
 def run(block, environment, capsys):

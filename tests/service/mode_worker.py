@@ -89,14 +89,37 @@ def prewarmed():
 
 
 def peer():
-    import cuda.core
-
     from cuda_progcache import FileStreamProgramCache
 
-    made = cuda.core.Program('extern "C" __global__ void empty() {}', "c++", cuda.core.ProgramOptions(arch="sm_90"))
     with FileStreamProgramCache() as cache:
-        made.compile("cubin", cache=cache)
-        return cache.stats().hits == 1
+        return by_peer(cache)
+
+
+def by_peer(cache):
+    """Compile by cuda.core, which knows a store as a mapping; whether it was a hit."""
+    import cuda.core
+
+    made = cuda.core.Program('extern "C" __global__ void empty() {}', "c++", cuda.core.ProgramOptions(arch="sm_90"))
+    made.compile("cubin", cache=cache)
+    return cache.stats().hits == 1
+
+
+def peer_levels():
+    from cuda_progcache import FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
+
+    return by_peer(ProgramCacheStack([InMemoryProgramCache(), FileStreamProgramCache()]))
+
+
+def peer_layer():
+    from cuda_progcache import ReadOnlyProgramCache
+
+    return (PLACE / "cache").exists() and by_peer(ReadOnlyProgramCache(PLACE / "cache"))
+
+
+def peer_memory():
+    from cuda_progcache import InMemoryProgramCache
+
+    return by_peer(InMemoryProgramCache())
 
 
 def levels():
@@ -152,7 +175,7 @@ def saved_by_default():
 
 WRITERS = (
     program, kernel, analysis, linked, not_kept, refused, prewarmed, levels, layered, memoized, saved,
-    saved_by_default, peer,
+    saved_by_default, peer, peer_levels, peer_layer, peer_memory,
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Self
 
@@ -27,24 +28,40 @@ class Injector:
     ----------
     calls : list of str
         Those made since :meth:`arm`, in order: "replace entries".
+    places : list of tuple
+        Where in the package each was made, from the call outwards, if :meth:`arm` was told to trace.
     """
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._descriptors: set[int] = set()
         self.calls: list[str] = []
+        self.places: list[tuple[object, ...]] = []
+        self._traces = False
         self._fails: Callable[[int], bool] = lambda _: False
         self._make: Callable[[str], OSError] | None = None
         self._after = False
 
-    def arm(self, fails: Callable[[int], bool], make: Callable[[str], OSError], *, after: bool = False) -> None:
+    def arm(
+        self, fails: Callable[[int], bool], make: Callable[[str], OSError], *, after: bool = False, trace: bool = False
+    ) -> None:
         """From now on, fail the calls (from 0) that ``fails`` says, with ``make(path)``; after doing them, if said."""
-        self.calls = []
-        self._fails, self._make, self._after = fails, make, after
+        self.calls, self.places = [], []
+        self._fails, self._make, self._after, self._traces = fails, make, after, trace
 
     def disarm(self) -> None:
         """Fail nothing more."""
         self._make = None
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if self._traces:
+            place, frame = [], sys._getframe(2)
+            while frame is not None:
+                if frame.f_globals.get("__name__", "").startswith("cuda_progcache."):
+                    place.append((frame.f_code.co_qualname, frame.f_lineno))
+                frame = frame.f_back
+            self.places.append((call, *place))
 
     def _ours(self, args: tuple[object, ...]) -> str | None:
         if args and isinstance(args[0], int):
@@ -63,7 +80,7 @@ class Injector:
                 return real(*args, **kwargs)
             number = len(self.calls)
             rest = path.removeprefix(self._root).strip("/").split("/")[0]
-            self.calls.append(f"{name} {rest}")
+            self._note(f"{name} {rest}")
             fails = self._make is not None and self._fails(number)
             if fails and name != "close" and not (self._after and name in CHANGES):
                 raise self._make(path)
@@ -84,7 +101,7 @@ class Injector:
         def faulty(path: str, *args: object, **kwargs: object) -> bool:
             number = len(self.calls)
             if self._ours((path,)) is not None:
-                self.calls.append("access")
+                self._note("access")
                 if self._make is not None and self._fails(number):
                     return False
             return real(path, *args, **kwargs)

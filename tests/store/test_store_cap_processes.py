@@ -43,7 +43,7 @@ print(stats.stored, flush=True)
 
 
 def start(root, **settings):
-    settings = {"cap": None, "turns": 70, "keys": 0, "largest": 8000, "removes": False, **settings}
+    settings = {"cap": None, "turns": 50, "keys": 0, "largest": 8000, "removes": False, **settings}
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(root), json.dumps(settings)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -89,7 +89,7 @@ def root(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"keys": 60}, {"removes": True, "keys": 300}, {"largest": 1000, "turns": 120}],
+    [{}, {"keys": 60}, {"removes": True, "keys": 300}, {"largest": 1000}],
     ids=["own keys", "same keys", "removals", "small"],
 )
 def test_eight_writers_stay_near_the_cap_and_settle_within_it(root, settings):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import tempfile
 
 import pytest
+from hypothesis import settings
 
 from cuda_progcache.store import (
     FileStreamProgramCache,
@@ -117,12 +118,16 @@ class StackMachine(FileStreamMachine):
 TestInMemoryMachine = InMemoryMachine.TestCase
 TestFileStreamMachine = FileStreamMachine.TestCase
 TestStackMachine = StackMachine.TestCase
+# The rules are the same; each of these runs tries another part of them.
+for _machine in (InMemoryMachine, FileStreamMachine, StackMachine):
+    _machine.TestCase.settings = settings(StoreMachine.TestCase.settings, max_examples=14)
 
 
 # A store of one's own
 
 OWN = """
     import pytest
+    from hypothesis import settings
     from cuda_progcache.store import ProgramCacheResource
     from cuda_progcache.store.base import key_bytes, program_bytes
     from cuda_progcache.testing import StoreContract, StoreMachine
@@ -161,6 +166,7 @@ OWN = """
             return Own()
 
     TestOwnMachine = OwnMachine.TestCase
+    TestOwnMachine.settings = settings(TestOwnMachine.settings, max_examples=5)
 """
 FAULTS = {
     "a str is another key": ("self.held[key_bytes(key)] = program", "self.held[key] = program"),

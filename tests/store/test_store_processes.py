@@ -229,14 +229,14 @@ def test_puts_survive_removal_beside_them(root, tmp_path, how):
 
 CAPPED = """
 store = FileStreamProgramCache(sys.argv[1], durability="none", max_size_bytes=200_000)
-for i in range(300):
+for i in range(120):
     key = b"%s-%d" % (sys.argv[3].encode(), i)
     store[key] = value(key, 1 + i)
     found = store.get(key)
     if found is not None:
         check(key, found)
 stats = store.stats()
-assert (stats.dropped, stats.corrupt, stats.hits + stats.misses) == (0, 0, 300), stats
+assert (stats.dropped, stats.corrupt, stats.hits + stats.misses) == (0, 0, 120), stats
 """
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cuda_progcache.memo.caches.base import BaseCache, Rejected, _combine_expand, _combine_shrink, _logger
+from cuda_progcache.memo.caches.base import BaseCache, Rejected, _combine_expand, _combine_shrink, _logger, made_by
 from cuda_progcache.memo.caches.views import ReadOnlyMixin
 from cuda_progcache.memo.storage.base import Intent
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
@@ -203,3 +203,6 @@ class CachePool(ReadOnlyMixin, _MultiCache):
     def load(self, key: str) -> LazyCall:
         """The call of the first cache that has it; KeyError on a miss."""
         return self._first_hit(lambda cache: cache.load(key), key=key)
+
+
+made_by["push"] = CacheStack

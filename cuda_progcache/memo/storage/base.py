@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, overload
 
-from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
+from cuda_progcache.errors import AmbiguousDigestError
 from cuda_progcache.memo.call import DigestedCall, QueryCall, digests_of
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 
@@ -23,10 +23,6 @@ _logger = logging.getLogger(__name__)
 
 #: Characters that a digest prefix has to have at least.
 SHORTEST_PREFIX = 4
-
-
-class SaveError(ProgCacheError, ValueError):
-    """A value can't be stored: no codec takes it, or the storage is in trouble. No computed result is lost by it."""
 
 
 class Intent(enum.StrEnum):

@@ -1,0 +1,462 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``resources``, ``sass``, ``diff`` and ``top``: what the compiler made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text, program_name
+from cuda_progcache.cli.session import (
+    Session,
+    common_options,
+    kernel_text,
+    library_at,
+    manifest_option,
+    parse_parameters,
+)
+
+if TYPE_CHECKING:
+    from cuda_progcache.inspect import Cliff, Instruction, KernelDiff, Occupancy, Resources, Source
+    from cuda_progcache.service.comparison import KernelUse, ProgramDiff
+    from cuda_progcache.store.base import EntryInfo
+
+block_option = click.option(
+    "--block-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads of a block. [default: the most that the kernel declares, else 256]",
+)
+shared_option = click.option(
+    "--dynamic-shared", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Dynamic shared memory of a block."
+)
+
+RESOURCES_JSON = """\b
+--json: {"root": str, "kernels": [{"digest", "program", "parameters", "arch", "kernel", "resources" (as show has them),
+"occupancy": {"block_size", "dynamic_shared_bytes", "blocks", "warps", "most_warps", "limiters", "cliffs": [{"resource",
+"fewer", "warps"}]} or null}]}
+"""
+
+
+@click.command(
+    "resources",
+    short_help="Registers, spills, shared memory and occupancy of the kernels in the cache.",
+    epilog=RESOURCES_JSON,
+)
+@click.option("--kernel", metavar="NAME", help="Only programs of this name; may hold * and ?.")
+@click.option("--arch", metavar="ARCH", help="Only programs for this architecture, such as sm_90.")
+@block_option
+@shared_option
+@common_options
+@click.pass_obj
+def resources_command(
+    session: Session, kernel: str | None, arch: str | None, block_size: int | None, dynamic_shared: int
+) -> None:
+    """Show what the kernels in the cache use, a row for each variant and architecture.
+
+    "next" says how much less of one resource would let more warps run. No GPU is needed: the figures are read off the
+    binaries, and occupancy is computed by the rules of NVIDIA's calculator.
+    """
+    from cuda_progcache.cli.entries import matches
+    from cuda_progcache.service.comparison import kernel_uses
+
+    cache = session.existing_cache()
+    entries = [] if cache is None else [one for one in cache.entries() if matches(one, kernel, arch, "cubin")]
+    entries.sort(key=lambda one: (program_name(one.record), _parameters(one), str(one.record.get("arch"))))
+
+    def unreadable(entry: EntryInfo, error: Exception) -> None:
+        output.warning_line(f"{entry.digest[:12]} ({program_name(entry.record)}) is passed over: {error}")
+
+    found = kernel_uses(entries, block_size, dynamic_shared, unreadable)
+    if session.json:
+        output.emit({"root": session.root(), "kernels": [_use_json(one) for one in found]})
+    elif found:
+        output.show(_uses(found))
+    else:
+        output.note_line("no cubin fits" if cache is not None and cache else f"the cache at {session.root()} is empty")
+
+
+def _parameters(entry: EntryInfo) -> str:
+    kernel = entry.record.get("kernel")
+    return parameters_text(kernel.get("parameters") or {}) if kernel else ""
+
+
+def _use_json(one: KernelUse) -> dict[str, Any]:
+    return {
+        "digest": one.entry.digest,
+        "program": program_name(one.entry.record),
+        "parameters": (one.entry.record.get("kernel") or {}).get("parameters"),
+        "arch": one.entry.record.get("arch"),
+        "kernel": one.kernel,
+        "resources": one.resources._asdict(),
+        "occupancy": None if one.occupancy is None else _occupancy_json(one.occupancy),
+    }
+
+
+def _occupancy_json(runs: Occupancy) -> dict[str, Any]:
+    return {**runs._asdict(), "cliffs": [cliff._asdict() for cliff in runs.cliffs]}
+
+
+_NUMBERS = ("registers", "spills", "shared", "code", "block", "occupancy")
+
+
+def _uses(found: Sequence[KernelUse]) -> Any:
+    """Make the table; what is the same in every row of one program is said once."""
+    made = output.table(
+        ("kernel", "parameters", "arch", *_NUMBERS, "limited by", "next"),
+        right=_NUMBERS,
+    )
+    before: tuple[str, str] | None = None
+    for one in found:
+        used, runs = one.resources, one.occupancy
+        name = program_name(one.entry.record)
+        shown = name if one.kernel in {name, name.removesuffix(".cu")} else f"{name}: {one.kernel}"
+        now = (shown, _parameters(one.entry))
+        repeated, before = now == before, now
+        made.add_row(
+            *(output.text("" if repeated else part) for part in now),
+            str(one.entry.record.get("arch") or "-"),
+            str(used.registers),
+            spills_text(used),
+            output.size(used.shared_bytes) if used.shared_bytes else "0",
+            output.size(used.code_bytes),
+            "-" if runs is None else str(runs.block_size),
+            "-" if runs is None else f"{runs.ratio:.0%}",
+            "-" if runs is None else limiters_text(runs),
+            "" if runs is None else "; ".join(cliff_text(cliff, runs) for cliff in runs.cliffs),
+        )
+    return made
+
+
+def spills_text(used: Resources) -> str:
+    """Write the bytes that a thread stores and loads for want of registers: ``0``, ``24+16``, ``-`` if unknown."""
+    if used.spill_store_bytes is None or used.spill_load_bytes is None:
+        return "-"
+    if not used.spill_store_bytes and not used.spill_load_bytes:
+        return "0"
+    return f"{used.spill_store_bytes}+{used.spill_load_bytes}"
+
+
+def limiters_text(runs: Occupancy) -> str:
+    """Write what allows no more blocks; ``nothing`` where every warp runs."""
+    if runs.warps == runs.most_warps:
+        return "nothing"
+    words = {"shared_bytes": "shared memory", "threads": "the block's size"}
+    named = ", ".join(words.get(name, name) for name in runs.limiters)
+    return named if runs.blocks else f"{named}: such a block can't be launched"
+
+
+def cliff_text(cliff: Cliff, runs: Occupancy) -> str:
+    """Write what less of a resource would bring: ``4 registers fewer: 75 %``."""
+    less = f"{output.plural(cliff.fewer, 'register')} fewer"
+    if cliff.resource == "shared_bytes":
+        less = f"{output.size(cliff.fewer)} less shared memory"
+    return f"{less}: {cliff.warps / runs.most_warps:.0%}"
+
+
+SASS_JSON = """\b
+--json: {"kernels": {name: {"instructions": [{"offset", "labels", "text", "live" (registers in use, or null), "source":
+{"file", "line"} or null}], "mix": {class: count}, "live_peak": int}}}
+"""
+
+
+@click.command("sass", short_help="The machine code of a program.", epilog=SASS_JSON)
+@click.argument("program")
+@click.option("--kernel", metavar="NAME", help="Only kernels of this name; may hold * and ?.")
+@click.option("--source", is_flag=True, help="Print the source lines that the instructions came from above them.")
+@click.option("--mix", "mix_only", is_flag=True, help="Only count the instructions of each class.")
+@manifest_option
+@common_options
+@click.pass_obj
+def sass_command(
+    session: Session, program: str, kernel: str | None, *, source: bool, mix_only: bool, manifest: Path | None
+) -> None:
+    """Print a program's machine code, with the number of registers in use at each instruction.
+
+    PROGRAM is a file, what show takes, or a kernel of the library with parameters or architecture:
+    'softmax?dtype=float16@sm_90'. Source lines take a program compiled with line information (-O lineinfo=true); a
+    kernel of the library is compiled so, and its lines are its template's. Takes nvdisasm.
+    """
+    import fnmatch
+
+    from cuda_progcache.inspect import instructions, live_peak, mix
+
+    data, record = program_at(session, program, manifest, lines=source)
+    asked = {symbol: name for name, symbol in ((record or {}).get("symbol_mapping") or {}).items()}
+    found = {
+        asked.get(name, name): code
+        for name, code in instructions(data).items()
+        if kernel is None or any(fnmatch.fnmatchcase(one, kernel) for one in (name, asked.get(name, name)))
+    }
+    if not found:
+        raise click.BadParameter(f"no kernel of {program} fits {kernel!r}", param_hint="--kernel")
+    if session.json:
+        output.emit({"kernels": {name: _code_json(code, mix(code), live_peak(code)) for name, code in found.items()}})
+        return
+    folder = library_at(manifest).path if kernel_text(program) else Path()
+    if source and not any(one.source for code in found.values() for one in code):
+        output.warning_line("there is no line information in it: compile it with -O lineinfo=true")
+    for name, code in found.items():
+        output.line(click.style(f"{output.printable(name)}  ({_mix_text(mix(code), code)})", bold=True))
+        if not mix_only:
+            output.write("".join(f"{line}\n" for line in _listing(code, folder, with_source=source)))
+
+
+def _mix_text(counts: Mapping[str, int], code: Sequence[Instruction]) -> str:
+    total = len(code)
+    parts = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"{output.plural(total, 'instruction')}: {parts}"
+
+
+def _code_json(code: Sequence[Instruction], counts: Mapping[str, int], peak: int) -> dict[str, Any]:
+    listed = [{**one._asdict(), "source": None if one.source is None else one.source._asdict()} for one in code]
+    return {"instructions": listed, "mix": counts, "live_peak": peak}
+
+
+def _listing(code: Sequence[Instruction], folder: Path, *, with_source: bool) -> Iterable[str]:
+    texts: dict[str, list[str]] = {}
+    before = None
+    for one in code:
+        if with_source and one.source is not None and one.source != before:
+            before = one.source
+            line = _source_line(texts, folder, before)
+            yield f"  {output.printable(output.here(before.file))}:{before.line}  {line}".rstrip()
+        for label in one.labels:
+            if not label.startswith(".text."):
+                yield f"{output.printable(label)}:"
+        live = "" if one.live is None else str(one.live)
+        yield f"    {one.offset:05x}  {live:>3}  {output.printable(one.text)}"
+
+
+def _source_line(texts: dict[str, list[str]], folder: Path, place: Source) -> str:
+    """Give a line of a source file or a template; nothing if that isn't there."""
+    file, number = place
+    if file not in texts:
+        # The compiler puts its working directory before the name of a template, which lies in the library's folder.
+        parts = Path(file).parts
+        candidates = (Path(file), *(folder.joinpath(*parts[start:]) for start in range(1, len(parts))))
+        found = next((path for path in candidates if path.is_file()), None)
+        texts[file] = [] if found is None else found.read_text("utf-8", "replace").splitlines()
+    lines = texts[file]
+    return output.printable(lines[number - 1].strip()) if 0 < number <= len(lines) else ""
+
+
+def program_at(
+    session: Session, program: str, manifest: Path | None = None, *, lines: bool = False
+) -> tuple[bytes, Mapping[str, Any] | None]:
+    """Give the binary, and the record if there is one, of a file, a kernel of the library, or an entry of the cache.
+
+    A kernel is compiled if the cache hasn't got it, with ``lines`` such that its machine code names template lines.
+
+    Raises
+    ------
+    NoEntryError
+        There is none of them.
+    """
+    from cuda_progcache.compile.arch import with_arch
+    from cuda_progcache.keys.options import ProgramOptions
+    from cuda_progcache.service.comparison import binary_of
+
+    path = Path(program)
+    if path.is_file():
+        return path.read_bytes(), None
+    asked = kernel_text(program)
+    if asked is None:
+        entry = find_entry(session, program)
+        return binary_of(entry), entry.record
+    library = library_at(manifest, lines=lines)
+    values = parse_parameters(library, asked.name, asked.parameters)
+    arch = asked.arch or with_arch(ProgramOptions()).arch
+    done = session.service(library).kernel(asked.name, arch=arch, **values)
+    return done.data, done.record
+
+
+DIFF_JSON = """\b
+--json: {"equal": bool (the bytes), "same_code": bool, "key": [a sentence per difference of what they were compiled
+from], "kernels": [{"name", "kind": "same", "changed", "added" or "removed", "deltas": {field: [before, after]},
+"lines": [of a unified diff of the machine code]}], "lines": [the same of two PTX texts]}
+"""
+
+
+@click.command("diff", short_help="What differs between two programs.", epilog=DIFF_JSON)
+@click.argument("before")
+@click.argument("after")
+@click.option("--stat", is_flag=True, help="Only what changed, not the machine code.")
+@click.option("-U", "--unified", "context", type=click.IntRange(min=0), default=3, metavar="N", help="Lines around.")
+@block_option
+@shared_option
+@manifest_option
+@common_options
+@click.pass_obj
+def diff_command(
+    session: Session,
+    before: str,
+    after: str,
+    *,
+    stat: bool,
+    context: int,
+    block_size: int | None,
+    dynamic_shared: int,
+    manifest: Path | None,
+) -> None:
+    """Say what differs between two programs: what they were compiled from, what they use, and their machine code.
+
+    BEFORE and AFTER are files, what show takes, or kernels of the library: 'softmax?dtype=float16@sm_90'. Machine code
+    is compared kernel by kernel, without addresses, so what only moved is equal. Exit code 1: they differ. Takes
+    nvdisasm for cubins.
+    """
+    from cuda_progcache.service.comparison import compare
+
+    old, new = (program_at(session, one, manifest) for one in (before, after))
+    found = compare(old, new, context)
+    if session.json:
+        output.emit(diff_json(found))
+    else:
+        _tell(found, (old[0], new[0]), stat=stat, block_size=block_size, dynamic_shared=dynamic_shared)
+    if not found.binary.equal or found.key:
+        click.get_current_context().exit(1)
+
+
+def diff_json(found: ProgramDiff) -> dict[str, Any]:
+    """Give what differs as ``diff --json`` prints it."""
+    kernels = [
+        {"name": one.name, "kind": one.kind, "deltas": one.deltas, "lines": one.lines} for one in found.binary.kernels
+    ]
+    return {
+        "equal": found.binary.equal,
+        "same_code": found.binary.same_code,
+        "key": found.key,
+        "kernels": kernels,
+        "lines": found.binary.lines,
+    }
+
+
+def _tell(
+    found: ProgramDiff, binaries: tuple[bytes, bytes], *, stat: bool, block_size: int | None, dynamic_shared: int
+) -> None:
+    for reason in found.key:
+        output.line(output.printable(reason))
+    if found.binary.equal:
+        output.line("the binaries are equal")
+        return
+    if found.binary.same_code:
+        output.line("the machine code is equal; only what stands around it in the files differs")
+        return
+    for one in found.binary.kernels:
+        output.line(click.style(f"{output.printable(one.name)}: {one.kind}{_counts(one)}", bold=one.kind != "same"))
+        for field, (old, new) in one.deltas.items():
+            output.line(f"  {field.replace('_', ' ')} {_figure(old)} → {_figure(new)}{_change(old, new)}")
+        for line in _occupancies(one, binaries, block_size, dynamic_shared):
+            output.line(f"  {line}")
+        if not stat:
+            _print_diff(one.lines)
+    if not found.binary.kernels and not found.binary.lines:
+        output.line("the bytes differ; of LTO-IR and the like no more can be said")
+    if not stat:
+        _print_diff(found.binary.lines)
+
+
+def _counts(one: KernelDiff) -> str:
+    gone, new = (sum(line.startswith(sign) for line in one.lines[2:]) for sign in "-+")
+    return f" (instructions -{gone} +{new})" if one.lines else ""
+
+
+def _figure(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _change(old: int | None, new: int | None) -> str:
+    return "" if old is None or new is None else f" ({new - old:+,})"
+
+
+def _occupancies(
+    one: KernelDiff, binaries: tuple[bytes, bytes], block_size: int | None, dynamic_shared: int
+) -> list[str]:
+    """Say how the occupancy of a kernel changed; nothing where it didn't."""
+    from cuda_progcache.errors import InspectError
+    from cuda_progcache.inspect import Cubin, occupancy
+
+    if one.before is None or one.after is None or not one.deltas:
+        return []
+    threads = block_size or one.after.max_threads or one.before.max_threads or 256
+    try:
+        old, new = (
+            occupancy(used, Cubin(data).arch, threads, dynamic_shared)
+            for used, data in zip((one.before, one.after), binaries, strict=True)
+        )
+    except InspectError:
+        return []
+    if old.warps == new.warps:
+        return []
+    return [
+        f"occupancy {old.ratio:.0%} → {new.ratio:.0%} (blocks of {threads} threads; {limiters_text(new)} limits it)"
+    ]
+
+
+def _print_diff(lines: Iterable[str]) -> None:
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    for line in lines:
+        output.line(click.style(output.printable(line), fg=colours.get(line[:1])))
+
+
+_TOPS = {
+    "largest": "the most bytes",
+    "costliest": "the longest compiles",
+    "newest": "compiled last",
+    "unused": "not used for the longest time",
+}
+
+TOP_JSON = """\b
+--json: {"root": str, "by": str, "entries": [what list gives of an entry, and "seconds" (of its compile, or null)]}
+"""
+
+
+@click.command("top", short_help="The largest, costliest, newest or least used programs.", epilog=TOP_JSON)
+@click.argument("by", type=click.Choice(list(_TOPS)), default="costliest")
+@click.option("-n", "--limit", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How many.")
+@common_options
+@click.pass_obj
+def top_command(session: Session, by: str, limit: int) -> None:
+    """Show the programs with the most of something: bytes, compile time, age.
+
+    BY is largest, costliest (the default), newest or unused.
+    """
+    import heapq
+    import time
+
+    orders: dict[str, Any] = {
+        "largest": lambda entry: entry.size,
+        "costliest": lambda entry: entry.record.get("duration") or 0.0,
+        "newest": lambda entry: entry.created,
+        "unused": lambda entry: -max(entry.last_used, entry.created),
+    }
+    cache = session.existing_cache()
+    found = [] if cache is None else heapq.nlargest(limit, cache.entries(), key=orders[by])
+    if session.json:
+        listed = [{**entry_json(one), "seconds": one.record.get("duration")} for one in found]
+        output.emit({"root": session.root(), "by": by, "entries": listed})
+        return
+    if not found:
+        output.note_line(f"the cache at {session.root()} is empty")
+        return
+    numbers = ("size", "compile", "age", "last used")
+    made = output.table(("digest", "program", "parameters", "target", "arch", *numbers), right=numbers, title=_TOPS[by])
+    now = time.time()
+    for entry in found:
+        duration = entry.record.get("duration")
+        made.add_row(
+            entry.digest[:12],
+            output.text(program_name(entry.record)),
+            output.text(_parameters(entry)),
+            str(entry.record.get("target_type", "-")),
+            str(entry.record.get("arch") or "-"),
+            output.size(entry.size),
+            "-" if duration is None else output.seconds(duration),
+            output.age(now - entry.created),
+            output.age(now - entry.last_used),
+        )
+    output.show(made)

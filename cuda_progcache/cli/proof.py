@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lock`` and ``check``: what a deploy needs, written down, and the proof that it is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.app import ExitCode
+from cuda_progcache.cli.session import Session, common_options, include_option, library_at, manifest_option
+
+if TYPE_CHECKING:
+    from cuda_progcache.service.proof import Proof
+    from cuda_progcache.store.base import ProgramCacheResource
+
+#: Rows of a table that is printed; --json has all.
+_ROWS = 40
+
+lock_option = click.option(
+    "--lock",
+    "lock_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The programs of a lockfile (cuda-progcache lock).",
+)
+junit_option = click.option(
+    "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a JUnit report, too."
+)
+
+LOCK_JSON = """\b
+--json: {"path": str, "programs": int, "unlocked": int (without a key: not in the cache), "toolchain": [{"name",
+"build"}]}
+"""
+
+
+@click.command("lock", short_help="Write down the programs that a deploy needs.", epilog=LOCK_JSON)
+@manifest_option
+@click.option("--arch", "archs", multiple=True, metavar="ARCH", help="Lock the library's variants for it; repeatable.")
+@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel of the library; repeatable.")
+@click.option(
+    "--from",
+    "recordings",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="RUN",
+    help="Lock what a recorded run used (CUDA_PROGCACHE_RECORD=RUN); repeatable.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("progcache.lock"),
+    show_default=True,
+    help="The lockfile.",
+)
+@include_option
+@common_options
+@click.pass_obj
+def lock_command(
+    session: Session,
+    manifest: Path | None,
+    archs: tuple[str, ...],
+    kernels: tuple[str, ...],
+    recordings: tuple[Path, ...],
+    target: Path,
+    include_paths: tuple[str, ...],
+) -> None:
+    """Write a lockfile of the programs that recorded runs used, and of those that a kernel library lists.
+
+    The same programs give the same bytes, one program a line. Nothing is compiled.
+    """
+    if not archs and not recordings:
+        raise click.UsageError("give --from RUN, or --arch for the library's variants, or both")
+    library = library_at(manifest)
+    service = session.service(library, include_paths, make=False)
+    lock = service.lock(recordings, archs=archs, kernels=kernels or None)
+    lock.write(target)
+    unlocked = [program for program in lock.programs if not program.key]
+    if session.json:
+        builds = [{"name": name, "build": build} for name, build in lock.toolchain]
+        told = {"path": target, "programs": len(lock.programs), "unlocked": len(unlocked), "toolchain": builds}
+        output.emit(told)
+        return
+    if unlocked:
+        output.note_line(
+            f"{output.plural(len(unlocked), 'program')} without a key: not in {session.root()}; prewarm, and lock again"
+        )
+    output.line(f"{output.plural(len(lock.programs), 'program')} in {target}")
+
+
+CHECK_JSON = """\b
+--json: {"path": str, "archs": [str] (what was checked for; empty: no device here, any will do), "usable": int,
+"entries": [{"digest", "name", "target_type", "arch", "usable" (null: nobody can tell), "reasons"}]}
+with --lock or --manifest: {"path": str, "ok": bool, "counts": {"hit", "missing", "stale", "failed", "skipped",
+"unused"}, "programs": [{"title", "kernel", "parameters", "arch", "target", "status", "reasons", "command", "digest"}],
+"unused": [{"digest", "name", "arch", "target", "size"}]}
+
+\b
+Exit code 1: some programs are of no use here; with --lock or --manifest, some are missing or stale.
+"""
+
+
+@click.command(
+    "check", short_help="What this machine could use of a bundle or a cache, and what is missing.", epilog=CHECK_JSON
+)
+@click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
+@lock_option
+@click.option(
+    "--manifest",
+    type=click.Path(exists=True, path_type=Path),
+    help="A folder with a manifest.toml: prove that its variants are there; with --lock, its kernels.",
+)
+@click.option(
+    "--arch", "archs", multiple=True, metavar="ARCH", help="Check for this device, in place of those here; repeatable."
+)
+@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="With --manifest: only it; repeatable.")
+@include_option
+@junit_option
+@common_options
+@click.pass_obj
+def check_command(
+    session: Session,
+    path: Path | None,
+    lock_file: Path | None,
+    manifest: Path | None,
+    archs: tuple[str, ...],
+    kernels: tuple[str, ...],
+    include_paths: tuple[str, ...],
+    junit: Path | None,
+) -> int:
+    """Say of each program in PATH (a bundle or a cache's directory; default: the cache) whether it is of use here.
+
+    It is if it runs on the device, and if the same program would have the same key here: compiler, headers, variables
+    and, where they are in what was compiled, paths. -I names folders with the programs' own headers.
+
+    With --lock or --manifest, say of each program that is needed whether it is there, and why a frozen run would refuse
+    it: missing; stale, with what differs. Entries that nothing needs are listed as unused, and are no failure.
+    """
+    if lock_file is None and manifest is None:
+        if junit is not None:
+            raise click.UsageError("--junit is for --lock or --manifest")
+        return _check_host(session, path, archs, include_paths)
+    if lock_file is None and not archs:
+        raise click.UsageError("--manifest needs --arch: for which architectures?")
+    from cuda_progcache.service.compile_service import CompileService
+
+    with _cache_at(session, path) as cache:
+        service = CompileService(cache, library=library_at(manifest), include_path=include_paths)
+        proof = service.check(lock_file, archs=archs, kernels=kernels or None)
+    if junit is not None:
+        _write_junit(junit, proof)
+    if session.json:
+        output.emit({"path": path or session.root(), **proof.to_dict()})
+    else:
+        _print_proof(proof, path or session.root())
+    return ExitCode.OK if proof.ok else ExitCode.FAILED
+
+
+@contextmanager
+def _cache_at(session: Session, path: Path | None) -> Iterator[ProgramCacheResource]:
+    """What is proved: the cache, a directory that is only read, or a bundle."""
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.store.readonly import ReadOnlyProgramCache
+
+    if path is None:
+        yield session.looked_at()
+    elif path.is_dir():
+        with ReadOnlyProgramCache(path) as cache:
+            yield cache
+    else:
+        from tempfile import TemporaryDirectory
+
+        with TemporaryDirectory(prefix="progcache-check-") as folder:
+            unpacked = FileStreamProgramCache(folder, durability="none", mode="rw")
+            unpacked.import_(path)
+            yield unpacked
+
+
+def _print_proof(proof: Proof, where: Path) -> None:
+    wrong = [program for program in proof.programs if program.status not in {"hit", "skipped"}]
+    made = output.table(("status", "program", "why"))
+    for program in wrong[:_ROWS]:
+        colour = "yellow" if program.status == "stale" else "red"
+        made.add_row(
+            output.text(program.status, colour), output.text(program.title), output.text("; ".join(program.reasons))
+        )
+    for entry in proof.unused[: max(0, _ROWS - len(wrong))]:
+        about = f"{entry.name} {entry.target} {entry.arch}  {entry.digest[:12]}  {output.size(entry.size)}"
+        made.add_row(output.text("unused", "dim"), output.text(about), output.text(""))
+    if wrong or proof.unused:
+        output.show(made)
+    if (more := len(wrong) + len(proof.unused) - made.row_count) > 0:
+        output.line(f"and {more:,} more (--json has all)")
+    if commands := dict.fromkeys(program.command for program in wrong if program.command):
+        output.line("to mend it:")
+        for command in list(commands)[:5]:
+            output.line(f"  {command}")
+    counts = Counter(program.status for program in proof.programs)
+    told = ", ".join(f"{counts[status]:,} {status}" for status in ("missing", "stale", "failed") if counts[status])
+    needed = len(proof.programs) - counts["skipped"]
+    output.line(
+        f"{counts['hit']:,} of {output.plural(needed, 'program')} are in {where}" + (f"; {told}" if told else "")
+    )
+
+
+def _write_junit(path: Path, proof: Proof) -> None:
+    from cuda_progcache.service import junit
+
+    cases = []
+    for program in proof.programs:
+        why = f"{program.status}: {'; '.join(program.reasons)}\n{program.command}"
+        skipped = program.reasons[0] if program.status == "skipped" else ""
+        failed = "" if program.status in {"hit", "skipped"} else why
+        cases.append(junit.Case(program.kernel, program.title, failure=failed, skipped=skipped))
+    junit.write(path, "cuda-progcache check", cases)
+
+
+def _check_host(session: Session, path: Path | None, archs: tuple[str, ...], include_paths: tuple[str, ...]) -> int:
+    from cuda_progcache.service.host import check, device_archs
+
+    where = session.root() if path is None else path
+    asked = archs or device_archs()
+    checked = (
+        ()
+        if path is None and session.existing_cache() is None
+        else check(where, archs=asked, include_path=include_paths)
+    )
+    usable = sum(entry.usable is True for entry in checked)
+    if session.json:
+        output.emit({"path": where, "archs": asked, "usable": usable, "entries": [e._asdict() for e in checked]})
+    else:
+        if not asked:
+            output.note_line("no CUDA device here: architectures aren't checked (--arch sm_90 does)")
+        reasons = Counter(reason for entry in checked for reason in entry.reasons)
+        for reason, count in reasons.most_common():
+            output.line(f"{count:,}: {reason}")
+        output.line(f"{usable:,} of {output.plural(len(checked), 'entry')} can be used here")
+    return ExitCode.OK if all(entry.usable is not False for entry in checked) else ExitCode.FAILED

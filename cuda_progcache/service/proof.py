@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a cache holds what a deploy needs, proved before it: by looking everything up as a frozen run would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cuda_progcache._util.json_values import json_value
+from cuda_progcache.compile import recording
+from cuda_progcache.compile.history import FIRST
+from cuda_progcache.errors import FrozenMissError, LockError
+from cuda_progcache.service.kernel_unit import KernelUnit
+from cuda_progcache.service.lock import Lock, Locked
+from cuda_progcache.service.wanted import Units, Wanted
+from cuda_progcache.service.worker import trouble
+
+if TYPE_CHECKING:
+    from cuda_progcache.compile.compiled import CompiledProgram
+    from cuda_progcache.service.cached_compiler import CachedCompiler
+    from cuda_progcache.service.manifest import KernelLibrary
+    from cuda_progcache.service.wanted import SourceUnit
+
+
+class Proved(NamedTuple):
+    """What was found of one program.
+
+    Attributes
+    ----------
+    title : str
+        Kernel, parameters, architecture and target.
+    kernel, arch, target : str
+    parameters : mapping
+    status : {"hit", "missing", "stale", "failed", "skipped"}
+        Missing: there is nothing like it. Stale: there is another one, from which it differs; or the one that is
+        there isn't the locked one. Failed: it can't be asked for. Skipped: its kernel needs a later architecture.
+    reasons : tuple of str
+        Why, in the words of a frozen run.
+    command : str
+        What would mend it.
+    digest : str or None
+        Of the entry that is there.
+    """
+
+    title: str
+    kernel: str
+    arch: str
+    target: str
+    parameters: Any
+    status: str
+    reasons: tuple[str, ...] = ()
+    command: str = ""
+    digest: str | None = None
+
+
+class Unused(NamedTuple):
+    """An entry that nothing asked for."""
+
+    digest: str
+    name: str
+    arch: str
+    target: str
+    size: int
+
+
+class Proof(NamedTuple):
+    """What a cache holds of what is needed.
+
+    Attributes
+    ----------
+    programs : tuple of Proved
+        In the order in which they were asked for.
+    unused : tuple of Unused
+        Entries that none of them is, nor is linked from. They do no harm.
+    """
+
+    programs: tuple[Proved, ...]
+    unused: tuple[Unused, ...] = ()
+
+    def count(self, status: str) -> int:
+        """How many programs have a status."""
+        return sum(program.status == status for program in self.programs)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that is needed is there."""
+        return all(program.status in {"hit", "skipped"} for program in self.programs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        counts = {status: self.count(status) for status in ("hit", "missing", "stale", "failed", "skipped")}
+        return {
+            "ok": self.ok,
+            "counts": {**counts, "unused": len(self.unused)},
+            "programs": [json_value(program._asdict()) for program in self.programs],
+            "unused": [entry._asdict() for entry in self.unused],
+        }
+
+
+def prove(compiler: CachedCompiler, library: KernelLibrary, asked: Lock | Sequence[Wanted], options: str = "") -> Proof:
+    """Look everything up in a cache, and compile nothing; see :meth:`CompileService.check`.
+
+    ``options`` lead a command line to the library and to its headers.
+    """
+    frozen = compiler.frozen()
+    units = Units(frozen, library)
+    pairs: Iterable[tuple[Wanted, Locked | None]]
+    if isinstance(asked, Lock):
+        pairs = ((asked.wanted(program), program) for program in asked.programs)
+    else:
+        pairs = ((wanted, None) for wanted in asked)
+    proved = []
+    used: set[str | None] = set()
+    for wanted, locked in pairs:
+        found, record = _prove_one(frozen, units, wanted, locked)
+        if found.command.startswith("CUDA_PROGCACHE=rw ") and options:
+            found = found._replace(command=f"{found.command} {options}")
+        proved.append(found)
+        used.add(found.digest)
+        used |= {part.get("digest") for part in record.get("inputs") or ()}
+    return Proof(tuple(proved), tuple(_unused(compiler.cache, used)))
+
+
+def _prove_one(
+    frozen: CachedCompiler, units: Units, wanted: Wanted, locked: Locked | None
+) -> tuple[Proved, Mapping[str, Any]]:
+    """What was found, and the record of what is there."""
+    title = locked or Locked(wanted.kernel, wanted.variant, "", wanted.arch, wanted.target)
+    about = Proved(title.title(), wanted.kernel, wanted.arch, wanted.target, wanted.variant, "hit")
+    try:
+        if wanted.unmakeable:
+            there, _ = units.look_up(wanted)
+            return about._replace(digest=wanted.key), {} if there is None else there.record
+        if units.rules_out(wanted):
+            return about._replace(status="skipped", reasons=("the kernel needs a later architecture",)), {}
+        unit = units.unit(wanted)
+        done = frozen.compile_kernel(unit)
+    except FrozenMissError as miss:
+        status = "missing" if miss.reasons == FIRST else "stale"
+        return about._replace(status=status, reasons=miss.reasons, command=miss.command), {}
+    except LockError as error:
+        return about._replace(status="missing", reasons=(str(error),), command="run it once with CUDA_PROGCACHE=rw"), {}
+    except Exception as error:  # noqa: BLE001 - one program's trouble isn't the others'
+        return about._replace(status="failed", reasons=(trouble(error),)), {}
+    if locked is not None and locked.key and done.digest != locked.key:
+        reasons = _differing(locked, done, unit)
+        return about._replace(status="stale", reasons=reasons, command="lock again", digest=done.digest), done.record
+    return about._replace(digest=done.digest), done.record
+
+
+def _differing(locked: Locked, done: CompiledProgram, unit: KernelUnit | SourceUnit) -> tuple[str, ...]:
+    """In what a program that is there differs from the locked one, as far as the lockfile tells."""
+    kernel = unit.kernel if isinstance(unit, KernelUnit) else {"name": "", "parameters": {}}
+    now = Locked.of_line({**recording.kernel_line(done, kernel, unit.compiles), "fields": None})
+    found = []
+    if now.flags != locked.flags:
+        before, after = set(locked.flags), set(now.flags)
+        told = [*(f"{flag} is new" for flag in now.flags if flag not in before)]
+        told += [f"{flag} is gone" for flag in locked.flags if flag not in after]
+        found.append(f"options differ from the locked ones: {', '.join(told) or 'their order'}")
+    if now.source != locked.source:
+        found.append("the source differs from the locked one")
+    if now.headers != locked.headers:
+        found.append("headers differ from the locked ones")
+    return tuple(found) or ("the compiler's build, or a path in the output, isn't the locked one",)
+
+
+def _unused(cache: Any, used: set[str | None]) -> Iterable[Unused]:
+    for digest in sorted(set(cache.digests()) - used):
+        try:
+            entry = cache.info(digest)
+        except (KeyError, OSError):
+            continue  # removed meanwhile
+        record = entry.record
+        name = str((record.get("kernel") or record.get("part_of") or {}).get("name") or record.get("name") or "")
+        yield Unused(digest, name, str(record.get("arch") or ""), str(record.get("target_type") or ""), entry.size)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``--mode``: one option before or after any command's name, over its worker processes too."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+KERNEL = ("compile", "--kernel", "axpby", "--arch", "sm_90")
+
+
+@pytest.mark.parametrize("mode", ["ro", "off"])
+def test_nothing_is_kept_and_it_compiles(mode, cli_json, root):
+    assert cli_json("--mode", mode, *KERNEL)["hit"] is False
+    assert cli_json(*KERNEL, "--mode", mode)["hit"] is False
+    assert not root.exists()
+    assert "CUDA_PROGCACHE" not in os.environ, "the option is one call's"
+
+
+def test_frozen_compiles_nothing_and_the_error_names_the_command(cli, cli_json, root):
+    error = cli("--mode", "frozen", *KERNEL, code=1).stderr
+    assert "the cache is frozen" in error
+    assert "To mend it: CUDA_PROGCACHE=rw cuda-progcache compile --kernel axpby" in error
+    assert not root.exists()
+    assert cli_json(*KERNEL)["hit"] is False
+    assert cli_json("--mode", "frozen", *KERNEL)["hit"] is True
+    assert cli_json("--mode", "off", *KERNEL)["hit"] is False
+    assert "is off" in cli("list", "--mode", "off").stderr
+
+
+def test_workers_are_frozen_too(cli, library, root):
+    done = cli("prewarm", "--manifest", library, "--arch", "sm_90", "--mode", "frozen", code=1)
+    assert "3 failed" in done.stdout
+    assert "the cache is frozen" in done.stdout
+    assert not root.exists()
+
+
+def test_a_mode_that_is_none_is_usage(cli):
+    assert "'rw', 'ro', 'off', 'frozen'" in cli("stats", "--mode", "readonly", code=2).stderr
+
+
+def test_what_would_change_the_cache_is_refused(cli, kept):
+    assert "in mode 'frozen'" in cli("clear", "--yes", "--mode", "frozen", code=3).stderr
+    assert "in mode 'ro'" in cli("prune", "--max-size", "0", "--mode", "ro", code=3).stderr

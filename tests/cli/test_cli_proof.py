@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lock`` and ``check --lock``: the release engineer's way, by the command line."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree as ET
+
+ARCHS = ("--arch", "sm_90")
+
+
+def test_locked_prewarmed_and_proved(cli, cli_json, library, root, tmp_path):
+    manifest = ("--manifest", library)
+    told = cli_json("lock", *manifest, *ARCHS, "-o", tmp_path / "early.lock")
+    assert (told["programs"], told["unlocked"]) == (3, 3)
+    assert not root.exists()
+    cli("prewarm", *manifest, *ARCHS)
+    assert cli("lock", *manifest, *ARCHS, "-o", tmp_path / "a.lock").stdout == f"3 programs in {tmp_path / 'a.lock'}\n"
+    locked = json.loads((tmp_path / "a.lock").read_text())
+    assert {tool["name"] for tool in locked["toolchain"]} == {"nvrtc", "nvrtc-builtins"}
+
+    lock = ("--lock", tmp_path / "a.lock", *manifest)
+    assert "3 of 3 programs are in" in cli("check", *lock).stdout
+    other = ("--cache-dir", tmp_path / "other")
+    assert "0 of 3 programs are in" in cli("check", *lock, *other, code=1).stdout
+    assert cli_json("prewarm", *lock, *other)["compiled"] == 3
+    assert cli_json("prewarm", *lock, *other, "--require-hits")["hits"] == 3
+    cli("export", tmp_path / "b.tar", *other)
+    cli("check", tmp_path / "b.tar", *lock)  # a bundle
+    cli("check", tmp_path / "other", *lock)  # a directory
+    cli("check", *manifest, *ARCHS)  # a manifest
+
+    (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text() + "__device__ int edited;\n")
+    done = cli("check", *lock, "--junit", tmp_path / "j.xml", code=1)
+    assert "stale   fill sm_90" in done.stdout
+    assert "template fill.cu.j2 changed" in done.stdout
+    assert "unused  fill cubin sm_90" in done.stdout
+    assert f"--manifest {library}" in done.stdout
+    assert "2 of 3 programs" in done.stdout
+    refused = cli("compile", "--kernel", "fill", *manifest, *ARCHS, "--mode", "frozen", code=1).stderr
+    assert "template fill.cu.j2 changed" in refused
+    (suite,) = ET.parse(tmp_path / "j.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "1")
+    proof = cli_json("check", *lock, code=1)
+    assert proof["counts"] == {"hit": 2, "missing": 0, "stale": 1, "failed": 0, "skipped": 0, "unused": 1}
+
+
+def test_wrong_usage(cli, tmp_path):
+    (tmp_path / "x.lock").write_text("{}")
+    assert "--from" in cli("lock", code=2).stderr
+    assert "is no lockfile" in cli("check", "--lock", tmp_path / "x.lock", code=2).stderr
+    assert "--arch" in cli("prewarm", "--lock", tmp_path / "x.lock", "--arch", "sm_90", code=2).stderr
+    assert "is no recording" in cli("lock", "--from", tmp_path / "x.lock", code=2).stderr
