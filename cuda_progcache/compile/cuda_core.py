@@ -106,14 +106,14 @@ def _watched(theirs: Any) -> type:
                 return super().compile(*args, **kwargs)
             from cuda_progcache.compile.watched_call import WatchedCall
 
-            call = WatchedCall(self._made_of, args, kwargs)
+            call = WatchedCall(super().compile, self._made_of, args, kwargs)
+            # Who keeps an error keeps this frame, and a Program that only the collector frees is cleaned up too late.
+            del self
             try:
                 # Returned at once: a frame that can raise holds no ObjectCode, whose repr deadlocks without a driver.
-                return call.run(super().compile)
+                return call.run()
             except Exception as error:
                 call.failed(error)
-                # Who keeps the error keeps this frame, and a Program in a circle with it is cleaned up too late.
-                del self
                 raise
             finally:
                 call.tell()

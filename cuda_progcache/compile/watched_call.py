@@ -36,6 +36,8 @@ class WatchedCall:
 
     Parameters
     ----------
+    compile_ : callable
+        Does it: cuda.core's method.
     made_of : tuple
         The arguments that the program was made with, positional and by name.
     args, kwargs
@@ -43,8 +45,13 @@ class WatchedCall:
     """
 
     def __init__(
-        self, made_of: tuple[tuple[Any, ...], Mapping[str, Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        compile_: Callable[..., Any],
+        made_of: tuple[tuple[Any, ...], Mapping[str, Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
+        self._compile: Callable[..., Any] | None = compile_
         given = dict(zip(("code", "code_type", "options"), made_of[0], strict=False)) | dict(made_of[1])
         self._code, self._code_type = given.get("code"), str(given.get("code_type")).lower()
         self._options = given.get("options")
@@ -61,36 +68,49 @@ class WatchedCall:
         self._stored: bool | None = None
         self._error: type[Exception] | None = None
 
-    def run(self, compile_: Callable[..., Any]) -> Any:
-        """Do the call by ``compile_``, which is cuda.core's.
+    def run(self) -> Any:
+        """Do the call.
 
         What is returned is in no variable here: a frame that can raise holds no ObjectCode, whose repr deadlocks
         without a driver.
         """
         cache: Any = self._kwargs.get("cache")
         if not self._cached or not (isinstance(cache, ProgramCacheResource) or is_theirs(cache)):
-            return compile_(*self._args, **self._kwargs)  # no cache, or nothing that cuda.core takes for one
+            return self._call()  # no cache, or nothing that cuda.core takes for one
         if not isinstance(cache, ProgramCacheResource):
-            return compile_(*self._args, **self._kwargs | {"cache": _Watched(cache, self)})
+            return self._call(cache=_Watched(cache, self))
         try:
-            return compile_(*self._args, **self._kwargs | {"cache": _Asked(cache, self)})
+            return self._call(cache=_Asked(cache, self))
         except _MissedError as missed:
             key = missed.key
-        data = fly(
+        done = fly(
             str(self._digest),
             leases_dir(cache) if modes.of(cache) == "rw" else None,
-            lambda: self._compiled(compile_, cache, key),
+            lambda: self._compiled(cache, key),
             lambda: cache.get(key),
         )
+        if isinstance(done, Exception):
+            try:
+                raise done
+            finally:
+                del done  # an error that leads to itself is freed by the collector alone
         self._hit = self._stored is None  # another thread or process has compiled it meanwhile
-        return compile_(*self._args, **self._kwargs | {"cache": _Given(data)})
+        return self._call(cache=_Given(done))
 
-    def _compiled(self, compile_: Callable[..., Any], cache: Any, key: Any) -> bytes:
-        """Compile, store, and give the bytes."""
+    def _call(self, **more: Any) -> Any:
+        if self._compile is None:
+            raise RuntimeError("the call has failed")
+        return self._compile(*self._args, **self._kwargs | more)
+
+    def _compiled(self, cache: Any, key: Any) -> bytes | Exception:
+        """Compile and store; the bytes, or the error."""
         compiled = _Taking()
         self._clock = time.perf_counter()
-        compile_(*self._args, **self._kwargs | {"cache": compiled})
-        self.store(cache, key, [compiled.data])
+        try:
+            self._call(cache=compiled)
+            self.store(cache, key, [compiled.data])
+        except Exception as error:  # noqa: BLE001 - raised by who asked
+            return error
         return compiled.data
 
     # What the cache is asked
@@ -181,9 +201,10 @@ class WatchedCall:
     def failed(self, error: Exception) -> None:
         """Note that the call raised.
 
-        The error isn't kept: its traceback leads back here, and a ``Program`` in such a circle is cleaned up too late
-        (cuda.core 1.2.2 complains).
+        Neither it nor the program is kept: the error's traceback leads back here, and cuda.core 1.2.2 fails over a
+        ``Program`` that the collector frees.
         """
+        self._compile = None
         self._error = type(error)
 
     def tell(self) -> None:

@@ -68,3 +68,34 @@ def test_cuda_core_is_what_it_was():
     """Where nobody listens, and whether it was imported before or not."""
     for when in ("early", "late"):
         subprocess.run([sys.executable, "-c", WATCHED, when], check=True, timeout=60)
+
+
+FREED = r"""
+import gc, sys, weakref
+import cuda_progcache
+from cuda_progcache.compile.cuda_core import watch
+heard = []
+cuda_progcache.subscribe(heard.append)
+watch()
+import cuda.core
+gc.disable()
+with cuda_progcache.FileStreamProgramCache(sys.argv[1]) as cache:
+    for given in ({}, {"cache": cache}):
+        program = cuda.core.Program("garbage", "c++", cuda.core.ProgramOptions(arch="sm_90"))
+        freed, error = weakref.ref(program), None
+        try:
+            program.compile("cubin", **given)
+        except Exception as raised:
+            error = raised
+        del program
+        assert type(error).__name__ == "NVRTCError" and freed() is None
+        gone = weakref.ref(error)
+        del error
+        assert gone() is None
+assert [event.kind for event in heard] == ["refused", "refused"]
+"""
+
+
+def test_a_program_that_is_refused_is_freed_without_the_collector(tmp_path):
+    """cuda.core 1.2.2 fails in the one that the collector frees, in the middle of whatever runs then."""
+    subprocess.run([sys.executable, "-c", FREED, str(tmp_path / "cache")], check=True, timeout=60)
