@@ -62,7 +62,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain", "Why a program had to be compiled."),
     "resources": ("inspection", "Registers, spills, shared memory and occupancy of the kernels in the cache."),
     "sass": ("inspection", "The machine code of a program."),
-    "diff": ("inspection", "What differs between two programs."),
+    "diff": ("diff", "What differs between two programs, or two lockfiles."),
     "top": ("inspection", "The largest, costliest, newest or least used programs."),
     "provenance": ("provenance", "All that a program or another result came from."),
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
