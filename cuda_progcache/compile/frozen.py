@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache import events
 from cuda_progcache.compile import history
 from cuda_progcache.compile.manifests import headers_before
 from cuda_progcache.compile.toolchains import without_compiler
@@ -76,6 +77,7 @@ def no_cache(inputs: Step) -> FrozenMissError:
     """The error of a program that is compiled without a cache."""
     reasons = ("no cache was given",)
     command = "pass cache=, or run it with CUDA_PROGCACHE=rw"
+    _tell(inputs, reasons)
     return FrozenMissError(_message(inputs, "", reasons, command), name=inputs.name, reasons=reasons, command=command)
 
 
@@ -111,9 +113,16 @@ def _would_be(inputs: CompileInputs, kernel: Mapping[str, Any] | None) -> dict[s
 def _error(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None, reasons: tuple[str, ...]) -> FrozenMissError:
     where = "" if cache is None else cache.name
     command = _command(inputs, where, kernel)
+    _tell(inputs, reasons)
     return FrozenMissError(
         _message(inputs, where, reasons, command), name=inputs.name, reasons=reasons, command=command
     )
+
+
+def _tell(inputs: Step, reasons: tuple[str, ...]) -> None:
+    if events.wanted("miss"):
+        about = (inputs.name, inputs.target_type, inputs.arch or "")
+        events.emit(events.Event("miss", *about, reasons=reasons))
 
 
 def _message(inputs: Step, where: str, reasons: tuple[str, ...], command: str) -> str:
