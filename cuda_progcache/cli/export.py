@@ -39,7 +39,9 @@ Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was w
     help="Only what this library lists for each --arch; with --lock, its kernels.",
 )
 @arch_option
-@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only programs of this name; repeatable.")
+@click.option(
+    "--kernel", "kernels", multiple=True, metavar="NAME", help="Only programs of this name, with * and ?; repeatable."
+)
 @click.option(
     "--since",
     metavar="WHEN",
@@ -149,13 +151,14 @@ def _of_names(entries: Sequence[EntryInfo], patterns: Sequence[str]) -> list[Ent
     from cuda_progcache.cli.app import NoEntryError
 
     names = {program_name(entry.record) for entry in entries}
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+    literal = [pattern.replace("[", "[[]") for pattern in patterns]  # only * and ? stand for something
+    for pattern, plain in zip(patterns, literal, strict=True):
+        if not fnmatch.filter(names, plain):
             raise NoEntryError(f"no program is called {pattern!r}{did_you_mean(pattern, names, listing='there are')}")
     return [
         entry
         for entry in entries
-        if not patterns or any(fnmatch.fnmatchcase(program_name(entry.record), pattern) for pattern in patterns)
+        if not patterns or any(fnmatch.fnmatchcase(program_name(entry.record), pattern) for pattern in literal)
     ]
 
 
