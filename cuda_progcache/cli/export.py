@@ -39,7 +39,9 @@ Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was w
     help="Only what this library lists for each --arch; with --lock, its kernels.",
 )
 @arch_option
-@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only programs of this name; repeatable.")
+@click.option(
+    "--kernel", "kernels", multiple=True, metavar="NAME", help="Only programs of this name, with * and ?; repeatable."
+)
 @click.option(
     "--since",
     metavar="WHEN",
