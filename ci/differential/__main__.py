@@ -63,14 +63,17 @@ def main(arguments: list[str] | None = None) -> int:
         done: list[Case] = []
         chance = Random(seed)  # noqa: S311  (nothing secret)
 
+        def in_share() -> bool:
+            return bool(chance.random() < options.share)
+
         def differences() -> Iterator[Difference]:
             for case in chosen:
                 if time.monotonic() > end:
                     break
-                yield from workplace.differences(case, lambda: chance.random() < options.share)
+                yield from workplace.differences(case, in_share)
                 done.append(case)
-            yield from workplace.kernel_differences(done)
-            yield from workplace.process_differences(done)
+            yield from workplace.kernel_differences(done, in_share)
+            yield from workplace.process_differences(done, in_share)
 
         for difference in differences():
             found += 1

@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache as once
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -242,11 +243,11 @@ class Workplace:
         ours = self.environment(Environment, "", options)
 
         def made(environment: Any) -> Callable[[], Any]:
-            return lambda: environment.from_string(case.source)
+            return once(lambda: environment.from_string(case.source))  # one object goes through all ways
 
-        expected = outcomes(made(stock), text)
+        expected, make = outcomes(made(stock), text), made(ours)
         for way, run in (("render", text), ("generate", _generated), ("stream", _streamed), ("module", _module)):
-            yield way, outcomes(made(ours), run), expected
+            yield way, outcomes(make, run), expected
         if chosen():
             yield from self._from_disk(case, options)
         if chosen():
@@ -259,9 +260,9 @@ class Workplace:
             return
         options["enable_async"] = True
         stock, ours = (self.environment(kind, "async", options) for kind in (jinja2.Environment, Environment))
-        expected = outcomes(made(stock), _waited)
-        yield "async", outcomes(made(ours), _waited), expected
-        yield "async stream", outcomes(made(ours), _streamed_async), expected
+        expected, make = outcomes(made(stock), _waited), made(ours)
+        yield "async", outcomes(make, _waited), expected
+        yield "async stream", outcomes(make, _streamed_async), expected
 
     def _of_other_kinds(
         self, case: Case, options: dict[str, Any]
@@ -315,9 +316,14 @@ class Workplace:
         )
         yield "stock Jinja2 on a cache of ours", outcomes(lambda: stock.get_template(name), text, path), expected
 
-    def process_differences(self, cases: Sequence[Case]) -> Iterator[Difference]:
-        """Yield the differences of templates in processes of their own: on a cache that others filled, and patched."""
-        cases = [case for case in cases if case.options.keys() <= {"autoescape", "undefined"}]
+    def process_differences(
+        self, cases: Sequence[Case], chosen: Callable[[], bool] = lambda: True
+    ) -> Iterator[Difference]:
+        """Yield the differences of templates in processes of their own: on a cache that others filled, and patched.
+
+        `chosen` is asked for each template.
+        """
+        cases = [case for case in cases if case.options.keys() <= {"autoescape", "undefined"} and chosen()]
         cases = [case for case in cases if isinstance(case.options.get("autoescape", False), bool)]
         for number, case in enumerate(cases):
             (self.templates / f"{number}.txt").write_text(case.source, encoding="utf-8")
@@ -340,29 +346,39 @@ class Workplace:
 
     # Kernel environments
 
-    def kernel_differences(self, cases: Sequence[Case]) -> Iterator[Difference]:
-        """Yield the ways of a kernel environment in which templates come out otherwise."""
+    def kernel_differences(
+        self, cases: Sequence[Case], chosen: Callable[[], bool] = lambda: True
+    ) -> Iterator[Difference]:
+        """Yield the ways of a kernel environment in which templates come out otherwise.
+
+        `chosen` is asked for each template whether it goes through the costly ones.
+        """
         cases = [case for case in cases if case.kernel]
         cache = str(self.folder / "kernels")
         stock = stock_like_kernels(KernelEnvironment(self.templates))
-        expected = [kernel_outcomes(partial(stock.from_string, case.source)) for case in cases]
-        ways: dict[str, list[list[Outcome]]] = {
-            way: [kernel_outcomes(partial(made.from_string, case.source)) for case in cases]
-            for way, made in (
-                ("kernel, cold", KernelEnvironment(self.templates, bytecode_cache=cache)),
-                ("kernel, warm", KernelEnvironment(self.templates, bytecode_cache=cache)),
-                ("kernel, no cache", KernelEnvironment(self.templates)),
-                ("kernel, extension", KernelEnvironment(self.templates, extensions=["jinja2.ext.loopcontrols"])),
-            )
-        }
-        for way in ("kernel, process", "kernel, another process"):
-            ways[way] = self._in_a_process([case.source for case in cases], cache, "kernels")
-        for way, found in ways.items():
-            self.renders += ROUNDS * len(cases)
+        expected = {id(case): kernel_outcomes(partial(stock.from_string, case.source)) for case in cases}
+        share = [case for case in cases if chosen()]
+
+        def here(made: KernelEnvironment, cases: list[Case]) -> list[list[Outcome]]:
+            return [kernel_outcomes(partial(made.from_string, case.source)) for case in cases]
+
+        def elsewhere(cases: list[Case]) -> list[list[Outcome]]:
+            return self._in_a_process([case.source for case in cases], cache, "kernels")
+
+        loops = ["jinja2.ext.loopcontrols"]
+        for way, taken, found in (
+            ("kernel, cold", cases, here(KernelEnvironment(self.templates, bytecode_cache=cache), cases)),
+            ("kernel, warm", share, here(KernelEnvironment(self.templates, bytecode_cache=cache), share)),
+            ("kernel, no cache", share, here(KernelEnvironment(self.templates), share)),
+            ("kernel, extension", share, here(KernelEnvironment(self.templates, extensions=loops), share)),
+            ("kernel, process", cases, elsewhere(cases)),
+            ("kernel, another process", share, elsewhere(share)),
+        ):
+            self.renders += ROUNDS * len(taken)
             self.ways.add(way)
-            for case, ours, theirs in zip(cases, found, expected, strict=True):
-                if not same(case, ours, theirs):
-                    yield Difference(way, case, ours, theirs)
+            for case, ours in zip(taken, found, strict=True):
+                if not same(case, ours, expected[id(case)]):
+                    yield Difference(way, case, ours, expected[id(case)])
 
     def _in_a_process(self, sources: list[Any], cache: str, kind: str) -> list[list[Outcome]]:
         done = subprocess.run(

@@ -42,6 +42,17 @@ def service(library: Any, session_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def compiled(library: Any, service: Any) -> Any:
+    """``compiled(kernel, arch, **params)``: a kernel with ptxas's account; each is compiled once, for all tests."""
+    from verbose_unit import VerboseUnit
+
+    def obtain(kernel: str, arch: str, **params: Any) -> Any:
+        return VerboseUnit(library.render(kernel, **params), arch).obtain(service.cache)
+
+    return obtain
+
+
+@pytest.fixture(scope="session")
 def launch(library: Any, session_folder: Path) -> Any:
     """Runs library kernels on the host; see launchers.HostLauncher."""
     import emulate

@@ -21,6 +21,10 @@ from checks_arrays import (
 from launchers import HostLauncher
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+SCANS = (  # each kind, of each width, of whole and of other numbers
+    *(("float32", "inclusive"), ("float32", "exclusive"), ("float64", "exclusive")),
+    *(("int32", "inclusive"), ("int64", "exclusive"), ("int64", "inclusive"), ("uint32", "exclusive")),
+)
 OFFSETS = ((0, 0), (1, 1), (3, 3), (0, 1), (2, 3))  # elements behind a 16-byte boundary, of x and of y
 
 
@@ -46,7 +50,7 @@ def test_axpby_ignores_y_where_b_is_zero(launch: Any, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "op"),
     [
-        *((dtype, "sum") for dtype in (*FLOATS, "int32", "int64")),
+        *((dtype, "sum") for dtype in (*FLOATS, "int32")),
         ("float16", "min"),
         ("float32", "max"),
         ("int32", "min"),
@@ -83,8 +87,7 @@ def test_reduce_blocks(launch: Any, block: int) -> None:
     check_reduce_all(launch, 9001, blocks=2, block=block)
 
 
-@pytest.mark.parametrize("kind", ["inclusive", "exclusive"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "uint32"])
+@pytest.mark.parametrize(("dtype", "kind"), SCANS)
 def test_scan(launch: Any, dtype: str, kind: str) -> None:
     for n in (1, 31, 33, 255, 256, 257, 1025, 5000):
         check_scan(launch, n, dtype=dtype, kind=kind, block=64)
@@ -100,8 +103,7 @@ def test_scan_totals_longer_than_a_tile(launch: Any) -> None:
     check_scan(launch, 64 * 65 + 5, dtype="int64", block=64, items=1)
 
 
-@pytest.mark.parametrize("kind", ["inclusive", "exclusive"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "uint32"])
+@pytest.mark.parametrize(("dtype", "kind"), SCANS)
 def test_scan_lookback(launch: Any, dtype: str, kind: str) -> None:
     for n in (0, 1, 31, 33, 255, 256, 257, 1025, 5000):
         check_scan_lookback(launch, n, blocks=3, dtype=dtype, kind=kind, block=64, items=4)
@@ -118,7 +120,7 @@ def test_scan_lookback_tiles(launch: Any, block: int, items: int) -> None:
 def test_tiles_that_look_back_on_tiles_at_work(launch: Any, dtype: str, resident: int, blocks: int) -> None:
     # Blocks are cut short at any access of what they know of each other: they find sums, prefixes, nothing, and words
     # of two of these.
-    crowd = HostLauncher(launch.library, ["ascending", "descending", *range(2, 14)], resident)
+    crowd = HostLauncher(launch.library, ["ascending", "descending", *range(2, 8)], resident)
     check_scan_lookback(crowd, 40 * 32 - 5, blocks=blocks, dtype=dtype, block=32, items=1)
 
 

@@ -56,9 +56,12 @@ def test_hgemm_any_stride_and_pointer(launch: Any, pad: int, offset: int) -> Non
     check_product(launch, "hgemm_wmma", (37, 72, 40), alpha=-0.5, beta=2.0, pad=pad, offset=offset, **TENSOR)
 
 
-@pytest.mark.parametrize("stages", [2, 3, 4])
 @pytest.mark.parametrize(
-    ("dtype", "out_dtype"), [("float16", "float16"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
+    ("dtype", "out_dtype", "stages"),
+    [
+        *(("float16", "float16", 2), ("float16", "float16", 3), ("bfloat16", "float32", 2)),
+        *(("bfloat16", "float32", 4), ("bfloat16", "bfloat16", 3), ("bfloat16", "bfloat16", 4)),
+    ],
 )
 def test_hgemm_types_and_stages(launch: Any, dtype: str, out_dtype: str, stages: int) -> None:
     check_product(

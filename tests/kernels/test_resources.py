@@ -11,35 +11,20 @@ from typing import Any
 
 import ptxas_log
 import pytest
-from architectures import ARCHS
-
-from cuda_progcache._util.fields import replace
-from cuda_progcache.service.kernel_unit import KernelUnit
+from architectures import ARCHS, two_of
 
 MANIFEST = tomllib.loads((Path(__file__).parents[2] / "kernels" / "manifest.toml").read_text())["kernels"]
 # Shared memory that a block can ask for (CUDA C++ Programming Guide, "Compute Capabilities").
 MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "sm_120": 99 * 1024}
-VERBOSE = ("-v",)
 IN_LOCAL_MEMORY = ("spill_store_bytes", "spill_load_bytes", "stack_bytes", "local_bytes")
 
 
-class VerboseUnit(KernelUnit):
-    """A library kernel whose log has what ``ptxas -v`` says; its code is that of the kernel as it is served."""
-
-    def __init__(self, rendered: Any, arch: str) -> None:
-        if len(rendered.modules) == 1 and rendered.spec.code_type == "c++":
-            options = {**rendered.spec.options, "ptxas_options": VERBOSE}
-            rendered = replace(rendered, spec=replace(rendered.spec, options=options))
-        super().__init__(rendered, arch)
-
-    def _link_options(self) -> Any:
-        return replace(super()._link_options(), ptxas_options=VERBOSE)
-
-
 def variants(kernel: str, arch: str) -> list[dict[str, Any]]:
-    """What prewarm compiles; of a kernel that takes CCCL's headers, a second apiece, the others on one architecture."""
-    all_variants = MANIFEST[kernel]["variants"]
-    return all_variants[:1] if "cccl" in MANIFEST[kernel].get("headers", ()) and arch != "sm_90" else all_variants
+    """What prewarm compiles: the defaults on each architecture, the others on two, or on one with CCCL's headers."""
+    first, *others = MANIFEST[kernel]["variants"]
+    if "cccl" in MANIFEST[kernel].get("headers", ()):
+        return [first, *others] if arch == "sm_90" else [first]
+    return [first, *(one for number, one in enumerate(others) if arch in two_of(number))]
 
 
 def largest_block(source: str) -> int:
@@ -54,11 +39,11 @@ def registers_for(threads: int) -> int:
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("kernel", MANIFEST)
-def test_compiles_clean_and_uses_what_ptxas_says(library: Any, service: Any, kernel: str, arch: str) -> None:
+def test_compiles_clean_and_uses_what_ptxas_says(library: Any, compiled: Any, kernel: str, arch: str) -> None:
     assert not MANIFEST[kernel]["variants"][0], "the first variant is the defaults"
     for variant in variants(kernel, arch):
         rendered = library.render(kernel, **variant)
-        program = VerboseUnit(rendered, arch).obtain(service.cache)
+        program = compiled(kernel, arch, **variant)
         assert not ptxas_log.warnings(program.log), variant
         usage = program.resource_usage()
         assert not ptxas_log.differences(usage, program.log), variant
@@ -72,6 +57,21 @@ def test_compiles_clean_and_uses_what_ptxas_says(library: Any, service: Any, ker
             assert used["registers"] <= registers_for(threads), (variant, function, used)
             assert used["shared_bytes"] + dynamic <= MOST_SHARED[arch], (variant, function, used)
             assert used["shared_bytes"] <= 48 * 1024, (variant, function, used)
+        check_launch_bounds(library.launches(kernel, **variant), rendered.modules[-1].source, program.data, variant)
+
+
+# An attribute of a kernel in a cubin (form 4, number 5, 12 bytes): the block that it was compiled for, x, y, z.
+MAX_THREADS = re.compile(rb"\x04\x05\x0c\x00(.{4})\x01\0\0\0\x01\0\0\0", re.DOTALL)
+MIN_BLOCKS = re.compile(r"__launch_bounds__\((?:[^(),]|\([^(),]*\))+(?:, (\d+))?\)")
+
+
+def check_launch_bounds(launches: dict[str, Any], source: str, cubin: bytes, variant: dict[str, Any]) -> None:
+    """Check that the manifest has the launch bounds that the source has, and that were compiled."""
+    threads = {int.from_bytes(found, "little") for found in MAX_THREADS.findall(cubin)}
+    assert threads == {one.threads for one in launches.values()}, variant
+    assert max(threads) == largest_block(source), variant
+    least = {one.min_blocks for one in launches.values()}
+    assert least == ({int(n or 0) for n in MIN_BLOCKS.findall(source)} or {0}), variant
 
 
 # At the edge of what the constraints let through: most registers a thread, or a number that ptxas alone holds too low.
@@ -109,32 +109,14 @@ EDGES = (
 )
 
 
-@pytest.mark.parametrize(("kernel", "params"), EDGES, ids=[f"{k}-{i}" for i, (k, _) in enumerate(EDGES)])
-def test_edges_of_the_constraints_spill_nothing(
-    library: Any, service: Any, kernel: str, params: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("number", range(len(EDGES)), ids=[f"{k}-{i}" for i, (k, _) in enumerate(EDGES)])
+def test_edges_of_the_constraints_spill_nothing(library: Any, compiled: Any, number: int) -> None:
+    kernel, params = EDGES[number]
     threads = largest_block(library.render(kernel, **params).modules[-1].source)
-    for arch in ARCHS:
-        for function, used in service.kernel(kernel, arch=arch, **params).resource_usage().items():
+    for arch in two_of(number):
+        for function, used in compiled(kernel, arch, **params).resource_usage().items():
             assert not any(used[name] for name in IN_LOCAL_MEMORY), (arch, function, used)
             assert used["registers"] <= registers_for(threads), (arch, function, used)
-
-
-# An attribute of a kernel in a cubin (form 4, number 5, 12 bytes): the block that it was compiled for, x, y, z.
-MAX_THREADS = re.compile(rb"\x04\x05\x0c\x00(.{4})\x01\0\0\0\x01\0\0\0", re.DOTALL)
-MIN_BLOCKS = re.compile(r"__launch_bounds__\((?:[^(),]|\([^(),]*\))+(?:, (\d+))?\)")
-
-
-@pytest.mark.parametrize("kernel", MANIFEST)
-def test_the_manifest_has_the_launch_bounds_that_are_compiled(library: Any, service: Any, kernel: str) -> None:
-    for variant in variants(kernel, "sm_90"):
-        launches = library.launches(kernel, **variant).values()
-        cubin = service.kernel(kernel, arch="sm_90", **variant).data
-        threads = {int.from_bytes(found, "little") for found in MAX_THREADS.findall(cubin)}
-        assert threads == {one.threads for one in launches}, variant
-        source = library.render(kernel, **variant).modules[-1].source
-        assert max(threads) == largest_block(source), variant
-        assert {one.min_blocks for one in launches} == {int(n or 0) for n in MIN_BLOCKS.findall(source)} or {0}, variant
 
 
 def test_the_library_has_no_findings(library: Any) -> None:

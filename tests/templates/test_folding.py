@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import threading
 
 import jinja2
@@ -24,8 +25,9 @@ FILTERS = [
     *("first", "last", "max", "min", "length", "join('-')", "string", "upper", "reject('odd')", "map('first')", "sum"),
     *("groupby(0)", "tojson", "default([])", "xmlattr", "pprint", "map('upper')", "abs"),
 ]
+LAST = itertools.cycle(("list", "join(',')", "first", "list"))  # each comes after each filter, of one base or another
 CHAINS = [
-    f"{base}|{first}|{second}" for base in BASES for first in FILTERS for second in ("list", "join(',')", "first")
+    f"{base}|{first}|{last}" for (base, first), last in zip(itertools.product(BASES, FILTERS), LAST, strict=False)
 ]
 
 

@@ -207,7 +207,7 @@ def bodies(draw, depth=2):
     return lines
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(main=bodies(), included=bodies())
 def test_every_visible_line_maps_to_the_line_that_wrote_it(tmp_path_factory, main, included):
     head = ["{% macro m() %}", "@ {", "{{ caller() }}", "@ }", "{% endmacro %}"]

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine has to compile with and to keep programs in, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+
+from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache.errors import ProgCacheError
+
+#: As compilers begin their PTX: "// Cuda compilation tools, release 13.5, V13.5.37".
+_VERSION = re.compile(rb"^// Cuda compilation tools, release [\d.]+, V([\d.]+)", re.MULTILINE)
+_KERNEL = 'extern "C" __global__ void doctor(int *a) { *a = 1; }'
+_NVVM = """\
+target datalayout = "e-p:64:64:64-i1:8:8-i8:8:8-i16:16:16-i32:32:32-i64:64:64-i128:128:128-f32:32:32-f64:64:64-\
+v16:16:16-v32:32:32-v64:64:64-v128:128:128-n16:32:64"
+target triple = "nvptx64-nvidia-cuda"
+define void @doctor(i32* %a) {
+  ret void
+}
+!nvvm.annotations = !{!0}
+!0 = !{void (i32*)* @doctor, !"kernel", i32 1}
+!nvvmir.version = !{!1}
+!1 = !{i32 2, i32 0}
+"""
+_PTX = """\
+.version 7.0
+.target sm_75
+.address_size 64
+.visible .entry doctor() {
+  ret;
+}
+"""
+#: Free space (bytes) below which compiles soon won't be kept.
+_SCARCE = 100_000_000
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    topic : str
+        ``"software"``, ``"compilers"``, ``"headers"``, ``"tools"``, ``"driver"``, ``"settings"`` or ``"cache"``.
+    name : str
+    value : str
+        What was found.
+    problem : str
+        What is wrong with it; empty: nothing.
+    advice : str
+        What to do about it; or, where nothing is wrong, what would be there to be had.
+    """
+
+    topic: str
+    name: str
+    value: str
+    problem: str = ""
+    advice: str = ""
+
+
+def examine(cache_dir: str | os.PathLike[str] | None = None) -> list[Finding]:
+    """Look at everything that compiling and keeping programs takes; each compiler is tried (some 0.5 s).
+
+    Parameters
+    ----------
+    cache_dir : path, optional
+        The cache. None: ``CUDA_PROGCACHE_DIR``, or the user's.
+
+    Returns
+    -------
+    list of Finding
+        What can be missing without harm, as nvJitLink where nothing is linked, is no problem.
+    """
+    return [
+        *_software(),
+        *_compilers(),
+        *_headers(),
+        *_tools(),
+        _driver(),
+        *_settings(),
+        *_cache(cache_dir),
+    ]
+
+
+def _software() -> Iterator[Finding]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import cuda_progcache
+
+    yield Finding("software", "cuda_progcache", cuda_progcache.__version__)
+    yield Finding("software", "Python", f"{sys.version.split()[0]}  {sys.executable}")
+    for name in ("cuda-core", "cuda-bindings"):
+        try:
+            yield Finding("software", name, version(name))
+        except PackageNotFoundError:
+            yield Finding("software", name, "not installed", "", f"pip install {name}")
+
+
+def _compilers() -> Iterator[Finding]:
+    from cuda_progcache.compile.compilers import supported_archs
+
+    try:
+        archs = supported_archs()
+    except ProgCacheError:
+        archs = []  # what is wrong shows in a compile
+    arch = f"sm_{archs[-1]}" if archs else "sm_90"
+    yield _tried("nvrtc", "c++", _KERNEL, arch, "nvidia-cuda-nvrtc", needed=True)
+    yield _tried("nvJitLink", "ptx", _PTX, arch, "nvidia-nvjitlink", needed=False)
+    yield _tried("nvvm", "nvvm", _NVVM, arch, "nvidia-nvvm", needed=False)
+    if archs:
+        yield Finding("compilers", "architectures", ", ".join(f"sm_{number}" for number in archs))
+
+
+def _tried(name: str, code_type: str, source: str, arch: str, wheel: str, *, needed: bool) -> Finding:
+    """What is known of a compiler, and whether it compiles a small program."""
+    from cuda_progcache.compile.program import Program
+    from cuda_progcache.keys import toolchain
+    from cuda_progcache.keys.options import ProgramOptions
+
+    try:
+        if code_type == "ptx" and toolchain.linker() == "driver":
+            return Finding("compilers", name, "not installed: the driver links", "", f"pip install {wheel}")
+        tools = toolchain.toolchain(code_type)
+    except ProgCacheError as error:
+        if needed:
+            return Finding("compilers", name, "not installed", str(error), f"pip install {wheel}")
+        use = {"ptx": "links", "nvvm": "NVVM IR"}[code_type]
+        return Finding("compilers", name, f"not installed; only {use} would need it", "", f"pip install {wheel}")
+    about = f"{tools[0].path} (build {tools[0].identity.split(':')[1][:12]})"
+    try:
+        options = ProgramOptions(arch=arch, name="doctor")
+        made = Program(source, code_type, options).compile("cubin" if code_type == "ptx" else "ptx")
+    except ProgCacheError as error:
+        first = str(error).splitlines()[0]
+        return Finding("compilers", name, about, f"it doesn't work: {first}", f"reinstall {wheel}")
+    version = _VERSION.search(bytes(made.code))
+    return Finding("compilers", name, f"{version[1].decode()}  {about}" if version else about)
+
+
+def _headers() -> Iterator[Finding]:
+    from cuda_progcache.keys.toolchain import header_root
+
+    for name, wheel in (("cuda", "nvidia-cuda-runtime"), ("cccl", "nvidia-cuda-cccl")):
+        try:
+            yield Finding("headers", name, header_root(name))
+        except ProgCacheError:
+            yield Finding(
+                "headers", name, "not found; only programs that include them need them", "", f"pip install {wheel}"
+            )
+
+
+def _tools() -> Iterator[Finding]:
+    from cuda_progcache.inspect import find_tool
+
+    for name in ("nvdisasm", "cuobjdump"):
+        try:
+            yield Finding("tools", name, find_tool(name))
+        except ProgCacheError:
+            yield Finding(
+                "tools", name, "not found; sass and diff need nvdisasm", "", f"pip install nvidia-cuda-{name}"
+            )
+
+
+def _driver() -> Finding:
+    from cuda_progcache.compile.driver import driver_version
+
+    version = driver_version()
+    if version is None:
+        return Finding("driver", "CUDA driver", "none: programs are compiled here, and run elsewhere")
+    return Finding("driver", "CUDA driver", f"CUDA {version // 1000}.{version % 1000 // 10}")
+
+
+def _settings() -> Iterator[Finding]:
+    from cuda_progcache._util import modes
+    from cuda_progcache._util.suggest import did_you_mean
+    from cuda_progcache.service.settings import SETTINGS, unknown_settings
+
+    known = [setting.name for setting in SETTINGS]
+    yield _checked(
+        "settings", "mode", modes.current, f"unset {modes.VARIABLE}, or give one of {', '.join(modes.MODES)}"
+    )
+    for name in known[1:]:
+        if name in os.environ:
+            yield Finding("settings", name, os.environ[name])
+    for name in unknown_settings():
+        hint = did_you_mean(name, known, listing="there are").lstrip("; ")
+        yield Finding("settings", name, os.environ[name], "nothing reads this variable", hint)
+
+
+def _checked(topic: str, name: str, ask: Callable[[], object], advice: str) -> Finding:
+    try:
+        return Finding(topic, name, str(ask()))
+    except (ProgCacheError, ValueError) as error:
+        return Finding(topic, name, "", str(error), advice)
+
+
+def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
+    from cuda_progcache._util import modes
+    from cuda_progcache.errors import StoreError
+    from cuda_progcache.store.default_cap import default_max_size
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.store.root import default_root
+
+    root = os.path.abspath(os.path.expanduser(os.fspath(cache_dir or default_root())))
+    above = root
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    free = shutil.disk_usage(above).free
+    scarce = free < _SCARCE
+    yield Finding(
+        "cache",
+        "free space",
+        f"{free / 1e9:,.1f} GB at {above}",
+        "compiles soon won't be kept" if scarce else "",
+        "free some, or set CUDA_PROGCACHE_DIR to another disk" if scarce else "",
+    )
+    yield _checked("cache", "size cap", lambda: _cap_text(default_max_size()), "give a size such as 5GB, or 0 for none")
+    elsewhere = "set CUDA_PROGCACHE_DIR to a directory that this user can write to"
+    if not os.path.isdir(above):
+        yield Finding("cache", "directory", root, f"{above} is no directory", elsewhere)
+        return
+    if above != root:
+        may = os.access(above, os.W_OK | os.X_OK)
+        problem = "" if may else f"it can't be made: this user can't write to {above}"
+        yield Finding("cache", "directory", f"{root}, not there yet", problem, "" if may else elsewhere)
+        return
+    writable = os.access(root, os.W_OK | os.X_OK)
+    try:
+        wanted = modes.current() == "rw"
+        with FileStreamProgramCache(root, strict=True) as cache:
+            stats = cache.stats()
+    except (StoreError, OSError, ValueError) as error:
+        yield Finding("cache", "directory", root, str(error), f"mend that, or {elsewhere}")
+        return
+    yield Finding(
+        "cache",
+        "directory",
+        f"{root}: {stats.entries:,} entries, {stats.bytes:,} bytes",
+        "" if writable or not wanted else "it can only be read: what is compiled isn't kept",
+        "" if writable or not wanted else "let this user write there, or say so: CUDA_PROGCACHE=ro",
+    )
+
+
+def _cap_text(cap: int | None) -> str:
+    return "none" if cap is None else f"{cap / 1e9:,.1f} GB for the default cache"

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The environment variables that change what cuda_progcache does, in one table.
+
+Each is read where it counts; here is what all of them are, for ``config``, ``doctor`` and the documentation.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cuda_progcache._util.fields import NamedTuple
+
+
+class Setting(NamedTuple):
+    """An environment variable.
+
+    Attributes
+    ----------
+    name : str
+    meaning : str
+        What it sets, and which values it takes.
+    default : str
+        What holds where it isn't set.
+    """
+
+    name: str
+    meaning: str
+    default: str
+
+
+SETTINGS = (
+    Setting("CUDA_PROGCACHE", "how caches are used: rw, ro, off or frozen", "rw"),
+    Setting("CUDA_PROGCACHE_DIR", "the directory of the cache", "cuda-progcache in the user's cache directory"),
+    Setting("CUDA_PROGCACHE_MAX_SIZE", "the size cap of the default cache: 500MB, 20GB; 0 for none", "5 GB"),
+    Setting(
+        "CUDA_PROGCACHE_TEMPLATES",
+        "the directory of compiled templates; off for none",
+        "cuda-progcache/templates in the user's cache directory",
+    ),
+    Setting("CUDA_PROGCACHE_LOG", "explain prints each miss on stderr, all prints every event", "nothing is printed"),
+    Setting("CUDA_PROGCACHE_RECORD", "the file to which a run writes what it used", "nothing is recorded"),
+    Setting("CUDA_PROGCACHE_TRACEBACK", "1 shows where the command line failed", "one line"),
+    Setting("CUDA_PROGCACHE_NVRTC", "the path of NVRTC's library", "the wheels, conda, then the system's loader"),
+    Setting(
+        "CUDA_PROGCACHE_NVJITLINK", "the path of nvJitLink's library", "the wheels, conda, then the system's loader"
+    ),
+    Setting("CUDA_PROGCACHE_NVVM", "the path of libNVVM's library", "the wheels, conda, then the system's loader"),
+    Setting(
+        "CUDA_PROGCACHE_TOOLCHAIN",
+        "a file or a cache that says for which compilers to look programs up where none is installed",
+        "the compilers for which the cache was filled",
+    ),
+)
+
+
+def unknown_settings() -> list[str]:
+    """Variables in the environment that begin as ours do and that nothing reads."""
+    known = {setting.name for setting in SETTINGS}
+    return sorted(name for name in os.environ if name.startswith("CUDA_PROGCACHE") and name not in known)
