@@ -32,7 +32,8 @@ class Event(NamedTuple):
     Attributes
     ----------
     kind : {"hit", "miss", "compile", "refused", "store", "drop", "evict", "mismatch"}
-        ``miss`` comes after the compile that it led to, when what was read is known; ``refused`` is a compile that
+        ``miss`` comes after the compile that it led to, when what was read is known, or instead of it, where the cache
+        is frozen; ``compile`` is any run of a compiler that gave a program, without a cache, too; ``refused`` one that
         failed, now or as it is remembered; ``drop`` is a result that was not kept; ``evict`` an entry removed to keep
         the size cap (only its digest is known); ``mismatch`` a hit that a fresh compile didn't confirm.
     name : str
@@ -43,7 +44,7 @@ class Event(NamedTuple):
     reasons : tuple of str
         Of a miss: what differs from the nearest earlier compile. Of a drop, a refusal or a mismatch: why.
     seconds : float
-        Time of a compile; 0 otherwise.
+        Time of a compile; of a hit, the time that its compile took, where that is known; 0 otherwise.
     """
 
     kind: str
@@ -59,7 +60,7 @@ class Event(NamedTuple):
         head = f"{self.kind}:{about}"
         if self.digest:
             head += f" {self.digest[:12]}"
-        if self.seconds:
+        if self.seconds and self.kind != "hit":
             head += f" in {self.seconds * 1e3:.0f} ms"
         return head + (f": {'; '.join(self.reasons)}" if self.reasons else "")
 

@@ -64,7 +64,7 @@ class _ReadOnly(FileStreamProgramCache):
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | None = None,  # noqa: ARG002 - __new__ took it
+        path: str | os.PathLike[str] | None = None,
         *,
         max_size_bytes: int | None = None,
         durability: str = "fsync",
@@ -74,6 +74,7 @@ class _ReadOnly(FileStreamProgramCache):
     ) -> None:
         super().__init__(self._root.path, durability=durability, shared=shared, strict=strict)  # no cap: no bumped use
         self._told_cap = max_size_bytes
+        self._alone = path is not None
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -328,7 +329,9 @@ def _looked_at(cache: FileStreamProgramCache) -> ReadOnlyProgramCache:
     """The same directory, with misses that are None; kept, with what it has verified, as long as the store."""
     kept: ReadOnlyProgramCache | None = cache.__dict__.get("_looked_at")
     if kept is None:
-        kept = ReadOnlyProgramCache(_ReadOnly(cache.directory, shared=cache._said_shared))
+        store = _ReadOnly(cache.directory, shared=cache._said_shared)
+        store._alone = cache._alone
+        kept = ReadOnlyProgramCache(store)
         cache.__dict__["_looked_at"] = kept
     return kept
 

@@ -33,7 +33,7 @@ class _Root(Root):
         self.check()
 
 
-class _Reader(FileStreamProgramCache):
+class Reader(FileStreamProgramCache):
     """Reads the entries of a directory; counts in memory alone."""
 
     _ROOT = _Root  # and no size cap, so that no last use is bumped
@@ -70,13 +70,15 @@ class ReadOnlyProgramCache(ProgramCacheResource):
     def __init__(self, inner: ProgramCacheResource | str | os.PathLike[str], *, shared: bool = False) -> None:
         if isinstance(inner, (str, os.PathLike)):
             follows = self.mode is None and modes.current() in {"off", "frozen"}
-            inner = (FileStreamProgramCache if follows else _Reader)(inner, shared=shared)
+            inner = (FileStreamProgramCache if follows else Reader)(inner, shared=shared)
         elif isinstance(inner, ReadOnlyProgramCache):
             inner = inner._inner
         elif type(inner) is FileStreamProgramCache:
             settings = inner.settings
             if settings is not None:
-                inner = _Reader(settings["path"], shared=settings["shared"])
+                alone = inner._alone
+                inner = Reader(settings["path"], shared=settings["shared"])
+                inner._alone = alone
         elif not isinstance(inner, ProgramCacheResource):
             raise TypeError(f"a store or the path of one is needed, got {type(inner).__name__}")
         self._inner: ProgramCacheResource = inner

@@ -93,6 +93,7 @@ def test_events_of_a_miss_and_of_a_hit(seen, compiled):
     assert {(e.name, e.target_type, e.arch) for e in seen} == {("k.cu", "cubin", "sm_80")}
     assert seen[1].seconds > 0
     assert str(seen[3]) == f"hit: k.cu (cubin, sm_80) {first.digest[:12]}"
+    assert seen[3].seconds == seen[1].seconds, "what it spared"
 
 
 def test_what_is_not_kept_says_why(seen, compiled, tmp_path):
