@@ -24,8 +24,8 @@ from cuda_progcache.store.base import (
     program_bytes,
 )
 from cuda_progcache.store.file_stream import FileStreamProgramCache
+from cuda_progcache.store.reader import ReadRoot
 from cuda_progcache.store.readonly import ReadOnlyProgramCache
-from cuda_progcache.store.readonly import _Root as _LookedAt
 from cuda_progcache.store.root import default_root
 from cuda_progcache.store.stack import ProgramCacheStack
 from cuda_progcache.store.stats import StoreStats
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, Value
 
 
-class _Root(_LookedAt):
+class _Root(ReadRoot):
     """A directory that is looked at, and may not be there: then it holds nothing."""
 
     def open(self) -> None:

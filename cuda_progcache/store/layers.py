@@ -57,7 +57,7 @@ def _stores(path: tuple[str, ...]) -> tuple[FileStreamProgramCache, ...]:
     found = list(dict.fromkeys(layer for folder in path for layer in _declared(folder or os.curdir)))
     if not found:
         return ()
-    from cuda_progcache.store.readonly import Reader
+    from cuda_progcache.store.reader import Reader
 
     return tuple(Reader(layer, shared=True) for layer in found)
 

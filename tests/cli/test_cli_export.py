@@ -89,6 +89,17 @@ def test_an_image(cli, cli_json, locked, tmp_path):
         assert json.loads(said.stdout)["Labels"] == labels
 
 
+def test_a_name_with_brackets_is_a_name(cli, cli_json, kept, root, tmp_path):
+    from cuda_progcache import FileStreamProgramCache
+
+    with FileStreamProgramCache() as cache:
+        for name in ("k[3].cu", "k3.cu"):
+            cache.publish(name, b"x", {"name": name})
+    assert cli_json("export", tmp_path / "b.tar", "--kernel", "k[3].cu")["entries"] == 1
+    assert cli_json("export", tmp_path / "b.tar", "--kernel", "k*")["entries"] == 2
+    assert "no program is called" in cli("export", tmp_path / "b.tar", "--kernel", "k[0-9].cu", code=5).stderr
+
+
 def test_what_is_there_is_not_written_over(cli, locked, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
