@@ -72,7 +72,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
     "prune": ("maintenance", "Remove the entries used least recently."),
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),
-    "export": ("maintenance", "Write programs to a bundle, for another machine."),
+    "export": ("export", "Write programs to a bundle, an image or a wheel."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
     "lock": ("proof", "Write down the programs that a deploy needs."),
     "check": ("proof", "What this machine could use of a bundle or a cache, and what is missing."),

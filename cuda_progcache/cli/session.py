@@ -97,7 +97,7 @@ class Session:
         from cuda_progcache._util import modes
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-        return FileStreamProgramCache(self.root(), mode="ro" if modes.current() == "rw" else None)
+        return FileStreamProgramCache(self.cache_dir, mode="ro" if modes.current() == "rw" else None)
 
 
 def library_at(manifest: Path | None, *, lines: bool = False) -> KernelLibrary:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from cuda_progcache import events
 from cuda_progcache.compile import history
 from cuda_progcache.compile.manifests import headers_before
+from cuda_progcache.compile.toolchains import without_compiler
 from cuda_progcache.errors import FrozenMissError
 from cuda_progcache.keys.headers import NO_HEADERS, as_now
+from cuda_progcache.keys.schema import base_key
 from cuda_progcache.store.base import entry_digest
 
 if TYPE_CHECKING:
@@ -79,9 +81,16 @@ def no_cache(inputs: Step) -> FrozenMissError:
     return FrozenMissError(_message(inputs, "", reasons, command), name=inputs.name, reasons=reasons, command=command)
 
 
-def no_compiler(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None, missing: Exception) -> FrozenMissError:
-    """The error where the compiler isn't installed, and what other compilers made doesn't serve."""
-    return _error(inputs, cache, kernel, (str(missing), "no compiler that made what is there would make it so"))
+def no_compiler(
+    inputs: CompileInputs, cache: Any, kernel: Mapping[str, Any] | None, missing: Exception
+) -> FrozenMissError:
+    """The error where the compiler isn't installed: that of the one that made what is there, if any did."""
+    told = without_compiler(cache, lambda _: missed(base_key(inputs), cache, kernel))
+    return (
+        told
+        if told is not None
+        else _error(inputs, cache, kernel, (str(missing), "no compiler that made what is there would make it so"))
+    )
 
 
 def no_link(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
