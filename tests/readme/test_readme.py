@@ -94,7 +94,7 @@ def run(block, environment, capsys):
         assert done.returncode == 0, (script, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         if "pytest" in script:
-            assert re.findall(r"progcache: (\d+) hits?, (\d+) miss", done.stdout) == [("0", "1"), ("1", "0")]
+            assert re.findall(r"progcache: (\d+) hits?, (\d+) miss", done.stdout) == [("1", "2"), ("3", "0")]
     else:
         assert named, "a source that no block can use"
 
