@@ -7,7 +7,7 @@
 
 The stdlib logger ``cuda_progcache`` gets misses with their reasons at INFO, what
 was dropped at WARNING, a hit that proved wrong at ERROR, and the rest at DEBUG. ``CUDA_PROGCACHE_LOG=explain``
-prints each miss on stderr, ``CUDA_PROGCACHE_LOG=all`` every event, with no
+prints each miss on stderr, with process and time, ``CUDA_PROGCACHE_LOG=all`` every event, with no
 logging set up at all; it is read once, at the first event.
 """
 
@@ -17,6 +17,7 @@ import functools
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from cuda_progcache._util.fields import NamedTuple
@@ -123,9 +124,15 @@ def emit(event: Event) -> None:
     asked = _asked()
     if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
         try:
-            sys.stderr.write(f"cuda_progcache: {event}\n")
+            sys.stderr.write(f"cuda_progcache[{os.getpid()}] {_now()}: {event}\n")
         except (AttributeError, OSError, ValueError):
             return  # no stderr, or a closed one: nobody is there to be told
+
+
+def _now() -> str:
+    """The time, UTC, to the millisecond: ``2026-01-31T23:59:59.123Z``."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds // 1_000_000:03}Z"
 
 
 def emit_evicted(digest: str) -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from cuda_progcache.cli import output
-from cuda_progcache.cli.entries import program_name
 from cuda_progcache.cli.maintenance import arch_option, parse_time
 from cuda_progcache.cli.proof import lock_option
 from cuda_progcache.cli.session import Session, common_options, include_option, library_at
+from cuda_progcache.service.selection import fits, program_name
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
@@ -145,20 +145,17 @@ def _since(entries: Sequence[EntryInfo], when: str) -> list[EntryInfo]:
 
 def _of_names(entries: Sequence[EntryInfo], patterns: Sequence[str]) -> list[EntryInfo]:
     """Choose programs by name; NoEntryError for a name that none has: a misspelt one isn't left out silently."""
-    import fnmatch
-
     from cuda_progcache._util.suggest import did_you_mean
     from cuda_progcache.cli.app import NoEntryError
 
     names = {program_name(entry.record) for entry in entries}
-    literal = [pattern.replace("[", "[[]") for pattern in patterns]  # only * and ? stand for something
-    for pattern, plain in zip(patterns, literal, strict=True):
-        if not fnmatch.filter(names, plain):
+    for pattern in patterns:
+        if not any(fits(name, pattern) for name in names):
             raise NoEntryError(f"no program is called {pattern!r}{did_you_mean(pattern, names, listing='there are')}")
     return [
         entry
         for entry in entries
-        if not patterns or any(fnmatch.fnmatchcase(program_name(entry.record), pattern) for pattern in literal)
+        if not patterns or any(fits(program_name(entry.record), pattern) for pattern in patterns)
     ]
 
 

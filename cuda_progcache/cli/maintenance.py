@@ -12,8 +12,9 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
-from cuda_progcache.cli.entries import find_entry, program_name
+from cuda_progcache.cli.entries import find_entry
 from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.service.selection import program_name
 from cuda_progcache.store.default_cap import parse_size as in_bytes
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def parse_time(_ctx: click.Context | None, _param: click.Parameter | None, value
 
 
 VERIFY_JSON = """\b
---json: {"root": str, "ok": int, "bytes": int (of the whole entries), "clean": bool, "findings": [{"kind", "path",
+--json: {"root": str, "ok": bool (nothing is wrong, or it was repaired), "whole": int, "bytes": int (of the whole
+entries), "findings": [{"kind", "path",
 "digest" (or null), "size" (bytes), "advice", "repaired": bool}]}; kinds: corrupt, damaged-record, no-record,
 no-entry, unreadable, foreign, stale-staging
 
@@ -66,7 +68,7 @@ def verify_command(session: Session, *, repair: bool) -> int:
 
     What is damaged is never taken for a hit, with or without this command.
     """
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=not repair)
     seen = None if cache is None else cache.verify(repair=repair)
     findings = () if seen is None else seen.findings
     ok, size = (0, 0) if seen is None else (seen.ok, seen.bytes)
@@ -75,9 +77,9 @@ def verify_command(session: Session, *, repair: bool) -> int:
         output.emit(
             {
                 "root": session.root(),
-                "ok": ok,
+                "ok": clean,
+                "whole": ok,
                 "bytes": size,
-                "clean": clean,
                 "findings": [{**finding._asdict(), "advice": finding.advice} for finding in findings],
             }
         )

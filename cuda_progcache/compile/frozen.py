@@ -18,6 +18,7 @@ from cuda_progcache.compile.toolchains import without_compiler
 from cuda_progcache.errors import FrozenMissError
 from cuda_progcache.keys.headers import NO_HEADERS, as_now
 from cuda_progcache.keys.schema import base_key
+from cuda_progcache.keys.tool_versions import as_recorded
 from cuda_progcache.store.base import entry_digest
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> Froze
     record = _would_be(inputs, kernel) | {
         "components": key.printable(),
         "headers": [{"name": header.name, "digest": header.digest} for header in now.headers],
+        "toolchain": as_recorded(base.toolchain),
     }
     if before is None:
         record = dict(history.without_headers(record) or record)

@@ -27,6 +27,7 @@ from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.includes import folders_of, headers_read
 from cuda_progcache.keys.paths import in_log, reaching
 from cuda_progcache.keys.schema import BaseKey, ProgramKey, base_key
+from cuda_progcache.keys.tool_versions import as_recorded
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
 TYPE_CHECKING = False
@@ -230,7 +231,7 @@ def make_record(
         "key": key.digest.hex(),
         "components": key.printable(),
         "headers": [{"name": h.name, "digest": h.digest} for h in key.headers.headers],
-        "toolchain": [{"name": tool.name, "digest": tool.identity} for tool in key.toolchain],
+        "toolchain": as_recorded(key.toolchain),
         "log": output.log,
         "symbol_mapping": {expression_text(e): symbol.decode() for e, symbol in output.symbols.items()},
         "duration": duration,

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from cuda_progcache.store.stats import StoreStats
 
 
+def look_into(path: str | os.PathLike[str]) -> FileStreamProgramCache:
+    """Open a directory to see what it holds, whoever owns it; nothing is written there.
+
+    For commands that show: what others may have put there is not to be run.
+
+    Raises
+    ------
+    StoreError
+        There is no such directory, or it can't be read.
+    """
+    return Reader(path, shared=True, strict=True)
+
+
 class ReadOnlyProgramCache(ProgramCacheResource):
     """What another store holds, and no way to change it.
 
