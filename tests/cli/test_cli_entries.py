@@ -302,6 +302,13 @@ def test_clear_yes_does_not_ask(cli_json, kept, root):
     assert cli_json("stats")["entries"] == 0
 
 
+def test_clear_counts_what_it_removes_and_reads_no_record(cli_json, kept, root):
+    for path in (root / "records").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    assert cli_json("clear", "--yes") == {"root": str(root), "removed": 3, "bytes": 5120}
+
+
 def test_an_unsafe_root_is_cache_trouble(cli, root):
     root.mkdir(parents=True)
     root.chmod(0o777)
