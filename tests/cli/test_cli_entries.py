@@ -32,6 +32,20 @@ def test_list_shows_each_program(cli, kept):
     assert rows[1][4:6] == ["5.0", "kB"]
 
 
+def test_rows_in_a_pipe_are_as_rich_lays_them_out(capsys):
+    from cuda_progcache.cli import output
+
+    columns, rows = (
+        ("digest", "name", "size"),
+        [("12ab", "k.cu", "5.0 kB"), ("", "字 [b]x[/] longer", "7 B"), ("c", "é", "")],
+    )
+    output.show_rows(columns, rows, right=("size",))
+    table = output.table(columns, right=("size",))
+    for row in rows:
+        table.add_row(*map(output.text, row))
+    assert capsys.readouterr().out == output.plain(table)
+
+
 def test_list_json(cli_json, kept, root):
     listed = cli_json("list", "--sort", "size")
     assert listed["root"] == str(root)
