@@ -16,7 +16,7 @@ from cuda_progcache.templates import jinja_runtime
 from cuda_progcache.templates.bytecode_cache import BytecodeCache
 from cuda_progcache.templates.compile_context import CacheApart, snapshot
 from cuda_progcache.templates.context import TemplateModule
-from cuda_progcache.templates.runtime import Block, Facts, adopted, extend, extra_globals, gathered, refuse_static
+from cuda_progcache.templates.runtime import Block, Facts, adopted, bind, extend, extra_globals, gathered, refuse_static
 
 if TYPE_CHECKING:
     import ast
@@ -78,7 +78,7 @@ class Template(jinja2.Template):
         template._module = None
         template._uptodate = None
         template._debug_info = namespace.get("debug_info", "")
-        jinja_runtime.bind(namespace, environment)
+        bind(namespace, environment)
         template._namespace = namespace
         template._forms = {}
         template._bind(namespace)
@@ -281,14 +281,9 @@ class Template(jinja2.Template):
         """Return the names of the blocks and regions that this template defines, in its order."""
         return list(self.blocks)
 
-    def make_module(
-        self,
-        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
-        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-    ) -> Any:
+    def make_module(self, *args: Any, **kwargs: Any) -> Any:
         """Return the template as a module; see `jinja2.Template.make_module`."""
-        context = self.new_context(vars, shared, locals)
+        context = self.new_context(*args, **kwargs)
         if self.environment.is_async:
             raise RuntimeError(
                 "Async mode requires a body stream to be passed to a template module. Use make_module_async."
@@ -297,14 +292,9 @@ class Template(jinja2.Template):
             return TemplateModule(self, context, [self._render(context)])
         return TemplateModule(self, context, list(self.root_render_func(context)))
 
-    async def make_module_async(
-        self,
-        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
-        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-    ) -> Any:
+    async def make_module_async(self, *args: Any, **kwargs: Any) -> Any:
         """Return the template as a module, in an async environment."""
-        context = self.new_context(vars, shared, locals)
+        context = self.new_context(*args, **kwargs)
         if "render" not in (self._namespace or ()):
             return TemplateModule(self, context, [piece async for piece in self.root_render_func(context)])  # type: ignore[attr-defined]
         return TemplateModule(self, context, [await self._render(context)])
