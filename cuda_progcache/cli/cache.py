@@ -31,7 +31,7 @@ def stats_command(session: Session) -> None:
     """Say how many programs the cache holds, how big they are, and how much compile time they stand for."""
     from cuda_progcache.compile.unkept import by_kind, listed
 
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=True)
     held = cache.census() if cache is not None else Census(0, 0, 0.0, Counter(), Counter())
     counted = cache.all_time() if cache is not None else Totals()
     unkept = {} if cache is None else by_kind(listed(cache))
@@ -79,7 +79,7 @@ def stats_command(session: Session) -> None:
         kept = f"{templates['file_count']:,} compiled, {output.size(templates['total_bytes'])}"
         lines.append(("templates", f"{kept} in {templates['directory']}"))
     for name, value in lines:
-        click.echo(f"{name:<12}{value}")
+        output.line(f"{name:<12}{value}")
 
 
 def _compiled_templates() -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``resources``, ``sass``, ``diff`` and ``top``: what the compiler made of it."""
+"""``resources``, ``sass`` and ``top``: what the compiler made of it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cuda_progcache.cli import output
-from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text, program_name
+from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text
 from cuda_progcache.cli.session import (
     Session,
     common_options,
-    kernel_text,
     library_at,
     manifest_option,
     parse_parameters,
 )
+from cuda_progcache.service.selection import Selection, fits, program_name
 
 if TYPE_CHECKING:
-    from cuda_progcache.inspect import Cliff, Instruction, KernelDiff, Occupancy, Resources, Source
+    from cuda_progcache.inspect import Cliff, Instruction, Occupancy, Resources, Source
     from cuda_progcache.service.comparison import KernelUse, ProgramDiff
     from cuda_progcache.store.base import EntryInfo
 
@@ -61,11 +61,17 @@ def resources_command(
     "next" says how much less of one resource would let more warps run. No GPU is needed: the figures are read off the
     binaries, and occupancy is computed by the rules of NVIDIA's calculator.
     """
-    from cuda_progcache.cli.entries import matches
     from cuda_progcache.service.comparison import kernel_uses
 
-    cache = session.existing_cache()
-    entries = [] if cache is None else [one for one in cache.entries() if matches(one, kernel, arch, "cubin")]
+    cache = session.existing_cache(looking=True)
+    chosen = Selection(kernel or "*", (), arch)
+    entries = (
+        []
+        if cache is None
+        else [
+            one for one in cache.entries() if one.record.get("target_type") == "cubin" and chosen.includes(one.record)
+        ]
+    )
     entries.sort(key=lambda one: (program_name(one.record), _parameters(one), str(one.record.get("arch"))))
 
     def unreadable(entry: EntryInfo, error: Exception) -> None:
@@ -181,8 +187,6 @@ def sass_command(
     'softmax?dtype=float16@sm_90'. Source lines take a program compiled with line information (-O lineinfo=true); a
     kernel of the library is compiled so, and its lines are its template's. Takes nvdisasm.
     """
-    import fnmatch
-
     from cuda_progcache.inspect import instructions, live_peak, mix
 
     data, record = program_at(session, program, manifest, lines=source)
@@ -190,14 +194,14 @@ def sass_command(
     found = {
         asked.get(name, name): code
         for name, code in instructions(data).items()
-        if kernel is None or any(fnmatch.fnmatchcase(one, kernel) for one in (name, asked.get(name, name)))
+        if kernel is None or any(fits(one, kernel) for one in (name, asked.get(name, name)))
     }
     if not found:
         raise click.BadParameter(f"no kernel of {program} fits {kernel!r}", param_hint="--kernel")
     if session.json:
         output.emit({"kernels": {name: _code_json(code, mix(code), live_peak(code)) for name, code in found.items()}})
         return
-    folder = library_at(manifest).path if kernel_text(program) else Path()
+    folder = library_at(manifest).path if of_library(program) else Path()
     if source and not any(one.source for code in found.values() for one in code):
         output.warning_line("there is no line information in it: compile it with -O lineinfo=true")
     for name, code in found.items():
@@ -264,61 +268,25 @@ def program_at(
     path = Path(program)
     if path.is_file():
         return path.read_bytes(), None
-    asked = kernel_text(program)
+    asked = of_library(program)
     if asked is None:
-        entry = find_entry(session, program)
+        entry = find_entry(session, program, looking=True)
         return binary_of(entry), entry.record
     library = library_at(manifest, lines=lines)
-    values = parse_parameters(library, asked.name, asked.parameters)
+    pairs = tuple(f"{name}={value}" for name, value in asked.parameters)
+    values = parse_parameters(library, asked.name, pairs)
     arch = asked.arch or with_arch(ProgramOptions()).arch
     done = session.service(library).kernel(asked.name, arch=arch, **values)
     return done.data, done.record
 
 
-DIFF_JSON = """\b
---json: {"equal": bool (the bytes), "same_code": bool, "key": [a sentence per difference of what they were compiled
-from], "kernels": [{"name", "kind": "same", "changed", "added" or "removed", "deltas": {field: [before, after]},
-"lines": [of a unified diff of the machine code]}], "lines": [the same of two PTX texts]}
-"""
-
-
-@click.command("diff", short_help="What differs between two programs.", epilog=DIFF_JSON)
-@click.argument("before")
-@click.argument("after")
-@click.option("--stat", is_flag=True, help="Only what changed, not the machine code.")
-@click.option("-U", "--unified", "context", type=click.IntRange(min=0), default=3, metavar="N", help="Lines around.")
-@block_option
-@shared_option
-@manifest_option
-@common_options
-@click.pass_obj
-def diff_command(
-    session: Session,
-    before: str,
-    after: str,
-    *,
-    stat: bool,
-    context: int,
-    block_size: int | None,
-    dynamic_shared: int,
-    manifest: Path | None,
-) -> None:
-    """Say what differs between two programs: what they were compiled from, what they use, and their machine code.
-
-    BEFORE and AFTER are files, what show takes, or kernels of the library: 'softmax?dtype=float16@sm_90'. Machine code
-    is compared kernel by kernel, without addresses, so what only moved is equal. Exit code 1: they differ. Takes
-    nvdisasm for cubins.
-    """
-    from cuda_progcache.service.comparison import compare
-
-    old, new = (program_at(session, one, manifest) for one in (before, after))
-    found = compare(old, new, context)
-    if session.json:
-        output.emit(diff_json(found))
-    else:
-        _tell(found, (old[0], new[0]), stat=stat, block_size=block_size, dynamic_shared=dynamic_shared)
-    if not found.binary.equal or found.key:
-        click.get_current_context().exit(1)
+def of_library(program: str) -> Selection | None:
+    """Take a kernel's text apart; None where it has neither parameters nor an architecture: it may be anything then."""
+    try:
+        asked = Selection.parse(program.removesuffix("?"))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="PROGRAM") from None
+    return asked if asked.parameters or asked.arch or program.endswith("?") else None
 
 
 def diff_json(found: ProgramDiff) -> dict[str, Any]:
@@ -333,74 +301,6 @@ def diff_json(found: ProgramDiff) -> dict[str, Any]:
         "kernels": kernels,
         "lines": found.binary.lines,
     }
-
-
-def _tell(
-    found: ProgramDiff, binaries: tuple[bytes, bytes], *, stat: bool, block_size: int | None, dynamic_shared: int
-) -> None:
-    for reason in found.key:
-        output.line(output.printable(reason))
-    if found.binary.equal:
-        output.line("the binaries are equal")
-        return
-    if found.binary.same_code:
-        output.line("the machine code is equal; only what stands around it in the files differs")
-        return
-    for one in found.binary.kernels:
-        output.line(click.style(f"{output.printable(one.name)}: {one.kind}{_counts(one)}", bold=one.kind != "same"))
-        for field, (old, new) in one.deltas.items():
-            output.line(f"  {field.replace('_', ' ')} {_figure(old)} → {_figure(new)}{_change(old, new)}")
-        for line in _occupancies(one, binaries, block_size, dynamic_shared):
-            output.line(f"  {line}")
-        if not stat:
-            _print_diff(one.lines)
-    if not found.binary.kernels and not found.binary.lines:
-        output.line("the bytes differ; of LTO-IR and the like no more can be said")
-    if not stat:
-        _print_diff(found.binary.lines)
-
-
-def _counts(one: KernelDiff) -> str:
-    gone, new = (sum(line.startswith(sign) for line in one.lines[2:]) for sign in "-+")
-    return f" (instructions -{gone} +{new})" if one.lines else ""
-
-
-def _figure(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def _change(old: int | None, new: int | None) -> str:
-    return "" if old is None or new is None else f" ({new - old:+,})"
-
-
-def _occupancies(
-    one: KernelDiff, binaries: tuple[bytes, bytes], block_size: int | None, dynamic_shared: int
-) -> list[str]:
-    """Say how the occupancy of a kernel changed; nothing where it didn't."""
-    from cuda_progcache.errors import InspectError
-    from cuda_progcache.inspect import Cubin, occupancy
-
-    if one.before is None or one.after is None or not one.deltas:
-        return []
-    threads = block_size or one.after.max_threads or one.before.max_threads or 256
-    try:
-        old, new = (
-            occupancy(used, Cubin(data).arch, threads, dynamic_shared)
-            for used, data in zip((one.before, one.after), binaries, strict=True)
-        )
-    except InspectError:
-        return []
-    if old.warps == new.warps:
-        return []
-    return [
-        f"occupancy {old.ratio:.0%} → {new.ratio:.0%} (blocks of {threads} threads; {limiters_text(new)} limits it)"
-    ]
-
-
-def _print_diff(lines: Iterable[str]) -> None:
-    colours = {"+": "green", "-": "red", "@": "cyan"}
-    for line in lines:
-        output.line(click.style(output.printable(line), fg=colours.get(line[:1])))
 
 
 _TOPS = {
@@ -434,7 +334,7 @@ def top_command(session: Session, by: str, limit: int) -> None:
         "newest": lambda entry: entry.created,
         "unused": lambda entry: -max(entry.last_used, entry.created),
     }
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=True)
     found = [] if cache is None else heapq.nlargest(limit, cache.entries(), key=orders[by])
     if session.json:
         listed = [{**entry_json(one), "seconds": one.record.get("duration")} for one in found]

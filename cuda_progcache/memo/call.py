@@ -20,15 +20,12 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 from cuda_progcache.memo import digest as _digest
 from cuda_progcache.memo.digest import Digest, Indigestible, child_bytes, hash_tagged
 from cuda_progcache.memo.signature import FunctionProfile, Ignored, Required, profile
-
-if TYPE_CHECKING:
-    from cuda_progcache.memo.caches import BaseCache
-    from cuda_progcache.memo.storage import ValueStorage
+from cuda_progcache.memo.tagged_json import SaveError, decode_json
 
 __all__ = [
     "NONE", "NO_RESULT", "Call", "DigestedCall", "FunctionProfile", "Ignored", "LazyArguments", "LazyCall",
@@ -38,6 +35,19 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 Metadata: TypeAlias = dict[str, dict[str, Any]]
+
+
+class Home(Protocol):
+    """The cache that a call came from: what calls, queries and explanations ask of a ``BaseCache``."""
+
+    def save(self, call: Any, /) -> Digest: ...
+    def load(self, key: str, /) -> LazyCall: ...
+    def load_value(self, key: str, /) -> Any: ...
+    def evict(self, key: str, /) -> None: ...
+    def expand(self, prefix: str, /) -> Digest: ...
+    def query(self, template: QueryCall | None = None, /, **fields: Any) -> Iterable[LazyCall]: ...
+    def _shrink(self, *keys: str) -> tuple[Digest, ...]: ...
+    def _transfer_one(self, call: LazyCall, *, overwrite: bool = False) -> bool: ...
 
 
 class _Sentinel:
@@ -196,7 +206,7 @@ class Call(_Record):
     def _parts(self) -> tuple[Mapping[str, Any], Any, Metadata]:
         return self.arguments, self.result, self.metadata
 
-    def stash(self, values: ValueStorage) -> DigestedCall:
+    def stash(self, values: Any) -> DigestedCall:
         """Store arguments and result in ``values`` and give the call with their digests in place.
 
         Raises
@@ -211,8 +221,6 @@ class Call(_Record):
         return self._digested(_digest.digest)
 
     def _digested(self, save: Callable[[Any], Digest]) -> DigestedCall:
-        from cuda_progcache.memo.storage import SaveError
-
         result = None
         if self.result is not NO_RESULT:
             result = self.result if isinstance(self.result, Digest) else save(self.result)
@@ -273,7 +281,7 @@ class DigestedCall(_Record):
     def _parts(self) -> tuple[Mapping[str, Any], Any, Metadata]:
         return self.arguments, NO_RESULT if self.result is None else self.result, self.metadata
 
-    def fetch(self, cache: BaseCache) -> LazyCall:
+    def fetch(self, cache: Home) -> LazyCall:
         """The call with values that load from ``cache``."""
         return LazyCall(
             self.name, self.arguments, self.result, cache, self.metadata, self.module, self.version, self.code_digest,
@@ -290,12 +298,12 @@ class PreparedCall:
     Attributes
     ----------
     digested : DigestedCall
-    cache : BaseCache
+    cache : Home
         Whose ``save`` gets the call on commit.
     """
 
     digested: DigestedCall
-    cache: BaseCache
+    cache: Home
     release: Callable[[], None] | None = field(default=None, repr=False)
     result: Any = field(default=NO_RESULT, init=False, repr=False)
     _finished: bool = field(default=False, init=False, repr=False)
@@ -337,7 +345,7 @@ class PreparedCall:
         finally:
             self._let_go()
 
-    def resolve(self, values: ValueStorage) -> DigestedCall:
+    def resolve(self, values: Any) -> DigestedCall:
         """The call with its result stored in ``values``; the arguments keep the digests they were sealed with."""
         return self.digested.altered(result=values.save(self.result))
 
@@ -365,9 +373,7 @@ class LazyArguments(Mapping[str, Any]):
     Raises :class:`KeyError` for a value that is gone; one that was never stored is its digest (:class:`Unstored`).
     """
 
-    def __init__(
-        self, cache: BaseCache, digests: Mapping[str, Any], inline: Mapping[Digest, bytes] | None = None
-    ) -> None:
+    def __init__(self, cache: Home, digests: Mapping[str, Any], inline: Mapping[Digest, bytes] | None = None) -> None:
         self._cache = cache
         self._digests = digests
         self._inline = inline or {}
@@ -394,12 +400,10 @@ class LazyArguments(Mapping[str, Any]):
         return _digest.digest(dict(self._digests))
 
 
-def _load(cache: BaseCache, digest: Digest, inline: Mapping[Digest, bytes]) -> Any:
+def _load(cache: Home, digest: Digest, inline: Mapping[Digest, bytes]) -> Any:
     text = inline.get(digest)
     if text is None:
         return cache.load_value(digest)
-    from cuda_progcache.memo.storage.codecs import decode_json
-
     return decode_json(text)
 
 
@@ -410,7 +414,7 @@ class LazyCall(_Record):
     name: str
     _arguments: dict[str, Digest]
     _result: Digest | None
-    _cache: BaseCache = field(repr=False, compare=False)
+    _cache: Home = field(repr=False, compare=False)
     metadata: Metadata = field(default_factory=dict)
     module: str | None = None
     version: str | int | None = None

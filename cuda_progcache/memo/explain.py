@@ -4,20 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cuda_progcache.memo.call import NO_RESULT, Call, DigestedCall, LazyCall, Unstored
+from cuda_progcache.memo.call import NO_RESULT, Call, DigestedCall, Home, LazyCall, Unstored
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
-
-if TYPE_CHECKING:
-    from cuda_progcache.memo.caches import BaseCache
 
 #: Calls of a function that are looked at for the nearest one: the latest.
 _CONSIDERED = 1000
 _SHOWN = 60
 
 
-def explain(cache: BaseCache, call: str | Call | LazyCall | DigestedCall) -> tuple[str, ...]:
+def explain(cache: Home, call: str | Call | LazyCall | DigestedCall) -> tuple[str, ...]:
     """What tells a call from the nearest one that ran before it.
 
     Parameters

@@ -9,6 +9,8 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache.memo.frames import refreshing
+
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches.base import BaseCache
 
@@ -28,8 +30,6 @@ if hasattr(os, "register_at_fork"):
 
 async def run_async(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: Any) -> Any:
     """Run a call, or wait for the task that does."""
-    from cuda_progcache.memo.runner import refreshing
-
     slot = (id(cache), str(key.digest))
     mine: concurrent.futures.Future[Any] = concurrent.futures.Future()
     if not refreshing.get():

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.running import Running, running
@@ -38,6 +39,9 @@ class Frame(Running):
         self.watched: dict[str, Watched] = {}
         self.variables: dict[str, str | None] = {}
 
+
+#: Set while a call is run again: memoized calls in it don't hit.
+refreshing: ContextVar[bool] = ContextVar("cuda_progcache_refreshing", default=False)
 
 #: Every frame of this process, by its id.
 _under_way: dict[int, Frame] = {}

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from cuda_progcache.memo.call import LazyCall
+from cuda_progcache.memo.call import Home, LazyCall
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from cuda_progcache.memo.caches import BaseCache
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class QueryIterator(Iterable[LazyCall]):
     """
 
     calls: Callable[[], Iterable[LazyCall]]
-    cache: BaseCache | None = field(default=None, repr=False)
+    cache: Home | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[LazyCall]:
         yield from self.calls()
@@ -147,7 +145,7 @@ class QueryIterator(Iterable[LazyCall]):
         for call in list(self):
             call._cache.evict(call.to_lookup_key())
 
-    def transfer(self, target: BaseCache, pop: bool = False, overwrite: bool = False) -> None:  # noqa: FBT001, FBT002
+    def transfer(self, target: Home, pop: bool = False, overwrite: bool = False) -> None:  # noqa: FBT001, FBT002
         """Copy them, with their values, into another cache; see :meth:`BaseCache.transfer`."""
         for call in list(self) if pop else self:
             key = call.to_lookup_key()

@@ -21,7 +21,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from cuda_progcache._util import modes
@@ -45,9 +44,6 @@ _logger = logging.getLogger(__name__)
 #: such a run counts: a body that is quick as a rule may be slow once, on a busy machine.
 WORTH_A_LEASE = 1e-3
 _SLOW_FOR = 8
-
-#: Set while a call is run again: memoized calls in it don't hit.
-refreshing: ContextVar[bool] = ContextVar("cuda_progcache_refreshing", default=False)
 
 #: Whether code counts, or what digests it.
 CodeDigest = bool | Callable[[Any], str]
@@ -143,7 +139,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - an argument's own code may raise anything; the body runs all the same
             self._uncached(error, args, kwargs)
             return self.function(*args, **kwargs)
-        if not refreshing.get():
+        if not frames.refreshing.get():
             found = self._find(cache, key)
             if found is not None:
                 return found[0] if not self._async else _as_awaitable(found[0])
@@ -341,7 +337,7 @@ class Runner:
             return self.function(*args, **kwargs)  # nothing is kept
         if self._async:
             return flights.run_async(self, cache, key, args, kwargs)
-        reuse = reuse and save and not refreshing.get() and not cache.refreshing
+        reuse = reuse and save and not frames.refreshing.get() and not cache.refreshing
         if not reuse or self.settings.single_flight == "off":
             return self._run(cache, key, args, kwargs, save=save)
         around = running.get()

@@ -148,14 +148,14 @@ def callers(call: DigestedCall) -> list[dict[str, str]]:
 
 def values(call: DigestedCall) -> dict[str, Any]:
     """The arguments that lie in a call's record."""
-    from cuda_progcache.memo.storage.codecs import decode_json
+    from cuda_progcache.memo.tagged_json import decode_json
 
     return {name: decode_json(call.inline[key]) for name, key in call.arguments.items() if key in call.inline}
 
 
 def result(call: DigestedCall) -> Any:
     """A call's result, where it lies in its record; else None."""
-    from cuda_progcache.memo.storage.codecs import decode_json
+    from cuda_progcache.memo.tagged_json import decode_json
 
     text = None if call.result is None else call.inline.get(call.result)
     return None if text is None else decode_json(text)

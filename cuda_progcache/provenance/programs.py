@@ -34,9 +34,10 @@ from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.call import DigestedCall, QueryCall
 from cuda_progcache.memo.digest import Digest, digest
 from cuda_progcache.memo.index import Index
-from cuda_progcache.memo.storage import codecs, records
-from cuda_progcache.memo.storage.base import CallStorage, SaveError, ValueStorage
+from cuda_progcache.memo.storage import records
+from cuda_progcache.memo.storage.base import CallStorage, ValueStorage
 from cuda_progcache.memo.storage.tree import FileTree, Signature
+from cuda_progcache.memo.tagged_json import SaveError, decode_json, encode_json
 from cuda_progcache.provenance.step_records import Steps
 from cuda_progcache.provenance.steps import kind_of, links_of
 
@@ -223,7 +224,7 @@ class ProgramCallStorage(_Programs, CallStorage):
         if isinstance(value, bytes):
             return None
         try:
-            text = codecs.encode_json(value)
+            text = encode_json(value)
         except SaveError:
             return None
         return text if len(text) <= SMALL else None
@@ -243,7 +244,7 @@ class ProgramCallStorage(_Programs, CallStorage):
         text = None if self.index is None else self.index.inlined(key)
         if text is None:
             raise KeyError(key)
-        return codecs.decode_json(text)
+        return decode_json(text)
 
 
 def call_of(info: EntryInfo) -> DigestedCall:
@@ -267,7 +268,7 @@ def call_of(info: EntryInfo) -> DigestedCall:
         for name, value in (kernel.get("parameters") or {}).items():
             arguments[name if name not in arguments else f"parameter_{name}"] = value
     digests = {name: digest(value) for name, value in arguments.items()}
-    inline = {digests[name]: codecs.encode_json(value) for name, value in arguments.items()}
+    inline = {digests[name]: encode_json(value) for name, value in arguments.items()}
     return DigestedCall(
         str(record.get("name", "")), digests, Digest(info.digest), _metadata(info), "cuda_progcache.compile",
         key=Digest(info.digest), inline=inline,

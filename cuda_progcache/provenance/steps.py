@@ -107,7 +107,7 @@ def made(
     about : mapping, optional
         Metadata, under the call's name.
     """
-    from cuda_progcache.memo.storage.codecs import encode_json
+    from cuda_progcache.memo.tagged_json import encode_json
 
     digests = {name: digest(value) for name, value in arguments.items()}
     inline = {digests[name]: encode_json(value) for name, value in arguments.items()}
@@ -131,7 +131,7 @@ def made(
 
 def _keep(steps: Steps, make: Callable[[], DigestedCall]) -> None:
     """Keep a call; what can't be kept is counted, and costs nothing that has been made."""
-    from cuda_progcache.memo.storage.base import SaveError
+    from cuda_progcache.memo.tagged_json import SaveError
 
     try:
         steps.save(make())

@@ -68,6 +68,7 @@ class DiskStore(ProgramCacheResource):
 
     _ROOT = Root
     _root: Root
+    _alone = True  # what isn't here is nowhere else, either
 
     def __new__(
         cls,
@@ -128,6 +129,7 @@ class DiskStore(ProgramCacheResource):
         self._cap_: SizeCap | None = None
         self._verified: dict[str, tuple[Signature, str]] = {}  # digest: file that was checked, its checksum
         self._recent = RecentRecords()
+        self._alone = path is not None
         self._writes_uses = True
         self._warned = False
         self._tally: Tally | None = None
@@ -226,7 +228,7 @@ class DiskStore(ProgramCacheResource):
                 with self._lock:
                     self._counters.hits += 1
                 return data
-        elif not pairs.exists(path):
+        elif self._alone and not pairs.exists(path):
             with self._lock:
                 self._counters.misses += 1
             return None

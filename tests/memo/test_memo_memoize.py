@@ -652,3 +652,12 @@ def test_threads_run_a_call_once_whether_or_not_processes_agree_about_it(files, 
 
     assert at_once(4, call) == [7] * 4
     assert runs == [7]
+
+
+def test_memoize_without_a_cache_over_a_function_without_parameters_says_so():
+    @memoize
+    def f():
+        return 1
+
+    with pytest.raises(TypeError, match=r"write @memoize\(cache\) above <function .*f at"):
+        f()

@@ -372,13 +372,13 @@ def test_a_directory_that_cant_be_written_costs_no_compile(files, tmp_path):
 
 
 def test_what_cant_be_recorded_costs_no_compile(files, monkeypatch):
-    from cuda_progcache.memo.storage import SaveError, codecs
+    from cuda_progcache.memo import tagged_json
 
     def refuse(value):
-        raise SaveError("no room")
+        raise tagged_json.SaveError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(codecs, "encode_json", refuse)
+        patched.setattr(tagged_json, "encode_json", refuse)
         done = files.kernel("add", arch="sm_80")
         assert done.resource_usage()
     assert done.digest and files._compiler.steps.counters["dropped"] == 2 and not calls(files, "render")

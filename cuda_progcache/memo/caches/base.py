@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
 from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall, QueryCall
 from cuda_progcache.memo.digest import Digest, Indigestible
+from cuda_progcache.memo.explain import explain
 from cuda_progcache.memo.query import QueryIterator
 from cuda_progcache.memo.storage.base import OperationContext, one_or_all
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cuda_progcache.memo.caches.groups import CacheStack
-    from cuda_progcache.memo.caches.views import FilteredCache, ReadOnlyCache
-
 _logger = logging.getLogger("cuda_progcache.memo.caches")
+
+#: What makes a cache's views and stacks, by the method that is asked for one; filled by the modules that define them.
+made_by: dict[str, Callable[..., BaseCache]] = {}
 
 
 class Rejected(ProgCacheError):  # noqa: N818 - an established name
@@ -135,17 +136,13 @@ class BaseCache(OperationContext):
             self.save(call.fetch())
             return True
 
-    def readonly(self) -> ReadOnlyCache:
-        """The same cache, without writes."""
-        from cuda_progcache.memo.caches.views import ReadOnlyCache
+    def readonly(self) -> BaseCache:
+        """The same cache, without writes: a ``ReadOnlyCache``."""
+        return made_by["readonly"](self)
 
-        return ReadOnlyCache(self)
-
-    def push(self, cache: BaseCache) -> CacheStack:
+    def push(self, cache: BaseCache) -> BaseCache:
         """The same cache with another one in front of it: ``CacheStack((cache, self))``."""
-        from cuda_progcache.memo.caches.groups import CacheStack
-
-        return CacheStack((cache, self))
+        return made_by["push"]((cache, self))
 
     @overload
     def shrink(self, key: str, /) -> Digest: ...
@@ -217,20 +214,16 @@ class BaseCache(OperationContext):
         KeyError
             No call has this key.
         """
-        from cuda_progcache.memo.explain import explain
-
         return explain(self, call)
 
-    def filter(self, predicate: Callable[[LazyCall], bool] | QueryCall) -> FilteredCache:
-        """Only the calls that fit, read-only, as they are when asked for.
+    def filter(self, predicate: Callable[[LazyCall], bool] | QueryCall) -> BaseCache:
+        """Only the calls that fit, read-only, as they are when asked for: a ``FilteredCache``.
 
         Parameters
         ----------
         predicate : callable or QueryCall
         """
-        from cuda_progcache.memo.caches.views import FilteredCache
-
-        return FilteredCache(self, predicate.matcher() if isinstance(predicate, QueryCall) else predicate)
+        return made_by["filter"](self, predicate.matcher() if isinstance(predicate, QueryCall) else predicate)
 
 
 def _combine_expand(key: str, results: Iterable[Digest]) -> Digest:

@@ -25,10 +25,10 @@ from cuda_progcache.memo.call import (
     digests_of,
 )
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest, digest_loosely
-from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, SaveError, ValueStorage, lengthened
-from cuda_progcache.memo.storage.codecs import decode_json
+from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, ValueStorage, lengthened
 from cuda_progcache.memo.storage.destructuring import HasChildDigests
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
+from cuda_progcache.memo.tagged_json import SaveError, decode_json
 
 _logger = logging.getLogger("cuda_progcache.memo.caches")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from cuda_progcache.memo.caches.base import BaseCache, Rejected
+from cuda_progcache.memo.caches.base import BaseCache, Rejected, made_by
 from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, PreparedCall, QueryCall
 from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage.base import Intent
@@ -176,3 +176,6 @@ class RefreshingCache(CacheWrapper):
     def contains(self, key: str) -> bool:  # noqa: ARG002
         """Never."""
         return False
+
+
+made_by.update(readonly=ReadOnlyCache, filter=FilteredCache)

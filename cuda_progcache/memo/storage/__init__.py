@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.storage.base import Intent as Intent
     from cuda_progcache.memo.storage.base import KeyManagement as KeyManagement
     from cuda_progcache.memo.storage.base import OperationContext as OperationContext
-    from cuda_progcache.memo.storage.base import SaveError as SaveError
     from cuda_progcache.memo.storage.base import StorageBackend as StorageBackend
     from cuda_progcache.memo.storage.base import ValueMixin as ValueMixin
     from cuda_progcache.memo.storage.base import ValueStorage as ValueStorage
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.storage.memory import CallMemory as CallMemory
     from cuda_progcache.memo.storage.memory import MemoryBackend as MemoryBackend
     from cuda_progcache.memo.storage.memory import ValueMemory as ValueMemory
+    from cuda_progcache.memo.tagged_json import SaveError as SaveError
 
 # Each is imported when it is first used: a compile that records a call needs none of the storages.
 _HOME = {

@@ -15,18 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, overload
 
-from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
+from cuda_progcache.errors import AmbiguousDigestError
 from cuda_progcache.memo.call import DigestedCall, QueryCall, digests_of
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
+from cuda_progcache.memo.tagged_json import SaveError as SaveError  # noqa: PLC0414 - a name of this module, too
 
 _logger = logging.getLogger(__name__)
 
 #: Characters that a digest prefix has to have at least.
 SHORTEST_PREFIX = 4
-
-
-class SaveError(ProgCacheError, ValueError):
-    """A value can't be stored: no codec takes it, or the storage is in trouble. No computed result is lost by it."""
 
 
 class Intent(enum.StrEnum):

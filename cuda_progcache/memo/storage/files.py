@@ -34,7 +34,6 @@ from cuda_progcache.memo.storage.base import (
     SHORTEST_PREFIX,
     CallMixin,
     Intent,
-    SaveError,
     StorageBackend,
     ValueMixin,
     _resolve_prefix,
@@ -42,6 +41,7 @@ from cuda_progcache.memo.storage.base import (
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLocks
 from cuda_progcache.memo.storage.tree import FileTree, Signature
+from cuda_progcache.memo.tagged_json import SaveError, decode_json, encode_json
 
 FORMAT = 1
 #: Bytes of JSON up to which a value goes into the record of its call.
@@ -312,7 +312,7 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         if kind in {str, bytes, list, tuple, dict, set} and len(value) > self.inline_limit:
             return None
         try:
-            text = codecs.encode_json(value)
+            text = encode_json(value)
         except SaveError:
             return None
         return text if len(text) <= self.inline_limit else None
@@ -322,7 +322,7 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         text = self.index.inlined(key)
         if text is None:
             raise KeyError(key)
-        return codecs.decode_json(text)
+        return decode_json(text)
 
     def expand_inlined(self, prefix: str) -> Digest:
         """The digest of a value that lies in a record, from its first characters; KeyError if none has them."""

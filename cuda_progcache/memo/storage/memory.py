@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.memo.digest import Digest
-from cuda_progcache.memo.storage.base import CallMixin, SaveError, StorageBackend, ValueMixin
+from cuda_progcache.memo.storage.base import CallMixin, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLocks
+from cuda_progcache.memo.tagged_json import SaveError
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall

@@ -32,7 +32,7 @@ from xxhash import xxh3_128_hexdigest
 from cuda_progcache.memo.call import DigestedCall, Unstored
 from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.storage import codecs
-from cuda_progcache.memo.storage.base import SaveError
+from cuda_progcache.memo.tagged_json import SaveError
 
 FORMAT = 1
 _HEAD = b'{"checksum":"'

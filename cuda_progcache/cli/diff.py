@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``diff``: what differs between two programs, or two lockfiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.inspection import block_option, diff_json, limiters_text, program_at, shared_option
+from cuda_progcache.cli.session import Session, common_options, manifest_option
+
+if TYPE_CHECKING:
+    from cuda_progcache.inspect import KernelDiff
+    from cuda_progcache.service.comparison import ProgramDiff
+
+DIFF_JSON = """\b
+--json: {"equal": bool (the bytes), "same_code": bool, "key": [a sentence per difference of what they were compiled
+from], "kernels": [{"name", "kind": "same", "changed", "added" or "removed", "deltas": {field: [before, after]},
+"lines": [of a unified diff of the machine code]}], "lines": [the same of two PTX texts]}
+with --lock: {"programs": [{"program", "status": "code" (other machine code), "bytes" (the file differs, the machine
+code doesn't), "key" (only what it was compiled from), "added", "removed" or "unknown" (a binary isn't in the cache),
+"before", "after" (digests, or null), "diff" (as above, or null)}]}
+"""
+
+
+@click.command("diff", short_help="What differs between two programs, or two lockfiles.", epilog=DIFF_JSON)
+@click.argument("before")
+@click.argument("after")
+@click.option("--lock", "locks", is_flag=True, help="BEFORE and AFTER are lockfiles.")
+@click.option(
+    "--markdown",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With --lock: write it for a pull request, too.",
+)
+@click.option("--stat", is_flag=True, help="Only what changed, not the machine code.")
+@click.option("-U", "--unified", "context", type=click.IntRange(min=0), default=3, metavar="N", help="Lines around.")
+@block_option
+@shared_option
+@manifest_option
+@common_options
+@click.pass_obj
+def diff_command(
+    session: Session,
+    before: str,
+    after: str,
+    *,
+    locks: bool,
+    markdown: Path | None,
+    stat: bool,
+    context: int,
+    block_size: int | None,
+    dynamic_shared: int,
+    manifest: Path | None,
+) -> None:
+    """Say what differs between two programs: what they were compiled from, what they use, and their machine code.
+
+    BEFORE and AFTER are files, what show takes, or kernels of the library: 'softmax?dtype=float16@sm_90'. Machine code
+    is compared kernel by kernel, without addresses, so what only moved is equal. Exit code 1: they differ. Takes
+    nvdisasm for cubins.
+
+    With --lock it says of two lockfiles which programs' machine code changed, and which only their keys, by the
+    binaries in the cache: prewarm --lock puts them there. Exit code 1: machine code changed.
+    """
+    from cuda_progcache.service.comparison import compare
+
+    if locks:
+        from cuda_progcache.cli.lock_diff import tell
+
+        if tell(session, _lockfile(before), _lockfile(after), markdown=markdown, stat=stat, context=context):
+            click.get_current_context().exit(1)
+        return
+    if markdown is not None:
+        raise click.UsageError("--markdown is for lockfiles: give --lock, too")
+    old, new = (program_at(session, one, manifest) for one in (before, after))
+    found = compare(old, new, context)
+    if session.json:
+        output.emit(diff_json(found))
+    else:
+        _tell(found, (old[0], new[0]), stat=stat, block_size=block_size, dynamic_shared=dynamic_shared)
+    if not found.binary.equal or found.key:
+        click.get_current_context().exit(1)
+
+
+def _lockfile(path: str) -> Path:
+    if not Path(path).is_file():
+        raise click.BadParameter(f"there is no file {path}")
+    return Path(path)
+
+
+def _tell(
+    found: ProgramDiff, binaries: tuple[bytes, bytes], *, stat: bool, block_size: int | None, dynamic_shared: int
+) -> None:
+    for reason in found.key:
+        output.line(output.printable(reason))
+    if found.binary.equal:
+        output.line("the binaries are equal")
+        return
+    if found.binary.same_code:
+        output.line("the machine code is equal; only what stands around it in the files differs")
+        return
+    for one in found.binary.kernels:
+        output.line(click.style(f"{output.printable(one.name)}: {one.kind}{_counts(one)}", bold=one.kind != "same"))
+        for field, (old, new) in one.deltas.items():
+            output.line(f"  {field.replace('_', ' ')} {_figure(old)} → {_figure(new)}{_change(old, new)}")
+        for line in _occupancies(one, binaries, block_size, dynamic_shared):
+            output.line(f"  {line}")
+        if not stat:
+            _print_diff(one.lines)
+    if not found.binary.kernels and not found.binary.lines:
+        output.line("the bytes differ; of LTO-IR and the like no more can be said")
+    if not stat:
+        _print_diff(found.binary.lines)
+
+
+def _counts(one: KernelDiff) -> str:
+    gone, new = (sum(line.startswith(sign) for line in one.lines[2:]) for sign in "-+")
+    return f" (instructions -{gone} +{new})" if one.lines else ""
+
+
+def _figure(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _change(old: int | None, new: int | None) -> str:
+    return "" if old is None or new is None else f" ({new - old:+,})"
+
+
+def _occupancies(
+    one: KernelDiff, binaries: tuple[bytes, bytes], block_size: int | None, dynamic_shared: int
+) -> list[str]:
+    """Say how the occupancy of a kernel changed; nothing where it didn't."""
+    from cuda_progcache.errors import InspectError
+    from cuda_progcache.inspect import Cubin, occupancy
+
+    if one.before is None or one.after is None or not one.deltas:
+        return []
+    threads = block_size or one.after.max_threads or one.before.max_threads or 256
+    try:
+        old, new = (
+            occupancy(used, Cubin(data).arch, threads, dynamic_shared)
+            for used, data in zip((one.before, one.after), binaries, strict=True)
+        )
+    except InspectError:
+        return []
+    if old.warps == new.warps:
+        return []
+    return [
+        f"occupancy {old.ratio:.0%} → {new.ratio:.0%} (blocks of {threads} threads; {limiters_text(new)} limits it)"
+    ]
+
+
+def _print_diff(lines: Iterable[str]) -> None:
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    for line in lines:
+        output.line(click.style(output.printable(line), fg=colours.get(line[:1])))

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values as JSON and back, with what JSON can't say in tagged objects.
+
+::
+
+    {"$": "tuple", "v": [1, 2]}        also set, frozenset, complex, bytes, datetime, path, array, ...
+
+Values come back equal and of the same type, or they aren't taken. Reading runs nobody's code.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import decimal
+import fractions
+import io
+import json
+import pathlib
+import struct
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.memo.hashing import Digest
+
+#: Bits from which an int is written in hexadecimal: Python limits decimal digits.
+_LONG_INT = 64
+
+
+class SaveError(ProgCacheError, ValueError):
+    """A value can't be stored: no codec takes it, or the storage is in trouble. No computed result is lost by it."""
+
+
+def register(
+    kind: type, tag: Callable[[Any], str], write: Callable[[Any], Any], readers: dict[str, Callable[[Any], Any]]
+) -> None:
+    """Teach how instances of a class are written.
+
+    Parameters
+    ----------
+    kind : type
+    tag : callable
+        Gives the tag of an instance.
+    write : callable
+        Gives a value that JSON, or a tag, can say.
+    readers : dict of callables
+        By tag, what makes an instance of that value again.
+    """
+    _WRITERS[kind] = lambda value: (tag(value), plain(write(value)))
+    for name, make in readers.items():
+        _READERS[name] = _of_value(make)
+
+
+def _of_value(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda content: make(_value(content))
+
+
+def encode_json(value: Any) -> bytes:
+    """A value as tagged JSON; SaveError where it is none of the types it has."""
+    if type(value) is int and -(1 << 53) < value < 1 << 53:
+        return b"%d" % value
+    try:
+        return json.dumps(plain(value), separators=(",", ":"), allow_nan=False).encode("ascii")
+    except RecursionError:
+        raise SaveError(f"a {kind_of(value)} that contains itself, or is nested too deeply, can't be stored") from None
+
+
+def decode_json(text: bytes) -> Any:
+    """The value of tagged JSON."""
+    found = json.loads(text)
+    return _value(found) if type(found) in {dict, list} else found
+
+
+def kind_of(value: object) -> str:
+    """The name of a value's class, for messages."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _tagged(tag: str, content: Any) -> dict[str, Any]:
+    return {"$": tag, "v": content}
+
+
+def plain(value: Any) -> Any:
+    """A value as what :mod:`json` takes."""
+    kind = type(value)
+    if kind in {str, int, bool, type(None), float}:
+        return _scalar(value)
+    if kind is list:
+        return [plain(item) for item in value]
+    if kind is dict:
+        if "$" not in value and all(type(key) is str for key in value):
+            return {_scalar_key(key): plain(item) for key, item in value.items()}
+        return _tagged("dict", [[plain(key), plain(item)] for key, item in value.items()])
+    writer = _WRITERS.get(kind)
+    if writer is not None:
+        return _tagged(*writer(value))
+    if isinstance(value, pathlib.PurePath):
+        if isinstance(value, pathlib.Path):
+            return _tagged("path", str(value))
+        raise SaveError(f"a {kind_of(value)} can't be stored")
+    if is_plain_array(value):
+        return _tagged("npy", base64.b64encode(to_npy(value)).decode("ascii"))
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
+        return _tagged("numpy", base64.b64encode(to_npy(numpy.asarray(value))).decode("ascii"))
+    raise SaveError(f"no safe codec takes a {kind_of(value)}; codec='pickle' would, where only you can write")
+
+
+def _scalar_key(key: str) -> str:
+    if not _is_unicode(key):
+        raise SaveError("a dict key with lone surrogates can't be stored")
+    return key
+
+
+def _scalar(value: Any) -> Any:
+    kind = type(value)
+    if kind is int and value.bit_length() > _LONG_INT:
+        return _tagged("int", hex(value))
+    if kind is float and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124 - NaN
+        return _tagged("float", struct.pack(">d", value).hex())  # of a NaN all its bits
+    if kind is str and not _is_unicode(value):
+        return _tagged("str", value.encode("utf-8", "surrogatepass").hex())
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _many(tag: str) -> Callable[[Any], tuple[str, Any]]:
+    return lambda value: (tag, [plain(item) for item in value])
+
+
+def _text(tag: str, write: Callable[[Any], str] = str) -> Callable[[Any], tuple[str, Any]]:
+    return lambda value: (tag, write(value))
+
+
+def _aware(value: Any) -> str:
+    if (value.tzinfo is not None and type(value.tzinfo) is not dt.timezone) or value.fold:
+        raise SaveError("a time with a zone of rules, or with a fold, can't be stored")
+    return str(value.isoformat())
+
+
+_WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
+    tuple: _many("tuple"),
+    set: lambda value: ("set", [plain(item) for item in sorted(value, key=repr)]),
+    frozenset: lambda value: ("frozenset", [plain(item) for item in sorted(value, key=repr)]),
+    bytes: lambda value: ("bytes", base64.b64encode(value).decode("ascii")),
+    bytearray: lambda value: ("bytearray", base64.b64encode(value).decode("ascii")),
+    complex: lambda value: ("complex", struct.pack(">dd", value.real, value.imag).hex()),
+    range: lambda value: ("range", [value.start, value.stop, value.step]),
+    Digest: _text("digest"),
+    dt.date: _text("date", lambda value: value.isoformat()),
+    dt.datetime: _text("datetime", _aware),
+    dt.time: _text("time", _aware),
+    dt.timedelta: lambda value: ("timedelta", [value.days, value.seconds, value.microseconds]),
+    decimal.Decimal: _text("decimal"),
+    fractions.Fraction: _text("fraction"),
+    uuid.UUID: _text("uuid"),
+}
+
+
+def _pairs(content: Any) -> dict[Any, Any]:
+    return {_value(key): _value(item) for key, item in content}
+
+
+def _each(content: Any) -> list[Any]:
+    return [_value(item) for item in content]
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "int": lambda text: int(text, 16),
+    "float": lambda text: struct.unpack(">d", bytes.fromhex(text))[0],
+    "str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
+    "dict": _pairs,
+    "tuple": lambda content: tuple(_each(content)),
+    "set": lambda content: set(_each(content)),
+    "frozenset": lambda content: frozenset(_each(content)),
+    "bytes": base64.b64decode,
+    "bytearray": lambda text: bytearray(base64.b64decode(text)),
+    "complex": lambda text: complex(*struct.unpack(">dd", bytes.fromhex(text))),
+    "range": lambda parts: range(*parts),
+    "digest": Digest,
+    "date": dt.date.fromisoformat,
+    "datetime": dt.datetime.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "timedelta": lambda parts: dt.timedelta(*parts),
+    "decimal": decimal.Decimal,
+    "fraction": fractions.Fraction,
+    "uuid": uuid.UUID,
+    "path": pathlib.Path,
+    "npy": lambda text: from_npy(base64.b64decode(text)),
+    "numpy": lambda text: from_npy(base64.b64decode(text))[()],
+}
+
+
+def _value(found: Any) -> Any:
+    if type(found) is list:
+        return [_value(item) for item in found]
+    if type(found) is not dict:
+        return found
+    if "$" in found:
+        return _READERS[found["$"]](found["v"])
+    return {key: _value(item) for key, item in found.items()}
+
+
+def is_plain_array(value: Any) -> bool:
+    """Whether it is a NumPy array without objects."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) is numpy.ndarray and not value.dtype.hasobject
+
+
+def to_npy(value: Any) -> bytes:
+    """An array without objects in NumPy's format."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, value, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def from_npy(data: bytes) -> Any:
+    """The array in NumPy's format."""
+    import numpy as np
+
+    return np.load(io.BytesIO(data), allow_pickle=False)

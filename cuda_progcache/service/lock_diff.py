@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between two lockfiles: which programs' machine code changed, and which only their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cuda_progcache.service.comparison import ProgramDiff, binary_of, compare
+
+if TYPE_CHECKING:
+    from cuda_progcache.service.lock import Lock, Locked
+    from cuda_progcache.store.base import EntryInfo
+
+
+class Change(NamedTuple):
+    """A program that two lockfiles don't have alike.
+
+    Attributes
+    ----------
+    title : str
+        Kernel or name, parameters, architecture and target.
+    status : {"code", "key", "bytes", "added", "removed", "unknown"}
+        ``"code"``: machine code differs, or PTX does. ``"key"``: only what it was compiled from. ``"bytes"``: the file
+        differs, and no machine code in it. ``"unknown"``: a binary isn't in the cache.
+    diff : ProgramDiff or None
+        What differs; None where a binary isn't in the cache, or the program is in one lockfile only.
+    before, after : EntryInfo or None
+        The entries; None where they aren't in the cache.
+    missing : tuple of str
+        Of ``"before"`` and ``"after"``, those whose binary would be needed and isn't in the cache.
+    """
+
+    title: str
+    status: str
+    diff: ProgramDiff | None = None
+    before: EntryInfo | None = None
+    after: EntryInfo | None = None
+    missing: tuple[str, ...] = ()
+
+
+def compare_locks(before: Lock, after: Lock, cache: Any, context: int = 3) -> list[Change]:
+    """What differs between the programs of two lockfiles, by their binaries in a cache.
+
+    Parameters
+    ----------
+    before, after : Lock
+    cache : store or None
+        Where the binaries of both are; a program's is only looked at if the lockfiles say that it changed.
+    context : int
+        Equal lines around each difference of the machine code.
+
+    Returns
+    -------
+    list of Change
+        In the order of ``after``; what is gone comes last. Programs that are alike aren't there.
+
+    Raises
+    ------
+    InspectError
+        If nvdisasm isn't installed or refuses a cubin.
+    """
+    return [change for pair in _pairs(before, after) if (change := _changed(*pair, cache, context)) is not None]
+
+
+def _pairs(before: Lock, after: Lock) -> Iterator[tuple[Locked | None, Locked | None]]:
+    """The same program in both; of a program whose source was edited, the one that is most alike."""
+    old = {program.identity: program for program in before.programs}
+    new = {program.identity for program in after.programs}
+    edited: dict[tuple[Any, ...], list[Locked]] = {}
+    for identity, program in old.items():
+        if identity not in new:
+            edited.setdefault(_asked(program), []).append(program)
+    for program in after.programs:
+        same = old.get(program.identity)
+        if same is None and edited.get(_asked(program)):
+            same = edited[_asked(program)].pop(0)
+        yield same, program
+    for programs in edited.values():
+        yield from ((program, None) for program in programs)
+
+
+def _asked(program: Locked) -> tuple[Any, ...]:
+    """What was asked for, whatever the source said: the identity but for the source's digest."""
+    *about, rest = program.identity
+    return (*about, rest.rpartition("\0")[0])
+
+
+def _changed(before: Locked | None, after: Locked | None, cache: Any, context: int) -> Change | None:
+    if before is None:
+        return None if after is None else Change(after.title(), "added")
+    if after is None:
+        return Change(before.title(), "removed")
+    if before.key == after.key and before.sha256 == after.sha256:
+        return None
+    entries = [_entry(cache, program.key) for program in (before, after)]
+    missing = tuple(side for side, entry in zip(("before", "after"), entries, strict=True) if entry is None)
+    old, new = entries
+    if old is None or new is None:
+        alike = before.sha256 and before.sha256 == after.sha256
+        return Change(after.title(), "key" if alike else "unknown", None, old, new, () if alike else missing)
+    found = compare((binary_of(old), old.record), (binary_of(new), new.record), context)
+    status = "key" if found.binary.equal else "bytes" if found.binary.same_code else "code"
+    return Change(after.title(), status, found, old, new)
+
+
+def _entry(cache: Any, key: str) -> EntryInfo | None:
+    if cache is None or not key:
+        return None
+    try:
+        found: EntryInfo = cache.info(key)
+    except KeyError:
+        return None
+    return found
