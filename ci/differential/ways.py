@@ -241,6 +241,7 @@ class Workplace:
         options = dict(case.options)
         stock = self.environment(jinja2.Environment, "", options)
         ours = self.environment(Environment, "", options)
+        (self.templates / CASE).write_text(case.source, encoding="utf-8")
 
         def made(environment: Any) -> Callable[[], Any]:
             return once(lambda: environment.from_string(case.source))  # one object goes through all ways
@@ -294,7 +295,6 @@ class Workplace:
 
     def _from_disk(self, case: Case, options: dict[str, Any]) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
         name = CASE
-        (self.templates / name).write_text(case.source, encoding="utf-8")
         path = str(self.templates / name)
         theirs = (
             self.folder / f"theirs-{zlib.crc32(repr(sorted(options.items(), key=repr)).encode())}"
