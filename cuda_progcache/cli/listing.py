@@ -136,25 +136,25 @@ def list_command(
         return
     digits = output.prefix_length(() if cache is None else cache.digests())
     now = time.time()
-    made = output.table(
-        ("digest", "name", "variant", "target", "arch", "size", "cost", "age", "last used"),
-        right=("size", "cost", "age", "last used"),
-    )
+    rows = []
     for entry in shown:
         record = entry.record
         seconds = record.get("duration")
-        made.add_row(
-            entry.digest[:digits],
-            output.text(output.one_line(program_name(record))),
-            output.text(output.one_line(variant_text(record))),
-            output.text(str(record.get("target_type", "-"))),
-            output.text(str(record.get("arch") or "-")),
-            output.size(entry.size),
-            "-" if seconds is None else output.seconds(float(seconds)),
-            output.age(now - entry.created),
-            output.age(now - entry.last_used),
+        rows.append(
+            (
+                entry.digest[:digits],
+                program_name(record),
+                variant_text(record),
+                str(record.get("target_type", "-")),
+                str(record.get("arch") or "-"),
+                output.size(entry.size),
+                "-" if seconds is None else output.seconds(float(seconds)),
+                output.age(now - entry.created),
+                output.age(now - entry.last_used),
+            )
         )
-    output.show(made)
+    columns = ("digest", "name", "variant", "target", "arch", "size", "cost", "age", "last used")
+    output.show_rows(columns, rows, right=columns[5:])
 
 
 def _chosen(

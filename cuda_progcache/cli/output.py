@@ -128,6 +128,46 @@ def table(
     return made
 
 
+def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Iterable[str] = ()) -> None:
+    """Print a table of any length, a line per row: in a pipe in a few milliseconds per thousand, which takes rich 2 s.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        The headings.
+    rows : sequence of sequence of str
+        As many cells in each.
+    right : iterable of str
+        The headings of right-aligned columns (numbers).
+    """
+    if sys.stdout.isatty():
+        made = table(columns, right=right)
+        for row in rows:
+            made.add_row(*map(text, row))
+        show(made)
+        return
+    numbers = set(right)
+    cells = [[*columns], *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = []
+        for column, cell, width in zip(columns, row, widths, strict=True):
+            space = " " * (width - _width(cell))
+            padded.append(space + cell if column in numbers else cell + space)
+        lines.append("  ".join(padded).rstrip())
+    write("".join(f"{line}\n" for line in lines))
+
+
+def _width(cell: str) -> int:
+    """Columns of a terminal that a text takes."""
+    if cell.isascii():
+        return len(cell)
+    from rich.cells import cell_len
+
+    return cell_len(cell)
+
+
 def fields() -> Table:
     """Make a two-column table of names and values, without lines."""
     from rich.table import Table

@@ -21,6 +21,7 @@ from cuda_progcache._util.files import (
     is_sharing_violation,
     read_descriptor,
     signature,
+    unlink_quietly,
 )
 from cuda_progcache.errors import ProgCacheWarning, StoreError, UnsafeRootError
 from cuda_progcache.store import judge, pairs
@@ -591,8 +592,6 @@ class DiskStore(ProgramCacheResource):
         return frozenset(filter(is_digest, self._root.pins()))
 
     def _unpin_removed(self, digest: str) -> None:
-        from cuda_progcache._util.files import unlink_quietly
-
         unlink_quietly(self._root.pinned + digest)
 
     def _asked(self, what: str, do: Callable[[], T], path: str | None = None) -> T:

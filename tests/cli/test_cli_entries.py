@@ -32,6 +32,20 @@ def test_list_shows_each_program(cli, kept):
     assert rows[1][4:6] == ["5.0", "kB"]
 
 
+def test_rows_in_a_pipe_are_as_rich_lays_them_out(capsys):
+    from cuda_progcache.cli import output
+
+    columns, rows = (
+        ("digest", "name", "size"),
+        [("12ab", "k.cu", "5.0 kB"), ("", "字 [b]x[/] longer", "7 B"), ("c", "é", "")],
+    )
+    output.show_rows(columns, rows, right=("size",))
+    table = output.table(columns, right=("size",))
+    for row in rows:
+        table.add_row(*map(output.text, row))
+    assert capsys.readouterr().out == output.plain(table)
+
+
 def test_list_json(cli_json, kept, root):
     listed = cli_json("list", "--sort", "size")
     assert listed["root"] == str(root)
@@ -300,6 +314,13 @@ def test_clear_removes_what_compiles_left(cli, kept, root):
 def test_clear_yes_does_not_ask(cli_json, kept, root):
     assert cli_json("clear", "--yes") == {"root": str(root), "removed": 3, "bytes": 5120}
     assert cli_json("stats")["entries"] == 0
+
+
+def test_clear_counts_what_it_removes_and_reads_no_record(cli_json, kept, root):
+    for path in (root / "records").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    assert cli_json("clear", "--yes") == {"root": str(root), "removed": 3, "bytes": 5120}
 
 
 def test_an_unsafe_root_is_cache_trouble(cli, root):
