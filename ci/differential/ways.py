@@ -250,7 +250,7 @@ class Workplace:
         for way, run in (("render", text), ("generate", _generated), ("stream", _streamed), ("module", _module)):
             yield way, outcomes(make, run), expected
         if chosen():
-            yield from self._from_disk(case, options)
+            yield from self._from_disk(options)
         if chosen():
             yield from self._of_other_kinds(case, options)
         if chosen():
@@ -293,7 +293,7 @@ class Workplace:
             found = outcomes(partial(made.get_template, CASE), text, str(self.templates / CASE))
             yield f"sandbox, {warmth}", found, expected
 
-    def _from_disk(self, case: Case, options: dict[str, Any]) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
+    def _from_disk(self, options: dict[str, Any]) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
         name = CASE
         path = str(self.templates / name)
         theirs = (
