@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cache with a few compiled programs, one of 10,000 records copied from them, and a browser to read reports in."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+
+import pytest
+
+from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+
+SAXPY = """\
+extern "C" __global__ void saxpy(float a, const float* x, float* y, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = a * x[i] + y[i];
+}
+"""
+#: A name and a log as a bundle from elsewhere may hold them.
+HOSTILE = "</script><img src=x onerror=alert(1)>\x1b[31m\u202egnp.exe\x00"
+
+
+@pytest.fixture
+def hostile():
+    """The name of the program that came from a bundle."""
+    return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Five programs: a source, an edit of it, its PTX, another architecture, and one that came from a bundle."""
+    cache = FileStreamProgramCache(tmp_path_factory.mktemp("small"), max_size_bytes=10**8)
+    edited = SAXPY.replace("a * x[i]", "2.0f * a * x[i]")
+    for source, target, arch in (
+        (SAXPY, "cubin", "sm_90"),
+        (edited, "cubin", "sm_90"),
+        (SAXPY, "ptx", "sm_90"),
+        (SAXPY, "cubin", "sm_80"),
+        (SAXPY, "cubin", "sm_80"),  # a hit
+    ):
+        options = ProgramOptions(arch=arch, name="saxpy.cu", lineinfo=True)
+        Program(source, "c++", options).compile(target, cache=cache)
+    any_record = next(cache.entries()).record
+    components = [["schema", "4"], ["code", HOSTILE]]
+    elsewhere = {**any_record, "name": HOSTILE, "log": HOSTILE, "target_type": "ltoir", "arch": HOSTILE, "kernel": None}
+    cache.publish(b"hostile", b"no binary", {**elsewhere, "components": components, "duration": 0.5})
+    yield cache
+    cache.close()
+
+
+@pytest.fixture(scope="session")
+def large(small, tmp_path_factory):
+    """10,000 programs: copies of the small ones under many names, with headers of their own."""
+    cache = FileStreamProgramCache(tmp_path_factory.mktemp("large"))
+    kept = [(one.path.read_bytes(), dict(one.record)) for one in small.entries() if one.size > 1000]
+    headers = [{"name": f"cub/header_{n}.cuh", "digest": f"{n * 7919:064x}"} for n in range(40)]
+    for number in range(10_000):
+        data, record = kept[number % len(kept)]
+        record = copy.copy(record)
+        block = 32 * (1 + number // 400)
+        record["kernel"] = {"name": f"kernel_{number % 100}", "parameters": {"block": block, "dtype": "float16"}}
+        record["headers"] = headers[number % 10 : number % 40]
+        record["key"] = f"{number:064x}"
+        cache.publish(b"%d" % number, data, record)
+    yield cache
+    cache.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium; the tests that ask for it are skipped where it, or what drives it, isn't installed."""
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: pip install playwright")
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("no Chromium is installed: apt install chromium, or set CHROMIUM")
+    with driver.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
