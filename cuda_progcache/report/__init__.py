@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache as one HTML file: :mod:`.data` says what is shown, :mod:`.listings` and :mod:`.plots` add to it,
-:mod:`.page` writes it.
+"""A cache as one HTML file, to be read without network.
+
+:mod:`.data` says what is shown, :mod:`.listings` and :mod:`.plots` add to it, and :mod:`.page` writes it.
 """

@@ -29,7 +29,7 @@ _COMPARED = 4
 _PERIODS = 32
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
-FIRST, AGAIN = "first of its name", "compiled again: its entry was evicted, removed or damaged"
+FIRST, AGAIN = "first of its name", "nothing: compiled again"
 _WORDS = {
     "code": "source",
     "name_expression": "template instances",
@@ -243,7 +243,7 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
 
 
 def visible(text: object, *, lines: bool = False) -> str:
-    """A text in which every character shows: those that don't are written as ``\\u{202E}``.
+    r"""A text in which every character shows: those that don't are written as ``\u{202E}``.
 
     Parameters
     ----------
@@ -256,9 +256,7 @@ def visible(text: object, *, lines: bool = False) -> str:
     if written.isascii() and written.isprintable():
         return written
     return "".join(
-        one
-        if (lines and one in "\n\t") or unicodedata.category(one) not in _HIDDEN
-        else f"\\u{{{ord(one):04X}}}"
+        one if (lines and one in "\n\t") or unicodedata.category(one) not in _HIDDEN else f"\\u{{{ord(one):04X}}}"
         for one in written
     )
 
@@ -327,7 +325,7 @@ def _why(record: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> tup
         return (FIRST,), ("first compile of this program",)
     sentences = differences(record, found)
     if not sentences:
-        return (AGAIN,), (AGAIN,)
+        return (AGAIN,), ("it was compiled again: its entry was evicted, removed or damaged",)
     words: dict[str, None] = {}
     rendered = [one.partition(" ")[0] for one in sentences if one.startswith(("parameter ", "template "))]
     words.update(dict.fromkeys(f"{one}s" for one in rendered))

@@ -79,9 +79,7 @@ def _listing(cache: FileStreamProgramCache, entry: EntryInfo, library: Path | No
     return found
 
 
-def _add_machine_code(
-    found: dict[str, Any], data: bytes, record: Mapping[str, Any], library: Path | None
-) -> None:
+def _add_machine_code(found: dict[str, Any], data: bytes, record: Mapping[str, Any], library: Path | None) -> None:
     from cuda_progcache.inspect import instructions, normalised
 
     asked = {symbol: name for name, symbol in (record.get("symbol_mapping") or {}).items()}
@@ -98,11 +96,11 @@ def _add_machine_code(
     templates = {one["name"]: one["digest"] for one in (record.get("kernel") or {}).get("templates") or ()}
     absent = []
     for file in files:
-        lines = _source(Path(file).name, templates, library)
-        if lines is None:
+        source = _source(Path(file).name, templates, library)
+        if source is None:
             absent.append(visible(Path(file).name))
         else:
-            found["sources"][visible(file)] = _cut(found, visible(file), lines)
+            found["sources"][visible(file)] = _cut(found, visible(file), source)
     if absent:
         found["notes"].append(
             f"The source of {', '.join(absent)} isn't kept in the cache; templates are shown where they lie here as "

@@ -204,7 +204,12 @@ function kernelTable(kernels) {
       ...kernelFigures.map(([, field]) => el("td", { class: "n" }, written(field, k[field]))),
       el("td", {}, k.limiters || "nothing"))))));
 }
-const record = async (p) => (await unpack(`data-chunk-${Math.floor(p.at / data.chunk)}`))[p.at % data.chunk];
+async function record(p) {
+  const { pairs, records } = await unpack(`data-chunk-${Math.floor(p.at / data.chunk)}`);
+  const found = records[p.at % data.chunk];
+  for (const part of ["components", "headers", "toolchain", "symbols"]) found[part] = found[part].map((one) => pairs[one]);
+  return found;
+}
 
 // A pane of lines. Arrow keys move through it; a line marks those of the other panes with the same place.
 let panes = [];

@@ -26,7 +26,7 @@ CHUNK = 200
 #: Bytes that the listings of all entries may take in the file; those that come later are left out.
 LISTINGS_LIMIT = 12_000_000
 #: Rows of the summary's tables.
-_ROWS = 40
+_ROWS = 15
 
 
 def write(
@@ -71,8 +71,7 @@ def write(
         script_digest=base64.b64encode(sha256(script.encode()).digest()).decode(),
         table=packed(_table(report, [digest for digest, _ in listed])),
         chunks=[
-            packed([_record(one) for one in report.programs[start : start + CHUNK]])
-            for start in range(0, len(report.programs), CHUNK)
+            packed(_chunk(report.programs[start : start + CHUNK])) for start in range(0, len(report.programs), CHUNK)
         ],
         listings=listed,
     )
@@ -132,16 +131,25 @@ def _table(report: Report, listed: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _record(one: Program) -> dict[str, Any]:
-    """What the page of a program shows beside its row."""
-    return {
-        "reasons": one.reasons,
-        "components": one.components,
-        "headers": one.headers,
-        "toolchain": one.toolchain,
-        "symbols": one.symbols,
-        "log": one.log,
-    }
+def _chunk(programs: Iterable[Program]) -> dict[str, Any]:
+    """What the pages of some programs show beside their rows; pairs are numbers of ``pairs``, since most recur."""
+    pairs: dict[tuple[str, str], int] = {}
+
+    def numbers(found: Iterable[tuple[str, str]]) -> list[int]:
+        return [pairs.setdefault(one, len(pairs)) for one in found]
+
+    records = [
+        {
+            "reasons": one.reasons,
+            "components": numbers(one.components),
+            "headers": numbers(one.headers),
+            "toolchain": numbers(one.toolchain),
+            "symbols": numbers(one.symbols),
+            "log": one.log,
+        }
+        for one in programs
+    ]
+    return {"pairs": list(pairs), "records": records}
 
 
 def size(count: float) -> str:

@@ -45,9 +45,9 @@ def plots(report: Report) -> list[Plot]:
         import matplotlib as mpl
     except ImportError as error:
         raise ProgCacheError(
-            f"the report's plots need matplotlib: pip install 'cuda-progcache[plot]', or leave them out (--no-plots): {error}"
+            f"the report's plots need matplotlib: pip install 'cuda-progcache[plot]', or --no-plots ({error})"
         ) from error
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": "cuda-progcache", "font.family": "sans-serif", "font.size": 10,
         "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "text.parse_math": False,
@@ -82,7 +82,7 @@ def _work(report: Report) -> Plot | None:
         return None
 
     def draw(axes: Axes) -> str:
-        import matplotlib.dates as dates
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
         starts: list[Any] = [datetime.fromtimestamp(one.start, UTC) for one in report.periods]
         total = list(accumulate(one.seconds for one in report.periods))
@@ -90,9 +90,9 @@ def _work(report: Report) -> Plot | None:
         axes.step(starts, total, where="post", color=_COLOURS[0])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("seconds of compiling, summed")
-        locator = dates.AutoDateLocator(maxticks=6)
+        locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         return f"From {starts[0]:%Y-%m-%d %H:%M} UTC on, {total[-1]:,.1f} seconds of compiling are kept."
 
     return _draw("Compile work kept, over time", 2.8, draw)
@@ -118,10 +118,11 @@ def _cost(report: Report) -> Plot | None:
             left = [before + more for before, more in zip(left, widths, strict=True)]
         _label(axes, names)
         axes.set_xlabel("seconds of compiling")
-        axes.legend(loc="lower right", fontsize="small", ncols=1 + len(archs) // 7)
+        if axes.figure is not None:
+            axes.figure.legend(loc="outside upper center", fontsize="small", ncols=6)
         return f"The costliest is {names[0]} with {by_name[names[0]]:,.1f} seconds; the table below has all."
 
-    return _draw("Cost by kernel and architecture", 1.2 + 0.32 * len(names), draw)
+    return _draw("Cost by kernel and architecture", 1.4 + 0.32 * len(names), draw)
 
 
 def _why(report: Report) -> Plot | None:
@@ -130,10 +131,12 @@ def _why(report: Report) -> Plot | None:
         return None
 
     def draw(axes: Axes) -> str:
+        from matplotlib.ticker import MaxNLocator
+
         axes.barh(range(len(words)), [report.why[word] for word in words], 0.7, color=_COLOURS[0])
         _label(axes, words)
         axes.set_xlabel("programs")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return "; ".join(f"{word}: {report.why[word]:,}" for word in words)
 
     return _draw("Misses by what had changed", 1.2 + 0.32 * len(words), draw)

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache with a few compiled programs, one of 10,000 records copied from them, and a browser to read reports in."""
+"""A cache with a few compiled programs, a report on 10,000 copied from them, and a browser to read reports in."""
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
+from hashlib import sha256
 
 import pytest
 
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+from cuda_progcache.report import data
 
 SAXPY = """\
 extern "C" __global__ void saxpy(float a, const float* x, float* y, int n) {
@@ -50,21 +51,22 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def large(small, tmp_path_factory):
-    """10,000 programs: copies of the small ones under many names, with headers of their own."""
-    cache = FileStreamProgramCache(tmp_path_factory.mktemp("large"))
-    kept = [(one.path.read_bytes(), dict(one.record)) for one in small.entries() if one.size > 1000]
-    headers = [{"name": f"cub/header_{n}.cuh", "digest": f"{n * 7919:064x}"} for n in range(40)]
-    for number in range(10_000):
-        data, record = kept[number % len(kept)]
-        record = copy.copy(record)
-        block = 32 * (1 + number // 400)
-        record["kernel"] = {"name": f"kernel_{number % 100}", "parameters": {"block": block, "dtype": "float16"}}
-        record["headers"] = headers[number % 10 : number % 40]
-        record["key"] = f"{number:064x}"
-        cache.publish(b"%d" % number, data, record)
-    yield cache
-    cache.close()
+def large(small):
+    """A report on 10,000 programs: copies of the small ones under other names, with parameters and headers."""
+    found = data.collect(small)
+    kept = [one for one in found.programs if one.size > 1000]
+    headers = tuple((f"cub/header_{number}.cuh", sha256(b"%d" % number).hexdigest()) for number in range(40))
+    programs = tuple(
+        kept[number % len(kept)]._replace(
+            digest=sha256(b"program %d" % number).hexdigest(),
+            name=f"kernel_{number % 100}",
+            parameters=f"block={32 * (1 + number // 400)} dtype=float16",
+            created=found.made - 60 * number,
+            headers=headers[number % 10 : number % 40],
+        )
+        for number in range(10_000)
+    )
+    return found._replace(programs=programs, costs=data._costs(programs), headers=data._headers(programs))
 
 
 @pytest.fixture(scope="session")
