@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 #   make demo    prewarm the bundled kernel library for four architectures (no GPU needed)
-#   make test    lint, then the whole test suite
+#   make test    lint, docs, then the whole test suite
 #   make lint    ruff, mypy --strict, import-linter
+#   make docs    build the documentation into build/docs; a warning is an error
 #   make bench   this cache beside cuda.core's, with ratios
 #   make clean   remove what builds and tools left; environments go with "make distclean"
 #
@@ -21,7 +22,7 @@ VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info
 endif
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench clean distclean environment
+.PHONY: help demo test lint docs bench clean distclean environment
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -40,7 +41,7 @@ demo: environment
 # Processes: two per CPU, since many tests wait; the tests of a file stay together, and share what its
 # fixtures make; in the order of the folders, since files of few long tests would else come last, and alone.
 test: export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
-test: lint
+test: lint docs
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: environment
@@ -49,6 +50,9 @@ lint: environment
 	@$(BIN)/mypy --no-error-summary
 	@said=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$said"; exit 1; }
 	@echo 'lint: ruff, mypy --strict and import-linter are content'
+
+docs: environment
+	@$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html ci/docs build/docs && echo 'docs: build/docs/index.html'
 
 # The peers of the memo's rows are wanted here alone; without them these rows say so.
 bench: environment

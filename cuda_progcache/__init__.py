@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import ClosedProgramError as ClosedProgramError
     from cuda_progcache.errors import CompileError as CompileError
     from cuda_progcache.errors import Diagnostic as Diagnostic
+    from cuda_progcache.errors import ExportError as ExportError
     from cuda_progcache.errors import FrozenMissError as FrozenMissError
     from cuda_progcache.errors import InspectError as InspectError
     from cuda_progcache.errors import KernelNotFoundError as KernelNotFoundError
@@ -81,6 +82,7 @@ _HOME = {
     "CompiledProgram": "compile.compiled",
     "Diagnostic": "errors",
     "Event": "events",
+    "ExportError": "errors",
     "FileStreamProgramCache": "store.file_stream",
     "FrozenMissError": "errors",
     "FrozenProgramCache": "store.in_mode",
@@ -134,6 +136,7 @@ __all__ = [
     "CompiledProgram",
     "Diagnostic",
     "Event",
+    "ExportError",
     "FileStreamProgramCache",
     "FrozenMissError",
     "FrozenProgramCache",

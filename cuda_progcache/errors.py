@@ -162,6 +162,10 @@ class LockError(ProgCacheError, ValueError):
     """A file isn't a lockfile, or it is one of a later format or names what can't be; the message says where."""
 
 
+class ExportError(ProgCacheError, ValueError):
+    """Programs can't be exported as they were asked for; nothing was written."""
+
+
 class ToolchainError(ProgCacheError, RuntimeError):
     """A compiler library, header package or tool is missing or can't be used; the message names what to install."""
 

@@ -7,7 +7,7 @@
 
 The stdlib logger ``cuda_progcache`` gets misses with their reasons at INFO, what
 was dropped at WARNING, a hit that proved wrong at ERROR, and the rest at DEBUG. ``CUDA_PROGCACHE_LOG=explain``
-prints each miss on stderr, ``CUDA_PROGCACHE_LOG=all`` every event, with no
+prints each miss on stderr, with process and time, ``CUDA_PROGCACHE_LOG=all`` every event, with no
 logging set up at all; it is read once, at the first event.
 """
 
@@ -17,6 +17,7 @@ import functools
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from cuda_progcache._util.fields import NamedTuple
@@ -32,7 +33,8 @@ class Event(NamedTuple):
     Attributes
     ----------
     kind : {"hit", "miss", "compile", "refused", "store", "drop", "evict", "mismatch"}
-        ``miss`` comes after the compile that it led to, when what was read is known; ``refused`` is a compile that
+        ``miss`` comes after the compile that it led to, when what was read is known, or instead of it, where the cache
+        is frozen; ``compile`` is any run of a compiler that gave a program, without a cache, too; ``refused`` one that
         failed, now or as it is remembered; ``drop`` is a result that was not kept; ``evict`` an entry removed to keep
         the size cap (only its digest is known); ``mismatch`` a hit that a fresh compile didn't confirm.
     name : str
@@ -43,7 +45,7 @@ class Event(NamedTuple):
     reasons : tuple of str
         Of a miss: what differs from the nearest earlier compile. Of a drop, a refusal or a mismatch: why.
     seconds : float
-        Time of a compile; 0 otherwise.
+        Time of a compile; of a hit, the time that its compile took, where that is known; 0 otherwise.
     """
 
     kind: str
@@ -59,7 +61,7 @@ class Event(NamedTuple):
         head = f"{self.kind}:{about}"
         if self.digest:
             head += f" {self.digest[:12]}"
-        if self.seconds:
+        if self.seconds and self.kind != "hit":
             head += f" in {self.seconds * 1e3:.0f} ms"
         return head + (f": {'; '.join(self.reasons)}" if self.reasons else "")
 
@@ -122,9 +124,15 @@ def emit(event: Event) -> None:
     asked = _asked()
     if asked == "all" or (asked == "explain" and event.kind in {"miss", "drop"}):
         try:
-            sys.stderr.write(f"cuda_progcache: {event}\n")
+            sys.stderr.write(f"cuda_progcache[{os.getpid()}] {_now()}: {event}\n")
         except (AttributeError, OSError, ValueError):
             return  # no stderr, or a closed one: nobody is there to be told
+
+
+def _now() -> str:
+    """The time, UTC, to the millisecond: ``2026-01-31T23:59:59.123Z``."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds // 1_000_000:03}Z"
 
 
 def emit_evicted(digest: str) -> None:

@@ -1,193 +1,396 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pytest plugin: tests that compile CUDA programs compile each of them once, across runs and xdist workers.
 
-It is there in every run once ``cuda-progcache`` is installed, and does nothing until a test asks for
-:func:`program_cache`::
+It is there in every run once ``cuda-progcache`` is installed, and does nothing until a test compiles. Fixtures:
+:func:`program_cache`, :func:`compile_service` and :func:`kernel`::
 
     def test_saxpy(program_cache):
         program = cuda.core.Program(SOURCE, "c++", cuda.core.ProgramOptions(arch="sm_90"))
         code = program.compile("cubin", cache=program_cache)
 
-``--progcache-dir DIR`` chooses the directory, ``--progcache MODE`` (or ``progcache`` in the ini file) how it is used:
-``rw``, ``ro``, ``off`` or ``frozen``, in this run and in the processes that it starts. The run ends with a line such as
-``progcache: 12 hits, 3 misses, 0 dropped (80% hits), 1.4 MB at DIR``, summed over xdist's workers.
+
+    @pytest.mark.no_compile  # fails if anything is compiled while it runs
+    def test_softmax(kernel):
+        softmax = kernel("softmax", dtype="float16")
+
+Each option has a default in the ini file, under the same name with underscores (``progcache_dir``). The run ends with a
+summary, over xdist's workers: hits, misses by reason, what was compiled, what the hits spared. It counts compiles of
+this package and of ``cuda.core.Program``, with a cache and without one, in the processes of the tests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from cuda_progcache import events
+from cuda_progcache.compile.cuda_core import watch
+
 if TYPE_CHECKING:
-    from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.compile.compiled import CompiledProgram
+    from cuda_progcache.service.activity import Activity
+    from cuda_progcache.service.compile_service import CompileService
+    from cuda_progcache.store.base import ProgramCacheResource
 
 # Before anybody imports it: its asserts are told as those of a test are.
 pytest.register_assert_rewrite("cuda_progcache.testing")
 
-
-class SessionCounts(NamedTuple):
-    """What the ``program_cache`` of one process, or of all of them, did in this session.
-
-    Attributes
-    ----------
-    hits, misses, dropped : int
-        Lookups that found a program, that didn't, and programs that the cache could not store.
-    bytes : int
-        The size of the cache when the session ended.
-    path : str
-        Its directory.
-    unkeyed : int
-        Programs that were compiled and not kept, since a hit could differ from a fresh compile.
-    """
-
-    hits: int
-    misses: int
-    dropped: int
-    bytes: int
-    path: str
-    unkeyed: int = 0
-
-    def __add__(self, other: object) -> SessionCounts:
-        """Sum the counts; the directory is one, and who ended last saw the most of it."""
-        if not isinstance(other, SessionCounts):
-            return NotImplemented
-        return SessionCounts(
-            self.hits + other.hits,
-            self.misses + other.misses,
-            self.dropped + other.dropped,
-            max(self.bytes, other.bytes),
-            self.path,
-            self.unkeyed + other.unkeyed,
-        )
-
-    def line(self) -> str:
-        """Write the counts for people."""
-        lookups = self.hits + self.misses
-        counts = f"{_count(self.hits, 'hit')}, {_count(self.misses, 'miss')}, {self.dropped} dropped"
-        if self.unkeyed:
-            counts += f", {self.unkeyed} not kept"
-        share = f" ({100 * self.hits / lookups:.0f}% hits)" if lookups else ""
-        return f"progcache: {counts}{share}, {_size(self.bytes)} at {self.path}"
-
-
 #: Those of :mod:`cuda_progcache._util.modes`, which isn't imported in runs that don't need it.
 _MODES = ("rw", "ro", "off", "frozen")
-_VARIABLE = "CUDA_PROGCACHE"
-_COUNTS = pytest.StashKey[SessionCounts]()
-_LOST = pytest.StashKey[int]()
+#: Of the ``kernel`` fixture, where there is no device to ask.
+_ARCH = "sm_90"
+_WARNINGS = "default::cuda_progcache.ProgCacheWarning"
+
+
+class _Option(NamedTuple):
+    name: str
+    metavar: str
+    help: str
+    is_path: bool = False
+    #: The environment variable that has it hold in code under test, and in processes that tests start.
+    variable: str = ""
+
+
+_OPTIONS = (
+    _Option(
+        "progcache",
+        "MODE",
+        "how programs, compiled templates and memoized calls are cached: rw; ro (nothing is written); off "
+        "(nothing is read, either); frozen (nothing is compiled) (default: $CUDA_PROGCACHE, or rw)",
+        variable="CUDA_PROGCACHE",
+    ),
+    _Option(
+        "progcache-dir",
+        "DIR",
+        "where the program_cache fixture keeps compiled programs, shared by all xdist workers "
+        "(default: $CUDA_PROGCACHE_DIR, or the user's cache directory)",
+        is_path=True,
+    ),
+    _Option(
+        "progcache-max-size",
+        "SIZE",
+        "size cap of program_cache, beyond which the programs used least recently are removed; 0: none "
+        "(default: $CUDA_PROGCACHE_MAX_SIZE, or 5GB)",
+    ),
+    _Option(
+        "progcache-record",
+        "FILE",
+        "append what the run used to FILE, from which 'cuda-progcache lock' makes a lockfile "
+        "(default: $CUDA_PROGCACHE_RECORD, or nothing)",
+        is_path=True,
+        variable="CUDA_PROGCACHE_RECORD",
+    ),
+    _Option("progcache-report", "FILE", "write the summary to FILE, as JSON, with every compile", is_path=True),
+    _Option("progcache-arch", "ARCH", f"what the kernel fixture compiles for (default: the device's, or {_ARCH})"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--progcache`` and ``--progcache-dir``."""
+    """Add the options, each with a default in the ini file."""
     group = parser.getgroup("progcache", "compiled CUDA programs (cuda_progcache)")
-    group.addoption(
-        "--progcache",
-        metavar="MODE",
-        default=None,
-        help="how programs, compiled templates and memoized calls are cached: rw; ro (nothing is written); off "
-        "(nothing is read, either); frozen (nothing is compiled) (default: ini progcache, $CUDA_PROGCACHE, or rw)",
-    )
-    parser.addini("progcache", "default of --progcache", default="")
-    group.addoption(
-        "--progcache-dir",
-        metavar="DIR",
-        default=None,
-        help="where the program_cache fixture keeps compiled programs, shared by all xdist workers "
-        "(default: $CUDA_PROGCACHE_DIR, or the user's cache directory)",
-    )
+    for option in _OPTIONS:
+        group.addoption(f"--{option.name}", metavar=option.metavar, default=None, help=option.help)
+        parser.addini(option.name.replace("-", "_"), f"default of --{option.name}", default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the mode, and make the directory absolute: xdist hands options on as they are, and a test may change it."""
-    _set_mode(config)
-    directory = config.option.progcache_dir
-    if directory:
-        config.option.progcache_dir = str(Path(config.invocation_params.dir, directory).absolute())
-
-
-def _set_mode(config: pytest.Config) -> None:
-    """Have this process, and those that it starts, use caches in the mode that was asked for."""
-    mode = config.option.progcache or config.getini("progcache")
-    if not mode:
-        return
-    if mode not in _MODES:
+    """Settle the options, and listen."""
+    config.addinivalue_line(
+        "markers",
+        "no_compile: the test fails if a program is compiled, by cuda_progcache or cuda.core, while it or a fixture of "
+        "its own runs (not one of a class, a module or the session), in any thread of its process",
+    )
+    for option in _OPTIONS:
+        _settle(config, option)
+    if (mode := config.option.progcache) and mode not in _MODES:
         raise pytest.UsageError(f"--progcache={mode} is no mode of the cache: it is one of {', '.join(_MODES)}")
-    before = os.environ.get(_VARIABLE)
-    os.environ[_VARIABLE] = mode
+    if config.option.progcache_max_size:
+        _max_size(config)
+    for option in _OPTIONS:
+        if option.variable and (value := getattr(config.option, _dest(option))):
+            _set_variable(config, option.variable, value)
+    _let_warnings_be(config)
+    run = _Run(config)
+    config.stash[_RUN] = run
+    config.pluginmanager.register(run, "progcache-run")
+
+
+def _dest(option: _Option) -> str:
+    return option.name.replace("-", "_")
+
+
+def _settle(config: pytest.Config, option: _Option) -> None:
+    """Put the ini file's value where the command line has none; make paths absolute.
+
+    A test may change the working directory, and xdist hands options on as they are.
+    """
+    value, start = getattr(config.option, _dest(option)), config.invocation_params.dir
+    if not value:
+        value, start = config.getini(_dest(option)), (config.inipath or config.rootpath / "pytest.ini").parent
+    if value and option.is_path:
+        value = str(Path(start, value).absolute())
+    setattr(config.option, _dest(option), value or None)
+
+
+def _max_size(config: pytest.Config) -> int | None:
+    from cuda_progcache.store.default_cap import default_max_size, parse_size
+
+    told = config.option.progcache_max_size
+    try:
+        return default_max_size() if told is None else parse_size(told) or None
+    except ValueError as error:
+        raise pytest.UsageError(f"--progcache-max-size: {error}" if told else str(error)) from None
+
+
+def _set_variable(config: pytest.Config, name: str, value: str) -> None:
+    """Set an environment variable until the run ends."""
+    before = os.environ.get(name)
+    os.environ[name] = value
 
     def put_back() -> None:
         if before is None:
-            os.environ.pop(_VARIABLE, None)
+            os.environ.pop(name, None)
         else:
-            os.environ[_VARIABLE] = before
+            os.environ[name] = before
 
     config.add_cleanup(put_back)
 
 
+class _Run:
+    """A run of this process: what is heard in it, and of what workers tell."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._activity: Activity | None = None
+        self._where = ""
+        self._lost = 0
+        watch()
+        config.add_cleanup(events.subscribe(self._hear))
+
+    @property
+    def activity(self) -> Activity:
+        """What was heard; made when something is."""
+        if self._activity is None:
+            from cuda_progcache.service.activity import Activity
+
+            self._activity = Activity()
+            self._activity.where = self._where
+        return self._activity
+
+    def _hear(self, event: events.Event) -> None:
+        self.activity(event)
+
+    def _now(self, where: str) -> None:
+        self._where = where
+        if self._activity is not None:
+            self._activity.where = where
+
+    # Tests
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note which test runs."""
+        self._now(item.nodeid)
+        try:
+            return (yield)
+        finally:
+            self._now("")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, object, object]:
+        """Note which fixture of several tests is made: what it compiles is none of theirs."""
+        if fixturedef.scope == "function":
+            return (yield)
+        before = self._where
+        self._now(f"fixture {fixturedef.argname} of {before}" if before else f"fixture {fixturedef.argname}")
+        try:
+            return (yield)
+        finally:
+            self._now(before)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        """Fail a test that may not compile, and did."""
+        yield
+        self._refuse_compiles(item)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
+        """Fail it for what came later, too."""
+        before = self._compiles(item)
+        yield
+        self._refuse_compiles(item, after=len(before))
+
+    def _compiles(self, item: pytest.Item) -> list[Any]:
+        return [] if self._activity is None else self._activity.at(item.nodeid)
+
+    def _refuse_compiles(self, item: pytest.Item, after: int = 0) -> None:
+        if item.get_closest_marker("no_compile") is None:
+            return
+        if compiles := self._compiles(item)[after:]:
+            number = "a program was" if len(compiles) == 1 else f"{len(compiles)} programs were"
+            told = "\n".join(f"  {one}" for one in compiles)
+            pytest.fail(f"no_compile: {number} compiled during this test\n{told}", pytrace=False)
+
+    # The end
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """In xdist's controller, add up what a worker heard."""
+        output = getattr(node, "workeroutput", None)
+        if output is None:
+            self._lost += 1
+        elif "progcache" in output:
+            from cuda_progcache.service.activity import Activity
+
+            self._activity = self.activity + Activity.from_dict(output["progcache"])
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """In a worker of xdist, send what was heard to the controller; elsewhere write the report."""
+        output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            if self._activity is not None:
+                output["progcache"] = self._activity.as_dict()
+        elif path := self._config.option.progcache_report:
+            self._trouble = _write_report(
+                path,
+                self.activity.as_dict()
+                | {
+                    "mode": self._config.option.progcache or os.environ.get("CUDA_PROGCACHE") or "rw",
+                    "lost_workers": self._lost,
+                    "exit_status": int(exitstatus),
+                },
+            )
+
+    #: Why the report isn't there.
+    _trouble = ""
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the summary, where anything was compiled or looked up."""
+        if self._trouble:
+            terminalreporter.write_line(f"progcache: {self._trouble}", red=True)
+        lines = [] if self._activity is None else self._activity.summary()
+        if not lines:
+            return
+        crashed = f" (without what {self._lost} crashed {'worker' if self._lost == 1 else 'workers'} did)"
+        well = self._activity is not None and self._activity.is_well and not self._lost
+        terminalreporter.write_line(f"progcache: {lines[0]}{crashed if self._lost else ''}", yellow=not well)
+        for line in lines[1:]:
+            terminalreporter.write_line(f"  {line}")
+
+
+_RUN = pytest.StashKey[_Run]()
+
+
+def _write_report(path: str, report: Mapping[str, Any]) -> str:
+    """Write the report; return why that failed, or nothing."""
+    import json
+
+    try:
+        with contextlib.suppress(FileExistsError):
+            Path(path).parent.mkdir(parents=True)
+        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        return f"can't write the report {path}: {error.strerror or error}"
+    return ""
+
+
+def _let_warnings_be(config: pytest.Config) -> None:
+    """Have the cache's warnings be no errors where all warnings are, unless they were asked to be by their name.
+
+    Else a full disk would fail a test.
+    """
+    said: list[str] = config.getini("filterwarnings")
+    for lines in (said, config.known_args_namespace.pythonwarnings or []):
+        for index in reversed([i for i, line in enumerate(lines) if _is_error(line)]):
+            lines.insert(index + 1, _WARNINGS)  # later ones win
+    if any(map(_is_error, sys.warnoptions)):
+        said.insert(0, _WARNINGS)
+
+
+def _is_error(line: str) -> bool:
+    """Whether a filter of warnings makes errors of all, or of all of the cache's kind."""
+    action, message, category, *where = (*(part.strip() for part in line.split(":")), "", "", "")
+    return action == "error" and not (message or any(where)) and category in {"", "Warning", "RuntimeWarning"}
+
+
 @pytest.fixture(scope="session")
-def program_cache(pytestconfig: pytest.Config) -> Iterator[FileStreamProgramCache]:
+def program_cache(pytestconfig: pytest.Config) -> Iterator[ProgramCacheResource]:
     """Give the cache of compiled programs that this test run, its xdist workers and later runs share.
 
     It goes wherever a cache goes: ``cuda.core.Program(...).compile("cubin", cache=program_cache)``,
-    ``cuda_progcache.Program(...).compile(..., cache=program_cache)`` or ``CompileService(program_cache)``.
+    ``cuda_progcache.Program(...).compile(..., cache=program_cache)`` or ``CompileService(program_cache)``. Where its
+    directory is in trouble, programs are compiled and kept in memory, or not at all, and the run's end says so.
     """
-    from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache._util import modes
+    from cuda_progcache.service.activity import CacheState
 
-    with FileStreamProgramCache(pytestconfig.option.progcache_dir) as cache:
+    with _opened(pytestconfig) as cache:
         yield cache
-        stats = cache.stats()
-        _add(
-            pytestconfig,
-            SessionCounts(stats.hits, stats.misses, stats.dropped, stats.bytes, str(cache.path), stats.unkeyed),
-        )
+        run, mode, path = pytestconfig.stash[_RUN], modes.of(cache), cache.directory or "memory"
+        try:
+            run.activity.cache = CacheState.of(path, mode, cache.stats())
+        except OSError:  # it can't be listed any more
+            nothing: Any = dict.fromkeys(CacheState._fields, 0)
+            run.activity.cache = CacheState(**{**nothing, "path": path, "mode": mode, "read_errors": 1})
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a worker of xdist, send the counts to the controller."""
-    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
-    counts = session.config.stash.get(_COUNTS, None)
-    if output is not None and counts is not None:
-        output["progcache"] = tuple(counts)
+def _opened(config: pytest.Config) -> ProgramCacheResource:
+    from cuda_progcache.errors import ProgCacheWarning, UnsafeRootError
+    from cuda_progcache.store.fallback import KeptInMemory
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.store.in_memory import InMemoryProgramCache
+
+    path, cap = config.option.progcache_dir, _max_size(config)
+    try:
+        return FileStreamProgramCache(path, max_size_bytes=cap)
+    except UnsafeRootError as trouble:  # nothing there is to be trusted
+        warnings.warn(f"compiled programs are kept in memory only: {trouble}", ProgCacheWarning, stacklevel=2)
+        return InMemoryProgramCache(max_size_bytes=cap)
+    except OSError as trouble:
+        return KeptInMemory.instead_of(path or "", trouble, shared=False, max_size_bytes=cap)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """In xdist's controller, receive a worker's counts."""
-    output = getattr(node, "workeroutput", None)
-    if output is None:
-        node.config.stash[_LOST] = node.config.stash.get(_LOST, 0) + 1
-    elif "progcache" in output:
-        _add(node.config, SessionCounts(*output["progcache"]))
+@pytest.fixture(scope="session")
+def compile_service(program_cache: ProgramCacheResource) -> CompileService:
+    """Give a compile service over :func:`program_cache`, with the bundled kernel library."""
+    from cuda_progcache.service.compile_service import CompileService
+
+    return CompileService(program_cache)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the summary line when a test used the cache."""
-    counts = config.stash.get(_COUNTS, None)
-    if counts is None:
-        return
-    lost = config.stash.get(_LOST, 0)
-    note = f" (without what {lost} crashed {'worker' if lost == 1 else 'workers'} did)" if lost else ""
-    terminalreporter.write_line(counts.line() + note, yellow=bool(counts.dropped or counts.unkeyed or lost))
+@pytest.fixture(scope="session")
+def kernel(compile_service: CompileService, pytestconfig: pytest.Config) -> Callable[..., Any]:
+    """Give a function that compiles a kernel of the library, or takes it from the cache.
+
+    ``kernel("softmax", dtype="float16")``: it takes what ``CompileService.kernel`` takes. ``arch`` is by default
+    ``--progcache-arch``, or the device's.
+    """
+
+    def compiled(
+        name: str, *, arch: str | list[str] | tuple[str, ...] | None = None, target_type: str = "cubin", **params: Any
+    ) -> CompiledProgram | dict[str, CompiledProgram]:
+        chosen = arch or pytestconfig.option.progcache_arch or _device_arch()
+        return compile_service.kernel(name, arch=chosen, target_type=target_type, **params)
+
+    return compiled
 
 
-def _add(config: pytest.Config, counts: SessionCounts) -> None:
-    before = config.stash.get(_COUNTS, None)
-    config.stash[_COUNTS] = counts if before is None else before + counts
+def _device_arch() -> str:
+    """The current device's architecture; without a device, one that every NVRTC compiles for."""
+    from cuda_progcache.compile.arch import with_arch
+    from cuda_progcache.errors import ArchError
+    from cuda_progcache.keys.options import ProgramOptions
 
-
-def _count(number: int, noun: str) -> str:
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    try:
+        return str(with_arch(ProgramOptions()).arch)
+    except ArchError:
+        return _ARCH

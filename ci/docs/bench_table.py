@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the comparison table of README.md from a benchmark's JSON: ``python ci/docs/bench_table.py [RESULTS.json]``.
+"""Write the table of ci/docs/reference/benchmarks.md: ``python ci/docs/bench_table.py [RESULTS.json]``.
 
 Without an argument the newest file in ``ci/bench/results`` is taken, where ``make bench`` leaves one.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = "ci/docs/reference/benchmarks.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -51,7 +52,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Replace what lies between the markers in README.md."""
+    """Replace what lies between the markers in ci/docs/reference/benchmarks.md."""
     if arguments:
         source = Path(arguments[0])
     else:
@@ -60,16 +61,16 @@ def main(arguments: list[str]) -> int:
             print("there are no results yet: run make bench, or name a JSON file", file=sys.stderr)
             return 2
         source = results[-1]
-    readme = REPOSITORY / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    page = REPOSITORY / PAGE
+    text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        print(f"README.md lacks the markers {BEGIN} and {END}", file=sys.stderr)
+        print(f"{PAGE} lacks the markers {BEGIN} and {END}", file=sys.stderr)
         return 1
     made = table(json.loads(source.read_text(encoding="utf-8")))
-    readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
-    print(f"README.md: table written from {source}")
+    page.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+    print(f"{PAGE}: table written from {source}")
     return 0
 
 

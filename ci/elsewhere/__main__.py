@@ -38,6 +38,8 @@ def _say(message: str) -> None:
 
 
 def _print(account: Account) -> None:
+    for name, seconds in account.deploy.seconds.items():
+        print(f"deploy: {name} took {seconds:.2f} s")
     for visit in account.visits:
         print(f"{visit.where}: {visit.summary()}")
         for judged in visit.judged:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ci.elsewhere.deploy import Deploy, deploy
 from ci.elsewhere.places import OTHER_USER, Environment, Place, built_wheel, make_environment, other_pythons, two_users
 
 TYPE_CHECKING = False
@@ -74,6 +75,7 @@ class Account:
     """What all places answered, and what could not be tried on this machine."""
 
     visits: list[Visit] = field(default_factory=list)
+    deploy: Deploy = field(default_factory=Deploy)
     skipped: list[str] = field(default_factory=list)
 
     @property
@@ -121,6 +123,9 @@ def prove(
     for place in (first, second):
         place.furnish()
 
+    say("deploying to a third place")
+    (folder / "deploy").mkdir(mode=0o711)
+    account.deploy = deploy(folder / "deploy", wheel, first, second)
     say(f"compiling {len(programs)} programs and the kernels {', '.join(LIBRARY)} in the first place")
     cache = first.directory / "home" / "cache"
     made = first.answers(programs, ("files", cache))["answers"]

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,14 +112,22 @@ class Place:
         answered: dict[str, Any] = json.loads(done.stdout)
         return answered
 
-    def run(self, arguments: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
-        """Run the environment's Python with `arguments`, here and as the user; an exit status but 0 raises."""
+    def run(
+        self,
+        arguments: list[str],
+        *,
+        variables: Mapping[str, str] | None = None,
+        allowed: tuple[int, ...] = (0,),
+        **given: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the environment's Python with `arguments`, here and as the user; an exit status but these raises."""
         command = [*_as_user(self.user), self.environment.python, "-I", *arguments]
-        variables = {"HOME": str(self.directory / "home"), "PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"}
+        settings = {"HOME": str(self.directory / "home"), "PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"}
+        settings |= variables or {}
         done = subprocess.run(
-            command, cwd=self.project, env=variables, capture_output=True, text=True, check=False, **given
+            command, cwd=self.project, env=settings, capture_output=True, text=True, check=False, **given
         )
-        if done.returncode:
+        if done.returncode not in allowed:
             raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
@@ -176,7 +185,13 @@ def built_wheel(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def make_environment(prefix: Path, wheel: Path, python: str | None = None, wheels: tuple[str, ...] = ()) -> Environment:
+def make_environment(
+    prefix: Path,
+    wheel: Path,
+    python: str | None = None,
+    wheels: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+) -> Environment:
     """Make a virtual environment with the package and what it stands on.
 
     What fits the interpreter is copied from the environment that runs this, in the same versions; the rest is installed
@@ -192,6 +207,8 @@ def make_environment(prefix: Path, wheel: Path, python: str | None = None, wheel
         The interpreter; the running one by default.
     wheels : tuple of str
         Further wheels.
+    without : tuple of str
+        Beginnings of the names of distributions that are left out.
 
     Raises
     ------
@@ -209,6 +226,8 @@ def make_environment(prefix: Path, wheel: Path, python: str | None = None, wheel
     same = version.split(".")[:2] == [str(part) for part in sys.version_info[:2]]
     missing = list(wheels)
     for distribution in _requirements():
+        if distribution.name.lower().startswith(without):
+            continue
         if same or _fits_any(distribution):
             _copy(distribution, environment.site_packages)
         elif distribution.name not in {"cuda-core", "cuda-bindings", "cuda-python"}:  # a hit needs none of them

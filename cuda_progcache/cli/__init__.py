@@ -8,6 +8,7 @@ their own and are imported when they are called, so that ``--help`` and
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -25,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     SystemExit
         Always; its code is one of :class:`cuda_progcache.cli.app.ExitCode`.
     """
-    from cuda_progcache.cli.app import app
+    try:
+        from cuda_progcache.cli.app import app
 
-    app.main(None if argv is None else list(argv), prog_name="cuda-progcache")
+        app.main(None if argv is None else list(argv), prog_name="cuda-progcache")
+    except KeyboardInterrupt:  # before the command runs, or after
+        sys.stderr.write("cuda-progcache: error: interrupted\n")
+        raise SystemExit(130) from None
     raise SystemExit(0)

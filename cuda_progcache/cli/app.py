@@ -6,9 +6,11 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from importlib import import_module
 from typing import Any, NoReturn
@@ -16,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from cuda_progcache import errors
-from cuda_progcache.cli.output import emit, fail_line, warning_line
+from cuda_progcache.cli.output import emit, fail_line, line, warning_line
 from cuda_progcache.cli.session import common_options
 
 
@@ -38,14 +40,14 @@ class ExitCode(IntEnum):
 EXIT_CODES = """\b
 Exit codes:
     0  done
-    1  a compile, a render or a part of a prewarm failed, verify or check found something, a bundle is damaged, or the
-       output can't be written
+    1  a compile, a render or a part of a prewarm failed, verify or check found something, what was compared differs, a
+       bundle is damaged, or the output can't be written
     2  wrong usage: unknown command, option, kernel, parameter or architecture, bad manifest
     3  the cache can't be used: unsafe, unreadable, not a directory, disk full
     4  a compiler library, header package or inspection tool is missing
     5  no entry has this digest, or more than one does
    70  a defect in cuda-progcache itself (CUDA_PROGCACHE_TRACEBACK=1 shows where)
-  130  interrupted; 141: the reader of the output went away; 143: a prewarm was terminated
+  130  interrupted; 143: terminated; 141: the reader of the output went away
 
 With --json, stdout carries one JSON object and nothing else; when the command fails before it has a result, that
 object is {"error": {"type", "message", "exit_code", "log"}}. Every command's --help gives its shape.
@@ -57,9 +59,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kernels": ("library", "The library's kernels and their parameters."),
     "prewarm": ("prewarm", "Compile a kernel library's variants into the cache before they are needed."),
     "demo": ("prewarm", "Prewarm the bundled kernels for four architectures and show what happened."),
-    "list": ("entries", "The programs in the cache."),
+    "list": ("listing", "The programs in the cache."),
     "show": ("entries", "All that is known about one program: where it came from, what it uses."),
     "explain": ("explain", "Why a program had to be compiled."),
+    "compare": ("compare", "What one cache holds and another doesn't, and why."),
     "resources": ("inspection", "Registers, spills, shared memory and occupancy of the kernels in the cache."),
     "sass": ("inspection", "The machine code of a program."),
     "diff": ("diff", "What differs between two programs, or two lockfiles."),
@@ -73,7 +76,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
     "prune": ("maintenance", "Remove the entries used least recently."),
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),
-    "export": ("maintenance", "Write programs to a bundle, for another machine."),
+    "export": ("export", "Write programs to a bundle, an image or a wheel."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
     "lock": ("proof", "Write down the programs that a deploy needs."),
     "check": ("proof", "What this machine could use of a bundle or a cache, and what is missing."),
@@ -111,6 +114,26 @@ class ReaderLeftError(click.ClickException):
     """Whoever read the output has closed it, as ``head`` does."""
 
     exit_code = ExitCode.BROKEN_PIPE
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which CI servers and Kubernetes send: what runs ends as at Ctrl-C, and so do its workers."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(_number: int, _frame: object) -> NoReturn:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: whoever started this looks after signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class CommandGroup(click.Group):
@@ -162,7 +185,7 @@ class CommandGroup(click.Group):
         """Run a command and exit: no traceback, one clear line, a documented code."""
         arguments = list(sys.argv[1:] if args is None else args)
         extra.pop("standalone_mode", None)
-        with warnings.catch_warnings():
+        with _terminable(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", errors.ProgCacheWarning)  # each is said once as it is
             try:
@@ -196,8 +219,9 @@ def _report(error: Exception, *, as_json: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.BROKEN_PIPE
     if isinstance(error, click.Abort):
-        fail_line("interrupted")
-        return ExitCode.INTERRUPTED
+        terminated = isinstance(error.__cause__, Terminated)
+        fail_line(f"{'terminated' if terminated else 'interrupted'}; what was stored before is kept")
+        return ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED
     log = str(getattr(error, "log", "") or "")
     if isinstance(error, click.ClickException):
         code, message = int(error.exit_code), error.format_message()
@@ -215,7 +239,7 @@ def _report(error: Exception, *, as_json: bool) -> int:
             message = f"internal error: {type(error).__name__}: {message} (CUDA_PROGCACHE_TRACEBACK=1 shows where)"
     fail_line(message)
     if log.strip() and log.strip() not in message:
-        click.echo(log.rstrip(), err=True)
+        line(log.rstrip(), err=True)
     if as_json:
         emit({"error": {"type": type(error).__name__, "message": message, "exit_code": code, "log": log}})
     return code

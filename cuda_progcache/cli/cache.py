@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,9 @@ from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.census import Census
 from cuda_progcache.store.stats import Totals
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 STATS_JSON = """\b
 --json: {"root": str, "entries": int, "bytes": int, "compile_seconds": float (what compiling them took),
@@ -31,7 +35,7 @@ def stats_command(session: Session) -> None:
     """Say how many programs the cache holds, how big they are, and how much compile time they stand for."""
     from cuda_progcache.compile.unkept import by_kind, listed
 
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=True)
     held = cache.census() if cache is not None else Census(0, 0, 0.0, Counter(), Counter())
     counted = cache.all_time() if cache is not None else Totals()
     unkept = {} if cache is None else by_kind(listed(cache))
@@ -79,7 +83,7 @@ def stats_command(session: Session) -> None:
         kept = f"{templates['file_count']:,} compiled, {output.size(templates['total_bytes'])}"
         lines.append(("templates", f"{kept} in {templates['directory']}"))
     for name, value in lines:
-        click.echo(f"{name:<12}{value}")
+        output.line(f"{name:<12}{value}")
 
 
 def _compiled_templates() -> dict[str, Any]:
@@ -113,11 +117,12 @@ def clear_command(session: Session, *, yes: bool, keep_pinned: bool) -> None:
     cache = session.existing_cache()
     removed = total = 0
     if cache is not None:
-        pins = cache.pins()
-        entries = [entry for entry in cache.entries() if not (keep_pinned and entry.digest in pins)]
-        removed, total = len(entries), sum(entry.size for entry in entries)
+        held = cache.stats()  # by what the directories say: no record is read for it
+        pinned, pinned_size = _pinned(cache)
+        removed, total = held.entries, held.bytes
+        if keep_pinned:
+            removed, total, pinned = removed - pinned, total - pinned_size, 0
         if removed and not yes:
-            pinned = sum(entry.digest in pins for entry in entries)
             among = f", {pinned:,} of them pinned," if pinned else ""
             click.confirm(
                 f"Remove {output.plural(removed, 'entry')} ({output.size(total)}){among} from {session.root()}?",
@@ -128,3 +133,12 @@ def clear_command(session: Session, *, yes: bool, keep_pinned: bool) -> None:
         output.emit({"root": session.root(), "removed": removed, "bytes": total})
     else:
         click.echo(f"removed {output.plural(removed, 'entry')} ({output.size(total)}) from {session.root()}")
+
+
+def _pinned(cache: FileStreamProgramCache) -> tuple[int, int]:
+    """How many pinned entries there are, and their bytes."""
+    sizes = []
+    for digest in cache.pins():
+        with contextlib.suppress(KeyError):  # pinned, and not there
+            sizes.append(cache.info(digest).size)
+    return len(sizes), sum(sizes)

@@ -268,7 +268,7 @@ def _tell(
         )
         return
     if program.log.strip():
-        click.echo(program.log.rstrip(), err=True)
+        output.line(program.log.rstrip(), err=True)
     aside = target == "-"
     verb = click.style("hit", fg="green", bold=True) if program.hit else click.style("compiled", fg="cyan", bold=True)
     if program.hit:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``list`` and ``show``: what lies in the cache, and where one program came from."""
+"""``show``: where one program came from; how an entry is named and found."""
 
 from __future__ import annotations
 
-import fnmatch
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,180 +13,48 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
 from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.service.selection import Selection, names_of, options_of, program_name, variant_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from cuda_progcache.store.base import EntryInfo
-    from cuda_progcache.store.file_stream import FileStreamProgramCache
-
-_SORTS: dict[str, Callable[[EntryInfo], Any]] = {
-    "used": lambda entry: -entry.last_used,
-    "age": lambda entry: -entry.created,
-    "size": lambda entry: -entry.size,
-    "name": lambda entry: (program_name(entry.record), str(entry.record.get("arch"))),
-}
 
 
-#: Orders in which the store gives the first few without reading everything.
-_FIRST = {"used": "used", "age": "created", "size": "size"}
+def entry_json(entry: EntryInfo, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Give the part of an entry's JSON form that ``list`` and ``show`` share.
 
-
-def program_name(record: Mapping[str, Any]) -> str:
-    """Give what people know a program by: the library kernel's name, else the program's."""
-    kernel = record.get("kernel") or {}
-    return str(kernel.get("name") or record.get("name") or "-")
-
-
-def entry_json(entry: EntryInfo) -> dict[str, Any]:
-    """Give the part of an entry's JSON form that ``list`` and ``show`` share."""
+    Parameters
+    ----------
+    entry : EntryInfo
+    made_by : mapping, optional
+        Who compiled it (:class:`cuda_progcache.compile.history.Makers`).
+    """
     record = entry.record
+    kernel = record.get("kernel") or {}
     return {
         "digest": entry.digest,
         "name": program_name(record),
-        "kernel": (record.get("kernel") or {}).get("name"),
+        "kernel": kernel.get("name"),
+        "parameters": kernel.get("parameters"),
+        "names": names_of(record),
+        "options": options_of(record),
+        "variant": variant_text(record),
         "code_type": record.get("code_type"),
         "target_type": record.get("target_type"),
         "arch": record.get("arch"),
         "size": entry.size,
-        "created": _iso(entry.created),
-        "last_used": _iso(entry.last_used),
+        "seconds": record.get("duration"),
+        "created": iso(entry.created),
+        "last_used": iso(entry.last_used),
+        "made_by": None if made_by is None else {**made_by, "at": iso(made_by["at"])},
         "path": None if entry.path is None else str(entry.path),
     }
 
 
-def _iso(moment: float) -> str:
+def iso(moment: float) -> str:
+    """Write a moment in UTC, to the millisecond."""
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-
-
-def matches(entry: EntryInfo, kernel: str | None, arch: str | None, target: str | None) -> bool:
-    """Whether an entry is of this name (a pattern), architecture and target; None: any."""
-    record = entry.record
-    if kernel is not None and not fnmatch.fnmatchcase(program_name(record), kernel):
-        return False
-    if arch is not None and record.get("arch") != arch:
-        return False
-    return target is None or record.get("target_type") == target
-
-
-LIST_JSON = """\b
---json: {"root": str, "entries": [{"digest", "name", "kernel" (null for a program that isn't a library kernel),
-"code_type", "target_type", "arch", "size" (bytes), "created", "last_used" (ISO 8601, UTC), "path"}]}
-with --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", "code_type", "target_type", "arch",
-"kind", "reason", "when", "advice"}]}
-"""
-
-
-@click.command("list", short_help="The programs in the cache.", epilog=LIST_JSON)
-@click.option("--kernel", metavar="NAME", help="Only programs of this name; may hold * and ?.")
-@click.option("--arch", metavar="ARCH", help="Only programs for this architecture, such as sm_90.")
-@click.option("--target", type=click.Choice(["cubin", "ptx", "ltoir"]), help="Only binaries of this type.")
-@click.option("--sort", type=click.Choice(list(_SORTS)), default="used", show_default=True, help="What comes first.")
-@click.option("--reverse", is_flag=True, help="The other way round.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the digests alone, for scripts.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="No more than N programs.")
-@click.option("--unkept", is_flag=True, help="Programs that were compiled here and not kept, and why.")
-@common_options
-@click.pass_obj
-def list_command(
-    session: Session,
-    kernel: str | None,
-    arch: str | None,
-    target: str | None,
-    *,
-    sort: str,
-    reverse: bool,
-    quiet: bool,
-    limit: int | None,
-    unkept: bool,
-) -> None:
-    """List the programs in the cache, the last used first."""
-    cache = session.existing_cache()
-    if unkept:
-        _list_unkept(session, cache, kernel, arch, target, limit)
-        return
-    shown = [] if cache is None else _chosen(cache, kernel, arch, target, sort=sort, reverse=reverse, limit=limit)
-    if session.json:
-        output.emit({"root": session.root(), "entries": [entry_json(entry) for entry in shown]})
-        return
-    if quiet:
-        output.write("".join(f"{entry.digest}\n" for entry in shown))
-        return
-    if not shown:
-        output.note_line(
-            "no program fits" if cache is not None and cache else f"the cache at {session.root()} is empty"
-        )
-        return
-    digits = output.prefix_length(() if cache is None else cache.digests())
-    now = time.time()
-    made = output.table(
-        ("digest", "name", "target", "arch", "size", "age", "last used"), right=("size", "age", "last used")
-    )
-    for entry in shown:
-        record = entry.record
-        made.add_row(
-            entry.digest[:digits],
-            output.text(program_name(record)),
-            str(record.get("target_type", "-")),
-            str(record.get("arch") or "-"),
-            output.size(entry.size),
-            output.age(now - entry.created),
-            output.age(now - entry.last_used),
-        )
-    output.show(made)
-
-
-def _chosen(
-    cache: FileStreamProgramCache,
-    kernel: str | None,
-    arch: str | None,
-    target: str | None,
-    *,
-    sort: str,
-    reverse: bool,
-    limit: int | None,
-) -> list[EntryInfo]:
-    def fits(entry: EntryInfo) -> bool:
-        return matches(entry, kernel, arch, target)
-
-    if limit is not None and sort in _FIRST and not reverse:
-        return cache.first(limit, by=_FIRST[sort], matches=fits)
-    return sorted(filter(fits, cache.entries()), key=_SORTS[sort], reverse=reverse)[:limit]
-
-
-def _list_unkept(
-    session: Session,
-    cache: FileStreamProgramCache | None,
-    kernel: str | None,
-    arch: str | None,
-    target: str | None,
-    limit: int | None,
-) -> None:
-    from cuda_progcache.compile.unkept import listed
-
-    shown = [
-        one
-        for one in (() if cache is None else listed(cache))
-        if (kernel is None or fnmatch.fnmatchcase(one.name, kernel))
-        and arch in {None, one.arch}
-        and target in {None, one.target_type}
-    ][:limit]
-    if session.json:
-        found = [{**one._asdict(), "when": _iso(one.when), "advice": one.advice} for one in shown]
-        output.emit({"root": session.root(), "unkept": found})
-        return
-    if not shown:
-        output.note_line("every program that was compiled here, and fits, was kept")
-        return
-    now = time.time()
-    made = output.table(("name", "target", "arch", "age", "why it isn't kept"), right=("age",))
-    for one in shown:
-        made.add_row(
-            output.text(one.name), one.target_type, one.arch, output.age(now - one.when), output.text(one.reason)
-        )
-    output.show(made)
-    for advice in dict.fromkeys(one.advice for one in shown):
-        output.line(advice)
 
 
 SHOW_JSON = """\b
@@ -213,41 +80,90 @@ For scripts:
 @common_options
 @click.pass_obj
 def show_command(session: Session, key: str, *, headers: bool, components: bool, path_only: bool) -> None:
-    """Show one program. KEY is the start of its digest, as list prints it: four digits or more."""
-    entry = find_entry(session, key)
+    """Show one program. KEY is the start of its digest, as list prints it (four digits or more), or its name.
+
+    softmax, 'softmax?dtype=float16,block=256@sm_90' and scale.cu are names; of several programs, the one compiled last
+    is shown.
+    """
+    from cuda_progcache.compile.history import Makers
+
+    entry = find_entry(session, key, newest=True, looking=True)
     if session.json:
         usage = resource_usage(entry)
         found = usage if isinstance(usage, dict) else None
-        output.emit({**entry_json(entry), "checksum": entry.checksum, "resource_usage": found, "record": entry.record})
+        by = Makers(session.existing_cache(looking=True)).of(entry.record, entry.digest)
+        output.emit(
+            {**entry_json(entry, by), "checksum": entry.checksum, "resource_usage": found, "record": entry.record}
+        )
     elif path_only:
         click.echo(str(entry.path))
     else:
-        _describe(session, entry, headers=headers, components=components)
+        by = Makers(session.existing_cache(looking=True)).of(entry.record, entry.digest)
+        _describe(session, entry, by, headers=headers, components=components)
 
 
-def find_entry(session: Session, prefix: str) -> EntryInfo:
-    """Give the one entry whose digest starts with a prefix.
+def find_entry(session: Session, key: str, *, newest: bool = False, looking: bool = False) -> EntryInfo:
+    """Give the one entry that is meant.
+
+    Parameters
+    ----------
+    session : Session
+    key : str
+        The start of its digest (four digits or more), or ``kernel?param=value@arch``
+        (:class:`~cuda_progcache.service.selection.Selection`).
+    newest : bool
+        Of several that fit by name, give the one compiled last, and say how many there are; else that is an error.
+    looking : bool
+        As for :meth:`Session.existing_cache`.
 
     Raises
     ------
     NoEntryError
-        The cache is missing or has none.
+        The cache is missing or has none, or several fit by name.
     AmbiguousDigestError
-        More than one fits.
+        More than one starts with these digits.
     """
-    cache = session.existing_cache()
-    wanted = prefix.strip().lower()
-    if len(wanted) < 4 or len(wanted) > 64 or set(wanted) - set("0123456789abcdef"):
-        raise click.BadParameter(f"{prefix!r} isn't the start of a digest: four or more hex digits", param_hint="KEY")
-    try:
-        if cache is not None:
+    from cuda_progcache._util.suggest import did_you_mean
+
+    cache = session.existing_cache(looking=looking)
+    wanted = key.strip().lower()
+    digits = 4 <= len(wanted) <= 64 and not set(wanted) - set("0123456789abcdef")
+    if digits and cache is not None:
+        try:
             return cache.info(cache.resolve(wanted))
-    except KeyError:
-        pass  # said below, in words
-    raise NoEntryError(f"no entry starts with {wanted} in {session.root()}; cuda-progcache list prints what is there")
+        except KeyError:
+            pass  # a name may look like digits
+    if not wanted:
+        raise click.BadParameter("give the start of a digest, or a name", param_hint="KEY")
+    try:
+        selection = Selection.parse(key.strip())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="KEY") from None
+    seen: dict[str, None] = {}
+
+    def meant(entry: EntryInfo) -> bool:
+        seen[program_name(entry.record)] = None
+        return selection.includes(entry.record)
+
+    fitting = [] if cache is None else [entry for entry in cache.entries() if meant(entry)]
+    if not fitting:
+        named = f"no program in {session.root()} is {output.one_line(key)}"
+        near = did_you_mean(selection.name, [name for name in seen if name != selection.name])
+        nothing = f"no entry starts with {wanted} in {session.root()}, and none has that name" if digits else named
+        raise NoEntryError(f"{nothing}{near}; {session.command('list')} prints what is there")
+    if len(fitting) > 1:
+        told = f"{len(fitting):,} programs are {output.one_line(key)}"
+        more = f"{session.command('list')} --kernel {selection.name} tells them apart"
+        if not newest:
+            raise NoEntryError(f"{told}; give the start of a digest, or kernel?param=value@arch: {more}")
+        output.note_line(f"{told}; this is the one compiled last ({more})")
+    now = time.time() + 1
+    return max(fitting, key=lambda entry: (entry.created <= now, entry.created))
 
 
-def _describe(session: Session, entry: EntryInfo, *, headers: bool, components: bool) -> None:
+def _describe(
+    session: Session, entry: EntryInfo, made_by: Mapping[str, Any] | None, *, headers: bool, components: bool
+) -> None:
     """Print an entry's provenance for people."""
     from cuda_progcache.keys.explain import shown
 
@@ -265,6 +181,8 @@ def _describe(session: Session, entry: EntryInfo, *, headers: bool, components: 
     )
     if record.get("duration") is not None:
         about.add_row("", f"in {output.seconds(record['duration'])}, {output.ago(now - entry.created)}")
+    if made_by:
+        about.add_row("compiled by", output.text(output.made_by(made_by)))
     about.add_row("last used", output.ago(now - entry.last_used))
     about.add_row("size", f"{output.size(entry.size)} ({entry.size:,} bytes)")
     about.add_row("digest", entry.digest)
@@ -275,7 +193,8 @@ def _describe(session: Session, entry: EntryInfo, *, headers: bool, components: 
     for expression, symbol in (record.get("symbol_mapping") or {}).items():
         about.add_row("symbol", output.text(f"{expression} -> {symbol}"))
     for part in record.get("toolchain") or ():
-        about.add_row("toolchain", output.text(f"{part['name']} ({_digest(part['digest'])})"))
+        version = f"{part['version']} " if part.get("version") else ""
+        about.add_row("toolchain", output.text(f"{part['name']} {version}({_digest(part['digest'])})"))
     read = record.get("headers") or ()
     about.add_row("headers", f"{len(read):,} read" + ("" if headers or not read else "; --headers lists them"))
     if headers:

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import click
 
 from cuda_progcache.cli import output
-from cuda_progcache.cli.entries import entry_json, find_entry, program_name
+from cuda_progcache.cli.entries import entry_json, find_entry
 from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.service.selection import program_name, variant_text
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.unkept import Unkept
+    from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 EXPLAIN_JSON = """\b
 --json: what list gives of the entry, and "reasons": [a sentence per difference from the nearest compile before it;
@@ -32,19 +36,19 @@ While a program runs, CUDA_PROGCACHE_LOG=explain prints the reasons of each miss
 def explain_command(session: Session, key: str | None, *, last: bool) -> None:
     """Say what differs between a program and the nearest compile before it: headers, options, source, compiler.
 
-    KEY is the start of its digest, as list prints it. Of a program that was compiled and not kept it says why.
+    KEY is the start of its digest, as list prints it, or a name: softmax, 'softmax?dtype=float16@sm_90', scale.cu; of
+    several programs the one compiled last is explained. Of a program that was compiled and not kept it says why.
     """
     from cuda_progcache.cli.app import NoEntryError
-    from cuda_progcache.compile.history import explain_entry, is_compiled
+    from cuda_progcache.compile.history import Makers, explain_entry
     from cuda_progcache.compile.unkept import listed
 
     if (key is None) == (not last):
-        raise click.UsageError("give the start of a digest, or --last")
-    cache = session.existing_cache()
+        raise click.UsageError("give the start of a digest, a name, or --last")
+    cache = session.existing_cache(looking=True)
     unkept = [] if cache is None else listed(cache)
     if key is None:
-        compiled = [] if cache is None else cache.first(1, by="created", matches=is_compiled)
-        entry = compiled[0] if compiled else None
+        entry = _last(cache)
         if unkept and (entry is None or unkept[0].when > entry.created):
             _tell_unkept(session, unkept[0])
             return
@@ -55,18 +59,35 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
         if len(fitting) == 1:
             _tell_unkept(session, fitting[0])
             return
-        entry = find_entry(session, key)
+        entry = find_entry(session, key, newest=True, looking=True)
     try:
         reasons = explain_entry(cache, entry.digest)
     except KeyError:
         raise NoEntryError(f"{entry.digest[:12]} was put there by hand: there is no record to compare") from None
+    who = Makers(cache).of(entry.record, entry.digest)
     if session.json:
-        output.emit({**entry_json(entry), "reasons": reasons})
+        output.emit({**entry_json(entry, who), "reasons": reasons})
         return
-    about = f"{program_name(entry.record)} ({entry.record.get('target_type')}, {entry.record.get('arch')})"
-    output.line(f"{entry.digest[:12]} {about} was compiled:")
+    record = entry.record
+    told = " ".join(filter(None, [program_name(record), variant_text(record)]))
+    about = output.one_line(f"{told} ({record.get('target_type')}, {record.get('arch')})")
+    took = "" if record.get("duration") is None else f" in {output.seconds(record['duration'])}"
+    by = f" by {output.made_by(who)}" if who else ""
+    output.line(f"{entry.digest[:12]} {about} was compiled{took}{by}:")
     for reason in reasons:
-        output.line(f"  {reason}")
+        output.line(f"  {output.one_line(reason)}")
+
+
+def _last(cache: FileStreamProgramCache | None) -> EntryInfo | None:
+    """The program compiled last; of those that a clock dated into the future only where there is no other."""
+    from cuda_progcache.compile.history import is_compiled
+
+    now = time.time() + 1
+    for matches in (lambda entry: is_compiled(entry) and entry.created <= now, is_compiled):
+        found = [] if cache is None else cache.first(1, by="created", matches=matches)
+        if found:
+            return found[0]
+    return None
 
 
 def _tell_unkept(session: Session, one: Unkept) -> None:

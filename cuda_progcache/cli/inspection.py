@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cuda_progcache.cli import output
-from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text, program_name
+from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text
 from cuda_progcache.cli.session import (
     Session,
     common_options,
-    kernel_text,
     library_at,
     manifest_option,
     parse_parameters,
 )
+from cuda_progcache.service.selection import Selection, fits, program_name
 
 if TYPE_CHECKING:
     from cuda_progcache.inspect import Cliff, Instruction, Occupancy, Resources, Source
@@ -61,11 +61,17 @@ def resources_command(
     "next" says how much less of one resource would let more warps run. No GPU is needed: the figures are read off the
     binaries, and occupancy is computed by the rules of NVIDIA's calculator.
     """
-    from cuda_progcache.cli.entries import matches
     from cuda_progcache.service.comparison import kernel_uses
 
-    cache = session.existing_cache()
-    entries = [] if cache is None else [one for one in cache.entries() if matches(one, kernel, arch, "cubin")]
+    cache = session.existing_cache(looking=True)
+    chosen = Selection(kernel or "*", (), arch)
+    entries = (
+        []
+        if cache is None
+        else [
+            one for one in cache.entries() if one.record.get("target_type") == "cubin" and chosen.includes(one.record)
+        ]
+    )
     entries.sort(key=lambda one: (program_name(one.record), _parameters(one), str(one.record.get("arch"))))
 
     def unreadable(entry: EntryInfo, error: Exception) -> None:
@@ -181,8 +187,6 @@ def sass_command(
     'softmax?dtype=float16@sm_90'. Source lines take a program compiled with line information (-O lineinfo=true); a
     kernel of the library is compiled so, and its lines are its template's. Takes nvdisasm.
     """
-    import fnmatch
-
     from cuda_progcache.inspect import instructions, live_peak, mix
 
     data, record = program_at(session, program, manifest, lines=source)
@@ -190,14 +194,14 @@ def sass_command(
     found = {
         asked.get(name, name): code
         for name, code in instructions(data).items()
-        if kernel is None or any(fnmatch.fnmatchcase(one, kernel) for one in (name, asked.get(name, name)))
+        if kernel is None or any(fits(one, kernel) for one in (name, asked.get(name, name)))
     }
     if not found:
         raise click.BadParameter(f"no kernel of {program} fits {kernel!r}", param_hint="--kernel")
     if session.json:
         output.emit({"kernels": {name: _code_json(code, mix(code), live_peak(code)) for name, code in found.items()}})
         return
-    folder = library_at(manifest).path if kernel_text(program) else Path()
+    folder = library_at(manifest).path if of_library(program) else Path()
     if source and not any(one.source for code in found.values() for one in code):
         output.warning_line("there is no line information in it: compile it with -O lineinfo=true")
     for name, code in found.items():
@@ -264,15 +268,25 @@ def program_at(
     path = Path(program)
     if path.is_file():
         return path.read_bytes(), None
-    asked = kernel_text(program)
+    asked = of_library(program)
     if asked is None:
-        entry = find_entry(session, program)
+        entry = find_entry(session, program, looking=True)
         return binary_of(entry), entry.record
     library = library_at(manifest, lines=lines)
-    values = parse_parameters(library, asked.name, asked.parameters)
+    pairs = tuple(f"{name}={value}" for name, value in asked.parameters)
+    values = parse_parameters(library, asked.name, pairs)
     arch = asked.arch or with_arch(ProgramOptions()).arch
     done = session.service(library).kernel(asked.name, arch=arch, **values)
     return done.data, done.record
+
+
+def of_library(program: str) -> Selection | None:
+    """Take a kernel's text apart; None where it has neither parameters nor an architecture: it may be anything then."""
+    try:
+        asked = Selection.parse(program.removesuffix("?"))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="PROGRAM") from None
+    return asked if asked.parameters or asked.arch or program.endswith("?") else None
 
 
 def diff_json(found: ProgramDiff) -> dict[str, Any]:
@@ -320,7 +334,7 @@ def top_command(session: Session, by: str, limit: int) -> None:
         "newest": lambda entry: entry.created,
         "unused": lambda entry: -max(entry.last_used, entry.created),
     }
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=True)
     found = [] if cache is None else heapq.nlargest(limit, cache.entries(), key=orders[by])
     if session.json:
         listed = [{**entry_json(one), "seconds": one.record.get("duration")} for one in found]

@@ -35,7 +35,7 @@ def tell(session: Session, before: Path, after: Path, *, markdown: Path | None, 
     from cuda_progcache.service.lock import Lock
     from cuda_progcache.service.lock_diff import compare_locks
 
-    changes = compare_locks(Lock.read(before), Lock.read(after), session.existing_cache(), context)
+    changes = compare_locks(Lock.read(before), Lock.read(after), session.existing_cache(looking=True), context)
     if markdown is not None:
         markdown.write_text(as_markdown(changes), encoding="utf-8")
     if session.json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,12 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
-from cuda_progcache.cli.entries import find_entry, program_name
+from cuda_progcache.cli.entries import find_entry
 from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.service.selection import program_name
 from cuda_progcache.store.default_cap import parse_size as in_bytes
 
 if TYPE_CHECKING:
-    from cuda_progcache.store.base import EntryInfo
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 arch_option = click.option(
@@ -39,7 +38,7 @@ def parse_size(_ctx: click.Context, _param: click.Parameter, value: str | None) 
         raise click.BadParameter(str(error)) from None
 
 
-def parse_time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+def parse_time(_ctx: click.Context | None, _param: click.Parameter | None, value: str | None) -> float | None:
     """Turn ``90min``, ``12h`` or ``30d`` into seconds."""
     if value is None:
         return None
@@ -50,7 +49,8 @@ def parse_time(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 
 VERIFY_JSON = """\b
---json: {"root": str, "ok": int, "bytes": int (of the whole entries), "clean": bool, "findings": [{"kind", "path",
+--json: {"root": str, "ok": bool (nothing is wrong, or it was repaired), "whole": int, "bytes": int (of the whole
+entries), "findings": [{"kind", "path",
 "digest" (or null), "size" (bytes), "advice", "repaired": bool}]}; kinds: corrupt, damaged-record, no-record,
 no-entry, unreadable, foreign, stale-staging
 
@@ -68,7 +68,7 @@ def verify_command(session: Session, *, repair: bool) -> int:
 
     What is damaged is never taken for a hit, with or without this command.
     """
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=not repair)
     seen = None if cache is None else cache.verify(repair=repair)
     findings = () if seen is None else seen.findings
     ok, size = (0, 0) if seen is None else (seen.ok, seen.bytes)
@@ -77,9 +77,9 @@ def verify_command(session: Session, *, repair: bool) -> int:
         output.emit(
             {
                 "root": session.root(),
-                "ok": ok,
+                "ok": clean,
+                "whole": ok,
                 "bytes": size,
-                "clean": clean,
                 "findings": [{**finding._asdict(), "advice": finding.advice} for finding in findings],
             }
         )
@@ -200,69 +200,6 @@ def _pin_json(cache: FileStreamProgramCache | None, digest: str) -> dict[str, An
         "arch": entry.record.get("arch"),
         "size": entry.size,
     }
-
-
-EXPORT_JSON = """\b
---json: {"root": str, "path": str, "entries": int, "bytes": int (of the bundle), "damaged": int (left out)}
-
-\b
-A bundle is a tar archive: tar -tf lists it, and tar -xf -C DIR makes a cache directory of it.
-"""
-
-
-@click.command("export", short_help="Write programs to a bundle, for another machine.", epilog=EXPORT_JSON)
-@click.argument("bundle", type=click.Path(dir_okay=False, path_type=Path))
-@arch_option
-@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only programs of this name; repeatable.")
-@common_options
-@click.pass_obj
-def export_command(session: Session, bundle: Path, archs: tuple[str, ...], kernels: tuple[str, ...]) -> None:
-    """Write the cache, or a part of it, to the file BUNDLE. The same programs give the same bytes."""
-    from cuda_progcache.cli.app import NoEntryError
-
-    cache = session.existing_cache()
-    if cache is None:
-        raise NoEntryError(f"there is nothing to export: no cache at {session.root()}")
-    chosen = {entry.digest for entry in _of_archs(_of_names(list(cache.entries()), kernels), archs)}
-    if not chosen:
-        raise NoEntryError(f"there is nothing to export: no program in {session.root()} fits")
-    report = cache.export(bundle, filter=lambda entry: entry.digest in chosen)
-    if session.json:
-        output.emit({"root": session.root(), **report._asdict()})
-        return
-    if report.damaged:
-        output.note_line(f"{output.plural(report.damaged, 'damaged entry')} left out; verify says more")
-    output.line(f"{output.plural(report.entries, 'entry')} in {bundle} ({output.size(report.bytes)})")
-
-
-def _of_names(entries: Sequence[EntryInfo], patterns: Sequence[str]) -> list[EntryInfo]:
-    """Choose programs by name; NoEntryError for a name that none has: a misspelt one isn't left out silently."""
-    import fnmatch
-
-    from cuda_progcache._util.suggest import did_you_mean
-    from cuda_progcache.cli.app import NoEntryError
-
-    names = {program_name(entry.record) for entry in entries}
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise NoEntryError(f"no program is called {pattern!r}{did_you_mean(pattern, names, listing='there are')}")
-    return [
-        entry
-        for entry in entries
-        if not patterns or any(fnmatch.fnmatchcase(program_name(entry.record), pattern) for pattern in patterns)
-    ]
-
-
-def _of_archs(entries: Sequence[EntryInfo], archs: Sequence[str]) -> list[EntryInfo]:
-    """Choose programs by architecture; NoEntryError for one that none is for."""
-    from cuda_progcache._util.suggest import did_you_mean
-    from cuda_progcache.cli.app import NoEntryError
-
-    there = {str(entry.record.get("arch") or "") for entry in entries} - {""}
-    for arch in archs:
-        if arch not in there:
-            raise NoEntryError(f"no program that fits is for {arch}{did_you_mean(arch, there, listing='there are')}")
-    return [entry for entry in entries if not archs or entry.record.get("arch") in archs]
 
 
 IMPORT_JSON = """\b

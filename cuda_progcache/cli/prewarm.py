@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cuda_progcache.cli import output
-from cuda_progcache.cli.app import ExitCode
+from cuda_progcache.cli.app import ExitCode, Terminated
 from cuda_progcache.cli.entries import cuobjdump, parameters_text
 from cuda_progcache.cli.proof import junit_option, lock_option
 from cuda_progcache.cli.session import (
@@ -183,10 +182,6 @@ class TerminatedError(click.ClickException):
     exit_code = ExitCode.TERMINATED
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which CI servers and Kubernetes send."""
-
-
 def run_prewarm(
     session: Session,
     service: CompileService,
@@ -203,31 +198,13 @@ def run_prewarm(
         on_progress(item, done, total)
 
     try:
-        with _terminable(), _progress() as (on_start, on_progress):
+        with _progress() as (on_start, on_progress):
             return service.prewarm(library, archs=tuple(archs), on_start=on_start, on_progress=count, **how)
     except KeyboardInterrupt as stop:
-        terminated = isinstance(stop, _Terminated)
+        terminated = isinstance(stop, Terminated)
         error, word = (TerminatedError, "terminated") if terminated else (StoppedError, "interrupted")
         kept = f"{output.plural(compiled, 'program')} compiled so far are kept in {session.root()}"
         raise error(f"{word}; {kept}, and the same command goes on from there") from None
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM end what is running as Ctrl-C does, workers and their folders included."""
-
-    def stop(_number: int, _frame: object) -> NoReturn:
-        raise _Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: whoever started this looks after signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

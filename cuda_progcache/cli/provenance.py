@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import ProgramCacheResource
 
 PROVENANCE_JSON = """\b
---json: {"format": 1, "root": id, "nodes": [{"id", "kind", "label", "digest", and what is known of its kind}],
+--json: {"format": 1, "start": id, "nodes": [{"id", "kind", "label", "digest", and what is known of its kind}],
 "edges": [{"from", "to", "relation": "used", "made by" or "called by"}]}, as --format json; an edge points at what is
 depended on. Kinds: binary, source, template, header, tool, file, value, input; and steps: render, compile, link,
 analysis, prewarm, call, gone (its record isn't here)
@@ -133,7 +133,7 @@ def _places(session: Session, directories: tuple[Path, ...]) -> tuple[ProgramCac
     root = session.root()
     calls = memoized_calls(root)
     # A directory of memoized calls alone: opening it as a store would make one of it.
-    store = None if calls and not holds_programs(root) else session.existing_cache()
+    store = None if calls and not holds_programs(root) else session.existing_cache(looking=True)
     for directory in directories:
         calls += recorded_calls(directory)
     return store, calls

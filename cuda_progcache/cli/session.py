@@ -8,11 +8,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cuda_progcache._util.modes import MODES, VARIABLE
+from cuda_progcache.errors import UnsafeRootError
 
 if TYPE_CHECKING:
     from cuda_progcache.service.compile_service import CompileService
@@ -56,8 +57,14 @@ class Session:
 
         return FileStreamProgramCache(self.cache_dir)
 
-    def existing_cache(self) -> FileStreamProgramCache | None:
-        """Open the cache for looking at; None, and a note on stderr, where there is none: looking makes nothing."""
+    def existing_cache(self, *, looking: bool = False) -> FileStreamProgramCache | None:
+        """Open the cache as it is; None, and a note on stderr, where there is none: this makes nothing.
+
+        Parameters
+        ----------
+        looking : bool
+            It is only looked at: another user's, too, is shown, and nothing is written there.
+        """
         from cuda_progcache._util import modes
         from cuda_progcache.cli.output import note_line
 
@@ -72,7 +79,15 @@ class Session:
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
         # What is asked for by hand, and the disk refuses, is said.
-        return FileStreamProgramCache(root, strict=True)
+        try:
+            return FileStreamProgramCache(root, strict=True)
+        except UnsafeRootError:
+            if not looking or root.stat().st_uid == os.geteuid():
+                raise
+            from cuda_progcache.store.readonly import look_into
+
+            note_line(f"{root} is {_owner(root)}'s: it is looked at, and nothing is written there")
+            return look_into(root)
 
     def service(
         self, library: KernelLibrary | None = None, include_path: Sequence[str] = (), *, make: bool = True
@@ -97,7 +112,18 @@ class Session:
         from cuda_progcache._util import modes
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-        return FileStreamProgramCache(self.root(), mode="ro" if modes.current() == "rw" else None)
+        return FileStreamProgramCache(self.cache_dir, mode="ro" if modes.current() == "rw" else None)
+
+
+def _owner(path: Path) -> str:
+    """Name the user whom a directory belongs to."""
+    import pwd
+
+    user = path.stat().st_uid
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user id {user}"
 
 
 def library_at(manifest: Path | None, *, lines: bool = False) -> KernelLibrary:
@@ -113,25 +139,6 @@ def library_at(manifest: Path | None, *, lines: bool = False) -> KernelLibrary:
     from cuda_progcache.service.manifest import KernelLibrary
 
     return KernelLibrary(manifest, line_directives=lines, options={"lineinfo": True} if lines else None)
-
-
-class KernelText(NamedTuple):
-    """A kernel of a library as it is typed: ``softmax?dtype=float16&block=256@sm_90``."""
-
-    name: str
-    parameters: tuple[str, ...] = ()
-    arch: str | None = None
-
-
-def kernel_text(text: str) -> KernelText | None:
-    """Take a kernel's text apart; None where it has neither parameters nor an architecture: it may be anything then."""
-    rest, at, arch = text.rpartition("@")
-    if not at:
-        rest = text
-    name, question, parameters = rest.partition("?")
-    if not name or not (at or question):
-        return None
-    return KernelText(name, tuple(filter(None, parameters.split("&"))), arch if at else None)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -181,11 +188,12 @@ def _explain_misses(ctx: click.Context, _param: click.Parameter, value: Any) -> 
     """Print the reason of every miss on stderr while the command runs, those of worker processes too."""
     if not value or os.environ.get("CUDA_PROGCACHE_LOG") in {"explain", "all"}:
         return  # printed where they happen
+    from cuda_progcache.cli.output import line
     from cuda_progcache.events import Event, subscribe
 
     def tell(event: Event) -> None:
         if event.kind in {"miss", "drop"}:
-            click.echo(str(event), err=True)
+            line(str(event), err=True)
 
     ctx.call_on_close(subscribe(tell))
 

@@ -11,10 +11,14 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache import events
 from cuda_progcache.compile import history
 from cuda_progcache.compile.manifests import headers_before
+from cuda_progcache.compile.toolchains import without_compiler
 from cuda_progcache.errors import FrozenMissError
 from cuda_progcache.keys.headers import NO_HEADERS, as_now
+from cuda_progcache.keys.schema import base_key
+from cuda_progcache.keys.tool_versions import as_recorded
 from cuda_progcache.store.base import entry_digest
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> Froze
     record = _would_be(inputs, kernel) | {
         "components": key.printable(),
         "headers": [{"name": header.name, "digest": header.digest} for header in now.headers],
+        "toolchain": as_recorded(base.toolchain),
     }
     if before is None:
         record = dict(history.without_headers(record) or record)
@@ -74,12 +79,20 @@ def no_cache(inputs: Step) -> FrozenMissError:
     """The error of a program that is compiled without a cache."""
     reasons = ("no cache was given",)
     command = "pass cache=, or run it with CUDA_PROGCACHE=rw"
+    _tell(inputs, reasons)
     return FrozenMissError(_message(inputs, "", reasons, command), name=inputs.name, reasons=reasons, command=command)
 
 
-def no_compiler(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None, missing: Exception) -> FrozenMissError:
-    """The error where the compiler isn't installed, and what other compilers made doesn't serve."""
-    return _error(inputs, cache, kernel, (str(missing), "no compiler that made what is there would make it so"))
+def no_compiler(
+    inputs: CompileInputs, cache: Any, kernel: Mapping[str, Any] | None, missing: Exception
+) -> FrozenMissError:
+    """The error where the compiler isn't installed: that of the one that made what is there, if any did."""
+    told = without_compiler(cache, lambda _: missed(base_key(inputs), cache, kernel))
+    return (
+        told
+        if told is not None
+        else _error(inputs, cache, kernel, (str(missing), "no compiler that made what is there would make it so"))
+    )
 
 
 def no_link(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
@@ -102,9 +115,16 @@ def _would_be(inputs: CompileInputs, kernel: Mapping[str, Any] | None) -> dict[s
 def _error(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None, reasons: tuple[str, ...]) -> FrozenMissError:
     where = "" if cache is None else cache.name
     command = _command(inputs, where, kernel)
+    _tell(inputs, reasons)
     return FrozenMissError(
         _message(inputs, where, reasons, command), name=inputs.name, reasons=reasons, command=command
     )
+
+
+def _tell(inputs: Step, reasons: tuple[str, ...]) -> None:
+    if events.wanted("miss"):
+        about = (inputs.name, inputs.target_type, inputs.arch or "")
+        events.emit(events.Event("miss", *about, reasons=reasons))
 
 
 def _message(inputs: Step, where: str, reasons: tuple[str, ...], command: str) -> str:

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a program had to be compiled: its key against the nearest earlier compile's.
 
-Beside the entries, ``latest/`` keeps a small file per program name with the
-digests of its latest compiles. A line is appended after a compile, and read
+Beside the entries, ``latest/`` keeps a small file per program name with its
+latest compiles: a line each, the oldest first, of the entry's digest, its
+variant, and a JSON object that says when it was compiled, on which host, by
+which process and command line. A line is appended after a compile, and read
 when a miss is to be explained. The files are disposable: without them, a miss
-is "the first compile".
+is "the first compile". They stay where they are: a record, and with it a
+bundle, says nothing of who compiled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util import files
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache._util.who import who
 from cuda_progcache.compile import lines
 from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.derived import derived
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 #: Compiles that are looked at: of the same variant, else of the same name.
 _SAME, _OTHERS = 4, 16
 #: Compiles kept per program name, and bytes of their file from which it is cut down to them.
-_KEPT, _LARGEST = 256, 65_536
+_KEPT, _LARGEST = 256, 160_000
 #: Program names remembered: beyond, the oldest go.
 _NAMES = 4096
 #: Why a program that nothing earlier resembles was compiled.
@@ -42,15 +47,28 @@ _COMPARED = 2000
 
 
 class Compiled(NamedTuple):
-    """A compile that is remembered: its entry, and which variant of the program it was."""
+    """A compile that is remembered: its entry, and which variant of the program it was.
+
+    Attributes
+    ----------
+    digest, variant : str
+    by : str
+        JSON: ``{"at": seconds since the epoch, "host", "pid", "command"}``; empty where that isn't known.
+    """
 
     digest: str
     variant: str
+    by: str = ""
+
+    @property
+    def line(self) -> str:
+        """As it lies in its file."""
+        return f"{self.digest} {self.variant} {self.by}".rstrip()
 
 
 def note(cache: Any, record: Mapping[str, Any], digest: str) -> None:
     """Remember the entry ``digest`` as the latest compile of the program of ``record``."""
-    name, compiled = _name(record), Compiled(digest, _variant(record))
+    name, compiled = _name(record), Compiled(digest, _variant(record), _made_here())
     path = _path(cache, name)
     if path is None:
         kept = derived(cache, "latest")
@@ -64,12 +82,41 @@ def note(cache: Any, record: Mapping[str, Any], digest: str) -> None:
 
 
 def _append(cache: Any, path: str, compiled: Compiled) -> None:
-    size = lines.append(cache, path, f"{compiled.digest} {compiled.variant}")
+    size = lines.append(cache, path, compiled.line)
     if not size and path.endswith("0"):  # one in sixteen new names looks at them all
         _forget_oldest(os.path.dirname(path))
     if size > _LARGEST:
-        kept = [f"{one.digest} {one.variant}" for one in reversed(_read(path)[:_KEPT])]
-        lines.rewrite(cache, path, kept)
+        lines.rewrite(cache, path, [one.line for one in reversed(_read(path)[:_KEPT])])
+
+
+def _made_here() -> str:
+    import json
+
+    return json.dumps({"at": round(time.time(), 3), **who()._asdict()}, separators=(",", ":"))
+
+
+class Makers:
+    """Who compiled what lies in a cache; each program name's file is read once."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+        self._by: dict[str, dict[str, str]] = {}
+
+    def of(self, record: Mapping[str, Any], digest: str) -> dict[str, Any] | None:
+        """Who compiled an entry: ``{"at", "host", "pid", "command"}``; None where that isn't known, as of an import."""
+        import json
+
+        if not record.get("name"):
+            return None
+        name = _name(record)
+        if name not in self._by:
+            self._by[name] = {one.digest: one.by for one in latest(self._cache, name)}
+        try:
+            found = json.loads(self._by[name].get(digest, ""))
+            who = {"host": str(found["host"]), "pid": int(found["pid"]), "command": str(found["command"])}
+            return {"at": float(found["at"]), **who}
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 def _forget_oldest(folder: str) -> None:
@@ -94,9 +141,9 @@ def latest(cache: Any, name: str) -> list[Compiled]:
 def _read(path: str) -> list[Compiled]:
     found: dict[str, Compiled] = {}
     for line in reversed(lines.read(path)):
-        digest, _, variant = line.partition(" ")
+        digest, variant, by = (*line.split(" ", 2), "", "")[:3]
         if is_digest(digest) and variant:
-            found.setdefault(digest, Compiled(digest, variant))
+            found.setdefault(digest, Compiled(digest, variant, by))
     return list(found.values())
 
 
@@ -220,9 +267,11 @@ def _components(record: Mapping[str, Any]) -> set[tuple[str, ...]]:
 def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     """What differs between two records' compiles, a sentence each; a template or parameter stands for its source."""
     from cuda_progcache.keys.explain import differing
+    from cuda_progcache.keys.tool_versions import versions
 
     mine, theirs = ({h["name"]: h["digest"] for h in r.get("headers") or ()} for r in (new, old))
-    found = list(differing(new["components"], old["components"], mine, theirs))
+    known = versions(old) | versions(new)
+    found = list(differing(new["components"], old["components"], mine, theirs, known))
     rendered = _rendered_otherwise(new, old)
     if rendered and any(label == "code" for label, _ in found):
         found = [(label, sentence) for label, sentence in found if label not in {"code", "name_expression"}]
@@ -267,18 +316,31 @@ def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
     record = info.record
     if not is_compiled(info):
         raise KeyError(digest)
-    older = cache.first(
-        _COMPARED,
-        by="created",
-        matches=lambda other: other.created < info.created and other.digest != digest and is_compiled(other),
-    )
-    akin = [o.record for o in older if _kernel(o.record) == _kernel(record)] or [
-        o.record for o in older if _templates(o.record) & _templates(record)
-    ]
-    found = nearest(record, akin)
+    found = _same_before(cache, record, digest) or nearest(record, _akin(cache, info))
     if found is None:
         return FIRST
     return tuple(differences(record, found)) or ("it was compiled again: its entry was evicted, removed or damaged",)
+
+
+def _same_before(cache: Any, record: Mapping[str, Any], digest: str) -> Mapping[str, Any] | None:
+    """The compile of the same variant before an entry's, by the order of the file: a clock may have been wrong."""
+    known = latest(cache, _name(record))
+    at = next((n for n, one in enumerate(known) if one.digest == digest), len(known))
+    same = [one for one in known[at + 1 :] if one.variant == _variant(record)][:_SAME]
+    return nearest(record, (_record(cache, one.digest) for one in same))
+
+
+def _akin(cache: Any, info: Any) -> list[Mapping[str, Any]]:
+    """Records of the same kernel among the last few thousand before it; else of its templates."""
+    record = info.record
+    older = cache.first(
+        _COMPARED,
+        by="created",
+        matches=lambda other: other.created < info.created and other.digest != info.digest and is_compiled(other),
+    )
+    return [o.record for o in older if _kernel(o.record) == _kernel(record)] or [
+        o.record for o in older if _templates(o.record) & _templates(record)
+    ]
 
 
 def _kernel(record: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from cuda_progcache._util import modes
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.lookup import check_cache, leases_dir, load
+from cuda_progcache.compile.lookup import check_cache, leases_dir, load, seconds_of
 from cuda_progcache.compile.manifests import known_headers, remember_headers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
@@ -147,23 +147,26 @@ def obtain_linked(
     reasons = [own.unrepeatable] if cache is not None else []
     reason = next(filter(None, [*reasons, *(part.reason for part in parts if part is not None)]), None)
     key = _link_key(own, inputs, cache) if cache is not None and reason is None else None
+    spared = sum(seconds_of(part.record) for part in parts if part is not None)  # by a hit, beside the link
     if key is None:
-        output, duration = _link(own, inputs, parts)
-        return CompiledProgram(
-            output.data, target_type, own.name, own.arch, {}, output.log, {"duration": duration}, reason=reason
-        )
+        from cuda_progcache.compile.miss import tell_compiled
+
+        output, seconds = _link(own, inputs, parts)
+        tell_compiled(own, seconds)
+        record = {"duration": seconds + spared}
+        return CompiledProgram(output.data, target_type, own.name, own.arch, {}, output.log, record, reason=reason)
 
     from cuda_progcache.compile.miss import make_record, publish
     from cuda_progcache.compile.single_flight import fly
 
     def link_and_publish() -> CompiledProgram:
-        output, duration = _link(own, inputs, parts)
+        output, seconds = _link(own, inputs, parts)
         _judge_paths(inputs, cache, output.data, target_type)
         judged = _link_key(own, inputs, cache) or key
-        record = make_record(own, judged, output, duration, kernel)
+        record = make_record(own, judged, output, seconds + spared, kernel)
         record["inputs"] = [_linked(item, part) for item, part in zip(inputs, parts, strict=True)]
         reason = output.unkept or toolchain.trouble("ptx", judged.toolchain)
-        return publish(own, judged, output, record, cache, reason)
+        return publish(own, judged, output, record, cache, reason, seconds)
 
     return fly(key.digest.hex(), leases_dir(cache), link_and_publish, lambda: load(key, own, cache, again=True))
 
@@ -267,7 +270,7 @@ def unknown_arch(options: Any) -> CompileError:
 
 
 def _link(own: LinkStep, inputs: Sequence[LinkInput], parts: Sequence[CompiledProgram | None]) -> tuple[Output, float]:
-    """Link; return the output, and the seconds that a hit saves: the link and all its compiles."""
+    """Link; return the output, and the seconds that it took."""
     import time
 
     from cuda_progcache.compile.arch import knows_arch
@@ -288,5 +291,4 @@ def _link(own: LinkStep, inputs: Sequence[LinkInput], parts: Sequence[CompiledPr
         raise compile_error(
             refusal, name=own.name, code_type="link", target_type=own.target_type, flags=own.flags
         ) from None  # the refusal is in it, whole
-    spent = time.perf_counter() - clock
-    return output, spent + sum(part.record.get("duration") or 0.0 for part in parts if part is not None)
+    return output, time.perf_counter() - clock

@@ -68,7 +68,8 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
     if (around := running.get()) is not None:
         around.children[digest] = None
     if events.wanted("hit"):
-        events.emit(events.Event("hit", label.name, label.target_type, label.arch, digest))
+        about = (label.name, label.target_type, label.arch, digest)
+        events.emit(events.Event("hit", *about, seconds=seconds_of(entry.record)))
     return CompiledProgram(
         entry.data,
         label.target_type,
@@ -79,6 +80,12 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
         hit=True,
         digest=digest,
     )
+
+
+def seconds_of(record: Mapping[str, Any]) -> float:
+    """The time that the compile of a record took; 0 where that isn't known."""
+    seconds = record.get("duration")
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 def _as_here(record: Mapping[str, Any], label: Label) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
 from cuda_progcache.keys.includes import folders_of, headers_read
 from cuda_progcache.keys.paths import in_log, reaching
 from cuda_progcache.keys.schema import BaseKey, ProgramKey, base_key
+from cuda_progcache.keys.tool_versions import as_recorded
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
 TYPE_CHECKING = False
@@ -176,6 +177,12 @@ def _tell_refused(inputs: CompileInputs, why: str) -> None:
         events.emit(events.Event("refused", inputs.name, inputs.target_type, inputs.arch, None, (why,)))
 
 
+def tell_compiled(label: Label, seconds: float) -> None:
+    """Tell of a compile whose program goes to no cache."""
+    if events.wanted("compile"):
+        events.emit(events.Event("compile", label.name, label.target_type, label.arch, seconds=seconds))
+
+
 def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> CompiledProgram:
     """Compile without a cache."""
     clock = time.perf_counter()
@@ -189,8 +196,11 @@ def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> Compil
         except UncacheableError:
             output = _run(inputs, sha256(inputs.code).hexdigest()[:32])
     except CompilerRefusal as refusal:
+        _tell_refused(inputs, refusal.status)
         raise _error(inputs, refusal, lookup) from None  # the refusal is in it, whole
-    record = {"duration": time.perf_counter() - clock, "log": output.log, "pch_status": output.pch_status}
+    seconds = time.perf_counter() - clock
+    record = {"duration": seconds, "log": output.log, "pch_status": output.pch_status}
+    tell_compiled(inputs, seconds)
     return CompiledProgram(
         output.data,
         inputs.target_type,
@@ -221,7 +231,7 @@ def make_record(
         "key": key.digest.hex(),
         "components": key.printable(),
         "headers": [{"name": h.name, "digest": h.digest} for h in key.headers.headers],
-        "toolchain": [{"name": tool.name, "digest": tool.identity} for tool in key.toolchain],
+        "toolchain": as_recorded(key.toolchain),
         "log": output.log,
         "symbol_mapping": {expression_text(e): symbol.decode() for e, symbol in output.symbols.items()},
         "duration": duration,
@@ -243,6 +253,15 @@ def _usage(cubin: bytes) -> dict[str, dict[str, int | None]] | None:
         return None  # a cubin of a later format: what it uses isn't known, and it is no worse for that
 
 
+def _why(cache: Any, record: Mapping[str, Any], digest: str, reason: str | None) -> tuple[str, ...]:
+    """Why it was missed."""
+    if reason is not None:
+        return (f"it is never kept: {reason}",)
+    if not isinstance(cache, ProgramCacheResource):
+        return ("its key isn't there, and that cache keeps nothing to compare it with",)
+    return history.reasons(cache, record, digest)
+
+
 def publish(
     label: Label,
     key: ProgramKey,
@@ -250,11 +269,15 @@ def publish(
     record: Mapping[str, Any],
     cache: Any,
     reason: str | None,
+    seconds: float | None = None,
 ) -> CompiledProgram:
-    """Store the output, unless there is a ``reason`` not to. The caller gets the bytes either way."""
+    """Store the output, unless there is a ``reason`` not to. The caller gets the bytes either way.
+
+    ``seconds`` is the time that the compiler ran; by default, all that a hit spares.
+    """
     ours = isinstance(cache, ProgramCacheResource)
     digest = entry_digest(key.digest)
-    why = history.reasons(cache, record, digest) if ours and reason is None and events.wanted("miss") else ()
+    why = _why(cache, record, digest, reason) if events.wanted("miss") else ()
     if reason is None:
         if ours:
             reason = (
@@ -277,7 +300,7 @@ def publish(
     if events.wanted("miss"):
         about = (label.name, label.target_type, label.arch)
         events.emit(events.Event("miss", *about, digest, why))
-        events.emit(events.Event("compile", *about, digest, seconds=record["duration"]))
+        events.emit(events.Event("compile", *about, digest, seconds=record["duration"] if seconds is None else seconds))
         kept = events.Event("store", *about, digest) if stored else events.Event("drop", *about, None, (reason or "",))
         events.emit(kept)
     return CompiledProgram(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import option_tables as tables
+from cuda_progcache.keys.tool_versions import difference, named
 
 _PATHS = {
     "cwd": "the working directory differs, and reaches the output",
@@ -26,6 +27,11 @@ OF_HEADERS = frozenset({*_PATHS, "headers", "has_include", "hermetic"})
 
 Pairs = Sequence[Sequence[str]]
 """Printable components: ``[[label, value], ...]``."""
+
+Versions = Mapping[tuple[str, str], str]
+"""Versions of compilers' files, by name and identity."""
+
+_NONE: Versions = {}
 
 
 def explain(new: Pairs, old: Pairs, new_headers: Mapping[str, str], old_headers: Mapping[str, str]) -> list[str]:
@@ -47,9 +53,15 @@ def explain(new: Pairs, old: Pairs, new_headers: Mapping[str, str], old_headers:
 
 
 def differing(
-    new: Pairs, old: Pairs, new_headers: Mapping[str, str], old_headers: Mapping[str, str]
+    new: Pairs,
+    old: Pairs,
+    new_headers: Mapping[str, str],
+    old_headers: Mapping[str, str],
+    versions: Versions = _NONE,
 ) -> list[tuple[str, str]]:
     """As :func:`explain`, each sentence with the label that it is about; of a link's input without its number.
+
+    ``versions`` are those of the compilers' files, as far as they are known, by name and identity.
 
     A path that only one of them has in its key isn't told beside another difference: that is what brought it there.
     """
@@ -64,7 +76,10 @@ def differing(
             _, index, plain = label.split(" ", 2)
             prefix = f"input {index}: "
         told = only_one if plain in _PATHS and not (mine and theirs) else found
-        sentences = _differences(plain, mine, theirs, new_headers, old_headers)
+        if plain.startswith("tool "):
+            sentences: Iterable[str] = _tool(plain.removeprefix("tool "), mine, theirs, versions)
+        else:
+            sentences = _differences(plain, mine, theirs, new_headers, old_headers)
         told += [(plain, prefix + sentence) for sentence in sentences]
     return found or only_one
 
@@ -76,9 +91,6 @@ def _differences(
         yield "the source differs"
     elif label == "headers":
         yield _headers(new_headers, old_headers)
-    elif label.startswith("tool "):
-        verb = "build differs" if mine and theirs else "is used now" if mine else "is no longer used"
-        yield f"{label.removeprefix('tool ')} {verb}"
     elif label == "option":
         yield from _options(mine, theirs)
     elif label in _PATHS:
@@ -95,6 +107,14 @@ def _differences(
         gone = ", ".join(shown(label, value) for value in theirs if value not in mine) or "unset"
         added = ", ".join(shown(label, value) for value in mine if value not in theirs) or "unset"
         yield f"{label}: order or count differs" if gone == added else f"{label} {gone} → {added}"
+
+
+def _tool(name: str, mine: list[str], theirs: list[str], versions: Versions) -> Iterable[str]:
+    if not (mine and theirs):
+        yield f"{name} {'is used now' if mine else 'is no longer used'}"
+        return
+    now, before = ([named(each, versions.get((name, each))) for each in builds] for builds in (mine, theirs))
+    yield f"{name} build differs: {difference(now, before)}"
 
 
 def shown(label: str, value: str) -> str:

@@ -200,8 +200,12 @@ def load(name: str) -> str:
     ToolchainError
         If it can't be found; the message names the wheel to install.
     """
-    from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
-
+    try:
+        from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+    except ModuleNotFoundError as error:  # a place that only runs programs, and has none of CUDA's packages
+        raise NotInstalledError(
+            f"the compiler library {name} was not found: `pip install {_LIBRARIES[name].wheel}` brings it"
+        ) from error
     try:
         path: str | None = load_nvidia_dynamic_lib(name).abs_path
     except DynamicLibNotFoundError as error:
@@ -471,8 +475,10 @@ def libdevice_path() -> str:
     path = _search(_LIBDEVICE_DIRS, ("libdevice.10.bc",))
     if path is not None:
         return path
-    from cuda.pathfinder import BitcodeLibNotFoundError, find_bitcode_lib
-
+    try:
+        from cuda.pathfinder import BitcodeLibNotFoundError, find_bitcode_lib
+    except ModuleNotFoundError as error:
+        raise NotInstalledError("libdevice was not found: install nvidia-nvvm") from error
     try:
         return str(find_bitcode_lib("device"))
     except BitcodeLibNotFoundError as error:
@@ -530,11 +536,11 @@ def _include_dir(root: str | None, name: str, probe: str) -> str | None:
 
 def _by_pathfinder(known_as: str, name: str, probe: str) -> str | None:
     """What ``cuda.pathfinder`` finds: it asks the system's loader for the toolkit, too."""
-    from cuda import pathfinder
-
     try:
+        from cuda import pathfinder
+
         folder: str | None = pathfinder.find_nvidia_header_directory(known_as)
-    except (RuntimeError, AttributeError):  # an older one, which doesn't know these headers
+    except (ImportError, RuntimeError, AttributeError):  # an older one, which doesn't know these headers, or none
         return None
     if folder is None:
         return None

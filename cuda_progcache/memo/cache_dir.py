@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.digest import Digest
 
 #: By backend name; what the files of older tools are called can be had, too. All hold the same.
-SUFFIXES = {"pickle": ".pkl", "rds": ".rds", "qs": ".qs"}
+SUFFIX = ".pkl"
 _FOOTER = struct.Struct(">QQ8s")
 _MAGIC = b"PROGMEM2"
-_ENTRY = re.compile(r"^(?P<fname>.+)\.(?P<hash>[0-9a-zA-Z_]+)(?P<suffix>\.pkl|\.rds|\.qs)$")
-_LEFTOVER = re.compile(r"\.(?:pkl|rds|qs)\.(?:(?P<kind>lock|computing|corrupt)$|tmp\.(?P<owner>.*)$)")
+_ENTRY = re.compile(r"^(?P<fname>.+)\.(?P<hash>[0-9a-zA-Z_]+)\.pkl$")
+_LEFTOVER = re.compile(r"\.pkl\.(?:(?P<kind>lock|computing|corrupt)$|tmp\.(?P<owner>.*)$)")
 SENTINEL = ".computing"
 #: In the metadata of entries that have a record, so that one that lost it isn't taken for another tool's.
 _RECORDED = "recorded"
@@ -283,19 +283,18 @@ class DirectoryCache(Cache):
         Absolute.
     fname : str, optional
         The function whose calls are looked up here; without it every entry's record is looked at.
-    algo, suffix : str
+    algo : str
         What the names of files are made with.
     """
 
-    def __init__(self, directory: str, fname: str = "", algo: str = "xxhash64", suffix: str = ".pkl") -> None:
+    def __init__(self, directory: str, fname: str = "", algo: str = "xxhash64") -> None:
         super().__init__(_Results(directory), _Calls(directory))
-        for name, value in (("directory", directory), ("fname", fname), ("algo", algo), ("suffix", suffix)):
+        for name, value in (("directory", directory), ("fname", fname), ("algo", algo)):
             object.__setattr__(self, name, value)
 
     directory: str
     fname: str
     algo: str
-    suffix: str
 
     @property
     def leases(self) -> str:
@@ -312,7 +311,7 @@ class DirectoryCache(Cache):
 
     def path(self, key: Digest, fname: str = "") -> str:
         """Where the entry of a key lies, or would lie."""
-        return os.path.join(self.directory, self.stem(key, fname) + self.suffix)
+        return os.path.join(self.directory, self.stem(key, fname) + SUFFIX)
 
     def find(self, key: Digest) -> tuple[Any, Metadata]:
         """The result and metadata of the call with this key; KeyError on a miss."""

@@ -140,7 +140,7 @@ def cache_file(
     cache_dir : path-like, optional
         Where; made now. Default: :func:`cache_default_dir`.
     backend : {"pickle"}
-        How values are written. ``"rds"`` and ``"qs"`` write the same, under those suffixes.
+        How values are written.
     file_args : sequence of str, optional
         Parameters whose values are paths: their contents count. Default: whatever looks like one (see the module).
     ignore_args : sequence of str, optional
@@ -204,9 +204,8 @@ class CacheDecorator:
     """What :func:`cache_file` makes: ``@cf``, ``cf(function)``, or ``@cf(verbose=True)`` with other options."""
 
     def __init__(self, options: Options) -> None:
-        backend = str(options.backend).lower()
-        if backend not in layout.SUFFIXES:
-            raise OptionError(f"backend={options.backend!r} isn't known; valid: {', '.join(layout.SUFFIXES)}")
+        if str(options.backend).lower() != "pickle":
+            raise OptionError(f"backend={options.backend!r} isn't known; valid: pickle")
         hash_text("", options.algo)  # raises where it isn't known
         if callable(options.cache_dir):
             raise TypeError("cache_file takes a directory first: write @cache_file() above a function")
@@ -216,7 +215,7 @@ class CacheDecorator:
             _make(directory)
         except OSError as error:
             _logger.info("%s can't be made now: %s", directory, error)  # saving a result there will say so
-        self._options = options._replace(backend=backend, cache_dir=directory)
+        self._options = options._replace(cache_dir=directory)
 
     def __call__(self, function: Callable[..., Any] | None = None, /, **overrides: Any) -> Any:
         """Decorate a function, or make a decorator with other options.
@@ -255,7 +254,7 @@ class CachedFunction(Memoized[..., Any]):
         self.options = options
         self.fname = getattr(plain, "__name__", None) or type(plain).__name__
         directory = str(options.cache_dir)
-        store = DirectoryCache(directory, self.fname, options.algo, layout.SUFFIXES[options.backend])
+        store = DirectoryCache(directory, self.fname, options.algo)
         rule = PathRule(
             frozenset(options.file_args or ()), options.file_args is None, options.file_pattern, options.algo,
             options.hash_file_paths, self._other_paths,

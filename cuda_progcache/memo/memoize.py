@@ -12,8 +12,9 @@
 >>> area.explain(3)
 ('argument r 2 → 3',)
 
-The key is the digest of the function's name, module, version and code, and of its arguments, defaults filled in. One
-thread, of one process where the cache lies in files, runs a call that several ask for; the others get its result.
+The key is the digest of the function's name, module, version and code, and of its arguments, defaults filled in. Two
+dicts, or sets, that are equal are one argument, whatever their order. One thread, of one process where the cache lies
+in files, runs a call that several ask for; the others get its result.
 What can't be digested, or stored, or any trouble in the cache, never fails a call and never loses a result: it is
 counted, and warned of once per function.
 """
@@ -203,7 +204,10 @@ def memoize(
         raise ValueError(f"single_flight must be 'processes', 'threads' or 'off', got {single_flight!r}")
     given = _cache_of(cache)
 
-    def decorate(plain: Callable[..., Any]) -> Memoized[Any, Any]:
+    def decorate(*functions: Callable[..., Any]) -> Memoized[Any, Any]:
+        if len(functions) != 1:  # a function without parameters may well be a callable that gives a cache
+            raise TypeError(f"memoize takes a cache first: write @memoize(cache) above {cache!r}")
+        (plain,) = functions
         if not callable(plain) and not isinstance(plain, classmethod):  # type: ignore[unreachable]
             raise TypeError(f"memoize(cache) decorates a function, got {type(plain).__name__}; write @memoize(cache)")
         paths = PathRule(_names(files)) if files else None

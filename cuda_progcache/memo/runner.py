@@ -51,6 +51,11 @@ CodeDigest = bool | Callable[[Any], str]
 
 _NOTHING: dict[str, Any] = {}
 
+#: Types whose values are equal only to what has the same digest, or is of another type: no floats, since 0.0 == -0.0.
+_EXACT = frozenset({int, str, bytes, bool, type(None)})
+#: How many keys of calls with such arguments are remembered, and how many bytes these may have.
+_MOST_RECENT, _SMALL = 512, 2000
+
 
 class Settings(NamedTuple):
     """How a function's calls are kept, beside the cache; see :func:`~cuda_progcache.memo.memoize.memoize`."""
@@ -114,6 +119,7 @@ class Runner:
         self._warned: set[str] = set()
         self._verbose = False
         self._controls: dict[str, bool] = {}  # arguments of calls that are the wrapper's own, and their defaults
+        self._recent: dict[tuple[Any, ...], tuple[Digest, dict[str, bytes]]] = {}  # keys of calls made lately
         self._leases_left = 1  # misses for which a lease will be taken
         self.counters: Counter[str] = Counter()
 
@@ -195,10 +201,11 @@ class Runner:
         arguments = self._bind(args, kwargs)
         identity = self._now()
         if self._plain:
-            for value in arguments.values():
-                if type(value) not in ATOMS:
-                    break
-            else:
+            kinds = {*map(type, arguments.values())}
+            if kinds <= _EXACT:
+                made, digests = self._key_again(identity.head, arguments)
+                return Key(made, arguments, digests, identity, _NOTHING, _NOTHING, ())
+            if kinds <= ATOMS:
                 made, digests = key_from_head(identity.head, arguments)
                 return Key(made, arguments, digests, identity, _NOTHING, _NOTHING, ())
             with classes_met() as met:
@@ -222,6 +229,19 @@ class Runner:
         if self.settings.depends_on:
             inputs["depends_on"] = {name: str(argument_digest(v)) for name, v in self.settings.depends_on.items()}
         return self._with_inputs(made, arguments, digests, identity, inputs, watched, met)
+
+    def _key_again(self, head: bytes, arguments: dict[str, Any]) -> tuple[Digest, dict[str, bytes]]:
+        """The key of a call whose arguments are exact, hashed once while such calls repeat."""
+        values = tuple(arguments.values())
+        asked = (head, values, *map(type, values))  # 1 and True are equal
+        found = self._recent.get(asked)
+        if found is None:
+            found = key_from_head(head, arguments)
+            if sum(map(sys.getsizeof, values)) <= _SMALL:
+                if len(self._recent) >= _MOST_RECENT:
+                    self._recent.clear()
+                self._recent[asked] = found
+        return found
 
     def _with_inputs(
         self, plain: Digest, arguments: dict[str, Any], digests: dict[str, bytes], identity: Identity,

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from hashlib import file_digest
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cuda_progcache._util.printable import printable
 from cuda_progcache.errors import ProgCacheError, ToolchainError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.provenance.nodes import content_digest, display_name, source_digest, times
@@ -39,7 +40,7 @@ def to_json(graph: Graph) -> dict[str, Any]:
     """Give a graph as a JSON object: ``format``, ``root``, ``nodes`` and ``edges``."""
     return {
         "format": FORMAT,
-        "root": graph.root,
+        "start": graph.root,
         "nodes": [
             {"id": node.id, "kind": node.kind, "label": node.label, "digest": node.digest, **dict(node.detail)}
             for node in graph.nodes.values()
@@ -65,7 +66,7 @@ def to_dot(graph: Graph) -> str:
 
 def quoted(text: str) -> str:
     """Write text as a DOT string; a newline in it is a line break."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 
 

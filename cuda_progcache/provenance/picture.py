@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax import saxutils
 
+from cuda_progcache._util.printable import printable
 from cuda_progcache.provenance.export import short
 
 if TYPE_CHECKING:
@@ -391,8 +392,8 @@ def _write(title: str, boxes: Sequence[Box], routes: Sequence[Route], width: flo
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     font = f'font-family="ui-monospace, DejaVu Sans Mono, Consolas, monospace" font-size="{FONT}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label={quoteattr(title)} {font}>',
-        f"<title>{escape(title)}</title>",
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label={_quoted(title)} {font}>',
+        f"<title>{_escaped(title)}</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         '<g fill="none" stroke="#7a7a7a" stroke-width="1.2">',
         *_curves(routes),
@@ -415,7 +416,7 @@ def _curves(routes: Iterable[Route]) -> Iterator[str]:
         if not other.columns:
             line += f"H{other.x:.1f}"
         dashed = ' stroke-dasharray="4 3"' if relation == "called by" else ""
-        yield f'<path d="{line}"{dashed}><title>{escape(relation)}</title></path>'
+        yield f'<path d="{line}"{dashed}><title>{_escaped(relation)}</title></path>'
 
 
 def _drawn(box: Box) -> list[str]:
@@ -424,18 +425,28 @@ def _drawn(box: Box) -> list[str]:
     stroke = 2.2 if box.is_root else 1
     place = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}"'
     style = f'rx="{radius}" fill="{fill}" stroke="#444444" stroke-width="{stroke}"'
-    parts = [f"<rect class={quoteattr(box.kind)} {place} {style}/>"]
+    parts = [f"<rect class={_quoted(box.kind)} {place} {style}/>"]
     y = box.y + LINE - 1
     if box.heading:
-        parts.append(f'<text x="{box.x + PAD:.1f}" y="{y:.1f}" font-weight="bold">{escape(box.heading)}</text>')
+        parts.append(f'<text x="{box.x + PAD:.1f}" y="{y:.1f}" font-weight="bold">{_escaped(box.heading)}</text>')
         y += LINE
     x = box.x + PAD
     for column in box.columns:
         for index, row in enumerate(column):
             colour = ' fill="#666666"' if row.faint else ""
             parts.append(
-                f'<text x="{x:.1f}" y="{y + LINE * index:.1f}"{colour} xml:space="preserve">{escape(row.text)}'
-                f"<title>{escape(row.tooltip)}</title></text>"
+                f'<text x="{x:.1f}" y="{y + LINE * index:.1f}"{colour} xml:space="preserve">{_escaped(row.text)}'
+                f"<title>{_escaped(row.tooltip)}</title></text>"
             )
         x += max(text_width(row.text) for row in column) + PAD * 2
     return parts
+
+
+def _escaped(text: str) -> str:
+    """Text of an element; XML has no place for controls, and a reader none for what hides."""
+    return saxutils.escape(printable(text))
+
+
+def _quoted(text: str) -> str:
+    """An attribute's value, with its quotes."""
+    return saxutils.quoteattr(printable(text))

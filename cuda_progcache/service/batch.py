@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuda_progcache import events
 from cuda_progcache._util.running import asked_by, here
+from cuda_progcache._util.who import who
 from cuda_progcache.errors import WorkerDiedError
 from cuda_progcache.service.plan import Load, Plan
 from cuda_progcache.service.worker import Worker, trouble
@@ -164,6 +165,7 @@ class _WorkerPool:
             "library": library.settings,
             "scratch": self._scratch.name,
             "asked_by": asked_by(),
+            "who": who(),
             "events": events.wanted("hit"),
         }
         self._lock = threading.Lock()

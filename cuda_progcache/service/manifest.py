@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from cuda_progcache.service.unpacked import Resource
     from cuda_progcache.templates.bytecode_cache import BytecodeCache
     from cuda_progcache.templates.source_map import SourceMap
 
@@ -111,8 +112,9 @@ class KernelLibrary:
 
     Parameters
     ----------
-    path : path, optional
-        A folder with a ``manifest.toml``, or that file. Without it, the library that comes with the package.
+    path : path or importlib.resources.abc.Traversable, optional
+        A folder with a ``manifest.toml``, or that file; a folder in an archive, as ``importlib.resources.files`` gives
+        it, is unpacked for as long as the process runs. Without it, the library that comes with the package.
     bytecode_cache : BytecodeCache, path, "default" or None
         Where compiled templates are kept between processes. By default in a directory of the user's own
         (``CUDA_PROGCACHE_TEMPLATES``, ``off`` for none); where that can't be had, they are compiled in each process.
@@ -138,7 +140,7 @@ class KernelLibrary:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | None = None,
+        path: str | os.PathLike[str] | Resource | None = None,
         *,
         bytecode_cache: BytecodeCache | str | os.PathLike[str] | None = "default",
         generated_from: bool = False,
@@ -146,7 +148,7 @@ class KernelLibrary:
         options: Mapping[str, Any] | None = None,
         mode: str | None = None,
     ) -> None:
-        folder = _bundled_folder() if path is None else os.fspath(path).rstrip(os.sep) or os.sep
+        folder = _bundled_folder() if path is None else _folder_of(path).rstrip(os.sep) or os.sep
         if os.path.basename(folder) == "manifest.toml" and not os.path.isdir(folder):
             folder = os.path.dirname(folder) or os.curdir
         self._folder = folder
@@ -392,12 +394,25 @@ def bundled_library() -> Path:
     return Path(_bundled_folder())
 
 
+def _folder_of(path: str | os.PathLike[str] | Resource) -> str:
+    if isinstance(path, str | os.PathLike):
+        return os.fspath(path)
+    from cuda_progcache.service.unpacked import folder_of
+
+    return folder_of(path)
+
+
 def _bundled_folder() -> str:
     package = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     candidates = (os.path.join(package, "kernels"), os.path.join(os.path.dirname(package), "kernels"))
     for folder in candidates:
         if os.path.isfile(os.path.join(folder, "manifest.toml")):
             return folder
+    if not os.path.isdir(package):  # the package lies in an archive
+        from importlib.resources import files
+
+        if (packed := files("cuda_progcache") / "kernels").is_dir():
+            return _folder_of(packed)
     raise ManifestError(
         f"the bundled kernel library is neither in {candidates[0]} nor in {candidates[1]}; reinstall cuda-progcache"
     )

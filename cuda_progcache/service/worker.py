@@ -12,8 +12,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from cuda_progcache._util.children import end, start_module
@@ -28,11 +31,15 @@ class Worker:
     setup : dict
         ``{"compiler": settings of a CachedCompiler, "library": settings of a KernelLibrary}``, and where wanted
         ``"scratch"`` (a folder for temporary files), ``"asked_by"`` (the call that asks, as
-        :func:`~cuda_progcache._util.running.asked_by` gives it) and ``"events"`` (whether to send them along).
+        :func:`~cuda_progcache._util.running.asked_by` gives it), ``"who"`` (the process that asks, as
+        :func:`~cuda_progcache._util.who.who` gives it) and ``"events"`` (whether to send them along).
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        self._process = start_module("cuda_progcache.service.worker", env=_environment(), text=True, encoding="utf-8")
+        with _no_interrupts():
+            self._process = start_module(
+                "cuda_progcache.service.worker", env=_environment(), text=True, encoding="utf-8"
+            )
         self._setup = setup
         self._send(setup)
 
@@ -94,6 +101,16 @@ class Worker:
         end(self._process)
 
 
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Block SIGINT in what is started: Ctrl-C reaches the whole group, and the one who asked ends its workers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 #: How the variables are called that this package, Python, and the search for compilers and headers look at.
 _ITS_OWN = ("CUDA_PROGCACHE_", "PYTHON", "XDG_", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH")
 
@@ -119,6 +136,7 @@ def main() -> None:
     import time
 
     from cuda_progcache import events
+    from cuda_progcache._util import who
     from cuda_progcache._util.running import Running, running
     from cuda_progcache.compile import compilers
     from cuda_progcache.compile.precompiled import PrecompiledHeaders
@@ -130,6 +148,8 @@ def main() -> None:
     compiler = CachedCompiler.from_settings(setup["compiler"])
     units = Units(compiler, KernelLibrary(**setup["library"]))
     precompiled = PrecompiledHeaders(setup.get("scratch"))  # goes with this process, and that with the batch
+    if setup.get("who"):
+        who.act_for(*setup["who"])
     for caller in setup.get("asked_by") or ():
         running.set(Running(caller["key"], caller["name"], None))
     happened: list[events.Event] = []
@@ -155,9 +175,16 @@ def main() -> None:
         compiler.cache.close()  # what was counted is written down: the end of the batch kills this process
         answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        try:
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+        except BrokenPipeError:
+            break
         happened.clear()
+    # At the end of a batch this process is killed. Nobody is there any more to remove what it left.
+    if setup.get("scratch"):
+        shutil.rmtree(setup["scratch"], ignore_errors=True)
+    os._exit(0)
 
 
 if __name__ == "__main__":

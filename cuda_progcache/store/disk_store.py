@@ -21,6 +21,7 @@ from cuda_progcache._util.files import (
     is_sharing_violation,
     read_descriptor,
     signature,
+    unlink_quietly,
 )
 from cuda_progcache.errors import ProgCacheWarning, StoreError, UnsafeRootError
 from cuda_progcache.store import judge, pairs
@@ -68,6 +69,7 @@ class DiskStore(ProgramCacheResource):
 
     _ROOT = Root
     _root: Root
+    _alone = True  # what isn't here is nowhere else, either
 
     def __new__(
         cls,
@@ -128,6 +130,7 @@ class DiskStore(ProgramCacheResource):
         self._cap_: SizeCap | None = None
         self._verified: dict[str, tuple[Signature, str]] = {}  # digest: file that was checked, its checksum
         self._recent = RecentRecords()
+        self._alone = path is not None
         self._writes_uses = True
         self._warned = False
         self._tally: Tally | None = None
@@ -226,7 +229,7 @@ class DiskStore(ProgramCacheResource):
                 with self._lock:
                     self._counters.hits += 1
                 return data
-        elif not pairs.exists(path):
+        elif self._alone and not pairs.exists(path):
             with self._lock:
                 self._counters.misses += 1
             return None
@@ -589,8 +592,6 @@ class DiskStore(ProgramCacheResource):
         return frozenset(filter(is_digest, self._root.pins()))
 
     def _unpin_removed(self, digest: str) -> None:
-        from cuda_progcache._util.files import unlink_quietly
-
         unlink_quietly(self._root.pinned + digest)
 
     def _asked(self, what: str, do: Callable[[], T], path: str | None = None) -> T:

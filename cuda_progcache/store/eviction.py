@@ -45,9 +45,7 @@ SAMPLE = 2048
 SAMPLE_SHARE = 8
 #: A last use is written down again when the one on disk is older than this, in nanoseconds (5 minutes).
 USE_RESOLUTION_NS = 300 * 10**9
-
-
-#: Last uses remembered in a process; half a kilobyte each, their keys included.
+#: Last uses remembered in a process; 170 bytes each, their keys included.
 REMEMBERED = 131_072
 
 

@@ -14,6 +14,7 @@ from cuda_progcache.store.stats import Totals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any, NoReturn, Self
 
     from cuda_progcache.store.base import ProgramCacheResource
@@ -49,11 +50,16 @@ class KeptInMemory(FileStreamProgramCache):
         made._instead = memory = InMemoryProgramCache(max_size_bytes=max_size_bytes)
         reason = trouble.strerror or trouble
         told = f"compiled programs are kept in memory only: {path or 'the cache'} can't be made or written ({reason})"
-        if path and os.access(made._root.entries, os.R_OK | os.X_OK):
+        readable = bool(path) and os.access(made._root.entries, os.R_OK | os.X_OK)
+        from cuda_progcache.store import layers
+
+        if below := [*([(path, shared)] if readable else []), *((layer, True) for layer in layers.directories())]:
             from cuda_progcache.store.readonly import ReadOnlyProgramCache
             from cuda_progcache.store.stack import ProgramCacheStack
 
-            made._instead = ProgramCacheStack((memory, ReadOnlyProgramCache(path, shared=shared)))
+            levels = [ReadOnlyProgramCache(layer, shared=shared) for layer, shared in below]
+            made._instead = ProgramCacheStack((memory, *levels))
+        if readable:
             told = (
                 f"{path} can't be written ({reason}): what lies there is used, "
                 "and what is compiled now is kept in memory only"
@@ -65,6 +71,11 @@ class KeptInMemory(FileStreamProgramCache):
     def settings(self) -> dict[str, Any] | None:
         """None: another process can't share it."""
         return None
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The directory, and those of the layers that packages bring."""
+        return tuple(dict.fromkeys((*super().roots, *self._instead.roots)))
 
     def clear(self, *, pinned: bool = True) -> None:  # noqa: ARG002 - nothing is pinned in memory
         """Forget what is kept in memory."""

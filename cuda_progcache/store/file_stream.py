@@ -16,9 +16,10 @@ from cuda_progcache.store.records import encode_record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from typing import Any, Self
 
-    from cuda_progcache.store.base import EntryInfo, Key
+    from cuda_progcache.store.base import Entry, EntryInfo, Key
     from cuda_progcache.store.bundle import ExportReport, ImportReport
     from cuda_progcache.store.census import Census
     from cuda_progcache.store.maintenance import PruneReport
@@ -45,7 +46,8 @@ class FileStreamProgramCache(DiskStore):
     path : str or os.PathLike, optional
         The directory; made if missing, with mode 0700. Default: ``CUDA_PROGCACHE_DIR`` or the user's cache directory +
         ``cuda-progcache``. If the default can't be made or written, there is one warning and programs are kept in
-        memory, before those that can be read there.
+        memory, before those that can be read there. What the default doesn't hold is looked for in the layers that
+        installed packages bring (:mod:`~cuda_progcache.store.layers`).
     max_size_bytes : int, optional
         Soft cap on the bytes of entries, staging files, quarantine and long records (beyond 512 bytes each). When a
         write passes it, the least recently used entries are evicted; in a store of more than 64 entries down to 90 % of
@@ -86,6 +88,38 @@ class FileStreamProgramCache(DiskStore):
 
             return blank(wanted, path, shared=shared)  # type: ignore[return-value]
         return super().__new__(cls, path, shared=shared, **more)
+
+    # The layers under the default cache
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The root directory; of the default cache, also those of the layers that packages bring."""
+        if self._alone:
+            return super().roots
+        from pathlib import Path
+
+        from cuda_progcache.store import layers
+
+        return (*super().roots, *map(Path, layers.directories()))
+
+    def info(self, digest: str) -> EntryInfo:
+        """One entry; :class:`KeyError` if there is none of that digest."""
+        if not self._alone and is_digest(digest) and (info := self._info(digest)) is None:
+            from cuda_progcache.store import layers
+
+            if (info := layers.info(digest)) is not None:
+                return info
+        return super().info(digest)
+
+    def _examine(self, digest: str, *, with_record: bool) -> Entry | None:
+        found = super()._examine(digest, with_record=with_record)
+        if found is None and not self._alone:
+            from cuda_progcache.store import layers
+
+            if (found := layers.look(digest, with_record=with_record)) is not None:
+                self._counters.count("misses", -1)
+                self._counters.count("hits")
+        return found
 
     # What its owner does with it
 

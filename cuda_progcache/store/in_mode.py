@@ -24,8 +24,8 @@ from cuda_progcache.store.base import (
     program_bytes,
 )
 from cuda_progcache.store.file_stream import FileStreamProgramCache
+from cuda_progcache.store.reader import ReadRoot
 from cuda_progcache.store.readonly import ReadOnlyProgramCache
-from cuda_progcache.store.readonly import _Root as _LookedAt
 from cuda_progcache.store.root import default_root
 from cuda_progcache.store.stack import ProgramCacheStack
 from cuda_progcache.store.stats import StoreStats
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, Value
 
 
-class _Root(_LookedAt):
+class _Root(ReadRoot):
     """A directory that is looked at, and may not be there: then it holds nothing."""
 
     def open(self) -> None:
@@ -64,7 +64,7 @@ class _ReadOnly(FileStreamProgramCache):
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | None = None,  # noqa: ARG002 - __new__ took it
+        path: str | os.PathLike[str] | None = None,
         *,
         max_size_bytes: int | None = None,
         durability: str = "fsync",
@@ -74,6 +74,7 @@ class _ReadOnly(FileStreamProgramCache):
     ) -> None:
         super().__init__(self._root.path, durability=durability, shared=shared, strict=strict)  # no cap: no bumped use
         self._told_cap = max_size_bytes
+        self._alone = path is not None
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -328,7 +329,9 @@ def _looked_at(cache: FileStreamProgramCache) -> ReadOnlyProgramCache:
     """The same directory, with misses that are None; kept, with what it has verified, as long as the store."""
     kept: ReadOnlyProgramCache | None = cache.__dict__.get("_looked_at")
     if kept is None:
-        kept = ReadOnlyProgramCache(_ReadOnly(cache.directory, shared=cache._said_shared))
+        store = _ReadOnly(cache.directory, shared=cache._said_shared)
+        store._alone = cache._alone
+        kept = ReadOnlyProgramCache(store)
         cache.__dict__["_looked_at"] = kept
     return kept
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -13,7 +12,7 @@ from cuda_progcache._util import modes
 from cuda_progcache.errors import ReadOnlyError
 from cuda_progcache.store.base import Entry, EntryInfo, ProgramCacheResource, key_bytes
 from cuda_progcache.store.file_stream import FileStreamProgramCache
-from cuda_progcache.store.root import Root
+from cuda_progcache.store.reader import Reader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,21 +21,17 @@ if TYPE_CHECKING:
     from cuda_progcache.store.stats import StoreStats
 
 
-class _Root(Root):
-    """A directory that is looked at: nothing is made, moved or removed in it."""
+def look_into(path: str | os.PathLike[str]) -> FileStreamProgramCache:
+    """Open a directory to see what it holds, whoever owns it; nothing is written there.
 
-    read_only = True
+    For commands that show: what others may have put there is not to be run.
 
-    def open(self) -> None:
-        if not stat.S_ISDIR(os.stat(self.path).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "the cache root is not a directory", self.path)
-        self.check()
-
-
-class _Reader(FileStreamProgramCache):
-    """Reads the entries of a directory; counts in memory alone."""
-
-    _ROOT = _Root  # and no size cap, so that no last use is bumped
+    Raises
+    ------
+    StoreError
+        There is no such directory, or it can't be read.
+    """
+    return Reader(path, shared=True, strict=True)
 
 
 class ReadOnlyProgramCache(ProgramCacheResource):
@@ -70,13 +65,15 @@ class ReadOnlyProgramCache(ProgramCacheResource):
     def __init__(self, inner: ProgramCacheResource | str | os.PathLike[str], *, shared: bool = False) -> None:
         if isinstance(inner, (str, os.PathLike)):
             follows = self.mode is None and modes.current() in {"off", "frozen"}
-            inner = (FileStreamProgramCache if follows else _Reader)(inner, shared=shared)
+            inner = (FileStreamProgramCache if follows else Reader)(inner, shared=shared)
         elif isinstance(inner, ReadOnlyProgramCache):
             inner = inner._inner
         elif type(inner) is FileStreamProgramCache:
             settings = inner.settings
             if settings is not None:
-                inner = _Reader(settings["path"], shared=settings["shared"])
+                alone = inner._alone
+                inner = Reader(settings["path"], shared=settings["shared"])
+                inner._alone = alone
         elif not isinstance(inner, ProgramCacheResource):
             raise TypeError(f"a store or the path of one is needed, got {type(inner).__name__}")
         self._inner: ProgramCacheResource = inner

@@ -492,11 +492,6 @@ def remove_tree(path: str) -> bool:
     return True
 
 
-def lies(path: str) -> bool:
-    """Whether something is still there."""
-    return os.path.lexists(path)
-
-
 def foreign(root: Root) -> Iterable[tuple[str, Identity]]:
     """What lies in ``entries`` and ``records`` and bears no name of a shard, or in a shard and none of a file."""
     for tree in (root.entries, root.records):

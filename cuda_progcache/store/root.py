@@ -11,6 +11,7 @@ import os
 import stat
 import time
 
+from cuda_progcache._util import modes
 from cuda_progcache._util.files import (
     Signature,
     is_missing,
@@ -22,6 +23,7 @@ from cuda_progcache._util.files import (
 )
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.user_dirs import user_cache_dir
+from cuda_progcache.errors import ModeError
 from cuda_progcache.store.sharing import Sharing
 
 TYPE_CHECKING = False
@@ -51,9 +53,16 @@ def default_root() -> str:
     ------
     OSError
         No home directory is known of this user.
+    ModeError
+        The variable names a mode, as ``off``, where a directory belongs.
     """
     chosen = os.environ.get("CUDA_PROGCACHE_DIR")
     if chosen:
+        if chosen in modes.MODES:
+            raise ModeError(
+                f"CUDA_PROGCACHE_DIR={chosen} would be a directory of that name: set {modes.VARIABLE}={chosen} for the "
+                f"mode, or CUDA_PROGCACHE_DIR=./{chosen} for the directory"
+            )
         return os.path.abspath(os.path.expanduser(chosen))
     return os.path.join(user_cache_dir(), "cuda-progcache")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +14,6 @@ from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.judge import CORRUPT, DAMAGED_RECORD, NO_ENTRY, NO_RECORD, NOTHING, Look, look
 
 if TYPE_CHECKING:
-    from cuda_progcache.store.records import Version
     from cuda_progcache.store.root import Root
 
 #: What can be wrong, and what helps.
@@ -84,19 +84,6 @@ class Verification(NamedTuple):
         return all(finding.repaired for finding in self.findings)
 
 
-class Pair(NamedTuple):
-    """An entry's bytes with the version of its record that vouches for them."""
-
-    data: bytes
-    version: Version
-
-
-def read_pair(root: Root, digest: str) -> Pair | None:
-    """An entry, verified, without counting a lookup or moving anything; ``None`` if it isn't there or isn't whole."""
-    seen = look(root, digest, quietly=True)
-    return None if seen.version is None or seen.data is None else Pair(seen.data, seen.version)
-
-
 def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -> Verification:
     """Look at every file under ``entries``, ``records``, ``tmp`` and ``leases``.
 
@@ -131,7 +118,7 @@ def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -
     if dead and repair:
         removal.reclaim(root)
     for path, length in dead:
-        findings.append(Finding("stale-staging", path, None, length, repair and not removal.lies(path)))
+        findings.append(Finding("stale-staging", path, None, length, repair and not os.path.lexists(path)))
     return Verification(ok, size, tuple(sorted(findings, key=lambda finding: finding.path)))
 
 

@@ -69,6 +69,26 @@ def test_an_edited_header_misses_for_those_who_saw_it(account):
     assert "tile.h changed" in told["pre-included by absolute path"]
 
 
+def test_a_deploy_ends_in_a_frozen_run_without_a_compiler(account):
+    done = account.deploy
+    assert done.recorded["hits"] == [False, False, False]
+    assert done.lock == done.again, "the same programs, recorded as another user elsewhere"
+    assert (done.prewarmed["compiled"], done.prewarmed["failed"]) == (3, 0)
+    assert done.proved["counts"]["hit"] == 3
+    assert done.proved["ok"]
+    assert done.compilers == []
+    assert done.frozen == {**done.recorded, "hits": [True, True, True], "compilers": []}
+
+
+def test_after_an_edit_the_proof_and_the_frozen_run_say_the_same(account):
+    done = account.deploy
+    wrong = [program for program in done.stale["programs"] if program["status"] != "hit"]
+    assert [(program["kernel"], program["status"]) for program in wrong] == [("fill.cu", "stale")]
+    assert wrong[0]["reasons"] == ["header size.h changed (1 of 1 headers differ)"]
+    assert done.edited["refused"] == [wrong[0]["reasons"]]
+    assert done.edited["hits"] == [True, True]
+
+
 def test_the_long_run_has_forty_programs_and_more():
     assert len(PROGRAMS) > 40
     assert len({program.name for program in PROGRAMS}) == len(PROGRAMS)

@@ -20,15 +20,30 @@ def names(result):
 
 def test_list_shows_each_program(cli, kept):
     lines = cli("list", "--sort", "name").stdout.splitlines()
-    assert lines[0].split() == ["digest", "name", "target", "arch", "size", "age", "last", "used"]
-    rows = [line.split() for line in lines[1:]]
+    assert lines[0].split() == ["digest", "name", "variant", "target", "arch", "size", "cost", "age", "last", "used"]
+    rows = [line.replace(" dtype=float16 ", " ").split() for line in lines[1:]]
     assert [row[1:4] for row in rows] == [
         ["gemm.cu", "ptx", "sm_90"],
         ["saxpy.cu", "cubin", "sm_90"],
         ["softmax", "cubin", "sm_100"],
     ]
+    assert "softmax   dtype=float16  cubin" in lines[3]
     assert [row[0] for row in rows] == [kept[name][:8] for name in ("gemm", "saxpy", "softmax")]
     assert rows[1][4:6] == ["5.0", "kB"]
+
+
+def test_rows_in_a_pipe_are_as_rich_lays_them_out(capsys):
+    from cuda_progcache.cli import output
+
+    columns, rows = (
+        ("digest", "name", "size"),
+        [("12ab", "k.cu", "5.0 kB"), ("", "字 [b]x[/] longer", "7 B"), ("c", "é", "")],
+    )
+    output.show_rows(columns, rows, right=("size",))
+    table = output.table(columns, right=("size",))
+    for row in rows:
+        table.add_row(*map(output.text, row))
+    assert capsys.readouterr().out == output.plain(table)
 
 
 def test_list_json(cli_json, kept, root):
@@ -37,8 +52,10 @@ def test_list_json(cli_json, kept, root):
     assert names(listed) == ["saxpy.cu", "softmax", "gemm.cu"]
     first = listed["entries"][0]
     assert set(first) == {
-        "digest", "name", "kernel", "code_type", "target_type", "arch", "size", "created", "last_used", "path",
+        "digest", "name", "kernel", "parameters", "names", "options", "variant", "code_type", "target_type", "arch",
+        "size", "seconds", "created", "last_used", "made_by", "path",
     }  # fmt: skip
+    assert [one["parameters"] for one in listed["entries"]] == [None, {"dtype": "float16"}, None]
     assert Path(first["path"]).read_bytes() == b"x" * 5000
     assert [entry["kernel"] for entry in listed["entries"]] == [None, "softmax", None]
 
@@ -48,6 +65,14 @@ def test_list_json(cli_json, kept, root):
     [
         (["--kernel", "softmax"], ["softmax"]),
         (["--kernel", "*.cu"], ["gemm.cu", "saxpy.cu"]),
+        (["--kernel", "softma?"], ["softmax"]),
+        (["--kernel", "softma[x]"], []),
+        (["--kernel", "softmax?dtype=float16@sm_100"], ["softmax"]),
+        (["--kernel", "softmax?dtype=float32"], []),
+        (["--kernel", "softmax@sm_90"], []),
+        (["--since", "1h"], ["gemm.cu", "saxpy.cu", "softmax"]),
+        (["--since", "2001-01-31T12:00", "--arch", "sm_100"], ["softmax"]),
+        (["--since", "2999-01-01"], []),
         (["--arch", "sm_90"], ["gemm.cu", "saxpy.cu"]),
         (["--target", "ptx"], ["gemm.cu"]),
         (["--arch", "sm_90", "--target", "cubin"], ["saxpy.cu"]),
@@ -176,9 +201,16 @@ def test_show_json_has_the_record(cli_json, kept):
     assert len(shown["checksum"]) == 32
 
 
-def test_show_refuses_what_is_no_digest_and_misses_what_is_not_there(cli, kept):
-    assert "four or more hex digits" in cli("show", "abc", code=2).stderr
-    assert "four or more hex digits" in cli("show", "wxyz1234", code=2).stderr
+def test_show_takes_names_and_misses_what_is_not_there(cli, cli_json, kept):
+    for name in ("softmax", "softmax?dtype=float16", "softmax@sm_100", "s*max?dtype=FLOAT16@sm_100"):
+        assert cli_json("show", name)["digest"] == kept["softmax"]
+    assert "is sofmax; did you mean 'softmax'" in cli("show", "sofmax", code=5).stderr
+    assert "no program" in cli("show", "softmax@sm_90", code=5).stderr
+    assert "isn't PARAMETER=VALUE" in cli("show", "softmax?a=b,c", code=2).stderr
+    several = cli("show", "*.cu")
+    assert "2 programs are *.cu; this is the one compiled last" in several.stderr
+    assert kept["gemm"] in several.stdout
+    assert "give the start of a digest" in cli("pin", "*.cu", code=5).stderr
     absent = next(d for d in ("0000", "1111", "2222", "3333") if not any(k.startswith(d) for k in kept.values()))
     assert f"no entry starts with {absent}" in cli("show", absent, code=5).stderr
 
@@ -282,6 +314,13 @@ def test_clear_removes_what_compiles_left(cli, kept, root):
 def test_clear_yes_does_not_ask(cli_json, kept, root):
     assert cli_json("clear", "--yes") == {"root": str(root), "removed": 3, "bytes": 5120}
     assert cli_json("stats")["entries"] == 0
+
+
+def test_clear_counts_what_it_removes_and_reads_no_record(cli_json, kept, root):
+    for path in (root / "records").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    assert cli_json("clear", "--yes") == {"root": str(root), "removed": 3, "bytes": 5120}
 
 
 def test_an_unsafe_root_is_cache_trouble(cli, root):

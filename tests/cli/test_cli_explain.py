@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from cuda_progcache import CompileService, FileStreamProgramCache, ProgramOptions
@@ -21,7 +23,11 @@ def compiles():
 
 def test_the_last_and_any(cli, cli_json, compiles):
     told = cli("explain", "--last").stdout
-    assert told == f"{compiles[1][:12]} k.cu (cubin, sm_80) was compiled:\n  option max_register_count unset → 32\n"
+    about, reason = told.splitlines()
+    assert about.startswith(f"{compiles[1][:12]} k.cu --maxrregcount=32 (cubin, sm_80) was compiled in ")
+    assert f" by process {os.getpid()} on {os.uname().nodename}, " in about
+    assert reason == "  option max_register_count unset → 32"
+    assert cli("explain", "k.cu").stdout == told
     assert "first compile of this program" in cli("explain", compiles[0][:10]).stdout
     found = cli_json("explain", compiles[1])
     assert (found["digest"], found["reasons"]) == (compiles[1], ["option max_register_count unset → 32"])

@@ -37,6 +37,14 @@ def test_each_command_helps_and_speaks_json(cli, name):
     assert command.short_help == COMMANDS[name][1]
 
 
+def test_a_field_means_the_same_in_the_json_of_every_command():
+    helps = {name: app.get_command(click.Context(app), name).epilog for name in EVERY}
+    for field, kind in (("ok", "bool"), ("root", "str"), ("bytes", "int"), ("path", "str")):
+        kinds = {name: set(re.findall(rf'"{field}": (\w+)', text)) for name, text in helps.items()}
+        assert {name: found for name, found in kinds.items() if found - {kind}} == {}
+        assert any(kinds.values())
+
+
 def test_every_option_has_a_help_line_or_a_telling_metavar():
     for name in EVERY:
         for parameter in app.get_command(click.Context(app), name).params:
@@ -114,7 +122,7 @@ def test_a_defect_shows_its_traceback_when_asked(process, tmp_path):
 
 
 def test_errors_are_json_too(cli_json):
-    error = cli_json("show", "nothex", code=2)["error"]
+    error = cli_json("list", "--since", "soon", code=2)["error"]
     assert set(error) == {"type", "message", "exit_code", "log"}
     assert error["exit_code"] == 2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
-from cuda_progcache.cli.session import kernel_text
+from cuda_progcache.cli.inspection import of_library
 from cuda_progcache.inspect import occupancy
 from cuda_progcache.inspect.resources import Resources
 
@@ -181,7 +181,9 @@ def test_an_empty_cache_has_nothing(cli, tmp_path):
 
 
 def test_kernel_texts():
-    assert kernel_text("softmax?dtype=float16&block=256@sm_90") == ("softmax", ("dtype=float16", "block=256"), "sm_90")
-    assert kernel_text("softmax@sm_90") == ("softmax", (), "sm_90")
-    assert kernel_text("softmax?") == ("softmax", (), None)
-    assert kernel_text("3f2a91c0") is kernel_text("@sm_90") is None
+    both = (("dtype", "float16"), ("block", "256"))
+    for text in ("softmax?dtype=float16&block=256@sm_90", "softmax?dtype=float16,block=256@sm_90"):
+        assert of_library(text) == ("softmax", both, "sm_90")
+    assert of_library("softmax@sm_90") == ("softmax", (), "sm_90")
+    assert of_library("softmax?") == ("softmax", (), None)
+    assert of_library("3f2a91c0") is of_library("k@home.cu") is None

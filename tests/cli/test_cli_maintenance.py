@@ -21,7 +21,7 @@ def path_of(root, digest):
 
 def test_verify_a_whole_cache(cli, cli_json, kept, root):
     assert cli("verify").stdout == "3 entries whole (5.1 kB), nothing wrong\n"
-    assert cli_json("verify") == {"root": str(root), "ok": 3, "bytes": 5120, "clean": True, "findings": []}
+    assert cli_json("verify") == {"root": str(root), "ok": True, "whole": 3, "bytes": 5120, "findings": []}
 
 
 def test_verify_says_what_is_wrong_and_repairs_it(cli, cli_json, kept, root):
@@ -36,7 +36,7 @@ def test_verify_says_what_is_wrong_and_repairs_it(cli, cli_json, kept, root):
     assert (finding["size"], finding["repaired"]) == (5000, False)
     assert "quarantine" in finding["advice"]
     repaired = cli_json("verify", "--repair")
-    assert (repaired["clean"], repaired["findings"][0]["repaired"]) == (True, True)
+    assert (repaired["ok"], repaired["findings"][0]["repaired"]) == (True, True)
     assert cli_json("verify")["findings"] == []
 
 
@@ -119,7 +119,7 @@ def test_pin_needs_something_to_pin(cli, kept):
         cli("pin", *arguments, code=2)
     absent = next(d for d in ("0000", "1111", "2222", "3333") if not any(k.startswith(d) for k in kept.values()))
     cli("pin", absent, code=5)
-    cli("pin", "wxyz", code=2)
+    cli("pin", "wxyz", code=5)
 
 
 def test_clear_says_what_is_pinned_and_can_spare_it(cli, cli_json, kept):

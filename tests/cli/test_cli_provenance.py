@@ -47,7 +47,7 @@ def test_the_tree(cli, compiled, kernel):
 def test_documents(cli, cli_json, compiled, tmp_path):
     graph = cli_json("provenance", compiled)
     assert graph == json.loads(cli("provenance", compiled, "--format", "json").stdout)
-    assert graph["root"] == f"binary:{compiled}"
+    assert graph["start"] == f"binary:{compiled}"
     assert json.loads(cli("provenance", compiled, "--format", "prov").stdout)["activity"]
     statement = json.loads(cli("provenance", compiled, "--format", "slsa").stdout)
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from cuda_progcache import ProgramOptions
-from cuda_progcache.keys.explain import explain
+from cuda_progcache.keys.explain import differing, explain
 from cuda_progcache.keys.headers import NO_HEADERS, Header, HeaderSet
 from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.schema import base_key
@@ -98,9 +98,14 @@ def test_surroundings():
 
 
 def test_compilers_and_paths():
-    assert explain([["tool nvrtc", "build-id:1:2"]], [["tool nvrtc", "build-id:2:2"]], {}, {}) == [
-        "nvrtc build differs"
-    ]
+    new, old = ("tool nvrtc", "build-id:1:2"), ("tool nvrtc", "build-id:2:2")
+    for versions, told in (
+        ({}, "build 2 → build 1"),
+        ({("nvrtc", new[1]): "13.5.37", ("nvrtc", old[1]): "13.4.9"}, "13.4.9 → 13.5.37"),
+        ({("nvrtc", new[1]): "13.5.37"}, "build 2 → 13.5.37 (build 1)"),
+        (dict.fromkeys([("nvrtc", new[1]), ("nvrtc", old[1])], "13.5"), "13.5 (build 2) → 13.5 (build 1)"),
+    ):
+        assert differing([new], [old], {}, {}, versions) == [("tool nvrtc", f"nvrtc build differs: {told}")]
     assert explain([["cwd", "/a"]], [["cwd", "/b"]], {}, {}) == [
         "the working directory differs, and reaches the output"
     ]
@@ -124,5 +129,6 @@ def test_inputs_of_a_link():
     new = [["input 0 code", "1"], ["input 1 option", "--fmad=false"], ["input 1 tool nvrtc", "1"]]
     old = [["input 0 code", "2"], ["input 1 option", "--fmad=true"], ["input 1 tool nvrtc", "2"]]
     assert explain(new, old, {}, {}) == [
-        "input 0: the source differs", "input 1: option fma true → false", "input 1: nvrtc build differs",
+        "input 0: the source differs", "input 1: option fma true → false",
+        "input 1: nvrtc build differs: build 2 → build 1",
     ]  # fmt: skip

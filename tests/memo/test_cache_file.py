@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.errors import OptionError, ProgCacheError
 from cuda_progcache.memo import cache_file as module
 from cuda_progcache.memo.cache_file import cache_file, cache_tree_reset, load_config, track_file
 
@@ -162,8 +162,9 @@ def test_the_decorator_in_its_three_forms(store):
     assert (wrapped.__name__, wrapped.__wrapped__) == ("three", three)
     with pytest.raises(TypeError, match="verbos'; valid: cache_dir"):
         cached(verbos=True)
-    with pytest.raises(ProgCacheError, match="backend='parquet' isn't known; valid: pickle"):
-        cache_file(store, backend="parquet")
+    for backend in ("parquet", "rds", "qs"):
+        with pytest.raises(OptionError, match=f"backend='{backend}' isn't known; valid: pickle"):
+            cache_file(store, backend=backend)
     with pytest.raises(ProgCacheError, match="valid: xxhash64, sha256"):
         cache_file(store, algo="md5")
     with pytest.raises(TypeError, match="coroutine or generator"):

@@ -492,3 +492,22 @@ def test_a_subclass_with_a_load_of_its_own_is_asked_by_it(tmp_path):
         asked.clear()
         assert f(1) == f(1) == 2 and f.counters["hits"] == 1
         assert asked == [f.digest(1)] * len(asked) != []
+
+
+def test_a_stack_asks_a_level_only_for_the_keys_that_it_has(memory_cache):
+    class Counted(Cache):
+        asked = ()
+
+        def _shrink(self, *keys):
+            object.__setattr__(self, "asked", (*self.asked, keys))
+            return super()._shrink(*keys)
+
+    near, far = (Counted(ValueMemory({}), CallMemory({})) for _ in range(2))
+    one, two = (cache.save(Call("f", {"x": n}, result="value")) for n, cache in enumerate((near, far)))
+    value = digest("value")
+    stack = CacheStack((near, far))
+    assert all(key.startswith(short) for key, short in zip((one, two), stack.shrink(one, two), strict=True))
+    assert (near.asked, far.asked) == (((one,),), ((two,),))
+    assert all(key.startswith(short) for key, short in zip((one, value), stack.shrink(one, value), strict=True))
+    with pytest.raises(KeyError):
+        stack.shrink(one, "0" * 64)

@@ -652,3 +652,22 @@ def test_threads_run_a_call_once_whether_or_not_processes_agree_about_it(files, 
 
     assert at_once(4, call) == [7] * 4
     assert runs == [7]
+
+
+def test_arguments_that_are_equal_and_differ_are_told_apart_however_often(memory_cache):
+    f = memoize(memory_cache, lambda *, x, y=0: repr((x, y)))
+    values = [0, 0.0, -0.0, False, 1, 1.0, True, "1", b"1", "", b"", None, 1j, 1 << 70, 1.0 * (1 << 70), "a" * 5000]
+    for _ in range(3):
+        for x in values:
+            assert f(x=x) == repr((x, 0)) and f(x=1, y=x) == repr((1, x))
+    assert f.counters["misses"] == 2 * len(values) - 1 and f.counters["hits"] == 4 * len(values) + 1
+    assert memoize(memory_cache, lambda *, x, y=0: repr((x, y))).digest(x=1) == f.digest(x=1, y=0)
+
+
+def test_memoize_without_a_cache_over_a_function_without_parameters_says_so():
+    @memoize
+    def f():
+        return 1
+
+    with pytest.raises(TypeError, match=r"write @memoize\(cache\) above <function .*f at"):
+        f()

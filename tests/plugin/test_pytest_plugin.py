@@ -122,11 +122,6 @@ def test_programs_that_could_not_be_kept_are_told(pytester, in_process):
     assert in_process("--progcache-dir=programs", passed=1).counts == (0, 1, 1)
 
 
-def test_help_names_options_and_fixtures(in_process):
-    in_process("--help").result.stdout.fnmatch_lines(["*--progcache-dir=DIR*"])
-    in_process("--fixtures").result.stdout.fnmatch_lines(["program_cache*session scope*"])
-
-
 UNKEPT = r"""
 import cuda_progcache
 import pytest

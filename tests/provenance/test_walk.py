@@ -183,7 +183,7 @@ def test_json_and_dot_have_every_node_and_edge(world):
     graph = walk(world["linked"], world["cache"])
     told = json.loads(json.dumps(export.to_json(graph)))
     assert (len(told["nodes"]), len(told["edges"])) == (len(graph.nodes), len(graph.edges))
-    assert told["root"] == graph.root
+    assert told["start"] == graph.root
     dot = export.to_dot(graph)
     assert dot.count(" -> ") == len(graph.edges)
     assert dot.count("[label=") == len(graph.nodes) + len(graph.edges)

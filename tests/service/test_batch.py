@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 
@@ -185,6 +186,43 @@ def test_an_interrupted_prewarm_leaves_no_worker_behind(service, when):
     with pytest.raises(KeyboardInterrupt):
         service.prewarm(archs=["sm_80"], jobs=2, **{when: stop})
     assert not children()
+
+
+@pytest.mark.parametrize(
+    ("number", "early"),
+    [
+        *((signal.SIGINT, early) for early in (True, False)),
+        *((signal.SIGTERM, early) for early in (True, False)),
+        (
+            signal.SIGKILL,
+            False,
+        ),  # killed before it has a worker, it leaves an empty folder: nobody is there to remove it
+    ],
+)
+def test_a_signal_leaves_no_traceback_and_nothing_behind(library_dir, tmp_path, number, early):
+    """To the whole group, as a terminal or a CI server sends it; SIGKILL to the command alone."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "cuda_progcache", "prewarm", "--manifest", str(library_dir), "--jobs", "2"]
+    environment = {**os.environ, "TMPDIR": str(temporary), "CUDA_PROGCACHE_DIR": str(tmp_path / "kept")}
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, "env": environment}
+    with subprocess.Popen([*command, "--kernel", "heavy"], text=True, **given) as running:
+        if early:
+            wait_for(lambda: os.listdir(temporary) or running.poll() is not None)  # the workers are being started
+        else:
+            running.stderr.readline()
+        (os.kill if number == signal.SIGKILL else os.killpg)(running.pid, number)
+        said = running.stderr.read()  # to the end: until no worker is there any more
+    assert "Traceback" not in said
+    assert running.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    wait_for(lambda: not os.listdir(temporary))
+    assert os.listdir(temporary) == []
+
+
+def wait_for(condition):
+    latest = time.monotonic() + 60
+    while not condition() and time.monotonic() < latest:
+        time.sleep(0.002)
 
 
 def test_what_happens_in_workers_is_heard(service):

@@ -264,3 +264,14 @@ def test_a_mode_that_does_not_exist_is_told_of(text, tmp_path, monkeypatch):
     with pytest.raises(ModeError, match=f"CUDA_PROGCACHE='{text}' is no mode"):
         CompileService(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro", "off", "frozen"])
+def test_a_mode_is_no_directory(mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", mode)
+    with pytest.raises(ModeError, match=f"set CUDA_PROGCACHE={mode} for the mode"):
+        CompileService()
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", f"./{mode}")
+    assert FileStreamProgramCache().directory == str(tmp_path / mode)
+    assert os.listdir(tmp_path) == [mode]

@@ -25,9 +25,13 @@ def test_twice(service):
     assert (first.ok, first.compiled, first.hits, first.failed) == (True, 10, 0, 0)
     assert first.compile_seconds > 0
     assert first.saved_seconds == 0
+    counted = service.cache.stats().all_time  # each was looked up here; it and its parts by the worker that made them
+    parts = len(service.cache)
+    assert (counted.stored, counted.hits, counted.misses) == (parts, 0, 10 + parts)
     again = service.prewarm(archs=ARCHS, jobs=2)
     assert (again.ok, again.compiled, again.hits) == (True, 0, 10)
     assert again.saved_seconds > 0
+    assert service.cache.stats().all_time._replace(hits=0) == counted
     assert again.bytes == first.bytes == sum(item.size for item in first.items)
     assert [i.digest for i in again.items] == [i.digest for i in first.items]
     for item in first.items:

@@ -5,9 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from pathlib import Path
 
+from cuda_progcache._util.files import CLOCK_TICK_NS
 from cuda_progcache.store import FileStreamProgramCache, entry_digest
+
+
+def settle() -> None:
+    """Wait until any further change of a file shows in its status, so that what is read now is remembered."""
+    time.sleep(CLOCK_TICK_NS * 1.3e-9)
 
 
 def value(key: bytes, who: int, turn: int) -> bytes:

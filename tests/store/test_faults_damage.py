@@ -9,11 +9,10 @@ import random
 import shutil
 import socket
 import stat
-import time
 from pathlib import Path
 
 import pytest
-from faults_values import check_lookups, entry_path, publish, record, record_path, value
+from faults_values import check_lookups, entry_path, publish, record, record_path, settle, value
 
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache.store import FileStreamProgramCache, entry_digest
@@ -138,7 +137,7 @@ def test_instead(root, tmp_path, monkeypatch, place, make):
     path = place(root)
     used = FileStreamProgramCache(root, durability="none", max_size_bytes=100_000)
     assert publish(used, KEY, 1, 1)
-    time.sleep(0.025)  # old enough to be remembered as verified
+    settle()
     assert check_lookups(used, KEY) == 2
     put_instead(path, make, tmp_path, monkeypatch)
     walk_through(used)
@@ -212,7 +211,7 @@ PAIRS = {"entries": (entry_path,), "records": (record_path,), "both": (entry_pat
 @pytest.mark.parametrize("of", PAIRS.values(), ids=PAIRS)
 def test_swapped_with_another_keys(root, tmp_path, of):
     store = FileStreamProgramCache(root, durability="none")
-    time.sleep(0.025)
+    settle()
     assert check_lookups(store, KEY) == check_lookups(store, OTHER) == 2
     for path in of:
         one, other, parked = path(root, KEY), path(root, OTHER), tmp_path / "parked"

@@ -11,13 +11,12 @@ import signal
 import stat
 import subprocess
 import tempfile
-import time
 import traceback
 import warnings
 from pathlib import Path
 
 import pytest
-from faults_values import assert_works, check_lookups, entry_path, publish, staged
+from faults_values import assert_works, check_lookups, entry_path, publish, settle, staged
 
 from cuda_progcache.errors import ProgCacheWarning, StoreError, UnsafeRootError
 from cuda_progcache.store import FileStreamProgramCache
@@ -423,7 +422,7 @@ def test_a_read_only_bind_mount(tmp_path, cap):
         subprocess.run(["mount", "--bind", str(root), str(seen)], check=True)
         try:
             subprocess.run(["mount", "-o", "remount,bind,ro", str(seen)], check=True)
-            time.sleep(0.025)
+            settle()
             before = written(root)
             store = FileStreamProgramCache(seen, max_size_bytes=cap)
             refuses_writes(store, errno.EROFS)
@@ -443,7 +442,7 @@ def test_a_file_system_that_turns_read_only_and_back(tmp_path, cap):
         assert publish(store, b"k", 1, 1)
         assert publish(store, b"damaged", 1, 1)
         os.truncate(entry_path(root, b"damaged"), 5)
-        time.sleep(0.025)
+        settle()
         assert check_lookups(store, b"k") == 2
         subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True)
         try:

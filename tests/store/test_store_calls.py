@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
-import time
 import tracemalloc
 
 import pytest
 from faults_injector import injected
+from faults_values import settle
 
 from cuda_progcache._util import files
 from cuda_progcache.store import FileStreamProgramCache, entry_digest
@@ -68,7 +68,7 @@ def test_a_put_is_synced_once(tmp_path, calls):
 def test_a_warm_hit_opens_one_file(tmp_path, calls, cap):
     store = FileStreamProgramCache(tmp_path / "cache", max_size_bytes=cap)
     assert store.publish(b"k", b"v", {"n": 1})
-    time.sleep(0.025)  # what was written within a clock tick is verified anew by each read
+    settle()
     assert store.load(b"k") == (b"v", {"n": 1})
     for _ in range(2):
         assert calls(lambda: store.get(b"k")) == READ
@@ -80,9 +80,9 @@ def test_the_first_hit_of_a_process_opens_two(tmp_path, calls, cap):
     """Also under a size cap, where another process has just written the use down."""
     writer = FileStreamProgramCache(tmp_path / "cache", max_size_bytes=100_000)
     assert writer.publish(b"k", b"v", {"n": 1})
-    time.sleep(0.025)
+    settle()
     assert writer[b"k"] == b"v"
-    time.sleep(0.025)
+    settle()
     store = FileStreamProgramCache(tmp_path / "cache", max_size_bytes=cap)
     record = [call.replace("entries", "records") for call in READ]
     assert calls(lambda: store.get(b"k")) == ["access", *READ, *record]

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 
 import pytest
+from faults_values import settle
 
 from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, ReadOnlyProgramCache, entry_digest, judge
 
@@ -61,7 +62,7 @@ def test_a_census_is_what_the_entries_sum_up_to(cache):
             elif cache.get(b"%d" % number) is not None:
                 del cache[b"%d" % number]
         if dice.random() < 0.5:
-            time.sleep(0.03)  # what has changed within a clock tick is counted anew
+            settle()
         assert cache.census() == expected(cache)
     cache.clear()
     assert cache.census() == (0, 0, 0.0, Counter(), Counter())
@@ -71,13 +72,13 @@ def test_only_what_has_changed_is_read(cache, read):
     dice = random.Random(4)
     for number in range(200):
         put(cache, dice, number)
-    time.sleep(0.03)
+    settle()
     assert cache.census() == expected(cache)
     read.clear()
     sums = FileStreamProgramCache(cache.path).census()
     assert read == []
     put(cache, dice, 7)
-    time.sleep(0.03)
+    settle()
     FileStreamProgramCache(cache.path).census()
     assert entry_digest(b"7") in read
     assert {digest[:2] for digest in read} == {entry_digest(b"7")[:2]}
@@ -91,7 +92,7 @@ def test_a_damaged_census_is_taken_anew(cache, damage):
     dice = random.Random(5)
     for number in range(20):
         put(cache, dice, number)
-    time.sleep(0.03)
+    settle()
     cache.census()
     (cache.path / "census").write_bytes(damage)
     assert cache.census() == expected(cache)

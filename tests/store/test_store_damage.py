@@ -10,6 +10,7 @@ import socket
 import time
 
 import pytest
+from faults_values import settle
 
 from cuda_progcache.store import FileStreamProgramCache, entry_digest, removal
 
@@ -119,7 +120,7 @@ def lookup(store, how):
 @pytest.mark.parametrize("damage", ENTRY_DAMAGE.values(), ids=ENTRY_DAMAGE)
 def test_a_damaged_entry(root, store, damage, seen_before, how):
     if seen_before:
-        time.sleep(0.03)  # old enough to be remembered as verified
+        settle()
         assert store.get(KEY) == DATA
         assert store._verified
     damage(root)
@@ -227,7 +228,7 @@ def test_an_entry_is_the_binary_verbatim(root, store):
 
 
 def test_bytes_replaced_in_place_with_the_old_time_stamp(root, store):
-    time.sleep(0.03)
+    settle()
     assert store.get(KEY) == DATA
     status = entry(root).stat()
     flip(entry(root), 100)
@@ -249,13 +250,13 @@ def test_a_file_changed_just_now_is_verified_but_not_remembered(root, store, age
     """On a file system with a coarse clock its next change could bear the same time stamp."""
     moment = time.time() - age
     os.utime(entry(root), (moment, moment))
-    time.sleep(0.03)  # its status has changed just now
+    settle()
     assert store.get(KEY) == DATA
     assert bool(store._verified) is remembered
 
 
 def test_a_warm_hit_reads_the_entry_alone(root, store, monkeypatch):
-    time.sleep(0.03)
+    settle()
     assert store.get(KEY) == DATA
     monkeypatch.setattr("cuda_progcache.store.judge.checksum", pytest.fail)
     monkeypatch.setattr("cuda_progcache.store.judge.decode", pytest.fail)
@@ -263,7 +264,7 @@ def test_a_warm_hit_reads_the_entry_alone(root, store, monkeypatch):
 
 
 def test_reading_an_uncapped_store_writes_nothing(root, store):
-    time.sleep(0.03)
+    settle()
 
     def state():
         return {

@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+from faults_values import settle
 
 from cuda_progcache.store import FileStreamProgramCache, entry_digest, eviction, pairs, records, removal, size_cap
 from cuda_progcache.store.eviction import (
@@ -144,7 +145,7 @@ def test_uses_are_remembered_over_a_reopening(root):
 def test_a_read_is_written_down_once_in_minutes(root):
     store = make(root, 10_000)
     store[b"k"] = b"v"
-    time.sleep(0.03)
+    settle()
     written = entry(root, b"k").stat()
     assert store[b"k"]
     first = entry(root, b"k").stat()

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-import time
 
 import pytest
+from faults_values import settle
 
 from cuda_progcache.store import FileStreamProgramCache, entry_digest, judge
 
@@ -21,7 +21,7 @@ def store(tmp_path):
 def warm(store, key, *published):
     """Publish, load until the record is remembered, and give what a further load gives."""
     assert store.publish(key, *published)
-    time.sleep(0.03)  # what is younger than a clock tick is not remembered
+    settle()
     return store.load(key), store.load(key)
 
 
@@ -71,7 +71,7 @@ def test_the_record_of_a_version_goes_with_that_version(store):
     kept = entry.with_name("kept")
     os.link(entry, kept)
     store.publish(b"k", b"new", {"n": "new"})
-    time.sleep(0.03)
+    settle()
     assert store.load(b"k") == store.load(b"k") == (b"new", {"n": "new"})
     os.replace(kept, entry)
     assert store.get(b"k") == b"old"

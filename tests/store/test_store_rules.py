@@ -15,6 +15,7 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+from faults_values import settle
 
 from cuda_progcache import events, subscribe
 from cuda_progcache._util import files, parallel, user_dirs
@@ -230,7 +231,7 @@ def test_names_made_anew_after_anothers_clear_are_synced_again(root, monkeypatch
     cache[b"k"] = b"v"
     needed = {str(path) for file in paths(root, b"k") for path in (file.parent, file.parent.parent)} | {str(root)}
     assert needed <= set(synced)
-    time.sleep(0.03)
+    settle()
     FileStreamProgramCache(root).clear()
     synced.clear()
     cache[b"k"] = b"v"

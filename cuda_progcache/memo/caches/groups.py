@@ -69,18 +69,14 @@ class _MultiCache(BaseCache):
     def _shrink(self, *keys: str) -> tuple[Digest, ...]:
         found: dict[str, list[Digest]] = {key: [] for key in keys}
         for cache in self._members:
-            present = list(keys)
-            while present:
-                try:
-                    shorts = cache._shrink(*present)
-                except KeyError as error:  # one of them isn't here, neither as a call nor as a value
-                    gone = error.args[0] if error.args and error.args[0] in present else present[0]
-                    present.remove(gone)
-                    continue
-                for key, short in zip(present, shorts, strict=True):
-                    found[key].append(short)
-                break
-        return tuple(_combine_shrink(key, found[key]) for key in keys)
+            present = [key for key in keys if cache.contains(key)]
+            for key, short in zip(present, cache._shrink(*present) if present else (), strict=True):
+                found[key].append(short)
+        # The key of no call is a value's, or nobody's.
+        return tuple(_combine_shrink(key, found[key] or self._shorts(key)) for key in keys)
+
+    def _shorts(self, key: str) -> list[Digest]:
+        return self._collect(lambda cache: cache._shrink(key)[0])
 
     def _query(self, template: QueryCall) -> Iterable[LazyCall]:
         seen = set()

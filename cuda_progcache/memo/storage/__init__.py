@@ -57,7 +57,7 @@ _HOME = {
     "MemoryBackend": "memory",
     "OperationContext": "base",
     "PerKeyLockMixin": "locking",
-    "SaveError": "codecs",
+    "SaveError": "base",
     "SerializingMixin": "locking",
     "StorageBackend": "base",
     "ValueMemory": "memory",

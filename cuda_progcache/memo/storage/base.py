@@ -18,6 +18,7 @@ from typing import Any, overload
 from cuda_progcache.errors import AmbiguousDigestError
 from cuda_progcache.memo.call import DigestedCall, QueryCall, digests_of
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
+from cuda_progcache.memo.tagged_json import SaveError as SaveError  # noqa: PLC0414 - a name of this module, too
 
 _logger = logging.getLogger(__name__)
 

@@ -59,7 +59,7 @@ class FileTree:
         self.suffix = suffix
         #: What went wrong, by kind: ``corrupt``, ``refused`` (not signed, or by another), ``read_errors``.
         self.counters: Counter[str] = Counter()
-        self._listed: dict[str, tuple[int, list[Digest]]] = {}
+        self._listed: dict[str, tuple[int, tuple[Digest, ...]]] = {}
 
     def path(self, key: str) -> str:
         """Where the file of a key lies; KeyError for what is no key."""
@@ -174,13 +174,13 @@ class FileTree:
         key = name.removesuffix(self.suffix)
         return Digest(key) if len(key) == DIGEST_LENGTH and len(name) == len(key) + len(self.suffix) else None
 
-    def keys_of(self, shard: str) -> list[Digest]:
-        """Sorted keys of a shard; remembered as long as its mtime stays."""
+    def keys_of(self, shard: str, mtime: int | None = None) -> tuple[Digest, ...]:
+        """Sorted keys of a shard; remembered as long as its mtime (ns; asked for if it isn't given) stays."""
         directory = f"{self.root}/{shard}"
         try:
-            mtime = os.stat(directory).st_mtime_ns
+            mtime = os.stat(directory).st_mtime_ns if mtime is None else mtime
         except OSError:
-            return []
+            return ()
         known = self._listed.get(shard)
         if known is not None and known[0] == mtime:
             return known[1]
@@ -188,16 +188,16 @@ class FileTree:
         try:
             names = os.listdir(directory)
         except OSError:
-            return []
-        keys = sorted(key for name in names if (key := self._key(name)) is not None)
+            return ()
+        keys = tuple(sorted(key for name in names if (key := self._key(name)) is not None))
         if settled:
             self._listed[shard] = (mtime, keys)
         return keys
 
     def keys(self) -> Iterator[Digest]:
         """Every key."""
-        for shard in self.shards():
-            yield from tuple(self.keys_of(shard))
+        for shard, mtime in self.shards().items():
+            yield from self.keys_of(shard, mtime)
 
     def with_prefix(self, prefix: str) -> list[Digest]:
         """Keys with a prefix of 2 characters at least, two if there are several."""

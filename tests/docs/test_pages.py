@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README.md tells the truth: each of its code blocks is run, in its order, in one working directory."""
+"""README.md and the documentation tell the truth: each block of code is run, in its page's order, in one directory."""
 
 from __future__ import annotations
 
@@ -17,34 +17,42 @@ from cuda_progcache.templates import unpatch_jinja2
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "ci" / "docs").rglob("*.md"))]
+RUN = {"python", "console", "cuda"}
 
 # These make environments and run this very suite.
 NOT_RUN = {"make demo", "make test"}
 
 
 class Block(NamedTuple):
+    page: str
     line: int
     language: str
     text: str
 
 
-def blocks():
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
-        yield Block(README.count("\n", 0, match.start()) + 1, match[1], match[2])
+def blocks(page):
+    text = page.read_text(encoding="utf-8")
+    for match in re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if match[1] in RUN:
+            yield Block(page.name, text.count("\n", 0, match.start()) + 1, match[1], match[2])
 
 
-BLOCKS = list(blocks())
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One cache for all pages: what one compiles is a hit in the others."""
+    return tmp_path_factory.mktemp("pages") / "cache"
 
 
 @pytest.fixture
-def environment(tmp_path, monkeypatch):
-    """A working directory as the checkout's root would be, a cache of its own, and the tools on PATH."""
+def environment(tmp_path, monkeypatch, cache):
+    """A working directory as the checkout's root would be, a cache, and the tools on PATH."""
     from cuda_progcache.inspect import find_tool
 
     for name in ("ci", "kernels"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(cache))
     tools = (os.path.dirname(sys.executable), os.path.dirname(find_tool("cuobjdump")))
     monkeypatch.setenv("PATH", os.pathsep.join(tools), prepend=os.pathsep)
     # The run of pytest inside this one is a run of its own.
@@ -52,20 +60,24 @@ def environment(tmp_path, monkeypatch):
 
 
 def test_there_is_something_to_run():
-    languages = [block.language for block in BLOCKS]
-    assert languages.count("python") >= 4
-    assert languages.count("console") >= 5
-    assert set(languages) <= {"python", "console", "cuda"}
+    languages = [block.language for block in blocks(PAGES[0])]
+    assert languages.count("python") >= 3
+    assert languages.count("console") >= 3
+    assert len(README.splitlines()) <= 200
+    # What stands in a page and isn't run: text, and directives.
+    fences = {fence for page in PAGES for fence in re.findall(r"^```(\S+)$", page.read_text(), re.MULTILINE)}
+    assert {fence for fence in fences if not fence.startswith("{")} <= RUN | {"text", "toml"}
 
 
-def test_every_block_runs(environment, capsys):
-    """In one test: later blocks look at what earlier ones compiled, so xdist must not part them."""
+@pytest.mark.parametrize("page", [p for p in PAGES if list(blocks(p))], ids=lambda p: p.name)
+def test_every_block_runs(page, environment, capsys):
+    """In one test: later blocks look at what earlier ones compiled."""
     try:
-        for block in BLOCKS:
+        for block in blocks(page):
             try:
                 run(block, environment, capsys)
             except Exception as error:
-                error.add_note(f"in the block at README.md:{block.line}")
+                error.add_note(f"in the block at {block.page}:{block.line}")
                 raise
     finally:
         unpatch_jinja2()  # one of them patches Jinja2, for tests after it as well
@@ -76,7 +88,7 @@ def run(block, environment, capsys):
     if named:  # a file that later blocks use
         Path(named[1]).write_text(block.text)
     if block.language == "python":
-        exec(compile(block.text, f"README.md:{block.line}", "exec"), {"__name__": "readme"})
+        exec(compile(block.text, f"{block.page}:{block.line}", "exec"), {"__name__": "readme"})
         printed = capsys.readouterr().out
         assert bool(printed) is ("print(" in block.text)
     elif block.language == "console":
@@ -99,11 +111,16 @@ def run(block, environment, capsys):
         assert named, "a source that no block can use"
 
 
-def test_links_and_the_picture_are_there():
-    targets = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert "ci/docs/how-it-works.svg" in targets
-    for target in targets:
-        assert (REPOSITORY / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for target in re.findall(r"\{doc\}`([^`<]+)`", text):
+        assert (page.parent / f"{target}.md").exists(), target
+
+
+def test_the_picture_is_there():
     picture = ET.parse(REPOSITORY / "ci" / "docs" / "how-it-works.svg").getroot()
     texts = ["".join(element.itertext()) for element in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"hit", "miss"} <= set(texts)
@@ -116,8 +133,9 @@ def test_the_benchmark_table_can_be_written(tmp_path):
     spec = importlib.util.spec_from_file_location("bench_table", REPOSITORY / "ci" / "docs" / "bench_table.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert script.BEGIN in README
-    assert script.END in README
+    benchmarks = (REPOSITORY / "ci/docs/reference/benchmarks.md").read_text(encoding="utf-8")
+    assert script.BEGIN in benchmarks
+    assert script.END in benchmarks
     report = {
         "created": "2026-01-02T03:04:05Z",
         "python": "3.11.7",
@@ -152,9 +170,10 @@ def test_the_benchmark_table_can_be_written(tmp_path):
     assert "missing" not in table
 
 
-def test_the_readme_names_kernels_that_exist():
+def test_the_pages_name_kernels_that_exist():
     from cuda_progcache import KernelLibrary
 
-    named = set(re.findall(r"--kernel (\w+)(?: |$|\))", README)) | set(re.findall(r'\.kernel\("(\w+)"', README))
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"--kernel (\w+)(?: |$|\))", text)) | set(re.findall(r'\.kernel\("(\w+)"', text))
     assert named
     assert named <= set(KernelLibrary().names) | {"scale", "fill"}

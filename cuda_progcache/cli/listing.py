@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``list``: the programs in the cache, told apart."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.entries import entry_json, iso
+from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.service.selection import Selection, fits, program_name, variant_text
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+_SORTS: dict[str, Callable[[EntryInfo], Any]] = {
+    "used": lambda entry: -entry.last_used,
+    "created": lambda entry: -entry.created,
+    "age": lambda entry: -entry.created,
+    "cost": lambda entry: -float(entry.record.get("duration") or 0.0),
+    "size": lambda entry: -entry.size,
+    "name": lambda entry: (program_name(entry.record), variant_text(entry.record), str(entry.record.get("arch"))),
+}
+#: Orders in which the store gives the first few without reading everything.
+_FIRST = {"used": "used", "age": "created", "created": "created", "size": "size"}
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class _Filter(NamedTuple):
+    kernel: Selection | None
+    arch: str | None
+    target: str | None
+    since: float | None
+
+    def includes(self, entry: EntryInfo) -> bool:
+        record = entry.record
+        if self.since is not None and entry.created < self.since:
+            return False
+        if self.arch is not None and record.get("arch") != self.arch:
+            return False
+        if self.target is not None and record.get("target_type") != self.target:
+            return False
+        return self.kernel is None or self.kernel.includes(record)
+
+
+def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """Turn ``90min``, ``12h``, ``2026-01-31`` or ``2026-01-31T12:00`` (local, unless it says otherwise) into a time."""
+    if value is None:
+        return None
+    ago = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)", value.strip().lower())
+    if ago is not None:
+        return time.time() - float(ago[1]) * _UNITS[ago[2]]
+    try:
+        return datetime.fromisoformat(value.strip()).timestamp()
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is neither how long ago (90min, 12h, 3d) nor a time (2026-01-31T12:00)"
+        ) from None
+
+
+def _selection(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Selection | None:
+    try:
+        return None if value is None else Selection.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+LIST_JSON = """\b
+--json: {"root": str, "entries": [{"digest", "name", "kernel" (null for a program that isn't a library kernel),
+"parameters", "names" (name expressions), "options", "variant" (these in one line), "code_type", "target_type", "arch",
+"size" (bytes), "seconds" (its compile), "created", "last_used" (ISO 8601, UTC), "made_by" ({"at", "host", "pid",
+"command"}; null where it isn't known), "path"}]}; compare takes it
+with --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", "code_type", "target_type", "arch",
+"kind", "reason", "when", "advice"}]}
+"""
+
+
+@click.command("list", short_help="The programs in the cache.", epilog=LIST_JSON)
+@click.option(
+    "--kernel",
+    metavar="NAME",
+    callback=_selection,
+    help="Only programs of this name, which may hold * and ?; or 'kernel?param=value,param=value@arch'.",
+)
+@click.option("--arch", metavar="ARCH", help="Only programs for this architecture, such as sm_90.")
+@click.option("--target", type=click.Choice(["cubin", "ptx", "ltoir"]), help="Only binaries of this type.")
+@click.option("--since", metavar="TIME", callback=parse_since, help="Compiled since: 90min, 12h, or 2026-01-31T12:00.")
+@click.option("--sort", type=click.Choice(list(_SORTS)), default="used", show_default=True, help="What comes first.")
+@click.option("--reverse", is_flag=True, help="The other way round.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the digests alone, for scripts.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="No more than N programs.")
+@click.option("--unkept", is_flag=True, help="Programs that were compiled here and not kept, and why.")
+@common_options
+@click.pass_obj
+def list_command(
+    session: Session,
+    kernel: Selection | None,
+    arch: str | None,
+    target: str | None,
+    since: float | None,
+    *,
+    sort: str,
+    reverse: bool,
+    quiet: bool,
+    limit: int | None,
+    unkept: bool,
+) -> None:
+    """List the programs in the cache, the last used first: what each is, and what compiling it took."""
+    from cuda_progcache.compile.history import Makers
+
+    cache = session.existing_cache(looking=True)
+    wanted = _Filter(kernel, arch, target, since)
+    if unkept:
+        _list_unkept(session, cache, wanted, limit)
+        return
+    shown = [] if cache is None else _chosen(cache, wanted, sort=sort, reverse=reverse, limit=limit)
+    if session.json:
+        makers = Makers(cache)
+        entries = [entry_json(entry, makers.of(entry.record, entry.digest)) for entry in shown]
+        output.emit({"root": session.root(), "entries": entries})
+        return
+    if quiet:
+        output.write("".join(f"{entry.digest}\n" for entry in shown))
+        return
+    if not shown:
+        output.note_line(
+            "no program fits" if cache is not None and cache else f"the cache at {session.root()} is empty"
+        )
+        return
+    digits = output.prefix_length(() if cache is None else cache.digests())
+    now = time.time()
+    rows = []
+    for entry in shown:
+        record = entry.record
+        seconds = record.get("duration")
+        rows.append(
+            (
+                entry.digest[:digits],
+                program_name(record),
+                variant_text(record),
+                str(record.get("target_type", "-")),
+                str(record.get("arch") or "-"),
+                output.size(entry.size),
+                "-" if seconds is None else output.seconds(float(seconds)),
+                output.age(now - entry.created),
+                output.age(now - entry.last_used),
+            )
+        )
+    columns = ("digest", "name", "variant", "target", "arch", "size", "cost", "age", "last used")
+    output.show_rows(columns, rows, right=columns[5:])
+
+
+def _chosen(
+    cache: FileStreamProgramCache, wanted: _Filter, *, sort: str, reverse: bool, limit: int | None
+) -> list[EntryInfo]:
+    if limit is not None and sort in _FIRST and not reverse:
+        return cache.first(limit, by=_FIRST[sort], matches=wanted.includes)
+    return sorted(filter(wanted.includes, cache.entries()), key=_SORTS[sort], reverse=reverse)[:limit]
+
+
+def _list_unkept(session: Session, cache: FileStreamProgramCache | None, wanted: _Filter, limit: int | None) -> None:
+    from cuda_progcache.compile.unkept import listed
+
+    kernel, arch, target, since = wanted
+    shown = [
+        one
+        for one in (() if cache is None else listed(cache))
+        if (kernel is None or fits(one.name, kernel.name))
+        and arch in {None, one.arch}
+        and target in {None, one.target_type}
+        and (since is None or one.when >= since)
+    ][:limit]
+    if session.json:
+        found = [{**one._asdict(), "when": iso(one.when), "advice": one.advice} for one in shown]
+        output.emit({"root": session.root(), "unkept": found})
+        return
+    if not shown:
+        output.note_line("every program that was compiled here, and fits, was kept")
+        return
+    now = time.time()
+    made = output.table(("name", "target", "arch", "age", "why it isn't kept"), right=("age",))
+    for one in shown:
+        made.add_row(
+            output.text(one.name), one.target_type, one.arch, output.age(now - one.when), output.text(one.reason)
+        )
+    output.show(made)
+    for advice in dict.fromkeys(one.advice for one in shown):
+        output.line(advice)

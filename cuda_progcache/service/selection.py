@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which programs are meant: by name, parameters and architecture, as people write them.
+
+``softmax``, ``softmax@sm_90``, ``softmax?dtype=float16,block=256@sm_90``. In a name ``*`` stands for anything and ``?``
+for one character; a bracket is a bracket, as file names have them. The ``?`` that begins the parameters is followed by
+a name and ``=``.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+_PARAMETERS = re.compile(r"\?(?=[A-Za-z_]\w*=)")
+_ARCH = re.compile(r"@((?:sm|compute)_\w+)$")
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a name is of a pattern with ``*`` and ``?``."""
+    return _compiled(pattern).fullmatch(name) is not None
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    parts = (".*" if each == "*" else "." if each == "?" else re.escape(each) for each in pattern)
+    return re.compile("".join(parts), re.DOTALL)
+
+
+def program_name(record: Mapping[str, Any]) -> str:
+    """What people know a program by: the library kernel's name, else the program's."""
+    kernel = record.get("kernel") or {}
+    return str(kernel.get("name") or record.get("name") or "-")
+
+
+def variant_text(record: Mapping[str, Any]) -> str:
+    """What tells a program from others of its name: parameters of a kernel; else name expressions and options."""
+    kernel = record.get("kernel") or record.get("part_of") or {}
+    if kernel:
+        words = [f"{name}={value}" for name, value in (kernel.get("parameters") or {}).items()]
+        return " ".join([*words, *([f"module={kernel['module']}"] if "module" in kernel else [])])
+    return " ".join([*names_of(record), *options_of(record)])
+
+
+def names_of(record: Mapping[str, Any]) -> list[str]:
+    """A program's name expressions."""
+    return [value.partition(":")[2] for label, value in _components(record) if label == "name_expression"]
+
+
+def options_of(record: Mapping[str, Any]) -> list[str]:
+    """A program's options as flags, without the architecture."""
+    return [
+        value.replace("\0", " ")
+        for label, value in _components(record)
+        if label == "option" and not value.startswith("-arch")
+    ]
+
+
+def _components(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(str(label), str(value)) for label, value in record.get("components") or ()]
+
+
+class Selection(NamedTuple):
+    """Some programs.
+
+    Attributes
+    ----------
+    name : str
+        May hold ``*`` and ``?``.
+    parameters : tuple of (str, str)
+        Those that count, as text.
+    arch : str or None
+    """
+
+    name: str
+    parameters: tuple[tuple[str, str], ...] = ()
+    arch: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Selection:
+        """Read ``kernel?param=value,param=value@arch``; all but the name may be left out.
+
+        Raises
+        ------
+        ValueError
+            A parameter has no ``=``.
+        """
+        arch = None
+        if found := _ARCH.search(text):
+            text, arch = text[: found.start()], found[1]
+        name, *rest = _PARAMETERS.split(text, maxsplit=1)
+        parameters = []
+        for pair in re.split("[,&]", rest[0]) if rest else ():
+            key, equals, value = pair.partition("=")
+            if not (key and equals):
+                raise ValueError(f"{pair!r} isn't PARAMETER=VALUE")
+            parameters.append((key, value))
+        return cls(name, tuple(parameters), arch)
+
+    def includes(self, record: Mapping[str, Any]) -> bool:
+        """Whether the program of a record is meant."""
+        if self.arch is not None and record.get("arch") != self.arch:
+            return False
+        if not (fits(program_name(record), self.name) or fits(str(record.get("name") or ""), self.name)):
+            return False
+        has = (record.get("kernel") or {}).get("parameters") or {}
+        return all(name in has and _same(has[name], value) for name, value in self.parameters)
+
+
+def _same(value: Any, text: str) -> bool:
+    return str(value).lower() == text.lower()

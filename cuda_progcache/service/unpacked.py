@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel libraries that lie in an archive, such as a zipped application: unpacked for as long as the process runs.
+
+Templates are files to compilers, debuggers and worker processes, and a library's own headers are opened by NVRTC.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+from cuda_progcache.errors import ManifestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Protocol
+
+    class Resource(Protocol):
+        """What :func:`importlib.resources.files` gives."""
+
+        @property
+        def name(self) -> str:
+            """Without the folders before it."""
+
+        def is_dir(self) -> bool:
+            """Whether it is a folder."""
+
+        def read_bytes(self) -> bytes:
+            """What is in it."""
+
+        def iterdir(self) -> Iterable[Resource]:
+            """What is in the folder."""
+
+
+_unpacked: dict[str, str] = {}
+
+
+def folder_of(library: Resource) -> str:
+    """The folder that a library in an archive is unpacked to; the same one each time.
+
+    Parameters
+    ----------
+    library : importlib.resources.abc.Traversable
+        A folder with a ``manifest.toml``.
+
+    Raises
+    ------
+    ManifestError
+        It is no folder.
+    """
+    if not hasattr(library, "iterdir") or not hasattr(library, "is_dir"):
+        raise ManifestError(
+            f"a kernel library is a folder, by its path or as importlib.resources.files gives it; got "
+            f"{type(library).__name__}"
+        )
+    if not library.is_dir():
+        raise ManifestError(f"{library} is no folder, or isn't there; give the folder of the library's manifest.toml")
+    name = f"{os.getpid()} {library}"
+    if name not in _unpacked:
+        folder = tempfile.mkdtemp(prefix="progcache-library-")
+        atexit.register(_remove, folder, os.getpid())
+        _unpack(library, folder)
+        _unpacked[name] = folder
+    return _unpacked[name]
+
+
+def _unpack(resource: Resource, folder: str) -> None:
+    for part in resource.iterdir():
+        path = os.path.join(folder, os.path.basename(part.name))
+        if part.is_dir():
+            os.mkdir(path)
+            _unpack(part, path)
+        else:
+            with open(path, "wb") as file:
+                file.write(part.read_bytes())
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not at the end of a forked child
+        shutil.rmtree(folder, ignore_errors=True)
