@@ -8,11 +8,11 @@ those that turn the direction of text are shown as escapes.
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.printable import one_line, printable
 from cuda_progcache.provenance.nodes import display_name
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ LONGEST = 4000
 _COMPARED = 4
 #: Periods that the time is cut into.
 _PERIODS = 32
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 FIRST, AGAIN = "first of its name", "nothing: compiled again"
 _WORDS = {
@@ -243,7 +242,7 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
 
 
 def visible(text: object, *, lines: bool = False) -> str:
-    r"""A text in which every character shows: those that don't are written as ``\u{202E}``.
+    """A text in which every character shows, as the command line prints it.
 
     Parameters
     ----------
@@ -252,13 +251,7 @@ def visible(text: object, *, lines: bool = False) -> str:
     lines : bool
         Whether line breaks and tabs may stay.
     """
-    written = str(text)
-    if written.isascii() and written.isprintable():
-        return written
-    return "".join(
-        one if (lines and one in "\n\t") or unicodedata.category(one) not in _HIDDEN else f"\\u{{{ord(one):04X}}}"
-        for one in written
-    )
+    return printable(str(text)) if lines else one_line(str(text))
 
 
 def shortened(text: str, limit: int = LONGEST) -> str:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache with a few compiled programs, a report on 10,000 copied from them, and a browser to read reports in."""
+"""A cache with a few compiled programs, a report on 10,000 copied from them."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from hashlib import sha256
 
 import pytest
@@ -67,16 +65,3 @@ def large(small):
         for number in range(10_000)
     )
     return found._replace(programs=programs, costs=data._costs(programs), headers=data._headers(programs))
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium; the tests that ask for it are skipped where it, or what drives it, isn't installed."""
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: pip install playwright")
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("no Chromium is installed: apt install chromium, or set CHROMIUM")
-    with driver.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield started
-        started.close()

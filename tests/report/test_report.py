@@ -6,7 +6,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import re
+import shutil
 import sys
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -108,13 +110,13 @@ def test_text_from_elsewhere_stays_text(html, hostile):
     assert not set(html) & set("\x00\x1b\u202e")
     assert [tag for tag, _ in Parts(html).elements].count("img") == 0
     row = next(one for one in unpacked(html, "chunk-0")["records"] if "</script>" in one["log"])
-    assert row["log"] == "</script><img src=x onerror=alert(1)>\\u{001B}[31m\\u{202E}gnp.exe\\u{0000}"
+    assert row["log"] == "</script><img src=x onerror=alert(1)>\\x1b[31m\\u202egnp.exe\\x00"
 
 
 @pytest.mark.parametrize("text", ["a\x7f", "\u2066x\u2069", "\u200f", "\ud800", "\u2028", "\x85", "\ufeff"])
 def test_what_does_not_show_is_written_out(text):
     assert data.visible(text).isprintable()
-    assert "\\u{" in data.visible(text)
+    assert "\\" in data.visible(text)
     data.visible(text).encode("utf-8")
 
 
@@ -164,6 +166,23 @@ def many(large, tmp_path_factory):
     path = tmp_path_factory.mktemp("many") / "report.html"
     path.write_text(page.write(large), "utf-8")
     return path, large
+
+
+@pytest.fixture(scope="module")
+def browser(few, many):
+    """Headless Chromium; the tests that ask for it are skipped where it, or what drives it, isn't installed.
+
+    The reports are written before it starts: in the greenlets of its driver, CPython 3.11's ast.parse may fail with
+    "AST constructor recursion depth mismatch" (what imports rewrite their asserts by).
+    """
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: pip install playwright")
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("no Chromium is installed: apt install chromium, or set CHROMIUM")
+    with driver.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @contextmanager
