@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache with a few compiled programs, a report on 10,000 copied from them."""
+"""A cache with a few compiled programs, and a report on 10,000 copied from them."""
 
 from __future__ import annotations
 
