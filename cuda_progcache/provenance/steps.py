@@ -86,7 +86,7 @@ def links_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: keys for name, keys in (("parents", parents), ("children", children)) if keys}
 
 
-def made(
+def call_as_recorded(
     kind: tuple[str, str], arguments: Mapping[str, Any], result: Any, started: float, seconds: float, *,
     parents: Sequence[str] = (), children: Iterable[str] = (), about: Mapping[str, Any] | None = None,
 ) -> DigestedCall:  # fmt: skip
@@ -168,11 +168,11 @@ def record_rendering(
             "template": template, "sha256": sha256(text, usedforsecurity=False).hexdigest(), "bytes": len(text),
             "lines": source.count("\n"),
         }  # fmt: skip
-        _keep(steps, lambda: made(RENDER, render_arguments(kernel), None, started, seconds, about=about))
+        _keep(steps, lambda: call_as_recorded(RENDER, render_arguments(kernel), None, started, seconds, about=about))
     return key
 
 
-def analysed(steps: Steps, kind: tuple[str, str], program: str, analyse: Callable[[], R]) -> R:
+def record_analysis(steps: Steps, kind: tuple[str, str], program: str, analyse: Callable[[], R]) -> R:
     """Analyse a program and record that, unless it is recorded: what it gives follows from the program alone.
 
     Parameters
@@ -193,7 +193,12 @@ def analysed(steps: Steps, kind: tuple[str, str], program: str, analyse: Callabl
         text = result.encode("utf-8", "surrogateescape") if isinstance(result, str) else None
         about = {} if text is None else {"bytes": len(text), "sha256": sha256(text, usedforsecurity=False).hexdigest()}
         kept = result if text is None else None  # a listing is many times its binary
-        _keep(steps, lambda: made(kind, {"program": program}, kept, started, seconds, parents=[program], about=about))
+        _keep(
+            steps,
+            lambda: call_as_recorded(
+                kind, {"program": program}, kept, started, seconds, parents=[program], about=about
+            ),
+        )
     note_child(key)
     return result
 
@@ -237,4 +242,6 @@ class PrewarmRun:
                 if before.get("children", []) == children:
                     return
         told = dict(report)
-        _keep(steps, lambda: made(PREWARM, self._arguments, told, started, told["seconds"], children=children))
+        _keep(
+            steps, lambda: call_as_recorded(PREWARM, self._arguments, told, started, told["seconds"], children=children)
+        )

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-WITH_CUDA_CORE = r"""
-import cuda.core
+FOUR = r"""
+import cuda_progcache
 import pytest
 
 @pytest.mark.parametrize("number", range(4))
 def test_compile(number, program_cache):
     source = 'extern "C" __global__ void store(int *out) { *out = %d; }' % number
-    options = cuda.core.ProgramOptions(arch="sm_90")
-    code = cuda.core.Program(source, "c++", options).compile("cubin", cache=program_cache)
-    assert bytes(code.code).startswith(b"\x7fELF")
+    program = cuda_progcache.Program(source, "c++", cuda_progcache.ProgramOptions(arch="sm_90"))
+    assert program.compiled("cubin", cache=program_cache).data.startswith(b"\x7fELF")
 """
 
 WITH_OURS = r"""
@@ -26,14 +25,14 @@ def test_compile(program_cache):
 """
 
 
-def test_runs_share_what_was_compiled_alone_and_under_xdist(pytester, in_own_process):
-    pytester.makepyfile(WITH_CUDA_CORE)
+def test_runs_share_what_was_compiled_alone_and_under_xdist(pytester, in_process, in_own_process):
+    pytester.makepyfile(FOUR)
     first = in_own_process("-n", "2", "--progcache-dir=programs", passed=4)
     assert first.counts == (0, 4, 0)
     assert first.line["share"] == "0"
     assert first.line["path"] == str(pytester.path / "programs")
-    for processes in ((), ("-n", "2")):
-        later = in_own_process(*processes, "--progcache-dir=programs", passed=4)
+    for run, processes in ((in_process, ()), (in_own_process, ("-n", "1"))):
+        later = run(*processes, "--progcache-dir=programs", passed=4)
         assert later.counts == (4, 0, 0)
         assert later.line["share"] == "100"
         assert later.line["size"] == first.line["size"] != "0 B"
