@@ -224,7 +224,7 @@ class PrewarmRun:
         with run(self.key, PREWARM[0]):
             yield
 
-    def record(self, steps: Steps, report: Mapping[str, Any], programs: Iterable[str], started: float) -> None:
+    def record(self, steps: Steps, report: Mapping[str, Any], programs: Iterable[str], started: float) -> bool:
         """Record it, unless it found all that an earlier run like it has recorded.
 
         Parameters
@@ -234,14 +234,24 @@ class PrewarmRun:
         programs : iterable of str
             Digests of the entries that it asked for, found or compiled.
         started : float
+
+        Returns
+        -------
+        bool
+            Whether it is recorded, now or before.
         """
         children = list(dict.fromkeys(programs))
         if not report["compiled"] and not report["failed"]:
             with contextlib.suppress(KeyError):
                 before = steps.load(self.key).metadata.get("links") or {}
                 if before.get("children", []) == children:
-                    return
+                    return True
         told = dict(report)
         _keep(
             steps, lambda: call_as_recorded(PREWARM, self._arguments, told, started, told["seconds"], children=children)
         )
+        try:
+            steps.load(self.key)
+        except KeyError:
+            return False  # the cache is only read, or can't be written
+        return True
