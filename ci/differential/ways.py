@@ -241,6 +241,7 @@ class Workplace:
         options = dict(case.options)
         stock = self.environment(jinja2.Environment, "", options)
         ours = self.environment(Environment, "", options)
+        (self.templates / CASE).write_text(case.source, encoding="utf-8")
 
         def made(environment: Any) -> Callable[[], Any]:
             return once(lambda: environment.from_string(case.source))  # one object goes through all ways
@@ -249,7 +250,7 @@ class Workplace:
         for way, run in (("render", text), ("generate", _generated), ("stream", _streamed), ("module", _module)):
             yield way, outcomes(make, run), expected
         if chosen():
-            yield from self._from_disk(case, options)
+            yield from self._from_disk(options)
         if chosen():
             yield from self._of_other_kinds(case, options)
         if chosen():
@@ -292,9 +293,8 @@ class Workplace:
             found = outcomes(partial(made.get_template, CASE), text, str(self.templates / CASE))
             yield f"sandbox, {warmth}", found, expected
 
-    def _from_disk(self, case: Case, options: dict[str, Any]) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
+    def _from_disk(self, options: dict[str, Any]) -> Iterator[tuple[str, list[Outcome], list[Outcome]]]:
         name = CASE
-        (self.templates / name).write_text(case.source, encoding="utf-8")
         path = str(self.templates / name)
         theirs = (
             self.folder / f"theirs-{zlib.crc32(repr(sorted(options.items(), key=repr)).encode())}"

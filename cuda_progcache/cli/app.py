@@ -72,6 +72,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "What is installed here, and what is wrong with it."),
     "config": ("doctor", "The settings: what is set, and what each means."),
     "stats": ("cache", "How much the cache holds."),
+    "report": ("report", "Write the cache as one HTML file."),
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
     "prune": ("maintenance", "Remove the entries used least recently."),
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),

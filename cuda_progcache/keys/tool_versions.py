@@ -88,7 +88,7 @@ def difference(now: list[str], before: list[str]) -> str:
     now, before : list of str
         As :func:`named` gives them.
     """
-    shorter = [[name.partition(" ")[0] for name in names] for names in (before, now)]
+    shorter = [list(dict.fromkeys(name.partition(" ")[0] for name in names)) for names in (before, now)]
     told = shorter if shorter[0] != shorter[1] and all("." in name for names in shorter for name in names) else None
     was, is_ = told or (before, now)
     return f"{', '.join(was)} → {', '.join(is_)}"

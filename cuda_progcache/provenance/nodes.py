@@ -54,22 +54,22 @@ def call_node(call: DigestedCall) -> Node:
         "version": call.version,
         "code": call.code_digest,
         "children": links(call, "children"),
-        **clock(call),
+        **times_of_call(call),
     }
     return Node(f"call:{detail['key']}", "call", call.name, None, detail)
 
 
 def prewarm_node(call: DigestedCall) -> Node:
     """A prewarm run."""
-    asked = values(call)
+    asked = recorded_arguments(call)
     detail = {
         "key": call.to_lookup_key(),
         "archs": list(asked.get("archs") or ()),
         "kernels": list(asked.get("kernels") or ()),
         "manifest": asked.get("manifest"),
-        "result": result(call),
+        "result": recorded_result(call),
         "programs": len(links(call, "children")),
-        **clock(call),
+        **times_of_call(call),
     }
     return Node(f"prewarm:{detail['key']}", "prewarm", "prewarm", None, detail)
 
@@ -77,8 +77,8 @@ def prewarm_node(call: DigestedCall) -> Node:
 def analysis_node(call: DigestedCall) -> Node:
     """An analysis of a program."""
     label = {"sass": "disassembly", "resource_usage": "resource usage"}.get(call.name, call.name)
-    detail = {"key": call.to_lookup_key(), "result": result(call), **(call.metadata.get(call.name) or {})}
-    return Node(f"analysis:{detail['key']}", "analysis", label, None, {**detail, **clock(call)})
+    detail = {"key": call.to_lookup_key(), "result": recorded_result(call), **(call.metadata.get(call.name) or {})}
+    return Node(f"analysis:{detail['key']}", "analysis", label, None, {**detail, **times_of_call(call)})
 
 
 # What records say
@@ -120,7 +120,7 @@ def times(record: Mapping[str, Any]) -> dict[str, str]:
     return {"started": _utc(started), "ended": _utc(ended)}
 
 
-def clock(call: DigestedCall) -> dict[str, Any]:
+def times_of_call(call: DigestedCall) -> dict[str, Any]:
     """When a call ran (RFC 3339 in UTC) and how long (seconds)."""
     runtime = call.metadata.get("runtime") or {}
     found: dict[str, Any] = {"duration": runtime.get("duration")}
@@ -146,14 +146,14 @@ def callers(call: DigestedCall) -> list[dict[str, str]]:
     return [{"key": key, "name": names.get(key, "")} for key in links(call, "parents")]
 
 
-def values(call: DigestedCall) -> dict[str, Any]:
+def recorded_arguments(call: DigestedCall) -> dict[str, Any]:
     """The arguments that lie in a call's record."""
     from cuda_progcache.memo.tagged_json import decode_json
 
     return {name: decode_json(call.inline[key]) for name, key in call.arguments.items() if key in call.inline}
 
 
-def result(call: DigestedCall) -> Any:
+def recorded_result(call: DigestedCall) -> Any:
     """A call's result, where it lies in its record; else None."""
     from cuda_progcache.memo.tagged_json import decode_json
 
@@ -161,7 +161,7 @@ def result(call: DigestedCall) -> Any:
     return None if text is None else decode_json(text)
 
 
-def shown(value: object) -> str:
+def abridged(value: object) -> str:
     """A value as people read it, cut where it is long."""
     written = repr(value)
     return written if len(written) <= _LONGEST else f"{written[: _LONGEST - 1]}…"

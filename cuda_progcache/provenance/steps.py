@@ -86,7 +86,7 @@ def links_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: keys for name, keys in (("parents", parents), ("children", children)) if keys}
 
 
-def made(
+def call_as_recorded(
     kind: tuple[str, str], arguments: Mapping[str, Any], result: Any, started: float, seconds: float, *,
     parents: Sequence[str] = (), children: Iterable[str] = (), about: Mapping[str, Any] | None = None,
 ) -> DigestedCall:  # fmt: skip
@@ -168,11 +168,11 @@ def record_rendering(
             "template": template, "sha256": sha256(text, usedforsecurity=False).hexdigest(), "bytes": len(text),
             "lines": source.count("\n"),
         }  # fmt: skip
-        _keep(steps, lambda: made(RENDER, render_arguments(kernel), None, started, seconds, about=about))
+        _keep(steps, lambda: call_as_recorded(RENDER, render_arguments(kernel), None, started, seconds, about=about))
     return key
 
 
-def analysed(steps: Steps, kind: tuple[str, str], program: str, analyse: Callable[[], R]) -> R:
+def record_analysis(steps: Steps, kind: tuple[str, str], program: str, analyse: Callable[[], R]) -> R:
     """Analyse a program and record that, unless it is recorded: what it gives follows from the program alone.
 
     Parameters
@@ -193,7 +193,12 @@ def analysed(steps: Steps, kind: tuple[str, str], program: str, analyse: Callabl
         text = result.encode("utf-8", "surrogateescape") if isinstance(result, str) else None
         about = {} if text is None else {"bytes": len(text), "sha256": sha256(text, usedforsecurity=False).hexdigest()}
         kept = result if text is None else None  # a listing is many times its binary
-        _keep(steps, lambda: made(kind, {"program": program}, kept, started, seconds, parents=[program], about=about))
+        _keep(
+            steps,
+            lambda: call_as_recorded(
+                kind, {"program": program}, kept, started, seconds, parents=[program], about=about
+            ),
+        )
     note_child(key)
     return result
 
@@ -219,7 +224,7 @@ class PrewarmRun:
         with run(self.key, PREWARM[0]):
             yield
 
-    def record(self, steps: Steps, report: Mapping[str, Any], programs: Iterable[str], started: float) -> None:
+    def record(self, steps: Steps, report: Mapping[str, Any], programs: Iterable[str], started: float) -> bool:
         """Record it, unless it found all that an earlier run like it has recorded.
 
         Parameters
@@ -229,12 +234,24 @@ class PrewarmRun:
         programs : iterable of str
             Digests of the entries that it asked for, found or compiled.
         started : float
+
+        Returns
+        -------
+        bool
+            Whether it is recorded, now or before.
         """
         children = list(dict.fromkeys(programs))
         if not report["compiled"] and not report["failed"]:
             with contextlib.suppress(KeyError):
                 before = steps.load(self.key).metadata.get("links") or {}
                 if before.get("children", []) == children:
-                    return
+                    return True
         told = dict(report)
-        _keep(steps, lambda: made(PREWARM, self._arguments, told, started, told["seconds"], children=children))
+        _keep(
+            steps, lambda: call_as_recorded(PREWARM, self._arguments, told, started, told["seconds"], children=children)
+        )
+        try:
+            steps.load(self.key)
+        except KeyError:
+            return False  # the cache is only read, or can't be written
+        return True

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 from cuda_progcache.errors import AmbiguousDigestError
 from cuda_progcache.provenance.graph import Graph, Node
 from cuda_progcache.provenance.nodes import (
+    abridged,
     analysis_node,
     binary_node,
     call_node,
     callers,
-    clock,
     links,
     prewarm_node,
-    shown,
+    recorded_arguments,
     source_node,
     step_node,
-    values,
+    times_of_call,
 )
 from cuda_progcache.provenance.steps import kind_of, render_key, rendering_of
 
@@ -212,7 +212,7 @@ class _Walk:
             "recorded": call is not None,
         }
         if call is not None:
-            detail |= clock(call)
+            detail |= times_of_call(call)
             about = call.metadata.get("render") or {}
             detail |= {name: about.get(name) for name in ("template", "lines", "bytes")}
         step = self.graph.add(Node(name, "render", f"render {rendering.get('name')}", None, detail))
@@ -229,7 +229,7 @@ class _Walk:
     # Calls that made no program
 
     def _add_rendered(self, call: DigestedCall) -> str:
-        arguments = values(call)
+        arguments = recorded_arguments(call)
         files = [{"name": name, "digest": digest} for name, digest in (arguments.get("files") or {}).items()]
         rendering = {"name": arguments["template"], "parameters": arguments.get("parameters"), "templates": files}
         if "module" in arguments:
@@ -242,7 +242,7 @@ class _Walk:
 
     def _add_analysis(self, call: DigestedCall) -> str:
         step = self.graph.add(analysis_node(call))
-        program = values(call).get("program")
+        program = recorded_arguments(call).get("program")
         if program is not None:
             self.graph.link(step, self.add(program), "used")
         self._add_callers(step, [part for part in callers(call) if part["key"] != program])
@@ -284,9 +284,9 @@ class _Walk:
         key, graph = call.to_lookup_key(), self.graph
         step = graph.add(call_node(call))
         self._asking.add(step)
-        known = values(call)
+        known = recorded_arguments(call)
         for name, value in call.arguments.items():
-            label = f"{name} = {shown(known[name])}" if name in known else name
+            label = f"{name} = {abridged(known[name])}" if name in known else name
             graph.link(step, graph.add(Node(f"value:{name}:{value}", "value", label, str(value))), "used")
         for path, file in (call.metadata.get("files") or {}).items():
             digest = file.get("digest") and f"{file.get('algo')}:{file['digest']}"
@@ -350,7 +350,7 @@ class _Walk:
                 if key in links(call, "children"):
                     yield call.detach()
         if self.own is not None and root.kind == "source":
-            asked = values(self.own.load(key).detach())
+            asked = recorded_arguments(self.own.load(key).detach())
             which = "part_of" if "module" in asked else "kernel"
             for call in self.own.query(arguments={which: asked["template"]}):
                 if key in links(call, "parents"):

@@ -191,7 +191,7 @@ class CachedCompiler:
         from cuda_progcache.provenance import steps
 
         kind = {"resource_usage": steps.RESOURCE_USAGE, "sass": steps.SASS}[name]
-        return steps.analysed(self.steps, kind, program.digest, analyse)
+        return steps.record_analysis(self.steps, kind, program.digest, analyse)
 
 
 def _naming_archs(arch: str, work: Callable[[], CompiledProgram]) -> CompiledProgram:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -203,13 +203,14 @@ def prewarm(
         elif missing:
             compile_batch(compiler, library, missing, min(jobs, len(missing)), began, ended)
     seconds = time.perf_counter() - started
-    steps = None if dry_run else compiler.steps
+    steps = None if dry_run or compiler.mode != "rw" else compiler.steps
     key = None if steps is None else str(run.key)
     report = PrewarmReport(tuple(items[i] for i in range(total)), tuple(dict.fromkeys(archs)), seconds, jobs, key)
     if steps is not None:
         left_out = {"items", "archs", "call", "missing"}
         told = {name: value for name, value in report.to_dict().items() if name not in left_out}
-        run.record(steps, told, [item.digest for item in report.items if item.digest], since)
+        if not run.record(steps, told, [item.digest for item in report.items if item.digest], since):
+            report = replace(report, call=None)
     return report
 
 

@@ -542,8 +542,7 @@ class DiskStore(ProgramCacheResource):
     def entries(self) -> Iterator[EntryInfo]:
         """Every entry with a record that fits its size; bytes are not verified, and nothing is counted as a lookup."""
         for shard in self._root.shards():
-            for digest in pairs.digests(self._root, shard):
-                info = self._info(digest)
+            for info in map(self._info, pairs.digests(self._root, shard)):
                 if info is not None:
                     yield info
 

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import time
 
 from cuda_progcache._util.fields import NamedTuple
-from cuda_progcache._util.files import unlink, unlink_quietly, write_new
-from cuda_progcache.store import pairs, removal
+from cuda_progcache._util.files import WINDOWS, unlink, unlink_quietly, write_new
+from cuda_progcache.store import judge, pairs, removal
 from cuda_progcache.store.base import ORDERS, entry_digest, is_digest
 from cuda_progcache.store.eviction import Candidate, choose_victims
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from cuda_progcache.store.base import EntryInfo, Key
     from cuda_progcache.store.root import Root
@@ -113,6 +114,7 @@ def first(
 
     A file's status bounds what its record can say: it was created when it was written, or before (imported, copied with
     its times). So records are read in the order of their bounds, until no other can come before those that were read.
+    When the directory of a shard changed last bounds them all: the shards that changed before aren't looked at.
     """
     bounds: dict[str, Callable[[pairs.Glimpse], float]] = {
         "used": lambda seen: max(seen.used, last_use.get(seen.digest, 0) / 1e9),
@@ -122,14 +124,52 @@ def first(
     bound, order = bounds[by], ORDERS[by]
     found: list[EntryInfo] = []
     ahead: list[float] = []  # a heap: what the best so far are ordered by, the least of them first
-    for seen in sorted(pairs.glimpses(root), key=bound, reverse=True):
-        if len(ahead) >= count and (not ahead or bound(seen) <= ahead[0]):
-            break
+
+    def done(at_most: float) -> bool:
+        return len(ahead) >= count and (not ahead or at_most <= ahead[0])
+
+    by_change = by == "created" and not WINDOWS  # there a directory's ctime is when it was made
+    groups = _by_change(root) if by_change else [(root.shards(), math.inf)]
+    for seen in _in_order(root, groups, bound, done):
         entry = info(seen.digest)
         if entry is not None and matches(entry):
             found.append(entry)
             (heapq.heappush if len(ahead) < count else heapq.heappushpop)(ahead, order(entry))
     return sorted(found, key=order, reverse=True)[:count]
+
+
+def _in_order(
+    root: Root,
+    groups: list[tuple[list[str], float]],
+    bound: Callable[[pairs.Glimpse], float],
+    done: Callable[[float], bool],
+) -> Iterator[pairs.Glimpse]:
+    """The entries of groups of shards, the highest bound first, until none that is left can matter.
+
+    Each group has a bound of its own, and comes after those with a higher one. ``done`` says of a bound that nothing
+    within it matters any more.
+    """
+    waiting: list[tuple[float, pairs.Glimpse]] = []  # a heap
+    for shards, at_most in [*groups, ([], -math.inf)]:
+        while waiting and -waiting[0][0] >= at_most:
+            negative, seen = heapq.heappop(waiting)
+            if done(-negative):
+                return
+            yield seen
+        if done(at_most):
+            return
+        for seen in pairs.glimpses(root, shards):
+            heapq.heappush(waiting, (-bound(seen), seen))
+
+
+def _by_change(root: Root) -> list[tuple[list[str], float]]:
+    """Each shard, the one that changed last first, and when nothing in it was created later.
+
+    By the time that nobody can set: who copies a cache over another may set the directory's other one back.
+    """
+    changed = [([shard], judge.lstat(root.entries + shard)) for shard in root.shards()]
+    bounds = [(shards, 0.0 if status is None else status.st_ctime + _SLACK) for shards, status in changed]
+    return sorted(bounds, key=lambda one: one[1], reverse=True)
 
 
 def _named(key_or_digest: Key) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import (
@@ -194,9 +194,9 @@ class Glimpse(NamedTuple):
     used: float
 
 
-def glimpses(root: Root) -> Iterator[Glimpse]:
-    """Every entry that has a record."""
-    for shard in root.shards():
+def glimpses(root: Root, shards: Iterable[str]) -> Iterator[Glimpse]:
+    """Every entry of these shards that has a record."""
+    for shard in shards:
         records = root.names(root.records, shard)
         for item in root.files(root.entries, shard):
             if item.name not in records:

@@ -99,17 +99,10 @@ NAMES: dict[str, Any] = runtime.NAMES | {
 
 def namespace(environment: Any, filename: str, precomputed: Iterable[Any] = ()) -> dict[str, Any]:
     """Return the namespace that a template's code is executed in."""
-    names = {**NAMES, "__file__": filename, "__name__": "cuda_progcache.template"}
+    names = runtime.namespace(NAMES, environment)
+    names["__file__"] = filename
     names.update((f"_pc_{index}", value) for index, value in enumerate(precomputed))
-    bind(names, environment)
     return names
-
-
-def bind(names: MutableMapping[str, Any], environment: Any) -> None:
-    """Put what depends on the environment into a template's namespace."""
-    names["environment"] = environment
-    names["_getattr"] = runtime.attribute_getter(environment)
-    names["_getitem"] = environment.getitem
 
 
 def serve_jinja2(names: dict[str, Any]) -> None:
@@ -118,7 +111,7 @@ def serve_jinja2(names: dict[str, Any]) -> None:
 
     def pieces(function: Callable[..., Any]) -> Callable[[Any], Any]:
         def give(ctx: Any) -> Any:
-            bind(names, ctx.environment)
+            runtime.bind(names, ctx.environment)
             text = function(runtime.adopted(ctx), ctx.blocks)
             if not whole:
                 return text

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from cuda_progcache.templates import cuda_filters, names
 from cuda_progcache.templates.compile_context import move
 from cuda_progcache.templates.context import Context, TemplateModule
-from cuda_progcache.templates.runtime import Block, Facts, extra_globals, names_for, new_context
+from cuda_progcache.templates.runtime import NAMES, Block, Facts, extra_globals, namespace, new_context
 from cuda_progcache.templates.undefined import StrictUndefined, is_undefined, passes_for
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
@@ -159,14 +159,9 @@ class PlainTemplate:
         """Give the text for a context, in one piece."""
         yield self._render(context, None)
 
-    def make_module(
-        self,
-        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
-        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-    ) -> TemplateModule:
-        """Return what ``{% import %}`` binds: what the template exports, and its text."""
-        context = self.new_context(vars, shared, locals)
+    def make_module(self, *args: Any, **kwargs: Any) -> TemplateModule:
+        """Return what ``{% import %}`` binds, for the arguments of `new_context`: what is exported, and the text."""
+        context = self.new_context(*args, **kwargs)
         return TemplateModule(self, context, [self._render(context, None)])
 
     def _get_default_module(self, ctx: Any = None) -> TemplateModule:
@@ -250,7 +245,7 @@ class PlainEnvironment:
         self.filters = names.NameTable("FILTERS", names.FILTERS, cuda_filters.FILTERS, filters)
         self.tests = names.NameTable("TESTS", names.TESTS, cuda_filters.TESTS, tests)
         self.globals: dict[str, Any] = {**names.GLOBALS, **cuda_filters.GLOBALS, **static, **globals}
-        self.names = names_for(self)
+        self.names = namespace(NAMES, self)
         self._cache = bytecode_cache
         self._context_hash = context_hash
         self._jinja = jinja

@@ -480,15 +480,18 @@ ENVIRONMENT_NAMES = frozenset({"environment", "_getattr", "_getitem", "_own"})
 """Those that depend on the environment, or the template."""
 
 
-def names_for(environment: Any) -> dict[str, Any]:
-    """Return the globals of the code of an environment's templates."""
-    return {
-        **NAMES,
-        "__name__": "cuda_progcache.template",
-        "environment": environment,
-        "_getattr": attribute_getter(environment),
-        "_getitem": environment.getitem,
-    }
+def namespace(table: Mapping[str, Any], environment: Any) -> dict[str, Any]:
+    """Return the namespace that code of an environment's templates is executed in: a table, and what `bind` adds."""
+    names = {**table, "__name__": "cuda_progcache.template"}
+    bind(names, environment)
+    return names
+
+
+def bind(names: MutableMapping[str, Any], environment: Any) -> None:
+    """Put what depends on the environment into a template's namespace."""
+    names["environment"] = environment
+    names["_getattr"] = attribute_getter(environment)
+    names["_getitem"] = environment.getitem
 
 
 # What is known of code without its source

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from types import CodeType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jinja2
 from jinja2 import nodes, runtime
@@ -16,7 +16,7 @@ from cuda_progcache.templates import jinja_runtime
 from cuda_progcache.templates.bytecode_cache import BytecodeCache
 from cuda_progcache.templates.compile_context import CacheApart, snapshot
 from cuda_progcache.templates.context import TemplateModule
-from cuda_progcache.templates.runtime import Block, Facts, adopted, extend, extra_globals, gathered, refuse_static
+from cuda_progcache.templates.runtime import Block, Facts, adopted, bind, extend, extra_globals, gathered, refuse_static
 
 if TYPE_CHECKING:
     import ast
@@ -78,7 +78,7 @@ class Template(jinja2.Template):
         template._module = None
         template._uptodate = None
         template._debug_info = namespace.get("debug_info", "")
-        jinja_runtime.bind(namespace, environment)
+        bind(namespace, environment)
         template._namespace = namespace
         template._forms = {}
         template._bind(namespace)
@@ -156,22 +156,16 @@ class Template(jinja2.Template):
 
             return asyncio.run(self.render_async(*args, **kwargs))
         context = self._context_for(dict(*args, **kwargs))
-        try:
+        with _Placed(environment):
             text: str = self._render(context)
-        except StopIteration as error:
-            _handled(environment, _stopped(error))
-        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            _handled(environment)
         return text
 
     async def render_async(self, *args: Any, **kwargs: Any) -> str:
         """Return the text, in an async environment."""
         _require_async(self.environment)
         context = self._context_for(dict(*args, **kwargs))
-        try:
+        with _Placed(self.environment):
             text: str = await self._render(context)
-        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            _handled(self.environment)
         return text
 
     def render_stream(self, *args: Any, **kwargs: Any) -> Iterator[str]:
@@ -179,10 +173,8 @@ class Template(jinja2.Template):
         if self.environment.is_async:
             raise RuntimeError("an async environment streams with render_stream_async")
         context = self._context_for(dict(*args, **kwargs))
-        try:
+        with _Placed(self.environment):
             yield from self._form("stream")["render_stream"](context)
-        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            _handled(self.environment)
 
     async def render_stream_async(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
         """Give the text in runs, in an async environment."""
@@ -190,10 +182,9 @@ class Template(jinja2.Template):
         context = self._context_for(dict(*args, **kwargs))
         runs = self._form("stream")["render_stream"](context)
         try:
-            async for run in runs:
-                yield run
-        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            _handled(self.environment)
+            with _Placed(self.environment):
+                async for run in runs:
+                    yield run
         finally:
             await runs.aclose()
 
@@ -220,26 +211,20 @@ class Template(jinja2.Template):
 
             return asyncio.run(self.render_block_async(block, *args, **kwargs))
         context = self._context_for(dict(*args, **kwargs))
-        try:
+        with _Placed(self.environment):
             for setup in self._setups(context):
                 setup(context)
             text: str = self._block_of(context, block).render(context, context.blocks)
-        except StopIteration as error:
-            _handled(self.environment, _stopped(error))
-        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            _handled(self.environment)
         return text
 
     async def render_block_async(self, block: str, /, *args: Any, **kwargs: Any) -> str:
         """Return the text of one block or region, in an async environment; see `render_block`."""
         _require_async(self.environment)
         context = self._context_for(dict(*args, **kwargs))
-        try:
+        with _Placed(self.environment):
             for setup in self._setups(context):
                 await setup(context)
             text: str = await self._block_of(context, block).render(context, context.blocks)
-        except Exception:  # noqa: BLE001  (raised again, with the template's lines)
-            _handled(self.environment)
         return text
 
     def _context_for(self, variables: dict[str, Any]) -> Any:
@@ -296,14 +281,9 @@ class Template(jinja2.Template):
         """Return the names of the blocks and regions that this template defines, in its order."""
         return list(self.blocks)
 
-    def make_module(
-        self,
-        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
-        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-    ) -> Any:
+    def make_module(self, *args: Any, **kwargs: Any) -> Any:
         """Return the template as a module; see `jinja2.Template.make_module`."""
-        context = self.new_context(vars, shared, locals)
+        context = self.new_context(*args, **kwargs)
         if self.environment.is_async:
             raise RuntimeError(
                 "Async mode requires a body stream to be passed to a template module. Use make_module_async."
@@ -312,14 +292,9 @@ class Template(jinja2.Template):
             return TemplateModule(self, context, [self._render(context)])
         return TemplateModule(self, context, list(self.root_render_func(context)))
 
-    async def make_module_async(
-        self,
-        vars: dict[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-        shared: bool = False,  # noqa: FBT001, FBT002  (as Jinja2's)
-        locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
-    ) -> Any:
+    async def make_module_async(self, *args: Any, **kwargs: Any) -> Any:
         """Return the template as a module, in an async environment."""
-        context = self.new_context(vars, shared, locals)
+        context = self.new_context(*args, **kwargs)
         if "render" not in (self._namespace or ()):
             return TemplateModule(self, context, [piece async for piece in self.root_render_func(context)])  # type: ignore[attr-defined]
         return TemplateModule(self, context, [await self._render(context)])
@@ -369,21 +344,25 @@ def _require_async(environment: jinja2.Environment) -> None:
         raise RuntimeError("The environment was not created with async mode enabled.")
 
 
-def _handled(environment: jinja2.Environment, error: BaseException | None = None) -> NoReturn:
-    """Raise the present error as Jinja2 does, with the template's lines in the traceback."""
-    if error is not None:
-        try:
-            raise error
-        except RuntimeError:
-            environment.handle_exception()
-    environment.handle_exception()
+class _Placed:
+    """Raises errors as Jinja2 does, with the template's lines in the traceback."""
 
+    __slots__ = ("_environment",)
 
-def _stopped(error: StopIteration) -> RuntimeError:
-    """What a StopIteration becomes where Jinja2's code, a generator, raises it."""
-    made = RuntimeError("generator raised StopIteration")
-    made.__cause__ = error
-    return made
+    def __init__(self, environment: jinja2.Environment) -> None:
+        self._environment = environment
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, StopIteration):  # what it becomes where Jinja2's code, a generator, raises it
+            try:
+                raise RuntimeError("generator raised StopIteration") from error
+            except RuntimeError:
+                self._environment.handle_exception()
+        if isinstance(error, Exception):
+            self._environment.handle_exception()
 
 
 def compiled_class(kind: type) -> Any:

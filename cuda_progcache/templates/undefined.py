@@ -72,15 +72,11 @@ class Undefined:
 
     @property
     def _undefined_message(self) -> str:
-        if self._undefined_hint:
-            return self._undefined_hint
-        name, obj = self._undefined_name, self._undefined_obj
-        if obj is missing:
-            return f"{name!r} is undefined"
-        described = _describe(obj)
-        if not isinstance(name, str):
-            return f"{described} has no element {name!r}"
-        return f"{described!r} has no attribute {name!r}"
+        from jinja2 import Undefined as Theirs  # whose messages these are
+
+        obj = public_missing() if self._undefined_obj is missing else self._undefined_obj
+        message: str = Theirs(self._undefined_hint, obj, self._undefined_name)._undefined_message
+        return message
 
     def _fail_with_undefined_error(self, *_args: object, **_kwargs: object) -> NoReturn:
         if self._undefined_exception is not None:
@@ -147,14 +143,3 @@ def is_undefined(value: object) -> bool:
 
 
 _NEVER = frozenset({int, str, float, bool, list, tuple, dict, type(None)})
-
-
-def _describe(obj: object) -> str:
-    """Name an object as Jinja2's messages do."""
-    if obj is None:
-        return "None"
-    if obj is Ellipsis:
-        return "Ellipsis"
-    kind = type(obj)
-    where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"{where}{kind.__name__} object"

@@ -97,6 +97,11 @@ def test_surroundings():
     assert explain(*probes, {}, {}) == ["__has_include(<b.h>) in c.h: missing → there"]
 
 
+def explain_tool(new, old, versions):
+    ((_, told),) = differing(new, old, {}, {}, versions)
+    return told
+
+
 def test_compilers_and_paths():
     new, old = ("tool nvrtc", "build-id:1:2"), ("tool nvrtc", "build-id:2:2")
     for versions, told in (
@@ -106,6 +111,9 @@ def test_compilers_and_paths():
         (dict.fromkeys([("nvrtc", new[1]), ("nvrtc", old[1])], "13.5"), "13.5 (build 2) → 13.5 (build 1)"),
     ):
         assert differing([new], [old], {}, {}, versions) == [("tool nvrtc", f"nvrtc build differs: {told}")]
+    two = ("tool nvrtc", "build-id:3:2")
+    known = {("nvrtc", new[1]): "13.5", ("nvrtc", old[1]): "12.9", ("nvrtc", two[1]): "12.9"}
+    assert explain_tool([new], [old, two], known) == "nvrtc build differs: 12.9 → 13.5"
     assert explain([["cwd", "/a"]], [["cwd", "/b"]], {}, {}) == [
         "the working directory differs, and reaches the output"
     ]

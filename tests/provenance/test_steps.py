@@ -337,7 +337,7 @@ def test_there_are_never_too_many(files, monkeypatch):
     monkeypatch.setattr(storage, "MOST", 3)
     kept = files._compiler.steps
     keys = [
-        kept.save(steps.made(steps.RESOURCE_USAGE, {"program": f"{n:064x}"}, {}, 0.0, 0.0, parents=[]))
+        kept.save(steps.call_as_recorded(steps.RESOURCE_USAGE, {"program": f"{n:064x}"}, {}, 0.0, 0.0, parents=[]))
         for n in range(4 * 256)
     ]
     shards = {}
@@ -348,7 +348,7 @@ def test_there_are_never_too_many(files, monkeypatch):
     memory = storage.Steps(InMemoryProgramCache())
     monkeypatch.setattr(storage, "MOST_IN_MEMORY", 8)
     for n in range(20):
-        memory.save(steps.made(steps.RESOURCE_USAGE, {"program": f"{n:064x}"}, {}, 0.0, 0.0))
+        memory.save(steps.call_as_recorded(steps.RESOURCE_USAGE, {"program": f"{n:064x}"}, {}, 0.0, 0.0))
     assert len(list(memory.all())) == 8
 
 

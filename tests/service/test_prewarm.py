@@ -58,6 +58,13 @@ def test_progress_comes_in_the_calling_thread(service):
     assert seen == [(n, 10, threading.get_ident()) for n in range(1, 11)]
 
 
+def test_a_run_over_a_cache_that_is_only_read_is_not_said_to_be_recorded(service, library_dir):
+    made = service.prewarm(archs=["sm_80"])
+    again = CompileService(service.cache.path, library=library_dir, mode="ro").prewarm(archs=["sm_80"])
+    assert (again.hits, again.failed, again.call) == (made.compiled, 0, None)
+    assert service.prewarm(archs=["sm_80"]).call == made.call is not None
+
+
 def test_starts_are_told_too(service):
     told = []
     service.prewarm(

@@ -12,7 +12,15 @@ from collections import Counter
 import pytest
 from faults_values import settle
 
-from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, ReadOnlyProgramCache, entry_digest, judge
+from cuda_progcache.store import (
+    FileStreamProgramCache,
+    InMemoryProgramCache,
+    ReadOnlyProgramCache,
+    entry_digest,
+    judge,
+    maintenance,
+    pairs,
+)
 
 ORDERS = {"used": lambda e: e.last_used, "created": lambda e: e.created, "size": lambda e: e.size}
 
@@ -149,3 +157,25 @@ def test_every_store_gives_its_first(cache, tmp_path):
     for store in (memory, ReadOnlyProgramCache(cache), ReadOnlyProgramCache(memory)):
         assert [e.size for e in store.first(2, by="size")] == [5, 4]
         assert set(store.digests()) == {entry_digest(b"%d" % number) for number in range(5)}
+
+
+def test_of_the_last_created_few_shards_are_looked_at(cache, monkeypatch):
+    """Whoever copies a cache over another sets the times of its directories back, but for the one nobody can set."""
+    monkeypatch.setattr(maintenance, "_SLACK", 0.02)
+    keys = [b"%d" % i for i in range(30)]
+    for key in keys:
+        cache[key] = b"v"
+    settle()
+    settle()
+    cache[b"last"] = b"v"
+    for shard in (cache.path / "entries").iterdir():
+        os.utime(shard, (1, 1))
+    settle()
+    settle()
+    cache[keys[0]] = b"again"
+    looked = []
+    real = pairs.glimpses
+    monkeypatch.setattr(pairs, "glimpses", lambda root, shards: looked.extend(shards) or real(root, shards))
+    assert [e.digest for e in cache.first(1, by="created")] == [entry_digest(keys[0])]
+    assert looked == [entry_digest(keys[0])[:2]]
+    assert [e.digest for e in cache.first(2, by="created")] == [entry_digest(key) for key in (keys[0], b"last")]

@@ -334,3 +334,36 @@ def test_markup_is_a_constant():
         == "<m>&lt;s&gt;&lt;b&gt;<m>&lt;s&gt;"
     )
     assert nodes.Const(Markup("x")).as_const() == "x"
+
+
+SLICED = [f"{base}[{part}]" for base in ("1", "'abc'", "[1, 2]", "{'a': 1}", "x") for part in ("0:1", "::0", "'a':1")]
+AROUND = [
+    *(
+        "{{ [%s] }}",
+        "{%% for i in %s|list %%}{{ i }}{%% endfor %%}",
+        "{%% set a = %s|list %%}{{ a }}",
+        "{{ %s|list + 1 }}",
+    ),
+    *(
+        "{{ 'q' ~ %s }}",
+        "{%% with a = [%s|list] %%}{{ a }}{%% endwith %%}",
+        "{{ dict(a=%s|list) }}",
+        "{{ (%s, 1)|first }}",
+    ),
+]
+
+
+@pytest.mark.parametrize("undefined", [jinja2.Undefined, jinja2.StrictUndefined])
+def test_slices_that_cannot_be_taken_are_undefined_where_jinja2_folds_them(undefined):
+    stock, ours = (kind(undefined=undefined) for kind in (jinja2.Environment, Environment))
+    for source in (around % sliced for around in AROUND for sliced in SLICED):
+        try:
+            template = stock.from_string(source)
+        except (jinja2.UndefinedError, SyntaxError):  # Jinja2's compiler stumbles over its own
+            continue
+        assert rounds(ours.from_string(source)) == rounds(template), source
+
+
+def test_a_list_that_is_folded_is_another_in_each_render():
+    source = "{% set a = [3, 1]|sort %}{% set d = {'k': [1]}|dictsort %}{{ a.append(2), d[0][1].append(2), a, d }}"
+    assert rounds(Environment().from_string(source)) == rounds(jinja2.Environment().from_string(source))

@@ -59,7 +59,7 @@ class SizeLimitedMixin(BaseCache):
             kept = self._keys
             evicted = 0
             while len(kept) > self.max_size:
-                others = [key for key in kept if key != spared] or list(kept)
+                others = list(kept - {spared} or kept)
                 target = self._pick_eviction_target(others)
                 self.evict(target)
                 kept.discard(target)
@@ -142,7 +142,9 @@ class LRUCache(SizeLimitedCache):
         order = self._order()
         present = set(keys)
         with order.lock:
-            for gone in [key for key in order.keys if key not in present]:
-                del order.keys[gone]
             never = present.difference(order.keys)
-            return next(iter(never)) if never else next(iter(order.keys))
+            if never:
+                return next(iter(never))
+            while (oldest := next(iter(order.keys))) not in present:
+                del order.keys[oldest]  # evicted by another
+            return oldest

@@ -196,8 +196,7 @@ class FileTree:
 
     def keys(self) -> Iterator[Digest]:
         """Every key."""
-        for shard, mtime in self.shards().items():
-            yield from self.keys_of(shard, mtime)
+        return itertools.chain.from_iterable(self.keys_of(shard, mtime) for shard, mtime in self.shards().items())
 
     def with_prefix(self, prefix: str) -> list[Digest]:
         """Keys with a prefix of 2 characters at least, two if there are several."""

@@ -165,25 +165,21 @@ class Analysis:
                 self.fails.append(("Can't assign to special loop variable in for-loop target", name.lineno))
 
     def _hide(self, name: str) -> None:
-        if name in _MACRO_NAMES:
-            for macro in self._macros:
-                if name not in macro.special:
-                    macro.hidden.add(name)
-        elif name in _FUNCTION_NAMES:
-            function = self._function.outermost
+        for function in self._givers(name):
             if name not in function.special:
                 function.hidden.add(name)
 
     def _read(self, name: str) -> None:
         self._scope.read(name)
-        if name in _MACRO_NAMES:
-            for macro in self._macros:
-                if name not in macro.hidden:
-                    macro.special.add(name)
-        elif name in _FUNCTION_NAMES:
-            function = self._function.outermost
+        for function in self._givers(name):
             if name not in function.hidden:
                 function.special.add(name)
+
+    def _givers(self, name: str) -> Sequence[Function]:
+        """Return the functions that give a special name a value of their own."""
+        if name in _MACRO_NAMES:
+            return self._macros
+        return (self._function.outermost,) if name in _FUNCTION_NAMES else ()
 
     def _shows_context(self, *, call: bool = True) -> None:
         self._function.shows_context = True
@@ -290,9 +286,8 @@ class Analysis:
         for arg in node.args:
             self.assigned.add(arg.name)
             scope.parameter(arg.name)
-            for macro in self._macros:
-                if arg.name in _MACRO_NAMES and arg.name not in macro.special:
-                    macro.hidden.add(arg.name)
+            if arg.name in _MACRO_NAMES:
+                self._hide(arg.name)
         for default in node.defaults:
             self.visit(default)
         self._macros.append(function)
@@ -326,21 +321,20 @@ class Analysis:
         self._scope, self._branch = outer, in_branch
 
     def _block(self, node: nodes.Block) -> None:
-        if node.name in self.blocks:
-            self.fails.append((f"block {node.name!r} defined twice", node.lineno))
-        self.blocks[node.name] = node
-        self._waiting.append(node)
-        self._shows_context()
+        self._named(node)
         if node.scoped:
             self._needs_loop()
             for loop in self._loops:
                 loop.attributes.add("")
 
     def _region(self, node: Any) -> None:
+        self._named(node)
+        self._set(node.name, node.lineno)
+
+    def _named(self, node: Any) -> None:
         if node.name in self.blocks:
             self.fails.append((f"block {node.name!r} defined twice", node.lineno))
         self.blocks[node.name] = node
-        self._set(node.name, node.lineno)
         self._waiting.append(node)
         self._shows_context()
 

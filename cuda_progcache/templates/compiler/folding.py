@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Partial evaluation: expressions whose value is known when the template is compiled.
 
-What is folded is constant for ever: numbers, strings, and tuples of such. Everything else that an expression comes to
-(a list, a dict, a generator, an undefined value) is made anew in each render, by the code of the expression. On the way
-to a constant, plain data is looked into and Jinja2's own filters are called; a user's function or object never is.
+What is folded is constant for ever: numbers, strings, and tuples of such. A list or dict is made anew in each render by
+a display, where Jinja2 folds it, too; everything else (a generator, an undefined value) by the code of the expression.
+On the way to a constant, plain data is looked into and Jinja2's own filters are called; a user's function or object
+never is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ast
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes
+from jinja2.compiler import has_safe_repr
 from jinja2.utils import _PassArg
 from markupsafe import Markup
 
@@ -40,13 +42,13 @@ def is_constant(value: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is plain data: a constant, or one of Python's own containers of such; nobody else's code."""
+    """Whether a value is plain data: a constant, an undefined one, or one of Python's own containers of such."""
     kind = type(value)
     if kind in {list, tuple, set, frozenset}:
         return all(map(is_plain, value))
     if kind is dict:
         return all(is_plain(key) and is_plain(item) for key, item in value.items())
-    return is_constant(value)
+    return kind in JINJA2_UNDEFINED or is_constant(value)
 
 
 class Folding(Builder):
@@ -60,6 +62,8 @@ class Folding(Builder):
         Their names.
     plain_static : frozenset of str
         The names whose values are plain data, which is looked into.
+    shared : bool
+        Whether the value just worked out may be, or hold, one of the static context's that can be changed.
     known : dict
         Ids of expressions to their values, constants.
     """
@@ -71,6 +75,7 @@ class Folding(Builder):
     static: dict[str, Any]
     plain_static: frozenset[str]
     known: dict[int, Any]
+    shared: bool
     precomputed: list[Any]
     precomputed_names: list[str]
 
@@ -90,7 +95,9 @@ class Folding(Builder):
         if kind is nodes.Const:
             return node.value
         if kind is nodes.Name and node.name in self.plain_static:
-            return self.static[node.name]
+            value = self.static[node.name]
+            self.shared = self.shared or not is_constant(value)
+            return value
         if id(node) in self.known:
             return self.known[id(node)]
         if id(node) not in self.analysis.constant and kind is not nodes.TemplateData:
@@ -109,8 +116,9 @@ class Folding(Builder):
         finally:
             for owner, place, child in restore:
                 _put(owner, place, child)
-        if is_constant(value):
+        if is_constant(value) or self._is_displayed(value):
             self.known[id(node)] = value
+            self.analysis.constant.add(id(node))
         return value
 
     def _work_out_children(self, node: Any, restore: list[_Child]) -> None:
@@ -134,8 +142,7 @@ class Folding(Builder):
         if not is_constant(value):
             restore.append((owner, place, child))
             iterated = isinstance(owner, nodes.Filter) and place == "node"
-            harmless = type(child) is nodes.Name or type(value) in JINJA2_UNDEFINED or is_plain(value)
-            if not iterated and not harmless:
+            if not iterated and type(child) is not nodes.Name and not is_plain(value):
                 raise nodes.Impossible
         _put(owner, place, nodes.Const(value, lineno=child.lineno, environment=child.environment))
 
@@ -155,11 +162,16 @@ class Folding(Builder):
         """Return the code for a constant expression's value; None if it has to be worked out in the render."""
         if self.eval_ctx.volatile or not (self.environment.optimized or self.static):
             return None
+        self.shared = False
         try:
             value = self.fold(node)
         except nodes.Impossible:
             return None
-        return self.literal(value) if is_constant(value) else None
+        return self.literal(value) if is_constant(value) or self._is_displayed(value) else None
+
+    def _is_displayed(self, value: Any) -> bool:
+        """Whether a value that was just worked out is made anew by a display: Jinja2 folds such, too."""
+        return self.environment.optimized and not self.shared and has_safe_repr(value)
 
     def static_value(self, name: str) -> ast.expr:
         """Return an expression for the value of a name of the static context."""
@@ -172,7 +184,7 @@ class Folding(Builder):
         return self.load(f"_pc_{self.precomputed_names.index(name)}")
 
     def literal(self, value: Any) -> ast.expr:
-        """Return an expression for a constant."""
+        """Return an expression for a constant, or for plain data that is made anew each time."""
         kind = type(value)
         if kind in _ATOMS:
             return self.constant(value)
@@ -180,8 +192,13 @@ class Folding(Builder):
             return self.call_runtime("Markup", self.constant(str(value)))
         if kind is range:
             return self.call_name("range", *map(self.constant, (value.start, value.stop, value.step)))
-        items = self.tuple_of([self.literal(item) for item in value])
-        return items if kind is tuple else self.call_name("frozenset", items)
+        if kind is dict:
+            pairs = [(self.literal(key), self.literal(item)) for key, item in value.items()]
+            return ast.Dict([k for k, _ in pairs], [v for _, v in pairs], lineno=self.line, col_offset=0)
+        items = [self.literal(item) for item in value]
+        if kind is list:
+            return ast.List(items, ast.Load(), lineno=self.line, col_offset=0)
+        return self.tuple_of(items) if kind is tuple else self.call_name(kind.__name__, self.tuple_of(items))
 
 
 _Child = tuple[Any, Any, Any]  # the node or list that has it, where, and the child

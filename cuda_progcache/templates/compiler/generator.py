@@ -215,7 +215,7 @@ class Compiler(Inheritance):
         self.settings = settings = Settings.of(self.environment, form, raw=raw)
         self.context = self.reference = "context" if raw else "ctx"
         self.eval_ctx = EvalContext(self.environment, name)
-        self.static, self.plain_static = {}, frozenset()
+        self.static, self.plain_static, self.shared = {}, frozenset(), False
         self.analysis = Analysis(
             self.environment,
             self.static_context,

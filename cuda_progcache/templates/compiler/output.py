@@ -15,7 +15,6 @@ from markupsafe import escape
 
 from cuda_progcache.templates.compiler.expressions import Expressions
 from cuda_progcache.templates.compiler.folding import is_constant, is_plain
-from cuda_progcache.templates.compiler.settings import JINJA2_UNDEFINED
 from cuda_progcache.templates.compiler.tree import IS, PLAIN, STR
 
 if TYPE_CHECKING:
@@ -309,7 +308,7 @@ class Output(Expressions):
             Whatever evaluating it does; `jinja2.nodes.Impossible` if it is no constant.
         """
         value = child.as_const(self.eval_ctx) if type(child) is nodes.TemplateData else self.fold(child)
-        if not is_plain(value) and type(value) not in JINJA2_UNDEFINED:
+        if not is_plain(value):
             raise nodes.Impossible
         return escape(value) if self.eval_ctx.autoescape and not self.settings.native else value
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from cuda_progcache.templates.runtime import JINJA2_NAMES, NAMES
+
+N = TypeVar("N", bound=ast.AST)
 
 _LOAD, _STORE = ast.Load(), ast.Store()
 _NONE: list[Any] = []  # shared by all nodes that have no such children; nobody adds to it
@@ -46,9 +48,10 @@ IS, IS_NOT, EQ, GE, IN = ast.Is(), ast.IsNot(), ast.Eq(), ast.GtE(), ast.In()
 AND = ast.And()
 
 
-def _quick(base: Any, /, **same: Any) -> Any:
+def _quick(base: type[N], /, **same: Any) -> type[N]:
     """Return a class of nodes that have some attributes by their class."""
-    return type(base.__name__, (base,), {"__doc__": f"`ast.{base.__name__}`.", "col_offset": 0, **same})
+    made: type[N] = type(base.__name__, (base,), {"__doc__": f"`ast.{base.__name__}`.", "col_offset": 0, **same})
+    return made
 
 
 _Name = _quick(ast.Name, ctx=_LOAD)
@@ -56,7 +59,7 @@ _Stored = _quick(ast.Name, ctx=_STORE)
 _Constant = _quick(ast.Constant, kind=None)
 _Attribute = _quick(ast.Attribute, ctx=_LOAD)
 _Subscript = _quick(ast.Subscript, ctx=_LOAD)
-_Call = _quick(ast.Call, keywords=_NONE)
+_Call = _quick(ast.Call)
 _Expr = _quick(ast.Expr)
 _Assign = _quick(ast.Assign, type_comment=None)
 _IfExp = _quick(ast.IfExp)
@@ -64,7 +67,7 @@ _Compare = _quick(ast.Compare)
 _BoolOp = _quick(ast.BoolOp)
 _JoinedStr = _quick(ast.JoinedStr)
 _FormattedValue = _quick(ast.FormattedValue, format_spec=None)
-_If = _quick(ast.If, orelse=_NONE)
+_If = _quick(ast.If)
 
 _arguments = ast.arguments
 
@@ -83,6 +86,13 @@ class Builder:
     line = 1
     uses: set[str]
 
+    def made(self, kind: type[N], /, **fields: Any) -> N:
+        """A node of one of the quick classes."""
+        node = kind.__new__(kind)
+        fields["lineno"] = self.line
+        node.__dict__ = fields
+        return node
+
     def runtime(self, name: str) -> ast.expr:
         """A name of the runtime's tables; what isn't in one can't be emitted."""
         if name not in NAMES and name not in JINJA2_NAMES:
@@ -96,32 +106,19 @@ class Builder:
 
     def load(self, name: str) -> ast.expr:
         """A name's value."""
-        node: ast.Name = _Name.__new__(_Name)
-        node.id = name
-        node.lineno = self.line
-        return node
+        return self.made(_Name, id=name)
 
     def store(self, name: str) -> ast.Name:
         """A name that is assigned to."""
-        node: ast.Name = _Stored.__new__(_Stored)
-        node.id = name
-        node.lineno = self.line
-        return node
+        return self.made(_Stored, id=name)
 
     def constant(self, value: Any) -> ast.expr:
         """A constant."""
-        node: ast.Constant = _Constant.__new__(_Constant)
-        node.value = value
-        node.lineno = self.line
-        return node
+        return self.made(_Constant, value=value)
 
     def attribute(self, value: ast.expr, attr: str) -> ast.expr:
         """``value.attr``."""
-        node: ast.Attribute = _Attribute.__new__(_Attribute)
-        node.value = value
-        node.attr = attr
-        node.lineno = self.line
-        return node
+        return self.made(_Attribute, value=value, attr=attr)
 
     def dotted(self, name: str, *attrs: str) -> ast.expr:
         """``name.attr.attr``."""
@@ -132,11 +129,7 @@ class Builder:
 
     def subscript(self, value: ast.expr, index: ast.expr) -> ast.expr:
         """``value[index]``."""
-        node: ast.Subscript = _Subscript.__new__(_Subscript)
-        node.value = value
-        node.slice = index
-        node.lineno = self.line
-        return node
+        return self.made(_Subscript, value=value, slice=index)
 
     def subscript_store(self, value: ast.expr, key: str) -> ast.expr:
         """``value["key"]``, assigned to."""
@@ -144,13 +137,7 @@ class Builder:
 
     def call(self, function: ast.expr, args: list[ast.expr], keywords: list[ast.keyword] | None = None) -> ast.expr:
         """A call."""
-        node: ast.Call = _Call.__new__(_Call)
-        node.func = function
-        node.args = args
-        if keywords:
-            node.keywords = keywords
-        node.lineno = self.line
-        return node
+        return self.made(_Call, func=function, args=args, keywords=keywords or _NONE)
 
     def call_name(self, name: str, *args: ast.expr) -> ast.expr:
         """A call of a name with positional arguments."""
@@ -166,49 +153,25 @@ class Builder:
 
     def statement(self, value: ast.expr) -> ast.stmt:
         """An expression as a statement."""
-        node: ast.Expr = _Expr.__new__(_Expr)
-        node.value = value
-        node.lineno = self.line
-        return node
+        return self.made(_Expr, value=value)
 
     def assign(self, targets: str | ast.expr | list[ast.expr], value: ast.expr) -> ast.stmt:
         """An assignment to a name, a target, or several targets."""
-        node: ast.Assign = _Assign.__new__(_Assign)
         if isinstance(targets, str):
-            node.targets = [self.store(targets)]
-        elif isinstance(targets, list):
-            node.targets = targets
-        else:
-            node.targets = [targets]
-        node.value = value
-        node.lineno = self.line
-        return node
+            targets = self.store(targets)
+        return self.made(_Assign, targets=targets if isinstance(targets, list) else [targets], value=value)
 
     def choose(self, test: ast.expr, body: ast.expr, orelse: ast.expr) -> ast.expr:
         """``body if test else orelse``."""
-        node: ast.IfExp = _IfExp.__new__(_IfExp)
-        node.test = test
-        node.body = body
-        node.orelse = orelse
-        node.lineno = self.line
-        return node
+        return self.made(_IfExp, test=test, body=body, orelse=orelse)
 
     def compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> ast.expr:
         """``left op right``."""
-        node: ast.Compare = _Compare.__new__(_Compare)
-        node.left = left
-        node.ops = [op]
-        node.comparators = [right]
-        node.lineno = self.line
-        return node
+        return self.made(_Compare, left=left, ops=[op], comparators=[right])
 
     def both(self, *values: ast.expr) -> ast.expr:
         """``a and b``."""
-        node: ast.BoolOp = _BoolOp.__new__(_BoolOp)
-        node.op = AND
-        node.values = list(values)
-        node.lineno = self.line
-        return node
+        return self.made(_BoolOp, op=AND, values=list(values))
 
     def negate(self, value: ast.expr) -> ast.expr:
         """``not value``."""
@@ -216,13 +179,8 @@ class Builder:
 
     def when(self, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt] | None = None) -> ast.stmt:
         """An ``if``; an empty body is ``pass``."""
-        node: ast.If = _If.__new__(_If)
-        node.test = test
-        node.body = body or [ast.Pass(lineno=self.line, col_offset=0)]
-        if orelse:
-            node.orelse = orelse
-        node.lineno = self.line
-        return node
+        body = body or [ast.Pass(lineno=self.line, col_offset=0)]
+        return self.made(_If, test=test, body=body, orelse=orelse or _NONE)
 
     def tuple_of(self, items: Sequence[ast.expr], *, stored: bool = False) -> ast.expr:
         """A tuple."""
@@ -235,18 +193,11 @@ class Builder:
 
     def formatted(self, value: ast.expr, conversion: int) -> ast.expr:
         """A part of an f-string."""
-        node: ast.FormattedValue = _FormattedValue.__new__(_FormattedValue)
-        node.value = value
-        node.conversion = conversion
-        node.lineno = self.line
-        return node
+        return self.made(_FormattedValue, value=value, conversion=conversion)
 
     def joined(self, values: list[ast.expr]) -> ast.expr:
         """An f-string."""
-        node: ast.JoinedStr = _JoinedStr.__new__(_JoinedStr)
-        node.values = values
-        node.lineno = self.line
-        return node
+        return self.made(_JoinedStr, values=values)
 
     def returns(self, value: ast.expr) -> ast.stmt:
         """``return value``."""

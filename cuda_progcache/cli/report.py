@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``report``: the cache as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.session import Session, common_options, library_at, manifest_option
+
+REPORT_JSON = """\b
+--json: {"root": str, "path": str, "bytes": int (of the file), "programs": int, "listings": int}
+"""
+
+
+@click.command("report", short_help="Write the cache as one HTML file.", epilog=REPORT_JSON)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="report.html",
+    show_default=True,
+    help="Write it here.",
+)
+@click.option(
+    "--listings",
+    "listed",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Machine code, source and provenance of the N programs used last.",
+)
+@click.option("--no-plots", is_flag=True, help="Leave the plots out, which take matplotlib.")
+@manifest_option
+@common_options
+@click.pass_obj
+def report_command(session: Session, out: Path, listed: int, *, no_plots: bool, manifest: Path | None) -> None:
+    """Write what the cache holds as one HTML file, to be read in a browser without network.
+
+    It has totals, cost by kernel and architecture, why programs were compiled, what each variant uses on each
+    architecture, a table of all programs to search and sort, and a page for each. Takes nvdisasm for machine code.
+    """
+    from cuda_progcache import __version__
+    from cuda_progcache.report import data, listings, page, plots
+
+    cache = session.existing_cache()
+    if cache is None:
+        raise click.ClickException(f"there is nothing to report of {session.root()}")
+    found = data.collect(cache, _cap(session))
+    drawn = [] if no_plots else plots.plots(found)
+    last = sorted(found.programs, key=lambda one: -one.last_used)[:listed]
+    made = list(listings.listings(cache, [one.digest for one in last], library_at(manifest).path))
+    text = page.write(found, made, drawn, __version__).encode("utf-8")
+    out.write_bytes(text)
+    if session.json:
+        output.emit({
+            "root": session.root(), "path": str(out), "bytes": len(text), "programs": len(found.programs),
+            "listings": len(made),
+        })  # fmt: skip
+    else:
+        output.note_line(f"{out}: {output.plural(len(found.programs), 'program')}, {output.size(len(text))}")
+
+
+def _cap(session: Session) -> int | None:
+    """Give the cap of the default cache; what limits another one isn't written down."""
+    from cuda_progcache.store.default_cap import default_max_size
+
+    return default_max_size() if session.cache_dir is None else None

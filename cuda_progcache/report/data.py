@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report shows, as plain values: read off the entries of a store, their records and its counters.
+
+Text of records may come from an imported bundle. :func:`visible` is what all of it passes: control characters and
+those that turn the direction of text are shown as escapes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cuda_progcache._util.printable import one_line, printable
+from cuda_progcache.provenance.nodes import display_name
+
+if TYPE_CHECKING:
+    from cuda_progcache.service.comparison import KernelUse
+    from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.store.stats import Totals
+
+#: Characters of a log or of a key's component that are shown.
+LONGEST = 4000
+#: Earlier compiles of the same name that an entry is compared with, the newest: as many as an explained miss takes.
+_COMPARED = 4
+#: Periods that the time is cut into.
+_PERIODS = 32
+
+FIRST, AGAIN = "first of its name", "nothing: compiled again"
+_WORDS = {
+    "code": "source",
+    "name_expression": "template instances",
+    "headers": "headers",
+    "option": "options",
+    "target_type": "kind of binary",
+    "code_type": "language",
+    "extra_source": "further sources",
+    "has_include": "headers that are tested for",
+    "name": "name",
+    "schema": "version of the key",
+}
+
+
+class Kernel(NamedTuple):
+    """What one kernel of a program uses; None: unknown."""
+
+    name: str
+    registers: int
+    spill_store_bytes: int | None
+    spill_load_bytes: int | None
+    stack_bytes: int | None
+    shared_bytes: int
+    code_bytes: int
+    block_size: int | None
+    occupancy: float | None
+    limiters: tuple[str, ...]
+
+
+class Program(NamedTuple):
+    """An entry of the cache.
+
+    Attributes
+    ----------
+    digest, name, parameters, target, arch : str
+    size : int
+        Bytes.
+    created, last_used : float
+        Seconds since the epoch.
+    seconds : float or None
+        What its compile took; None where its record doesn't say.
+    why : tuple of str
+        What had changed since the nearest earlier compile of that name.
+    reasons : tuple of str
+        The same, a sentence per difference.
+    kernels : tuple of Kernel
+        Of a cubin.
+    components : tuple of (str, str)
+        What its key is made of.
+    headers, toolchain : tuple of (str, str)
+        Name and digest.
+    symbols : tuple of (str, str)
+        Name expression and symbol.
+    log : str
+        What the compiler said.
+    """
+
+    digest: str
+    name: str
+    parameters: str
+    target: str
+    arch: str
+    size: int
+    created: float
+    last_used: float
+    seconds: float | None
+    why: tuple[str, ...]
+    reasons: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
+    components: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...]
+    toolchain: tuple[tuple[str, str], ...]
+    symbols: tuple[tuple[str, str], ...]
+    log: str
+
+
+class Cost(NamedTuple):
+    """What the programs of one kernel for one architecture took."""
+
+    name: str
+    arch: str
+    programs: int
+    seconds: float
+    bytes: int
+
+
+class Period(NamedTuple):
+    """The programs that were compiled in a while and are still here."""
+
+    start: float
+    programs: int
+    seconds: float
+
+
+class Header(NamedTuple):
+    """A header that programs read."""
+
+    name: str
+    contents: int
+    programs: int
+    seconds: float
+
+
+class Report(NamedTuple):
+    """All that a report shows but for the listings.
+
+    Attributes
+    ----------
+    root : str
+        The cache's directory.
+    made : float
+        When the report was made, seconds since the epoch.
+    programs : tuple of Program
+        The newest first.
+    bytes, record_bytes : int
+        Of the entries and of their records.
+    cap : int or None
+        Bytes that the cache may take; None: no cap, or it isn't known.
+    seconds : float
+        What compiling the programs took.
+    counted : Totals
+        Of all processes on this cache, since it was made.
+    costs : tuple of Cost
+        The costliest first.
+    periods : tuple of Period
+        In order of time, equally long; none where there is no program.
+    why : mapping of str to int
+        What had changed to how many programs it was compiled anew for; a program with two changes counts in both.
+    unkept : mapping of str to int
+        Kind of reason to programs that were compiled here and can't be kept.
+    headers : tuple of Header
+        Those that the costliest programs read first.
+    unreadable : int
+        Binaries whose figures can't be read.
+    """
+
+    root: str
+    made: float
+    programs: tuple[Program, ...]
+    bytes: int
+    record_bytes: int
+    cap: int | None
+    seconds: float
+    counted: Totals
+    costs: tuple[Cost, ...]
+    periods: tuple[Period, ...]
+    why: Mapping[str, int]
+    unkept: Mapping[str, int]
+    headers: tuple[Header, ...]
+    unreadable: int
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Hits among all lookups; None where there was none."""
+        lookups = self.counted.hits + self.counted.misses
+        return self.counted.hits / lookups if lookups else None
+
+    @property
+    def saved(self) -> float | None:
+        """Seconds of compiling that hits have saved, if they hit programs of average cost; None: nothing is known."""
+        known = [one.seconds for one in self.programs if one.seconds is not None]
+        return self.counted.hits * sum(known) / len(known) if known else None
+
+
+def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
+    """Read what a report shows.
+
+    Parameters
+    ----------
+    cache : FileStreamProgramCache
+    cap : int, optional
+        Bytes that it may take.
+
+    Raises
+    ------
+    StoreError
+        The cache can't be read.
+    """
+    from cuda_progcache.compile.unkept import by_kind, listed
+    from cuda_progcache.service.comparison import kernel_uses
+
+    entries = sorted(cache.entries(), key=lambda entry: (entry.created, entry.digest))
+    failed: list[EntryInfo] = []
+    used: dict[str, list[Kernel]] = defaultdict(list)
+    for one in kernel_uses(entries, on_error=lambda entry, _: failed.append(entry)):
+        used[one.entry.digest].append(_kernel(one))
+    programs = []
+    earlier: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        name = display_name(entry.record)
+        why, reasons = _why(entry.record, earlier[name])
+        programs.append(_program(entry, name, why, reasons, used.get(entry.digest, ())))
+        earlier[name] = [*earlier[name][1 - _COMPARED :], entry.record]
+    held = cache.stats()
+    return Report(
+        root=visible(str(cache.path)),
+        made=time.time(),
+        programs=tuple(reversed(programs)),
+        bytes=sum(one.size for one in programs),
+        record_bytes=held.record_bytes,
+        cap=cap,
+        seconds=sum(one.seconds or 0.0 for one in programs),
+        counted=cache.all_time(),
+        costs=_costs(programs),
+        periods=_periods(programs),
+        why=dict(Counter(word for one in programs for word in one.why).most_common()),
+        unkept=dict(by_kind(listed(cache))),
+        headers=_headers(programs),
+        unreadable=len(failed),
+    )
+
+
+def visible(text: object, *, lines: bool = False) -> str:
+    """A text in which every character shows, as the command line prints it.
+
+    Parameters
+    ----------
+    text : object
+        Written as ``str`` does.
+    lines : bool
+        Whether line breaks and tabs may stay.
+    """
+    return printable(str(text)) if lines else one_line(str(text))
+
+
+def shortened(text: str, limit: int = LONGEST) -> str:
+    """The beginning of a long text, and how much more there is."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+
+
+def _kernel(one: KernelUse) -> Kernel:
+    used, runs = one.resources, one.occupancy
+    return Kernel(
+        visible(one.kernel),
+        used.registers,
+        used.spill_store_bytes,
+        used.spill_load_bytes,
+        used.stack_bytes,
+        used.shared_bytes,
+        used.code_bytes,
+        None if runs is None else runs.block_size,
+        None if runs is None else runs.ratio,
+        () if runs is None or runs.warps == runs.most_warps else tuple(runs.limiters),
+    )
+
+
+def _program(
+    entry: EntryInfo, name: str, why: Sequence[str], reasons: Sequence[str], kernels: Sequence[Kernel]
+) -> Program:
+    record = entry.record
+    kernel = record.get("kernel") or {}
+    duration = record.get("duration")
+    return Program(
+        digest=entry.digest,
+        name=shortened(visible(name), 200),
+        parameters=shortened(visible(" ".join(f"{k}={v}" for k, v in (kernel.get("parameters") or {}).items())), 400),
+        target=visible(record.get("target_type") or "-"),
+        arch=visible(record.get("arch") or "-"),
+        size=entry.size,
+        created=entry.created,
+        last_used=entry.last_used,
+        seconds=float(duration) if isinstance(duration, (int, float)) else None,
+        why=tuple(why),
+        reasons=tuple(shortened(visible(one)) for one in reasons),
+        kernels=tuple(kernels),
+        components=_pairs((part[0], part[1]) for part in record.get("components") or ()),
+        headers=_pairs((part["name"], part["digest"]) for part in record.get("headers") or ()),
+        toolchain=_pairs((part["name"], part["digest"]) for part in record.get("toolchain") or ()),
+        symbols=_pairs((record.get("symbol_mapping") or {}).items()),
+        log=shortened(visible(record.get("log") or "", lines=True)),
+    )
+
+
+def _pairs(found: Iterable[tuple[object, object]]) -> tuple[tuple[str, str], ...]:
+    return tuple((visible(left), shortened(visible(right))) for left, right in found)
+
+
+def _why(record: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What had changed since the nearest earlier compile: in a few words, and in sentences."""
+    from cuda_progcache.compile.history import differences, nearest
+    from cuda_progcache.keys.explain import differing
+
+    if not record.get("components"):
+        return (), ()  # put there by hand
+    found = nearest(record, [one for one in reversed(earlier) if one.get("components")])
+    if found is None:
+        return (FIRST,), ("first compile of this program",)
+    sentences = differences(record, found)
+    if not sentences:
+        return (AGAIN,), ("it was compiled again: its entry was evicted, removed or damaged",)
+    words: dict[str, None] = {}
+    rendered = [one.partition(" ")[0] for one in sentences if one.startswith(("parameter ", "template "))]
+    words.update(dict.fromkeys(f"{one}s" for one in rendered))
+    for label, sentence in differing(record["components"], found["components"], {}, {}):
+        if rendered and label in {"code", "name_expression"}:
+            continue
+        words["architecture" if sentence.startswith("option arch ") else _word(label)] = None
+    return tuple(words), tuple(sentences)
+
+
+def _word(label: str) -> str:
+    return "compiler" if label.startswith("tool ") else _WORDS.get(label, "paths that reach the output")
+
+
+def _costs(programs: Iterable[Program]) -> tuple[Cost, ...]:
+    found: dict[tuple[str, str], list[Program]] = defaultdict(list)
+    for one in programs:
+        found[one.name, one.arch].append(one)
+    costs = [
+        Cost(name, arch, len(them), sum(one.seconds or 0.0 for one in them), sum(one.size for one in them))
+        for (name, arch), them in found.items()
+    ]
+    return tuple(sorted(costs, key=lambda cost: (-cost.seconds, -cost.bytes, cost.name, cost.arch)))
+
+
+def _periods(programs: Sequence[Program]) -> tuple[Period, ...]:
+    if not programs:
+        return ()
+    first, last = (pick(one.created for one in programs) for pick in (min, max))
+    length = max(last - first, 60.0) / _PERIODS
+    found = [[0, 0.0] for _ in range(_PERIODS)]
+    for one in programs:
+        period = found[min(int((one.created - first) / length), _PERIODS - 1)]
+        period[0] += 1
+        period[1] += one.seconds or 0.0
+    return tuple(Period(first + at * length, int(count), took) for at, (count, took) in enumerate(found))
+
+
+def _headers(programs: Iterable[Program]) -> tuple[Header, ...]:
+    contents: dict[str, set[str]] = defaultdict(set)
+    readers: dict[str, list[float]] = defaultdict(list)
+    for one in programs:
+        for name, digest in one.headers:
+            contents[name].add(digest)
+            readers[name].append(one.seconds or 0.0)
+    found = [Header(name, len(contents[name]), len(took), sum(took)) for name, took in readers.items()]
+    return tuple(sorted(found, key=lambda header: (-header.seconds, header.name)))

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machine code, PTX, source and provenance of single entries, for their pages in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache.errors import InspectError
+from cuda_progcache.report.data import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cuda_progcache.inspect import Instruction
+    from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+#: Instructions of a kernel, and lines of PTX or of a source, that are shown.
+LONGEST = 5000
+_WORKERS = 4
+
+
+def listings(
+    cache: FileStreamProgramCache, digests: Iterable[str], library: Path | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The listings of some entries, in their order; those that are gone since are passed over.
+
+    Parameters
+    ----------
+    cache : FileStreamProgramCache
+    digests : iterable of str
+    library : Path, optional
+        Where the templates of kernels are looked for.
+
+    Yields
+    ------
+    (str, dict)
+        The digest, and as JSON values: ``kernels`` (name to ``code``, a list of ``[offset, labels, text, live, file,
+        line]``, and ``lines``, the same as it is compared), ``sources`` (name to lines), ``ptx`` (lines or None),
+        ``notes`` (what isn't there, and why) and ``provenance`` (``svg`` and ``steps``) or None.
+    """
+
+    def made(digest: str) -> dict[str, Any] | None:
+        try:
+            entry = cache.info(digest)
+        except KeyError:
+            return None
+        return _listing(cache, entry, library)
+
+    wanted = list(digests)
+    with ThreadPoolExecutor(_WORKERS) as workers:  # they wait for nvdisasm
+        for digest, found in zip(wanted, workers.map(made, wanted), strict=True):
+            if found is not None:
+                yield digest, found
+
+
+def _listing(cache: FileStreamProgramCache, entry: EntryInfo, library: Path | None) -> dict[str, Any]:
+    from cuda_progcache.service.comparison import binary_of
+
+    found: dict[str, Any] = {"kernels": {}, "sources": {}, "ptx": None, "notes": [], "provenance": None}
+    target = entry.record.get("target_type")
+    try:
+        data = binary_of(entry)
+        if data.startswith(b"\x7fELF"):
+            _add_machine_code(found, data, entry.record, library)
+        elif target == "ptx":
+            found["ptx"] = _cut(found, "PTX", data.rstrip(b"\0").decode("utf-8", "replace").splitlines())
+        else:
+            found["notes"].append(f"An entry of the kind {target or 'unknown'} can't be listed.")
+    except InspectError as error:
+        found["notes"].append(visible(error))
+    if found["ptx"] is None:
+        found["notes"].append("The PTX isn't kept: NVRTC compiles to a cubin at once. An entry of the kind ptx has it.")
+    found["provenance"] = _provenance(cache, entry.digest)
+    return found
+
+
+def _add_machine_code(found: dict[str, Any], data: bytes, record: Mapping[str, Any], library: Path | None) -> None:
+    from cuda_progcache.inspect import instructions, normalised
+
+    asked = {symbol: name for name, symbol in (record.get("symbol_mapping") or {}).items()}
+    files: dict[str, None] = {}
+    for symbol, code in instructions(data).items():
+        files.update(dict.fromkeys(one.source.file for one in code if one.source is not None))
+        listed = [_instruction(one) for one in code[:LONGEST]]
+        if len(code) > LONGEST:
+            found["notes"].append(f"Of {visible(symbol)} the first {LONGEST:,} of {len(code):,} instructions are here.")
+        lines = [visible(line) for line in normalised(code)[:LONGEST]]
+        found["kernels"][visible(asked.get(symbol, symbol))] = {"code": listed, "lines": lines}
+    if not files:
+        found["notes"].append("No line information is in it, so no source is linked: compile with lineinfo.")
+    templates = {one["name"]: one["digest"] for one in (record.get("kernel") or {}).get("templates") or ()}
+    absent = []
+    for file in files:
+        source = _source(Path(file).name, templates, library)
+        if source is None:
+            absent.append(visible(Path(file).name))
+        else:
+            found["sources"][visible(file)] = _cut(found, visible(file), source)
+    if absent:
+        found["notes"].append(
+            f"The source of {', '.join(absent)} isn't kept in the cache; templates are shown where they lie here as "
+            "they were."
+        )
+
+
+def _instruction(one: Instruction) -> list[Any]:
+    labels = [visible(label) for label in one.labels if not label.startswith(".text.")]
+    file, line = one.source or (None, None)
+    return [one.offset, labels, visible(one.text), one.live, None if file is None else visible(file), line]
+
+
+def _source(name: str, templates: Mapping[str, str], library: Path | None) -> list[str] | None:
+    """The lines of a template, if it lies in the library with the content that was compiled."""
+    if library is None or name not in templates:
+        return None
+    try:
+        data = (library / name).read_bytes()
+    except OSError:
+        return None
+    return data.decode("utf-8", "replace").splitlines() if sha256(data).hexdigest() == templates[name] else None
+
+
+def _cut(found: dict[str, Any], what: str, lines: list[str]) -> list[str]:
+    if len(lines) > LONGEST:
+        found["notes"].append(f"Of {what} the first {LONGEST:,} of {len(lines):,} lines are here.")
+    return [visible(line, lines=True) for line in lines[:LONGEST]]
+
+
+def _provenance(cache: FileStreamProgramCache, digest: str) -> dict[str, Any] | None:
+    """The graph of what an entry came from: a picture, and each dependency in words."""
+    from cuda_progcache.provenance.picture import to_svg
+    from cuda_progcache.provenance.walk import walk
+
+    try:
+        graph = walk(digest, cache)
+    except KeyError:
+        return None
+    nodes = graph.nodes
+    steps = [
+        [f"{nodes[edge.source].kind} {visible(nodes[edge.source].label)}", visible(edge.relation),
+         f"{nodes[edge.target].kind} {visible(nodes[edge.target].label)}"]
+        for edge in graph.edges[:400]
+    ]  # fmt: skip
+    return {"svg": to_svg(graph, visible(nodes[graph.root or digest].label)), "steps": steps}

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plots of a report: SVG by matplotlib, whose text and axes take the colour of the page around them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cuda_progcache.errors import ProgCacheError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from cuda_progcache.report.data import Report
+
+#: Stands for the page's text colour until the SVG is written.
+_INK = "#010203"
+#: Okabe and Ito's palette, without black: told apart by the colour-blind, and on light and dark ground.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+_KERNELS = 12
+
+
+class Plot(NamedTuple):
+    """A picture, what it shows, and what a screen reader says of it."""
+
+    title: str
+    svg: str
+    summary: str
+
+
+def plots(report: Report) -> list[Plot]:
+    """Draw a report's plots; none of what isn't there.
+
+    Raises
+    ------
+    ProgCacheError
+        matplotlib isn't installed; the message names the extra that has it.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise ProgCacheError(
+            f"the report's plots need matplotlib: pip install 'cuda-progcache[plot]', or --no-plots ({error})"
+        ) from error
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none", "svg.hashsalt": "cuda-progcache", "font.family": "sans-serif", "font.size": 10,
+        "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
+        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "text.parse_math": False,
+    }  # fmt: skip
+    with mpl.rc_context(style):
+        return [one for one in (_work(report), _cost(report), _why(report)) if one is not None]
+
+
+def _draw(title: str, height: float, draw: Callable[[Axes], str]) -> Plot:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    summary = draw(figure.add_subplot())
+    written = io.StringIO()
+    metadata: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(written, format="svg", transparent=True, metadata=metadata)
+    return Plot(title, _inline(written.getvalue(), re.sub(r"\W+", "-", title.lower())), summary)
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """An SVG document as it can stand in a page: its ids are its own, its ink is the page's, nothing has a colon."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{prefix}-", svg)
+    svg = svg.replace("xlink:href", "href").replace(_INK, "currentColor")
+    head = re.sub(r'\s(?:xmlns(?::\w+)?|width|height|version)="[^"]*"', "", svg[: svg.index(">")])
+    return f'{head} aria-hidden="true" focusable="false"{svg[svg.index(">") :]}'
+
+
+def _work(report: Report) -> Plot | None:
+    if not report.periods:
+        return None
+
+    def draw(axes: Axes) -> str:
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        starts: list[Any] = [datetime.fromtimestamp(one.start, UTC) for one in report.periods]
+        total = list(accumulate(one.seconds for one in report.periods))
+        axes.fill_between(starts, total, step="post", color=_COLOURS[0], alpha=0.35, linewidth=0)
+        axes.step(starts, total, where="post", color=_COLOURS[0])
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("seconds of compiling, summed")
+        locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        return f"From {starts[0]:%Y-%m-%d %H:%M} UTC on, {total[-1]:,.1f} seconds of compiling are kept."
+
+    return _draw("Compile work kept, over time", 2.8, draw)
+
+
+def _cost(report: Report) -> Plot | None:
+    by_name: dict[str, float] = defaultdict(float)
+    for one in report.costs:
+        by_name[one.name] += one.seconds
+    names = sorted(by_name, key=lambda name: -by_name[name])[:_KERNELS]
+    if not names:
+        return None
+
+    def draw(axes: Axes) -> str:
+        archs = sorted({one.arch for one in report.costs}, key=lambda arch: (len(arch), arch))
+        seconds = {(one.name, one.arch): one.seconds for one in report.costs}
+        left = [0.0] * len(names)
+        rows = range(len(names))
+        for at, arch in enumerate(archs):
+            widths = [seconds.get((name, arch), 0.0) for name in names]
+            hatch = None if at < len(_COLOURS) else "//"
+            axes.barh(rows, widths, 0.7, left, color=_COLOURS[at % len(_COLOURS)], label=arch, hatch=hatch)
+            left = [before + more for before, more in zip(left, widths, strict=True)]
+        _label(axes, names)
+        axes.set_xlabel("seconds of compiling")
+        if axes.figure is not None:
+            axes.figure.legend(loc="outside upper center", fontsize="small", ncols=6)
+        return f"The costliest is {names[0]} with {by_name[names[0]]:,.1f} seconds; the table below has all."
+
+    return _draw("Cost by kernel and architecture", 1.4 + 0.32 * len(names), draw)
+
+
+def _why(report: Report) -> Plot | None:
+    words = list(report.why)[:_KERNELS]
+    if not words:
+        return None
+
+    def draw(axes: Axes) -> str:
+        from matplotlib.ticker import MaxNLocator
+
+        axes.barh(range(len(words)), [report.why[word] for word in words], 0.7, color=_COLOURS[0])
+        _label(axes, words)
+        axes.set_xlabel("programs")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return "; ".join(f"{word}: {report.why[word]:,}" for word in words)
+
+    return _draw("Misses by what had changed", 1.2 + 0.32 * len(words), draw)
+
+
+def _label(axes: Axes, names: list[str]) -> None:
+    cut = [name if len(name) <= 26 else f"{name[:25]}…" for name in names]
+    axes.set_yticks(range(len(cut)), cut)
+    axes.invert_yaxis()

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report says against the store, what its file may hold, and how it behaves in headless Chromium."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+import re
+import shutil
+import sys
+from contextlib import contextmanager
+from html.parser import HTMLParser
+
+import pytest
+
+from cuda_progcache.errors import ProgCacheError
+from cuda_progcache.report import data, page
+from cuda_progcache.report.listings import listings
+from cuda_progcache.report.plots import plots
+
+#: Bytes of a report on 10,000 programs, without listings.
+LARGEST = 4_000_000
+
+
+class Parts(HTMLParser):
+    """The elements of a page, with their attributes."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+
+def unpacked(html, name):
+    found = re.search(rf'id="data-{name}">([^<]*)<', html)[1]
+    return json.loads(gzip.decompress(base64.b64decode(found)))
+
+
+@pytest.fixture(scope="module")
+def found(small):
+    return data.collect(small, 10**8)
+
+
+@pytest.fixture(scope="module")
+def html(small, found):
+    return page.write(found, listings(small, [one.digest for one in found.programs]), plots(found), "1.0")
+
+
+def test_the_figures_are_the_stores(small, found):
+    from cuda_progcache.service.comparison import kernel_uses
+
+    entries = {one.digest: one for one in small.entries()}
+    assert {one.digest: one.size for one in found.programs} == {key: one.size for key, one in entries.items()}
+    assert found.bytes == small.stats().bytes
+    assert found.seconds == pytest.approx(small.census().seconds)
+    assert found.counted == small.all_time()
+    assert found.hit_rate == found.counted.hits / (found.counted.hits + found.counted.misses) > 0
+    assert found.saved == pytest.approx(found.counted.hits * found.seconds / len(entries))
+    assert sum(one.programs for one in found.periods) == sum(one.programs for one in found.costs) == len(entries)
+    assert sum(one.seconds for one in found.costs) == pytest.approx(found.seconds)
+    assert sum(one.seconds for one in found.periods) == pytest.approx(found.seconds)
+    used = {(one.entry.digest, one.kernel): one for one in kernel_uses(entries.values())}
+    shown = {(one.digest, kernel.name): kernel for one in found.programs for kernel in one.kernels}
+    assert len(shown) == len(used) == 3
+    for key, kernel in shown.items():
+        assert (kernel.registers, kernel.occupancy) == (used[key].resources.registers, used[key].occupancy.ratio)
+
+
+def test_a_miss_is_counted_by_what_had_changed(found):
+    by_reason = {(one.target, one.arch, one.why) for one in found.programs if one.name == "saxpy.cu"}
+    assert ("cubin", "sm_90", (data.FIRST,)) in by_reason
+    assert ("cubin", "sm_90", ("source",)) in by_reason
+    assert ("ptx", "sm_90", ("kind of binary",)) in by_reason
+    assert ("cubin", "sm_80", ("architecture",)) in by_reason
+    assert found.why[data.FIRST] == 2
+
+
+def test_the_page_has_every_program(found, html):
+    table = unpacked(html, "table")
+    names = table["strings"]
+    assert [row[0] for row in table["rows"]] == [one.digest for one in found.programs]
+    assert [names[row[1]] for row in table["rows"]] == [one.name for one in found.programs]
+    assert len(unpacked(html, "chunk-0")["records"]) == len(found.programs)
+    for one in found.programs:
+        listing = unpacked(html, f"listing-{one.digest}")
+        assert bool(listing["kernels"]) == (one.target == "cubin")
+        assert bool(listing["ptx"]) == (one.target == "ptx")
+        assert listing["provenance"]["svg"].startswith("<svg")
+    saxpy = next(one for one in found.programs if one.arch == "sm_80")
+    code = unpacked(html, f"listing-{saxpy.digest}")["kernels"]["saxpy"]["code"]
+    assert {line for *_, line in code if line} >= {2, 3}
+
+
+def test_the_page_loads_nothing(html):
+    loading = {"src", "href", "data", "action", "poster", "srcset", "formaction", "xlink:href"}
+    for tag, attributes in Parts(html).elements:
+        for name in loading & attributes.keys():
+            assert attributes[name].startswith(("#", "data:,")), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+    assert not re.search(r"https?://|@import|url\((?!#)", html)
+
+
+def test_text_from_elsewhere_stays_text(html, hostile):
+    assert hostile not in html
+    assert not set(html) & set("\x00\x1b\u202e")
+    assert [tag for tag, _ in Parts(html).elements].count("img") == 0
+    row = next(one for one in unpacked(html, "chunk-0")["records"] if "</script>" in one["log"])
+    assert row["log"] == "</script><img src=x onerror=alert(1)>\\x1b[31m\\u202egnp.exe\\x00"
+
+
+@pytest.mark.parametrize("text", ["a\x7f", "\u2066x\u2069", "\u200f", "\ud800", "\u2028", "\x85", "\ufeff"])
+def test_what_does_not_show_is_written_out(text):
+    assert data.visible(text).isprintable()
+    assert "\\" in data.visible(text)
+    data.visible(text).encode("utf-8")
+
+
+def test_an_empty_cache_has_a_report(tmp_path):
+    from cuda_progcache import FileStreamProgramCache
+
+    found = data.collect(FileStreamProgramCache(tmp_path))
+    assert (found.programs, found.hit_rate, found.saved) == ((), None, None)
+    assert "The cache is empty." in page.write(found, (), plots(found))
+
+
+def test_listings_stop_at_the_limit(found, monkeypatch):
+    monkeypatch.setattr(page, "LISTINGS_LIMIT", 1000)
+    html = page.write(found, [("a" * 64, {"x": "fits"}), ("b" * 64, {"x": list(range(9999))}), ("c" * 64, {})])
+    assert unpacked(html, "table")["listed"] == ["a" * 64, "c" * 64]
+
+
+def test_plots_name_the_extra_that_they_need(found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ProgCacheError, match=r"cuda-progcache\[plot\]"):
+        plots(found)
+
+
+def test_the_command_writes_the_file(small, tmp_path):
+    from click.testing import CliRunner
+
+    from cuda_progcache.cli.app import app
+
+    out = tmp_path / "report.html"
+    asked = ["report", "-o", str(out), "--cache-dir", str(small.path), "--listings", "0", "--no-plots", "--json"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["bytes"], told["programs"], told["listings"]) == (out.stat().st_size, len(small), 0)
+    assert CliRunner().invoke(app, ["report", "--cache-dir", str(tmp_path / "none")]).exit_code == 1
+
+
+@pytest.fixture(scope="module")
+def few(html, found, tmp_path_factory):
+    path = tmp_path_factory.mktemp("few") / "report.html"
+    path.write_text(html, "utf-8")
+    return path, found
+
+
+@pytest.fixture(scope="module")
+def many(large, tmp_path_factory):
+    path = tmp_path_factory.mktemp("many") / "report.html"
+    path.write_text(page.write(large), "utf-8")
+    return path, large
+
+
+@pytest.fixture(scope="module")
+def browser(few, many):
+    """Headless Chromium; the tests that ask for it are skipped where it, or what drives it, isn't installed.
+
+    The reports are written before it starts: in the greenlets of its driver, CPython 3.11's ast.parse may fail with
+    "AST constructor recursion depth mismatch" (what imports rewrite their asserts by).
+    """
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: pip install playwright")
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("no Chromium is installed: apt install chromium, or set CHROMIUM")
+    with driver.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@contextmanager
+def opened(browser, path, width=1400, **options):
+    """A page on a report; what it says on the console, and any request, is an error."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+    shown = context.new_page()
+    complaints = []
+    shown.on("console", lambda message: complaints.append(message.text))
+    shown.on("pageerror", lambda error: complaints.append(str(error)))
+    shown.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    shown.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+    shown.goto(path.as_uri())
+    shown.locator("html[data-ready]").wait_for(state="attached")
+    yield shown
+    context.close()
+    assert not complaints
+
+
+def go(shown, view):
+    shown.evaluate("(view) => { location.hash = view; }", view)
+    shown.locator(f'html[data-ready="{view}"]').wait_for(state="attached")
+
+
+def test_ten_thousand_programs_fit_and_are_searched_and_sorted(browser, many):
+    path, found = many
+    assert len(found.programs) == 10_000
+    assert path.stat().st_size < LARGEST
+    with opened(browser, path) as shown:
+        shown.get_by_role("link", name="Programs", exact=True).click()
+        rows = shown.locator("#rows tr")
+        assert rows.count() == 50
+        assert "10,000 programs" in shown.locator("#count").inner_text()
+        shown.get_by_label("Search programs").fill("KERNEL_7 sm_80")
+        expected = [one for one in found.programs if "kernel_7" in one.name and one.arch == "sm_80"]
+        assert f"{len(expected):,} of 10,000" in shown.locator("#count").inner_text()
+        shown.get_by_role("button", name="size").click()
+        assert shown.locator('th[aria-sort="descending"]').inner_text() == "size"
+        largest = max(expected, key=lambda one: one.size)
+        assert page.size(largest.size) in rows.first.inner_text()
+        shown.get_by_role("button", name="name").click()
+        assert shown.locator("th[aria-sort=ascending]").inner_text() == "name"
+        shown.get_by_role("button", name="Next").click()
+        assert "page 2 of" in shown.locator("#pager").inner_text()
+        rows.first.get_by_role("link").click()
+        shown.locator("#entry .facts").wait_for()
+        digest = shown.locator("#entry .digest").first.inner_text()
+        one = next(one for one in found.programs if one.digest == digest)
+        shown.get_by_text(f"Headers ({len(one.headers)})").click()
+        assert one.headers[0][0] in shown.locator("#entry").inner_text()
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_is_wider_than_the_screen(browser, few, many, width):
+    for path, found in (few, many):
+        with opened(browser, path, width, color_scheme="dark") as shown:
+            digests = [one.digest for one in found.programs if one.target == "cubin"][:2]
+            for view in ("overview", "programs", "variants", f"entry={digests[0]}", f"diff={','.join(digests)}"):
+                go(shown, view)
+                assert shown.evaluate("document.documentElement.scrollWidth") <= width, view
+
+
+def test_two_programs_are_chosen_and_compared(browser, few):
+    path, found = few
+    old, new = sorted((o for o in found.programs if o.target == "cubin" and o.arch == "sm_90"), key=lambda o: o.created)
+    with opened(browser, path) as shown:
+        go(shown, "programs")
+        button = shown.get_by_role("button", name=re.compile("^Compare two"))
+        for one in (old, new):
+            assert button.is_disabled()
+            shown.get_by_role("checkbox", name=re.compile(one.digest[:12])).check()
+        button.click()
+        shown.locator("#diff h4").wait_for()
+        told = shown.locator("#diff").inner_text()
+        assert old.digest[:12] in told
+        assert "code" in told
+        # The whole of both kernels is between the lines that differ and those around them.
+        cut, add = (shown.locator(f"#diff .{kind}").all_inner_texts() for kind in ("cut", "add"))
+        assert add
+        assert cut != add
+        assert all("FMUL" not in line for line in cut)
+        assert any(re.search("FADD|FMUL", line) for line in add)
+
+
+def test_a_program_opens_with_its_code_by_keyboard(browser, few):
+    path, found = few
+    one = next(one for one in found.programs if one.arch == "sm_80")
+    with opened(browser, path) as shown:
+        go(shown, "programs")
+        shown.get_by_role("link", name=one.digest[:12]).press("Enter")
+        code = shown.get_by_role("listbox", name="SASS: saxpy")
+        code.wait_for()
+        assert shown.evaluate("document.activeElement.id") == "title-entry"
+        code.press("End")
+        assert shown.locator('[role=option][aria-selected="true"]').count() == 1
+        code.press("ArrowUp")
+        assert code.get_attribute("aria-activedescendant") == shown.locator("[aria-selected=true]").get_attribute("id")
+        assert str(one.kernels[0].registers) in shown.locator("#entry table").first.inner_text()
+        assert "isn't kept" in shown.locator("#entry").inner_text()
+        assert shown.locator(".picture img").evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 100
+
+
+def test_text_from_elsewhere_runs_nothing(browser, few, hostile):
+    path, found = few
+    one = next(one for one in found.programs if "onerror" in one.name)
+    with opened(browser, path) as shown:
+        for view in ("programs", f"entry={one.digest}"):
+            go(shown, view)
+            assert hostile[:37] in shown.locator("main").inner_text()
+        assert shown.locator("img[src=x]").count() == 0
