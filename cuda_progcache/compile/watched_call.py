@@ -67,6 +67,8 @@ class WatchedCall:
         self._reasons: tuple[str, ...] = UNKNOWN
         self._stored: bool | None = None
         self._error: type[Exception] | None = None
+        #: What cuda.core has compiled in this call, on its way to the caller.
+        self._made: list[Any] = []
 
     def run(self) -> Any:
         """Do the call.
@@ -94,6 +96,8 @@ class WatchedCall:
                 raise done
             finally:
                 del done  # an error that leads to itself is freed by the collector alone
+        if self._made:
+            return self._made.pop()
         self._hit = self._stored is None  # another thread or process has compiled it meanwhile
         return self._call(cache=_Given(done))
 
@@ -107,8 +111,8 @@ class WatchedCall:
         compiled = _Taking()
         self._clock = time.perf_counter()
         try:
-            self._call(cache=compiled)
-            self.store(cache, key, [compiled.data])
+            self._made.append(self._call(cache=compiled))
+            self.store(cache, key, compiled.held)
         except Exception as error:  # noqa: BLE001 - raised by who asked
             return error
         return compiled.data
@@ -144,7 +148,7 @@ class WatchedCall:
             cache[key] = held.pop()
             self._stored = True
             return
-        self._stored = cache.publish(key, program_bytes(held.pop()), record)
+        self._stored = cache.publish(key, held.pop(), record)
         if self._stored:
             history.note(cache, record, str(self._digest))
 
@@ -205,6 +209,7 @@ class WatchedCall:
         ``Program`` that the collector frees.
         """
         self._compile = None
+        self._made.clear()
         self._error = type(error)
 
     def tell(self) -> None:
@@ -286,17 +291,19 @@ class _Asked(_Watched):
 
 
 class _Taking(_Cache):
-    """Has nothing, and takes the bytes of what was compiled."""
+    """Has nothing, and takes what was compiled."""
 
-    data = b""
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+        self.data = b""
 
     def get(self, key: Any, default: Any = None) -> Any:  # noqa: ARG002 - there is none
         return default
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        held = [value]
+        self.held.append(value)
         del value  # as above
-        self.data = program_bytes(held.pop())
+        self.data = program_bytes(self.held[0])
 
 
 class _Given(_Cache):
