@@ -208,7 +208,7 @@ def test_a_signal_leaves_no_traceback_and_nothing_behind(library_dir, tmp_path, 
     given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, "env": environment}
     with subprocess.Popen([*command, "--kernel", "heavy"], text=True, **given) as running:
         if early:
-            wait_for(lambda: os.listdir(temporary) or running.poll() is not None)  # the workers are being started
+            wait_for(lambda: list(temporary.glob("progcache-*")) or running.poll() is not None)  # they start
         else:
             running.stderr.readline()
         (os.kill if number == signal.SIGKILL else os.killpg)(running.pid, number)
