@@ -66,9 +66,12 @@ class Compiled(NamedTuple):
         return f"{self.digest} {self.variant} {self.by}".rstrip()
 
 
-def note(cache: Any, record: Mapping[str, Any], digest: str) -> None:
-    """Remember the entry ``digest`` as the latest compile of the program of ``record``."""
-    name, compiled = _name(record), Compiled(digest, _variant(record), _made_here())
+def note(cache: Any, record: Mapping[str, Any], digest: str, *, made_here: bool = True) -> None:
+    """Remember the entry ``digest`` as the latest compile of the program of ``record``.
+
+    Who compiled it is remembered if this process did. A copy that travels doesn't say who made it.
+    """
+    name, compiled = _name(record), Compiled(digest, _variant(record), _made_here() if made_here else "")
     path = _path(cache, name)
     if path is None:
         kept = derived(cache, "latest")

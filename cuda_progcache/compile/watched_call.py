@@ -89,7 +89,7 @@ class WatchedCall:
             str(self._digest),
             leases_dir(cache) if modes.of(cache) == "rw" else None,
             lambda: self._compiled(cache, key),
-            lambda: cache.get(key),
+            lambda: _again(cache, key),
         )
         if isinstance(done, Exception):
             try:
@@ -231,6 +231,12 @@ class WatchedCall:
             events.emit(kept if self._stored else events.Event("drop", *about, None, why))
         elif not self._cached:
             events.emit(events.Event("compile", *about, seconds=time.perf_counter() - self._clock))
+
+
+def _again(cache: Any, key: Any) -> bytes | None:
+    """What the cache has by now; its miss has been counted."""
+    entry = cache.load_again(key)
+    return None if entry is None else bytes(entry.data)
 
 
 class _MissedError(Exception):

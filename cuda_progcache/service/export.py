@@ -88,7 +88,7 @@ def cache_directory(
                 record = copy.info(digest).record
                 if not record.get("components"):
                     continue  # put there by hand
-                history.note(copy, record, digest)
+                history.note(copy, record, digest, made_here=False)
                 tools = record.get("toolchain") or ()
                 toolchains.note(copy, (ToolFile(str(t["name"]), "", str(t["digest"])) for t in tools))
         os.unlink(bundle)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,10 @@ def test_a_wheel_is_a_layer_of_the_default_cache(cli, cli_json, locked, library,
     wheel = Path(told["path"])
     assert wheel.name == "my_kernels_sm90-1.0-py3-none-any.whl"
     first = wheel.read_bytes()
+    with zipfile.ZipFile(wheel) as archive:  # a layer says nothing of the machine that made it
+        assert not any(
+            platform.node().encode() in archive.read(name) for name in archive.namelist() if "/latest/" in name
+        )
     cli("export", *locked, "--wheel", tmp_path / "dist", "--name", "My.Kernels-sm90")
     assert wheel.read_bytes() == first
     site = tmp_path / "site"
