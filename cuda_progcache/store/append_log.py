@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 LONG = 32 * 1024
 #: A claim that has not been made good for so many seconds is taken for a dead process's.
 GIVE_UP_AFTER = 5.0
+#: Seconds between looks for the closing line of a file that was just replaced.
+_PAUSES = (0.0, 0.001, 0.004, 0.016, 0.064, 0.256)
 CLAIM = 0
 #: In the place of a claim's ref: the file is closed.
 _CLOSED = (1 << 64) - 1
@@ -239,9 +241,18 @@ class AppendLog:
         return True, True
 
     def _is_handed_on(self, fd: int, appended: bytes) -> bool:
-        """Whether who has replaced the file answers for what we appended to it."""
-        there = read_on(fd, 0)
-        return self._closing() in there[there.rfind(appended) + len(appended) :]
+        """Whether who has replaced the file answers for what we appended to it.
+
+        The file is closed right after it is replaced. Until then that isn't known: the lines may be in the summary
+        already, and would count twice if they came into a later file, which no longer has their refs.
+        """
+        closing = self._closing()
+        for pause in _PAUSES:
+            time.sleep(pause)
+            there = read_on(fd, 0)
+            if closing in there:
+                return there.rfind(closing) > there.rfind(appended)
+        return False
 
     def _closing(self) -> bytes:
         """The line after which nothing is handed on."""

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from cuda_progcache.store import FileStreamProgramCache, Totals, append_log, counters, stats
-from cuda_progcache.store.counters import persisted
+from cuda_progcache.store.counters import _COUNTED, _Log, persisted
 from cuda_progcache.store.root import Root
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -274,6 +275,45 @@ def test_a_worker_forked_with_an_open_store(path):
 
 
 # Exactly once
+
+
+def test_a_writer_that_comes_between_a_renaming_and_its_closing_writes_once(path):
+    """Else its line could come into a later file, which no longer knows that it was counted."""
+    opened(path).close()
+    root = Root(str(path), shared=False)
+    root.open()
+    writer, other = _Log(root), _Log(root)
+    assert writer.add(Totals(hits=1))
+    place, placed = root.place, threading.Event()
+
+    def slowly(*args, **kwargs):
+        place(*args, **kwargs)
+        placed.set()
+        time.sleep(0.05)  # then the old file is closed
+
+    root.place = slowly
+
+    def rewrite():
+        fd = os.open(path / _Log.NAME, os.O_RDWR | os.O_APPEND)
+        other._rewrite(fd, os.fstat(fd), os.read(fd, 24))
+        os.close(fd)
+
+    threads = []
+    really = writer._is
+
+    def is_there(status):
+        if not threads:  # the line has just been written
+            threads.append(threading.Thread(target=rewrite))
+            threads[0].start()
+            assert placed.wait(20)
+        return really(status)
+
+    writer._is = is_there
+    assert writer.add(Totals(hits=1))
+    threads[0].join()
+    lines = writer._lines((path / _Log.NAME).read_bytes()[24:])
+    assert [line[0] for line in lines].count(_COUNTED) == 1  # the sum; the writer's own line isn't there again
+    assert on_disk(path) == Totals(hits=2)
 
 
 def test_eight_processes_that_come_and_go(path):
