@@ -239,7 +239,7 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
     yield Finding(
         "cache",
         "directory",
-        f"{root}: {stats.entries:,} entries, {stats.bytes:,} bytes",
+        f"{root}: {stats.bytes:,} bytes in {stats.entries:,} {'entry' if stats.entries == 1 else 'entries'}",
         "" if writable or not wanted else "it can only be read: what is compiled isn't kept",
         "" if writable or not wanted else "let this user write there, or say so: CUDA_PROGCACHE=ro",
     )

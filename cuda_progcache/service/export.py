@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.files import put_in_place
 from cuda_progcache.compile import history, toolchains
 from cuda_progcache.errors import ExportError
 from cuda_progcache.keys.toolchain import ToolFile
@@ -277,12 +278,4 @@ def _tar(files: Iterable[tuple[str, bytes]]) -> bytes:
 
 def _write(path: str, data: bytes) -> None:
     """Write a file in one step."""
-    staged = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(staged, "wb") as file:
-            file.write(data)
-        os.replace(staged, path)
-    except BaseException:
-        if os.path.lexists(staged):
-            os.unlink(staged)
-        raise
+    put_in_place(path, data, staged=f"{path}.{os.getpid()}.tmp", mode=0o666)

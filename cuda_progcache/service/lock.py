@@ -34,6 +34,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.files import put_in_place
 from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile import recording
 from cuda_progcache.errors import LockError, ProgCacheError
@@ -224,15 +225,7 @@ class Lock(NamedTuple):
                     return
         except FileNotFoundError:
             pass
-        staged = f"{target}.{os.getpid()}.tmp"
-        try:
-            with open(staged, "wb") as file:
-                file.write(data)
-            os.replace(staged, target)
-        except BaseException:
-            if os.path.lexists(staged):
-                os.unlink(staged)
-            raise
+        put_in_place(target, data, staged=f"{target}.{os.getpid()}.tmp", mode=0o666)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Lock:

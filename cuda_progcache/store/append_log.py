@@ -9,8 +9,8 @@ The file is a header and lines of one size::
 A line is written with one append, and each process reads what the others appended since it last looked. When the file
 is longer than :data:`LONG`, one process claims it (a line of kind 0), writes lines that say the same to a new file and
 renames that into place, the next generation; then it closes the old one (a line of kind 0 again) and hands on what was
-appended to it meanwhile. Who appends looks afterwards whether the file is still the one in place. If not, it appends
-again, unless the old one was closed after its line. A line may come twice, with the same ref.
+appended to it meanwhile. Who appends looks afterwards whether the file is still the one in place. If not, it waits for
+the old one to be closed, and appends again unless that was after its line. A line may come twice, with the same ref.
 
 A line is lost where the process that rewrites the file is killed between the renaming and the handing on, or where the
 file system doesn't append in one step (some network file systems). Damage shows by the checks.

@@ -554,17 +554,7 @@ class DiskStore(ProgramCacheResource):
         return info
 
     def _info(self, digest: str) -> EntryInfo | None:
-        seen = judge.glance(self._root, digest)
-        if seen is None:
-            return None
-        from pathlib import Path
-
-        version, st = seen
-        used = max(st.st_atime, st.st_mtime, self._last_use.get(digest, 0) / 1e9)
-        path = Path(self._root.entry_path(digest))
-        return EntryInfo(
-            digest, st.st_size, version.created, min(used, time.time()), version.checksum, path, version.record()
-        )
+        return pairs.info(self._root, digest, self._last_use.get(digest, 0) / 1e9)
 
     def all_time(self) -> Totals:
         """What every process that used this directory has counted; see :attr:`StoreStats.all_time`."""

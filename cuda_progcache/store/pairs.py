@@ -24,9 +24,9 @@ from cuda_progcache._util.files import (
     write_new,
 )
 from cuda_progcache._util.liveness import LITTER_AGE
-from cuda_progcache.store.base import charged_size
+from cuda_progcache.store.base import EntryInfo, charged_size
 from cuda_progcache.store.eviction import USE_RESOLUTION_NS, Candidate
-from cuda_progcache.store.judge import lstat, versions
+from cuda_progcache.store.judge import glance, lstat, versions
 from cuda_progcache.store.records import FRAME_SIZE, Version, encode, replacing
 from cuda_progcache.store.root import WRITE_TRIES, Root
 
@@ -151,6 +151,25 @@ def count(root: Root, shard: str) -> int:
     """How many entries of a shard have a record."""
     records = root.names(root.records, shard)
     return sum(item.name in records for item in root.files(root.entries, shard))
+
+
+def info(root: Root, digest: str, last_use: float) -> EntryInfo | None:
+    """What is told of an entry whose record fits its size; ``None`` if there is none.
+
+    Parameters
+    ----------
+    last_use : float
+        The last use that this process remembers, in seconds since the epoch; the files' time stamps may be later.
+    """
+    seen = glance(root, digest)
+    if seen is None:
+        return None
+    from pathlib import Path
+
+    version, st = seen
+    used = min(max(st.st_atime, st.st_mtime, last_use), time.time())
+    path = Path(root.entry_path(digest))
+    return EntryInfo(digest, st.st_size, version.created, used, version.checksum, path, version.record())
 
 
 def digests(root: Root, shard: str) -> list[str]:

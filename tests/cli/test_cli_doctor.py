@@ -32,7 +32,7 @@ def test_all_is_well(cli, cli_json, root):
         cache["k"] = b"12345"
     text = cli("doctor").stdout
     assert text.endswith("no problems\n")
-    assert f"{root}: 1 entries, 5 bytes" in text
+    assert f"{root}: 5 bytes in 1 entry" in text
 
 
 @pytest.mark.parametrize(

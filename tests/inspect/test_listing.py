@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from cuda_progcache.inspect import Source, disassemble, instructions, live_peak, mix, normalised, resource_usage
+from cuda_progcache.inspect import disassemble, instructions, live_peak, mix, normalised, resource_usage
+from cuda_progcache.inspect.listing import _CLASSES, _class
 
 BRANCHES = """
 __device__ __noinline__ float f(float x) { return x * 2 + 1; }
@@ -82,5 +83,7 @@ def test_what_only_moved_is_equal(compiled, arch):
     assert len(opcodes[0]) == len(opcodes[1])
 
 
-def test_a_source_is_a_file_and_a_line():
-    assert Source("k.cu", 3) == ("k.cu", 3)
+def test_no_opcode_is_of_two_classes():
+    listed = [opcode for opcodes in _CLASSES.values() for opcode in opcodes.split()]
+    assert len(listed) == len(set(listed))
+    assert [_class(opcode) for opcode in ("UIADD3", "VOTEU", "FFMA", "NEW")] == ["uniform", "uniform", "float", "other"]
