@@ -203,7 +203,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _load(self, name: bytes, *, count_miss: bool) -> Entry | None:
         found = self._look(name, count_miss=count_miss)
-        return None if found is None else Entry(found[0], found[1].record)
+        return None if found is None else _entry(*found)
 
     def _look(self, key: bytes, *, count_miss: bool = True) -> tuple[bytes, Version] | None:
         digest = entry_digest(key)
@@ -316,7 +316,7 @@ class RemoteProgramCache(ProgramCacheResource):
         found = 0
         for digest, data, version in self._find_many({_object(PROGRAMS, digest): digest for digest in asked}):
             found += 1
-            yield asked[digest], Entry(data, version.record)
+            yield asked[digest], _entry(data, version)
         self._counters.count("hits", found)
         self._counters.count("misses", len(asked) - found)
         self._calls.tell()
@@ -351,7 +351,7 @@ class RemoteProgramCache(ProgramCacheResource):
             return False
         with self._lock:
             self._missed.pop(name, None)
-        return self._writes.put(name, packed)
+        return self._writes.put(name, packed, len(packed))
 
     def _send(self, objects: Mapping[str, bytes]) -> None:
         """Write objects, on the thread that does so."""
@@ -478,7 +478,7 @@ class RemoteProgramCache(ProgramCacheResource):
             corrupt=counted.corrupt,
             stored=counted.stored,
             dropped=counted.dropped,
-            waiting=self._writes.waiting,
+            waiting=self._writes.count,
             errors=calls.errors,
             timeouts=calls.timeouts,
             skipped=calls.skipped,
@@ -512,6 +512,10 @@ def _object(tree: str, digest: str) -> str:
 def _digest(name: str) -> str:
     """The digest in an object's name, if it is one."""
     return "".join(name.rsplit("/", 2)[-2:])
+
+
+def _entry(data: bytes, version: Version) -> Entry:
+    return Entry(data, version.record, version.record_json)
 
 
 def _info(digest: str, data: bytes, version: Version) -> EntryInfo:
