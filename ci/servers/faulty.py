@@ -121,11 +121,8 @@ class FaultyServer:
                 talking = self._tls.wrap_socket(connection, server_side=True)
             with talking.makefile("rb") as incoming:
                 while not self._ended.is_set():
-                    asked = (
-                        _next_http(incoming, self.port)
-                        if self.protocol == "http"
-                        else self._next_redis(incoming, talking, self.port)
-                    )
+                    redis = self.protocol == "redis"
+                    asked = _next_redis(incoming, talking, self.port) if redis else _next_http(incoming, self.port)
                     if asked is None or not self._answer(talking, asked):
                         return
         except (OSError, ValueError):
