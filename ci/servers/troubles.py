@@ -181,7 +181,7 @@ def _endless_body(_: Protocol, __: Asked, ___: bytes) -> Script:
 @functools.cache
 def _packed() -> bytes:
     packer = zlib.compressobj(wbits=31)
-    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(16)) + packer.flush()
 
 
 def _bomb(_: Protocol, asked: Asked, __: bytes) -> Script:
@@ -261,6 +261,17 @@ TROUBLES: dict[str, dict[str, Trouble]] = {
 }
 #: Kinds of trouble that are the listening socket's, or TLS's.
 OF_THE_PORT = ("refused", "full backlog", "a certificate nobody knows")
+#: Those that a client sees the end of only by its own clock.
+STALLS = frozenset(
+    {
+        "full backlog",
+        "black hole",
+        "half an answer, then silence",
+        "a byte a second, from the head on",
+        "a byte a second of the body",
+        "an endless row of 100 Continue",
+    }
+)
 HONEST = "honest"
 
 
