@@ -124,9 +124,7 @@ class Level:
             breaker.succeeded()
         return value
 
-    def _ask_itself(
-        self, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None
-    ) -> R | Trouble:
+    def _ask_itself(self, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None) -> R | Trouble:
         try:
             return operation(*args)
         except Exception as exc:

@@ -377,9 +377,7 @@ class ProgramCacheStack(ProgramCacheResource):
         with ExitStack() as taken:
             for lock in self._stripes.locks:
                 taken.enter_context(lock)
-            writable = [
-                level for level in self._writable("clear the program cache") if not level.store.is_remote
-            ]
+            writable = [level for level in self._writable("clear the program cache") if not level.store.is_remote]
             trouble = [level for level in reversed(writable) if isinstance(level.write(level.store.clear), Trouble)]
             with self._lock:
                 self._writes += 1

@@ -17,7 +17,6 @@ import os
 import select
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -88,7 +87,8 @@ class _Parser(BaseParser):
         if kind == b":":
             return _number(rest)
         if kind == b"-":
-            return self.parse_error(rest.decode("utf-8", "replace"))
+            parse: Callable[[str], Exception] = self.parse_error
+            return parse(rest.decode("utf-8", "replace"))
         if kind == b"*":
             count = _number(rest)
             if count > _MOST_ITEMS:
@@ -292,7 +292,8 @@ class RedisEngine(Engine):
         cursor = b"0"
         while True:
             until = time.monotonic() + self._settings.timeout
-            cursor, keys = self._ask(until, _LONGEST_LINE, ("SCAN", cursor, "MATCH", _pattern(prefix), "COUNT", 1000))[0]
+            scan = ("SCAN", cursor, "MATCH", _pattern(prefix), "COUNT", 1000)
+            cursor, keys = self._ask(until, _LONGEST_LINE, scan)[0]
             yield from self._listed({key: name for key in keys if (name := _name(key)) and name.startswith(prefix)})
             if cursor == b"0":
                 return
@@ -341,7 +342,7 @@ def _key(name: str) -> str:
     """The key of an object."""
     for tree, suffix in _TREES.items():
         if name.startswith(tree):
-            return f"pc1:{{{name[len(tree):].replace('/', '')}}}:{suffix}"
+            return f"pc1:{{{name[len(tree) :].replace('/', '')}}}:{suffix}"
     return f"pc1:{name}"
 
 
@@ -359,5 +360,5 @@ def _pattern(prefix: str) -> str:
     """What the keys of objects whose names begin so look like; it may fit others, too."""
     for tree, suffix in _TREES.items():
         if prefix.startswith(tree):
-            return f"pc1:{{{prefix[len(tree):].replace('/', '')}*}}:{suffix}"
+            return f"pc1:{{{prefix[len(tree) :].replace('/', '')}*}}:{suffix}"
     return f"pc1:{prefix}*" if prefix.startswith("packs") else "pc1:*"

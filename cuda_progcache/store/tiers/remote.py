@@ -7,8 +7,9 @@ import functools
 import os
 import time
 import warnings
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from cuda_progcache._util import modes
@@ -125,6 +126,7 @@ class RemoteProgramCache(ProgramCacheResource):
     """
 
     is_remote = True
+    breaker: CircuitBreaker
 
     def __init__(
         self,
@@ -151,10 +153,10 @@ class RemoteProgramCache(ProgramCacheResource):
         self._untold: list[tuple[str, str]] = []  # kind of trouble, and what happened
         self._told: set[str] = set()
         self._writes = WriteBack(self._send, self._dropped)
-        self._reset()
+        self.reset()
         _all.add(self)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         """Count from zero, as a forked child does."""
         self._counts = dict.fromkeys(
             ("untrusted", "errors", "timeouts", "skipped", "sent", "bytes_in", "bytes_out", "calls"), 0
@@ -423,7 +425,7 @@ class RemoteProgramCache(ProgramCacheResource):
         return self.publish(key, value, {})
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
-        """Queue an entry with its record; ``False`` where it is too large, or there is no room or no use in queueing."""
+        """Queue an entry with its record; ``False`` where it is too large, or queueing it has no room or use."""
         digest, payload = entry_digest(key_bytes(key)), program_bytes(data)
         del data  # as above
         done = self._queue(digest, _object(PROGRAMS, digest), payload, record)
@@ -452,7 +454,7 @@ class RemoteProgramCache(ProgramCacheResource):
         except _OutOfUseError:
             raise
         except OSError as exc:
-            self._note("writes", f"takes no writes ({type(exc).__name__}: {exc}); what is compiled here isn't kept there")
+            self._note("writes", f"takes no writes ({type(exc).__name__}: {exc}); what is compiled isn't kept there")
             raise
         self._counters.count("stored", len(objects))
         self._count("bytes_out", sum(map(len, objects.values())))
@@ -618,3 +620,16 @@ def _info(digest: str, data: bytes, version: Version) -> EntryInfo:
         path=None,
         record=version.record(),
     )
+
+
+_all: weakref.WeakSet[RemoteProgramCache] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    """In a forked child, which counts for itself."""
+    for store in list(_all):
+        store.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
