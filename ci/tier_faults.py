@@ -17,10 +17,10 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ci.servers import Unavailable, found
 from ci.servers.faulty import FaultyServer
@@ -33,6 +33,8 @@ from cuda_progcache.store.tiers.envelope import pack
 from cuda_progcache.store.tiers.on_demand import EngineOnDemand
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+
+T = TypeVar("T")
 
 TIERS = {"redis": "redis", "http": "http", "s3": "http"}
 RESOLVER = "a dead resolver"
@@ -81,7 +83,12 @@ class Outcome(NamedTuple):
 
 
 def try_trouble(
-    tier: str, trouble: str, folder: Path, times: tuple[float, float, float] = TIMES, look_ups: int = 1000
+    tier: str,
+    trouble: str,
+    folder: Path,
+    times: tuple[float, float, float] = TIMES,
+    look_ups: int = 1000,
+    threads: int = 8,
 ) -> Outcome:
     """Have a tier in trouble, and see what comes of it.
 
@@ -97,6 +104,8 @@ def try_trouble(
         Seconds for connecting, looking up and writing.
     look_ups : int
         How many follow the first one.
+    threads : int
+        How many ask a new store together.
     """
     other = pack(entry_digest(b"another program"), PROGRAM, Version.of(PROGRAM, encode_record({}), time.time()))
     with _server(tier, trouble, other, folder) as server, warnings.catch_warnings(record=True) as caught:
@@ -116,11 +125,11 @@ def try_trouble(
 
         store, remote = _opened(settings)
         first = _seconds(lambda: ask(store, 0))
-        more = _seconds(lambda: [ask(store, number) for number in range(1, look_ups + 1)])
+        more = _seconds(lambda: _each(range(1, look_ups + 1), lambda number: ask(store, number)))
         requests = 0 if server is None else max(server.requests, server.connections)
         new, _ = _opened(settings)
-        threads = [threading.Thread(target=ask, args=(new, number)) for number in range(8)]
-        together = _seconds(lambda: ([thread.start() for thread in threads], [thread.join() for thread in threads]))
+        asking = [threading.Thread(target=ask, args=(new, number)) for number in range(threads)]
+        together = _seconds(lambda: _run(asking))
 
         def keep() -> None:
             try:
@@ -139,9 +148,21 @@ def _opened(settings: TierSettings) -> tuple[ProgramCacheStack, RemoteProgramCac
     return ProgramCacheStack([InMemoryProgramCache(), remote]), remote
 
 
-def _seconds(call: object) -> float:
+def _each(items: Iterable[T], action: Callable[[T], object]) -> None:
+    for item in items:
+        action(item)
+
+
+def _run(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
-    call()  # type: ignore[operator]
+    call()
     return time.perf_counter() - started
 
 

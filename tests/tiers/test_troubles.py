@@ -8,6 +8,7 @@ server for ever ends with the server, and fails.
 from __future__ import annotations
 
 import json
+import textwrap
 
 import pytest
 
@@ -21,7 +22,11 @@ LOOK_UPS = 20
 ANSWERED = {"404 with HTML", "a number", "a length below zero"}
 RUBBISH = {"HTML in place of the object", "nothing in place of the object", "another key's object"}
 #: Lengths are obstore's to see, and it hands over what was sent; so it does with the bytes of a gzip file.
-RUBBISH_TO = {"http": {"longer than said"}, "redis": set(), "s3": {"longer than said", "206 of nothing asked", "a gzip bomb"}}
+RUBBISH_TO = {
+    "http": {"longer than said"},
+    "redis": set(),
+    "s3": {"longer than said", "206 of nothing asked", "a gzip bomb"},
+}
 CLIENTS = {"redis": "redis", "http": "urllib3", "s3": "obstore"}
 CASES = [(tier, trouble) for tier, protocol in tier_faults.TIERS.items() for trouble in troubles(protocol)]
 
@@ -38,7 +43,7 @@ def test_costs_its_deadline_once_and_never_an_error(tier, trouble, certificates)
     stalls = trouble in STALLS
     # What is answered gets all the time that a busy machine may take.
     times = (0.2, 0.3, 0.3) if stalls else (30.0, 30.0, 30.0)
-    outcome = tier_faults.try_trouble(tier, trouble, certificates, times, LOOK_UPS)
+    outcome = tier_faults.try_trouble(tier, trouble, certificates, times, LOOK_UPS, 3)
     assert outcome.raised == ()
     assert outcome.wrong == 0
     if trouble in ANSWERED:
@@ -67,11 +72,10 @@ def test_a_dead_resolver_holds_nobody(python, tmp_path):
         told = {}
         for tier, client in json.loads(sys.argv[1]).items():
             if importlib.util.find_spec(client) is not None:
-                told[tier] = tier_faults.try_trouble(tier, tier_faults.RESOLVER, Path("."), (0.2, 0.3, 0.3), 20)._asdict()
+                outcome = tier_faults.try_trouble(tier, tier_faults.RESOLVER, Path("."), (0.2, 0.3, 0.3), 20, 3)
+                told[tier] = outcome._asdict()
         print(json.dumps(told))
     """
-    import textwrap
-
     told = json.loads(python(textwrap.dedent(script), json.dumps(CLIENTS), **environment))
     assert told
     for outcome in told.values():

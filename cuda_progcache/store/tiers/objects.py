@@ -54,6 +54,7 @@ _KNOWN_TO_AZURE = (
 )
 _STATUS = re.compile(r"status code: (\d{3})")
 _SYSTEM = re.compile(r'Os \{\s*code: (\d+),\s*kind: \w+,\s*message: "([^"]*)"')
+_LISTING = "a listing"
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
 
 
@@ -82,6 +83,7 @@ class ObjectEngine(Engine):
         self.name = settings.url
         self._settings = settings
         self._stores: dict[float, Any] = {}  # by the seconds that a request may take
+        self._is_anonymous = False
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name; ``None`` if there is none."""
@@ -143,7 +145,7 @@ class ObjectEngine(Engine):
         pages = iter(obstore.list(store, folder or None, chunk_size=1000))
         while True:
             until = time.monotonic() + self._settings.write_timeout
-            page: Any = self._write(lambda: next(pages, None), until, "a listing")
+            page: Any = self._write(lambda: next(pages, None), until, _LISTING)
             if page is None:
                 return
             for one in page:
@@ -151,6 +153,9 @@ class ObjectEngine(Engine):
                     yield Listed(one["path"], one["size"], one["last_modified"].timestamp())
 
     def _write(self, call: Callable[[], R], until: float, what: str) -> R:
+        if self._is_anonymous and self._settings.scheme == "gs" and what != _LISTING:
+            # For a write obstore asks the metadata service all the same.
+            raise StoreError(errno.EACCES, f"{self.name} can't be written without credentials")
         return self._call(call, self._settings.write_timeout, until, what)
 
     def _call(self, call: Callable[[], R], seconds: float, until: float, what: str) -> R:
@@ -206,6 +211,7 @@ class ObjectEngine(Engine):
             "az": (AzureStore, _azure),
         }[settings.scheme]
         given = config(settings)
+        self._is_anonymous = "skip_signature" in given
         endpoint = given.get("endpoint") or given.get("base_url") or ""
         try:
             return kind(
