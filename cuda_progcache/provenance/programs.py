@@ -99,12 +99,7 @@ class _Programs:
 
 
 class ProgramValueStorage(_Programs, ValueStorage):
-    """The binaries of a store, by the digests of their entries.
-
-    Parameters
-    ----------
-    store : store
-    """
+    """The binaries of a store, by the digests of their entries."""
 
     def __init__(self, store: ProgramCacheResource) -> None:
         super().__init__(store)
@@ -149,25 +144,13 @@ class ProgramValueStorage(_Programs, ValueStorage):
 
 
 class ProgramCallStorage(_Programs, CallStorage):
-    """The records of a store as calls.
+    """The records of a store as calls; ``steps`` are those that made no program, ``values`` takes what is saved."""
 
-    Parameters
-    ----------
-    store : store
-    values : ProgramValueStorage, optional
-        Of the same store; takes the binaries that are saved.
-
-    Attributes
-    ----------
-    steps : Steps
-        The calls that made no program.
-    """
-
-    def __init__(self, store: ProgramCacheResource, values: ProgramValueStorage | None = None) -> None:
+    def __init__(self, store: ProgramCacheResource, values: ProgramValueStorage) -> None:
         from cuda_progcache.store.stack import ProgramCacheStack
 
         super().__init__(store)
-        self.values = values if values is not None else ProgramValueStorage(store)
+        self.values = values
         self.steps = Steps(store)
         # A stack's path is one of its levels'; what the others have isn't under it.
         path = None if isinstance(store, ProgramCacheStack) else getattr(store, "path", None)
@@ -190,13 +173,9 @@ class ProgramCallStorage(_Programs, CallStorage):
         return sorted({*super()._prefix_candidates(prefix), *self.steps.with_prefix(prefix.lower())})[:2]
 
     def save(self, call: DigestedCall) -> Digest:
-        """Publish a program that came out of another store, or keep a call with a small result.
+        """Publish a program that came out of another store, or keep a call with a small result; SaveError for others.
 
-        Raises
-        ------
-        SaveError
-            It has no binary or no record with a key, or the store dropped it (and has warned why); its result isn't
-            small.
+        A store that drops a program has warned why.
         """
         key = call.to_lookup_key()
         data = self.values.take(call.result) if call.result is not None else None
@@ -256,21 +235,19 @@ class ProgramCallStorage(_Programs, CallStorage):
             # A program that comes moves its records' time first, its entries' second; one that goes, the other way
             # round: of two changes at least one moves the later of both.
             with contextlib.suppress(OSError):
-                found[name] = max(
-                    os.stat(os.path.join(tree, name)).st_mtime_ns for tree in (self._records, self._entries)
-                )
+                found[name] = max(os.stat(f"{tree}/{name}").st_mtime_ns for tree in (self._records, self._entries))
         return found | {f"steps/{name}": mtime for name, mtime in self.steps.shards().items()}
 
     def scan(self, shard: str) -> dict[Digest, Signature]:
         """Entries of a shard that have a record, or its steps, as they are now."""
         if shard.startswith("steps/"):
             return self.steps.scan(shard.removeprefix("steps/"))
-        present = set(_names(os.path.join(self._entries, shard)))
+        present = set(_names(f"{self._entries}/{shard}"))
         found: dict[Digest, Signature] = {}
-        for name in _names(os.path.join(self._records, shard)):
+        for name in _names(f"{self._records}/{shard}"):
             if name in present and len(name) == 62:
                 with contextlib.suppress(OSError):
-                    found[Digest(shard + name)] = Signature.of(os.lstat(os.path.join(self._records, shard, name)))
+                    found[Digest(shard + name)] = Signature.of(os.lstat(f"{self._records}/{shard}/{name}"))
         return found
 
     settled = staticmethod(FileTree.settled)
@@ -348,34 +325,21 @@ def _names(path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ProgramCalls(Cache):
-    """What :func:`program_cache` makes.
-
-    Attributes
-    ----------
-    values : ProgramValueStorage
-    calls : ProgramCallStorage
-    """
+    """What :func:`program_cache` makes."""
 
     calls: ProgramCallStorage
 
     def _transfer_one(self, call: LazyCall, *, overwrite: bool = False) -> bool:
         if kind_of(call) is None:
             return super()._transfer_one(call, overwrite=overwrite)
-        key = call.to_lookup_key()
-        with self._operation_context(key):
-            if not overwrite and self.contains(key):
-                return False
-            self.calls.save(call.detach())  # as it is recorded: nothing of it lies elsewhere
-            return True
+        with self._operation_context(call.to_lookup_key()):
+            new = overwrite or not self.contains(call.to_lookup_key())
+            if new:
+                self.calls.save(call.detach())  # as it is recorded: nothing of it lies elsewhere
+            return new
 
     def gc(self) -> set[Digest]:
-        """Remove renderings, analyses and prewarm runs of which no program is left.
-
-        Returns
-        -------
-        set of Digest
-            The keys of the calls that were removed.
-        """
+        """Remove renderings, analyses and prewarm runs of which no program is left; returns their keys."""
         programs: set[str] = set()
         needed: set[str] = set()
         steps: dict[Digest, list[str]] = {}

@@ -38,17 +38,7 @@ _in_memory: WeakKeyDictionary[ProgramCacheResource, dict[Digest, bytes]] = WeakK
 
 
 class Steps:
-    """The calls beside a store's programs.
-
-    Parameters
-    ----------
-    store : store
-
-    Attributes
-    ----------
-    counters : Counter
-        What went wrong in this process: ``corrupt``, ``dropped``.
-    """
+    """The calls beside a store's programs; ``counters`` says what went wrong here: ``corrupt``, ``dropped``."""
 
     def __init__(self, store: ProgramCacheResource) -> None:
         place = getattr(store, "path", None)

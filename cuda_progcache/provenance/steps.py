@@ -108,20 +108,9 @@ def call_as_recorded(
 ) -> DigestedCall:  # fmt: skip
     """A call as it is recorded.
 
-    Parameters
-    ----------
-    kind : tuple of str
-        Name and module.
-    arguments : mapping
-        JSON values; they lie in the record.
-    result : object
-        Likewise; None: it isn't kept, since it can be had again.
-    started, seconds : float
-        When it began (since the epoch), how long it took.
-    parents, children : iterable of str
-        Keys; whoever runs here is a parent, too.
-    about : mapping, optional
-        Metadata, under the call's name.
+    ``arguments`` and ``result`` are JSON values and lie in the record; a result of None isn't kept, since it can be had
+    again. ``started`` is in seconds since the epoch. Whoever runs here is a parent, too. ``about`` is metadata under
+    the call's name.
     """
     digests, inline = inlined(arguments)
     results, kept = inlined({} if result is None else {"result": result})
@@ -157,18 +146,9 @@ def _text_facts(text: str) -> dict[str, Any]:
 def record_rendering(
     steps: Steps, kernel: Mapping[str, Any], template: str, source: str, started: float, seconds: float
 ) -> None:
-    """Record a rendering, unless it is there.
+    """Record that a template file was rendered, unless it is there, with the SHA-256 of the source that it gave.
 
-    Parameters
-    ----------
-    steps : Steps
-    kernel : mapping
-        As the compile's record has it.
-    template : str
-        The file that was rendered.
-    source : str
-        What it gave; its SHA-256 is recorded.
-    started, seconds : float
+    ``kernel`` is what the record of the compile has of it.
     """
     if not steps.contains(render_key(kernel)):
         about = {"template": template, "lines": source.count("\n"), **_text_facts(source)}
@@ -178,15 +158,7 @@ def record_rendering(
 def record_analysis(steps: Steps, kind: tuple[str, str], program: str, analyse: Callable[[], R]) -> R:
     """Analyse a program and record that, unless it is recorded: what it gives follows from the program alone.
 
-    Parameters
-    ----------
-    steps : Steps
-    kind : tuple of str
-        :data:`RESOURCE_USAGE` or :data:`SASS`.
-    program : str
-        Digest of its entry.
-    analyse : callable
-        Does it.
+    ``kind`` is :data:`RESOURCE_USAGE` or :data:`SASS`, ``program`` the digest of an entry.
     """
     started, clock = time.time(), time.perf_counter()
     result = analyse()
@@ -204,12 +176,7 @@ def record_analysis(steps: Steps, kind: tuple[str, str], program: str, analyse: 
 class PrewarmRun:
     """A prewarm run: what it compiles names it as a parent, and its record, written at its end, what it asked for.
 
-    Parameters
-    ----------
-    manifest : str
-        SHA-256 (hex) of the manifest.
-    archs, kernels : sequence of str
-        What was asked for; no kernels: all.
+    ``manifest`` is the SHA-256 (hex) of the library's manifest; no ``kernels`` means all.
     """
 
     def __init__(self, manifest: str, archs: Sequence[str], kernels: Sequence[str]) -> None:
@@ -221,20 +188,10 @@ class PrewarmRun:
         return run(self.key, PREWARM[0])
 
     def record(self, steps: Steps, report: Mapping[str, Any], programs: Iterable[str], started: float) -> bool:
-        """Record it, unless it found all that an earlier run like it has recorded.
+        """Record it, unless it found all that an earlier run like it has recorded; returns whether it is recorded.
 
-        Parameters
-        ----------
-        report : mapping
-            Its counts and sums, ``seconds`` among them.
-        programs : iterable of str
-            Digests of the entries that it asked for, found or compiled.
-        started : float
-
-        Returns
-        -------
-        bool
-            Whether it is recorded, now or before.
+        ``report`` has its counts and sums, ``seconds`` among them; ``programs`` are digests of the entries that it
+        found or compiled.
         """
         children = list(dict.fromkeys(programs))
         found_all = not report["compiled"] and not report["failed"]

@@ -134,12 +134,7 @@ class _Walk:
             return self._add_memoized(call)
         if kind == "render":
             return self._add_rendered(call)
-        step = self.graph.add(call_node(call))
-        if kind == "prewarm":
-            self._add_asked_for(call, step, whole=whole)
-        else:
-            self._add_analysed(call, step)
-        return step
+        return self._add_step(call, whole=whole)
 
     # Programs
 
@@ -230,22 +225,23 @@ class _Walk:
         self.graph.link(source, self._add_render(rendering), "made by")
         return source
 
-    def _add_analysed(self, call: DigestedCall, step: str) -> None:
-        program = recorded_arguments(call).get("program")
-        if program is not None:
-            self.graph.link(step, self.add(program), "used")
-        self._add_callers(step, [part for part in callers(call) if part["key"] != program])
-
-    def _add_asked_for(self, call: DigestedCall, step: str, *, whole: bool) -> None:
-        self._asking.add(step)
-        for key in links(call, "children"):
+    def _add_step(self, call: DigestedCall, *, whole: bool) -> str:
+        """Add a prewarm run or an analysis, and the programs that it was of."""
+        step = self.graph.add(call_node(call))
+        prewarm = kind_of(call) == "prewarm"
+        if prewarm:
+            self._asking.add(step)
+        programs = links(call, "children") if prewarm else [recorded_arguments(call)["program"]]
+        for key in programs:
             entry = self.entry(key)
             if entry is None:
                 gone = Node.of("input", key, f"program {key[:12]}", entry=key, gone=True)
                 self.graph.link(step, gone, "used")
             else:
-                self.graph.link(step, self._add_program(entry) if whole else binary_node(entry), "used")
-        self._add_callers(step, callers(call))
+                used = binary_node(entry) if prewarm and not whole else self._add_program(entry)
+                self.graph.link(step, used, "used")
+        self._add_callers(step, [caller for caller in callers(call) if caller["key"] not in programs])
+        return step
 
     def _add_memoized(self, call: DigestedCall) -> str:
         """Add a memoized call, and those that it made; without recursion, since calls may be deep."""
