@@ -105,6 +105,7 @@ class ProgramCacheStack(ProgramCacheResource):
             for store, policy in zip(stores, _policies(stores, write_policy), strict=True)
         )
         self._clock = clock
+        self._has_copied = False
         self._here = tuple(level for level in self._levels if not level.is_remote)
         self._counters = Counters()
         self._lock = self._counters.lock
@@ -221,7 +222,9 @@ class ProgramCacheStack(ProgramCacheResource):
         """Put what a level had into those above it; what came from afar goes to a disk later, on another thread."""
         targets = self._above(source)
         if source.is_remote:
-            disks = [level for level in targets if level.store.directory is not None]
+            disks = [level for level in targets if level.store.directory is not None] if self._has_copied else []
+            # The first one here: it imports what others need, which no thread may do (see Engine.prepare).
+            self._has_copied = True
             before = self._copy(name, entry, [level for level in targets if level not in disks], before)
             if disks:
                 self._copies.put(entry_digest(name), _Copy(name, entry, disks, before), len(entry.data))

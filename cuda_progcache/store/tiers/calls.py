@@ -53,6 +53,7 @@ class Calls:
         self._probe = probe
         self.breaker = CircuitBreaker(patience=patience)
         self._lock = ForkSafeLock()
+        self._is_prepared = False
         self._pid: int | None = None  # of the first process that used the engine
         self._untold: list[str] = []
         self._told: set[str] = set()  # kinds of trouble
@@ -84,6 +85,8 @@ class Calls:
         """
         if not self.is_usable():
             raise OutOfUseError(f"{self._engine.name} can't be used in a child of a process that has used it")
+        if not self._is_prepared:
+            self._prepare()
         state = self.breaker.state
         if state != "closed" or not self.breaker.allows():
             if state == "half-open":
@@ -144,6 +147,25 @@ class Calls:
             self.skipped += 1
         self.note("fork", "can't be used in a child of a process that has used it: nothing is found or kept there")
         return False
+
+    def is_ready(self) -> bool:
+        """Whether calls can be made later, by another thread."""
+        if self.breaker.state != "closed" or not self.is_usable():
+            return False
+        try:
+            self._prepare()
+        except OSError:
+            return False
+        return True
+
+    def _prepare(self) -> None:
+        if not self._is_prepared:
+            try:
+                self._engine.prepare()
+            except OSError as exc:
+                self._failed(exc)
+                raise
+            self._is_prepared = True
 
     @property
     def is_its_own(self) -> bool:

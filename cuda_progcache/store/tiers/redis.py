@@ -12,6 +12,7 @@ other object. The braces put what belongs to one program into one slot of a clus
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import os
 import select
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 from redis._parsers import BaseParser
+from redis.connection import AbstractConnection
 
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import StoreError
@@ -38,6 +40,8 @@ R = TypeVar("R")
 _LONGEST_LINE, _MOST_ITEMS = 1 << 16, 100_000
 #: Connections that are kept for the next call.
 _KEPT = 8
+#: By what a connection tells the server of its library, in two more round trips, once set to None.
+_INTRODUCTION = {"driver_info"} & set(inspect.signature(AbstractConnection).parameters) or {"lib_name", "lib_version"}
 _TREES = {"v1/programs/": "e", "v1/manifests/": "m"}
 
 
@@ -195,6 +199,7 @@ class RedisEngine(Engine):
             "protocol": 2,
             "parser_class": _Parser,
         }
+        options |= dict.fromkeys(_INTRODUCTION)
         kind: type[Any] = redis.Connection
         if settings.scheme == "rediss":
             kind = redis.SSLConnection

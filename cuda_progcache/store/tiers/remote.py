@@ -346,7 +346,7 @@ class RemoteProgramCache(ProgramCacheResource):
         if len(packed) > self._max_bytes:
             self._counters.count("refused")
             return False
-        if self.breaker.state != "closed" or not self._calls.is_usable():
+        if not self._calls.is_ready():
             self._dropped(1)
             return False
         with self._lock:
