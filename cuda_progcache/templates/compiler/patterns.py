@@ -86,15 +86,20 @@ def _maker(node: Any) -> Maker:
     inner: list[tuple[str, Maker]] = []
     for field in node._fields:
         value: Any = getattr(node, field, None)
-        if isinstance(value, list) and any(item._fields for item in value):
+        if isinstance(value, list) and any(_is_made(item) for item in value):
             inner.append((field, _several(value, body=field == "body")))
-        elif isinstance(value, ast.AST) and value._fields:
+        elif isinstance(value, ast.AST) and _is_made(value):
             inner.append((field, _maker(value)))
         elif _is_hole(node, field):
             inner.append((field, _text(value.removeprefix(_HOLE))))
         elif type(value) is not ast.Load and value != _SAME.get(field, _HOLE):
             same[field] = value
     return _node(kind, same, inner)
+
+
+def _is_made(node: ast.AST) -> bool:
+    """Whether a node is another one each time; operators aren't."""
+    return bool(node._fields or node._attributes)
 
 
 def _is_hole(node: Any, field: str) -> bool:
