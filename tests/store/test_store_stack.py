@@ -235,7 +235,9 @@ def test_a_level_that_raises_is_skipped_and_warned_about_once(error):
     assert len(caught) == 1
     stats = stack.stats()
     assert (stats.hits, stats.misses, stats.stored) == (2, 1, 2)
-    assert stats.levels[0].errors > 5
+    level = stats.levels[0]
+    assert level.errors + level.skipped > 5
+    assert level.errors == 1 if isinstance(error, TimeoutError) else level.errors > 5  # which isn't waited for twice
 
 
 def test_interrupts_are_not_swallowed():
