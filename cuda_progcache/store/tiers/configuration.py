@@ -5,14 +5,14 @@ The first of these that says anything counts, alone:
 
 1. what code asks for: ``CompileService(tiers=[...])``, ``FileStreamProgramCache(tiers=[...])``;
 2. ``CUDA_PROGCACHE_TIERS``: URLs with spaces between them, the fastest first; ``off`` for none;
-3. in the current directory, else in the nearest above it that has either: ``tiers`` in ``cuda_progcache.toml``, or under
-   ``[tool.cuda_progcache]`` in ``pyproject.toml``.
+3. ``tiers`` in ``cuda_progcache.toml``, or under ``[tool.cuda_progcache]`` in ``pyproject.toml``: in the current
+   directory, else in the nearest above it that has either.
 
 A tier in a file is a URL, or a table with a ``url`` and options. Relative paths are relative to the file. A file is
 passed over, with a warning, if everyone can write to it, or if it belongs neither to this user, to root nor to whom the
 current directory belongs to: it chooses whose programs run here. Files are read once per process and directory.
 
-None of this is looked at before a program isn't on the disk, and nothing is imported for it where nothing is configured.
+None of this is looked at before a program isn't on the disk, and where nothing is configured, nothing is imported.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 VARIABLE = "CUDA_PROGCACHE_TIERS"
 FILE, PROJECT = "cuda_progcache.toml", "pyproject.toml"
-#: In the place of tiers: those that are configured.
-CONFIGURED = "configured"
 #: What a file may set. All else is set by variables, which a hit can look at without reading a file.
 _KEYS = ("tiers",)
 _ELSEWHERE = {"mode": "CUDA_PROGCACHE", "dir": "CUDA_PROGCACHE_DIR", "max_size": "CUDA_PROGCACHE_MAX_SIZE"}
@@ -177,8 +175,9 @@ def _tiers(table: Mapping[str, Any], path: str) -> tuple[TierSettings, ...]:
         if variable := _ELSEWHERE.get(name):
             raise ConfigError(f"{path}: {section}{name} isn't set in a file: set {variable}")
         if name not in _KEYS:
-            raise ConfigError(f"{path}: {section}has the unknown key {name!r}{did_you_mean(name, _KEYS)}")
+            told = f"the unknown key {name!r}" if name.replace("_", "").replace("-", "").isalnum() else "an unknown key"
+            raise ConfigError(f"{path}: {section}has {told}{did_you_mean(name, _KEYS)}")
     tiers = table.get("tiers", [])
-    if not isinstance(tiers, list):
+    if not isinstance(tiers, list | str):
         raise ConfigError(f"{path}: {section}tiers is no list of URLs or tables")
     return given(tiers, path, os.path.dirname(path))
