@@ -278,6 +278,8 @@ def test_the_breaker_spares_a_failing_level_and_tries_it_again():
     assert failing.calls == calls + 1
 
     clock.now += 31
+    assert state() == "open"  # twice as long, after a probe that failed
+    clock.now += 30
     failing.error = None
     assert stack.get(b"a") == b"1"  # it misses, closes the breaker and takes the copy
     assert state() == "closed"
