@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import traceback
 
 import pytest
 
 from cuda_progcache import CompileService, ConfigError, FileStreamProgramCache, ProgCacheWarning
+from cuda_progcache._util.secrets import masked
 from cuda_progcache.cli import main
+from cuda_progcache.compile import history
 from cuda_progcache.store.tiers import configuration
 from cuda_progcache.store.tiers.configuration import configured
 
@@ -198,3 +201,26 @@ def test_no_command_shows_a_secret(monkeypatch, capsys, command, value):
     assert SECRET not in out + err
     assert "Traceback" not in err
     assert code in {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "word",
+    [f"--store=redis://:{SECRET}@h", f"redis://u:a b@{SECRET}@h", f"https://h?mode=ro&token={SECRET}",
+     f"redis://a redis://:{SECRET}@h", f"s3://h?PASSWORD={SECRET}#x"],
+)  # fmt: skip
+def test_no_record_has_a_secret_of_a_command_line(monkeypatch, tmp_path, word):
+    """Records name who compiled a program, with the command line."""
+    monkeypatch.setattr(sys, "orig_argv", ["python", "serve.py", word, "--port", "80"])
+    made = CompileService(tmp_path).compile('extern "C" __global__ void f() {}', options={"arch": "sm_80"})
+    cache = FileStreamProgramCache(tmp_path)
+    assert "serve.py" in str(history.Makers(cache).of(cache.info(made.digest).record, made.digest))
+    for folder, _, names in os.walk(tmp_path):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as file:
+                assert SECRET.encode() not in file.read()
+
+
+def test_what_is_no_secret_is_shown():
+    assert masked("redis://cache:6379/0?mode=ro") == "redis://cache:6379/0?mode=ro"
+    assert masked("user@host a=b") == "user@host a=b"
+    assert masked("redis://ci:abc@cache:6379/0") == "redis://***@cache:6379/0"
