@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cuda.core import ObjectCode
 
     from cuda_progcache.store.stats import StoreStats
+    from cuda_progcache.store.tiers.leases import FleetLeases
 
     Key: TypeAlias = bytes | str
     Value: TypeAlias = bytes | bytearray | memoryview | ObjectCode
@@ -258,6 +259,8 @@ class ProgramCacheResource(abc.ABC):
 
     #: The mode that it was given (:mod:`cuda_progcache._util.modes`); None: that of the environment.
     mode: str | None = None
+    #: The leases of the hosts that share it, where it is a tier that keeps some (``store.tiers.leases``).
+    fleet: FleetLeases | None = None
 
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
         """Register with cuda.core, if it is loaded."""
