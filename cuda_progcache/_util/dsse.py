@@ -137,7 +137,9 @@ def _parts(envelope: Any) -> tuple[bytes, list[bytes]]:
     payload, signatures = envelope["payload"], envelope["signatures"]
     if len(payload) > _LONGEST or len(signatures) > _MOST_SIGNATURES:
         raise ValueError("too large")
-    return base64.b64decode(payload, validate=True), [base64.b64decode(each["sig"], validate=True) for each in signatures]
+    return base64.b64decode(payload, validate=True), [
+        base64.b64decode(each["sig"], validate=True) for each in signatures
+    ]
 
 
 def pre_authentication_encoding(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:

@@ -19,6 +19,7 @@ from cuda_progcache.compile import single_flight
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store.tiers import leases
 from cuda_progcache.store.tiers.leases import FleetLeases
+from cuda_progcache.store.tiers.settings import parse_tier
 
 redis = pytest.importorskip("redis")
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
@@ -27,11 +28,10 @@ pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_s
 LONG, SHORT = 600.0, 0.6
 CHILD = """
 import sys
-from functools import partial
-import redis
 from cuda_progcache.store.tiers.leases import FleetLeases
-port, life = sys.argv[1:]
-hold = FleetLeases(partial(redis.Redis, port=int(port)), "it", life=float(life))
+from cuda_progcache.store.tiers.settings import parse_tier
+url, life = sys.argv[1:]
+hold = FleetLeases(parse_tier(url), life=float(life))
 def compile_():
     print("compiling", flush=True)
     sys.stdin.readline()
@@ -54,22 +54,13 @@ def client(server):
         yield made
 
 
-def connect(server):
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
-    return redis.Redis(
-        port=server.port, socket_connect_timeout=0.5, socket_timeout=2.0, retry=Retry(NoBackoff(), 0), retry_on_error=[]
-    )
-
-
 @pytest.fixture
 def host(server, client):
     """Make the leases of one host's process."""
     made = []
 
     def make(life=LONG, **more):
-        made.append(FleetLeases(partial(connect, server), server.url, life=life, **more))
+        made.append(FleetLeases(parse_tier(server.url), life=life, **more))
         return made[-1]
 
     yield make
@@ -178,7 +169,7 @@ def test_a_flight_without_a_result_keeps_nobody(host, client, raises):
 
 def holder(server, life):
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(server.port), str(life)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", CHILD, server.url, str(life)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert child.stdout.readline() == b"compiling\n"
     return child
@@ -266,7 +257,7 @@ def test_an_interrupt_while_looking_leaves_no_lease(host, server, client):
 def test_a_server_in_trouble_costs_its_patience_once(tmp_path, trouble, monkeypatch):
     monkeypatch.setattr(leases, "FIRST_REST", 0.02)
     with RedisServer(tmp_path) as server:
-        one = FleetLeases(partial(connect, server), server.url)
+        one = FleetLeases(parse_tier(server.url))
         assert one.lead("f", lambda: b"made", never, 600.0) == b"made"
         server.kill(signal.SIGKILL if trouble == "refused" else signal.SIGSTOP)
         with pytest.warns(ProgCacheWarning, match="each host compiles for itself") as told:

@@ -23,7 +23,13 @@ from cuda_progcache.store.tiers.signing import SIGNATURE, Signer, Verifier, stat
 
 NAME, OTHER = "ab" * 32, "cd" * 32
 DATA = b"\x7fELF a program"
-RECORD = {"name": "k.cu", "log": "a\udc80b", "duration": 0.25, "symbol_mapping": {"f<1>": "_Z1f"}, "headers": [{"n": 1}]}
+RECORD = {
+    "name": "k.cu",
+    "log": "a\udc80b",
+    "duration": 0.25,
+    "symbol_mapping": {"f<1>": "_Z1f"},
+    "headers": [{"n": 1}],
+}
 
 
 def pem(key):

@@ -26,10 +26,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.warning import warn
-from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.errors import ProgCacheWarning, StoreError
+from cuda_progcache.store.tiers.deadline import within
 
 if TYPE_CHECKING:
     import redis
+
+    from cuda_progcache.store.tiers.settings import TierSettings
 
 T = TypeVar("T")
 
@@ -73,34 +76,36 @@ class FleetLeases:
 
     Parameters
     ----------
-    connect : callable
-        Makes the client, at the first flight.
-    name : str
-        The server, as people are told of it.
-    prefix : str
-        Of the keys.
+    settings : TierSettings
+        The Redis that keeps them.
     landed : callable, optional
         Calls what it is handed once all that this process has published so far has reached the tier, or can't; by
         default at once.
+    news : callable, optional
+        Called when others may have published what was missed here.
+    well : callable, optional
+        Called when the server works again after some trouble.
     life : float
         Seconds, :data:`LIFE`.
     """
 
     def __init__(
         self,
-        connect: Callable[[], redis.Redis],
-        name: str,
+        settings: TierSettings,
         *,
-        prefix: str = "pc1:",
         landed: Callable[[Callable[[], None]], object] | None = None,
+        news: Callable[[], object] = lambda: None,
+        well: Callable[[], object] = lambda: None,
         life: float = LIFE,
     ) -> None:
-        self._connect = connect
-        self.name = name
-        self._prefix = prefix
+        self.name = settings.url
+        self._settings = settings
         self._landed = landed
+        self._news = news
+        self._well = well
         self._life = life
-        self._warned = False
+        self._untold = ""
+        self._told = False
         self.reset()
         _fleets.add(self)
 
@@ -137,13 +142,16 @@ class FleetLeases:
         -------
         What ``compile_`` returned, or what ``look_up`` found.
         """
+        self._tell()
         said, word = self._look(flight)
         if said == "over":  # after we had looked
+            self._news()
             if (found := look_up()) is not None:
                 return found
             said, word = self._look(flight, word)
         if said == "held" and longest_wait > 0:
             said, word = self._wait(flight, time.monotonic() + longest_wait)
+            self._news()
             try:
                 found = look_up()
             except BaseException:
@@ -165,62 +173,79 @@ class FleetLeases:
 
     # The server
 
-    def _keys(self, flight: str) -> tuple[str, str]:
-        """The names of a lease and of the word of its end; in a cluster both lie on one server."""
-        return f"{self._prefix}{{{flight}}}:l", f"{self._prefix}{{{flight}}}:o"
-
-    def _redis(self) -> redis.Redis:
-        with self._lock:
-            if self._client is None:
-                self._client = self._connect()
-            return self._client
-
     def _run(self, script: str, keys: tuple[str, ...], *args: object) -> Any:
         """What a script answers; ``None`` where the server is in trouble."""
-        from redis.exceptions import RedisError
-
         while not self._down:
             began = time.monotonic()
             try:
-                answer = self._redis().register_script(script)(keys=keys, args=args)
-            except (RedisError, OSError) as error:
+                answer = self._ask(began, lambda client: client.register_script(script)(keys=keys, args=args))
+            except OSError as error:
                 if not self._bears(error, began):
                     return None
                 time.sleep(0.05)
             else:
-                self._failing_since = None
+                if self._failing_since is not None:
+                    self._failing_since = None
+                    self._well()
                 return answer
         return None
 
-    def _bears(self, error: Exception, began: float) -> bool:
+    def _ask(self, began: float, question: Callable[[redis.Redis], T]) -> T:
+        """What a question of the client is answered with, in time or with an OSError."""
+        try:
+            return within(began + self._settings.timeout, lambda: question(self._redis()))
+        except OSError:
+            raise
+        except Exception as error:  # the client's own, and that it isn't installed
+            raise StoreError(f"{self.name}: {type(error).__name__}: {error}") from error
+
+    def _redis(self) -> redis.Redis:
+        with self._lock:
+            if self._client is None:
+                from cuda_progcache.store.tiers.redis import client
+
+                self._client = client(self._settings)
+            return self._client
+
+    def _bears(self, error: OSError, began: float) -> bool:
         """Whether to ask a server in trouble again; else nobody does until the thread has found it well."""
         with self._lock:
             if self._failing_since is None:
                 self._failing_since = began
             if time.monotonic() - self._failing_since < PATIENCE:
                 return True
+        self.suspect(error)
+        return False
+
+    def suspect(self, error: BaseException) -> None:
+        """Ask nothing of the server until the thread has found it well, after it did this to the tier."""
+        with self._lock:
             first, self._down = not self._down, True
-            tell, self._warned = not self._warned, True
+            if not self._told:
+                self._told, self._untold = True, f"{type(error).__name__}: {error}"
             self._wake.set()
         if first:
             self._start_heart()
-        if tell:
+
+    def _tell(self) -> None:
+        """Warn of trouble, once, whoever found it: by a caller, since a thread has nobody to warn."""
+        why, self._untold = self._untold, ""
+        if why:
             warn(
-                f"the leases of the fleet at {self.name} are out of order ({type(error).__name__}: {error}); until they "
-                f"are back each host compiles for itself",
+                f"the leases of the fleet at {self.name} are out of order ({why}); until they are back each host "
+                f"compiles for itself",
                 ProgCacheWarning,
             )
-        return False
 
     def _look(self, flight: str, known: str = "") -> tuple[str, str]:
         """Take the lease if it is free: ``"leased"`` and its token, ``"held"``, ``"over"`` and the word, or trouble."""
-        answer = self._run(_LOOK_OR_LEASE, self._keys(flight), int(self._life * 1000), str(current_owner()), known)
+        answer = self._run(_LOOK_OR_LEASE, _keys(flight), int(self._life * 1000), str(current_owner()), known)
         return ("trouble", "") if answer is None else (_text(answer[0]), _text(answer[1]))
 
     def _wait(self, flight: str, deadline: float) -> tuple[str, str]:
         """Wait for the end of another's flight, or for its lease; ``"held"`` where that takes too long."""
         said, word = "held", ""
-        with self._listening(self._channel(flight)) as listen:
+        with self._listening(_channel(flight)) as listen:
             while said == "held" and (left := deadline - time.monotonic()) > 0:
                 said, word = self._look(flight)
                 if said == "held":
@@ -230,32 +255,21 @@ class FleetLeases:
     @contextmanager
     def _listening(self, channel: str) -> Iterator[Callable[[float], object]]:
         """Subscribe; what is yielded waits for a message, or for so many seconds."""
-        from redis.exceptions import RedisError
 
-        subscription = None
+        def subscribed(client: redis.Redis) -> redis.client.PubSub:
+            made = client.pubsub(ignore_subscribe_messages=True)
+            made.subscribe(channel)
+            return made
+
         try:
-            subscription = self._redis().pubsub(ignore_subscribe_messages=True)
-            subscription.subscribe(channel)
-        except (RedisError, OSError):
+            subscription = self._ask(time.monotonic(), subscribed)
+        except OSError:
             yield time.sleep  # the poll goes on, and finds the trouble
             return
-
-        def listen(seconds: float) -> None:
-            end = time.monotonic() + seconds
-            try:
-                # An acknowledged subscription is no message.
-                while (left := end - time.monotonic()) > 0 and subscription.get_message(timeout=left) is None:
-                    pass
-            except (RedisError, OSError):
-                time.sleep(max(0.0, end - time.monotonic()))
-
         try:
-            yield listen
+            yield lambda seconds: _listen(subscription, seconds)
         finally:
             subscription.close()
-
-    def _channel(self, flight: str) -> str:
-        return f"{self._prefix}{{{flight}}}"
 
     # What is held
 
@@ -281,7 +295,7 @@ class FleetLeases:
 
     def _end(self, flight: str, token: str) -> None:
         """Give word that a flight is over. In trouble its lease runs out instead."""
-        self._run(_END, self._keys(flight), token, int(REMEMBERED * 1000), self._channel(flight))
+        self._run(_END, _keys(flight), token, int(REMEMBERED * 1000), _channel(flight))
 
     def _start_heart(self) -> None:
         with self._lock:
@@ -308,7 +322,7 @@ class FleetLeases:
                 self._renew(flight, token)
 
     def _renew(self, flight: str, token: str) -> None:
-        mine = self._run(_RENEW, self._keys(flight), int(self._life * 1000), token)
+        mine = self._run(_RENEW, _keys(flight), int(self._life * 1000), token)
         if mine == 0:  # another host took it, since this process had stood still
             with self._lock:
                 if self._held.get(flight) == token:
@@ -316,17 +330,16 @@ class FleetLeases:
 
     def _well_again(self) -> bool:
         """Ask a server that is out of order, after a rest that gets longer each time."""
-        from redis.exceptions import RedisError
-
         time.sleep(self._rest * random.uniform(0.8, 1.2))  # noqa: S311 - so that a fleet doesn't come all at once
         try:
-            self._redis().ping()
-        except (RedisError, OSError):
+            self._ask(time.monotonic(), lambda client: client.ping())
+        except OSError:
             self._rest = min(2 * self._rest, LONGEST_REST)
             return False
         with self._lock:
             self._rest, self._failing_since, self._down = FIRST_REST, None, False
             self._wake.clear()
+        self._well()
         return True
 
     def close(self) -> None:
@@ -335,6 +348,28 @@ class FleetLeases:
             client, self._client = self._client, None
         if client is not None:
             client.close()
+
+
+def _keys(flight: str) -> tuple[str, str]:
+    """The names of a lease and of the word of its end; in a cluster both lie on one server."""
+    return f"pc1:{{{flight}}}:l", f"pc1:{{{flight}}}:o"
+
+
+def _channel(flight: str) -> str:
+    return f"pc1:{{{flight}}}"
+
+
+def _listen(subscription: redis.client.PubSub, seconds: float) -> None:
+    """Wait for a message, or for so many seconds."""
+    from redis.exceptions import RedisError
+
+    end = time.monotonic() + seconds
+    try:
+        # An acknowledged subscription is no message.
+        while (left := end - time.monotonic()) > 0 and subscription.get_message(timeout=left) is None:
+            pass
+    except (RedisError, OSError):
+        time.sleep(max(0.0, end - time.monotonic()))
 
 
 def _text(value: Any) -> str:

@@ -82,7 +82,9 @@ class Signer:
         try:
             signer = dsse.signer_from_pem(self._path)
         except OSError as error:
-            raise StoreError(error.errno, f"can't read the key that signs programs: {error.strerror}", self._path) from error
+            raise StoreError(
+                error.errno, f"can't read the key that signs programs: {error.strerror}", self._path
+            ) from error
         except ProgCacheError as error:
             raise StoreError(f"programs can't be signed: {error}") from error
         if signer.public_key.keytype != "ed25519":
