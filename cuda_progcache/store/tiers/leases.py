@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: Seconds that a lease lives without being renewed; so long others wait for a holder that died.
-LIFE = 6.0
+LIFE = 4.0
 #: Seconds between a waiter's questions, where it is told nothing.
 POLL = 0.1
 #: Seconds after the first of several failures in a row for which the server is tried again by those who need it.
@@ -85,8 +85,8 @@ class FleetLeases:
         Called when others may have published what was missed here.
     well : callable, optional
         Called when the server works again after some trouble.
-    life : float
-        Seconds, :data:`LIFE`.
+    life : float, optional
+        Seconds that a lease lives; default: :data:`LIFE`.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class FleetLeases:
         landed: Callable[[Callable[[], None]], object] | None = None,
         news: Callable[[], object] = lambda: None,
         well: Callable[[], object] = lambda: None,
-        life: float = LIFE,
+        life: float | None = None,
     ) -> None:
         self.name = settings.url
         self._settings = settings
         self._landed = landed
         self._news = news
         self._well = well
-        self._life = life
+        self._life = LIFE if life is None else life
         self._untold = ""
         self._told = False
         self.reset()
@@ -119,8 +119,9 @@ class FleetLeases:
         self._held: dict[str, str] = {}
         self._heart: threading.Thread | None = None
         self._wake = threading.Event()
+        self._failures = 1
         self._failing_since: float | None = None
-        self._down = False
+        self._suspected = self._down = False
         self._rest = FIRST_REST
 
     @property
@@ -143,7 +144,10 @@ class FleetLeases:
         What ``compile_`` returned, or what ``look_up`` found.
         """
         self._tell()
+        failures = 0 if self._suspected else self._failures
         said, word = self._look(flight)
+        if said == "leased" and failures != self._failures:  # who looked into the cache may have been shut out
+            return self._look_again_and(flight, word, compile_, look_up)
         if said == "over":  # after we had looked
             self._news()
             if (found := look_up()) is not None:
@@ -151,25 +155,33 @@ class FleetLeases:
             said, word = self._look(flight, word)
         if said == "held" and longest_wait > 0:
             said, word = self._wait(flight, time.monotonic() + longest_wait)
+            if said == "leased":
+                return self._look_again_and(flight, word, compile_, look_up)
             self._news()
-            try:
-                found = look_up()
-            except BaseException:
-                if said == "leased":
-                    self._end(flight, word)
-                raise
-            if found is not None:
-                if said == "leased":
-                    self._end(flight, word)
+            if (found := look_up()) is not None:
                 return found
         if said != "leased":
             # Its compile failed or can't be kept, or went on for too long, or the server is in trouble.
             return compile_()
-        self._hold(flight, word)
+        return self._holding(flight, word, compile_)
+
+    def _look_again_and(
+        self, flight: str, token: str, compile_: Callable[[], T], look_up: Callable[[], T | None]
+    ) -> T:
+        """With a lease of ours: what others have published since we looked, or what is compiled now."""
+
+        def look() -> T:
+            self._news()
+            return compile_() if (found := look_up()) is None else found
+
+        return self._holding(flight, token, look)
+
+    def _holding(self, flight: str, token: str, work: Callable[[], T]) -> T:
+        self._hold(flight, token)
         try:
-            return compile_()
+            return work()
         finally:
-            self._over(flight, word)
+            self._over(flight, token)
 
     # The server
 
@@ -178,22 +190,22 @@ class FleetLeases:
         while not self._down:
             began = time.monotonic()
             try:
-                answer = self._ask(began, lambda client: client.register_script(script)(keys=keys, args=args))
+                answer = self._ask(lambda client: client.register_script(script)(keys=keys, args=args))
             except OSError as error:
                 if not self._bears(error, began):
                     return None
                 time.sleep(0.05)
             else:
-                if self._failing_since is not None:
-                    self._failing_since = None
-                    self._well()
+                if self._suspected:
+                    self._clear()
                 return answer
         return None
 
-    def _ask(self, began: float, question: Callable[[redis.Redis], T]) -> T:
+    def _ask(self, question: Callable[[redis.Redis], T]) -> T:
         """What a question of the client is answered with, in time or with an OSError."""
         try:
-            return within(began + self._settings.timeout, lambda: question(self._redis()))
+            client = self._redis()  # imported before the clock runs
+            return within(time.monotonic() + self._settings.timeout, lambda: question(client))
         except OSError:
             raise
         except Exception as error:  # the client's own, and that it isn't installed
@@ -210,22 +222,32 @@ class FleetLeases:
     def _bears(self, error: OSError, began: float) -> bool:
         """Whether to ask a server in trouble again; else nobody does until the thread has found it well."""
         with self._lock:
+            self._failures += 1
             if self._failing_since is None:
                 self._failing_since = began
             if time.monotonic() - self._failing_since < PATIENCE:
+                self._suspected = True
                 return True
-        self.suspect(error)
-        return False
-
-    def suspect(self, error: BaseException) -> None:
-        """Ask nothing of the server until the thread has found it well, after it did this to the tier."""
-        with self._lock:
-            first, self._down = not self._down, True
+            self._down = True
             if not self._told:
                 self._told, self._untold = True, f"{type(error).__name__}: {error}"
+        self.suspect()
+        return False
+
+    def suspect(self) -> None:
+        """Have the thread look after the server, which is in trouble as the tier that it is."""
+        with self._lock:
+            self._suspected = True
             self._wake.set()
-        if first:
-            self._start_heart()
+        self._start_heart()
+
+    def _clear(self) -> None:
+        """The server works again."""
+        with self._lock:
+            self._rest, self._failing_since = FIRST_REST, None
+            self._suspected = self._down = False
+            self._wake.clear()
+        self._well()
 
     def _tell(self) -> None:
         """Warn of trouble, once, whoever found it: by a caller, since a thread has nobody to warn."""
@@ -262,7 +284,7 @@ class FleetLeases:
             return made
 
         try:
-            subscription = self._ask(time.monotonic(), subscribed)
+            subscription = self._ask(subscribed)
         except OSError:
             yield time.sleep  # the poll goes on, and finds the trouble
             return
@@ -311,7 +333,7 @@ class FleetLeases:
         idle = 0
         while idle < 3:
             self._wake.wait(self._life / 3)
-            if self._down and not self._well_again():
+            if self._suspected and not self._well_again():
                 continue
             with self._lock:
                 held = list(self._held.items())
@@ -329,17 +351,14 @@ class FleetLeases:
                     del self._held[flight]
 
     def _well_again(self) -> bool:
-        """Ask a server that is out of order, after a rest that gets longer each time."""
+        """Ask a server that is in trouble, after a rest that gets longer each time."""
         time.sleep(self._rest * random.uniform(0.8, 1.2))  # noqa: S311 - so that a fleet doesn't come all at once
         try:
-            self._ask(time.monotonic(), lambda client: client.ping())
+            self._ask(lambda client: client.ping())
         except OSError:
             self._rest = min(2 * self._rest, LONGEST_REST)
             return False
-        with self._lock:
-            self._rest, self._failing_since, self._down = FIRST_REST, None, False
-            self._wake.clear()
-        self._well()
+        self._clear()
         return True
 
     def close(self) -> None:
