@@ -67,7 +67,7 @@ class CircuitBreaker:
         return "open" if self._clock() < self._resting_until else "half-open"
 
     def allows(self) -> bool:
-        """Whether to call now; who is told so reports from the same thread, with :meth:`succeeded` or :meth:`failed`."""
+        """Whether to call now; whoever does reports from that thread, by :meth:`succeeded` or :meth:`failed`."""
         if self._failures < self._threshold and self._patience is None:
             return True
         with self._lock:

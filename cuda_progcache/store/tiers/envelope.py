@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one object that a tier keeps per program or header manifest: its sidecar and its bytes, never two keys.
+r"""The one object that a tier keeps per program or header manifest: its sidecar and its bytes, never two keys.
 
 ::
 
-    "CPCO\\x01\\0\\0\\0"    8 bytes: format 1
+    "CPCO\x01\0\0\0"    8 bytes: format 1
     u32, u32             lengths of what follows, little-endian
     sidecar              as on disk (:mod:`cuda_progcache.store.records`), with one version
     data                 the entry, or the manifest

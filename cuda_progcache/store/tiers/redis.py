@@ -17,7 +17,6 @@ import os
 import select
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -88,7 +87,8 @@ class _Parser(BaseParser):
         if kind == b":":
             return _number(rest)
         if kind == b"-":
-            return self.parse_error(rest.decode("utf-8", "replace"))
+            parse: Callable[[str], Exception] = self.parse_error
+            return parse(rest.decode("utf-8", "replace"))
         if kind == b"*":
             count = _number(rest)
             if count > _MOST_ITEMS:
@@ -301,9 +301,8 @@ class RedisEngine(Engine):
         cursor = b"0"
         while True:
             until = time.monotonic() + self._settings.timeout
-            cursor, keys = self._ask(until, _LONGEST_LINE, ("SCAN", cursor, "MATCH", _pattern(prefix), "COUNT", 1000))[
-                0
-            ]
+            scan = ("SCAN", cursor, "MATCH", _pattern(prefix), "COUNT", 1000)
+            cursor, keys = self._ask(until, _LONGEST_LINE, scan)[0]
             yield from self._listed({key: name for key in keys if (name := _name(key)) and name.startswith(prefix)})
             if cursor == b"0":
                 return

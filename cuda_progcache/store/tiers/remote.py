@@ -7,8 +7,9 @@ import functools
 import os
 import time
 import warnings
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from cuda_progcache._util import modes
@@ -48,6 +49,8 @@ PROGRAMS, MANIFESTS = "v1/programs/", "v1/manifests/"
 _BATCH = 100
 #: Seconds for which a miss is remembered, and how many are.
 _MISSED_FOR, _MOST_MISSED = 2.0, 4096
+#: Bytes that a signature takes in a record, at most.
+_SIGNATURE = 2048
 #: What is asked for to see whether a service works again: nothing has this name.
 _NOTHING = PROGRAMS + "00/" + 62 * "0"
 
@@ -126,6 +129,7 @@ class RemoteProgramCache(ProgramCacheResource):
     """
 
     is_remote = True
+    breaker: CircuitBreaker
 
     def __init__(
         self,
@@ -154,10 +158,10 @@ class RemoteProgramCache(ProgramCacheResource):
         self._writes = WriteBack(self._send, self._dropped)
         self._settings = settings
         self._fleet: FleetLeases | None = None
-        self._reset()
+        self.reset()
         _all.add(self)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         """Count from zero, as a forked child does."""
         self._counts = dict.fromkeys(
             ("untrusted", "errors", "timeouts", "skipped", "sent", "bytes_in", "bytes_out", "calls"), 0
@@ -204,10 +208,12 @@ class RemoteProgramCache(ProgramCacheResource):
         return self._attempt(seconds, operation, *args, **named)
 
     def _attempt(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        started = time.monotonic()
-        until = started + seconds
+        started = 0.0
         try:
-            if self.engine.keeps_time:
+            keeps_time = self.engine.keeps_time  # which may import its client: the clock runs from here
+            started = time.monotonic()
+            until = started + seconds
+            if keeps_time:
                 value = operation(*args, **named, until=until)
             else:
                 value = within(until, functools.partial(operation, *args, **named, until=until), self.engine.cut)
@@ -260,7 +266,7 @@ class RemoteProgramCache(ProgramCacheResource):
                 self._counts[kind] += 1
             self._error = said
         if self._fleet is not None and self._settings.lease is None and self.breaker.state == "open":
-            self._fleet.suspect(exc)
+            self._fleet.suspect()
         self._note(kind, f"is in trouble ({said}); programs are compiled without it")
 
     def _count(self, name: str, by: int = 1) -> None:
@@ -445,7 +451,7 @@ class RemoteProgramCache(ProgramCacheResource):
         return self.publish(key, value, {})
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
-        """Queue an entry with its record; ``False`` where it is too large, or there is no room or no use in queueing."""
+        """Queue an entry with its record; ``False`` where it is too large, or queueing it has no room or use."""
         digest, payload = entry_digest(key_bytes(key)), program_bytes(data)
         del data  # as above
         done = self._queue(digest, _object(PROGRAMS, digest), payload, record)
@@ -453,13 +459,11 @@ class RemoteProgramCache(ProgramCacheResource):
         return done
 
     def _queue(self, digest: str, name: str, data: bytes, record: Mapping[str, Any]) -> bool:
-        if self._signer is not None:
-            record = self._signer(digest, data, record)
         packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
-        if len(packed) > self._max_bytes:
+        if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._max_bytes:
             self._counters.count("refused")
             return False
-        if self.breaker.state != "closed" or not self._is_usable():
+        if not self._is_usable():
             self._dropped(1)
             return False
         with self._lock:
@@ -468,15 +472,13 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _send(self, objects: Mapping[str, bytes]) -> None:
         """Write objects, on the thread that does so."""
-        objects = self._with_theirs(objects)
+        objects = self._signed(self._with_theirs(objects))
         try:
             self._call(self._write_timeout, self.engine.put_many, objects)
         except _OutOfUseError:
             raise
         except OSError as exc:
-            self._note(
-                "writes", f"takes no writes ({type(exc).__name__}: {exc}); what is compiled here isn't kept there"
-            )
+            self._note("writes", f"takes no writes ({type(exc).__name__}: {exc}); what is compiled isn't kept there")
             raise
         self._counters.count("stored", len(objects))
         self._count("bytes_out", sum(map(len, objects.values())))
@@ -497,11 +499,24 @@ class RemoteProgramCache(ProgramCacheResource):
             if theirs is not None:
                 ours, version = unpack(digest, objects[name])
                 content = merged_manifest(ours, theirs[0]) or ours
-                record: Mapping[str, Any] = {}
-                if self._signer is not None:
-                    record = self._signer(digest, content, record)
-                merged[name] = pack(digest, content, Version.of(content, encode_record(record), version.created))
+                merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
         return merged
+
+    def _signed(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """The objects with signatures in their records, where this tier's publishers sign."""
+        if self._signer is None:
+            return objects
+        made = {}
+        for name, packed in objects.items():
+            digest = _digest(name)
+            data, version = unpack(digest, packed)
+            try:
+                record = self._signer(digest, data, version.record())
+            except OSError as exc:
+                self._note("signing", f"gets nothing from here ({exc})")
+                raise
+            made[name] = pack(digest, data, Version.of(data, encode_record(record), version.created))
+        return made
 
     def _dropped(self, count: int) -> None:
         self._counters.count("dropped", count)
@@ -644,3 +659,16 @@ def _info(digest: str, data: bytes, version: Version) -> EntryInfo:
         path=None,
         record=version.record(),
     )
+
+
+_all: weakref.WeakSet[RemoteProgramCache] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    """In a forked child, which counts for itself."""
+    for store in list(_all):
+        store.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

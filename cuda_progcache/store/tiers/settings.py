@@ -311,7 +311,7 @@ class _Reader:
         if not colon or not _NAME.fullmatch(scheme) or any(ord(letter) <= 32 or ord(letter) == 127 for letter in text):
             raise self.refuse(f"isn't a URL, such as redis://host:6379 ({', '.join(SCHEMES)})")
         if (scheme := scheme.lower()) not in _SERVERS:
-            raise self.refuse(f"has the scheme {scheme!r}, which isn't known{did_you_mean(scheme, SCHEMES)}")
+            raise self.refuse(f"has a scheme that isn't known{did_you_mean(scheme, SCHEMES)}")
         options = self.options(scheme, rest, table)
         url, entrance = self.address(scheme, rest.partition("?")[0])
         if twice := entrance.keys() & options.keys():

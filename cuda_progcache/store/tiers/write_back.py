@@ -156,7 +156,8 @@ class WriteBack:
 
     def _take(self) -> bool:
         with self._lock:
-            batch, size = {}, 0
+            batch: dict[str, bytes] = {}
+            size = 0
             for name, data in self._waiting.items():
                 if batch and (len(batch) >= _BATCH or size + len(data) > _BATCH_BYTES):
                     break
