@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m ci.fleet [--small] [--seed N]``: what a fleet compiles while holders and the server die."""
+"""``python -m ci.fleet [--small] [--json FILE]``: what a fleet compiles while holders and the server die."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -20,29 +21,38 @@ SCENES = {
     "it comes back empty": Plan(restarts=1, lasting=False),
     "12 holders and the server, twice": Plan(kills=12, restarts=2),
 }
-_COLUMNS = ("compiles", "extra", "most_by_host", "killed", "lost", "wrong", "failed")
+#: The same for the test, of some seconds: holders and the server are killed in one go, and NVRTC compiles a little.
+SMALL = {
+    "nothing happens": Plan(processes=12, keys=30, seconds=0.02),
+    "holders and the server": Plan(processes=12, keys=30, seconds=0.05, kills=3, restarts=1),
+    "NVRTC": Plan(hosts=2, processes=4, keys=3, real=True),
+}
+_COLUMNS = ("compiles", "extra", "most_by_host", "killed", "lost", "wrong", "failed", "unpublished")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the account; 1 where something was lost, wrong, or compiled too often."""
     parser = argparse.ArgumentParser(prog="python -m ci.fleet", description=__doc__)
-    parser.add_argument("--small", action="store_true", help="16 processes and 40 programs, as the test has them")
+    parser.add_argument("--small", action="store_true", help="of few processes and programs, as the test has them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the account there")
     parser.add_argument("--seed", type=int, default=0, help="of the orders, and of who is killed")
     options = parser.parse_args(arguments)
     if (reason := why_no_server()) is not None:
         print(reason, file=sys.stderr)
         return 2
-    faults = []
-    for name, scene in SCENES.items():
-        plan = scene._replace(processes=16, keys=40, kills=scene.kills // 4) if options.small else scene
+    faults: list[str] = []
+    told = {}
+    for name, plan in (SMALL if options.small else SCENES).items():
         with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
             account = simulate(plan, Path(folder), options.seed)
-        if not faults and name == next(iter(SCENES)):
-            print(f"{plan.processes} processes on {plan.hosts} hosts, {plan.keys} programs of {plan.seconds} s each")
-        print(f"{name}: {_told(account)}", flush=True)
+        size = f"{plan.processes} processes on {plan.hosts} hosts, {plan.keys} programs"
+        print(f"{name} ({size}): {_told(account)}", flush=True)
+        told[name] = account._asdict()
         faults += [f"{name}: {fault}" for fault in account.faults(plan)]
     for fault in faults:
         print(f"FAULT: {fault}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return 1 if faults else 0
 
 

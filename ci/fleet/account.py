@@ -7,13 +7,14 @@ import os
 import random
 import signal
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from ci.fleet.server import RedisServer
-from ci.fleet.workers import Log, Real, StandIn, open_stack, work
+from ci.fleet.workers import Log, Real, StandIn, open_stack, program_name, work
 
 
 class Plan(NamedTuple):
@@ -66,11 +67,14 @@ class Account(NamedTuple):
     killed : int
         Holders.
     lost : int
-        Programs that a new host doesn't find in the tier at the end, and that no process of some host has got.
+        Programs that no process of some host has got, or that lie nowhere at the end.
     wrong : int
         Times that a process got something else.
     failed : int
         Processes that ended by themselves before they had all.
+    unpublished : int
+        Programs that a new host doesn't find in the tier at the end: those that were compiled while it was away for
+        longer than a write waits, or before it came back empty.
     """
 
     seconds: float
@@ -81,16 +85,15 @@ class Account(NamedTuple):
     lost: int
     wrong: int
     failed: int
+    unpublished: int
 
     def faults(self, plan: Plan) -> list[str]:
         """What isn't as it should be."""
         found = [f"{getattr(self, name)} {name}" for name in ("lost", "wrong", "failed") if getattr(self, name)]
-        # A killed holder may have compiled, and not published; each host compiles for itself while the server is away.
-        allowed = self.killed + plan.restarts * plan.hosts * plan.keys
-        if self.extra > allowed:
-            found.append(f"{self.extra} extra compiles, where {allowed} may be")
-        if self.most_by_host > 1 + plan.restarts + self.killed:
+        if self.most_by_host > 1:  # what ended lies in the host's directory
             found.append(f"a host compiled one program {self.most_by_host} times")
+        if not plan.restarts and not plan.kills and (self.extra or self.unpublished):
+            found.append(f"{self.extra} extra compiles and {self.unpublished} unpublished programs without any trouble")
         return found
 
 
@@ -108,23 +111,29 @@ def simulate(plan: Plan, folder: Path, seed: int = 0) -> Account:
     log = Log(folder / "log")
     with RedisServer(folder / "redis", lasting=plan.lasting) as server:
         started = time.perf_counter()
-        children = {_fork(plan, folder, server.url, log, n, seed): n for n in range(plan.processes)}
+        # So many processes on so few processors: what takes long is not the server.
+        url = f"{server.url}?connect_timeout=30&timeout=60"
+        children = {_fork(plan, folder, url, log, n, seed): n for n in range(plan.processes)}
         killed, failed = _disturb(plan, server, log, children, random.Random(seed))  # noqa: S311 - no secret
         seconds = time.perf_counter() - started
-        happened = list(log.read())
+        happened = list(Log(log.path).read())
         ended = Counter(line.key for line in happened if line.what == "end")
         by_host = Counter((line.key, line.host) for line in happened if line.what == "end")
         got = {(line.key, line.host) for line in happened if line.what == "got"}
-        unseen = plan.keys * plan.hosts - len(got)
+        missing = _missing(plan, folder, server.url, plan.hosts)
+        gone = set(missing)
+        for host in range(plan.hosts):
+            gone &= set(_missing(plan, folder, "redis://127.0.0.1:1", host)) if gone else gone
         return Account(
             seconds=seconds,
             compiles=ended.total(),
             extra=sum(count - 1 for count in ended.values()),
             most_by_host=max(by_host.values(), default=0),
             killed=killed,
-            lost=unseen + _missing(plan, folder, server.url),
+            lost=plan.keys * plan.hosts - len(got) + len(gone),
             wrong=sum(line.what == "wrong" for line in happened),
             failed=failed,
+            unpublished=len(missing),
         )
 
 
@@ -147,22 +156,26 @@ def _maker(plan: Plan, folder: Path, url: str, log: Log, host: int) -> Callable[
 def _disturb(
     plan: Plan, server: RedisServer, log: Log, children: dict[int, int], chance: random.Random
 ) -> tuple[int, int]:
-    """Kill holders and the server, evenly over the programs; wait for all. How many were killed, and how many failed."""
+    """Kill holders and the server, evenly over the programs; wait for all. The numbers of killed and of failed."""
     left, killed, failed, restarts = dict(children), set[int](), 0, 0
+    working, compiled = set[tuple[int, int]](), set[int]()  # process and key
     while left:
         for child in list(left):
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 del left[child]
                 failed += child not in killed and status != 0
-        happened = list(log.read())
-        share = len({line.key for line in happened if line.what == "end"}) / plan.keys
-        if len(killed) < plan.kills and share * plan.kills >= len(killed):
-            ends = {(line.process, line.key) for line in happened if line.what == "end"}
-            working = [n.process for n in happened if n.what == "begin" and (n.process, n.key) not in ends]
-            if victims := [process for process in working if process in left and process not in killed]:
-                killed.add(chance.choice(victims))
-                os.kill(max(killed & {*victims}), signal.SIGKILL)
+        for line in log.read():
+            if line.what == "begin":
+                working.add((line.process, line.key))
+            elif line.what == "end":
+                working.discard((line.process, line.key))
+                compiled.add(line.key)
+        share = len(compiled) / plan.keys
+        victims = sorted({process for process, _ in working if process in left} - killed)
+        if victims and len(killed) < plan.kills and share * plan.kills >= len(killed):
+            killed.add(victim := chance.choice(victims))
+            os.kill(victim, signal.SIGKILL)
         if restarts < plan.restarts and share >= (restarts + 1) / (plan.restarts + 1):
             restarts += 1
             server.kill()
@@ -172,9 +185,10 @@ def _disturb(
     return len(killed), failed
 
 
-def _missing(plan: Plan, folder: Path, url: str) -> int:
-    """How many programs a host that has nothing yet doesn't find in the tier."""
+def _missing(plan: Plan, folder: Path, url: str, host: int) -> list[int]:
+    """The programs that a host finds neither in its directory nor in the tier."""
     if plan.real:
-        return 0  # their keys are known to the compiler's path alone; the test lets a new host go through them
-    with open_stack(folder, plan.hosts, url) as stack:
-        return sum(stack.load(f"key {key}".encode()) is None for key in range(plan.keys))
+        return []  # their keys are known to the compiler's path alone; the test lets a new host go through them
+    with warnings.catch_warnings(), open_stack(folder, host, url) as stack:
+        warnings.simplefilter("ignore")
+        return [key for key in range(plan.keys) if stack.load(program_name(key)) is None]

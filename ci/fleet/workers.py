@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cuda_progcache.compile import single_flight
 from cuda_progcache.compile.lookup import fleet, leases_dir
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.stack import ProgramCacheStack
-from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers import leases, open_tier, redis
 from cuda_progcache.store.tiers.settings import parse_tier
 
 #: Bytes of a stand-in's program.
 _SIZE = 20_000
+#: What a process would import when it first needs it, in each of them at once: the parent has it.
+IMPORTED = (leases, redis)
 
 
 class Happened(NamedTuple):
@@ -38,6 +41,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._read = 0
 
     def add(self, what: str, key: int, host: int) -> None:
         """Append a line."""
@@ -49,16 +53,26 @@ class Log:
             os.close(descriptor)
 
     def read(self) -> Iterator[Happened]:
-        """All lines so far."""
+        """The lines that this hasn't given yet."""
         if self.path.exists():
-            for line in self.path.read_text().splitlines():
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                new = file.read()
+            self._read += len(new)
+            for line in new.decode().splitlines():
                 what, *numbers = line.split()
                 yield Happened(what, *map(int, numbers))
 
 
 def open_stack(folder: Path, host: int, url: str) -> ProgramCacheStack:
     """The directory of a host before the tier of the fleet."""
-    return ProgramCacheStack((FileStreamProgramCache(folder / f"host-{host}", durability="none"), open_tier(parse_tier(url))))
+    disk = FileStreamProgramCache(folder / f"host-{host}", durability="none")
+    return ProgramCacheStack((disk, open_tier(parse_tier(url))))
+
+
+def program_name(key: int) -> bytes:
+    """The key in the cache."""
+    return f"key {key}".encode()
 
 
 def program(key: int) -> bytes:
@@ -83,7 +97,7 @@ class StandIn:
 
     def obtain(self, key: int) -> bytes:
         """The program: from the cache, or compiled once by whoever of the fleet is first."""
-        name = f"key {key}".encode()
+        name = program_name(key)
         flight = hashlib.sha256(name).hexdigest()
         if (entry := self._stack.load(name)) is not None:
             return entry.data
@@ -138,6 +152,7 @@ def work(make: Callable[[], StandIn | Real], log: Log, host: int, keys: int, see
     status = 1
     try:
         warnings.simplefilter("ignore")  # of a server that is killed for the sake of it
+        single_flight.STANDSTILL = 60.0  # so many processes on so few processors: who doesn't move isn't stuck
         order = list(range(keys))
         random.Random(seed).shuffle(order)  # noqa: S311 - no secret
         worker = make()

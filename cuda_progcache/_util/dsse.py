@@ -16,7 +16,7 @@ from cuda_progcache.errors import ProgCacheError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from securesystemslib.signer import CryptoSigner, Signer
+    from securesystemslib.signer import CryptoSigner, Signer  # type: ignore[attr-defined]  # it has no __all__
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

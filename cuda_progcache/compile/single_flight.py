@@ -161,7 +161,7 @@ def fly(
             return compile_()
         # A thread that leads another flight doesn't wait for other processes: one of them may wait for that.
         wait = 0.0 if nested else longest_wait
-        first = compile_ if fleet is None else partial(fleet, compile_, look_up, wait)
+        first: Callable[[], T] = compile_ if fleet is None else partial(fleet, compile_, look_up, wait)
         result = _lead(flight, directory, compile_, first, look_up, wait)
         mine.result = result
         return result

@@ -165,9 +165,7 @@ class FleetLeases:
             return compile_()
         return self._holding(flight, word, compile_)
 
-    def _look_again_and(
-        self, flight: str, token: str, compile_: Callable[[], T], look_up: Callable[[], T | None]
-    ) -> T:
+    def _look_again_and(self, flight: str, token: str, compile_: Callable[[], T], look_up: Callable[[], T | None]) -> T:
         """With a lease of ours: what others have published since we looked, or what is compiled now."""
 
         def look() -> T:
@@ -185,7 +183,7 @@ class FleetLeases:
 
     # The server
 
-    def _run(self, script: str, keys: tuple[str, ...], *args: object) -> Any:
+    def _run(self, script: str, keys: tuple[str, ...], *args: str | int) -> Any:
         """What a script answers; ``None`` where the server is in trouble."""
         while not self._down:
             began = time.monotonic()
@@ -278,8 +276,8 @@ class FleetLeases:
     def _listening(self, channel: str) -> Iterator[Callable[[float], object]]:
         """Subscribe; what is yielded waits for a message, or for so many seconds."""
 
-        def subscribed(client: redis.Redis) -> redis.client.PubSub:
-            made = client.pubsub(ignore_subscribe_messages=True)
+        def subscribed(client: redis.Redis) -> Any:
+            made: Any = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
             made.subscribe(channel)
             return made
 
@@ -378,7 +376,7 @@ def _channel(flight: str) -> str:
     return f"pc1:{{{flight}}}"
 
 
-def _listen(subscription: redis.client.PubSub, seconds: float) -> None:
+def _listen(subscription: Any, seconds: float) -> None:
     """Wait for a message, or for so many seconds."""
     from redis.exceptions import RedisError
 

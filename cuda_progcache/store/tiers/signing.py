@@ -24,7 +24,7 @@ from cuda_progcache.store.records import encode_record
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from securesystemslib.signer import CryptoSigner
+    from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # it has no __all__
 
 #: The record's field that has the envelope.
 SIGNATURE = "signature"
