@@ -271,7 +271,10 @@ def test_signed(world, tmp_path):
     )
     statement = export.to_slsa(world["cache"], world["cache"].info(world["own"]))
     signed = json.loads(json.dumps(export.to_dsse(statement, export.signer_from_pem(str(pem)))))
-    assert json.loads(base64.b64decode(signed["payload"])) == statement
+    payload = base64.b64decode(signed["payload"])
+    assert json.loads(payload) == statement
+    encoded = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)  # DSSE's PAE
+    key.public_key().verify(base64.b64decode(signed["signatures"][0]["sig"]), encoded)
     public = SSlibKey.from_crypto(key.public_key())
     assert Envelope.from_dict(json.loads(json.dumps(signed))).verify([public], 1)  # which takes its argument apart
     signed["payload"] = base64.b64encode(b'{"another": 1}').decode()
@@ -280,12 +283,6 @@ def test_signed(world, tmp_path):
     pem.write_text("no key")
     with pytest.raises(ProgCacheError, match="is no private key"):
         export.signer_from_pem(str(pem))
-
-
-def test_pre_authentication_encoding():
-    # The example of the DSSE protocol's own documentation.
-    made = export.pre_authentication_encoding(b"hello world", "http://example.com/HelloWorld")
-    assert made == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
 
 
 # Pictures
