@@ -58,12 +58,13 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
         return None
     symbols: dict[str | bytes, bytes] = {}
     if label.name_expressions:
-        mangled = entry.record.get("symbol_mapping") or {}
+        mangled = entry.record.get("symbol_mapping")
         for expression in label.name_expressions:
-            symbol = mangled.get(expression_text(expression))
-            if symbol is None:
-                return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
-            symbols[expression] = symbol.encode()
+            # Stored by hand, or by someone who makes up records: bytes alone can't serve these expressions.
+            symbol = mangled.get(expression_text(expression)) if isinstance(mangled, Mapping) else None
+            if not isinstance(symbol, str):
+                return None
+            symbols[expression] = symbol.encode("utf-8", "surrogateescape")
     digest = entry_digest(key.digest)
     if (around := running.get()) is not None:
         around.children[digest] = None

@@ -11,8 +11,6 @@ import pytest
 
 from ci.fleet.server import why_no_server
 
-pytest.importorskip("redis")
-
 
 @pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
 def test_nothing_is_lost_or_wrong_whoever_dies(tmp_path):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+import redis
 
 from ci.fleet.server import RedisServer, why_no_server
 from cuda_progcache.compile import single_flight
@@ -21,7 +22,6 @@ from cuda_progcache.store.tiers import leases
 from cuda_progcache.store.tiers.leases import FleetLeases
 from cuda_progcache.store.tiers.settings import parse_tier
 
-redis = pytest.importorskip("redis")
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
 
 #: A lease that no load of the machine lets run out, and one that a test waits for.
