@@ -16,11 +16,12 @@ import uuid
 
 import pytest
 
+from ci import servers
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.settings import parse_tier
 
 #: The fixture of each kind of server.
-SERVERS = ("redis_server",)
+SERVERS = ("redis_server", "nginx_server", "s3_server")
 DEADLINE = 60.0
 
 
@@ -75,21 +76,71 @@ def redis_server(serve):
     return f"redis://127.0.0.1:{port}"
 
 
+def started(server, factory, *clients):
+    """Start one of :mod:`ci.servers`; skips where it can't be had."""
+    for client in clients:
+        pytest.importorskip(client)
+    folder = factory.mktemp(server.__name__)
+    try:
+        with server(folder) as served:
+            yield served
+    except servers.Unavailable as exc:
+        pytest.skip(str(exc))
+
+
+@pytest.fixture(scope="session")
+def nginx(tmp_path_factory):
+    """An nginx of this session's, by ``ci/servers/nginx.conf``: everybody reads, who has a password writes."""
+    yield from started(servers.nginx, tmp_path_factory, "urllib3")
+
+
+@pytest.fixture(scope="session")
+def nginx_server(nginx):
+    """The URL at which an nginx takes writes."""
+    return nginx.writer
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """The URL, with its options, of a bucket of nanio's."""
+    for served in started(servers.nanio, tmp_path_factory, "obstore"):
+        yield served.writer
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory):
+    """The same of moto's."""
+    for served in started(servers.moto, tmp_path_factory, "obstore"):
+        yield served.writer
+
+
 #: The database of a Redis server that the next test gets.
 _databases = iter(range(1, 10000))
 
 
 def place_on(server, base):
     """A URL on a server where nothing lies yet."""
-    if server == "redis_server":
-        return f"{base}/{next(_databases)}"
-    return f"{base}/{uuid.uuid4().hex}"
+    place = next(_databases) if server == "redis_server" else uuid.uuid4().hex
+    url, mark, options = base.partition("?")
+    return f"{url}/{place}{mark}{options}"
 
 
 @pytest.fixture(params=SERVERS)
 def tier_url(request):
     """The URL of an empty tier, on each kind of server that can be had here."""
     return place_on(request.param, request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def nginx_url(nginx_server):
+    """The URL of an empty tier on nginx."""
+    return place_on("nginx_server", nginx_server)
+
+
+@pytest.fixture
+def s3_url(s3_server):
+    """The URL of an empty tier on S3."""
+    return place_on("s3_server", s3_server)
 
 
 @pytest.fixture

@@ -40,18 +40,18 @@ def test_nothing_is_compiled_that_was_compiled_elsewhere(tier_url, python, tmp_p
     assert third == second
 
 
-def test_another_header_is_another_program(tier_url, python, tmp_path):
-    python(MACHINE, tier_url, tmp_path / "first", project(tmp_path / "here"))
-    second = python(MACHINE, tier_url, tmp_path / "second", project(tmp_path / "there", value=2))
+def test_another_header_is_another_program(redis_url, python, tmp_path):
+    python(MACHINE, redis_url, tmp_path / "first", project(tmp_path / "here"))
+    second = python(MACHINE, redis_url, tmp_path / "second", project(tmp_path / "there", value=2))
     assert [line.split()[0] for line in second.splitlines()] == ["hit", "compiled", "compiled"]
     # The manifests have both sets now.
     for folder in ("here", "there"):
-        third = python(MACHINE, tier_url, tmp_path / f"third-{folder}", tmp_path / folder)
+        third = python(MACHINE, redis_url, tmp_path / f"third-{folder}", tmp_path / folder)
         assert [line.split()[0] for line in third.splitlines()] == ["hit"] * 3
 
 
-def test_a_comment_is_no_other_program(tier_url, python, tmp_path):
-    python(MACHINE, tier_url, tmp_path / "first", project(tmp_path / "here"))
+def test_a_comment_is_no_other_program(redis_url, python, tmp_path):
+    python(MACHINE, redis_url, tmp_path / "first", project(tmp_path / "here"))
     commented = MACHINE.replace("*a = 1;", "/* one */ *a = 1;").replace("*a = VALUE", "*a  =  VALUE")
-    second = python(commented, tier_url, tmp_path / "second", project(tmp_path / "there"))
+    second = python(commented, redis_url, tmp_path / "second", project(tmp_path / "there"))
     assert [line.split()[0] for line in second.splitlines()] == ["hit"] * 3
