@@ -10,7 +10,7 @@ import warnings
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.in_memory import InMemoryProgramCache
-from cuda_progcache.store.stats import Totals
+from cuda_progcache.store.stats import Span
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ class KeptInMemory(FileStreamProgramCache):
         """None: nothing can be pinned in memory."""
         return frozenset()
 
-    def all_time(self) -> Totals:
-        """What was counted here: memory doesn't outlive the process."""
-        return self._instead.stats().all_time or Totals()
+    def over_time(self) -> tuple[Span, ...]:
+        """None: memory doesn't outlive the process."""
+        return ()
 
 
 def _forward(name: str) -> Any:
