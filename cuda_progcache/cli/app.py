@@ -71,6 +71,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
     "doctor": ("doctor", "What is installed here, and what is wrong with it."),
     "config": ("doctor", "The settings: what is set, and what each means."),
+    "watch": ("watch", "What other processes do on the cache, as they do it."),
     "stats": ("cache", "How much the cache holds."),
     "report": ("report", "Write the cache as one HTML file."),
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),

@@ -101,7 +101,8 @@ def _wrong(count: int) -> str:
 
 
 PRUNE_JSON = """\b
---json: {"root": str, "removed": int, "bytes": int (freed), "left": int, "left_bytes": int, "pinned": int (spared)}
+--json: {"root": str, "dry_run": bool, "removed": int, "bytes": int (freed), "left": int, "left_bytes": int, "pinned":
+int (spared)}; with --dry-run: what would be removed, freed and left
 """
 
 
@@ -110,26 +111,30 @@ PRUNE_JSON = """\b
     "--max-size", callback=parse_size, metavar="SIZE", help="Until the cache is no larger than, say, 500MB or 2GiB."
 )
 @click.option("--older-than", callback=parse_time, metavar="TIME", help="Those not used for, say, 90min, 12h or 30d.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would go.")
 @common_options
 @click.pass_obj
-def prune_command(session: Session, max_size: int | None, older_than: float | None) -> None:
-    """Remove entries, the least recently used first. Pinned ones stay."""
+def prune_command(session: Session, max_size: int | None, older_than: float | None, *, dry_run: bool) -> None:
+    """Remove entries, the least recently used first. Pinned ones stay.
+
+    Sizes are those of the entries, as stats has them. --max-size and the size cap count long records, too.
+    """
     if max_size is None and older_than is None:
         raise click.UsageError("give --max-size, --older-than or both")
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=dry_run)
     report = {"removed": 0, "bytes": 0, "left": 0, "left_bytes": 0, "pinned": 0}
     if cache is not None:
-        report = cache.prune(max_size_bytes=max_size, older_than=older_than)._asdict()
-        if report["removed"] and (session.root() / "steps").is_dir():
+        report = cache.prune(max_size_bytes=max_size, older_than=older_than, dry_run=dry_run)._asdict()
+        if report["removed"] and not dry_run and (session.root() / "steps").is_dir():
             from cuda_progcache.provenance.programs import program_cache
 
             program_cache(cache).gc()  # what was recorded of those that went
     if session.json:
-        output.emit({"root": session.root(), **report})
+        output.emit({"root": session.root(), "dry_run": dry_run, **report})
         return
     spared = f", {report['pinned']:,} of them pinned" if report["pinned"] else ""
     output.line(
-        f"removed {output.plural(report['removed'], 'entry')} ({output.size(report['bytes'])}); "
+        f"{'would remove' if dry_run else 'removed'} {output.plural(report['removed'], 'entry')} ({output.size(report['bytes'])}); "
         f"{output.plural(report['left'], 'entry')} left ({output.size(report['left_bytes'])}{spared})"
     )
 

@@ -37,6 +37,11 @@ def emit(data: Mapping[str, Any]) -> None:
     write(json_text(data) + "\n")
 
 
+def json_line(data: Mapping[str, Any]) -> str:
+    """Write an object as one line, of several."""
+    return json.dumps(json.loads(json_text(data))) + "\n"
+
+
 def json_text(data: Mapping[str, Any]) -> str:
     """What ``--json`` prints."""
     try:

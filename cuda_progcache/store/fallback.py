@@ -10,7 +10,6 @@ import warnings
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.in_memory import InMemoryProgramCache
-from cuda_progcache.store.stats import Span
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, Self
 
     from cuda_progcache.store.base import ProgramCacheResource
+    from cuda_progcache.store.stats import Span
 
 
 class KeptInMemory(FileStreamProgramCache):
