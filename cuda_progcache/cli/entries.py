@@ -12,6 +12,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
+from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.service.selection import Selection, names_of, options_of, program_name, variant_text
 
@@ -73,7 +74,7 @@ For scripts:
 @click.command(
     "show", short_help="All that is known about one program: where it came from, what it uses.", epilog=SHOW_JSON
 )
-@click.argument("key")
+@click.argument("key", shell_complete=programs)
 @click.option("--headers", is_flag=True, help="List every header that was read, with its digest.")
 @click.option("--components", is_flag=True, help="List what went into the key, field by field.")
 @click.option("--path", "path_only", is_flag=True, help="Print the path of the binary alone.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cuda_progcache.cli import output
+from cuda_progcache.cli.completion import archs, names, programs
 from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text
 from cuda_progcache.cli.session import (
     Session,
@@ -47,8 +48,10 @@ RESOURCES_JSON = """\b
     short_help="Registers, spills, shared memory and occupancy of the kernels in the cache.",
     epilog=RESOURCES_JSON,
 )
-@click.option("--kernel", metavar="NAME", help="Only programs of this name; may hold * and ?.")
-@click.option("--arch", metavar="ARCH", help="Only programs for this architecture, such as sm_90.")
+@click.option("--kernel", metavar="NAME", shell_complete=names, help="Only programs of this name; may hold * and ?.")
+@click.option(
+    "--arch", metavar="ARCH", shell_complete=archs, help="Only programs for this architecture, such as sm_90."
+)
 @block_option
 @shared_option
 @common_options
@@ -171,7 +174,7 @@ SASS_JSON = """\b
 
 
 @click.command("sass", short_help="The machine code of a program.", epilog=SASS_JSON)
-@click.argument("program")
+@click.argument("program", shell_complete=programs)
 @click.option("--kernel", metavar="NAME", help="Only kernels of this name; may hold * and ?.")
 @click.option("--source", is_flag=True, help="Print the source lines that the instructions came from above them.")
 @click.option("--mix", "mix_only", is_flag=True, help="Only count the instructions of each class.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cuda_progcache.cli import output
+from cuda_progcache.cli.completion import archs, names
 from cuda_progcache.cli.entries import entry_json, iso
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.service.selection import Selection, fits, program_name, variant_text
@@ -86,10 +87,13 @@ with --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", 
 @click.option(
     "--kernel",
     metavar="NAME",
+    shell_complete=names,
     callback=_selection,
     help="Only programs of this name, which may hold * and ?; or 'kernel?param=value,param=value@arch'.",
 )
-@click.option("--arch", metavar="ARCH", help="Only programs for this architecture, such as sm_90.")
+@click.option(
+    "--arch", metavar="ARCH", shell_complete=archs, help="Only programs for this architecture, such as sm_90."
+)
 @click.option("--target", type=click.Choice(["cubin", "ptx", "ltoir"]), help="Only binaries of this type.")
 @click.option("--since", metavar="TIME", callback=parse_since, help="Compiled since: 90min, 12h, or 2026-01-31T12:00.")
 @click.option("--sort", type=click.Choice(list(_SORTS)), default="used", show_default=True, help="What comes first.")

@@ -12,6 +12,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
+from cuda_progcache.cli.completion import archs, programs
 from cuda_progcache.cli.entries import find_entry
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.service.selection import program_name
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 arch_option = click.option(
-    "--arch", "archs", multiple=True, metavar="ARCH", help="Only programs for this architecture, as sm_90; repeatable."
+    "--arch",
+    "archs",
+    multiple=True,
+    metavar="ARCH",
+    shell_complete=archs,
+    help="Only programs for this architecture, as sm_90; repeatable.",
 )
 
 
@@ -133,8 +139,9 @@ def prune_command(session: Session, max_size: int | None, older_than: float | No
         output.emit({"root": session.root(), "dry_run": dry_run, **report})
         return
     spared = f", {report['pinned']:,} of them pinned" if report["pinned"] else ""
+    done = "would remove" if dry_run else "removed"
     output.line(
-        f"{'would remove' if dry_run else 'removed'} {output.plural(report['removed'], 'entry')} ({output.size(report['bytes'])}); "
+        f"{done} {output.plural(report['removed'], 'entry')} ({output.size(report['bytes'])}); "
         f"{output.plural(report['left'], 'entry')} left ({output.size(report['left_bytes'])}{spared})"
     )
 
@@ -146,7 +153,7 @@ PIN_JSON = """\b
 
 
 @click.command("pin", short_help="Keep programs from being evicted or pruned.", epilog=PIN_JSON)
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=programs)
 @click.option("--unpin", is_flag=True, help="Let them go again.")
 @click.option("--list", "listing", is_flag=True, help="Print what is pinned.")
 @common_options

@@ -214,8 +214,22 @@ manifest_option = click.option(
 include_option = click.option(
     "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
 )
+
+
+def _complete_parameters(ctx: click.Context, param: click.Parameter, typed: str) -> list[Any]:
+    from cuda_progcache.cli.completion import parameters
+
+    return list(parameters(ctx, param, typed))
+
+
 parameter_option = click.option(
-    "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="A kernel parameter; repeatable."
+    "-p",
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=_complete_parameters,
+    help="A kernel parameter; repeatable.",
 )
 
 

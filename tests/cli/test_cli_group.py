@@ -68,6 +68,13 @@ def test_common_options_stand_before_or_after_the_command(cli, tmp_path, kept):
     assert before["entries"] == 0
 
 
+def test_without_a_command_it_is_the_help_and_no_error(cli):
+    told = cli(code=2).stderr
+    assert told.startswith("Usage: cuda-progcache")
+    assert "error:" not in told
+    assert "Try '" not in told
+
+
 def test_version(cli):
     import cuda_progcache
 
