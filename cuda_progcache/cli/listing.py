@@ -15,6 +15,7 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import archs, names
 from cuda_progcache.cli.entries import entry_json, iso
 from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.service.described import all_described, described
 from cuda_progcache.service.selection import Selection, fits, program_name, variant_text
 
 if TYPE_CHECKING:
@@ -165,8 +166,9 @@ def _chosen(
     cache: FileStreamProgramCache, wanted: _Filter, *, sort: str, reverse: bool, limit: int | None
 ) -> list[EntryInfo]:
     if limit is not None and sort in _FIRST and not reverse:
-        return cache.first(limit, by=_FIRST[sort], matches=wanted.includes)
-    return sorted(filter(wanted.includes, cache.entries()), key=_SORTS[sort], reverse=reverse)[:limit]
+        first = cache.first(limit, by=_FIRST[sort], matches=lambda entry: wanted.includes(described(entry)))
+        return [described(entry) for entry in first]
+    return sorted(filter(wanted.includes, all_described(cache.entries())), key=_SORTS[sort], reverse=reverse)[:limit]
 
 
 def _list_unkept(session: Session, cache: FileStreamProgramCache | None, wanted: _Filter, limit: int | None) -> None:
