@@ -102,6 +102,7 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (errors.ManifestError, ExitCode.USAGE),
     (errors.UncacheableError, ExitCode.USAGE),
     (errors.OptionError, ExitCode.USAGE),
+    (errors.ConfigError, ExitCode.USAGE),
     (errors.RecordingError, ExitCode.USAGE),
     (errors.LockError, ExitCode.USAGE),
     (errors.ProgCacheError, ExitCode.FAILED),

@@ -202,9 +202,9 @@ def _cache_at(session: Session, path: Path | None) -> Iterator[ProgramCacheResou
         with ReadOnlyProgramCache(path) as cache:
             yield cache
     else:
-        from tempfile import TemporaryDirectory
+        from cuda_progcache._util.scratch import ScratchFolder
 
-        with TemporaryDirectory(prefix="progcache-check-") as folder:
+        with ScratchFolder("progcache-check-") as folder:
             unpacked = FileStreamProgramCache(folder, durability="none", mode="rw")
             unpacked.import_(path)
             yield unpacked

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,7 +148,6 @@ def _written(
     """A graph in a format; None: it has been shown."""
     from cuda_progcache.provenance import export
 
-    assert graph.root is not None  # noqa: S101 - a walk has one
     root = graph.nodes[graph.root]
     if form == "slsa":
         if root.kind != "binary" or store is None:
@@ -214,10 +214,10 @@ def _affected_json(file: Path, found: Sequence[Affected]) -> dict[str, object]:
     calls: list[dict[str, object]] = []
     for hit in found:
         about = {"as": hit.kind, "named": hit.name, "current": hit.current}
-        if hit.entry is not None:
-            programs.append({**entry_json(hit.entry), **about})
-        else:
+        if hit.entry is None:
             calls.append({"key": hit.key, "name": hit.label, **about})
+        else:
+            programs.append({**entry_json(hit.entry), **about})
     return {"file": os.path.abspath(file), "affected": programs, "calls": calls}
 
 
@@ -226,19 +226,12 @@ def _show_affected(file: Path, found: Sequence[Affected]) -> None:
     made = output.table(("digest", "name", "target", "arch", "as", "named", "content"))
     for hit in found:
         record = {"target_type": "call"} if hit.entry is None else hit.entry.record
-        made.add_row(
-            hit.key[:digits],
-            output.text(hit.label),
-            str(record.get("target_type", "-")),
-            str(record.get("arch") or "-"),
-            hit.kind,
-            output.text(hit.name),
-            "as it is" if hit.current else output.text("another", "yellow"),
-        )
+        target, arch = str(record.get("target_type", "-")), str(record.get("arch") or "-")
+        content = "as it is" if hit.current else output.text("another", "yellow")
+        key, name, named = hit.key[:digits], output.text(hit.label), output.text(hit.name)
+        made.add_row(key, name, target, arch, hit.kind, named, content)
     output.show(made)
-    programs = sum(hit.current and hit.entry is not None for hit in found)
-    calls = sum(hit.current and hit.entry is None for hit in found)
-    others = sum(not hit.current for hit in found)
-    told = output.plural(programs, "program") + (f" and {output.plural(calls, 'memoized call')}" if calls else "")
-    had = f"; {others:,} had other content under this name" if others else ""
-    output.note_line(f"an edit of {file} invalidates {told}{had}")
+    kinds = Counter(hit.current and ("call" if hit.entry is None else "program") for hit in found)
+    calls = f" and {output.plural(kinds['call'], 'memoized call')}" if kinds["call"] else ""
+    others = f"; {kinds[False]:,} had other content under this name" if kinds[False] else ""
+    output.note_line(f"an edit of {file} invalidates {output.plural(kinds['program'], 'program')}{calls}{others}")

@@ -359,7 +359,7 @@ def test_a_writer_that_comes_between_a_renaming_and_its_closing_writes_once(path
         if not threads:  # the line has just been written
             threads.append(threading.Thread(target=rewrite))
             threads[0].start()
-            assert placed.wait(20)
+            assert placed.wait(120)
         return really(status)
 
     writer._is = is_there
