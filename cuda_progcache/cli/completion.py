@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from click.shell_completion import CompletionItem
 
-from cuda_progcache.cli.session import Session, library_at
 from cuda_progcache.errors import ProgCacheError
 
 if TYPE_CHECKING:
@@ -111,12 +110,14 @@ def _told(entry: EntryInfo) -> str:
 def _cache(ctx: click.Context) -> Any:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-    root = ctx.ensure_object(Session).root()
+    root = ctx.obj.root()  # the Session of the words before
     return FileStreamProgramCache(root, mode="ro") if root.exists() else None
 
 
 def _library(ctx: click.Context) -> KernelLibrary:
-    return library_at(ctx.params.get("manifest"))
+    from cuda_progcache.service.manifest import KernelLibrary
+
+    return KernelLibrary(ctx.params.get("manifest"))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cuda_progcache._util.modes import MODES, VARIABLE
+from cuda_progcache.cli.completion import parameters
 from cuda_progcache.errors import UnsafeRootError
 
 if TYPE_CHECKING:
@@ -215,20 +216,13 @@ include_option = click.option(
     "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
 )
 
-
-def _complete_parameters(ctx: click.Context, param: click.Parameter, typed: str) -> list[Any]:
-    from cuda_progcache.cli.completion import parameters
-
-    return list(parameters(ctx, param, typed))
-
-
 parameter_option = click.option(
     "-p",
     "--parameter",
     "parameters",
     multiple=True,
     metavar="KEY=VALUE",
-    shell_complete=_complete_parameters,
+    shell_complete=parameters,
     help="A kernel parameter; repeatable.",
 )
 
