@@ -74,7 +74,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "provenance": ("provenance", "All that a program or another result came from."),
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
     "doctor": ("doctor", "What is installed here, and what is wrong with it."),
-    "config": ("doctor", "The settings: what is set, and what each means."),
+    "config": ("doctor", "The settings: what is set, where, and what each means."),
     "watch": ("watch", "What other processes do on the cache, as they do it."),
     "stats": ("cache", "How much the cache holds."),
     "report": ("report", "Write the cache as one HTML file."),

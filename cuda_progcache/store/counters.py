@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds of use after which the counters are written down, too.
 INTERVAL = 5.0
-#: A store looks at the clock for that at one hit in so many: a power of two.
-HITS_PER_LOOK = 16
+#: A store looks at the clock for that at hits whose number has none of these bits: one in sixteen.
+LOOK = 15
 #: Seconds for which a reader waits for lines that are being handed on.
 _MOMENT = 0.1
 

@@ -35,7 +35,7 @@ from cuda_progcache.store.base import (
     is_digest,
     program_bytes,
 )
-from cuda_progcache.store.counters import HITS_PER_LOOK, Tally, persisted
+from cuda_progcache.store.counters import LOOK, Tally, persisted
 from cuda_progcache.store.eviction import LastUse, use_is_due
 from cuda_progcache.store.recent_records import RecentRecords
 from cuda_progcache.store.records import Version, encode_record
@@ -57,7 +57,6 @@ DURABILITIES = ("fsync", "full", "none")
 _REMEMBERED = 65_536
 #: Seconds before each try to remove an entry that lies in its place again, or still.
 _REMOVAL_PAUSES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02)
-_LOOK = HITS_PER_LOOK - 1
 #: What opening a path meets where the path is wrong, and no disk is in trouble.
 _WRONG_PATH = (errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
@@ -80,6 +79,7 @@ class DiskStore(ProgramCacheResource):
         durability: str = "fsync",
         shared: bool = False,
         strict: bool = False,  # noqa: ARG004 - __init__ takes it
+        tiers: Any = None,
     ) -> Self:
         """Make a store on the directory; on memory, where there is no default directory to be had."""
         check_size_cap(max_size_bytes)
@@ -101,7 +101,9 @@ class DiskStore(ProgramCacheResource):
         except OSError as exc:
             from cuda_progcache.store.fallback import KeptInMemory
 
-            return KeptInMemory.instead_of(where, exc, shared=shared, max_size_bytes=max_size_bytes)  # type: ignore[return-value]
+            return KeptInMemory.instead_of(  # type: ignore[return-value]
+                where, exc, shared=shared, max_size_bytes=max_size_bytes, tiers=tiers
+            )
         return made
 
     def __init__(
@@ -229,13 +231,13 @@ class DiskStore(ProgramCacheResource):
             if data is not None:
                 with self._lock:
                     self._counters.hits += 1
-                if not self._counters.hits & _LOOK:
+                if not self._counters.hits & LOOK:
                     self._write_counters_if_due()
                 return data
         elif self._alone and not pairs.exists(path):
             self._missed()
             return None
-        found = self._examine(digest, with_record=False)
+        found = self._examine(digest, key, with_record=False)
         return None if found is None else found.data
 
     def _read_again(self, digest: str, path: str, verified: Signature) -> bytes | None:
@@ -268,10 +270,10 @@ class DiskStore(ProgramCacheResource):
                 if data is not None:
                     with self._lock:
                         self._counters.hits += 1
-                    if not self._counters.hits & _LOOK:
+                    if not self._counters.hits & LOOK:
                         self._write_counters_if_due()
                     return Entry(data, record)
-        return self._examine(digest, with_record=True)
+        return self._examine(digest, key, with_record=True)
 
     def load_again(self, key: Key) -> Entry | None:
         """:meth:`load` for a caller whose miss has just been counted; see :meth:`ProgramCacheResource.load_again`."""
@@ -280,8 +282,8 @@ class DiskStore(ProgramCacheResource):
             self._counters.count("misses", -1)
         return entry
 
-    def _examine(self, digest: str, *, with_record: bool) -> Entry | None:
-        """Look an entry up and verify it against its record; counts the lookup."""
+    def _examine(self, digest: str, key: Key = b"", *, with_record: bool) -> Entry | None:  # noqa: ARG002
+        """Look an entry up and verify it against its record; counts the lookup. ``key`` is for those that look on."""
         try:
             seen = judge.look(self._root, digest, known=lambda st: self._known_checksum(digest, st))
         except OSError as exc:
@@ -342,8 +344,7 @@ class DiskStore(ProgramCacheResource):
             self._verified[digest] = (signature(os.fstat(fd)), remembered[1])  # utime moves ctime
 
     def _missed(self) -> None:
-        with self._lock:
-            self._counters.misses += 1
+        self._counters.count("misses")
         self._write_counters_if_due()
 
     def _write_counters_if_due(self) -> None:
@@ -412,8 +413,7 @@ class DiskStore(ProgramCacheResource):
         return StoreError(number, f"can't {what}: {exc.strerror or exc}", exc.filename or path or self._root.path)
 
     def _wrote(self, stored: bool) -> bool:  # noqa: FBT001 - passed on
-        if stored:
-            self._counters.count("stored")
+        self._counters.count("stored", int(stored))
         self._write_counters_if_due()
         return stored
 

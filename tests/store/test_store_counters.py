@@ -128,10 +128,10 @@ def test_lookups_write_the_counters_down_now_and_then(path, monkeypatch, lookup,
         cache[b"a"] = b"1"
     reader = opened(path)
     monkeypatch.setattr(reader._tally, "_due", 0.0)
-    for _ in range(counters.HITS_PER_LOOK):
+    for _ in range(counters.LOOK + 1):
         getattr(reader, lookup)(key)
     counted = on_disk(path)
-    assert 0 < counted.hits + counted.misses <= counters.HITS_PER_LOOK
+    assert 0 < counted.hits + counted.misses <= counters.LOOK + 1
     assert (counted.hits == 0) == (key == b"none")
 
 
