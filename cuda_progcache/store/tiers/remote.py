@@ -334,7 +334,8 @@ class RemoteProgramCache(ProgramCacheResource):
         for at in range(0, len(names), _BATCH):
             batch = names[at : at + _BATCH]
             try:
-                found = self._call(self._write_timeout, self.engine.get_many, batch, limit=self._max_bytes)
+                patience = self._timeout if len(names) == 1 else self._write_timeout
+                found = self._call(patience, self.engine.get_many, batch, limit=self._max_bytes)
             except _OutOfUseError:
                 return
             except OSError:
