@@ -51,7 +51,7 @@ SUFFIX = ".pkl"
 _FOOTER = struct.Struct(">QQ8s")
 _MAGIC = b"PROGMEM2"
 _ENTRY = re.compile(r"^(?P<fname>.+)\.(?P<hash>[0-9a-zA-Z_]+)\.pkl$")
-_LEFTOVER = re.compile(r"\.pkl\.(?:(?P<kind>lock|computing|corrupt)$|tmp\.(?P<owner>.*)$)")
+_LEFTOVER = re.compile(r"\.pkl\.(?:(?P<kind>lock|computing|corrupt)(?:\.after-.*)?$|tmp\.(?P<owner>.*)$)")
 SENTINEL = ".computing"
 #: In the metadata of entries that have a record, so that one that lost it isn't taken for another tool's.
 _RECORDED = "recorded"
