@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cuda_progcache.errors import BundleError as BundleError
     from cuda_progcache.errors import ClosedProgramError as ClosedProgramError
     from cuda_progcache.errors import CompileError as CompileError
+    from cuda_progcache.errors import ConfigError as ConfigError
     from cuda_progcache.errors import Diagnostic as Diagnostic
     from cuda_progcache.errors import ExportError as ExportError
     from cuda_progcache.errors import FrozenMissError as FrozenMissError
@@ -80,6 +81,7 @@ _HOME = {
     "CompileError": "errors",
     "CompileService": "service.compile_service",
     "CompiledProgram": "compile.compiled",
+    "ConfigError": "errors",
     "Diagnostic": "errors",
     "Event": "events",
     "ExportError": "errors",
@@ -134,6 +136,7 @@ __all__ = [
     "CompileError",
     "CompileService",
     "CompiledProgram",
+    "ConfigError",
     "Diagnostic",
     "Event",
     "ExportError",

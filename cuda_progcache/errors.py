@@ -128,6 +128,10 @@ class ModeError(ProgCacheError, ValueError):
     """The cache was asked to work in a mode that doesn't exist; the message lists those that do."""
 
 
+class ConfigError(ProgCacheError, ValueError):
+    """A setting, or the file that has it, is wrong; the message says which, and has nothing of a secret."""
+
+
 class FrozenMissError(ProgCacheError, LookupError):
     """The cache is frozen, and would have had to compile a program that it doesn't hold; nothing was compiled.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many small system calls at once, where each of them waits."""
+"""Many small calls at once, where each of them waits: for the file system, or for a server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SLOW = 100e-6
 _TRIED = 8
 
 
-def for_each(items: Iterable[T], action: Callable[[T], object]) -> None:
+def for_each(items: Iterable[T], action: Callable[[T], object], threads: int = THREADS) -> None:
     """Call ``action`` with each item: in the caller's thread, and with helpers where the first calls were slow.
 
     When this returns or raises, no helper runs any more.
@@ -34,6 +34,8 @@ def for_each(items: Iterable[T], action: Callable[[T], object]) -> None:
         Drawn one by one as they are needed, in any of the threads.
     action : callable
         Called in any of the threads.
+    threads : int
+        How many there may be, the caller's included.
 
     Raises
     ------
@@ -62,8 +64,8 @@ def for_each(items: Iterable[T], action: Callable[[T], object]) -> None:
     helpers: list[threading.Thread] = []
     try:
         if time.perf_counter() - started > _SLOW * _TRIED:
-            for _ in range(THREADS - 1):
-                helper = threading.Thread(target=run, name="progcache-unlink", daemon=True)
+            for _ in range(threads - 1):
+                helper = threading.Thread(target=run, name="progcache-helper", daemon=True)
                 try:
                     helper.start()
                 except RuntimeError:  # the interpreter is shutting down, or out of threads

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
+from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.entries import entry_json
 from cuda_progcache.cli.session import Session, common_options
 
@@ -51,7 +53,7 @@ _calls_option = click.option(
 
 
 @click.command("provenance", short_help="All that a program or another result came from.", epilog=PROVENANCE_JSON)
-@click.argument("key")
+@click.argument("key", shell_complete=programs)
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="What to print. [default: text]")
 @click.option(
     "--sign",
@@ -144,15 +146,15 @@ def _written(
     to_file: bool,
 ) -> str | None:  # fmt: skip
     """A graph in a format; None: it has been shown."""
+    from cuda_progcache._util import dsse
     from cuda_progcache.provenance import export
 
-    assert graph.root is not None  # noqa: S101 - a walk has one
     root = graph.nodes[graph.root]
     if form == "slsa":
         if root.kind != "binary" or store is None:
             raise click.UsageError(f"--format slsa is about a program; this is a {root.kind}: {root.label}")
         statement = export.to_slsa(store, store.info(root.detail["entry"]))
-        signed = statement if key_file is None else export.to_dsse(statement, export.signer_from_pem(str(key_file)))
+        signed = statement if key_file is None else dsse.sign(statement, dsse.signer_from_pem(str(key_file)))
         return json.dumps(signed, indent=2) + "\n"
     if form == "dot":
         return export.to_dot(graph)
@@ -213,10 +215,10 @@ def _affected_json(file: Path, found: Sequence[Affected]) -> dict[str, object]:
     calls: list[dict[str, object]] = []
     for hit in found:
         about = {"as": hit.kind, "named": hit.name, "current": hit.current}
-        if hit.entry is not None:
-            programs.append({**entry_json(hit.entry), **about})
-        else:
+        if hit.entry is None:
             calls.append({"key": hit.key, "name": hit.label, **about})
+        else:
+            programs.append({**entry_json(hit.entry), **about})
     return {"file": os.path.abspath(file), "affected": programs, "calls": calls}
 
 
@@ -225,19 +227,12 @@ def _show_affected(file: Path, found: Sequence[Affected]) -> None:
     made = output.table(("digest", "name", "target", "arch", "as", "named", "content"))
     for hit in found:
         record = {"target_type": "call"} if hit.entry is None else hit.entry.record
-        made.add_row(
-            hit.key[:digits],
-            output.text(hit.label),
-            str(record.get("target_type", "-")),
-            str(record.get("arch") or "-"),
-            hit.kind,
-            output.text(hit.name),
-            "as it is" if hit.current else output.text("another", "yellow"),
-        )
+        target, arch = str(record.get("target_type", "-")), str(record.get("arch") or "-")
+        content = "as it is" if hit.current else output.text("another", "yellow")
+        key, name, named = hit.key[:digits], output.text(hit.label), output.text(hit.name)
+        made.add_row(key, name, target, arch, hit.kind, named, content)
     output.show(made)
-    programs = sum(hit.current and hit.entry is not None for hit in found)
-    calls = sum(hit.current and hit.entry is None for hit in found)
-    others = sum(not hit.current for hit in found)
-    told = output.plural(programs, "program") + (f" and {output.plural(calls, 'memoized call')}" if calls else "")
-    had = f"; {others:,} had other content under this name" if others else ""
-    output.note_line(f"an edit of {file} invalidates {told}{had}")
+    kinds = Counter(hit.current and ("call" if hit.entry is None else "program") for hit in found)
+    calls = f" and {output.plural(kinds['call'], 'memoized call')}" if kinds["call"] else ""
+    others = f"; {kinds[False]:,} had other content under this name" if kinds[False] else ""
+    output.note_line(f"an edit of {file} invalidates {output.plural(kinds['program'], 'program')}{calls}{others}")

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,6 @@ def tree_of(graph: Graph, *, everything: bool = False) -> Tree:
     """
     from rich.tree import Tree
 
-    assert graph.root is not None  # noqa: S101 - a walk has one
     root = graph.nodes[graph.root]
     made = Tree(_root_line(root), guide_style="dim")
     grown = _Grower(graph, root, everything=everything)
@@ -57,7 +57,7 @@ class _Grower:
 
     def grow(self, tree: Tree, node: Node) -> None:
         """Add what ``node`` depends on; what hangs under two nodes is spelled out under the first."""
-        self._add_facts(tree, node)
+        _add_facts(tree, node)
         used = self.graph.targets(node.id, "used")
         if node.kind == "link":
             used = self._own(used)
@@ -67,12 +67,12 @@ class _Grower:
                 self._add_group(tree, kind, group)
             else:
                 for target in group:
-                    self._add(tree, target, "used")
+                    self._add(tree, target)
         for target in self.graph.targets(node.id, "made by"):
-            self._add(tree, target, "made by")
+            self._add(tree, target)
         for target in self.graph.targets(node.id, "called by"):
             if self._asked.get(target.id, node.id) == node.id and target.id not in self.shown:
-                self._add(tree, target, "called by")
+                self._add(tree, target, caller=True)
 
     def _own(self, used: Sequence[Node]) -> list[Node]:
         """Of what a link used, what isn't told with its parts."""
@@ -80,29 +80,16 @@ class _Grower:
         told = {node.id for step in steps for node in self.graph.targets(step.id, "used")}
         return [node for node in used if node.id not in told]
 
-    def _add(self, tree: Tree, node: Node, relation: str) -> None:
-        line = _caller_line(node) if relation == "called by" else _line(node)
+    def _add(self, tree: Tree, node: Node, *, caller: bool = False) -> None:
+        # The rendering that a link whose parts are gone was called by didn't ask for it.
+        line = _row(("asked for by ", "cyan"), _line(node)) if caller and node.kind != "render" else _line(node)
         if node.id in self.shown and self.graph.targets(node.id):
-            tree.add(_joined(line, _remark("(as above)")))
+            tree.add(_row(line, _remark("(as above)")))
             return
         self.shown.add(node.id)
         branch = tree.add(line)
-        if relation == "called by" and node.kind == "prewarm":
-            return  # what else it asked for is no part of this one's story
-        self.grow(branch, node)
-
-    def _add_facts(self, tree: Tree, node: Node) -> None:
-        about = node.detail
-        if node.kind in {"compile", "link"}:
-            if options := about.get("options"):
-                tree.add(_labelled("options", output.text(" ".join(options))))
-            if names := about.get("name_expressions"):
-                tree.add(_labelled("names", output.text(", ".join(names))))
-        if node.kind == "render":
-            tree.add(_labelled("parameters", output.text(parameters_text(about.get("parameters") or {}))))
-        if node.kind == "analysis" and isinstance(about.get("result"), dict):
-            for kernel, usage in about["result"].items():
-                tree.add(_labelled("kernel", output.text(f"{kernel}  {_usage(usage)}")))
+        if not (caller and node.kind == "prewarm"):  # what else it asked for is no part of this one's story
+            self.grow(branch, node)
 
     def _add_group(self, tree: Tree, kind: str, nodes: Sequence[Node]) -> None:
         """Add files of a kind: each, or how many there are by directory."""
@@ -110,82 +97,118 @@ class _Grower:
         ids = frozenset(node.id for node in nodes)
         if ids in self._groups and len(nodes) > 1:
             names = ", ".join(node.label for node in nodes) if len(nodes) <= FEW else f"{len(nodes):,}"
-            tree.add(_labelled(heading, output.text(names), "(as above)"))
+            tree.add(_labelled(heading, names, "(as above)"))
             return
         self._groups.add(ids)
         if len(nodes) > FEW and not self.everything:
             word = "for" if kind == "binary" else "in"
             places = ", ".join(f"{count:,} {word} {place}" for place, count in _by_place(nodes, kind))
-            tree.add(_labelled(heading, output.text(f"{len(nodes):,}: {places}"), "--all lists them"))
+            tree.add(_labelled(heading, f"{len(nodes):,}: {places}", "--all lists them"))
             return
         width = max(len(node.label) for node in nodes)
-        word = kind if kind != "tool" else "compiler"
-        branch, word = (
-            (tree, word) if len(nodes) <= FEW else (tree.add(output.text(f"{len(nodes):,} {heading}", "cyan")), "")
-        )
+        label: str | None = "compiler" if kind == "tool" else kind
+        if len(nodes) > FEW:
+            tree, label = tree.add(_row((f"{len(nodes):,} {heading}", "cyan"))), None
         for node in nodes:
-            line = output.text(f"{node.label:<{width}}")
-            branch.add(_labelled(word, line, _digest_of(node)) if word else _joined(line, _remark(_digest_of(node))))
+            tree.add(_labelled(label, f"{node.label:<{width}}", _digest_of(node)))
 
     def add_made_of(self, tree: Tree, root: Node) -> None:
         """Add what came of the root, and who else asked for it."""
         users = [node for node in self.graph.sources(root.id) if node.id not in self.shown]
         if not users:
             return
-        branch = tree.add(output.text("used by", "bold"))
+        branch = tree.add(_row(("used by", "bold")))
         shown = users if self.everything else users[: 2 * FEW]
         for user in shown:
             results = [node for node in self.graph.sources(user.id) if node.kind == "binary"]
             for result in results:
                 branch.add(_line(result))
             if not results:
-                self._add_facts(branch.add(_line(user)), user)
+                _add_facts(branch.add(_line(user)), user)
         if len(users) > len(shown):
-            branch.add(output.text(f"and {len(users) - len(shown):,} more; --all lists them", "dim"))
+            branch.add(_row((f"and {len(users) - len(shown):,} more; --all lists them", "dim")))
+
+
+def _add_facts(tree: Tree, node: Node) -> None:
+    about = node.detail
+    facts: list[tuple[str, str]] = []
+    if node.kind in {"compile", "link"}:
+        facts = [("options", " ".join(about["options"])), ("names", ", ".join(about["name_expressions"]))]
+    elif node.kind == "render":
+        facts = [("parameters", parameters_text(about["parameters"]))]
+    elif node.kind == "analysis" and isinstance(about["result"], dict):
+        facts = [("kernel", f"{kernel}  {_usage(usage)}") for kernel, usage in about["result"].items()]
+    for label, what in facts:
+        if what:
+            tree.add(_labelled(label, what))
 
 
 # Lines
 
 
-def _joined(*parts: Text) -> Text:
-    """Texts in a row, each in its own style; a plain ``+`` gives all of them the first one's."""
+def _row(*parts: str | tuple[str, str] | Text) -> Text:
+    """Texts in a row, each plain, with a style, or in its own; a plain ``+`` gives all of them the first one's."""
     made = output.text("")
     for part in parts:
-        made.append_text(part)
+        styled = (part,) if isinstance(part, str) else part
+        made.append_text(output.text(*styled) if isinstance(styled, tuple) else styled)
     return made
 
 
-def _labelled(label: str, what: Text, remark: str = "") -> Text:
-    return _joined(output.text(f"{label:<{_WIDE}}", "cyan"), what, _remark(remark))
+def _labelled(label: str | None, what: str | Text, remark: str = "") -> Text:
+    return _row(("" if label is None else f"{label:<{_WIDE}}", "cyan"), what, _remark(remark))
 
 
-def _remark(what: str) -> Text:
-    return output.text(f"  {what}" if what else "", "dim")
+def _remark(what: str) -> tuple[str, str]:
+    return (f"  {what}" if what else "", "dim")
 
 
 def _happened(what: str, node: Node, remark: str = "", *, timed: bool = True) -> Text:
     """What happened, how long it took, when, and what else is known."""
     about = node.detail
     took = f" in {output.seconds(about['duration'])}" if timed and about.get("duration") is not None else ""
-    when = f", {_moment(about['ended'])}" if timed and about.get("ended") else ""
-    return _joined(output.text(what, "green"), output.text(took), output.text(when, "dim"), _remark(remark))
+    ended = about.get("ended") if timed else None
+    when = f", {datetime.fromisoformat(ended).astimezone():%Y-%m-%d %H:%M:%S}" if ended else ""
+    return _row((what, "green"), took, (when, "dim"), _remark(remark))
 
 
 def _root_line(node: Node) -> Text:
     if node.kind == "binary":
         about = node.detail
         digests = f"entry {about['entry'][:12]}  sha256 {short(node.digest) or '?'}"
-        return _joined(output.text(node.label, "bold"), _remark(f"{output.size(about['size'])}  {digests}"))
-    return _joined(output.text(node.label, "bold")) if node.kind == "value" else _line(node)
+        return _row((node.label, "bold"), _remark(f"{output.size(about['size'])}  {digests}"))
+    return _row((node.label, "bold")) if node.kind == "value" else _line(node)
 
 
 def _line(node: Node) -> Text:
     """A node as a line: what it is, its name, its digest."""
-    return _LINES.get(node.kind, _thing_line)(node)
-
-
-def _thing_line(node: Node) -> Text:
-    return _labelled(node.kind, output.text(node.label), _digest_of(node))
+    about = node.detail
+    call = f"call {str(about.get('key'))[:12]}"
+    if node.kind == "binary":
+        return _labelled("program", node.label, f"{output.size(about['size'])}  entry {about['entry'][:12]}")
+    if node.kind in {"compile", "link"}:
+        return _happened(node.label.replace(node.kind, f"{node.kind.removesuffix('e')}ed", 1), node)
+    if node.kind == "render":
+        what = f"rendered from kernel {about['kernel']}" + (f", module {about['module']}" if about["module"] else "")
+        return _happened(what, node, call if about["recorded"] else "its own record is gone", timed=about["recorded"])
+    if node.kind == "call":
+        return _happened(f"call of {node.label}", node, call)
+    if node.kind == "prewarm":
+        kernels, counts = about["kernels"], about["result"] or {}
+        what = output.plural(len(kernels), "kernel") if kernels else "the whole library"
+        told = ", ".join(f"{counts[name]:,} {name}" for name in ("compiled", "hits", "failed") if counts.get(name))
+        remark = f"{told}; {call}" if told else call
+        return _happened(f"prewarm of {what} for {', '.join(about['archs'])}", node, remark)
+    if node.kind == "analysis":
+        size = about.get("bytes")
+        return _happened(node.label + (f" of {output.size(size)}" if size else ""), node, call)
+    if node.kind == "gone":
+        return _row(f"{node.label}, {call}", (", whose record isn't here: removed, or in another directory", "yellow"))
+    if node.kind == "input":
+        gone = ", whose entry is gone" if about.get("entry") else ", whose record isn't here"
+        what = gone if about.get("gone") else ", handed in as bytes"
+        return _labelled("input", _row(node.label, (what, "yellow")), _digest_of(node))
+    return _labelled(node.kind, node.label, _digest_of(node))
 
 
 def _digest_of(node: Node) -> str:
@@ -198,89 +221,10 @@ def _digest_of(node: Node) -> str:
     return f"build {rest[:12]}" if kind == "build-id" else f"{kind} {rest[:12]}"
 
 
-def _binary_line(node: Node) -> Text:
-    about = node.detail
-    return _labelled("program", output.text(node.label), f"{output.size(about['size'])}  entry {about['entry'][:12]}")
-
-
-def _step_line(node: Node) -> Text:
-    word = {"compile": "compiled", "link": "linked"}[node.kind]
-    return _happened(f"{word} with {node.label.partition(' with ')[2]}", node)
-
-
-def _render_line(node: Node) -> Text:
-    about = node.detail
-    what = f"rendered from kernel {about['kernel']}" + (f", module {about['module']}" if about.get("module") else "")
-    recorded = bool(about.get("recorded"))
-    return _happened(what, node, _call(node) if recorded else "its own record is gone", timed=recorded)
-
-
-def _call_line(node: Node) -> Text:
-    return _happened(f"call of {node.label}", node, _call(node))
-
-
-def _prewarm_line(node: Node) -> Text:
-    about = node.detail
-    kernels = about.get("kernels") or ()
-    what = output.plural(len(kernels), "kernel") if kernels else "the whole library"
-    counts = about.get("result") or {}
-    told = ", ".join(f"{counts[name]:,} {name}" for name in ("compiled", "hits", "failed") if counts.get(name))
-    remark = "; ".join(part for part in (told, _call(node)) if part)
-    return _happened(f"prewarm of {what} for {', '.join(about.get('archs') or ())}", node, remark)
-
-
-def _analysis_line(node: Node) -> Text:
-    size = node.detail.get("bytes")
-    return _happened(node.label + (f" of {output.size(size)}" if size else ""), node, _call(node))
-
-
-def _call(node: Node) -> str:
-    return f"call {node.detail['key'][:12]}"
-
-
-def _input_line(node: Node) -> Text:
-    about = node.detail
-    gone = ", whose entry is gone" if about.get("entry") else ", whose record isn't here"
-    what = gone if about.get("gone") else ", handed in as bytes"
-    return _labelled("input", _joined(output.text(node.label), output.text(what, "yellow")), _digest_of(node))
-
-
-def _gone_line(node: Node) -> Text:
-    where = ", whose record isn't here: removed, or in another directory"
-    return _joined(output.text(f"{node.label}, {_call(node)}"), output.text(where, "yellow"))
-
-
-_LINES: Mapping[str, Callable[[Node], Text]] = {
-    "binary": _binary_line,
-    "compile": _step_line,
-    "link": _step_line,
-    "render": _render_line,
-    "call": _call_line,
-    "prewarm": _prewarm_line,
-    "analysis": _analysis_line,
-    "input": _input_line,
-    "gone": _gone_line,
-}
-
-
-def _caller_line(node: Node) -> Text:
-    if node.kind == "render":
-        return _line(node)  # of a link whose parts are gone
-    return _joined(output.text("asked for by ", "cyan"), _line(node))
-
-
-def _moment(written: str) -> str:
-    """A moment as people here read it."""
-    return f"{datetime.fromisoformat(written).astimezone():%Y-%m-%d %H:%M:%S}"
-
-
 def _by_place(nodes: Iterable[Node], kind: str) -> list[tuple[str, int]]:
     """How many lie in each directory (programs: are for each architecture), the most first."""
-    counts: dict[str, int] = {}
-    for node in nodes:
-        place = str(node.detail.get("arch")) if kind == "binary" else _place(node.label)
-        counts[place] = counts.get(place, 0) + 1
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    places = (str(node.detail.get("arch")) if kind == "binary" else _place(node.label) for node in nodes)
+    ordered = sorted(Counter(places).items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in ordered[FEW:])
     return ordered[:FEW] + ([("other directories", rest)] if rest else [])
 

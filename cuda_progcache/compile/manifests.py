@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.keys import toolchain
-from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, alike, read_file
+from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, alike, for_elsewhere, read_file, with_stamps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,24 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
             return found
     if path is not None:
         _recall_include_source(path)
-    return None
+    return _from_beyond(base, base.manifest_id, cache)
+
+
+def _from_beyond(base: BaseKey, manifest_id: str, cache: object) -> HeaderSet | None:
+    """The header set that still matches, of what lies beyond this machine; it is kept here then."""
+    content = _beyond(manifest_id, cache)
+    found = HeaderManifest.from_elsewhere(content).match(base.search) if content is not None else None
+    if found is not None:
+        found = with_stamps(found, base.search)
+        _remember(manifest_id, found, cache)
+    return found
+
+
+def _beyond(manifest_id: str, cache: object) -> bytes | None:
+    """A manifest as a store beyond this machine has it."""
+    find = getattr(cache, "find_manifest", None)  # a store of cuda.core's has none
+    content: bytes | None = find(manifest_id) if find is not None else None
+    return content
 
 
 def headers_before(base: BaseKey, cache: object) -> HeaderSet | None:
@@ -82,10 +99,18 @@ def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
     path = _manifest_path(cache, base.plain_id)
     files = [path, *_layers(cache, base.plain_id, path)]
     held = _in_memory((path, base.plain_id))
-    known = itertools.chain([] if held is None else [held], map(HeaderManifest.read, files))
+    known = itertools.chain(
+        [] if held is None else [held], map(HeaderManifest.read, files), _manifest_beyond(base.plain_id, cache)
+    )
     for headers in itertools.chain.from_iterable(manifest.sets for manifest in known):
         if (found := alike(headers, base.search)) is not None:
             yield found
+
+
+def _manifest_beyond(manifest_id: str, cache: object) -> Iterator[HeaderManifest]:
+    content = _beyond(manifest_id, cache)
+    if content is not None:
+        yield HeaderManifest.from_elsewhere(content)
 
 
 def _in_memory(slot: tuple[str | None, str]) -> HeaderManifest | None:
@@ -140,9 +165,17 @@ def _keep_manifest(slot: tuple[str | None, str], manifest: HeaderManifest) -> No
 
 def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: str = "") -> None:
     """Keep a compile's header set for later lookups of the entry, in this process and in the cache's directory."""
-    path = _remember(base.manifest_id, replace(headers, entry=entry), cache)
+    known = replace(headers, entry=entry)
+    path = _remember(base.manifest_id, known, cache)
     if path is not None:
         _keep_include_source(cache, path)
+    _send(base.manifest_id, known, cache)
+
+
+def _send(manifest_id: str, headers: HeaderSet, cache: object) -> None:
+    """Add a set to the manifest that lies beyond this machine, where the cache reaches there."""
+    if getattr(cache, "reaches_beyond", False):  # a store of cuda.core's doesn't
+        cache.keep_manifest(manifest_id, for_elsewhere(headers))  # type: ignore[attr-defined]
 
 
 def remember_alike(base: BaseKey, headers: HeaderSet, cache: object, entry: str) -> bool:
@@ -155,7 +188,9 @@ def remember_alike(base: BaseKey, headers: HeaderSet, cache: object, entry: str)
 
     plain = plain_texts(base, headers)
     source = base.inputs.source.identity.decode()
-    _remember(base.plain_id, replace(headers, entry=entry, source=source, plain=plain), cache)
+    known = replace(headers, entry=entry, source=source, plain=plain)
+    _remember(base.plain_id, known, cache)
+    _send(base.plain_id, known, cache)
     return True
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-import tempfile
 
+from cuda_progcache._util.scratch import ScratchFolder
 from cuda_progcache.errors import InspectError
 from cuda_progcache.inspect.elf import check_cubin
 
@@ -55,7 +55,7 @@ def disassemble(data: bytes, *options: str) -> str:
     """
     check_cubin(data)
     tool = find_tool("nvdisasm")
-    with tempfile.TemporaryDirectory(prefix="progcache-inspect-") as folder:
+    with ScratchFolder("progcache-inspect-") as folder:
         file = os.path.join(folder, "program.cubin")
         with open(file, "wb") as binary:
             binary.write(data)

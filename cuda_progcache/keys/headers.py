@@ -511,17 +511,12 @@ class HeaderManifest:
     def read(cls, path: str | None) -> HeaderManifest:
         """Read a manifest; a missing, foreign or damaged file gives an empty one."""
         content = read_file(path) if path is not None else None
-        if content is None:
-            return cls(path)
-        try:
-            import json
+        return cls(path, () if content is None else _sets_in(content))
 
-            data = json.loads(content)
-            if data["format"] != _MANIFEST_FORMAT:
-                return cls(path)
-            return cls(path, [HeaderSet.from_json(item) for item in data["sets"]])
-        except (ValueError, KeyError, TypeError):
-            return cls(path)
+    @classmethod
+    def from_elsewhere(cls, content: bytes) -> HeaderManifest:
+        """A manifest of another machine, whose files' stamps say nothing here; an empty one if it is none."""
+        return cls(None, [replace(one, stamps=()) for one in _sets_in(content)])
 
     def match(self, search: SearchPath, recheck_after: float = 0.0) -> HeaderSet | None:
         """The newest header set that holds now, if any; or that held less than ``recheck_after`` seconds ago."""
@@ -537,8 +532,39 @@ class HeaderManifest:
     def add(self, headers: HeaderSet) -> bytes:
         """Put a set in front; returns the manifest's new content."""
         self.sets = [headers, *(s for s in self.sets if s != headers)][:_MAX_SETS]
+        return _content(self.sets)
+
+
+def for_elsewhere(headers: HeaderSet) -> bytes:
+    """A manifest with one set, for other machines: without the stamps of this one's files."""
+    return _content([replace(headers, stamps=())])
+
+
+def with_stamps(headers: HeaderSet, search: SearchPath) -> HeaderSet:
+    """A set that has just been found to hold, with the stamps of the files here."""
+    paths = [search.absolute(header.place) for header in headers.headers]
+    stamps = [
+        None if path is None else known_stamp(path, header.digest)
+        for path, header in zip(paths, headers.headers, strict=True)
+    ]
+    return replace(headers, stamps=tuple(stamps))
+
+
+def _content(sets: Iterable[HeaderSet]) -> bytes:
+    import json
+
+    manifest = {"format": _MANIFEST_FORMAT, "sets": [one.to_json() for one in sets]}
+    return json.dumps(manifest, separators=(",", ":")).encode()
+
+
+def _sets_in(content: bytes) -> list[HeaderSet]:
+    """The header sets of a manifest; none of what isn't one."""
+    try:
         import json
 
-        return json.dumps(
-            {"format": _MANIFEST_FORMAT, "sets": [s.to_json() for s in self.sets]}, separators=(",", ":")
-        ).encode()
+        data = json.loads(content)
+        if data["format"] != _MANIFEST_FORMAT:
+            return []
+        return [HeaderSet.from_json(item) for item in data["sets"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []

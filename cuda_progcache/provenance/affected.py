@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import file_digest
 from typing import TYPE_CHECKING, NamedTuple
 
 from cuda_progcache.keys import toolchain
 from cuda_progcache.memo.files import shared
-from cuda_progcache.provenance.nodes import display_name, links, source_digest
+from cuda_progcache.provenance.nodes import Part, display_name, parts_of
 from cuda_progcache.provenance.step_records import Steps
-from cuda_progcache.provenance.steps import kind_of
+from cuda_progcache.provenance.steps import kind_of, links, links_of, rendering_of
 
 if TYPE_CHECKING:
     from typing import Any
@@ -79,84 +81,64 @@ def affected(
     """
     full = os.path.abspath(os.fspath(path))
     found: dict[str, Affected] = {}
-    known: list[LazyCall | DigestedCall] = [call for place in calls for call in place.query()]
+    users: dict[str, list[Affected]] = {}  # by what they used: how they depend on a file that it depends on
+    recorded: list[Iterable[LazyCall | DigestedCall]] = [place.query() for place in calls]
     if cache is not None:
-        _add_programs(found, cache, full)
-        known += Steps(cache).calls()
-    _add_calls(found, [call for call in known if kind_of(call) is None and "record" not in call.metadata], full)
-    return sorted(found.values(), key=lambda a: (not a.current, a.entry is None, a.label, a.key))
+        _look_at_programs(cache.entries(), full, found, users)
+        recorded.append(Steps(cache).calls())
+    for call in itertools.chain.from_iterable(recorded):
+        if kind_of(call) is None and "record" not in call.metadata:
+            _look_at_call(call, os.path.realpath(full), found, users)
+    pending = deque(sorted(found.values(), key=_order))
+    while pending:
+        used = pending.popleft()
+        for user in users.get(used.key, ()):
+            known = found.get(user.key)
+            if known is None or used.current > known.current:
+                found[user.key] = user._replace(name=used.label, current=used.current)
+                pending.append(found[user.key])
+    return sorted(found.values(), key=_order)
 
 
-def _add_programs(found: dict[str, Affected], cache: ProgramCacheResource, full: str) -> None:
+def _order(hit: Affected) -> tuple[bool, bool, str, str]:
+    return (not hit.current, hit.entry is None, hit.label, hit.key)
+
+
+def _look_at_programs(
+    entries: Iterable[EntryInfo], full: str, found: dict[str, Affected], users: dict[str, list[Affected]]
+) -> None:
+    """Find the programs whose records name a file, and note which programs they were linked from."""
     digests = _digests(full)
-    linked: list[EntryInfo] = []
-    for entry in cache.entries():
+    for entry in entries:
+        label = display_name(entry.record)
         matches = [
-            Affected(
-                entry.digest, display_name(entry.record), kind, name, digest is not None and digest in digests, entry
-            )
+            Affected(entry.digest, label, kind, name, digest is not None and digest in digests, entry)
             for kind, name, digest in _named_files(entry.record)
             if _is_tail(name, full) or (kind == "tool" and (_is_tool(name, full) or digest in digests))
         ]
         if matches:
             found[entry.digest] = max(matches, key=lambda match: match.current)
-        if entry.record.get("inputs"):
-            linked.append(entry)
-    # A program that was linked can be linked into another one: until nothing is added.
-    more = True
-    while more:
-        more = False
-        for entry in linked:
-            parts = [found[part["digest"]] for part in entry.record["inputs"] if part.get("digest") in found]
-            through = max(parts, key=lambda part: part.current, default=None)
-            known = found.get(entry.digest)
-            if through is None or (known is not None and known.current >= through.current):
-                continue
-            label = display_name(entry.record)
-            found[entry.digest] = Affected(entry.digest, label, "input", through.label, through.current, entry)
-            more = True
+        for child in links_of(entry.record).get("children", ()):
+            users.setdefault(child, []).append(Affected(entry.digest, label, "input", "", False, entry))
 
 
-def _add_calls(found: dict[str, Affected], calls: Iterable[LazyCall | DigestedCall], full: str) -> None:
-    """Add calls of users' functions that read the file, that used what depends on it, and that used such calls."""
-    real = os.path.realpath(full)
-    users: dict[str, list[LazyCall | DigestedCall]] = {}
-    pending = list(found.values())
-    for call in calls:
-        for child in links(call, "children"):
-            users.setdefault(child, []).append(call)
-        key = str(call.to_lookup_key())
-        for name, about in (call.metadata.get("files") or {}).items():
-            inside = _lies_in(real, name)
-            if name == real or inside:
-                current = shared.of_path(name, about["algo"], about.get("pattern")) == about["digest"]
-                found[key] = Affected(key, call.name, "file", name, current)
-                pending.append(found[key])
-    # What is found through the file itself stays so; what is found through another takes the way that is current.
-    while pending:
-        used = pending.pop()
-        for call in users.get(used.key, ()):
-            key = str(call.to_lookup_key())
-            known = found.get(key)
-            if known is None or used.current > known.current:
-                found[key] = Affected(key, call.name, "call", used.label, used.current)
-                pending.append(found[key])
+def _look_at_call(
+    call: LazyCall | DigestedCall, real: str, found: dict[str, Affected], users: dict[str, list[Affected]]
+) -> None:
+    """Find whether a call of a user's function read a file, and note what it used."""
+    key = str(call.to_lookup_key())
+    for child in links(call, "children"):
+        users.setdefault(child, []).append(Affected(key, call.name, "call", "", False))
+    for name, about in (call.metadata.get("files") or {}).items():
+        if name == real or (os.path.isdir(name) and real.startswith(os.path.join(name, ""))):
+            current = shared.of_path(name, about["algo"], about.get("pattern")) == about["digest"]
+            found[key] = Affected(key, call.name, "file", name, current)
 
 
-def _lies_in(path: str, directory: str) -> bool:
-    return os.path.isdir(directory) and path.startswith(os.path.join(directory, ""))
-
-
-def _named_files(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None]]:
-    for part in record.get("headers") or ():
-        yield "header", str(part["name"]), part["digest"]
-    for part in (record.get("kernel") or record.get("part_of") or {}).get("templates") or ():
-        yield "template", str(part["name"]), part["digest"]
-    for part in record.get("toolchain") or ():
-        yield "tool", str(part["name"]), part["digest"]
-    rendered = record.get("kernel") or record.get("part_of")
-    if record.get("name") and not rendered and record.get("code_type") != "link":
-        yield "source", str(record["name"]), source_digest(record)
+def _named_files(record: Mapping[str, Any]) -> Iterator[Part]:
+    """The files that a record names; a source that was rendered is none, nor is what was linked."""
+    rendered = rendering_of(record) is not None
+    return (part for part in parts_of(record) if part.kind != "source" or (record.get("name") and not rendered))
 
 
 def _digests(path: str) -> set[str]:
@@ -174,9 +156,6 @@ def _is_tail(name: str, path: str) -> bool:
 
 
 def _is_tool(name: str, path: str) -> bool:
-    return _stem(name) == _stem(os.path.basename(path))
-
-
-def _stem(name: str) -> str:
-    """``nvrtc`` of ``libnvrtc.so.13``."""
-    return name.removeprefix("lib").split(".")[0]
+    """Whether a file's name is a compiler's: ``libnvrtc.so.13`` is of ``nvrtc``."""
+    one, other = (each.removeprefix("lib").split(".")[0] for each in (name, os.path.basename(path)))
+    return one == other

@@ -6,31 +6,30 @@ Sources of the formats:
 * PROV-JSON: W3C Member Submission "The PROV-JSON Serialization" (2013), over PROV-DM.
 * in-toto Attestation Framework, Statement v1 (``https://in-toto.io/Statement/v1``).
 * SLSA Provenance v1 (``https://slsa.dev/spec/v1.0/provenance``).
-* DSSE: Dead Simple Signing Envelope, protocol 1.0; ``PAE`` is its pre-authentication encoding.
 
-What is written needs no library; signing takes any object with a ``sign(bytes)`` as ``securesystemslib`` has them.
+:mod:`cuda_progcache._util.dsse` signs what is to be signed; nothing here needs a library.
 """
 
 from __future__ import annotations
 
-import base64
+import functools
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from hashlib import file_digest
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util import dsse
 from cuda_progcache._util.printable import printable
 from cuda_progcache.errors import ProgCacheError, ToolchainError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.provenance.nodes import content_digest, display_name, source_digest, times
+from cuda_progcache.provenance.nodes import Part, content_digest, display_name, options, parts_of, times
 
 if TYPE_CHECKING:
     from cuda_progcache.provenance.graph import Graph, Node
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
 #: What the names in a PROV document are relative to; a package URL, since that is what identifies us.
 NAMESPACE = "pkg:pypi/cuda-progcache#"
 FORMAT = 1
@@ -79,33 +78,32 @@ def to_prov(graph: Graph) -> dict[str, Any]:
     """Give a graph as W3C PROV-JSON: things are entities, steps are activities, the package is their agent."""
     from cuda_progcache import __version__
 
-    document: dict[str, Any] = {"prefix": {"pc": NAMESPACE}, "entity": {}, "activity": {}, "agent": {}}
-    names = {node_id: f"pc:n{index}" for index, node_id in enumerate(graph.nodes)}
-    for node in graph.nodes.values():
-        part = "activity" if node.is_step else "entity"
-        document[part][names[node.id]] = _prov_attributes(node)
     agent = "pc:agent"
-    document["agent"][agent] = {
-        "prov:type": {"$": "prov:SoftwareAgent", "type": "prov:QUALIFIED_NAME"},
-        "prov:label": f"cuda_progcache {__version__}",
-    }
+    names = {node_id: f"pc:n{index}" for index, node_id in enumerate(graph.nodes)}
+    things: dict[str, dict[str, Any]] = {"entity": {}, "activity": {}}
+    relations: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for node in graph.nodes.values():
+        things["activity" if node.is_step else "entity"][names[node.id]] = _prov_attributes(node)
+        if node.is_step:
+            relations["wasAssociatedWith"].append({"prov:activity": names[node.id], "prov:agent": agent})
     for edge in graph.edges:
         source, target = names[edge.source], names[edge.target]
         if edge.relation == "used" and not graph.nodes[edge.target].is_step:
-            _relate(document, "used", {"prov:activity": source, "prov:entity": target})
+            relations["used"].append({"prov:activity": source, "prov:entity": target})
         elif edge.relation == "made by":
-            _relate(document, "wasGeneratedBy", {"prov:entity": source, "prov:activity": target})
+            relations["wasGeneratedBy"].append({"prov:entity": source, "prov:activity": target})
         else:
-            _relate(document, "wasInformedBy", {"prov:informed": source, "prov:informant": target})
-    for node in graph.nodes.values():
-        if node.is_step:
-            _relate(document, "wasAssociatedWith", {"prov:activity": names[node.id], "prov:agent": agent})
-    return {part: content for part, content in document.items() if content}
-
-
-def _relate(document: dict[str, Any], relation: str, ends: Mapping[str, str]) -> None:
-    relations = document.setdefault(relation, {})
-    relations[f"_:{relation}{len(relations)}"] = dict(ends)
+            relations["wasInformedBy"].append({"prov:informed": source, "prov:informant": target})
+    about_us = {
+        "prov:type": {"$": "prov:SoftwareAgent", "type": "prov:QUALIFIED_NAME"},
+        "prov:label": f"cuda_progcache {__version__}",
+    }
+    return {
+        "prefix": {"pc": NAMESPACE},
+        **{kind: nodes for kind, nodes in things.items() if nodes},
+        "agent": {agent: about_us},
+        **{name: {f"_:{name}{index}": ends for index, ends in enumerate(rows)} for name, rows in relations.items()},
+    }
 
 
 def _prov_attributes(node: Node) -> dict[str, Any]:
@@ -154,34 +152,27 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
         )
     if not record.get("components"):
         raise ProgCacheError(f"{entry.digest[:12]} was put there by hand: how it was made isn't known")
-    kernel = record.get("kernel") or record.get("part_of")
     external = {
-        "name": record.get("name"),
-        "code_type": record.get("code_type"),
-        "target_type": record.get("target_type"),
-        "arch": record.get("arch"),
-        "options": [value for label, value in record["components"] if label == "option"],
+        **{name: record.get(name) for name in ("name", "code_type", "target_type", "arch")},
+        "options": options(record),
         "name_expressions": sorted(record.get("symbol_mapping") or {}),
     }
+    kernel = record.get("kernel") or record.get("part_of")
     if kernel is not None:
         external["kernel"] = {"name": kernel.get("name"), "parameters": dict(kernel.get("parameters") or {})}
     clock = times(record)
     metadata = {"invocationId": record.get("key"), "startedOn": clock.get("started"), "finishedOn": clock.get("ended")}
+    name = f"{display_name(record)}.{record.get('arch')}.{record.get('target_type')}"
     return {
-        "_type": STATEMENT_TYPE,
-        "subject": [
-            {
-                "name": f"{display_name(record)}.{record.get('arch')}.{record.get('target_type')}",
-                "digest": {"sha256": subject},
-            }
-        ],
+        "_type": dsse.STATEMENT_TYPE,
+        "subject": [{"name": name, "digest": {"sha256": subject}}],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
                 "buildType": f"{NAMESPACE}{'link' if record.get('code_type') == 'link' else 'compile'}/v1",
                 "externalParameters": external,
                 "internalParameters": {"entry": entry.digest},
-                "resolvedDependencies": _dependencies(cache, record),
+                "resolvedDependencies": list(_dependencies(cache, record)),
             },
             "runDetails": {
                 "builder": {"id": NAMESPACE.rstrip("#"), "version": {"cuda-progcache": __version__}},
@@ -191,36 +182,24 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
     }
 
 
-def _dependencies(cache: ProgramCacheResource, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _dependencies(cache: ProgramCacheResource, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What a program was made of, each thing once; of a linked one also what its parts were made of."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
-
-    def add(role: str, name: str, digest: str) -> None:
-        if (role, name, digest) not in found:
-            found[role, name, digest] = _resource(role, name, digest)
-
+    told: set[Part] = set()
     pending = [record]
     seen: set[str] = set()
     while pending:
         made = pending.pop(0)
-        for part in made.get("inputs") or ():
-            entry = _entry(cache, part.get("digest"))
-            content = part.get("sha256") or (entry and content_digest(entry))
-            add("linked binary", f"{part.get('name')}.{part.get('target_type')}", content or "")
+        parts = []
+        for linked in made.get("inputs") or ():
+            entry = _entry(cache, linked.get("digest"))
+            content = linked.get("sha256") or (entry and content_digest(entry))
+            parts.append(Part("linked binary", f"{linked.get('name')}.{linked.get('target_type')}", content))
             if entry is not None and entry.digest not in seen:
                 seen.add(entry.digest)
                 pending.append(entry.record)
-        source = source_digest(made)
-        if source is not None:
-            add("source", str(made.get("name") or "source"), source)
-        for role, parts in (
-            ("template", (made.get("kernel") or made.get("part_of") or {}).get("templates")),
-            ("header", made.get("headers")),
-            ("compiler", made.get("toolchain")),
-        ):
-            for part in parts or ():
-                add(role, str(part["name"]), str(part["digest"]))
-    return list(found.values())
+        parts += [part for part in parts_of(made) if part.digest]
+        yield from (_resource(part) for part in dict.fromkeys(parts) if part not in told)
+        told.update(parts)
 
 
 def _entry(cache: ProgramCacheResource, digest: object) -> EntryInfo | None:
@@ -230,10 +209,11 @@ def _entry(cache: ProgramCacheResource, digest: object) -> EntryInfo | None:
         return None  # evicted since
 
 
-def _resource(role: str, name: str, digest: str) -> dict[str, Any]:
+def _resource(part: Part) -> dict[str, Any]:
     """A ResourceDescriptor; without a digest where none is known."""
-    digests = {"digest": _digest_set(name, digest)} if digest else {}
-    return {"name": name, **digests, "annotations": {"role": role}}
+    digests = {"digest": _digest_set(part.name, part.digest)} if part.digest else {}
+    role = "compiler" if part.kind == "tool" else part.kind
+    return {"name": part.name, **digests, "annotations": {"role": role}}
 
 
 def _digest_set(name: str, digest: str) -> dict[str, str]:
@@ -244,26 +224,15 @@ def _digest_set(name: str, digest: str) -> dict[str, str]:
     if kind != "build-id":
         return {kind: rest}
     found = {"gnuBuildId": rest.partition(":")[0]}
-    content = _content_of_tool(name, digest)
-    return found if content is None else {"sha256": content, **found}
+    try:
+        return {"sha256": _content_of_tool(name, digest), **found}
+    except LookupError:
+        return found
 
 
-_tool_contents: dict[tuple[str, str], str] = {}
-
-
-def _content_of_tool(name: str, identity: str) -> str | None:
-    """SHA-256 of a compiler's file, if the one on this machine is that very build."""
-    slot = (name, identity)
-    if slot not in _tool_contents:
-        path = _installed(name, identity)
-        if path is None:
-            return None
-        with open(path, "rb") as file:
-            _tool_contents[slot] = file_digest(file, "sha256").hexdigest()
-    return _tool_contents[slot]
-
-
-def _installed(name: str, identity: str) -> str | None:
+@functools.cache
+def _content_of_tool(name: str, identity: str) -> str:
+    """SHA-256 of a compiler's file; LookupError if the one on this machine isn't that very build."""
     for code_type in toolchain.LIBRARY_OF:
         try:
             tools = toolchain.toolchain(code_type, libdevice=code_type == "nvvm")
@@ -271,64 +240,6 @@ def _installed(name: str, identity: str) -> str | None:
             continue  # not installed here
         for tool in tools:
             if (tool.name, tool.identity) == (name, identity):
-                return tool.path
-    return None
-
-
-class Signer(Protocol):
-    """Signs bytes; ``securesystemslib.signer.Signer`` is one."""
-
-    def sign(self, payload: bytes) -> Any:
-        """Sign ``payload``; the result has ``keyid`` and ``signature`` (hex)."""
-
-
-def signer_from_pem(path: str) -> Signer:
-    """Make a signer from an unencrypted private key in a PEM file.
-
-    Raises
-    ------
-    ProgCacheError
-        The extra ``sign`` isn't installed, or the file is no such key.
-    """
-    try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-        from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # it has no __all__
-    except ImportError as error:
-        raise ProgCacheError(f"signing needs `pip install 'cuda-progcache[sign]'` ({error})") from error
-    with open(path, "rb") as file:
-        content = file.read()
-    try:
-        signer: Signer = CryptoSigner(load_pem_private_key(content, password=None))
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ProgCacheError(f"{path} is no private key that can be used here (PEM, unencrypted): {error}") from error
-    return signer
-
-
-def to_dsse(statement: Mapping[str, Any], *signers: Signer) -> dict[str, Any]:
-    """Sign a statement: a DSSE envelope over its JSON.
-
-    Parameters
-    ----------
-    statement : mapping
-        As :func:`to_slsa` gives it.
-    *signers
-        One or more.
-    """
-    payload = json.dumps(statement, separators=(",", ":"), sort_keys=True).encode()
-    made = [signer.sign(pre_authentication_encoding(payload)) for signer in signers]
-    return {
-        "payload": _base64(payload),
-        "payloadType": PAYLOAD_TYPE,
-        "signatures": [{"keyid": each.keyid, "sig": _base64(bytes.fromhex(each.signature))} for each in made],
-    }
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def pre_authentication_encoding(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
-    """What is signed: DSSE's PAE over type and payload, each with its length."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+                with open(tool.path, "rb") as file:
+                    return file_digest(file, "sha256").hexdigest()
+    raise LookupError(identity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 #: Kinds of node that are steps; every other kind is a thing.
 STEPS = frozenset({"render", "compile", "link", "call", "analysis", "prewarm", "gone"})
@@ -36,6 +36,11 @@ class Node:
     digest: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, kind: str, name: str, label: str, digest: str | None = None, **detail: Any) -> Self:
+        """The node of a kind that ``name`` tells from others of its kind."""
+        return cls(f"{kind}:{name}", kind, label, digest, detail)
+
     @property
     def is_step(self) -> bool:
         """Whether something happened here, rather than is."""
@@ -56,15 +61,15 @@ class Graph:
 
     Attributes
     ----------
-    root : str or None
-        The node that was asked about.
+    root : str
+        The node that was asked about; empty: none.
     nodes : dict
         By id, in the order in which a walk from the root meets them.
     edges : list of Edge
         Each once.
     """
 
-    root: str | None = None
+    root: str = ""
     nodes: dict[str, Node] = field(default_factory=dict)
     edges: list[Edge] = field(default_factory=list, init=False)
     _out: dict[str, dict[Edge, None]] = field(default_factory=dict, init=False, repr=False)
@@ -74,13 +79,14 @@ class Graph:
         self.nodes.setdefault(node.id, node)
         return node.id
 
-    def link(self, source: str, target: str, relation: str) -> None:
-        """Add an edge, once."""
-        edge = Edge(source, target, relation)
+    def link(self, source: str, target: str | Node, relation: str) -> str:
+        """Add an edge, once, and the node that it leads to; returns that node's id."""
+        edge = Edge(source, target if isinstance(target, str) else self.add(target), relation)
         leading = self._out.setdefault(source, {})
         if edge not in leading:
             leading[edge] = None
             self.edges.append(edge)
+        return edge.target
 
     def targets(self, source: str, relation: str | None = None) -> list[Node]:
         """What a node depends on directly, in any way or in this one."""

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from hashlib import file_digest, sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache.provenance.graph import Node
+from cuda_progcache.provenance.steps import kind_of, links
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall
@@ -17,71 +18,69 @@ if TYPE_CHECKING:
 _LONGEST = 60  # characters of an argument that are shown
 
 
+class Part(NamedTuple):
+    """A file that a program was made of, as its record names it: a header, template, compiler's file or source."""
+
+    kind: str
+    name: str
+    digest: str | None
+
+
+def parts_of(record: Mapping[str, Any]) -> Iterator[Part]:
+    """The files that a program was made of: ``source``, ``template``, ``header`` and ``tool``."""
+    if record.get("code_type") != "link":
+        yield Part("source", str(record.get("name") or "source"), source_digest(record))
+    rendered = record.get("kernel") or record.get("part_of") or {}
+    for kind, files in (
+        ("template", rendered.get("templates")),
+        ("header", record.get("headers")),
+        ("tool", record.get("toolchain")),
+    ):
+        yield from (Part(kind, str(file["name"]), str(file["digest"])) for file in files or ())
+
+
 def binary_node(entry: EntryInfo) -> Node:
     """A program."""
     record = entry.record
     target, arch = record.get("target_type"), record.get("arch")
-    detail = {"entry": entry.digest, "target_type": target, "arch": arch, "size": entry.size}
     label = f"{display_name(record)} ({target}, {arch})"
-    return Node(f"binary:{entry.digest}", "binary", label, content_digest(entry), detail)
+    about = {"entry": entry.digest, "target_type": target, "arch": arch, "size": entry.size}
+    return Node.of("binary", entry.digest, label, content_digest(entry), **about)
 
 
-def step_node(record: Mapping[str, Any], entry: EntryInfo, kind: str) -> Node:
+def making_node(entry: EntryInfo) -> Node:
     """The ``compile`` or ``link`` that made a program."""
-    parts = record["components"]
-    detail: dict[str, Any] = {
-        "key": record.get("key"),
-        "options": [value for label, value in parts if label == "option"],
-        "name_expressions": sorted(record.get("symbol_mapping") or {}),
-        "duration": record.get("duration"),
+    record = entry.record
+    kind = "link" if record.get("code_type") == "link" else "compile"
+    tool = next((part["name"] for part in record.get("toolchain") or ()), "?")
+    return Node.of(
+        kind,
+        entry.digest,
+        f"{kind} with {tool}",
+        key=record.get("key"),
+        options=options(record),
+        name_expressions=sorted(record.get("symbol_mapping") or {}),
+        duration=record.get("duration"),
         **times(record),
-    }
-    tool = next((t["name"] for t in record.get("toolchain") or ()), "?")
-    return Node(f"{kind}:{entry.digest}", kind, f"{kind} with {tool}", None, detail)
-
-
-def source_node(record: Mapping[str, Any], entry: EntryInfo) -> Node:
-    """The source that a program was compiled from."""
-    digest = source_digest(record)
-    return Node(f"source:{digest or entry.digest}", "source", str(record.get("name") or "source"), digest)
+    )
 
 
 def call_node(call: DigestedCall) -> Node:
-    """A memoized call."""
-    detail = {
-        "key": call.to_lookup_key(),
-        "module": call.module,
-        "version": call.version,
-        "code": call.code_digest,
-        "children": links(call, "children"),
-        **times_of_call(call),
-    }
-    return Node(f"call:{detail['key']}", "call", call.name, None, detail)
-
-
-def prewarm_node(call: DigestedCall) -> Node:
-    """A prewarm run."""
-    asked = recorded_arguments(call)
-    detail = {
-        "key": call.to_lookup_key(),
-        "archs": list(asked.get("archs") or ()),
-        "kernels": list(asked.get("kernels") or ()),
-        "manifest": asked.get("manifest"),
-        "result": recorded_result(call),
-        "programs": len(links(call, "children")),
-        **times_of_call(call),
-    }
-    return Node(f"prewarm:{detail['key']}", "prewarm", "prewarm", None, detail)
-
-
-def analysis_node(call: DigestedCall) -> Node:
-    """An analysis of a program."""
+    """A call as a step: of a memoized function, a prewarm run, or an analysis."""
+    kind = kind_of(call)
+    about = {"key": call.to_lookup_key(), **times_of_call(call)}
+    children = links(call, "children")
+    if kind is None:
+        about |= {"module": call.module, "version": call.version, "code": call.code_digest, "children": children}
+        return Node.of("call", about["key"], call.name, **about)
+    about |= {"result": recorded_result(call), **(call.metadata.get(call.name) or {})}
+    if kind == "prewarm":
+        asked = recorded_arguments(call)
+        about |= {name: list(asked.get(name) or ()) for name in ("archs", "kernels")}
+        about |= {"manifest": asked.get("manifest"), "programs": len(children)}
+        return Node.of("prewarm", about["key"], "prewarm", **about)
     label = {"sass": "disassembly", "resource_usage": "resource usage"}.get(call.name, call.name)
-    detail = {"key": call.to_lookup_key(), "result": recorded_result(call), **(call.metadata.get(call.name) or {})}
-    return Node(f"analysis:{detail['key']}", "analysis", label, None, {**detail, **times_of_call(call)})
-
-
-# What records say
+    return Node.of("analysis", about["key"], label, **about)
 
 
 def content_digest(entry: EntryInfo) -> str | None:
@@ -101,6 +100,11 @@ def display_name(record: Mapping[str, Any]) -> str:
     return str(kernel.get("name") or record.get("name") or "-")
 
 
+def options(record: Mapping[str, Any]) -> list[str]:
+    """The flags that a program was compiled with."""
+    return [value for label, value in record.get("components") or () if label == "option"]
+
+
 def source_digest(record: Mapping[str, Any]) -> str | None:
     """SHA-256 (hex) of the source that a program was compiled from; None where its record doesn't say."""
     code = next((value for label, value in record.get("components") or () if label == "code"), None)
@@ -113,11 +117,10 @@ def source_digest(record: Mapping[str, Any]) -> str | None:
 def times(record: Mapping[str, Any]) -> dict[str, str]:
     """When a compile started and ended, RFC 3339 in UTC; empty where its record doesn't say."""
     try:
-        ended = datetime.fromisoformat(str(record.get("created")))
+        ended = datetime.fromisoformat(str(record.get("created"))).timestamp()
     except ValueError:
         return {}
-    started = ended - timedelta(seconds=float(record.get("duration") or 0.0))
-    return {"started": _utc(started), "ended": _utc(ended)}
+    return {"started": _utc(ended - float(record.get("duration") or 0.0)), "ended": _utc(ended)}
 
 
 def times_of_call(call: DigestedCall) -> dict[str, Any]:
@@ -126,18 +129,12 @@ def times_of_call(call: DigestedCall) -> dict[str, Any]:
     found: dict[str, Any] = {"duration": runtime.get("duration")}
     started: float | None = runtime.get("timestart")
     if started is not None:
-        found["started"] = _utc(datetime.fromtimestamp(started, UTC))
-        found["ended"] = _utc(datetime.fromtimestamp(runtime.get("timestop") or started, UTC))
+        found |= {"started": _utc(started), "ended": _utc(runtime.get("timestop") or started)}
     return found
 
 
-def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def links(call: Any, which: str) -> list[str]:
-    """Keys of a call's ``parents`` or ``children``."""
-    return list((call.metadata.get("links") or {}).get(which) or ())
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def callers(call: DigestedCall) -> list[dict[str, str]]:

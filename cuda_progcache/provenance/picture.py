@@ -6,8 +6,8 @@ the right, what it came from to the left of it, a layer per step. Edges that
 pass a layer get a place in it, so none runs behind a box; those that lead to
 the same thing share it, and run as one. Files that serve the same steps, such
 as 400 headers of one compile or the files of its compiler, share a box and have
-one edge. Text keeps its size: a large graph is a large
-picture, to be scrolled or zoomed.
+one edge. Text keeps its size: a large graph is a large picture, to be scrolled
+or zoomed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from xml.sax import saxutils
 
@@ -44,19 +45,13 @@ ASPECT = 1.5
 _SWEEPS = 8
 
 COLOURS = {
-    "binary": "#d7e8ff",
-    "source": "#e2f4dd",
-    "template": "#e2f4dd",
-    "header": "#f2f2f2",
+    **dict.fromkeys(("binary", "value"), "#d7e8ff"),
+    **dict.fromkeys(("source", "template"), "#e2f4dd"),
+    **dict.fromkeys(("header", "file"), "#f2f2f2"),
+    **dict.fromkeys(("input", "gone"), "#f7d9d9"),
     "tool": "#ffe9d0",
-    "file": "#f2f2f2",
-    "value": "#d7e8ff",
-    "input": "#f7d9d9",
-    "gone": "#f7d9d9",
 }
 STEP_COLOUR = "#fff7c8"
-
-
 _PLURALS = {"binary": "binaries", "tool": "compiler files"}
 
 Route: TypeAlias = "tuple[list[Box], str]"
@@ -139,32 +134,22 @@ def _boxes(graph: Graph) -> dict[str, Box]:
         crowds[node.id if alone else (node.kind, frozenset(used_by[node.id]))].append(node)
     boxes: dict[str, Box] = {}
     for members in crowds.values():
-        if len(members) > CROWD:
-            box = _crowd(members)
-            boxes.update((node.id, box) for node in members)
-        elif len(members) > 1 and members[0].kind in {"tool", "template"}:
-            box = _together(members)
-            boxes.update((node.id, box) for node in members)
-        else:
-            boxes.update((node.id, _single(node, is_root=node.id == graph.root)) for node in members)
+        together = len(members) > CROWD or members[0].kind in {"tool", "template"}
+        for group in [members] if together else [[node] for node in members]:
+            box = _crowd(group) if len(group) > CROWD else _listed(group)
+            box.is_root = graph.root in box.ids
+            boxes.update((node.id, box) for node in group)
     return boxes
 
 
-def _single(node: Node, *, is_root: bool) -> Box:
-    return _sized(Box(node.kind, [node.id], [_rows(node)], is_step=node.is_step, is_root=is_root))
-
-
-def _together(members: Sequence[Node]) -> Box:
-    """A few files, below each other, each with its digest."""
-    rows = [row for node in members for row in _rows(node)]
-    return _sized(Box(members[0].kind, [node.id for node in members], [rows]))
-
-
-def _rows(node: Node) -> list[Row]:
-    """A node's name, and what is known of it in short."""
-    lines = [node.label, *_facts(node)]
-    digest = f" {node.digest}" if node.digest else ""
-    return [Row(elided(line), f"{node.kind}: {line}{digest}", faint=index > 0) for index, line in enumerate(lines)]
+def _listed(nodes: Sequence[Node]) -> Box:
+    """One node or a few, below each other: the name, and what is known in short."""
+    rows = []
+    for node in nodes:
+        lines = [node.label, *_facts(node)]
+        digest = f" {node.digest}" if node.digest else ""
+        rows += [Row(elided(line), f"{node.kind}: {line}{digest}", faint=index > 0) for index, line in enumerate(lines)]
+    return _sized(Box(nodes[0].kind, [node.id for node in nodes], [rows], is_step=nodes[0].is_step))
 
 
 def _facts(node: Node) -> Iterator[str]:
@@ -238,45 +223,29 @@ def _edges(graph: Graph, boxes: dict[str, Box]) -> list[_BoxEdge]:
 def _assign_layers(boxes: Sequence[Box], edges: Sequence[_BoxEdge]) -> set[_BoxEdge]:
     """Number the layers from the right, a box one more than what depends on it; returns the edges that close cycles."""
     out: dict[Box, list[_BoxEdge]] = defaultdict(list)
-    incoming: dict[Box, int] = defaultdict(int)
     for edge in edges:
         out[edge[0]].append(edge)
-        incoming[edge[1]] += 1
-    back = _closing(boxes, out)
-    for edge in back:
-        incoming[edge[1]] -= 1
-    ready = [box for box in boxes if not incoming[box]]
-    while ready:
-        box = ready.pop()
+    back: set[_BoxEdge] = set()
+    finished: list[Box] = []  # a box after all that it depends on
+    inside: dict[Box, bool] = {}  # whether the walk, without recursion since graphs may be deep, is still in a box
+    for start in boxes:
+        walk = [] if start in inside else [(start, iter(out[start]))]
+        while walk:
+            box, rest = walk[-1]
+            inside[box] = True
+            following = next(rest, None)
+            if following is None:
+                inside[box] = False
+                finished.append(box)
+                walk.pop()
+            elif following[1] not in inside:
+                walk.append((following[1], iter(out[following[1]])))
+            elif inside[following[1]]:
+                back.add(following)
+    for box in reversed(finished):
         for edge in out[box]:
             if edge not in back:
                 edge[1].layer = max(edge[1].layer, box.layer + 1)
-                incoming[edge[1]] -= 1
-                if not incoming[edge[1]]:
-                    ready.append(edge[1])
-    return back
-
-
-def _closing(boxes: Sequence[Box], out: dict[Box, list[_BoxEdge]]) -> set[_BoxEdge]:
-    """Edges that lead back to a box the walk is still in; without recursion, since graphs may be deep."""
-    back: set[_BoxEdge] = set()
-    state: dict[Box, bool] = {}  # True: the walk is in it, False: it has left
-    for start in boxes:
-        if start in state:
-            continue
-        state[start] = True
-        walk = [(start, iter(out[start]))]
-        while walk:
-            box, rest = walk[-1]
-            edge = next(rest, None)
-            if edge is None:
-                state[box] = False
-                walk.pop()
-            elif edge[1] not in state:
-                state[edge[1]] = True
-                walk.append((edge[1], iter(out[edge[1]])))
-            elif state[edge[1]]:
-                back.add(edge)
     return back
 
 
@@ -308,32 +277,21 @@ def _route(boxes: Sequence[Box], edges: Sequence[_BoxEdge], back: set[_BoxEdge])
 def _order(layers: list[list[Box]]) -> None:
     """Put each box where its neighbours are on average, sweeping to and fro (barycentres)."""
     for sweep in range(_SWEEPS):
-        leftwards = sweep % 2 == 0
-        for layer in layers if leftwards else reversed(layers):
-            for index, box in enumerate(layer):
-                box.y = float(index)
-            # Positions of the neighbours were set when their layer was visited.
-            layer.sort(key=lambda box: _pull(box, rightwards=leftwards, otherwise=box.y, where=_index))
+        rightwards = sweep % 2 == 0
+        for layer in layers if rightwards else reversed(layers):
+            layer.sort(key=lambda box: _pull(box, attrgetter("y"), rightwards=rightwards))
             for index, box in enumerate(layer):
                 box.y = float(index)
 
 
-def _pull(box: Box, *, rightwards: bool, otherwise: float, where: Callable[[Box], float]) -> float:
+def _pull(box: Box, where: Callable[[Box], float], *, rightwards: bool) -> float:
     """Where a box's neighbours on a side would have it; one that has many, such as a compiler, pulls little at each."""
     weight = total = 0.0
     for other in box.right if rightwards else box.left:
         share = len(other.left if rightwards else other.right) ** -2
         weight += share
         total += share * where(other)
-    return total / weight if weight else otherwise
-
-
-def _index(box: Box) -> float:
-    return box.y
-
-
-def _middle(box: Box) -> float:
-    return box.middle
+    return total / weight if weight else where(box)
 
 
 def _place(layers: list[list[Box]]) -> tuple[float, float]:
@@ -348,11 +306,9 @@ def _place(layers: list[list[Box]]) -> tuple[float, float]:
             box.x = x + width - box.width  # flush right: edges to the next step are short
         x += width + GAP_X
         _stack(layer, [0.0] * len(layer))
-    tallest = max((layer[-1].y + layer[-1].height for layer in layers), default=0.0)
-    for layer in layers:
-        shift = (tallest - layer[-1].y - layer[-1].height) / 2
+        half = (layer[-1].y + layer[-1].height) / 2
         for box in layer:
-            box.y += shift
+            box.y -= half
     for _ in range(_SWEEPS):
         for layer in layers:
             _settle(layer, rightwards=True)
@@ -368,7 +324,7 @@ def _place(layers: list[list[Box]]) -> tuple[float, float]:
 
 def _settle(layer: list[Box], *, rightwards: bool) -> None:
     """Move the boxes of a layer toward their neighbours on a side, in their order and without overlap."""
-    wanted = [_pull(box, rightwards=rightwards, otherwise=box.middle, where=_middle) - box.height / 2 for box in layer]
+    wanted = [_pull(box, attrgetter("middle"), rightwards=rightwards) - box.height / 2 for box in layer]
     _stack(layer, wanted)
     down = [box.y for box in layer]
     # The same from below; the mean of both has the order and the gaps of both.

@@ -19,6 +19,7 @@ whose result is small enough to lie in their record.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -39,7 +40,7 @@ from cuda_progcache.memo.storage.base import CallStorage, ValueStorage
 from cuda_progcache.memo.storage.tree import FileTree, Signature
 from cuda_progcache.memo.tagged_json import SaveError, decode_json, encode_json
 from cuda_progcache.provenance.step_records import Steps
-from cuda_progcache.provenance.steps import kind_of, links_of
+from cuda_progcache.provenance.steps import inlined, kind_of, links, links_of
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import LazyCall
@@ -98,12 +99,7 @@ class _Programs:
 
 
 class ProgramValueStorage(_Programs, ValueStorage):
-    """The binaries of a store, by the digests of their entries.
-
-    Parameters
-    ----------
-    store : store
-    """
+    """The binaries of a store, by the digests of their entries."""
 
     def __init__(self, store: ProgramCacheResource) -> None:
         super().__init__(store)
@@ -148,31 +144,19 @@ class ProgramValueStorage(_Programs, ValueStorage):
 
 
 class ProgramCallStorage(_Programs, CallStorage):
-    """The records of a store as calls.
+    """The records of a store as calls; ``steps`` are those that made no program, ``values`` takes what is saved."""
 
-    Parameters
-    ----------
-    store : store
-    values : ProgramValueStorage, optional
-        Of the same store; takes the binaries that are saved.
-
-    Attributes
-    ----------
-    steps : Steps
-        The calls that made no program.
-    """
-
-    def __init__(self, store: ProgramCacheResource, values: ProgramValueStorage | None = None) -> None:
+    def __init__(self, store: ProgramCacheResource, values: ProgramValueStorage) -> None:
         from cuda_progcache.store.stack import ProgramCacheStack
 
         super().__init__(store)
-        self.values = values if values is not None else ProgramValueStorage(store)
+        self.values = values
         self.steps = Steps(store)
         # A stack's path is one of its levels'; what the others have isn't under it.
         path = None if isinstance(store, ProgramCacheStack) else getattr(store, "path", None)
-        tree = None if path is None else _RecordTree(str(path))
-        self._source = None if tree is None or not os.path.isdir(tree.records) else _Source(self, tree)
-        self.index = None if self._source is None else Index(self._source, f"{path}/calls.sqlite")
+        self._records, self._entries = (os.path.join(path or "", name) for name in ("records", "entries"))
+        indexed = path is not None and os.path.isdir(self._records)
+        self.index = Index(self, f"{path}/calls.sqlite") if indexed else None
 
     def list(self) -> Iterable[Digest]:
         """Digests of all entries, and keys of the other calls."""
@@ -189,13 +173,9 @@ class ProgramCallStorage(_Programs, CallStorage):
         return sorted({*super()._prefix_candidates(prefix), *self.steps.with_prefix(prefix.lower())})[:2]
 
     def save(self, call: DigestedCall) -> Digest:
-        """Publish a program that came out of another store, or keep a call with a small result.
+        """Publish a program that came out of another store, or keep a call with a small result; SaveError for others.
 
-        Raises
-        ------
-        SaveError
-            It has no binary or no record with a key, or the store dropped it (and has warned why); its result isn't
-            small.
+        A store that drops a program has warned why.
         """
         key = call.to_lookup_key()
         data = self.values.take(call.result) if call.result is not None else None
@@ -215,7 +195,7 @@ class ProgramCallStorage(_Programs, CallStorage):
         """The call that made an entry, or another one; KeyError if there is none."""
         full = self._normalize_key(key)
         try:
-            return call_of(self.store.info(full))
+            return call_that_made(self.store.info(full))
         except KeyError:
             return self.steps.load(full)
 
@@ -236,7 +216,7 @@ class ProgramCallStorage(_Programs, CallStorage):
             yield from self.index.query(template)
             yield from filter(matches, self.steps.in_memory())
             return
-        yield from filter(matches, map(call_of, self.store.entries()))
+        yield from filter(matches, map(call_that_made, self.store.entries()))
         yield from filter(matches, self.steps.calls())
 
     def inlined(self, key: Digest) -> Any:
@@ -246,9 +226,46 @@ class ProgramCallStorage(_Programs, CallStorage):
             raise KeyError(key)
         return decode_json(text)
 
+    # What the index reads: the records of programs, by shard, and those of the steps, whose shards are ``steps/..``.
 
-def call_of(info: EntryInfo) -> DigestedCall:
-    """An entry as the call that made it."""
+    def shards(self) -> dict[str, int]:
+        """Shards, with a number that moves when an entry or a record comes or goes."""
+        found = {}
+        for name in _names(self._records):
+            # A program that comes moves its records' time first, its entries' second; one that goes, the other way
+            # round: of two changes at least one moves the later of both.
+            with contextlib.suppress(OSError):
+                found[name] = max(os.stat(f"{tree}/{name}").st_mtime_ns for tree in (self._records, self._entries))
+        return found | {f"steps/{name}": mtime for name, mtime in self.steps.shards().items()}
+
+    def scan(self, shard: str) -> dict[Digest, Signature]:
+        """Entries of a shard that have a record, or its steps, as they are now."""
+        if shard.startswith("steps/"):
+            return self.steps.scan(shard.removeprefix("steps/"))
+        present = set(_names(f"{self._entries}/{shard}"))
+        found: dict[Digest, Signature] = {}
+        for name in _names(f"{self._records}/{shard}"):
+            if name in present and len(name) == 62:
+                with contextlib.suppress(OSError):
+                    found[Digest(shard + name)] = Signature.of(os.lstat(f"{self._records}/{shard}/{name}"))
+        return found
+
+    settled = staticmethod(FileTree.settled)
+
+    def record(self, key: Digest) -> bytes | None:
+        """A call as the JSON of a record of calls."""
+        try:
+            return records.body(call_that_made(self.store.info(key)), key)
+        except KeyError:
+            return self.steps.record(key)
+        except SaveError:
+            return None
+
+    decode = staticmethod(records.call_of)
+
+
+def call_that_made(info: EntryInfo) -> DigestedCall:
+    """The call that made an entry."""
     record = info.record
     arguments: dict[str, Any] = {name: record[name] for name in _FIXED if record.get(name) is not None}
     components = record.get("components") or ()
@@ -267,24 +284,20 @@ def call_of(info: EntryInfo) -> DigestedCall:
         arguments["kernel"] = kernel.get("name")
         for name, value in (kernel.get("parameters") or {}).items():
             arguments[name if name not in arguments else f"parameter_{name}"] = value
-    digests = {name: digest(value) for name, value in arguments.items()}
-    inline = {digests[name]: encode_json(value) for name, value in arguments.items()}
-    return DigestedCall(
-        str(record.get("name", "")), digests, Digest(info.digest), _metadata(info), "cuda_progcache.compile",
-        key=Digest(info.digest), inline=inline,
-    )  # fmt: skip
-
-
-def _metadata(info: EntryInfo) -> dict[str, dict[str, Any]]:
-    duration = float(info.record.get("duration") or 0.0)
-    stop = _seconds(info.record.get("created"), info.created)
-    links = links_of(info.record)
-    return {
+    duration = float(record.get("duration") or 0.0)
+    stop = _seconds(record.get("created"), info.created)
+    around = links_of(record)
+    metadata: dict[str, dict[str, Any]] = {
         "runtime": {"status": "done", "timestart": stop - duration, "timestop": stop, "duration": duration},
-        **({"links": links} if links else {}),
+        **({"links": around} if around else {}),
         "entry": {"size": info.size, "checksum": info.checksum},
-        "record": dict(info.record),
+        "record": dict(record),
     }
+    digests, inline = inlined(arguments)
+    key = Digest(info.digest)
+    return DigestedCall(
+        str(record.get("name", "")), digests, key, metadata, "cuda_progcache.compile", key=key, inline=inline
+    )
 
 
 def _seconds(written: Any, default: float) -> float:
@@ -303,41 +316,6 @@ def _program_key(record: Mapping[str, Any]) -> bytes:
         raise SaveError(f"the record of {record.get('name')!r} has no key in hexadecimal") from None
 
 
-class _RecordTree:
-    """The directories of a store on disk, as an index has to know them."""
-
-    def __init__(self, path: str) -> None:
-        self.records = os.path.join(path, "records")
-        self.entries = os.path.join(path, "entries")
-
-    def shards(self) -> dict[str, int]:
-        """Shards, with a number that moves when an entry or a record comes or goes."""
-        found = {}
-        for name in _names(self.records):
-            try:
-                moved = [os.stat(os.path.join(tree, name)).st_mtime_ns for tree in (self.records, self.entries)]
-            except OSError:
-                continue
-            # One that comes moves its records' time first, its entries' second; one that goes, the other way round:
-            # of two changes at least one moves the later of both.
-            found[name] = max(moved)
-        return found
-
-    def scan(self, shard: str) -> dict[Digest, Signature]:
-        """Entries of a shard that have a record."""
-        present = set(_names(os.path.join(self.entries, shard)))
-        found: dict[Digest, Signature] = {}
-        for name in _names(os.path.join(self.records, shard)):
-            if name not in present or len(name) != 62:
-                continue
-            try:
-                status = os.lstat(os.path.join(self.records, shard, name))
-            except OSError:
-                continue
-            found[Digest(shard + name)] = Signature.of(status)
-        return found
-
-
 def _names(path: str) -> list[str]:
     try:
         return os.listdir(path)
@@ -345,86 +323,31 @@ def _names(path: str) -> list[str]:
         return []
 
 
-class _Source:
-    """What the index over a store on disk is made from: its programs' records, and those of the other calls."""
-
-    def __init__(self, storage: ProgramCallStorage, tree: _RecordTree) -> None:
-        self._store = storage.store
-        self._steps = storage.steps
-        self._tree = tree
-
-    def shards(self) -> dict[str, int]:
-        """Parts of the two trees; the second's names begin with ``steps/``."""
-        return self._tree.shards() | {f"steps/{name}": mtime for name, mtime in self._steps.shards().items()}
-
-    def scan(self, shard: str) -> dict[Digest, Signature]:
-        """Records of a part as they are now."""
-        tree, _, name = shard.rpartition("/")
-        return self._steps.scan(name) if tree else self._tree.scan(name)
-
-    @staticmethod
-    def settled(mtime_ns: int) -> bool:
-        """Whether a shard's number will move with its next change."""
-        return FileTree.settled(mtime_ns)
-
-    def record(self, key: Digest) -> bytes | None:
-        """A call as the JSON of a record of calls."""
-        try:
-            return records.body(call_of(self._store.info(key)), key)
-        except KeyError:
-            return self._steps.record(key)
-        except SaveError:
-            return None
-
-    @staticmethod
-    def decode(record: bytes) -> DigestedCall:
-        """The call in such a record."""
-        return records.call_of(record)
-
-
 @dataclass(frozen=True)
 class ProgramCalls(Cache):
-    """What :func:`~cuda_progcache.provenance.programs.program_cache` makes.
-
-    Attributes
-    ----------
-    values : ProgramValueStorage
-    calls : ProgramCallStorage
-    """
+    """What :func:`program_cache` makes."""
 
     calls: ProgramCallStorage
 
     def _transfer_one(self, call: LazyCall, *, overwrite: bool = False) -> bool:
         if kind_of(call) is None:
             return super()._transfer_one(call, overwrite=overwrite)
-        key = call.to_lookup_key()
-        with self._operation_context(key):
-            if not overwrite and self.contains(key):
-                return False
-            self.calls.save(call.detach())  # as it is recorded: nothing of it lies elsewhere
-            return True
+        with self._operation_context(call.to_lookup_key()):
+            new = overwrite or not self.contains(call.to_lookup_key())
+            if new:
+                self.calls.save(call.detach())  # as it is recorded: nothing of it lies elsewhere
+            return new
 
     def gc(self) -> set[Digest]:
-        """Remove renderings, analyses and prewarm runs of which no program is left.
-
-        Returns
-        -------
-        set of Digest
-            The keys of the calls that were removed.
-        """
+        """Remove renderings, analyses and prewarm runs of which no program is left; returns their keys."""
         programs: set[str] = set()
         needed: set[str] = set()
-        steps: dict[Digest, LazyCall] = {}
+        steps: dict[Digest, list[str]] = {}
         for call in self.query():
             if kind_of(call) is not None:
-                steps[call.to_lookup_key()] = call
+                steps[call.to_lookup_key()] = links(call, "children") + links(call, "parents")
             elif "record" in call.metadata:
                 programs.add(call.to_lookup_key())
-                needed.update((call.metadata.get("links") or {}).get("parents") or ())
-        removed = set()
-        for key, call in steps.items():
-            links = call.metadata.get("links") or {}
-            about = {*links.get("children", ()), *links.get("parents", ())}
-            if key not in needed and not about & programs and self.calls.steps.remove(key):
-                removed.add(key)
-        return removed
+                needed.update(links(call, "parents"))
+        unneeded = [key for key, around in steps.items() if key not in needed and programs.isdisjoint(around)]
+        return {key for key in unneeded if self.calls.steps.remove(key)}

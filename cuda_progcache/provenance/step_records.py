@@ -38,39 +38,29 @@ _in_memory: WeakKeyDictionary[ProgramCacheResource, dict[Digest, bytes]] = WeakK
 
 
 class Steps:
-    """The calls beside a store's programs.
-
-    Parameters
-    ----------
-    store : store
-
-    Attributes
-    ----------
-    counters : Counter
-        What went wrong in this process: ``corrupt``, ``dropped``.
-    """
+    """The calls beside a store's programs; ``counters`` says what went wrong here: ``corrupt``, ``dropped``."""
 
     def __init__(self, store: ProgramCacheResource) -> None:
         place = getattr(store, "path", None)
-        self._root = None if place is None else str(place)
+        roots = dict.fromkeys(map(str, [*([] if place is None else [place]), *store.roots]))
         self._memory = _in_memory.setdefault(store, {})
-        roots = dict.fromkeys([*([] if self._root is None else [self._root]), *map(str, store.roots)])
         self._trees = [FileTree(os.path.join(root, "steps"), ".json") for root in roots]
+        #: The one that is written; the others are only read.
+        self._own = None if place is None else self._trees[0]
         self.counters: Counter[str] = Counter()
 
     def save(self, call: DigestedCall) -> Digest:
         """Keep a call; where the directory can't be written, in memory."""
         key = call.to_lookup_key()
         body = records.body(call, key)
-        if self._root is not None:
-            tree = self._trees[0]
+        if self._own is not None:
             try:
-                write_beside(self._root, tree.path(key), records.seal(body, key, None))
+                write_beside(os.path.dirname(self._own.root), self._own.path(key), records.seal(body, key, None))
             except OSError as error:
                 self.counters["dropped"] += 1
                 _logger.info("the call of %s is kept in memory alone: %s", call.name, error)
             else:
-                self._trim(tree, key[:2])
+                self._trim(self._own, key[:2])
                 return key
         with _lock:
             self._memory.pop(key, None)
@@ -79,29 +69,29 @@ class Steps:
                 del self._memory[next(iter(self._memory))]
         return key
 
-    def _trim(self, tree: FileTree, shard: str) -> None:
+    @staticmethod
+    def _trim(tree: FileTree, shard: str) -> None:
         """Keep a shard small, however many programs come and go."""
-        if len(tree.keys_of(shard)) <= MOST:
-            return
-        by_age = sorted(tree.scan(shard).items(), key=lambda item: item[1].mtime_ns)
-        for key, _ in by_age[: len(by_age) - MOST * 3 // 4]:
-            files.unlink_quietly(tree.path(key))
+        if len(tree.keys_of(shard)) > MOST:
+            by_age = sorted(tree.scan(shard).items(), key=lambda item: item[1].mtime_ns)
+            for key, _ in by_age[: len(by_age) - MOST * 3 // 4]:
+                files.unlink_quietly(tree.path(key))
 
     def record(self, key: str) -> bytes | None:
         """The JSON of a call's record; None where there is none, or it is damaged."""
         body = self._memory.get(Digest(key))
-        for number, tree in enumerate(self._trees):
-            if body is not None:
-                break
+        if body is not None:
+            return body
+        for tree in self._trees:
             try:
-                body = records.unseal(tree.read(key), key, None)
+                return records.unseal(tree.read(key), key, None)
             except KeyError:
                 continue
             except ValueError:
                 self.counters["corrupt"] += 1
-                if number == 0 and self._root is not None:  # the others are only read
+                if tree is self._own:
                     tree.set_aside(key)
-        return body
+        return None
 
     def load(self, key: str) -> DigestedCall:
         """A call; KeyError where there is none."""
@@ -118,9 +108,7 @@ class Steps:
         """Remove a call, where that can be done; False if there was none."""
         with _lock:
             found = self._memory.pop(key, None) is not None
-        if self._root is not None:
-            found |= self._trees[0].remove(key)
-        return found
+        return found | (self._own is not None and self._own.remove(key))
 
     def all(self) -> Iterable[Digest]:
         """Every key."""
@@ -133,10 +121,8 @@ class Steps:
 
     def calls(self) -> Iterator[DigestedCall]:
         """Every call that can be read."""
-        for key in self.all():
-            body = self.record(key)
-            if body is not None:
-                yield records.call_of(body)
+        bodies = map(self.record, self.all())
+        return (records.call_of(body) for body in bodies if body is not None)
 
     def in_memory(self) -> list[DigestedCall]:
         """The calls that are in memory alone."""

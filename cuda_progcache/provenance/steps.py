@@ -22,11 +22,10 @@ is the same call: its record is that of the last run that did something.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,6 +53,11 @@ def kind_of(call: Any) -> str | None:
     return call.name if (call.name, call.module) in KINDS else None
 
 
+def links(call: Any, which: str) -> list[str]:
+    """Keys of a call's ``parents`` or ``children``."""
+    return list((call.metadata.get("links") or {}).get(which) or ())
+
+
 def render_arguments(kernel: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a rendering, from what the record of its compile has as ``kernel`` or ``part_of``."""
     found = {
@@ -66,7 +70,11 @@ def render_arguments(kernel: Mapping[str, Any]) -> dict[str, Any]:
 
 def render_key(kernel: Mapping[str, Any]) -> Digest:
     """The key of a rendering, from what the record of its compile has of it."""
-    return Call(RENDER[0], render_arguments(kernel), module=RENDER[1]).to_lookup_key()
+    return _key(RENDER, render_arguments(kernel))
+
+
+def _key(kind: tuple[str, str], arguments: dict[str, Any]) -> Digest:
+    return Call(kind[0], arguments, module=kind[1]).to_lookup_key()
 
 
 def rendering_of(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -86,119 +94,81 @@ def links_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: keys for name, keys in (("parents", parents), ("children", children)) if keys}
 
 
+def inlined(values: Mapping[str, Any]) -> tuple[dict[str, Digest], dict[Digest, bytes]]:
+    """Digests of arguments by name, and the arguments as they lie in a record by digest."""
+    from cuda_progcache.memo.tagged_json import encode_json
+
+    digests = {name: digest(value) for name, value in values.items()}
+    return digests, {digests[name]: encode_json(value) for name, value in values.items()}
+
+
 def call_as_recorded(
     kind: tuple[str, str], arguments: Mapping[str, Any], result: Any, started: float, seconds: float, *,
     parents: Sequence[str] = (), children: Iterable[str] = (), about: Mapping[str, Any] | None = None,
 ) -> DigestedCall:  # fmt: skip
     """A call as it is recorded.
 
-    Parameters
-    ----------
-    kind : tuple of str
-        Name and module.
-    arguments : mapping
-        JSON values; they lie in the record.
-    result : object
-        Likewise; None: it isn't kept, since it can be had again.
-    started, seconds : float
-        When it began (since the epoch), how long it took.
-    parents, children : iterable of str
-        Keys; whoever runs here is a parent, too.
-    about : mapping, optional
-        Metadata, under the call's name.
+    ``arguments`` and ``result`` are JSON values and lie in the record; a result of None isn't kept, since it can be had
+    again. ``started`` is in seconds since the epoch. Whoever runs here is a parent, too. ``about`` is metadata under
+    the call's name.
     """
-    from cuda_progcache.memo.tagged_json import encode_json
-
-    digests = {name: digest(value) for name, value in arguments.items()}
-    inline = {digests[name]: encode_json(value) for name, value in arguments.items()}
-    found = None
-    if result is not None:
-        found = digest(result)
-        inline[found] = encode_json(result)
+    digests, inline = inlined(arguments)
+    results, kept = inlined({} if result is None else {"result": result})
     above = asked_by()
-    links = {"parents": [*parents, *(part["key"] for part in above)], "children": list(children)}
+    around = {"parents": [*parents, *(part["key"] for part in above)], "children": list(children)}
     metadata: dict[str, dict[str, Any]] = {
         "runtime": {"status": "done", "timestart": started, "timestop": started + seconds, "duration": seconds},
         "environment": {"host": platform.node(), "python": platform.python_version()},
-        "links": {name: keys for name, keys in links.items() if keys},
+        "links": {name: keys for name, keys in around.items() if keys},
+        "asked_by": {part["key"]: part["name"] for part in above},
+        kind[0]: dict(about or {}),
     }
-    if above:
-        metadata["asked_by"] = {part["key"]: part["name"] for part in above}
-    if about:
-        metadata[kind[0]] = dict(about)
-    return DigestedCall(kind[0], digests, found, metadata, kind[1], inline=inline)
+    metadata = {group: fields for group, fields in metadata.items() if fields}
+    return DigestedCall(kind[0], digests, results.get("result"), metadata, kind[1], inline=inline | kept)
 
 
-def _keep(steps: Steps, make: Callable[[], DigestedCall]) -> None:
-    """Keep a call; what can't be kept is counted, and costs nothing that has been made."""
+def _record(steps: Steps, *call: Any, **around: Any) -> None:
+    """Keep a :func:`call_as_recorded`; what can't be kept is counted, and costs nothing that has been made."""
     from cuda_progcache.memo.tagged_json import SaveError
 
     try:
-        steps.save(make())
+        steps.save(call_as_recorded(*call, **around))
     except (SaveError, Indigestible) as error:
         steps.counters["dropped"] += 1
         _logger.info("a call beside the programs isn't recorded: %s", error)
 
 
+def _text_facts(text: str) -> dict[str, Any]:
+    content = text.encode("utf-8", "surrogateescape")
+    return {"sha256": sha256(content, usedforsecurity=False).hexdigest(), "bytes": len(content)}
+
+
 def record_rendering(
     steps: Steps, kernel: Mapping[str, Any], template: str, source: str, started: float, seconds: float
-) -> Digest:
-    """Record a rendering, unless it is there.
+) -> None:
+    """Record that a template file was rendered, unless it is there, with the SHA-256 of the source that it gave.
 
-    Parameters
-    ----------
-    steps : Steps
-    kernel : mapping
-        As the compile's record has it.
-    template : str
-        The file that was rendered.
-    source : str
-        What it gave; its SHA-256 is recorded.
-    started, seconds : float
-
-    Returns
-    -------
-    Digest
-        Its key.
+    ``kernel`` is what the record of the compile has of it.
     """
-    key = render_key(kernel)
-    if not steps.contains(key):
-        text = source.encode("utf-8", "surrogateescape")
-        about = {
-            "template": template, "sha256": sha256(text, usedforsecurity=False).hexdigest(), "bytes": len(text),
-            "lines": source.count("\n"),
-        }  # fmt: skip
-        _keep(steps, lambda: call_as_recorded(RENDER, render_arguments(kernel), None, started, seconds, about=about))
-    return key
+    if not steps.contains(render_key(kernel)):
+        about = {"template": template, "lines": source.count("\n"), **_text_facts(source)}
+        _record(steps, RENDER, render_arguments(kernel), None, started, seconds, about=about)
 
 
 def record_analysis(steps: Steps, kind: tuple[str, str], program: str, analyse: Callable[[], R]) -> R:
     """Analyse a program and record that, unless it is recorded: what it gives follows from the program alone.
 
-    Parameters
-    ----------
-    steps : Steps
-    kind : tuple of str
-        :data:`RESOURCE_USAGE` or :data:`SASS`.
-    program : str
-        Digest of its entry.
-    analyse : callable
-        Does it.
+    ``kind`` is :data:`RESOURCE_USAGE` or :data:`SASS`, ``program`` the digest of an entry.
     """
     started, clock = time.time(), time.perf_counter()
     result = analyse()
     seconds = time.perf_counter() - clock
-    key = Call(kind[0], {"program": program}, module=kind[1]).to_lookup_key()
+    arguments = {"program": program}
+    key = _key(kind, arguments)
     if not steps.contains(key):
-        text = result.encode("utf-8", "surrogateescape") if isinstance(result, str) else None
-        about = {} if text is None else {"bytes": len(text), "sha256": sha256(text, usedforsecurity=False).hexdigest()}
-        kept = result if text is None else None  # a listing is many times its binary
-        _keep(
-            steps,
-            lambda: call_as_recorded(
-                kind, {"program": program}, kept, started, seconds, parents=[program], about=about
-            ),
-        )
+        # A listing is many times its binary.
+        kept, about = (None, _text_facts(result)) if isinstance(result, str) else (result, None)
+        _record(steps, kind, arguments, kept, started, seconds, parents=[program], about=about)
     note_child(key)
     return result
 
@@ -206,52 +176,31 @@ def record_analysis(steps: Steps, kind: tuple[str, str], program: str, analyse: 
 class PrewarmRun:
     """A prewarm run: what it compiles names it as a parent, and its record, written at its end, what it asked for.
 
-    Parameters
-    ----------
-    manifest : str
-        SHA-256 (hex) of the manifest.
-    archs, kernels : sequence of str
-        What was asked for; no kernels: all.
+    ``manifest`` is the SHA-256 (hex) of the library's manifest; no ``kernels`` means all.
     """
 
     def __init__(self, manifest: str, archs: Sequence[str], kernels: Sequence[str]) -> None:
         self._arguments = {"manifest": manifest, "archs": tuple(archs), "kernels": tuple(kernels)}
-        self.key = Call(PREWARM[0], self._arguments, module=PREWARM[1]).to_lookup_key()
+        self.key = _key(PREWARM, self._arguments)
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Let what is compiled here be asked for by it."""
-        with run(self.key, PREWARM[0]):
-            yield
+    def running(self) -> run:
+        """Let what is compiled in this block be asked for by it."""
+        return run(self.key, PREWARM[0])
 
     def record(self, steps: Steps, report: Mapping[str, Any], programs: Iterable[str], started: float) -> bool:
-        """Record it, unless it found all that an earlier run like it has recorded.
+        """Record it, unless it found all that an earlier run like it has recorded; returns whether it is recorded.
 
-        Parameters
-        ----------
-        report : mapping
-            Its counts and sums, ``seconds`` among them.
-        programs : iterable of str
-            Digests of the entries that it asked for, found or compiled.
-        started : float
-
-        Returns
-        -------
-        bool
-            Whether it is recorded, now or before.
+        ``report`` has its counts and sums, ``seconds`` among them; ``programs`` are digests of the entries that it
+        found or compiled.
         """
         children = list(dict.fromkeys(programs))
-        if not report["compiled"] and not report["failed"]:
-            with contextlib.suppress(KeyError):
-                before = steps.load(self.key).metadata.get("links") or {}
-                if before.get("children", []) == children:
-                    return True
-        told = dict(report)
-        _keep(
-            steps, lambda: call_as_recorded(PREWARM, self._arguments, told, started, told["seconds"], children=children)
-        )
+        found_all = not report["compiled"] and not report["failed"]
+        if not (found_all and children == self._recorded_children(steps)):
+            _record(steps, PREWARM, self._arguments, dict(report), started, report["seconds"], children=children)
+        return self._recorded_children(steps) is not None  # not where the cache is only read, or can't be written
+
+    def _recorded_children(self, steps: Steps) -> list[str] | None:
         try:
-            steps.load(self.key)
+            return links(steps.load(self.key), "children")
         except KeyError:
-            return False  # the cache is only read, or can't be written
-        return True
+            return None

@@ -21,18 +21,15 @@ from cuda_progcache.errors import AmbiguousDigestError
 from cuda_progcache.provenance.graph import Graph, Node
 from cuda_progcache.provenance.nodes import (
     abridged,
-    analysis_node,
     binary_node,
     call_node,
     callers,
-    links,
-    prewarm_node,
+    making_node,
+    parts_of,
     recorded_arguments,
-    source_node,
-    step_node,
     times_of_call,
 )
-from cuda_progcache.provenance.steps import kind_of, render_key, rendering_of
+from cuda_progcache.provenance.steps import PREWARM, RESOURCE_USAGE, SASS, kind_of, links, render_key, rendering_of
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches import BaseCache
@@ -104,16 +101,15 @@ class _Walk:
 
     def start(self, key: str, *, whole: bool) -> Graph:
         full = resolve(key, self.places)
-        graph = self.graph
-        graph.root = self.add(full, whole=whole)
-        self._add_made_of(full, graph.root)
-        return graph
+        self.graph.root = self.add(full, whole=whole)
+        self._add_made_of(full, self.graph.root)
+        return self.graph
 
-    def entry(self, key: str) -> EntryInfo | None:
-        if self.store is None:
+    def entry(self, key: object) -> EntryInfo | None:
+        if self.store is None or key is None:
             return None
         try:
-            return self.store.info(key)
+            return self.store.info(str(key))
         except KeyError:
             return None
 
@@ -132,58 +128,52 @@ class _Walk:
             return self._add_program(entry)
         call = self.call(key)
         if call is None:
-            return self.graph.add(Node(f"input:{key}", "input", f"call {key[:12]}", None, {"key": key, "gone": True}))
+            return self.graph.add(Node.of("input", key, f"call {key[:12]}", key=key, gone=True))
         kind = kind_of(call)
+        if kind is None:
+            return self._add_memoized(call)
         if kind == "render":
             return self._add_rendered(call)
-        if kind == "prewarm":
-            return self._add_prewarm(call, whole=whole)
-        if kind is not None:
-            return self._add_analysis(call)
-        return self._add_memoized(call)
+        return self._add_step(call, whole=whole)
 
     # Programs
 
     def _add_program(self, entry: EntryInfo) -> str:
         graph, record = self.graph, entry.record
-        binary = f"binary:{entry.digest}"
-        if binary in graph.nodes:
-            return binary
-        graph.add(binary_node(entry))
+        known = self._known(entry.digest)
+        if known is not None:
+            return known
+        binary = graph.add(binary_node(entry))
         if not record.get("components"):
             return binary  # put there by hand: nothing is known of how it was made
-        linked = record.get("code_type") == "link"
-        step = graph.add(step_node(record, entry, "link" if linked else "compile"))
-        graph.link(binary, step, "made by")
-        if linked:
+        step = graph.link(binary, making_node(entry), "made by")
+        if record.get("code_type") == "link":
             self._add_inputs(record, step)
             if record.get("kernel"):
                 self._add_render_of_parts(record, step)
-        else:
-            source = graph.add(source_node(record, entry))
-            graph.link(step, source, "used")
-            rendering = rendering_of(record)
-            if rendering is not None:
-                graph.link(source, self._add_render(rendering), "made by")
-        for kind in ("header", "tool"):
-            for part in record.get("headers" if kind == "header" else "toolchain") or ():
-                graph.link(step, self._add_file(kind, part), "used")
+        rendering = rendering_of(record)
+        for kind, name, digest in parts_of(record):
+            if kind == "source":
+                source = graph.link(step, Node.of(kind, digest or entry.digest, name, digest), "used")
+                if rendering is not None:
+                    graph.link(source, self._add_render(rendering), "made by")
+            elif kind != "template":  # of which the rendering was made
+                graph.link(step, Node.of(kind, f"{name}:{digest}", name, digest), "used")
         self._add_callers(step, record.get("parents") or ())
         return binary
 
     def _add_inputs(self, record: Mapping[str, Any], step: str) -> None:
         for index, part in enumerate(record.get("inputs") or ()):
-            digest = part.get("digest")
-            entry = None if digest is None else self.entry(str(digest))
+            digest, content, target = part.get("digest"), part.get("sha256"), part.get("target_type")
+            entry = self.entry(digest)
             if entry is not None:
-                node = self._add_program(entry)
-            else:
-                label = f"{part.get('name')} ({part.get('target_type')})"
-                # Its entry's digest is the key's, not the content's: that went with the entry, where it isn't recorded.
-                detail = {"entry": digest, "target_type": part.get("target_type"), "gone": digest is not None}
-                where = f"input:{digest or part.get('sha256') or f'{step}:{index}'}"
-                node = self.graph.add(Node(where, "input", label, part.get("sha256"), detail))
-            self.graph.link(step, node, "used")
+                self.graph.link(step, self._add_program(entry), "used")
+                continue
+            label = f"{part.get('name')} ({target})"
+            where = str(digest or content or f"{step}:{index}")
+            # Its entry's digest is the key's, not the content's: that went with the entry, where it isn't recorded.
+            about = {"entry": digest, "target_type": target, "gone": digest is not None}
+            self.graph.link(step, Node.of("input", where, label, content, **about), "used")
 
     def _add_render_of_parts(self, record: Mapping[str, Any], step: str) -> None:
         """Of a linked kernel whose parts are gone, or don't say what they were rendered from: the link knows it."""
@@ -200,11 +190,10 @@ class _Walk:
     def _add_render(self, rendering: Mapping[str, Any]) -> str:
         """Add a rendering from what its compile has of it, and from its own record, if that is there."""
         key = render_key(rendering)
-        name = f"render:{key}"
-        if name in self.graph.nodes:
-            return name
+        if f"render:{key}" in self.graph.nodes:
+            return f"render:{key}"
         call = self.call(key)
-        detail: dict[str, Any] = {
+        about: dict[str, Any] = {
             "key": key,
             "kernel": rendering.get("name"),
             "module": rendering.get("module"),
@@ -212,19 +201,15 @@ class _Walk:
             "recorded": call is not None,
         }
         if call is not None:
-            detail |= times_of_call(call)
-            about = call.metadata.get("render") or {}
-            detail |= {name: about.get(name) for name in ("template", "lines", "bytes")}
-        step = self.graph.add(Node(name, "render", f"render {rendering.get('name')}", None, detail))
+            known = call.metadata.get("render") or {}
+            about |= times_of_call(call) | {name: known.get(name) for name in ("template", "lines", "bytes")}
+        step = self.graph.add(Node.of("render", key, f"render {rendering.get('name')}", **about))
         for part in rendering.get("templates") or ():
-            self.graph.link(step, self._add_file("template", part), "used")
+            name, digest = str(part["name"]), str(part["digest"])
+            self.graph.link(step, Node.of("template", f"{name}:{digest}", name, digest), "used")
         if call is not None:
             self._add_callers(step, callers(call))
         return step
-
-    def _add_file(self, kind: str, part: Mapping[str, Any]) -> str:
-        name, digest = str(part["name"]), str(part["digest"])
-        return self.graph.add(Node(f"{kind}:{name}:{digest}", kind, name, digest))
 
     # Calls that made no program
 
@@ -234,32 +219,28 @@ class _Walk:
         rendering = {"name": arguments["template"], "parameters": arguments.get("parameters"), "templates": files}
         if "module" in arguments:
             rendering["module"] = arguments["module"]
-        about = call.metadata.get("render") or {}
+        digest = (call.metadata.get("render") or {}).get("sha256")
         name = str(rendering.get("module") or rendering["name"])
-        source = self.graph.add(Node(f"source:{about.get('sha256')}", "source", name, about.get("sha256")))
+        source = self.graph.add(Node.of("source", str(digest), name, digest))
         self.graph.link(source, self._add_render(rendering), "made by")
         return source
 
-    def _add_analysis(self, call: DigestedCall) -> str:
-        step = self.graph.add(analysis_node(call))
-        program = recorded_arguments(call).get("program")
-        if program is not None:
-            self.graph.link(step, self.add(program), "used")
-        self._add_callers(step, [part for part in callers(call) if part["key"] != program])
-        return step
-
-    def _add_prewarm(self, call: DigestedCall, *, whole: bool) -> str:
-        step = self.graph.add(prewarm_node(call))
-        self._asking.add(step)
-        for key in links(call, "children"):
+    def _add_step(self, call: DigestedCall, *, whole: bool) -> str:
+        """Add a prewarm run or an analysis, and the programs that it was of."""
+        step = self.graph.add(call_node(call))
+        prewarm = kind_of(call) == "prewarm"
+        if prewarm:
+            self._asking.add(step)
+        programs = links(call, "children") if prewarm else [recorded_arguments(call)["program"]]
+        for key in programs:
             entry = self.entry(key)
             if entry is None:
-                detail = {"entry": key, "gone": True}
-                node = self.graph.add(Node(f"input:{key}", "input", f"program {key[:12]}", None, detail))
+                gone = Node.of("input", key, f"program {key[:12]}", entry=key, gone=True)
+                self.graph.link(step, gone, "used")
             else:
-                node = self._add_program(entry) if whole else self.graph.add(binary_node(entry))
-            self.graph.link(step, node, "used")
-        self._add_callers(step, callers(call))
+                used = binary_node(entry) if prewarm and not whole else self._add_program(entry)
+                self.graph.link(step, used, "used")
+        self._add_callers(step, [caller for caller in callers(call) if caller["key"] not in programs])
         return step
 
     def _add_memoized(self, call: DigestedCall) -> str:
@@ -281,19 +262,19 @@ class _Walk:
         return result
 
     def _add_call(self, call: DigestedCall) -> str:
-        key, graph = call.to_lookup_key(), self.graph
+        graph = self.graph
         step = graph.add(call_node(call))
         self._asking.add(step)
         known = recorded_arguments(call)
         for name, value in call.arguments.items():
             label = f"{name} = {abridged(known[name])}" if name in known else name
-            graph.link(step, graph.add(Node(f"value:{name}:{value}", "value", label, str(value))), "used")
+            graph.link(step, Node.of("value", f"{name}:{value}", label, str(value)), "used")
         for path, file in (call.metadata.get("files") or {}).items():
             digest = file.get("digest") and f"{file.get('algo')}:{file['digest']}"
-            graph.link(step, graph.add(Node(f"file:{path}:{digest}", "file", path, digest)), "used")
+            graph.link(step, Node.of("file", f"{path}:{digest}", path, digest), "used")
         # By its call and not by its digest: equal values of two calls have two origins.
         digest = None if call.result is None else str(call.result)
-        result = graph.add(Node(f"result:{key}", "value", f"result of {call.name}", digest))
+        result = graph.add(Node(f"result:{call.to_lookup_key()}", "value", f"result of {call.name}", digest))
         graph.link(result, step, "made by")
         self._add_callers(step, callers(call))
         return result
@@ -304,58 +285,52 @@ class _Walk:
         graph = self.graph
         for caller in asking:
             key = str(caller["key"])
-            names = (f"{kind}:{key}" for kind in ("call", "prewarm", "gone"))
-            known = next((name for name in names if name in graph.nodes), None)
+            known = self._known(key)
+            call = None if known is not None else self.call(key)
             if known is not None:
                 if known not in self._asking:
                     graph.link(step, known, "called by")
-                continue
-            call = self.call(key)
-            if call is None:
+            elif call is None:
                 label = str(caller.get("name") or f"call {key[:12]}")
-                node = Node(f"gone:{key}", "gone", label, None, {"key": key, "gone": True})
-                graph.link(step, graph.add(node), "called by")
-                continue
-            node = prewarm_node(call) if kind_of(call) == "prewarm" else call_node(call)
-            graph.link(step, graph.add(node), "called by")
-            self._add_callers(node.id, callers(call))
+                graph.link(step, Node.of("gone", key, label, key=key, gone=True), "called by")
+            else:
+                self._add_callers(graph.link(step, call_node(call), "called by"), callers(call))
 
     def _add_made_of(self, key: str, root: str) -> None:
         """Add what came of the root: links, analyses, compiles of a source; and who else asked for it."""
         graph = self.graph
         for call in self._users_of(key, graph.nodes[root]):
-            kind = kind_of(call)
-            entry = self.entry(call.to_lookup_key()) if "record" in call.metadata else None
-            if entry is not None:
-                record = entry.record
-                if f"binary:{entry.digest}" in graph.nodes:
-                    continue
-                binary = graph.add(binary_node(entry))
-                step = graph.add(step_node(record, entry, "link" if record.get("code_type") == "link" else "compile"))
-                graph.link(binary, step, "made by")
-                graph.link(step, root, "used")
+            user = call.to_lookup_key()
+            if self._known(user) is not None:
                 continue
-            node = prewarm_node(call) if kind == "prewarm" else call_node(call) if kind is None else analysis_node(call)
-            if not any(node.id in {edge.source, edge.target} for edge in graph.edges):
-                graph.link(graph.add(node), root, "used")
+            entry = self.entry(user) if "record" in call.metadata else None
+            if entry is None:
+                step = graph.add(call_node(call))
+            else:
+                step = graph.link(graph.add(binary_node(entry)), making_node(entry), "made by")
+            graph.link(step, root, "used")
+
+    def _known(self, key: str) -> str | None:
+        """The node of a program or call, if it is in the graph already."""
+        names = (f"{kind}:{key}" for kind in ("binary", "call", "prewarm", "analysis", "gone"))
+        return next((name for name in names if name in self.graph.nodes), None)
 
     def _users_of(self, key: str, root: Node) -> Iterator[DigestedCall]:
+        """Calls that have ``key`` among their links, each place asked for those alone that can."""
+        asked: list[tuple[BaseCache, dict[str, Any], str]] = []
         if self.own is not None and root.kind == "binary":
-            for name in ("resource_usage", "sass"):
-                yield from (call.detach() for call in self.own.query(name=name, arguments={"program": key}))
-            for call in self.own.query(arguments={"code_type": "link"}):
-                if key in links(call, "children"):
-                    yield call.detach()
-            for call in self.own.query(name="prewarm", module="cuda_progcache.service"):
-                if key in links(call, "children"):
-                    yield call.detach()
+            asked += [
+                (self.own, {"name": RESOURCE_USAGE[0], "arguments": {"program": key}}, "parents"),
+                (self.own, {"name": SASS[0], "arguments": {"program": key}}, "parents"),
+                (self.own, {"arguments": {"code_type": "link"}}, "children"),
+                (self.own, {"name": PREWARM[0], "module": PREWARM[1]}, "children"),
+            ]
         if self.own is not None and root.kind == "source":
-            asked = recorded_arguments(self.own.load(key).detach())
-            which = "part_of" if "module" in asked else "kernel"
-            for call in self.own.query(arguments={which: asked["template"]}):
-                if key in links(call, "parents"):
-                    yield call.detach()
-        for place in self.others:
-            for call in place.query():
-                if key in links(call, "children"):
+            arguments = recorded_arguments(self.own.load(key).detach())
+            which = "part_of" if "module" in arguments else "kernel"
+            asked.append((self.own, {"arguments": {which: arguments["template"]}}, "parents"))
+        asked += [(place, {}, "children") for place in self.others]
+        for place, pattern, relation in asked:
+            for call in place.query(**pattern):
+                if key in links(call, relation):
                     yield call.detach()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuda_progcache import events
 from cuda_progcache._util.running import asked_by, here
+from cuda_progcache._util.scratch import ScratchFolder
 from cuda_progcache._util.who import who
 from cuda_progcache.errors import WorkerDiedError
 from cuda_progcache.service.plan import Load, Plan
@@ -159,11 +159,11 @@ class _WorkerPool:
     """The worker processes of a batch. They end with it, and with them what they have precompiled."""
 
     def __init__(self, compiler: Mapping[str, Any], library: KernelLibrary) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="progcache-batch-")
+        self._scratch = ScratchFolder("progcache-batch-")
         self._setup = {
             "compiler": compiler,
             "library": library.settings,
-            "scratch": self._scratch.name,
+            "scratch": self._scratch.path,
             "asked_by": asked_by(),
             "who": who(),
             "events": events.wanted("hit"),
@@ -185,7 +185,7 @@ class _WorkerPool:
             self._closed = True
         for worker in self._workers:
             worker.close()
-        self._scratch.cleanup()
+        self._scratch.close()
 
 
 class _InWorker:

@@ -18,13 +18,13 @@ import json
 import os
 import platform
 import re
-import tempfile
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util.files import put_in_place
+from cuda_progcache._util.scratch import ScratchFolder
 from cuda_progcache.compile import history, toolchains
 from cuda_progcache.errors import ExportError
 from cuda_progcache.keys.toolchain import ToolFile
@@ -80,7 +80,7 @@ def cache_directory(
     """A cache directory of some of a cache's programs, as long as the block is open."""
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-    with tempfile.TemporaryDirectory(prefix="progcache-export-") as folder:
+    with ScratchFolder("progcache-export-") as folder:
         bundle, root = os.path.join(folder, "bundle.tar"), os.path.join(folder, "cache")
         cache.export(bundle, filter=wanted)
         with FileStreamProgramCache(root, durability="none", mode="rw") as copy:

@@ -6,12 +6,10 @@ Templates are files to compilers, debuggers and worker processes, and a library'
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import tempfile
 from typing import TYPE_CHECKING
 
+from cuda_progcache._util.scratch import ScratchFolder
 from cuda_progcache.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
             """What is in the folder."""
 
 
-_unpacked: dict[str, str] = {}
+_unpacked: dict[str, ScratchFolder] = {}
 
 
 def folder_of(library: Resource) -> str:
@@ -60,11 +58,10 @@ def folder_of(library: Resource) -> str:
         raise ManifestError(f"{library} is no folder, or isn't there; give the folder of the library's manifest.toml")
     name = f"{os.getpid()} {library}"
     if name not in _unpacked:
-        folder = tempfile.mkdtemp(prefix="progcache-library-")
-        atexit.register(_remove, folder, os.getpid())
-        _unpack(library, folder)
+        folder = ScratchFolder("progcache-library-")
+        _unpack(library, folder.path)
         _unpacked[name] = folder
-    return _unpacked[name]
+    return _unpacked[name].path
 
 
 def _unpack(resource: Resource, folder: str) -> None:
@@ -76,8 +73,3 @@ def _unpack(resource: Resource, folder: str) -> None:
         else:
             with open(path, "wb") as file:
                 file.write(part.read_bytes())
-
-
-def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:  # not at the end of a forked child
-        shutil.rmtree(folder, ignore_errors=True)

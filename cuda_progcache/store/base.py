@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from cuda.core import ObjectCode
 
+    from cuda_progcache.store.breaker import CircuitBreaker
     from cuda_progcache.store.stats import StoreStats
+    from cuda_progcache.store.tiers.leases import FleetLeases
 
     Key: TypeAlias = bytes | str
     Value: TypeAlias = bytes | bytearray | memoryview | ObjectCode
@@ -258,6 +260,12 @@ class ProgramCacheResource(abc.ABC):
 
     #: The mode that it was given (:mod:`cuda_progcache._util.modes`); None: that of the environment.
     mode: str | None = None
+    #: The leases of the hosts that share it, where it is a tier that keeps some (``store.tiers.leases``).
+    fleet: FleetLeases | None = None
+    #: Whether it lies beyond this machine: it is asked for keys, and not for what it holds in all.
+    is_remote: bool = False
+    #: Of a store that leaves what it stands on alone while that is out of order.
+    breaker: CircuitBreaker | None = None
 
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
         """Register with cuda.core, if it is loaded."""
@@ -355,6 +363,36 @@ class ProgramCacheResource(abc.ABC):
         except OSError:
             return False
         return True
+
+    def load_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Entry]]:
+        """Those of the entries that are there, with their keys; a store that can asks for them together."""
+        for key in keys:
+            entry = self.load(key)
+            if entry is not None:
+                yield key, entry
+
+    def fetch(self, keys: Iterable[bytes]) -> int:  # noqa: ARG002
+        """Have what lies beyond this machine of these programs here; the number of those that came.
+
+        A store on this machine has what it has.
+        """
+        return 0
+
+    @property
+    def reaches_beyond(self) -> bool:
+        """Whether it, or a store behind it, lies beyond this machine."""
+        return self.is_remote
+
+    def find_manifest(self, name: str) -> bytes | None:
+        """A header manifest that lies beyond this machine; ``None`` where there is none, or the store is here."""
+        return self.find_manifests([name]).get(name)
+
+    def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:  # noqa: ARG002
+        """Those of the header manifests that lie beyond this machine, by name, asked for together."""
+        return {}
+
+    def keep_manifest(self, name: str, content: bytes) -> None:  # noqa: B027
+        """Add the sets of a header manifest to those that lie beyond this machine, where the store does."""
 
     def entries(self) -> Iterator[EntryInfo]:
         """Every entry that has a record, in no particular order; entries that come or go meanwhile may be missing."""

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from cuda_progcache._util.locks import ForkSafeLock
@@ -12,31 +15,49 @@ from cuda_progcache._util.locks import ForkSafeLock
 class CircuitBreaker:
     """Decides whether a thing that may be out of order is to be called.
 
-    Closed, it lets every call through. After ``threshold`` failures in a row it opens: no call for ``rest`` seconds.
-    Then it is half-open: one call is let through, and its outcome closes it or opens it again. A call that never
-    reports back is given up after another ``rest``.
+    Closed, it lets every call through. After ``threshold`` failures in a row it opens, and after one that ran out of
+    time at once: no call for ``rest`` seconds. Then it is half-open: one call is let through, and its outcome closes it
+    or opens it again, for twice as long as before. A call that never reports back is given up after another rest.
 
     Parameters
     ----------
     threshold : int
         Failures in a row that open it.
     rest : float
-        Seconds that it stays open.
+        Seconds that it stays open the first time.
+    longest_rest : float
+        Seconds that it stays open at most.
+    patience : float, optional
+        Seconds after which a call that is under way keeps others from joining it in its wait. Default: never.
     clock : callable
         Seconds, monotonic.
     """
 
-    def __init__(self, *, threshold: int = 3, rest: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        threshold: int = 3,
+        rest: float = 30.0,
+        longest_rest: float = 600.0,
+        patience: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if threshold < 1:
             raise ValueError(f"a breaker opens after 1 failure or more, not {threshold}")
         if rest < 0:
             raise ValueError(f"a breaker's rest is in seconds, not {rest}")
         self._threshold = threshold
-        self._rest = rest
+        self._first_rest = rest
+        self._longest_rest = max(rest, longest_rest)
+        self._patience = patience
         self._clock = clock
         self._lock = ForkSafeLock()
         self._failures = 0
+        self._rest = rest  # the next one
         self._resting_until = 0.0  # by the clock: no call before
+        self._under_way: dict[int, float] = {}  # since when, by thread
+        self._tries = 0  # the thread that was let through while it was half-open
+        _all.add(self)
 
     @property
     def state(self) -> str:
@@ -46,27 +67,61 @@ class CircuitBreaker:
         return "open" if self._clock() < self._resting_until else "half-open"
 
     def allows(self) -> bool:
-        """Whether to call now; who is told so reports with :meth:`succeeded` or :meth:`failed`."""
-        if self._failures < self._threshold:
+        """Whether to call now; whoever does reports from that thread, by :meth:`succeeded` or :meth:`failed`."""
+        if self._failures < self._threshold and self._patience is None:
             return True
         with self._lock:
             now = self._clock()
             if self._failures < self._threshold:
-                return True
+                return self._patience is None or self._joins(now, self._patience)
             if now < self._resting_until:
                 return False
             self._resting_until = now + self._rest  # for the others, while this one tries
+            self._tries = threading.get_ident()
             return True
+
+    def _joins(self, now: float, patience: float) -> bool:
+        """Whether nobody has been waiting for long; then this one is under way, too."""
+        under_way = self._under_way
+        if any(now - since > patience for since in under_way.values()):
+            return False
+        under_way[threading.get_ident()] = now
+        return True
 
     def succeeded(self) -> None:
         """A call did what it should."""
-        if self._failures:
+        if self._failures or self._under_way:
             with self._lock:
                 self._failures = 0
+                self._rest = self._first_rest
+                self._under_way.pop(threading.get_ident(), None)
 
-    def failed(self) -> None:
+    def failed(self, *, timed_out: bool = False) -> None:
         """A call raised, or took too long."""
         with self._lock:
-            self._failures += 1
-            if self._failures >= self._threshold:
+            me = threading.get_ident()
+            self._under_way.pop(me, None)
+            if self._failures < self._threshold:
+                self._failures = self._threshold if timed_out else self._failures + 1
+                if self._failures >= self._threshold:
+                    self._resting_until = self._clock() + self._rest
+            elif self._tries == me:  # else it was under way when others found out
+                self._rest = min(2 * self._rest, self._longest_rest)
                 self._resting_until = self._clock() + self._rest
+
+    def forget_threads(self) -> None:
+        """Nobody is under way."""
+        self._under_way.clear()
+
+
+_all: weakref.WeakSet[CircuitBreaker] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    """In a forked child, which has none of the threads that were waiting."""
+    for breaker in list(_all):
+        breaker.forget_threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

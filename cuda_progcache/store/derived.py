@@ -176,10 +176,22 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def merge_manifest(root: str, manifest: str, content: bytes) -> None:
-    """Add the header sets of a manifest to those that are known here."""
+def merged_manifest(first: bytes, then: bytes) -> bytes | None:
+    """The header sets of two manifests, those of the first in front; ``None`` if they don't go together."""
     import json
 
+    ours, theirs = manifest_sets(first), manifest_sets(then)
+    if ours is None or theirs is None or ours[0] != theirs[0]:
+        return None
+    new = [one for one in theirs[1] if one not in ours[1]]
+    if not new:
+        return first
+    merged = {"format": ours[0], "sets": [*ours[1], *new][:_MOST_SETS]}
+    return json.dumps(merged, separators=(",", ":")).encode("ascii")
+
+
+def merge_manifest(root: str, manifest: str, content: bytes) -> None:
+    """Add the header sets of a manifest to those that are known here."""
     from cuda_progcache._util.files import read_regular
 
     path = manifest_path(root, manifest)
@@ -187,12 +199,9 @@ def merge_manifest(root: str, manifest: str, content: bytes) -> None:
         here, _ = read_regular(path)
     except OSError:
         here = None
-    theirs, ours = manifest_sets(content), manifest_sets(here or b"")
-    if theirs is not None and ours is not None and ours[0] == theirs[0]:
-        new = [one for one in theirs[1] if one not in ours[1]]
-        if not new:
+    if here is not None:
+        content = merged_manifest(here, content) or content
+        if content == here:
             return
-        merged = {"format": ours[0], "sets": [*ours[1], *new][:_MOST_SETS]}
-        content = json.dumps(merged, separators=(",", ":")).encode("ascii")
     with contextlib.suppress(OSError):  # without it, the first compile of a program here writes it anew
         write_beside(root, path, content)

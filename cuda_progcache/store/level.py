@@ -34,6 +34,7 @@ class Level:
     """A store with its policy, its breakers and what the stack has counted about it.
 
     Reads and writes have a breaker each: a full disk can be read. A level that can't be read is not written, either.
+    A store with a breaker of its own is asked always, and sees to the rest itself.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Level:
     ) -> None:  # fmt: skip
         self.store = store
         self.policy = policy
-        self.reads, self.writes = breaker(), breaker()
+        own = store.breaker
+        self.minds_itself = own is not None
+        self.reads, self.writes = (breaker(), breaker()) if own is None else (own, own)
         self._lock = ForkSafeLock()
         self.reset()
         _levels.add(self)
@@ -71,7 +74,7 @@ class Level:
 
     def write(self, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None = None) -> R | Trouble:
         """:meth:`ask` for what changes the level."""
-        if self.reads.state != "closed":
+        if self.reads.state != "closed" and not self.minds_itself:
             self.count("skipped")
             return TROUBLE
         return self._ask(self.writes, operation, *args, answer=answer)
@@ -93,6 +96,8 @@ class Level:
     def _ask(
         self, breaker: CircuitBreaker, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None
     ) -> R | Trouble:
+        if self.minds_itself:
+            return self._ask_itself(operation, *args, answer=answer)
         if not breaker.allows():
             self.count("skipped")
             return TROUBLE
@@ -107,16 +112,27 @@ class Level:
             if answer is not None and isinstance(exc, answer):
                 breaker.succeeded()
                 raise
-            self._failed(breaker, exc)
+            self._failed(breaker, exc, timed_out=isinstance(exc, TimeoutError))
             return TROUBLE
         except BaseException:
             breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
             raise
         if self._timeout is not None and self._clock() - started > self._timeout:
-            self._failed(breaker, TimeoutError(errno.ETIMEDOUT, f"took longer than {self._timeout} s", self.name))
+            late = TimeoutError(errno.ETIMEDOUT, f"took longer than {self._timeout} s", self.name)
+            self._failed(breaker, late, timed_out=False)  # it was of use
         else:
             breaker.succeeded()
         return value
+
+    def _ask_itself(self, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None) -> R | Trouble:
+        try:
+            return operation(*args)
+        except Exception as exc:
+            if answer is not None and isinstance(exc, answer):
+                raise
+            self.count("errors")
+            self.error = exc
+            return TROUBLE
 
     def peek(self, operation: Callable[[], R]) -> R | Trouble:
         """What a look at the level says; nothing is tried while it is out of order, and nothing learnt about that."""
@@ -128,8 +144,8 @@ class Level:
             self.error = exc
             return TROUBLE
 
-    def _failed(self, breaker: CircuitBreaker, exc: Exception) -> None:
-        breaker.failed()
+    def _failed(self, breaker: CircuitBreaker, exc: Exception, *, timed_out: bool) -> None:
+        breaker.failed(timed_out=timed_out)
         self.count("errors")
         self.error = exc
         warned, self._warned = self._warned, True

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cuda_progcache.store.base import Key, T, Value
+    from cuda_progcache.store.breaker import CircuitBreaker
     from cuda_progcache.store.stats import StoreStats
 
 
@@ -71,9 +72,9 @@ class ReadOnlyProgramCache(ProgramCacheResource):
         elif type(inner) is FileStreamProgramCache:
             settings = inner.settings
             if settings is not None:
-                alone = inner._alone
-                inner = Reader(settings["path"], shared=settings["shared"])
-                inner._alone = alone
+                reader = Reader(settings["path"], shared=settings["shared"])
+                reader._stand_as(inner)
+                inner = reader
         elif not isinstance(inner, ProgramCacheResource):
             raise TypeError(f"a store or the path of one is needed, got {type(inner).__name__}")
         self._inner: ProgramCacheResource = inner
@@ -83,8 +84,24 @@ class ReadOnlyProgramCache(ProgramCacheResource):
 
     @property
     def name(self) -> str:
-        """What it reads: the directory, else the store's class."""
-        return str(getattr(self._inner, "path", None) or type(self._inner).__name__)
+        """What it reads: the directory or the service, else the store's class."""
+        inner = self._inner
+        return str(getattr(inner, "path", None) or getattr(inner, "name", None) or type(inner).__name__)
+
+    @property
+    def is_remote(self) -> bool:  # type: ignore[override]
+        """Whether the store it reads lies beyond this machine."""
+        return self._inner.is_remote
+
+    @property
+    def reaches_beyond(self) -> bool:
+        """Whether the store it reads, or one behind that, lies beyond this machine."""
+        return self._inner.reaches_beyond
+
+    @property
+    def breaker(self) -> CircuitBreaker | None:  # type: ignore[override]
+        """That of the store it reads."""
+        return self._inner.breaker
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -111,6 +128,18 @@ class ReadOnlyProgramCache(ProgramCacheResource):
     def load_again(self, key: Key) -> Entry | None:
         """:meth:`load` for a caller whose miss has just been counted; see :meth:`ProgramCacheResource.load_again`."""
         return self._inner.load_again(key)
+
+    def load_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Entry]]:
+        """Those of the entries that are there, with their keys."""
+        return self._inner.load_many(keys)
+
+    def fetch(self, keys: Iterable[bytes]) -> int:
+        """See :meth:`ProgramCacheResource.fetch`."""
+        return self._inner.fetch(keys)
+
+    def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
+        """Header manifests; see :meth:`ProgramCacheResource.find_manifests`."""
+        return self._inner.find_manifests(names)
 
     def __len__(self) -> int:
         return len(self._inner)

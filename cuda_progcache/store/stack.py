@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cuda_progcache.store.base import Key, T, Value
+    from cuda_progcache.store.tiers.leases import FleetLeases
 
 #: Whether puts, removals and copies of what was found in a slower level go to a level.
 WRITE_POLICIES = ("through", "skip")
@@ -46,6 +47,9 @@ _REMEMBERED = 4096
 
 class ProgramCacheStack(ProgramCacheResource):
     """Several stores as one: a lookup asks the fastest first, and what a slower one has is copied into the faster.
+
+    A level beyond this machine (``is_remote``) is asked for keys alone: listings, sizes and :meth:`clear` are of the
+    levels on it.
 
     A level that raises is skipped, counted and warned about once; after a few failures in a row it is left alone for a
     while, for reads or for writes. A lookup never fails for a level. A write goes to every level that takes writes, and
@@ -97,6 +101,7 @@ class ProgramCacheStack(ProgramCacheResource):
             Level(store, policy, lambda: CircuitBreaker(threshold=failures, rest=rest, clock=clock), timeout, clock)
             for store, policy in zip(stores, _policies(stores, write_policy), strict=True)
         )
+        self._here = tuple(level for level in self._levels if not level.store.is_remote)
         self._counters = Counters()
         self._lock = self._counters.lock
         self._stripes = Stripes()
@@ -117,6 +122,11 @@ class ProgramCacheStack(ProgramCacheResource):
         """The directory of the first level on disk that takes writes; there the compile path keeps what is derived."""
         paths = (getattr(level.store, "path", None) for level in self._levels if level.writable)
         return next((path for path in paths if path is not None), None)
+
+    @property
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
+        """The leases of the first level that takes writes and keeps some."""
+        return next((level.store.fleet for level in self._levels if level.writable and level.store.fleet), None)
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -220,11 +230,52 @@ class ProgramCacheStack(ProgramCacheResource):
                 if self._touched.get(digest, self._forgotten) > before:
                     return
                 for level in targets:
-                    kept = level.write(level.store.publish, name, entry.data, entry.record)
+                    kept = level.write(_publish, level.store, name, entry.data, entry.record)
                     level.count("backfilled" if kept is True else "backfill_failed")
                 self._touch(digest)
             finally:
                 lock.release()
+
+    # What lies beyond this machine
+
+    @property
+    def reaches_beyond(self) -> bool:
+        """Whether a level lies beyond this machine."""
+        return len(self._here) < len(self._levels)
+
+    def fetch(self, keys: Iterable[bytes]) -> int:
+        """Copy these programs from the levels beyond this machine to those on it, which lack them, asked together."""
+        missing, before, came = dict.fromkeys(keys), self._writes, 0
+        for level in self._levels:
+            if not level.store.is_remote:
+                for name in list(missing):
+                    if self._has(level, entry_digest(name)):
+                        del missing[name]
+            elif missing:
+                found = iter(level.store.load_many(list(missing)))
+                while (pair := level.ask(next, found, None)) is not None and not isinstance(pair, Trouble):
+                    level.count("hits")
+                    self._copy_up(*pair, level, before)
+                    del missing[pair[0]]
+                    came += 1
+        return came
+
+    def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
+        """Those of the header manifests that lie beyond this machine; the fastest level's that has it."""
+        found: dict[str, bytes] = {}
+        for level in self._levels:
+            wanted = [name for name in names if name not in found]
+            if level.store.is_remote and wanted:
+                theirs = level.ask(level.store.find_manifests, wanted)
+                if not isinstance(theirs, Trouble):
+                    found.update(theirs)
+        return found
+
+    def keep_manifest(self, name: str, content: bytes) -> None:
+        """Add the sets of a header manifest to those that lie beyond this machine."""
+        for level in self._levels:
+            if level.store.is_remote and level.writable:
+                level.write(level.store.keep_manifest, name, content)
 
     def _touch(self, digest: str) -> None:
         with self._lock:
@@ -327,12 +378,12 @@ class ProgramCacheStack(ProgramCacheResource):
             return False
 
     def clear(self) -> None:
-        """Remove every entry from the levels that take writes; what a read-only level holds can still be read."""
+        """Remove every entry from the levels on this machine that take writes; what others hold can still be read."""
         forget_derived(self)
         with ExitStack() as taken:
             for lock in self._stripes.locks:
                 taken.enter_context(lock)
-            writable = self._writable("clear the program cache")
+            writable = [level for level in self._writable("clear the program cache") if not level.store.is_remote]
             trouble = [level for level in reversed(writable) if isinstance(level.write(level.store.clear), Trouble)]
             with self._lock:
                 self._writes += 1
@@ -348,7 +399,7 @@ class ProgramCacheStack(ProgramCacheResource):
 
     def _digests(self, prefix: str) -> Iterable[str]:
         found: set[str] = set()
-        for level in self._levels:
+        for level in self._here:
             digests = level.ask(level.digests, prefix)
             if not isinstance(digests, Trouble):
                 found.update(digests)
@@ -357,7 +408,7 @@ class ProgramCacheStack(ProgramCacheResource):
     def entries(self) -> Iterator[EntryInfo]:
         """Every entry once, as the fastest level that holds it has it."""
         seen: set[str] = set()
-        for level in self._levels:
+        for level in self._here:
             found = level.ask(level.store.entries)
             while not isinstance(found, Trouble):
                 info = level.ask(next, found, None)
@@ -381,11 +432,11 @@ class ProgramCacheStack(ProgramCacheResource):
     def stats(self) -> StoreStats:
         """What the levels hold together, the stack's lookups and writes, and each level's share in ``levels``.
 
-        Damage, evictions, dropped writes and failures are sums over the levels.
+        Damage, evictions, dropped writes and failures are sums over the levels on this machine.
         """
         sizes: dict[str, tuple[int, int]] = {}
         sums = dict.fromkeys(("corrupt", "evicted", "dropped", "refused", "read_errors", "failed"), 0)
-        for level in self._levels:
+        for level in self._here:
             held = level.peek(level.sizes)
             if not isinstance(held, Trouble):
                 for digest, size, record_size in held:

@@ -169,7 +169,15 @@ class StoreContract:
 
 
 class RecordStoreContract(StoreContract):
-    """The promises of a store that keeps a record beside each entry, lists its entries, and counts."""
+    """The promises of a store that keeps a record beside each entry, lists its entries, and counts.
+
+    Attributes
+    ----------
+    exact_sizes : bool
+        Whether it knows the bytes of its entries without reading them; else its statistics give what they take.
+    """
+
+    exact_sizes = True
 
     def test_a_record_comes_back_as_json(self, store: ProgramCacheResource, writer: ProgramCacheResource) -> None:
         record = {
@@ -263,7 +271,8 @@ class RecordStoreContract(StoreContract):
             store[b"c"]
         assert store[b"b"] == b"y" * 20
         stats = store.stats()
-        assert (stats.entries, stats.bytes) == (2, 30)
+        assert stats.entries == 2
+        assert stats.bytes == 30 or (stats.bytes > 30 and not self.exact_sizes)
         assert (stats.hits, stats.misses) == (5, 4)
         assert (stats.corrupt, stats.evicted, stats.dropped, stats.refused, stats.read_errors) == (0, 0, 0, 0, 0)
 

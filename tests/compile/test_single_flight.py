@@ -247,7 +247,9 @@ def test_a_killed_holder_has_one_successor(tmp_path, monkeypatch):
     monkeypatch.setattr(Owner, "is_alive", asked)
     with ThreadPoolExecutor(waiters) as pool:  # below fly, where threads of a process are one waiter
         waiting = [
-            pool.submit(single_flight._lead, "f", str(lease.parent), compile_, lambda: made[0] if made else None, 1e9)
+            pool.submit(
+                single_flight._lead, "f", str(lease.parent), compile_, compile_, lambda: made[0] if made else None, 1e9
+            )
             for _ in range(waiters)
         ]
         assert [each.result(DEADLINE) for each in waiting] == [b"made"] * waiters

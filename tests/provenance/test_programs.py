@@ -15,20 +15,6 @@ from cuda_progcache.provenance.programs import ProgramCallStorage, ProgramValueS
 SOURCE = 'extern "C" __global__ void {}(int *a) {{ *a = {}; }}'
 
 
-def stores(tmp_path):
-    return {
-        "files": lambda: FileStreamProgramCache(tmp_path / "programs", durability="none"),
-        "memory": InMemoryProgramCache,
-        "stack": lambda: ProgramCacheStack([InMemoryProgramCache(), FileStreamProgramCache(tmp_path / "far")]),
-    }
-
-
-@pytest.fixture(params=["files", "memory", "stack"])
-def service(request, tmp_path):
-    with stores(tmp_path)[request.param]() as store:
-        yield CompileService(store)
-
-
 def compiled(service, name="k", value=1, arch="sm_80"):
     options = {"arch": arch, "name": name}
     return service.compile(SOURCE.format(name, value), options=options)
@@ -49,12 +35,11 @@ def test_compiles_are_calls(service):
         calls.load("0" * 64)
 
 
-def test_kernels_can_be_asked_for_by_their_parameters(tmp_path):
-    service = CompileService(FileStreamProgramCache(tmp_path, durability="none"))
-    wanted = service.kernel("axpby", arch="sm_80", block=128)
-    service.kernel("axpby", arch="sm_80")
-    found = service.calls.query(arguments={"kernel": "axpby", "block": 128}).only()
-    assert found.result == wanted.data and found.arguments["dtype"] == "float32"
+def test_kernels_can_be_asked_for_by_their_parameters(files):
+    wanted = files.kernel("add", arch="sm_80", by=2)
+    files.kernel("add", arch="sm_80")
+    found = files.calls.query(arguments={"kernel": "add", "by": 2}).only()
+    assert found.result == wanted.data and found.arguments["code_type"] == "c++"
 
 
 def test_a_query_sees_every_change(service):

@@ -142,11 +142,14 @@ def test_a_disk_filled_to_the_last_byte_under_a_crowd(tmp_path, cap):
                 filler.unlink()
                 time.sleep(0.05)
             fill(filler)
-        fill(filler)  # what the crowd has removed since
         assert staged(root) == []
         store = FileStreamProgramCache(root)
         with pytest.warns(RuntimeWarning, match="No space left") as caught:
-            assert [store.publish(b"full %d" % i, b"x" * 9000, {}) for i in range(3)] == [False] * 3
+            stored = []
+            while True in stored[-3:] or len(stored) < 3:  # a put may find room where a shorter ledger has made it
+                fill(filler)
+                stored.append(store.publish(b"full %d" % len(stored), b"x" * 9000, {}))
+                assert len(stored) < 30, stored
         assert len(caught) == 1
         found = 0
         for who in range(2):

@@ -385,7 +385,7 @@ def test_a_subscriber_may_clear_the_stack_that_evicts():
     unsubscribe = subscribe(lambda event: stack.clear() if event.kind == "evict" else None)
     thread = threading.Thread(target=lambda: stack.update({b"a": b"12345678", b"b": b"12345678"}), daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(120)
     unsubscribe()
     assert not thread.is_alive()
     assert len(stack) == 0

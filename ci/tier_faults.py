@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tier in trouble costs: ``python -m ci.tier_faults [--tier redis|http|s3] [--trouble PART] [--json FILE]``.
+
+For each tier and each trouble of :mod:`ci.servers.troubles` a program store of a memory level and the tier is asked for
+programs that aren't there: once, a thousand times more, by eight threads at once, and to keep one. A tier may cost at
+most its deadline once, then nothing, and never an error or a wrong byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from ci.servers import Unavailable, found
+from ci.servers.faulty import FaultyServer
+from ci.servers.troubles import troubles
+from cuda_progcache.store.base import entry_digest
+from cuda_progcache.store.in_memory import InMemoryProgramCache
+from cuda_progcache.store.records import Version, encode_record
+from cuda_progcache.store.stack import ProgramCacheStack
+from cuda_progcache.store.tiers.envelope import pack
+from cuda_progcache.store.tiers.on_demand import EngineOnDemand
+from cuda_progcache.store.tiers.remote import RemoteProgramCache
+from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+
+T = TypeVar("T")
+
+TIERS = {"redis": "redis", "http": "http", "s3": "http"}
+RESOLVER = "a dead resolver"
+PROGRAM = bytes(range(256)) * 80
+#: Seconds that connecting, a look-up and a write may take.
+TIMES = (0.5, 2.0, 10.0)
+
+
+class Outcome(NamedTuple):
+    """What became of look-ups in a tier that is in trouble.
+
+    Attributes
+    ----------
+    tier, trouble : str
+    first : float
+        Seconds of the first look-up.
+    more : float
+        Seconds of a thousand more.
+    threads : float
+        Seconds that eight threads with a new store took for a look-up each.
+    kept : float
+        Seconds that a program's publishing took its caller.
+    wrong : int
+        Look-ups that gave bytes, of a program that isn't there.
+    raised : tuple of str
+        Errors that reached the caller.
+    requests : int
+        That the server saw of the first store, or connections where there were more.
+    said : tuple of str
+        The warnings.
+    state : str
+        Of the tier's breaker, at last.
+    """
+
+    tier: str
+    trouble: str
+    first: float
+    more: float
+    threads: float
+    kept: float
+    wrong: int
+    raised: tuple[str, ...]
+    requests: int
+    said: tuple[str, ...]
+    state: str
+
+
+def try_trouble(
+    tier: str,
+    trouble: str,
+    folder: Path,
+    times: tuple[float, float, float] = TIMES,
+    look_ups: int = 1000,
+    threads: int = 8,
+) -> Outcome:
+    """Have a tier in trouble, and see what comes of it.
+
+    Parameters
+    ----------
+    tier : str
+        One of :data:`TIERS`.
+    trouble : str
+        One of its troubles.
+    folder : Path
+        For a certificate.
+    times : tuple of float
+        Seconds for connecting, looking up and writing.
+    look_ups : int
+        How many follow the first one.
+    threads : int
+        How many ask a new store together.
+    """
+    other = pack(entry_digest(b"another program"), PROGRAM, Version.of(PROGRAM, encode_record({}), time.time()))
+    with _server(tier, trouble, other, folder) as server, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = parse_tier(_url(tier, server, times))
+        raised: list[str] = []
+        found_: list[object] = []
+
+        def ask(store: ProgramCacheStack, number: int) -> None:
+            try:
+                data = store.get(b"program %d" % number)
+            except Exception as exc:  # noqa: BLE001 - what reached the caller is the question
+                raised.append(f"{type(exc).__name__}: {exc}")
+            else:
+                if data is not None:
+                    found_.append(data)
+
+        store, remote = _opened(settings)
+        first = _seconds(lambda: ask(store, 0))
+        more = _seconds(lambda: _each(range(1, look_ups + 1), lambda number: ask(store, number)))
+        requests = 0 if server is None else max(server.requests, server.connections)
+        new, _ = _opened(settings)
+        asking = [threading.Thread(target=ask, args=(new, number)) for number in range(threads)]
+        together = _seconds(lambda: _run(asking))
+
+        def keep() -> None:
+            try:
+                store.publish(b"a new program", PROGRAM, {})
+            except Exception as exc:  # noqa: BLE001 - as above
+                raised.append(f"{type(exc).__name__}: {exc}")
+
+        kept = _seconds(keep)
+        state = remote.breaker.state
+    said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+    return Outcome(tier, trouble, first, more, together, kept, len(found_), tuple(raised), requests, said, state)
+
+
+def _opened(settings: TierSettings) -> tuple[ProgramCacheStack, RemoteProgramCache]:
+    remote = RemoteProgramCache(EngineOnDemand(settings), settings)
+    return ProgramCacheStack([InMemoryProgramCache(), remote]), remote
+
+
+def _each(items: Iterable[T], action: Callable[[T], object]) -> None:
+    for item in items:
+        action(item)
+
+
+def _run(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _server(tier: str, trouble: str, body: bytes, folder: Path) -> Iterator[FaultyServer | None]:
+    if trouble == RESOLVER:
+        yield None
+        return
+    with FaultyServer(TIERS[tier], trouble, body, folder) as server:
+        yield server
+
+
+def _url(tier: str, server: FaultyServer | None, times: tuple[float, float, float]) -> str:
+    where = "cache.dead.example" if server is None else f"127.0.0.1:{server.port}"
+    secure = "s" if server is not None and server.tls else ""
+    options = "connect_timeout={}&timeout={}&write_timeout={}&max_bytes=4MB".format(*times)
+    if tier == "s3":
+        return f"s3://someone:something@bucket/prefix?endpoint=http{secure}://{where}&{options}"
+    return f"redis{secure}://{where}/0?{options}" if tier == "redis" else f"http{secure}://{where}/prefix?{options}"
+
+
+def with_dead_resolver(folder: Path) -> dict[str, str]:
+    """The environment of a process whose resolver is dead for names under ``dead.example``.
+
+    Raises
+    ------
+    Unavailable
+        There is no C compiler to build it with.
+    """
+    compiler = found("cc", "gcc", package="gcc")
+    library = folder / "dead_resolver.so"
+    source = Path(__file__).parent / "servers" / "dead_resolver.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return {**os.environ, "LD_PRELOAD": str(library)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; 1 where a tier cost more than it may."""
+    options = _parser().parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="progcache-faults-") as scratch:
+        folder = Path(scratch)
+        if "dead_resolver.so" not in os.environ.get("LD_PRELOAD", ""):
+            try:
+                environment = with_dead_resolver(folder)
+            except Unavailable as exc:
+                print(f"without {RESOLVER}: {exc}", file=sys.stderr)
+            else:
+                again = [sys.executable, "-m", "ci.tier_faults", *(sys.argv[1:] if arguments is None else arguments)]
+                return subprocess.run(again, env=environment, check=False).returncode
+        outcomes = []
+        for tier in options.tier or TIERS:
+            kinds = troubles(TIERS[tier]) + ((RESOLVER,) if "LD_PRELOAD" in os.environ else ())
+            for trouble in kinds:
+                if options.trouble is None or options.trouble in trouble:
+                    outcomes.append(try_trouble(tier, trouble, folder))
+                    _print(outcomes[-1])
+    if options.json:
+        told = [outcome._asdict() for outcome in outcomes]
+        Path(options.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    worse = [outcome for outcome in outcomes if not is_kept(outcome)]
+    print(f"{len(outcomes) - len(worse)} of {len(outcomes)} within the promise")
+    for outcome in worse:
+        print(f"not: {outcome}")
+    return 1 if worse else 0
+
+
+def is_kept(outcome: Outcome, times: tuple[float, float, float] = TIMES) -> bool:
+    """Whether a tier cost what it may: one deadline in all, no error and no wrong byte.
+
+    A tier whose breaker is closed has answered, if nothing of use, and each of its answers takes its time.
+    """
+    _, most, _ = times
+    asked = outcome.first if outcome.state == "closed" else outcome.first + outcome.more
+    cheap = asked <= most + 0.6 and outcome.threads <= most + 0.5 and outcome.kept <= 0.1
+    return cheap and not outcome.wrong and not outcome.raised
+
+
+def _print(outcome: Outcome) -> None:
+    took = "".join(f"{1000 * seconds:9.1f}" for seconds in outcome[2:6])
+    got = "a miss" if not outcome.wrong + len(outcome.raised) else f"{outcome.wrong} wrong, {outcome.raised[:1]}"
+    said = outcome.said[0].partition(" ")[2][:110] if outcome.said else "nothing"
+    print(
+        f"{outcome.tier:6}{outcome.trouble:36}{took} ms {outcome.requests:5} {outcome.state:7} {got}; {said}",
+        flush=True,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ci.tier_faults", description="What a tier in trouble costs.")
+    parser.add_argument("--tier", action="append", choices=TIERS, help="repeatable; default: all")
+    parser.add_argument("--trouble", metavar="PART", help="only troubles whose name has this")
+    parser.add_argument("--json", metavar="FILE", help="write the outcomes there, too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stores beyond this machine: Redis, HTTP servers, object stores and OCI registries, as levels of a stack.
+
+:func:`open_tier` makes one of its settings. Neither that nor a local hit imports a client or opens a connection.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cuda_progcache.store.base import ProgramCacheResource
+    from cuda_progcache.store.tiers.settings import TierSettings
+    from cuda_progcache.store.tiers.signing import Signer, Verifier
+
+
+def open_tier(settings: TierSettings) -> ProgramCacheResource:
+    """A store on a tier.
+
+    Parameters
+    ----------
+    settings : TierSettings
+
+    Returns
+    -------
+    ProgramCacheResource
+        One that only reads, for mode ``ro``.
+
+    Raises
+    ------
+    StoreError
+        There is no such directory (``file:``).
+    """
+    from cuda_progcache.store.readonly import ReadOnlyProgramCache
+
+    if settings.scheme == "file":
+        return ReadOnlyProgramCache(settings.path, shared=True)
+    from cuda_progcache.store.tiers.on_demand import EngineOnDemand
+    from cuda_progcache.store.tiers.remote import RemoteProgramCache
+
+    verifier: Verifier | None = None
+    signer: Signer | None = None
+    if settings.trust == "signed" or settings.sign_key is not None:
+        from cuda_progcache.store.tiers import signing
+
+        verifier = signing.Verifier(settings.keys) if settings.trust == "signed" else None
+        signer = signing.Signer(settings.sign_key) if settings.sign_key is not None else None
+    remote = RemoteProgramCache(EngineOnDemand(settings), settings, verifier=verifier, signer=signer)
+    return ReadOnlyProgramCache(remote) if settings.mode == "ro" else remote

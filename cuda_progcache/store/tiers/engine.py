@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tier stands on: a service that keeps named objects, reached through its own client library."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+
+class Listed(NamedTuple):
+    """An object as a listing tells of it.
+
+    Attributes
+    ----------
+    name : str
+        Its name below the tier's prefix.
+    size : int
+        Bytes.
+    modified : float
+        When it was last written, in seconds since the epoch; 0.0 where the service doesn't say.
+    """
+
+    name: str
+    size: int
+    modified: float
+
+
+class Engine(abc.ABC):
+    """Gets, puts and lists the objects of one service; knows nothing of programs, and trusts nothing it is sent.
+
+    An engine makes one attempt, without retries, and never falls back on its client's defaults for time. Trouble is an
+    ``OSError``: :class:`TimeoutError` where time ran out, :class:`~cuda_progcache.errors.StoreError` for all else, with
+    a message that names the service without its secrets. An object that isn't there is no trouble.
+
+    Threads share an engine. A client or connection that can't be used in a forked child is opened anew there, or, where
+    even that can't be, the engine says so by :attr:`survives_fork`.
+
+    Attributes
+    ----------
+    name : str
+        The tier's URL without user, password and query.
+    keeps_time : bool
+        Whether each call ends by its ``until`` whatever the server does. Calls of the others are made on a thread that
+        the caller leaves behind.
+    survives_fork : bool
+        Whether it can be used in a child of a process that has used it.
+    """
+
+    name: str
+    keeps_time: bool = False
+    survives_fork: bool = True
+
+    @abc.abstractmethod
+    def get(self, name: str, *, limit: int, until: float) -> bytes | None:
+        """The object of that name; ``None`` if there is none.
+
+        Parameters
+        ----------
+        name : str
+            Below the tier's prefix: ``programs/ab/cdef...``.
+        limit : int
+            Bytes that it may have; a larger one is trouble, found before its body is read.
+        until : float
+            The end of the caller's patience, as :func:`time.monotonic` counts.
+        """
+
+    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes]:
+        """Those of the objects that are there; an engine with a call for many overrides this."""
+        found = {name: self.get(name, limit=limit, until=until) for name in names}
+        return {name: data for name, data in found.items() if data is not None}
+
+    @abc.abstractmethod
+    def put(self, name: str, data: bytes, *, until: float) -> None:
+        """Write an object, whole or not at all as far as the service can; the last write wins."""
+
+    def put_many(self, objects: Mapping[str, bytes], *, until: float) -> None:
+        """Write several objects; an engine with a call for many overrides this."""
+        for name, data in objects.items():
+            self.put(name, data, until=until)
+
+    @abc.abstractmethod
+    def delete(self, names: Iterable[str], *, until: float) -> None:
+        """Remove objects; one that isn't there is none to be removed."""
+
+    @abc.abstractmethod
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """The objects whose names begin so; reads none of them. StoreError where the service can't list."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close what is open; the engine can be used afterwards."""
+
+    def cut(self) -> None:  # noqa: B027
+        """Shut the connections of calls that have overrun down, from another thread, so that they end."""

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine that is made when it is first used, since that imports its client library."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.engine import Engine, Listed
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.tiers.settings import TierSettings
+
+#: The module and the class of a scheme's engine, and the extra that has its client.
+_ENGINES = {
+    "redis": ("redis", "RedisEngine", "redis"),
+    "rediss": ("redis", "RedisEngine", "redis"),
+    "http": ("http", "HttpEngine", "http"),
+    "https": ("http", "HttpEngine", "http"),
+    "s3": ("objects", "ObjectEngine", "s3"),
+    "gs": ("objects", "ObjectEngine", "s3"),
+    "az": ("objects", "ObjectEngine", "s3"),
+    "oci": ("oci", "OciEngine", "http"),
+}
+
+
+class EngineOnDemand(Engine):
+    """The engine of a tier's scheme.
+
+    Parameters
+    ----------
+    settings : TierSettings
+    """
+
+    def __init__(self, settings: TierSettings) -> None:
+        self.name = settings.url
+        self._settings = settings
+        self._made: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself.
+
+        Raises
+        ------
+        StoreError
+            Its client library isn't installed.
+        """
+        if self._made is None:
+            home, name, extra = _ENGINES[self._settings.scheme]
+            try:
+                module = importlib.import_module(f"cuda_progcache.store.tiers.{home}")
+            except ImportError as exc:
+                raise StoreError(
+                    f"{self.name} needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'"
+                ) from exc
+            made: Engine = getattr(module, name)(self._settings)
+            self._made = made
+        return self._made
+
+    @property
+    def keeps_time(self) -> bool:  # type: ignore[override]
+        """As the engine."""
+        return self.engine.keeps_time
+
+    @property
+    def survives_fork(self) -> bool:  # type: ignore[override]
+        """As the engine; before it is made, there is nothing that could not."""
+        return self._made is None or self._made.survives_fork
+
+    def get(self, name: str, *, limit: int, until: float) -> bytes | None:
+        """As the engine."""
+        return self.engine.get(name, limit=limit, until=until)
+
+    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes]:
+        """As the engine."""
+        return self.engine.get_many(names, limit=limit, until=until)
+
+    def put(self, name: str, data: bytes, *, until: float) -> None:
+        """As the engine."""
+        self.engine.put(name, data, until=until)
+
+    def put_many(self, objects: Mapping[str, bytes], *, until: float) -> None:
+        """As the engine."""
+        self.engine.put_many(objects, until=until)
+
+    def delete(self, names: Iterable[str], *, until: float) -> None:
+        """As the engine."""
+        self.engine.delete(names, until=until)
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """As the engine."""
+        return self.engine.list(prefix)
+
+    def close(self) -> None:
+        """As the engine, if it was made."""
+        if self._made is not None:
+            self._made.close()
+
+    def cut(self) -> None:
+        """As the engine, if it was made."""
+        if self._made is not None:
+            self._made.cut()

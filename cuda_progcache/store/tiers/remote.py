@@ -1,0 +1,675 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program store on a service beyond this machine."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+
+from cuda_progcache._util import modes
+from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.errors import ProgCacheWarning, StoreError
+from cuda_progcache.store.base import (
+    Entry,
+    EntryInfo,
+    ProgramCacheResource,
+    entry_digest,
+    frozen_miss,
+    is_digest,
+    key_bytes,
+    program_bytes,
+)
+from cuda_progcache.store.breaker import CircuitBreaker
+from cuda_progcache.store.derived import merged_manifest
+from cuda_progcache.store.records import Version, encode_record
+from cuda_progcache.store.stats import Counters, StoreStats
+from cuda_progcache.store.tiers.deadline import aside, within
+from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
+from cuda_progcache.store.tiers.write_back import AT_EXIT, WriteBack
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.base import Key, T, Value
+    from cuda_progcache.store.tiers.engine import Engine
+    from cuda_progcache.store.tiers.leases import FleetLeases
+
+R = TypeVar("R")
+#: Says why an entry isn't to be trusted; ``None``: it is. Takes digest, bytes and record.
+Verifier = Callable[[str, bytes, Mapping[str, Any]], str | None]
+#: The record to store in the place of the one given. Takes digest, bytes and record.
+Signer = Callable[[str, bytes, Mapping[str, Any]], Mapping[str, Any]]
+
+PROGRAMS, MANIFESTS = "v1/programs/", "v1/manifests/"
+#: Objects of one call for many.
+_BATCH = 100
+#: Seconds for which a miss is remembered, and how many are.
+_MISSED_FOR, _MOST_MISSED = 2.0, 4096
+#: Bytes that a signature takes in a record, at most.
+_SIGNATURE = 2048
+#: What is asked for to see whether a service works again: nothing has this name.
+_NOTHING = PROGRAMS + "00/" + 62 * "0"
+
+
+class TierStats(NamedTuple):
+    """What a tier has cost and given in this process.
+
+    Attributes
+    ----------
+    name : str
+        Its URL without secrets.
+    state : {"closed", "open", "half-open"}
+        Of its circuit breaker: in use; out of use for a while; about to be tried again.
+    hits, misses : int
+        Look-ups of programs; those that it was spared are misses.
+    corrupt, untrusted : int
+        Objects that weren't what was asked for, and those that nobody who is trusted has signed.
+    errors, timeouts : int
+        Calls that failed, and those of them that ran out of time.
+    skipped : int
+        Calls that it was spared while it was out of use.
+    stored, dropped, waiting : int
+        Objects written, given up, and on their way.
+    bytes_in, bytes_out : int
+        Of objects.
+    calls : int
+        Calls that it answered.
+    seconds : float
+        That these took in all.
+    error : str
+        The latest, without secrets; empty where there was none.
+    """
+
+    name: str
+    state: str
+    hits: int
+    misses: int
+    corrupt: int
+    untrusted: int
+    errors: int
+    timeouts: int
+    skipped: int
+    stored: int
+    dropped: int
+    waiting: int
+    bytes_in: int
+    bytes_out: int
+    calls: int
+    seconds: float
+    error: str
+
+
+class _OutOfUseError(StoreError):
+    """The service is left alone for now."""
+
+
+class RemoteProgramCache(ProgramCacheResource):
+    """Programs, and the header manifests that they are found by, on a service beyond this machine.
+
+    It costs a caller at most its deadline once, then nothing, and never an error: trouble is a miss, counted and warned
+    about once per kind. What comes back is checked as a file would be, and against the signers that are trusted. Writes
+    are queued, and sent by a thread; a look-up here finds what is on its way.
+
+    Parameters
+    ----------
+    engine : Engine
+        The service.
+    settings : TierSettings, optional
+        Whence the times and sizes are taken that aren't given.
+    verifier, signer : callable, optional
+        See :data:`Verifier` and :data:`Signer`.
+    timeout, write_timeout : float, optional
+        Seconds that a look-up, and a write off the caller's path, may take in all.
+    max_bytes : int, optional
+        Of an object.
+    """
+
+    is_remote = True
+    breaker: CircuitBreaker
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Any = None,
+        *,
+        verifier: Verifier | None = None,
+        signer: Signer | None = None,
+        timeout: float | None = None,
+        write_timeout: float | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.engine = engine
+        self._verifier, self._signer = verifier, signer
+        self._timeout = _given(timeout, settings, "timeout", 2.0)
+        self._write_timeout = _given(write_timeout, settings, "write_timeout", 10.0)
+        self._max_bytes = _given(max_bytes, settings, "max_bytes", 64 << 20)
+        patience = min(_given(None, settings, "connect_timeout", 0.5), self._timeout)
+        self.breaker = CircuitBreaker(patience=patience)
+        self._counters = Counters()
+        self._lock = ForkSafeLock()
+        self._missed: OrderedDict[str, float] = OrderedDict()  # until when, by name
+        self._pid: int | None = None  # of the first process that used the engine
+        self._untold: list[tuple[str, str]] = []  # kind of trouble, and what happened
+        self._told: set[str] = set()
+        self._writes = WriteBack(self._send, self._dropped)
+        self._settings = settings
+        self._fleet: FleetLeases | None = None
+        self.reset()
+        _all.add(self)
+
+    def reset(self) -> None:
+        """Count from zero, as a forked child does."""
+        self._counts = dict.fromkeys(
+            ("untrusted", "errors", "timeouts", "skipped", "sent", "bytes_in", "bytes_out", "calls"), 0
+        )
+        self._seconds = 0.0
+        self._error = ""
+
+    @property
+    def name(self) -> str:
+        """Its URL without secrets."""
+        return self.engine.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self.name}>"
+
+    @property
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
+        """The leases of those who publish there: on the Redis that the settings name for them, or that it is itself."""
+        if self._fleet is None and self._settings is not None and self._settings.mode == "rw":
+            kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
+            if kept is not None:
+                from cuda_progcache.store.tiers.leases import FleetLeases
+
+                well = self._well_again if kept is self._settings else lambda: None
+                self._fleet = FleetLeases(kept, landed=self._writes.then, news=self.forget_misses, well=well)
+        return self._fleet
+
+    def _well_again(self) -> None:
+        """Have it in use again: what keeps its leases is the service itself, and answers."""
+        if self.breaker.state != "closed":
+            self.breaker.succeeded()
+
+    # Calls of the service
+
+    def _call(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
+        """What a call of the engine returns; OSError: it is in trouble, or left alone."""
+        if not self._is_usable():
+            raise _OutOfUseError(f"{self.name} can't be used in a child of a process that has used it")
+        if self.breaker.state != "closed" or not self.breaker.allows():
+            if self.breaker.state == "half-open":
+                aside(self._try_again)
+            self._count("skipped")
+            raise _OutOfUseError(f"{self.name} is out of use for a while")
+        return self._attempt(seconds, operation, *args, **named)
+
+    def _attempt(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
+        started = 0.0
+        try:
+            keeps_time = self.engine.keeps_time  # which may import its client: the clock runs from here
+            started = time.monotonic()
+            until = started + seconds
+            if keeps_time:
+                value = operation(*args, **named, until=until)
+            else:
+                value = within(until, functools.partial(operation, *args, **named, until=until), self.engine.cut)
+        except TimeoutError as exc:
+            self.breaker.failed(timed_out=True)
+            self._trouble("timeouts", exc)
+            raise
+        except OSError as exc:
+            self.breaker.failed()
+            self._trouble("errors", exc)
+            raise
+        except Exception as exc:  # a client's own, which an engine should have translated
+            self.breaker.failed()
+            self._trouble("errors", exc)
+            raise StoreError(f"{self.name}: {type(exc).__name__}: {exc}") from exc
+        except BaseException:
+            self.breaker.failed()  # interrupted
+            raise
+        self.breaker.succeeded()
+        with self._lock:
+            self._counts["calls"] += 1
+            self._seconds += time.monotonic() - started
+        return value
+
+    def _try_again(self) -> None:
+        """See whether the service works again; off every caller's path."""
+        if self.breaker.allows():
+            try:
+                self._attempt(self._timeout, self.engine.get, _NOTHING, limit=self._max_bytes)
+            except OSError:
+                return
+
+    def _is_usable(self) -> bool:
+        if self.engine.survives_fork:
+            return True
+        pid = os.getpid()
+        if self._pid is None:
+            self._pid = pid
+        if self._pid == pid:
+            return True
+        self._count("skipped")
+        self._note("fork", "can't be used in a child of a process that has used it: nothing is found or kept there")
+        return False
+
+    def _trouble(self, kind: str, exc: BaseException) -> None:
+        said = f"{type(exc).__name__}: {exc}"
+        with self._lock:
+            self._counts["errors"] += 1
+            if kind != "errors":
+                self._counts[kind] += 1
+            self._error = said
+        if self._fleet is not None and self._settings.lease is None and self.breaker.state == "open":
+            self._fleet.suspect()
+        self._note(kind, f"is in trouble ({said}); programs are compiled without it")
+
+    def _count(self, name: str, by: int = 1) -> None:
+        with self._lock:
+            self._counts[name] += by
+
+    def _note(self, kind: str, said: str) -> None:
+        """Have the next caller warned, once per kind of trouble; the thread that found it may be nobody's."""
+        with self._lock:
+            if kind not in self._told:
+                self._told.add(kind)
+                self._untold.append((kind, said))
+
+    def _tell(self) -> None:
+        while self._untold:
+            try:
+                _, said = self._untold.pop()
+            except IndexError:
+                return
+            warnings.warn(f"the tier {self.name} {said}", ProgCacheWarning, stacklevel=4)
+
+    # Look-ups
+
+    if TYPE_CHECKING:
+
+        @overload
+        def get(self, key: Key) -> bytes | None: ...
+        @overload
+        def get(self, key: Key, default: T) -> bytes | T: ...
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The entry's bytes, or ``default`` on a miss."""
+        found = self._look(key_bytes(key))
+        if found is None:
+            if modes.current() == "frozen":
+                raise frozen_miss(repr(self), key)
+            return default
+        return found[0]
+
+    def __getitem__(self, key: Key) -> bytes:
+        found = self._look(key_bytes(key))
+        if found is None:
+            raise frozen_miss(repr(self), key) if modes.current() == "frozen" else KeyError(key)
+        return found[0]
+
+    def load(self, key: Key) -> Entry | None:
+        """The entry with its record; ``None`` on a miss."""
+        return self._load(key_bytes(key), count_miss=True)
+
+    def load_again(self, key: Key) -> Entry | None:
+        """:meth:`load` for a caller whose miss has just been counted; see :meth:`ProgramCacheResource.load_again`."""
+        return self._load(key_bytes(key), count_miss=False)
+
+    def _load(self, name: bytes, *, count_miss: bool) -> Entry | None:
+        found = self._look(name, count_miss=count_miss)
+        return None if found is None else Entry(found[0], found[1].record)
+
+    def _look(self, key: bytes, *, count_miss: bool = True) -> tuple[bytes, Version] | None:
+        digest = entry_digest(key)
+        found = self._find(digest, _object(PROGRAMS, digest))
+        if found is not None:
+            self._counters.count("hits")
+        elif count_miss:
+            self._counters.count("misses")
+        self._tell()
+        return found
+
+    def _find(self, digest: str, name: str) -> tuple[bytes, Version] | None:
+        """A verified entry or manifest; whatever is wrong is a miss."""
+        packed = self._writes.find(name)
+        if packed is not None:
+            return unpack(digest, packed)
+        if self._missed and self._has_missed(name):
+            return None
+        try:
+            packed = self._call(self._timeout, self.engine.get, name, limit=self._max_bytes)
+        except _OutOfUseError:
+            return None
+        except OSError:
+            self._counters.count("read_errors")
+            return None
+        if packed is None:
+            self._remember_miss(name)
+            return None
+        self._count("bytes_in", len(packed))
+        return self._verified(digest, name, packed)
+
+    def _find_many(self, digests: Mapping[str, str]) -> Iterator[tuple[str, bytes, Version]]:
+        """Those of the entries or manifests, by name, that are there."""
+        names = [name for name in digests if not self._has_missed(name)]
+        for at in range(0, len(names), _BATCH):
+            batch = names[at : at + _BATCH]
+            try:
+                patience = self._timeout if len(names) == 1 else self._write_timeout
+                found = self._call(patience, self.engine.get_many, batch, limit=self._max_bytes)
+            except _OutOfUseError:
+                return
+            except OSError:
+                self._counters.count("read_errors")
+                return
+            for name in batch:
+                packed = self._writes.find(name) or found.get(name)
+                if packed is None:
+                    self._remember_miss(name)
+                    continue
+                self._count("bytes_in", len(packed))
+                verified = self._verified(digests[name], name, packed)
+                if verified is not None:
+                    yield digests[name], *verified
+
+    def _verified(self, digest: str, name: str, packed: bytes) -> tuple[bytes, Version] | None:
+        try:
+            data, version = unpack(digest, packed)
+        except DamagedObjectError as exc:
+            self._counters.count("corrupt")
+            self._note("corrupt", f"sent something else for {name} ({exc}); it is taken for a miss")
+            self._remember_miss(name)
+            return None
+        if self._verifier is not None and (why := self._verifier(digest, data, version.record())) is not None:
+            self._count("untrusted")
+            self._note("untrusted", f"has {name}, which isn't trusted ({why}); it is taken for a miss")
+            self._remember_miss(name)
+            return None
+        return data, version
+
+    def _has_missed(self, name: str) -> bool:
+        until = self._missed.get(name)
+        return until is not None and time.monotonic() < until
+
+    def _remember_miss(self, name: str) -> None:
+        with self._lock:
+            self._missed[name] = time.monotonic() + _MISSED_FOR
+            self._missed.move_to_end(name)
+            if len(self._missed) > _MOST_MISSED:
+                self._missed.popitem(last=False)
+
+    def forget_misses(self) -> None:
+        """Ask for everything anew."""
+        with self._lock:
+            self._missed.clear()
+
+    # Header manifests
+
+    def find_manifest(self, name: str) -> bytes | None:
+        """A header manifest; ``None`` where there is none."""
+        found = self._find(name, _object(MANIFESTS, name))
+        self._tell()
+        return None if found is None else found[0]
+
+    def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
+        """Header manifests; see :meth:`ProgramCacheResource.find_manifests`."""
+        found = {name: data for name, data, _ in self._find_many({_object(MANIFESTS, name): name for name in names})}
+        self._tell()
+        return found
+
+    def keep_manifest(self, name: str, content: bytes) -> None:
+        """Add a header manifest's sets to those that the service has, before long."""
+        where = _object(MANIFESTS, name)
+        waiting = self._writes.find(where)
+        if waiting is not None:
+            content = merged_manifest(content, unpack(name, waiting)[0]) or content
+        self._queue(name, where, content, {})
+
+    def load_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Entry]]:
+        """Those of the entries that are there, by key, asked for together."""
+        asked = {entry_digest(key): key for key in keys}
+        found = 0
+        for digest, data, version in self._find_many({_object(PROGRAMS, digest): digest for digest in asked}):
+            found += 1
+            yield asked[digest], Entry(data, version.record)
+        self._counters.count("hits", found)
+        self._counters.count("misses", len(asked) - found)
+        self._tell()
+
+    # Writes
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        data = program_bytes(value)
+        del value  # a frame that can raise holds no ObjectCode
+        self._assign(key, data)
+
+    def _assign(self, key: Key, value: Value) -> bool:
+        return self.publish(key, value, {})
+
+    def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
+        """Queue an entry with its record; ``False`` where it is too large, or queueing it has no room or use."""
+        digest, payload = entry_digest(key_bytes(key)), program_bytes(data)
+        del data  # as above
+        done = self._queue(digest, _object(PROGRAMS, digest), payload, record)
+        self._tell()
+        return done
+
+    def _queue(self, digest: str, name: str, data: bytes, record: Mapping[str, Any]) -> bool:
+        packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
+        if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._max_bytes:
+            self._counters.count("refused")
+            return False
+        if not self._is_usable():
+            self._dropped(1)
+            return False
+        with self._lock:
+            self._missed.pop(name, None)
+        return self._writes.put(name, packed)
+
+    def _send(self, objects: Mapping[str, bytes]) -> None:
+        """Write objects, on the thread that does so."""
+        objects = self._signed(self._with_theirs(objects))
+        try:
+            self._call(self._write_timeout, self.engine.put_many, objects)
+        except _OutOfUseError:
+            raise
+        except OSError as exc:
+            self._note("writes", f"takes no writes ({type(exc).__name__}: {exc}); what is compiled isn't kept there")
+            raise
+        self._counters.count("stored", len(objects))
+        self._count("bytes_out", sum(map(len, objects.values())))
+
+    def _with_theirs(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """The objects, manifests with the sets that others have added.
+
+        Two that add to one at the same moment lose a set, and with it a compile.
+        """
+        manifests = [name for name in objects if name.startswith(MANIFESTS)]
+        if not manifests:
+            return objects
+        there = self._call(self._write_timeout, self.engine.get_many, manifests, limit=self._max_bytes)
+        merged = dict(objects)
+        for name, packed in there.items():
+            digest = _digest(name)
+            theirs = self._verified(digest, name, packed)
+            if theirs is not None:
+                ours, version = unpack(digest, objects[name])
+                content = merged_manifest(ours, theirs[0]) or ours
+                merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
+        return merged
+
+    def _signed(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """The objects with signatures in their records, where this tier's publishers sign."""
+        if self._signer is None:
+            return objects
+        made = {}
+        for name, packed in objects.items():
+            digest = _digest(name)
+            data, version = unpack(digest, packed)
+            try:
+                record = self._signer(digest, data, version.record())
+            except OSError as exc:
+                self._note("signing", f"gets nothing from here ({exc})")
+                raise
+            made[name] = pack(digest, data, Version.of(data, encode_record(record), version.created))
+        return made
+
+    def _dropped(self, count: int) -> None:
+        self._counters.count("dropped", count)
+
+    def __delitem__(self, key: Key) -> None:
+        try:
+            self.remove(entry_digest(key_bytes(key)))
+        except KeyError:
+            raise KeyError(key) from None
+
+    def remove(self, digest: str) -> None:
+        """Remove the entry of that digest; :class:`KeyError` if there is none."""
+        if not is_digest(digest):
+            raise KeyError(digest)
+        name = _object(PROGRAMS, digest)
+        self._writes.flush(self._write_timeout)
+        self._writes.forget([name])
+        try:
+            if self._call(self._timeout, self.engine.get, name, limit=self._max_bytes) is None:
+                raise KeyError(digest)
+            self._call(self._timeout, self.engine.delete, [name])
+        except OSError:
+            self._counters.count("failed")
+        self._tell()
+
+    def clear(self) -> None:
+        """Remove every program and manifest: those of all who use the tier."""
+        self._writes.forget()
+        self._writes.flush(self._write_timeout)
+        try:
+            for prefix in (PROGRAMS, MANIFESTS):
+                names = [listed.name for listed in self._list(prefix)]
+                for at in range(0, len(names), _BATCH):
+                    self._call(self._write_timeout, self.engine.delete, names[at : at + _BATCH])
+        except OSError:
+            self._counters.count("failed")
+        self._tell()
+
+    # What there is
+
+    def _list(self, prefix: str) -> Iterator[Any]:
+        if self.breaker.state == "open":
+            raise _OutOfUseError(f"{self.name} is out of use for a while")
+        return self.engine.list(prefix)
+
+    def _listed(self, prefix: str = "") -> list[tuple[str, int]]:
+        """Digest and size of every program with such a digest; none where the service can't list."""
+        self._writes.flush(self._write_timeout)
+        shard = f"{PROGRAMS}{prefix[:2]}/" if len(prefix) >= 2 else PROGRAMS
+        try:
+            found = [(_digest(listed.name), listed.size) for listed in self._list(shard)]
+        except OSError as exc:
+            self._trouble("list", exc)
+            self._tell()
+            return []
+        return [(digest, size) for digest, size in found if is_digest(digest) and digest.startswith(prefix)]
+
+    def __len__(self) -> int:
+        return len(self._listed())
+
+    def _digests(self, prefix: str) -> Iterable[str]:
+        return [digest for digest, _ in self._listed(prefix)]
+
+    def _sizes(self) -> Iterable[tuple[str, int, int]]:
+        return [(digest, size, 0) for digest, size in self._listed()]
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """Every entry; all of them are read for that."""
+        for digest, data, version in self._find_many({_object(PROGRAMS, d): d for d, _ in self._listed()}):
+            yield _info(digest, data, version)
+
+    def info(self, digest: str) -> EntryInfo:
+        """One entry, which is read for that; :class:`KeyError` if there is none of that digest."""
+        found = self._find(digest, _object(PROGRAMS, digest)) if is_digest(digest) else None
+        self._tell()
+        if found is None:
+            raise KeyError(digest)
+        return _info(digest, *found)
+
+    def stats(self) -> StoreStats:
+        """What was counted, and what the service lists; ``bytes`` are those of its objects, with their records."""
+        sizes = self._listed()
+        return self._counters.stats(entries=len(sizes), size=sum(size for _, size in sizes), record_size=0)
+
+    def tier(self) -> TierStats:
+        """What it has cost and given; asks the service nothing."""
+        with self._lock:
+            counts, seconds, error = dict(self._counts), self._seconds, self._error
+        counted = self._counters.totals()
+        del counts["sent"]
+        return TierStats(
+            name=self.name,
+            state=self.breaker.state,
+            hits=counted.hits,
+            misses=counted.misses,
+            corrupt=counted.corrupt,
+            stored=counted.stored,
+            dropped=counted.dropped,
+            waiting=self._writes.waiting,
+            seconds=seconds,
+            error=error,
+            **counts,
+        )
+
+    def flush(self, seconds: float = AT_EXIT) -> bool:
+        """Wait until what is queued is sent or dropped; False where that takes longer."""
+        done = self._writes.flush(seconds)
+        self._tell()
+        return done
+
+    def close(self) -> None:
+        """Send what is queued, for 2 seconds at most, and close the connections; the store can be used afterwards."""
+        self.flush()
+        if self._fleet is not None:
+            self._fleet.close()
+        if self._pid in {None, os.getpid()}:
+            self.engine.close()
+
+
+def _given(value: Any, settings: Any, name: str, default: Any) -> Any:
+    return value if value is not None else getattr(settings, name, default)
+
+
+def _object(tree: str, digest: str) -> str:
+    return f"{tree}{digest[:2]}/{digest[2:]}"
+
+
+def _digest(name: str) -> str:
+    """The digest in an object's name, if it is one."""
+    return "".join(name.rsplit("/", 2)[-2:])
+
+
+def _info(digest: str, data: bytes, version: Version) -> EntryInfo:
+    return EntryInfo(
+        digest=digest,
+        size=len(data),
+        created=version.created,
+        last_used=version.created,
+        checksum=version.checksum,
+        path=None,
+        record=version.record(),
+    )
+
+
+_all: weakref.WeakSet[RemoteProgramCache] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    """In a forked child, which counts for itself."""
+    for store in list(_all):
+        store.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

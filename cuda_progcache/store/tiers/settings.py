@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tier's settings: where it lies, how it is used and trusted, and how long it may take.
+
+``redis://cache.example:6379/0?mode=ro&timeout=1`` or, in a file, a table of the same options. Who may enter is held in
+:class:`Secret` objects, which nothing shows: a URL is cleaned of user, password and query when it is read, and no
+message repeats a text that couldn't be read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from cuda_progcache._util.fields import dataclass, field
+from cuda_progcache._util.suggest import did_you_mean
+from cuda_progcache.errors import ConfigError, StoreError
+from cuda_progcache.store.default_cap import parse_size
+
+_SERVERS = {"redis": "redis", "rediss": "redis", "http": "http", "https": "http", "s3": "object store"}
+_SERVERS |= {"gs": "object store", "az": "object store", "oci": "registry", "file": "directory"}
+SCHEMES = tuple(_SERVERS)
+#: Schemes that nothing is ever written to.
+_ONLY_READ = ("oci", "file")
+_EVERYWHERE = ("mode", "trust", "keys", "max_bytes")
+_TIMES = ("connect_timeout", "timeout", "write_timeout")
+_ENTRANCE = ("user", "password", "password_file", "token", "token_file")
+#: What can be set, by the kind of service.
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "redis": (*_EVERYWHERE, *_TIMES, *_ENTRANCE[:3], "ca_file", "sign_key", "lease_url"),
+    "http": (*_EVERYWHERE, *_TIMES, *_ENTRANCE, "ca_file", "sign_key", "lease_url"),
+    "object store": (*_EVERYWHERE, *_TIMES, *_ENTRANCE, "endpoint", "region", "sign_key", "lease_url"),
+    "registry": (*_EVERYWHERE, *_TIMES, *_ENTRANCE, "ca_file", "tls"),
+    "directory": _EVERYWHERE,
+}
+_SECRET = frozenset(_ENTRANCE)
+_PATHS = frozenset({"password_file", "token_file", "ca_file", "sign_key"})
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,40}")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_PINNED = re.compile(r"@sha256:[0-9a-f]{64}\Z")
+_DATABASE = re.compile(r"/?[0-9]{0,4}")
+_HEX_KEY = re.compile(r"[0-9a-fA-F]{64}")
+
+
+class Secret:
+    """A text that only the client that needs it gets to see.
+
+    Neither ``repr`` nor ``str`` shows it, and a pickle has no more than where it comes from.
+
+    Parameters
+    ----------
+    kind : {"given", "environment", "file", "withheld"}
+        What ``text`` is: the secret itself; the name of the variable, or the path of the file, that has it; or nothing,
+        of one that was given in another process.
+    text : str
+    """
+
+    __slots__ = ("_kind", "_text")
+
+    def __init__(self, kind: str, text: str = "") -> None:
+        self._kind = kind
+        self._text = text
+
+    @classmethod
+    def parse(cls, text: str) -> Secret:
+        """Of ``${NAME}``, what the variable has when it is asked for; of any other text, that."""
+        variable = _VARIABLE.fullmatch(text)
+        return cls("environment", variable[1]) if variable else cls("given", text)
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from."""
+        return {"environment": f"variable {self._text}", "file": f"file {self._text}"}.get(self._kind, self._kind)
+
+    def reveal(self) -> str:
+        """The text itself.
+
+        Raises
+        ------
+        StoreError
+            Its variable isn't set, its file can't be read, or it was given in another process.
+        """
+        if self._kind == "given":
+            return self._text
+        if self._kind == "environment":
+            if (value := os.environ.get(self._text)) is not None:
+                return value
+            raise StoreError(f"the variable {self._text}, which a tier's settings name, isn't set")
+        if self._kind == "file":
+            try:
+                with open(self._text, encoding="utf-8") as file:
+                    return file.read().rstrip("\r\n")
+            except OSError as exc:
+                raise StoreError(exc.errno, f"can't read a tier's secret ({exc.strerror})", self._text) from exc
+            except UnicodeDecodeError:
+                pass  # whose message has the bytes
+            raise StoreError(None, "can't read a tier's secret (it is no UTF-8 text)", self._text)
+        raise StoreError(
+            "a tier's secret isn't carried to another process; give it as ${NAME} or as password_file, which are read "
+            "where they are used"
+        )
+
+    def for_child(self) -> tuple[str, str]:
+        """What makes it again in a child, for a pipe that nobody else reads."""
+        try:
+            return "given", self.reveal()
+        except StoreError:
+            return self._kind, self._text  # the child fails over it as this process would
+
+    def __repr__(self) -> str:
+        return f"<secret: {self.origin}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return (self._kind, self._text) == (other._kind, other._text)
+
+    def __hash__(self) -> int:
+        return hash((self._kind, self._text))
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce__(self) -> tuple[type[Secret], tuple[str, str]]:
+        return Secret, ("withheld", "") if self._kind == "given" else (self._kind, self._text)
+
+
+class Credentials(NamedTuple):
+    """Who asks.
+
+    Attributes
+    ----------
+    user : Secret or None
+        A name; of S3 the access key's id, of Azure the account.
+    password : Secret or None
+        Of S3 the secret access key, of Azure the account's key, of Google the service account's JSON text.
+    token : Secret or None
+        A bearer token; of S3 the session token.
+    """
+
+    user: Secret | None = None
+    password: Secret | None = None
+    token: Secret | None = None
+
+
+@dataclass(frozen=True)
+class TierSettings:
+    """One tier, as :func:`parse_tier` reads it.
+
+    Attributes
+    ----------
+    url : str
+        Scheme, host, port and path: without user, password and query.
+    mode : {"rw", "ro"}
+        Whether programs are published there.
+    trust : {"anyone", "signed"}
+        Whose programs are used: those of anyone who can write there, or those that one of ``keys`` has signed.
+    keys : tuple of str
+        Public keys: paths of PEM files, or 64 hex digits (Ed25519).
+    connect_timeout, timeout, write_timeout : float
+        Seconds: for a connection, for a look-up in all, for a put in all.
+    max_bytes : int
+        Of one object; a larger one isn't read, and isn't written.
+    lease : TierSettings or None
+        The Redis in which a fleet's leases lie, where that is another one.
+    sign_key : str or None
+        The path of the private key (PEM) with which what is published is signed.
+    ca_file : str or None
+        The path of the certificates (PEM) by which the server is known; None: the system's.
+    endpoint, region : str or None
+        Of an object store.
+    tls : bool
+        Of a registry: whether it speaks HTTPS.
+    credentials : Credentials
+        Not shown.
+    """
+
+    url: str
+    mode: str = "rw"
+    trust: str = "anyone"
+    keys: tuple[str, ...] = ()
+    connect_timeout: float = 0.5
+    timeout: float = 2.0
+    write_timeout: float = 10.0
+    max_bytes: int = 64 * 2**20
+    lease: TierSettings | None = None
+    sign_key: str | None = None
+    ca_file: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    tls: bool = True
+    credentials: Credentials = field(default=Credentials(), repr=False)
+
+    def __post_init__(self) -> None:
+        if "?" in self.url or "@" in _PINNED.sub("", self.url):
+            raise ConfigError(
+                "TierSettings takes a URL without user, password and query; parse_tier reads one with them"
+            )
+
+    @property
+    def scheme(self) -> str:
+        """``redis``, ``https`` and so on."""
+        return self.url.partition(":")[0]
+
+    @property
+    def host(self) -> str:
+        """The host; of an object store, the bucket. Empty for a directory."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int | None:
+        """The port, where one is given."""
+        return urlsplit(self.url).port
+
+    @property
+    def path(self) -> str:
+        """What follows the host, without the slashes at its ends: a prefix; of a directory, its absolute path."""
+        path = urlsplit(self.url).path
+        return unquote(path) if self.scheme == "file" else path.strip("/")
+
+    @property
+    def lease_url(self) -> str | None:
+        """Where a fleet's leases lie, where that is another Redis."""
+        return None if self.lease is None else self.lease.url
+
+    def shown(self) -> dict[str, Any]:
+        """Every option for people and JSON; of secrets, where they come from."""
+        told = {name: getattr(self, name) for name in ("url", *_EVERYWHERE, *_TIMES)}
+        told["keys"] = list(self.keys)
+        for name in ("lease_url", "sign_key", "ca_file", "endpoint", "region"):
+            if (value := getattr(self, name)) is not None:
+                told[name] = value
+        if not self.tls:
+            told["tls"] = False
+        for name, secret in self.credentials._asdict().items():
+            if secret is not None:
+                told[name] = secret.origin
+        return told
+
+    def for_child(self) -> dict[str, Any]:
+        """What makes it again in a child process (:meth:`of_parent`), with its secrets: for a pipe alone."""
+        told = {name: getattr(self, name) for name in _PLAIN}
+        told["lease"] = None if self.lease is None else self.lease.for_child()
+        told["credentials"] = [None if secret is None else secret.for_child() for secret in self.credentials]
+        return told
+
+    @classmethod
+    def of_parent(cls, told: Mapping[str, Any]) -> TierSettings:
+        """From what :meth:`for_child` gave, or its JSON."""
+        made = dict(told)
+        made["keys"] = tuple(made["keys"])
+        made["lease"] = None if made["lease"] is None else cls.of_parent(made["lease"])
+        made["credentials"] = Credentials(*[None if one is None else Secret(*one) for one in made["credentials"]])
+        return cls(**made)
+
+
+_PLAIN = ("url", *_EVERYWHERE, *_TIMES, "sign_key", "ca_file", "endpoint", "region", "tls")
+
+
+def parse_tier(given: str | Mapping[str, Any], *, where: str = "", folder: str | None = None) -> TierSettings:
+    """Read a tier's URL, or a table with its ``url`` and options.
+
+    Parameters
+    ----------
+    given : str or mapping
+        ``https://host/prefix?mode=ro``; a password, also ``${NAME}`` of a variable that has it, stands before the host
+        or among the options.
+    where : str
+        What it was read from, for messages.
+    folder : str, optional
+        What relative paths are relative to; None: the current directory.
+
+    Returns
+    -------
+    TierSettings
+
+    Raises
+    ------
+    ConfigError
+        It is no URL, its scheme is unknown, or an option is unknown or has a value that it can't have. The message has
+        nothing of what may be a secret.
+    """
+    reader = _Reader(where or "a tier", os.path.abspath(folder or os.curdir))
+    if isinstance(given, str):
+        return reader.read(given, {})
+    table: Any = given
+    url = table.get("url") if isinstance(table, Mapping) else None
+    if not isinstance(url, str):
+        raise reader.refuse("is neither a URL nor a table with a url")
+    return reader.read(url, {name: value for name, value in table.items() if name != "url"})
+
+
+class _Reader:
+    """Reads one tier; refuses without repeating what may be a secret."""
+
+    def __init__(self, where: str, folder: str) -> None:
+        self.where = where
+        self.folder = folder
+
+    def refuse(self, why: str) -> ConfigError:
+        return ConfigError(f"{self.where} {why}")
+
+    def read(self, text: str, table: Mapping[str, Any]) -> TierSettings:
+        scheme, colon, rest = text.partition(":")
+        if not colon or not _NAME.fullmatch(scheme) or any(ord(letter) <= 32 or ord(letter) == 127 for letter in text):
+            raise self.refuse(f"isn't a URL, such as redis://host:6379 ({', '.join(SCHEMES)})")
+        if (scheme := scheme.lower()) not in _SERVERS:
+            raise self.refuse(f"has a scheme that isn't known{did_you_mean(scheme, SCHEMES)}")
+        options = self.options(scheme, rest, table)
+        url, entrance = self.address(scheme, rest.partition("?")[0])
+        if twice := entrance.keys() & options.keys():
+            raise self.refuse(f"has its {min(twice)} twice: before the host and as an option")
+        return self.made(url, scheme, options | entrance)
+
+    def options(self, scheme: str, rest: str, table: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of the URL and of the table, by name."""
+        address, _, query = rest.partition("?")
+        if "#" in rest:
+            raise self.refuse("has a '#', which has to be written %23 where it is meant")
+        if "@" in query or (scheme != "oci" and "@" in address.removeprefix("//").partition("/")[2]):
+            raise self.refuse("has an '@' behind its host: '/', '?' and '@' in a password are written %2F, %3F and %40")
+        pairs = [pair.partition("=") for pair in query.split("&") if pair]
+        if any(not equals or not _NAME.fullmatch(name) for name, equals, _ in pairs):
+            raise self.refuse("has an option that isn't name=value")
+        found: dict[str, Any] = {}
+        for name, value in [*((name, unquote(value)) for name, _, value in pairs), *table.items()]:
+            self.known(scheme, str(name).replace("-", "_"))
+            if (name := str(name).replace("-", "_")) in found:
+                raise self.refuse(f"has the option {name} twice")
+            found[name] = value
+        return found
+
+    def known(self, scheme: str, name: str) -> None:
+        allowed = _OPTIONS[_SERVERS[scheme]]
+        if name in allowed:
+            return
+        if not _NAME.fullmatch(name):
+            raise self.refuse("has an option with an impossible name")
+        if any(name in others for others in _OPTIONS.values()):
+            raise self.refuse(f"has the option {name}, which {scheme} has no use for{did_you_mean(name, allowed)}")
+        raise self.refuse(f"has the unknown option {name!r}{did_you_mean(name, allowed)}")
+
+    def address(self, scheme: str, rest: str) -> tuple[str, dict[str, Any]]:
+        """The clean URL, and user and password as options."""
+        if scheme == "file":
+            return self.directory(rest), {}
+        port: int | None = None
+        try:
+            parts = urlsplit(f"{scheme}:{rest}")
+            port, host = parts.port, parts.hostname or ""
+        except ValueError:
+            host = ""  # its message has the text
+        if not rest.startswith("//") or not _HOST.fullmatch(host) or port == 0:
+            raise self.refuse(f"has no host that could be one; it is {scheme}://host{_SHAPES[_SERVERS[scheme]]}")
+        path = parts.path.rstrip("/")
+        if scheme == "oci" and "@" in _PINNED.sub("", path):
+            raise self.refuse("has an '@' in its path that is no @sha256:... of an image")
+        if _SERVERS[scheme] == "redis" and not _DATABASE.fullmatch(path):
+            raise self.refuse("has a path that isn't the number of a database: redis://host:6379/0")
+        if _SERVERS[scheme] == "registry" and len(path) < 2:
+            raise self.refuse("names no image: oci://registry/name:tag")
+        if any(piece in {".", ".."} for piece in unquote(path).split("/")):
+            raise self.refuse("has '.' or '..' in its path")
+        entrance = {"user": parts.username, "password": parts.password}
+        named = {name: unquote(value) for name, value in entrance.items() if value}
+        host = f"[{host}]" if ":" in host else host
+        return f"{scheme}://{host}{'' if port is None else f':{port}'}{path}", named
+
+    def directory(self, rest: str) -> str:
+        host, path = "", rest
+        if rest.startswith("//"):
+            host, slash, path = rest.removeprefix("//").partition("/")
+            path = slash + path
+        if host not in {"", "localhost"} or not path:
+            raise self.refuse("names no directory of this machine: file:///path/of/a/layer")
+        from urllib.parse import quote
+
+        return f"file://{quote(os.path.normpath(os.path.join(self.folder, unquote(path))))}"
+
+    def made(self, url: str, scheme: str, options: dict[str, Any]) -> TierSettings:
+        """Check each value, and that they go together."""
+        read_only = scheme in _ONLY_READ
+        values: dict[str, Any] = {"mode": "ro" if read_only else "rw"}
+        secrets: dict[str, Secret] = {}
+        for name, value in options.items():
+            if name in _SECRET:
+                self.secret(name, value, secrets)
+            elif name == "lease_url":
+                values["lease"] = self.lease(value)
+            else:
+                values[name] = self.value(name, value)
+        if read_only and values["mode"] != "ro":
+            raise self.refuse(f"can only be read: mode=rw isn't for {scheme}")
+        if values.get("trust") == "signed" and not values.get("keys"):
+            raise self.refuse("has trust=signed and no keys by which a signature could be known")
+        if values["mode"] == "ro" and "sign_key" in values:
+            raise self.refuse("has a sign_key, and mode=ro: nothing is published that could be signed")
+        return TierSettings(url, **values, credentials=Credentials(**secrets))
+
+    def secret(self, name: str, value: Any, secrets: dict[str, Secret]) -> None:
+        what = name.removesuffix("_file")
+        if not isinstance(value, str) or not value:
+            raise self.refuse(f"has a {name} that is no text")
+        if what in secrets:
+            raise self.refuse(f"has its {what} twice: as {what} and as {what}_file")
+        secrets[what] = Secret.parse(value) if name == what else Secret("file", self.local(value))
+
+    def lease(self, value: Any) -> TierSettings:
+        reader = _Reader(f"{self.where}: its lease_url", self.folder)
+        if not isinstance(value, str):
+            raise reader.refuse("is no text")
+        lease = reader.read(value, {})
+        if _SERVERS[lease.scheme] != "redis":
+            raise reader.refuse("isn't a Redis: leases need one")
+        return lease
+
+    def local(self, path: str) -> str:
+        return os.path.normpath(os.path.join(self.folder, os.path.expanduser(path)))
+
+    def value(self, name: str, value: Any) -> Any:
+        if name in {"mode", "trust"}:
+            allowed = {"mode": ("rw", "ro"), "trust": ("anyone", "signed")}[name]
+            if value not in allowed:
+                raise self.refuse(f"has {name}={value!r}, which is one of {', '.join(allowed)}")
+            return value
+        if name in _TIMES:
+            return self.seconds(name, value)
+        if name == "max_bytes":
+            return self.size(value)
+        if name == "tls":
+            return self.switch(value)
+        if name == "keys":
+            return self.public_keys(value)
+        if not isinstance(value, str) or not value:
+            raise self.refuse(f"has a {name} that is no text")
+        if name == "endpoint" and not re.fullmatch(r"https?://[^\s@?#]+", value):
+            raise self.refuse("has an endpoint that isn't http(s)://host:port")
+        return self.local(value) if name in _PATHS else value
+
+    def seconds(self, name: str, value: Any) -> float:
+        try:
+            seconds = float(value) if not isinstance(value, bool) else 0.0
+        except (TypeError, ValueError):
+            seconds = 0.0
+        if not 0 < seconds <= 3600:
+            raise self.refuse(f"has {name}={value!r}, which is a number of seconds above 0")
+        return seconds
+
+    def size(self, value: Any) -> int:
+        try:
+            size = parse_size(value) if isinstance(value, str) else 0 if isinstance(value, bool) else int(value)
+        except (TypeError, ValueError):
+            size = 0
+        if not 0 < size < 2**32:
+            raise self.refuse(f"has max_bytes={value!r}, which is a size such as 64MB, below 4 GB")
+        return size
+
+    def switch(self, value: Any) -> bool:
+        told = {True: True, False: False, "yes": True, "true": True, "no": False, "false": False}
+        try:
+            return told[value]
+        except (KeyError, TypeError):
+            raise self.refuse(f"has tls={value!r}, which is yes or no") from None
+
+    def public_keys(self, value: Any) -> tuple[str, ...]:
+        listed: Sequence[Any] = value.split(",") if isinstance(value, str) else value
+        if not isinstance(listed, list | tuple) or not all(isinstance(key, str) and key for key in listed):
+            raise self.refuse("has keys that are no list of paths or of 64 hex digits each")
+        return tuple(key.lower() if _HEX_KEY.fullmatch(key) else self.local(key) for key in listed)
+
+
+#: What follows a host.
+_SHAPES = {"redis": ":6379/0", "http": "/prefix", "object store": "/prefix", "registry": "/name:tag", "directory": ""}

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine that has never compiled, before a tier that another has filled: nothing is compiled, headers and all."""
+
+from __future__ import annotations
+
+#: Compiles three programs through a stack of a directory and a tier; prints what happened to each.
+MACHINE = """
+import sys
+from cuda_progcache import FileStreamProgramCache, Program, ProgramCacheStack, ProgramOptions
+from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.settings import parse_tier
+
+url, disk, *headers = sys.argv[1:]
+tier = open_tier(parse_tier(url))
+stack = ProgramCacheStack((FileStreamProgramCache(disk), tier))
+PLAIN = 'extern "C" __global__ void plain(int *a) { *a = 1; }'
+HEADED = '#include "value.h"\\nextern "C" __global__ void headed(int *a) { *a = VALUE; }'
+TYPED = '#include <value.h>\\ntemplate <class T> __global__ void typed(T *a) { *a = VALUE; }'
+for code, names in ((PLAIN, ()), (HEADED, ()), (TYPED, ("typed<int>",))):
+    options = ProgramOptions(arch="sm_80", include_path=list(headers))
+    program = Program(code, "c++", options).compiled("cubin", names, cache=stack)
+    print("hit" if program.hit else f"compiled {program.reason}", len(program.symbol_mapping), program.digest)
+stack.close()
+"""
+
+
+def project(folder, value=1):
+    folder.mkdir()
+    (folder / "value.h").write_text(f"#define VALUE {value}\n")
+    return folder
+
+
+def test_nothing_is_compiled_that_was_compiled_elsewhere(tier_url, python, tmp_path):
+    first = python(MACHINE, tier_url, tmp_path / "first", project(tmp_path / "here"))
+    assert [line.split()[0] for line in first.splitlines()] == ["compiled"] * 3
+    second = python(MACHINE, tier_url, tmp_path / "second", project(tmp_path / "there"))
+    assert second == first.replace("compiled None", "hit")
+    # What came is here now, and so is what leads to it.
+    third = python(MACHINE, "redis://127.0.0.1:1", tmp_path / "second", tmp_path / "there")
+    assert third == second
+
+
+def test_another_header_is_another_program(redis_url, python, tmp_path):
+    python(MACHINE, redis_url, tmp_path / "first", project(tmp_path / "here"))
+    second = python(MACHINE, redis_url, tmp_path / "second", project(tmp_path / "there", value=2))
+    assert [line.split()[0] for line in second.splitlines()] == ["hit", "compiled", "compiled"]
+    # The manifests have both sets now.
+    for folder in ("here", "there"):
+        third = python(MACHINE, redis_url, tmp_path / f"third-{folder}", tmp_path / folder)
+        assert [line.split()[0] for line in third.splitlines()] == ["hit"] * 3
+
+
+def test_a_comment_is_no_other_program(redis_url, python, tmp_path):
+    python(MACHINE, redis_url, tmp_path / "first", project(tmp_path / "here"))
+    commented = MACHINE.replace("*a = 1;", "/* one */ *a = 1;").replace("*a = VALUE", "*a  =  VALUE")
+    second = python(commented, redis_url, tmp_path / "second", project(tmp_path / "there"))
+    assert [line.split()[0] for line in second.splitlines()] == ["hit"] * 3

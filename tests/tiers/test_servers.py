@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiers on the servers that teams run: nginx by the configuration of the guides, S3 as nanio and moto have it."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import unquote
+
+import pytest
+
+from ci import servers
+from ci.servers.faulty import FaultyServer
+from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.on_demand import EngineOnDemand
+from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.testing import RecordStoreContract
+
+NAME = "v1/programs/ab/cdef"
+LIMIT = 1 << 20
+
+
+def later():
+    return time.monotonic() + 60
+
+
+def engine_of(url):
+    """Its times are long: a busy machine is no trouble."""
+    return EngineOnDemand(
+        parse_tier(f"{url}{'&' if '?' in url else '?'}connect_timeout=30&timeout=60&write_timeout=60")
+    )
+
+
+class TestNginx(RecordStoreContract):
+    exact_sizes = False
+
+    @pytest.fixture
+    def make(self, nginx_url, open_url):
+        return lambda: open_url(nginx_url)
+
+
+class TestS3(RecordStoreContract):
+    exact_sizes = False
+
+    @pytest.fixture
+    def make(self, s3_url, open_url):
+        return lambda: open_url(s3_url)
+
+
+def use(engine):
+    """Everything that an engine does, on a server that works."""
+    names = [f"v1/programs/{number:02x}/{number}" for number in range(12)]
+    assert engine.get(NAME, limit=LIMIT, until=later()) is None
+    engine.put(NAME, b"first", until=later())
+    engine.put(NAME, b"second", until=later())
+    assert engine.get(NAME, limit=LIMIT, until=later()) == b"second"
+    engine.put_many({name: name.encode() for name in names}, until=later())
+    found = engine.get_many([*names, "v1/programs/no/ne"], limit=LIMIT, until=later())
+    assert found == {name: name.encode() for name in names}
+    large = bytes(range(256)) * (4 << 10)
+    engine.put("packs/large", large, until=later())
+    assert engine.get("packs/large", limit=len(large), until=later()) == large
+    with pytest.raises(StoreError, match="may have"):
+        engine.get("packs/large", limit=len(large) - 1, until=later())
+    return names
+
+
+def look_around(engine, names):
+    """What a listing says, and removals."""
+    now = time.time()
+    listed = {one.name: one for one in engine.list("v1/programs/")}
+    assert listed.keys() == {NAME, *names}
+    assert listed[NAME].size == len(b"second")
+    assert abs(listed[NAME].modified - now) < 3600
+    assert [one.name for one in engine.list("v1/programs/ab/c")] == [NAME]
+    assert [one.name for one in engine.list("v1/programs/ab/x")] == []
+    assert list(engine.list("v1/nothing/")) == []
+    engine.delete([*names, NAME, "v1/programs/no/ne"], until=later())
+    assert [one.name for one in engine.list("")] == ["packs/large"]
+    assert engine.get(NAME, limit=LIMIT, until=later()) is None
+    engine.delete([], until=later())
+
+
+@pytest.mark.parametrize("server", ["nginx_server", "s3_server", "moto_server"])
+def test_does_all_that_an_engine_does(server, request):
+    url = request.getfixturevalue(server)
+    engine = engine_of(url.replace("/cache", f"/{request.node.name}"))
+    look_around(engine, use(engine))
+    engine.close()
+    assert engine.get("packs/large", limit=1 << 21, until=later()) is not None
+
+
+def test_nginx_lets_everybody_read_and_no_stranger_write(nginx):
+    writer, reader = engine_of(nginx.writer), engine_of(nginx.reader)
+    writer.put(NAME, b"from main", until=later())
+    assert reader.get(NAME, limit=LIMIT, until=later()) == b"from main"
+    for url in (nginx.reader, nginx.writer.replace(servers.PASSWORD, "guessed")):
+        stranger = engine_of(url)
+        with pytest.raises(PermissionError, match="answered 401"):
+            stranger.put(NAME, b"from a pull request", until=later())
+        with pytest.raises(PermissionError, match="answered 401"):
+            stranger.delete([NAME], until=later())
+    assert reader.get(NAME, limit=LIMIT, until=later()) == b"from main"
+
+
+def test_a_password_is_in_no_message(nginx):
+    stranger = engine_of(nginx.writer.replace(servers.PASSWORD, "a-secret"))
+    with pytest.raises(StoreError) as told:
+        stranger.put(NAME, b"x", until=later())
+    assert "a-secret" not in f"{told.value}{told.value.__cause__}{stranger.name}"
+
+
+def test_a_bucket_that_is_not_there_is_no_miss(s3_server):
+    engine = engine_of(s3_server.replace(f"@{servers.BUCKET}/", "@no-such-bucket/"))
+    with pytest.raises(StoreError, match="no such bucket"):
+        engine.get(NAME, limit=LIMIT, until=later())
+    with pytest.raises(StoreError, match="is there such a bucket"):
+        engine.put(NAME, b"x", until=later())
+
+
+def test_a_wrong_secret_is_told_and_not_shown(s3_server):
+    engine = engine_of(s3_server.replace(servers.SECRET_KEY, "another-secret-key"))
+    with pytest.raises(PermissionError, match="answered 403") as told:
+        engine.get(NAME, limit=LIMIT, until=later())
+    assert "another-secret-key" not in repr(told.value)
+    assert told.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/prefix?endpoint=http://127.0.0.1:{port}",
+        "s3://someone:a-secret@bucket/prefix?endpoint=http://127.0.0.1:{port}",
+        "gs://bucket/prefix?endpoint=http://127.0.0.1:{port}&token=some-token",
+        "az://account:a2V5@bucket/prefix?endpoint=http://127.0.0.1:{port}",
+        "az://account@bucket/prefix?endpoint=http://127.0.0.1:{port}&token=sv%3D1%26sig%3Dsome-token",
+    ],
+)
+def test_every_object_store_is_asked_as_it_wants_to_be(url):
+    """Of a server that keeps what it is given; theirs can't be had here."""
+    pytest.importorskip("obstore")
+    with FaultyServer("http") as server:
+        engine = engine_of(url.format(port=server.port))
+        assert engine.get(NAME, limit=LIMIT, until=later()) is None
+        engine.put(NAME, b"a program", until=later())
+        assert engine.get(NAME, limit=LIMIT, until=later()) == b"a program"
+        assert len(server.objects) == 1
+        assert unquote(next(iter(server.objects))).endswith(f"bucket/prefix/{NAME}")
+
+
+def test_google_is_not_written_to_by_nobody():
+    """The machine's metadata service would be asked who it is."""
+    pytest.importorskip("obstore")
+    with FaultyServer("http") as server:
+        engine = engine_of(f"gs://bucket/prefix?endpoint=http://127.0.0.1:{server.port}")
+        assert engine.get(NAME, limit=LIMIT, until=later()) is None
+        with pytest.raises(PermissionError, match="without credentials"):
+            engine.put(NAME, b"a program", until=later())
+        assert server.requests == 1
+
+
+def test_a_server_that_cannot_list_says_what_can():
+    pytest.importorskip("urllib3")
+    with FaultyServer("http", "HTML in place of the object") as server:
+        engine = engine_of(f"http://127.0.0.1:{server.port}/prefix")
+        with pytest.raises(StoreError, match="autoindex_format json"):
+            list(engine.list("v1/"))
+
+
+def test_a_large_write_has_the_time_of_a_write_and_not_of_a_connection(nginx_url):
+    """urllib3 has the time for connecting bound what is sent, too."""
+    engine = EngineOnDemand(parse_tier(f"{nginx_url}?connect_timeout=30&timeout=60&write_timeout=60"))
+    body = bytes(32 << 20)
+    engine.put(NAME, body, until=later())
+    assert engine.get(NAME, limit=len(body), until=later()) == body

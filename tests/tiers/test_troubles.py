@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tier in trouble costs its deadline once, then nothing, and never an error or a wrong byte.
+
+``python -m ci.tier_faults`` prints what each trouble costs; here nothing is timed. A look-up that would wait for a
+server for ever ends with the server, and fails.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+
+from ci import tier_faults
+from ci.servers import Unavailable
+from ci.servers.troubles import STALLS, troubles
+
+pytest.importorskip("urllib3")
+LOOK_UPS = 20
+#: Where every look-up is answered, if with nothing of use.
+ANSWERED = {"404 with HTML", "a number", "a length below zero"}
+RUBBISH = {"HTML in place of the object", "nothing in place of the object", "another key's object"}
+#: Lengths are obstore's to see, and it hands over what was sent; so it does with the bytes of a gzip file.
+RUBBISH_TO = {
+    "http": {"longer than said"},
+    "redis": set(),
+    "s3": {"longer than said", "206 of nothing asked", "a gzip bomb"},
+}
+CLIENTS = {"redis": "redis", "http": "urllib3", "s3": "obstore"}
+CASES = [(tier, trouble) for tier, protocol in tier_faults.TIERS.items() for trouble in troubles(protocol)]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A folder for a certificate, which takes a while to make."""
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.mark.parametrize(("tier", "trouble"), CASES, ids=lambda value: value.replace(" ", "-"))
+def test_costs_its_deadline_once_and_never_an_error(tier, trouble, certificates):
+    pytest.importorskip(CLIENTS[tier])
+    stalls = trouble in STALLS
+    # What is answered gets all the time that a busy machine may take.
+    times = (0.2, 0.3, 0.3) if stalls else (30.0, 30.0, 30.0)
+    outcome = tier_faults.try_trouble(tier, trouble, certificates, times, LOOK_UPS, 3)
+    assert outcome.raised == ()
+    assert outcome.wrong == 0
+    if trouble in ANSWERED:
+        assert (outcome.state, outcome.said) == ("closed", ())
+        assert outcome.requests == LOOK_UPS + 1
+        return
+    assert outcome.said, "trouble that nobody is told of"
+    if trouble in RUBBISH | RUBBISH_TO[tier]:
+        return
+    assert outcome.state == "open"
+    # obstore follows a redirect ten times.
+    hops = 11 if tier == "s3" and trouble.startswith("a redirect") else 1
+    assert outcome.requests <= (1 if stalls else 3 * hops)
+
+
+def test_a_dead_resolver_holds_nobody(python, tmp_path):
+    try:
+        environment = tier_faults.with_dead_resolver(tmp_path)
+    except Unavailable as exc:
+        pytest.skip(str(exc))
+    script = """
+        import importlib.util, json, sys
+        from ci import tier_faults
+        from pathlib import Path
+
+        told = {}
+        for tier, client in json.loads(sys.argv[1]).items():
+            if importlib.util.find_spec(client) is not None:
+                outcome = tier_faults.try_trouble(tier, tier_faults.RESOLVER, Path("."), (0.2, 0.3, 0.3), 20, 3)
+                told[tier] = outcome._asdict()
+        print(json.dumps(told))
+    """
+    told = json.loads(python(textwrap.dedent(script), json.dumps(CLIENTS), **environment))
+    assert told
+    for outcome in told.values():
+        assert (outcome["raised"], outcome["wrong"], outcome["state"]) == ([], 0, "open")
