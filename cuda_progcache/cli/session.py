@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cuda_progcache._util.modes import MODES, VARIABLE
+from cuda_progcache.cli.completion import parameters
 from cuda_progcache.errors import UnsafeRootError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Session:
         """Open the cache, made where it isn't there yet."""
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-        return FileStreamProgramCache(self.cache_dir)
+        return FileStreamProgramCache(self.cache_dir, tiers="configured")
 
     def existing_cache(self, *, looking: bool = False) -> FileStreamProgramCache | None:
         """Open the cache as it is; None, and a note on stderr, where there is none: this makes nothing.
@@ -112,7 +113,9 @@ class Session:
         from cuda_progcache._util import modes
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-        return FileStreamProgramCache(self.cache_dir, mode="ro" if modes.current() == "rw" else None)
+        return FileStreamProgramCache(
+            self.cache_dir, mode="ro" if modes.current() == "rw" else None, tiers="configured"
+        )
 
 
 def _owner(path: Path) -> str:
@@ -214,8 +217,15 @@ manifest_option = click.option(
 include_option = click.option(
     "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
 )
+
 parameter_option = click.option(
-    "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="A kernel parameter; repeatable."
+    "-p",
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=parameters,
+    help="A kernel parameter; repeatable.",
 )
 
 

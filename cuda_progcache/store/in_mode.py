@@ -71,10 +71,11 @@ class _ReadOnly(FileStreamProgramCache):
         shared: bool = False,
         strict: bool = False,
         mode: str | None = None,  # noqa: ARG002 - the class has it
+        tiers: Any = None,
     ) -> None:
         super().__init__(self._root.path, durability=durability, shared=shared, strict=strict)  # no cap: no bumped use
         self._told_cap = max_size_bytes
-        self._alone = path is not None
+        self._stand_before(layers=path is None, tiers=tiers)
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -95,6 +96,9 @@ class _ReadOnly(FileStreamProgramCache):
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Keep nothing."""
         return self._assign(key, data)
+
+    def keep_manifest(self, name: str, content: bytes) -> None:
+        """Keep nothing."""
 
     # What its owner asks for is refused
 
@@ -132,9 +136,13 @@ class _ReadOnly(FileStreamProgramCache):
             self._refuse("repair the cache")
         return super().verify()
 
-    def prune(self, *, max_size_bytes: int | None = None, older_than: float | None = None) -> NoReturn:  # noqa: ARG002
-        """Raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
-        self._refuse("prune the cache")
+    def prune(
+        self, *, max_size_bytes: int | None = None, older_than: float | None = None, dry_run: bool = False
+    ) -> Any:
+        """As ever with ``dry_run``; else raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
+        if not dry_run:
+            self._refuse("prune the cache")
+        return super().prune(max_size_bytes=max_size_bytes, older_than=older_than, dry_run=True)
 
     def adopt(self, path: Any, key: Key, record: Mapping[str, Any] | None = None) -> NoReturn:  # noqa: ARG002
         """Raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
@@ -203,6 +211,10 @@ class _Off(_ReadOnly):
     def roots(self) -> tuple[Path, ...]:
         """None."""
         return ()
+
+    @property
+    def _stack(self) -> None:
+        """None: there is nothing behind it, either."""
 
     def stats(self) -> StoreStats:
         """All zero."""
@@ -330,7 +342,7 @@ def _looked_at(cache: FileStreamProgramCache) -> ReadOnlyProgramCache:
     kept: ReadOnlyProgramCache | None = cache.__dict__.get("_looked_at")
     if kept is None:
         store = _ReadOnly(cache.directory, shared=cache._said_shared)
-        store._alone = cache._alone
+        store._stand_as(cache)
         kept = ReadOnlyProgramCache(store)
         cache.__dict__["_looked_at"] = kept
     return kept

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cuda_progcache.store.base import Key, T, Value
+    from cuda_progcache.store.tiers.leases import FleetLeases
     from cuda_progcache.store.tiers.write_back import WriteBack
 
 #: Whether puts, removals and copies of what was found in a slower level go to a level.
@@ -127,6 +128,11 @@ class ProgramCacheStack(ProgramCacheResource):
         """The directory of the first level on disk that takes writes; there the compile path keeps what is derived."""
         paths = (getattr(level.store, "path", None) for level in self._levels if level.writable)
         return next((path for path in paths if path is not None), None)
+
+    @property
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
+        """The leases of the first level that takes writes and keeps some."""
+        return next((level.store.fleet for level in self._levels if level.writable and level.store.fleet), None)
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -227,7 +233,8 @@ class ProgramCacheStack(ProgramCacheResource):
             self._has_copied = True
             before = self._copy(name, entry, [level for level in targets if level not in disks], before)
             if disks:
-                self._copies.put(entry_digest(name), _Copy(name, entry, disks, before), len(entry.data))
+                owners = [getattr(level.store, "owner", level.store) for level in disks]
+                self._copies.put(entry_digest(name), _Copy(name, entry, disks, before, owners), len(entry.data))
         else:
             self._copy(name, entry, targets, before)
 
@@ -258,7 +265,7 @@ class ProgramCacheStack(ProgramCacheResource):
 
         def write(batch: Mapping[str, _Copy]) -> None:
             for copy in batch.values():
-                self._copy(*copy, wait=True)
+                self._copy(*copy[:4], wait=True)
 
         return WriteBack(write, lambda _: None)  # what is lost can be had again
 
@@ -505,12 +512,16 @@ class ProgramCacheStack(ProgramCacheResource):
 
 
 class _Copy(NamedTuple):
-    """A program on its way to some levels, if no later write than ``before`` came between."""
+    """A program on its way to some levels, if no later write than ``before`` came between.
+
+    ``owners`` are held until it is there: a level may know its directory's store only as long as somebody uses it.
+    """
 
     name: bytes
     entry: Entry
     targets: Sequence[Level]
     before: int
+    owners: Sequence[object]
 
 
 def _publish(store: ProgramCacheResource, name: bytes, data: bytes, record: Mapping[str, Any]) -> bool:

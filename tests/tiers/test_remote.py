@@ -241,7 +241,9 @@ def test_trouble_with_writes_opens_the_breaker(shelf, tier, monkeypatch):
         assert tier.flush(60)
     assert tier.tier().state == "open"
     assert tier.stats().dropped == 1
-    assert tier.publish(b"l", CUBIN, {}) is False
+    tier.publish(b"l", CUBIN, {})
+    assert tier.flush(60)
+    assert tier.stats().dropped == 2
     assert len(shelf.calls) == 3
 
 

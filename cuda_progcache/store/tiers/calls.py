@@ -34,6 +34,8 @@ class Calls:
     engine : Engine
     probe : callable
         Makes a call by :meth:`attempt` to see whether the service works again; called off every caller's path.
+    in_trouble : callable
+        Called after each call that failed.
     patience : float
         Seconds after which a call that is under way keeps others from joining it in its wait.
 
@@ -48,9 +50,12 @@ class Calls:
         The latest trouble.
     """
 
-    def __init__(self, engine: Engine, probe: Callable[[], object], *, patience: float) -> None:
+    def __init__(
+        self, engine: Engine, probe: Callable[[], object], in_trouble: Callable[[], object], *, patience: float
+    ) -> None:
         self._engine = engine
         self._probe = probe
+        self._in_trouble = in_trouble
         self.breaker = CircuitBreaker(patience=patience)
         self._lock = ForkSafeLock()
         self._is_prepared = False
@@ -130,6 +135,7 @@ class Calls:
             self.errors += 1
             self.timeouts += late
             self.error = said
+        self._in_trouble()
         self.note("late" if late else "trouble", f"is in trouble ({said}); programs are compiled without it")
 
     def _try_again(self) -> None:
@@ -150,7 +156,7 @@ class Calls:
 
     def is_ready(self) -> bool:
         """Whether calls can be made later, by another thread."""
-        if self.breaker.state != "closed" or not self.is_usable():
+        if not self.is_usable():
             return False
         try:
             self._prepare()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, T, Value
     from cuda_progcache.store.breaker import CircuitBreaker
     from cuda_progcache.store.tiers.engine import Engine, Listed
+    from cuda_progcache.store.tiers.leases import FleetLeases
 
 R = TypeVar("R")
 #: Says why an entry isn't to be trusted; ``None``: it is. Takes digest, bytes and record.
@@ -45,6 +46,8 @@ PROGRAMS, MANIFESTS = "v1/programs/", "v1/manifests/"
 _LISTING = 60.0
 #: Objects of one call for many.
 _BATCH = 100
+#: Bytes that a signature takes in a record, at most.
+_SIGNATURE = 2048
 #: What is asked for to see whether a service works again: nothing has this name.
 _NOTHING = PROGRAMS + "00/" + 62 * "0"
 #: Seconds for which a miss is remembered, and how many are.
@@ -140,12 +143,14 @@ class RemoteProgramCache(ProgramCacheResource):
         self._write_timeout = _given(write_timeout, settings, "write_timeout", 10.0)
         self._max_bytes = _given(max_bytes, settings, "max_bytes", 64 << 20)
         patience = min(_given(None, settings, "connect_timeout", 0.5), self._timeout)
-        self._calls = Calls(engine, self._probe, patience=patience)
+        self._calls = Calls(engine, self._probe, self._in_trouble, patience=patience)
         self.breaker = self._calls.breaker
         self._counters = Counters()
         self._lock = ForkSafeLock()
         self._missed: OrderedDict[str, float] = OrderedDict()  # until when, by name
         self._writes = WriteBack(self._send, self._dropped)
+        self._settings = settings
+        self._fleet: FleetLeases | None = None
         self.reset()
         _all.add(self)
 
@@ -160,6 +165,28 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.name}>"
+
+    @property
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
+        """The leases of those who publish there: on the Redis that the settings name for them, or that it is itself."""
+        if self._fleet is None and self._settings is not None and self._settings.mode == "rw":
+            kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
+            if kept is not None:
+                from cuda_progcache.store.tiers.leases import FleetLeases
+
+                well = self._well_again if kept is self._settings else lambda: None
+                self._fleet = FleetLeases(kept, landed=self._writes.then, news=self.forget_misses, well=well)
+        return self._fleet
+
+    def _well_again(self) -> None:
+        """Have it in use again: what keeps its leases is the service itself, and answers."""
+        if self.breaker.state != "closed":
+            self.breaker.succeeded()
+
+    def _in_trouble(self) -> None:
+        """Tell the leases that are kept there, once it is out of use."""
+        if self._fleet is not None and self._settings.lease is None and self.breaker.state == "open":
+            self._fleet.suspect()
 
     def _count(self, name: str, by: int = 1) -> None:
         with self._lock:
@@ -241,7 +268,8 @@ class RemoteProgramCache(ProgramCacheResource):
         for at in range(0, len(names), _BATCH):
             batch = names[at : at + _BATCH]
             try:
-                found = self._calls.make(self._write_timeout, self.engine.get_many, batch, limit=self._max_bytes)
+                patience = self._timeout if len(names) == 1 else self._write_timeout
+                found = self._calls.make(patience, self.engine.get_many, batch, limit=self._max_bytes)
             except OutOfUseError:
                 return
             except OSError:
@@ -340,10 +368,8 @@ class RemoteProgramCache(ProgramCacheResource):
         return done
 
     def _queue(self, digest: str, name: str, data: bytes, record: Mapping[str, Any]) -> bool:
-        if self._signer is not None:
-            record = self._signer(digest, data, record)
         packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
-        if len(packed) > self._max_bytes:
+        if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._max_bytes:
             self._counters.count("refused")
             return False
         if not self._calls.is_ready():
@@ -355,7 +381,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _send(self, objects: Mapping[str, bytes]) -> None:
         """Write objects, on the thread that does so."""
-        objects = self._with_theirs(objects)
+        objects = self._signed(self._with_theirs(objects))
         self._calls.make(self._write_timeout, self.engine.put_many, objects)
         self._counters.count("stored", len(objects))
         self._count("bytes_out", sum(map(len, objects.values())))
@@ -376,11 +402,24 @@ class RemoteProgramCache(ProgramCacheResource):
             if theirs is not None:
                 ours, version = unpack(digest, objects[name])
                 content = merged_manifest(ours, theirs[0]) or ours
-                record: Mapping[str, Any] = {}
-                if self._signer is not None:
-                    record = self._signer(digest, content, record)
-                merged[name] = pack(digest, content, Version.of(content, encode_record(record), version.created))
+                merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
         return merged
+
+    def _signed(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """The objects with signatures in their records, where this tier's publishers sign."""
+        if self._signer is None:
+            return objects
+        made = {}
+        for name, packed in objects.items():
+            digest = _digest(name)
+            data, version = unpack(digest, packed)
+            try:
+                record = self._signer(digest, data, version.record())
+            except OSError as exc:
+                self._calls.note("signing", f"gets nothing from here ({exc})")
+                raise
+            made[name] = pack(digest, data, Version.of(data, encode_record(record), version.created))
+        return made
 
     def _dropped(self, count: int) -> None:
         self._counters.count("dropped", count)
@@ -497,6 +536,8 @@ class RemoteProgramCache(ProgramCacheResource):
     def close(self) -> None:
         """Send what is queued, for 2 seconds at most, and close the connections; the store can be used afterwards."""
         self.flush()
+        if self._fleet is not None:
+            self._fleet.close()
         if self._calls.is_its_own:
             self.engine.close()
 

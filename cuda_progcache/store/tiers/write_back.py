@@ -54,6 +54,8 @@ class WriteBack(Generic[T]):
         """Start with nothing to do, and no thread."""
         self._waiting: dict[str, tuple[T, int]] = {}  # with their sizes
         self._under_way: Mapping[str, T] = {}
+        self._calls: list[Callable[[], object]] = []
+        self._due: list[Callable[[], object]] = []
         self._bytes = 0
         self._has_thread = False
         self._more = threading.Event()
@@ -98,6 +100,20 @@ class WriteBack(Generic[T]):
         waiting = self._waiting.get(name)
         return waiting[0] if waiting is not None else self._under_way.get(name)
 
+    def _is_busy(self) -> bool:
+        return bool(self._waiting or self._under_way or self._calls or self._due)
+
+    def then(self, call: Callable[[], object]) -> None:
+        """Have something called once all that is queued by now is sent or dropped: by the thread, or at once."""
+        with self._lock:
+            busy = self._is_busy()
+            if busy:
+                self._calls.append(call)
+        if busy:
+            self._more.set()
+        else:
+            call()
+
     @property
     def count(self) -> int:
         """How many are on their way."""
@@ -108,8 +124,9 @@ class WriteBack(Generic[T]):
         with self._lock:
             for name in list(self._waiting if names is None else names):
                 self._bytes -= self._waiting.pop(name, (None, 0))[1]
-            if not self._waiting and not self._under_way:
+            if not self._is_busy():
                 self._idle.set()
+        self._more.set()
 
     def flush(self, seconds: float) -> bool:
         """Wait until all is done or dropped; False where that takes longer."""
@@ -129,10 +146,18 @@ class WriteBack(Generic[T]):
             more.wait()
             more.clear()
             while self._take():
-                self._do(self._under_way)
+                if self._under_way:
+                    self._do(self._under_way)
                 with self._lock:
                     self._under_way = {}
-                    if not self._waiting:
+                for call in self._due:
+                    try:
+                        call()
+                    except Exception:  # noqa: BLE001, S112 - whoever asked for it; the thread must live
+                        continue
+                with self._lock:
+                    self._due = []
+                    if not self._is_busy():
                         idle.set()
 
     def _take(self) -> bool:
@@ -148,7 +173,9 @@ class WriteBack(Generic[T]):
                 del self._waiting[name]
             self._bytes -= size
             self._under_way = batch
-        return bool(batch)
+            if not self._waiting:
+                self._due, self._calls = self._calls, []
+        return bool(batch or self._due)
 
     def _do(self, batch: Mapping[str, T]) -> None:
         pause = _PAUSE
