@@ -158,6 +158,7 @@ class RemoteProgramCache(ProgramCacheResource):
         self._writes = WriteBack(self._send, self._dropped)
         self._settings = settings
         self._fleet: FleetLeases | None = None
+        self._dropped_before = 0  # when has_published() was last asked
         self.reset()
         _all.add(self)
 
@@ -627,6 +628,13 @@ class RemoteProgramCache(ProgramCacheResource):
         done = self._writes.flush(seconds)
         self._tell()
         return done
+
+    def has_published(self) -> bool:
+        """Whether all that was published since this was last asked has been sent, which is waited for."""
+        sent = self.flush(2 * self._write_timeout)
+        dropped = self._counters.totals().dropped
+        before, self._dropped_before = self._dropped_before, dropped
+        return sent and dropped == before
 
     def close(self) -> None:
         """Send what is queued, for 2 seconds at most, and close the connections; the store can be used afterwards."""
