@@ -18,7 +18,8 @@ from cuda_progcache.cli.session import (
     manifest_option,
     parse_parameters,
 )
-from cuda_progcache.service.selection import Selection, fits, program_name
+from cuda_progcache.compile.record import program_name
+from cuda_progcache.service.selection import Selection, fits
 
 if TYPE_CHECKING:
     from cuda_progcache.inspect import Cliff, Instruction, Occupancy, Resources, Source

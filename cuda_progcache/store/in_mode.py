@@ -67,12 +67,10 @@ class _ReadOnly(FileStreamProgramCache):
         path: str | os.PathLike[str] | None = None,
         *,
         max_size_bytes: int | None = None,
-        durability: str = "fsync",
-        shared: bool = False,
-        strict: bool = False,
         mode: str | None = None,  # noqa: ARG002 - the class has it
+        **how: Any,
     ) -> None:
-        super().__init__(self._root.path, durability=durability, shared=shared, strict=strict)  # no cap: no bumped use
+        super().__init__(self._root.path, **how)  # no cap: no bumped use
         self._told_cap = max_size_bytes
         self._alone = path is not None
 
