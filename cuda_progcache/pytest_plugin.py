@@ -351,7 +351,7 @@ def _opened(config: pytest.Config) -> ProgramCacheResource:
 
     path, cap = config.option.progcache_dir, _max_size(config)
     try:
-        return FileStreamProgramCache(path, max_size_bytes=cap)
+        return FileStreamProgramCache(path, max_size_bytes=cap, tiers="configured")
     except UnsafeRootError as trouble:  # nothing there is to be trusted
         warnings.warn(f"compiled programs are kept in memory only: {trouble}", ProgCacheWarning, stacklevel=2)
         return InMemoryProgramCache(max_size_bytes=cap)

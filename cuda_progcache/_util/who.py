@@ -8,6 +8,7 @@ import shlex
 import sys
 
 from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache._util.secrets import masked
 
 #: Characters of a command line that are kept.
 _LONGEST = 256
@@ -23,7 +24,7 @@ class Who(NamedTuple):
     pid : int
         The process that asked, where a worker process compiled for it.
     command : str
-        Its command line, as it can be typed; cut at 256 characters.
+        Its command line, as it can be typed, but that no URL in it has a user or a password; cut at 256 characters.
     """
 
     host: str
@@ -50,5 +51,5 @@ def _command() -> str:
     words = getattr(sys, "orig_argv", None) or getattr(sys, "argv", None) or [sys.executable]
     # Program text after -c isn't for a log.
     shown = ["..." if n and words[n - 1] == "-c" and len(word) > 40 else word for n, word in enumerate(words)]
-    told = shlex.join(shown).encode("utf-8", "replace").decode()
+    told = shlex.join(map(masked, shown)).encode("utf-8", "replace").decode()
     return told if len(told) <= _LONGEST else f"{told[: _LONGEST - 3]}..."

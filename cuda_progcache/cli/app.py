@@ -70,7 +70,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "provenance": ("provenance", "All that a program or another result came from."),
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
     "doctor": ("doctor", "What is installed here, and what is wrong with it."),
-    "config": ("doctor", "The settings: what is set, and what each means."),
+    "config": ("doctor", "The settings: what is set, where, and what each means."),
     "stats": ("cache", "How much the cache holds."),
     "report": ("report", "Write the cache as one HTML file."),
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),

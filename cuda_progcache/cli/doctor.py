@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.errors import ConfigError
 
 DOCTOR_JSON = """\b
 --json: {"ok": bool, "findings": [{"topic", "name", "value", "problem" (empty: none), "advice"}]}
@@ -45,23 +44,56 @@ def doctor_command(session: Session) -> None:
 
 
 CONFIG_JSON = """\b
---json: {"root": str, "mode": str, "settings": [{"name", "value" (null: not set), "default", "meaning"}]}
+--json: {"root": str, "mode": str, "settings": [{"name", "value" (null: not set), "source" ("environment" or
+"default"), "default", "meaning"}], "tiers": {"source": str (a variable, or the path of a file; empty: there are none),
+"problem": str (empty: none), "tiers": [{"url", "mode", "trust", "keys", "max_bytes", "connect_timeout", "timeout",
+"write_timeout", and what else is set; of a secret, where it comes from}]}}
 """
 
 
-@click.command("config", short_help="The settings: what is set, and what each means.", epilog=CONFIG_JSON)
+@click.command("config", short_help="The settings: what is set, where, and what each means.", epilog=CONFIG_JSON)
 @common_options
 @click.pass_obj
 def config_command(session: Session) -> None:
-    """Show every environment variable that counts, its value here, and what holds without it."""
-    from cuda_progcache._util import modes
-    from cuda_progcache.service.settings import SETTINGS
+    """Show every setting, its value here and where that comes from, and what holds without it.
 
+    Of secrets it shows where they come from. Exit code 2: the tiers can't be used as they are written.
+    """
+    from cuda_progcache._util import modes
+    from cuda_progcache.service.settings import SETTINGS, value_of
+    from cuda_progcache.store.tiers.configuration import Configured, configured
+
+    settings = [
+        {
+            **one._asdict(),
+            "value": (value := value_of(one.name)),
+            "source": "default" if value is None else "environment",
+        }
+        for one in SETTINGS
+    ]
+    tiers, problem = Configured((), ""), ""
+    try:
+        tiers = configured()
+    except ConfigError as error:
+        problem = str(error)
     if session.json:
-        listed = [{**one._asdict(), "value": os.environ.get(one.name)} for one in SETTINGS]
-        output.emit({"root": session.root(), "mode": modes.current(), "settings": listed})
-        return
-    made = output.table(("variable", "value", "without it", "sets"))
-    for one in SETTINGS:
-        made.add_row(one.name, output.text(os.environ.get(one.name, "-")), one.default, one.meaning)
-    output.show(made)
+        told = {"source": tiers.source, "problem": problem, "tiers": [tier.shown() for tier in tiers.tiers]}
+        output.emit({"root": session.root(), "mode": modes.current(), "settings": settings, "tiers": told})
+    else:
+        made = output.table(("variable", "value", "without it", "sets"))
+        for one in settings:
+            made.add_row(one["name"], output.text(one["value"] or "-"), one["default"], one["meaning"])
+        output.show(made)
+        for tier in tiers.tiers:
+            options = tier.shown()
+            url = options.pop("url")
+            output.line(f"tier {output.printable(url)}, from {output.printable(tiers.source)}")
+            output.line("  " + ", ".join(f"{name} {_option(value)}" for name, value in options.items() if value != []))
+        if problem:
+            output.fail_line(problem)
+    if problem:
+        click.get_current_context().exit(2)
+
+
+def _option(value: object) -> str:
+    return output.printable(" ".join(value) if isinstance(value, list) else str(value))

@@ -145,6 +145,7 @@ def _written(
     to_file: bool,
 ) -> str | None:  # fmt: skip
     """A graph in a format; None: it has been shown."""
+    from cuda_progcache._util import dsse
     from cuda_progcache.provenance import export
 
     root = graph.nodes[graph.root]
@@ -152,7 +153,7 @@ def _written(
         if root.kind != "binary" or store is None:
             raise click.UsageError(f"--format slsa is about a program; this is a {root.kind}: {root.label}")
         statement = export.to_slsa(store, store.info(root.detail["entry"]))
-        signed = statement if key_file is None else export.to_dsse(statement, export.signer_from_pem(str(key_file)))
+        signed = statement if key_file is None else dsse.sign(statement, dsse.signer_from_pem(str(key_file)))
         return json.dumps(signed, indent=2) + "\n"
     if form == "dot":
         return export.to_dot(graph)

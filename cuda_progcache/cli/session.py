@@ -55,7 +55,7 @@ class Session:
         """Open the cache, made where it isn't there yet."""
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-        return FileStreamProgramCache(self.cache_dir)
+        return FileStreamProgramCache(self.cache_dir, tiers="configured")
 
     def existing_cache(self, *, looking: bool = False) -> FileStreamProgramCache | None:
         """Open the cache as it is; None, and a note on stderr, where there is none: this makes nothing.
@@ -112,7 +112,9 @@ class Session:
         from cuda_progcache._util import modes
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-        return FileStreamProgramCache(self.cache_dir, mode="ro" if modes.current() == "rw" else None)
+        return FileStreamProgramCache(
+            self.cache_dir, mode="ro" if modes.current() == "rw" else None, tiers="configured"
+        )
 
 
 def _owner(path: Path) -> str:

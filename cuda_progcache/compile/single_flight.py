@@ -13,6 +13,10 @@ a waiter looks every 10 ms; within 2 s of the holder's death it takes over (seen
 by its start time, or across machines by a lease that is no longer touched), and
 compiles beside it when the holder is alive but stands still, when the lease
 went without a result, or after :data:`LONGEST_WAIT`.
+
+Hosts share leases, too, where a cache has a tier that keeps them
+(:mod:`cuda_progcache.store.tiers.leases`): then the one process of a host that
+would compile asks there.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from cuda_progcache._util import files
 from cuda_progcache._util.liveness import Owner, current_owner
@@ -28,9 +33,10 @@ from cuda_progcache.store.derived import write_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     T = TypeVar("T")
+    Fleet = Callable[[Callable[[], Any], Callable[[], Any], float], Any]
 
 #: Seconds between looks of a waiter.
 POLL = 0.01
@@ -95,7 +101,7 @@ if hasattr(os, "register_at_fork"):
 
 def fly(
     flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None], *,
-    longest_wait: float = LONGEST_WAIT,
+    longest_wait: float = LONGEST_WAIT, fleet: Fleet | None = None,
 ) -> T:  # fmt: skip
     """Compile, unless someone else is at it: then wait for them and take what they made.
 
@@ -111,6 +117,9 @@ def fly(
         What is in the cache by now; None if it isn't there.
     longest_wait : float
         Seconds after which a waiter compiles itself, whatever the holder does.
+    fleet : callable, optional
+        Called by the one that would compile, with ``compile_``, ``look_up`` and ``longest_wait``: does the same among
+        hosts.
 
     Returns
     -------
@@ -151,7 +160,9 @@ def fly(
         if mine is None:
             return compile_()
         # A thread that leads another flight doesn't wait for other processes: one of them may wait for that.
-        result = _lead(flight, directory, compile_, look_up, 0.0 if nested else longest_wait)
+        wait = 0.0 if nested else longest_wait
+        first: Callable[[], T] = compile_ if fleet is None else partial(fleet, compile_, look_up, wait)
+        result = _lead(flight, directory, compile_, first, look_up, wait)
         mine.result = result
         return result
     except BaseException as error:
@@ -168,20 +179,26 @@ def fly(
 
 
 def _lead(
-    flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None], longest_wait: float
+    flight: str,
+    directory: str | None,
+    compile_: Callable[[], T],
+    first: Callable[[], T],
+    look_up: Callable[[], T | None],
+    longest_wait: float,
 ) -> T:
+    """Lead a flight of this process: ``first`` is what the one of this host's processes does that leads it there."""
     if directory is None:
-        return compile_()
+        return first()
     path = os.path.join(directory, flight)
     deadline = time.monotonic() + longest_wait
     while True:
         taken = _take(path)
         if taken is None:
-            return compile_()  # no leases can be made here (read-only, full): a compile too many, and nothing worse
+            return first()  # no leases can be made here (read-only, full): a compile too many, and nothing worse
         if taken:
             try:
                 found = look_up()  # someone may have landed between our look and our lease
-                return compile_() if found is None else found
+                return first() if found is None else found
             finally:
                 _release(path)
         if not _wait(path, deadline):

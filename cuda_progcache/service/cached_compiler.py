@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import RenderedKernel
     from cuda_progcache.service.wanted import SourceUnit
+    from cuda_progcache.store.tiers.configuration import Tier
 
 
 class CachedCompiler:
@@ -43,6 +44,7 @@ class CachedCompiler:
     keep_failures, verify_rate : float
     include_path : sequence of str
     mode : str, optional
+    tiers : sequence, optional
         All as in :class:`~cuda_progcache.service.compile_service.CompileService`.
 
     Attributes
@@ -60,6 +62,7 @@ class CachedCompiler:
         verify_rate: float = 0.0,
         include_path: Sequence[str | os.PathLike[str]] = (),
         mode: str | None = None,
+        tiers: Sequence[Tier] | str | None = None,
     ) -> None:
         if keep_failures < 0:
             raise ValueError(f"keep_failures is a number of seconds, or 0 for none, got {keep_failures!r}")
@@ -68,7 +71,9 @@ class CachedCompiler:
         if cache is None or isinstance(cache, str | os.PathLike):
             from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-            cache = FileStreamProgramCache(cache, mode=mode)
+            cache = FileStreamProgramCache(cache, mode=mode, tiers="configured" if tiers is None else tiers)
+        elif tiers is not None:
+            raise TypeError("tiers go behind a directory: give its path, or give the store its tiers")
         elif mode is not None and modes.chosen(mode) != modes.of(cache):
             from cuda_progcache.store.in_mode import given_mode
 
@@ -90,10 +95,15 @@ class CachedCompiler:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """Settings for :meth:`from_settings`, to make this again in another process; None for a cache in memory."""
+        """Settings for :meth:`from_settings`, to make this again in another process; None for a cache in memory.
+
+        The tiers' secrets are in them: they are for a pipe to a process of ours.
+        """
         cache = getattr(self.cache, "settings", None)
         if cache is None:
             return None
+        if tiers := getattr(self.cache, "tiers", ()):
+            cache = {**cache, "tiers": [tier.for_child() for tier in tiers]}
         headers = {"hermetic": self.header_policy.hermetic, "recheck_after": self.header_policy.recheck_after}
         return {
             "cache": cache,
@@ -107,8 +117,13 @@ class CachedCompiler:
         """Make the compiler of another process again, over the same directory."""
         from cuda_progcache.store.file_stream import FileStreamProgramCache
 
+        cache = dict(settings["cache"])
+        if told := cache.pop("tiers", None):
+            from cuda_progcache.store.tiers.settings import TierSettings
+
+            cache["tiers"] = [TierSettings.of_parent(one) for one in told]
         return cls(
-            FileStreamProgramCache(**settings["cache"]),
+            FileStreamProgramCache(**cache),
             HeaderPolicy(**settings.get("header_policy", {})),
             settings.get("keep_failures", 0.0),
             include_path=settings.get("include_path", ()),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport
     from cuda_progcache.service.proof import Proof
+    from cuda_progcache.store.tiers.configuration import Tier
 
 
 class CompileService:
@@ -56,6 +57,16 @@ class CompileService:
     mode : {"rw", "ro", "off", "frozen"}, optional
         How the cache, and that of compiled templates, is used (:mod:`cuda_progcache._util.modes`); None: as
         ``CUDA_PROGCACHE`` says.
+    tiers : sequence of str, mapping or TierSettings, optional
+        Stores beyond this machine that lie behind the directory, the fastest first, as URLs
+        (``redis://host:6379?mode=ro``) or tables; ``[]`` for none. None: those that are configured
+        (:mod:`~cuda_progcache.store.tiers.configuration`). They are opened when something isn't in the directory. Not
+        with a store for ``cache``, which has its own.
+
+    Raises
+    ------
+    ConfigError
+        One of the tiers can't be used as it is written.
 
     Notes
     -----
@@ -72,8 +83,9 @@ class CompileService:
         verify_rate: float = 0.0,
         include_path: Sequence[str | os.PathLike[str]] = (),
         mode: str | None = None,
+        tiers: Sequence[Tier] | str | None = None,
     ) -> None:
-        self._compiler = CachedCompiler(cache, header_policy, keep_failures, verify_rate, include_path, mode)
+        self._compiler = CachedCompiler(cache, header_policy, keep_failures, verify_rate, include_path, mode, tiers)
         self._given_library = library
 
     @property

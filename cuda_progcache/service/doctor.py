@@ -177,7 +177,7 @@ def _driver() -> Finding:
 def _settings() -> Iterator[Finding]:
     from cuda_progcache._util import modes
     from cuda_progcache._util.suggest import did_you_mean
-    from cuda_progcache.service.settings import SETTINGS, unknown_settings
+    from cuda_progcache.service.settings import SETTINGS, unknown_settings, value_of
 
     known = [setting.name for setting in SETTINGS]
     yield _checked(
@@ -185,10 +185,10 @@ def _settings() -> Iterator[Finding]:
     )
     for name in known[1:]:
         if name in os.environ:
-            yield Finding("settings", name, os.environ[name])
+            yield Finding("settings", name, value_of(name) or "")
     for name in unknown_settings():
         hint = did_you_mean(name, known, listing="there are").lstrip("; ")
-        yield Finding("settings", name, os.environ[name], "nothing reads this variable", hint)
+        yield Finding("settings", name, value_of(name) or "", "nothing reads this variable", hint)
 
 
 def _checked(topic: str, name: str, ask: Callable[[], object], advice: str) -> Finding:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 
 from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache._util.secrets import masked
+from cuda_progcache.errors import ConfigError
+from cuda_progcache.store.tiers.configuration import VARIABLE, configured
 
 
 class Setting(NamedTuple):
@@ -31,6 +34,11 @@ class Setting(NamedTuple):
 SETTINGS = (
     Setting("CUDA_PROGCACHE", "how caches are used: rw, ro, off or frozen", "rw"),
     Setting("CUDA_PROGCACHE_DIR", "the directory of the cache", "cuda-progcache in the user's cache directory"),
+    Setting(
+        "CUDA_PROGCACHE_TIERS",
+        "the stores behind the cache, as URLs with spaces between them; off for none",
+        "tiers in cuda_progcache.toml or pyproject.toml, else none",
+    ),
     Setting("CUDA_PROGCACHE_MAX_SIZE", "the size cap of the default cache: 500MB, 20GB; 0 for none", "5 GB"),
     Setting(
         "CUDA_PROGCACHE_TEMPLATES",
@@ -51,6 +59,18 @@ SETTINGS = (
         "the compilers for which the cache was filled",
     ),
 )
+
+
+def value_of(name: str) -> str | None:
+    """The value of a variable as it may be shown, without secrets; None: it isn't set."""
+    value = os.environ.get(name)
+    if value is None or not value.strip() or name != VARIABLE:
+        return None if value is None else masked(value)
+    try:
+        tiers = configured().tiers
+    except ConfigError:
+        return "what can't be read"
+    return " ".join(tier.url for tier in tiers) or value
 
 
 def unknown_settings() -> list[str]:

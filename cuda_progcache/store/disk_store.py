@@ -79,6 +79,7 @@ class DiskStore(ProgramCacheResource):
         durability: str = "fsync",
         shared: bool = False,
         strict: bool = False,  # noqa: ARG004 - __init__ takes it
+        tiers: Any = None,
     ) -> Self:
         """Make a store on the directory; on memory, where there is no default directory to be had."""
         check_size_cap(max_size_bytes)
@@ -100,7 +101,9 @@ class DiskStore(ProgramCacheResource):
         except OSError as exc:
             from cuda_progcache.store.fallback import KeptInMemory
 
-            return KeptInMemory.instead_of(where, exc, shared=shared, max_size_bytes=max_size_bytes)  # type: ignore[return-value]
+            return KeptInMemory.instead_of(  # type: ignore[return-value]
+                where, exc, shared=shared, max_size_bytes=max_size_bytes, tiers=tiers
+            )
         return made
 
     def __init__(
@@ -233,7 +236,7 @@ class DiskStore(ProgramCacheResource):
             with self._lock:
                 self._counters.misses += 1
             return None
-        found = self._examine(digest, with_record=False)
+        found = self._examine(digest, key, with_record=False)
         return None if found is None else found.data
 
     def _read_again(self, digest: str, path: str, verified: Signature) -> bytes | None:
@@ -267,7 +270,7 @@ class DiskStore(ProgramCacheResource):
                     with self._lock:
                         self._counters.hits += 1
                     return Entry(data, record)
-        return self._examine(digest, with_record=True)
+        return self._examine(digest, key, with_record=True)
 
     def load_again(self, key: Key) -> Entry | None:
         """:meth:`load` for a caller whose miss has just been counted; see :meth:`ProgramCacheResource.load_again`."""
@@ -276,8 +279,8 @@ class DiskStore(ProgramCacheResource):
             self._counters.count("misses", -1)
         return entry
 
-    def _examine(self, digest: str, *, with_record: bool) -> Entry | None:
-        """Look an entry up and verify it against its record; counts the lookup."""
+    def _examine(self, digest: str, key: Key = b"", *, with_record: bool) -> Entry | None:  # noqa: ARG002
+        """Look an entry up and verify it against its record; counts the lookup. ``key`` is for those that look on."""
         try:
             seen = judge.look(self._root, digest, known=lambda st: self._known_checksum(digest, st))
         except OSError as exc:

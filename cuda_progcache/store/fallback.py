@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, Self
 
     from cuda_progcache.store.base import ProgramCacheResource
+    from cuda_progcache.store.stack import ProgramCacheStack
 
 
 class KeptInMemory(FileStreamProgramCache):
@@ -33,7 +34,9 @@ class KeptInMemory(FileStreamProgramCache):
         """As it was made: Python calls this with the arguments of the store that was asked for."""
 
     @classmethod
-    def instead_of(cls, path: str, trouble: OSError, *, shared: bool, max_size_bytes: int | None) -> KeptInMemory:
+    def instead_of(
+        cls, path: str, trouble: OSError, *, shared: bool, max_size_bytes: int | None, tiers: Any = None
+    ) -> KeptInMemory:
         """Make the stand-in, and warn.
 
         Parameters
@@ -42,7 +45,7 @@ class KeptInMemory(FileStreamProgramCache):
             The directory; empty: none is known.
         trouble : OSError
             What is the matter with it.
-        shared, max_size_bytes
+        shared, max_size_bytes, tiers
             As for :class:`FileStreamProgramCache`.
         """
         made = cls()
@@ -53,12 +56,20 @@ class KeptInMemory(FileStreamProgramCache):
         readable = bool(path) and os.access(made._root.entries, os.R_OK | os.X_OK)
         from cuda_progcache.store import layers
 
+        behind: list[ProgramCacheResource] = []
         if below := [*([(path, shared)] if readable else []), *((layer, True) for layer in layers.directories())]:
             from cuda_progcache.store.readonly import ReadOnlyProgramCache
+
+            behind += [ReadOnlyProgramCache(layer, shared=shared) for layer, shared in below]
+        made._stand_before(layers=True, tiers=tiers)
+        if made.tiers:
+            from cuda_progcache.store.tiers.behind import stores
+
+            behind += stores(made.tiers)
+        if behind:
             from cuda_progcache.store.stack import ProgramCacheStack
 
-            levels = [ReadOnlyProgramCache(layer, shared=shared) for layer, shared in below]
-            made._instead = ProgramCacheStack((memory, *levels))
+            made._instead = ProgramCacheStack((memory, *behind))
         if readable:
             told = (
                 f"{path} can't be written ({reason}): what lies there is used, "
@@ -66,6 +77,13 @@ class KeptInMemory(FileStreamProgramCache):
             )
         warnings.warn(f"{told}; set CUDA_PROGCACHE_DIR to a directory of yours", ProgCacheWarning, stacklevel=4)
         return made
+
+    @property
+    def _stack(self) -> ProgramCacheStack | None:
+        """What is kept in memory, and what lies behind it; None where that is all."""
+        from cuda_progcache.store.stack import ProgramCacheStack
+
+        return self._instead if isinstance(self._instead, ProgramCacheStack) else None
 
     @property
     def settings(self) -> dict[str, Any] | None:

@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Self
 
-    from cuda_progcache.store.base import Entry, EntryInfo, Key
+    from cuda_progcache.store.base import Entry, EntryInfo, Key, Value
     from cuda_progcache.store.bundle import ExportReport, ImportReport
     from cuda_progcache.store.census import Census
     from cuda_progcache.store.maintenance import PruneReport
+    from cuda_progcache.store.stack import ProgramCacheStack
+    from cuda_progcache.store.stats import StoreStats
+    from cuda_progcache.store.tiers.settings import TierSettings
     from cuda_progcache.store.verification import Verification
+
+#: In the place of tiers: those that are configured.
+_CONFIGURED = "configured"
 
 
 class FileStreamProgramCache(DiskStore):
@@ -68,9 +74,17 @@ class FileStreamProgramCache(DiskStore):
         How it is used (:mod:`cuda_progcache._util.modes`); None: as ``CUDA_PROGCACHE`` says when it is made. In every
         mode but ``rw`` nothing is made or written in the directory: what is put is dropped, and ``clear``, ``prune``
         and the like raise :class:`~cuda_progcache.errors.ReadOnlyError`.
+    tiers : sequence of str, mapping or TierSettings, or "configured", optional
+        Stores beyond this machine (:func:`~cuda_progcache.store.tiers.settings.parse_tier`), the fastest first. What
+        isn't in the directory is looked for there and kept here, and what is written here is sent there. None: of the
+        default directory, those that are configured (:mod:`~cuda_progcache.store.tiers.configuration`); of a ``path``,
+        none; ``"configured"``: those that are configured, for a ``path``, too. They are opened when something isn't
+        here.
 
     Raises
     ------
+    ConfigError
+        ``tiers`` has one that can't be used as it is written.
     UnsafeRootError
         The root isn't ours alone and ``shared`` wasn't said.
     StoreError
@@ -89,37 +103,173 @@ class FileStreamProgramCache(DiskStore):
             return blank(wanted, path, shared=shared)  # type: ignore[return-value]
         return super().__new__(cls, path, shared=shared, **more)
 
-    # The layers under the default cache
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        max_size_bytes: int | None = None,
+        durability: str = "fsync",
+        shared: bool = False,
+        strict: bool = False,
+        mode: str | None = None,
+        tiers: Any = None,
+    ) -> None:
+        super().__init__(
+            path, max_size_bytes=max_size_bytes, durability=durability, shared=shared, strict=strict, mode=mode
+        )
+        self._stand_before(layers=path is None, tiers=tiers)
+
+    # What lies behind it: the layers that packages bring, and tiers
+
+    _has_layers = False
+    _told_tiers: Any = ()
+    _known_stack: tuple[tuple[TierSettings, ...], ProgramCacheStack | None] | None = None
+
+    def _stand_before(self, *, layers: bool, tiers: Any) -> None:
+        """Say what lies behind the directory."""
+        self._has_layers = layers
+        if tiers is None:
+            self._told_tiers = _CONFIGURED if layers else ()
+        elif tiers == _CONFIGURED:
+            self._told_tiers = _CONFIGURED
+        else:
+            from cuda_progcache.store.tiers.configuration import given
+
+            self._told_tiers = given(tiers)
+        self._alone = not layers and not self._told_tiers
+
+    def _stand_as(self, other: FileStreamProgramCache) -> None:
+        """Have behind it what another store has."""
+        self._stand_before(layers=other._has_layers, tiers=other._told_tiers)
+
+    @property
+    def tiers(self) -> tuple[TierSettings, ...]:
+        """The tiers behind it, the fastest first (ConfigError: those that are configured can't be used)."""
+        if self._told_tiers == _CONFIGURED:
+            from cuda_progcache.store.tiers.configuration import configured
+
+            return configured().tiers
+        found: tuple[TierSettings, ...] = self._told_tiers
+        return found
+
+    @property
+    def _stack(self) -> ProgramCacheStack | None:
+        """The directory and its tiers, for what isn't here and for writes; None where there are no tiers."""
+        if self._alone or not (tiers := self.tiers):
+            return None
+        if self._known_stack is None or self._known_stack[0] != tiers:
+            from cuda_progcache.store.tiers.behind import stack
+
+            self._known_stack = (tiers, stack(self, tiers, writes=modes.of(self) == "rw" and not self._root.read_only))
+        return self._known_stack[1]
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """The root directory; of the default cache, also those of the layers that packages bring."""
+        """The root directory, and those of the layers behind it."""
         if self._alone:
             return super().roots
-        from pathlib import Path
+        found = list(super().roots)
+        if self._has_layers:
+            from pathlib import Path
 
-        from cuda_progcache.store import layers
+            from cuda_progcache.store import layers
 
-        return (*super().roots, *map(Path, layers.directories()))
+            found += map(Path, layers.directories())
+        stack = self._stack
+        return tuple(dict.fromkeys([*found, *(() if stack is None else stack.roots)]))
 
     def info(self, digest: str) -> EntryInfo:
-        """One entry; :class:`KeyError` if there is none of that digest."""
-        if not self._alone and is_digest(digest) and (info := self._info(digest)) is None:
+        """One entry, of the directory or a layer; :class:`KeyError` if there is none of that digest."""
+        if self._has_layers and is_digest(digest) and (info := self._info(digest)) is None:
             from cuda_progcache.store import layers
 
             if (info := layers.info(digest)) is not None:
                 return info
         return super().info(digest)
 
-    def _examine(self, digest: str, *, with_record: bool) -> Entry | None:
-        found = super()._examine(digest, with_record=with_record)
-        if found is None and not self._alone:
+    def _examine(self, digest: str, key: Key = b"", *, with_record: bool) -> Entry | None:
+        found = super()._examine(digest, key, with_record=with_record)
+        if found is None and not self._alone and (found := self._look_behind(digest, key, with_record)) is not None:
+            self._counters.count("misses", -1)
+            self._counters.count("hits")
+        return found
+
+    def _look_behind(self, digest: str, key: Key, with_record: bool) -> Entry | None:  # noqa: FBT001
+        if self._has_layers:
             from cuda_progcache.store import layers
 
             if (found := layers.look(digest, with_record=with_record)) is not None:
-                self._counters.count("misses", -1)
-                self._counters.count("hits")
-        return found
+                return found
+        stack = self._stack
+        return None if stack is None else stack.load(key)
+
+    @property
+    def reaches_beyond(self) -> bool:
+        """Whether a tier behind it lies beyond this machine."""
+        stack = self._stack
+        return stack is not None and stack.reaches_beyond
+
+    def fetch(self, keys: Iterable[bytes]) -> int:
+        """Have what the tiers hold of these programs here; the number of those that came."""
+        stack = self._stack
+        return 0 if stack is None else stack.fetch(keys)
+
+    def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
+        """Those of the header manifests that lie beyond this machine, by name."""
+        stack = self._stack
+        return {} if stack is None else stack.find_manifests(names)
+
+    def keep_manifest(self, name: str, content: bytes) -> None:
+        """Add the sets of a header manifest to those that lie beyond this machine."""
+        stack = self._stack
+        if stack is not None:
+            stack.keep_manifest(name, content)
+
+    def _assign(self, key: Key, value: Value) -> bool:
+        stack = self._stack
+        return super()._assign(key, value) if stack is None else stack.publish(key, value, {})
+
+    def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
+        """Store an entry with its record, here and in the tiers; see :meth:`ProgramCacheResource.publish`."""
+        stack = self._stack
+        return super().publish(key, data, record) if stack is None else stack.publish(key, data, record)
+
+    def _delete(self, digest: str, asked: object) -> None:
+        stack = self._stack
+        if stack is None:
+            super()._delete(digest, asked)
+            return
+        try:
+            stack.remove(digest)
+        except KeyError:
+            raise KeyError(asked) from None
+
+    def _delete_here(self, digest: str) -> None:
+        super()._delete(digest, digest)
+
+    def quarantine(self, digest: str) -> None:
+        """Move an entry that proved wrong, and its record, to the quarantine, and count it as corrupt.
+
+        Tiers have none: from those that take writes it is removed.
+        """
+        stack = self._stack
+        if stack is None:
+            self._quarantine_here(digest)
+        else:
+            stack.quarantine(digest)
+
+    def stats(self) -> StoreStats:
+        """What the directory holds, what this store object has counted, and what its tiers did (``levels``)."""
+        told = super().stats()
+        stack = None if self._known_stack is None else self._known_stack[1]
+        return told if stack is None else told._replace(levels=stack.stats().levels[1:])
+
+    def close(self) -> None:
+        """Write down what was counted, and send what waits for a tier; the store can be used afterwards."""
+        super().close()
+        stack = None if self._known_stack is None else self._known_stack[1]
+        if stack is not None:
+            stack.close()
 
     # What its owner does with it
 
@@ -143,8 +293,7 @@ class FileStreamProgramCache(DiskStore):
 
         return self._asked("sum up the cache", lambda: census.take(self._root))
 
-    def quarantine(self, digest: str) -> None:
-        """Move an entry that proved wrong, and its record, to the quarantine, and count it as corrupt."""
+    def _quarantine_here(self, digest: str) -> None:
         if not is_digest(digest):
             raise KeyError(digest)
         try:

@@ -68,11 +68,12 @@ class _ReadOnly(FileStreamProgramCache):
         *,
         max_size_bytes: int | None = None,
         mode: str | None = None,  # noqa: ARG002 - the class has it
+        tiers: Any = None,
         **how: Any,
     ) -> None:
         super().__init__(self._root.path, **how)  # no cap: no bumped use
         self._told_cap = max_size_bytes
-        self._alone = path is not None
+        self._stand_before(layers=path is None, tiers=tiers)
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -93,6 +94,9 @@ class _ReadOnly(FileStreamProgramCache):
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Keep nothing."""
         return self._assign(key, data)
+
+    def keep_manifest(self, name: str, content: bytes) -> None:
+        """Keep nothing."""
 
     # What its owner asks for is refused
 
@@ -201,6 +205,10 @@ class _Off(_ReadOnly):
     def roots(self) -> tuple[Path, ...]:
         """None."""
         return ()
+
+    @property
+    def _stack(self) -> None:
+        """None: there is nothing behind it, either."""
 
     def stats(self) -> StoreStats:
         """All zero."""
@@ -328,7 +336,7 @@ def _looked_at(cache: FileStreamProgramCache) -> ReadOnlyProgramCache:
     kept: ReadOnlyProgramCache | None = cache.__dict__.get("_looked_at")
     if kept is None:
         store = _ReadOnly(cache.directory, shared=cache._said_shared)
-        store._alone = cache._alone
+        store._stand_as(cache)
         kept = ReadOnlyProgramCache(store)
         cache.__dict__["_looked_at"] = kept
     return kept

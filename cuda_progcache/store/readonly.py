@@ -72,9 +72,9 @@ class ReadOnlyProgramCache(ProgramCacheResource):
         elif type(inner) is FileStreamProgramCache:
             settings = inner.settings
             if settings is not None:
-                alone = inner._alone
-                inner = Reader(settings["path"], shared=settings["shared"])
-                inner._alone = alone
+                reader = Reader(settings["path"], shared=settings["shared"])
+                reader._stand_as(inner)
+                inner = reader
         elif not isinstance(inner, ProgramCacheResource):
             raise TypeError(f"a store or the path of one is needed, got {type(inner).__name__}")
         self._inner: ProgramCacheResource = inner

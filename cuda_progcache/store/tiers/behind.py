@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiers behind a directory: opened when something isn't on the disk, and shared by all stores of a process.
+
+Shared, so that a service that is out of order costs the process its deadline once, however many stores it makes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.errors import ProgCacheWarning, StoreError
+from cuda_progcache.store.base import Entry, EntryInfo, ProgramCacheResource
+from cuda_progcache.store.disk_store import DiskStore
+from cuda_progcache.store.stack import ProgramCacheStack
+from cuda_progcache.store.tiers import open_tier
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cuda_progcache.store.base import Key, Value
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.store.tiers.settings import TierSettings
+
+_opened: dict[TierSettings, ProgramCacheResource | None] = {}
+_opening = ForkSafeLock()
+
+
+def stores(tiers: tuple[TierSettings, ...]) -> tuple[ProgramCacheResource, ...]:
+    """The stores on these tiers, the same ones each time; one that can't be opened is left out, with a warning."""
+    found = [_store(settings) for settings in tiers]
+    return tuple(store for store in found if store is not None)
+
+
+def _store(settings: TierSettings) -> ProgramCacheResource | None:
+    if settings not in _opened:
+        made: ProgramCacheResource | None = None
+        try:
+            made = open_tier(settings)  # which makes locks, and holds none of ours
+        except StoreError as exc:
+            from cuda_progcache._util.warning import warn
+
+            warn(f"the tier {settings.url} isn't used: {exc}", ProgCacheWarning)
+        with _opening:
+            _opened.setdefault(settings, made)
+    return _opened[settings]
+
+
+def stack(store: FileStreamProgramCache, tiers: tuple[TierSettings, ...], *, writes: bool) -> ProgramCacheStack | None:
+    """A directory's store and the tiers behind it; None where there are none.
+
+    Parameters
+    ----------
+    store : FileStreamProgramCache
+        Which has just missed, or is about to be written.
+    tiers : tuple of TierSettings
+    writes : bool
+        Whether anything is written, there or here.
+    """
+    found = stores(tiers)
+    if not found:
+        return None
+    return ProgramCacheStack((_Here(store), *found), write_policy=None if writes else "skip")
+
+
+class _Here(ProgramCacheResource):
+    """The directory as a level of the stack that stands behind it: it has missed, and takes copies and writes."""
+
+    def __init__(self, store: FileStreamProgramCache) -> None:
+        self._known = weakref.ref(store)  # which holds the stack
+
+    @property
+    def _store(self) -> FileStreamProgramCache:
+        store = self._known()
+        if store is None:
+            raise StoreError("the store is gone")
+        return store
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self._store.path
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The store's own directory."""
+        return (self._store.path,)
+
+    def load(self, key: Key) -> Entry | None:  # noqa: ARG002
+        """None: it was asked before."""
+        return None
+
+    load_again = load
+
+    def __getitem__(self, key: Key) -> NoReturn:
+        raise KeyError(key)
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        self.publish(key, value, {})
+
+    def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
+        """Write to the directory alone."""
+        return DiskStore.publish(self._store, key, data, record)
+
+    def __delitem__(self, key: Key) -> None:
+        DiskStore.__delitem__(self._store, key)
+
+    def remove(self, digest: str) -> None:
+        """Remove from the directory alone."""
+        self._store._delete_here(digest)
+
+    def quarantine(self, digest: str) -> None:
+        """Put aside what is in the directory."""
+        self._store._quarantine_here(digest)
+
+    def clear(self) -> None:
+        """Leave that to the store."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """None: the store tells of its own."""
+        return iter(())
+
+    def info(self, digest: str) -> EntryInfo:
+        """One entry of the directory."""
+        found = self._store._info(digest)
+        if found is None:
+            raise KeyError(digest)
+        return found

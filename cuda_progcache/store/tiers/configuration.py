@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tiers lie behind the default cache, and where that is written.
+
+The first of these that says anything counts, alone:
+
+1. what code asks for: ``CompileService(tiers=[...])``, ``FileStreamProgramCache(tiers=[...])``;
+2. ``CUDA_PROGCACHE_TIERS``: URLs with spaces between them, the fastest first; ``off`` for none;
+3. ``tiers`` in ``cuda_progcache.toml``, or under ``[tool.cuda_progcache]`` in ``pyproject.toml``: in the current
+   directory, else in the nearest above it that has either.
+
+A tier in a file is a URL, or a table with a ``url`` and options. Relative paths are relative to the file. A file is
+passed over, with a warning, if everyone can write to it, or if it belongs neither to this user, to root nor to whom the
+current directory belongs to: it chooses whose programs run here. Files are read once per process and directory.
+
+None of this is looked at before a program isn't on the disk, and where nothing is configured, nothing is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+
+from cuda_progcache._util.fields import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Any, TypeAlias
+
+    from cuda_progcache.store.tiers.settings import TierSettings
+
+    #: What code may give for a tier.
+    Tier: TypeAlias = str | Mapping[str, Any] | TierSettings
+
+VARIABLE = "CUDA_PROGCACHE_TIERS"
+FILE, PROJECT = "cuda_progcache.toml", "pyproject.toml"
+#: What a file may set. All else is set by variables, which a hit can look at without reading a file.
+_KEYS = ("tiers",)
+_ELSEWHERE = {"mode": "CUDA_PROGCACHE", "dir": "CUDA_PROGCACHE_DIR", "max_size": "CUDA_PROGCACHE_MAX_SIZE"}
+
+
+class Configured(NamedTuple):
+    """What is configured.
+
+    Attributes
+    ----------
+    tiers : tuple of TierSettings
+        The fastest first.
+    source : str
+        The variable, or the file; empty where nothing is.
+    """
+
+    tiers: tuple[TierSettings, ...]
+    source: str
+
+
+def configured() -> Configured:
+    """The tiers that the environment or a file names.
+
+    Raises
+    ------
+    ConfigError
+        One of them can't be used as it is written; the message says where it is, and has nothing of a secret.
+    """
+    told = os.environ.get(VARIABLE, "").strip()
+    if told.lower() == "off":
+        return Configured((), VARIABLE)
+    try:
+        return _configured(told, os.getcwd())
+    except FileNotFoundError:  # the current directory was removed
+        return _configured(told, "")
+
+
+@functools.lru_cache(maxsize=16)
+def _configured(told: str, folder: str) -> Configured:
+    if told:
+        return Configured(given(told, VARIABLE, folder), VARIABLE)
+    for path in _files(folder):
+        table = _table(path)
+        if table is not None:
+            return Configured(_tiers(table, path), path)
+    return Configured((), "")
+
+
+def given(tiers: str | Iterable[Tier], where: str = "tiers", folder: str | None = None) -> tuple[TierSettings, ...]:
+    """Read what names tiers: a text of URLs with spaces between them, or URLs, tables and settings one by one.
+
+    Raises
+    ------
+    ConfigError
+        One is wrong, or is named twice.
+    """
+    from cuda_progcache.errors import ConfigError
+    from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+
+    found: list[TierSettings] = []
+    for number, one in enumerate(tiers.split() if isinstance(tiers, str) else tiers, 1):
+        name = f"{where}: tier {number}"
+        tier = one if isinstance(one, TierSettings) else parse_tier(one, where=name, folder=folder)
+        if any(tier.url == other.url for other in found):
+            raise ConfigError(f"{name} is named twice: {tier.url}")
+        found.append(tier)
+    return tuple(found)
+
+
+def _files(folder: str) -> Iterator[str]:
+    """The files that may configure something, the nearest first."""
+    here = folder
+    while folder:
+        for name in (FILE, PROJECT):
+            path = os.path.join(folder, name)
+            if os.access(path, os.F_OK) and _is_trusted(path, here):
+                yield path
+        above = os.path.dirname(folder)
+        folder = "" if above == folder else above
+
+
+def _is_trusted(path: str, here: str) -> bool:
+    if not hasattr(os, "geteuid"):
+        return True
+    try:
+        status = os.stat(path)
+        owners = {os.geteuid(), 0, os.stat(here).st_uid}
+    except OSError:
+        return False  # gone since
+    if status.st_uid in owners and not status.st_mode & stat.S_IWOTH:
+        return True
+    if os.path.basename(path) == FILE:  # others' pyproject.toml is mostly about something else
+        from cuda_progcache._util.warning import warn
+        from cuda_progcache.errors import ProgCacheWarning
+
+        whose = f"user id {status.st_uid}'s" if status.st_uid not in owners else "writable by everyone"
+        warn(f"{path} isn't read: it is {whose}, and chooses whose programs run here", ProgCacheWarning)
+    return False
+
+
+def _table(path: str) -> Mapping[str, Any] | None:
+    """What a file says to this package; None: nothing."""
+    from cuda_progcache.errors import ConfigError
+
+    project = os.path.basename(path) == PROJECT
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as exc:
+        raise ConfigError(f"{path} can't be read ({exc.strerror})") from exc
+    if project and b"cuda_progcache" not in content:
+        return None
+    import tomllib
+
+    found: dict[str, Any] | None = None
+    trouble = ""
+    try:
+        found = tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:  # which hold the text
+        _, at, place = str(exc).rpartition("(at ")
+        trouble = f" (at {place}" if at else ""
+    if found is None:
+        raise ConfigError(f"{path} isn't TOML{trouble}")
+    if not project:
+        return found
+    table = found.get("tool", {}).get("cuda_progcache") if isinstance(found.get("tool", {}), dict) else None
+    if table is not None and not isinstance(table, dict):
+        raise ConfigError(f"{path}: [tool.cuda_progcache] is no table")
+    return table
+
+
+def _tiers(table: Mapping[str, Any], path: str) -> tuple[TierSettings, ...]:
+    from cuda_progcache._util.suggest import did_you_mean
+    from cuda_progcache.errors import ConfigError
+
+    section = "[tool.cuda_progcache] " if os.path.basename(path) == PROJECT else ""
+    for name in table:
+        if variable := _ELSEWHERE.get(name):
+            raise ConfigError(f"{path}: {section}{name} isn't set in a file: set {variable}")
+        if name not in _KEYS:
+            told = f"the unknown key {name!r}" if name.replace("_", "").replace("-", "").isalnum() else "an unknown key"
+            raise ConfigError(f"{path}: {section}has {told}{did_you_mean(name, _KEYS)}")
+    tiers = table.get("tiers", [])
+    if not isinstance(tiers, list | str):
+        raise ConfigError(f"{path}: {section}tiers is no list of URLs or tables")
+    return given(tiers, path, os.path.dirname(path))

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tiers are configured: precedence, places, what is refused, and whose files are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+
+import pytest
+
+from cuda_progcache import CompileService, ConfigError, FileStreamProgramCache, ProgCacheWarning
+from cuda_progcache._util.secrets import masked
+from cuda_progcache.cli import main
+from cuda_progcache.compile import history
+from cuda_progcache.store.tiers import configuration
+from cuda_progcache.store.tiers.configuration import configured
+
+SECRET = "geheim-7f3a"
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path, monkeypatch):
+    """Run in a project of its own, with nothing configured and nothing remembered."""
+    monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
+    (tmp_path / "project" / "deep" / "down").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project" / "deep" / "down")
+    configuration._configured.cache_clear()
+
+
+@pytest.fixture
+def project(tmp_path):
+    return tmp_path / "project"
+
+
+def urls():
+    return [tier.url for tier in configured().tiers]
+
+
+def write(path, text):
+    path.write_text(text)
+    configuration._configured.cache_clear()
+    return str(path)
+
+
+def test_nothing_is_configured_unless_it_is():
+    assert configured() == ((), "")
+
+
+def test_precedence(project, monkeypatch):
+    """Each place that says something hides those below it."""
+    low = write(project / "pyproject.toml", '[tool.cuda_progcache]\ntiers = ["redis://pyproject"]\n')
+    assert configured().source == low
+    assert urls() == ["redis://pyproject"]
+    high = write(project / "cuda_progcache.toml", 'tiers = ["redis://file"]\n')
+    assert configured().source == high
+    near = write(project / "deep" / "pyproject.toml", "[tool.cuda_progcache]\n")
+    assert configured() == ((), near)  # it says that there are none
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", "redis://first https://second/p?mode=ro")
+    assert configured().source == "CUDA_PROGCACHE_TIERS"
+    assert urls() == ["redis://first", "https://second/p"]
+    assert [tier.url for tier in CompileService(tiers=["redis://code"]).cache.tiers] == ["redis://code"]
+    assert [tier.url for tier in CompileService().cache.tiers] == ["redis://first", "https://second/p"]
+    assert CompileService(tiers=[]).cache.tiers == ()
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", "off")
+    assert configured() == ((), "CUDA_PROGCACHE_TIERS")
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", " ")
+    assert configured().source == near
+
+
+def test_which_stores_have_what_is_configured(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", "redis://h")
+    for cache, expected in [
+        (FileStreamProgramCache(), 1),
+        (FileStreamProgramCache(tmp_path / "a"), 0),
+        (FileStreamProgramCache(tmp_path / "a", tiers="configured"), 1),
+        (CompileService(tmp_path / "a").cache, 1),
+        (CompileService(FileStreamProgramCache(tmp_path / "a")).cache, 0),
+    ]:
+        assert len(cache.tiers) == expected
+    with pytest.raises(TypeError, match="path"):
+        CompileService(FileStreamProgramCache(tmp_path / "a"), tiers=["redis://h"])
+    with pytest.raises(ConfigError):
+        CompileService(tiers=["h"])
+    with pytest.raises(ConfigError, match="twice"):
+        CompileService(tiers=["redis://h", "redis://:x@h"])
+
+
+def test_a_table_in_a_file_is_relative_to_it(project):
+    write(
+        project / "pyproject.toml",
+        '[[tool.cuda_progcache.tiers]]\nurl = "https://h/p"\nmode = "ro"\ntrust = "signed"\nkeys = ["keys/main.pem"]\n'
+        'password_file = "pw"\n[[tool.cuda_progcache.tiers]]\nurl = "file:layer"\n',
+    )
+    (project / "pw").write_text(SECRET)
+    first, second = configured().tiers
+    assert first.keys == (str(project / "keys" / "main.pem"),)
+    assert first.credentials.password.reveal() == SECRET
+    assert second.path == str(project / "layer")
+
+
+WRONG = {
+    'tier = ["redis://h"]': "did you mean 'tiers'?",
+    'mode = "ro"': "set CUDA_PROGCACHE",
+    "tiers = 3": "no list",
+    "tiers = [3]": "neither a URL nor a table",
+    "tiers = [{}]": "neither a URL nor a table",
+    'tiers = [{url="redis://h", mod="ro"}]': "did you mean 'mode'?",
+    'tiers = ["redis://h", "redis://h"]': "twice",
+    "tiers = [": "isn't TOML (at ",
+    '"redis://:geheim-7f3a@h" = 1': "unknown key",
+    f"tiers = [redis://:{SECRET}@h]": "isn't TOML",
+    f'tiers = ["redis://:{SECRET}@h?mod=ro"]': "did you mean 'mode'?",
+    f'tiers = [{{url="redis://h", password="{SECRET}", timeout="x"}}]': "timeout",
+    f'tiers = [{{url="redis://h", pasword="{SECRET}"}}]': "did you mean 'password'?",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+@pytest.mark.parametrize("name", ["cuda_progcache.toml", "pyproject.toml"])
+def test_what_is_wrong_in_a_file_is_said(project, name, text):
+    path = write(project / name, text if name == "cuda_progcache.toml" else f"[tool.cuda_progcache]\n{text}\n")
+    with pytest.raises(ConfigError) as refused:
+        configured()
+    assert str(refused.value).startswith(path)
+    assert WRONG[text] in str(refused.value)
+    chain, shown = refused.value, []
+    while chain is not None:
+        shown.append(repr(chain) + repr(vars(chain)))
+        chain = chain.__cause__ or chain.__context__
+    assert SECRET not in "".join(traceback.format_exception(refused.value)) + "".join(shown)
+
+
+def test_others_projects_say_nothing(project):
+    write(project / "pyproject.toml", "[tool.ruff]\nbroken = \n")  # for others to complain about
+    write(project / "deep" / "pyproject.toml", '[tool.other]\nuses = "cuda_progcache"\n')
+    assert configured() == ((), "")
+
+
+def test_a_file_that_everyone_can_write_is_passed_over(project):
+    write(project / "cuda_progcache.toml", 'tiers = ["redis://above"]\n')
+    path = write(project / "deep" / "cuda_progcache.toml", 'tiers = ["redis://h"]\n')
+    os.chmod(path, 0o666)
+    with pytest.warns(ProgCacheWarning, match="writable by everyone"):
+        assert urls() == ["redis://above"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+def test_a_strangers_file_is_passed_over(project):
+    """But that of whom the current directory belongs to is read: their code runs here anyway."""
+    path = write(project / "cuda_progcache.toml", 'tiers = ["redis://h"]\n')
+    os.chown(path, 4321, 4321)
+    with pytest.warns(ProgCacheWarning, match="user id 4321"):
+        assert urls() == []
+    os.chown(os.curdir, 4321, 4321)
+    write(project / "cuda_progcache.toml", 'tiers = ["redis://h"]\n')
+    assert urls() == ["redis://h"]
+
+
+def test_a_directory_that_is_gone_configures_nothing(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert configured() == ((), "")
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    told = capsys.readouterr()
+    return ended.value.code or 0, told.out, told.err
+
+
+def test_config_shows_each_value_and_where_it_came_from(project, monkeypatch, capsys):
+    monkeypatch.setenv("PASS", SECRET)
+    path = write(project / "cuda_progcache.toml", 'tiers = ["redis://ci:${PASS}@h?mode=ro", "https://t:x1y2@i/p"]\n')
+    code, out, _ = run(capsys, "config", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["tiers"]["source"] == path
+    first, second = told["tiers"]["tiers"]
+    assert (first["url"], first["mode"], first["password"]) == ("redis://h", "ro", "variable PASS")
+    assert second["password"] == "given"
+    assert {one["name"]: one["source"] for one in told["settings"]}["CUDA_PROGCACHE_DIR"] == "environment"
+    _, table, _ = run(capsys, "config")
+    assert path in table
+    assert "redis://h" in table
+    assert SECRET not in out + table
+    assert "x1y2" not in out + table
+
+
+@pytest.mark.parametrize("command", [["config"], ["config", "--json"], ["doctor"], ["doctor", "--json"]])
+@pytest.mark.parametrize(
+    "value", [f"redis://:{SECRET}@127.0.0.1:1", f"https://{SECRET}@127.0.0.1:1/x?token={SECRET}", f"redis://{SECRET}@"]
+)
+def test_no_command_shows_a_secret(monkeypatch, capsys, command, value):
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", value)
+    code, out, err = run(capsys, *command)
+    assert SECRET not in out + err
+    assert "Traceback" not in err
+    assert code in {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "word",
+    [f"--store=redis://:{SECRET}@h", f"redis://u:a b@{SECRET}@h", f"https://h?mode=ro&token={SECRET}",
+     f"redis://a redis://:{SECRET}@h", f"s3://h?PASSWORD={SECRET}#x"],
+)  # fmt: skip
+def test_no_record_has_a_secret_of_a_command_line(monkeypatch, tmp_path, word):
+    """Records name who compiled a program, with the command line."""
+    monkeypatch.setattr(sys, "orig_argv", ["python", "serve.py", word, "--port", "80"])
+    made = CompileService(tmp_path).compile('extern "C" __global__ void f() {}', options={"arch": "sm_80"})
+    cache = FileStreamProgramCache(tmp_path)
+    assert "serve.py" in str(history.Makers(cache).of(cache.info(made.digest).record, made.digest))
+    for folder, _, names in os.walk(tmp_path):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as file:
+                assert SECRET.encode() not in file.read()
+
+
+def test_what_is_no_secret_is_shown():
+    assert masked("redis://cache:6379/0?mode=ro") == "redis://cache:6379/0?mode=ro"
+    assert masked("user@host a=b") == "user@host a=b"
+    assert masked("redis://ci:abc@cache:6379/0") == "redis://***@cache:6379/0"
