@@ -16,7 +16,8 @@ from cuda_progcache.cli.completion import names
 from cuda_progcache.cli.maintenance import arch_option, parse_time
 from cuda_progcache.cli.proof import lock_option
 from cuda_progcache.cli.session import Session, common_options, include_option, library_at
-from cuda_progcache.service.selection import fits, program_name
+from cuda_progcache.compile.record import program_name
+from cuda_progcache.service.selection import fits
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo

@@ -15,7 +15,7 @@ from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.completion import archs, programs
 from cuda_progcache.cli.entries import find_entry
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.service.selection import program_name
+from cuda_progcache.compile.record import program_name
 from cuda_progcache.store.default_cap import parse_size as in_bytes
 
 if TYPE_CHECKING:
