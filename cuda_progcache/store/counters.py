@@ -23,8 +23,22 @@ from cuda_progcache.store.stats import Totals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from cuda_progcache.store.root import Root
-    from cuda_progcache.store.stats import Counters
+
+    class Countable(Protocol):
+        """What counts: the counters of a store, or what a tier did."""
+
+        def unwritten(self) -> Any:
+            """What was counted since it was last written down."""
+
+        def take_unwritten(self) -> Any:
+            """The same, for who writes it down."""
+
+        def give_back(self, counted: Any, /) -> None:
+            """It could not be written down."""
+
 
 #: Seconds of writing after which the counters are written down, too.
 INTERVAL = 5.0
@@ -40,6 +54,7 @@ class _Log(AppendLog):
 
     NAME = "counters.log"
     MAGIC = b"cpcount\x01"
+    TOTALS: Any = Totals  # what a line counts
     PAYLOAD = struct.Struct(f"<{_FIELDS}q")
 
     def forget(self) -> None:
@@ -69,12 +84,12 @@ class _Log(AppendLog):
     def damaged(self) -> None:
         """What is no line counts nothing; those behind it do."""
 
-    def add(self, counted: Totals) -> bool:
+    def add(self, counted: tuple[int, ...]) -> bool:
         """Write counts down; whether that could be done."""
         line: Line = (_COUNTED, new_ref(), *counted, *[0] * (_FIELDS - len(counted)))
         return self.exchange(lambda _: [line], read=False)
 
-    def total(self) -> Totals:
+    def total(self) -> Any:
         """What is written down.
 
         Where the file has just been written anew, the process that did so is given a moment to hand on the last lines;
@@ -84,7 +99,7 @@ class _Log(AppendLog):
         while self.exchange(lambda _: (), make=False) and not self.is_whole and time.monotonic() < latest:
             time.sleep(0.001)
         with self._lock:
-            return Totals(*self._sum[: len(Totals._fields)])
+            return self.TOTALS(*self._sum[: len(self.TOTALS._fields)])
 
 
 class Tally:
@@ -94,11 +109,11 @@ class Tally:
     ----------
     root : Root
         The store's directory.
-    counters : Counters
+    counters : Countable
         The store object's.
     """
 
-    def __init__(self, root: Root, counters: Counters) -> None:
+    def __init__(self, root: Root, counters: Countable) -> None:
         self._root = root
         self._counters = counters
         self._log: _Log | None = None
@@ -125,7 +140,7 @@ class Tally:
         beside = [tally for tally in _all_living() if tally is not self and tally._is_beside(self)]
         for tally in (self, *beside):
             tally.write()
-        total = self._file().total()
+        total: Totals = self._file().total()
         for tally in (self, *beside):
             total = total.plus(tally._counters.unwritten())
         return total
@@ -145,7 +160,8 @@ class Tally:
 
 def persisted(root: Root) -> Totals:
     """What the processes on a directory have written down."""
-    return _Log(root).total()
+    found: Totals = _Log(root).total()
+    return found
 
 
 # The ends of processes
