@@ -52,6 +52,10 @@ Exit codes:
 
 With --json, stdout carries one JSON object and nothing else; when the command fails before it has a result, that
 object is {"error": {"type", "message", "exit_code", "log"}}. Every command's --help gives its shape.
+
+\b
+Completion in bash (zsh_source and fish_source for these):
+    eval "$(_CUDA_PROGCACHE_COMPLETE=bash_source cuda-progcache)"
 """
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -72,6 +76,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
     "doctor": ("doctor", "What is installed here, and what is wrong with it."),
     "config": ("doctor", "The settings: what is set, where, and what each means."),
+    "watch": ("watch", "What other processes do on the cache, as they do it."),
     "stats": ("cache", "How much the cache holds."),
     "report": ("report", "Write the cache as one HTML file."),
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
@@ -227,6 +232,9 @@ def _report(error: Exception, arguments: Sequence[str]) -> int:
         terminated = isinstance(error.__cause__, Terminated)
         fail_line(f"{'terminated' if terminated else 'interrupted'}; what was stored before is kept")
         return ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        line(error.format_message(), err=True)  # the help
+        return int(error.exit_code)
     log = str(getattr(error, "log", "") or "")
     if isinstance(error, click.ClickException):
         code, message = int(error.exit_code), error.format_message()

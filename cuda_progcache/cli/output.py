@@ -23,7 +23,7 @@ from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414
 from cuda_progcache._util.printable import printable as printable  # noqa: PLC0414
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -35,6 +35,11 @@ _WIDE = 10_000  # columns where no terminal limits them: nothing is cut or folde
 def emit(data: Mapping[str, Any]) -> None:
     """Print the one JSON object of a ``--json`` call."""
     write(json_text(data) + "\n")
+
+
+def json_line(data: Mapping[str, Any]) -> str:
+    """Write an object as one line, of several."""
+    return json.dumps(json.loads(json_text(data))) + "\n"
 
 
 def json_text(data: Mapping[str, Any]) -> str:
@@ -75,9 +80,42 @@ def show(*renderables: RenderableType) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console(highlight=False).print(*renderables, sep="\n")
+        console = Console(highlight=False)
+        console.print(*(_fitted(one, console) for one in renderables), sep="\n")
         return
     write(printable(plain(*renderables)))  # not by rich, which answers a reader that left by exiting on its own
+
+
+def _fitted(renderable: RenderableType, console: Console) -> RenderableType:
+    """What a terminal shows without cutting a word: a table that is too wide becomes a list, field by field."""
+    from rich.table import Table
+
+    if not isinstance(renderable, Table) or not renderable.show_header or _fits(renderable, console):
+        return renderable
+    rows = list(zip(*(column.cells for column in renderable.columns), strict=True))
+    for column in renderable.columns:
+        heading = str(column.header)
+        words = [heading.split(), *([f"{cell}"] if column.no_wrap else f"{cell}".split() for cell in column.cells)]
+        column.min_width = max((_width(word) for each in words for word in each), default=0)
+        if column.no_wrap:
+            column.header = "\n".join(heading.split())
+    renderable.box, renderable.padding, renderable.pad_edge = None, (0, 1, 0, 0), False
+    if _fits(renderable, console, least=True):
+        return renderable
+    made = fields()
+    for n, row in enumerate(rows):
+        if n:
+            made.add_row("", "")
+        for column, cell in zip(renderable.columns, row, strict=True):
+            if f"{cell}":
+                made.add_row(" ".join(str(column.header).split()), cell)
+    return made
+
+
+def _fits(made: Table, console: Console, *, least: bool = False) -> bool:
+    """Whether a terminal has room for a table, on one line per row or at its least width."""
+    found = console.measure(made, options=console.options.update(max_width=_WIDE))
+    return (found.minimum if least else found.maximum) <= console.width
 
 
 def plain(*renderables: RenderableType) -> str:

@@ -24,7 +24,7 @@ TIERS_JSON = """\b
 --json: {"source": str (where they are configured; empty: named here), "tiers": [{"url", "mode", "trust", "ok": bool,
 "trouble": str, "latency": seconds or null, "objects", "bytes": int or null (--count), "breaker": "closed" or "open",
 "all_time": {"hits", "misses", "corrupt", "untrusted", "errors", "timeouts", "stored", "dropped", "bytes_in",
-"bytes_out", "calls", "microseconds"} (what every process on this cache has counted)}]}
+"bytes_out", "calls"} (what every process on this cache has counted)}]}
 """
 
 

@@ -209,8 +209,9 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
     """
     from cuda_progcache.compile.unkept import by_kind, listed
     from cuda_progcache.service.comparison import kernel_uses
+    from cuda_progcache.service.described import all_described
 
-    entries = sorted(cache.entries(), key=lambda entry: (entry.created, entry.digest))
+    entries = sorted(all_described(cache.entries()), key=lambda entry: (entry.created, entry.digest))
     failed: list[EntryInfo] = []
     used: dict[str, list[Kernel]] = defaultdict(list)
     for one in kernel_uses(entries, on_error=lambda entry, _: failed.append(entry)):

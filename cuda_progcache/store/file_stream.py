@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Self
 
+    from cuda_progcache.store.arrivals import Arrivals
     from cuda_progcache.store.base import Entry, EntryInfo, Key, Value
     from cuda_progcache.store.bundle import ExportReport, ImportReport
     from cuda_progcache.store.census import Census
@@ -300,6 +301,12 @@ class FileStreamProgramCache(DiskStore):
 
         return self._asked("sum up the cache", lambda: census.take(self._root))
 
+    def arrivals(self) -> Arrivals:
+        """Begin to look for entries that come from now on."""
+        from cuda_progcache.store.arrivals import Arrivals
+
+        return Arrivals(self._root)
+
     def _quarantine_here(self, digest: str) -> None:
         if not is_digest(digest):
             raise KeyError(digest)
@@ -368,7 +375,9 @@ class FileStreamProgramCache(DiskStore):
 
         return self._asked("verify the cache", lambda: verify(self._root, repair=repair, removed=removed))
 
-    def prune(self, *, max_size_bytes: int | None = None, older_than: float | None = None) -> PruneReport:
+    def prune(
+        self, *, max_size_bytes: int | None = None, older_than: float | None = None, dry_run: bool = False
+    ) -> PruneReport:
         """Remove the entries that were used least recently; pinned ones stay.
 
         Parameters
@@ -378,11 +387,13 @@ class FileStreamProgramCache(DiskStore):
         older_than : float, optional
             Those not used for so many seconds. A store without a size cap doesn't write last uses down: there it is
             the age of what was published, where the file system keeps no access times.
+        dry_run : bool
+            Remove nothing; report what would go.
 
         Raises
         ------
         ValueError
-            Neither was given, or one is negative.
+            Neither limit was given, or one is negative.
         StoreError
             The directory can't be written.
         """
@@ -393,7 +404,8 @@ class FileStreamProgramCache(DiskStore):
         if (max_size_bytes or 0) < 0 or (older_than or 0) < 0:
             raise ValueError("max_size_bytes and older_than can't be negative")
         return self._asked(
-            "prune the cache", lambda: maintenance.prune(self._root, self._cap, max_size_bytes, older_than)
+            "prune the cache",
+            lambda: maintenance.prune(self._root, self._cap, max_size_bytes, older_than, dry_run=dry_run),
         )
 
     def adopt(self, path: str | os.PathLike[str], key: Key, record: Mapping[str, Any] | None = None) -> EntryInfo:

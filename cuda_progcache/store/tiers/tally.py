@@ -7,6 +7,7 @@ SHA-256 of the tier's URL.
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import weakref
@@ -23,13 +24,7 @@ if TYPE_CHECKING:
 
 
 class TierTotals(NamedTuple):
-    """What was counted; the fields are those of :class:`~cuda_progcache.store.tiers.remote.TierStats`.
-
-    Attributes
-    ----------
-    microseconds : int
-        That the ``calls`` took in all.
-    """
+    """What was counted; the fields are those of :class:`~cuda_progcache.store.tiers.remote.TierStats`."""
 
     hits: int = 0
     misses: int = 0
@@ -42,7 +37,6 @@ class TierTotals(NamedTuple):
     bytes_in: int = 0
     bytes_out: int = 0
     calls: int = 0
-    microseconds: int = 0
 
     def plus(self, other: TierTotals) -> TierTotals:
         """The sum, field by field."""
@@ -78,8 +72,7 @@ class _Counters:
 
     def _counted(self) -> TierTotals:
         told = self._remote.tier()
-        counts = {name: getattr(told, name) for name in TierTotals._fields[:-1]}
-        return TierTotals(microseconds=int(told.seconds * 1e6), **counts)
+        return TierTotals(*[getattr(told, name) for name in TierTotals._fields])
 
     def unwritten(self) -> TierTotals:
         counted = self._counted()
@@ -100,8 +93,7 @@ class _Counters:
 
 def counted(root: Root, url: str) -> TierTotals:
     """What the processes on a directory have written down of a tier."""
-    found: TierTotals = _Log(root, url).total()
-    return found
+    return functools.reduce(TierTotals.plus, _Log(root, url).spans().values(), TierTotals())
 
 
 #: What of a tier's counts is in a file.
