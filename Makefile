@@ -2,6 +2,7 @@
 #
 #   make demo    prewarm the bundled kernel library for four architectures (no GPU needed)
 #   make test    lint, docs, then the whole test suite
+#   make servers install what the tests of tiers start, where that is allowed; a part of "make test"
 #   make lint    ruff, mypy --strict, import-linter
 #   make docs    build the documentation into build/docs; a warning is an error
 #   make bench   this cache beside cuda.core's, with ratios
@@ -22,7 +23,7 @@ VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info
 endif
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint docs bench clean distclean environment
+.PHONY: help demo test lint docs bench servers clean distclean environment
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -41,7 +42,7 @@ demo: environment
 # Processes: two per CPU, since many tests wait; the tests of a file stay together, and share what its
 # fixtures make; in the order of the folders, since files of few long tests would else come last, and alone.
 test: export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
-test: lint docs
+test: servers lint docs
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: environment
@@ -50,6 +51,9 @@ lint: environment
 	@$(BIN)/mypy --no-error-summary
 	@said=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$said"; exit 1; }
 	@echo 'lint: ruff, mypy --strict and import-linter are content'
+
+servers:
+	@ci/servers/install.sh
 
 docs: environment
 	@$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html ci/docs build/docs && echo 'docs: build/docs/index.html'

@@ -16,6 +16,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode, Terminated
+from cuda_progcache.cli.completion import kernels
 from cuda_progcache.cli.entries import cuobjdump, parameters_text
 from cuda_progcache.cli.proof import junit_option, lock_option
 from cuda_progcache.cli.session import (
@@ -63,7 +64,9 @@ is missing. 130 (Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, a
 @click.option(
     "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
 )
-@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel; repeatable.")
+@click.option(
+    "--kernel", "kernels", multiple=True, metavar="NAME", shell_complete=kernels, help="Only this kernel; repeatable."
+)
 @click.option(
     "--dask",
     metavar="ADDRESS",

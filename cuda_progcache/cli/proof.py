@@ -13,6 +13,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
+from cuda_progcache.cli.completion import archs, kernels
 from cuda_progcache.cli.session import Session, common_options, include_option, library_at, manifest_option
 
 if TYPE_CHECKING:
@@ -41,8 +42,22 @@ LOCK_JSON = """\b
 
 @click.command("lock", short_help="Write down the programs that a deploy needs.", epilog=LOCK_JSON)
 @manifest_option
-@click.option("--arch", "archs", multiple=True, metavar="ARCH", help="Lock the library's variants for it; repeatable.")
-@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel of the library; repeatable.")
+@click.option(
+    "--arch",
+    "archs",
+    multiple=True,
+    metavar="ARCH",
+    shell_complete=archs,
+    help="Lock the library's variants for it; repeatable.",
+)
+@click.option(
+    "--kernel",
+    "kernels",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=kernels,
+    help="Only this kernel of the library; repeatable.",
+)
 @click.option(
     "--from",
     "recordings",
@@ -118,9 +133,21 @@ Exit code 1: some programs are of no use here; with --lock or --manifest, some a
     help="A folder with a manifest.toml: prove that its variants are there; with --lock, its kernels.",
 )
 @click.option(
-    "--arch", "archs", multiple=True, metavar="ARCH", help="Check for this device, in place of those here; repeatable."
+    "--arch",
+    "archs",
+    multiple=True,
+    metavar="ARCH",
+    shell_complete=archs,
+    help="Check for this device, in place of those here; repeatable.",
 )
-@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="With --manifest: only it; repeatable.")
+@click.option(
+    "--kernel",
+    "kernels",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=kernels,
+    help="With --manifest: only it; repeatable.",
+)
 @include_option
 @junit_option
 @common_options

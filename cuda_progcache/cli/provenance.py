@@ -14,6 +14,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
+from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.entries import entry_json
 from cuda_progcache.cli.session import Session, common_options
 
@@ -52,7 +53,7 @@ _calls_option = click.option(
 
 
 @click.command("provenance", short_help="All that a program or another result came from.", epilog=PROVENANCE_JSON)
-@click.argument("key")
+@click.argument("key", shell_complete=programs)
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="What to print. [default: text]")
 @click.option(
     "--sign",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cuda_progcache._util.modes import MODES, VARIABLE
+from cuda_progcache.cli.completion import parameters
 from cuda_progcache.errors import UnsafeRootError
 
 if TYPE_CHECKING:
@@ -216,8 +217,15 @@ manifest_option = click.option(
 include_option = click.option(
     "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
 )
+
 parameter_option = click.option(
-    "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="A kernel parameter; repeatable."
+    "-p",
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=parameters,
+    help="A kernel parameter; repeatable.",
 )
 
 

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiers in forked children: child and parent both work afterwards, or the tier is skipped there with one warning.
+
+Each test is a process of its own, whose children are given up when they take too long: a client that hangs in one, or
+in its parent, is what is looked for.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+
+#: What a script does in a child, and what it brings back; ``value(n)`` is the program that lies under ``key(n)``.
+CHILDREN = """
+import json, os, signal, sys, threading, time, warnings
+from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.settings import parse_tier
+
+url = sys.argv[1]
+url += ("&" if "?" in url else "?") + "connect_timeout=30&timeout=60&write_timeout=60"
+
+def key(number):
+    return b"key %d" % number
+
+def value(number):
+    return b"program %d " % number * 1000
+
+def fill(tier, numbers):
+    for number in numbers:
+        tier.publish(key(number), value(number), {"number": number})
+    assert tier.flush(60)
+
+def ask(tier, numbers):
+    '''What look-ups give: "right", "miss" or "wrong", and what was said.'''
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [tier.get(key(number)) for number in numbers]
+    verdicts = {None: "miss"}
+    told = ["right" if data == value(number) else verdicts.get(data, "wrong") for number, data in zip(numbers, found)]
+    return sorted(set(told)), [str(warning.message) for warning in caught]
+
+def in_child(work, meanwhile=lambda: time.sleep(0.002)):
+    '''What work() gives in a forked child; "hangs" where it doesn't end.'''
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.write(writing, json.dumps(work()).encode())
+        except BaseException as exc:
+            os.write(writing, json.dumps(f"{type(exc).__name__}: {exc}").encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    until = time.monotonic() + 120
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return "hangs"
+        meanwhile()
+    with open(reading, "rb") as told:
+        return json.loads(told.read() or b'"died"')
+"""
+
+USED = """
+tier = open_tier(parse_tier(url))
+fill(tier, range(8))
+numbers = list(range(8))
+before = ask(tier, numbers)
+
+def in_parent_s_child():
+    first = ask(tier, 20 * numbers)
+    tier.publish(key(100), value(100), {})
+    tier.flush(60)
+    grandchild = in_child(lambda: ask(tier, numbers))
+    another = open_tier(parse_tier(url))
+    return {"first": first, "again": ask(tier, numbers), "grandchild": grandchild, "another": ask(another, numbers)}
+
+# Both ask at once: over one connection each would get the other's answers.
+meanwhile = []
+told = in_child(in_parent_s_child, lambda: meanwhile.append(ask(tier, numbers)))
+fill(tier, range(8, 12))
+after = ask(tier, list(range(12)))
+fresh = open_tier(parse_tier(url))
+print(json.dumps({"before": before, "child": told, "meanwhile": meanwhile, "after": after, "kept": ask(fresh, [100])}))
+"""
+
+CROWD = """
+tier = open_tier(parse_tier(url))
+fill(tier, range(8))
+numbers = list(range(8))
+ending, wrong, rounds = threading.Event(), [], []
+
+def hammer():
+    while not ending.is_set():
+        found, said = ask_plain(tier)
+        rounds.append(1)
+        if found != ["right"]:
+            wrong.append((found, said))
+
+def ask_plain(tier):
+    told = {"right" if tier.get(key(number)) == value(number) else "wrong" for number in numbers}
+    return sorted(told), []
+
+threads = [threading.Thread(target=hammer) for _ in range(4)]
+for thread in threads:
+    thread.start()
+told = []
+for _ in range(6):
+    seen = len(rounds)
+    while len(rounds) < seen + 4:
+        time.sleep(0.001)
+    told.append(in_child(lambda: ask(tier, numbers)))
+ending.set()
+for thread in threads:
+    thread.join()
+print(json.dumps({"children": told, "wrong": wrong, "after": ask(tier, numbers)}))
+"""
+
+UNUSED = """
+tier = open_tier(parse_tier(url))
+
+def fill_and_ask():
+    fill(tier, range(4))
+    return ask(tier, list(range(4)))
+
+print(json.dumps([in_child(fill_and_ask), in_child(lambda: ask(tier, list(range(4)))), ask(tier, list(range(4)))]))
+"""
+
+SURVIVES = {"redis_server", "nginx_server"}
+RIGHT = [["right"], []]
+
+
+@pytest.fixture
+def forked(tier_url, python, request):
+    """Run a script of forks; gives what it prints, and whether the tier can be used in a child at all."""
+
+    def run(script):
+        told = json.loads(python(CHILDREN + textwrap.dedent(script), tier_url, PYTHONWARNINGS="ignore"))
+        return told, request.node.callspec.params["tier_url"] in SURVIVES
+
+    return run
+
+
+def skipped(told):
+    """A tier that is left alone in a child: every look-up is a miss, and that is said once."""
+    (found, said) = told
+    return found == ["miss"] and len(said) == 1 and ("child" in said[0] or "forked" in said[0])
+
+
+def test_a_child_of_one_that_has_used_it(forked):
+    told, survives = forked(USED)
+    assert told["before"] == RIGHT
+    assert all(one == RIGHT for one in told["meanwhile"])
+    assert told["after"] == RIGHT
+    child = told["child"]
+    assert isinstance(child, dict), f"the child {child}"
+    if survives:
+        assert child == {"first": RIGHT, "again": RIGHT, "grandchild": RIGHT, "another": RIGHT}
+        assert told["kept"] == RIGHT
+    else:
+        assert skipped(child["first"])
+        assert child["again"] == [["miss"], []]
+        assert child["grandchild"] == [["miss"], []]
+        assert skipped(child["another"]), "a store that was opened in the child would hang as well"
+        assert told["kept"] == [["miss"], []]
+
+
+def test_children_of_one_whose_threads_are_using_it(forked):
+    told, survives = forked(CROWD)
+    assert told["wrong"] == []
+    assert told["after"] == RIGHT
+    for child in told["children"]:
+        assert isinstance(child, list), f"a child {child}"
+        assert child == RIGHT if survives else skipped(child)
+
+
+def test_children_of_one_that_has_not_used_it(forked):
+    """What was configured before a fork works after it, whatever the client."""
+    told, _ = forked(UNUSED)
+    assert told == [RIGHT, RIGHT, RIGHT]
