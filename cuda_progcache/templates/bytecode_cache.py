@@ -176,23 +176,17 @@ class BytecodeCache:
         """Keep as `set`, with the compiler's warnings; nothing in a mode other than ``rw``."""
         if self.mode != "rw":
             return
-        from cuda_progcache._util.files import replace, unlink_quietly, write_new
+        from cuda_progcache._util.files import put_in_place
         from cuda_progcache._util.liveness import current_owner
 
         path, key = self._place(name, source_hash, context_hash)
-        try:
-            data = frame(compiled, key)
-        except FrameError as error:
-            self._not_kept(name, str(error))
-            return
         staged = f"{path}.{current_owner()}.{time.monotonic_ns():x}.tmp"
         try:
+            data = frame(compiled, key)
             _make_private(self.directory)  # it may have been removed
-            write_new(staged, data, mode=0o600, sync=False)
-            replace(staged, path)
+            put_in_place(path, data, staged=staged, mode=0o600)
             self._clean_daily()
-        except OSError as error:
-            unlink_quietly(staged)
+        except (OSError, FrameError) as error:
             self._not_kept(name, str(error))
 
     def get_bucket(self, environment: jinja2.Environment, name: str, filename: str | None, source: str) -> Bucket:
