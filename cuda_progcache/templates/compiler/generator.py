@@ -98,7 +98,7 @@ class Compiler(Loops, Inheritance):
         nodes.MarkSafe: "mark_safe",
         nodes.MarkSafeIfAutoescape: "mark_safe_if_autoescape",
         nodes.ContextReference: "context_reference",
-        nodes.DerivedContextReference: "derived_context_reference",
+        nodes.DerivedContextReference: "derived",
     }
     _methods: ClassVar[Mapping[type[nodes.Node], str]] = _NODE_DISPATCH_NAMES
 
@@ -219,8 +219,7 @@ class Compiler(Loops, Inheritance):
                 self.return_contents(self.out, 0)
         else:
             self._body(node, function)
-            if self.pending:
-                self.flush()
+            self.flush()
         self.line = line
         begin: list[ast.stmt] = []
         if self.context != "context":  # what Jinja2's tracebacks show the variables of

@@ -30,21 +30,18 @@ class Output(Expressions):
 
     def emit(self, text: str, /, **parts: Any) -> None:
         """Add the statements of a pattern."""
-        if self.pending:
-            self.flush()
+        self.flush()
         self.out += self.lines(text, **parts)
 
     @contextmanager
     def block(self) -> Iterator[list[ast.stmt]]:
         """Collect statements in a list of their own."""
-        if self.pending:
-            self.flush()
+        self.flush()
         outer, self.out = self.out, []
         mark = len(self.state.trail)
         try:
             yield self.out
-            if self.pending:
-                self.flush()
+            self.flush()
         finally:
             self.out = outer
             while len(self.state.trail) > mark:
@@ -69,17 +66,12 @@ class Output(Expressions):
             self.state.defined.add(local)
             self.state.trail.append(local)
 
-    def forget(self, local: str) -> None:
-        """Note that a local may be missing again."""
-        self.state.defined.discard(local)
-
     # Where text goes
 
     @contextmanager
     def buffered(self) -> Iterator[None]:
         """Collect output in a list; `contents` is what it came to."""
-        if self.pending:
-            self.flush()
+        self.flush()
         outer = self.buffer
         depth = len(self.appends)
         self.buffers += 1
@@ -98,8 +90,7 @@ class Output(Expressions):
         Where all output is one string, put out at the end, there is no buffer.
         """
         number = self.buffer
-        if self.pending:
-            self.flush()
+        self.flush()
         count = self.appends.pop()
         if count == 0 and self.settings.text:
             del body[start : start + 2]
@@ -124,8 +115,7 @@ class Output(Expressions):
 
     def captured_text(self) -> ast.expr:
         """What the innermost buffer got, as markup where escaping is on."""
-        if self.pending:
-            self.flush()
+        self.flush()
         text = self.contents(self.buffer)
         if self.eval_ctx.volatile:
             again = self.contents(self.buffer)
@@ -134,8 +124,7 @@ class Output(Expressions):
 
     def put(self, value: ast.expr) -> None:
         """Emit the output of one value as it is."""
-        if self.pending:
-            self.flush()
+        self.flush()
         self.out.append(self.put_now(value))
 
     def put_now(self, value: ast.expr) -> ast.stmt:
@@ -147,6 +136,8 @@ class Output(Expressions):
 
     def flush(self) -> None:
         """Emit what is pending: constants next to each other as one, a run of parts as one f-string."""
+        if not self.pending:
+            return
         parts, self.pending = self.pending, []
         line = self.line
         self.line = parts[0].lineno
@@ -159,27 +150,23 @@ class Output(Expressions):
         """Put out constant text."""
         if not text and self.settings.fuse:
             return
-        pending = self.pending
-        if pending and isinstance(pending[-1], ast.Constant):
-            pending[-1] = self.joint(pending[-1], text)
+        if self.pending and isinstance(self.pending[-1], ast.Constant):
+            before: Any = self.pending.pop()
+            line, self.line = self.line, before.lineno
+            self.pending.append(self.constant(f"{before.value}{text}"))
+            self.line = line
         else:
-            if len(pending) >= _LONGEST_RUN:
-                self.flush()
-                pending = self.pending
-            pending.append(self.constant(text))
+            self.append(self.constant(text))
 
-    def joint(self, before: ast.Constant, text: str) -> ast.expr:
-        """A constant with more text."""
-        line, self.line = self.line, before.lineno
-        node = self.constant(str(before.value) + text)
-        self.line = line
-        return node
+    def append(self, part: ast.expr) -> None:
+        """Put out a part of the present run."""
+        if len(self.pending) >= _LONGEST_RUN:
+            self.flush()
+        self.pending.append(part)
 
     def value(self, node: ast.expr, conversion: int) -> None:
         """Put out a value in the present run."""
-        if len(self.pending) >= _LONGEST_RUN:
-            self.flush()
-        self.pending.append(self.formatted(node, conversion))
+        self.append(self.formatted(node, conversion))
 
     # Output statements
 
