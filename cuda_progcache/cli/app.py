@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from cuda_progcache import errors
+from cuda_progcache._util.secrets import masked
 from cuda_progcache.cli.output import emit, fail_line, line, warning_line
 from cuda_progcache.cli.session import common_options
 
@@ -51,6 +52,10 @@ Exit codes:
 
 With --json, stdout carries one JSON object and nothing else; when the command fails before it has a result, that
 object is {"error": {"type", "message", "exit_code", "log"}}. Every command's --help gives its shape.
+
+\b
+Completion in bash (zsh_source and fish_source for these):
+    eval "$(_CUDA_PROGCACHE_COMPLETE=bash_source cuda-progcache)"
 """
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -71,6 +76,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
     "doctor": ("doctor", "What is installed here, and what is wrong with it."),
     "config": ("doctor", "The settings: what is set, where, and what each means."),
+    "watch": ("watch", "What other processes do on the cache, as they do it."),
     "stats": ("cache", "How much the cache holds."),
     "report": ("report", "Write the cache as one HTML file."),
     "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
@@ -78,6 +84,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),
     "export": ("export", "Write programs to a bundle, an image or a wheel."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
+    "tiers": ("tiers", "The stores behind the cache: whether they answer, and what they gave."),
+    "sync": ("tiers", "Copy programs between caches and tiers."),
+    "gc": ("tiers", "Remove old programs from a tier."),
     "lock": ("proof", "Write down the programs that a deploy needs."),
     "check": ("proof", "What this machine could use of a bundle or a cache, and what is missing."),
     "clear": ("cache", "Remove every entry."),
@@ -193,7 +202,7 @@ class CommandGroup(click.Group):
                 code = super().main(arguments, prog_name, standalone_mode=False, **extra)
                 sys.stdout.flush()
             except Exception as error:  # noqa: BLE001 - the last frame of the process: all become a line and a code
-                code = _report(error, as_json="--json" in arguments)
+                code = _report(error, arguments)
         sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 
@@ -213,7 +222,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     warning_line(str(message))
 
 
-def _report(error: Exception, *, as_json: bool) -> int:
+def _report(error: Exception, arguments: Sequence[str]) -> int:
     """Say what went wrong on stderr (and as JSON on stdout when asked); give the exit code."""
     if isinstance(error, ReaderLeftError):
         # Python flushes stdout at exit and would complain: give it a place to go.
@@ -223,6 +232,9 @@ def _report(error: Exception, *, as_json: bool) -> int:
         terminated = isinstance(error.__cause__, Terminated)
         fail_line(f"{'terminated' if terminated else 'interrupted'}; what was stored before is kept")
         return ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        line(error.format_message(), err=True)  # the help
+        return int(error.exit_code)
     log = str(getattr(error, "log", "") or "")
     if isinstance(error, click.ClickException):
         code, message = int(error.exit_code), error.format_message()
@@ -238,10 +250,13 @@ def _report(error: Exception, *, as_json: bool) -> int:
             if os.environ.get("CUDA_PROGCACHE_TRACEBACK"):
                 raise error
             message = f"internal error: {type(error).__name__}: {message} (CUDA_PROGCACHE_TRACEBACK=1 shows where)"
+    for word in arguments:
+        if (shown := masked(word)) != word:  # click repeats what it can't use
+            message = message.replace(word, shown)
     fail_line(message)
     if log.strip() and log.strip() not in message:
         line(log.rstrip(), err=True)
-    if as_json:
+    if "--json" in arguments:
         emit({"error": {"type": type(error).__name__, "message": message, "exit_code": code, "log": log}})
     return code
 

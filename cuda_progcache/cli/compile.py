@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cuda_progcache.cli import output
+from cuda_progcache.cli.completion import archs, kernels
 from cuda_progcache.cli.session import (
     Session,
     common_options,
@@ -58,7 +59,12 @@ Examples:
 )
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--code-type", type=click.Choice(["c++", "ptx", "nvvm"]), help="What FILE is. [default: by its suffix]")
-@click.option("--arch", metavar="ARCH", help="The architecture, such as sm_90. [default: that of the first GPU]")
+@click.option(
+    "--arch",
+    metavar="ARCH",
+    shell_complete=archs,
+    help="The architecture, such as sm_90. [default: that of the first GPU]",
+)
 @click.option(
     "--target", "target_type", type=click.Choice(["cubin", "ptx", "ltoir"]), default="cubin", show_default=True
 )
@@ -71,7 +77,9 @@ Examples:
 @click.option(
     "-O", "--option", "fields", multiple=True, metavar="FIELD=VALUE", help="Any field of ProgramOptions; repeatable."
 )
-@click.option("--kernel", metavar="NAME", help="Compile this kernel of the library instead of a file.")
+@click.option(
+    "--kernel", metavar="NAME", shell_complete=kernels, help="Compile this kernel of the library instead of a file."
+)
 @parameter_option
 @manifest_option
 @click.option("-o", "--output", "target", metavar="OUT", help="Write the binary here; - is stdout.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cuda_progcache.cli import output
+from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.inspection import block_option, diff_json, limiters_text, program_at, shared_option
 from cuda_progcache.cli.session import Session, common_options, manifest_option
 
@@ -28,8 +29,8 @@ code doesn't), "key" (only what it was compiled from), "added", "removed" or "un
 
 
 @click.command("diff", short_help="What differs between two programs, or two lockfiles.", epilog=DIFF_JSON)
-@click.argument("before")
-@click.argument("after")
+@click.argument("before", shell_complete=programs)
+@click.argument("after", shell_complete=programs)
 @click.option("--lock", "locks", is_flag=True, help="BEFORE and AFTER are lockfiles.")
 @click.option(
     "--markdown",

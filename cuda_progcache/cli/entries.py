@@ -12,8 +12,11 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
+from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.service.selection import Selection, names_of, options_of, program_name, variant_text
+from cuda_progcache.compile.record import names_of, options_of, program_name, variant_text
+from cuda_progcache.service.described import all_described, described
+from cuda_progcache.service.selection import Selection
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +76,7 @@ For scripts:
 @click.command(
     "show", short_help="All that is known about one program: where it came from, what it uses.", epilog=SHOW_JSON
 )
-@click.argument("key")
+@click.argument("key", shell_complete=programs)
 @click.option("--headers", is_flag=True, help="List every header that was read, with its digest.")
 @click.option("--components", is_flag=True, help="List what went into the key, field by field.")
 @click.option("--path", "path_only", is_flag=True, help="Print the path of the binary alone.")
@@ -88,17 +91,17 @@ def show_command(session: Session, key: str, *, headers: bool, components: bool,
     from cuda_progcache.compile.history import Makers
 
     entry = find_entry(session, key, newest=True, looking=True)
+    if path_only and not session.json:
+        click.echo(str(entry.path))
+        return
+    cache = session.existing_cache(looking=True)
+    by = Makers(cache).of(entry.record, entry.digest)
     if session.json:
         usage = resource_usage(entry)
         found = usage if isinstance(usage, dict) else None
-        by = Makers(session.existing_cache(looking=True)).of(entry.record, entry.digest)
-        output.emit(
-            {**entry_json(entry, by), "checksum": entry.checksum, "resource_usage": found, "record": entry.record}
-        )
-    elif path_only:
-        click.echo(str(entry.path))
+        kept = {} if cache is None else cache.info(entry.digest).record
+        output.emit({**entry_json(entry, by), "checksum": entry.checksum, "resource_usage": found, "record": kept})
     else:
-        by = Makers(session.existing_cache(looking=True)).of(entry.record, entry.digest)
         _describe(session, entry, by, headers=headers, components=components)
 
 
@@ -130,7 +133,7 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
     digits = 4 <= len(wanted) <= 64 and not set(wanted) - set("0123456789abcdef")
     if digits and cache is not None:
         try:
-            return cache.info(cache.resolve(wanted))
+            return described(cache.info(cache.resolve(wanted)))
         except KeyError:
             pass  # a name may look like digits
     if not wanted:
@@ -145,7 +148,7 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
         seen[program_name(entry.record)] = None
         return selection.includes(entry.record)
 
-    fitting = [] if cache is None else [entry for entry in cache.entries() if meant(entry)]
+    fitting = [] if cache is None else [entry for entry in all_described(cache.entries()) if meant(entry)]
     if not fitting:
         named = f"no program in {session.root()} is {output.one_line(key)}"
         near = did_you_mean(selection.name, [name for name in seen if name != selection.name])
@@ -165,8 +168,6 @@ def _describe(
     session: Session, entry: EntryInfo, made_by: Mapping[str, Any] | None, *, headers: bool, components: bool
 ) -> None:
     """Print an entry's provenance for people."""
-    from cuda_progcache.keys.explain import shown
-
     record, now = entry.record, time.time()
     about = output.fields()
     kernel = record.get("kernel") or {}
@@ -175,10 +176,12 @@ def _describe(
         about.add_row("parameters", output.text(parameters_text(kernel.get("parameters") or {})))
         templates = [f"{t['name']} ({_digest(t['digest'])})" for t in kernel.get("templates") or ()]
         about.add_row("templates", output.text("\n".join(templates) or "-"))
-    about.add_row(
-        "compiled",
-        f"{record.get('code_type', '-')} to {record.get('target_type', '-')} for {record.get('arch') or '-'}",
-    )
+    target = f"{record.get('target_type') or '-'} for {record.get('arch') or '-'}"
+    if record.get("components"):
+        about.add_row("compiled", f"{record.get('code_type', '-')} to {target}")
+    else:
+        about.add_row("binary", target)
+        about.add_row("", "put here without a record, as cuda.core does: what it was compiled from isn't known")
     if record.get("duration") is not None:
         about.add_row("", f"in {output.seconds(record['duration'])}, {output.ago(now - entry.created)}")
     if made_by:
@@ -192,29 +195,36 @@ def _describe(
     about.add_row("entry", output.text(str(entry.path)))
     for expression, symbol in (record.get("symbol_mapping") or {}).items():
         about.add_row("symbol", output.text(f"{expression} -> {symbol}"))
-    for part in record.get("toolchain") or ():
-        version = f"{part['version']} " if part.get("version") else ""
-        about.add_row("toolchain", output.text(f"{part['name']} {version}({_digest(part['digest'])})"))
-    read = record.get("headers") or ()
-    about.add_row("headers", f"{len(read):,} read" + ("" if headers or not read else "; --headers lists them"))
-    if headers:
-        for header in read:
-            about.add_row("", output.text(f"{_digest(header['digest'])}  {header['name']}"))
-    parts = record.get("components") or ()
-    if parts:
-        about.add_row("key made of", f"{len(parts)} fields" + ("" if components else "; --components lists them"))
-    for label, value in parts if components else ():
-        about.add_row("", output.text(f"{label} = {_short(shown(label, value))}"))
+    if record.get("components"):
+        _describe_inputs(about, record, headers=headers, components=components)
     usage = resource_usage(entry)
     if isinstance(usage, str):
         about.add_row("resources", output.text(usage))
     output.show(about)
     if isinstance(usage, dict):
-        output.show(output.text(""), _resources(usage))
+        asked = {symbol: name for name, symbol in (record.get("symbol_mapping") or {}).items()}
+        output.show(output.text(""), _resources({asked.get(symbol, symbol): each for symbol, each in usage.items()}))
     if str(record.get("log") or "").strip():
         output.line(click.style("\ncompiler log", bold=True))
         output.line(output.printable(str(record["log"]).rstrip()))
     output.line("\n" + _how_to_open(session, entry))
+
+
+def _describe_inputs(about: Table, record: Mapping[str, Any], *, headers: bool, components: bool) -> None:
+    """Add what a program was compiled with: compiler, headers, key."""
+    from cuda_progcache.keys.explain import shown
+
+    for part in record.get("toolchain") or ():
+        version = f"{part['version']} " if part.get("version") else ""
+        about.add_row("toolchain", output.text(f"{part['name']} {version}({_digest(part['digest'])})"))
+    read = record.get("headers") or ()
+    about.add_row("headers", f"{len(read):,} read" + ("" if headers or not read else "; --headers lists them"))
+    for header in read if headers else ():
+        about.add_row("", output.text(f"{_digest(header['digest'])}  {header['name']}"))
+    parts = record["components"]
+    about.add_row("key made of", f"{len(parts)} fields" + ("" if components else "; --components lists them"))
+    for label, value in parts if components else ():
+        about.add_row("", output.text(f"{label} = {_short(shown(label, value))}"))
 
 
 def resource_usage(entry: EntryInfo) -> dict[str, dict[str, Any]] | str | None:

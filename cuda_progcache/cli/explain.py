@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from cuda_progcache.cli import output
+from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.entries import entry_json, find_entry
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.service.selection import program_name, variant_text
+from cuda_progcache.compile.record import program_name, variant_text
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.unkept import Unkept
@@ -29,7 +30,7 @@ While a program runs, CUDA_PROGCACHE_LOG=explain prints the reasons of each miss
 
 
 @click.command("explain", short_help="Why a program had to be compiled.", epilog=EXPLAIN_JSON)
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=programs)
 @click.option("--last", is_flag=True, help="The program compiled last.")
 @common_options
 @click.pass_obj

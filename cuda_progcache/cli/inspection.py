@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cuda_progcache.cli import output
+from cuda_progcache.cli.completion import archs, names, programs
 from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text
 from cuda_progcache.cli.session import (
     Session,
@@ -18,7 +19,9 @@ from cuda_progcache.cli.session import (
     manifest_option,
     parse_parameters,
 )
-from cuda_progcache.service.selection import Selection, fits, program_name
+from cuda_progcache.compile.record import program_name, variant_text
+from cuda_progcache.service.described import all_described, described
+from cuda_progcache.service.selection import Selection, fits
 
 if TYPE_CHECKING:
     from cuda_progcache.inspect import Cliff, Instruction, Occupancy, Resources, Source
@@ -47,8 +50,10 @@ RESOURCES_JSON = """\b
     short_help="Registers, spills, shared memory and occupancy of the kernels in the cache.",
     epilog=RESOURCES_JSON,
 )
-@click.option("--kernel", metavar="NAME", help="Only programs of this name; may hold * and ?.")
-@click.option("--arch", metavar="ARCH", help="Only programs for this architecture, such as sm_90.")
+@click.option("--kernel", metavar="NAME", shell_complete=names, help="Only programs of this name; may hold * and ?.")
+@click.option(
+    "--arch", metavar="ARCH", shell_complete=archs, help="Only programs for this architecture, such as sm_90."
+)
 @block_option
 @shared_option
 @common_options
@@ -69,7 +74,9 @@ def resources_command(
         []
         if cache is None
         else [
-            one for one in cache.entries() if one.record.get("target_type") == "cubin" and chosen.includes(one.record)
+            one
+            for one in all_described(cache.entries())
+            if one.record.get("target_type") == "cubin" and chosen.includes(one.record)
         ]
     )
     entries.sort(key=lambda one: (program_name(one.record), _parameters(one), str(one.record.get("arch"))))
@@ -171,7 +178,7 @@ SASS_JSON = """\b
 
 
 @click.command("sass", short_help="The machine code of a program.", epilog=SASS_JSON)
-@click.argument("program")
+@click.argument("program", shell_complete=programs)
 @click.option("--kernel", metavar="NAME", help="Only kernels of this name; may hold * and ?.")
 @click.option("--source", is_flag=True, help="Print the source lines that the instructions came from above them.")
 @click.option("--mix", "mix_only", is_flag=True, help="Only count the instructions of each class.")
@@ -335,7 +342,7 @@ def top_command(session: Session, by: str, limit: int) -> None:
         "unused": lambda entry: -max(entry.last_used, entry.created),
     }
     cache = session.existing_cache(looking=True)
-    found = [] if cache is None else heapq.nlargest(limit, cache.entries(), key=orders[by])
+    found = [] if cache is None else [described(one) for one in heapq.nlargest(limit, cache.entries(), key=orders[by])]
     if session.json:
         listed = [{**entry_json(one), "seconds": one.record.get("duration")} for one in found]
         output.emit({"root": session.root(), "by": by, "entries": listed})
@@ -343,15 +350,15 @@ def top_command(session: Session, by: str, limit: int) -> None:
     if not found:
         output.note_line(f"the cache at {session.root()} is empty")
         return
-    numbers = ("size", "compile", "age", "last used")
-    made = output.table(("digest", "program", "parameters", "target", "arch", *numbers), right=numbers, title=_TOPS[by])
+    numbers = ("size", "cost", "age", "last used")
+    made = output.table(("digest", "name", "variant", "target", "arch", *numbers), right=numbers, title=_TOPS[by])
     now = time.time()
     for entry in found:
         duration = entry.record.get("duration")
         made.add_row(
             entry.digest[:12],
             output.text(program_name(entry.record)),
-            output.text(_parameters(entry)),
+            output.text(variant_text(entry.record)),
             str(entry.record.get("target_type", "-")),
             str(entry.record.get("arch") or "-"),
             output.size(entry.size),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cuda_progcache.cli import output
+from cuda_progcache.cli.completion import kernels
 from cuda_progcache.cli.session import (
     Session,
     common_options,
@@ -31,7 +32,7 @@ with --list-parameters: {"kernel", "parameters": [{"name", "type", "values", "de
 @click.command(
     "render", short_help="Print the source that a kernel template and its parameters give.", epilog=RENDER_JSON
 )
-@click.argument("kernel")
+@click.argument("kernel", shell_complete=kernels)
 @parameter_option
 @click.option("--module", metavar="NAME", help="One module of a kernel that is linked of several.")
 @click.option("--list-parameters", is_flag=True, help="Print the kernel's parameters instead.")
@@ -99,7 +100,7 @@ with --check: {"problems": [str]}
 
 
 @click.command("kernels", short_help="The library's kernels and their parameters.", epilog=KERNELS_JSON)
-@click.argument("names", nargs=-1, metavar="[KERNEL]...")
+@click.argument("names", nargs=-1, metavar="[KERNEL]...", shell_complete=kernels)
 @click.option("--check", is_flag=True, help="Look for mistakes in the manifest and the templates; exit 1 if there are.")
 @manifest_option
 @common_options

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cuda_progcache.cli import output
+from cuda_progcache.cli.completion import archs, names
 from cuda_progcache.cli.entries import entry_json, iso
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.service.selection import Selection, fits, program_name, variant_text
+from cuda_progcache.compile.record import program_name, variant_text
+from cuda_progcache.service.described import all_described, described
+from cuda_progcache.service.selection import Selection, fits
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
@@ -86,10 +89,13 @@ with --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", 
 @click.option(
     "--kernel",
     metavar="NAME",
+    shell_complete=names,
     callback=_selection,
     help="Only programs of this name, which may hold * and ?; or 'kernel?param=value,param=value@arch'.",
 )
-@click.option("--arch", metavar="ARCH", help="Only programs for this architecture, such as sm_90.")
+@click.option(
+    "--arch", metavar="ARCH", shell_complete=archs, help="Only programs for this architecture, such as sm_90."
+)
 @click.option("--target", type=click.Choice(["cubin", "ptx", "ltoir"]), help="Only binaries of this type.")
 @click.option("--since", metavar="TIME", callback=parse_since, help="Compiled since: 90min, 12h, or 2026-01-31T12:00.")
 @click.option("--sort", type=click.Choice(list(_SORTS)), default="used", show_default=True, help="What comes first.")
@@ -161,8 +167,9 @@ def _chosen(
     cache: FileStreamProgramCache, wanted: _Filter, *, sort: str, reverse: bool, limit: int | None
 ) -> list[EntryInfo]:
     if limit is not None and sort in _FIRST and not reverse:
-        return cache.first(limit, by=_FIRST[sort], matches=wanted.includes)
-    return sorted(filter(wanted.includes, cache.entries()), key=_SORTS[sort], reverse=reverse)[:limit]
+        first = cache.first(limit, by=_FIRST[sort], matches=lambda entry: wanted.includes(described(entry)))
+        return [described(entry) for entry in first]
+    return sorted(filter(wanted.includes, all_described(cache.entries())), key=_SORTS[sort], reverse=reverse)[:limit]
 
 
 def _list_unkept(session: Session, cache: FileStreamProgramCache | None, wanted: _Filter, limit: int | None) -> None:

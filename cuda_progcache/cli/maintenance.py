@@ -12,17 +12,16 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
+from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.entries import find_entry
-from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.service.selection import program_name
+from cuda_progcache.cli.session import Session, archs_option, common_options
+from cuda_progcache.compile.record import program_name
 from cuda_progcache.store.default_cap import parse_size as in_bytes
 
 if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-arch_option = click.option(
-    "--arch", "archs", multiple=True, metavar="ARCH", help="Only programs for this architecture, as sm_90; repeatable."
-)
+arch_option = archs_option("Only programs for this architecture, as sm_90; repeatable.")
 
 
 _TIMES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -101,7 +100,8 @@ def _wrong(count: int) -> str:
 
 
 PRUNE_JSON = """\b
---json: {"root": str, "removed": int, "bytes": int (freed), "left": int, "left_bytes": int, "pinned": int (spared)}
+--json: {"root": str, "dry_run": bool, "removed": int, "bytes": int (freed), "left": int, "left_bytes": int, "pinned":
+int (spared)}; with --dry-run: what would be removed, freed and left
 """
 
 
@@ -110,26 +110,31 @@ PRUNE_JSON = """\b
     "--max-size", callback=parse_size, metavar="SIZE", help="Until the cache is no larger than, say, 500MB or 2GiB."
 )
 @click.option("--older-than", callback=parse_time, metavar="TIME", help="Those not used for, say, 90min, 12h or 30d.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would go.")
 @common_options
 @click.pass_obj
-def prune_command(session: Session, max_size: int | None, older_than: float | None) -> None:
-    """Remove entries, the least recently used first. Pinned ones stay."""
+def prune_command(session: Session, max_size: int | None, older_than: float | None, *, dry_run: bool) -> None:
+    """Remove entries, the least recently used first. Pinned ones stay.
+
+    Sizes are those of the entries, as stats has them. --max-size and the size cap count long records, too.
+    """
     if max_size is None and older_than is None:
         raise click.UsageError("give --max-size, --older-than or both")
-    cache = session.existing_cache()
+    cache = session.existing_cache(looking=dry_run)
     report = {"removed": 0, "bytes": 0, "left": 0, "left_bytes": 0, "pinned": 0}
     if cache is not None:
-        report = cache.prune(max_size_bytes=max_size, older_than=older_than)._asdict()
-        if report["removed"] and (session.root() / "steps").is_dir():
+        report = cache.prune(max_size_bytes=max_size, older_than=older_than, dry_run=dry_run)._asdict()
+        if report["removed"] and not dry_run and (session.root() / "steps").is_dir():
             from cuda_progcache.provenance.programs import program_cache
 
             program_cache(cache).gc()  # what was recorded of those that went
     if session.json:
-        output.emit({"root": session.root(), **report})
+        output.emit({"root": session.root(), "dry_run": dry_run, **report})
         return
     spared = f", {report['pinned']:,} of them pinned" if report["pinned"] else ""
+    done = "would remove" if dry_run else "removed"
     output.line(
-        f"removed {output.plural(report['removed'], 'entry')} ({output.size(report['bytes'])}); "
+        f"{done} {output.plural(report['removed'], 'entry')} ({output.size(report['bytes'])}); "
         f"{output.plural(report['left'], 'entry')} left ({output.size(report['left_bytes'])}{spared})"
     )
 
@@ -141,7 +146,7 @@ PIN_JSON = """\b
 
 
 @click.command("pin", short_help="Keep programs from being evicted or pruned.", epilog=PIN_JSON)
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=programs)
 @click.option("--unpin", is_flag=True, help="Let them go again.")
 @click.option("--list", "listing", is_flag=True, help="Print what is pinned.")
 @common_options

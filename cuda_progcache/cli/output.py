@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cuda_progcache._util.amounts import plural as plural  # noqa: PLC0414 - the commands take them from here
+from cuda_progcache._util.amounts import seconds as seconds  # noqa: PLC0414
+from cuda_progcache._util.amounts import size as size  # noqa: PLC0414
 from cuda_progcache._util.json_values import json_value
-from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414 - the commands take them from here
+from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414
 from cuda_progcache._util.printable import printable as printable  # noqa: PLC0414
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -35,6 +38,11 @@ _WIDE = 10_000  # columns where no terminal limits them: nothing is cut or folde
 def emit(data: Mapping[str, Any]) -> None:
     """Print the one JSON object of a ``--json`` call."""
     write(json_text(data) + "\n")
+
+
+def json_line(data: Mapping[str, Any]) -> str:
+    """Write an object as one line, of several."""
+    return json.dumps(json.loads(json_text(data))) + "\n"
 
 
 def json_text(data: Mapping[str, Any]) -> str:
@@ -75,9 +83,42 @@ def show(*renderables: RenderableType) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console(highlight=False).print(*renderables, sep="\n")
+        console = Console(highlight=False)
+        console.print(*(_fitted(one, console) for one in renderables), sep="\n")
         return
     write(printable(plain(*renderables)))  # not by rich, which answers a reader that left by exiting on its own
+
+
+def _fitted(renderable: RenderableType, console: Console) -> RenderableType:
+    """What a terminal shows without cutting a word: a table that is too wide becomes a list, field by field."""
+    from rich.table import Table
+
+    if not isinstance(renderable, Table) or not renderable.show_header or _fits(renderable, console):
+        return renderable
+    rows = list(zip(*(column.cells for column in renderable.columns), strict=True))
+    for column in renderable.columns:
+        heading = str(column.header)
+        words = [heading.split(), *([f"{cell}"] if column.no_wrap else f"{cell}".split() for cell in column.cells)]
+        column.min_width = max((_width(word) for each in words for word in each), default=0)
+        if column.no_wrap:
+            column.header = "\n".join(heading.split())
+    renderable.box, renderable.padding, renderable.pad_edge = None, (0, 1, 0, 0), False
+    if _fits(renderable, console, least=True):
+        return renderable
+    made = fields()
+    for n, row in enumerate(rows):
+        if n:
+            made.add_row("", "")
+        for column, cell in zip(renderable.columns, row, strict=True):
+            if f"{cell}":
+                made.add_row(" ".join(str(column.header).split()), cell)
+    return made
+
+
+def _fits(made: Table, console: Console, *, least: bool = False) -> bool:
+    """Whether a terminal has room for a table, on one line per row or at its least width."""
+    found = console.measure(made, options=console.options.update(max_width=_WIDE))
+    return (found.minimum if least else found.maximum) <= console.width
 
 
 def plain(*renderables: RenderableType) -> str:
@@ -238,31 +279,6 @@ def here(path: str) -> str:
     return path if relative.startswith(os.pardir) else relative
 
 
-def size(count: float) -> str:
-    """Write a number of bytes in SI units: ``6.5 kB``."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.5:
-            return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
-    return f"{count / 1000:.1f} TB"
-
-
-def seconds(value: float) -> str:
-    """Write a duration: ``412 us``, ``85 ms``, ``12.4 s``, ``3 min 20 s``."""
-    if value < 1e-3:
-        return f"{value * 1e6:.0f} us"
-    if value < 0.9995:
-        return f"{value * 1e3:.0f} ms"
-    if value < 60:
-        return f"{value:.1f} s" if value >= 9.95 else f"{value:.2f} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def age(value: float) -> str:
     """Write how long ago something was: ``now``, ``40 s``, ``3 min``, ``5 h``, ``12 d``."""
     if value < 1:
@@ -276,13 +292,6 @@ def age(value: float) -> str:
 def ago(value: float) -> str:
     """Write when something was: ``just now``, ``3 min ago``."""
     return "just now" if value < 1 else f"{age(value)} ago"
-
-
-def plural(count: int, noun: str) -> str:
-    """Write a count and its noun: ``1 entry``, ``2 entries``, ``3 hits``."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count:,} {noun[:-1]}ies" if noun.endswith("y") else f"{count:,} {noun}s"
 
 
 def prefix_length(digests: Iterable[str], at_least: int = 8) -> int:

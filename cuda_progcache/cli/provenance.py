@@ -14,6 +14,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
+from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.entries import entry_json
 from cuda_progcache.cli.session import Session, common_options
 
@@ -52,7 +53,7 @@ _calls_option = click.option(
 
 
 @click.command("provenance", short_help="All that a program or another result came from.", epilog=PROVENANCE_JSON)
-@click.argument("key")
+@click.argument("key", shell_complete=programs)
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="What to print. [default: text]")
 @click.option(
     "--sign",
@@ -145,6 +146,7 @@ def _written(
     to_file: bool,
 ) -> str | None:  # fmt: skip
     """A graph in a format; None: it has been shown."""
+    from cuda_progcache._util import dsse
     from cuda_progcache.provenance import export
 
     root = graph.nodes[graph.root]
@@ -152,7 +154,7 @@ def _written(
         if root.kind != "binary" or store is None:
             raise click.UsageError(f"--format slsa is about a program; this is a {root.kind}: {root.label}")
         statement = export.to_slsa(store, store.info(root.detail["entry"]))
-        signed = statement if key_file is None else export.to_dsse(statement, export.signer_from_pem(str(key_file)))
+        signed = statement if key_file is None else dsse.sign(statement, dsse.signer_from_pem(str(key_file)))
         return json.dumps(signed, indent=2) + "\n"
     if form == "dot":
         return export.to_dot(graph)

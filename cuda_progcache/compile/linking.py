@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from cuda_progcache._util import modes
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.lookup import check_cache, leases_dir, load, seconds_of
+from cuda_progcache.compile.lookup import check_cache, fleet, leases_dir, load, seconds_of
 from cuda_progcache.compile.manifests import known_headers, remember_headers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
@@ -168,7 +169,9 @@ def obtain_linked(
         reason = output.unkept or toolchain.trouble("ptx", judged.toolchain)
         return publish(own, judged, output, record, cache, reason, seconds)
 
-    return fly(key.digest.hex(), leases_dir(cache), link_and_publish, lambda: load(key, own, cache, again=True))
+    flight = key.digest.hex()
+    again = partial(load, key, own, cache, again=True)
+    return fly(flight, leases_dir(cache), link_and_publish, again, fleet=fleet(cache, flight))
 
 
 def _judge_paths(inputs: Iterable[LinkInput], cache: Any, output: bytes, target_type: str) -> None:

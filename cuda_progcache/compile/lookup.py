@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from cuda_progcache import events
 from cuda_progcache._util.running import running
@@ -58,12 +58,13 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
         return None
     symbols: dict[str | bytes, bytes] = {}
     if label.name_expressions:
-        mangled = entry.record.get("symbol_mapping") or {}
+        mangled = entry.record.get("symbol_mapping")
         for expression in label.name_expressions:
-            symbol = mangled.get(expression_text(expression))
-            if symbol is None:
-                return None  # stored by hand, without a program's record: bytes alone can't serve these expressions
-            symbols[expression] = symbol.encode()
+            # Stored by hand, or by someone who makes up records: bytes alone can't serve these expressions.
+            symbol = mangled.get(expression_text(expression)) if isinstance(mangled, Mapping) else None
+            if not isinstance(symbol, str):
+                return None
+            symbols[expression] = symbol.encode("utf-8", "surrogateescape")
     digest = entry_digest(key.digest)
     if (around := running.get()) is not None:
         around.children[digest] = None
@@ -124,6 +125,19 @@ def leases_dir(cache: Any) -> str | None:
     """The directory of a cache's lease files, one for each compile under way; None for a cache in memory."""
     root = getattr(cache, "path", None)
     return None if root is None else os.path.join(root, "leases")
+
+
+def fleet(cache: Any, flight: str) -> Callable[..., Any] | None:
+    """What leads a flight among the hosts that share one of a cache's tiers; None where none of these keeps leases.
+
+    Parameters
+    ----------
+    cache : ProgramCacheResource
+    flight : str
+        The same on every host for what is likely the same program.
+    """
+    leases = getattr(cache, "fleet", None)
+    return None if leases is None else functools.partial(leases.lead, flight)
 
 
 def expression_text(expression: str | bytes) -> str:

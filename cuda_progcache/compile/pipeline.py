@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cuda_progcache._util import modes
-from cuda_progcache.compile.lookup import check_cache, leases_dir, look_up
+from cuda_progcache.compile.lookup import check_cache, fleet, leases_dir, look_up
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ToolchainError, UncacheableError
 from cuda_progcache.keys.schema import base_key
@@ -127,6 +127,7 @@ def obtain(
         leases_dir(cache),
         lambda: compile_and_publish(base, cache, kernel, lookup, policy),
         lambda: look_up(base, cache, again=True),
+        fleet=fleet(cache, base.manifest_id),
     )
 
 

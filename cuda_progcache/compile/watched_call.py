@@ -11,7 +11,7 @@ from cuda_progcache._util import modes
 from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.compile import history
 from cuda_progcache.compile.arch import with_arch
-from cuda_progcache.compile.lookup import is_theirs, leases_dir, seconds_of
+from cuda_progcache.compile.lookup import fleet, is_theirs, leases_dir, seconds_of
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.errors import FrozenMissError, ProgCacheError
 from cuda_progcache.keys.headers import NO_HEADERS
@@ -85,11 +85,13 @@ class WatchedCall:
             return self._call(cache=_Asked(cache, self))
         except _MissedError as missed:
             key = missed.key
+        kept = modes.of(cache) == "rw"
         done = fly(
             str(self._digest),
-            leases_dir(cache) if modes.of(cache) == "rw" else None,
+            leases_dir(cache) if kept else None,
             lambda: self._compiled(cache, key),
             lambda: _again(cache, key),
+            fleet=fleet(cache, str(self._digest)) if kept else None,
         )
         if isinstance(done, Exception):
             try:

@@ -145,6 +145,11 @@ class Occupancy(NamedTuple):
         return self.warps / self.most_warps
 
 
+def archs() -> tuple[str, ...]:
+    """The architectures whose limits are known: ``sm_50``, ``sm_52`` and so on."""
+    return tuple(f"sm_{number}" for number in sorted(_ARCHS))
+
+
 def multiprocessor(arch: str | int) -> Multiprocessor:
     """What a multiprocessor has.
 

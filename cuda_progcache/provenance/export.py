@@ -6,7 +6,8 @@ Sources of the formats:
 * PROV-JSON: W3C Member Submission "The PROV-JSON Serialization" (2013), over PROV-DM.
 * in-toto Attestation Framework, Statement v1 (``https://in-toto.io/Statement/v1``).
 * SLSA Provenance v1 (``https://slsa.dev/spec/v1.0/provenance``).
-* DSSE: Dead Simple Signing Envelope, protocol 1.0, as ``securesystemslib`` writes it; nothing else needs a library.
+
+:mod:`cuda_progcache._util.dsse` signs what is to be signed; nothing here needs a library.
 """
 
 from __future__ import annotations
@@ -18,20 +19,18 @@ from collections.abc import Iterator, Mapping
 from hashlib import file_digest
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util import dsse
 from cuda_progcache._util.printable import printable
+from cuda_progcache.compile.record import components, program_name, rendered_kernel
 from cuda_progcache.errors import ProgCacheError, ToolchainError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.provenance.nodes import Part, content_digest, display_name, options, parts_of, times
+from cuda_progcache.provenance.nodes import Part, content_digest, parts_of, times
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner, Signer  # type: ignore[attr-defined]  # it has no __all__
-
     from cuda_progcache.provenance.graph import Graph, Node
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
 #: What the names in a PROV document are relative to; a package URL, since that is what identifies us.
 NAMESPACE = "pkg:pypi/cuda-progcache#"
 FORMAT = 1
@@ -156,17 +155,17 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
         raise ProgCacheError(f"{entry.digest[:12]} was put there by hand: how it was made isn't known")
     external = {
         **{name: record.get(name) for name in ("name", "code_type", "target_type", "arch")},
-        "options": options(record),
+        "options": components(record, "option"),
         "name_expressions": sorted(record.get("symbol_mapping") or {}),
     }
-    kernel = record.get("kernel") or record.get("part_of")
-    if kernel is not None:
+    kernel = rendered_kernel(record)
+    if kernel:
         external["kernel"] = {"name": kernel.get("name"), "parameters": dict(kernel.get("parameters") or {})}
     clock = times(record)
     metadata = {"invocationId": record.get("key"), "startedOn": clock.get("started"), "finishedOn": clock.get("ended")}
-    name = f"{display_name(record)}.{record.get('arch')}.{record.get('target_type')}"
+    name = f"{program_name(record)}.{record.get('arch')}.{record.get('target_type')}"
     return {
-        "_type": STATEMENT_TYPE,
+        "_type": dsse.STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": subject}}],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
@@ -245,44 +244,3 @@ def _content_of_tool(name: str, identity: str) -> str:
                 with open(tool.path, "rb") as file:
                     return file_digest(file, "sha256").hexdigest()
     raise LookupError(identity)
-
-
-def signer_from_pem(path: str) -> CryptoSigner:
-    """Make a signer from an unencrypted private key in a PEM file.
-
-    Raises
-    ------
-    ProgCacheError
-        The extra ``sign`` isn't installed, or the file is no such key.
-    """
-    try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-        from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # it has no __all__
-    except ImportError as error:
-        raise ProgCacheError(f"signing needs `pip install 'cuda-progcache[sign]'` ({error})") from error
-    with open(path, "rb") as file:
-        content = file.read()
-    try:
-        return CryptoSigner(load_pem_private_key(content, password=None))
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ProgCacheError(f"{path} is no private key that can be used here (PEM, unencrypted): {error}") from error
-
-
-def to_dsse(statement: Mapping[str, Any], *signers: Signer) -> dict[str, Any]:
-    """Sign a statement: a DSSE envelope over its JSON.
-
-    Parameters
-    ----------
-    statement : mapping
-        As :func:`to_slsa` gives it.
-    *signers : securesystemslib.signer.Signer
-        One or more.
-    """
-    from securesystemslib.dsse import Envelope
-
-    payload = json.dumps(statement, separators=(",", ":"), sort_keys=True).encode()
-    envelope = Envelope(payload, PAYLOAD_TYPE, {})
-    for signer in signers:
-        envelope.sign(signer)
-    return envelope.to_dict()

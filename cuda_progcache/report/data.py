@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util.printable import one_line, printable
-from cuda_progcache.provenance.nodes import display_name
+from cuda_progcache.compile.record import program_name
 
 if TYPE_CHECKING:
     from cuda_progcache.service.comparison import KernelUse
@@ -209,8 +209,9 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
     """
     from cuda_progcache.compile.unkept import by_kind, listed
     from cuda_progcache.service.comparison import kernel_uses
+    from cuda_progcache.service.described import all_described
 
-    entries = sorted(cache.entries(), key=lambda entry: (entry.created, entry.digest))
+    entries = sorted(all_described(cache.entries()), key=lambda entry: (entry.created, entry.digest))
     failed: list[EntryInfo] = []
     used: dict[str, list[Kernel]] = defaultdict(list)
     for one in kernel_uses(entries, on_error=lambda entry, _: failed.append(entry)):
@@ -218,7 +219,7 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
     programs = []
     earlier: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in entries:
-        name = display_name(entry.record)
+        name = program_name(entry.record)
         why, reasons = _why(entry.record, earlier[name])
         programs.append(_program(entry, name, why, reasons, used.get(entry.digest, ())))
         earlier[name] = [*earlier[name][1 - _COMPARED :], entry.record]

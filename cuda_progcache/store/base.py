@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.breaker import CircuitBreaker
     from cuda_progcache.store.stats import StoreStats
+    from cuda_progcache.store.tiers.leases import FleetLeases
 
     Key: TypeAlias = bytes | str
     Value: TypeAlias = bytes | bytearray | memoryview | ObjectCode
@@ -259,6 +260,8 @@ class ProgramCacheResource(abc.ABC):
 
     #: The mode that it was given (:mod:`cuda_progcache._util.modes`); None: that of the environment.
     mode: str | None = None
+    #: The leases of the hosts that share it, where it is a tier that keeps some (``store.tiers.leases``).
+    fleet: FleetLeases | None = None
     #: Whether it lies beyond this machine: it is asked for keys, and not for what it holds in all.
     is_remote: bool = False
     #: Of a store that leaves what it stands on alone while that is out of order.

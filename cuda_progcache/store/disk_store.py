@@ -35,12 +35,12 @@ from cuda_progcache.store.base import (
     is_digest,
     program_bytes,
 )
-from cuda_progcache.store.counters import Tally, persisted
+from cuda_progcache.store.counters import LOOK, Tally, persisted
 from cuda_progcache.store.eviction import LastUse, use_is_due
 from cuda_progcache.store.recent_records import RecentRecords
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.root import Root, default_root
-from cuda_progcache.store.stats import Counters
+from cuda_progcache.store.stats import Counters, total
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.base import Key, T, Value
     from cuda_progcache.store.size_cap import SizeCap
-    from cuda_progcache.store.stats import StoreStats, Totals
+    from cuda_progcache.store.stats import Span, StoreStats, Totals
 
 DURABILITIES = ("fsync", "full", "none")
 #: Verified files remembered per store object; half a kilobyte each, their keys included.
@@ -231,10 +231,11 @@ class DiskStore(ProgramCacheResource):
             if data is not None:
                 with self._lock:
                     self._counters.hits += 1
+                if not self._counters.hits & LOOK:
+                    self._write_counters_if_due()
                 return data
         elif self._alone and not pairs.exists(path):
-            with self._lock:
-                self._counters.misses += 1
+            self._missed()
             return None
         found = self._examine(digest, key, with_record=False)
         return None if found is None else found.data
@@ -269,6 +270,8 @@ class DiskStore(ProgramCacheResource):
                 if data is not None:
                     with self._lock:
                         self._counters.hits += 1
+                    if not self._counters.hits & LOOK:
+                        self._write_counters_if_due()
                     return Entry(data, record)
         return self._examine(digest, key, with_record=True)
 
@@ -297,8 +300,8 @@ class DiskStore(ProgramCacheResource):
             return None
         self._remember(digest, seen.entry, version.checksum)
         record: Any = self._recent.keep(digest, seen.record, version) if with_record else {}
-        with self._lock:
-            self._counters.hits += 1
+        self._counters.count("hits")
+        self._write_counters_if_due()
         return Entry(seen.data, record)
 
     def _known_checksum(self, digest: str, st: os.stat_result) -> str | None:
@@ -341,8 +344,12 @@ class DiskStore(ProgramCacheResource):
             self._verified[digest] = (signature(os.fstat(fd)), remembered[1])  # utime moves ctime
 
     def _missed(self) -> None:
-        with self._lock:
-            self._counters.misses += 1
+        self._counters.count("misses")
+        self._write_counters_if_due()
+
+    def _write_counters_if_due(self) -> None:
+        if self._tally is not None:
+            self._tally.write_if_due()
 
     def _damaged(self, digest: str, entry: os.stat_result, record: os.stat_result | None) -> None:
         """Move what is damaged to the quarantine, and tell the account."""
@@ -406,11 +413,8 @@ class DiskStore(ProgramCacheResource):
         return StoreError(number, f"can't {what}: {exc.strerror or exc}", exc.filename or path or self._root.path)
 
     def _wrote(self, stored: bool) -> bool:  # noqa: FBT001 - passed on
-        if stored:
-            with self._lock:
-                self._counters.stored += 1
-        if self._tally is not None:
-            self._tally.write_if_due()
+        self._counters.count("stored", int(stored))
+        self._write_counters_if_due()
         return stored
 
     def _warn_once(self, message: str, *, level: int) -> None:
@@ -561,9 +565,11 @@ class DiskStore(ProgramCacheResource):
 
     def all_time(self) -> Totals:
         """What every process that used this directory has counted; see :attr:`StoreStats.all_time`."""
-        if self._tally is not None:
-            return self._tally.all_time()
-        return persisted(self._root).plus(self._counters.totals())
+        return total(self.over_time())
+
+    def over_time(self) -> tuple[Span, ...]:
+        """The same, by the hour or day in which it was written down, in order of time."""
+        return persisted(self._root, self._counters.totals()) if self._tally is None else self._tally.over_time()
 
     def _digests(self, prefix: str) -> Iterable[str]:
         shards = [prefix[:2]] if len(prefix) >= 2 else [s for s in self._root.shards() if s.startswith(prefix)]

@@ -88,6 +88,11 @@ class Candidate(NamedTuple):
     last_used: int
     seen: Identity
 
+    @property
+    def size(self) -> int:
+        """Bytes of the entry, without its record."""
+        return self.seen[1]
+
 
 def excess(size: int, entries: int, cap: int) -> int:
     """Bytes that have to go: none while ``size`` is within the cap, else what is above the low-water mark."""

@@ -10,7 +10,6 @@ import warnings
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.in_memory import InMemoryProgramCache
-from cuda_progcache.store.stats import Totals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.base import ProgramCacheResource
     from cuda_progcache.store.stack import ProgramCacheStack
+    from cuda_progcache.store.stats import Span
 
 
 class KeptInMemory(FileStreamProgramCache):
@@ -103,9 +103,9 @@ class KeptInMemory(FileStreamProgramCache):
         """None: nothing can be pinned in memory."""
         return frozenset()
 
-    def all_time(self) -> Totals:
-        """What was counted here: memory doesn't outlive the process."""
-        return self._instead.stats().all_time or Totals()
+    def over_time(self) -> tuple[Span, ...]:
+        """None: memory doesn't outlive the process."""
+        return ()
 
 
 def _forward(name: str) -> Any:

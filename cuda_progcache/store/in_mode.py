@@ -67,13 +67,11 @@ class _ReadOnly(FileStreamProgramCache):
         path: str | os.PathLike[str] | None = None,
         *,
         max_size_bytes: int | None = None,
-        durability: str = "fsync",
-        shared: bool = False,
-        strict: bool = False,
         mode: str | None = None,  # noqa: ARG002 - the class has it
         tiers: Any = None,
+        **how: Any,
     ) -> None:
-        super().__init__(self._root.path, durability=durability, shared=shared, strict=strict)  # no cap: no bumped use
+        super().__init__(self._root.path, **how)  # no cap: no bumped use
         self._told_cap = max_size_bytes
         self._stand_before(layers=path is None, tiers=tiers)
 
@@ -136,9 +134,13 @@ class _ReadOnly(FileStreamProgramCache):
             self._refuse("repair the cache")
         return super().verify()
 
-    def prune(self, *, max_size_bytes: int | None = None, older_than: float | None = None) -> NoReturn:  # noqa: ARG002
-        """Raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
-        self._refuse("prune the cache")
+    def prune(
+        self, *, max_size_bytes: int | None = None, older_than: float | None = None, dry_run: bool = False
+    ) -> Any:
+        """As ever with ``dry_run``; else raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
+        if not dry_run:
+            self._refuse("prune the cache")
+        return super().prune(max_size_bytes=max_size_bytes, older_than=older_than, dry_run=True)
 
     def adopt(self, path: Any, key: Key, record: Mapping[str, Any] | None = None) -> NoReturn:  # noqa: ARG002
         """Raise :class:`~cuda_progcache.errors.ReadOnlyError`."""

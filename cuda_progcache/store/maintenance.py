@@ -35,9 +35,9 @@ class PruneReport(NamedTuple):
     Attributes
     ----------
     removed, bytes : int
-        Entries that went, and their bytes.
+        Entries that went, or would go, and their bytes, without their records: as ``stats`` counts them.
     left, left_bytes : int
-        Entries that stayed, and theirs; long records count (beyond 512 bytes each).
+        Entries that stay, and theirs.
     pinned : int
         Of those that stayed: spared because they are pinned.
     """
@@ -87,17 +87,20 @@ def unpin(root: Root, key_or_digest: Key) -> str:
     return digest
 
 
-def prune(root: Root, cap: SizeCap, max_size_bytes: int | None, older_than: float | None) -> PruneReport:
+def prune(
+    root: Root, cap: SizeCap, max_size_bytes: int | None, older_than: float | None, *, dry_run: bool
+) -> PruneReport:
     """Remove the least recently used; see :meth:`~cuda_progcache.store.FileStreamProgramCache.prune`."""
     pins = root.pins()
     found = [item for shard in root.shards() for item in pairs.survey(root, shard, cap.last_use).candidates]
-    removed = cap.remove(_victims(found, pins, max_size_bytes, older_than, time.time_ns()))
-    freed = sum(victim.charged for victim in removed)
+    victims = _victims(found, pins, max_size_bytes, older_than, time.time_ns())
+    removed = victims if dry_run else cap.remove(victims)
+    freed = sum(victim.size for victim in removed)
     return PruneReport(
         removed=len(removed),
         bytes=freed,
         left=len(found) - len(removed),
-        left_bytes=sum(item.charged for item in found) - freed,
+        left_bytes=sum(item.size for item in found) - freed,
         pinned=sum(item.digest in pins for item in found),
     )
 

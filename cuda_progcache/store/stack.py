@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cuda_progcache.store.base import Key, T, Value
+    from cuda_progcache.store.tiers.leases import FleetLeases
 
 #: Whether puts, removals and copies of what was found in a slower level go to a level.
 WRITE_POLICIES = ("through", "skip")
@@ -121,6 +122,11 @@ class ProgramCacheStack(ProgramCacheResource):
         """The directory of the first level on disk that takes writes; there the compile path keeps what is derived."""
         paths = (getattr(level.store, "path", None) for level in self._levels if level.writable)
         return next((path for path in paths if path is not None), None)
+
+    @property
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
+        """The leases of the first level that takes writes and keeps some."""
+        return next((level.store.fleet for level in self._levels if level.writable and level.store.fleet), None)
 
     @property
     def roots(self) -> tuple[Path, ...]:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.locks import ForkSafeLock
@@ -32,6 +33,28 @@ class Totals(NamedTuple):
     def minus(self, other: Totals) -> Totals:
         """The difference, field by field."""
         return Totals(*map(operator.sub, self, other))
+
+
+NOTHING = Totals()
+
+
+class Span(NamedTuple):
+    """What was counted in an hour, of the last two days, or in a day, before.
+
+    Attributes
+    ----------
+    start : float
+        Seconds since the epoch; 0.0: all that was counted before the days that are kept apart.
+    counted : Totals
+    """
+
+    start: float
+    counted: Totals
+
+
+def total(spans: Iterable[Span]) -> Totals:
+    """The sum of all spans."""
+    return functools.reduce(Totals.plus, (span.counted for span in spans), NOTHING)
 
 
 class LevelStats(NamedTuple):
@@ -101,7 +124,7 @@ class StoreStats(NamedTuple):
         The same by kind of reason (:data:`cuda_progcache.compile.unkept.KINDS`).
     all_time : Totals or None
         The same counters over every process that used this directory: what they have written down, and what this
-        process has yet to. Written at ``close()``, at exit and every few seconds of writing; a process that is killed
+        process has yet to. Written at ``close()``, at exit and every few seconds of use; a process that is killed
         loses what it counted since. ``None`` in a store that doesn't outlive its process.
     levels : tuple of LevelStats
         The levels of a stack, fastest first.

@@ -115,7 +115,9 @@ class Template(jinja2.Template):
         if form not in self._forms:
             source = names["source"]
             if source is None:
-                return names if form == "pieces" else _Renamed(names)
+                return (
+                    names if form == "pieces" else {f"{n.removesuffix('_pieces')}_stream": f for n, f in names.items()}
+                )
             environment = self.environment
             compiler = compiler_for(environment)
             tree = environment._parse(source, self.name, self.filename)
@@ -144,9 +146,7 @@ class Template(jinja2.Template):
         locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
     ) -> Any:
         """Return a context for this template; see `jinja2.Template.new_context`."""
-        return jinja_runtime.new_context(
-            self.environment, self.name, self.blocks, vars, shared=shared, template_globals=self.globals, locals_=locals
-        )
+        return jinja_runtime.new_context(self, vars, shared, locals)
 
     def render(self, *args: Any, **kwargs: Any) -> str:
         """Return the text for the variables given, as `dict` takes them."""
@@ -321,22 +321,6 @@ class Template(jinja2.Template):
     def get_corresponding_lineno(self, lineno: int) -> int:
         """Return the template's line of a line of the code: the same, but for code that was written out as Python."""
         return _corresponding_lineno(self, lineno) if self._debug_info else lineno
-
-
-class _Renamed(Mapping[str, Any]):
-    """A namespace whose pieces stand for its streams."""
-
-    def __init__(self, names: Mapping[str, Any]) -> None:
-        self._names = names
-
-    def __getitem__(self, name: str) -> Any:
-        return self._names[name.removesuffix("_stream") + "_pieces"]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _require_async(environment: jinja2.Environment) -> None:

@@ -400,3 +400,28 @@ def test_json_survives_any_log(cli, root):
     assert json.loads(cli("show", digest, "--json").stdout)["record"]["log"] == os.fsdecode(b"\xff\xfe")
     cli("show", digest)
     cli("list")
+
+
+def test_what_came_without_a_record_is_known_by_its_binary(cli, cli_json, root):
+    """As ``cuda.core`` puts it: name, type, architecture and registers are the binary's."""
+    from cuda.core import Program as CudaProgram
+    from cuda.core import ProgramOptions as CudaOptions
+
+    from cuda_progcache import FileStreamProgramCache
+
+    source = 'extern "C" __global__ void fill(float* x) { x[threadIdx.x] = 1; }'
+    with FileStreamProgramCache() as cache:
+        CudaProgram(source, "c++", CudaOptions(arch="sm_90")).compile("cubin", cache=cache)
+        cache[b"ptx"] = b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry fill()\n{\n\tret;\n}\n"
+        cache[b"no binary"] = b"no binary"
+        assert [entry.record for entry in cache.entries()] == [{}, {}, {}]
+    listed = {(one["name"], one["target_type"], one["arch"]) for one in cli_json("list")["entries"]}
+    assert listed == {("fill", "cubin", "sm_90"), ("fill", "ptx", "sm_80"), ("-", None, None)}
+    assert len(cli("list", "--kernel", "fill", "--arch", "sm_90", "-q").stdout.split()) == 1
+    (used,) = cli_json("resources", "--kernel", "fill")["kernels"]
+    assert used["resources"]["registers"] > 0
+    shown = cli_json("show", "fill@sm_90")
+    assert (shown["record"], shown["resource_usage"]["fill"]["registers"]) == ({}, used["resources"]["registers"])
+    told = cli("show", "fill@sm_90").stdout
+    assert "cubin for sm_90" in told
+    assert "what it was compiled from isn't known" in told

@@ -68,6 +68,13 @@ def test_common_options_stand_before_or_after_the_command(cli, tmp_path, kept):
     assert before["entries"] == 0
 
 
+def test_without_a_command_it_is_the_help_and_no_error(cli):
+    told = cli(code=2).stderr
+    assert told.startswith("Usage: cuda-progcache")
+    assert "error:" not in told
+    assert "Try '" not in told
+
+
 def test_version(cli):
     import cuda_progcache
 
@@ -200,3 +207,28 @@ def test_a_command_imports_what_it_needs(kept, arguments, unwanted):
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     assert not unwanted & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 80, 100, 160])
+@pytest.mark.parametrize("columns", [2, 5, 11])
+def test_a_table_cuts_no_word_however_narrow_the_terminal(monkeypatch, width, columns):
+    """Words are whole on the screen, and numbers with their units, as long as they are no longer than it."""
+    from rich.console import Console
+
+    from cuda_progcache.cli import output
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    headings = [f"heading {n}" for n in range(columns)]
+    made = output.table(headings, right=headings[1::2])
+    words = [[f"word{row}of{n} and more" if n % 2 == 0 else f"{row}{n}.5 kB" for n in range(columns)] for row in (7, 8)]
+    for row in words:
+        made.add_row(*map(output.text, row))
+    console = Console(width=width, highlight=False)
+    with console.capture() as captured:
+        console.print(output._fitted(made, console))
+    shown = captured.get()
+    assert "…" not in shown
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines())) <= width
+    for n, cell in enumerate(words[0] + words[1]):
+        assert all(word in shown for word in ([cell] if n % columns % 2 else cell.split())), cell
+    assert all(word in shown for word in " ".join(headings).split())

@@ -12,6 +12,7 @@ from itertools import pairwise
 import pytest
 
 from cuda_progcache import FileStreamProgramCache, InMemoryProgramCache
+from cuda_progcache._util import dsse
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.provenance import export, picture
@@ -156,7 +157,7 @@ def test_signed(world, tmp_path):
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     statement = export.to_slsa(world.cache, world.cache.info(world.two))
-    signed = json.loads(json.dumps(export.to_dsse(statement, export.signer_from_pem(str(pem)))))
+    signed = json.loads(json.dumps(dsse.sign(statement, dsse.signer_from_pem(str(pem)))))
     payload = base64.b64decode(signed["payload"])
     assert json.loads(payload) == statement
     encoded = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)  # DSSE's PAE
@@ -168,7 +169,7 @@ def test_signed(world, tmp_path):
         Envelope.from_dict(signed).verify([public], 1)
     pem.write_text("no key")
     with pytest.raises(ProgCacheError, match="is no private key"):
-        export.signer_from_pem(str(pem))
+        dsse.signer_from_pem(str(pem))
 
 
 # Pictures
@@ -275,7 +276,7 @@ def test_svg_puts_what_belongs_together_side_by_side():
     order = {kind: sorted(range(40), key=lambda n: box_of[f"{kind} {n}"].y) for kind in ("compile", "source", "render")}
     assert order["compile"] == order["source"] == order["render"]
     drawn = ET.fromstring(picture.to_svg(graph))
-    assert {"sm_90", "2.5 s"} <= {text.text for text in drawn.iter(f"{SVG}text")}
+    assert {"sm_90", "2.50 s"} <= {text.text for text in drawn.iter(f"{SVG}text")}
 
 
 def test_svg_draws_what_runs_together_once():

@@ -22,12 +22,6 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
-@pytest.fixture(autouse=True)
-def _never_by_the_clock(monkeypatch):
-    """On a busy machine a test can take longer than the interval; what is written then is tested by moving the date."""
-    monkeypatch.setattr(counters, "INTERVAL", 3600.0)
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "cache"
@@ -38,7 +32,7 @@ def opened(path, **options):
 
 
 def on_disk(path):
-    return persisted(Root(str(path), shared=False))
+    return stats.total(persisted(Root(str(path), shared=False)))
 
 
 def files(path):
@@ -126,6 +120,67 @@ def test_writes_write_the_counters_down_now_and_then(path, monkeypatch):
     assert on_disk(path).stored == 2
 
 
+@pytest.mark.parametrize("lookup", ["get", "load"])
+@pytest.mark.parametrize("key", [b"a", b"none"])
+def test_lookups_write_the_counters_down_now_and_then(path, monkeypatch, lookup, key):
+    """A process that only reads, and never ends, is seen."""
+    with opened(path) as cache:
+        cache[b"a"] = b"1"
+    reader = opened(path)
+    monkeypatch.setattr(reader._tally, "_due", 0.0)
+    for _ in range(counters.LOOK + 1):
+        getattr(reader, lookup)(key)
+    counted = on_disk(path)
+    assert 0 < counted.hits + counted.misses <= counters.LOOK + 1
+    assert (counted.hits == 0) == (key == b"none")
+
+
+def spans(path):
+    return [(span.start, span.counted) for span in opened(path).over_time()]
+
+
+def test_counts_are_told_by_the_hour_then_by_the_day_then_as_one(path, monkeypatch):
+    """What was written down each hour for three months, by however many rewritings of the file."""
+    monkeypatch.setattr(append_log, "LONG", 20_000)
+    day = 86400 * 20_000
+    for hour in range(0, 24 * 90, 5):
+        monkeypatch.setattr(counters.time, "time", lambda hour=hour: day + 3600.0 * hour + 1800)
+        with opened(path) as cache:
+            cache.get(b"none")
+    seen = spans(path)
+    last = day + 3600 * hour
+    assert sum(counted.misses for _, counted in seen) == len(range(0, 24 * 90, 5))
+    assert [start for start, _ in seen] == sorted(start for start, _ in seen)
+    hours = [start for start, _ in seen if start > last - 48 * 3600]
+    assert hours == [last - 3600 * ago for ago in range(45, -1, -5)]
+    older, *days = [start for start, _ in seen if start <= last - 48 * 3600]
+    assert older == 0.0
+    assert days == [day + 86400 * number for number in range(30, 88)]
+    assert all(counted.misses in {4, 5} for start, counted in seen if start in days[:-1])
+    assert len(files(path)) < 30_000
+
+
+def test_clocks_that_are_wrong_make_the_file_no_longer(path, monkeypatch):
+    monkeypatch.setattr(append_log, "LONG", 20_000)
+    for hour in range(0, 300_000, 1000):
+        monkeypatch.setattr(counters.time, "time", lambda hour=hour: 1e9 + 3600.0 * hour)
+        with opened(path) as cache:
+            cache.get(b"none")
+    monkeypatch.setattr(counters.time, "time", lambda: 1e9)
+    seen = spans(path)
+    assert sum(counted.misses for _, counted in seen) == 300
+    assert len(seen) <= counters._SPANS + 1
+
+
+def test_counts_of_a_version_that_knew_no_hours_are_the_oldest(path):
+    with opened(path) as cache:
+        cache.get(b"none")
+        log = cache._tally._file()
+        log.exchange(lambda _: [(_COUNTED, append_log.new_ref(), 5, 7, *[0] * 10)])
+    (start, oldest), (_, newest) = spans(path)
+    assert (start, oldest, newest) == (0.0, Totals(hits=5, misses=7), Totals(misses=1))
+
+
 def test_exit_writes_them_down(path):
     python(USE, path)
     python(USE + "import atexit; cache = None", path)  # collected before the end
@@ -141,7 +196,6 @@ def test_a_kill_loses_what_was_not_written_and_no_more(path):
 
 
 def test_the_file_stays_short_and_the_sum_exact(path):
-    root = Root(str(path), shared=False)
     cache = opened(path)
     tally = cache._tally
     for i in range(1, 2000):
@@ -149,7 +203,7 @@ def test_the_file_stays_short_and_the_sum_exact(path):
         tally.write()
         assert len(files(path)) < append_log.LONG + 200
         if i % 500 == 0:
-            assert persisted(root).misses == i
+            assert on_disk(path).misses == i
 
 
 @pytest.mark.parametrize("what", ["one name", "two names"])

@@ -264,6 +264,7 @@ def test_a_warm_hit_reads_the_entry_alone(root, store, monkeypatch):
 
 
 def test_reading_an_uncapped_store_writes_nothing(root, store):
+    """But for the counters, every few seconds."""
     settle()
 
     def state():

@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cuda_progcache.store.base import ProgramCacheResource
     from cuda_progcache.store.tiers.settings import TierSettings
+    from cuda_progcache.store.tiers.signing import Signer, Verifier
 
 
 def open_tier(settings: TierSettings) -> ProgramCacheResource:
@@ -36,5 +37,12 @@ def open_tier(settings: TierSettings) -> ProgramCacheResource:
     from cuda_progcache.store.tiers.on_demand import EngineOnDemand
     from cuda_progcache.store.tiers.remote import RemoteProgramCache
 
-    remote = RemoteProgramCache(EngineOnDemand(settings), settings)
+    verifier: Verifier | None = None
+    signer: Signer | None = None
+    if settings.trust == "signed" or settings.sign_key is not None:
+        from cuda_progcache.store.tiers import signing
+
+        verifier = signing.Verifier(settings.keys) if settings.trust == "signed" else None
+        signer = signing.Signer(settings.sign_key) if settings.sign_key is not None else None
+    remote = RemoteProgramCache(EngineOnDemand(settings), settings, verifier=verifier, signer=signer)
     return ReadOnlyProgramCache(remote) if settings.mode == "ro" else remote

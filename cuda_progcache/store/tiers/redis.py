@@ -143,6 +143,31 @@ def _number(text: bytes) -> int:
         raise redis.InvalidResponse("not the protocol of Redis") from None
 
 
+def _connecting(settings: TierSettings) -> tuple[type[Any], dict[str, Any]]:
+    """The class of a connection and its arguments: one attempt, and no waiting beyond what was asked for."""
+    entrance = settings.credentials
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port or 6379,
+        "db": int(settings.path or 0),
+        "username": None if entrance.user is None else entrance.user.reveal(),
+        "password": None if entrance.password is None else entrance.password.reveal(),
+        "socket_connect_timeout": settings.connect_timeout,
+        "socket_timeout": settings.timeout,
+        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if settings.scheme == "rediss":
+        return redis.SSLConnection, options | {"ssl_ca_certs": settings.ca_file}
+    return redis.Connection, options
+
+
+def client(settings: TierSettings) -> redis.Redis:
+    """A plain client, for what isn't the keeping of objects; it connects when it is used."""
+    kind, options = _connecting(settings)
+    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **options))
+
+
 class RedisEngine(Engine):
     """The objects of a Redis database.
 
@@ -181,25 +206,9 @@ class RedisEngine(Engine):
         return within(until, functools.partial(self._connect, until))
 
     def _connect(self, until: float) -> Any:
-        settings = self._settings
-        entrance = settings.credentials
-        options: dict[str, Any] = {
-            "host": settings.host,
-            "port": settings.port or 6379,
-            "db": int(settings.path or 0),
-            "username": None if entrance.user is None else entrance.user.reveal(),
-            "password": None if entrance.password is None else entrance.password.reveal(),
-            "socket_connect_timeout": max(min(settings.connect_timeout, until - time.monotonic()), 0.001),
-            "socket_timeout": settings.timeout,
-            "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-            "protocol": 2,
-            "parser_class": _Parser,
-        }
-        kind: type[Any] = redis.Connection
-        if settings.scheme == "rediss":
-            kind = redis.SSLConnection
-            options["ssl_ca_certs"] = settings.ca_file
-        connection = kind(**options)
+        kind, options = _connecting(self._settings)
+        patience = min(self._settings.connect_timeout, until - time.monotonic())
+        connection = kind(**options | {"socket_connect_timeout": max(patience, 0.001), "parser_class": _Parser})
         connection._parser.until = until
         connection.connect()
         return connection

@@ -36,6 +36,7 @@ from cuda_progcache.store.tiers.write_back import AT_EXIT, WriteBack
 if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, T, Value
     from cuda_progcache.store.tiers.engine import Engine
+    from cuda_progcache.store.tiers.leases import FleetLeases
 
 R = TypeVar("R")
 #: Says why an entry isn't to be trusted; ``None``: it is. Takes digest, bytes and record.
@@ -48,6 +49,8 @@ PROGRAMS, MANIFESTS = "v1/programs/", "v1/manifests/"
 _BATCH = 100
 #: Seconds for which a miss is remembered, and how many are.
 _MISSED_FOR, _MOST_MISSED = 2.0, 4096
+#: Bytes that a signature takes in a record, at most.
+_SIGNATURE = 2048
 #: What is asked for to see whether a service works again: nothing has this name.
 _NOTHING = PROGRAMS + "00/" + 62 * "0"
 
@@ -153,6 +156,8 @@ class RemoteProgramCache(ProgramCacheResource):
         self._untold: list[tuple[str, str]] = []  # kind of trouble, and what happened
         self._told: set[str] = set()
         self._writes = WriteBack(self._send, self._dropped)
+        self._settings = settings
+        self._fleet: FleetLeases | None = None
         self.reset()
         _all.add(self)
 
@@ -172,6 +177,23 @@ class RemoteProgramCache(ProgramCacheResource):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.name}>"
 
+    @property
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
+        """The leases of those who publish there: on the Redis that the settings name for them, or that it is itself."""
+        if self._fleet is None and self._settings is not None and self._settings.mode == "rw":
+            kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
+            if kept is not None:
+                from cuda_progcache.store.tiers.leases import FleetLeases
+
+                well = self._well_again if kept is self._settings else lambda: None
+                self._fleet = FleetLeases(kept, landed=self._writes.then, news=self.forget_misses, well=well)
+        return self._fleet
+
+    def _well_again(self) -> None:
+        """Have it in use again: what keeps its leases is the service itself, and answers."""
+        if self.breaker.state != "closed":
+            self.breaker.succeeded()
+
     # Calls of the service
 
     def _call(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
@@ -186,10 +208,12 @@ class RemoteProgramCache(ProgramCacheResource):
         return self._attempt(seconds, operation, *args, **named)
 
     def _attempt(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        started = time.monotonic()
-        until = started + seconds
+        started = 0.0
         try:
-            if self.engine.keeps_time:
+            keeps_time = self.engine.keeps_time  # which may import its client: the clock runs from here
+            started = time.monotonic()
+            until = started + seconds
+            if keeps_time:
                 value = operation(*args, **named, until=until)
             else:
                 value = within(until, functools.partial(operation, *args, **named, until=until), self.engine.cut)
@@ -241,6 +265,8 @@ class RemoteProgramCache(ProgramCacheResource):
             if kind != "errors":
                 self._counts[kind] += 1
             self._error = said
+        if self._fleet is not None and self._settings.lease is None and self.breaker.state == "open":
+            self._fleet.suspect()
         self._note(kind, f"is in trouble ({said}); programs are compiled without it")
 
     def _count(self, name: str, by: int = 1) -> None:
@@ -434,13 +460,11 @@ class RemoteProgramCache(ProgramCacheResource):
         return done
 
     def _queue(self, digest: str, name: str, data: bytes, record: Mapping[str, Any]) -> bool:
-        if self._signer is not None:
-            record = self._signer(digest, data, record)
         packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
-        if len(packed) > self._max_bytes:
+        if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._max_bytes:
             self._counters.count("refused")
             return False
-        if self.breaker.state != "closed" or not self._is_usable():
+        if not self._is_usable():
             self._dropped(1)
             return False
         with self._lock:
@@ -449,7 +473,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _send(self, objects: Mapping[str, bytes]) -> None:
         """Write objects, on the thread that does so."""
-        objects = self._with_theirs(objects)
+        objects = self._signed(self._with_theirs(objects))
         try:
             self._call(self._write_timeout, self.engine.put_many, objects)
         except _OutOfUseError:
@@ -476,11 +500,24 @@ class RemoteProgramCache(ProgramCacheResource):
             if theirs is not None:
                 ours, version = unpack(digest, objects[name])
                 content = merged_manifest(ours, theirs[0]) or ours
-                record: Mapping[str, Any] = {}
-                if self._signer is not None:
-                    record = self._signer(digest, content, record)
-                merged[name] = pack(digest, content, Version.of(content, encode_record(record), version.created))
+                merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
         return merged
+
+    def _signed(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """The objects with signatures in their records, where this tier's publishers sign."""
+        if self._signer is None:
+            return objects
+        made = {}
+        for name, packed in objects.items():
+            digest = _digest(name)
+            data, version = unpack(digest, packed)
+            try:
+                record = self._signer(digest, data, version.record())
+            except OSError as exc:
+                self._note("signing", f"gets nothing from here ({exc})")
+                raise
+            made[name] = pack(digest, data, Version.of(data, encode_record(record), version.created))
+        return made
 
     def _dropped(self, count: int) -> None:
         self._counters.count("dropped", count)
@@ -594,6 +631,8 @@ class RemoteProgramCache(ProgramCacheResource):
     def close(self) -> None:
         """Send what is queued, for 2 seconds at most, and close the connections; the store can be used afterwards."""
         self.flush()
+        if self._fleet is not None:
+            self._fleet.close()
         if self._pid in {None, os.getpid()}:
             self.engine.close()
 

@@ -51,6 +51,8 @@ class WriteBack:
         """Start with nothing to send, and no thread."""
         self._waiting: dict[str, bytes] = {}
         self._sending: Mapping[str, bytes] = {}
+        self._calls: list[Callable[[], object]] = []
+        self._due: list[Callable[[], object]] = []
         self._bytes = 0
         self._has_thread = False
         self._more = threading.Event()
@@ -98,6 +100,17 @@ class WriteBack:
         found = self._waiting.get(name)
         return found if found is not None else self._sending.get(name)
 
+    def then(self, call: Callable[[], object]) -> None:
+        """Have something called once all that is queued by now is sent or dropped: by the thread, or at once."""
+        with self._lock:
+            busy = bool(self._waiting or self._sending or self._calls or self._due)
+            if busy:
+                self._calls.append(call)
+        if busy:
+            self._more.set()
+        else:
+            call()
+
     @property
     def waiting(self) -> int:
         """How many objects are on their way."""
@@ -108,8 +121,9 @@ class WriteBack:
         with self._lock:
             for name in list(self._waiting if names is None else names):
                 self._bytes -= len(self._waiting.pop(name, b""))
-            if not self._waiting and not self._sending:
+            if not self._waiting and not self._sending and not self._calls and not self._due:
                 self._idle.set()
+        self._more.set()
 
     def flush(self, seconds: float) -> bool:
         """Wait until all is sent or dropped; False where that takes longer."""
@@ -129,10 +143,15 @@ class WriteBack:
             self._more.wait()
             self._more.clear()
             while self._take():
-                self._send_batch(self._sending)
+                if self._sending:
+                    self._send_batch(self._sending)
                 with self._lock:
                     self._sending = {}
-                    if not self._waiting:
+                for call in self._due:
+                    call()
+                with self._lock:
+                    self._due = []
+                    if not self._waiting and not self._calls:
                         self._idle.set()
 
     def _take(self) -> bool:
@@ -148,7 +167,9 @@ class WriteBack:
                 del self._waiting[name]
             self._bytes -= size
             self._sending = batch
-        return bool(batch)
+            if not self._waiting:
+                self._due, self._calls = self._calls, []
+        return bool(batch or self._due)
 
     def _send_batch(self, batch: Mapping[str, bytes]) -> None:
         pause = _PAUSE

@@ -15,7 +15,7 @@ from markupsafe import escape
 
 from cuda_progcache.templates.compiler.expressions import Expressions
 from cuda_progcache.templates.compiler.folding import is_constant, is_plain
-from cuda_progcache.templates.compiler.tree import IS, PLAIN, STR
+from cuda_progcache.templates.compiler.tree import PLAIN, STR
 
 if TYPE_CHECKING:
     from cuda_progcache.templates.compiler.scopes import FunctionState
@@ -25,29 +25,13 @@ _LONGEST_RUN = 48
 
 
 class Output(Expressions):
-    """Statements go through `emit`, output through `put`; pending output is written before the next statement.
+    """Statements go through `emit`, output through `put`; pending output is written before the next statement."""
 
-    Attributes
-    ----------
-    out : list
-        The statements of the block being made.
-    buffer : int or None
-        The number of the list that output is appended to; None where it is yielded.
-    """
-
-    out: list[ast.stmt]
-    buffer: int | None
-    pending: list[ast.expr]
-    appends: list[int]
-    strings: set[int]
-    buffers: int
-    known_extends: bool
-
-    def emit(self, statement: ast.stmt) -> None:
-        """Add a statement."""
+    def emit(self, text: str, /, **parts: Any) -> None:
+        """Add the statements of a pattern."""
         if self.pending:
             self.flush()
-        self.out.append(statement)
+        self.out += self.lines(text, **parts)
 
     @contextmanager
     def block(self) -> Iterator[list[ast.stmt]]:
@@ -98,20 +82,14 @@ class Output(Expressions):
         outer = self.buffer
         depth = len(self.appends)
         self.buffers += 1
-        self.buffer = self.buffers
-        self.open_buffer()
+        number = self.buffer = self.buffers
+        self.emit("$list = []\n$append = $list.append", list=f"_b{number}", append=f"_a{number}")
+        self.appends.append(0)
         try:
             yield
         finally:
             self.buffer = outer
             del self.appends[depth:]
-
-    def open_buffer(self) -> None:
-        """Emit the making of the list and of its append method."""
-        number = self.buffer
-        self.emit(self.assign(f"_b{number}", ast.List([], ast.Load(), lineno=self.line, col_offset=0)))
-        self.emit(self.assign(f"_a{number}", self.dotted(f"_b{number}", "append")))
-        self.appends.append(0)
 
     def return_contents(self, body: list[ast.stmt], start: int) -> None:
         """Emit the return of what a function's buffer got; the buffer was opened at `start` in the function's body.
@@ -124,7 +102,7 @@ class Output(Expressions):
         count = self.appends.pop()
         if count == 0 and self.settings.text:
             del body[start : start + 2]
-            body.append(self.returns(self.constant("")))
+            body += self.lines("return ''")
             return
         last = body[-1]
         if count == 1 and self.settings.fuse and isinstance(last, ast.Expr) and isinstance(last.value, ast.Call):
@@ -132,17 +110,26 @@ class Output(Expressions):
             one = isinstance(called, ast.Name) and called.id == f"_a{number}"
             if one and (isinstance(value, (ast.JoinedStr, ast.Constant)) or id(value) in self.strings):
                 line, self.line = self.line, last.lineno
-                body[-1] = self.returns(value)
+                (body[-1],) = self.lines("return $value", value=value)
                 self.line = line
                 del body[start : start + 2]
                 return
-        body.append(self.returns(self.contents(number)))
+        body += self.lines("return $text", text=self.contents(number))
 
     def contents(self, number: int | None) -> ast.expr:
         """Code for all that a buffer got, put together."""
-        text = self.settings.text
-        join = self.attribute(self.constant(""), "join") if text else self.dotted("environment", "concat")
-        return self.call(join, [self.load(f"_b{number}")])
+        join = "''.join" if self.settings.text else "environment.concat"
+        return self.code(f"{join}($list)", list=f"_b{number}")
+
+    def captured_text(self) -> ast.expr:
+        """What the innermost buffer got, as markup where escaping is on."""
+        if self.pending:
+            self.flush()
+        text = self.contents(self.buffer)
+        if self.eval_ctx.volatile:
+            again = self.contents(self.buffer)
+            return self.code("$Markup($text) if $ctx.eval_ctx.autoescape else $again", text=text, again=again)
+        return self.marked_result(text)
 
     def put(self, value: ast.expr) -> None:
         """Emit the output of one value as it is."""
@@ -153,7 +140,7 @@ class Output(Expressions):
     def put_now(self, value: ast.expr) -> ast.stmt:
         """The statement that puts out a value."""
         if self.buffer is None:
-            return self.yields(value)
+            return self.statement(ast.Yield(value, lineno=self.line, col_offset=0))
         self.appends[-1] += 1
         return self.statement(self.call_name(f"_a{self.buffer}", value))
 
@@ -204,10 +191,10 @@ class Output(Expressions):
             self.children(node)
         elif not self.known_extends:
             self.line = node.lineno or self.line
-            test = self.compare(self.load("parent_template"), IS, self.constant(None))
             with self.block() as body:
                 self.children(node)
-            self.emit(self.when(test, body))
+            self.line = node.lineno or self.line
+            self.emit("if parent_template is None: $body", body=body)
 
     def children(self, node: nodes.Output) -> None:
         """The parts of an output statement."""
@@ -244,17 +231,13 @@ class Output(Expressions):
             self.text(str(escape(value.value) if self.eval_ctx.autoescape else value.value))
             return
         if self.eval_ctx.volatile:
-            autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-            how = self.choose(autoescape, self.runtime("_escape"), self.load("str"))
-            self.value(self.call(how, [finalized]), STR)
-        elif self.eval_ctx.autoescape:
-            if finalized is value and isinstance(value, ast.Name) and value.id in self.state.str_aliases:
-                alias = self.load(self.state.str_aliases[value.id])
-                self.value(self.call_runtime("_escape", alias), PLAIN)
-            else:
-                self.value(self.call_runtime("_escape", finalized), PLAIN)
-        elif finalized is value and isinstance(value, ast.Name) and value.id in self.state.str_aliases:
-            self.value(self.load(self.state.str_aliases[value.id]), STR)
+            how = "$_escape if $ctx.eval_ctx.autoescape else str"
+            self.value(self.code(f"({how})($value)", value=finalized), STR)
+            return
+        if finalized is value and isinstance(value, ast.Name) and value.id in self.state.str_aliases:
+            finalized = self.load(self.state.str_aliases[value.id])
+        if self.eval_ctx.autoescape:
+            self.value(self.call_runtime("_escape", finalized), PLAIN)
         else:
             self.value(finalized, STR)
 
@@ -263,15 +246,7 @@ class Output(Expressions):
         finalize = self.environment.finalize
         if finalize is None:
             return value
-        args = [value]
-        wants = _PassArg.from_obj(finalize)
-        if wants is _PassArg.context:
-            args.insert(0, self.load(self.context))
-        elif wants is _PassArg.eval_context:
-            args.insert(0, self.dotted(self.context, "eval_ctx"))
-        elif wants is _PassArg.environment:
-            args.insert(0, self.load("environment"))
-        return self.call(self.dotted("environment", "finalize"), args)
+        return self.code("environment.finalize($before, $value)", before=self.wanted(finalize), value=value)
 
     def known_text(self, child: nodes.Expr) -> str | None:
         """Return what a constant child puts out; None if that is known only in the render."""
@@ -356,8 +331,7 @@ class Output(Expressions):
         if self.settings.native:
             return value
         if self.eval_ctx.volatile:
-            autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-            return self.call(self.choose(autoescape, self.runtime("escape"), self.load("str")), [value])
+            return self.code("($escape if $ctx.eval_ctx.autoescape else str)($value)", value=value)
         return self.call_runtime("escape", value) if self.eval_ctx.autoescape else self.call_name("str", value)
 
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fleet of hosts that share a tier, simulated on one machine: what it compiles while holders and the server die."""

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Redis server of one's own, that can be killed and started again."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+def why_no_server() -> str | None:
+    """Why no server can be started; None where one can."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    return None if found else "no redis-server (apt-get install redis-server)"
+
+
+class RedisServer:
+    """A server on the loopback, as long as the block runs.
+
+    Parameters
+    ----------
+    folder : path
+        For its files.
+    lasting : bool
+        Whether it has after a kill what it had before.
+    """
+
+    def __init__(self, folder: Path, *, lasting: bool = False) -> None:
+        self._folder, self._lasting = folder, lasting
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """As a tier's URL."""
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> Self:
+        """Start it, and wait until it answers."""
+        program = shutil.which("redis-server") or shutil.which("valkey-server") or "redis-server"
+        settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
+        settings += ["--appendonly", "yes" if self._lasting else "no", "--appendfsync", "everysec"]
+        self._process = subprocess.Popen([program, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not self._answers():
+            if self._process.poll() is not None:
+                raise RuntimeError(f"{program} {' '.join(settings)} ended with {self._process.returncode}")
+            time.sleep(0.01)
+        return self
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=10.0) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal; of SIGKILL wait for the end."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            if number == signal.SIGKILL:
+                self._process.wait()
+                self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of a simulated fleet: each wants every program, in an order of its own, and notes what it does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cuda_progcache.compile import single_flight
+from cuda_progcache.compile.lookup import fleet, leases_dir
+from cuda_progcache.compile.single_flight import fly
+from cuda_progcache.store.file_stream import FileStreamProgramCache
+from cuda_progcache.store.stack import ProgramCacheStack
+from cuda_progcache.store.tiers import leases, open_tier, redis
+from cuda_progcache.store.tiers.settings import parse_tier
+
+#: Bytes of a stand-in's program.
+_SIZE = 20_000
+#: What a process would import when it first needs it, in each of them at once: the parent has it.
+IMPORTED = (leases, redis)
+
+
+class Happened(NamedTuple):
+    """A line of the log: what a process of a host did with a program."""
+
+    what: str
+    key: int
+    host: int
+    process: int
+
+
+class Log:
+    """What happened, a line each; whole lines only, whoever is killed while writing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = 0
+
+    def add(self, what: str, key: int, host: int) -> None:
+        """Append a line."""
+        line = f"{what} {key} {host} {os.getpid()}\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> Iterator[Happened]:
+        """The lines that this hasn't given yet."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                new = file.read()
+            self._read += len(new)
+            for line in new.decode().splitlines():
+                what, *numbers = line.split()
+                yield Happened(what, *map(int, numbers))
+
+
+def open_stack(folder: Path, host: int, url: str) -> ProgramCacheStack:
+    """The directory of a host before the tier of the fleet."""
+    disk = FileStreamProgramCache(folder / f"host-{host}", durability="none")
+    return ProgramCacheStack((disk, open_tier(parse_tier(url))))
+
+
+def program_name(key: int) -> bytes:
+    """The key in the cache."""
+    return f"key {key}".encode()
+
+
+def program(key: int) -> bytes:
+    """What a compile of that key gives, whoever does it."""
+    return hashlib.shake_128(f"program {key}".encode()).digest(_SIZE)
+
+
+class StandIn:
+    """A compile that takes its time and no processor's.
+
+    Parameters
+    ----------
+    stack : ProgramCacheStack
+    log : Log
+    host : int
+    seconds : float
+        That a compile takes.
+    """
+
+    def __init__(self, stack: ProgramCacheStack, log: Log, host: int, seconds: float) -> None:
+        self._stack, self._log, self._host, self._seconds = stack, log, host, seconds
+
+    def obtain(self, key: int) -> bytes:
+        """The program: from the cache, or compiled once by whoever of the fleet is first."""
+        name = program_name(key)
+        flight = hashlib.sha256(name).hexdigest()
+        if (entry := self._stack.load(name)) is not None:
+            return entry.data
+
+        def compile_() -> bytes:
+            self._log.add("begin", key, self._host)
+            time.sleep(self._seconds)
+            data = program(key)
+            self._stack.publish(name, data, {"key": key})
+            self._log.add("end", key, self._host)
+            return data
+
+        def look_up() -> bytes | None:
+            found = self._stack.load_again(name)
+            return None if found is None else found.data
+
+        return fly(flight, leases_dir(self._stack), compile_, look_up, fleet=fleet(self._stack, flight))
+
+    def right(self, key: int, data: bytes) -> bool:
+        """Whether that is the program."""
+        return data == program(key)
+
+
+class Real:
+    """Compiles with NVRTC; the whole pipeline."""
+
+    def __init__(self, stack: ProgramCacheStack, log: Log, host: int) -> None:
+        from cuda_progcache import events
+
+        self._stack, self._log, self._host, self._key = stack, log, host, 0
+        events.subscribe(self._note)
+
+    def _note(self, event: object) -> None:
+        if getattr(event, "kind", "") == "compile":
+            self._log.add("end", self._key, self._host)
+
+    def obtain(self, key: int) -> bytes:
+        """The program."""
+        from cuda_progcache import Program, ProgramOptions
+
+        self._key = key
+        source = f'extern "C" __global__ void k{key}(int *a) {{ *a = {key}; }}'
+        return Program(source, "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=self._stack).data
+
+    def right(self, key: int, data: bytes) -> bool:
+        """Whether that is the program."""
+        return data.startswith(b"\x7fELF") and f"k{key}".encode() in data
+
+
+def work(make: Callable[[], StandIn | Real], log: Log, host: int, keys: int, seed: int) -> None:
+    """Want every program, shuffled; in a process that was forked for it, which this ends."""
+    status = 1
+    try:
+        warnings.simplefilter("ignore")  # of a server that is killed for the sake of it
+        single_flight.STANDSTILL = 60.0  # so many processes on so few processors: who doesn't move isn't stuck
+        order = list(range(keys))
+        random.Random(seed).shuffle(order)  # noqa: S311 - no secret
+        worker = make()
+        for key in order:
+            log.add("got" if worker.right(key, worker.obtain(key)) else "wrong", key, host)
+        worker._stack.close()
+        status = 0
+    except BaseException as error:  # noqa: BLE001 - told, and the end of this process
+        print(f"process {os.getpid()} of host {host}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)

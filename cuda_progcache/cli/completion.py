@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a shell offers for a program, a kernel, a parameter or an architecture that is being typed.
+
+A shell asks anew at each Tab: what takes long to look up is looked up as far as a moment goes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from click.shell_completion import CompletionItem
+
+from cuda_progcache.errors import ProgCacheError
+
+if TYPE_CHECKING:
+    import click
+
+    from cuda_progcache.service.manifest import KernelLibrary
+    from cuda_progcache.store.base import EntryInfo
+
+#: Seconds for which records are read, and characters of a digest that are offered.
+_MOMENT, _DIGITS = 0.3, 12
+
+
+def programs(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The programs in the cache: digests once two digits are typed, and names."""
+    digits = len(typed) >= 2 and not set(typed) - set("0123456789abcdef")
+    with _nothing_on_trouble() as found:
+        found.extend(_by_digest(ctx, typed) if digits else ())
+        found.extend(_by_name(ctx, typed))
+    return found
+
+
+def names(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The names of the programs in the cache."""
+    with _nothing_on_trouble() as found:
+        found.extend(_by_name(ctx, typed))
+    return found
+
+
+def kernels(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The kernels of the library."""
+    with _nothing_on_trouble() as found:
+        found.extend(CompletionItem(k.name, help=k.description) for k in _library(ctx) if k.name.startswith(typed))
+    return found
+
+
+def parameters(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """``name=value`` of the kernel that was named: the name first, then its values where they are listed."""
+    with _nothing_on_trouble() as found:
+        declared = _library(ctx)[str(ctx.params["kernel"])].parameters
+        name, equals, value = typed.partition("=")
+        if not equals:
+            fitting = [(n, one) for n, one in declared.items() if n.startswith(name)]
+            found.extend(CompletionItem(f"{n}=", help=one.description) for n, one in fitting)
+        elif name in declared:
+            one = declared[name]
+            values = one.values or (("true", "false") if one.type == "bool" else (one.default,))
+            found.extend(CompletionItem(f"{name}={v}") for v in map(str, values) if v.startswith(value))
+    return found
+
+
+def archs(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The architectures."""
+    from cuda_progcache.inspect import occupancy_calculator
+
+    return [CompletionItem(arch) for arch in occupancy_calculator.archs() if arch.startswith(typed)]
+
+
+def _by_digest(ctx: click.Context, typed: str) -> Iterator[CompletionItem]:
+    cache = _cache(ctx)
+    if cache is None:
+        return
+    end = time.monotonic() + _MOMENT
+    for digest in filter(lambda digest: digest.startswith(typed), cache.digests()):
+        if time.monotonic() > end:
+            return
+        yield CompletionItem(digest[: max(_DIGITS, len(typed))], help=_told(cache.info(digest)))
+
+
+def _by_name(ctx: click.Context, typed: str) -> Iterator[CompletionItem]:
+    from cuda_progcache.compile.record import program_name
+    from cuda_progcache.service.described import all_described
+
+    cache = _cache(ctx)
+    if cache is None:
+        return
+    end, seen = time.monotonic() + _MOMENT, set()
+    for entry in all_described(cache.entries()):
+        name = program_name(entry.record)
+        if name not in seen and name.startswith(typed) and name.isprintable():
+            seen.add(name)
+            yield CompletionItem(name)
+        if time.monotonic() > end:
+            return
+
+
+def _told(entry: EntryInfo) -> str:
+    from cuda_progcache.cli.output import one_line
+    from cuda_progcache.compile.record import program_name, variant_text
+
+    record = entry.record
+    words = (program_name(record), variant_text(record), record.get("target_type"), record.get("arch"))
+    return one_line(" ".join(str(word) for word in words if word))
+
+
+def _cache(ctx: click.Context) -> Any:
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+    root = ctx.obj.root()  # the Session of the words before
+    return FileStreamProgramCache(root, mode="ro") if root.exists() else None
+
+
+def _library(ctx: click.Context) -> KernelLibrary:
+    from cuda_progcache.service.manifest import KernelLibrary
+
+    return KernelLibrary(ctx.params.get("manifest"))
+
+
+@contextmanager
+def _nothing_on_trouble() -> Iterator[list[CompletionItem]]:
+    """Offer what was found until then: a shell has no place for a message."""
+    found: list[CompletionItem] = []
+    try:
+        yield found
+    except (ProgCacheError, OSError, LookupError, ValueError):
+        return

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``watch``: what other processes do on the cache, as they do it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from cuda_progcache._util import modes
+from cuda_progcache.cli import output
+from cuda_progcache.cli.app import Terminated
+from cuda_progcache.cli.entries import entry_json, iso
+from cuda_progcache.cli.maintenance import parse_time
+from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.compile.record import program_name, variant_text
+
+if TYPE_CHECKING:
+    from cuda_progcache.compile.unkept import Unkept
+    from cuda_progcache.service.watch import Seen, Stored, Watch
+    from cuda_progcache.store.stats import Totals
+
+WATCH_JSON = """\b
+--json: {"at": str (ISO 8601, UTC), "event": str, ...}, one such object a line; by event:
+  "stored": what list gives of an entry, and "reasons" (why it was compiled)
+  "unkept": what list --unkept gives
+  "counted": what stats has as "all_time", since the last line of this kind
+
+\b
+Programs show when they are stored. Lookups show when a process writes its counters down: every five seconds while it
+uses the cache, and when it ends. A process in mode ro or frozen, or without permission to write, isn't counted.
+"""
+
+
+@click.command("watch", short_help="What other processes do on the cache, as they do it.", epilog=WATCH_JSON)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.05),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Look this often.",
+)
+@click.option("--for", "duration", callback=parse_time, metavar="TIME", help="Stop after, say, 30s or 10min.")
+@common_options
+@click.pass_obj
+def watch_command(session: Session, interval: float, duration: float | None) -> None:
+    """Print what processes store in the cache and why they had to compile it, and how often they hit, until Ctrl-C."""
+    if modes.current() == "off":
+        raise click.UsageError(f"the cache is off ({modes.VARIABLE}, --mode): there is nothing to watch")
+    end = None if duration is None else time.monotonic() + duration
+    if not session.root().exists():
+        output.note_line(f"there is no cache at {session.root()} yet; waiting for one")
+    watch: Watch | None = None
+    try:
+        while True:
+            if watch is None:
+                watch = _begin(session)
+            else:
+                _tell(session, watch.look())
+            left = interval if end is None else end - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(interval, left))
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        return  # the usual end
+
+
+def _begin(session: Session) -> Watch | None:
+    """Open the cache, if there is one."""
+    from cuda_progcache.service.watch import Watch
+
+    cache = session.existing_cache(looking=True) if session.root().exists() else None
+    if cache is None:
+        return None
+    watch = Watch(cache)
+    output.note_line(f"watching {session.root()}; Ctrl-C ends it")
+    return watch
+
+
+def _tell(session: Session, seen: Seen) -> None:
+    for one in seen.stored:
+        _tell_stored(session, one)
+    for unkept in seen.unkept:
+        _tell_unkept(session, unkept)
+    if any(seen.counted):
+        _tell_counted(session, seen.counted)
+    sys.stdout.flush()
+
+
+def _tell_stored(session: Session, one: Stored) -> None:
+    entry, record = one.entry, one.entry.record
+    if session.json:
+        about = {**entry_json(entry, one.made_by), "reasons": one.reasons}
+        output.write(output.json_line({"at": iso(entry.created), "event": "stored", **about}))
+        return
+    told = " ".join(filter(None, [program_name(record), variant_text(record)]))
+    about_it = f"{entry.digest[:12]} {told} ({record.get('target_type') or '-'}, {record.get('arch') or '-'})"
+    took = record.get("duration")
+    if one.made_by is None:
+        _line(entry.created, "stored", f"{about_it}, {output.size(entry.size)}")
+        return
+    in_time = "" if took is None else f" in {output.seconds(float(took))}"
+    by = f" by process {one.made_by['pid']} on {one.made_by['host']}"
+    _line(entry.created, "compiled", f"{about_it}{in_time}{by}: {'; '.join(one.reasons)}")
+
+
+def _tell_unkept(session: Session, one: Unkept) -> None:
+    if session.json:
+        about = {**one._asdict(), "when": iso(one.when), "advice": one.advice}
+        output.write(output.json_line({"at": iso(one.when), "event": "unkept", **about}))
+        return
+    _line(one.when, "not kept", f"{one.name} ({one.target_type}, {one.arch}): {one.reason}")
+
+
+def _tell_counted(session: Session, counted: Totals) -> None:
+    now = time.time()
+    if session.json:
+        output.write(output.json_line({"at": iso(now), "event": "counted", **counted._asdict()}))
+        return
+    lookups = counted.hits + counted.misses
+    parts = []
+    if lookups:
+        parts.append(f"{output.plural(counted.hits, 'hit')}, {_misses(counted.misses)} ({counted.hits / lookups:.1%})")
+    parts += [
+        f"{count:,} {name.replace('_', ' ')}"
+        for name, count in counted._asdict().items()
+        if count and name not in _LOOKUPS
+    ]
+    _line(now, "counted", ", ".join(parts))
+
+
+_LOOKUPS = {"hits", "misses"}
+
+
+def _misses(count: int) -> str:
+    return "1 miss" if count == 1 else f"{count:,} misses"
+
+
+def _line(moment: float, what: str, told: str) -> None:
+    at = datetime.fromtimestamp(moment).astimezone().strftime("%H:%M:%S")
+    output.line(f"{at}  {what:<8}  {output.one_line(told)}")

@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One compile per program in a fleet of hosts: leases that a Redis server keeps, above each host's own.
+
+A lease is a key ``pc1:{flight}:l`` that expires unless its holder renews it, every third of its life. One script looks
+whether the flight is over, and else takes the lease if it is free; its token has the server's time in it, since a
+counter would begin anew where it is evicted. At the end the holder, once what it compiled has reached the tier, leaves
+word (``pc1:{flight}:o``, for a few seconds), removes the lease if it is still its own, and tells those who wait. They
+listen, and ask again every 100 ms, so that a lost message costs that.
+
+Nothing depends on a lease for being right: all that equal flights share is a reason to look into the cache again. One
+that is lost (evicted, expired under a process that stood still, gone with its server) costs a second compile. A server
+in trouble is given :data:`PATIENCE` once; after that each host compiles for itself, one process for all by its own
+leases, and a thread looks after the server until it is back.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cuda_progcache._util.liveness import current_owner
+from cuda_progcache._util.warning import warn
+from cuda_progcache.errors import ProgCacheWarning, StoreError
+from cuda_progcache.store.tiers.deadline import within
+
+if TYPE_CHECKING:
+    import redis
+
+    from cuda_progcache.store.tiers.settings import TierSettings
+
+T = TypeVar("T")
+
+#: Seconds that a lease lives without being renewed; so long others wait for a holder that died.
+LIFE = 4.0
+#: Seconds between a waiter's questions, where it is told nothing.
+POLL = 0.1
+#: Seconds after the first of several failures in a row for which the server is tried again by those who need it.
+PATIENCE = 1.0
+#: Seconds between looks at a server that is out of order: at first, and at most.
+FIRST_REST, LONGEST_REST = 0.25, 30.0
+#: Seconds that the word of a flight's end is kept: for those who looked into the cache before, and ask now.
+REMEMBERED = 10.0
+
+#: KEYS: lease, word. ARGV: life (ms), who asks, the word that the asker knows.
+_LOOK_OR_LEASE = """
+local over = redis.call('GET', KEYS[2])
+if over and over ~= ARGV[3] then return {'over', over} end
+local now = redis.call('TIME')
+local token = now[1] .. '.' .. now[2] .. '.' .. ARGV[2]
+if redis.call('SET', KEYS[1], token, 'NX', 'PX', ARGV[1]) then return {'leased', token} end
+return {'held', ''}
+"""
+#: KEYS: lease, word. ARGV: life (ms), token. A lease that the server has lost is taken anew.
+_RENEW = """
+local holder = redis.call('GET', KEYS[1])
+if (holder and holder ~= ARGV[2]) or redis.call('GET', KEYS[2]) == ARGV[2] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1])
+return 1
+"""
+#: KEYS: lease, word. ARGV: token, how long the word is kept (ms), channel.
+_END = """
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return redis.call('PUBLISH', ARGV[3], ARGV[1])
+"""
+
+
+class FleetLeases:
+    """The leases of all hosts that compile into one tier.
+
+    Parameters
+    ----------
+    settings : TierSettings
+        The Redis that keeps them.
+    landed : callable, optional
+        Calls what it is handed once all that this process has published so far has reached the tier, or can't; by
+        default at once.
+    news : callable, optional
+        Called when others may have published what was missed here.
+    well : callable, optional
+        Called when the server works again after some trouble.
+    life : float, optional
+        Seconds that a lease lives; default: :data:`LIFE`.
+    """
+
+    def __init__(
+        self,
+        settings: TierSettings,
+        *,
+        landed: Callable[[Callable[[], None]], object] | None = None,
+        news: Callable[[], object] = lambda: None,
+        well: Callable[[], object] = lambda: None,
+        life: float | None = None,
+    ) -> None:
+        self.name = settings.url
+        self._settings = settings
+        self._landed = landed
+        self._news = news
+        self._well = well
+        self._life = LIFE if life is None else life
+        self._untold = ""
+        self._told = False
+        self.reset()
+        _fleets.add(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self.name}>"
+
+    def reset(self) -> None:
+        """Begin anew, as a forked child does: the leases that its parent holds are the parent's to renew and to end."""
+        self._lock = threading.Lock()
+        self._client: redis.Redis | None = None
+        self._held: dict[str, str] = {}
+        self._heart: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._failures = 1
+        self._failing_since: float | None = None
+        self._suspected = self._down = False
+        self._rest = FIRST_REST
+
+    @property
+    def down(self) -> bool:
+        """Whether the server is out of order, so that nobody asks it but the thread that looks after it."""
+        return self._down
+
+    def lead(self, flight: str, compile_: Callable[[], T], look_up: Callable[[], T | None], longest_wait: float) -> T:
+        """Compile, unless another host is at it: then wait for it and take what it made.
+
+        Parameters
+        ----------
+        flight : str
+            The same on every host for what is likely the same program; what differs after all costs a look.
+        compile_, look_up, longest_wait
+            As :func:`cuda_progcache.compile.single_flight.fly` has them.
+
+        Returns
+        -------
+        What ``compile_`` returned, or what ``look_up`` found.
+        """
+        self._tell()
+        failures = 0 if self._suspected else self._failures
+        said, word = self._look(flight)
+        if said == "leased" and failures != self._failures:  # who looked into the cache may have been shut out
+            return self._look_again_and(flight, word, compile_, look_up)
+        if said == "over":  # after we had looked
+            self._news()
+            if (found := look_up()) is not None:
+                return found
+            said, word = self._look(flight, word)
+        if said == "held" and longest_wait > 0:
+            said, word = self._wait(flight, time.monotonic() + longest_wait)
+            if said == "leased":
+                return self._look_again_and(flight, word, compile_, look_up)
+            self._news()
+            if (found := look_up()) is not None:
+                return found
+        if said != "leased":
+            # Its compile failed or can't be kept, or went on for too long, or the server is in trouble.
+            return compile_()
+        return self._holding(flight, word, compile_)
+
+    def _look_again_and(self, flight: str, token: str, compile_: Callable[[], T], look_up: Callable[[], T | None]) -> T:
+        """With a lease of ours: what others have published since we looked, or what is compiled now."""
+
+        def look() -> T:
+            self._news()
+            return compile_() if (found := look_up()) is None else found
+
+        return self._holding(flight, token, look)
+
+    def _holding(self, flight: str, token: str, work: Callable[[], T]) -> T:
+        self._hold(flight, token)
+        try:
+            return work()
+        finally:
+            self._over(flight, token)
+
+    # The server
+
+    def _run(self, script: str, keys: tuple[str, ...], *args: str | int) -> Any:
+        """What a script answers; ``None`` where the server is in trouble."""
+        while not self._down:
+            began = time.monotonic()
+            try:
+                answer = self._ask(lambda client: client.register_script(script)(keys=keys, args=args))
+            except OSError as error:
+                if not self._bears(error, began):
+                    return None
+                time.sleep(0.05)
+            else:
+                if self._suspected:
+                    self._clear()
+                return answer
+        return None
+
+    def _ask(self, question: Callable[[redis.Redis], T]) -> T:
+        """What a question of the client is answered with, in time or with an OSError."""
+        try:
+            client = self._redis()  # imported before the clock runs
+            return within(time.monotonic() + self._settings.timeout, lambda: question(client))
+        except OSError:
+            raise
+        except Exception as error:  # the client's own, and that it isn't installed
+            raise StoreError(f"{self.name}: {type(error).__name__}: {error}") from error
+
+    def _redis(self) -> redis.Redis:
+        with self._lock:
+            if self._client is None:
+                from cuda_progcache.store.tiers.redis import client
+
+                self._client = client(self._settings)
+            return self._client
+
+    def _bears(self, error: OSError, began: float) -> bool:
+        """Whether to ask a server in trouble again; else nobody does until the thread has found it well."""
+        with self._lock:
+            self._failures += 1
+            if self._failing_since is None:
+                self._failing_since = began
+            if time.monotonic() - self._failing_since < PATIENCE:
+                self._suspected = True
+                return True
+            self._down = True
+            if not self._told:
+                self._told, self._untold = True, f"{type(error).__name__}: {error}"
+        self.suspect()
+        return False
+
+    def suspect(self) -> None:
+        """Have the thread look after the server, which is in trouble as the tier that it is."""
+        with self._lock:
+            self._suspected = True
+            self._wake.set()
+        self._start_heart()
+
+    def _clear(self) -> None:
+        """The server works again."""
+        with self._lock:
+            self._rest, self._failing_since = FIRST_REST, None
+            self._suspected = self._down = False
+            self._wake.clear()
+        self._well()
+
+    def _tell(self) -> None:
+        """Warn of trouble, once, whoever found it: by a caller, since a thread has nobody to warn."""
+        why, self._untold = self._untold, ""
+        if why:
+            warn(
+                f"the leases of the fleet at {self.name} are out of order ({why}); until they are back each host "
+                f"compiles for itself",
+                ProgCacheWarning,
+            )
+
+    def _look(self, flight: str, known: str = "") -> tuple[str, str]:
+        """Take the lease if it is free: ``"leased"`` and its token, ``"held"``, ``"over"`` and the word, or trouble."""
+        answer = self._run(_LOOK_OR_LEASE, _keys(flight), int(self._life * 1000), str(current_owner()), known)
+        return ("trouble", "") if answer is None else (_text(answer[0]), _text(answer[1]))
+
+    def _wait(self, flight: str, deadline: float) -> tuple[str, str]:
+        """Wait for the end of another's flight, or for its lease; ``"held"`` where that takes too long."""
+        said, word = "held", ""
+        with self._listening(_channel(flight)) as listen:
+            while said == "held" and (left := deadline - time.monotonic()) > 0:
+                said, word = self._look(flight)
+                if said == "held":
+                    listen(min(POLL, left))
+        return said, word
+
+    @contextmanager
+    def _listening(self, channel: str) -> Iterator[Callable[[float], object]]:
+        """Subscribe; what is yielded waits for a message, or for so many seconds."""
+
+        def subscribed(client: redis.Redis) -> Any:
+            made: Any = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+            made.subscribe(channel)
+            return made
+
+        try:
+            subscription = self._ask(subscribed)
+        except OSError:
+            yield time.sleep  # the poll goes on, and finds the trouble
+            return
+        try:
+            yield lambda seconds: _listen(subscription, seconds)
+        finally:
+            subscription.close()
+
+    # What is held
+
+    def _hold(self, flight: str, token: str) -> None:
+        with self._lock:
+            self._held[flight] = token
+        self._start_heart()
+
+    def _over(self, flight: str, token: str) -> None:
+        """End a flight of ours when what it made has reached the tier; until then its lease is renewed."""
+        process = os.getpid()
+
+        def end() -> None:
+            if os.getpid() == process:
+                with self._lock:
+                    self._held.pop(flight, None)
+                self._end(flight, token)
+
+        if self._landed is None:
+            end()
+        else:
+            self._landed(end)
+
+    def _end(self, flight: str, token: str) -> None:
+        """Give word that a flight is over. In trouble its lease runs out instead."""
+        self._run(_END, _keys(flight), token, int(REMEMBERED * 1000), _channel(flight))
+
+    def _start_heart(self) -> None:
+        with self._lock:
+            if self._heart is None or not self._heart.is_alive():
+                self._heart = threading.Thread(target=self._beat, name="cuda_progcache-fleet", daemon=True)
+                try:
+                    self._heart.start()
+                except RuntimeError:  # no more threads, or the end of the process: the leases run out
+                    self._heart = None
+
+    def _beat(self) -> None:
+        """Renew what is held, and look after a server that is out of order; ends when there is neither for a while."""
+        idle = 0
+        while idle < 3:
+            self._wake.wait(self._life / 3)
+            if self._suspected and not self._well_again():
+                continue
+            with self._lock:
+                held = list(self._held.items())
+                idle = 0 if held else idle + 1
+                if idle >= 3:
+                    self._heart = None
+            for flight, token in held:
+                self._renew(flight, token)
+
+    def _renew(self, flight: str, token: str) -> None:
+        mine = self._run(_RENEW, _keys(flight), int(self._life * 1000), token)
+        if mine == 0:  # another host took it, since this process had stood still
+            with self._lock:
+                if self._held.get(flight) == token:
+                    del self._held[flight]
+
+    def _well_again(self) -> bool:
+        """Ask a server that is in trouble, after a rest that gets longer each time."""
+        time.sleep(self._rest * random.uniform(0.8, 1.2))  # noqa: S311 - so that a fleet doesn't come all at once
+        try:
+            self._ask(lambda client: client.ping())
+        except OSError:
+            self._rest = min(2 * self._rest, LONGEST_REST)
+            return False
+        self._clear()
+        return True
+
+    def close(self) -> None:
+        """Close the connections; the leases can be used afterwards."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
+def _keys(flight: str) -> tuple[str, str]:
+    """The names of a lease and of the word of its end; in a cluster both lie on one server."""
+    return f"pc1:{{{flight}}}:l", f"pc1:{{{flight}}}:o"
+
+
+def _channel(flight: str) -> str:
+    return f"pc1:{{{flight}}}"
+
+
+def _listen(subscription: Any, seconds: float) -> None:
+    """Wait for a message, or for so many seconds."""
+    from redis.exceptions import RedisError
+
+    end = time.monotonic() + seconds
+    try:
+        # An acknowledged subscription is no message.
+        while (left := end - time.monotonic()) > 0 and subscription.get_message(timeout=left) is None:
+            pass
+    except (RedisError, OSError):
+        time.sleep(max(0.0, end - time.monotonic()))
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+_fleets: weakref.WeakSet[FleetLeases] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    for fleet in list(_fleets):
+        fleet.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who vouches for what a tier holds: signed statements in the records of programs and header manifests.
+
+A statement is an in-toto Statement whose subject has the object's name (for a program, the digest of its key) and the
+SHA-256 of its bytes; its predicate has the SHA-256 of the record, without the signature. So a signed object can't be
+altered, nor stand under another name, nor have another record. It lies, as a DSSE envelope, in the record's field
+``signature``, and travels with the program.
+
+A key says what the program was made of, and the version of the way in which keys are made; so an object of another
+version has another name, and nothing is asked for by that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache._util import dsse
+from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.json_text import loads
+from cuda_progcache.errors import ProgCacheError, StoreError
+from cuda_progcache.store.records import encode_record
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # it has no __all__
+
+#: The record's field that has the envelope.
+SIGNATURE = "signature"
+PREDICATE_TYPE = "pkg:pypi/cuda-progcache#object/v1"
+
+
+def statement(name: str, data: bytes, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is signed of an object.
+
+    Parameters
+    ----------
+    name : str
+        By which it is asked for.
+    data : bytes
+    record : mapping
+        As it comes out of its JSON; its signature is left out.
+    """
+    rest = {field: value for field, value in record.items() if field != SIGNATURE}
+    written = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+    return {
+        "_type": dsse.STATEMENT_TYPE,
+        "subject": [{"name": name, "digest": {"sha256": sha256(data).hexdigest()}}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {"record": {"sha256": sha256(written).hexdigest()}},
+    }
+
+
+class Signer:
+    """Signs what is published to a tier.
+
+    Parameters
+    ----------
+    path : str
+        Of the private key: Ed25519, PEM, unencrypted. It is read when the first object is signed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._signer: CryptoSigner | None = None
+
+    def __call__(self, name: str, data: bytes, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The record with a signature, its own in the place of any other.
+
+        Raises
+        ------
+        StoreError
+            The key can't be used. Nothing is published unsigned in its stead.
+        """
+        if self._signer is None:
+            self._signer = self._opened()
+        plain: dict[str, Any] = loads(encode_record(record))
+        return {**plain, SIGNATURE: dsse.sign(statement(name, data, plain), self._signer)}
+
+    def _opened(self) -> CryptoSigner:
+        try:
+            signer = dsse.signer_from_pem(self._path)
+        except OSError as error:
+            raise StoreError(
+                error.errno, f"can't read the key that signs programs: {error.strerror}", self._path
+            ) from error
+        except ProgCacheError as error:
+            raise StoreError(f"programs can't be signed: {error}") from error
+        if signer.public_key.keytype != "ed25519":
+            raise StoreError(f"programs are signed with Ed25519, and {self._path} is {signer.public_key.keytype}")
+        return signer
+
+
+class Verifier:
+    """Says why an object of a tier isn't to be trusted.
+
+    Parameters
+    ----------
+    keys : sequence of str
+        Public keys, each 64 hex digits or the path of a PEM file; read when the first object is looked at. Nothing is
+        trusted while one of them can't be read.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._given = tuple(keys)
+        self._keys: tuple[Ed25519PublicKey, ...] = ()
+
+    def __call__(self, name: str, data: bytes, record: Mapping[str, Any]) -> str | None:
+        """Why not; ``None``: it is what one of the keys' owners has signed, under this name."""
+        envelope = record.get(SIGNATURE)
+        if envelope is None:
+            return "it isn't signed"
+        try:
+            if not self._keys:
+                self._keys = tuple(map(dsse.public_key, self._given))
+            signed = dsse.opened(envelope, self._keys)
+        except dsse.UnsignedError as error:
+            return str(error)
+        except (ProgCacheError, OSError) as error:
+            return f"the keys to trust can't be used: {error}"
+        found = statement(name, data, record)
+        if signed == found:
+            return None
+        return _difference(signed, found)
+
+
+def _difference(signed: Any, found: Mapping[str, Any]) -> str:
+    """What of an object isn't as it was signed."""
+    if not isinstance(signed, dict) or signed.get("predicateType") != PREDICATE_TYPE:
+        return "its signature is for a statement of another kind"
+    try:
+        (subject,) = signed["subject"]
+        if subject["name"] != found["subject"][0]["name"]:
+            return "it was signed as another program"
+        if subject != found["subject"][0]:
+            return "its bytes aren't those that were signed"
+    except (KeyError, TypeError, ValueError):
+        return "its signature is for a statement of another kind"
+    return "its record isn't the one that was signed"

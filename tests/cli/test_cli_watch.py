@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``watch`` beside a process that compiles, hits and can't keep; what it sees is what the store and the records say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
+from cuda_progcache.service.watch import Watch
+
+SOURCE = 'extern "C" __global__ void scale(float* x) { x[threadIdx.x] *= 2; }'
+
+
+def compiled(source, cache, name="scale.cu", arch="sm_90"):
+    options = ProgramOptions(name=name, arch=arch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Program(source, "c++", options).compiled("ptx", cache=cache)
+
+
+@pytest.fixture
+def watching(root):
+    """A ``watch`` in a process of its own, which sees a cache that isn't there yet."""
+    command = [sys.executable, "-m", "cuda_progcache", "watch", "--interval", "0.05", "--json", "--cache-dir", root]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "waiting for one" in process.stderr.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def until(process, counted):
+    """The lines of a watch until it has told of so many counts of a kind: a slow process writes them in several."""
+    name, count = counted
+    lines = []
+    while sum(one[name] for one in lines if one["event"] == "counted") < count:
+        lines.append(json.loads(process.stdout.readline()))
+    return lines
+
+
+def test_another_process_sees_a_compile_and_a_hit_as_they_come(watching, root):
+    root.mkdir(mode=0o700, parents=True)
+    assert f"watching {root}" in watching.stderr.readline()
+    with FileStreamProgramCache(root, durability="none") as cache:
+        digest = compiled(SOURCE, cache).digest
+    (stored,) = (one for one in until(watching, ("stored", 1)) if one["event"] == "stored")
+    assert (stored["digest"], stored["name"], stored["made_by"]["pid"]) == (digest, "scale.cu", os.getpid())
+    assert stored["reasons"] == ["first compile of this program"]
+    with FileStreamProgramCache(root, durability="none") as cache:
+        compiled(SOURCE, cache)
+    assert [one["event"] for one in until(watching, ("hits", 1))] == ["counted"]
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(60) == 0
+    assert watching.stdout.read() == ""
+
+
+def test_each_look_gives_what_came_since(root, tmp_path):
+    cache = FileStreamProgramCache(root, durability="none")
+    compiled(SOURCE, cache)
+    watch = Watch(FileStreamProgramCache(root, durability="none"))
+    assert watch.look() == ((), (), watch.look().counted)
+    first = compiled(SOURCE.replace("2", "3"), cache)
+    second = compiled(SOURCE, cache, arch="sm_80")
+    compiled(SOURCE.replace("2", "__TIME__[1]"), cache)
+    cache.export(tmp_path / "bundle.tar")
+    seen = watch.look()
+    assert [one.entry.digest for one in seen.stored] == [first.digest, second.digest]
+    assert [("source" in one.reasons[0], "arch" in one.reasons[0]) for one in seen.stored] == [
+        (True, False),
+        (False, True),
+    ]
+    assert [(one.name, one.kind) for one in seen.unkept] == [("scale.cu", "time_macro")]
+    assert (seen.counted.hits, seen.counted.stored, seen.counted.unkeyed) == (0, 2, 1)
+    # What is removed and comes back is seen again; who made it isn't known of an import.
+    cache.remove(first.digest)
+    assert watch.look().stored == ()
+    cache.import_(tmp_path / "bundle.tar")
+    (again,) = watch.look().stored
+    assert again.entry.digest == first.digest
+    compiled(SOURCE, cache)
+    assert watch.look().counted.hits == 1
+    assert not any((*watch.look().stored, *watch.look().unkept, *watch.look().counted))
+
+
+def test_it_ends_after_a_while_and_is_read_by_people(cli, root, kept, monkeypatch):
+    from cuda_progcache.cli import watch
+
+    def look_on(seconds):
+        with FileStreamProgramCache(root) as cache:
+            cache.publish(b"four", b"4", {"name": "four\x1b[2J.cu", "target_type": "ptx", "arch": "sm_90"})
+            cache.get(b"four")
+            cache.get(b"five")
+
+    monkeypatch.setattr(watch.time, "sleep", look_on)
+    told = cli("watch", "--for", "0.2s", "--interval", "0.2")
+    assert "four\\x1b[2J.cu (ptx, sm_90), 1 B" in told.stdout
+    assert "1 hit, 1 miss (50.0%), 1 stored" in told.stdout
+    assert "the cache is off" in cli("watch", "--mode", "off", code=2).stderr

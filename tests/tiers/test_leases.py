@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One compile per program among hosts: a lost lease costs a second compile, never a wrong or a lost one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import redis
+
+from ci.fleet.server import RedisServer, why_no_server
+from cuda_progcache.compile import single_flight
+from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.store.tiers import leases
+from cuda_progcache.store.tiers.leases import FleetLeases
+from cuda_progcache.store.tiers.settings import parse_tier
+
+pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
+
+#: A lease that no load of the machine lets run out, and one that a test waits for.
+LONG, SHORT = 600.0, 0.6
+CHILD = """
+import sys
+from cuda_progcache.store.tiers.leases import FleetLeases
+from cuda_progcache.store.tiers.settings import parse_tier
+url, life = sys.argv[1:]
+hold = FleetLeases(parse_tier(url), life=float(life))
+def compile_():
+    print("compiling", flush=True)
+    sys.stdin.readline()
+    return b"the child's"
+hold.lead("f", compile_, lambda: None, 60.0)
+print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    with redis.Redis(port=server.port) as made:
+        made.flushall()
+        yield made
+
+
+@pytest.fixture
+def host(server, client):
+    """Make the leases of one host's process."""
+    made = []
+
+    def make(life=LONG, **more):
+        made.append(FleetLeases(parse_tier(server.url), life=life, **more))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+class Tier:
+    """What all hosts see, and how often it was filled."""
+
+    def __init__(self, kept=True):
+        self.compiles, self.kept, self.held, self.error = [], None if kept else False, None, None
+        self.lock = threading.Lock()
+
+    def compile(self, who, go=None):
+        with self.lock:
+            self.compiles.append(who)
+        if go is not None:
+            assert go.wait(60)
+        if self.error is not None:
+            raise self.error
+        if self.kept is not False:
+            self.kept = b"binary"
+        return b"binary"
+
+    def look_up(self):
+        return self.kept or None
+
+
+def never():
+    raise AssertionError("must not be called")
+
+
+def until(said):
+    end = time.monotonic() + 60
+    while not said():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def waiting(client, count):
+    """Whether so many listen for the end of a flight."""
+    return dict(client.pubsub_numsub("pc1:{f}"))[b"pc1:{f}"] == count
+
+
+def test_hosts_share_one_compile(host, client):
+    tier, go = Tier(), threading.Event()
+    hosts = [host() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(hosts[0].lead, "f", lambda: tier.compile(0, go), tier.look_up, 600.0)
+        until(lambda: tier.compiles)
+        rest = [pool.submit(one.lead, "f", never, tier.look_up, 600.0) for one in hosts[1:]]
+        until(lambda: waiting(client, 3))
+        go.set()
+        assert [each.result() for each in (first, *rest)] == [b"binary"] * 4
+    assert tier.compiles == [0]
+    assert client.keys("*:l") == []
+    assert host().lead("f", never, tier.look_up, 600.0) == b"binary", "word is kept for who looked just before"
+
+
+def test_one_who_looked_before_the_end_and_asks_after_it_looks_again(host):
+    """Else a program that lands between a miss and the question for the lease would be compiled twice."""
+    tier = Tier()
+    assert host().lead("f", lambda: tier.compile(0), lambda: None, 600.0) == b"binary"
+    assert host().lead("f", never, tier.look_up, 600.0) == b"binary"
+    gone = host()
+    assert gone.lead("f", lambda: tier.compile(2), lambda: None, 600.0) == b"binary", "what landed is of no use here"
+    assert tier.compiles == [0, 2]
+
+
+def test_the_threads_and_processes_of_a_host_ask_once(host, tmp_path, client):
+    tier, go = Tier(), threading.Event()
+    one, asked = host(), []
+
+    def lead(*given):
+        asked.append(1)
+        return one.lead("f", *given)
+
+    def fly(_):
+        return single_flight.fly("g", str(tmp_path / "leases"), lambda: tier.compile(0, go), tier.look_up, fleet=lead)
+
+    with ThreadPoolExecutor(4) as pool:
+        made = [pool.submit(fly, n) for n in range(4)]
+        until(lambda: tier.compiles)
+        go.set()
+        assert {each.result() for each in made} == {b"binary"}
+    assert (tier.compiles, asked) == ([0], [1])
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_flight_without_a_result_keeps_nobody(host, client, raises):
+    """All who waited compile for themselves at once: one by one, each would wait for the failures of the others."""
+    tier, go = Tier(kept=False), threading.Event()
+    tier.error = ValueError("refused") if raises else None
+    with ThreadPoolExecutor(3) as pool:
+        hosts = [pool.submit(host().lead, "f", lambda: tier.compile(0, go), tier.look_up, 600.0)]
+        until(lambda: tier.compiles)
+        hosts += [pool.submit(host().lead, "f", partial(tier.compile, n), tier.look_up, 600.0) for n in (1, 2)]
+        until(lambda: waiting(client, 2))
+        go.set()
+        for each in hosts:
+            assert (str(each.exception()) if raises else each.result()) == ("refused" if raises else b"binary")
+    assert sorted(tier.compiles) == [0, 1, 2]
+    assert client.keys("*:l") == []
+
+
+def holder(server, life):
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, server.url, str(life)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout.readline() == b"compiling\n"
+    return child
+
+
+def test_a_dead_holder_is_replaced_by_one(host, server):
+    with holder(server, SHORT) as child:
+        child.kill()
+    tier = Tier()
+    with ThreadPoolExecutor(3) as pool:
+        made = [pool.submit(host().lead, "f", partial(tier.compile, n), tier.look_up, 600.0) for n in range(3)]
+        assert {each.result() for each in made} == {b"binary"}
+    assert len(tier.compiles) == 1
+
+
+def test_a_holder_that_stood_still_takes_nothing_from_its_successor(host, server, client):
+    with holder(server, SHORT) as child:
+        child.send_signal(signal.SIGSTOP)
+        tier, go = Tier(), threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(host().lead, "f", lambda: tier.compile(1, go), tier.look_up, 600.0)
+            until(lambda: tier.compiles)
+            (token,) = map(client.get, client.keys("*:l"))
+            child.send_signal(signal.SIGCONT)
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == b"done\n"
+            assert list(map(client.get, client.keys("*:l"))) == [token]
+            go.set()
+            assert made.result() == b"binary"
+    assert client.keys("*:l") == []
+
+
+def test_a_lease_lives_while_its_holder_works_and_comes_back_when_it_is_evicted(host, client):
+    tier, go, one = Tier(), threading.Event(), host(SHORT)
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(one.lead, "f", lambda: tier.compile(0, go), tier.look_up, 600.0)
+        until(lambda: tier.compiles)
+        token = client.get("pc1:{f}:l")
+        for _ in range(2):
+            client.delete("pc1:{f}:l")
+            until(lambda: client.get("pc1:{f}:l") == token)
+        go.set()
+        assert made.result() == b"binary"
+    one._renew("f", token.decode())
+    assert client.get("pc1:{f}:l") is None, "a renewal that comes late brings no lease back"
+
+
+def test_a_lease_lasts_until_the_tier_has_the_program(host, client):
+    pending = []
+    tier, one = Tier(), host(SHORT, landed=pending.append)
+    assert one.lead("f", lambda: tier.compile(0), tier.look_up, 600.0) == b"binary"
+    token = client.get("pc1:{f}:l")
+    client.delete("pc1:{f}:l")
+    until(lambda: client.get("pc1:{f}:l") == token)
+    pending.pop()()
+    assert client.get("pc1:{f}:l") is None
+    assert client.get("pc1:{f}:o") == token
+
+
+def test_one_that_must_not_wait_does_not(host):
+    tier, go = Tier(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(host().lead, "f", lambda: tier.compile(0, go), tier.look_up, 600.0)
+        until(lambda: tier.compiles)
+        assert host().lead("f", lambda: b"ours", never, 0.0) == b"ours"
+        assert host().lead("f", lambda: b"ours", tier.look_up, 0.05) == b"ours", "it has waited long enough"
+        go.set()
+        made.result()
+
+
+def test_an_interrupt_while_looking_leaves_no_lease(host, server, client):
+    with holder(server, SHORT) as child:
+        child.kill()
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        host().lead("f", never, interrupted, 600.0)
+    assert client.keys("*:l") == []
+
+
+@pytest.mark.parametrize("trouble", ["refused", "silent"])
+def test_a_server_in_trouble_costs_its_patience_once(tmp_path, trouble, monkeypatch):
+    monkeypatch.setattr(leases, "FIRST_REST", 0.02)
+    with RedisServer(tmp_path) as server:
+        one = FleetLeases(parse_tier(server.url))
+        assert one.lead("f", lambda: b"made", never, 600.0) == b"made"
+        server.kill(signal.SIGKILL if trouble == "refused" else signal.SIGSTOP)
+        with pytest.warns(ProgCacheWarning, match="each host compiles for itself") as told:
+            for n in range(50):
+                assert one.lead(f"g{n}", lambda: b"made", never, 600.0) == b"made"
+        assert len(told) == 1
+        assert one.down
+        if trouble == "refused":
+            server.start()
+        else:
+            server.kill(signal.SIGCONT)
+        until(lambda: not one.down)
+        asked = []
+        one.lead("h", lambda: asked.append(redis.Redis(port=server.port).exists("pc1:{h}:l")), never, 600.0)
+        assert asked == [1]
+        one.close()
+
+
+def test_a_forked_child_neither_renews_nor_ends_what_its_parent_holds(host, client):
+    tier, one = Tier(), host()
+
+    def compile_():
+        child = os.fork()
+        if not child:
+            done = 1
+            try:
+                held = dict(one._held)
+                made = one.lead("g", lambda: b"the child's", lambda: None, 0.0)
+                done = int((held, made) != ({}, b"the child's"))
+            finally:
+                os._exit(done)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert client.exists("pc1:{f}:l")
+        return tier.compile(0)
+
+    assert one.lead("f", compile_, tier.look_up, 600.0) == b"binary"
+    assert client.keys("*:l") == []

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A test per threat of the threat model (ci/docs/reference/threat-model.md), against a real server.
+
+The attacker writes to the server what they like, well-formed and with checksums that are right: a checksum is against
+accidents. Whatever they do is a miss, never an error, and told once.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+import warnings
+
+import pytest
+import redis
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cuda_progcache import FileStreamProgramCache, Program, ProgramCacheStack, ProgramOptions
+from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.store.base import entry_digest
+from cuda_progcache.store.records import Version, encode, encode_record
+from cuda_progcache.store.tiers.envelope import pack, unpack
+
+KEY, OTHER = b"a key", b"another key"
+SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The path of a private key, and its public key as hex digits."""
+    key, path = Ed25519PrivateKey.generate(), tmp_path_factory.mktemp("key") / "key.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path, key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
+
+
+@pytest.fixture
+def attacker(redis_url):
+    with redis.Redis.from_url(redis_url) as made:
+        yield made
+
+
+@pytest.fixture
+def publisher(redis_url, open_url, pair):
+    return open_url(f"{redis_url}?timeout=60&sign_key={pair[0]}")
+
+
+@pytest.fixture
+def reader(redis_url, open_url, pair):
+    return open_url(f"{redis_url}?timeout=60&trust=signed&keys={pair[1]}&mode=ro")
+
+
+@pytest.fixture
+def anyone(redis_url, open_url):
+    return open_url(f"{redis_url}?timeout=60&max_bytes=100000")
+
+
+def place(key):
+    return f"pc1:{{{entry_digest(key)}}}:e"
+
+
+def forged(key, data, record):
+    """A well-formed object, as anybody can make it."""
+    return pack(entry_digest(key), data, Version.of(data, encode_record(record), time.time()))
+
+
+def taken_apart(key, packed):
+    data, version = unpack(entry_digest(key), packed)
+    return data, version.record()
+
+
+def misses(store, key, match):
+    """That it is a miss, told with a reason, and a miss without a word from then on."""
+    with pytest.warns(ProgCacheWarning, match=match):
+        assert store.load(key) is None
+    assert store.load(key) is None
+    assert store.get(key) is None
+
+
+def published(publisher, *keys):
+    for key in keys:
+        assert publisher.publish(key, b"binary of " + key, {"name": key.decode()})
+    assert publisher.flush(60)
+
+
+def test_what_was_signed_is_used_with_its_record(publisher, reader):
+    published(publisher, KEY)
+    found = reader.load(KEY)
+    assert (found.data, found.record["name"]) == (b"binary of a key", "a key")
+
+
+def test_an_unsigned_program_is_not_used(anyone, reader):
+    published(anyone, KEY)
+    misses(reader, KEY, "isn't signed")
+    assert reader._inner.tier().untrusted == 1
+
+
+def test_altered_bytes_are_not_used(publisher, reader, anyone, attacker):
+    published(publisher, KEY, OTHER)
+    _, record = taken_apart(KEY, attacker.get(place(KEY)))
+    attacker.set(place(KEY), forged(KEY, b"malware", record))
+    misses(reader, KEY, "its bytes aren't those that were signed")
+    whole = attacker.get(place(OTHER))
+    attacker.set(place(OTHER), whole[:-1] + bytes([whole[-1] ^ 1]))
+    misses(anyone, OTHER, "something else")
+
+
+def test_swapped_entries_are_not_used(publisher, reader, anyone, attacker):
+    published(publisher, KEY, OTHER)
+    first, second = attacker.get(place(KEY)), attacker.get(place(OTHER))
+    attacker.set(place(KEY), second)
+    misses(anyone, KEY, "something else")
+    attacker.set(place(KEY), forged(KEY, *taken_apart(OTHER, second)))
+    misses(reader, KEY, "it was signed as another program")
+    assert taken_apart(KEY, first)[0] != taken_apart(OTHER, second)[0]
+
+
+def test_a_record_replayed_for_another_program_is_not_used(publisher, reader, attacker):
+    published(publisher, KEY, OTHER)
+    mine, theirs = (taken_apart(key, attacker.get(place(key))) for key in (KEY, OTHER))
+    attacker.set(place(KEY), forged(KEY, mine[0], theirs[1]))
+    misses(reader, KEY, "signed as another program")
+
+
+def test_an_altered_record_is_not_used(publisher, reader, attacker):
+    """Its symbol mapping decides which kernel is launched."""
+    published(publisher, KEY)
+    data, record = taken_apart(KEY, attacker.get(place(KEY)))
+    attacker.set(place(KEY), forged(KEY, data, {**record, "symbol_mapping": {"f": "_Zg"}}))
+    misses(reader, KEY, "its record isn't the one that was signed")
+
+
+def test_a_program_under_an_old_key_schema_is_not_used(publisher, reader, attacker, monkeypatch):
+    """A key has the schema in it: what was signed under another lies under another name, and can't be brought here."""
+    from cuda_progcache.keys import schema
+
+    def compiled(cache):
+        return Program(SOURCE, "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=cache)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "SCHEMA", "0")
+        schema._recipe.cache_clear()
+        old = compiled(publisher)
+    schema._recipe.cache_clear()
+    new = compiled(publisher)
+    assert publisher.flush(60)
+    assert old.digest != new.digest
+    stale = attacker.get(f"pc1:{{{old.digest}}}:e")
+    data, version = unpack(old.digest, stale)
+    where = f"pc1:{{{new.digest}}}:e"
+    attacker.set(where, pack(new.digest, data, version))
+    with pytest.warns(ProgCacheWarning, match="signed as another program"):
+        assert not compiled(reader).hit
+
+
+def test_a_forged_header_manifest_is_not_used(publisher, reader, attacker, tmp_path):
+    """It could hide that a header is read, so that a program is served that was made without it."""
+    (tmp_path / "v.h").write_text("#define V 1\n")
+
+    def compiled(cache):
+        options = ProgramOptions(arch="sm_80", include_path=[str(tmp_path)])
+        code = '#include "v.h"\nextern "C" __global__ void k(int *a) { *a = V; }'
+        return Program(code, "c++", options).compiled("cubin", cache=cache)
+
+    assert not compiled(publisher).hit
+    assert publisher.flush(60)
+    (name,) = [key.decode() for key in attacker.keys("*}:m") if b"v.h" in attacker.get(key)][:1]
+    digest = name[5:-3]
+    content, version = unpack(digest, attacker.get(name))
+    attacker.set(name, pack(digest, content + b"\n", Version.of(content + b"\n", version.record_json, 0)))
+    with pytest.warns(ProgCacheWarning, match="isn't trusted"):
+        assert reader.find_manifest(digest) is None
+
+
+def test_what_is_too_large_is_not_read(publisher, anyone, attacker):
+    attacker.set(place(KEY), forged(KEY, b"\0" * 200_000, {}))
+    misses(anyone, KEY, "a value of 200")
+
+
+def test_what_says_that_it_is_too_large_is_not_read(anyone, attacker):
+    attacker.set(place(KEY), struct.pack("<8sII", b"CPCO\x01\0\0\0", 2**32 - 1, 2**32 - 1))
+    misses(anyone, KEY, "something else")
+
+
+def hostile():
+    """Records with checksums that are right, which are no records."""
+    yield b"[" * 50_000
+    yield b'{"a":' * 15_000
+    yield b'{"a": ' + b"9" * 50_000 + b"}"
+    yield b'{"a": NaN}'
+    yield b"[]"
+    yield b"null"
+    yield b'{"a": 1} {"b": 2}'
+    yield b'{"a": "\xff"}'
+    yield b'{"signature": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
+
+
+@pytest.mark.parametrize("record_json", list(hostile()), ids=lambda text: text[:12].decode("latin-1"))
+def test_hostile_json_is_a_miss(anyone, reader, attacker, record_json):
+    digest = entry_digest(KEY)
+    attacker.set(place(KEY), pack(digest, b"data", Version.of(b"data", record_json, 0)))
+    misses(anyone, KEY, "something else")
+    misses(reader, KEY, "something else")
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = ("symbol_mapping", "log", "log_files", "headers", "duration", "name", "components", "resource_usage")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(record=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, junk)))
+def test_a_record_of_the_wrong_shape_fails_no_compile(anyone, attacker, compiled_once, record):
+    """Where anyone is trusted, a record may have any shape. The bytes are used, or it is a miss."""
+    digest, data = compiled_once
+    attacker.set(f"pc1:{{{digest}}}:e", pack(digest, data, Version.of(data, encode_record(record), 0)))
+    anyone.forget_misses()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = typed().compiled("cubin", ("t<int>",), cache=FromTier(anyone))
+    assert made.data == data
+    assert made.symbol_mapping["t<int>"]
+
+
+def typed():
+    return Program("template <class T> __global__ void t(T *a) { *a = 1; }", "c++", ProgramOptions(arch="sm_80"))
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    from cuda_progcache import InMemoryProgramCache
+
+    made = typed().compiled("cubin", ("t<int>",), cache=InMemoryProgramCache())
+    return made.digest, made.data
+
+
+class FromTier(ProgramCacheStack):
+    """A tier before which nothing lies, and to which nothing is written."""
+
+    def __init__(self, tier):
+        super().__init__((tier,), write_policy="skip")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answer=st.binary(max_size=300) | st.binary(max_size=40).map(lambda rest: b"CPCO\x01\0\0\0" + rest))
+def test_whatever_a_lying_server_answers_is_a_miss(anyone, attacker, answer):
+    attacker.set(place(KEY), answer)
+    anyone.forget_misses()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert anyone.load(KEY) is None
+
+
+def test_a_thief_of_a_read_token_changes_nothing(redis_server, redis_url, open_url, publisher, reader):
+    """Roles: who may only read is told so by the server, whatever mode they ask for."""
+    published(publisher, KEY)
+    token = "a-read-token"
+    with redis.Redis.from_url(redis_url) as admin:
+        admin.acl_setuser("reads", enabled=True, passwords=[f"+{token}"], keys=["pc1:*"], commands=["+get", "+select"])
+    thief = open_url(f"{redis_url}?timeout=60&user=reads&password={token}")
+    assert thief.load(KEY).data == b"binary of a key"
+    thief.publish(KEY, b"malware", {})
+    thief.publish(OTHER, b"malware", {})
+    with pytest.warns(ProgCacheWarning, match="permissions") as told:
+        assert thief.flush(60)
+    assert not any(token in str(warning.message) for warning in told)
+    assert thief.tier().dropped == 2
+    assert token not in repr(thief) + repr(thief.tier())
+    assert reader.load(KEY).data == b"binary of a key"
+    assert reader.load(OTHER) is None
+
+
+def test_a_publisher_whose_key_is_gone_publishes_nothing_unsigned(redis_url, open_url, tmp_path, attacker):
+    publisher = open_url(f"{redis_url}?timeout=60&sign_key={tmp_path / 'gone.pem'}")
+    publisher.publish(KEY, b"data", {})
+    with pytest.warns(ProgCacheWarning, match="can't read the key"):
+        assert publisher.flush(60)
+    assert attacker.keys("pc1:*") == []
+
+
+def test_a_signature_stays_with_what_is_kept_here(publisher, reader, tmp_path):
+    """So that a cache of signed programs can be exported as a layer, and be trusted elsewhere."""
+    published(publisher, KEY)
+    with ProgramCacheStack((FileStreamProgramCache(tmp_path / "disk"), reader)) as stack:
+        stack.load(KEY)
+    record = FileStreamProgramCache(tmp_path / "disk").load(KEY).record
+    assert json.dumps(record["signature"])
+    assert encode(entry_digest(KEY), [Version.of(b"", encode_record(record), 0)])
