@@ -87,7 +87,7 @@ def _lookups(report: Report) -> Plot | None:
         from matplotlib.ticker import MaxNLocator, PercentFormatter
 
         starts: list[Any] = [datetime.fromtimestamp(one.start, UTC) for one in dated]
-        width = timedelta(seconds=dated[0].seconds)
+        width: Any = timedelta(seconds=dated[0].seconds)
         hits, misses = ([getattr(one, kind) for one in dated] for kind in ("hits", "misses"))
         axes.bar(starts, hits, width, align="edge", color=_COLOURS[4], label="hits")
         axes.bar(starts, misses, width, hits, align="edge", color=_COLOURS[1], label="misses")
