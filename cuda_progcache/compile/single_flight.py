@@ -192,21 +192,24 @@ def _lead(
     path = os.path.join(directory, flight)
     deadline = time.monotonic() + longest_wait
     while True:
-        taken = _take(path)
-        if taken is None:
+        ours = _take(path)
+        if ours is None:
             return first()  # no leases can be made here (read-only, full): a compile too many, and nothing worse
-        if taken:
-            try:
-                found = look_up()  # someone may have landed between our look and our lease
-                return first() if found is None else found
-            finally:
+        if not ours:
+            ours = _wait(path, deadline)
+            if ours is None:
+                return compile_()
+        try:
+            found = look_up()  # someone may have landed between our look and our lease
+            if found is not None:
+                return found
+            if ours:
+                return first()
+            if not os.path.lexists(path):
+                return compile_()  # its compile failed, or could not be kept: waiting would only queue
+        finally:
+            if ours:
                 _release(path)
-        if not _wait(path, deadline):
-            return compile_()
-        if (found := look_up()) is not None:
-            return found
-        if not os.path.lexists(path):
-            return compile_()  # its compile failed, or could not be kept: waiting for the next one would only queue
 
 
 def _take(path: str) -> bool | None:
@@ -217,10 +220,40 @@ def _take(path: str) -> bool | None:
         return False
     except OSError:
         return None
+    _keep_alive(path)
+    return True
+
+
+def _take_over(path: str, dead: files.Identity) -> bool | None:
+    """Take a dead holder's lease: True if it is ours now, False if another has it or is at it, None if nobody can.
+
+    The lease is replaced in one step. Were it removed and taken anew, a waiter that looks in between would take it for
+    released, and one that found the holder dead a moment ago would remove its successor's.
+    """
+    claim = f"{path}.after-{dead[0]:x}-{dead[2]:x}"  # one name for all who saw this one dead
+    try:
+        write_beside(os.path.dirname(os.path.dirname(path)), claim, str(current_owner()).encode(), new=True)
+    except FileExistsError:
+        return False
+    except OSError:
+        return None
+    try:
+        if files.identity(os.lstat(path)) != dead:
+            files.unlink_quietly(claim)
+            return False
+        files.replace(claim, path)
+    except OSError as error:
+        files.unlink_quietly(claim)
+        return False if files.is_missing(error) else None
+    _keep_alive(path)
+    return True
+
+
+def _keep_alive(path: str) -> None:
+    """Touch a lease from now on."""
     with _here.lock:
         _here.leases.add(path)
     _start_heart()
-    return True
 
 
 def _release(path: str) -> None:
@@ -229,11 +262,15 @@ def _release(path: str) -> None:
     files.unlink_quietly(path)
 
 
-def _wait(path: str, deadline: float) -> bool:
-    """Wait until the lease is gone or free to take; False when it is better to compile beside its holder."""
+def _wait(path: str, deadline: float) -> bool | None:
+    """Wait for a lease: False when it was released, True when its holder died and it is ours.
+
+    None when it is better to compile beside its holder.
+    """
     touched: int | None = None
     seen_at = time.monotonic()
     read_at = -HEARTBEAT
+    lost: files.Identity | None = None
     while os.path.lexists(path):
         now = time.monotonic()
         if now - read_at >= HEARTBEAT / 2:
@@ -241,27 +278,27 @@ def _wait(path: str, deadline: float) -> bool:
             try:
                 data, status = files.read_regular(path)  # opened, since a bare stat may be NFS's memory, seconds old
             except OSError:
-                return True  # released
+                return False
             if status.st_mtime_ns != touched:
                 touched, seen_at = status.st_mtime_ns, now
             holder = Owner.parse(data.decode("ascii", "replace")) if data else None
             alive = None if holder is None else holder.is_alive()
-            if alive is False or (alive is None and now - seen_at > STANDSTILL):
-                _remove_dead(path, status)
-                return True
-            if now - seen_at > STANDSTILL:
-                return False
+            stands_still = now - seen_at > STANDSTILL
+            if alive is False or (alive is None and stands_still):
+                dead = files.identity(status)
+                ours = _take_over(path, dead)
+                if ours is not False:
+                    return ours
+                if lost == dead and stands_still:
+                    return None  # who was quicker died over it
+                if lost != dead:
+                    lost, seen_at = dead, now
+            elif stands_still:
+                return None
         if now > deadline:
-            return False
+            return None
         time.sleep(POLL)
-    return True  # released
-
-
-def _remove_dead(path: str, seen: os.stat_result) -> None:
-    try:
-        files.remove_if_same(path, files.identity(seen))
-    except OSError:
-        return  # another's directory: it stays, and each waiter finds the holder dead for itself
+    return False
 
 
 def _start_heart() -> None:

@@ -41,6 +41,7 @@ from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.call import Call, DigestedCall, Metadata, PreparedCall, QueryCall
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.base import CallMixin, StorageBackend, ValueMixin
+from cuda_progcache.memo.storage.tree import is_private
 from cuda_progcache.memo.tagged_json import SaveError, decode_json, encode_json
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ SUFFIX = ".pkl"
 _FOOTER = struct.Struct(">QQ8s")
 _MAGIC = b"PROGMEM2"
 _ENTRY = re.compile(r"^(?P<fname>.+)\.(?P<hash>[0-9a-zA-Z_]+)\.pkl$")
-_LEFTOVER = re.compile(r"\.pkl\.(?:(?P<kind>lock|computing|corrupt)$|tmp\.(?P<owner>.*)$)")
+_LEFTOVER = re.compile(r"\.pkl\.(?:(?P<kind>lock|computing|corrupt)(?:\.after-.*)?$|tmp\.(?P<owner>.*)$)")
 SENTINEL = ".computing"
 #: In the metadata of entries that have a record, so that one that lost it isn't taken for another tool's.
 _RECORDED = "recorded"
@@ -115,13 +116,6 @@ def read(path: str) -> Entry:
     return Entry(found["dat"] if known else found, meta, call)
 
 
-def is_private(status: os.stat_result) -> bool:
-    """Whether nobody but this user and root can have written a file or directory."""
-    if not hasattr(os, "getuid"):
-        return True  # Windows: a user's directories are theirs
-    return status.st_uid in {os.getuid(), 0} and not status.st_mode & 0o022
-
-
 def _record_of(data: bytes) -> tuple[DigestedCall | None, int]:
     """The record at the end of a file, and how long its pickle is: all of the file if it has none."""
     if len(data) < _FOOTER.size or data[-8:] != _MAGIC:
@@ -164,23 +158,11 @@ def read_record(path: str) -> DigestedCall | None:
 def _write(path: str, data: bytes) -> None:
     """Write an entry, whole or not at all; OSError where the directory can't be written."""
     staged = f"{path}.tmp.{current_owner()}-{threading.get_ident()}"
-    for attempt in range(2):
-        try:
-            files.write_new(staged, data, mode=0o644, sync=False)
-            break
-        except FileNotFoundError:
-            if attempt:
-                raise
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        except FileExistsError:
-            files.unlink_quietly(staged)  # of an earlier process with our id and thread: its owner is us
-            if attempt:
-                raise
     try:
-        files.replace(staged, path)
-    except OSError:
-        files.unlink_quietly(staged)
-        raise
+        files.put_in_place(path, data, staged=staged, mode=0o644)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        files.put_in_place(path, data, staged=staged, mode=0o644)
 
 
 class _Entries(StorageBackend):

@@ -53,6 +53,7 @@ from cuda_progcache.memo.call_tree import (
     cache_tree_to_json,
 )
 from cuda_progcache.memo.code import argument_digest, closure, get_recursive_closure_hash
+from cuda_progcache.memo.explain import differences
 from cuda_progcache.memo.files import PathRule, Watched, hash_file, hash_text, is_there, shared
 from cuda_progcache.memo.frames import refreshing
 from cuda_progcache.memo.memoize import Memoized
@@ -271,7 +272,6 @@ class CachedFunction(Memoized[..., Any]):
         )  # fmt: skip
         self._store = store
         self._specs: dict[str, list[str]] | None = None
-        self._latest: Mapping[str, Mapping[str, str]] | None = None
         self._verbose = options.verbose
         # A parameter of the function's own wins over a control argument of the same name.
         self._controls = {n: d for n, d in _CONTROLS.items() if n not in self.profile.signature.parameters}
@@ -302,7 +302,6 @@ class CachedFunction(Memoized[..., Any]):
 
     def _seen(self, key: Key, watched: Mapping[str, Watched]) -> None:
         call_tree.add_files(self._node(key), watched.values())
-        self._latest = _parts(key)
 
     def _give_up(self, run: Any) -> None:
         super()._give_up(run)
@@ -332,62 +331,12 @@ class CachedFunction(Memoized[..., Any]):
         if forced:
             self._log("forced execution", key)
             return
-        earlier = self._latest or self._recorded_parts()
-        if earlier is None:
+        found = differences(self._store, self.call_of(key))
+        if found is None and not self._store.contains(key.digest):
             self._log("first execution", key)
         else:
-            self._log(f"cache miss: {'; '.join(differences(_parts(key), earlier))}", key)
-
-    def _recorded_parts(self) -> Mapping[str, Mapping[str, str]] | None:
-        """The components of the key of the function's newest entry; None if it has none."""
-        named = [row for row in layout.rows(self._store.directory) if row.fname == layout.file_safe(self.fname)]
-        for row in sorted(named, key=lambda row: -row.status.st_mtime_ns):
-            try:
-                call = layout.read_record(row.path)
-            except OSError:
-                continue
-            if call is not None:
-                arguments = {name: str(digest) for name, digest in call.arguments.items()}
-                return _components(arguments, call.code_digest, call.version, call.metadata)
-        return {} if named else None
-
-
-def _parts(key: Key) -> Mapping[str, Mapping[str, str]]:
-    arguments = {name: found.decode() for name, found in key.digests.items()}
-    about = {"inputs": key.inputs, "packages": key.identity.closure.packages}
-    return _components(arguments, key.identity.code, key.version, about)
-
-
-def _components(
-    arguments: Mapping[str, str], code: str | None, version: object, metadata: Mapping[str, Any]
-) -> Mapping[str, Mapping[str, str]]:
-    packages = metadata.get("packages") or {}
-    return {
-        "arguments": arguments,
-        **(metadata.get("inputs") or {}),
-        "version": {"": repr(version)},
-        "packages": packages,
-        "closure": {"": str(code)},
-    }
-
-
-_COMPONENTS = {
-    "arguments": "argument", "closure": "function body or what it refers to", "files": "file", "version": "version",
-    "environment": "environment variable", "depends_on": "depends_on_vars", "packages": "package",
-    "classes": "code of class",
-}  # fmt: skip
-
-
-def differences(new: Mapping[str, Mapping[str, str]], old: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """The differences between two calls' keys, a phrase each: ``argument x changed``, ``file /data/a.csv is new``."""
-    found = []
-    for component, label in _COMPONENTS.items():
-        mine, theirs = new.get(component) or {}, old.get(component) or {}
-        for name in sorted(mine.keys() | theirs.keys()):
-            if mine.get(name) != theirs.get(name):
-                how = "changed" if name in mine and name in theirs else "is new" if name in mine else "is gone"
-                found.append(f"{label} {name} {how}".replace("  ", " "))
-    return found or ["nothing in its key changed: the saved result is gone, or a file that it tracked changed"]
+            gone = "nothing in its key: the saved result is gone, or a file that it tracked changed"
+            self._log(f"cache miss: {'; '.join(found or [gone])}", key)
 
 
 def default_directory() -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cuda_progcache.memo.code import Closure, argument_digest, closure
 
 if TYPE_CHECKING:
+    from cuda_progcache.memo.call import Metadata
     from cuda_progcache.memo.digest import Digest
     from cuda_progcache.memo.files import Watched
 
@@ -57,7 +58,13 @@ class Key(NamedTuple):
     inputs: dict[str, dict[str, str]]
     watched: dict[str, Watched]
     classes: tuple[tuple[type, Closure], ...]
-    version: str | int | None = None
+
+    def described(self) -> Metadata:
+        """What a record says of it beside the arguments."""
+        found: Metadata = {"inputs": self.inputs} if self.inputs else {}
+        if self.identity.closure.packages:
+            found["packages"] = self.identity.closure.packages
+        return found
 
 
 _classes: weakref.WeakKeyDictionary[type, Closure] = weakref.WeakKeyDictionary()

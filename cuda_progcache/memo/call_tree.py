@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.files import put_in_place
 from cuda_progcache._util.running import running
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.files import Watched
@@ -262,10 +263,7 @@ def cache_tree_save(path: str | os.PathLike[str]) -> Path:
     """Write the tree to a file of pickled plain values, for :func:`cache_tree_load`; gives its path."""
     data = pickle.dumps({name: _plain(node) for name, node in cache_tree_nodes().items()}, protocol=4)
     target = os.fspath(path)
-    staged = f"{target}.tmp.{os.getpid()}.{threading.get_ident()}"
-    with open(staged, "wb") as file:
-        file.write(data)
-    os.replace(staged, target)
+    put_in_place(target, data, staged=f"{target}.tmp.{os.getpid()}.{threading.get_ident()}", mode=0o644)
     return Path(target)
 
 

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from cuda_progcache.memo import watching
-from cuda_progcache.memo.digest import Digest, Indigestible, digest, digest_functions_by
+from cuda_progcache.memo.digest import Digest, Indigestible, digest, digest_code_by
 from cuda_progcache.memo.instances import Instances
 from cuda_progcache.memo.modules import (
     Package,
@@ -36,7 +36,7 @@ from cuda_progcache.memo.modules import (
     source_of,
     stamp_of,
 )
-from cuda_progcache.memo.references import Import, References, references_of
+from cuda_progcache.memo.references import Import, References, bytecode, references_of
 
 _MISSING = watching.MISSING
 #: Built-in functions with which code can reach every name of its module.
@@ -192,8 +192,10 @@ class _Walker(Instances):
         kind = type(value)
         if kind is types.FunctionType:
             return self.function(value)
-        if kind is types.ModuleType or isinstance(value, types.ModuleType):
+        if isinstance(value, types.ModuleType):
             return self.module(value)
+        if kind is types.CodeType:
+            return bytecode(value)
         return super().value(value)
 
     def instance(self, value: Any) -> bytes:
@@ -438,4 +440,4 @@ class _State:
     """Stands for a value that is declared as state."""
 
 
-digest_functions_by(argument_digest)
+digest_code_by(argument_digest)

@@ -16,8 +16,9 @@ How a value is hashed
 ``SHA-256(tag + payload)``, hexadecimal. The tag names the kind (``int:``,
 ``list:``, or the class as ``module.qualname:``), the payload is its content;
 of containers the digests of the elements, sorted where order means nothing.
-What has no content that can be trusted (generators, open files, objects of
-unknown classes, user-defined classes themselves) is :class:`Indigestible`.
+Functions, classes, modules and what holds such are digested by what they do:
+see :mod:`~cuda_progcache.memo.code`. What has no content that can be trusted
+(generators, open files, objects of unknown classes) is :class:`Indigestible`.
 A class of your own says ``def __digest__(self) -> str``, or is taught with
 :func:`register`.
 """
@@ -42,11 +43,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
-from cuda_progcache.memo.hashing import DIGEST_LENGTH, Digest, Indigestible, hash_tagged
-
-__all__ = ["DIGEST_LENGTH", "Digest", "Indigestible", "digest", "hash_tagged", "register"]
+from cuda_progcache.errors import ProgCacheError
 
 T = TypeVar("T")
+
+#: Characters of a full digest.
+DIGEST_LENGTH = 64
+
+
+class Indigestible(ProgCacheError, TypeError):  # noqa: N818 - an established name
+    """A value has no content that could be hashed; the message says which, and where to teach it."""
+
+    def __init__(self, value: object, why: str = "") -> None:
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        super().__init__(why or f"can't digest a {name}: give it a __digest__ method, or register(...) one")
+        self.value = value
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (None, str(self)))  # the value itself may be what can't be pickled
+
+
+class Digest(str):
+    """A digest, 64 hex digits, or the first ones of it: tells a key from a value that is a string."""
+
+    __slots__ = ()
+
+
+def hash_tagged(tag: bytes, payload: bytes) -> bytes:
+    """SHA-256 over the name of a kind and its content, as 64 hex digits in ASCII."""
+    state = hashlib.sha256()
+    state.update(tag + payload)
+    return state.hexdigest().encode("ascii")
 
 
 def digest(value: Any) -> Digest:
@@ -177,68 +205,20 @@ def _timezone(value: dt.timezone) -> bytes:
     return hash_tagged(b"timezone:", f"{value.utcoffset(None)!r} {value.tzname(None)}".encode())
 
 
-#: How functions are digested: by :mod:`~cuda_progcache.memo.code`, which knows them.
-_by_code: list[Callable[[Any], str]] = []
+#: What digests functions, classes, modules and what holds such: :mod:`~cuda_progcache.memo.code`, which knows them.
+_of_code: list[Callable[[Any], str]] = []
 
 
-def digest_functions_by(function: Callable[[Any], str]) -> None:
-    """Say how functions are digested."""
-    _by_code[:] = [function]
+def digest_code_by(function: Callable[[Any], str]) -> None:
+    """Say how functions, classes, modules and what holds such are digested."""
+    _of_code[:] = [function]
 
 
-def _function(value: Any) -> bytes:
-    """Digest of a function by what it does: its code, defaults and all that it refers to, not its name or place."""
-    if not _by_code:
+def _code(value: Any) -> bytes:
+    """Digest of code by what it does: not by its name or place."""
+    if not _of_code:
         raise Indigestible(value)
-    return _by_code[0](value).encode("ascii")
-
-
-_CODE = [
-    "co_code",
-    "co_consts",
-    "co_names",
-    "co_varnames",
-    "co_freevars",
-    "co_cellvars",
-    "co_argcount",
-    "co_posonlyargcount",
-    "co_kwonlyargcount",
-    "co_flags",
-    "co_exceptiontable",
-]
-
-
-def _code(value: types.CodeType) -> bytes:
-    return hash_tagged(b"code:", _sequence(getattr(value, name) for name in _CODE))
-
-
-def _method(value: types.MethodType) -> bytes:
-    if isinstance(value.__self__, type):
-        return _function(value)
-    return hash_tagged(b"method:", _sequence((value.__func__, value.__self__)))
-
-
-def _module(value: types.ModuleType) -> bytes:
-    """By what it offers; most real modules offer something indigestible."""
-    names = getattr(value, "__all__", None)
-    return hash_tagged(
-        b"module:", _pairs({name: getattr(value, name) for name in (dir(value) if names is None else names)})
-    )
-
-
-def _builtin(value: types.BuiltinFunctionType) -> bytes:
-    owner = value.__self__
-    if owner is None or isinstance(owner, types.ModuleType):
-        return hash_tagged(b"builtin:", f"{value.__module__}.{value.__qualname__}".encode())
-    return hash_tagged(b"builtin:", _sequence((value.__qualname__, owner)))
-
-
-def _type(value: type) -> bytes:
-    """Classes of Python and NumPy by name; a user's class may change under its name."""
-    home = value.__module__.partition(".")[0]
-    if home != "numpy" and (home not in sys.stdlib_module_names or home == "__main__"):
-        raise Indigestible(value, f"can't digest the class {value.__module__}.{value.__qualname__} itself")
-    return hash_tagged(b"type:", _class_tag(value))
+    return _loosely(_of_code[0](value))
 
 
 def _ordered(value: collections.OrderedDict[Any, Any]) -> bytes:
@@ -250,10 +230,10 @@ def _defaultdict(value: collections.defaultdict[Any, Any]) -> bytes:
     return hash_tagged(b"defaultdict:", child_bytes(value.default_factory) + _pairs(value))
 
 
-def _partial(value: functools.partial[Any]) -> bytes:
-    return hash_tagged(b"partial:", _sequence((value.func, value.args, value.keywords)))
-
-
+_CODE_LIKE = (
+    types.FunctionType, types.CodeType, types.MethodType, types.ModuleType, types.BuiltinFunctionType,
+    functools.partial, staticmethod, classmethod, property,
+)  # fmt: skip
 _EXACT: dict[type, Encoder] = {
     Digest: _loosely,
     int: _int,
@@ -284,15 +264,7 @@ _EXACT: dict[type, Encoder] = {
     dt.date: lambda value: hash_tagged(b"date:", value.isoformat().encode()),
     dt.timedelta: lambda v: hash_tagged(b"timedelta:", f"{v.days} {v.seconds} {v.microseconds}".encode()),
     dt.timezone: _timezone,
-    types.FunctionType: _function,
-    types.CodeType: _code,
-    types.MethodType: _method,
-    types.ModuleType: _module,
-    types.BuiltinFunctionType: _builtin,
-    functools.partial: _partial,
-    staticmethod: lambda value: hash_tagged(b"staticmethod:", child_bytes(value.__func__)),
-    classmethod: lambda value: hash_tagged(b"classmethod:", child_bytes(value.__func__)),
-    property: lambda value: hash_tagged(b"property:", _sequence((value.fget, value.fset, value.fdel))),
+    **dict.fromkeys(_CODE_LIKE, _code),
 }
 _of_type: dict[type, Encoder] = dict(_EXACT)
 _EXACT_DATES = frozenset({dt.datetime, dt.time, dt.date, dt.timedelta, dt.timezone, array.array, memoryview})
@@ -370,7 +342,7 @@ def _encoder_of(kind: type) -> Encoder:
         if issubclass(kind, known):
             return lambda value: _loosely(function(value))
     if issubclass(kind, type):
-        return _type
+        return _code
     if issubclass(kind, Digest):
         return _EXACT[Digest]
     if hasattr(kind, "__digest__"):

@@ -6,15 +6,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cuda_progcache.memo.call import NO_RESULT, Call, DigestedCall, Home, LazyCall, Unstored
+from cuda_progcache.memo.call import NO_RESULT, Call, DigestedCall, Home, LazyCall
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
 
 #: Calls of a function that are looked at for the nearest one: the latest.
 _CONSIDERED = 1000
 _SHOWN = 60
+#: What else is in a key, by the name that records have for it.
+_INPUTS = {
+    "files": "file", "environment": "environment variable", "depends_on": "depends_on_vars", "classes": "code of class",
+}  # fmt: skip
+
+AnyCall = Call | LazyCall | DigestedCall
 
 
-def explain(cache: Home, call: str | Call | LazyCall | DigestedCall) -> tuple[str, ...]:
+def explain(cache: Home, call: str | AnyCall) -> tuple[str, ...]:
     """What tells a call from the nearest one that ran before it.
 
     Parameters
@@ -36,25 +42,28 @@ def explain(cache: Home, call: str | Call | LazyCall | DigestedCall) -> tuple[st
         No call has this key.
     """
     asked = cache.load(cache.expand(call)) if isinstance(call, str) else call
-    key = asked.to_lookup_key()
-    mine = _components(asked)
-    before = _runtime(asked).get("timestart")
-    nearest: dict[str, Any] | None = None
-    differing = 0
+    found = differences(cache, asked)
+    if found is None:
+        return (f"first call of {asked.name}",)
+    return tuple(found) or ("nothing differs",)
+
+
+def differences(cache: Home, call: AnyCall) -> list[str] | None:
+    """What tells a call from the nearest one that ran before it, a sentence each; None where it is the first."""
+    key, mine, before = call.to_lookup_key(), _components(call), _runtime(call).get("timestart")
     earlier = [
-        other for other in cache.query(name=asked.name)
+        other for other in cache.query(name=call.name)
         if other.to_lookup_key() != key and (before is None or _runtime(other).get("timestop", 0.0) <= before)
     ]  # fmt: skip
     earlier.sort(key=lambda other: -_runtime(other).get("timestop", 0.0))
-    for other in earlier[:_CONSIDERED]:
-        theirs = _components(other)
-        count = sum(_digest_of(mine.get(name)) != _digest_of(theirs.get(name)) for name in mine.keys() | theirs.keys())
-        if nearest is None or count < differing:
-            nearest, differing = {"call": other, "components": theirs}, count
+    nearest = min(
+        ((other, _components(other)) for other in earlier[:_CONSIDERED]),
+        key=lambda found: len(_differing(mine, found[1])), default=None,
+    )  # fmt: skip
     if nearest is None:
-        return (f"first call of {asked.name}",)
-    found = tuple(_sentences(asked, mine, nearest["call"], nearest["components"]))
-    return found or ("nothing differs",)
+        return None
+    other, theirs = nearest
+    return [_sentence(name, call, mine, other, theirs) for name in _differing(mine, theirs)]
 
 
 def _runtime(call: Any) -> Mapping[str, Any]:
@@ -62,13 +71,19 @@ def _runtime(call: Any) -> Mapping[str, Any]:
     return found
 
 
-def _components(call: Call | LazyCall | DigestedCall) -> dict[str, Any]:
-    """What a key is made of, values or digests, by name."""
-    arguments, _, _ = call._parts()
-    return {
-        "module": call.module, "version": call.version, "code": call.code_digest,
-        **{f"argument {name}": value for name, value in arguments.items()},
-    }  # fmt: skip
+def _components(call: AnyCall) -> dict[str, Any]:
+    """What a key is made of, by name: values, or digests in their place."""
+    arguments, _, metadata = call._parts()
+    found: dict[str, Any] = {"module": call.module, "version": call.version, "code": call.code_digest}
+    known = getattr(call, "digests", {})  # of arguments as the key counts them, which may be less than the value
+    for name, value in arguments.items():
+        found[f"argument {name}"] = Digest(known[name].decode()) if name in known else value
+    inputs = metadata.get("inputs") or {}
+    for part, label in _INPUTS.items():
+        made = str if part == "environment" else Digest
+        found.update((f"{label} {name}", made(value)) for name, value in (inputs.get(part) or {}).items())
+    found.update((f"package {name}", version) for name, version in (metadata.get("packages") or {}).items())
+    return found
 
 
 def _digest_of(value: Any) -> Digest | None:
@@ -78,32 +93,32 @@ def _digest_of(value: Any) -> Digest | None:
         return None
 
 
-def _sentences(asked: Any, mine: Mapping[str, Any], other: Any, theirs: Mapping[str, Any]) -> list[str]:
-    found = []
-    for name in dict.fromkeys([*mine, *theirs]):
-        if name in mine and name in theirs and _digest_of(mine[name]) == _digest_of(theirs[name]):
-            continue
-        if name not in theirs:
-            found.append(f"{name} is new")
-        elif name not in mine:
-            found.append(f"{name} is no longer there")
-        elif name == "code":
-            found.append("the function's code, or something it refers to, differs")
-        else:
-            found.append(f"{name} {_shown(other, name, theirs)} → {_shown(asked, name, mine)}")
-    return found
+def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    return [
+        name for name in {**mine, **theirs}
+        if name not in mine or name not in theirs or _digest_of(mine[name]) != _digest_of(theirs[name])
+    ]  # fmt: skip
 
 
-def _shown(call: Any, name: str, components: Mapping[str, Any]) -> str:
-    """A component for people: its value where that can be had, else its digest."""
-    value = components[name]
+def _sentence(name: str, call: Any, mine: Mapping[str, Any], other: Any, theirs: Mapping[str, Any]) -> str:
+    if name not in theirs:
+        return f"{name} is new"
+    if name not in mine:
+        return f"{name} is no longer there"
+    if name == "code":
+        return "the function's code, or something it refers to, differs"
+    before, now = _shown(other, name, theirs[name]), _shown(call, name, mine[name])
+    return f"{name} changed" if before is None or now is None else f"{name} {before} → {now}"
+
+
+def _shown(call: Any, name: str, value: Any) -> str | None:
+    """A component for people; None where only its digest is known."""
     if name.startswith("argument "):
-        have = call.arguments
         try:
-            value = have[name.removeprefix("argument ")]
+            value = call.arguments[name.removeprefix("argument ")]
         except KeyError:
-            value = components[name]
-    if isinstance(value, (Digest, Unstored)) or value is NO_RESULT:
-        return f"<{str(value)[:12]}>"
-    text = repr(value)
+            return None
+    if isinstance(value, Digest) or value is NO_RESULT:
+        return None
+    text = value if name.startswith("environment") else repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

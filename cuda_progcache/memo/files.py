@@ -227,32 +227,21 @@ def _looks_like_path(text: str) -> bool:
     return (parted or text.startswith(".")) and is_there(text)
 
 
-def _is_path(value: Any, *, declared: bool, guess: bool) -> bool:
-    if isinstance(value, os.PathLike):
-        return True
-    return isinstance(value, str) and (declared or (guess and _looks_like_path(value)))
+def without_paths(value: Any, found: list[str], *, declared: bool, guess: bool) -> Any:
+    """An argument with each path in it, also in lists, tuples, sets and dicts, replaced by the same text.
 
-
-def paths_in(value: Any, *, declared: bool, guess: bool) -> Iterator[str]:
-    """Paths in an argument, also in lists, tuples, sets and dicts."""
-    if _is_path(value, declared=declared, guess=guess):
-        yield os.fsdecode(value)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from paths_in(item, declared=declared, guess=guess)
-    elif isinstance(value, list | tuple | set | frozenset):
-        found = [path for item in value for path in paths_in(item, declared=declared, guess=guess)]
-        yield from sorted(found) if isinstance(value, set | frozenset) else found
-
-
-def without_paths(value: Any, *, declared: bool, guess: bool) -> Any:
-    """An argument with each of those paths replaced by the same text."""
-    if _is_path(value, declared=declared, guess=guess):
+    Adds the paths to ``found``. A string is one where it is ``declared`` to be, or is to be guessed and looks like one.
+    """
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and (declared or (guess and _looks_like_path(value)))):
+        found.append(os.fsdecode(value))
         return "a path"
     if isinstance(value, dict):
-        return {key: without_paths(item, declared=declared, guess=guess) for key, item in value.items()}
+        return {key: without_paths(item, found, declared=declared, guess=guess) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [without_paths(item, declared=declared, guess=guess) for item in value]
+        mine: list[str] = []
+        rest = [without_paths(item, mine, declared=declared, guess=guess) for item in value]
+        found += sorted(mine) if isinstance(value, set | frozenset) else mine
+        return rest
     return value
 
 
@@ -315,13 +304,12 @@ class PathRule(NamedTuple):
         named = name in self.declared
         if not (named or self.guess):
             return value
-        seen = list(paths_in(value, declared=named, guess=self.guess))
+        seen: list[str] = []
+        rest = without_paths(value, seen, declared=named, guess=self.guess)
         for path in seen:
             self._watch(path, watched)
-        if seen and (named or not self.places):
-            # The place counts by the path that is watched, or not at all: its spelling doesn't.
-            return without_paths(value, declared=named, guess=self.guess)
-        return value
+        # The place counts by the path that is watched, or not at all: its spelling doesn't.
+        return rest if seen and (named or not self.places) else value
 
     def add_others(self, watched: dict[str, Watched]) -> None:
         """Watch what counts beside the arguments."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from cuda_progcache.memo.digest import digest
 from cuda_progcache.memo.modules import hash_parts
-from cuda_progcache.memo.syntax import Uses, canonical, tree_of, walk
+from cuda_progcache.memo.syntax import canonical, constants_with, tree_of, walk
 
 
 class Reference(NamedTuple):
@@ -34,7 +34,7 @@ class References(NamedTuple):
     imports : tuple of Import
         Modules imported inside, sorted.
     constants : dict or None
-        See :class:`~cuda_progcache.memo.syntax.Uses`; None where the source isn't at hand.
+        See :func:`~cuda_progcache.memo.syntax.constants_with`; None where the source isn't at hand.
     attributes : frozenset of str
         Every name in it that isn't local.
     """
@@ -70,7 +70,7 @@ def references_of(function: types.FunctionType) -> References:
     if tree is not None:
         identity = hash_parts("source", canonical(tree, reads_notes=bool(attributes & _NOTES)))
     else:
-        identity = _bytecode(code)
+        identity = bytecode(code)
     names: set[Reference] = set()
     imports: dict[str, set[str] | None] = {}
     for inner in walk(code):
@@ -78,7 +78,7 @@ def references_of(function: types.FunctionType) -> References:
     if "__class__" in code.co_freevars:
         names.add(Reference("__class__", ()))  # super() reads it without saying so, before Python 3.12
     found = tuple(Import(name, tuple(sorted(wanted or ()))) for name, wanted in sorted(imports.items()))
-    constants = None if tree is None else Uses(tree).constants
+    constants = None if tree is None else constants_with(tree)
     made = References(identity, tuple(sorted(names)), found, constants, attributes)
     if len(_known) >= _MOST:
         _known.clear()  # functions made in a loop must not be kept for ever
@@ -90,13 +90,13 @@ _COUNTS = ["co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags"]
 _NAMES = ["co_names", "co_varnames", "co_freevars", "co_cellvars"]
 
 
-def _bytecode(code: types.CodeType) -> bytes:
+def bytecode(code: types.CodeType) -> bytes:
     """Digest of compiled code, for this interpreter's bytecode alone; without name, file and line numbers."""
     parts: list[str | bytes] = ["bytecode", sys.implementation.cache_tag or sys.version, code.co_code]
     parts += [str(getattr(code, name)) for name in _COUNTS]
     parts += ["\0".join(getattr(code, name)) for name in _NAMES]
     parts.append(getattr(code, "co_exceptiontable", b""))
-    parts += [_bytecode(c) if isinstance(c, types.CodeType) else digest(c) for c in code.co_consts]
+    parts += [bytecode(c) if isinstance(c, types.CodeType) else digest(c) for c in code.co_consts]
     return hash_parts(*parts)
 
 

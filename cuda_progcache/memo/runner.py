@@ -261,11 +261,11 @@ class Runner:
         if told:
             inputs["classes"] = dict(sorted(told.items()))
         if not inputs:
-            return Key(plain, arguments, digests, identity, {}, watched, (), self._named[2])
+            return Key(plain, arguments, digests, identity, {}, watched, ())
         named = [(part, *field) for part, fields in sorted(inputs.items()) for field in sorted(fields.items())]
         # repr tells every field from the next, whatever is in it.
         made = hash_tagged(b"call with inputs:", f"{plain} {named!r}".encode("utf-8", "surrogatepass"))
-        return Key(Digest(made.decode()), arguments, digests, identity, inputs, watched, tuple(classes), self._named[2])
+        return Key(Digest(made.decode()), arguments, digests, identity, inputs, watched, tuple(classes))
 
     def _environment(self) -> dict[str, str | None]:
         return {name: os.environ.get(name) for name in self.settings.env}
@@ -294,18 +294,10 @@ class Runner:
     def call_of(self, key: Key) -> Call:
         """The call with a key, as it is filed."""
         name, module, version = self._named
-        kept = key.digest if key.inputs else None
         return Call(
-            name,
-            key.arguments,
-            {},
-            module,
-            version,
-            key.identity.code,
-            key=kept,
-            digests=key.digests,
-            sealed=key.digest,
-        )
+            name, key.arguments, key.described(), module, version, key.identity.code,
+            key=key.digest if key.inputs else None, digests=key.digests, sealed=key.digest,
+        )  # fmt: skip
 
     # A hit
 
@@ -346,9 +338,11 @@ class Runner:
     def _miss(
         self, cache: BaseCache, key: Key, args: Any, kwargs: Any, *, reuse: bool = True, save: bool = True
     ) -> Any:
-        if self._required and (missing := [name for name in self._missing(args, kwargs) if name in self._required]):
-            self._uncached(f"it leaves out {', '.join(missing)}", args, kwargs)
-            return self.function(*args, **kwargs)
+        if self._required:
+            given = self.profile.signature.bind(*args, **kwargs).arguments
+            if missing := [name for name in self.profile.signature.parameters if name in self._required - given.keys()]:
+                self._uncached(f"it leaves out {', '.join(missing)}", args, kwargs)
+                return self.function(*args, **kwargs)
         for value in key.arguments.values():
             if type(value) is Digest:
                 return self._with_values(cache, args, kwargs)
@@ -390,10 +384,6 @@ class Runner:
     def _flight(self, key: Key) -> str:
         """The name of a call's lease."""
         return str(key.digest)
-
-    def _missing(self, args: Any, kwargs: Any) -> list[str]:
-        given = self.profile.signature.bind(*args, **kwargs).arguments
-        return [name for name in self.profile.signature.parameters if name not in given]
 
     def _with_values(self, cache: BaseCache, args: Any, kwargs: Any) -> Any:
         """Call with the values whose digests were given as arguments."""
@@ -512,6 +502,7 @@ class Runner:
     def _metadata(self, run: Run, seconds: float) -> Metadata:
         key, frame, started = run.key, run.frame, run.started
         metadata: Metadata = {
+            **key.described(),
             "runtime": {"status": "done", "timestart": started, "timestop": started + seconds, "duration": seconds},
             "environment": _environment(),
         }
@@ -529,10 +520,6 @@ class Runner:
             metadata["files"] = {item.path: item.written() for item in watched.values()}
         if frame.variables:
             metadata["variables"] = dict(frame.variables)
-        if key.inputs:
-            metadata["inputs"] = key.inputs
-        if key.identity.closure.packages:
-            metadata["packages"] = key.identity.closure.packages
         return metadata
 
     def _uncached(self, why: object, args: Any, kwargs: Any) -> None:

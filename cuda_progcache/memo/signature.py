@@ -105,13 +105,6 @@ class FunctionProfile:
         """Arguments by parameter, only those given; TypeError for unknown ones."""
         return dict(self.signature.bind_partial(*args, **kwargs).arguments)
 
-    def missing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-        """Required parameters that a call leaves to their defaults."""
-        if not self.required:
-            return []
-        given = self.signature.bind(*args, **kwargs).arguments
-        return sorted(name for name in self.required if name not in given)
-
     def binder(self, ignored: Iterable[str] = ()) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
         """:meth:`bind` without the parameters to ignore, as quick as can be.
 

@@ -135,26 +135,21 @@ def _without_docstring(body: Any) -> Any:
     return body
 
 
-class Uses:
+def constants_with(function: _FunctionNode) -> dict[tuple[str, ...], frozenset[str] | None]:
     """The constants with which code uses a name, as in ``environ["A"]``, ``getenv("A")`` and ``"A" in environ``.
 
-    Attributes
-    ----------
-    constants : dict
+    Returns
+    -------
+    dict
         By name and attributes (``("os", "environ")``): the texts that it is used with, and nothing else; None where it
         is used in other ways, too.
     """
-
-    def __init__(self, function: _FunctionNode) -> None:
-        self.constants: dict[tuple[str, ...], frozenset[str] | None] = {}
-        self._visit(function)
-
-    def _visit(self, node: ast.AST) -> None:
+    found: dict[tuple[str, ...], frozenset[str] | None] = {}
+    for node in ast.walk(function):
         for chain, text in _constant_uses(node):
-            before = self.constants.get(chain, frozenset())
-            self.constants[chain] = None if text is None or before is None else before | {text}
-        for child in ast.iter_child_nodes(node):
-            self._visit(child)
+            before = found.get(chain, frozenset())
+            found[chain] = None if text is None or before is None else before | {text}
+    return found
 
 
 def _constant_uses(node: ast.AST) -> Iterator[tuple[tuple[str, ...], str | None]]:

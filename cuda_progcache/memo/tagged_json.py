@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cuda_progcache.errors import ProgCacheError
-from cuda_progcache.memo.hashing import Digest
+from cuda_progcache.memo.digest import Digest
 
 #: Bits from which an int is written in hexadecimal: Python limits decimal digits.
 _LONG_INT = 64
@@ -32,30 +32,6 @@ _LONG_INT = 64
 
 class SaveError(ProgCacheError, ValueError):
     """A value can't be stored: no codec takes it, or the storage is in trouble. No computed result is lost by it."""
-
-
-def register(
-    kind: type, tag: Callable[[Any], str], write: Callable[[Any], Any], readers: dict[str, Callable[[Any], Any]]
-) -> None:
-    """Teach how instances of a class are written.
-
-    Parameters
-    ----------
-    kind : type
-    tag : callable
-        Gives the tag of an instance.
-    write : callable
-        Gives a value that JSON, or a tag, can say.
-    readers : dict of callables
-        By tag, what makes an instance of that value again.
-    """
-    _WRITERS[kind] = lambda value: (tag(value), plain(write(value)))
-    for name, make in readers.items():
-        _READERS[name] = _of_value(make)
-
-
-def _of_value(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda content: make(_value(content))
 
 
 def encode_json(value: Any) -> bytes:
@@ -94,7 +70,7 @@ def plain(value: Any) -> Any:
         if "$" not in value and all(type(key) is str for key in value):
             return {_scalar_key(key): plain(item) for key, item in value.items()}
         return _tagged("dict", [[plain(key), plain(item)] for key, item in value.items()])
-    writer = _WRITERS.get(kind)
+    writer = WRITERS.get(kind)
     if writer is not None:
         return _tagged(*writer(value))
     if isinstance(value, pathlib.PurePath):
@@ -150,7 +126,8 @@ def _aware(value: Any) -> str:
     return str(value.isoformat())
 
 
-_WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
+#: By type, what gives an instance's tag and a content that JSON, or a tag, can say.
+WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
     tuple: _many("tuple"),
     set: lambda value: ("set", [plain(item) for item in sorted(value, key=repr)]),
     frozenset: lambda value: ("frozenset", [plain(item) for item in sorted(value, key=repr)]),
@@ -169,22 +146,25 @@ _WRITERS: dict[type, Callable[[Any], tuple[str, Any]]] = {
 }
 
 
-def _pairs(content: Any) -> dict[Any, Any]:
+def pairs(content: Any) -> dict[Any, Any]:
+    """The dict whose items were written as a list."""
     return {_value(key): _value(item) for key, item in content}
 
 
-def _each(content: Any) -> list[Any]:
+def each(content: Any) -> list[Any]:
+    """The values of a list."""
     return [_value(item) for item in content]
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {
+#: By tag, what makes an instance of that content again.
+READERS: dict[str, Callable[[Any], Any]] = {
     "int": lambda text: int(text, 16),
     "float": lambda text: struct.unpack(">d", bytes.fromhex(text))[0],
     "str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
-    "dict": _pairs,
-    "tuple": lambda content: tuple(_each(content)),
-    "set": lambda content: set(_each(content)),
-    "frozenset": lambda content: frozenset(_each(content)),
+    "dict": pairs,
+    "tuple": lambda content: tuple(each(content)),
+    "set": lambda content: set(each(content)),
+    "frozenset": lambda content: frozenset(each(content)),
     "bytes": base64.b64decode,
     "bytearray": lambda text: bytearray(base64.b64decode(text)),
     "complex": lambda text: complex(*struct.unpack(">dd", bytes.fromhex(text))),
@@ -209,7 +189,7 @@ def _value(found: Any) -> Any:
     if type(found) is not dict:
         return found
     if "$" in found:
-        return _READERS[found["$"]](found["v"])
+        return READERS[found["$"]](found["v"])
     return {key: _value(item) for key, item in found.items()}
 
 

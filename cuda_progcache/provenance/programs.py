@@ -128,7 +128,7 @@ class ProgramValueStorage(_Programs, ValueStorage):
 
         Entries in files are read without the store, so that looking at them counts as no hit.
         """
-        info = self.store.info(self._full(key))
+        info = self.store.info(self._normalize_key(key))
         if info.path is not None:
             try:
                 data, _ = files.read_regular(str(info.path))
@@ -193,7 +193,7 @@ class ProgramCallStorage(_Programs, CallStorage):
 
     def load(self, key: Digest | str) -> DigestedCall:
         """The call that made an entry, or another one; KeyError if there is none."""
-        full = self._full(key)
+        full = self._normalize_key(key)
         try:
             return call_that_made(self.store.info(full))
         except KeyError:

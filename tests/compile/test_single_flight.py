@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cuda_progcache import FileStreamProgramCache, InMemoryProgramCache, Program, ProgramOptions, subscribe
-from cuda_progcache._util.liveness import current_owner
+from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.compile import miss, single_flight
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.errors import CompileError
@@ -215,6 +215,46 @@ def test_a_killed_holder_is_replaced(holder):
         process.wait()
         assert waiting.result(DEADLINE) == b"ours"
     assert not os.listdir(holder.directory), "and its lease is gone"
+
+
+def test_a_killed_holder_has_one_successor(tmp_path, monkeypatch):
+    """Three waiters find the holder dead before one of them does anything: one compiles, the others wait for it."""
+    lease, waiters = tmp_path / "leases" / "f", 3
+    lease.parent.mkdir()
+    write = f"from cuda_progcache._util.liveness import current_owner as me; open({str(lease)!r}, 'w').write(str(me()))"
+    child = subprocess.Popen([sys.executable, "-c", write])
+    child.wait()
+    all_found_it, met, turned_away, runs, made = threading.Barrier(waiters), set(), set(), [], []
+    is_alive = Owner.is_alive
+
+    def asked(owner):
+        me = threading.get_ident()
+        if owner.pid == child.pid and me not in met:
+            met.add(me)
+            all_found_it.wait(DEADLINE)
+        elif owner.pid == os.getpid():
+            turned_away.add(me)  # it waits for the successor
+        return is_alive(owner)
+
+    def compile_():
+        runs.append(threading.get_ident())
+        end = time.monotonic() + DEADLINE
+        while len(runs) + len(turned_away) < waiters and time.monotonic() < end:
+            time.sleep(0.001)
+        made.append(b"made")
+        return b"made"
+
+    monkeypatch.setattr(Owner, "is_alive", asked)
+    with ThreadPoolExecutor(waiters) as pool:  # below fly, where threads of a process are one waiter
+        waiting = [
+            pool.submit(
+                single_flight._lead, "f", str(lease.parent), compile_, compile_, lambda: made[0] if made else None, 1e9
+            )
+            for _ in range(waiters)
+        ]
+        assert [each.result(DEADLINE) for each in waiting] == [b"made"] * waiters
+    assert len(runs) == 1
+    assert not os.listdir(lease.parent)
 
 
 def test_a_stopped_holder_is_not_waited_for(holder):

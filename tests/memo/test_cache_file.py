@@ -745,8 +745,8 @@ def test_verbose_says_what_changed(store, tmp_path, caplog, monkeypatch):
         tell(lambda: make(verbose=True, version="2")(2))
         tell(lambda: make()(7))
     expected = [
-        "first execution", "cache hit", "argument x changed", "forced", "data.txt changed",
-        "environment variable MODE changed", "version changed",
+        "first execution", "cache hit", "argument x 1 → 2", "forced", "data.txt changed",
+        "environment variable MODE 'a' → 'b'", "version None → '2'",
     ]  # fmt: skip
     for text, part in zip(said, expected, strict=False):
         assert part in text

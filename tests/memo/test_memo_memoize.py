@@ -413,6 +413,19 @@ def test_helpers(cache):
     assert f.__name__ == "area"
 
 
+def test_explain_tells_what_else_is_in_a_key(cache, tmp_path, monkeypatch):
+    path = tmp_path / "data.txt"
+    path.write_text("1")
+    monkeypatch.setenv("MODE", "a")
+    f = memoize(cache, lambda path: 1, files="path", env="MODE")
+    f(str(path))
+    path.write_text("2")
+    assert f.explain(str(path)) == (f"file {path} changed",)
+    f(str(path))
+    monkeypatch.setenv("MODE", "b")
+    assert f.explain(str(path)) == ("environment variable MODE 'a' → 'b'",)
+
+
 def test_explain(cache):
     def f(x, y):
         return x

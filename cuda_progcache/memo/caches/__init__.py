@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 from cuda_progcache.errors import AmbiguousDigestError
-from cuda_progcache.memo.caches.base import BaseCache, Rejected, _combine_expand, _combine_shrink
+from cuda_progcache.memo.caches.base import BaseCache, Rejected
 from cuda_progcache.memo.caches.base import _logger as logger
 from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.caches.groups import CachePool, CacheStack
@@ -32,6 +32,7 @@ from cuda_progcache.memo.caches.views import (
     ReadOnlyMixin,
     RefreshingCache,
 )
+from cuda_progcache.memo.storage.base import _combine_expand, _combine_shrink
 from cuda_progcache.memo.storage.destructuring import (
     DestructuringMixin,
     DigestedDict,

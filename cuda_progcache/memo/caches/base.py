@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
+from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall, QueryCall
 from cuda_progcache.memo.digest import Digest, Indigestible
 from cuda_progcache.memo.explain import explain
@@ -224,21 +224,3 @@ class BaseCache(OperationContext):
         predicate : callable or QueryCall
         """
         return made_by["filter"](self, predicate.matcher() if isinstance(predicate, QueryCall) else predicate)
-
-
-def _combine_expand(key: str, results: Iterable[Digest]) -> Digest:
-    """What several storages expand a prefix to; KeyError for nothing, AmbiguousDigestError if they don't agree."""
-    digests = sorted(set(results))
-    if not digests:
-        raise KeyError(key)
-    if len(digests) > 1:
-        raise AmbiguousDigestError(str(key), digests)
-    return digests[0]
-
-
-def _combine_shrink(key: str, results: Iterable[Digest]) -> Digest:
-    """What several storages shrink a key to: the longest, which is unambiguous in all; KeyError for none."""
-    digests = list(results)
-    if not digests:
-        raise KeyError(key)
-    return max(digests, key=len)

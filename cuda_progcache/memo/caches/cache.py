@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cuda_progcache.memo.caches.base import BaseCache, Rejected, _combine_expand
+from cuda_progcache.memo.caches.base import BaseCache, Rejected
 from cuda_progcache.memo.call import (
     NO_RESULT,
     Call,
@@ -25,7 +25,14 @@ from cuda_progcache.memo.call import (
     digests_of,
 )
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest, digest_loosely
-from cuda_progcache.memo.storage.base import CallStorage, Intent, KeyManagement, ValueStorage, lengthened
+from cuda_progcache.memo.storage.base import (
+    CallStorage,
+    Intent,
+    KeyManagement,
+    ValueStorage,
+    _combine_expand,
+    lengthened,
+)
 from cuda_progcache.memo.storage.destructuring import HasChildDigests
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
 from cuda_progcache.memo.tagged_json import SaveError, decode_json

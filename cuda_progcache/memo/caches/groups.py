@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cuda_progcache.memo.caches.base import BaseCache, Rejected, _combine_expand, _combine_shrink, _logger, made_by
+from cuda_progcache.memo.caches.base import BaseCache, Rejected, _logger, made_by
 from cuda_progcache.memo.caches.views import ReadOnlyMixin
-from cuda_progcache.memo.storage.base import Intent
+from cuda_progcache.memo.storage.base import Intent, _combine_expand, _combine_shrink
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
 
 if TYPE_CHECKING:

@@ -41,29 +41,15 @@ if TYPE_CHECKING:
     from cuda_progcache.memo.tagged_json import SaveError as SaveError
 
 # Each is imported when it is first used: a compile that records a call needs none of the storages.
-_HOME = {
-    "CallMemory": "memory",
-    "CallMixin": "base",
-    "CallStorage": "base",
-    "DestructuringMixin": "destructuring",
-    "Digested": "destructuring",
-    "DigestedDict": "destructuring",
-    "DigestedIterable": "destructuring",
-    "FileCallStorage": "files",
-    "FileValueStorage": "files",
-    "HasChildDigests": "destructuring",
-    "Intent": "base",
-    "KeyManagement": "base",
-    "MemoryBackend": "memory",
-    "OperationContext": "base",
-    "PerKeyLockMixin": "locking",
-    "SaveError": "base",
-    "SerializingMixin": "locking",
-    "StorageBackend": "base",
-    "ValueMemory": "memory",
-    "ValueMixin": "base",
-    "ValueStorage": "base",
+_NAMES = {
+    "base": "CallMixin CallStorage Intent KeyManagement OperationContext SaveError StorageBackend "
+    "ValueMixin ValueStorage",
+    "destructuring": "DestructuringMixin Digested DigestedDict DigestedIterable HasChildDigests",
+    "files": "FileCallStorage FileValueStorage",
+    "locking": "PerKeyLockMixin SerializingMixin",
+    "memory": "CallMemory MemoryBackend ValueMemory",
 }
+_HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "AmbiguousDigestError",

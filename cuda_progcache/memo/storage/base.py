@@ -8,7 +8,7 @@ import bisect
 import contextlib
 import enum
 import heapq
-import logging
+import os
 import pickle
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +19,6 @@ from cuda_progcache.errors import AmbiguousDigestError
 from cuda_progcache.memo.call import DigestedCall, QueryCall, digests_of
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 from cuda_progcache.memo.tagged_json import SaveError as SaveError  # noqa: PLC0414 - a name of this module, too
-
-_logger = logging.getLogger(__name__)
 
 #: Characters that a digest prefix has to have at least.
 SHORTEST_PREFIX = 4
@@ -49,21 +47,22 @@ class OperationContext(abc.ABC):  # noqa: B024 - a base for mixins; nothing in i
         return _NOTHING
 
 
-def shared_prefix(one: str, other: str) -> int:
-    """How many characters two digests begin with in common."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+def _combine_expand(key: str, results: Iterable[Digest]) -> Digest:
+    """What a prefix expands to, by several storages or keys; KeyError for nothing, AmbiguousDigestError for several."""
+    digests = sorted(set(results))
+    if not digests:
+        raise KeyError(key)
+    if len(digests) > 1:
+        raise AmbiguousDigestError(str(key), digests)
+    return digests[0]
 
 
-def _resolve_prefix(prefix: str, candidates: Iterable[Digest], *, dedupe: bool = False) -> Digest:
-    """The one candidate; KeyError for none, AmbiguousDigestError for several. With ``dedupe`` equal ones are one."""
-    found = sorted(set(candidates)) if dedupe else list(candidates)
-    if not found:
-        raise KeyError(prefix)
-    if len(found) > 1:
-        raise AmbiguousDigestError(prefix, found)
-    return found[0]
+def _combine_shrink(key: str, results: Iterable[Digest]) -> Digest:
+    """What several storages shrink a key to: the longest, which is unambiguous in all; KeyError for none."""
+    digests = list(results)
+    if not digests:
+        raise KeyError(key)
+    return max(digests, key=len)
 
 
 class KeyManagement(OperationContext):
@@ -88,13 +87,13 @@ class KeyManagement(OperationContext):
             The prefix fits nothing.
         """
         with self._operation_context(key):
-            self._evict(self._full(key))
+            self._evict(self._normalize_key(key))
 
     def contains(self, key: Digest | str) -> bool:
         """Whether something is kept under a key, or under the one key with this prefix."""
         with self._operation_context(key, intent=Intent.READ):
             try:
-                full = self._full(key)
+                full = self._normalize_key(key)
             except KeyError:
                 return False
             return self._contains(full)
@@ -114,7 +113,7 @@ class KeyManagement(OperationContext):
                 return Digest(key)
             if len(key) < SHORTEST_PREFIX:
                 raise KeyError(key)
-            return _resolve_prefix(str(key), self._prefix_candidates(str(key)))
+            return _combine_expand(str(key), self._prefix_candidates(str(key)))
 
     def _prefix_candidates(self, prefix: str) -> Iterable[Digest]:
         """Keys with this prefix, sorted; the first two if there are several."""
@@ -143,7 +142,7 @@ class KeyManagement(OperationContext):
             known = sorted(self.list())
             return tuple(shortest_prefix(key, known) for key in keys)
 
-    def _full(self, key: Digest | str) -> Digest:
+    def _normalize_key(self, key: Digest | str) -> Digest:
         if len(key) < DIGEST_LENGTH:
             return self.expand(key)
         return key if type(key) is Digest else Digest(key)
@@ -160,23 +159,22 @@ def one_or_all(
 
 
 def shortest_prefix(key: str, known: Sequence[str]) -> Digest:
-    """The shortest prefix of ``key`` that no other of the sorted ``known`` keys has: its neighbours decide."""
+    """The shortest prefix of ``key`` that no other of the sorted ``known`` keys has; KeyError where it isn't there."""
     place = bisect.bisect_left(known, key)
     if place == len(known) or known[place] != key:
         raise KeyError(key)
-    neighbours = [*known[max(0, place - 1) : place], *known[place + 1 : place + 2]]
-    length = max((shared_prefix(key, other) for other in neighbours), default=0) + 1
-    length = max(length, SHORTEST_PREFIX)
-    if length >= len(key):
-        raise AmbiguousDigestError(key[:-1], [key, *(other for other in neighbours if other[:-1] == key[:-1])])
-    return Digest(key[:length])
+    short = lengthened(Digest(key[:SHORTEST_PREFIX]), key, known)
+    if len(short) >= len(key):
+        raise AmbiguousDigestError(key[:-1], [k for k in known[max(0, place - 1) : place + 2] if k[:-1] == key[:-1]])
+    return short
 
 
-def lengthened(prefix: Digest, key: str, strangers: Sequence[str]) -> Digest:
-    """A prefix of ``key`` made so long that none of the sorted ``strangers`` has it."""
-    place = bisect.bisect_left(strangers, key)
-    neighbours = [*strangers[max(0, place - 1) : place], *(s for s in strangers[place : place + 2] if s != key)]
-    needed = max((shared_prefix(key, other) for other in neighbours), default=0) + 1
+def lengthened(prefix: Digest, key: str, known: Sequence[str]) -> Digest:
+    """A prefix of ``key`` made so long that no other of the sorted ``known`` keys has it: its neighbours decide."""
+    place = bisect.bisect_left(known, key)
+    neighbours = [*known[max(0, place - 1) : place], *(other for other in known[place : place + 2] if other != key)]
+    shared = (len(os.path.commonprefix((key, other))) for other in neighbours)  # noqa: RUF071 - of texts, as it says
+    needed = max(shared, default=0) + 1
     return prefix if needed <= len(prefix) else Digest(key[:needed])
 
 
@@ -316,7 +314,7 @@ class ValueMixin(ValueStorage, StorageBackend):
     def load(self, key: Digest | str) -> Any:
         """The value with this digest, or with the one digest that has this prefix; KeyError if it isn't there."""
         with self._operation_context(key, intent=Intent.READ):
-            return self.get(self._full(key))
+            return self.get(self._normalize_key(key))
 
 
 class CallMixin(CallStorage, StorageBackend):
@@ -331,7 +329,7 @@ class CallMixin(CallStorage, StorageBackend):
     def load(self, key: Digest | str) -> DigestedCall:
         """The call with this key, or with the one key that has this prefix; KeyError if it isn't there."""
         with self._operation_context(key, intent=Intent.READ):
-            call: DigestedCall = self.get(self._full(key))
+            call: DigestedCall = self.get(self._normalize_key(key))
             return call
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:

@@ -16,13 +16,17 @@ from typing import Any
 
 from cuda_progcache.memo.storage.destructuring import DigestedDict, DigestedIterable
 from cuda_progcache.memo.tagged_json import (
+    READERS,
+    WRITERS,
     SaveError,
     decode_json,
+    each,
     encode_json,
     from_npy,
     is_plain_array,
     kind_of,
-    register,
+    pairs,
+    plain,
     to_npy,
 )
 
@@ -30,18 +34,11 @@ from cuda_progcache.memo.tagged_json import (
 SAFE = frozenset({"bytes", "json", "npy"})
 
 # Containers that were taken apart.
-register(
-    DigestedIterable,
-    lambda value: f"taken {type(value.items).__name__}",
-    lambda value: list(value.items),
-    {"taken list": DigestedIterable, "taken tuple": lambda items: DigestedIterable(tuple(items))},
-)
-register(
-    DigestedDict,
-    lambda _: "taken dict",
-    lambda value: [list(pair) for pair in value.items.items()],
-    {"taken dict": lambda pairs: DigestedDict(dict(pairs))},
-)
+WRITERS[DigestedIterable] = lambda value: (f"taken {type(value.items).__name__}", plain(list(value.items)))
+WRITERS[DigestedDict] = lambda value: ("taken dict", plain([list(pair) for pair in value.items.items()]))
+READERS["taken list"] = lambda content: DigestedIterable(each(content))
+READERS["taken tuple"] = lambda content: DigestedIterable(tuple(each(content)))
+READERS["taken dict"] = lambda content: DigestedDict(pairs(content))
 
 
 def encode(value: Any, codec: str = "safe") -> tuple[str, bytes]:

@@ -89,17 +89,12 @@ class FileTree:
         path = self.path(key)
         staged = f"{self.root}/{key[:2]}/.{os.getpid()}-{threading.get_ident()}-{next(_serial)}"
         try:
-            files.write_new(staged, data, mode=0o644, sync=False)
+            files.put_in_place(path, data, staged=staged, mode=0o644)
         except FileNotFoundError:
             self.make_root()
             shared = os.stat(self.root).st_mode & 0o020  # a group's cache: its shards are the group's too
             os.makedirs(os.path.dirname(path), mode=0o777 if shared else 0o755, exist_ok=True)
-            files.write_new(staged, data, mode=0o644, sync=False)
-        try:
-            files.replace(staged, path)
-        except BaseException:
-            files.unlink_quietly(staged)
-            raise
+            files.put_in_place(path, data, staged=staged, mode=0o644)
 
     def make_root(self) -> None:
         """Make the directory, for this user alone, if it isn't there; OSError where that can't be done."""
@@ -228,14 +223,14 @@ class FileTree:
     def is_private(self, key: str) -> bool:
         """Whether nobody but this user (and root) can have put this file there, or changed it."""
         path = self.path(key)
-        return all(_is_private(place) for place in (self.root, os.path.dirname(path), path))
+        try:
+            return all(is_private(os.lstat(place)) for place in (self.root, os.path.dirname(path), path))
+        except OSError:
+            return False
 
 
-def _is_private(path: str) -> bool:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return False
+def is_private(status: os.stat_result) -> bool:
+    """Whether nobody but this user and root can have written a file or directory."""
     if not hasattr(os, "getuid"):
         return True  # Windows: a user's directories are theirs
     return status.st_uid in {os.getuid(), 0} and not status.st_mode & 0o022
