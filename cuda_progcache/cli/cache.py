@@ -61,7 +61,7 @@ def stats_command(session: Session) -> None:
         ("cache", str(session.root())),
         ("entries", f"{held.entries:,}"),
         ("size", output.size(held.bytes)),
-        ("compile time", output.seconds(held.seconds)),
+        ("compiled in", f"{output.seconds(held.seconds)} in all"),
     ]
     if held.entries:
         lines.append(("targets", ", ".join(f"{count:,} {name}" for name, count in held.targets.most_common())))
@@ -83,7 +83,7 @@ def stats_command(session: Session) -> None:
         kept = f"{templates['file_count']:,} compiled, {output.size(templates['total_bytes'])}"
         lines.append(("templates", f"{kept} in {templates['directory']}"))
     for name, value in lines:
-        output.line(f"{name:<12}{value}")
+        output.line(f"{name:<13}{value}")
 
 
 def _compiled_templates() -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_any_option_field(cli, cli_json, saxpy):
     ("field", "says"),
     [
         ("max_register_cuont=32", "did you mean 'max_register_count'?"),
-        ("max_register_count=many", "isn't of type int"),
+        ("max_register_count=many", "isn't an integer"),
         ("max_register_count", "needs a value"),
         ("use_fast_math=perhaps", "isn't true or false"),
         ("extra_sources=x", "Python API"),
@@ -235,7 +235,7 @@ def test_a_broken_kernel_names_the_template_and_line(cli, broken_library):
         ([], "give a FILE or --kernel"),
         (["FILE", "--kernel", "scale"], "give a FILE or --kernel"),
         (["FILE", "-p", "block=64"], "-p and --manifest are for --kernel"),
-        (["--kernel", "axpby", "-D", "X"], "the manifest gives the options"),
+        (["--kernel", "axpby", "-D", "X"], "the manifest sets a library kernel's options"),
         (["--kernel", "axpbi", "--arch", "sm_90"], "axpby"),
         (["nothing.cu"], "does not exist"),
         (["FILE", "--target", "sass"], "cubin"),
