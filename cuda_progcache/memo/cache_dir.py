@@ -69,16 +69,7 @@ class UntrustedError(RefusedError):
 
 
 class Entry(NamedTuple):
-    """An entry as it was read.
-
-    Attributes
-    ----------
-    value : object
-    meta : dict
-        The pickled metadata.
-    call : DigestedCall or None
-        Its record; None in the file of another tool.
-    """
+    """An entry as it was read; ``call`` is None in the file of another tool."""
 
     value: Any
     meta: dict[str, Any]
@@ -86,17 +77,7 @@ class Entry(NamedTuple):
 
 
 def read(path: str) -> Entry:
-    """Read an entry.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is none.
-    RefusedError
-        It is damaged, or others could have written it.
-    OSError
-        It can't be read.
-    """
+    """Read an entry; RefusedError where it is damaged or others could have written it, OSError if it can't be read."""
     data, status = files.read_regular(path, largest=None)
     if data is None:
         raise RefusedError("it is no regular file")
@@ -133,13 +114,7 @@ def _record_of(data: bytes) -> tuple[DigestedCall | None, int]:
 
 
 def read_record(path: str) -> DigestedCall | None:
-    """Read an entry's record from the end of its file; None where there is none or it is damaged.
-
-    Raises
-    ------
-    OSError
-        The file can't be read.
-    """
+    """Read an entry's record from the end of its file; None where there is none or it is damaged."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < _FOOTER.size:

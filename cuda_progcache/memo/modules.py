@@ -34,14 +34,7 @@ def hash_parts(*parts: str | bytes) -> bytes:
 
 
 class Package(NamedTuple):
-    """Who maintains a file that isn't one's own.
-
-    Attributes
-    ----------
-    name : str
-        Its top-level module; empty: the standard library.
-    version : str
-    """
+    """Who maintains a file that isn't one's own: its top-level module (empty: the standard library) and version."""
 
     name: str
     version: str
@@ -209,17 +202,7 @@ def locate(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 class Source(NamedTuple):
-    """A module of one's own as it lies on disk.
-
-    Attributes
-    ----------
-    digest : bytes
-    imports : frozenset of str
-        Modules that it may import: names of modules and of what is taken from them.
-    path : str
-    stamp : tuple of int
-        Size, mtime and ctime (ns) of the file.
-    """
+    """A module of one's own as it lies on disk, and the modules that it may import."""
 
     digest: bytes
     imports: frozenset[str]

@@ -26,16 +26,7 @@ Items = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 
 class Watch(NamedTuple):
-    """An object, what it held, and how that is looked at.
-
-    Attributes
-    ----------
-    check : callable
-        Takes the other two, and gives whether they still fit.
-    owner, before : object
-    name : str
-        Through which name code reaches it.
-    """
+    """An object, what it held, and what tells whether it still does; ``name`` is through which code reaches it."""
 
     check: Callable[[Any, Any], bool]
     owner: Any

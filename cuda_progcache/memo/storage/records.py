@@ -115,15 +115,7 @@ def seal(record: bytes, key: str, secret: bytes | None) -> bytes:
 
 
 def unseal(data: bytes, key: str, secret: bytes | None) -> bytes:
-    """The record in a file.
-
-    Raises
-    ------
-    DamagedRecordError
-        Cut short, altered, or another call's.
-    RefusedRecordError
-        Not signed with ``secret``.
-    """
+    """The record in a file; DamagedRecordError, or RefusedRecordError where it isn't signed with ``secret``."""
     place = data.find(_RECORD, len(_HEAD), 200)
     record = data[place + len(_RECORD) : -2]
     if place < 0 or not data.startswith(_HEAD) or data[-2:] != b"}\n":
