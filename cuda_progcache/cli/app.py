@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from cuda_progcache import errors
+from cuda_progcache._util.secrets import masked
 from cuda_progcache.cli.output import emit, fail_line, line, warning_line
 from cuda_progcache.cli.session import common_options
 
@@ -83,6 +84,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),
     "export": ("export", "Write programs to a bundle, an image or a wheel."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
+    "tiers": ("tiers", "The stores behind the cache: whether they answer, and what they gave."),
+    "sync": ("tiers", "Copy programs between caches and tiers."),
+    "gc": ("tiers", "Remove old programs from a tier."),
     "lock": ("proof", "Write down the programs that a deploy needs."),
     "check": ("proof", "What this machine could use of a bundle or a cache, and what is missing."),
     "clear": ("cache", "Remove every entry."),
@@ -198,7 +202,7 @@ class CommandGroup(click.Group):
                 code = super().main(arguments, prog_name, standalone_mode=False, **extra)
                 sys.stdout.flush()
             except Exception as error:  # noqa: BLE001 - the last frame of the process: all become a line and a code
-                code = _report(error, as_json="--json" in arguments)
+                code = _report(error, arguments)
         sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 
@@ -218,7 +222,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     warning_line(str(message))
 
 
-def _report(error: Exception, *, as_json: bool) -> int:
+def _report(error: Exception, arguments: Sequence[str]) -> int:
     """Say what went wrong on stderr (and as JSON on stdout when asked); give the exit code."""
     if isinstance(error, ReaderLeftError):
         # Python flushes stdout at exit and would complain: give it a place to go.
@@ -246,10 +250,13 @@ def _report(error: Exception, *, as_json: bool) -> int:
             if os.environ.get("CUDA_PROGCACHE_TRACEBACK"):
                 raise error
             message = f"internal error: {type(error).__name__}: {message} (CUDA_PROGCACHE_TRACEBACK=1 shows where)"
+    for word in arguments:
+        if (shown := masked(word)) != word:  # click repeats what it can't use
+            message = message.replace(word, shown)
     fail_line(message)
     if log.strip() and log.strip() not in message:
         line(log.rstrip(), err=True)
-    if as_json:
+    if "--json" in arguments:
         emit({"error": {"type": type(error).__name__, "message": message, "exit_code": code, "log": log}})
     return code
 

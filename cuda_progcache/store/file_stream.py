@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Entry, EntryInfo, Key, Value
     from cuda_progcache.store.bundle import ExportReport, ImportReport
     from cuda_progcache.store.census import Census
+    from cuda_progcache.store.counters import Tally
     from cuda_progcache.store.maintenance import PruneReport
     from cuda_progcache.store.stack import ProgramCacheStack
     from cuda_progcache.store.stats import StoreStats
@@ -125,6 +126,7 @@ class FileStreamProgramCache(DiskStore):
     _has_layers = False
     _told_tiers: Any = ()
     _known_stack: tuple[tuple[TierSettings, ...], ProgramCacheStack | None] | None = None
+    _tier_tallies: tuple[Tally, ...] = ()
 
     def _stand_before(self, *, layers: bool, tiers: Any) -> None:
         """Say what lies behind the directory."""
@@ -159,9 +161,12 @@ class FileStreamProgramCache(DiskStore):
         if self._alone or not (tiers := self.tiers):
             return None
         if self._known_stack is None or self._known_stack[0] != tiers:
-            from cuda_progcache.store.tiers.behind import stack
+            from cuda_progcache.store.tiers import behind
 
-            self._known_stack = (tiers, stack(self, tiers, writes=modes.of(self) == "rw" and not self._root.read_only))
+            writes = modes.of(self) == "rw" and not self._root.read_only
+            self._known_stack = (tiers, behind.stack(self, tiers, writes=writes))
+            if writes:
+                self._tier_tallies = behind.tallies(self, self._root, tiers)
         return self._known_stack[1]
 
     @property
@@ -271,6 +276,8 @@ class FileStreamProgramCache(DiskStore):
         stack = None if self._known_stack is None else self._known_stack[1]
         if stack is not None:
             stack.close()
+        for tally in self._tier_tallies:
+            tally.write()
 
     # What its owner does with it
 

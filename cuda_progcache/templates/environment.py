@@ -11,7 +11,7 @@ import os
 
 from cuda_progcache.templates.compile_context import context_digest, signatures, snapshot
 from cuda_progcache.templates.files import SearchPath
-from cuda_progcache.templates.plain_environment import STRING, PlainEnvironment, Tracking
+from cuda_progcache.templates.plain_environment import STRING, PlainEnvironment, Tracking, closure
 from cuda_progcache.templates.runtime import refuse_static
 from cuda_progcache.templates.undefined import is_undefined
 
@@ -265,8 +265,8 @@ class KernelTemplate:
             If a name is undefined, a ``{% require %}`` fails, or an expression raises.
         """
         if self._has_directives or self._has_head:
-            return self._finished(*self._traced(params), params)
-        return self._text(params)
+            return self.render_traced(**params)[0]
+        return self._guarded(lambda: self._rendered(params), params)
 
     def render_traced(self, /, **params: Any) -> tuple[str, dict[str, str]]:
         """Return the text and the digests of the templates that can have gone into it.
@@ -282,7 +282,7 @@ class KernelTemplate:
         TemplateError
             As `render`.
         """
-        text, digests = self._traced(params)
+        text, digests = self._guarded(lambda: self._traced(params), params)
         return self._finished(text, digests, params), digests
 
     @property
@@ -309,7 +309,7 @@ class KernelTemplate:
         TemplateError
             As `render`.
         """
-        text, digests = self._traced(params)
+        text, digests = self._guarded(lambda: self._traced(params), params)
         return self._mapped(text, digests, params)
 
     def _finished(self, text: str, digests: Mapping[str, str], params: Mapping[str, Any]) -> str:
@@ -363,44 +363,37 @@ class KernelTemplate:
     def _is_llvm(self) -> bool:
         return "ll" in self.name.split(".")[1:]
 
-    def _text(self, params: Mapping[str, Any]) -> str:
-        refuse_static(params, self._kernel_environment._static)
-        return self._guarded(lambda: self._rendered(params), params)
-
     def _rendered(self, params: Mapping[str, Any]) -> str:
         text: str = self._load().render(params)
         return text
 
     def _traced(self, params: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-        refuse_static(params, self._kernel_environment._static)
-        return self._guarded(lambda: self._with_digests(params), params)
-
-    def _with_digests(self, params: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
         environment = self._kernel_environment._templates()
         with Tracking() as used:
             text = self._rendered(params)
-            digests = environment.closure(used)
+            digests = closure(environment, used)
             if self._source is not None:
                 for name in self._load().references:
                     if name not in digests:
                         found = environment.referred(name)
-                        digests |= environment.closure({name: found[0]}) if found else {}
+                        digests |= closure(environment, {name: found[0]}) if found else {}
         return text, dict(sorted(digests.items()))
 
     def _digests(self) -> dict[str, str]:
         with Tracking() as used:
             self._load()
-            return self._kernel_environment._templates().closure(used)
+            return closure(self._kernel_environment._templates(), used)
 
     def _check(self) -> None:
         self._guarded(self._load, {})
 
     def _guarded(self, work: Callable[[], T], params: Mapping[str, Any]) -> T:
         """Do something whose errors become TemplateErrors that name the template's line."""
+        environment = self._kernel_environment
+        refuse_static(params, environment._static)
         try:
             return work()
         except Exception as error:  # a template's expressions can raise anything
-            environment = self._kernel_environment
             raise environment._error(error, self.name, params, source=self._source) from error
 
     def _load(self) -> Any:

@@ -15,7 +15,7 @@ from jinja2 import meta, nodes
 from jinja2.ext import Extension
 
 from cuda_progcache.templates.cuda_filters import FILTERS, GLOBALS, TESTS
-from cuda_progcache.templates.plain_environment import STRING, KeptModule, closure, note
+from cuda_progcache.templates.plain_environment import STRING, KeptModule, note
 from cuda_progcache.templates.regions import Region
 from cuda_progcache.templates.runtime import extra_globals
 from cuda_progcache.templates.template import Environment, Template, compiler_for
@@ -103,10 +103,6 @@ class JinjaEnvironment(Environment):
         template = super()._load_template(name, globals)
         note({name: _file_of(template)})
         return template
-
-    def closure(self, used: Mapping[str, TemplateFile]) -> dict[str, str]:
-        """Return ``{template: sha256}`` of files and of all that they refer to; see `PlainEnvironment.closure`."""
-        return closure(self, used)
 
     def referred(self, name: str) -> tuple[TemplateFile, tuple[str, ...]] | None:
         """Return a template's file and the templates that it names; None if it doesn't exist."""

@@ -8,7 +8,7 @@ is a `jinja2.Environment`.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -49,29 +49,17 @@ def escape(value: Any) -> str:
 
 
 def new_context(
-    environment: jinja2.Environment,
-    name: str | None,
-    blocks: dict[str, Any],
+    template: Any,
     variables: dict[str, Any] | None,
-    *,
-    shared: bool,
-    template_globals: MutableMapping[str, Any] | None,
+    shared: bool,  # noqa: FBT001  (as Jinja2's)
     locals_: Mapping[str, Any] | None,
 ) -> Any:
-    """Return a context: of the environment's class, or ours where that is Jinja2's."""
-    kind = environment.context_class
-    if kind is not jinja2_runtime.Context and kind is not Context:
-        return jinja2_runtime.new_context(environment, name, blocks, variables, shared, template_globals, locals_)
-    return runtime.new_context(
-        Context,
-        environment,
-        name,
-        blocks,
-        variables,
-        shared=shared,
-        template_globals=template_globals,
-        flat_globals=_flat(template_globals),
-        locals_=locals_,
+    """Return a template's context: of the environment's class, or ours where that is Jinja2's."""
+    kind = template.environment.context_class
+    if kind is jinja2_runtime.Context or kind is Context:
+        return runtime.new_context(Context, template, variables, shared, locals_, _flat(template.globals))
+    return jinja2_runtime.new_context(
+        template.environment, template.name, template.blocks, variables, shared, template.globals, locals_
     )
 
 

@@ -128,17 +128,7 @@ class PlainTemplate:
         locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
     ) -> Context:
         """Return a context for this template; see `jinja2.Template.new_context`."""
-        made: Context = new_context(
-            Context,
-            self.environment,
-            self.name,
-            self.blocks,
-            vars,
-            shared=shared,
-            template_globals=self.globals,
-            flat_globals=self.globals,
-            locals_=locals,
-        )
+        made: Context = new_context(Context, self, vars, shared, locals, self.globals)
         return made
 
     def render(self, *args: Any, **kwargs: Any) -> str:
@@ -261,7 +251,7 @@ class PlainEnvironment:
 
     # Templates
 
-    def get_template(self, name: Any, parent: str | None = None, globals: Mapping[str, Any] | None = None) -> Any:  # noqa: A002, ARG002
+    def get_template(self, name: Any, parent: str | None = None, globals: Mapping[str, Any] | None = None) -> Any:  # noqa: A002
         """Return a template of the search path; read again if its file has changed.
 
         Raises
@@ -271,9 +261,7 @@ class PlainEnvironment:
         jinja2.TemplateSyntaxError
             If it is wrong.
         """
-        if _is_template(name):
-            return name
-        template = self._find(name)
+        template = self.find("get_template", name, parent)
         if template is None:
             from jinja2 import TemplateNotFound
 
@@ -367,13 +355,6 @@ class PlainEnvironment:
 
     # Which templates go into a text
 
-    def closure(self, used: Mapping[str, TemplateFile]) -> dict[str, str]:
-        """Return ``{template: sha256}`` of the files used, as they were loaded, and of all that these refer to by name.
-
-        A template that is named but doesn't exist isn't listed: ``{% include ... ignore missing %}`` is legal.
-        """
-        return closure(self, used)
-
     def referred(self, name: str) -> tuple[TemplateFile, tuple[str, ...]] | None:
         """Return a template's file and the templates that it names; None if it doesn't exist."""
         if self._find(name) is None:
@@ -402,7 +383,10 @@ class PlainEnvironment:
 
 
 def closure(environment: Any, used: Mapping[str, TemplateFile]) -> dict[str, str]:
-    """Return the digests of the files used, and of those that they refer to, in an environment of either kind."""
+    """Return ``{template: sha256}`` of the files used, as they were loaded, and of all that these refer to by name.
+
+    A template that is named but doesn't exist isn't listed: ``{% include ... ignore missing %}`` is legal.
+    """
     digests = {name: file.digest for name, file in used.items()}
     waiting = list(used)
     done = set()

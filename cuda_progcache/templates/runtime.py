@@ -151,8 +151,7 @@ class OtherTemplate:
 
     def render(self, ctx: Any = None, blocks: Any = None) -> Any:
         """Give the text; an awaitable of it in an async environment."""
-        if ctx is None:
-            ctx = self._ctx
+        ctx = self._ctx if ctx is None else ctx
         function = getattr(self._template, "_render", None)
         if function is not None:
             return function(ctx, blocks)
@@ -160,15 +159,13 @@ class OtherTemplate:
 
     def stream(self, ctx: Any = None, blocks: Any = None) -> Any:
         """Give runs of text."""
-        return self._in_form("stream", ctx, blocks)
+        return self._in_form("stream", self._ctx if ctx is None else ctx, blocks)
 
     def pieces(self, ctx: Any = None, blocks: Any = None) -> Any:
         """Give each piece of output."""
-        return self._in_form("pieces", ctx, blocks)
+        return self._in_form("pieces", self._ctx if ctx is None else ctx, blocks)
 
     def _in_form(self, form: str, ctx: Any, blocks: Any) -> Any:
-        if ctx is None:
-            ctx = self._ctx
         make = getattr(self._template, "_form", None)
         if make is None:
             return self._template.root_render_func(ctx)
@@ -185,14 +182,7 @@ class IncludedModule:
 
     def render(self) -> Any:
         """Give the text; an awaitable of it in an async environment."""
-        template = self._template
-        if not template.environment.is_async:
-            return "".join(template._get_default_module()._body_stream)
-
-        async def gather() -> str:
-            return "".join((await template._get_default_module_async())._body_stream)
-
-        return gather()
+        return gathered(self._template.environment, self.pieces())
 
     def pieces(self) -> Any:
         """Give each piece of output."""
@@ -256,21 +246,19 @@ def not_exported(environment: Any, module: Any, position: str, name: str) -> Any
 
 def new_context(
     kind: Callable[..., Any],
-    environment: Any,
-    name: str | None,
-    blocks: dict[str, Any],
+    template: Any,
     variables: dict[str, Any] | None,
-    *,
-    shared: bool,
-    template_globals: MutableMapping[str, Any] | None,
-    flat_globals: Any,
+    shared: bool,  # noqa: FBT001  (as Jinja2's)
     locals_: Mapping[str, Any] | None,
+    names: Any,
 ) -> Any:
-    """Return a context of a class: of the variables alone where they are `shared`, else with the globals."""
-    if variables is None:
-        variables = {}
-    parent = variables if shared else dict(flat_globals, **variables)
-    return kind(environment, with_names(parent, locals_), name, blocks, template_globals)
+    """Return a template's context, of a class: of the variables alone where they are `shared`, else with its globals.
+
+    `names` are the globals as something that `dict` copies quickly.
+    """
+    given = {} if variables is None else variables
+    parent = given if shared else dict(names, **given)
+    return kind(template.environment, with_names(parent, locals_), template.name, template.blocks, template.globals)
 
 
 def extra_globals(context: Any, own: MutableMapping[str, Any]) -> dict[str, Any]:

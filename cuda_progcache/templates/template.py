@@ -115,7 +115,9 @@ class Template(jinja2.Template):
         if form not in self._forms:
             source = names["source"]
             if source is None:
-                return names if form == "pieces" else _Renamed(names)
+                return (
+                    names if form == "pieces" else {f"{n.removesuffix('_pieces')}_stream": f for n, f in names.items()}
+                )
             environment = self.environment
             compiler = compiler_for(environment)
             tree = environment._parse(source, self.name, self.filename)
@@ -144,9 +146,7 @@ class Template(jinja2.Template):
         locals: Mapping[str, Any] | None = None,  # noqa: A002  (Jinja2's name for it)
     ) -> Any:
         """Return a context for this template; see `jinja2.Template.new_context`."""
-        return jinja_runtime.new_context(
-            self.environment, self.name, self.blocks, vars, shared=shared, template_globals=self.globals, locals_=locals
-        )
+        return jinja_runtime.new_context(self, vars, shared, locals)
 
     def render(self, *args: Any, **kwargs: Any) -> str:
         """Return the text for the variables given, as `dict` takes them."""
@@ -323,22 +323,6 @@ class Template(jinja2.Template):
         return _corresponding_lineno(self, lineno) if self._debug_info else lineno
 
 
-class _Renamed(Mapping[str, Any]):
-    """A namespace whose pieces stand for its streams."""
-
-    def __init__(self, names: Mapping[str, Any]) -> None:
-        self._names = names
-
-    def __getitem__(self, name: str) -> Any:
-        return self._names[name.removesuffix("_stream") + "_pieces"]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def _require_async(environment: jinja2.Environment) -> None:
     if not environment.is_async:
         raise RuntimeError("The environment was not created with async mode enabled.")
@@ -407,7 +391,7 @@ def compile_template(
     try:
         tree = self._parse(source, name, filename) if isinstance(source, str) else source
         compiler = compiler_for(self, static=not raw)  # written out as text, code can't bring values along
-        form = "render" if Settings.of(self, "render").text else "pieces"
+        form = "render" if Settings(self, "render").text else "pieces"
         if raw:
             return _written(compiler.tree(tree, name, filename, source=text, form=form, raw=True))
         if text is None and form == "render":

@@ -131,18 +131,29 @@ class Analysis:
             method = _inherited(type(node))
         return bool(method(self, node))
 
-    def _inside(self, node: nodes.Node, branch: str = "", *, loop: bool = False) -> Scope:
+    def _inside(self, node: nodes.Node, branch: str = "", *, loop: bool = False, hoist: bool = True) -> Scope:
         """Enter a scope of the node; the caller puts ``self._scope`` back."""
         outer = self._scope
-        hoist = outer.hoist_inner
+        hoist = hoist and outer.hoist_inner
         self._scope = scope = Scope(outer, self._function, outer.level + 1, loop=loop, hoist=hoist, hoist_inner=hoist)
         self.scopes[id(node), branch] = scope
         return scope
 
-    def _scoped(self, node: nodes.Node, children: Iterable[nodes.Node], branch: str = "") -> None:
+    def _scoped(
+        self,
+        node: nodes.Node,
+        children: Iterable[nodes.Node],
+        branch: str = "",
+        targets: Iterable[nodes.Node] = (),
+        *,
+        hoist: bool = True,
+    ) -> None:
+        """Visit children in a scope of the node, which is given the targets."""
         outer, in_branch = self._scope, self._branch
-        self._inside(node, branch)
+        self._inside(node, branch, hoist=hoist)
         self._branch = 0
+        for target in targets:
+            self._parameters(target)
         self.body(children)
         self._scope, self._branch = outer, in_branch
 
@@ -241,23 +252,14 @@ class Analysis:
         outer, in_branch = self._scope, self._branch
         self._branch = 0
         self._depth += 1
-        if node.test is not None:
-            self._inside(node, "test").hoist = False  # it may become a function of its own
-            self._parameters(node.target)
-            self.visit(node.test)
-            self._scope = outer
+        if node.test is not None:  # which may become a function of its own
+            self._scoped(node, [node.test], "test", [node.target], hoist=False)
         if node.else_:
-            scope = self._inside(node, "else")
-            if node.recursive:
-                scope.hoist = scope.hoist_inner = False  # it is in the loop's function
-            self.body(node.else_)
-            self._scope = outer
+            self._scoped(node, node.else_, "else", hoist=not node.recursive)
         loop = Loop(frozenset(n.name for n in _names(node.target)), self._function, self._depth)
         loop.needs_object = node.recursive or not self.inline_loops
         self.loops[id(node)] = loop
-        scope = self._inside(node, "body", loop=True)
-        if node.recursive:
-            scope.hoist = scope.hoist_inner = False  # it is a function of its own
+        scope = self._inside(node, "body", loop=True, hoist=not node.recursive)  # a recursive loop is a function
         self._parameters(node.target)
         self._loops.append(loop)
         self.body(node.body)
@@ -312,13 +314,7 @@ class Analysis:
     def _with(self, node: nodes.With) -> None:
         for value in node.values:
             self.visit(value)
-        outer, in_branch = self._scope, self._branch
-        self._inside(node)
-        self._branch = 0
-        for target in node.targets:
-            self._parameters(target)
-        self.body(node.body)
-        self._scope, self._branch = outer, in_branch
+        self._scoped(node, node.body, targets=node.targets)
 
     def _block(self, node: nodes.Block) -> None:
         self._named(node)
@@ -348,34 +344,28 @@ class Analysis:
 
     def _extends(self, node: nodes.Extends) -> None:
         self.extends = True
-        self._refer(node.template)
+        self._refer(node)
 
-    def _refer(self, template: nodes.Expr) -> None:
-        """Visit what names a template, and note the names that are written there."""
+    def _refer(self, node: Any) -> None:
+        """Visit what names another template, and note the names that are written there."""
+        template = node.template
         self.visit(template)
         parts = template.items if isinstance(template, (nodes.Tuple, nodes.List)) else [template]
         for part in parts:
             value = part.value if isinstance(part, nodes.Const) else ()
             names = value if isinstance(value, (tuple, list)) else (value,)
             self.references.update(dict.fromkeys(name for name in names if isinstance(name, str)))
-
-    def _include(self, node: nodes.Include) -> None:
-        self._refer(node.template)
-        if node.with_context:
+        if getattr(node, "with_context", False):
             self._needs_loop()
 
     def _import(self, node: nodes.Import) -> None:
-        self._refer(node.template)
+        self._refer(node)
         self._set(node.target, node.lineno)
-        if node.with_context:
-            self._needs_loop()
 
     def _from_import(self, node: nodes.FromImport) -> None:
-        self._refer(node.template)
+        self._refer(node)
         for name in node.names:
             self._set(name if isinstance(name, str) else name[1], node.lineno)
-        if node.with_context:
-            self._needs_loop()
 
     def _assign(self, node: nodes.Assign) -> None:
         self.visit(node.node)
@@ -396,9 +386,6 @@ class Analysis:
         else:
             for child in target.iter_child_nodes():
                 self._targets(child)
-
-    def _scope_node(self, node: nodes.Scope) -> None:
-        self._scoped(node, node.body)
 
     def _overlay(self, node: nodes.OverlayScope) -> None:
         self.visit(node.context)
@@ -447,24 +434,26 @@ class Analysis:
         self._read(node.name)
         return node.name in self.static
 
-    def _namespace_reference(self, node: nodes.NSRef) -> bool:
-        self._read(node.name)
-        return False
-
     def _getattr(self, node: nodes.Getattr) -> bool:
-        base = node.node
-        if type(base) is nodes.Name:
-            if base.name == "loop" and self._loops and self._loops[-1].function is self._function:
-                loop = self._loops[-1]
-                loop.attributes.add(node.attr)
-                if node.attr in COUNTING or node.attr in SIZING:
-                    self.loops[id(node)] = loop
-                else:
-                    loop.needs_object = True
-                self._mention_loop()
-                return False
-            self._count(base.name, "dotted")
+        loop = self._own_loop(node)
+        if loop is not None:
+            loop.attributes.add(node.attr)
+            if node.attr in COUNTING or node.attr in SIZING:
+                self.loops[id(node)] = loop
+            else:
+                loop.needs_object = True
+            self._mention_loop()
+            return False
+        if type(node.node) is nodes.Name:
+            self._count(node.node.name, "dotted")
         return self._glances(node)
+
+    def _own_loop(self, node: nodes.Node) -> Loop | None:
+        """The innermost loop, if a node is an attribute of its ``loop``."""
+        if type(node) is not nodes.Getattr or type(node.node) is not nodes.Name or node.node.name != "loop":
+            return None
+        loop = self._loops[-1] if self._loops else None
+        return loop if loop is not None and loop.function is self._function else None
 
     def _filter(self, node: nodes.Filter) -> bool:
         self._function.outermost.filters[node.name] = None
@@ -484,20 +473,11 @@ class Analysis:
         return self._keep(node) if isinstance(node, nodes.Filter) or node.name == "sameas" else self._glances(node)
 
     def _call(self, node: nodes.Call) -> bool:
-        target = node.node
-        cycles = (
-            type(target) is nodes.Getattr
-            and target.attr == "cycle"
-            and type(target.node) is nodes.Name
-            and target.node.name == "loop"
-            and self._loops
-            and self._loops[-1].function is self._function
-            and node.args
-            and not (node.kwargs or node.dyn_args or node.dyn_kwargs)
-        )
-        if cycles:
-            self._loops[-1].attributes.add("index0")
-            self.loops[id(node)] = self._loops[-1]
+        loop = self._own_loop(node.node)
+        plain = node.args and not (node.kwargs or node.dyn_args or node.dyn_kwargs)
+        if loop is not None and plain and node.node.attr == "cycle":  # type: ignore[attr-defined]
+            loop.attributes.add("index0")
+            self.loops[id(node)] = loop
             self._mention_loop()
             for arg in node.args:
                 self.visit(arg)
@@ -539,46 +519,29 @@ _METHODS: dict[type[nodes.Node], Callable[[Analysis, Any], object]] = {
     nodes.Extends: Analysis._extends,
     Region: Analysis._region,
     Globals: Analysis._globals,
-    nodes.Include: Analysis._include,
+    nodes.Include: Analysis._refer,
     nodes.Import: Analysis._import,
     nodes.FromImport: Analysis._from_import,
     nodes.Assign: Analysis._assign,
     nodes.AssignBlock: Analysis._assign_block,
-    nodes.Scope: Analysis._scope_node,
+    nodes.Scope: lambda analysis, node: analysis._scoped(node, node.body),
     nodes.OverlayScope: Analysis._overlay,
     nodes.EvalContextModifier: Analysis._eval_context,
     nodes.ScopedEvalContextModifier: Analysis._eval_context,
     nodes.Name: Analysis._name,
-    nodes.NSRef: Analysis._namespace_reference,
-    nodes.Const: lambda _analysis, _node: True,
-    nodes.TemplateData: lambda _analysis, _node: True,
-    nodes.Tuple: Analysis._keep,
-    nodes.List: Analysis._keep,
-    nodes.Dict: Analysis._keep,
-    nodes.Pair: Analysis._all,
-    nodes.Keyword: Analysis._all,
-    nodes.CondExpr: Analysis._keep,
+    nodes.NSRef: lambda analysis, node: analysis._read(node.name),
     nodes.Filter: Analysis._filter,
     nodes.Test: Analysis._test,
     nodes.Call: Analysis._call,
-    nodes.Getitem: Analysis._keep,
     nodes.Getattr: Analysis._getattr,
-    nodes.Slice: Analysis._all,
-    nodes.Concat: Analysis._glances,
-    nodes.Compare: Analysis._glances,
-    nodes.Operand: Analysis._glances,
-    nodes.EnvironmentAttribute: lambda _analysis, _node: False,
-    nodes.ExtensionAttribute: lambda _analysis, _node: False,
     nodes.ImportedName: Analysis._imported,
-    nodes.InternalName: lambda _analysis, _node: False,
-    nodes.ContextReference: Analysis._context,
-    nodes.DerivedContextReference: Analysis._context,
-    nodes.Continue: lambda _analysis, _node: False,
-    nodes.Break: lambda _analysis, _node: False,
-    nodes.And: Analysis._keep,
-    nodes.Or: Analysis._keep,
-    nodes.BinExpr: Analysis._glances,
-    nodes.UnaryExpr: Analysis._glances,
+    **dict.fromkeys((nodes.Const, nodes.TemplateData), lambda _analysis, _node: True),
+    **dict.fromkeys((nodes.Tuple, nodes.List, nodes.Dict, nodes.Getitem), Analysis._keep),
+    **dict.fromkeys((nodes.CondExpr, nodes.And, nodes.Or), Analysis._keep),
+    **dict.fromkeys((nodes.Pair, nodes.Keyword, nodes.Slice), Analysis._all),
+    **dict.fromkeys((nodes.Concat, nodes.Compare, nodes.Operand), Analysis._glances),
+    **dict.fromkeys((nodes.BinExpr, nodes.UnaryExpr), Analysis._glances),
+    **dict.fromkeys((nodes.ContextReference, nodes.DerivedContextReference), Analysis._context),
 }
 
 

@@ -4,61 +4,37 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from keyword import iskeyword
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateAssertionError
 from jinja2.utils import _PassArg
 
 from cuda_progcache.templates.compiler.folding import Folding
-from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Function, FunctionState, Loop, Scope
+from cuda_progcache.templates.compiler.scopes import GIVEN, READ, Loop, Scope
 from cuda_progcache.templates.compiler.settings import JINJA2_UNDEFINED
-from cuda_progcache.templates.compiler.tree import BINARY, COMPARE, EQ, GE, IN, IS, IS_NOT, STR, UNARY
-
-if TYPE_CHECKING:
-    from cuda_progcache.templates.compiler.settings import Settings
+from cuda_progcache.templates.compiler.tree import BINARY, BOOLEAN, COMPARE, STR, UNARY
 
 _DICT_HAS = frozenset(dir(dict))
 
-
-@dataclass(slots=True, eq=False)
-class Counters:
-    """The locals that stand for an inlined loop object."""
-
-    index: str
-    size: str
-    items: str
+_COUNTED = {
+    "depth": "1",
+    "depth0": "0",
+    "index": "$i",
+    "index0": "$i - 1",
+    "first": "$i == 1",
+    "last": "$i == $n if $n >= 0 else $of.last",
+    "length": "$n if $n >= 0 else $of.length",
+    "revindex0": "($n if $n >= 0 else $of.length) - $i",
+    "revindex": "($n if $n >= 0 else $of.length) - $i + 1",
+}
+"""What stands for attributes of ``loop``: over its counter, the number of items or -1, and what looks ahead then."""
 
 
 class Expressions(Folding):
-    """Code for expressions; each method takes a node and returns a Python expression.
-
-    Attributes
-    ----------
-    captured : ast.expr
-        The code for what the filter block around has put out.
-    counters : dict
-        The ids of loops that are taken apart to what stands for their objects.
-    """
-
-    template_name: str | None
-    filename: str | None
-    captured: ast.expr
-    counters: dict[int, Counters]
-    settings: Settings
-    scope: Scope
-    state: FunctionState
-    context: str
-    reference: str
-    unbound: set[str]
-    import_names: dict[str, str]
-    filter_names: dict[str, str]
-    test_names: dict[str, str]
-    direct_macros: dict[tuple[int, str], tuple[str, nodes.Macro, Function]]
-    expression_methods: dict[type[nodes.Node], Callable[[Any], ast.expr]]
+    """Code for expressions; each method takes a node and returns a Python expression."""
 
     def fail(self, message: str, line: int) -> NoReturn:
         """Raise the error of a template that is wrong."""
@@ -76,22 +52,18 @@ class Expressions(Folding):
             if known is not None:
                 return known
         try:
-            method = self.expression_methods[type(node)]
+            method = self.methods[type(node)]
         except KeyError:
             self.fail(f"no code for {type(node).__name__} nodes", node.lineno)
-        line = node.lineno
-        if not line or line == self.line:
-            return method(node)
-        outer, self.line = self.line, line
-        made = method(node)
+        outer = self.line
+        self.line = node.lineno or outer
+        made: ast.expr = method(node)
         self.line = outer
         return made
 
     def waited(self, value: ast.expr) -> ast.expr:
         """Return `value`, awaited if it is an awaitable, in an async environment."""
-        if self.settings.asynchronous:
-            return self.awaits(self.call_runtime("auto_await", value))
-        return value
+        return self.code("await $auto_await($value)", value=value) if self.asynchronous else value
 
     # Names and constants
 
@@ -110,9 +82,7 @@ class Expressions(Folding):
                     return self.load(local)
             elif self.early(name) and owner.notes[name] == READ:
                 return self.load(local)
-        return self.choose(
-            self.compare(self.load(local), IS, self.runtime("missing")), self.undefined(name), self.load(local)
-        )
+        return self.code("$undefined if $local is $missing else $local", local=local, undefined=self.undefined(name))
 
     def early(self, name: str) -> bool:
         """Whether the undefined object of a name may be made once, where the name is looked up."""
@@ -134,8 +104,8 @@ class Expressions(Folding):
 
     def undefined(self, name: str, hint: str | None = None) -> ast.expr:
         """Code for the undefined object of a name."""
-        args = [] if hint is None else [self.constant(hint)]
-        return self.call(self.dotted("environment", "undefined"), args, [self.keyword("name", self.constant(name))])
+        hints = [] if hint is None else [self.constant(hint)]
+        return self.code("environment.undefined($hints, name='$name')", hints=hints, name=name)
 
     def const(self, node: nodes.Const) -> ast.expr:
         """A literal."""
@@ -149,8 +119,7 @@ class Expressions(Folding):
 
     def marked(self, value: ast.expr) -> ast.expr:
         """`value` as markup if the moment's escaping says so."""
-        autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-        return self.call(self.choose(autoescape, self.runtime("Markup"), self.runtime("identity")), [value])
+        return self.code("($Markup if $ctx.eval_ctx.autoescape else $identity)($value)", value=value)
 
     def tuple_(self, node: nodes.Tuple) -> ast.expr:
         """A tuple."""
@@ -162,9 +131,7 @@ class Expressions(Folding):
 
     def dict_(self, node: nodes.Dict) -> ast.expr:
         """A dict."""
-        keys: list[ast.expr | None] = [self.expr(item.key) for item in node.items]
-        values = [self.expr(item.value) for item in node.items]
-        return ast.Dict(keys, values, lineno=self.line, col_offset=0)
+        return self.dict_of([(self.expr(item.key), self.expr(item.value)) for item in node.items])
 
     # Operators
 
@@ -173,20 +140,18 @@ class Expressions(Folding):
         left, right = self.expr(node.left), self.expr(node.right)
         operator = node.operator
         if operator in self.settings.intercepted_binops:
-            called = self.dotted("environment", "call_binop")
-            return self.call(called, [self.load(self.context), self.constant(operator), left, right])
+            pattern = "environment.call_binop($ctx, '$operator', $left, $right)"
+            return self.code(pattern, operator=operator, left=left, right=right)
         if operator in BINARY:
             return ast.BinOp(left, BINARY[operator], right, lineno=self.line, col_offset=0)
-        op = ast.And() if operator == "and" else ast.Or()
-        return ast.BoolOp(op, [left, right], lineno=self.line, col_offset=0)
+        return ast.BoolOp(BOOLEAN[operator], [left, right], lineno=self.line, col_offset=0)
 
     def unary(self, node: nodes.UnaryExpr) -> ast.expr:
         """``not``, ``-`` and ``+``."""
         operand = self.expr(node.node)
         operator = node.operator
         if operator in self.settings.intercepted_unops:
-            called = self.dotted("environment", "call_unop")
-            return self.call(called, [self.load(self.context), self.constant(operator), operand])
+            return self.code("environment.call_unop($ctx, '$operator', $operand)", operator=operator, operand=operand)
         return ast.UnaryOp(UNARY[operator], operand, lineno=self.line, col_offset=0)
 
     def comparison(self, node: nodes.Compare) -> ast.expr:
@@ -200,8 +165,7 @@ class Expressions(Folding):
         """``a ~ b``."""
         parts = [self.expr(part) for part in node.nodes]
         if self.eval_ctx.volatile:
-            volatile = self.dotted(self.context, "eval_ctx", "volatile")
-            join = self.choose(volatile, self.runtime("markup_join"), self.runtime("str_join"))
+            join = self.code("$markup_join if $ctx.eval_ctx.volatile else $str_join")
         elif self.eval_ctx.autoescape:
             join = self.runtime("markup_join")
         elif self.settings.fuse and all(isinstance(part, (ast.Name, ast.Constant)) for part in parts[1:]):
@@ -224,11 +188,10 @@ class Expressions(Folding):
             test = self.expr(node.test)
             body = self.expr(node.expr1)
             if node.expr2 is not None:
-                return self.choose(test, body, self.expr(node.expr2))
-            hint = (
-                f"the inline if-expression on {self.position(node)} evaluated to false and no else section was defined."
-            )
-            return self.choose(test, body, self.call_runtime("Undefined", self.constant(hint)))
+                return self.code("$body if $test else $other", test=test, body=body, other=self.expr(node.expr2))
+            where = self.position(node)
+            hint = f"the inline if-expression on {where} evaluated to false and no else section was defined."
+            return self.code("$body if $test else $Undefined('$hint')", test=test, body=body, hint=hint)
         finally:
             self.state.soft = soft
 
@@ -259,72 +222,43 @@ class Expressions(Folding):
             return self.loop_attribute(loop, node.attr)
         attr = node.attr
         if not self.settings.fast_getattr:
-            value = self.call(self.dotted("environment", "getattr"), [self.expr(node.node), self.constant(attr)])
+            value = self.code("environment.getattr($base, '$attr')", base=self.expr(node.node), attr=attr)
             return self.waited(value)
-        return self.looked_up(node.node, attr, "_getattr", dict_first=attr not in _DICT_HAS)
+        return self.looked_up(node.node, attr, attribute=True, dict_first=attr not in _DICT_HAS)
 
-    def looked_up(self, node: nodes.Expr, key: str, otherwise: str, *, dict_first: bool) -> ast.expr:
-        """Code that gets `key` of a dict or an attribute in line, and anything else by the function `otherwise`."""
+    def looked_up(self, node: nodes.Expr, key: str, *, attribute: bool, dict_first: bool) -> ast.expr:
+        """Code that gets `key` of a dict, or an attribute, in line, and anything else by a function."""
         base = self.expr(node)
+        local, first = "_t", base
         if isinstance(base, ast.Name):
             local = base.id
-            first: ast.expr = base
         else:
-            local = "_t"
-            first = ast.NamedExpr(self.store(local), base, lineno=self.line, col_offset=0)
+            first = self.code("(_t := $base)", base=base)
+        parts: dict[str, Any] = {"local": local, "first": first, "key": key}
+        parts["subject"] = self.load(local) if dict_first else first
+        if attribute:
+            getter = "getattr($subject, '$key', $missing)"
+            last = self.code(f"_v if (_v := {getter}) is not $missing else _getattr($local, '$key')", **parts)
+        else:
+            last = self.code("_getitem($subject, '$key')", **parts)
+        if not dict_first:
+            return last
         alias = self.state.dict_aliases.get(local)
         if local[:2] == "c_" and local[2:] not in self.state.function.hoisted:
             alias = None  # a local of the function around this macro
-        last = self.call_name(otherwise, first if not dict_first else self.load(local), self.constant(key))
-        if otherwise == "_getattr":
-            subject = first if not dict_first else self.load(local)
-            value = self.call_name("getattr", subject, self.constant(key), self.runtime("missing"))
-            named = ast.NamedExpr(self.store("_v"), value, lineno=self.line, col_offset=0)
-            absent = self.call_name(otherwise, self.load(local), self.constant(key))
-            last = self.choose(self.compare(named, IS_NOT, self.runtime("missing")), self.load("_v"), absent)
-        if not dict_first:
-            return last
         if alias is not None:  # the dict itself, or an empty one
-            test = self.compare(self.constant(key), IN, self.load(alias))
-            return self.choose(test, self.subscript(self.load(alias), self.constant(key)), last)
-        test = self.both(
-            self.compare(self.call_name("type", first), IS, self.load("dict")),
-            self.compare(self.constant(key), IN, self.load(local)),
-        )
-        return self.choose(test, self.subscript(self.load(local), self.constant(key)), last)
+            return self.code("$alias['$key'] if '$key' in $alias else $last", alias=alias, key=key, last=last)
+        test = "type($first) is dict and '$key' in $local"
+        return self.code(f"$local['$key'] if {test} else $last", last=last, **parts)
 
     def loop_attribute(self, loop: Loop, attr: str) -> ast.expr:
         """``loop.index`` and the like of a loop that was taken apart."""
-        if attr == "depth":
-            return self.constant(1)
-        if attr == "depth0":
-            return self.constant(0)
-        counters = self.counters[id(loop)]
-        index = self.load(counters.index)
-        if attr == "index":
-            return index
-        if attr == "index0":
-            return self.minus(index, self.constant(1))
-        if attr == "first":
-            return self.compare(index, EQ, self.constant(1))
-        known = self.compare(self.load(counters.size), GE, self.constant(0))
-        size = self.load(counters.size)
-        items = self.load(counters.items)
-        if attr == "last":
-            return self.choose(known, self.compare(index, EQ, size), self.attribute(items, "last"))
-        length = self.choose(known, size, self.attribute(items, "length"))
-        if attr == "length":
-            return length
-        left = self.minus(length, index)
-        return left if attr == "revindex0" else self.plus_one(left)
+        return self.code(_COUNTED[attr], **self.counted(loop))
 
-    def plus_one(self, value: ast.expr) -> ast.expr:
-        """``value + 1``."""
-        return ast.BinOp(value, ast.Add(), self.constant(1), lineno=self.line, col_offset=0)
-
-    def minus(self, left: ast.expr, right: ast.expr) -> ast.expr:
-        """``left - right``."""
-        return ast.BinOp(left, ast.Sub(), right, lineno=self.line, col_offset=0)
+    def counted(self, loop: Loop) -> dict[str, str]:
+        """Return the locals that stand for an inlined loop object."""
+        number = self.counters.get(id(loop))
+        return {"i": f"_i{number}", "n": f"_n{number}", "of": f"_of{number}"}
 
     def item_of(self, node: nodes.Getitem) -> ast.expr:
         """``a[b]``: the item, else the attribute; slices go straight to the object."""
@@ -332,12 +266,13 @@ class Expressions(Folding):
             parts = (node.arg.start, node.arg.stop, node.arg.step)
             base = self.expr(node.node)
             if not isinstance(base, (ast.Name, ast.Call)):  # Python warns of a constant that can't be subscripted
-                base = ast.NamedExpr(self.store("_t"), base, lineno=self.line, col_offset=0)
+                base = self.code("(_t := $base)", base=base)
             start, stop, step = (None if part is None else self.expr(part) for part in parts)
-            return self.subscript(base, ast.Slice(start, stop, step, lineno=self.line, col_offset=0))
+            taken = ast.Slice(start, stop, step, lineno=self.line, col_offset=0)
+            return self.code("$base[$taken]", base=base, taken=taken)
         arg = node.arg
         if self.settings.fast_getitem and type(arg) is nodes.Const and type(arg.value) is str:
-            return self.looked_up(node.node, arg.value, "_getitem", dict_first=True)
+            return self.looked_up(node.node, arg.value, attribute=False, dict_first=True)
         base = self.expr(node.node)
         getitem = self.load("_getitem") if self.settings.fast_getitem else self.dotted("environment", "getitem")
         return self.waited(self.call(getitem, [base, self.expr(arg)]))
@@ -346,30 +281,32 @@ class Expressions(Folding):
 
     def filter(self, node: nodes.Filter) -> ast.expr:
         """``value|filter``; without a value, of what the block around has put out."""
-        known = self.environment.filters.get(node.name)
-        return self.applied(node, known, self.filter_names[node.name], "filter")
+        return self.applied(node, self.environment.filters, self.filter_names, "filter")
 
     def test(self, node: nodes.Test) -> ast.expr:
         """``value is test``."""
-        known = self.environment.tests.get(node.name)
-        return self.applied(node, known, self.test_names[node.name], "test")
+        return self.applied(node, self.environment.tests, self.test_names, "test")
 
-    def applied(self, node: nodes.Filter | nodes.Test, known: Any, local: str, what: str) -> ast.expr:
+    def applied(
+        self, node: nodes.Filter | nodes.Test, functions: Mapping[str, Any], locals_: dict[str, str], kind: str
+    ) -> ast.expr:
         """The call of a filter or test."""
-        if known is None and not self.state.soft:
-            self.fail(f"No {what} named {node.name!r}.", node.lineno)
-        value = self.captured if node.node is None else self.expr(node.node)
-        args = [value]
-        wants = _PassArg.from_obj(known) if known is not None else None
-        if wants is _PassArg.context:
-            seen = self.load(self.context)
-            args.insert(0, self.call_runtime("_seen", seen) if self.settings.fast_context else seen)
-        elif wants is _PassArg.eval_context:
-            args.insert(0, self.dotted(self.context, "eval_ctx"))
-        elif wants is _PassArg.environment:
-            args.insert(0, self.load("environment"))
+        function = functions.get(node.name)
+        if function is None and not self.state.soft:
+            self.fail(f"No {kind} named {node.name!r}.", node.lineno)
+        args = [self.captured if node.node is None else self.expr(node.node)]
+        args[:0] = self.wanted(function)
         keywords = self.signature(node, args)
-        return self.waited(self.call(self.load(local), args, keywords))
+        return self.waited(self.call(self.load(locals_[node.name]), args, keywords))
+
+    def wanted(self, function: Any) -> list[ast.expr]:
+        """What a filter, a test or ``finalize`` is passed before the value."""
+        wants = None if function is None else _PassArg.from_obj(function)
+        if wants is _PassArg.context:
+            return [self.code("$_seen($ctx)" if self.settings.fast_context else "$ctx")]
+        if wants is _PassArg.eval_context:
+            return [self.dotted(self.context, "eval_ctx")]
+        return [self.load("environment")] if wants is _PassArg.environment else []
 
     def signature(
         self,
@@ -381,25 +318,26 @@ class Expressions(Folding):
         args += [self.expr(arg) for arg in node.args]
         named: list[tuple[str, ast.expr]] = [(str(keyword.key), self.expr(keyword.value)) for keyword in node.kwargs]
         named += extra
-        keywords = []
         if any(iskeyword(name) for name, _ in named):  # legal in a template, but not in Python's text
-            keywords.append(self.keyword(None, self.dict_of(named)))
+            keywords = [self.keyword(None, self.dict_of(named))]
         else:
-            keywords += [self.keyword(name, value) for name, value in named]
+            keywords = [self.keyword(name, value) for name, value in named]
         if node.dyn_args is not None:
-            args.append(self.starred(self.expr(node.dyn_args)))
+            args.append(ast.Starred(self.expr(node.dyn_args), ast.Load(), lineno=self.line, col_offset=0))
         if node.dyn_kwargs is not None:
             keywords.append(self.keyword(None, self.expr(node.dyn_kwargs)))
         return keywords
+
+    def keyword(self, name: str | None, value: ast.expr) -> ast.keyword:
+        """A keyword argument; with None ``**value``."""
+        return ast.keyword(name, value, lineno=self.line, col_offset=0)
 
     def called(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
         """``f(x)``: a macro bound once is called directly, anything else through the context."""
         loop = self.analysis.loops.get(id(node))
         if loop is not None and not loop.needs_object:
             items = self.tuple_of([self.expr(arg) for arg in node.args])
-            index = self.loop_attribute(loop, "index0")
-            count = self.constant(len(node.args))
-            return self.subscript(items, ast.BinOp(index, BINARY["%"], count, lineno=self.line, col_offset=0))
+            return self.code("$items[($i - 1) % '$count']", items=items, count=len(node.args), **self.counted(loop))
         direct = self.called_directly(node, caller)
         if direct is not None:
             return self.marked_result(direct)
@@ -407,26 +345,22 @@ class Expressions(Folding):
 
     def called_by_context(self, node: nodes.Call, caller: ast.expr | None = None) -> ast.expr:
         """A call of something that is known only in the render."""
-        extra = [] if caller is None else [("caller", caller)]
         in_loop = self.scope.loop and self.state.function.sets_in_loop
         in_block = self.scope.block and bool(self.scope.assigned)
-        scoped = in_loop or in_block
-        in_scope = [
-            ("_loop_vars", self.load("_loop_vars") if in_loop else self.constant(None)),
-            ("_block_vars", self.load("_block_vars") if in_block else self.constant(None)),
-        ]
-        target = self.expr(node.node)
-        context = self.load(self.context)
-        if self.settings.fast_call and scoped:
-            scopes = [value for _, value in in_scope]
-            function, args = self.runtime("_call_in_scope"), [context, *scopes, target]
-        elif self.settings.fast_call:
-            function, args = self.runtime("_call"), [context, target]
+        names = {"_loop_vars": in_loop, "_block_vars": in_block}
+        target, context = self.expr(node.node), self.load(self.context)
+        extra = [] if caller is None else [("caller", caller)]
+        if self.settings.fast_call:
+            scopes = [self.load(name) if known else self.constant(None) for name, known in names.items()]
+            if not in_loop and not in_block:
+                scopes = []
+            function = self.runtime("_call_in_scope" if scopes else "_call")
+            args = [context, *scopes, target]
         else:
-            extra += [(name, value) for name, value in in_scope if not isinstance(value, ast.Constant)]
-            called = self.dotted("environment", "call") if self.settings.sandboxed else None
-            function = called or self.dotted(self.context, "call")
-            args = [context, target] if called else [target]
+            extra += [(name, self.load(name)) for name, known in names.items() if known]
+            sandboxed = self.settings.sandboxed
+            function = self.dotted("environment" if sandboxed else self.context, "call")
+            args = [context, target] if sandboxed else [target]
         keywords = self.signature(node, args, extra)
         return self.waited(self.call(function, args, keywords))
 
@@ -471,8 +405,7 @@ class Expressions(Folding):
 
     def extension_attribute(self, node: nodes.ExtensionAttribute) -> ast.expr:
         """An attribute of an extension."""
-        extension = self.subscript(self.dotted("environment", "extensions"), self.constant(node.identifier))
-        return self.attribute(extension, node.name)
+        return self.code("environment.extensions['$key'].$name", key=node.identifier, name=node.name)
 
     def imported_name(self, node: nodes.ImportedName) -> ast.expr:
         """Something imported when the code is loaded."""
@@ -492,15 +425,10 @@ class Expressions(Folding):
 
     def context_reference(self, node: nodes.Node) -> ast.expr:  # noqa: ARG002  (the table's signature)
         """The context."""
-        seen = self.load(self.context)
-        return self.call_runtime("_seen", seen) if self.settings.fast_context else seen
+        return self.code("$_seen($ctx)" if self.settings.fast_context else "$ctx")
 
-    def derived_context_reference(self, node: nodes.Node) -> ast.expr:  # noqa: ARG002  (the table's signature)
-        """The context with the locals."""
-        return self.derived()
-
-    def derived(self) -> ast.expr:
-        """Code for a context that has this scope's names, too."""
+    def derived(self, node: nodes.Node | None = None) -> ast.expr:  # noqa: ARG002  (the table's signature)
+        """The context with this scope's names."""
         return self.call_runtime("_derived", self.load(self.reference), self.locals())
 
     def locals(self) -> ast.expr:

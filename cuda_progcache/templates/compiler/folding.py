@@ -10,7 +10,7 @@ never is.
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import nodes
 from jinja2.compiler import has_safe_repr
@@ -19,14 +19,7 @@ from markupsafe import Markup
 
 from cuda_progcache.templates.compile_context import is_known
 from cuda_progcache.templates.compiler.settings import JINJA2_UNDEFINED
-from cuda_progcache.templates.compiler.tree import Builder
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from jinja2.nodes import EvalContext
-
-    from cuda_progcache.templates.compiler.analysis import Analysis
-    from cuda_progcache.templates.compiler.settings import Settings
+from cuda_progcache.templates.compiler.unit import Unit
 
 _ATOMS = frozenset({int, float, complex, str, bool, type(None), type(Ellipsis)})
 _CHILDREN = ("node", "arg", "left", "right", "expr", "test", "expr1", "expr2", "start", "stop", "step", "key", "value")
@@ -51,33 +44,8 @@ def is_plain(value: Any) -> bool:
     return kind in JINJA2_UNDEFINED or is_constant(value)
 
 
-class Folding(Builder):
-    """Values of constant expressions, and the code that makes a value.
-
-    Attributes
-    ----------
-    precomputed : list
-        Values of the static context that code can't write down; the code finds number n as the global ``_pc_n``.
-    precomputed_names : list of str
-        Their names.
-    plain_static : frozenset of str
-        The names whose values are plain data, which is looked into.
-    shared : bool
-        Whether the value just worked out may be, or hold, one of the static context's that can be changed.
-    known : dict
-        Ids of expressions to their values, constants.
-    """
-
-    environment: Environment
-    settings: Settings
-    analysis: Analysis
-    eval_ctx: EvalContext
-    static: dict[str, Any]
-    plain_static: frozenset[str]
-    known: dict[int, Any]
-    shared: bool
-    precomputed: list[Any]
-    precomputed_names: list[str]
+class Folding(Unit):
+    """Values of constant expressions, and the code that makes a value."""
 
     def fold(self, node: Any) -> Any:
         """Return the value of an expression, which may be of the moment: a list, an iterator.
@@ -193,8 +161,7 @@ class Folding(Builder):
         if kind is range:
             return self.call_name("range", *map(self.constant, (value.start, value.stop, value.step)))
         if kind is dict:
-            pairs = [(self.literal(key), self.literal(item)) for key, item in value.items()]
-            return ast.Dict([k for k, _ in pairs], [v for _, v in pairs], lineno=self.line, col_offset=0)
+            return self.dict_of([(self.literal(key), self.literal(item)) for key, item in value.items()])
         items = [self.literal(item) for item in value]
         if kind is list:
             return ast.List(items, ast.Load(), lineno=self.line, col_offset=0)

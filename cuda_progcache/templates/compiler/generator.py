@@ -4,26 +4,29 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import CodeType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jinja2 import Environment, nodes
-from jinja2.nodes import EvalContext
 
-from cuda_progcache.templates.compiler.analysis import Analysis
 from cuda_progcache.templates.compiler.folding import is_plain
 from cuda_progcache.templates.compiler.inheritance import Inheritance
-from cuda_progcache.templates.compiler.scopes import Function, FunctionState, Scope
-from cuda_progcache.templates.compiler.settings import Settings
-from cuda_progcache.templates.compiler.warnings import CompilerWarning, warnings_of
+from cuda_progcache.templates.compiler.loops import Loops
+from cuda_progcache.templates.compiler.warnings import warnings_of
 from cuda_progcache.templates.regions import Globals, Region
 from cuda_progcache.templates.runtime import NAMES, Facts
 
-RUNTIME = "cuda_progcache.templates.jinja_runtime"
+if TYPE_CHECKING:
+    from cuda_progcache.templates.compiler.scopes import Function
+
+_BEGIN = """
+from cuda_progcache.templates import jinja_runtime as _rt
+globals().update(_rt.NAMES)
+"""
 
 
-class Compiler(Inheritance):
+class Compiler(Loops, Inheritance):
     """Compiles templates for an environment.
 
     A subclass can handle further node types: it names them in its ``_NODE_DISPATCH_NAMES``, with the methods that emit
@@ -95,7 +98,7 @@ class Compiler(Inheritance):
         nodes.MarkSafe: "mark_safe",
         nodes.MarkSafeIfAutoescape: "mark_safe_if_autoescape",
         nodes.ContextReference: "context_reference",
-        nodes.DerivedContextReference: "derived_context_reference",
+        nodes.DerivedContextReference: "derived",
     }
     _methods: ClassVar[Mapping[type[nodes.Node], str]] = _NODE_DISPATCH_NAMES
 
@@ -108,19 +111,11 @@ class Compiler(Inheritance):
         cls._methods = names
 
     def __init__(self, env: Environment, static_context: Mapping[str, Any] | None = None) -> None:
-        self.environment = env
-        self.static_context = dict(static_context or {})
-        self.warnings: list[CompilerWarning] = []
-        self.precomputed: list[Any] = []
-        self.precomputed_names: list[str] = []
-        table: dict[type[nodes.Node], Callable[[Any], Any]] = {
-            kind: getattr(self, name) for kind, name in self._methods.items()
-        }
+        super().__init__(env, static_context)
+        self.methods = {kind: getattr(self, name) for kind, name in self._methods.items()}
         for extension in env.extensions.values():
             for kind, function in getattr(extension, "node_compilers", {}).items():
-                table[kind] = function.__get__(self)
-        self.statement_methods = table
-        self.expression_methods = table
+                self.methods[kind] = function.__get__(self)
 
     def compile(
         self,
@@ -174,7 +169,7 @@ class Compiler(Inheritance):
         """Return the Python tree that `compile` compiles; with `raw` one that can be written as Python text."""
         if not isinstance(node, nodes.Template):
             raise TypeError("Can't compile non template nodes")
-        self._begin(name, filename, form, raw=raw)
+        self.begin(name, filename, form, raw=raw)
         analysis = self.analysis
         analysis.run(node)
         for message, line in analysis.fails[:1]:
@@ -183,21 +178,20 @@ class Compiler(Inheritance):
         self.plain_static = frozenset(name for name, value in self.static.items() if is_plain(value))
         self.warnings = warnings_of(node, analysis, self.static_context)
         self._number_names()
-        functions = [self._template(node)]
+        functions = self._function(self.entry("render"), node, in_block=False)
         for block_name, block in analysis.blocks.items():
             if isinstance(block, Region):
-                self._leave_template()
                 functions += self.region_functions(block_name, block)
             else:
-                functions.append(self._block(block_name, block))
-        self._leave_template()
+                functions += self._function(self.entry(f"_block_{block_name}"), block, in_block=True)
         functions += self.setup_function("_globals_setup", analysis.setup)
         if form == "render":
             functions += self.setup_function("_imports_setup", analysis.import_setup)
         self.line = 1
-        return ast.Module(
-            body=[*self._imports(raw=raw), *self._preamble(source), *functions, *self._tables(raw=raw)], type_ignores=[]
-        )
+        begin = self.lines("name = '$name'\nsource = '$source'", name=name, source=source)
+        body = [*self._imports(raw=raw), *begin, *functions, *self._tables(raw=raw)]
+        self.names, self.out = {}, []  # only the garbage collector frees a compiler, and what it keeps
+        return ast.Module(body=body, type_ignores=[])
 
     def _compiled(self, tree: ast.Module, filename: str | None) -> CodeType:
         code = compile(tree, filename or "<template>", "exec", dont_inherit=True)
@@ -208,135 +202,69 @@ class Compiler(Inheritance):
 
     # One template
 
-    def _begin(self, name: str | None, filename: str | None, form: str, *, raw: bool) -> None:
-        self.warnings, self.precomputed, self.precomputed_names = [], [], []
-        self.uses, self.known = set(), {}
-        self.template_name, self.filename = name, filename
-        self.settings = settings = Settings.of(self.environment, form, raw=raw)
-        self.context = self.reference = "context" if raw else "ctx"
-        self.eval_ctx = EvalContext(self.environment, name)
-        self.static, self.plain_static, self.shared = {}, frozenset(), False
-        self.analysis = Analysis(
-            self.environment,
-            self.static_context,
-            hoist=settings.fast_context and settings.fuse,
-            inline_loops=settings.inline_loops,
-        )
-        self.out, self.pending, self.buffer, self.buffers = [], [], None, 0
-        self.unbound, self.state = set(), FunctionState(Function())
-        self.appends, self.strings = [], set()
-        self.direct_macros, self.counters = {}, {}
-        self.parent = None
-        self.extends_seen, self.known_extends, self.in_block = 0, False, False
-
     def _number_names(self) -> None:
         functions = [f for f in self.analysis.functions.values() if f.outer is None]
         self.filter_names = {n: f"_f{i}" for i, n in enumerate(dict.fromkeys(n for f in functions for n in f.filters))}
         self.test_names = {n: f"_is{i}" for i, n in enumerate(dict.fromkeys(n for f in functions for n in f.tests))}
         self.import_names = {name: f"_import{i}" for i, name in enumerate(self.analysis.imports)}
 
-    def _template(self, node: nodes.Template) -> ast.stmt:
-        self.line = node.lineno or 1
+    def _function(self, name: str, node: Any, *, in_block: bool) -> list[ast.stmt]:
+        """Return the function of the template's body or of a block."""
         analysis = self.analysis
-        function = analysis.functions[id(node)]
-        scope = analysis.scopes[id(node), ""]
-
-        def body() -> None:
-            if analysis.extends:
-                self.state.guard_output = True
-                self.emit(self.assign("parent_template", self.constant(None)))
-            with self.entered(scope, leave=False, first=True):
-                self.body(node.body)
-            if analysis.extends:
-                self.parent_body()
-
-        return self._function(
-            self.entry("render"), scope, function, body, blocks=bool(analysis.blocks or analysis.extends)
-        )
-
-    def _block(self, name: str, node: nodes.Block) -> ast.stmt:
-        self.line = node.lineno or 1
-        function = self.analysis.functions[id(node)]
-        scope = self.analysis.scopes[id(node), ""]
-        self._leave_template()
-
-        def body() -> None:
-            self.begin_block(name, function, scope)
-            with self.entered(scope, leave=False, first=True):
-                self.body(node.body)
-
-        return self._function(self.entry(f"_block_{name}"), scope, function, body, blocks=True)
-
-    def _leave_template(self) -> None:
-        self.known_extends, self.in_block = False, True
-
-    def _function(
-        self, name: str, scope: Scope, function: Function, emit_body: Callable[[], None], *, blocks: bool
-    ) -> ast.stmt:
-        self.begin_function(function, scope)
-        line = self.line
+        self.line = line = node.lineno or 1
+        function = self.begin_function(node, in_block=in_block)
         if self.settings.form == "render":
             with self.buffered():
-                emit_body()
+                self._body(node, function)
                 self.return_contents(self.out, 0)
         else:
-            self.buffer = None
-            emit_body()
-            if self.pending:
-                self.flush()
+            self._body(node, function)
+            self.flush()
         self.line = line
-        body, self.out = self.out, []
         begin: list[ast.stmt] = []
         if self.context != "context":  # what Jinja2's tracebacks show the variables of
-            begin.append(self.assign("context", self.load(self.context)))
+            begin += self.lines("context = $ctx")
         if self.settings.form != "render":
-            never = self.yields(self.constant(None))
-            begin.append(self.when(self.constant(value=False), [never]))  # a generator, whatever is in it
-        if blocks:
-            given = self.compare(self.load("_blocks"), ast.Is(), self.constant(None))
-            begin.append(self.when(given, [self.assign("_blocks", self.dotted(self.context, "blocks"))]))
-        if name in _ROOTS:
-            begin += self.call_globals()
+            begin += self.lines("if False: yield None")  # a generator, whatever is in it
+        if in_block or analysis.blocks or analysis.extends:
+            begin += self.lines("if _blocks is None: _blocks = $ctx.blocks")
+        if analysis.setup is not None and not in_block:
+            begin += self.lines("await _globals_setup($ctx)")
         begin += self.prologue(function, outermost=True)
         begin += self.self_reference(function)
-        parameters = [self.context, "_blocks"]
-        defaults = [self.constant(None)]
-        asynchronous = self.settings.asynchronous
-        return self.function_def(name, parameters, begin + body, defaults=defaults, asynchronous=asynchronous)
+        return self.lines("async def $name($ctx, _blocks=None): $body", name=name, body=begin + self.out)
+
+    def _body(self, node: Any, function: Function) -> None:
+        extends = self.analysis.extends and not self.in_block
+        if self.in_block:
+            self.begin_block(node.name, function)
+        if extends:
+            self.state.guard_output = True
+            self.emit("parent_template = None")
+        with self.entered(self.scope, leave=False, first=True):
+            self.body(node.body)
+        if extends:
+            self.parent_body()
 
     # The module
 
     def _imports(self, *, raw: bool) -> list[ast.stmt]:
         made: list[ast.stmt] = []
         if raw:
-            package, _, module = RUNTIME.rpartition(".")
-            alias = [ast.alias(module, "_rt", lineno=1, col_offset=0)]
-            made.append(ast.ImportFrom(package, alias, 0, lineno=1, col_offset=0))
-            names = self.call_name("globals")
-            made.append(self.statement(self.call(self.attribute(names, "update"), [self.dotted("_rt", "NAMES")])))
+            made += self.lines(_BEGIN)
         for name, local in self.import_names.items():
             package, _, obj = name.rpartition(".")
-            alias = [ast.alias(obj if package else name, local, lineno=1, col_offset=0)]
-            if package:
-                made.append(ast.ImportFrom(package, alias, 0, lineno=1, col_offset=0))
-            else:
-                made.append(ast.Import(alias, lineno=1, col_offset=0))
+            pattern = "from $package import $name as $local" if package else "import $name as $local"
+            made += self.lines(pattern, package=package, name=obj, local=local)
         return made
-
-    def _preamble(self, source: str | None) -> list[ast.stmt]:
-        self.line = 1
-        return [
-            self.assign("name", self.constant(self.template_name)),
-            self.assign("source", self.constant(source)),
-        ]
 
     def _tables(self, *, raw: bool) -> list[ast.stmt]:
         pairs = [(name, self.load(self.entry(f"_block_{name}"))) for name in self.analysis.blocks]
-        made = [self.assign("blocks", self.dict_of(pairs))]
+        made = self.lines("blocks = $blocks", blocks=self.dict_of(pairs))
         if self.parent is not None:
-            made.append(self.assign("parent", self.constant(self.parent)))
+            made += self.lines("parent = '$parent'", parent=self.parent)
         if raw:
-            made.append(self.statement(self.call(self.dotted("_rt", "serve_jinja2"), [self.call_name("globals")])))
+            made += self.lines("_rt.serve_jinja2(globals())")
         return made
 
 

@@ -10,10 +10,9 @@ from jinja2 import nodes
 
 from cuda_progcache.templates.compiler.macros import Macros
 from cuda_progcache.templates.compiler.statements import Unreachable
-from cuda_progcache.templates.compiler.tree import IN, IS, IS_NOT
 
 if TYPE_CHECKING:
-    from cuda_progcache.templates.compiler.scopes import Function, Scope
+    from cuda_progcache.templates.compiler.scopes import Function
 
 
 class Inheritance(Macros):
@@ -26,10 +25,6 @@ class Inheritance(Macros):
     ``_block_NAME``, which finds the parameters in the context. ``_globals_setup(ctx)`` is called where a render begins.
     """
 
-    extends_seen: int
-    parent: str | None
-    template_name: str | None
-
     # Blocks
 
     def block_node(self, node: nodes.Block) -> None:
@@ -41,39 +36,28 @@ class Inheritance(Macros):
             guarded = self.extends_seen > 0
         with self.block() as body:
             self.block_call(node)
-        if guarded:
-            self.emit(self.when(self.compare(self.load("parent_template"), IS, self.constant(None)), body))
-        else:
-            for statement in body:
-                self.emit(statement)
+        self.emit("if parent_template is None: $body" if guarded else "$body", body=body)
 
-    def begin_block(self, name: str, function: Function, scope: Scope) -> None:
+    def begin_block(self, name: str, function: Function) -> None:
         """Emit what a block or region has to do before its body: ``super``, and a place for the names that it sets."""
         if "super" in function.special:
-            own = self.subscript(self.load("_own"), self.constant(name))
-            above = self.call(self.dotted(self.context, "super"), [self.constant(name), own])
-            self.emit(self.assign("l_0_super", above))
-        if scope.assigned:
-            self.emit(self.assign("_block_vars", ast.Dict([], [], lineno=self.line, col_offset=0)))
+            self.emit("l_0_super = $ctx.super('$name', _own['$name'])", name=name)
+        if self.scope.assigned:
+            self.emit("_block_vars = {}")
 
     def self_reference(self, function: Function) -> list[ast.stmt]:
         """Return the making of ``self``, if the function reads it."""
-        if "self" not in function.special:
-            return []
-        return [self.assign("l_0_self", self.call_runtime("TemplateReference", self.load(self.context)))]
+        return self.lines("l_0_self = $TemplateReference($ctx)") if "self" in function.special else []
 
     def block_call(self, node: nodes.Block) -> None:
         """The check of a required block, and the call."""
-        stack = self.subscript(self.load("_blocks"), self.constant(node.name))
         if node.required:
-            count = self.call_name("len", stack)
-            few = self.compare(count, ast.LtE(), self.constant(1))
-            error = self.call_runtime("_runtime_error", self.constant(f"Required block {node.name!r} not found"))
-            self.emit(self.when(few, [self.raises(error)]))
-        first = self.subscript(stack, self.constant(0))
-        context: ast.expr = self.load(self.reference)
-        if node.scoped:
-            context = self.derived()
+            message = f"Required block {node.name!r} not found"
+            self.emit(
+                "if len(_blocks['$name']) <= 1: raise $_runtime_error('$message')", name=node.name, message=message
+            )
+        first = self.code("_blocks['$name'][0]", name=node.name)
+        context = self.derived() if node.scoped else self.load(self.reference)
         self.put_all(first, [context, self.load("_blocks")])
 
     def put_all(self, source: ast.expr, args: list[ast.expr]) -> None:
@@ -81,24 +65,30 @@ class Inheritance(Macros):
 
         `source` has a method for each form; ``render`` is what a buffer takes.
         """
-        asynchronous = self.settings.asynchronous
         if self.buffer is not None and self.settings.text:
-            text = self.call(self.attribute(source, "render"), args)
-            text = self.awaits(text) if asynchronous else text
+            text = self.code("await $source.render($args)", source=source, args=args)
             self.strings.add(id(text))
             self.put(text)
             return
-        pieces = self.call(self.attribute(source, self.settings.form), args)
-        if self.buffer is None and not asynchronous:
-            self.emit(self.statement(ast.YieldFrom(pieces, lineno=self.line, col_offset=0)))
+        pieces = self.code("$source.$form($args)", source=source, form=self.settings.form, args=args)
+        if self.buffer is None and not self.asynchronous:
+            self.emit("yield from $pieces", pieces=pieces)
             return
-        self.emit(self.assign("_pieces", pieces))
         with self.block() as body:
             self.put(self.load("_piece"))
-        loop = self.for_loop(self.store("_piece"), self.load("_pieces"), body, asynchronous=asynchronous)
-        close = self.call(self.dotted("_pieces", "aclose" if asynchronous else "close"), [])
-        closing = self.statement(self.awaits(close) if asynchronous else close)
-        self.emit(self.guarded([loop], final=[closing]))
+        close = "aclose" if self.asynchronous else "close"
+        self.emit(
+            """
+            _pieces = $pieces
+            try:
+                async for _piece in _pieces: $body
+            finally:
+                await _pieces.$close()
+            """,
+            pieces=pieces,
+            body=body,
+            close=close,
+        )
 
     # Extends
 
@@ -107,48 +97,45 @@ class Inheritance(Macros):
         if not self.scope.toplevel:
             self.fail("cannot use extend from a non top-level scope", node.lineno)
         if self.extends_seen > 0:
-            error = self.raises(self.call_runtime("_runtime_error", self.constant("extended multiple times")))
             if self.known_extends:
-                self.emit(error)
+                self.emit("raise $_runtime_error('extended multiple times')")
                 raise Unreachable
-            self.emit(self.when(self.compare(self.load("parent_template"), IS_NOT, self.constant(None)), [error]))
-        parent = self.call(
-            self.dotted("environment", "get_template"), [self.expr(node.template), self.constant(self.template_name)]
-        )
-        self.emit(self.assign("parent_template", parent))
-        if not self.state.branch and isinstance(node.template, nodes.Const) and isinstance(node.template.value, str):
-            self.parent = node.template.value
-        self.emit(self.statement(self.call_runtime("_extend", self.load(self.context), self.load("parent_template"))))
+            self.emit("if parent_template is not None: raise $_runtime_error('extended multiple times')")
+        self.emit("parent_template = $found\n$_extend($ctx, parent_template)", found=self.found_by_name(node.template))
         if not self.state.branch:
+            if isinstance(node.template, nodes.Const) and isinstance(node.template.value, str):
+                self.parent = node.template.value
             self.known_extends = True
         self.extends_seen += 1
+
+    def found_by_name(self, name: nodes.Expr, method: str = "get_template") -> ast.expr:
+        """Code for the template of a name, found by one of the environment's methods."""
+        parent = self.template_name
+        return self.code("environment.$method($name, '$parent')", method=method, name=self.expr(name), parent=parent)
 
     def parent_body(self) -> None:
         """Put out the parent's body, in this context."""
         with self.block() as body:
             source = self.call_runtime("_parent", self.load("parent_template"))
             self.put_all(source, [self.load(self.context), self.load("_blocks")])
-        if self.known_extends:
-            for statement in body:
-                self.emit(statement)
-        else:
-            self.emit(self.when(self.compare(self.load("parent_template"), IS_NOT, self.constant(None)), body))
+        self.emit("$body" if self.known_extends else "if parent_template is not None: $body", body=body)
 
     # Include
 
     def include(self, node: nodes.Include) -> None:
         """``{% include %}``."""
-        name, method = node.template, self.finding_method(node.template)
-        environment, names, parent = self.load("environment"), self.expr(name), self.constant(self.template_name)
-        if node.ignore_missing:
-            found = self.call_runtime("_found", environment, self.constant(method), names, parent)
-            self.emit(self.assign("_included", found))
-            with self.block() as body:
-                self.included(node)
-            self.emit(self.when(self.compare(self.load("_included"), IS_NOT, self.constant(None)), body))
-        else:
-            self.emit(self.assign("_included", self.call(self.attribute(environment, method), [names, parent])))
+        method = self.finding_method(node.template)
+        if not node.ignore_missing:
+            self.emit("_included = $found", found=self.found_by_name(node.template, method))
             self.included(node)
+            return
+        name, parent = self.expr(node.template), self.template_name
+        self.emit(
+            "_included = $_found(environment, '$method', $name, '$parent')", method=method, name=name, parent=parent
+        )
+        with self.block() as body:
+            self.included(node)
+        self.emit("if _included is not None: $body", body=body)
 
     def finding_method(self, name: nodes.Expr) -> str:
         """Return the environment's method that finds a template, or the first that exists of several."""
@@ -164,62 +151,51 @@ class Inheritance(Macros):
 
     def included(self, node: nodes.Include) -> None:
         """Put out the template that was found."""
-        template = self.load("_included")
         if node.with_context:
-            self.put_all(self.call_runtime("_include", template, self.load(self.context), self.locals()), [])
+            self.put_all(self.code("$_include(_included, $ctx, $names)", names=self.locals()), [])
         else:
-            self.put_all(self.call_runtime("_include_alone", template), [])
+            self.put_all(self.code("$_include_alone(_included)"), [])
 
     # Imports
 
     def imported(self, node: nodes.Import | nodes.FromImport) -> ast.expr:
         """Code for the module of a template."""
-        found = self.call(
-            self.dotted("environment", "get_template"), [self.expr(node.template), self.constant(self.template_name)]
-        )
-        args = [found, self.load(self.context)]
-        module = self.call_runtime("_imported", *args, *([self.locals()] if node.with_context else []))
-        return self.awaits(module) if self.settings.asynchronous else module
+        names = [self.locals()] if node.with_context else []
+        found = self.found_by_name(node.template)
+        made: ast.expr = self.code("await $_imported($found, $ctx, $names)", found=found, names=names)
+        return made
 
     def import_node(self, node: nodes.Import) -> None:
         """``{% import "x" as y %}``."""
-        targets: list[ast.expr] = [self.store(self.local(node.target))]
+        local, module = self.local(node.target), self.imported(node)
         if self.scope.toplevel:
-            targets.append(self.subscript_store(self.dotted(self.context, "vars"), node.target))
-        self.emit(self.assign(targets, self.imported(node)))
-        self.define(self.local(node.target))
-        if self.scope.toplevel and not node.target.startswith("_"):
-            self.emit(self.exported("discard", "difference_update", [node.target]))
+            self.emit("$local = $ctx.vars['$name'] = $module", local=local, name=node.target, module=module)
+            self.export([node.target], "difference_update")
+        else:
+            self.emit("$local = $module", local=local, module=module)
+        self.define(local)
 
     def from_import(self, node: nodes.FromImport) -> None:
         """``{% from "x" import a, b as c %}``."""
-        self.emit(self.assign("_module", self.imported(node)))
+        self.emit("_module = $module", module=self.imported(node))
         names = []
         for item in node.names:
             name, alias = item if isinstance(item, tuple) else (item, item)
-            local = self.local(alias)
             names.append(alias)
             self.emit(
-                self.assign(
-                    local, self.call_name("getattr", self.load("_module"), self.constant(name), self.runtime("missing"))
-                )
+                """
+                $local = getattr(_module, '$name', $missing)
+                if $local is $missing:
+                    $local = $_not_exported(environment, _module, '$position', '$name')
+                """,
+                local=self.local(alias),
+                name=name,
+                position=self.position(node),
             )
-            absent = self.call_runtime(
-                "_not_exported",
-                self.load("environment"),
-                self.load("_module"),
-                self.constant(self.position(node)),
-                self.constant(name),
-            )
-            self.emit(
-                self.when(self.compare(self.load(local), IS, self.runtime("missing")), [self.assign(local, absent)])
-            )
-            self.define(local)
+            self.define(self.local(alias))
         if self.scope.toplevel and names:
-            self.emit(self.stored(self.dotted(self.context, "vars"), names))
-            public = [name for name in names if not name.startswith("_")]
-            if public:
-                self.emit(self.exported("discard", "difference_update", public))
+            self.store_in(self.dotted(self.context, "vars"), names)
+            self.export(names, "difference_update")
 
     # Regions
 
@@ -227,26 +203,15 @@ class Inheritance(Macros):
         """Bind the name to the region: a macro whose function passes on to the module's."""
         if not self.scope.toplevel or self.state.branch:
             self.fail("a region has to stand at the top level of its template", node.lineno)
-        self.buffers += 1
-        function = f"region{self.buffers}"
-        parameters = [f"a{index}" for index in range(len(node.args))]
-        given = [self.load(name) for name in (self.context, "_blocks", *parameters)]
-        text = self.call(self.load(f"_region_{node.name}"), given)
-        asynchronous = self.settings.asynchronous
-        body = [self.returns(self.awaits(text) if asynchronous else text)]
-        self.emit(self.function_def(function, parameters, body, asynchronous=asynchronous))
-        known = self.analysis.functions[id(node)]
-        if (
-            self.scope.assigned.get(node.name) == 1
-            and self.settings.direct_macros
-            and not self.analysis.modifies_eval_context
-        ):
-            self.direct_macros[id(self.scope), node.name] = (function, node, known)
-        self.emit(self.exported("add", "update", [node.name]))
-        local = self.local(node.name)
-        targets = [self.subscript_store(self.dotted(self.context, "vars"), node.name), self.store(local)]
-        self.emit(self.assign(targets, self.macro_object(function, node, node.name, known)))
-        self.define(local)
+        function, known = self.numbered("region"), self.analysis.functions[id(node)]
+        self.emit(
+            "async def $function($parameters): return await $region($ctx, _blocks, $parameters)",
+            function=function,
+            parameters=[f"a{index}" for index in range(len(node.args))],
+            region=f"_region_{node.name}",
+        )
+        self.call_directly(function, node, known)
+        self.bind(function, node, known)
 
     def globals_node(self, node: Any) -> None:
         """Where they stand, they do nothing: they were set up where the render began."""
@@ -255,63 +220,38 @@ class Inheritance(Macros):
 
     def region_functions(self, name: str, node: Any) -> list[ast.stmt]:
         """Return the module's functions for a region."""
-        analysis = self.analysis
-        function, scope = analysis.functions[id(node)], analysis.scopes[id(node), ""]
         self.line = node.lineno or 1
         names = [arg.name for arg in node.args]
-        parameters = [f"l_0_{name}" for name in names]
-        self.begin_function(function, scope)
+        function = self.begin_function(node)
         with self.buffered():
             self.out += self.self_reference(function)
-            self.begin_block(name, function, scope)
-            with self.entered(scope, leave=False, first=True):
+            self.begin_block(name, function)
+            with self.entered(self.scope, leave=False, first=True):
                 self.defaults(node, names, 0)
                 self.body(node.body)
             self.return_contents(self.out, 0)
-        body, self.out = self.out, []
-        asynchronous = self.settings.asynchronous
-        begin = self.prologue(function, outermost=True)
-        text = self.function_def(
-            f"_region_{name}", [self.context, "_blocks", *parameters], begin + body, asynchronous=asynchronous
-        )
-        return [text, self._region_as_block(name, names)]
-
-    def _region_as_block(self, name: str, names: list[str]) -> ast.stmt:
-        """``_block_NAME``, which takes the parameters from the context."""
-        given = []
-        for parameter in names:
-            test = self.compare(self.constant(parameter), IN, self.load(self.context))
-            value = self.subscript(self.load(self.context), self.constant(parameter))
-            given.append(self.choose(test, value, self.runtime("missing")))
-        text = self.call(self.load(f"_region_{name}"), [self.load(self.context), self.load("_blocks"), *given])
-        asynchronous = self.settings.asynchronous
-        if asynchronous:
-            text = self.awaits(text)
-        body = [self.returns(text) if self.settings.form == "render" else self.yields(text)]
-        parameters = [self.context, "_blocks"]
-        defaults = [self.constant(None)]
-        return self.function_def(
-            self.entry(f"_block_{name}"), parameters, body, defaults=defaults, asynchronous=asynchronous
+        found = "$ctx['$name'] if '$name' in $ctx else $missing"
+        return self.lines(
+            f"""
+            async def $region($ctx, _blocks, $parameters): $body
+            async def $block($ctx, _blocks=None):
+                {"return" if self.settings.form == "render" else "yield"} await $region($ctx, _blocks, $given)
+            """,
+            region=f"_region_{name}",
+            block=self.entry(f"_block_{name}"),
+            parameters=[f"l_0_{parameter}" for parameter in names],
+            body=self.prologue(function, outermost=True) + self.out,
+            given=[self.code(found, name=parameter) for parameter in names],
         )
 
     def setup_function(self, name: str, setup: Any) -> list[ast.stmt]:
         """Return ``_globals_setup`` or ``_imports_setup``, if the template has what these set up."""
         if setup is None:
             return []
-        function, scope = self.analysis.functions[id(setup)], self.analysis.scopes[id(setup), ""]
         self.line = setup.lineno or 1
-        self.begin_function(function, scope)
-        with self.buffered(), self.entered(scope, leave=False, first=True):
+        function = self.begin_function(setup)
+        with self.buffered(), self.entered(self.scope, leave=False, first=True):
             self.body(setup.body)
-        body, self.out = self.out, []
-        self.pending = []
-        begin = self.prologue(function, outermost=True)
-        asynchronous = self.settings.asynchronous
-        return [self.function_def(name, [self.context], begin + body, asynchronous=asynchronous)]
-
-    def call_globals(self) -> list[ast.stmt]:
-        """Return the call of ``_globals_setup`` for where a render begins."""
-        if self.analysis.setup is None:
-            return []
-        called = self.call_name("_globals_setup", self.load(self.context))
-        return [self.statement(self.awaits(called) if self.settings.asynchronous else called)]
+        self.pending = []  # nobody sees what they put out
+        body = self.prologue(function, outermost=True) + self.out
+        return self.lines("async def $name($ctx): $body", name=name, body=body)

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cuda_progcache.templates.compiler.loops import Loops
 from cuda_progcache.templates.compiler.scopes import FunctionState
-from cuda_progcache.templates.compiler.tree import IS
+from cuda_progcache.templates.compiler.statements import Statements
 
 if TYPE_CHECKING:
     import ast
@@ -17,50 +16,50 @@ if TYPE_CHECKING:
     from cuda_progcache.templates.compiler.scopes import Function
 
 
-class Macros(Loops):
+class Macros(Statements):
     """Code for macros: a Python function, and the object that templates see."""
 
     def macro(self, node: nodes.Macro) -> None:
         """``{% macro name(a, b=1) %}``."""
-        self.buffers += 1
-        name = f"macro{self.buffers}"
+        name = self.numbered("macro")
         known = self.analysis.functions[id(node)]
-        scope = self.scope
-        once = scope.assigned.get(node.name) == 1 and scope.owner(node.name) is scope and not self.state.branch
-        if once and self.settings.direct_macros and not self.analysis.modifies_eval_context and not self.in_block:
-            self.direct_macros[id(scope), node.name] = (name, node, known)
+        if self.scope.owner(node.name) is self.scope and not self.state.branch and not self.in_block:
+            self.call_directly(name, node, known)
         self.macro_function(name, node, known)
-        local = self.local(node.name)
-        targets: list[ast.expr] = [self.store(local)]
-        if scope.toplevel:
-            if not node.name.startswith("_"):
-                self.emit(self.exported("add", "update", [node.name]))
-            targets.insert(0, self.subscript_store(self.dotted(self.context, "vars"), node.name))
-        self.emit(self.assign(targets, self.macro_object(name, node, node.name, known)))
-        self.define(local)
+        self.bind(name, node, known)
 
-    in_block: bool
+    def call_directly(self, function: str, node: Any, known: Function) -> None:
+        """Note that a macro or region may be called without its object, where its name is set once."""
+        once = self.scope.assigned.get(node.name) == 1
+        if once and self.settings.direct_macros and not self.analysis.modifies_eval_context:
+            self.direct_macros[id(self.scope), node.name] = (function, node, known)
+
+    def bind(self, function: str, node: Any, known: Function) -> None:
+        """Emit the object of a macro or region, which its name stands for from here on."""
+        local = self.local(node.name)
+        macro = self.macro_object(function, node, node.name, known)
+        if self.scope.toplevel:
+            self.export([node.name], "update")
+            self.emit("$ctx.vars['$name'] = $local = $macro", name=node.name, local=local, macro=macro)
+        else:
+            self.emit("$local = $macro", local=local, macro=macro)
+        self.define(local)
 
     def macro_object(
         self, function: str, node: nodes.Macro | nodes.CallBlock, name: str | None, known: Function
     ) -> ast.expr:
         """The call that makes the object."""
-        arguments = self.tuple_of([self.constant(arg.name) for arg in node.args])
-        taken = {arg.name for arg in node.args}
-        catches = [
-            self.constant(value=special in known.special and special not in taken) for special in ("kwargs", "varargs")
-        ]
-        caller = self.constant(value="caller" in known.special)
-        autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-        return self.call_runtime(
-            "Macro",
-            self.load("environment"),
-            self.load(function),
-            self.constant(name),
-            arguments,
-            *catches,
-            caller,
-            autoescape,
+        names = [arg.name for arg in node.args]
+        kwargs, varargs = (special in known.special and special not in names for special in ("kwargs", "varargs"))
+        return self.code(
+            "$Macro(environment, $function, '$name', $arguments, '$kwargs', '$varargs', '$caller',"
+            " $ctx.eval_ctx.autoescape)",
+            function=function,
+            name=name,
+            arguments=self.tuple_of([self.constant(argument) for argument in names]),
+            kwargs=kwargs,
+            varargs=varargs,
+            caller="caller" in known.special,
         )
 
     def macro_function(self, name: str, node: nodes.Macro | nodes.CallBlock, known: Function) -> None:
@@ -88,8 +87,8 @@ class Macros(Loops):
                     self.body(node.body)
                 self.line = line
                 self.return_contents(body, 0)
-            prologue = self.prologue(known, outermost=False)
-        self.emit(self.function_def(name, parameters, prologue + body, asynchronous=self.settings.asynchronous))
+            body = self.prologue(known, outermost=False) + body
+        self.emit("async def $name($parameters): $body", name=name, parameters=parameters, body=body)
 
     def defaults(self, node: nodes.Macro | nodes.CallBlock, names: list[str], level: int) -> None:
         """Emit the values of arguments that are not given; each may use those before it."""
@@ -101,16 +100,14 @@ class Macros(Loops):
                 value = self.undefined(name, f"parameter {name!r} was not provided")
             else:
                 value = self.expr(node.defaults[index - first_default])
-            test = self.compare(self.load(local), IS, self.runtime("missing"))
-            self.emit(self.when(test, [self.assign(local, value)]))
+            self.emit("if $local is $missing: $local = $value", local=local, value=value)
             self.unbound.discard(local)
         self.unbound = outer
 
     def call_block(self, node: nodes.CallBlock) -> None:
         """``{% call f(x) %}…{% endcall %}``: the body is a macro that `f` gets as ``caller``."""
         known = self.analysis.functions[id(node)]
-        self.buffers += 1
-        name = f"caller{self.buffers}"
+        name = self.numbered("caller")
         self.macro_function(name, node, known)
-        self.emit(self.assign("caller", self.macro_object(name, node, None, known)))
+        self.emit("caller = $macro", macro=self.macro_object(name, node, None, known))
         self.put(self.called(node.call, caller=self.load("caller")))

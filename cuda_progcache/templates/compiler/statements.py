@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,6 @@ from cuda_progcache.templates.compiler.scopes import (
     FunctionState,
     Scope,
 )
-from cuda_progcache.templates.compiler.tree import IN, IS, IS_NOT
 
 _Arm = tuple[nodes.Node | None, list[nodes.Node], int]
 _Made = tuple[ast.expr, list[ast.stmt], int]
@@ -34,11 +33,9 @@ class Unreachable(Exception):  # noqa: N818  (ends the compilation of a body, it
 class Statements(Output):
     """Code for statements; each method takes a node and emits."""
 
-    statement_methods: dict[type[nodes.Node], Callable[[Any], None]]
-
     def body(self, statements: Iterable[nodes.Node]) -> None:
         """Emit statements, up to one after which nothing is reached."""
-        methods = self.statement_methods
+        methods = self.methods
         try:
             for node in statements:
                 method = methods.get(type(node))
@@ -52,10 +49,16 @@ class Statements(Output):
 
     # Functions of the module
 
-    def begin_function(self, function: Function, scope: Scope) -> None:
-        """Begin with a function of the module."""
-        self.state, self.scope, self.out = FunctionState(function), scope, []
+    def begin_function(self, node: Any, *, in_block: bool = True) -> Function:
+        """Begin with the function of a template, a block or a region; return what is known of it."""
+        function = self.analysis.functions[id(node)]
+        self.state, self.scope = FunctionState(function), self.analysis.scopes[id(node), ""]
+        self.out, self.buffer = [], None
+        self.in_block = in_block
+        if in_block:
+            self.known_extends = False
         self.alias_reads(function)
+        return function
 
     def entry(self, name: str) -> str:
         """The name of an entry of the module in the form that is being made."""
@@ -83,93 +86,78 @@ class Statements(Output):
     def leave(self, scope: Scope) -> None:
         """Take away what a macro, called later, must not find any more."""
         if scope.captured:
-            gone: list[ast.expr] = [self.store(local) for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
+            gone = [local for local, _, _ in scope.resolve().values() if local[:2] == "l_"]
             if gone:
-                self.emit(self.assign(gone, self.runtime("missing")))
+                self.emit("$gone = $missing", gone=gone)
 
     def enter(self, scope: Scope, *, first: bool = False) -> None:
         """Emit the first values of a scope's names."""
-        missing: list[ast.expr] = []
+        missing: list[str] = []
         again: list[ast.stmt] = []
         looks_again = self.state.function.shows_context and not first
         for name, (local, source, outer) in scope.resolve().items():
-            self.forget(local)
+            self.state.defined.discard(local)
             if source == GIVEN or name in self.static:
                 continue
             if source == FROM_OUTER:
                 self.use_hoisted(scope.parent, name, outer)
-                self.emit(self.assign(local, self.load(outer or "missing")))
+                self.emit("$local = $outer", local=local, outer=outer)
                 if outer in self.state.defined:
                     self.define(local)
             elif source == MISSING:
-                missing.append(self.store(local))
+                missing.append(local)
             elif source == FROM_CONTEXT and (looks_again or local[:2] != "c_"):
                 value = self.from_context(name, early=scope.notes[name] == READ)
                 if local[:2] == "c_":
-                    again.append(self.assign(local, value))
-                    if local in self.state.dict_aliases:
-                        again.append(self.assign(self.state.dict_aliases[local], self.dict_or_empty(local)))
+                    again += self.lines("$local = $value", local=local, value=value) + self.alias_dict(local)
                 else:
-                    self.emit(self.assign(local, value))
+                    self.emit("$local = $value", local=local, value=value)
         if missing:
-            self.emit(self.assign(missing, self.runtime("missing")))
+            self.emit("$names = $missing", names=missing)
         if again:
-            self.emit(self.when(self.dotted(self.context, "seen"), again))
+            self.emit("if $ctx.seen: $again", again=again)
 
     def from_context(self, name: str, *, early: bool) -> ast.expr:
         """Code for what the context has under a name."""
         if self.reference != self.context:
-            return self.call(self.dotted(self.reference, "resolve"), [self.constant(name)])
+            return self.code("$reference.resolve('$name')", reference=self.reference, name=name)
         if not self.settings.fast_context:
-            return self.call_name("resolve", self.constant(name))
+            return self.code("resolve('$name')", name=name)
         self.state.function.looks_up = True
         early = early and self.early(name)
         if early and len(self.state.function.hoisted) > _MANY:
-            return self.call_name("_find", self.constant(name))
+            return self.code("_find('$name')", name=name)
         otherwise = self.undefined(name) if early else self.runtime("missing")
-        given = self.in_dict("_given", name, otherwise)
-        return self.in_dict("_set", name, given)
-
-    def in_dict(self, local: str, key: str, otherwise: ast.expr) -> ast.expr:
-        """``local[key] if key in local else otherwise``."""
-        test = self.compare(self.constant(key), IN, self.load(local))
-        return self.choose(test, self.subscript(self.load(local), self.constant(key)), otherwise)
+        pattern = "_set[$key] if $key in _set else _given[$key] if $key in _given else $otherwise"
+        return self.code(pattern, key=self.constant(name), otherwise=otherwise)
 
     def prologue(self, function: Function, *, outermost: bool) -> list[ast.stmt]:
         """Return what a function has to do before its body; called when the body is made."""
-        outer, self.out = self.out, []
-        pending, self.pending = self.pending, []
-        lookups = [
-            (local, self.from_context(name, early=True))
-            for name, local in function.hoisted.items()
-            if name in function.used
-        ]
+        lookups: list[ast.stmt] = []
+        for name, local in function.hoisted.items():
+            if name in function.used:
+                lookups += self.lines("$local = $value", local=local, value=self.from_context(name, early=True))
+                lookups += self.alias_dict(local)
+        begin: list[ast.stmt] = []
         if function.looks_up and self.settings.fast_context:
-            self.emit(self.assign("_set", self.dotted(self.context, "vars")))
-            self.emit(self.assign("_given", self.dotted(self.context, "parent")))
+            begin += self.lines("_set = $ctx.vars\n_given = $ctx.parent")
             if len(function.hoisted) > _MANY:
-                self.emit(self.assign("_find", self.call_runtime("_finder", self.load(self.context))))
+                begin += self.lines("_find = $_finder($ctx)")
         elif outermost and not self.settings.fast_context:
-            self.emit(self.assign("resolve", self.call_runtime("_resolver", self.load(self.context))))
+            begin += self.lines("resolve = $_resolver($ctx)")
         if outermost:
-            for names, kind in ((self.filter_names, "filters"), (self.test_names, "tests")):
-                for name in getattr(function, kind):
-                    found = self.dotted("environment", kind)
-                    fallback = self.call_runtime("_absent", self.constant(kind[:-1]), self.constant(name))
-                    test = self.compare(self.constant(name), IN, found)
-                    item = self.subscript(self.dotted("environment", kind), self.constant(name))
-                    self.emit(self.assign(names[name], self.choose(test, item, fallback)))
-        for local, value in lookups:
-            self.emit(self.assign(local, value))
-            self.alias_dict(local)
-        made, self.out, self.pending = self.out, outer, pending
-        return made
+            pattern = (
+                "$local = environment.$table['$name'] if '$name' in environment.$table else $_absent('$kind', '$name')"
+            )
+            for locals_, table in ((self.filter_names, "filters"), (self.test_names, "tests")):
+                for name in getattr(function, table):
+                    begin += self.lines(pattern, local=locals_[name], name=name, table=table, kind=table[:-1])
+        return begin + lookups
 
-    def alias_dict(self, local: str) -> None:
-        """Emit the local that stands for `local` where that is a plain dict, if attributes of it are read often."""
+    def alias_dict(self, local: str) -> list[ast.stmt]:
+        """Return what sets the local that stands for `local` where that is a dict, if it is read often."""
         alias = self.state.dict_aliases.get(local)
-        if alias is not None:
-            self.emit(self.assign(alias, self.dict_or_empty(local)))
+        return [] if alias is None else self.lines(_DICT_OR_EMPTY, alias=alias, local=local)
 
     def alias_reads(self, function: Function) -> None:
         """Choose the names whose attributes are read often enough to look only once whether they are dicts."""
@@ -177,11 +165,6 @@ class Statements(Output):
             for name, count in function.reads.items():
                 if count >= 2:
                     self.state.dict_aliases[f"c_{name}"] = f"d_{name}"
-
-    def dict_or_empty(self, local: str) -> ast.expr:
-        """``local if type(local) is dict else _empty``."""
-        test = self.compare(self.call_name("type", self.load(local)), IS, self.load("dict"))
-        return self.choose(test, self.load(local), self.runtime("_empty"))
 
     # Assignments
 
@@ -191,7 +174,8 @@ class Statements(Output):
             names.append(node.name)
             return self.store(self.local(node.name))
         if isinstance(node, nodes.NSRef):
-            return self.subscript_store(self.load(self.local(node.name)), node.attr)
+            name, key = self.load(self.local(node.name)), self.constant(node.attr)
+            return ast.Subscript(name, key, ast.Store(), lineno=self.line, col_offset=0)
         if isinstance(node, (nodes.Tuple, nodes.List)):
             return self.tuple_of([self.target(item, names) for item in node.items], stored=True)
         return self.fail(f"can't assign to {type(node).__name__}", node.lineno)
@@ -201,7 +185,7 @@ class Statements(Output):
         self.check_namespaces(node.target)
         value = self.expr(node.node)
         names: list[str] = []
-        self.emit(self.assign(self.target(node.target, names), value))
+        self.emit("$target = $value", target=self.target(node.target, names), value=value)
         self.assigned(names)
 
     def check_namespaces(self, target: nodes.Node) -> None:
@@ -211,9 +195,7 @@ class Statements(Output):
             if ref.name in seen:
                 continue
             seen.add(ref.name)
-            kind = self.call_name("type", self.load(self.local(ref.name)))
-            check = self.statement(self.call_runtime("_namespace_of", self.load(self.local(ref.name))))
-            self.emit(self.when(self.compare(kind, IS_NOT, self.runtime("_Namespace")), [check]))
+            self.emit("if type($local) is not $_Namespace: $_namespace_of($local)", local=self.local(ref.name))
 
     def assigned(self, names: Sequence[str]) -> None:
         """Emit what makes assigned names known beyond the function: exports, and the context that functions get."""
@@ -225,35 +207,31 @@ class Statements(Output):
         if not (names and (scope.toplevel or scope.loop or scope.block)):
             return
         names = sorted(set(names))
-        if scope.loop:
+        if scope.loop or scope.block:
             if not self.state.function.shows_context and self.settings.fuse:
                 return  # nobody will ask
-            where = self.load("_loop_vars")
-        elif scope.block:
-            if not self.state.function.shows_context and self.settings.fuse:
-                return
-            where = self.load("_block_vars")
+            self.store_in(self.load("_loop_vars" if scope.loop else "_block_vars"), names)
         else:
-            where = self.dotted(self.context, "vars")
-        self.emit(self.stored(where, names))
-        public = [name for name in names if name[:1] != "_"]
-        if scope.toplevel and not scope.loop and public:
-            self.emit(self.exported("add", "update", public))
+            self.store_in(self.dotted(self.context, "vars"), names)
+        if scope.toplevel and not scope.loop:
+            self.export(names, "update")
 
-    def stored(self, where: ast.expr, names: Sequence[str]) -> ast.stmt:
-        """``where[name] = local`` for each name."""
+    def store_in(self, where: ast.expr, names: Sequence[str]) -> None:
+        """Emit ``where[name] = local`` for each name."""
         if len(names) == 1:
-            return self.assign(self.subscript_store(where, names[0]), self.load(self.local(names[0])))
-        pairs = self.dict_of([(name, self.load(self.local(name))) for name in names])
-        return self.statement(self.call(self.attribute(where, "update"), [pairs]))
+            self.emit("$where['$name'] = $local", where=where, name=names[0], local=self.local(names[0]))
+        else:
+            pairs = self.dict_of([(name, self.load(self.local(name))) for name in names])
+            self.emit("$where.update($pairs)", where=where, pairs=pairs)
 
-    def exported(self, one: str, several: str, names: Sequence[str]) -> ast.stmt:
-        """A change of the context's exported names."""
-        exported = self.dotted(self.context, "exported_vars")
-        if len(names) == 1:
-            return self.statement(self.call(self.attribute(exported, one), [self.constant(names[0])]))
-        listed = self.tuple_of([self.constant(name) for name in names])
-        return self.statement(self.call(self.attribute(exported, several), [listed]))
+    def export(self, names: Sequence[str], method: str) -> None:
+        """Emit a change of the context's exported names; those that begin with an underscore never are."""
+        public = [self.constant(name) for name in names if name[:1] != "_"]
+        if len(public) == 1:
+            method = {"update": "add", "difference_update": "discard"}[method]
+            self.emit("$ctx.exported_vars.$method($public)", method=method, public=public)
+        elif public:
+            self.emit("$ctx.exported_vars.$method(($public))", method=method, public=self.tuple_of(public))
 
     def assign_block(self, node: nodes.AssignBlock) -> None:
         """``{% set a %}…{% endset %}``."""
@@ -268,14 +246,13 @@ class Statements(Output):
             if node.filter is not None:
                 self.captured = self.captured_text()
                 value = self.filter(node.filter)
-            if self.pending:
-                self.flush()
+            self.flush()
         self.state.guard_output = guard
         if self.eval_ctx.volatile or self.analysis.modifies_eval_context or not self.settings.direct_macros:
             value = self.marked(value)
-        elif self.eval_ctx.autoescape:
-            value = self.call_runtime("Markup", value)
-        self.emit(self.assign(self.target(node.target, names), value))
+        else:
+            value = self.marked_result(value)
+        self.emit("$target = $value", target=self.target(node.target, names), value=value)
         self.assigned(names)
 
     # Branches
@@ -316,8 +293,7 @@ class Statements(Output):
             return
         made: list[_Made] = []
         orelse: list[ast.stmt] = []
-        if self.pending:
-            self.flush()
+        self.flush()
         for test, body, line in arms:
             self.line = line
             condition = None if test is None else self.expr(test)
@@ -332,30 +308,27 @@ class Statements(Output):
             return
         for condition, statements, line in reversed(made):
             self.line = line
-            orelse = [self.when(condition, statements, orelse)]
-        self.emit(orelse[0])
+            orelse = self.lines(_IF, test=condition, body=statements, orelse=orelse)
+        self.out += orelse
 
     def flat(self, made: list[_Made], orelse: list[ast.stmt]) -> None:
         """Emit a chain too long for Python's compiler to nest: each arm tells the next ones that it was taken.
 
         Groups of arms are nested, and follow each other while none was taken.
         """
-        self.buffers += 1
-        taken = f"_taken{self.buffers}"
-        self.emit(self.assign(taken, self.constant(value=True)))
-        groups = [made[start : start + _DEEPEST] for start in range(0, len(made), _DEEPEST)]
-        for number, group in enumerate(groups):
-            last = [self.assign(taken, self.constant(value=False))]
-            for condition, statements, line in reversed(group):
+        taken = self.numbered("_taken")
+        self.emit("$taken = True", taken=taken)
+        for start in range(0, len(made), _DEEPEST):
+            group = self.lines("$taken = False", taken=taken)
+            for condition, statements, line in reversed(made[start : start + _DEEPEST]):
                 self.line = line
-                last = [self.when(condition, statements, last)]
-            if number:
-                begin = [self.assign(taken, self.constant(value=True)), *last]
-                self.emit(self.when(self.negate(self.load(taken)), begin))
+                group = self.lines(_IF, test=condition, body=statements, orelse=group)
+            if start:
+                self.emit("if not $taken:\n    $taken = True\n    $group", taken=taken, group=group)
             else:
-                self.emit(last[0])
+                self.emit("$group", group=group)
         if orelse:
-            self.emit(self.when(self.negate(self.load(taken)), orelse))
+            self.emit("if not $taken: $orelse", taken=taken, orelse=orelse)
 
     # The rest
 
@@ -364,12 +337,12 @@ class Statements(Output):
         values = [self.expr(value) for value in node.values]
         with self.entered(self.analysis.scopes[id(node), ""]):
             for target, value in zip(node.targets, values, strict=True):
-                self.emit(self.assign(self.target(target, []), value))
+                self.emit("$target = $value", target=self.target(target, []), value=value)
             self.body(node.body)
 
     def expression_statement(self, node: nodes.ExprStmt) -> None:
         """``{% do f() %}``."""
-        self.emit(self.statement(self.expr(node.node)))
+        self.emit("$value", value=self.expr(node.node))
 
     def filter_block(self, node: nodes.FilterBlock) -> None:
         """``{% filter upper %}…{% endfilter %}``."""
@@ -380,19 +353,8 @@ class Statements(Output):
                 self.line = node.lineno or self.line
                 self.captured = self.captured_text()
                 value = self.filter(node.filter)
-                if self.pending:
-                    self.flush()
+                self.flush()
             self.put(value)  # as it is, even where escaping is on
-
-    def captured_text(self) -> ast.expr:
-        """What the filter block around has put out so far."""
-        if self.pending:
-            self.flush()
-        text = self.contents(self.buffer)
-        if self.eval_ctx.volatile:
-            autoescape = self.dotted(self.context, "eval_ctx", "autoescape")
-            return self.choose(autoescape, self.call_runtime("Markup", text), self.contents(self.buffer))
-        return self.call_runtime("Markup", text) if self.eval_ctx.autoescape else text
 
     def scope_node(self, node: nodes.Scope) -> None:
         """A scope made by an extension."""
@@ -401,11 +363,9 @@ class Statements(Output):
 
     def overlay_scope(self, node: nodes.OverlayScope) -> None:
         """A scope made by an extension, whose names come from a dict."""
-        self.buffers += 1
-        context = f"_ctx{self.buffers}"
-        self.emit(self.assign(context, self.derived()))
-        variables = ast.Attribute(self.load(context), "vars", ast.Store(), lineno=self.line, col_offset=0)
-        self.emit(self.assign(variables, self.expr(node.context)))
+        context = self.numbered("_ctx")
+        self.emit("$context = $derived", context=context, derived=self.derived())
+        self.emit("$context.vars = $variables", context=context, variables=self.expr(node.context))
         outer, self.reference = self.reference, context
         try:
             with self.entered(self.analysis.scopes[id(node), ""]):
@@ -416,9 +376,7 @@ class Statements(Output):
     def modify_eval_context(self, node: nodes.EvalContextModifier) -> None:
         """Change escaping from here on."""
         for keyword in node.options:
-            target = self.dotted(self.context, "eval_ctx")
-            stored = ast.Attribute(target, keyword.key, ast.Store(), lineno=self.line, col_offset=0)
-            self.emit(self.assign(stored, self.expr(keyword.value)))
+            self.emit("$ctx.eval_ctx.$name = $value", name=keyword.key, value=self.expr(keyword.value))
             try:
                 value = keyword.value.as_const(self.eval_ctx)
             except nodes.Impossible:
@@ -428,25 +386,26 @@ class Statements(Output):
 
     def scoped_eval_context(self, node: nodes.ScopedEvalContextModifier) -> None:
         """Change escaping for a body."""
-        self.buffers += 1
-        saved_name = f"_saved{self.buffers}"
+        name = self.numbered("_saved")
         saved = self.eval_ctx.save()
-        save = self.dotted(self.context, "eval_ctx", "save")
-        self.emit(self.assign(saved_name, self.call(save, [])))
+        self.emit("$name = $ctx.eval_ctx.save()", name=name)
         self.modify_eval_context(node)
         self.body(node.body)
         self.eval_ctx.revert(saved)
-        revert = self.dotted(self.context, "eval_ctx", "revert")
-        self.emit(self.statement(self.call(revert, [self.load(saved_name)])))
+        self.emit("$ctx.eval_ctx.revert($name)", name=name)
 
     def break_node(self, node: nodes.Break) -> None:  # noqa: ARG002  (the table's signature)
         """``{% break %}``."""
-        self.emit(ast.Break(lineno=self.line, col_offset=0))
+        self.emit("break")
 
     def continue_node(self, node: nodes.Continue) -> None:  # noqa: ARG002  (the table's signature)
         """``{% continue %}``."""
-        self.emit(ast.Continue(lineno=self.line, col_offset=0))
+        self.emit("continue")
 
+
+_IF = "if $test: $body\nelse: $orelse"
+_DICT_OR_EMPTY = "$alias = $local if type($local) is dict else $_empty"
+"""A plain dict stays, anything else is an empty one."""
 
 _DEEPEST = 60
 

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python code with holes: parsed once, filled in as often as it is emitted.
+
+A pattern is Python text. ``$name`` is a hole for an expression, for an identifier (given as text), or, on a line of its
+own, for statements; a list fills it with any number of them. ``'$name'``, in quotes, is a constant. A hole that is
+given nothing is a name of the runtime's tables, and ``$ctx`` is the render's context.
+
+Patterns are written for async environments: elsewhere their ``async`` and ``await`` fall away.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from functools import cache
+from textwrap import dedent
+from typing import Any, TypeVar
+
+N = TypeVar("N", bound=ast.AST)
+Maker = Callable[[Any, Mapping[str, Any]], Any]
+"""Makes nodes at a builder's line, from what fills the holes."""
+
+_HOLE = "hole_"  # what $ is for Python's parser
+_PLAIN: dict[type[ast.AST], type[ast.AST]] = {ast.AsyncFunctionDef: ast.FunctionDef, ast.AsyncFor: ast.For}
+_SAME = {"ctx": ast.Load(), "col_offset": 0, "kind": None, "type_comment": None, "format_spec": None}
+_quick: dict[type[ast.AST], Any] = {}
+
+
+def quick(kind: type[N]) -> type[N]:
+    """Return the class of the nodes of a type that we make.
+
+    Calling ``ast.Name(id=..., ctx=..., lineno=...)`` costs twice what making the bare object and storing its attributes
+    does, and a template is thousands of nodes. What is the same for nearly all nodes of a type is an attribute of the
+    class: ``compile()`` and ``ast.unparse`` read attributes and don't ask where they live. It bears the name of the
+    type, since ``ast.NodeVisitor`` goes by that.
+    """
+    made: type[N] | None = _quick.get(kind)
+    if made is None:
+        same = {name: value for name, value in _SAME.items() if name in {*kind._fields, *kind._attributes}}
+        made = _quick[kind] = type(kind.__name__, (kind,), {"__doc__": f"`ast.{kind.__name__}`.", **same})
+    return made
+
+
+@cache
+def statements(text: str) -> Maker:
+    """Return what makes the statements of a pattern."""
+    return _several(ast.parse(dedent(text).replace("$", _HOLE)).body)
+
+
+@cache
+def expression(text: str) -> Maker:
+    """Return what makes the expression that a pattern is."""
+    return _maker(ast.parse(text.replace("$", _HOLE), mode="eval").body)
+
+
+def _several(nodes: list[Any], *, body: bool = False) -> Maker:
+    """Return what makes a list of nodes; an empty body is ``pass``."""
+    makers = [_maker(node) for node in nodes]
+
+    def make(builder: Any, parts: Mapping[str, Any]) -> list[Any]:
+        made: list[Any] = []
+        for maker in makers:
+            one = maker(builder, parts)
+            if type(one) is list:
+                made += one
+            else:
+                made.append(one)
+        return builder.lines("pass") if body and not made else made
+
+    return make
+
+
+def _maker(node: Any) -> Maker:
+    kind = type(node)
+    if kind is ast.Expr and _is_hole(node.value, "id"):
+        return _statements(node.value.id.removeprefix(_HOLE), _maker(node.value))
+    if kind is ast.Name and type(node.ctx) is ast.Load:
+        return _name(node.id.removeprefix(_HOLE), "load") if _is_hole(node, "id") else _loaded(node.id)
+    if kind is ast.Name and _is_hole(node, "id"):
+        return _name(node.id.removeprefix(_HOLE), "store")
+    if kind is ast.arg and _is_hole(node, "arg"):
+        return _name(node.arg.removeprefix(_HOLE), "argument")
+    if kind is ast.Constant and _is_hole(node, "value"):
+        return _constant(node.value.removeprefix(_HOLE))
+    same: dict[str, Any] = {}
+    inner: list[tuple[str, Maker]] = []
+    for field in node._fields:
+        value: Any = getattr(node, field, None)
+        if isinstance(value, list) and any(_is_made(item) for item in value):
+            inner.append((field, _several(value, body=field == "body")))
+        elif isinstance(value, ast.AST) and _is_made(value):
+            inner.append((field, _maker(value)))
+        elif _is_hole(node, field):
+            inner.append((field, _text(value.removeprefix(_HOLE))))
+        elif type(value) is not ast.Load and value != _SAME.get(field, _HOLE):
+            same[field] = value
+    return _node(kind, same, inner)
+
+
+def _is_made(node: ast.AST) -> bool:
+    """Whether a node is another one each time; operators aren't."""
+    return bool(node._fields or node._attributes)
+
+
+def _is_hole(node: Any, field: str) -> bool:
+    value = getattr(node, field, None)
+    return isinstance(value, str) and value.startswith(_HOLE)
+
+
+def _node(kind: type[ast.AST], same: dict[str, Any], inner: list[tuple[str, Maker]]) -> Maker:
+    """Return what makes a node of fields that are the same each time and others that are made."""
+
+    def make(builder: Any, parts: Mapping[str, Any]) -> Any:
+        made: Any = new(of_kind)
+        fields = made.__dict__
+        fields["lineno"] = builder.line
+        fields.update(same)
+        for field, maker in inner:
+            fields[field] = maker(builder, parts)
+        return made
+
+    of_kind = quick(kind)
+    new = of_kind.__new__
+    if kind is ast.Await:
+        ((_, value),) = inner
+        return lambda builder, parts: (make if builder.asynchronous else value)(builder, parts)
+    if kind in _PLAIN:
+        plain = _node(_PLAIN[kind], same, inner)
+        return lambda builder, parts: (make if builder.asynchronous else plain)(builder, parts)
+    return make
+
+
+def _loaded(name: str) -> Maker:
+    return lambda builder, _parts: builder.load(name)
+
+
+def _text(name: str) -> Maker:
+    return lambda _builder, parts: parts[name]
+
+
+def _constant(name: str) -> Maker:
+    return lambda builder, parts: builder.constant(parts[name])
+
+
+def _statements(name: str, value: Maker) -> Maker:
+    def make(builder: Any, parts: Mapping[str, Any]) -> Any:
+        part = parts[name]
+        if type(part) is list:
+            return part
+        return builder.statement(value(builder, parts))
+
+    return make
+
+
+def _name(name: str, how: str) -> Maker:
+    """Return what fills a hole; each text in it is a name that a method of the builder makes."""
+
+    def make(builder: Any, parts: Mapping[str, Any]) -> Any:
+        if name not in parts:
+            return getattr(builder, how)(builder.context) if name == "ctx" else builder.runtime(name)
+        part = parts[name]
+        if type(part) is str:
+            return getattr(builder, how)(part)
+        if type(part) is list:
+            return [getattr(builder, how)(item) if type(item) is str else item for item in part]
+        return part
+
+    return make
