@@ -108,7 +108,7 @@ def _record_of(data: bytes) -> tuple[DigestedCall | None, int]:
     if not line.startswith(b"%08x" % zlib.crc32(line[8:], zlib.crc32(memoryview(data)[:length]))):
         raise RefusedError("it doesn't have its checksum")
     try:
-        return records.call_of(line[8:]), length
+        return records.decode(line[8:]), length
     except records.DamagedRecordError as error:
         raise RefusedError(f"its record is damaged: {error}") from error
 
@@ -125,7 +125,7 @@ def read_record(path: str) -> DigestedCall | None:
             return None
         file.seek(length + 8)
         try:
-            return records.call_of(file.read(record - 8))
+            return records.decode(file.read(record - 8))
         except records.DamagedRecordError:
             return None
 
@@ -305,7 +305,7 @@ class DirectoryCache(Cache):
             pickled = pickle.dumps({"dat": result, "meta": meta}, protocol=5)
         except Exception as error:
             raise Rejected(f"a result of type {type(result).__qualname__} can't be saved: {error}") from error
-        record = records.body(call, key)
+        record = records.encode(call, key)
         checksum = b"%08x" % zlib.crc32(record, zlib.crc32(pickled))
         text = checksum + record
         try:

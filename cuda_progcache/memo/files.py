@@ -18,10 +18,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from cuda_progcache._util.files import Signature, is_settled, signature
 from cuda_progcache.errors import OptionError
 
-#: Nanoseconds that a file must have rested for its digest to be remembered: the coarsest file clock in use (FAT, NFS).
-RESTED = 2_000_000_000
 _CHUNK = 1 << 20
 
 Pattern: TypeAlias = "str | re.Pattern[str] | None"
@@ -32,7 +31,8 @@ class Remembered(NamedTuple):
 
     digest: str
     algo: str
-    stamp: tuple[int, int, int, int, int]
+    device: int
+    signature: Signature
 
 
 def new_hasher(algo: str) -> Any:
@@ -52,11 +52,6 @@ def hash_text(text: str, algo: str) -> str:
     hasher.update(text.encode("utf-8", "surrogatepass"))
     digest: str = hasher.hexdigest()
     return digest
-
-
-def stamp_of(status: os.stat_result) -> tuple[int, int, int, int, int]:
-    """What has to stay for a file to count as unchanged."""
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def hash_file(path: str, algo: str) -> tuple[str, os.stat_result]:
@@ -86,17 +81,17 @@ class FileDigests:
             if not stat.S_ISREG(status.st_mode):
                 return None
             known = self.memory.get(path)
-            if isinstance(known, Remembered) and (known.algo, known.stamp) == (algo, stamp_of(status)):
+            if isinstance(known, Remembered) and known[1:] == (algo, status.st_dev, signature(status)):
                 return known.digest
             now = time.time_ns()
             digest, before = hash_file(path, algo)
             after = os.stat(path)
         except OSError:
             return None
-        stamp = stamp_of(before)
-        rested = now - max(before.st_mtime_ns, before.st_ctime_ns) > RESTED
-        # With no stamp that a file could have, it is listed, but read again.
-        self._keep(path, Remembered(digest, algo, stamp if rested and stamp == stamp_of(after) else (0, 0, 0, 0, 0)))
+        seen = (before.st_dev, signature(before))
+        # With no signature that a file could have, it is listed, but read again.
+        kept = seen if is_settled(before, now) and seen == (after.st_dev, signature(after)) else (0, (0, 0, 0, 0))
+        self._keep(path, Remembered(digest, algo, *kept))
         return digest
 
     def _keep(self, path: str, what: Remembered) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from cuda_progcache._util.running import Running, running
+from cuda_progcache._util.running import Running, running, under_way
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.files import Watched
@@ -43,10 +43,7 @@ _under_way: dict[int, Frame] = {}
 
 def frame_here() -> Frame | None:
     """The innermost memoized call whose body runs in this thread or task."""
-    around = running.get()
-    while around is not None and not isinstance(around, Frame):
-        around = around.parent
-    return around
+    return next((call for call in under_way() if isinstance(call, Frame)), None)
 
 
 def frames_here() -> list[Frame]:

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import NamedTuple
 
+from cuda_progcache._util.files import Signature, signature
 from cuda_progcache.memo.syntax import written
 
 
@@ -207,19 +208,18 @@ class Source(NamedTuple):
     digest: bytes
     imports: frozenset[str]
     path: str
-    stamp: tuple[int, int, int]
+    stamp: Signature
 
 
 _sources: dict[str, Source] = {}
 
 
-def stamp_of(path: str) -> tuple[int, int, int] | None:
-    """The status fields that change with a file's content; None if there is no file."""
+def stamp_of(path: str) -> Signature | None:
+    """The signature of a file; None if there is none."""
     try:
-        status = os.stat(path)
+        return signature(os.stat(path))
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def source_of(module: str, path: str) -> Source | None:

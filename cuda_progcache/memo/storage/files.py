@@ -278,7 +278,7 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         """Write the record of a call; of one with live values their digests alone."""
         if isinstance(value, Call):
             value = value.digest()
-        self._write(key, records.seal(records.body(value, key), key, self.secret), f"the call of {value.name}")
+        self._write(key, records.seal(records.encode(value, key), key, self.secret), f"the call of {value.name}")
         return key
 
     def get(self, key: Digest) -> DigestedCall:
@@ -286,7 +286,7 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         record = self.record(key)
         if record is None:
             raise KeyError(key)
-        return records.call_of(record)
+        return records.decode(record)
 
     def peek(self, key: Digest) -> DigestedCall:
         """The call under ``key``, for a caller who changes nothing of it; remembered while its file stays as it is."""
@@ -376,7 +376,7 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
 
     def decode(self, record: bytes) -> DigestedCall:
         """The call in the JSON of a record."""
-        return records.call_of(record)
+        return records.decode(record)
 
 
 def _nothing() -> None:

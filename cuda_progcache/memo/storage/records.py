@@ -75,7 +75,7 @@ _encoder = msgspec.json.Encoder(enc_hook=_text)
 _decoder = msgspec.json.Decoder(Record)
 
 
-def body(call: DigestedCall, key: Digest) -> bytes:
+def encode(call: DigestedCall, key: Digest) -> bytes:
     """A call as the JSON of its record; SaveError where it holds what JSON can't."""
     record = Record(
         FORMAT, key, call.name, dict(call.arguments), call.module, call.version, call.code_digest, call.result,
@@ -90,7 +90,7 @@ def body(call: DigestedCall, key: Digest) -> bytes:
         raise SaveError(f"the call of {call.name} can't be recorded: {error}") from error
 
 
-def call_of(text: bytes) -> DigestedCall:
+def decode(text: bytes) -> DigestedCall:
     """The call in the JSON of a record; DamagedRecordError where it is none."""
     try:
         record = _decoder.decode(text)
