@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.dot import digraph
 from cuda_progcache._util.files import put_in_place
-from cuda_progcache._util.running import running
+from cuda_progcache._util.running import running, under_way
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.files import Watched
 from cuda_progcache.memo.frames import Frame, _under_way, enter
@@ -38,13 +38,7 @@ class _CallStack:
     """The calls of the tree that run in this thread or task, the innermost last; for programs that push their own."""
 
     def _frames(self) -> list[Frame]:
-        found = []
-        around = running.get()
-        while around is not None:
-            if isinstance(around, Frame) and around.node is not None:
-                found.append(around)
-            around = around.parent
-        return found[::-1]
+        return [call for call in under_way() if isinstance(call, Frame) and call.node is not None][::-1]
 
     def append(self, node: str) -> None:
         enter(Frame(node, node, running.get(), node))
@@ -92,10 +86,7 @@ def register(node: str, fname: str, hash_: str, outfile: str | Path | None, algo
 
 def node_here() -> str | None:
     """The innermost call of the tree that runs here."""
-    around = running.get()
-    while around is not None and getattr(around, "node", None) is None:
-        around = around.parent
-    return getattr(around, "node", None)
+    return next((node for call in under_way() if (node := getattr(call, "node", None)) is not None), None)
 
 
 def algo_of(node: str | None) -> str:
