@@ -14,8 +14,9 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
 from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.compile.record import names_of, options_of, program_name, variant_text
 from cuda_progcache.service.described import all_described, described
-from cuda_progcache.service.selection import Selection, names_of, options_of, program_name, variant_text
+from cuda_progcache.service.selection import Selection
 
 if TYPE_CHECKING:
     from rich.table import Table

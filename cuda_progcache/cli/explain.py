@@ -12,7 +12,7 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.entries import entry_json, find_entry
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.service.selection import program_name, variant_text
+from cuda_progcache.compile.record import program_name, variant_text
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.unkept import Unkept

@@ -15,8 +15,9 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import names
 from cuda_progcache.cli.maintenance import arch_option, parse_time
 from cuda_progcache.cli.proof import lock_option
-from cuda_progcache.cli.session import Session, common_options, include_option, library_at
-from cuda_progcache.service.selection import fits, program_name
+from cuda_progcache.cli.session import Session, common_options, include_option, library_at, library_option
+from cuda_progcache.compile.record import program_name
+from cuda_progcache.service.selection import fits
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
@@ -34,11 +35,7 @@ Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was w
 @click.command("export", short_help="Write programs to a bundle, an image or a wheel.", epilog=EXPORT_JSON)
 @click.argument("bundle", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @lock_option
-@click.option(
-    "--manifest",
-    type=click.Path(exists=True, path_type=Path),
-    help="Only what this library lists for each --arch; with --lock, its kernels.",
-)
+@library_option("Only what this library lists for each --arch; with --lock, its kernels.")
 @arch_option
 @click.option(
     "--kernel",

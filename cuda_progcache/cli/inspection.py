@@ -19,8 +19,9 @@ from cuda_progcache.cli.session import (
     manifest_option,
     parse_parameters,
 )
+from cuda_progcache.compile.record import program_name, variant_text
 from cuda_progcache.service.described import all_described, described
-from cuda_progcache.service.selection import Selection, fits, program_name, variant_text
+from cuda_progcache.service.selection import Selection, fits
 
 if TYPE_CHECKING:
     from cuda_progcache.inspect import Cliff, Instruction, Occupancy, Resources, Source

@@ -15,8 +15,9 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import archs, names
 from cuda_progcache.cli.entries import entry_json, iso
 from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.compile.record import program_name, variant_text
 from cuda_progcache.service.described import all_described, described
-from cuda_progcache.service.selection import Selection, fits, program_name, variant_text
+from cuda_progcache.service.selection import Selection, fits
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo

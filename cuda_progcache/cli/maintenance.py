@@ -12,23 +12,16 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
-from cuda_progcache.cli.completion import archs, programs
+from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.entries import find_entry
-from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.service.selection import program_name
+from cuda_progcache.cli.session import Session, archs_option, common_options
+from cuda_progcache.compile.record import program_name
 from cuda_progcache.store.default_cap import parse_size as in_bytes
 
 if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-arch_option = click.option(
-    "--arch",
-    "archs",
-    multiple=True,
-    metavar="ARCH",
-    shell_complete=archs,
-    help="Only programs for this architecture, as sm_90; repeatable.",
-)
+arch_option = archs_option("Only programs for this architecture, as sm_90; repeatable.")
 
 
 _TIMES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}

@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cuda_progcache._util.amounts import plural as plural  # noqa: PLC0414 - the commands take them from here
+from cuda_progcache._util.amounts import seconds as seconds  # noqa: PLC0414
+from cuda_progcache._util.amounts import size as size  # noqa: PLC0414
 from cuda_progcache._util.json_values import json_value
-from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414 - the commands take them from here
+from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414
 from cuda_progcache._util.printable import printable as printable  # noqa: PLC0414
 
 if TYPE_CHECKING:
@@ -276,31 +279,6 @@ def here(path: str) -> str:
     return path if relative.startswith(os.pardir) else relative
 
 
-def size(count: float) -> str:
-    """Write a number of bytes in SI units: ``6.5 kB``."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.5:
-            return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
-    return f"{count / 1000:.1f} TB"
-
-
-def seconds(value: float) -> str:
-    """Write a duration: ``412 us``, ``85 ms``, ``12.4 s``, ``3 min 20 s``."""
-    if value < 1e-3:
-        return f"{value * 1e6:.0f} us"
-    if value < 0.9995:
-        return f"{value * 1e3:.0f} ms"
-    if value < 60:
-        return f"{value:.1f} s" if value >= 9.95 else f"{value:.2f} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def age(value: float) -> str:
     """Write how long ago something was: ``now``, ``40 s``, ``3 min``, ``5 h``, ``12 d``."""
     if value < 1:
@@ -314,13 +292,6 @@ def age(value: float) -> str:
 def ago(value: float) -> str:
     """Write when something was: ``just now``, ``3 min ago``."""
     return "just now" if value < 1 else f"{age(value)} ago"
-
-
-def plural(count: int, noun: str) -> str:
-    """Write a count and its noun: ``1 entry``, ``2 entries``, ``3 hits``."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count:,} {noun[:-1]}ies" if noun.endswith("y") else f"{count:,} {noun}s"
 
 
 def prefix_length(digests: Iterable[str], at_least: int = 8) -> int:

@@ -16,13 +16,14 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode, Terminated
-from cuda_progcache.cli.completion import kernels
 from cuda_progcache.cli.entries import cuobjdump, parameters_text
 from cuda_progcache.cli.proof import junit_option, lock_option
 from cuda_progcache.cli.session import (
     Session,
+    archs_option,
     common_options,
     include_option,
+    kernels_option,
     library_at,
     manifest_option,
     verbose_option,
@@ -46,25 +47,20 @@ is missing. 130 (Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, a
 """
 
 
+_jobs_option = click.option(
+    "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
+)
+
+
 @click.command(
     "prewarm",
     short_help="Compile a kernel library's variants into the cache before they are needed.",
     epilog=PREWARM_JSON,
 )
 @manifest_option
-@click.option(
-    "--arch",
-    "archs",
-    multiple=True,
-    metavar="ARCH",
-    help=f"An architecture; repeatable. [default: {', '.join(DEMO_ARCHS)}]",
-)
-@click.option(
-    "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
-)
-@click.option(
-    "--kernel", "kernels", multiple=True, metavar="NAME", shell_complete=kernels, help="Only this kernel; repeatable."
-)
+@archs_option(f"An architecture; repeatable. [default: {', '.join(DEMO_ARCHS)}]")
+@_jobs_option
+@kernels_option("Only this kernel; repeatable.")
 @lock_option
 @click.option("--dry-run", is_flag=True, help="Compile nothing; say what would be, and why.")
 @click.option("--require-hits", is_flag=True, help="Compile nothing; fail unless all is there.")
@@ -134,9 +130,7 @@ def prewarm_command(
 @click.command(
     "demo", short_help="Prewarm the bundled kernels for four architectures and show what happened.", epilog=PREWARM_JSON
 )
-@click.option(
-    "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
-)
+@_jobs_option
 @verbose_option
 @common_options
 @click.pass_obj

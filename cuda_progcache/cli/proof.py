@@ -13,8 +13,16 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
-from cuda_progcache.cli.completion import archs, kernels
-from cuda_progcache.cli.session import Session, common_options, include_option, library_at, manifest_option
+from cuda_progcache.cli.session import (
+    Session,
+    archs_option,
+    common_options,
+    include_option,
+    kernels_option,
+    library_at,
+    library_option,
+    manifest_option,
+)
 
 if TYPE_CHECKING:
     from cuda_progcache.service.proof import Proof
@@ -42,22 +50,8 @@ LOCK_JSON = """\b
 
 @click.command("lock", short_help="Write down the programs that a deploy needs.", epilog=LOCK_JSON)
 @manifest_option
-@click.option(
-    "--arch",
-    "archs",
-    multiple=True,
-    metavar="ARCH",
-    shell_complete=archs,
-    help="Lock the library's variants for it; repeatable.",
-)
-@click.option(
-    "--kernel",
-    "kernels",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=kernels,
-    help="Only this kernel of the library; repeatable.",
-)
+@archs_option("Lock the library's variants for it; repeatable.")
+@kernels_option("Only this kernel of the library; repeatable.")
 @click.option(
     "--from",
     "recordings",
@@ -127,27 +121,9 @@ Exit code 1: some programs are of no use here; with --lock or --manifest, some a
 )
 @click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
 @lock_option
-@click.option(
-    "--manifest",
-    type=click.Path(exists=True, path_type=Path),
-    help="A folder with a manifest.toml: prove that its variants are there; with --lock, its kernels.",
-)
-@click.option(
-    "--arch",
-    "archs",
-    multiple=True,
-    metavar="ARCH",
-    shell_complete=archs,
-    help="Check for this device, in place of those here; repeatable.",
-)
-@click.option(
-    "--kernel",
-    "kernels",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=kernels,
-    help="With --manifest: only it; repeatable.",
-)
+@library_option("A folder with a manifest.toml: prove that its variants are there; with --lock, its kernels.")
+@archs_option("Check for this device, in place of those here; repeatable.")
+@kernels_option("With --manifest: only it; repeatable.")
 @include_option
 @junit_option
 @common_options

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cuda_progcache._util.modes import MODES, VARIABLE
-from cuda_progcache.cli.completion import parameters
+from cuda_progcache.cli.completion import archs, kernels, parameters
 from cuda_progcache.errors import UnsafeRootError
 
 if TYPE_CHECKING:
@@ -209,11 +209,24 @@ verbose_option = click.option(
     callback=_explain_misses,
     help="Say of every miss why, on stderr.",
 )
-manifest_option = click.option(
-    "--manifest",
-    type=click.Path(exists=True, path_type=Path),
-    help="A folder with a manifest.toml, or that file. [default: the bundled kernel library]",
-)
+
+
+def library_option(meaning: str) -> Callable[[F], F]:
+    """``--manifest``, with what it means to a command."""
+    return click.option("--manifest", type=click.Path(exists=True, path_type=Path), help=meaning)
+
+
+def archs_option(meaning: str) -> Callable[[F], F]:
+    """``--arch``, given any number of times."""
+    return click.option("--arch", "archs", multiple=True, metavar="ARCH", shell_complete=archs, help=meaning)
+
+
+def kernels_option(meaning: str) -> Callable[[F], F]:
+    """``--kernel``, given any number of times."""
+    return click.option("--kernel", "kernels", multiple=True, metavar="NAME", shell_complete=kernels, help=meaning)
+
+
+manifest_option = library_option("A folder with a manifest.toml, or that file. [default: the bundled kernel library]")
 include_option = click.option(
     "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
 )

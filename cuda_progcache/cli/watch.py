@@ -16,7 +16,7 @@ from cuda_progcache.cli.app import Terminated
 from cuda_progcache.cli.entries import entry_json, iso
 from cuda_progcache.cli.maintenance import parse_time
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.service.selection import program_name, variant_text
+from cuda_progcache.compile.record import program_name, variant_text
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.unkept import Unkept

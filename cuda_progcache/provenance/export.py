@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util import dsse
 from cuda_progcache._util.printable import printable
+from cuda_progcache.compile.record import components, program_name, rendered_kernel
 from cuda_progcache.errors import ProgCacheError, ToolchainError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.provenance.nodes import Part, content_digest, display_name, options, parts_of, times
+from cuda_progcache.provenance.nodes import Part, content_digest, parts_of, times
 
 if TYPE_CHECKING:
     from cuda_progcache.provenance.graph import Graph, Node
@@ -154,15 +155,15 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
         raise ProgCacheError(f"{entry.digest[:12]} was put there by hand: how it was made isn't known")
     external = {
         **{name: record.get(name) for name in ("name", "code_type", "target_type", "arch")},
-        "options": options(record),
+        "options": components(record, "option"),
         "name_expressions": sorted(record.get("symbol_mapping") or {}),
     }
-    kernel = record.get("kernel") or record.get("part_of")
-    if kernel is not None:
+    kernel = rendered_kernel(record)
+    if kernel:
         external["kernel"] = {"name": kernel.get("name"), "parameters": dict(kernel.get("parameters") or {})}
     clock = times(record)
     metadata = {"invocationId": record.get("key"), "startedOn": clock.get("started"), "finishedOn": clock.get("ended")}
-    name = f"{display_name(record)}.{record.get('arch')}.{record.get('target_type')}"
+    name = f"{program_name(record)}.{record.get('arch')}.{record.get('target_type')}"
     return {
         "_type": dsse.STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": subject}}],

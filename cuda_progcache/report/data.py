@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util.printable import one_line, printable
-from cuda_progcache.provenance.nodes import display_name
+from cuda_progcache.compile.record import program_name
 
 if TYPE_CHECKING:
     from cuda_progcache.service.comparison import KernelUse
@@ -219,7 +219,7 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
     programs = []
     earlier: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in entries:
-        name = display_name(entry.record)
+        name = program_name(entry.record)
         why, reasons = _why(entry.record, earlier[name])
         programs.append(_program(entry, name, why, reasons, used.get(entry.digest, ())))
         earlier[name] = [*earlier[name][1 - _COMPARED :], entry.record]

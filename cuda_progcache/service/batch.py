@@ -17,7 +17,7 @@ from cuda_progcache._util.scratch import ScratchFolder
 from cuda_progcache._util.who import who
 from cuda_progcache.errors import WorkerDiedError
 from cuda_progcache.service.plan import Load, Plan
-from cuda_progcache.service.worker import Worker, trouble
+from cuda_progcache.service.worker import Worker, told_of, trouble
 
 if TYPE_CHECKING:
     from cuda_progcache.service.cached_compiler import CachedCompiler
@@ -142,17 +142,10 @@ class _InThisProcess:
     def run(self, job: Job, *, precompile: bool) -> Answer:  # noqa: ARG002 - see the class
         started = time.perf_counter()
         try:
-            done = self._compiler.compile_kernel(job.unit)
+            answer = told_of(self._compiler.compile_kernel(job.unit))
         except Exception as error:  # noqa: BLE001 - one job's trouble isn't the batch's
-            return {"error": trouble(error), "seconds": time.perf_counter() - started}
-        return {
-            "hit": done.hit,
-            "size": len(done.data),
-            "digest": done.digest,
-            "reason": done.reason,
-            "duration": done.record.get("duration"),
-            "seconds": time.perf_counter() - started,
-        }
+            answer = {"error": trouble(error)}
+        return {**answer, "seconds": time.perf_counter() - started}
 
 
 class _WorkerPool:

@@ -116,10 +116,7 @@ class CompileService:
     @kept_property
     def library(self) -> KernelLibrary:
         """The kernel library."""
-        from cuda_progcache.service.manifest import KernelLibrary
-
-        given = self._given_library
-        return given if isinstance(given, KernelLibrary) else KernelLibrary(given, mode=self.mode)
+        return self._opened(self._given_library)
 
     @kept_property
     def calls(self) -> Cache:
@@ -455,10 +452,11 @@ class CompileService:
         return prove(self._compiler, library, asked, self._command_options(library))
 
     def _library(self, given: KernelLibrary | str | os.PathLike[str] | None) -> KernelLibrary:
+        return self.library if given is None else self._opened(given)
+
+    def _opened(self, given: KernelLibrary | str | os.PathLike[str] | None) -> KernelLibrary:
         from cuda_progcache.service.manifest import KernelLibrary
 
-        if given is None:
-            return self.library
         return given if isinstance(given, KernelLibrary) else KernelLibrary(given, mode=self.mode)
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cuda_progcache.service.manifest import KernelLibrary
 
 Progress = Callable[["PrewarmItem", int, int], None]
+#: The counts of a report.
+_COUNTED = ("compiled", "hits", "failed", "skipped", "missing")
 
 
 @dataclass(frozen=True)
@@ -143,22 +145,9 @@ class PrewarmReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON: the counts and sums above, and every item."""
-        return {
-            "ok": self.ok,
-            "call": self.call,
-            "archs": list(self.archs),
-            "jobs": self.jobs,
-            "seconds": self.seconds,
-            "compiled": self.compiled,
-            "hits": self.hits,
-            "failed": self.failed,
-            "skipped": self.skipped,
-            "missing": self.missing,
-            "bytes": self.bytes,
-            "compile_seconds": self.compile_seconds,
-            "saved_seconds": self.saved_seconds,
-            "items": [json_value(asdict(item)) for item in self.items],
-        }
+        names = ("ok", "call", "archs", "jobs", "seconds", *_COUNTED, "bytes", "compile_seconds", "saved_seconds")
+        told = {name: getattr(self, name) for name in names}
+        return {**told, "archs": list(self.archs), "items": [json_value(asdict(item)) for item in self.items]}
 
 
 def prewarm(
@@ -273,10 +262,7 @@ def _look_up(
             seconds = time.perf_counter() - started
             size = found.size if isinstance(found, EntryInfo) else len(found.data)
             spared = float(found.record.get("duration") or 0.0)
-            finished(
-                index,
-                _of(one, "hit", seconds=seconds, saved=spared, size=size, digest=found.digest),
-            )
+            finished(index, _of(one, "hit", seconds=seconds, saved=spared, size=size, digest=found.digest))
     return missing
 
 

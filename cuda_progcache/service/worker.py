@@ -17,10 +17,13 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.children import end, start_module
 from cuda_progcache.errors import ProgCacheError, WorkerDiedError
+
+if TYPE_CHECKING:
+    from cuda_progcache.compile.compiled import CompiledProgram
 
 
 class Worker:
@@ -127,6 +130,14 @@ def trouble(error: Exception) -> str:
     return str(error) if isinstance(error, ProgCacheError) else f"{type(error).__name__}: {error}"
 
 
+def told_of(done: CompiledProgram) -> dict[str, Any]:
+    """What is told of a job's program."""
+    duration = done.record.get("duration")
+    return {
+        "hit": done.hit, "size": len(done.data), "digest": done.digest, "reason": done.reason, "duration": duration,
+    }  # fmt: skip
+
+
 def main() -> None:
     """Serve jobs until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -162,14 +173,7 @@ def main() -> None:
         try:
             unit = units.unit(Wanted.of_message(job))
             done = compiler.compile_kernel(unit, precompiled if job.get("precompile") else None)
-            answer: dict[str, Any] = {
-                "hit": done.hit,
-                "size": len(done.data),
-                "digest": done.digest,
-                "reason": done.reason,
-                "duration": done.record.get("duration"),
-                "precompiled": precompiled.used > used,
-            }
+            answer: dict[str, Any] = {**told_of(done), "precompiled": precompiled.used > used}
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the next one is waiting
             answer = {"error": trouble(error)}
         compiler.cache.close()  # what was counted is written down: the end of the batch kills this process

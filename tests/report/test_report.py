@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from cuda_progcache._util.amounts import size
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.report import data, page
 from cuda_progcache.report.listings import listings
@@ -222,7 +223,7 @@ def test_ten_thousand_programs_fit_and_are_searched_and_sorted(browser, many):
         shown.get_by_role("button", name="size").click()
         assert shown.locator('th[aria-sort="descending"]').inner_text() == "size"
         largest = max(expected, key=lambda one: one.size)
-        assert page.size(largest.size) in rows.first.inner_text()
+        assert size(largest.size) in rows.first.inner_text()
         shown.get_by_role("button", name="name").click()
         assert shown.locator("th[aria-sort=ascending]").inner_text() == "name"
         shown.get_by_role("button", name="Next").click()
