@@ -75,6 +75,9 @@ def test_what_is_copied_out_and_back_is_the_same(tier_url, tmp_path, compiled):
     """And a program with headers is found by what was copied with it."""
     digests = fill(tmp_path / "here", 70)
     seen = []
+    assert sync(tmp_path / "here", tier_url, dry_run=True).copied == 71
+    assert sync(tmp_path / "here", tmp_path / "unmade", dry_run=True).copied == 71
+    assert not (tmp_path / "unmade").exists()
     report = sync(tmp_path / "here", tier_url, on_progress=lambda *told: seen.append(told))
     assert (report.copied, report.there, report.missing, report.unusable, report.refused) == (71, 0, 0, 0, 0)
     assert report.manifests >= 1
