@@ -186,6 +186,18 @@ def test_gc_removes_what_is_old_and_not_needed(redis_url, tmp_path, run, monkeyp
     assert sides.side(redis_url, writes=False).sizes("v1/programs/") == {}
 
 
+def test_a_lockfile_has_to_know_what_it_keeps(redis_url, tmp_path, run):
+    """A program without a key would be left out of a copy, and removed by gc."""
+    fill(tmp_path / "here", 2)
+    sync("here", redis_url)
+    told = run("lock", "--kernel", "axpby", "--arch", "sm_80", "-o", "lock")
+    assert "without a key" in told
+    for command in (["sync", "here", "there"], ["gc", redis_url, "--older-than", "0s", "--yes"]):
+        option = "--lock" if command[0] == "sync" else "--keep-lock"
+        assert "keys aren't known" in run(*command, option, "lock", code=2)
+    assert len(sides.side(redis_url, writes=False).sizes("v1/programs/")) == 2
+
+
 def test_gc_asks(redis_url, run):
     run("gc", redis_url, "--older-than", "1d", "--json", code=2)
     assert "0 programs" in run("gc", redis_url, "--older-than", "1d")
