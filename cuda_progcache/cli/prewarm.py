@@ -8,7 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ from cuda_progcache.cli.session import (
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from cuda_progcache.service.compile_service import CompileService
     from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport, Progress
@@ -61,6 +63,11 @@ _jobs_option = click.option(
 @archs_option(f"An architecture; repeatable. [default: {', '.join(DEMO_ARCHS)}]")
 @_jobs_option
 @kernels_option("Only this kernel; repeatable.")
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Compile on a Dask cluster whose workers share a tier: tcp://HOST:8786, or local:2 for two processes here.",
+)
 @lock_option
 @click.option("--dry-run", is_flag=True, help="Compile nothing; say what would be, and why.")
 @click.option("--require-hits", is_flag=True, help="Compile nothing; fail unless all is there.")
@@ -82,6 +89,7 @@ def prewarm_command(
     archs: tuple[str, ...],
     jobs: int | None,
     kernels: tuple[str, ...],
+    dask: str | None,
     lock_file: Path | None,
     *,
     dry_run: bool,
@@ -105,16 +113,18 @@ def prewarm_command(
         library[name]  # an unknown one is refused, with the nearest name, before any compile
     looking = dry_run or require_hits
     service = session.service(library, include_paths, make=not looking)
-    report = run_prewarm(
-        session,
-        service,
-        library,
-        () if lock_file is not None else archs or DEMO_ARCHS,
-        jobs=jobs,
-        kernels=kernels or None,
-        lock=lock_file,
-        dry_run=looking,
-    )
+    with _executor(dask if not looking else None) as executor:
+        report = run_prewarm(
+            session,
+            service,
+            library,
+            () if lock_file is not None else archs or DEMO_ARCHS,
+            jobs=jobs,
+            kernels=kernels or None,
+            lock=lock_file,
+            dry_run=looking,
+            executor=executor,
+        )
     if report_file is not None:
         report_file.write_text(output.json_text(report_json(session, report)) + "\n", encoding="utf-8")
     if junit is not None:
@@ -125,6 +135,22 @@ def prewarm_command(
         print_report(session, report)
     if not report.ok or (require_hits and report.missing):
         raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+@contextmanager
+def _executor(address: str | None) -> Iterator[Executor | None]:
+    """The cluster of an address; None: this process compiles."""
+    if address is None:
+        yield None
+        return
+    from cuda_progcache.service.farm import dask
+
+    with ExitStack() as open_:
+        try:
+            executor = open_.enter_context(dask(address))
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        yield executor
 
 
 @click.command(
