@@ -69,16 +69,7 @@ class UntrustedError(RefusedError):
 
 
 class Entry(NamedTuple):
-    """An entry as it was read.
-
-    Attributes
-    ----------
-    value : object
-    meta : dict
-        The pickled metadata.
-    call : DigestedCall or None
-        Its record; None in the file of another tool.
-    """
+    """An entry as it was read; ``call`` is None in the file of another tool."""
 
     value: Any
     meta: dict[str, Any]
@@ -86,17 +77,7 @@ class Entry(NamedTuple):
 
 
 def read(path: str) -> Entry:
-    """Read an entry.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is none.
-    RefusedError
-        It is damaged, or others could have written it.
-    OSError
-        It can't be read.
-    """
+    """Read an entry; RefusedError where it is damaged or others could have written it, OSError if it can't be read."""
     data, status = files.read_regular(path, largest=None)
     if data is None:
         raise RefusedError("it is no regular file")
@@ -127,19 +108,13 @@ def _record_of(data: bytes) -> tuple[DigestedCall | None, int]:
     if not line.startswith(b"%08x" % zlib.crc32(line[8:], zlib.crc32(memoryview(data)[:length]))):
         raise RefusedError("it doesn't have its checksum")
     try:
-        return records.call_of(line[8:]), length
+        return records.decode(line[8:]), length
     except records.DamagedRecordError as error:
         raise RefusedError(f"its record is damaged: {error}") from error
 
 
 def read_record(path: str) -> DigestedCall | None:
-    """Read an entry's record from the end of its file; None where there is none or it is damaged.
-
-    Raises
-    ------
-    OSError
-        The file can't be read.
-    """
+    """Read an entry's record from the end of its file; None where there is none or it is damaged."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < _FOOTER.size:
@@ -150,7 +125,7 @@ def read_record(path: str) -> DigestedCall | None:
             return None
         file.seek(length + 8)
         try:
-            return records.call_of(file.read(record - 8))
+            return records.decode(file.read(record - 8))
         except records.DamagedRecordError:
             return None
 
@@ -330,7 +305,7 @@ class DirectoryCache(Cache):
             pickled = pickle.dumps({"dat": result, "meta": meta}, protocol=5)
         except Exception as error:
             raise Rejected(f"a result of type {type(result).__qualname__} can't be saved: {error}") from error
-        record = records.body(call, key)
+        record = records.encode(call, key)
         checksum = b"%08x" % zlib.crc32(record, zlib.crc32(pickled))
         text = checksum + record
         try:

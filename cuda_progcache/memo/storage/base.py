@@ -79,13 +79,7 @@ class KeyManagement(OperationContext):
     def _contains(self, key: Digest) -> bool: ...
 
     def evict(self, key: Digest | str) -> None:
-        """Remove what is kept under a key, or a prefix of it; of a full key that isn't there nothing happens.
-
-        Raises
-        ------
-        KeyError
-            The prefix fits nothing.
-        """
+        """Remove what is kept under a key; of a full key that isn't there nothing happens, of a prefix KeyError."""
         with self._operation_context(key):
             self._evict(self._normalize_key(key))
 
@@ -209,15 +203,10 @@ class ValueStorage(KeyManagement):
         """The value with this digest; KeyError if it isn't there."""
 
     def keep(self, value: Any, key: Digest) -> Digest:
-        """Keep a value beside others that have the same digest.
+        """Keep a value beside others that have the same digest; gives the key under which it loads as it is.
 
         A dict in another order has the same digest, and so has what a class's ``__digest__`` says so of. The first is
         kept under the digest; one that differs from it gets a key of its own.
-
-        Returns
-        -------
-        Digest
-            Under which it loads as it is.
         """
         wanted = _exactly(value)
         try:
