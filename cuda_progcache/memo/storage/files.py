@@ -37,7 +37,7 @@ from cuda_progcache.memo.storage.base import (
     Intent,
     StorageBackend,
     ValueMixin,
-    _combine_expand,
+    _resolve_prefix,
 )
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLocks
@@ -349,7 +349,7 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         """The digest of a value that lies in a record, from its first characters; KeyError if none has them."""
         if len(prefix) < SHORTEST_PREFIX:
             raise KeyError(prefix)
-        return _combine_expand(prefix, self.index.values_with_prefix(prefix))
+        return _resolve_prefix(prefix, self.index.values_with_prefix(prefix))
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
         """Calls that fit a pattern, through the index."""
