@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from cuda_progcache import errors
+from cuda_progcache._util.secrets import masked
 from cuda_progcache.cli.output import emit, fail_line, line, warning_line
 from cuda_progcache.cli.session import common_options
 
@@ -59,32 +60,35 @@ Completion in bash (zsh_source and fish_source for these):
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile", "Compile a source file or a library kernel, through the cache."),
-    "render": ("library", "Print the source that a kernel template and its parameters give."),
+    "render": ("library", "Print the source of a kernel template with its parameters."),
     "kernels": ("library", "The library's kernels and their parameters."),
     "prewarm": ("prewarm", "Compile a kernel library's variants into the cache before they are needed."),
     "demo": ("prewarm", "Prewarm the bundled kernels for four architectures and show what happened."),
     "list": ("listing", "The programs in the cache."),
-    "show": ("entries", "All that is known about one program: where it came from, what it uses."),
+    "show": ("entries", "Everything about one program: its origin, and what it uses."),
     "explain": ("explain", "Why a program had to be compiled."),
-    "compare": ("compare", "What one cache holds and another doesn't, and why."),
+    "compare": ("compare", "What differs between two caches, and why."),
     "resources": ("inspection", "Registers, spills, shared memory and occupancy of the kernels in the cache."),
     "sass": ("inspection", "The machine code of a program."),
     "diff": ("diff", "What differs between two programs, or two lockfiles."),
     "top": ("inspection", "The largest, costliest, newest or least used programs."),
-    "provenance": ("provenance", "All that a program or another result came from."),
+    "provenance": ("provenance", "Everything that a program or another result was made from."),
     "affected": ("provenance", "The programs and calls that an edit of a file would invalidate."),
     "doctor": ("doctor", "What is installed here, and what is wrong with it."),
     "config": ("doctor", "The settings: what is set, where, and what each means."),
-    "watch": ("watch", "What other processes do on the cache, as they do it."),
-    "stats": ("cache", "How much the cache holds."),
+    "watch": ("watch", "Show what other processes do with the cache, live."),
+    "stats": ("cache", "Size, hit rate and compile time of the cache."),
     "report": ("report", "Write the cache as one HTML file."),
-    "verify": ("maintenance", "Read every byte of the cache and say what is wrong."),
-    "prune": ("maintenance", "Remove the entries used least recently."),
+    "verify": ("maintenance", "Check every byte of the cache."),
+    "prune": ("maintenance", "Remove the least recently used entries."),
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),
     "export": ("export", "Write programs to a bundle, an image or a wheel."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
+    "tiers": ("tiers", "The stores behind the cache: whether they answer, and what they gave."),
+    "sync": ("tiers", "Copy programs between caches and tiers."),
+    "gc": ("tiers", "Remove old programs from a tier."),
     "lock": ("proof", "Write down the programs that a deploy needs."),
-    "check": ("proof", "What this machine could use of a bundle or a cache, and what is missing."),
+    "check": ("proof", "Which programs can be used on this machine, and which are missing."),
     "clear": ("cache", "Remove every entry."),
 }
 """Command name: the module under ``cuda_progcache.cli`` that has it, and its line in ``--help``."""
@@ -198,7 +202,7 @@ class CommandGroup(click.Group):
                 code = super().main(arguments, prog_name, standalone_mode=False, **extra)
                 sys.stdout.flush()
             except Exception as error:  # noqa: BLE001 - the last frame of the process: all become a line and a code
-                code = _report(error, as_json="--json" in arguments)
+                code = _report(error, arguments)
         sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 
@@ -218,7 +222,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     warning_line(str(message))
 
 
-def _report(error: Exception, *, as_json: bool) -> int:
+def _report(error: Exception, arguments: Sequence[str]) -> int:
     """Say what went wrong on stderr (and as JSON on stdout when asked); give the exit code."""
     if isinstance(error, ReaderLeftError):
         # Python flushes stdout at exit and would complain: give it a place to go.
@@ -246,10 +250,13 @@ def _report(error: Exception, *, as_json: bool) -> int:
             if os.environ.get("CUDA_PROGCACHE_TRACEBACK"):
                 raise error
             message = f"internal error: {type(error).__name__}: {message} (CUDA_PROGCACHE_TRACEBACK=1 shows where)"
+    for word in arguments:
+        if (shown := masked(word)) != word:  # click repeats what it can't use
+            message = message.replace(word, shown)
     fail_line(message)
     if log.strip() and log.strip() not in message:
         line(log.rstrip(), err=True)
-    if as_json:
+    if "--json" in arguments:
         emit({"error": {"type": type(error).__name__, "message": message, "exit_code": code, "log": log}})
     return code
 

@@ -82,8 +82,8 @@ def _by_digest(ctx: click.Context, typed: str) -> Iterator[CompletionItem]:
 
 
 def _by_name(ctx: click.Context, typed: str) -> Iterator[CompletionItem]:
+    from cuda_progcache.compile.record import program_name
     from cuda_progcache.service.described import all_described
-    from cuda_progcache.service.selection import program_name
 
     cache = _cache(ctx)
     if cache is None:
@@ -100,7 +100,7 @@ def _by_name(ctx: click.Context, typed: str) -> Iterator[CompletionItem]:
 
 def _told(entry: EntryInfo) -> str:
     from cuda_progcache.cli.output import one_line
-    from cuda_progcache.service.selection import program_name, variant_text
+    from cuda_progcache.compile.record import program_name, variant_text
 
     record = entry.record
     words = (program_name(record), variant_text(record), record.get("target_type"), record.get("arch"))

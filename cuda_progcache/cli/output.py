@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cuda_progcache._util.amounts import plural as plural  # noqa: PLC0414 - the commands take them from here
+from cuda_progcache._util.amounts import seconds as seconds  # noqa: PLC0414
+from cuda_progcache._util.amounts import size as size  # noqa: PLC0414
 from cuda_progcache._util.json_values import json_value
-from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414 - the commands take them from here
+from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414
 from cuda_progcache._util.printable import printable as printable  # noqa: PLC0414
 
 if TYPE_CHECKING:
@@ -128,9 +131,7 @@ def plain(*renderables: RenderableType) -> str:
     return "".join(f"{row.rstrip()}\n" for row in captured.get().splitlines())
 
 
-def table(
-    columns: Sequence[str], *, right: Iterable[str] = (), title: str | None = None, footer: bool = False
-) -> Table:
+def table(columns: Sequence[str], *, right: Iterable[str] = (), title: str | None = None) -> Table:
     """Make an empty table.
 
     Parameters
@@ -141,8 +142,6 @@ def table(
         The headings of right-aligned columns (numbers).
     title : str, optional
         A line above it.
-    footer : bool
-        Whether the last row added is set off (a total).
     """
     from rich import box
     from rich.table import Table
@@ -154,7 +153,6 @@ def table(
         title_style="bold",
         box=None if plain else box.SIMPLE_HEAD,
         header_style="bold",
-        show_footer=footer,
         pad_edge=not plain,
         padding=(0, 2, 0, 0) if plain else (0, 1),
     )
@@ -276,31 +274,6 @@ def here(path: str) -> str:
     return path if relative.startswith(os.pardir) else relative
 
 
-def size(count: float) -> str:
-    """Write a number of bytes in SI units: ``6.5 kB``."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.5:
-            return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
-    return f"{count / 1000:.1f} TB"
-
-
-def seconds(value: float) -> str:
-    """Write a duration: ``412 us``, ``85 ms``, ``12.4 s``, ``3 min 20 s``."""
-    if value < 1e-3:
-        return f"{value * 1e6:.0f} us"
-    if value < 0.9995:
-        return f"{value * 1e3:.0f} ms"
-    if value < 60:
-        return f"{value:.1f} s" if value >= 9.95 else f"{value:.2f} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def age(value: float) -> str:
     """Write how long ago something was: ``now``, ``40 s``, ``3 min``, ``5 h``, ``12 d``."""
     if value < 1:
@@ -316,20 +289,7 @@ def ago(value: float) -> str:
     return "just now" if value < 1 else f"{age(value)} ago"
 
 
-def plural(count: int, noun: str) -> str:
-    """Write a count and its noun: ``1 entry``, ``2 entries``, ``3 hits``."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count:,} {noun[:-1]}ies" if noun.endswith("y") else f"{count:,} {noun}s"
-
-
-def prefix_length(digests: Iterable[str], at_least: int = 8) -> int:
-    """Give how many digits tell these digests apart."""
-    ordered = sorted(digests)
-    longest = 0
-    for one, next_one in pairwise(ordered):
-        same = 0
-        while same < len(one) and one[same] == next_one[same]:
-            same += 1
-        longest = max(longest, same + 1)
-    return min(max(at_least, longest), 64)
+def prefix_length(digests: Iterable[str]) -> int:
+    """Give how many digits tell these digests apart, 8 at least."""
+    shared = (len(os.path.commonprefix(pair)) for pair in pairwise(sorted(digests)))  # noqa: RUF071 - of texts
+    return min(max(8, 1 + max(shared, default=0)), 64)

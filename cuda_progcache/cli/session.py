@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cuda_progcache._util.modes import MODES, VARIABLE
-from cuda_progcache.cli.completion import parameters
+from cuda_progcache.cli.completion import archs, kernels, parameters
 from cuda_progcache.errors import UnsafeRootError
 
 if TYPE_CHECKING:
@@ -175,8 +175,8 @@ def common_options(command: F) -> F:
         type=click.Choice(MODES),
         expose_value=False,
         callback=_set_mode,
-        help="How caches are used: rw; ro, which writes nothing; off, which reads nothing, either; frozen, which "
-        "compiles nothing. [default: $CUDA_PROGCACHE, or rw]",
+        help="How to use the caches: rw; ro (write nothing); off (neither read nor write); frozen (compile nothing). "
+        "[default: $CUDA_PROGCACHE, or rw]",
     )(command)
     return click.option(
         "--cache-dir",
@@ -207,13 +207,26 @@ verbose_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_explain_misses,
-    help="Say of every miss why, on stderr.",
+    help="Print the reason of every miss on stderr.",
 )
-manifest_option = click.option(
-    "--manifest",
-    type=click.Path(exists=True, path_type=Path),
-    help="A folder with a manifest.toml, or that file. [default: the bundled kernel library]",
-)
+
+
+def library_option(meaning: str) -> Callable[[F], F]:
+    """``--manifest``, with what it means to a command."""
+    return click.option("--manifest", type=click.Path(exists=True, path_type=Path), help=meaning)
+
+
+def archs_option(meaning: str) -> Callable[[F], F]:
+    """``--arch``, given any number of times."""
+    return click.option("--arch", "archs", multiple=True, metavar="ARCH", shell_complete=archs, help=meaning)
+
+
+def kernels_option(meaning: str) -> Callable[[F], F]:
+    """``--kernel``, given any number of times."""
+    return click.option("--kernel", "kernels", multiple=True, metavar="NAME", shell_complete=kernels, help=meaning)
+
+
+manifest_option = library_option("A folder with a manifest.toml, or that file. [default: the bundled kernel library]")
 include_option = click.option(
     "-I", "--include-path", "include_paths", multiple=True, metavar="DIR", help="Look for headers here; repeatable."
 )
@@ -281,6 +294,6 @@ def parse_value(text: str, kind: str, hint: str) -> Any:
                 "0": False,
             }[text.lower()]
     except (ValueError, KeyError):
-        want = "true or false" if kind == "bool" else f"of type {kind}"
+        want = {"bool": "true or false", "int": "an integer", "float": "a number"}[kind]
         raise click.BadParameter(f"{text!r} isn't {want}", param_hint=hint) from None
     return text

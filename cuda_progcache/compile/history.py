@@ -22,6 +22,7 @@ from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.who import who
 from cuda_progcache.compile import lines
+from cuda_progcache.compile.record import components, rendered_kernel
 from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.derived import derived
 from cuda_progcache.store.records import checksum
@@ -167,21 +168,17 @@ def _name(record: Mapping[str, Any]) -> str:
 
 def _variant(record: Mapping[str, Any]) -> str:
     """Names what a person would call the same program: a kernel's parameters, or a source's options and instances."""
-    kernel = record.get("kernel") or record.get("part_of")
+    kernel = rendered_kernel(record)
     if kernel:
         asked = (kernel.get("name"), kernel.get("module"), sorted((kernel.get("parameters") or {}).items()))
     else:
-        asked = (_name(record), _options(record), _values(record, "name_expression"))
+        asked = (_name(record), _options(record), sorted(components(record, "name_expression")))
     made = (asked, record.get("code_type"), record.get("target_type"), record.get("arch"))
     return sha256(repr(made).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _values(record: Mapping[str, Any], label: str) -> list[str]:
-    return sorted(value for name, value in record.get("components") or () if name == label)
-
-
 def _options(record: Mapping[str, Any]) -> list[str]:
-    return _values(record, "option")
+    return sorted(components(record, "option"))
 
 
 def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, headers: bool = True) -> tuple[str, ...]:
@@ -284,7 +281,7 @@ def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
 
 def _rendered_otherwise(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     """Why the source of a library's kernel differs: its parameters, its templates."""
-    mine, theirs = (record.get("kernel") or record.get("part_of") or {} for record in (new, old))
+    mine, theirs = (rendered_kernel(record) for record in (new, old))
     if not mine or not theirs:
         return []
     now, before = (kernel.get("parameters") or {} for kernel in (mine, theirs))

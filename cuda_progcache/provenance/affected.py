@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import file_digest
 from typing import TYPE_CHECKING, NamedTuple
 
+from cuda_progcache.compile.record import program_name
 from cuda_progcache.keys import toolchain
 from cuda_progcache.memo.files import shared
-from cuda_progcache.provenance.nodes import Part, display_name, parts_of
+from cuda_progcache.provenance.nodes import Part, parts_of
 from cuda_progcache.provenance.step_records import Steps
 from cuda_progcache.provenance.steps import kind_of, links, links_of, rendering_of
 
@@ -110,7 +111,7 @@ def _look_at_programs(
     """Find the programs whose records name a file, and note which programs they were linked from."""
     digests = _digests(full)
     for entry in entries:
-        label = display_name(entry.record)
+        label = program_name(entry.record)
         matches = [
             Affected(entry.digest, label, kind, name, digest is not None and digest in digests, entry)
             for kind, name, digest in _named_files(entry.record)

@@ -20,10 +20,11 @@ from hashlib import file_digest
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util import dsse
-from cuda_progcache._util.printable import printable
+from cuda_progcache._util.dot import digraph
+from cuda_progcache.compile.record import components, program_name, rendered_kernel
 from cuda_progcache.errors import ProgCacheError, ToolchainError
 from cuda_progcache.keys import toolchain
-from cuda_progcache.provenance.nodes import Part, content_digest, display_name, options, parts_of, times
+from cuda_progcache.provenance.nodes import Part, content_digest, parts_of, times
 
 if TYPE_CHECKING:
     from cuda_progcache.provenance.graph import Graph, Node
@@ -54,19 +55,15 @@ _SHAPES |= {"gone": "ellipse"}
 
 def to_dot(graph: Graph) -> str:
     """Give a graph in Graphviz's language; edges point at what something depends on."""
-    lines = ["digraph provenance {", "  rankdir=RL;", '  node [fontname="Helvetica", fontsize=10];']
-    for node in graph.nodes.values():
-        shape = "ellipse" if node.is_step else _SHAPES.get(node.kind, "box")
-        label = f"{node.label}\n{short(node.digest)}" if node.digest else node.label
-        lines.append(f"  {quoted(node.id)} [label={quoted(label)}, shape={shape}];")
-    lines += [f"  {quoted(e.source)} -> {quoted(e.target)} [label={quoted(e.relation)}];" for e in graph.edges]
-    return "\n".join([*lines, "}", ""])
-
-
-def quoted(text: str) -> str:
-    """Write text as a DOT string; a newline in it is a line break."""
-    escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    nodes = (
+        (
+            node.id,
+            f"{node.label}\n{short(node.digest)}" if node.digest else node.label,
+            "ellipse" if node.is_step else _SHAPES.get(node.kind, "box"),
+        )
+        for node in graph.nodes.values()
+    )
+    return digraph(nodes, graph.edges)
 
 
 def short(digest: str | None) -> str:
@@ -154,15 +151,15 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
         raise ProgCacheError(f"{entry.digest[:12]} was put there by hand: how it was made isn't known")
     external = {
         **{name: record.get(name) for name in ("name", "code_type", "target_type", "arch")},
-        "options": options(record),
+        "options": components(record, "option"),
         "name_expressions": sorted(record.get("symbol_mapping") or {}),
     }
-    kernel = record.get("kernel") or record.get("part_of")
-    if kernel is not None:
+    kernel = rendered_kernel(record)
+    if kernel:
         external["kernel"] = {"name": kernel.get("name"), "parameters": dict(kernel.get("parameters") or {})}
     clock = times(record)
     metadata = {"invocationId": record.get("key"), "startedOn": clock.get("started"), "finishedOn": clock.get("ended")}
-    name = f"{display_name(record)}.{record.get('arch')}.{record.get('target_type')}"
+    name = f"{program_name(record)}.{record.get('arch')}.{record.get('target_type')}"
     return {
         "_type": dsse.STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": subject}}],

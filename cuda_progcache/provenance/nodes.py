@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from hashlib import file_digest, sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache.compile.record import components, program_name, rendered_kernel
 from cuda_progcache.provenance.graph import Node
 from cuda_progcache.provenance.steps import kind_of, links
 
@@ -30,9 +31,8 @@ def parts_of(record: Mapping[str, Any]) -> Iterator[Part]:
     """The files that a program was made of: ``source``, ``template``, ``header`` and ``tool``."""
     if record.get("code_type") != "link":
         yield Part("source", str(record.get("name") or "source"), source_digest(record))
-    rendered = record.get("kernel") or record.get("part_of") or {}
     for kind, files in (
-        ("template", rendered.get("templates")),
+        ("template", rendered_kernel(record).get("templates")),
         ("header", record.get("headers")),
         ("tool", record.get("toolchain")),
     ):
@@ -43,7 +43,7 @@ def binary_node(entry: EntryInfo) -> Node:
     """A program."""
     record = entry.record
     target, arch = record.get("target_type"), record.get("arch")
-    label = f"{display_name(record)} ({target}, {arch})"
+    label = f"{program_name(record)} ({target}, {arch})"
     about = {"entry": entry.digest, "target_type": target, "arch": arch, "size": entry.size}
     return Node.of("binary", entry.digest, label, content_digest(entry), **about)
 
@@ -58,7 +58,7 @@ def making_node(entry: EntryInfo) -> Node:
         entry.digest,
         f"{kind} with {tool}",
         key=record.get("key"),
-        options=options(record),
+        options=components(record, "option"),
         name_expressions=sorted(record.get("symbol_mapping") or {}),
         duration=record.get("duration"),
         **times(record),
@@ -94,24 +94,12 @@ def content_digest(entry: EntryInfo) -> str | None:
         return None
 
 
-def display_name(record: Mapping[str, Any]) -> str:
-    """What people know a program by: the library kernel's name, else the program's."""
-    kernel = record.get("kernel") or {}
-    return str(kernel.get("name") or record.get("name") or "-")
-
-
-def options(record: Mapping[str, Any]) -> list[str]:
-    """The flags that a program was compiled with."""
-    return [value for label, value in record.get("components") or () if label == "option"]
-
-
 def source_digest(record: Mapping[str, Any]) -> str | None:
     """SHA-256 (hex) of the source that a program was compiled from; None where its record doesn't say."""
-    code = next((value for label, value in record.get("components") or () if label == "code"), None)
-    if code is None:
-        return None
-    _, found, digest = str(code).rpartition("sha256:")
-    return digest if found else sha256(str(code).encode(), usedforsecurity=False).hexdigest()
+    for code in components(record, "code"):
+        _, found, digest = code.rpartition("sha256:")
+        return digest if found else sha256(code.encode(), usedforsecurity=False).hexdigest()
+    return None
 
 
 def times(record: Mapping[str, Any]) -> dict[str, str]:

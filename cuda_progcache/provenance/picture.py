@@ -23,6 +23,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from xml.sax import saxutils
 
+from cuda_progcache._util.amounts import seconds
 from cuda_progcache._util.printable import printable
 from cuda_progcache.provenance.export import short
 
@@ -167,7 +168,7 @@ def _facts(node: Node) -> Iterator[str]:
     elif about.get("gone"):
         yield "gone"
     if node.is_step and about.get("duration") is not None:
-        yield f"{about['duration']:.3g} s" if about["duration"] >= 1 else f"{about['duration'] * 1e3:.3g} ms"
+        yield seconds(about["duration"])
 
 
 def _crowd(members: Iterable[Node]) -> Box:

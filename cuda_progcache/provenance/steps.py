@@ -30,6 +30,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util.running import asked_by, note_child, run
+from cuda_progcache.compile.record import rendered_kernel
 from cuda_progcache.memo.call import Call, DigestedCall
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
 
@@ -81,8 +82,7 @@ def rendering_of(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What the record of a compile has of the rendering of its source; None: it wasn't rendered, or is a link."""
     if record.get("code_type") == "link":
         return None  # its parts were rendered
-    found: Mapping[str, Any] | None = record.get("kernel") or record.get("part_of")
-    return found or None
+    return rendered_kernel(record) or None
 
 
 def links_of(record: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -17,6 +17,8 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.amounts import seconds, size
+
 if TYPE_CHECKING:
     from cuda_progcache.report.data import Program, Report
     from cuda_progcache.report.plots import Plot
@@ -150,25 +152,6 @@ def _chunk(programs: Iterable[Program]) -> dict[str, Any]:
         for one in programs
     ]
     return {"pairs": list(pairs), "records": records}
-
-
-def size(count: float) -> str:
-    """Write a number of bytes: ``6.5 kB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def seconds(value: float) -> str:
-    """Write a duration: ``85 ms``, ``12.4 s``, ``3 min 20 s``, ``5 h 12 min``."""
-    if value < 0.9995:
-        return f"{value * 1e3:.0f} ms"
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def moment(value: float) -> str:

@@ -18,6 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from cuda_progcache._util.amounts import plural, seconds, size
 from cuda_progcache._util.fields import NamedTuple
 
 TYPE_CHECKING = False
@@ -59,7 +60,7 @@ class Compile(NamedTuple):
     refused: bool
 
     def __str__(self) -> str:
-        took = "refused by the compiler" if self.refused else f"compiled in {_duration(self.seconds)}"
+        took = "refused by the compiler" if self.refused else f"compiled in {seconds(self.seconds)}"
         return f"{self.name} ({self.target_type}, {self.arch}) {took}: {'; '.join(self.reasons)}"
 
 
@@ -234,9 +235,9 @@ class Activity:
         done = [one for one in self.compiles if not one.refused]
         times = []
         if done:
-            times.append(f"compiled {_count(len(done), 'program')} in {_duration(self.compile_seconds)}")
+            times.append(f"compiled {plural(len(done), 'program')} in {seconds(self.compile_seconds)}")
         if self.avoided:
-            times.append(f"hits spared {_duration(self.avoided)} of compiling")
+            times.append(f"hits spared {seconds(self.avoided)} of compiling")
         lines += ["; ".join(times)] if times else []
         reasons = self.misses.most_common(_LISTED[0])
         lines += [f"missed: {number} × {reason}" for reason, number in reasons]
@@ -244,16 +245,16 @@ class Activity:
             lines.append(f"missed: {left} × for other reasons")
         for one in sorted(done, key=lambda one: -one.seconds)[: _LISTED[1]]:
             at = f" at {one.where}" if one.where else ""
-            lines.append(f"slowest: {_duration(one.seconds)} {one.name} ({one.target_type}, {one.arch}){at}")
+            lines.append(f"slowest: {seconds(one.seconds)} {one.name} ({one.target_type}, {one.arch}){at}")
         return [*lines, *self._trouble()]
 
     def _counts(self) -> Iterable[str]:
         cache, misses = self.cache, self.misses.total()
         if cache is None and not (self.hits or misses):
-            yield f"{_count(self.uncached, 'program')} compiled without a cache"
+            yield f"{plural(self.uncached, 'program')} compiled without a cache"
             return
         share = self.hits + misses + self.uncached
-        counts = [_count(self.hits, "hit"), _count(misses, "miss")]
+        counts = [plural(self.hits, "hit"), plural(misses, "miss")]
         if cache is not None:
             counts.append(f"{cache.dropped + cache.refused} dropped")
             counts += [f"{cache.not_kept} not kept"] if cache.not_kept else []
@@ -266,33 +267,15 @@ class Activity:
             yield "the cache is off"
         else:
             told = "" if cache.mode == "rw" else f" (mode {cache.mode})"
-            yield f"{_size(cache.bytes)} at {cache.path}{told}"
+            yield f"{size(cache.bytes)} at {cache.path}{told}"
 
     def _trouble(self) -> Iterable[str]:
         cache = self.cache
         if cache is not None and cache.damaged:
-            yield f"{_count(cache.damaged, 'damaged entry')} found, and not used"
+            yield f"{plural(cache.damaged, 'damaged entry')} found, and not used"
         if cache is not None and cache.read_errors:
-            yield f"{_count(cache.read_errors, 'lookup')} failed, since the cache couldn't be read"
+            yield f"{plural(cache.read_errors, 'lookup')} failed, since the cache couldn't be read"
         if cache is not None and cache.evicted:
-            yield f"{_count(cache.evicted, 'entry')} evicted to keep the size cap"
+            yield f"{plural(cache.evicted, 'entry')} evicted to keep the size cap"
         if self.mismatches:
-            yield f"{_count(self.mismatches, 'hit')} differed from a fresh compile"
-
-
-def _count(number: int, noun: str) -> str:
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number} {noun[:-1] + 'ies' if noun.endswith('y') else noun + 'es' if noun.endswith('s') else noun + 's'}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1e3:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+            yield f"{plural(self.mismatches, 'hit')} differed from a fresh compile"

@@ -17,7 +17,7 @@ from cuda_progcache._util.scratch import ScratchFolder
 from cuda_progcache._util.who import who
 from cuda_progcache.errors import WorkerDiedError
 from cuda_progcache.service.plan import Load, Plan
-from cuda_progcache.service.worker import Worker, trouble
+from cuda_progcache.service.worker import Worker, told_of, trouble
 
 if TYPE_CHECKING:
     from cuda_progcache.service.cached_compiler import CachedCompiler
@@ -67,7 +67,7 @@ def compile_batch(
     began, ended : callable
         Called in this thread when a job is taken up, and with what came of it. What they raise ends the batch.
     """
-    plan = Plan(jobs, _loads())
+    plan = Plan(jobs, loads())
     settings = compiler.settings
     pool = _WorkerPool(settings, library) if settings is not None and plan.wants_processes(workers) else None
     messages: queue.SimpleQueue[Job | tuple[Job, Answer] | BaseException | None] = queue.SimpleQueue()
@@ -110,7 +110,7 @@ def compile_batch(
             thread.join()
 
 
-def _loads() -> Callable[[Job], Load]:
+def loads() -> Callable[[Job], Load]:
     """Tell what jobs ask of the front end; of several modules the heaviest counts."""
     from cuda_progcache.compile.precompiled import prefix_id, reaches_many_headers
 
@@ -142,17 +142,10 @@ class _InThisProcess:
     def run(self, job: Job, *, precompile: bool) -> Answer:  # noqa: ARG002 - see the class
         started = time.perf_counter()
         try:
-            done = self._compiler.compile_kernel(job.unit)
+            answer = told_of(self._compiler.compile_kernel(job.unit))
         except Exception as error:  # noqa: BLE001 - one job's trouble isn't the batch's
-            return {"error": trouble(error), "seconds": time.perf_counter() - started}
-        return {
-            "hit": done.hit,
-            "size": len(done.data),
-            "digest": done.digest,
-            "reason": done.reason,
-            "duration": done.record.get("duration"),
-            "seconds": time.perf_counter() - started,
-        }
+            answer = {"error": trouble(error)}
+        return {**answer, "seconds": time.perf_counter() - started}
 
 
 class _WorkerPool:
@@ -204,6 +197,11 @@ class _InWorker:
         except WorkerDiedError as error:
             self._worker = None
             return {"error": str(error), "seconds": time.perf_counter() - started}
-        for kind, name, target_type, arch, digest, reasons, seconds in answer.get("events") or ():
-            events.relay(events.Event(kind, name, target_type, arch, digest, tuple(reasons), seconds))
-        return answer
+        return relay(answer)
+
+
+def relay(answer: Answer) -> Answer:
+    """Tell here what happened where a job was done."""
+    for kind, name, target_type, arch, digest, reasons, seconds in answer.get("events") or ():
+        events.relay(events.Event(kind, name, target_type, arch, digest, tuple(reasons), seconds))
+    return answer

@@ -19,6 +19,7 @@ from cuda_progcache.service.cached_compiler import CachedCompiler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from typing import Any, overload
 
     from cuda_progcache.compile.compiled import CompiledProgram
@@ -116,10 +117,7 @@ class CompileService:
     @kept_property
     def library(self) -> KernelLibrary:
         """The kernel library."""
-        from cuda_progcache.service.manifest import KernelLibrary
-
-        given = self._given_library
-        return given if isinstance(given, KernelLibrary) else KernelLibrary(given, mode=self.mode)
+        return self._opened(self._given_library)
 
     @kept_property
     def calls(self) -> Cache:
@@ -316,6 +314,7 @@ class CompileService:
         dry_run: bool = False,
         on_progress: Callable[[PrewarmItem, int, int], None] | None = None,
         on_start: Callable[[PrewarmItem, int, int], None] | None = None,
+        executor: Executor | None = None,
     ) -> PrewarmReport:
         """Compile what a library lists for several architectures, or what a lockfile does, in parallel.
 
@@ -341,6 +340,10 @@ class CompileService:
             Called with (item, done, total) in the calling thread after each variant.
         on_start : callable, optional
             Called in the same way when a compile begins; the item's status is ``"compiling"``.
+        executor : concurrent.futures.Executor, optional
+            What compiles, in the place of this process: a pool of processes, a Dask client's ``get_executor()``. Its
+            workers need this package, the library's folder, and a tier or a directory of this cache that they share;
+            they give back keys and no programs. ``jobs`` is how many workers it has; None: as many as it says.
 
         Returns
         -------
@@ -373,6 +376,7 @@ class CompileService:
             dry_run=dry_run,
             on_progress=on_progress,
             on_start=on_start,
+            executor=executor,
         )
 
     def lock(
@@ -455,10 +459,11 @@ class CompileService:
         return prove(self._compiler, library, asked, self._command_options(library))
 
     def _library(self, given: KernelLibrary | str | os.PathLike[str] | None) -> KernelLibrary:
+        return self.library if given is None else self._opened(given)
+
+    def _opened(self, given: KernelLibrary | str | os.PathLike[str] | None) -> KernelLibrary:
         from cuda_progcache.service.manifest import KernelLibrary
 
-        if given is None:
-            return self.library
         return given if isinstance(given, KernelLibrary) else KernelLibrary(given, mode=self.mode)
 
 

@@ -45,7 +45,8 @@ class Finding(NamedTuple):
     Attributes
     ----------
     topic : str
-        ``"software"``, ``"compilers"``, ``"headers"``, ``"tools"``, ``"driver"``, ``"settings"`` or ``"cache"``.
+        ``"software"``, ``"compilers"``, ``"headers"``, ``"tools"``, ``"driver"``, ``"settings"``, ``"cache"`` or
+        ``"tiers"``.
     name : str
     value : str
         What was found.
@@ -83,6 +84,7 @@ def examine(cache_dir: str | os.PathLike[str] | None = None) -> list[Finding]:
         _driver(),
         *_settings(),
         *_cache(cache_dir),
+        *_tiers(),
     ]
 
 
@@ -243,6 +245,27 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
         "" if writable or not wanted else "it can only be read: what is compiled isn't kept",
         "" if writable or not wanted else "let this user write there, or say so: CUDA_PROGCACHE=ro",
     )
+
+
+def _tiers() -> Iterator[Finding]:
+    from cuda_progcache.store.tiers.configuration import configured
+
+    try:
+        tiers = configured().tiers
+    except ProgCacheError as error:
+        yield Finding("tiers", "configuration", "", str(error), "cuda-progcache config shows where each value is from")
+        return
+    if not tiers:
+        return
+    from cuda_progcache.store.tiers.upkeep import health
+
+    for settings in tiers:
+        found = health(settings)
+        if found.latency is None:
+            advice = "until it answers, programs are compiled without it"
+            yield Finding("tiers", found.url, f"mode {found.mode}", found.trouble, advice)
+        else:
+            yield Finding("tiers", found.url, f"mode {found.mode}, answers in {found.latency * 1e3:.1f} ms")
 
 
 def _cap_text(cap: int | None) -> str:

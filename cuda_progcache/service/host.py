@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cuda_progcache.compile.record import program_name
 from cuda_progcache.errors import ArchError, ToolchainError
 from cuda_progcache.keys.arch import Arch
 from cuda_progcache.keys.headers import Header, HeaderManifest, HeaderSet, SearchPath, file_digest, read_file
@@ -210,7 +211,7 @@ def check_record(
     header_sets : sequence of HeaderSet
         What the cache remembers of the headers of this program and of others like it.
     """
-    name = str((record.get("kernel") or {}).get("name") or record.get("name") or "")
+    name = program_name(record)
     target, arch = str(record.get("target_type") or ""), str(record.get("arch") or "")
     if not record.get("components"):
         return EntryCheck(digest, name, target, arch, None, ("it has no record of how it was compiled",))

@@ -16,11 +16,13 @@ from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.errors import ArchError, KernelNotFoundError
 from cuda_progcache.provenance.steps import PrewarmRun
 from cuda_progcache.service.batch import Answer, Job, compile_batch
+from cuda_progcache.service.farm import compile_on, workers_of
 from cuda_progcache.service.wanted import Units, Wanted, of_manifest
 from cuda_progcache.service.worker import trouble
 from cuda_progcache.store.base import EntryInfo
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from cuda_progcache.service.cached_compiler import CachedCompiler
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 _FETCHED = 500
 
 Progress = Callable[["PrewarmItem", int, int], None]
+#: The counts of a report.
+_COUNTED = ("compiled", "hits", "failed", "skipped", "missing")
 
 
 @dataclass(frozen=True)
@@ -149,22 +153,9 @@ class PrewarmReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON: the counts and sums above, and every item."""
-        return {
-            "ok": self.ok,
-            "call": self.call,
-            "archs": list(self.archs),
-            "jobs": self.jobs,
-            "seconds": self.seconds,
-            "compiled": self.compiled,
-            "hits": self.hits,
-            "failed": self.failed,
-            "skipped": self.skipped,
-            "missing": self.missing,
-            "bytes": self.bytes,
-            "compile_seconds": self.compile_seconds,
-            "saved_seconds": self.saved_seconds,
-            "items": [json_value(asdict(item)) for item in self.items],
-        }
+        names = ("ok", "call", "archs", "jobs", "seconds", *_COUNTED, "bytes", "compile_seconds", "saved_seconds")
+        told = {name: getattr(self, name) for name in names}
+        return {**told, "archs": list(self.archs), "items": [json_value(asdict(item)) for item in self.items]}
 
 
 def prewarm(
@@ -178,10 +169,12 @@ def prewarm(
     dry_run: bool = False,
     on_progress: Progress | None = None,
     on_start: Progress | None = None,
+    executor: Executor | None = None,
 ) -> PrewarmReport:
     """Compile programs into a cache (see :meth:`CompileService.prewarm`); ``archs`` and ``kernels`` are recorded."""
     since, started = time.time(), time.perf_counter()
-    jobs = jobs if jobs is not None else os.cpu_count() or 1
+    if jobs is None:
+        jobs = (os.cpu_count() or 1) if executor is None else workers_of(executor)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     total = len(wanted)
@@ -206,6 +199,8 @@ def prewarm(
             frozen = compiler.frozen()
             for job in missing:
                 finished(job.index, _of(job.wanted, "missing", reasons=frozen.reasons(job.unit)))
+        elif missing and executor is not None:
+            compile_on(executor, compiler, library, missing, jobs, began, ended)
         elif missing:
             compile_batch(compiler, library, missing, min(jobs, len(missing)), began, ended)
     seconds = time.perf_counter() - started
@@ -282,10 +277,7 @@ def _look_up(
             seconds = time.perf_counter() - started
             size = found.size if isinstance(found, EntryInfo) else len(found.data)
             spared = float(found.record.get("duration") or 0.0)
-            finished(
-                index,
-                _of(one, "hit", seconds=seconds, saved=spared, size=size, digest=found.digest),
-            )
+            finished(index, _of(one, "hit", seconds=seconds, saved=spared, size=size, digest=found.digest))
     return missing
 
 

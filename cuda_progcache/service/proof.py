@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile import recording
 from cuda_progcache.compile.history import FIRST
+from cuda_progcache.compile.record import program_name
 from cuda_progcache.errors import FrozenMissError, LockError
 from cuda_progcache.service.kernel_unit import KernelUnit
 from cuda_progcache.service.lock import Lock, Locked
@@ -172,5 +173,10 @@ def _unused(cache: Any, used: set[str | None]) -> Iterable[Unused]:
         except (KeyError, OSError):
             continue  # removed meanwhile
         record = entry.record
-        name = str((record.get("kernel") or record.get("part_of") or {}).get("name") or record.get("name") or "")
-        yield Unused(digest, name, str(record.get("arch") or ""), str(record.get("target_type") or ""), entry.size)
+        yield Unused(
+            digest,
+            program_name(record),
+            str(record.get("arch") or ""),
+            str(record.get("target_type") or ""),
+            entry.size,
+        )

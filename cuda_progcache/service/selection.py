@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cuda_progcache.compile.record import program_name
+
 _PARAMETERS = re.compile(r"\?(?=[A-Za-z_]\w*=)")
 _ARCH = re.compile(r"@((?:sm|compute)_\w+)$")
 
@@ -26,39 +28,6 @@ def fits(name: str, pattern: str) -> bool:
 def _compiled(pattern: str) -> re.Pattern[str]:
     parts = (".*" if each == "*" else "." if each == "?" else re.escape(each) for each in pattern)
     return re.compile("".join(parts), re.DOTALL)
-
-
-def program_name(record: Mapping[str, Any]) -> str:
-    """What people know a program by: the library kernel's name, else the program's."""
-    kernel = record.get("kernel") or {}
-    return str(kernel.get("name") or record.get("name") or "-")
-
-
-def variant_text(record: Mapping[str, Any]) -> str:
-    """What tells a program from others of its name: parameters of a kernel; else name expressions and options."""
-    kernel = record.get("kernel") or record.get("part_of") or {}
-    if kernel:
-        words = [f"{name}={value}" for name, value in (kernel.get("parameters") or {}).items()]
-        return " ".join([*words, *([f"module={kernel['module']}"] if "module" in kernel else [])])
-    return " ".join([*names_of(record), *options_of(record)])
-
-
-def names_of(record: Mapping[str, Any]) -> list[str]:
-    """A program's name expressions."""
-    return [value.partition(":")[2] for label, value in _components(record) if label == "name_expression"]
-
-
-def options_of(record: Mapping[str, Any]) -> list[str]:
-    """A program's options as flags, without the architecture."""
-    return [
-        value.replace("\0", " ")
-        for label, value in _components(record)
-        if label == "option" and not value.startswith("-arch")
-    ]
-
-
-def _components(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(str(label), str(value)) for label, value in record.get("components") or ()]
 
 
 class Selection(NamedTuple):

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cuda_progcache.compile.history import differences
+from cuda_progcache.compile.record import program_name, variant_text
 from cuda_progcache.errors import BundleError
-from cuda_progcache.service.selection import program_name, variant_text
 
 
 class Held(NamedTuple):

@@ -17,10 +17,13 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.children import end, start_module
 from cuda_progcache.errors import ProgCacheError, WorkerDiedError
+
+if TYPE_CHECKING:
+    from cuda_progcache.compile.compiled import CompiledProgram
 
 
 class Worker:
@@ -32,7 +35,8 @@ class Worker:
         ``{"compiler": settings of a CachedCompiler, "library": settings of a KernelLibrary}``, and where wanted
         ``"scratch"`` (a folder for temporary files), ``"asked_by"`` (the call that asks, as
         :func:`~cuda_progcache._util.running.asked_by` gives it), ``"who"`` (the process that asks, as
-        :func:`~cuda_progcache._util.who.who` gives it) and ``"events"`` (whether to send them along).
+        :func:`~cuda_progcache._util.who.who` gives it), ``"events"`` (whether to send them along) and ``"publishes"``
+        (whether what no tier took counts as not stored).
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -127,6 +131,14 @@ def trouble(error: Exception) -> str:
     return str(error) if isinstance(error, ProgCacheError) else f"{type(error).__name__}: {error}"
 
 
+def told_of(done: CompiledProgram) -> dict[str, Any]:
+    """What is told of a job's program."""
+    duration = done.record.get("duration")
+    return {
+        "hit": done.hit, "size": len(done.data), "digest": done.digest, "reason": done.reason, "duration": duration,
+    }  # fmt: skip
+
+
 def main() -> None:
     """Serve jobs until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -162,16 +174,11 @@ def main() -> None:
         try:
             unit = units.unit(Wanted.of_message(job))
             done = compiler.compile_kernel(unit, precompiled if job.get("precompile") else None)
-            answer: dict[str, Any] = {
-                "hit": done.hit,
-                "size": len(done.data),
-                "digest": done.digest,
-                "reason": done.reason,
-                "duration": done.record.get("duration"),
-                "precompiled": precompiled.used > used,
-            }
+            answer: dict[str, Any] = {**told_of(done), "precompiled": precompiled.used > used}
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the next one is waiting
             answer = {"error": trouble(error)}
+        if setup.get("publishes") and answer.get("digest") and not compiler.cache.has_published():
+            answer |= {"digest": None, "reason": "no tier that takes writes took it (see its warning)"}
         compiler.cache.close()  # what was counted is written down: the end of the batch kills this process
         answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started

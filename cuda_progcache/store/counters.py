@@ -24,8 +24,22 @@ from cuda_progcache.store.stats import NOTHING, Span, Totals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from cuda_progcache.store.root import Root
-    from cuda_progcache.store.stats import Counters
+
+    class Countable(Protocol):
+        """What counts: the counters of a store, or what a tier did."""
+
+        def unwritten(self) -> Any:
+            """What was counted since it was last written down."""
+
+        def take_unwritten(self) -> Any:
+            """The same, for who writes it down."""
+
+        def give_back(self, counted: Any, /) -> None:
+            """It could not be written down."""
+
 
 #: Seconds of use after which the counters are written down, too.
 INTERVAL = 5.0
@@ -56,6 +70,7 @@ class _Log(AppendLog):
 
     NAME = "counters.log"
     MAGIC = b"cpcount\x01"
+    TOTALS: Any = Totals  # what a line counts
     PAYLOAD = struct.Struct(f"<{_FIELDS}q")
 
     def forget(self) -> None:
@@ -99,12 +114,12 @@ class _Log(AppendLog):
     def damaged(self) -> None:
         """What is no line counts nothing; those behind it do."""
 
-    def add(self, counted: Totals) -> bool:
+    def add(self, counted: tuple[int, ...]) -> bool:
         """Write counts down; whether that could be done."""
         line: Line = (_COUNTED, new_ref(), *counted, *[0] * (_FIELDS - 1 - len(counted)), _this_hour())
         return self.exchange(lambda _: [line], read=False)
 
-    def spans(self) -> dict[int, Totals]:
+    def spans(self) -> dict[int, Any]:
         """What is written down, by the hour since the epoch in which its span begins.
 
         Where the file has just been written anew, the process that did so is given a moment to hand on the last lines;
@@ -114,7 +129,7 @@ class _Log(AppendLog):
         while self.exchange(lambda _: (), make=False) and not self.is_whole and time.monotonic() < latest:
             time.sleep(0.001)
         with self._lock:
-            return {hour: Totals(*counts[: len(Totals._fields)]) for hour, counts in self._spans().items()}
+            return {hour: self.TOTALS(*counts[: len(self.TOTALS._fields)]) for hour, counts in self._spans().items()}
 
 
 def _this_hour() -> int:
@@ -128,11 +143,11 @@ class Tally:
     ----------
     root : Root
         The store's directory.
-    counters : Counters
+    counters : Countable
         The store object's.
     """
 
-    def __init__(self, root: Root, counters: Counters) -> None:
+    def __init__(self, root: Root, counters: Countable) -> None:
         self._root = root
         self._counters = counters
         self._log: _Log | None = None
@@ -165,7 +180,9 @@ class Tally:
         return _in_order(spans)
 
     def _is_beside(self, other: Tally) -> bool:
-        """Whether both count on one directory, by whatever names."""
+        """Whether both count the same on one directory, by whatever names."""
+        if type(other) is not type(self):  # what a tier did there
+            return False
         try:
             return os.path.samefile(self._root.path, other._root.path)
         except OSError:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util import modes
-from cuda_progcache.errors import StoreError
+from cuda_progcache.errors import BundleError, StoreError
 from cuda_progcache.store.base import entry_digest, is_digest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.records import encode_record
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Entry, EntryInfo, Key, Value
     from cuda_progcache.store.bundle import ExportReport, ImportReport
     from cuda_progcache.store.census import Census
+    from cuda_progcache.store.counters import Tally
     from cuda_progcache.store.maintenance import PruneReport
     from cuda_progcache.store.stack import ProgramCacheStack
     from cuda_progcache.store.stats import StoreStats
+    from cuda_progcache.store.tiers.leases import FleetLeases
     from cuda_progcache.store.tiers.settings import TierSettings
     from cuda_progcache.store.verification import Verification
 
@@ -125,6 +127,7 @@ class FileStreamProgramCache(DiskStore):
     _has_layers = False
     _told_tiers: Any = ()
     _known_stack: tuple[tuple[TierSettings, ...], ProgramCacheStack | None] | None = None
+    _tier_tallies: tuple[Tally, ...] = ()
 
     def _stand_before(self, *, layers: bool, tiers: Any) -> None:
         """Say what lies behind the directory."""
@@ -159,9 +162,12 @@ class FileStreamProgramCache(DiskStore):
         if self._alone or not (tiers := self.tiers):
             return None
         if self._known_stack is None or self._known_stack[0] != tiers:
-            from cuda_progcache.store.tiers.behind import stack
+            from cuda_progcache.store.tiers import behind
 
-            self._known_stack = (tiers, stack(self, tiers, writes=modes.of(self) == "rw" and not self._root.read_only))
+            writes = modes.of(self) == "rw" and not self._root.read_only
+            self._known_stack = (tiers, behind.stack(self, tiers, writes=writes))
+            if writes:
+                self._tier_tallies = behind.tallies(self, self._root, tiers)
         return self._known_stack[1]
 
     @property
@@ -205,6 +211,12 @@ class FileStreamProgramCache(DiskStore):
         return None if stack is None else stack.load(key)
 
     @property
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
+        """The leases of the hosts that publish to one of its tiers."""
+        stack = self._stack
+        return None if stack is None else stack.fleet
+
+    @property
     def reaches_beyond(self) -> bool:
         """Whether a tier behind it lies beyond this machine."""
         stack = self._stack
@@ -214,6 +226,11 @@ class FileStreamProgramCache(DiskStore):
         """Have what the tiers hold of these programs here; the number of those that came."""
         stack = self._stack
         return 0 if stack is None else stack.fetch(keys)
+
+    def has_published(self) -> bool:
+        """Whether one of the tiers that take writes took all that was published."""
+        stack = self._stack
+        return stack is None or stack.has_published()
 
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
         """Those of the header manifests that lie beyond this machine, by name."""
@@ -271,6 +288,8 @@ class FileStreamProgramCache(DiskStore):
         stack = None if self._known_stack is None else self._known_stack[1]
         if stack is not None:
             stack.close()
+        for tally in self._tier_tallies:
+            tally.write()
 
     # What its owner does with it
 
@@ -486,4 +505,7 @@ class FileStreamProgramCache(DiskStore):
         def put(digest: str, data: bytes, record_json: bytes, created: float) -> bool:
             return self._asked("import a program", lambda: self._wrote(self._put(digest, data, record_json, created)))
 
-        return import_bundle(self._root, os.fspath(path), None if archs is None else frozenset(archs), put)
+        try:
+            return import_bundle(self._root, os.fspath(path), None if archs is None else frozenset(archs), put)
+        except BundleError as error:
+            raise BundleError(f"{error}; nothing was imported") from error

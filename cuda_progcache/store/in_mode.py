@@ -67,13 +67,11 @@ class _ReadOnly(FileStreamProgramCache):
         path: str | os.PathLike[str] | None = None,
         *,
         max_size_bytes: int | None = None,
-        durability: str = "fsync",
-        shared: bool = False,
-        strict: bool = False,
         mode: str | None = None,  # noqa: ARG002 - the class has it
         tiers: Any = None,
+        **how: Any,
     ) -> None:
-        super().__init__(self._root.path, durability=durability, shared=shared, strict=strict)  # no cap: no bumped use
+        super().__init__(self._root.path, **how)  # no cap: no bumped use
         self._told_cap = max_size_bytes
         self._stand_before(layers=path is None, tiers=tiers)
 

@@ -114,12 +114,10 @@ def _remembered(memo: str) -> str:
 
 
 def _remember(memo: str, tag: str) -> str:
-    from cuda_progcache._util.files import replace, unlink_quietly, write_new
+    from contextlib import suppress
 
-    staged = f"{memo}.{os.getpid()}"
-    try:
-        write_new(staged, tag.encode(), mode=0o600, sync=False)
-        replace(staged, memo)
-    except OSError:  # a directory that can't be written, or another thread's file: it is computed again next time
-        unlink_quietly(staged)
+    from cuda_progcache._util.files import put_in_place
+
+    with suppress(OSError):  # a directory that can't be written, or another thread's file: computed again next time
+        put_in_place(memo, tag.encode(), staged=f"{memo}.{os.getpid()}", mode=0o600)
     return tag

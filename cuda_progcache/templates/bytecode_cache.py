@@ -176,23 +176,17 @@ class BytecodeCache:
         """Keep as `set`, with the compiler's warnings; nothing in a mode other than ``rw``."""
         if self.mode != "rw":
             return
-        from cuda_progcache._util.files import replace, unlink_quietly, write_new
+        from cuda_progcache._util.files import put_in_place
         from cuda_progcache._util.liveness import current_owner
 
         path, key = self._place(name, source_hash, context_hash)
-        try:
-            data = frame(compiled, key)
-        except FrameError as error:
-            self._not_kept(name, str(error))
-            return
         staged = f"{path}.{current_owner()}.{time.monotonic_ns():x}.tmp"
         try:
+            data = frame(compiled, key)
             _make_private(self.directory)  # it may have been removed
-            write_new(staged, data, mode=0o600, sync=False)
-            replace(staged, path)
+            put_in_place(path, data, staged=staged, mode=0o600)
             self._clean_daily()
-        except OSError as error:
-            unlink_quietly(staged)
+        except (OSError, FrameError) as error:
             self._not_kept(name, str(error))
 
     def get_bucket(self, environment: jinja2.Environment, name: str, filename: str | None, source: str) -> Bucket:
@@ -236,7 +230,7 @@ class BytecodeCache:
             In a mode other than ``rw``.
         """
         self._check_writable()
-        return sum(_remove(entry.path) for entry in self._entries(self._version if current_version_only else ""))
+        return sum(_remove(entry.path) for entry, _ in self._entries(self._version if current_version_only else ""))
 
     def cleanup(self, max_age_days: float = 30) -> int:
         """Remove templates that nobody has used for so many days, and what dead writers left.
@@ -257,23 +251,15 @@ class BytecodeCache:
         self._check_writable()
         now = time.time()
         removed = 0
-        for entry in (*self._entries(), *self._others()):
-            try:
-                age = now - entry.stat(follow_symlinks=False).st_mtime
-            except OSError:
-                continue  # removed meanwhile
+        for entry, status in (*self._entries(), *self._others()):
+            age = now - status.st_mtime
             if age > max_age_days * _DAY or _is_orphan(entry.name, age):
                 removed += _remove(entry.path)
         return removed
 
     def stats(self) -> dict[str, int]:
         """Return ``{"file_count", "total_bytes"}`` of the compiled templates, whatever Python they are for."""
-        sizes = []
-        for entry in self._entries():
-            try:
-                sizes.append(entry.stat(follow_symlinks=False).st_size)
-            except OSError:
-                continue  # removed meanwhile
+        sizes = [status.st_size for _, status in self._entries()]
         return {"file_count": len(sizes), "total_bytes": sum(sizes)}
 
     def _make_path(self, name: str, source_hash: str, context_hash: str | None = None) -> Path:
@@ -294,13 +280,11 @@ class BytecodeCache:
             self._places[name, source_hash, context_hash] = place
         return place
 
-    def _entries(self, version: str = "") -> Iterator[os.DirEntry[str]]:
-        """Yield the files that the pattern fits, of one version or of any."""
+    def _entries(self, version: str = "") -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+        """Return the files that the pattern fits, of one version or of any."""
         fields = ("\0" if version == "" else version, "\0", "\0")
         start, *_, end = self.pattern.format(version=fields[0], name=fields[1], hash=fields[2]).split("\0")
-        for entry in self._scan():
-            if entry.name.startswith(start) and entry.name.endswith(end):
-                yield entry
+        return (found for found in self._scan() if found[0].name.startswith(start) and found[0].name.endswith(end))
 
     def _check_writable(self) -> None:
         if self.mode != "rw":
@@ -320,15 +304,22 @@ class BytecodeCache:
             os.utime(marker)
             self.cleanup()
 
-    def _others(self) -> Iterator[os.DirEntry[str]]:
-        return (entry for entry in self._scan() if entry.name.startswith(MEMO) or entry.name.endswith(".tmp"))
+    def _others(self) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+        return (found for found in self._scan() if found[0].name.startswith(MEMO) or found[0].name.endswith(".tmp"))
 
-    def _scan(self) -> list[os.DirEntry[str]]:
+    def _scan(self) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         try:
             with os.scandir(self.directory) as entries:
-                return [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
+                present = list(entries)
         except FileNotFoundError:
-            return []
+            return
+        for entry in present:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue  # removed meanwhile
+            if not stat.S_ISDIR(status.st_mode):
+                yield entry, status
 
     def _remove_unless_file(self, path: str) -> None:
         """Remove a link or the like that lies where a template should; leave a file that just can't be opened now."""

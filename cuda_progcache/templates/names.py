@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _operator as operator  # the module around it would have to be loaded
 import sys
+from _collections_abc import MutableMapping as _MutableMapping  # loaded by every Python
 
 from cuda_progcache.templates.objects import Namespace
 from cuda_progcache.templates.undefined import is_undefined
@@ -30,7 +31,7 @@ def _theirs(table: str, name: str) -> Callable[..., Any]:
     return _table(table)[name]
 
 
-class NameTable(dict[str, "Callable[..., Any]"]):
+class NameTable(_MutableMapping[str, "Callable[..., Any]"]):
     """Filters or tests by name: those given, and Jinja2's own, imported when one is asked for.
 
     Parameters
@@ -40,45 +41,32 @@ class NameTable(dict[str, "Callable[..., Any]"]):
     """
 
     def __init__(self, table: str, *given: Mapping[str, Callable[..., Any]]) -> None:
-        for names in given:
-            self.update(names)
+        self._known = {name: function for names in given for name, function in names.items()}
         self._table = table
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in _table(self._table)
+        return name in self._known or name in _table(self._table)
 
-    def __missing__(self, name: str) -> Callable[..., Any]:
-        found = self[name] = _theirs(self._table, name)
-        return found
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        if name not in self._known:
+            self._known[name] = _theirs(self._table, name)
+        return self._known[name]
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return what has the name, or `default`."""
-        return self[name] if name in self else default  # noqa: SIM401  (this is that method)
+    def __setitem__(self, name: str, function: Callable[..., Any]) -> None:
+        self._known[name] = function
 
-    def _all(self) -> dict[str, Callable[..., Any]]:
-        return {**_table(self._table), **dict(super().items())}
+    def __delitem__(self, name: str) -> None:
+        del self._known[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        return iter(_table(self._table) | self._known)
 
     def __len__(self) -> int:
-        return len(self._all())
-
-    def keys(self) -> Any:
-        """Return all names."""
-        return self._all().keys()
-
-    def values(self) -> Any:
-        """Return what has a name."""
-        return self._all().values()
-
-    def items(self) -> Any:
-        """Return names and what has them."""
-        return self._all().items()
+        return len(_table(self._table) | self._known)
 
     def copy(self) -> dict[str, Callable[..., Any]]:
         """Return a plain dict."""
-        return self._all()
+        return _table(self._table) | self._known
 
 
 # Filters. The first parameters `_eval_ctx` and `_environment` are what Jinja2's own filters of these names are passed.

@@ -100,16 +100,19 @@ class LookAhead:
     """Goes through items and can tell whether the present one is the last: it looks one item ahead, when asked.
 
     Asked for their number, it takes all of them out of a generator.
-    """
 
-    __slots__ = ("_after", "_index", "_items", "_iterator", "_length")
+    Attributes
+    ----------
+    index : int
+        The present item's number, from 1.
+    """
 
     def __init__(self, items: Iterable[Any]) -> None:
         self._items = items
         self._iterator = iter(items)
         self._after: Any = missing
-        self._index = 0
         self._length: int | None = None
+        self.index = 0
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -119,12 +122,11 @@ class LookAhead:
             item = next(self._iterator)
         else:
             item, self._after = self._after, missing
-        self._index += 1
+        self.index += 1
         return item
 
-    @property
-    def after(self) -> Any:
-        """The item after the present one, or ``missing``."""
+    def _look(self) -> Any:
+        """Return the item after the present one, or ``missing``."""
         if self._after is missing:
             self._after = next(self._iterator, missing)
         return self._after
@@ -132,7 +134,7 @@ class LookAhead:
     @property
     def last(self) -> bool:
         """Whether there is no item after the present one."""
-        return self.after is missing
+        return self._look() is missing
 
     @property
     def length(self) -> int:
@@ -143,11 +145,11 @@ class LookAhead:
             except TypeError:
                 rest = list(self._iterator)
                 self._iterator = iter(rest)
-                self._length = len(rest) + self._index + (self._after is not missing)
+                self._length = len(rest) + self.index + (self._after is not missing)
         return self._length
 
 
-class LoopContext:
+class LoopContext(LookAhead):
     """``loop`` in a template, where it is passed on as an object.
 
     Parameters
@@ -170,19 +172,13 @@ class LoopContext:
         recurse: Callable[..., Any] | None = None,
         depth0: int = 0,
     ) -> None:
-        self._items = LookAhead(iterable)
+        super().__init__(iterable)
         self._undefined = undefined
         self._recurse = recurse
         self.depth0 = depth0
-        self.index0 = -1
         self._before: Any = missing
         self._current: Any = missing
         self._last_changed: Any = missing
-
-    @property
-    def length(self) -> int:
-        """The number of items."""
-        return self._items.length
 
     def __len__(self) -> int:
         return self.length
@@ -193,9 +189,9 @@ class LoopContext:
         return self.depth0 + 1
 
     @property
-    def index(self) -> int:
-        """The present item's number, from 1."""
-        return self.index0 + 1
+    def index0(self) -> int:
+        """The present item's number, from 0."""
+        return self.index - 1
 
     @property
     def revindex0(self) -> int:
@@ -205,17 +201,12 @@ class LoopContext:
     @property
     def revindex(self) -> int:
         """`revindex0` and the present one."""
-        return self.length - self.index0
+        return self.length - self.index + 1
 
     @property
     def first(self) -> bool:
         """Whether this is the first item."""
-        return self.index0 == 0
-
-    @property
-    def last(self) -> bool:
-        """Whether this is the last item."""
-        return self._items.last
+        return self.index == 1
 
     @property
     def previtem(self) -> Any:
@@ -225,14 +216,14 @@ class LoopContext:
     @property
     def nextitem(self) -> Any:
         """The item after."""
-        after = self._items.after
+        after = self._look()
         return self._undefined("there is no next item") if after is missing else after
 
     def cycle(self, *args: Any) -> Any:
         """Return the arguments in turn."""
         if not args:
             raise TypeError("no items for cycling given")
-        return args[self.index0 % len(args)]
+        return args[(self.index - 1) % len(args)]
 
     def changed(self, *value: Any) -> bool:
         """Whether this isn't what it was called with in the iteration before."""
@@ -245,8 +236,7 @@ class LoopContext:
         return self
 
     def __next__(self) -> tuple[Any, LoopContext]:
-        item = next(self._items)
-        self.index0 += 1
+        item = super().__next__()
         self._before, self._current = self._current, item
         return item, self
 

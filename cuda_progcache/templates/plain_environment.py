@@ -251,7 +251,7 @@ class PlainEnvironment:
 
     # Templates
 
-    def get_template(self, name: Any, parent: str | None = None, globals: Mapping[str, Any] | None = None) -> Any:  # noqa: A002, ARG002
+    def get_template(self, name: Any, parent: str | None = None, globals: Mapping[str, Any] | None = None) -> Any:  # noqa: A002
         """Return a template of the search path; read again if its file has changed.
 
         Raises
@@ -261,9 +261,7 @@ class PlainEnvironment:
         jinja2.TemplateSyntaxError
             If it is wrong.
         """
-        if _is_template(name):
-            return name
-        template = self._find(name)
+        template = self.find("get_template", name, parent)
         if template is None:
             from jinja2 import TemplateNotFound
 

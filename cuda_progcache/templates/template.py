@@ -391,7 +391,7 @@ def compile_template(
     try:
         tree = self._parse(source, name, filename) if isinstance(source, str) else source
         compiler = compiler_for(self, static=not raw)  # written out as text, code can't bring values along
-        form = "render" if Settings.of(self, "render").text else "pieces"
+        form = "render" if Settings(self, "render").text else "pieces"
         if raw:
             return _written(compiler.tree(tree, name, filename, source=text, form=form, raw=True))
         if text is None and form == "render":

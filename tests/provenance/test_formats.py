@@ -276,7 +276,7 @@ def test_svg_puts_what_belongs_together_side_by_side():
     order = {kind: sorted(range(40), key=lambda n: box_of[f"{kind} {n}"].y) for kind in ("compile", "source", "render")}
     assert order["compile"] == order["source"] == order["render"]
     drawn = ET.fromstring(picture.to_svg(graph))
-    assert {"sm_90", "2.5 s"} <= {text.text for text in drawn.iter(f"{SVG}text")}
+    assert {"sm_90", "2.50 s"} <= {text.text for text in drawn.iter(f"{SVG}text")}
 
 
 def test_svg_draws_what_runs_together_once():

@@ -102,6 +102,7 @@ def test_what_another_machine_has_compiled_is_a_hit(way, tier_url, tmp_path, hea
         assert (found.hit, found.data, found.digest) == (True, made.data, made.digest)
         assert found.record["components"] == made.record["components"]
         assert (second.stats().hits, second.stats().misses) == (1, 0)
+        assert second.stats().all_time.hits == 1  # the tier's own count is no use of the directory
         assert [level.hits for level in second.stats().levels] == [1]
     other_machine()
     with cache("second", "redis://127.0.0.1:1") as alone:  # it is here now, and so is what leads to it

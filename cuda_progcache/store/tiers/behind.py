@@ -16,12 +16,16 @@ from cuda_progcache.store.base import Entry, EntryInfo, ProgramCacheResource
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
 from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.remote import RemoteProgramCache
+from cuda_progcache.store.tiers.tally import TierTally
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from cuda_progcache.store.base import Key, Value
     from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.store.root import Root
+    from cuda_progcache.store.tiers.remote import TierStats
     from cuda_progcache.store.tiers.settings import TierSettings
 
 _opened: dict[TierSettings, ProgramCacheResource | None] = {}
@@ -48,6 +52,12 @@ def _store(settings: TierSettings) -> ProgramCacheResource | None:
     return _opened[settings]
 
 
+def in_use() -> list[TierStats]:
+    """What each tier that was opened here has cost and given; asks no service."""
+    found = [getattr(one, "_inner", one) for one in list(_opened.values())]
+    return [one.tier() for one in found if isinstance(one, RemoteProgramCache)]
+
+
 def stack(store: FileStreamProgramCache, tiers: tuple[TierSettings, ...], *, writes: bool) -> ProgramCacheStack | None:
     """A directory's store and the tiers behind it; None where there are none.
 
@@ -63,6 +73,15 @@ def stack(store: FileStreamProgramCache, tiers: tuple[TierSettings, ...], *, wri
     if not found:
         return None
     return ProgramCacheStack((_Here(store), *found), write_policy=None if writes else "skip")
+
+
+def tallies(store: FileStreamProgramCache, root: Root, tiers: tuple[TierSettings, ...]) -> tuple[TierTally, ...]:
+    """What the tiers count, on its way to files in the store's directory, written at the store's end at the latest."""
+    remotes = [getattr(one, "_inner", one) for one in stores(tiers)]
+    found = tuple(TierTally(root, one) for one in remotes if isinstance(one, RemoteProgramCache))
+    for tally in found:
+        weakref.finalize(store, tally.write)
+    return found
 
 
 class _Here(ProgramCacheResource):

@@ -23,6 +23,7 @@ _ENGINES = {
     "gs": ("objects", "ObjectEngine", "s3"),
     "az": ("objects", "ObjectEngine", "s3"),
     "oci": ("oci", "OciEngine", "http"),
+    "file": ("layer", "LayerEngine", "test"),
 }
 
 
@@ -82,6 +83,11 @@ class EngineOnDemand(Engine):
         return StoreError(
             f"{self.name} needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'"
         )
+
+    @property
+    def pinned(self) -> bool:  # type: ignore[override]
+        """As the engine."""
+        return self.engine.pinned
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """As the engine."""

@@ -427,12 +427,8 @@ class Expressions(Folding):
         """The context."""
         return self.code("$_seen($ctx)" if self.settings.fast_context else "$ctx")
 
-    def derived_context_reference(self, node: nodes.Node) -> ast.expr:  # noqa: ARG002  (the table's signature)
-        """The context with the locals."""
-        return self.derived()
-
-    def derived(self) -> ast.expr:
-        """Code for a context that has this scope's names, too."""
+    def derived(self, node: nodes.Node | None = None) -> ast.expr:  # noqa: ARG002  (the table's signature)
+        """The context with this scope's names."""
         return self.call_runtime("_derived", self.load(self.reference), self.locals())
 
     def locals(self) -> ast.expr:

@@ -20,7 +20,10 @@ from cuda_progcache.templates.runtime import NAMES, Facts
 if TYPE_CHECKING:
     from cuda_progcache.templates.compiler.scopes import Function
 
-RUNTIME = "cuda_progcache.templates.jinja_runtime"
+_BEGIN = """
+from cuda_progcache.templates import jinja_runtime as _rt
+globals().update(_rt.NAMES)
+"""
 
 
 class Compiler(Loops, Inheritance):
@@ -95,7 +98,7 @@ class Compiler(Loops, Inheritance):
         nodes.MarkSafe: "mark_safe",
         nodes.MarkSafeIfAutoescape: "mark_safe_if_autoescape",
         nodes.ContextReference: "context_reference",
-        nodes.DerivedContextReference: "derived_context_reference",
+        nodes.DerivedContextReference: "derived",
     }
     _methods: ClassVar[Mapping[type[nodes.Node], str]] = _NODE_DISPATCH_NAMES
 
@@ -216,8 +219,7 @@ class Compiler(Loops, Inheritance):
                 self.return_contents(self.out, 0)
         else:
             self._body(node, function)
-            if self.pending:
-                self.flush()
+            self.flush()
         self.line = line
         begin: list[ast.stmt] = []
         if self.context != "context":  # what Jinja2's tracebacks show the variables of
@@ -249,17 +251,11 @@ class Compiler(Loops, Inheritance):
     def _imports(self, *, raw: bool) -> list[ast.stmt]:
         made: list[ast.stmt] = []
         if raw:
-            package, _, module = RUNTIME.rpartition(".")
-            alias = [ast.alias(module, "_rt", lineno=1, col_offset=0)]
-            made.append(ast.ImportFrom(package, alias, 0, lineno=1, col_offset=0))
-            made += self.lines("globals().update(_rt.NAMES)")
+            made += self.lines(_BEGIN)
         for name, local in self.import_names.items():
             package, _, obj = name.rpartition(".")
-            alias = [ast.alias(obj if package else name, local, lineno=1, col_offset=0)]
-            if package:
-                made.append(ast.ImportFrom(package, alias, 0, lineno=1, col_offset=0))
-            else:
-                made.append(ast.Import(alias, lineno=1, col_offset=0))
+            pattern = "from $package import $name as $local" if package else "import $name as $local"
+            made += self.lines(pattern, package=package, name=obj, local=local)
         return made
 
     def _tables(self, *, raw: bool) -> list[ast.stmt]:

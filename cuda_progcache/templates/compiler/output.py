@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import nodes
-from jinja2.utils import _PassArg, concat
+from jinja2.compiler import has_safe_repr
+from jinja2.utils import _PassArg
 from markupsafe import escape
 
 from cuda_progcache.templates.compiler.expressions import Expressions
@@ -29,21 +30,18 @@ class Output(Expressions):
 
     def emit(self, text: str, /, **parts: Any) -> None:
         """Add the statements of a pattern."""
-        if self.pending:
-            self.flush()
+        self.flush()
         self.out += self.lines(text, **parts)
 
     @contextmanager
     def block(self) -> Iterator[list[ast.stmt]]:
         """Collect statements in a list of their own."""
-        if self.pending:
-            self.flush()
+        self.flush()
         outer, self.out = self.out, []
         mark = len(self.state.trail)
         try:
             yield self.out
-            if self.pending:
-                self.flush()
+            self.flush()
         finally:
             self.out = outer
             while len(self.state.trail) > mark:
@@ -68,17 +66,12 @@ class Output(Expressions):
             self.state.defined.add(local)
             self.state.trail.append(local)
 
-    def forget(self, local: str) -> None:
-        """Note that a local may be missing again."""
-        self.state.defined.discard(local)
-
     # Where text goes
 
     @contextmanager
     def buffered(self) -> Iterator[None]:
         """Collect output in a list; `contents` is what it came to."""
-        if self.pending:
-            self.flush()
+        self.flush()
         outer = self.buffer
         depth = len(self.appends)
         self.buffers += 1
@@ -97,8 +90,7 @@ class Output(Expressions):
         Where all output is one string, put out at the end, there is no buffer.
         """
         number = self.buffer
-        if self.pending:
-            self.flush()
+        self.flush()
         count = self.appends.pop()
         if count == 0 and self.settings.text:
             del body[start : start + 2]
@@ -123,8 +115,7 @@ class Output(Expressions):
 
     def captured_text(self) -> ast.expr:
         """What the innermost buffer got, as markup where escaping is on."""
-        if self.pending:
-            self.flush()
+        self.flush()
         text = self.contents(self.buffer)
         if self.eval_ctx.volatile:
             again = self.contents(self.buffer)
@@ -133,8 +124,7 @@ class Output(Expressions):
 
     def put(self, value: ast.expr) -> None:
         """Emit the output of one value as it is."""
-        if self.pending:
-            self.flush()
+        self.flush()
         self.out.append(self.put_now(value))
 
     def put_now(self, value: ast.expr) -> ast.stmt:
@@ -146,6 +136,8 @@ class Output(Expressions):
 
     def flush(self) -> None:
         """Emit what is pending: constants next to each other as one, a run of parts as one f-string."""
+        if not self.pending:
+            return
         parts, self.pending = self.pending, []
         line = self.line
         self.line = parts[0].lineno
@@ -156,32 +148,25 @@ class Output(Expressions):
 
     def text(self, text: str) -> None:
         """Put out constant text."""
-        if not text:
+        if not text and self.settings.fuse:
             return
-        if not self.settings.fuse:
-            self.put(self.constant(text))
-            return
-        pending = self.pending
-        if pending and isinstance(pending[-1], ast.Constant):
-            pending[-1] = self.joint(pending[-1], text)
+        if self.pending and isinstance(self.pending[-1], ast.Constant):
+            before: Any = self.pending.pop()
+            line, self.line = self.line, before.lineno
+            self.pending.append(self.constant(f"{before.value}{text}"))
+            self.line = line
         else:
-            if len(pending) >= _LONGEST_RUN:
-                self.flush()
-                pending = self.pending
-            pending.append(self.constant(text))
+            self.append(self.constant(text))
 
-    def joint(self, before: ast.Constant, text: str) -> ast.expr:
-        """A constant with more text."""
-        line, self.line = self.line, before.lineno
-        node = self.constant(str(before.value) + text)
-        self.line = line
-        return node
+    def append(self, part: ast.expr) -> None:
+        """Put out a part of the present run."""
+        if len(self.pending) >= _LONGEST_RUN:
+            self.flush()
+        self.pending.append(part)
 
     def value(self, node: ast.expr, conversion: int) -> None:
         """Put out a value in the present run."""
-        if len(self.pending) >= _LONGEST_RUN:
-            self.flush()
-        self.pending.append(self.formatted(node, conversion))
+        self.append(self.formatted(node, conversion))
 
     # Output statements
 
@@ -198,21 +183,15 @@ class Output(Expressions):
 
     def children(self, node: nodes.Output) -> None:
         """The parts of an output statement."""
-        children = node.nodes
-        if not self.settings.fuse:
-            self.unfused(children)
-            return
-        volatile = self.eval_ctx.volatile
-        for child in children:
+        for child in node.nodes:
             self.line = child.lineno or self.line
-            if type(child) is nodes.TemplateData and not volatile:
-                self.text(child.data)
-                continue
             known = self.known_text(child)
             if known is not None:
                 self.text(known)
-            else:
+            elif self.settings.fuse:
                 self.fused(child)
+            else:
+                self.put(self.piece(child))
 
     def fused(self, child: nodes.Expr) -> None:
         """A child that is worked out in the render, as part of an f-string."""
@@ -250,29 +229,19 @@ class Output(Expressions):
 
     def known_text(self, child: nodes.Expr) -> str | None:
         """Return what a constant child puts out; None if that is known only in the render."""
-        if id(child) not in self.analysis.constant and type(child) not in _LITERAL and not self.is_static(child):
+        kind = type(child)
+        if kind is nodes.TemplateData:
+            return None if self.eval_ctx.volatile else child.data  # type: ignore[attr-defined]
+        static = kind is nodes.Const or (kind is nodes.Name and child.name in self.static)  # type: ignore[attr-defined]
+        if self.environment.finalize is not None or not (static or id(child) in self.analysis.constant):
             return None
-        known = self.known_value(child)
-        return None if known is _UNKNOWN else str(known)
-
-    def is_static(self, child: nodes.Expr) -> bool:
-        """Whether a child is a name of the static context."""
-        return type(child) is nodes.Name and child.name in self.static
-
-    def known_value(self, child: nodes.Expr) -> Any:
-        """Return what a constant child puts out, before it becomes text; `_UNKNOWN` if it can't be had now."""
-        data = type(child) is nodes.TemplateData
-        if self.environment.finalize is not None and not data:
-            return _UNKNOWN
         try:
             value = self.escaped_constant(child)
-            if self.settings.native:
-                from jinja2.compiler import has_safe_repr
-
-                return value if has_safe_repr(value) else _UNKNOWN
-            return value if data else str(value)
+            if self.settings.native and not has_safe_repr(value):
+                return None
+            return str(value)
         except Exception:  # noqa: BLE001  (it raises again in the render, where it can be understood)
-            return _UNKNOWN
+            return None
 
     def escaped_constant(self, child: nodes.Expr) -> Any:
         """Return the value of a constant child, escaped if that is how the template begins: as Jinja2 does it.
@@ -282,7 +251,7 @@ class Output(Expressions):
         Exception
             Whatever evaluating it does; `jinja2.nodes.Impossible` if it is no constant.
         """
-        value = child.as_const(self.eval_ctx) if type(child) is nodes.TemplateData else self.fold(child)
+        value = self.fold(child)
         if not is_plain(value):
             raise nodes.Impossible
         return escape(value) if self.eval_ctx.autoescape and not self.settings.native else value
@@ -298,30 +267,6 @@ class Output(Expressions):
             return None
         return self.finalized(self.literal(value)) if is_constant(value) else None
 
-    def unfused(self, children: list[nodes.Expr]) -> None:
-        """Each child by itself, constants next to each other as one."""
-        run: list[Any] = []
-        for child in children:
-            line, self.line = self.line, child.lineno or self.line
-            constant = type(child) in _LITERAL or id(child) in self.analysis.constant or self.is_static(child)
-            known = self.known_value(child) if constant else _UNKNOWN
-            if known is not _UNKNOWN:
-                run.append(known)
-                continue
-            if run:
-                now, self.line = self.line, line
-                self.put_run(run)
-                self.line = now
-                run = []
-            self.put(self.piece(child))
-        if run:
-            self.put_run(run)
-
-    def put_run(self, run: list[Any]) -> None:
-        """Put out constants that stand next to each other."""
-        text = "".join([str(item) for item in run]) if self.settings.native else concat(run)
-        self.put(self.constant(text))
-
     def piece(self, child: nodes.Expr) -> ast.expr:
         """Code for one item of output."""
         constant = self.finalized_constant(child)
@@ -333,7 +278,3 @@ class Output(Expressions):
         if self.eval_ctx.volatile:
             return self.code("($escape if $ctx.eval_ctx.autoescape else str)($value)", value=value)
         return self.call_runtime("escape", value) if self.eval_ctx.autoescape else self.call_name("str", value)
-
-
-_UNKNOWN: Any = object()
-_LITERAL = frozenset({nodes.Const, nodes.TemplateData})

@@ -7,7 +7,6 @@ Each shortcut is taken only where nobody has changed what it replaces.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -24,14 +23,20 @@ JINJA2_UNDEFINED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Settings:
     """How to compile for an environment.
 
-    Attributes
+    Parameters
     ----------
+    environment : jinja2.Environment
+        As set up.
     form : {"render", "stream", "pieces"}
         Text at once, runs of text as they come, or one item for each piece of output.
+    raw : bool
+        Whether the code is to be written out as Python text: no f-strings then, and the context is ``context``.
+
+    Attributes
+    ----------
     asynchronous : bool
         Whether the functions are coroutine functions, and every value may be an awaitable.
     native : bool
@@ -44,72 +49,28 @@ class Settings:
         Whether attributes and items are looked up by Jinja2's own methods, if only the sandbox's.
     undefined_early : bool
         Whether an undefined object may be made before it is certain that it is needed.
-    inline_loops : bool
-        Whether ``loop.index`` may be a counter.
     sandboxed : bool
         Whether the environment checks every call.
     """
 
-    form: str
-    asynchronous: bool
-    native: bool
-    text: bool
-    fuse: bool
-    fast_context: bool
-    fast_call: bool
-    fast_getattr: bool
-    fast_getitem: bool
-    own_lookup: bool
-    undefined_early: bool
-    inline_loops: bool
-    direct_macros: bool
-    sandboxed: bool
-    intercepted_binops: frozenset[str]
-    intercepted_unops: frozenset[str]
-
-    @classmethod
-    def of(cls, environment: Environment, form: str, *, raw: bool = False) -> Settings:
-        """Return the settings for an environment.
-
-        Parameters
-        ----------
-        environment : jinja2.Environment
-            As set up.
-        form : {"render", "stream", "pieces"}
-            What is asked for.
-        raw : bool
-            Whether the code is to be written out as Python text: no f-strings then, and the context is ``context``.
-        """
-        native = is_native(environment)
-        text = environment.concat == concat
-        fast_context = environment.context_class in {runtime.Context, Context}
-        asynchronous = environment.is_async
-        sandboxed = environment.sandboxed
-        binops: Any = getattr(environment, "intercepted_binops", ()) if sandboxed else ()
-        unops: Any = getattr(environment, "intercepted_unops", ()) if sandboxed else ()
-        return cls(
-            form=form,
-            asynchronous=asynchronous,
-            native=native,
-            text=text and not native,
-            fuse=form != "pieces" and not raw and text and not native,
-            fast_context=fast_context,
-            fast_call=fast_context and not sandboxed,
-            fast_getattr=not asynchronous and _untouched(environment, "getattr"),
-            fast_getitem=not asynchronous and _untouched(environment, "getitem"),
-            own_lookup=all(_is_jinja2s(environment, name) for name in ("getattr", "getitem")),
-            undefined_early=fast_context and environment.undefined in JINJA2_UNDEFINED,
-            inline_loops=not asynchronous,
-            direct_macros=not asynchronous
-            and not sandboxed
-            and fast_context
-            and not native
-            and text
-            and isinstance(environment.autoescape, bool),
-            sandboxed=sandboxed,
-            intercepted_binops=frozenset(binops),
-            intercepted_unops=frozenset(unops),
-        )
+    def __init__(self, environment: Environment, form: str, *, raw: bool = False) -> None:
+        self.form = form
+        self.native = is_native(environment)
+        self.text = environment.concat == concat and not self.native
+        self.fuse = self.text and form != "pieces" and not raw
+        self.asynchronous = environment.is_async
+        self.sandboxed = environment.sandboxed
+        self.fast_context = environment.context_class in {runtime.Context, Context}
+        self.fast_call = self.fast_context and not self.sandboxed
+        self.fast_getattr = not self.asynchronous and _untouched(environment, "getattr")
+        self.fast_getitem = not self.asynchronous and _untouched(environment, "getitem")
+        self.own_lookup = all(_is_jinja2s(environment, name) for name in ("getattr", "getitem"))
+        self.undefined_early = self.fast_context and environment.undefined in JINJA2_UNDEFINED
+        fixed = isinstance(environment.autoescape, bool)
+        self.direct_macros = self.fast_call and self.text and fixed and not self.asynchronous
+        binops: Any = getattr(environment, "intercepted_binops", ()) if self.sandboxed else ()
+        unops: Any = getattr(environment, "intercepted_unops", ()) if self.sandboxed else ()
+        self.intercepted_binops, self.intercepted_unops = frozenset(binops), frozenset(unops)
 
 
 def is_native(environment: Environment) -> bool:

@@ -96,7 +96,7 @@ class Statements(Output):
         again: list[ast.stmt] = []
         looks_again = self.state.function.shows_context and not first
         for name, (local, source, outer) in scope.resolve().items():
-            self.forget(local)
+            self.state.defined.discard(local)
             if source == GIVEN or name in self.static:
                 continue
             if source == FROM_OUTER:
@@ -246,8 +246,7 @@ class Statements(Output):
             if node.filter is not None:
                 self.captured = self.captured_text()
                 value = self.filter(node.filter)
-            if self.pending:
-                self.flush()
+            self.flush()
         self.state.guard_output = guard
         if self.eval_ctx.volatile or self.analysis.modifies_eval_context or not self.settings.direct_macros:
             value = self.marked(value)
@@ -294,8 +293,7 @@ class Statements(Output):
             return
         made: list[_Made] = []
         orelse: list[ast.stmt] = []
-        if self.pending:
-            self.flush()
+        self.flush()
         for test, body, line in arms:
             self.line = line
             condition = None if test is None else self.expr(test)
@@ -355,8 +353,7 @@ class Statements(Output):
                 self.line = node.lineno or self.line
                 self.captured = self.captured_text()
                 value = self.filter(node.filter)
-                if self.pending:
-                    self.flush()
+                self.flush()
             self.put(value)  # as it is, even where escaping is on
 
     def scope_node(self, node: nodes.Scope) -> None:

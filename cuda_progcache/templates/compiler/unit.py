@@ -84,7 +84,7 @@ class Unit(Builder):
     def begin(self, name: str | None, filename: str | None, form: str, *, raw: bool) -> None:
         """Forget the last template."""
         self.template_name, self.filename = name, filename
-        self.settings = settings = Settings.of(self.environment, form, raw=raw)
+        self.settings = settings = Settings(self.environment, form, raw=raw)
         self.asynchronous = settings.asynchronous
         self.context = self.reference = "context" if raw else "ctx"
         self.eval_ctx = EvalContext(self.environment, name)
@@ -92,7 +92,7 @@ class Unit(Builder):
             self.environment,
             self.static_context,
             hoist=settings.fast_context and settings.fuse,
-            inline_loops=settings.inline_loops,
+            inline_loops=not settings.asynchronous,
         )
         self.warnings, self.precomputed, self.precomputed_names = [], [], []
         self.names, self.uses = {}, set()

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tiers``, ``sync`` and ``gc``: the stores beyond this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cuda_progcache.cli import output
+from cuda_progcache.cli.maintenance import parse_time
+from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.errors import LockError
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.tiers.tally import TierTotals
+    from cuda_progcache.store.tiers.upkeep import Health, Progress
+
+TIERS_JSON = """\b
+--json: {"source": str (where they are configured; empty: named here), "tiers": [{"url", "mode", "trust", "ok": bool,
+"trouble": str, "latency": seconds or null, "objects", "bytes": int or null (--count), "breaker": "closed" or "open",
+"all_time": {"hits", "misses", "corrupt", "untrusted", "errors", "timeouts", "stored", "dropped", "bytes_in",
+"bytes_out", "calls"} (what every process on this cache has counted)}]}
+"""
+
+
+@click.command(
+    "tiers", short_help="The stores behind the cache: whether they answer, and what they gave.", epilog=TIERS_JSON
+)
+@click.argument("urls", nargs=-1, metavar="[TIER]...")
+@click.option("--count", is_flag=True, help="List what is there, which may take long.")
+@common_options
+@click.pass_obj
+def tiers_command(session: Session, *, urls: tuple[str, ...], count: bool) -> None:
+    """Ask the configured tiers, or these, how they are. Exit code 1: one doesn't answer.
+
+    Hits, bytes and trouble are those of all processes on this cache. A tier in trouble is left alone by each of them,
+    for 30 seconds and longer each time; "breaker" says whether it would be, by what it answers now.
+    """
+    from cuda_progcache.store.tiers.configuration import configured
+    from cuda_progcache.store.tiers.sides import settings_of
+    from cuda_progcache.store.tiers.upkeep import health
+
+    known = configured()
+    tiers = [settings_of(url) for url in urls] if urls else known.tiers
+    found = [(health(one, count=count), _counted(session, one.url)) for one in tiers]
+    if session.json:
+        told = [
+            {**one._asdict(), "breaker": "closed" if one.ok else "open", "all_time": all_time._asdict()}
+            for one, all_time in found
+        ]
+        output.emit({"source": "" if urls else known.source, "tiers": told})
+    elif not found:
+        output.line("no tiers: CUDA_PROGCACHE_TIERS, or tiers in cuda_progcache.toml, names some")
+    else:
+        _show(found)
+    if not all(one.ok for one, _ in found):
+        click.get_current_context().exit(1)
+
+
+def _counted(session: Session, url: str) -> TierTotals:
+    from cuda_progcache.store.root import Root
+    from cuda_progcache.store.tiers.tally import TierTotals, counted
+
+    root = session.root()
+    return counted(Root(str(root), shared=False), url) if root.exists() else TierTotals()
+
+
+def _show(found: list[tuple[Health, TierTotals]]) -> None:
+    columns = (
+        "tier",
+        "mode",
+        "trust",
+        "health",
+        "latency",
+        "look-ups",
+        "hits",
+        "read",
+        "written",
+        "dropped",
+        "trouble",
+    )
+    made = output.table(columns, right=columns[4:])
+    for one, counted in found:
+        lookups = counted.hits + counted.misses
+        made.add_row(
+            output.text(one.url),
+            one.mode,
+            one.trust,
+            output.text("ok" if one.ok else "no answer"),
+            "-" if one.latency is None else output.seconds(one.latency),
+            f"{lookups:,}",
+            f"{counted.hits / lookups:.0%}" if lookups else "-",
+            output.size(counted.bytes_in),
+            output.size(counted.bytes_out),
+            f"{counted.dropped:,}",
+            f"{counted.errors + counted.corrupt + counted.untrusted:,}",
+        )
+    output.show(made)
+    for one, counted in found:
+        if one.trouble:
+            output.fail_line(f"{one.url}: {one.trouble}")
+        kinds = {name: getattr(counted, name) for name in ("timeouts", "errors", "corrupt", "untrusted")}
+        kinds["errors"] -= kinds["timeouts"]
+        if any(kinds.values()):
+            told = ", ".join(f"{many:,} {name}" for name, many in kinds.items() if many)
+            output.line(f"{output.printable(one.url)} was in trouble: {told} (all time)")
+        if one.objects is not None:
+            held = f"{output.plural(one.objects, 'program')}, {output.size(one.bytes or 0)}"
+            output.line(f"{output.printable(one.url)} holds {held}")
+
+
+SYNC_JSON = """\b
+--json: {"source", "target", "dry_run": bool, "copied": int, "bytes": int, "there": int (in the target before),
+"missing": int (asked for, and not in the source), "unusable": int (damaged, or signed by nobody who is trusted),
+"refused": int (too large for the target), "manifests": int}
+"""
+
+
+@click.command("sync", short_help="Copy programs between caches and tiers.", epilog=SYNC_JSON)
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option(
+    "--lock", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Only a lockfile's programs."
+)
+@click.option("--dry-run", is_flag=True, help="Copy nothing; say what would be.")
+@common_options
+@click.pass_obj
+def sync_command(session: Session, *, source: str, target: str, lock: Path | None, dry_run: bool) -> None:
+    """Copy what DST lacks of SRC: programs, and the header manifests that lead to them. Nothing is removed.
+
+    SRC and DST are each the directory of a cache, or a tier's URL; of one that is configured, the URL without options
+    is enough. Stopped, and run again, it goes on. Exit code 1: something of a lockfile isn't in SRC, or can't be used.
+    """
+    from cuda_progcache.store.tiers.upkeep import sync
+
+    digests = None if lock is None else locked(lock)
+    with _progress("copying") as progress:
+        report = sync(source, target, digests=digests, dry_run=dry_run, on_progress=progress)
+    names = {"source": _shown(source), "target": _shown(target)}
+    if session.json:
+        output.emit({**names, "dry_run": dry_run, **report._asdict()})
+    else:
+        verb = "would be copied" if dry_run else "copied"
+        output.line(
+            f"{output.plural(report.copied, 'program')} {verb} ({output.size(report.bytes)}), {report.there:,} there "
+            f"already, {output.plural(report.manifests, 'header manifest')}"
+        )
+        for many, why in (
+            (report.missing, f"not in {names['source']}"),
+            (report.unusable, "left out: damaged, or signed by nobody who is trusted"),
+            (report.refused, f"too large for {names['target']}"),
+        ):
+            if many:
+                output.fail_line(f"{output.plural(many, 'program')} {why}")
+    if report.missing or report.unusable:
+        click.get_current_context().exit(1)
+
+
+GC_JSON = """\b
+--json: {"tier", "dry_run": bool, "removed": int, "bytes": int, "kept": int, "pinned": int (old, and in a lockfile),
+"undated": int (nobody knows how old), "manifests": int}; it needs --yes or --dry-run, for there is no one to ask
+"""
+
+
+@click.command("gc", short_help="Remove old programs from a tier.", epilog=GC_JSON)
+@click.argument("tier", metavar="TIER")
+@click.option(
+    "--older-than",
+    required=True,
+    callback=parse_time,
+    metavar="TIME",
+    help="What was written longer ago than, say, 12h or 90d; on Redis, used.",
+)
+@click.option(
+    "--keep-lock",
+    "locks",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Keep a lockfile's programs, and all header manifests; repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would be.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@common_options
+@click.pass_obj
+def gc_command(
+    session: Session, *, tier: str, older_than: float, locks: tuple[Path, ...], dry_run: bool, yes: bool
+) -> None:
+    """Remove from a tier what is old. It lists, reads no object, says what would go, and asks, unless --yes."""
+    from cuda_progcache.store.tiers.upkeep import collect
+
+    if session.json and not (yes or dry_run):
+        raise click.UsageError("gc --json needs --yes or --dry-run: there is no one to ask")
+    keep = {digest for lock in locks for digest in locked(lock)}
+    found = collect(tier, older_than=older_than, keep=keep)
+    name = _shown(tier)
+    if not session.json:
+        manifests = output.plural(found.manifests, "header manifest")
+        output.line(
+            f"{name}: {output.plural(found.removed, 'program')} ({output.size(found.bytes)}) and {manifests} are older "
+            f"than {output.age(older_than)}; {found.kept:,} stay"
+        )
+        if found.pinned:
+            output.line(f"{output.plural(found.pinned, 'program')} as old, and in a lockfile")
+        if found.undated:
+            output.note_line(f"{name} doesn't say how old {output.plural(found.undated, 'program')} may be: they stay")
+    todo = found.removed + found.manifests
+    if todo and not dry_run:
+        if not yes:
+            click.confirm("Remove them?", abort=True)
+        with _progress("removing") as progress:
+            found = collect(
+                tier,
+                older_than=older_than,
+                keep=keep,
+                dry_run=False,
+                on_progress=lambda done, total: progress(done, total, 0),
+            )
+        if not session.json:
+            output.line(f"removed {output.plural(found.removed, 'program')} ({output.size(found.bytes)})")
+    if session.json:
+        output.emit({"tier": name, "dry_run": dry_run, **found._asdict()})
+
+
+def locked(path: Path) -> set[str]:
+    """Give the digests of a lockfile's programs, of which none may be unknown: it would be lost, or removed."""
+    from cuda_progcache.service.lock import Lock
+
+    programs = Lock.read(path).programs
+    unknown = [one for one in programs if not one.key]
+    if unknown:
+        raise LockError(
+            f"{path}: {output.plural(len(unknown), 'program')} of {len(programs):,} weren't compiled when it was "
+            "written, so their keys aren't known: prewarm, and write it again (cuda-progcache lock)"
+        )
+    return {one.key for one in programs}
+
+
+def _shown(place: str) -> str:
+    from cuda_progcache.store.tiers.sides import is_url, settings_of
+
+    return settings_of(place).url if is_url(place) else place
+
+
+@contextmanager
+def _progress(doing: str) -> Iterator[Progress]:
+    """Show progress on stderr: a bar on a terminal, elsewhere a line now and then."""
+    if not sys.stderr.isatty():
+        yield _lines(doing)
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns: tuple[Any, ...] = (
+        progress.BarColumn(bar_width=20),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[size]}"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as display:
+        task = display.add_task(doing, total=None, size="")
+
+        def show(done: int, total: int, size: int) -> None:
+            display.update(task, completed=done, total=total, size=output.size(size) if size else "")
+
+        yield show
+
+
+def _lines(doing: str) -> Callable[[int, int, int], None]:
+    said = 0
+
+    def show(done: int, total: int, size: int) -> None:
+        nonlocal said
+        if total and done and (done == total or done >= said + max(total // 10, 1000)):
+            said = done
+            output.line(f"{doing}: {done:,} of {total:,}{f', {output.size(size)}' if size else ''}", err=True)
+
+    return show

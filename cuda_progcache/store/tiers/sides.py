@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory or a tier as something to copy from and to: its programs and header manifests, by name.
+
+Of a tier no more is asked than its engine: what waits for it, its breaker and its memory of misses are a compile's
+business. Trouble is an error here, after a few tries.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from cuda_progcache.errors import ReadOnlyError, StoreError
+from cuda_progcache.store.base import is_digest
+from cuda_progcache.store.derived import manifest_path, manifest_sets, merge_manifest, merged_manifest
+from cuda_progcache.store.file_stream import FileStreamProgramCache
+from cuda_progcache.store.readonly import ReadOnlyProgramCache, look_into
+from cuda_progcache.store.records import Version, encode_record
+from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.configuration import configured
+from cuda_progcache.store.tiers.deadline import within
+from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
+from cuda_progcache.store.tiers.remote import MANIFESTS, PROGRAMS, RemoteProgramCache
+from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.tiers.engine import Engine, Listed
+
+R = TypeVar("R")
+#: Objects and bytes of one call.
+_BATCH, _BATCH_BYTES = 64, 8 << 20
+#: How often a call is tried, and the pause before it is tried again, in seconds; each one is twice as long.
+_TRIES, _PAUSE = 4, 0.2
+
+
+class Item(NamedTuple):
+    """A program, or a header manifest.
+
+    Attributes
+    ----------
+    digest : str
+    data : bytes
+    record : mapping
+        Empty for a manifest.
+    """
+
+    digest: str
+    data: bytes
+    record: Mapping[str, Any]
+
+
+class Side(Protocol):
+    """A directory or a tier."""
+
+    @property
+    def name(self) -> str:
+        """Its path, or its URL without secrets."""
+
+    def sizes(self, tree: str) -> dict[str, int]:
+        """Digest and size of all programs or manifests (StoreError: it can't list)."""
+
+    def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
+        """Those of them that are there; of one that can't be used, its digest."""
+
+    def write(self, tree: str, items: Sequence[Item]) -> int:
+        """Keep them; the number of those that were (StoreError: it takes no writes)."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is a tier's URL, and not a path."""
+    return "://" in place or place.startswith("file:")
+
+
+def settings_of(url: str) -> TierSettings:
+    """The settings of a tier by its URL; where one of that URL is configured, and no more is said, its own."""
+    settings = parse_tier(url, where="the tier")
+    if settings == TierSettings(settings.url, mode=settings.mode):
+        return next((one for one in configured().tiers if one.url == settings.url), settings)
+    return settings
+
+
+def side(place: str | os.PathLike[str], *, writes: bool) -> Side:
+    """Open a directory or a tier.
+
+    Parameters
+    ----------
+    place : str or path
+        A path, or a tier's URL.
+    writes : bool
+        Whether it is written to: a directory is made then.
+
+    Raises
+    ------
+    ConfigError
+        It is a URL of no tier.
+    StoreError
+        It can't be opened, or not be written.
+    """
+    place = os.fspath(place)
+    return side_of(settings_of(place), writes=writes) if is_url(place) else _Directory(place, writes=writes)
+
+
+def side_of(settings: TierSettings, *, writes: bool = False) -> Side:
+    """Open a tier; as :func:`side`."""
+    if settings.scheme == "file":
+        if writes:
+            raise ReadOnlyError(errno.EROFS, "a layer is only read; name its path to write there", settings.path)
+        return _Directory(settings.path, writes=False)
+    if writes and settings.mode == "ro":
+        raise ReadOnlyError(errno.EROFS, "this tier is only read (mode=ro)", settings.url)
+    return TierSide(settings)
+
+
+class _Directory:
+    def __init__(self, path: str, *, writes: bool) -> None:
+        self._cache = FileStreamProgramCache(path, strict=True, mode="rw") if writes else look_into(path)
+        self.name = str(self._cache.path)
+
+    def sizes(self, tree: str) -> dict[str, int]:
+        if tree == PROGRAMS:
+            return {digest: size for digest, size, _ in self._cache._sizes()}
+        return dict.fromkeys(self._manifests(), 0)
+
+    def _manifests(self) -> Iterator[str]:
+        folder = os.path.join(self.name, "manifests")
+        for shard in _names(folder):
+            for rest in _names(os.path.join(folder, shard)):
+                if is_digest(shard + rest):
+                    yield shard + rest
+
+    def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
+        for digest in digests:
+            if tree == MANIFESTS:
+                try:
+                    with open(manifest_path(self.name, digest), "rb") as file:
+                        yield Item(digest, file.read(), {})
+                except OSError:
+                    continue  # it was removed just now
+                continue
+            found = self._cache._examine(digest, with_record=True)
+            if found is not None:
+                yield Item(digest, found.data, found.record)
+            elif self._cache._info(digest) is not None:
+                yield digest
+
+    def write(self, tree: str, items: Sequence[Item]) -> int:
+        kept = 0
+        for digest, data, record in items:
+            if tree == MANIFESTS:
+                merge_manifest(self.name, digest, data)
+                kept += 1
+            else:
+                put = functools.partial(self._cache._put, digest, data, encode_record(record))
+                kept += self._cache._asked("copy a program", lambda put=put: self._cache._wrote(put()))  # type: ignore[misc]
+        return kept
+
+    def close(self) -> None:
+        self._cache.close()
+
+
+class NotMade:
+    """A directory that would be made: there is nothing in it yet."""
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+
+    def sizes(self, tree: str) -> dict[str, int]:  # noqa: ARG002
+        """None."""
+        return {}
+
+    def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:  # noqa: ARG002
+        """None."""
+        return iter(())
+
+    def write(self, tree: str, items: Sequence[Item]) -> int:  # noqa: ARG002
+        """Keep none."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+class TierSide:
+    """A tier, by its engine.
+
+    Parameters
+    ----------
+    settings : TierSettings
+    """
+
+    def __init__(self, settings: TierSettings) -> None:
+        store = open_tier(settings)
+        remote = store._inner if isinstance(store, ReadOnlyProgramCache) else store
+        if not isinstance(remote, RemoteProgramCache):
+            raise StoreError(errno.EINVAL, "no service", settings.url)
+        self._remote = remote
+        self._settings = settings
+        self.name = settings.url
+
+    @property
+    def engine(self) -> Engine:
+        """What it stands on."""
+        return self._remote.engine
+
+    def call(self, seconds: float, operation: Callable[..., R], *args: Any, tries: int = _TRIES, **named: Any) -> R:
+        """What a call of the engine gives, tried a few times (OSError: it is in trouble)."""
+        pause = _PAUSE
+        while True:
+            until = time.monotonic() + seconds
+            try:
+                if self.engine.keeps_time:
+                    return operation(*args, **named, until=until)
+                return within(until, functools.partial(operation, *args, **named, until=until), self.engine.cut)
+            except OSError as exc:
+                tries -= 1
+                if not tries or exc.errno in _LASTING:
+                    raise
+            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            pause *= 2
+
+    def listed(self, tree: str) -> Iterator[tuple[str, Listed]]:
+        """Digest and listing of all programs or manifests; reads none of them."""
+        for one in self.engine.list(tree):
+            digest = "".join(one.name.rsplit("/", 2)[-2:])
+            if is_digest(digest):
+                yield digest, one
+
+    def sizes(self, tree: str) -> dict[str, int]:
+        """See :class:`Side`."""
+        return {digest: listed.size for digest, listed in self.listed(tree)}
+
+    def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
+        """See :class:`Side`."""
+        names = {object_name(tree, digest): digest for digest in digests}
+        limit = self._settings.max_bytes
+        found = self.call(self._settings.write_timeout, self.engine.get_many, list(names), limit=limit)
+        for name, packed in found.items():
+            digest = names[name]
+            try:
+                data, version = unpack(digest, packed)
+                record = version.record()
+            except DamagedObjectError:
+                yield digest
+                continue
+            verifier = self._remote._verifier
+            yield digest if verifier is not None and verifier(digest, data, record) else Item(digest, data, record)
+
+    def write(self, tree: str, items: Sequence[Item]) -> int:
+        """See :class:`Side`."""
+        if tree == MANIFESTS:
+            items = self._with_theirs(items)
+        packed = {}
+        for digest, data, record in items:
+            signer = self._remote._signer
+            signed = record if signer is None else signer(digest, data, record)
+            version = Version.of(data, encode_record(signed), time.time())
+            content = pack(digest, data, version)
+            if len(content) <= self._settings.max_bytes:
+                packed[object_name(tree, digest)] = content
+        for batch in batches(packed, lambda name: len(packed[name])):
+            self.call(self._settings.write_timeout, self.engine.put_many, {name: packed[name] for name in batch})
+        return len(packed)
+
+    def _with_theirs(self, items: Sequence[Item]) -> list[Item]:
+        """Manifests with the sets that the tier's have."""
+        theirs = {
+            one.digest: one for one in self.read(MANIFESTS, [item.digest for item in items]) if isinstance(one, Item)
+        }
+        merged = []
+        for item in items:
+            there = theirs.get(item.digest)
+            content = item.data if there is None else merged_manifest(item.data, there.data) or item.data
+            if there is None or content != there.data:
+                merged.append(Item(item.digest, content, {}))
+        return merged
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Remove objects."""
+        self.call(self._settings.write_timeout, self.engine.delete, names)
+
+    def asked(self) -> float:
+        """Seconds that a look-up takes of something that can't be there (OSError: it is in trouble)."""
+        started = time.perf_counter()
+        name = object_name(PROGRAMS, 64 * "0")
+        self.call(self._settings.timeout, self.engine.get, name, limit=self._settings.max_bytes, tries=1)
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.close()
+
+
+#: Trouble that another try doesn't mend.
+_LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EINVAL, errno.EFBIG})
+
+
+def object_name(tree: str, digest: str) -> str:
+    """The name of a program's, or a manifest's, object."""
+    return f"{tree}{digest[:2]}/{digest[2:]}"
+
+
+def batches(names: Iterable[str], size: Callable[[str], int]) -> Iterator[list[str]]:
+    """Names in groups that fit one call."""
+    batch: list[str] = []
+    total = 0
+    for name in names:
+        if batch and (len(batch) >= _BATCH or total + size(name) > _BATCH_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(name)
+        total += size(name)
+    if batch:
+        yield batch
+
+
+def leading_to(content: bytes, digests: Iterable[str] | None) -> bytes | None:
+    """A manifest as it travels: without stamps of files, and only with the sets that lead to these programs, if any."""
+    known = manifest_sets(content)
+    if known is None:
+        return None
+    wanted = None if digests is None else frozenset(digests)
+    sets = [
+        {name: value for name, value in one.items() if name != "stamps"}
+        for one in known[1]
+        if isinstance(one, dict) and (wanted is None or one.get("entry") in wanted)
+    ]
+    return json.dumps({"format": known[0], "sets": sets}, separators=(",", ":")).encode() if sets else None

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done with tiers by hand: copying between them and directories, removing what is old, asking how they are."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.remote import MANIFESTS, PROGRAMS
+from cuda_progcache.store.tiers.sides import (
+    Item,
+    NotMade,
+    Side,
+    TierSide,
+    batches,
+    is_url,
+    leading_to,
+    object_name,
+    side,
+    side_of,
+)
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.tiers.settings import TierSettings
+
+#: Told how many programs are done, and of how many, and the bytes that were copied.
+Progress = Callable[[int, int, int], None]
+
+
+class SyncReport(NamedTuple):
+    """What a :func:`sync` did.
+
+    Attributes
+    ----------
+    copied, bytes : int
+        Programs that were copied, or would be, and the size of their data (of objects that weren't read: as listed).
+    there : int
+        Those that the target had.
+    missing : int
+        Of those asked for, those that the source hasn't.
+    unusable : int
+        Damaged, or signed by nobody who is trusted: left out.
+    refused : int
+        Too large for the target.
+    manifests : int
+        Header manifests that were copied, or merged with the target's.
+    """
+
+    copied: int
+    bytes: int
+    there: int
+    missing: int
+    unusable: int
+    refused: int
+    manifests: int
+
+
+def sync(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    digests: Collection[str] | None = None,
+    dry_run: bool = False,
+    on_progress: Progress | None = None,
+) -> SyncReport:
+    """Copy the programs, and the header manifests that lead to them, that the target lacks.
+
+    Whatever ends it, what was copied is there; done again, it goes on. Nothing is removed.
+
+    Parameters
+    ----------
+    source, target : str or path
+        A directory, or a tier's URL.
+    digests : collection of str, optional
+        Only these programs, as those of a lockfile. They are needed where the source can't list.
+    dry_run : bool
+        Only look.
+    on_progress : callable, optional
+        Called after each group of programs.
+
+    Raises
+    ------
+    StoreError
+        One side can't be reached, read or written, or the source can't list.
+    ConfigError
+        A URL is none.
+    """
+    origin = side(source, writes=False)
+    unmade = dry_run and not is_url(os.fspath(target)) and not os.path.isdir(target)
+    goal = NotMade(os.fspath(target)) if unmade else side(target, writes=not dry_run)
+    try:
+        return _Sync(origin, goal, None if digests is None else frozenset(digests), on_progress).run(dry_run=dry_run)
+    finally:
+        origin.close()
+        goal.close()
+
+
+class _Sync:
+    def __init__(self, source: Side, target: Side, asked: frozenset[str] | None, on_progress: Progress | None) -> None:
+        self.source, self.target, self.asked = source, target, asked
+        self.on_progress = on_progress or (lambda *_: None)
+        self.copied = self.size = self.unusable = self.refused = 0
+
+    def run(self, *, dry_run: bool) -> SyncReport:
+        sizes = self._sizes()
+        there = self._there(sizes)
+        wanted = [digest for digest in sorted(sizes) if digest not in there]
+        missing = 0 if self.asked is None else len(self.asked - sizes.keys())
+        if dry_run:
+            total = sum(sizes[digest] for digest in wanted)
+            return SyncReport(len(wanted), total, len(there), missing, 0, 0, 0)
+        done, unread = 0, 0
+        self.on_progress(done, len(wanted), 0)
+        for batch in batches(wanted, lambda digest: sizes[digest]):
+            unread += len(batch) - self._copy(batch)
+            done += len(batch)
+            self.on_progress(done, len(wanted), self.size)
+        manifests = self._manifests(sizes)
+        return SyncReport(self.copied, self.size, len(there), missing + unread, self.unusable, self.refused, manifests)
+
+    def _sizes(self) -> dict[str, int]:
+        """Digests and sizes of what is asked for and may be in the source."""
+        try:
+            found = self.source.sizes(PROGRAMS)
+        except StoreError as exc:
+            if self.asked is None:
+                raise StoreError(
+                    exc.errno, f"{exc.strerror or exc}; name the programs that are wanted (--lock)", self.source.name
+                ) from exc
+            return dict.fromkeys(self.asked, 0)
+        return found if self.asked is None else {one: size for one, size in found.items() if one in self.asked}
+
+    def _there(self, sizes: Iterable[str]) -> set[str]:
+        """Those that the target has; of one that can't list, those that it gives."""
+        try:
+            return set(self.target.sizes(PROGRAMS)).intersection(sizes)
+        except StoreError:
+            found: set[str] = set()
+            for batch in batches(sorted(sizes), lambda _: 0):
+                found.update(one.digest for one in self.target.read(PROGRAMS, batch) if isinstance(one, Item))
+            return found
+
+    def _copy(self, batch: Sequence[str]) -> int:
+        """Copy programs; the number of those that the source had."""
+        read = list(self.source.read(PROGRAMS, batch))
+        items = [one for one in read if isinstance(one, Item)]
+        self.unusable += len(read) - len(items)
+        kept = self.target.write(PROGRAMS, items)
+        self.copied += kept
+        self.refused += len(items) - kept
+        self.size += sum(len(one.data) for one in items)
+        return len(read)
+
+    def _manifests(self, digests: Collection[str]) -> int:
+        try:
+            names = sorted(self.source.sizes(MANIFESTS))
+        except StoreError:
+            return 0  # it can't list: a program with headers is compiled once more before they are known
+        copied = 0
+        for batch in batches(names, lambda _: 0):
+            items = []
+            for one in self.source.read(MANIFESTS, batch):
+                content = (
+                    leading_to(one.data, None if self.asked is None else digests) if isinstance(one, Item) else None
+                )
+                if isinstance(one, Item) and content is not None:
+                    items.append(one._replace(data=content))
+            copied += self.target.write(MANIFESTS, items)
+        return copied
+
+
+class Collected(NamedTuple):
+    """What :func:`collect` found, and removed.
+
+    Attributes
+    ----------
+    removed, bytes : int
+        Programs that were removed, or would be, and what they took there.
+    kept : int
+        Programs that stay.
+    pinned : int
+        Those of them that are old, and were to be kept.
+    undated : int
+        Those of them of which the service doesn't say when they were written.
+    manifests : int
+        Header manifests that were removed, or would be.
+    """
+
+    removed: int
+    bytes: int
+    kept: int
+    pinned: int
+    undated: int
+    manifests: int
+
+
+def collect(
+    tier: str,
+    *,
+    older_than: float,
+    keep: Collection[str] = (),
+    dry_run: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Collected:
+    """Remove the programs that were written long ago (of Redis: used), and the header manifests that were.
+
+    It lists, and reads no object. Where some programs are to be kept, so are all header manifests: which of them lead
+    there would have to be read.
+
+    Parameters
+    ----------
+    tier : str
+        Its URL.
+    older_than : float
+        Seconds.
+    keep : collection of str
+        Digests of programs that stay, whatever their age.
+    dry_run : bool
+        Remove nothing.
+    on_progress : callable, optional
+        Called with how many objects are removed, and of how many.
+
+    Raises
+    ------
+    StoreError
+        It can't be listed or written.
+    """
+    if older_than < 0:
+        raise ValueError(f"an age is a number of seconds, not {older_than}")
+    opened = side(tier, writes=not dry_run)
+    if not isinstance(opened, TierSide):
+        raise StoreError(None, "a directory is pruned: cuda-progcache prune --cache-dir", opened.name)
+    try:
+        return _collect(opened, time.time() - older_than, frozenset(keep), dry_run, on_progress or (lambda *_: None))
+    finally:
+        opened.close()
+
+
+def _collect(
+    tier: TierSide,
+    before: float,
+    keep: frozenset[str],
+    dry_run: bool,  # noqa: FBT001
+    on_progress: Callable[[int, int], None],
+) -> Collected:
+    old: dict[str, int] = {}
+    kept = pinned = undated = 0
+    for digest, listed in tier.listed(PROGRAMS):
+        if 0 < listed.modified < before and digest not in keep:
+            old[object_name(PROGRAMS, digest)] = listed.size
+            continue
+        kept += 1
+        pinned += digest in keep and 0 < listed.modified < before
+        undated += listed.modified <= 0
+    manifests = []
+    if not keep:
+        listing = tier.listed(MANIFESTS)
+        manifests = [object_name(MANIFESTS, digest) for digest, one in listing if 0 < one.modified < before]
+    removed = [*old, *manifests]
+    if not dry_run:
+        done = 0
+        for batch in batches(removed, lambda _: 0):
+            tier.delete(batch)
+            done += len(batch)
+            on_progress(done, len(removed))
+    return Collected(len(old), sum(old.values()), kept, pinned, undated, len(manifests))
+
+
+class Health(NamedTuple):
+    """How a tier is.
+
+    Attributes
+    ----------
+    url, mode, trust : str
+    ok : bool
+        Whether it answers.
+    trouble : str
+        Why it doesn't; empty where it does.
+    latency : float or None
+        Seconds that the fastest of three look-ups took.
+    objects, bytes : int or None
+        What it lists; None where that wasn't asked for, or can't be.
+    """
+
+    url: str
+    mode: str
+    trust: str
+    ok: bool
+    trouble: str
+    latency: float | None
+    objects: int | None = None
+    bytes: int | None = None
+
+
+def health(settings: TierSettings, *, count: bool = False) -> Health:
+    """Ask a tier for something that it can't have, three times, and, where that is wanted, for a listing.
+
+    Parameters
+    ----------
+    settings : TierSettings
+    count : bool
+        Whether to list what is there, which may take long.
+    """
+    told = (settings.url, settings.mode, settings.trust)
+    try:
+        opened = side_of(settings)
+        if not isinstance(opened, TierSide):
+            started = time.perf_counter()
+            sizes = opened.sizes(PROGRAMS)
+            latency = time.perf_counter() - started
+            return Health(*told, True, "", latency, len(sizes), sum(sizes.values()))
+        try:
+            latency = min(opened.asked() for _ in range(3))
+            if not count:
+                return Health(*told, True, "", latency)
+            try:
+                sizes = opened.sizes(PROGRAMS)
+            except StoreError:
+                return Health(*told, True, "", latency)
+            return Health(*told, True, "", latency, len(sizes), sum(sizes.values()))
+        finally:
+            opened.close()
+    except OSError as exc:
+        return Health(*told, False, exc.strerror or str(exc), None)

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tiers``, ``sync`` and ``gc`` over real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions, ReadOnlyError, StoreError
+from cuda_progcache.cli import main
+from cuda_progcache.service import doctor
+from cuda_progcache.store.base import entry_digest
+from cuda_progcache.store.tiers import behind, configuration, sides, upkeep
+from cuda_progcache.store.tiers.upkeep import collect, sync
+
+SECRET = "geheim-7f3a"
+
+
+@pytest.fixture(autouse=True)
+def _own_tiers(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
+    monkeypatch.setattr(behind, "_opened", {})
+    monkeypatch.chdir(tmp_path)
+    configuration._configured.cache_clear()
+
+
+@pytest.fixture
+def run(capsys):
+    def command(*arguments, code=0):
+        with pytest.raises(SystemExit) as ended:
+            main([str(one) for one in arguments])
+        told = capsys.readouterr()
+        assert (ended.value.code or 0) == code, told
+        assert "Traceback" not in told.err
+        return json.loads(told.out) if "--json" in arguments else told.out + told.err
+
+    return command
+
+
+def fill(path, count, size=1000):
+    """A cache of so many programs, with records; their digests."""
+    keys = [f"{path.name}-{number}".encode() for number in range(count)]
+    with FileStreamProgramCache(path, durability="none") as cache:
+        for key in keys:
+            cache.publish(key, key * (size // len(key)), {"name": key.decode()})
+    return [entry_digest(key) for key in keys]
+
+
+def held(path):
+    with FileStreamProgramCache(path) as cache:
+        return {info.digest: (info.checksum, info.record) for info in cache.entries()}
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    """A cache with one program that has headers; to compile it over another cache."""
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "value.h").write_text("#define VALUE 7\n")
+    source = '#include "value.h"\nextern "C" __global__ void headed(int *a) { *a = VALUE; }'
+    options = ProgramOptions(arch="sm_80", include_path=[str(tmp_path / "include")])
+
+    def over(path, **how):
+        with FileStreamProgramCache(path, **how) as cache:
+            return Program(source, "c++", options).compiled("cubin", cache=cache)
+
+    over(tmp_path / "here")
+    return over
+
+
+def test_what_is_copied_out_and_back_is_the_same(tier_url, tmp_path, compiled):
+    """And a program with headers is found by what was copied with it."""
+    digests = fill(tmp_path / "here", 70)
+    seen = []
+    assert sync(tmp_path / "here", tier_url, dry_run=True).copied == 71
+    assert sync(tmp_path / "here", tmp_path / "unmade", dry_run=True).copied == 71
+    assert not (tmp_path / "unmade").exists()
+    report = sync(tmp_path / "here", tier_url, on_progress=lambda *told: seen.append(told))
+    assert (report.copied, report.there, report.missing, report.unusable, report.refused) == (71, 0, 0, 0, 0)
+    assert report.manifests >= 1
+    assert seen[0][:2] == (0, 71)
+    assert seen[-1] == (71, 71, report.bytes)
+    again = sync(tmp_path / "here", tier_url)
+    assert (again.copied, again.there, again.manifests) == (0, 71, 0)
+    assert sync(tier_url, tmp_path / "there").copied == 71
+    assert held(tmp_path / "there") == held(tmp_path / "here")
+    assert compiled(tmp_path / "there").hit
+    # Only some, as those of a lockfile.
+    some = [*digests[:3], "0" * 64]
+    report = sync(tier_url, tmp_path / "some", digests=some)
+    assert (report.copied, report.missing, report.manifests) == (3, 1, 0)
+    assert set(held(tmp_path / "some")) == set(digests[:3])
+
+
+def test_a_sync_that_was_stopped_goes_on(redis_url, tmp_path):
+    fill(tmp_path / "here", 200)
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(done, *_):
+        if done:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        sync(tmp_path / "here", redis_url, on_progress=stop)
+    report = sync(tmp_path / "here", redis_url)
+    assert 0 < report.copied < 200
+    assert report.copied + report.there == 200
+
+
+def test_manifests_are_merged_and_have_no_stamps_of_other_machines(redis_url, tmp_path, compiled):
+    (tmp_path / "include" / "value.h").write_text("#define VALUE 8\n")
+    compiled(tmp_path / "other")
+    for folder in ("here", "other"):
+        sync(tmp_path / folder, redis_url)
+    sync(redis_url, tmp_path / "there")
+    assert compiled(tmp_path / "there").hit
+    (tmp_path / "include" / "value.h").write_text("#define VALUE 7\n")
+    assert compiled(tmp_path / "there").hit
+    sync(redis_url, tmp_path / "untouched")
+    for folder, _, names in os.walk(tmp_path / "untouched" / "manifests"):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as file:
+                assert b"stamps" not in file.read()
+
+
+def test_what_is_damaged_or_too_large_is_left_out_and_said(redis_url, tmp_path, run):
+    digests = fill(tmp_path / "here", 3)
+    path = tmp_path / "here" / "entries" / digests[0][:2] / digests[0][2:]
+    path.write_bytes(b"x" * path.stat().st_size)
+    told = run("sync", "here", redis_url, "--json", code=1)
+    assert (told["copied"], told["unusable"]) == (2, 1)
+    fill(tmp_path / "large", 1, size=100_000)
+    assert "too large" in run("sync", "large", f"{redis_url}?max_bytes=50kB")
+
+
+def test_sides_that_cannot_be_read_or_written(redis_url, tmp_path):
+    fill(tmp_path / "here", 1)
+    with pytest.raises(ReadOnlyError):
+        sync("here", f"{redis_url}?mode=ro")
+    with pytest.raises(ReadOnlyError):
+        sync("here", f"file://{tmp_path}/layer")
+    with pytest.raises(StoreError):
+        sync("nowhere", "there")
+    with pytest.raises(StoreError):
+        sync("redis://127.0.0.1:1?connect_timeout=0.1", "there")
+    with pytest.raises(StoreError, match="prune"):
+        collect(f"file://{tmp_path}/here", older_than=1)
+
+
+def test_commands_know_a_configured_tier_by_its_url(redis_url, tmp_path, run, monkeypatch):
+    """So that its password and options need not be said; and say it nowhere."""
+    fill(tmp_path / "here", 2)
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"{redis_url}?mode=ro")
+    assert "mode=ro" in run("sync", "here", redis_url, code=3)
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"redis://:{SECRET}@127.0.0.1:1?connect_timeout=0.2")
+    assert sides.settings_of("redis://127.0.0.1:1").credentials.password.reveal() == SECRET
+    for command in (["sync", "here", "redis://127.0.0.1:1"], ["gc", "redis://127.0.0.1:1", "--older-than", "1d"]):
+        assert SECRET not in run(*command, code=3)
+    for wrong in (f"redis://:{SECRET}@127.0.0.1:1x", f"redis://:{SECRET}@127.0.0.1:1?mod=ro", f"x://{SECRET}@h"):
+        assert SECRET not in run("sync", wrong, "there", code=2)
+        assert SECRET not in json.dumps(run("sync", wrong, "there", wrong, "--json", code=2))
+
+
+def test_gc_removes_what_is_old_and_not_needed(redis_url, tmp_path, run, monkeypatch):
+    """Its clock runs ahead, so that what was just written is old; what was written is listed and not read."""
+    digests = fill(tmp_path / "here", 5)
+    (tmp_path / "lock").write_text("{}")
+    monkeypatch.setattr("cuda_progcache.cli.tiers.locked", lambda _: {digests[0]})
+    sync("here", redis_url)
+    told = run("gc", redis_url, "--older-than", "1d", "--json", "--yes")
+    assert (told["removed"], told["kept"]) == (0, 5)
+    monkeypatch.setattr(upkeep, "time", SimpleNamespace(time=lambda: time.time() + 3 * 86400))
+    monkeypatch.setattr(sides.TierSide, "read", None)
+    told = run("gc", redis_url, "--older-than", "1d", "--keep-lock", "lock", "--json", "--dry-run")
+    assert (told["removed"], told["kept"], told["pinned"], told["manifests"]) == (4, 1, 1, 0)
+    assert len(sides.side(redis_url, writes=False).sizes("v1/programs/")) == 5
+    told = run("gc", redis_url, "--older-than", "1d", "--keep-lock", "lock", "--json", "--yes")
+    assert told["removed"] == 4
+    assert set(sides.side(redis_url, writes=False).sizes("v1/programs/")) == {digests[0]}
+    assert "1 program" in run("gc", redis_url, "--older-than", "1d", "--yes")
+    assert sides.side(redis_url, writes=False).sizes("v1/programs/") == {}
+
+
+def test_a_lockfile_has_to_know_what_it_keeps(redis_url, tmp_path, run):
+    """A program without a key would be left out of a copy, and removed by gc."""
+    fill(tmp_path / "here", 2)
+    sync("here", redis_url)
+    told = run("lock", "--kernel", "axpby", "--arch", "sm_80", "-o", "lock")
+    assert "without a key" in told
+    for command in (["sync", "here", "there"], ["gc", redis_url, "--older-than", "0s", "--yes"]):
+        option = "--lock" if command[0] == "sync" else "--keep-lock"
+        assert "keys aren't known" in run(*command, option, "lock", code=2)
+    assert len(sides.side(redis_url, writes=False).sizes("v1/programs/")) == 2
+
+
+def test_gc_asks(redis_url, run):
+    run("gc", redis_url, "--older-than", "1d", "--json", code=2)
+    assert "0 programs" in run("gc", redis_url, "--older-than", "1d")
+    run("gc", redis_url, "--older-than", "soon", code=2)
+
+
+def test_tiers_tells_what_all_processes_have_counted(redis_url, tmp_path, run, monkeypatch, compiled):
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", redis_url)
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "there"))
+    assert not compiled(None).hit
+    monkeypatch.setattr(behind, "_opened", {})
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "elsewhere"))
+    assert compiled(None).hit
+    told = run("tiers", "--json", "--count")
+    (tier,) = told["tiers"]
+    assert told["source"] == "CUDA_PROGCACHE_TIERS"
+    assert (tier["url"], tier["ok"], tier["breaker"], tier["objects"]) == (redis_url, True, "closed", 1)
+    assert tier["latency"] > 0
+    counted = tier["all_time"]
+    assert counted["hits"] == 1
+    assert counted["bytes_in"] > 1000
+    assert (counted["stored"], counted["errors"]) == (0, 0)
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "there"))
+    counted = run("tiers", "--json")["tiers"][0]["all_time"]
+    assert (counted["hits"], counted["stored"] > 1, counted["bytes_out"] > 1000) == (0, True, True)
+    assert redis_url in run("tiers")
+
+
+def test_tiers_tells_of_one_that_does_not_answer(run, tmp_path, monkeypatch):
+    url = f"redis://:{SECRET}@127.0.0.1:1?connect_timeout=0.2"
+    told = run("tiers", url, "--json", code=1)
+    assert (told["tiers"][0]["ok"], told["tiers"][0]["breaker"]) == (False, "open")
+    assert told["tiers"][0]["trouble"]
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"{url} file://{tmp_path}/none")
+    shown = run("tiers", code=1)
+    assert "redis://127.0.0.1:1" in shown
+    assert SECRET not in shown + json.dumps(told)
+    monkeypatch.delenv("CUDA_PROGCACHE_TIERS")
+    assert "no tiers" in run("tiers")
+
+
+def test_doctor_tells_of_each_tier(redis_url, monkeypatch):
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"{redis_url} redis://:{SECRET}@127.0.0.1:1?connect_timeout=0.2")
+    found = list(doctor._tiers())
+    assert [bool(one.problem) for one in found] == [False, True]
+    assert SECRET not in repr(found)
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"redis://:{SECRET}@")
+    assert "tier 1" in next(doctor._tiers()).problem
