@@ -51,14 +51,19 @@ class OperationContext(abc.ABC):  # noqa: B024 - a base for mixins; nothing in i
         return _NOTHING
 
 
+def _resolve_prefix(prefix: str, candidates: Iterable[Digest], *, dedupe: bool = False) -> Digest:
+    """The one candidate; KeyError for none, AmbiguousDigestError for several. With ``dedupe`` equal ones are one."""
+    found = sorted(set(candidates)) if dedupe else list(candidates)
+    if not found:
+        raise KeyError(prefix)
+    if len(found) > 1:
+        raise AmbiguousDigestError(str(prefix), found)
+    return found[0]
+
+
 def _combine_expand(key: str, results: Iterable[Digest]) -> Digest:
-    """What a prefix expands to, by several storages or keys; KeyError for nothing, AmbiguousDigestError for several."""
-    digests = sorted(set(results))
-    if not digests:
-        raise KeyError(key)
-    if len(digests) > 1:
-        raise AmbiguousDigestError(str(key), digests)
-    return digests[0]
+    """What a prefix expands to in several storages, which have to agree."""
+    return _resolve_prefix(key, results, dedupe=True)
 
 
 def _combine_shrink(key: str, results: Iterable[Digest]) -> Digest:
@@ -111,7 +116,7 @@ class KeyManagement(OperationContext):
                 return Digest(key)
             if len(key) < SHORTEST_PREFIX:
                 raise KeyError(key)
-            return _combine_expand(str(key), self._prefix_candidates(str(key)))
+            return _resolve_prefix(str(key), self._prefix_candidates(str(key)))
 
     def _prefix_candidates(self, prefix: str) -> Iterable[Digest]:
         """Keys with this prefix, sorted; the first two if there are several."""
@@ -278,7 +283,7 @@ class CallStorage(KeyManagement):
         if len(prefix) < SHORTEST_PREFIX:
             raise KeyError(prefix)
         if self.index is not None:
-            return _combine_expand(prefix, self.index.values_with_prefix(prefix))
+            return _resolve_prefix(prefix, self.index.values_with_prefix(prefix))
         return _combine_expand(prefix, {key for values in self._inlines() for key in values if key.startswith(prefix)})
 
     def _inlines(self) -> Iterator[Mapping[Digest, bytes]]:
