@@ -89,7 +89,7 @@ class Block:
         return self.pieces(adopted(ctx))
 
 
-class ForeignBlock:
+class Jinja2Block:
     """A block of a template that Jinja2's own compiler made, or something that behaves like one."""
 
     __slots__ = ("pieces",)
@@ -235,7 +235,7 @@ def extend(ctx: Any, parent: Any) -> None:
     """Put a parent's blocks behind those that the context has."""
     blocks = ctx.blocks
     for name, block in parent.blocks.items():
-        blocks.setdefault(name, []).append(block if type(block) is Block else ForeignBlock(block))
+        blocks.setdefault(name, []).append(block if type(block) is Block else Jinja2Block(block))
 
 
 def not_exported(environment: Any, module: Any, position: str, name: str) -> Any:
@@ -485,7 +485,7 @@ def bind(names: MutableMapping[str, Any], environment: Any) -> None:
 # What is known of code without its source
 
 
-class Facts:
+class CodeInfo:
     """What has to be known of a template's code before it is executed; lies in the code, and in the cache with it.
 
     Parameters
@@ -515,15 +515,15 @@ class Facts:
         self.warnings = warnings
 
     def put_into(self, code: CodeType) -> CodeType:
-        """Return the code with these facts as the last of its constants."""
-        record = (_FACTS, self.references, self.plain, self.static, self.warnings)
+        """Return the code with this as the last of its constants."""
+        record = (_INFO, self.references, self.plain, self.static, self.warnings)
         return code.replace(co_consts=(*code.co_consts, record))
 
     @classmethod
-    def of(cls, code: CodeType) -> Facts | None:
-        """Return the facts of a template's code; None if it has none."""
+    def of(cls, code: CodeType) -> CodeInfo | None:
+        """Return the info of a template's code; None if it has none."""
         last = code.co_consts[-1] if code.co_consts else None
-        return cls(*last[1:]) if isinstance(last, tuple) and len(last) == 5 and last[0] == _FACTS else None
+        return cls(*last[1:]) if isinstance(last, tuple) and len(last) == 5 and last[0] == _INFO else None
 
 
-_FACTS = "cuda_progcache"
+_INFO = "cuda_progcache"

@@ -58,7 +58,7 @@ class Unit(Builder):
     counters : dict
         The ids of loops that are taken apart to the numbers in the names of what stands for their objects.
     direct_macros : dict
-        Scope and name to function, node and facts of the macros that may be called directly.
+        Scope and name to function, node and analysis of the macros that may be called directly.
     unbound : set of str
         Locals of arguments that may not have been given.
     filter_names, test_names, import_names : dict
