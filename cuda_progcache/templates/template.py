@@ -101,18 +101,17 @@ class Template(jinja2.Template):
             self.blocks = {name: Block(name, names[f"_block_{name}"], form) for name in names["blocks"]}
         else:
             self._render = self._concatenated
-            self.blocks = {name: Block(name, partial(self._concatenated_block, name), form) for name in names["blocks"]}
+            self.blocks = {
+                name: Block(name, partial(self._concatenated, what=f"_block_{name}"), form) for name in names["blocks"]
+            }
         names["_own"] = self.blocks
         self.root_render_func = self._pieces
 
     def _pieces(self, context: runtime.Context) -> Any:
         return self._form("pieces")["render_pieces"](adopted(context))
 
-    def _concatenated_block(self, name: str, context: runtime.Context, blocks: Any = None) -> Any:
-        return gathered(self.environment, self._form("pieces")[f"_block_{name}_pieces"](context, blocks))
-
-    def _concatenated(self, context: runtime.Context, blocks: Any = None) -> Any:
-        return gathered(self.environment, self._form("pieces")["render_pieces"](context, blocks))
+    def _concatenated(self, context: runtime.Context, blocks: Any = None, what: str = "render") -> Any:
+        return gathered(self.environment, self._form("pieces")[f"{what}_pieces"](context, blocks))
 
     def _form(self, form: str) -> Mapping[str, Any]:
         """Return the namespace with the functions of a form, compiled when it is first asked for."""

@@ -39,10 +39,6 @@ class Unit(Builder):
         Whether the value just worked out may be, or hold, one of the static context's that can be changed.
     reference : str
         The name of the context in which names are looked up.
-    scope, state
-        Where the generator is.
-    out : list
-        The statements of the block being made.
     pending : list
         Parts of the f-string that will be put out before the next statement.
     buffer : int or None
