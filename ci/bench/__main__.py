@@ -17,7 +17,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ci.bench import batches, cache_file, memo, processes, programs, scaling, stores, template_cache, templates, waiters
+from ci.bench import (
+    batches,
+    cache_file,
+    memo,
+    processes,
+    programs,
+    scaling,
+    stores,
+    template_cache,
+    templates,
+    tiers,
+    waiters,
+)
 from ci.bench.harness import OURS, PEER, Benchmark, Result, duration, measure
 from cuda_progcache._util.parallel import for_each
 
@@ -31,6 +43,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *template_cache.BENCHMARKS,
     *memo.BENCHMARKS,
     *cache_file.BENCHMARKS,
+    *tiers.BENCHMARKS,
 )
 RESULTS = Path(__file__).parent / "results"
 
@@ -109,6 +122,9 @@ def _report(results: list[Result], effort: float, seconds: float) -> dict[str, A
         "diskcache",
         "joblib",
         "fleche",
+        "redis",
+        "urllib3",
+        "obstore",
     ):
         try:
             versions[package] = importlib.metadata.version(package)

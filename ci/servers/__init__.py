@@ -113,6 +113,28 @@ def found(*names: str, package: str) -> str:
     raise Unavailable(f"there is no {names[0]} (apt-get install {package})")
 
 
+#: What a server is: a program, or modules; and the client of a tier on it.
+_PARTS = {
+    "nginx": (("nginx",), "nginx-light", ("urllib3",)),
+    "redis": (("redis-server", "valkey-server"), "redis-server", ("redis",)),
+    "nanio": ((), "", ("nanio", "obstore")),
+    "moto": ((), "", ("moto", "flask", "obstore")),
+}
+
+
+def why_not(name: str) -> str | None:
+    """Why a server of this module, or the client that a tier on it needs, can't be had here; None where they can."""
+    programs, package, modules = _PARTS[name]
+    try:
+        if programs:
+            found(*programs, package=package)
+        for module in modules:
+            _wanted(module)
+    except Unavailable as exc:
+        return str(exc)
+    return None
+
+
 def _wanted(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise Unavailable(f"there is no {module} (pip install {module})")

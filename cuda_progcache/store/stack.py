@@ -260,6 +260,11 @@ class ProgramCacheStack(ProgramCacheResource):
                     came += 1
         return came
 
+    def has_published(self) -> bool:
+        """Whether a level beyond this machine took all that was published; see the base class."""
+        beyond = [level.store for level in self._levels if level.store.is_remote and level.writable]
+        return not beyond or any([store.has_published() for store in beyond])  # noqa: C419 - each is asked
+
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
         """Those of the header manifests that lie beyond this machine; the fastest level's that has it."""
         found: dict[str, bytes] = {}

@@ -23,6 +23,7 @@ _ENGINES = {
     "gs": ("objects", "ObjectEngine", "s3"),
     "az": ("objects", "ObjectEngine", "s3"),
     "oci": ("oci", "OciEngine", "http"),
+    "file": ("layer", "LayerEngine", "test"),
 }
 
 
@@ -69,6 +70,11 @@ class EngineOnDemand(Engine):
     def survives_fork(self) -> bool:  # type: ignore[override]
         """As the engine; before it is made, there is nothing that could not."""
         return self._made is None or self._made.survives_fork
+
+    @property
+    def pinned(self) -> bool:  # type: ignore[override]
+        """As the engine."""
+        return self.engine.pinned
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """As the engine."""

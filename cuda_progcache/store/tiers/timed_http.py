@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Connections to a server that are kept open; more are opened where more threads ask, and closed afterwards.
 _KEPT = 32
+#: Seconds by which a wait may overrun.
+_CLOSE_ENOUGH = 0.02
 #: What an answer of no interest may have for its connection to be worth keeping.
 _READ_AWAY = 64 << 10
 
@@ -50,19 +52,29 @@ def _left() -> float:
     return seconds
 
 
+def _bound(waiting: socket.socket) -> None:
+    """Have a socket wait for no longer than the thread's request may take.
+
+    That is a system call, which is spared where the time that the socket has is as good.
+    """
+    left, set_to = _left(), waiting.gettimeout()
+    if set_to is None or not left <= set_to <= left + _CLOSE_ENOUGH:
+        waiting.settimeout(left)
+
+
 class _Socket(socket.socket):
     """A socket whose waits end when the thread's request has to."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self.settimeout(_left())
+        _bound(self)
         return super().recv_into(*args, **kwargs)
 
     def send(self, *args: Any, **kwargs: Any) -> int:
-        self.settimeout(_left())
+        _bound(self)
         return super().send(*args, **kwargs)
 
     def sendall(self, *args: Any, **kwargs: Any) -> None:
-        self.settimeout(_left())  # of all that is sent
+        _bound(self)  # of all that is sent
         super().sendall(*args, **kwargs)
 
 
@@ -70,11 +82,11 @@ class _TlsSocket(ssl.SSLSocket):
     """The same over TLS, where ``sendall`` is made of ``send``."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self.settimeout(_left())
+        _bound(self)
         return super().recv_into(*args, **kwargs)
 
     def send(self, *args: Any, **kwargs: Any) -> int:
-        self.settimeout(_left())
+        _bound(self)
         return super().send(*args, **kwargs)
 
 
@@ -217,7 +229,7 @@ class HttpClient:
         """
         _patience.until = until
         try:
-            _left()
+            left = _left()
             pool = self._pool()
             response = pool.urlopen(
                 method,
@@ -227,7 +239,7 @@ class HttpClient:
                 retries=False,
                 redirect=False,
                 assert_same_host=False,
-                timeout=urllib3.Timeout(connect=self._connect_timeout, read=None),
+                timeout=urllib3.Timeout(connect=self._connect_timeout, read=left),
                 preload_content=False,
                 decode_content=False,
             )

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiers: hits beside the bare clients, a fresh machine, a tier that is dead, and what one costs that isn't asked.
+
+A server that can't be had here leaves its rows out; ``make servers`` installs them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ci import servers, tier_faults
+from ci.bench.harness import OURS, Benchmark, Goal, Sides, at_most, over, ratio
+from ci.servers.distance import at_a_distance
+
+BARE, KEPT, DISK = "bare get", "put on disk", "disk alone"
+PROGRAM = os.urandom(20_000)
+RECORD = {"name": "axpby", "arch": "sm_90", "components": [[f"component {i}", f"value {i}"] for i in range(24)]}
+PROGRAMS = 180
+ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
+#: Programs for a benchmark of hits: each is asked for once, since it is on the disk then.
+_FILLED = 1500
+Server = Callable[[Path], AbstractContextManager[servers.Served]]
+
+
+def _key(number: int) -> bytes:
+    return number.to_bytes(32, "little")
+
+
+def _bare(url: str, store: Any) -> Callable[[], object]:
+    """A get by the client alone, over a connection that it keeps, of the object that lies under key 0."""
+    from urllib.parse import urlsplit
+
+    from cuda_progcache.store.base import entry_digest
+
+    digest, parts = entry_digest(_key(0)), urlsplit(url)
+    name = f"v1/programs/{digest[:2]}/{digest[2:]}"
+    if parts.scheme == "redis":
+        import redis
+
+        from cuda_progcache.store.tiers.redis import _key as redis_key
+
+        client = redis.Redis("127.0.0.1", parts.port or 0, username=parts.username, password=parts.password)
+        return lambda: client.get(redis_key(name))
+    if parts.scheme == "http":
+        import urllib3
+
+        pool = urllib3.HTTPConnectionPool("127.0.0.1", parts.port)
+        return lambda: pool.request("GET", f"{parts.path}/{name}", retries=False).data
+    import obstore
+
+    client_of_ours = store.engine.engine._store(store.engine.engine._settings.timeout)
+    return lambda: obstore.get(client_of_ours, name).bytes()
+
+
+def _hit(server: Server, *, keeps: bool) -> Callable[[Path], Any]:
+    """A hit in the tier alone, or one that is also written to the disk; so much an entry on the disk costs as well."""
+
+    @contextmanager
+    def sides(directory: Path) -> Iterator[Sides]:
+        from cuda_progcache.store.file_stream import FileStreamProgramCache
+        from cuda_progcache.store.stack import ProgramCacheStack
+        from cuda_progcache.store.tiers import open_tier
+        from cuda_progcache.store.tiers.settings import parse_tier
+
+        folder = directory / "server"
+        folder.mkdir()
+        with server(folder) as served:
+            tier: Any = open_tier(parse_tier(served.writer))
+            for number in range(_FILLED):
+                assert tier.publish(_key(number), PROGRAM, RECORD)
+            assert tier.flush(600)
+            bare = _bare(served.writer, tier)
+            got = bare()
+            assert bytes(got)[-len(PROGRAM) :] == PROGRAM  # type: ignore[call-overload]
+            if not keeps:
+                yield {OURS: lambda: tier.get(_key(0)), BARE: bare}
+                return
+            disk = FileStreamProgramCache(directory / "disk", durability="none", tiers=())
+            cache = FileStreamProgramCache(directory / "cache", durability="none", tiers=())
+            stack, numbers, others = ProgramCacheStack([cache, tier]), itertools.count(), itertools.count(_FILLED)
+
+            def hit() -> None:
+                assert stack.get(_key(next(numbers))) is not None
+
+            yield {OURS: hit, BARE: bare, KEPT: lambda: disk.publish(_key(next(others)), PROGRAM, RECORD)}
+            tier.close()
+
+    return sides
+
+
+def _fresh(server: Server, round_trip: float = 0.0) -> Callable[[Path, float], Mapping[str, list[float]]]:
+    """A library's prewarm on machines that have compiled nothing, before a tier that another has filled."""
+
+    def samples(directory: Path, effort: float) -> Mapping[str, list[float]]:
+        archs = ARCHS[: max(1, min(len(ARCHS), round(len(ARCHS) * effort)))]
+        folder = directory / "server"
+        folder.mkdir()
+        with server(folder) as served:
+            _prewarm(directory / "first", served.writer, archs)
+            with at_a_distance(served.port, round_trip) as port:
+                url = served.reader.replace(str(served.port), str(port if round_trip else served.port))
+                taken = [_prewarm(directory / f"fresh{number}", url, archs) for number in range(3)]
+        programs = {report[1] for report in taken}
+        assert all(report[2] == 0 for report in taken), "a fresh machine compiled"
+        return {OURS: [report[0] for report in taken], f"of {programs.pop()} programs": [taken[0][0]]}
+
+    return samples
+
+
+def _prewarm(cache: Path, url: str, archs: tuple[str, ...]) -> tuple[float, int, int]:
+    """Seconds, hits and compiles of a prewarm in a process of its own; its start isn't counted."""
+    script = (
+        "import sys, time\n"
+        "from cuda_progcache import CompileService\n"
+        "service = CompileService(sys.argv[1], tiers=[sys.argv[2]])\n"
+        "started = time.perf_counter()\n"
+        "report = service.prewarm(archs=sys.argv[3:])\n"
+        "print(time.perf_counter() - started, report.hits, report.compiled)\n"
+        "service.close() if hasattr(service, 'close') else None\n"
+    )
+    command = [sys.executable, "-c", script, str(cache), url, *archs]
+    seconds, hits, compiled = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(seconds), int(hits), int(compiled)
+
+
+def _dead(which: str) -> Callable[[Path, float], Mapping[str, list[float]]]:
+    def samples(directory: Path, _: float) -> Mapping[str, list[float]]:
+        outcomes = [tier_faults.try_trouble(tier, "black hole", directory) for tier in tier_faults.TIERS]
+        assert not any(outcome.wrong or outcome.raised for outcome in outcomes)
+        took = {o.tier: [o.first + o.more if which == "look-ups" else o.threads] for o in outcomes}
+        return {OURS: [max(seconds for one in took.values() for seconds in one)], **took}
+
+    return samples
+
+
+@contextmanager
+def _local_hit(directory: Path) -> Iterator[Sides]:
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+    nobody = f"redis://127.0.0.1:{servers.free_port()}"
+    with (
+        FileStreamProgramCache(directory / "alone", tiers=()) as alone,
+        FileStreamProgramCache(directory / "tiers", tiers=[nobody]) as tiered,
+    ):
+        for path in ("alone", "tiers"):
+            with FileStreamProgramCache(directory / path, tiers=()) as store:
+                assert store.publish(_key(0), PROGRAM, RECORD)
+        time.sleep(0.05)  # what was written within the last clock tick is verified anew by each read
+        assert alone.get(_key(0)) == tiered.get(_key(0)) == PROGRAM
+        yield {OURS: lambda: tiered.get(_key(0)), DISK: lambda: alone.get(_key(0))}
+
+
+def _write_back(server: Server) -> Callable[[Path, float], Mapping[str, list[float]]]:
+    """Seconds a program that a caller gives for publishing it, on the disk and to the tier."""
+
+    def samples(directory: Path, _: float) -> Mapping[str, list[float]]:
+        from cuda_progcache.store.file_stream import FileStreamProgramCache
+
+        folder = directory / "server"
+        folder.mkdir()
+        taken: dict[str, list[float]] = {OURS: [], DISK: []}
+        with (
+            server(folder) as served,
+            FileStreamProgramCache(directory / "alone", tiers=()) as alone,
+            FileStreamProgramCache(directory / "tiers", tiers=[served.writer]) as tiered,
+        ):
+            for number in range(PROGRAMS):
+                for side, store in ((DISK, alone), (OURS, tiered)):
+                    started = time.perf_counter()
+                    assert store.publish(_key(number), PROGRAM, RECORD)
+                    taken[side].append(time.perf_counter() - started)
+        return taken
+
+    return samples
+
+
+def _rows() -> Iterator[Benchmark]:
+    known: dict[str, Server] = {"redis": servers.redis, "http": servers.nginx, "s3": servers.nanio}
+    here = {name: server for name, server in known.items() if _is_here(server)}
+    for name, server in here.items():
+        what = f"20 kB from {server.__name__}, verified, beside its client's get"
+        yield Benchmark(f"tiers.hit_{name}", what, over(BARE, 60e-6), _hit(server, keeps=False), 40, 25)
+        both = Goal(f"≤ {BARE} + {KEPT} + 60 µs", lambda took: took[OURS] <= took[BARE] + took[KEPT] + 60e-6)
+        what = "the same, and written to the disk"
+        yield Benchmark(f"tiers.first_hit_{name}", what, both, _hit(server, keeps=True), 40, 25)
+    for name, server in here.items():
+        what = f"prewarm on a new machine, all in {server.__name__}"
+        yield Benchmark(f"tiers.fresh_{name}", what, at_most(1.0), samples=_fresh(server))
+    if "redis" in here:
+        what = "the same at 5 ms to the server and back"
+        yield Benchmark("tiers.fresh_redis_5ms", what, at_most(1.5), samples=_fresh(servers.redis, 0.005))
+        what = "publish with a tier behind the disk, a program"
+        row = _write_back(servers.redis)
+        yield Benchmark("tiers.write_back", what, over(DISK, 1e-3), samples=row)
+    what = "1,001 look-ups in a tier that never answers"
+    yield Benchmark("tiers.dead", what, at_most(2.1), samples=_dead("look-ups"))
+    yield Benchmark("tiers.dead_threads", "8 threads at once, as above", at_most(2.5), samples=_dead("threads"))
+    what = "get from the disk with a tier configured, and without one"
+    yield Benchmark("tiers.local_hit", what, ratio(1.05, DISK), _local_hit, rounds=200)
+
+
+def _is_here(server: Server) -> bool:
+    """Whether a server's program can be had; it isn't started."""
+    return servers.why_not(server.__name__) is None
+
+
+BENCHMARKS = tuple(_rows())
