@@ -44,13 +44,18 @@ PREWARM_JSON = """\b
 "saved_seconds" (compile time that hits spared), "root", "items": [{"kernel", "variant": {parameter: value}, "arch",
 "status": "hit" | "compiled" | "failed" | "skipped" (the kernel needs a later architecture) | "missing" (of
 --dry-run), "seconds", "saved", "size", "digest", "error", "target", "reasons": [str] (why it is missing)}]}
-Exit code 1 when anything failed; the rest is compiled and kept all the same. With --require-hits also when anything
-is missing. 130 (Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, and the same command goes on.
+Exit code 1: something failed (the rest is compiled and kept), or with --require-hits something is missing.
+130 (Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, and the
+same command continues.
 """
 
 
 _jobs_option = click.option(
-    "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
+    "--jobs",
+    "-j",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Run N compiles at once. [default: by the number of cores]",
 )
 
 
@@ -69,15 +74,15 @@ _jobs_option = click.option(
     help="Compile on a Dask cluster whose workers share a tier: tcp://HOST:8786, or local:2 for two processes here.",
 )
 @lock_option
-@click.option("--dry-run", is_flag=True, help="Compile nothing; say what would be, and why.")
-@click.option("--require-hits", is_flag=True, help="Compile nothing; fail unless all is there.")
+@click.option("--dry-run", is_flag=True, help="Compile nothing; show what would be compiled, and why.")
+@click.option("--require-hits", is_flag=True, help="Compile nothing; fail if any program is missing.")
 @include_option
 @click.option(
     "--report",
     "report_file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write what --json prints to a file.",
+    help="Also write what --json prints to this file.",
 )
 @junit_option
 @verbose_option
@@ -98,10 +103,10 @@ def prewarm_command(
     report_file: Path | None,
     junit: Path | None,
 ) -> None:
-    """Compile every variant that a manifest lists, for every architecture, or what a lockfile does.
+    """Compile every variant in a manifest for every architecture, or every program in a lockfile.
 
-    What is cached already is left alone, so that a prewarm that was stopped goes on where it was. --manifest names the
-    library of a lockfile's kernels.
+    Programs that are cached already are skipped, so a prewarm that was stopped continues where it left off.
+    --manifest names the library of a lockfile's kernels.
     """
     if lock_file is not None and archs:
         raise click.UsageError("--lock says for which architectures: leave out --arch")

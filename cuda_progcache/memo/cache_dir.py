@@ -19,6 +19,7 @@ Unpickling runs code, so only files are read that nobody but this user (or root)
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -38,7 +39,7 @@ from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.caches.base import Rejected
 from cuda_progcache.memo.caches.cache import Cache
-from cuda_progcache.memo.call import Call, DigestedCall, Metadata, PreparedCall, QueryCall
+from cuda_progcache.memo.call import DigestedCall, Metadata, QueryCall, Unstored
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.base import CallMixin, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.tree import is_private
@@ -287,14 +288,7 @@ class DirectoryCache(Cache):
             raise KeyError(key)  # two keys with one hash
         return entry.value, entry.call.metadata
 
-    def prepare(self, call: Call) -> PreparedCall:
-        """Seal the key; arguments that are small go into the record, of others the digest."""
-        prepared = super().prepare(call)
-        return PreparedCall(prepared.digested, self, prepared.release)
-
     def _keep_argument(self, function: str, name: str, value: Any, key: Digest) -> Digest:  # noqa: ARG002
-        from cuda_progcache.memo.call import Unstored
-
         return Unstored(key)
 
     def _file(self, call: DigestedCall, result: Any, *, live: bool = False) -> Digest:  # noqa: ARG002
@@ -327,7 +321,6 @@ def directory_cache(directory: str | os.PathLike[str]) -> DirectoryCache:
 def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
     """What lies beside the result for other tools."""
     inputs = call.metadata.get("inputs") or {}
-    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
     shown = {
         name: decode_json(call.inline[d]) if d in call.inline else str(d)[:12] for name, d in call.arguments.items()
     }
@@ -340,26 +333,27 @@ def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
         "depends_on_files": inputs.get("depends_on_files") or {},
         "depends_on_vars": inputs.get("depends_on") or {},
         "pkgs": call.metadata.get("packages") or {},
-        "fname": call.name,
-        "created": runtime.get("timestart"),
-        "duration": runtime.get("duration"),
         "host": (call.metadata.get("environment") or {}).get("host"),
-        "parents": links.get("parents") or [],
-        "children": links.get("children") or [],
+        **_circumstances(call),
         _RECORDED: True,
     }
+
+
+def _circumstances(call: DigestedCall) -> dict[str, Any]:
+    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
+    return {
+        "fname": call.name, "created": runtime.get("timestart"), "duration": runtime.get("duration"),
+        "parents": links.get("parents") or [], "children": links.get("children") or [],
+    }  # fmt: skip
 
 
 def told(call: DigestedCall | None) -> dict[str, Any]:
     """A record for people; empty where there is none."""
     if call is None:
         return {}
-    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
     return {
-        "fname": call.name, "module": call.module, "key": str(call.to_lookup_key()), "call": _shown(call),
-        "created": runtime.get("timestart"), "duration": runtime.get("duration"),
-        "files": call.metadata.get("files") or {}, "parents": links.get("parents") or [],
-        "children": links.get("children") or [],
+        **_circumstances(call), "module": call.module, "key": str(call.to_lookup_key()),
+        "call": _argument_texts(call), "files": call.metadata.get("files") or {},
     }  # fmt: skip
 
 
@@ -412,6 +406,13 @@ def rows(directory: str) -> Iterator[Row]:
             yield Row(entry.path, match["fname"], match["hash"], status)
 
 
+def recorded(directory: str) -> Iterator[tuple[Row, DigestedCall | None]]:
+    """The entries of a directory with their records; None in the files of other tools."""
+    for row in rows(directory):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            yield row, read_record(row.path)
+
+
 def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read one saved result.
 
@@ -445,22 +446,18 @@ def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         (arguments as text), ``path``. Empty where there is no directory.
     """
     found = []
-    for row in rows(os.fspath(cache_dir)):
-        try:
-            call = read_record(row.path)
-        except OSError:
-            continue
-        runtime = {} if call is None else call.metadata.get("runtime") or {}
-        created = float(runtime.get("timestart") or row.status.st_mtime)
+    for row, call in recorded(os.fspath(cache_dir)):
+        about = {} if call is None else _circumstances(call)
+        created = float(about.get("created") or row.status.st_mtime)
         found.append(
             {
                 "file": os.path.basename(row.path),
-                "fname": row.fname if call is None else call.name,
+                "fname": about.get("fname", row.fname),
                 "hash": row.hash,
                 "created": datetime.fromtimestamp(created, UTC),
                 "size_bytes": row.status.st_size,
-                "duration": runtime.get("duration"),
-                "call": None if call is None else _shown(call),
+                "duration": about.get("duration"),
+                "call": None if call is None else _argument_texts(call),
                 "path": row.path,
             }
         )
@@ -499,7 +496,7 @@ def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _shown(call: DigestedCall) -> dict[str, str]:
+def _argument_texts(call: DigestedCall) -> dict[str, str]:
     """Arguments as texts."""
     return {
         name: repr(decode_json(call.inline[digest])) if digest in call.inline else f"<{str(digest)[:12]}>"

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util import modes
-from cuda_progcache.errors import StoreError
+from cuda_progcache.errors import BundleError, StoreError
 from cuda_progcache.store.base import entry_digest, is_digest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.records import encode_record
@@ -505,4 +505,7 @@ class FileStreamProgramCache(DiskStore):
         def put(digest: str, data: bytes, record_json: bytes, created: float) -> bool:
             return self._asked("import a program", lambda: self._wrote(self._put(digest, data, record_json, created)))
 
-        return import_bundle(self._root, os.fspath(path), None if archs is None else frozenset(archs), put)
+        try:
+            return import_bundle(self._root, os.fspath(path), None if archs is None else frozenset(archs), put)
+        except BundleError as error:
+            raise BundleError(f"{error}; nothing was imported") from error
