@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Programs that a worker is given at once, at most: behind the same headers, and light ones.
 _MOST_ALIKE, _MOST_LIGHT = 16, 8
+#: Portions beyond which a scheduler, at a millisecond each, would be what all wait for.
+_MANY = 5_000
 
 
 class Task(NamedTuple):
@@ -82,7 +84,8 @@ def tasks(jobs: Sequence[Job], load_of: Callable[[Job], Load], workers: int) -> 
         size = min(max(-(-len(group) // workers), WORTH_PRECOMPILING), _MOST_ALIKE)
         made += [Task(tuple(portion), precompile=True) for portion in _portions(group, size)]
     made += [Task((job,)) for job in heavy]
-    size = min(max(len(light) // (4 * workers), 1), _MOST_LIGHT)
+    # Small ones, so that nobody waits for the last; of very many jobs larger ones, which a scheduler can hand out.
+    size = min(max(len(light) // (4 * workers), len(light) // _MANY, 1), _MOST_LIGHT)
     return made + [Task(tuple(portion)) for portion in _portions(light, size)]
 
 
