@@ -70,6 +70,12 @@ class EngineOnDemand(Engine):
         """As the engine; before it is made, there is nothing that could not."""
         return self._made is None or self._made.survives_fork
 
+    def prepare(self) -> None:
+        """Make the engine."""
+        import encodings.idna  # noqa: F401 - socket.getaddrinfo imports it
+
+        self.engine.prepare()
+
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """As the engine."""
         return self.engine.get(name, limit=limit, until=until)
