@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from cuda_progcache._util import modes
 from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.errors import StoreError
 from cuda_progcache.store.base import (
     Entry,
     EntryInfo,
@@ -194,7 +195,11 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _probe(self) -> None:
         """Ask for something that isn't there."""
-        self._calls.attempt(self._timeout, self.engine.get, _NOTHING, limit=self._max_bytes)
+        self._calls.attempt(self._timeout, self._get_nothing)
+
+    def _get_nothing(self, *, until: float) -> None:
+        if self.engine.get(_NOTHING, limit=self._max_bytes, until=until) is not None:
+            raise StoreError(f"{self.name} sends what nobody asked for")
 
     # Look-ups
 
@@ -257,6 +262,7 @@ class RemoteProgramCache(ProgramCacheResource):
             self._counters.count("read_errors")
             return None
         if packed is None:
+            self._calls.judge(is_sound=True)
             self._remember_miss(name)
             return None
         self._count("bytes_in", len(packed))
@@ -290,9 +296,11 @@ class RemoteProgramCache(ProgramCacheResource):
             data, version = unpack(digest, packed)
         except DamagedObjectError as exc:
             self._counters.count("corrupt")
+            self._calls.judge(is_sound=False)
             self._calls.note("corrupt", f"sent something else for {name} ({exc}); it is taken for a miss")
             self._remember_miss(name)
             return None
+        self._calls.judge(is_sound=True)
         if self._verifier is not None and (why := self._verifier(digest, data, version.record())) is not None:
             self._count("untrusted")
             self._calls.note("untrusted", f"has {name}, which isn't trusted ({why}); it is taken for a miss")
