@@ -246,10 +246,9 @@ def as_markdown(outcomes: Sequence[Outcome]) -> str:
     """The outcomes as a table: a row for each trouble, a column for each tier."""
     tiers = list(dict.fromkeys(outcome.tier for outcome in outcomes))
     cells = {(outcome.tier, outcome.trouble): _cell(outcome) for outcome in outcomes}
-    lines = [f"| trouble | {' | '.join(tiers)} |", "|---|" + "---:|" * len(tiers)]
-    for trouble in dict.fromkeys(outcome.trouble for outcome in outcomes):
-        lines.append(f"| {trouble} | {' | '.join(cells.get((tier, trouble), '') for tier in tiers)} |")
-    return "\n".join(lines) + "\n"
+    kinds = dict.fromkeys(outcome.trouble for outcome in outcomes)
+    rows = (f"| {kind} | {' | '.join(cells.get((tier, kind), '') for tier in tiers)} |" for kind in kinds)
+    return "\n".join([f"| trouble | {' | '.join(tiers)} |", "|---|" + "---:|" * len(tiers), *rows, ""])
 
 
 def _cell(outcome: Outcome) -> str:
