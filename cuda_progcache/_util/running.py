@@ -13,7 +13,7 @@ from cuda_progcache._util.warning import asking, caller
 
 TYPE_CHECKING = False  # importing typing takes 9 ms, and a hit in a new process needs this
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, ParamSpec, TypeVar
 
     P = ParamSpec("P")
@@ -46,18 +46,22 @@ class Running:
         self.parent = parent
         self.children: dict[Any, None] = {}
 
-    def runs(self, key: str) -> bool:
-        """Whether this or a call around it has this key."""
+    def outwards(self) -> Iterator[Running]:
+        """The call and those around it, the innermost first."""
         around: Running | None = self
         while around is not None:
-            if around.key == key:
-                return True
+            yield around
             around = around.parent
-        return False
 
 
 #: The innermost call whose body runs in this thread or task.
 running: ContextVar[Running | None] = ContextVar("cuda_progcache_running", default=None)
+
+
+def under_way() -> Iterator[Running]:
+    """The calls whose bodies run here, the innermost first."""
+    around = running.get()
+    return iter(()) if around is None else around.outwards()
 
 
 def note_child(key: str) -> None:

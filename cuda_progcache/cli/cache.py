@@ -28,11 +28,11 @@ STATS_JSON = """\b
 """
 
 
-@click.command("stats", short_help="How much the cache holds.", epilog=STATS_JSON)
+@click.command("stats", short_help="Size, hit rate and compile time of the cache.", epilog=STATS_JSON)
 @common_options
 @click.pass_obj
 def stats_command(session: Session) -> None:
-    """Say how many programs the cache holds, how big they are, and how much compile time they stand for."""
+    """Show how many programs the cache holds, their size, the time it took to compile them, and the hit rate."""
     from cuda_progcache.compile.unkept import by_kind, listed
 
     cache = session.existing_cache(looking=True)
@@ -61,7 +61,7 @@ def stats_command(session: Session) -> None:
         ("cache", str(session.root())),
         ("entries", f"{held.entries:,}"),
         ("size", output.size(held.bytes)),
-        ("stands for", f"{output.seconds(held.seconds)} of compile time"),
+        ("compiled in", f"{output.seconds(held.seconds)} in all"),
     ]
     if held.entries:
         lines.append(("targets", ", ".join(f"{count:,} {name}" for name, count in held.targets.most_common())))
@@ -83,7 +83,7 @@ def stats_command(session: Session) -> None:
         kept = f"{templates['file_count']:,} compiled, {output.size(templates['total_bytes'])}"
         lines.append(("templates", f"{kept} in {templates['directory']}"))
     for name, value in lines:
-        output.line(f"{name:<12}{value}")
+        output.line(f"{name:<13}{value}")
 
 
 def _compiled_templates() -> dict[str, Any]:
@@ -101,17 +101,17 @@ def _compiled_templates() -> dict[str, Any]:
 
 
 CLEAR_JSON = """\b
---json: {"root": str, "removed": int, "bytes": int}; it needs --yes, for there is no one to ask
+--json: {"root": str, "removed": int, "bytes": int}; needs --yes: there is no one to ask
 """
 
 
 @click.command("clear", short_help="Remove every entry.", epilog=CLEAR_JSON)
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
-@click.option("--keep-pinned", is_flag=True, help="Spare pinned entries.")
+@click.option("--keep-pinned", is_flag=True, help="Keep pinned entries.")
 @common_options
 @click.pass_obj
 def clear_command(session: Session, *, yes: bool, keep_pinned: bool) -> None:
-    """Remove every entry of the cache, pinned ones, too, unless --keep-pinned. Asks first, unless --yes."""
+    """Remove every entry from the cache, including pinned ones unless --keep-pinned is given. Ask first."""
     if session.json and not yes:
         raise click.UsageError("clear --json needs --yes: there is no one to ask")
     cache = session.existing_cache()

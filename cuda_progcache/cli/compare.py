@@ -26,17 +26,23 @@ Exit code 1: they differ.
 """
 
 
-@click.command("compare", short_help="What one cache holds and another doesn't, and why.", epilog=COMPARE_JSON)
+@click.command("compare", short_help="What differs between two caches, and why.", epilog=COMPARE_JSON)
 @click.argument("old", type=click.Path(exists=True, path_type=Path))
 @click.argument("new", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--limit", type=click.IntRange(min=0), default=10, show_default=True, help="Programs shown of each kind.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Show at most this many programs of each kind.",
+)
 @common_options
 @click.pass_obj
 def compare_command(session: Session, old: Path, new: Path | None, limit: int) -> int:
-    """Compare two caches: each a cache's directory, a bundle, or what list --json printed. NEW is the cache by default.
+    """Compare two caches: cache directories, bundles, or files with the output of list --json.
 
-    Programs of the same kernel and parameters (or name, options and instances), target and architecture are put side
-    by side; of those with different keys it says why.
+    NEW defaults to the cache. Programs are matched by kernel and parameters (or name, options and instances), target
+    and architecture. For each match with different keys, the reasons are shown.
     """
     from cuda_progcache.cli.app import ExitCode
     from cuda_progcache.service.two_caches import compare

@@ -54,8 +54,30 @@ Examples:
 """
 
 
+class _CompileCommand(click.Command):
+    """The command; an option of the compiler's that is typed as one of ours is answered with how to give it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from cuda_progcache import ProgramOptions
+
+            field = error.option_name.lstrip("-").replace("-", "_")
+            kinds = {one.name: str(one.type) for one in dataclasses.fields(ProgramOptions)}
+            if field not in kinds:
+                raise
+            value = "true" if "bool" in kinds[field] else "VALUE"
+            raise click.UsageError(
+                f"there is no option {error.option_name}; give it to the compiler as -O {field}={value}", ctx
+            ) from error
+
+
 @click.command(
-    "compile", short_help="Compile a source file or a library kernel, through the cache.", epilog=COMPILE_JSON
+    "compile",
+    cls=_CompileCommand,
+    short_help="Compile a source file or a library kernel, through the cache.",
+    epilog=COMPILE_JSON,
 )
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--code-type", type=click.Choice(["c++", "ptx", "nvvm"]), help="What FILE is. [default: by its suffix]")
@@ -66,16 +88,30 @@ Examples:
     help="The architecture, such as sm_90. [default: that of the first GPU]",
 )
 @click.option(
-    "--target", "target_type", type=click.Choice(["cubin", "ptx", "ltoir"]), default="cubin", show_default=True
+    "--target",
+    "target_type",
+    type=click.Choice(["cubin", "ptx", "ltoir"]),
+    default="cubin",
+    show_default=True,
+    help="What to compile to.",
 )
 @click.option("-D", "--define", "defines", multiple=True, metavar="NAME[=VALUE]", help="Define a macro; repeatable.")
 @include_option
 @click.option("--std", metavar="STD", help="The C++ dialect, such as c++17.")
 @click.option(
-    "--name-expression", "name_expressions", multiple=True, metavar="EXPR", help="Instantiate this; repeatable."
+    "--name-expression",
+    "name_expressions",
+    multiple=True,
+    metavar="EXPR",
+    help="Instantiate this template, as 'scale<float>'; repeatable.",
 )
 @click.option(
-    "-O", "--option", "fields", multiple=True, metavar="FIELD=VALUE", help="Any field of ProgramOptions; repeatable."
+    "-O",
+    "--option",
+    "fields",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Set any field of ProgramOptions, as lineinfo=true; repeatable.",
 )
 @click.option(
     "--kernel", metavar="NAME", shell_complete=kernels, help="Compile this kernel of the library instead of a file."
@@ -102,7 +138,7 @@ def compile_command(
     manifest: Path | None,
     target: str | None,
 ) -> None:
-    """Compile FILE (- is stdin), or a library kernel, unless the cache has it already."""
+    """Compile FILE (- is stdin) or a library kernel, unless the cache already has it."""
     if session.json and target == "-":
         raise click.UsageError("--json and -o - both want stdout")
     from cuda_progcache import ProgramOptions
@@ -112,7 +148,7 @@ def compile_command(
     if kernel is not None and file is None:
         if defines or std or name_expressions or fields or code_type:
             raise click.UsageError(
-                "with --kernel the manifest gives the options; only -p, -I, --arch, --target and -o fit"
+                "the manifest sets a library kernel's options: with --kernel, use only -p, -I, --arch, --target and -o"
             )
         library = library_at(manifest)
         values = parse_parameters(library, kernel, parameters)

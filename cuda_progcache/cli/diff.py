@@ -36,10 +36,12 @@ code doesn't), "key" (only what it was compiled from), "added", "removed" or "un
     "--markdown",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="With --lock: write it for a pull request, too.",
+    help="With --lock: also write Markdown for a pull request.",
 )
-@click.option("--stat", is_flag=True, help="Only what changed, not the machine code.")
-@click.option("-U", "--unified", "context", type=click.IntRange(min=0), default=3, metavar="N", help="Lines around.")
+@click.option("--stat", is_flag=True, help="Leave out the machine code.")
+@click.option(
+    "-U", "--unified", "context", type=click.IntRange(min=0), default=3, metavar="N", help="Lines of context."
+)
 @block_option
 @shared_option
 @manifest_option
@@ -113,7 +115,7 @@ def _tell(
         if not stat:
             _print_diff(one.lines)
     if not found.binary.kernels and not found.binary.lines:
-        output.line("the bytes differ; of LTO-IR and the like no more can be said")
+        output.line("the bytes differ; only cubins and PTX can be compared further")
     if not stat:
         _print_diff(found.binary.lines)
 

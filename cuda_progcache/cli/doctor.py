@@ -18,7 +18,7 @@ DOCTOR_JSON = """\b
 @common_options
 @click.pass_obj
 def doctor_command(session: Session) -> None:
-    """Look at compilers, headers, tools, settings and the cache, and try each compiler. Exit code 1: a problem."""
+    """Check compilers, headers, tools, settings and the cache, and try each compiler. Exit code 1: a problem."""
     from cuda_progcache.service.doctor import examine
 
     found = examine(session.cache_dir)

@@ -73,13 +73,11 @@ For scripts:
 """
 
 
-@click.command(
-    "show", short_help="All that is known about one program: where it came from, what it uses.", epilog=SHOW_JSON
-)
+@click.command("show", short_help="Everything about one program: its origin, and what it uses.", epilog=SHOW_JSON)
 @click.argument("key", shell_complete=programs)
 @click.option("--headers", is_flag=True, help="List every header that was read, with its digest.")
 @click.option("--components", is_flag=True, help="List what went into the key, field by field.")
-@click.option("--path", "path_only", is_flag=True, help="Print the path of the binary alone.")
+@click.option("--path", "path_only", is_flag=True, help="Print only the path of the binary.")
 @common_options
 @click.pass_obj
 def show_command(session: Session, key: str, *, headers: bool, components: bool, path_only: bool) -> None:
@@ -150,12 +148,14 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
 
     fitting = [] if cache is None else [entry for entry in all_described(cache.entries()) if meant(entry)]
     if not fitting:
-        named = f"no program in {session.root()} is {output.one_line(key)}"
+        named = f"no program in {session.root()} is called {output.one_line(key)}"
         near = did_you_mean(selection.name, [name for name in seen if name != selection.name])
-        nothing = f"no entry starts with {wanted} in {session.root()}, and none has that name" if digits else named
+        nothing = (
+            f"no program in {session.root()} has a digest that starts with {wanted}, or that name" if digits else named
+        )
         raise NoEntryError(f"{nothing}{near}; {session.command('list')} prints what is there")
     if len(fitting) > 1:
-        told = f"{len(fitting):,} programs are {output.one_line(key)}"
+        told = f"{len(fitting):,} programs are called {output.one_line(key)}"
         more = f"{session.command('list')} --kernel {selection.name} tells them apart"
         if not newest:
             raise NoEntryError(f"{told}; give the start of a digest, or kernel?param=value@arch: {more}")
@@ -285,7 +285,7 @@ def _how_to_open(session: Session, entry: EntryInfo) -> str:
     if target == "ptx":
         return f"open it: less $({session.command('show')} --path {prefix})"
     if target == "ltoir":
-        return "open it: LTO-IR is for nvJitLink alone; cuobjdump and nvdisasm don't read it"
+        return "LTO-IR can only be read by nvJitLink, not by cuobjdump or nvdisasm"
     return f"open it: {cuobjdump()} -sass $({session.command('show')} --path {prefix})"
 
 

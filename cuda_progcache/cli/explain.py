@@ -38,7 +38,7 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
     """Say what differs between a program and the nearest compile before it: headers, options, source, compiler.
 
     KEY is the start of its digest, as list prints it, or a name: softmax, 'softmax?dtype=float16@sm_90', scale.cu; of
-    several programs the one compiled last is explained. Of a program that was compiled and not kept it says why.
+    several programs the one compiled last is explained. For a program that was compiled but not kept, say why.
     """
     from cuda_progcache.cli.app import NoEntryError
     from cuda_progcache.compile.history import Makers, explain_entry
@@ -64,7 +64,9 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
     try:
         reasons = explain_entry(cache, entry.digest)
     except KeyError:
-        raise NoEntryError(f"{entry.digest[:12]} was put there by hand: there is no record to compare") from None
+        raise NoEntryError(
+            f"{entry.digest[:12]} has no record to compare: it was put into the cache by cuda.core, or by hand"
+        ) from None
     who = Makers(cache).of(entry.record, entry.digest)
     if session.json:
         output.emit({**entry_json(entry, who), "reasons": reasons})
@@ -96,6 +98,6 @@ def _tell_unkept(session: Session, one: Unkept) -> None:
     if session.json:
         output.emit({**one._asdict(), "reasons": [one.reason], "advice": one.advice})
         return
-    output.line(f"{one.digest[:12]} {one.name} ({one.target_type}, {one.arch}) was compiled, and isn't kept:")
+    output.line(f"{one.digest[:12]} {one.name} ({one.target_type}, {one.arch}) was compiled but not kept:")
     output.line(f"  {one.reason}")
     output.line(f"  {one.advice}")

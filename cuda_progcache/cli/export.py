@@ -48,12 +48,14 @@ Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was w
 @click.option(
     "--since",
     metavar="WHEN",
-    help="Only what came since: 12h, 30d, 2026-01-31, 2026-01-31T12:00, or what an older lockfile doesn't have.",
+    help="Only programs stored since: 12h, 30d, 2026-01-31, 2026-01-31T12:00; or those that an older lockfile lacks.",
 )
 @click.option("--oci", type=click.Path(path_type=Path), metavar="DIR", help="Write an OCI image layout.")
-@click.option("--wheel", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write a wheel there.")
-@click.option("--name", metavar="NAME", help="The wheel's, as my-kernels-sm90.")
-@click.option("--wheel-version", default="1.0", show_default=True, metavar="VERSION", help="The wheel's.")
+@click.option(
+    "--wheel", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write a wheel to this directory."
+)
+@click.option("--name", metavar="NAME", help="The wheel's name, as my-kernels-sm90.")
+@click.option("--wheel-version", default="1.0", show_default=True, metavar="VERSION", help="The wheel's version.")
 @include_option
 @common_options
 @click.pass_obj
@@ -79,7 +81,7 @@ def export_command(
     from cuda_progcache.cli.app import NoEntryError
 
     if sum(way is not None for way in (bundle, oci, wheel)) != 1:
-        raise click.UsageError("give a BUNDLE, or --oci DIR, or --wheel DIR")
+        raise click.UsageError("give BUNDLE, --oci DIR or --wheel DIR")
     if (wheel is None) != (name is None):
         raise click.UsageError("--wheel DIR and --name NAME go together")
     if manifest is not None and lock_file is None and not archs:

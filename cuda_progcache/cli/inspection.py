@@ -32,7 +32,7 @@ block_option = click.option(
     "--block-size",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads of a block. [default: the most that the kernel declares, else 256]",
+    help="Threads of a block. [default: the most that the kernel declares, or 256]",
 )
 shared_option = click.option(
     "--dynamic-shared", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Dynamic shared memory of a block."
@@ -181,7 +181,7 @@ SASS_JSON = """\b
 @click.argument("program", shell_complete=programs)
 @click.option("--kernel", metavar="NAME", help="Only kernels of this name; may hold * and ?.")
 @click.option("--source", is_flag=True, help="Print the source lines that the instructions came from above them.")
-@click.option("--mix", "mix_only", is_flag=True, help="Only count the instructions of each class.")
+@click.option("--mix", "mix_only", is_flag=True, help="Print only the count of each class of instructions.")
 @manifest_option
 @common_options
 @click.pass_obj
@@ -191,7 +191,7 @@ def sass_command(
     """Print a program's machine code, with the number of registers in use at each instruction.
 
     PROGRAM is a file, what show takes, or a kernel of the library with parameters or architecture:
-    'softmax?dtype=float16@sm_90'. Source lines take a program compiled with line information (-O lineinfo=true); a
+    'softmax?dtype=float16@sm_90'. Source lines need a program compiled with line information (-O lineinfo=true); a
     kernel of the library is compiled so, and its lines are its template's. Takes nvdisasm.
     """
     from cuda_progcache.inspect import instructions, live_peak, mix
@@ -324,11 +324,13 @@ TOP_JSON = """\b
 
 @click.command("top", short_help="The largest, costliest, newest or least used programs.", epilog=TOP_JSON)
 @click.argument("by", type=click.Choice(list(_TOPS)), default="costliest")
-@click.option("-n", "--limit", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Show N programs."
+)
 @common_options
 @click.pass_obj
 def top_command(session: Session, by: str, limit: int) -> None:
-    """Show the programs with the most of something: bytes, compile time, age.
+    """Show the programs with the largest size or compile time, or the newest or least recently used.
 
     BY is largest, costliest (the default), newest or unused.
     """

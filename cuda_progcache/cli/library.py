@@ -29,14 +29,12 @@ with --list-parameters: {"kernel", "parameters": [{"name", "type", "values", "de
 """
 
 
-@click.command(
-    "render", short_help="Print the source that a kernel template and its parameters give.", epilog=RENDER_JSON
-)
+@click.command("render", short_help="Print the source of a kernel template with its parameters.", epilog=RENDER_JSON)
 @click.argument("kernel", shell_complete=kernels)
 @parameter_option
-@click.option("--module", metavar="NAME", help="One module of a kernel that is linked of several.")
+@click.option("--module", metavar="NAME", help="Print one module of a kernel that is linked from several.")
 @click.option("--list-parameters", is_flag=True, help="Print the kernel's parameters instead.")
-@click.option("-o", "--output", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file.")
+@click.option("-o", "--output", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
 @manifest_option
 @common_options
 @click.pass_obj
@@ -101,7 +99,9 @@ with --check: {"problems": [str]}
 
 @click.command("kernels", short_help="The library's kernels and their parameters.", epilog=KERNELS_JSON)
 @click.argument("names", nargs=-1, metavar="[KERNEL]...", shell_complete=kernels)
-@click.option("--check", is_flag=True, help="Look for mistakes in the manifest and the templates; exit 1 if there are.")
+@click.option(
+    "--check", is_flag=True, help="Look for mistakes in the manifest and the templates; exit with 1 if there are any."
+)
 @manifest_option
 @common_options
 @click.pass_obj

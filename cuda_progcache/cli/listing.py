@@ -97,12 +97,17 @@ with --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", 
     "--arch", metavar="ARCH", shell_complete=archs, help="Only programs for this architecture, such as sm_90."
 )
 @click.option("--target", type=click.Choice(["cubin", "ptx", "ltoir"]), help="Only binaries of this type.")
-@click.option("--since", metavar="TIME", callback=parse_since, help="Compiled since: 90min, 12h, or 2026-01-31T12:00.")
-@click.option("--sort", type=click.Choice(list(_SORTS)), default="used", show_default=True, help="What comes first.")
-@click.option("--reverse", is_flag=True, help="The other way round.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the digests alone, for scripts.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="No more than N programs.")
-@click.option("--unkept", is_flag=True, help="Programs that were compiled here and not kept, and why.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=parse_since,
+    help="Only programs compiled since: 90min, 12h, or 2026-01-31T12:00.",
+)
+@click.option("--sort", type=click.Choice(list(_SORTS)), default="used", show_default=True, help="The order.")
+@click.option("--reverse", is_flag=True, help="Reverse the order.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the digests, for scripts.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show at most N programs.")
+@click.option("--unkept", is_flag=True, help="List the programs that were compiled here but not kept, and why.")
 @common_options
 @click.pass_obj
 def list_command(
@@ -118,7 +123,7 @@ def list_command(
     limit: int | None,
     unkept: bool,
 ) -> None:
-    """List the programs in the cache, the last used first: what each is, and what compiling it took."""
+    """List the programs in the cache, most recently used first, with their sizes and compile times."""
     from cuda_progcache.compile.history import Makers
 
     cache = session.existing_cache(looking=True)
@@ -137,7 +142,7 @@ def list_command(
         return
     if not shown:
         output.note_line(
-            "no program fits" if cache is not None and cache else f"the cache at {session.root()} is empty"
+            "no program matches" if cache is not None and cache else f"the cache at {session.root()} is empty"
         )
         return
     digits = output.prefix_length(() if cache is None else cache.digests())
@@ -189,7 +194,7 @@ def _list_unkept(session: Session, cache: FileStreamProgramCache | None, wanted:
         output.emit({"root": session.root(), "unkept": found})
         return
     if not shown:
-        output.note_line("every program that was compiled here, and fits, was kept")
+        output.note_line("nothing to list: every program that was compiled here was kept")
         return
     now = time.time()
     made = output.table(("name", "target", "arch", "age", "why it isn't kept"), right=("age",))

@@ -58,14 +58,14 @@ Exit code 1: something is wrong, and wasn't repaired.
 """
 
 
-@click.command("verify", short_help="Read every byte of the cache and say what is wrong.", epilog=VERIFY_JSON)
-@click.option("--repair", is_flag=True, help="Move what is wrong to the quarantine; remove what dead writers left.")
+@click.command("verify", short_help="Check every byte of the cache.", epilog=VERIFY_JSON)
+@click.option("--repair", is_flag=True, help="Move damaged files to the quarantine, and remove what dead writers left.")
 @common_options
 @click.pass_obj
 def verify_command(session: Session, *, repair: bool) -> int:
-    """Check every entry against its checksum, and look for what doesn't belong there.
+    """Check every entry against its checksum, and look for files that don't belong there.
 
-    What is damaged is never taken for a hit, with or without this command.
+    A damaged entry is never a hit, whether or not this command is run.
     """
     cache = session.existing_cache(looking=not repair)
     seen = None if cache is None else cache.verify(repair=repair)
@@ -105,12 +105,20 @@ int (spared)}; with --dry-run: what would be removed, freed and left
 """
 
 
-@click.command("prune", short_help="Remove the entries used least recently.", epilog=PRUNE_JSON)
+@click.command("prune", short_help="Remove the least recently used entries.", epilog=PRUNE_JSON)
 @click.option(
-    "--max-size", callback=parse_size, metavar="SIZE", help="Until the cache is no larger than, say, 500MB or 2GiB."
+    "--max-size",
+    callback=parse_size,
+    metavar="SIZE",
+    help="Remove entries until the cache is no larger than this, as 500MB or 2GiB.",
 )
-@click.option("--older-than", callback=parse_time, metavar="TIME", help="Those not used for, say, 90min, 12h or 30d.")
-@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would go.")
+@click.option(
+    "--older-than",
+    callback=parse_time,
+    metavar="TIME",
+    help="Remove entries not used for this long, as 90min, 12h or 30d.",
+)
+@click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
 @common_options
 @click.pass_obj
 def prune_command(session: Session, max_size: int | None, older_than: float | None, *, dry_run: bool) -> None:
@@ -147,14 +155,14 @@ PIN_JSON = """\b
 
 @click.command("pin", short_help="Keep programs from being evicted or pruned.", epilog=PIN_JSON)
 @click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=programs)
-@click.option("--unpin", is_flag=True, help="Let them go again.")
-@click.option("--list", "listing", is_flag=True, help="Print what is pinned.")
+@click.option("--unpin", is_flag=True, help="Unpin them.")
+@click.option("--list", "listing", is_flag=True, help="List the pinned programs.")
 @common_options
 @click.pass_obj
 def pin_command(session: Session, keys: tuple[str, ...], *, unpin: bool, listing: bool) -> None:
     """Pin programs: the size cap and prune spare them. KEY is the start of a digest, as list prints it.
 
-    Removing a pinned program with clear, or replacing it, is possible as ever.
+    clear removes pinned programs, too, and a write can still replace one.
     """
     if bool(keys) == listing or (unpin and listing):
         raise click.UsageError("give the start of a digest, with or without --unpin, or --list")
@@ -212,8 +220,8 @@ IMPORT_JSON = """\b
 architectures), "refused": int (larger than the size cap), "differing": int (of "present": with other bytes here)}
 
 \b
-Exit code 1: the file is damaged or no bundle; nothing was imported.
-Checksums show damage, and not who made a bundle: import what you would run.
+Exit code 1: the file is damaged or not a bundle; nothing was imported.
+Checksums show damage, not who made a bundle: import only what you would run.
 """
 
 
@@ -223,7 +231,7 @@ Checksums show damage, and not who made a bundle: import what you would run.
 @common_options
 @click.pass_obj
 def import_command(session: Session, bundle: Path, archs: tuple[str, ...]) -> None:
-    """Add the programs of the file BUNDLE; those that are here already stay as they are."""
+    """Add the programs in the file BUNDLE to the cache. Programs that are already there are left as they are."""
     report = session.cache().import_(bundle, archs=archs or None)
     if session.json:
         output.emit({"root": session.root(), **report._asdict()})

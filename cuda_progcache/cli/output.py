@@ -131,9 +131,7 @@ def plain(*renderables: RenderableType) -> str:
     return "".join(f"{row.rstrip()}\n" for row in captured.get().splitlines())
 
 
-def table(
-    columns: Sequence[str], *, right: Iterable[str] = (), title: str | None = None, footer: bool = False
-) -> Table:
+def table(columns: Sequence[str], *, right: Iterable[str] = (), title: str | None = None) -> Table:
     """Make an empty table.
 
     Parameters
@@ -144,8 +142,6 @@ def table(
         The headings of right-aligned columns (numbers).
     title : str, optional
         A line above it.
-    footer : bool
-        Whether the last row added is set off (a total).
     """
     from rich import box
     from rich.table import Table
@@ -157,7 +153,6 @@ def table(
         title_style="bold",
         box=None if plain else box.SIMPLE_HEAD,
         header_style="bold",
-        show_footer=footer,
         pad_edge=not plain,
         padding=(0, 2, 0, 0) if plain else (0, 1),
     )
@@ -294,13 +289,7 @@ def ago(value: float) -> str:
     return "just now" if value < 1 else f"{age(value)} ago"
 
 
-def prefix_length(digests: Iterable[str], at_least: int = 8) -> int:
-    """Give how many digits tell these digests apart."""
-    ordered = sorted(digests)
-    longest = 0
-    for one, next_one in pairwise(ordered):
-        same = 0
-        while same < len(one) and one[same] == next_one[same]:
-            same += 1
-        longest = max(longest, same + 1)
-    return min(max(at_least, longest), 64)
+def prefix_length(digests: Iterable[str]) -> int:
+    """Give how many digits tell these digests apart, 8 at least."""
+    shared = (len(os.path.commonprefix(pair)) for pair in pairwise(sorted(digests)))  # noqa: RUF071 - of texts
+    return min(max(8, 1 + max(shared, default=0)), 64)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ from cuda_progcache.cli.session import (
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from cuda_progcache.service.compile_service import CompileService
     from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.service.prewarm import PrewarmItem, PrewarmReport, Progress
@@ -42,13 +44,18 @@ PREWARM_JSON = """\b
 "saved_seconds" (compile time that hits spared), "root", "items": [{"kernel", "variant": {parameter: value}, "arch",
 "status": "hit" | "compiled" | "failed" | "skipped" (the kernel needs a later architecture) | "missing" (of
 --dry-run), "seconds", "saved", "size", "digest", "error", "target", "reasons": [str] (why it is missing)}]}
-Exit code 1 when anything failed; the rest is compiled and kept all the same. With --require-hits also when anything
-is missing. 130 (Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, and the same command goes on.
+Exit code 1: something failed (the rest is compiled and kept), or with --require-hits something is missing.
+130 (Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, and the
+same command continues.
 """
 
 
 _jobs_option = click.option(
-    "--jobs", "-j", type=click.IntRange(min=1), metavar="N", help="Compile so many at once. [default: by the cores]"
+    "--jobs",
+    "-j",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Run N compiles at once. [default: by the number of cores]",
 )
 
 
@@ -61,16 +68,21 @@ _jobs_option = click.option(
 @archs_option(f"An architecture; repeatable. [default: {', '.join(DEMO_ARCHS)}]")
 @_jobs_option
 @kernels_option("Only this kernel; repeatable.")
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Compile on a Dask cluster whose workers share a tier: tcp://HOST:8786, or local:2 for two processes here.",
+)
 @lock_option
-@click.option("--dry-run", is_flag=True, help="Compile nothing; say what would be, and why.")
-@click.option("--require-hits", is_flag=True, help="Compile nothing; fail unless all is there.")
+@click.option("--dry-run", is_flag=True, help="Compile nothing; show what would be compiled, and why.")
+@click.option("--require-hits", is_flag=True, help="Compile nothing; fail if any program is missing.")
 @include_option
 @click.option(
     "--report",
     "report_file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write what --json prints to a file.",
+    help="Also write what --json prints to this file.",
 )
 @junit_option
 @verbose_option
@@ -82,6 +94,7 @@ def prewarm_command(
     archs: tuple[str, ...],
     jobs: int | None,
     kernels: tuple[str, ...],
+    dask: str | None,
     lock_file: Path | None,
     *,
     dry_run: bool,
@@ -90,10 +103,10 @@ def prewarm_command(
     report_file: Path | None,
     junit: Path | None,
 ) -> None:
-    """Compile every variant that a manifest lists, for every architecture, or what a lockfile does.
+    """Compile every variant in a manifest for every architecture, or every program in a lockfile.
 
-    What is cached already is left alone, so that a prewarm that was stopped goes on where it was. --manifest names the
-    library of a lockfile's kernels.
+    Programs that are cached already are skipped, so a prewarm that was stopped continues where it left off.
+    --manifest names the library of a lockfile's kernels.
     """
     if lock_file is not None and archs:
         raise click.UsageError("--lock says for which architectures: leave out --arch")
@@ -105,16 +118,18 @@ def prewarm_command(
         library[name]  # an unknown one is refused, with the nearest name, before any compile
     looking = dry_run or require_hits
     service = session.service(library, include_paths, make=not looking)
-    report = run_prewarm(
-        session,
-        service,
-        library,
-        () if lock_file is not None else archs or DEMO_ARCHS,
-        jobs=jobs,
-        kernels=kernels or None,
-        lock=lock_file,
-        dry_run=looking,
-    )
+    with _executor(dask if not looking else None) as executor:
+        report = run_prewarm(
+            session,
+            service,
+            library,
+            () if lock_file is not None else archs or DEMO_ARCHS,
+            jobs=jobs,
+            kernels=kernels or None,
+            lock=lock_file,
+            dry_run=looking,
+            executor=executor,
+        )
     if report_file is not None:
         report_file.write_text(output.json_text(report_json(session, report)) + "\n", encoding="utf-8")
     if junit is not None:
@@ -125,6 +140,22 @@ def prewarm_command(
         print_report(session, report)
     if not report.ok or (require_hits and report.missing):
         raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+@contextmanager
+def _executor(address: str | None) -> Iterator[Executor | None]:
+    """The cluster of an address; None: this process compiles."""
+    if address is None:
+        yield None
+        return
+    from cuda_progcache.service.farm import dask
+
+    with ExitStack() as open_:
+        try:
+            executor = open_.enter_context(dask(address))
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        yield executor
 
 
 @click.command(

@@ -39,7 +39,7 @@ lock_option = click.option(
     help="The programs of a lockfile (cuda-progcache lock).",
 )
 junit_option = click.option(
-    "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a JUnit report, too."
+    "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also write a JUnit report."
 )
 
 LOCK_JSON = """\b
@@ -50,8 +50,8 @@ LOCK_JSON = """\b
 
 @click.command("lock", short_help="Write down the programs that a deploy needs.", epilog=LOCK_JSON)
 @manifest_option
-@archs_option("Lock the library's variants for it; repeatable.")
-@kernels_option("Only this kernel of the library; repeatable.")
+@archs_option("Lock the library's variants for this architecture; repeatable.")
+@kernels_option("Lock only this kernel of the library; repeatable.")
 @click.option(
     "--from",
     "recordings",
@@ -83,7 +83,7 @@ def lock_command(
 ) -> None:
     """Write a lockfile of the programs that recorded runs used, and of those that a kernel library lists.
 
-    The same programs give the same bytes, one program a line. Nothing is compiled.
+    One program per line; the same programs give the same bytes. Nothing is compiled.
     """
     if not archs and not recordings:
         raise click.UsageError("give --from RUN, or --arch for the library's variants, or both")
@@ -117,13 +117,13 @@ Exit code 1: some programs are of no use here; with --lock or --manifest, some a
 
 
 @click.command(
-    "check", short_help="What this machine could use of a bundle or a cache, and what is missing.", epilog=CHECK_JSON
+    "check", short_help="Which programs can be used on this machine, and which are missing.", epilog=CHECK_JSON
 )
 @click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
 @lock_option
 @library_option("A folder with a manifest.toml: prove that its variants are there; with --lock, its kernels.")
-@archs_option("Check for this device, in place of those here; repeatable.")
-@kernels_option("With --manifest: only it; repeatable.")
+@archs_option("Check for this architecture instead of this machine's devices; repeatable.")
+@kernels_option("With --manifest: check only this kernel; repeatable.")
 @include_option
 @junit_option
 @common_options
@@ -138,7 +138,7 @@ def check_command(
     include_paths: tuple[str, ...],
     junit: Path | None,
 ) -> int:
-    """Say of each program in PATH (a bundle or a cache's directory; default: the cache) whether it is of use here.
+    """Say which programs in PATH (a bundle or a cache directory; default: the cache) can be used on this machine.
 
     It is if it runs on the device, and if the same program would have the same key here: compiler, headers, variables
     and, where they are in what was compiled, paths. -I names folders with the programs' own headers.

@@ -52,7 +52,9 @@ _calls_option = click.option(
 )
 
 
-@click.command("provenance", short_help="All that a program or another result came from.", epilog=PROVENANCE_JSON)
+@click.command(
+    "provenance", short_help="Everything that a program or another result was made from.", epilog=PROVENANCE_JSON
+)
 @click.argument("key", shell_complete=programs)
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="What to print. [default: text]")
 @click.option(

@@ -32,24 +32,25 @@ REPORT_JSON = """\b
     default=20,
     show_default=True,
     metavar="N",
-    help="Machine code, source and provenance of the N programs used last.",
+    help="Include machine code, source and provenance of the N most recently used programs.",
 )
-@click.option("--no-plots", is_flag=True, help="Leave the plots out, which take matplotlib.")
+@click.option("--no-plots", is_flag=True, help="Leave out the plots, which need matplotlib.")
 @manifest_option
 @common_options
 @click.pass_obj
 def report_command(session: Session, out: Path, listed: int, *, no_plots: bool, manifest: Path | None) -> None:
     """Write what the cache holds as one HTML file, to be read in a browser without network.
 
-    It has totals, cost by kernel and architecture, why programs were compiled, what each variant uses on each
-    architecture, a table of all programs to search and sort, and a page for each. Takes nvdisasm for machine code.
+    It has totals, hit rate over time, cost by kernel and architecture, why programs were compiled, what each variant
+    uses on each architecture, a table of all programs to search and sort, and a page for each. Needs nvdisasm for
+    machine code.
     """
     from cuda_progcache import __version__
     from cuda_progcache.report import data, listings, page, plots
 
     cache = session.existing_cache()
     if cache is None:
-        raise click.ClickException(f"there is nothing to report of {session.root()}")
+        raise click.ClickException(f"there is nothing to report: {session.root()} has no cache that can be read")
     found = data.collect(cache, _cap(session))
     drawn = [] if no_plots else plots.plots(found)
     last = sorted(found.programs, key=lambda one: -one.last_used)[:listed]

@@ -175,8 +175,8 @@ def common_options(command: F) -> F:
         type=click.Choice(MODES),
         expose_value=False,
         callback=_set_mode,
-        help="How caches are used: rw; ro, which writes nothing; off, which reads nothing, either; frozen, which "
-        "compiles nothing. [default: $CUDA_PROGCACHE, or rw]",
+        help="How to use the caches: rw; ro (write nothing); off (neither read nor write); frozen (compile nothing). "
+        "[default: $CUDA_PROGCACHE, or rw]",
     )(command)
     return click.option(
         "--cache-dir",
@@ -207,7 +207,7 @@ verbose_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_explain_misses,
-    help="Say of every miss why, on stderr.",
+    help="Print the reason of every miss on stderr.",
 )
 
 
@@ -294,6 +294,6 @@ def parse_value(text: str, kind: str, hint: str) -> Any:
                 "0": False,
             }[text.lower()]
     except (ValueError, KeyError):
-        want = "true or false" if kind == "bool" else f"of type {kind}"
+        want = {"bool": "true or false", "int": "an integer", "float": "a number"}[kind]
         raise click.BadParameter(f"{text!r} isn't {want}", param_hint=hint) from None
     return text

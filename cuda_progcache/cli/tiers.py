@@ -14,7 +14,7 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.maintenance import parse_time
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.errors import StoreError
+from cuda_progcache.errors import LockError
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.tally import TierTotals
@@ -227,13 +227,17 @@ def gc_command(
 
 
 def locked(path: Path) -> set[str]:
-    """The digests of a lockfile's programs."""
+    """Give the digests of a lockfile's programs, of which none may be unknown: it would be lost, or removed."""
     from cuda_progcache.service.lock import Lock
 
-    found = {one.key for one in Lock.read(path).programs if one.key}
-    if not found:
-        raise StoreError(None, "no program of this lockfile was compiled yet: prewarm, and lock again", str(path))
-    return found
+    programs = Lock.read(path).programs
+    unknown = [one for one in programs if not one.key]
+    if unknown:
+        raise LockError(
+            f"{path}: {output.plural(len(unknown), 'program')} of {len(programs):,} weren't compiled when it was "
+            "written, so their keys aren't known: prewarm, and write it again (cuda-progcache lock)"
+        )
+    return {one.key for one in programs}
 
 
 def _shown(place: str) -> str:

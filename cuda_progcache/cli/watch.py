@@ -30,25 +30,25 @@ WATCH_JSON = """\b
   "counted": what stats has as "all_time", since the last line of this kind
 
 \b
-Programs show when they are stored. Lookups show when a process writes its counters down: every five seconds while it
-uses the cache, and when it ends. A process in mode ro or frozen, or without permission to write, isn't counted.
+Programs are shown as they are stored. Lookups are shown when a process writes its counters: every five seconds while
+it uses the cache, and when it ends. A process in mode ro or frozen, or without permission to write, isn't counted.
 """
 
 
-@click.command("watch", short_help="What other processes do on the cache, as they do it.", epilog=WATCH_JSON)
+@click.command("watch", short_help="Show what other processes do with the cache, live.", epilog=WATCH_JSON)
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.05),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Look this often.",
+    help="Seconds between looks.",
 )
-@click.option("--for", "duration", callback=parse_time, metavar="TIME", help="Stop after, say, 30s or 10min.")
+@click.option("--for", "duration", callback=parse_time, metavar="TIME", help="Stop after this long, as 30s or 10min.")
 @common_options
 @click.pass_obj
 def watch_command(session: Session, interval: float, duration: float | None) -> None:
-    """Print what processes store in the cache and why they had to compile it, and how often they hit, until Ctrl-C."""
+    """Print what other processes store in the cache, why they compiled it, and how often they hit. Ctrl-C ends it."""
     if modes.current() == "off":
         raise click.UsageError(f"the cache is off ({modes.VARIABLE}, --mode): there is nothing to watch")
     end = None if duration is None else time.monotonic() + duration

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 
@@ -131,7 +132,12 @@ def compile_error(
     log = refusal.log.strip()
     head = f"{name}: {code_type} -> {target_type} failed ({refusal.status}) with {' '.join(flags)}"
     mapped = [str(d) for d in errors if d.template is not None]
-    parts = [head, *mapped, f"compilation log:\n\n{log}" if log else "the compiler left no log"]
+    parts = [
+        head,
+        *mapped,
+        *_missing_directories(refusal, flags),
+        f"compilation log:\n\n{log}" if log else "the compiler left no log",
+    ]
     refused_arch = _refused_arch(refusal, flags)
     if refused_arch is not None:
         parts.insert(0, about_arch(refused_arch))
@@ -145,6 +151,14 @@ def compile_error(
         log=refusal.log,
         diagnostics=diagnostics,
     )
+
+
+def _missing_directories(refusal: CompilerRefusal, flags: Sequence[str]) -> list[str]:
+    """What to say of include directories that aren't there, where a header wasn't found."""
+    if "cannot open source file" not in refusal.log:
+        return []
+    named = [flag.value for flag in read_flags(flags) if flag.name == "include-path" and flag.value]
+    return [f"include directory {path} doesn't exist" for path in named if not os.path.isdir(path)]
 
 
 # What cuda.core raises, by code type: the module, if it is loaded, and the class.

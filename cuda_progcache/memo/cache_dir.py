@@ -19,6 +19,7 @@ Unpickling runs code, so only files are read that nobody but this user (or root)
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -38,7 +39,7 @@ from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.caches.base import Rejected
 from cuda_progcache.memo.caches.cache import Cache
-from cuda_progcache.memo.call import Call, DigestedCall, Metadata, PreparedCall, QueryCall
+from cuda_progcache.memo.call import DigestedCall, Metadata, QueryCall, Unstored
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.base import CallMixin, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.tree import is_private
@@ -69,16 +70,7 @@ class UntrustedError(RefusedError):
 
 
 class Entry(NamedTuple):
-    """An entry as it was read.
-
-    Attributes
-    ----------
-    value : object
-    meta : dict
-        The pickled metadata.
-    call : DigestedCall or None
-        Its record; None in the file of another tool.
-    """
+    """An entry as it was read; ``call`` is None in the file of another tool."""
 
     value: Any
     meta: dict[str, Any]
@@ -86,17 +78,7 @@ class Entry(NamedTuple):
 
 
 def read(path: str) -> Entry:
-    """Read an entry.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is none.
-    RefusedError
-        It is damaged, or others could have written it.
-    OSError
-        It can't be read.
-    """
+    """Read an entry; RefusedError where it is damaged or others could have written it, OSError if it can't be read."""
     data, status = files.read_regular(path, largest=None)
     if data is None:
         raise RefusedError("it is no regular file")
@@ -127,19 +109,13 @@ def _record_of(data: bytes) -> tuple[DigestedCall | None, int]:
     if not line.startswith(b"%08x" % zlib.crc32(line[8:], zlib.crc32(memoryview(data)[:length]))):
         raise RefusedError("it doesn't have its checksum")
     try:
-        return records.call_of(line[8:]), length
+        return records.decode(line[8:]), length
     except records.DamagedRecordError as error:
         raise RefusedError(f"its record is damaged: {error}") from error
 
 
 def read_record(path: str) -> DigestedCall | None:
-    """Read an entry's record from the end of its file; None where there is none or it is damaged.
-
-    Raises
-    ------
-    OSError
-        The file can't be read.
-    """
+    """Read an entry's record from the end of its file; None where there is none or it is damaged."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < _FOOTER.size:
@@ -150,7 +126,7 @@ def read_record(path: str) -> DigestedCall | None:
             return None
         file.seek(length + 8)
         try:
-            return records.call_of(file.read(record - 8))
+            return records.decode(file.read(record - 8))
         except records.DamagedRecordError:
             return None
 
@@ -312,14 +288,7 @@ class DirectoryCache(Cache):
             raise KeyError(key)  # two keys with one hash
         return entry.value, entry.call.metadata
 
-    def prepare(self, call: Call) -> PreparedCall:
-        """Seal the key; arguments that are small go into the record, of others the digest."""
-        prepared = super().prepare(call)
-        return PreparedCall(prepared.digested, self, prepared.release)
-
     def _keep_argument(self, function: str, name: str, value: Any, key: Digest) -> Digest:  # noqa: ARG002
-        from cuda_progcache.memo.call import Unstored
-
         return Unstored(key)
 
     def _file(self, call: DigestedCall, result: Any, *, live: bool = False) -> Digest:  # noqa: ARG002
@@ -330,7 +299,7 @@ class DirectoryCache(Cache):
             pickled = pickle.dumps({"dat": result, "meta": meta}, protocol=5)
         except Exception as error:
             raise Rejected(f"a result of type {type(result).__qualname__} can't be saved: {error}") from error
-        record = records.body(call, key)
+        record = records.encode(call, key)
         checksum = b"%08x" % zlib.crc32(record, zlib.crc32(pickled))
         text = checksum + record
         try:
@@ -352,7 +321,6 @@ def directory_cache(directory: str | os.PathLike[str]) -> DirectoryCache:
 def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
     """What lies beside the result for other tools."""
     inputs = call.metadata.get("inputs") or {}
-    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
     shown = {
         name: decode_json(call.inline[d]) if d in call.inline else str(d)[:12] for name, d in call.arguments.items()
     }
@@ -365,26 +333,27 @@ def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
         "depends_on_files": inputs.get("depends_on_files") or {},
         "depends_on_vars": inputs.get("depends_on") or {},
         "pkgs": call.metadata.get("packages") or {},
-        "fname": call.name,
-        "created": runtime.get("timestart"),
-        "duration": runtime.get("duration"),
         "host": (call.metadata.get("environment") or {}).get("host"),
-        "parents": links.get("parents") or [],
-        "children": links.get("children") or [],
+        **_circumstances(call),
         _RECORDED: True,
     }
+
+
+def _circumstances(call: DigestedCall) -> dict[str, Any]:
+    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
+    return {
+        "fname": call.name, "created": runtime.get("timestart"), "duration": runtime.get("duration"),
+        "parents": links.get("parents") or [], "children": links.get("children") or [],
+    }  # fmt: skip
 
 
 def told(call: DigestedCall | None) -> dict[str, Any]:
     """A record for people; empty where there is none."""
     if call is None:
         return {}
-    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
     return {
-        "fname": call.name, "module": call.module, "key": str(call.to_lookup_key()), "call": _shown(call),
-        "created": runtime.get("timestart"), "duration": runtime.get("duration"),
-        "files": call.metadata.get("files") or {}, "parents": links.get("parents") or [],
-        "children": links.get("children") or [],
+        **_circumstances(call), "module": call.module, "key": str(call.to_lookup_key()),
+        "call": _argument_texts(call), "files": call.metadata.get("files") or {},
     }  # fmt: skip
 
 
@@ -437,6 +406,13 @@ def rows(directory: str) -> Iterator[Row]:
             yield Row(entry.path, match["fname"], match["hash"], status)
 
 
+def recorded(directory: str) -> Iterator[tuple[Row, DigestedCall | None]]:
+    """The entries of a directory with their records; None in the files of other tools."""
+    for row in rows(directory):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            yield row, read_record(row.path)
+
+
 def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read one saved result.
 
@@ -470,22 +446,18 @@ def cache_list(cache_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         (arguments as text), ``path``. Empty where there is no directory.
     """
     found = []
-    for row in rows(os.fspath(cache_dir)):
-        try:
-            call = read_record(row.path)
-        except OSError:
-            continue
-        runtime = {} if call is None else call.metadata.get("runtime") or {}
-        created = float(runtime.get("timestart") or row.status.st_mtime)
+    for row, call in recorded(os.fspath(cache_dir)):
+        about = {} if call is None else _circumstances(call)
+        created = float(about.get("created") or row.status.st_mtime)
         found.append(
             {
                 "file": os.path.basename(row.path),
-                "fname": row.fname if call is None else call.name,
+                "fname": about.get("fname", row.fname),
                 "hash": row.hash,
                 "created": datetime.fromtimestamp(created, UTC),
                 "size_bytes": row.status.st_size,
-                "duration": runtime.get("duration"),
-                "call": None if call is None else _shown(call),
+                "duration": about.get("duration"),
+                "call": None if call is None else _argument_texts(call),
                 "path": row.path,
             }
         )
@@ -524,7 +496,7 @@ def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _shown(call: DigestedCall) -> dict[str, str]:
+def _argument_texts(call: DigestedCall) -> dict[str, str]:
     """Arguments as texts."""
     return {
         name: repr(decode_json(call.inline[digest])) if digest in call.inline else f"<{str(digest)[:12]}>"

@@ -406,11 +406,7 @@ def cache_tree_changed_files() -> dict[str, dict[str, Any]]:
 
 def cache_tree_sync(cache_dir: str | os.PathLike[str]) -> dict[str, call_tree.Node]:
     """Merge the calls that are recorded in a cache directory into the tree; returns the tree's nodes."""
-    for row in layout.rows(os.fspath(cache_dir)):
-        try:
-            call = layout.read_record(row.path)
-        except OSError:
-            continue  # removed meanwhile
+    for row, call in layout.recorded(os.fspath(cache_dir)):
         if call is not None:
             call_tree.restore(call, row.hash, Path(row.path))
     call_tree.complete()

@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self, TypeAlias
 
 from cuda_progcache.memo import digest as _digest
 from cuda_progcache.memo.digest import Digest, Indigestible, child_bytes, hash_tagged
-from cuda_progcache.memo.signature import FunctionProfile, Ignored, Required, profile
+from cuda_progcache.memo.signature import FunctionProfile, Ignored, Required
 from cuda_progcache.memo.tagged_json import SaveError, decode_json
 
 __all__ = [
@@ -121,7 +121,7 @@ def bind(
     partial: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Arguments by parameter of ``function``; see :class:`FunctionProfile`."""
-    known = profile(function)
+    known = FunctionProfile.of(function)
     if partial:
         return known.bind_partial(args, kwargs)
     return known.bind(args, kwargs) if apply_defaults else dict(known.signature.bind(*args, **kwargs).arguments)
@@ -197,7 +197,7 @@ class Call(_Record):
     @classmethod
     def from_call(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
         """The call ``function(*args, **kwargs)``, defaults filled in; TypeError where the arguments don't fit."""
-        known = profile(function)
+        known = FunctionProfile.of(function)
         return cls(
             known.qualname, known.bind(args, kwargs), module=known.module, version=known.version,
             code_digest=known.code_digest,
@@ -485,7 +485,7 @@ class QueryCall:
     @classmethod
     def from_call(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> QueryCall:
         """The pattern for calls of ``function`` with these arguments; those not given may be anything."""
-        known = profile(function)
+        known = FunctionProfile.of(function)
         given = known.bind_partial(args, kwargs)
         return cls(
             known.qualname, {name: given.get(name) for name in known.signature.parameters}, module=known.module,

@@ -17,14 +17,8 @@ if TYPE_CHECKING:
 class Identity(NamedTuple):
     """The function's part of its calls' keys.
 
-    Attributes
-    ----------
-    head : bytes
-        Name, module, version and code digest, ready to be hashed with the arguments.
-    code : Digest or None
-        Of the code, where that counts.
-    closure : Closure
-        What the code refers to; it tells whether this has changed since.
+    ``head`` is name, module, version and code digest, ready to be hashed with the arguments; ``closure`` tells whether
+    what the code refers to has changed since.
     """
 
     head: bytes
@@ -35,20 +29,9 @@ class Identity(NamedTuple):
 class Key(NamedTuple):
     """A call's key and what went into it.
 
-    Attributes
-    ----------
-    digest : Digest
-    arguments : dict
-        Values by parameter, without those to ignore.
-    digests : dict
-        Their digests, as ASCII.
-    identity : Identity
-    inputs : dict
-        What else is in it, as texts by component: ``files``, ``environment``, ``classes`` of arguments and others.
-    watched : dict
-        The files among them, by path.
-    classes : tuple
-        The arguments' classes, and what each depends on.
+    ``arguments`` are values by parameter, without those to ignore, ``digests`` theirs, as ASCII. ``inputs`` is what
+    else is in the key, as texts by component (``files``, ``environment``, ``classes`` of arguments); ``watched`` are
+    those files, ``classes`` those classes with what each depends on.
     """
 
     digest: Digest

@@ -20,8 +20,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.dot import digraph
 from cuda_progcache._util.files import put_in_place
-from cuda_progcache._util.running import running
+from cuda_progcache._util.running import running, under_way
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.files import Watched
 from cuda_progcache.memo.frames import Frame, _under_way, enter
@@ -37,13 +38,7 @@ class _CallStack:
     """The calls of the tree that run in this thread or task, the innermost last; for programs that push their own."""
 
     def _frames(self) -> list[Frame]:
-        found = []
-        around = running.get()
-        while around is not None:
-            if isinstance(around, Frame) and around.node is not None:
-                found.append(around)
-            around = around.parent
-        return found[::-1]
+        return [call for call in under_way() if isinstance(call, Frame) and call.node is not None][::-1]
 
     def append(self, node: str) -> None:
         enter(Frame(node, node, running.get(), node))
@@ -91,10 +86,7 @@ def register(node: str, fname: str, hash_: str, outfile: str | Path | None, algo
 
 def node_here() -> str | None:
     """The innermost call of the tree that runs here."""
-    around = running.get()
-    while around is not None and getattr(around, "node", None) is None:
-        around = around.parent
-    return getattr(around, "node", None)
+    return next((node for call in under_way() if (node := getattr(call, "node", None)) is not None), None)
 
 
 def algo_of(node: str | None) -> str:
@@ -222,26 +214,19 @@ def cache_tree_to_json(path: str | os.PathLike[str] | None = None) -> str:
 
 def cache_tree_to_dot(path: str | os.PathLike[str] | None = None) -> str:
     """The tree in Graphviz's language, written to ``path`` if one is given."""
-    lines = ["digraph provenance {", "  rankdir=RL;", '  node [fontname="Helvetica", fontsize=10];']
     nodes = cache_tree_nodes()
-    files: dict[str, str | None] = {}
-    for name, node in nodes.items():
-        lines.append(f"  {_quoted(f'call:{name}')} [label={_quoted(node['fname'])}, shape=ellipse];")
-        files.update(node["file_hashes"])
-    for file, hashed in files.items():
-        label = f"{os.path.basename(file) or file}\n{(hashed or '')[:12]}"
-        lines.append(f"  {_quoted(f'file:{file}')} [label={_quoted(label)}, shape=note];")
+    files = {path: hashed for node in nodes.values() for path, hashed in node["file_hashes"].items()}
+    boxes = [(f"call:{name}", node["fname"], "ellipse") for name, node in nodes.items()]
+    boxes += [
+        (f"file:{path}", f"{os.path.basename(path) or path}\n{(hashed or '')[:12]}", "note")
+        for path, hashed in files.items()
+    ]
+    edges = []
     for name, node in nodes.items():
         used = [f"call:{child}" for child in node["children"] if child in nodes]
         used += [f"file:{path}" for path in node["file_hashes"]]
-        lines += [f'  {_quoted(f"call:{name}")} -> {_quoted(other)} [label="used"];' for other in used]
-    return _out("\n".join([*lines, "}", ""]), path)
-
-
-def _quoted(text: str) -> str:
-    """Write text as a DOT string; a newline in it is a line break."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+        edges += [(f"call:{name}", other, "used") for other in used]
+    return _out(digraph(boxes, edges), path)
 
 
 def _out(text: str, path: str | os.PathLike[str] | None) -> str:

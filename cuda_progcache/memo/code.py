@@ -72,18 +72,9 @@ def get_recursive_closure_hash(function: Any) -> str:
 
 
 class Closure(NamedTuple):
-    """What a function depends on.
+    """What a function depends on: a digest of all of it, versions of packages, and watches of what can change.
 
-    Attributes
-    ----------
-    digest : str
-        SHA-256 (hex) over all of it.
-    packages : dict
-        Versions of the packages that it uses, by top-level module name.
-    watches : tuple of Watch
-        What of it can change in this process, as it was.
-    unloaded : bool
-        Whether modules of one's own count by their source, since they aren't loaded yet.
+    ``unloaded`` says that modules of one's own count by their source, since they aren't loaded yet.
     """
 
     digest: str
@@ -106,18 +97,9 @@ class Closure(NamedTuple):
 
 
 def closure(function: Any, state: Iterable[str] = ()) -> Closure:
-    """What a function depends on, as it is now.
+    """What a function depends on, as it is now, but for the names in ``state`` (``"stats"``, ``"module.table"``).
 
-    Parameters
-    ----------
-    function : callable
-    state : iterable of str
-        Names, as the function has them (``"stats"``, ``"module.table"``), whose values don't count.
-
-    Raises
-    ------
-    Indigestible
-        See :func:`get_recursive_closure_hash`.
+    Raises Indigestible, see :func:`get_recursive_closure_hash`.
     """
     walker = _Walker(_declared(function, state))
     found = _walked(walker, function)
@@ -130,10 +112,7 @@ def closure(function: Any, state: Iterable[str] = ()) -> Closure:
 def argument_digest(value: Any) -> Digest:
     """Digest of an argument: as :func:`~cuda_progcache.memo.digest.digest`, or else by class and attributes.
 
-    Raises
-    ------
-    Indigestible
-        It, or something in it, has no content that could be hashed.
+    Raises Indigestible where it, or something in it, has no content that could be hashed.
     """
     return Digest(_walked(_Walker(strict=True), value).decode())
 

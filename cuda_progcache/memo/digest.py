@@ -292,13 +292,7 @@ _HEAP = 1 << 9  # a class made by a class statement, or by C code at run time
 
 
 def digest_loosely(value: Any) -> tuple[Digest, bool]:
-    """The digest of a value, and whether values that differ may have it: dicts in another order, or what a class says.
-
-    Raises
-    ------
-    Indigestible
-        As :func:`digest`.
-    """
+    """The digest of a value, and whether others may have it: dicts in another order, or what a class says."""
     _met.loose = False
     found = digest(value)
     return found, bool(_met.loose)

@@ -18,10 +18,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from cuda_progcache._util.files import Signature, is_settled, signature
 from cuda_progcache.errors import OptionError
 
-#: Nanoseconds that a file must have rested for its digest to be remembered: the coarsest file clock in use (FAT, NFS).
-RESTED = 2_000_000_000
 _CHUNK = 1 << 20
 
 Pattern: TypeAlias = "str | re.Pattern[str] | None"
@@ -32,22 +31,12 @@ class Remembered(NamedTuple):
 
     digest: str
     algo: str
-    stamp: tuple[int, int, int, int, int]
+    device: int
+    signature: Signature
 
 
 def new_hasher(algo: str) -> Any:
-    """Make a hasher.
-
-    Parameters
-    ----------
-    algo : {"xxhash64", "sha256"}
-        XXH64 (seed 0) for speed, where nobody forges content; SHA-256 elsewhere.
-
-    Raises
-    ------
-    ProgCacheError
-        For any other name.
-    """
+    """Make a hasher: XXH64 (seed 0) for speed, where nobody forges content, or SHA-256; OptionError for other names."""
     if algo == "sha256":
         return hashlib.sha256(usedforsecurity=False)
     if algo == "xxhash64":
@@ -65,24 +54,8 @@ def hash_text(text: str, algo: str) -> str:
     return digest
 
 
-def stamp_of(status: os.stat_result) -> tuple[int, int, int, int, int]:
-    """What has to stay for a file to count as unchanged."""
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
 def hash_file(path: str, algo: str) -> tuple[str, os.stat_result]:
-    """Hash a file's whole content.
-
-    Returns
-    -------
-    tuple
-        The hash, and the file's status from before it was read.
-
-    Raises
-    ------
-    OSError
-        It isn't there or can't be read.
-    """
+    """Hash a file's whole content; gives also its status from before it was read. OSError where it can't be read."""
     hasher = new_hasher(algo)
     with open(path, "rb", buffering=0) as file:
         before = os.fstat(file.fileno())
@@ -92,14 +65,9 @@ def hash_file(path: str, algo: str) -> tuple[str, os.stat_result]:
 
 
 class FileDigests:
-    """Digests by path, as many as a limit allows; the oldest go first.
+    """Digests by path as it was given, as many as ``limit()`` allows; the oldest go first.
 
-    Attributes
-    ----------
-    memory : dict
-        By path as it was given. Single operations on a dict are atomic, so threads may share it.
-    limit : callable
-        How many may be kept, asked each time.
+    Single operations on a dict are atomic, so threads may share it.
     """
 
     def __init__(self, limit: Callable[[], int]) -> None:
@@ -113,17 +81,17 @@ class FileDigests:
             if not stat.S_ISREG(status.st_mode):
                 return None
             known = self.memory.get(path)
-            if isinstance(known, Remembered) and (known.algo, known.stamp) == (algo, stamp_of(status)):
+            if isinstance(known, Remembered) and known[1:] == (algo, status.st_dev, signature(status)):
                 return known.digest
             now = time.time_ns()
             digest, before = hash_file(path, algo)
             after = os.stat(path)
         except OSError:
             return None
-        stamp = stamp_of(before)
-        rested = now - max(before.st_mtime_ns, before.st_ctime_ns) > RESTED
-        # With no stamp that a file could have, it is listed, but read again.
-        self._keep(path, Remembered(digest, algo, stamp if rested and stamp == stamp_of(after) else (0, 0, 0, 0, 0)))
+        seen = (before.st_dev, signature(before))
+        # With no signature that a file could have, it is listed, but read again.
+        kept = seen if is_settled(before, now) and seen == (after.st_dev, signature(after)) else (0, (0, 0, 0, 0))
+        self._keep(path, Remembered(digest, algo, *kept))
         return digest
 
     def _keep(self, path: str, what: Remembered) -> None:
@@ -136,16 +104,7 @@ class FileDigests:
                 break  # another thread is at it, too
 
     def of_path(self, path: str, algo: str, pattern: Pattern = None) -> str | None:
-        """Hash of a file, or of a directory's names and contents; None where there is neither.
-
-        Parameters
-        ----------
-        path : str
-        algo : str
-            As for :func:`new_hasher`.
-        pattern : str or re.Pattern, optional
-            Only files of a directory whose name fits; see :func:`name_filter`.
-        """
+        """Hash of a file, or of a directory's names and contents as far as they fit; None where there is neither."""
         if os.path.isdir(path):
             return self.of_directory(path, algo, pattern)
         return self.of_file(path, algo)
@@ -246,17 +205,9 @@ def without_paths(value: Any, found: list[str], *, declared: bool, guess: bool) 
 
 
 class Watched(NamedTuple):
-    """A file or directory that a call depends on, and its hash when it was looked at.
+    """A file or directory that a call depends on, and its hash when it was looked at (None: it wasn't there).
 
-    Attributes
-    ----------
-    path : str
-        Absolute, without links.
-    algo : str
-    pattern : str or None
-        Which files of a directory count.
-    digest : str or None
-        None: it wasn't there.
+    ``path`` is absolute, without links; ``pattern`` says which files of a directory count.
     """
 
     path: str
@@ -278,18 +229,8 @@ def state_of(item: Watched) -> str | None:
 class PathRule(NamedTuple):
     """Which arguments of a function are files, and what of them counts.
 
-    Attributes
-    ----------
-    declared : frozenset of str
-        Parameters whose values are paths.
-    guess : bool
-        Whether every argument may hold paths: those that look like one and are there, and :class:`os.PathLike`.
-    pattern, algo
-        See :meth:`FileDigests.of_path`.
-    places : bool
-        Whether the place of a file counts, too, or its content alone.
-    others : callable
-        Gives paths that count beside the arguments.
+    Those ``declared`` are, and where it is to ``guess``, whatever looks like a path and is there, and path objects;
+    ``others()`` gives paths that count beside the arguments. Without ``places`` the content counts alone.
     """
 
     declared: frozenset[str] = frozenset()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from cuda_progcache._util.running import Running, running
+from cuda_progcache._util.running import Running, running, under_way
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.files import Watched
@@ -20,14 +20,8 @@ if TYPE_CHECKING:
 class Frame(Running):
     """A memoized call whose body runs.
 
-    Attributes
-    ----------
-    node : str or None
-        Its id in the call tree, if it is there.
-    watched : dict
-        Files it tracked, and files that the calls it made depend on, by path.
-    variables : dict
-        Variables of the environment that the calls it made depend on, and their values.
+    ``node`` is its id in the call tree, if it is there. ``watched`` are the files, by path, and ``variables`` those of
+    the environment, that it tracked, or that calls it made depend on.
     """
 
     __slots__ = ("node", "room", "variables", "watched")
@@ -49,10 +43,7 @@ _under_way: dict[int, Frame] = {}
 
 def frame_here() -> Frame | None:
     """The innermost memoized call whose body runs in this thread or task."""
-    around = running.get()
-    while around is not None and not isinstance(around, Frame):
-        around = around.parent
-    return around
+    return next((call for call in under_way() if isinstance(call, Frame)), None)
 
 
 def frames_here() -> list[Frame]:
@@ -80,11 +71,7 @@ def _allow(frames: int) -> None:
 def enter(frame: Frame, room: int = 0) -> Any:
     """Make a call the innermost one that runs here; return a token for :func:`leave`.
 
-    Parameters
-    ----------
-    frame : Frame
-    room : int
-        Stack frames by which the recursion limit is raised meanwhile.
+    Meanwhile the recursion limit is raised by ``room`` stack frames.
     """
     frame.room = room
     _allow(room)

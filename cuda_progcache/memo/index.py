@@ -65,15 +65,7 @@ class Source(Protocol):
 
 
 class Index:
-    """Finds calls by name, module, code, result and arguments.
-
-    Parameters
-    ----------
-    source : Source
-        What it is made from.
-    path : str or None
-        The database file; None: in memory.
-    """
+    """Finds calls by name, module, code, result and arguments; in the database at ``path``, or in memory (None)."""
 
     def __init__(self, source: Source, path: str | None) -> None:
         self._source = weakref.proxy(source)

@@ -169,16 +169,10 @@ class Instances:
 
     # Data
 
-    def _sequence(self, value: Any) -> bytes:
-        if type(value) is list:
-            self.watch(watching.same_elements, value, tuple(value))
-        return self.data(value, lambda: (type(value).__name__, *map(self.value, value)))
-
-    def _mapping(self, value: dict[Any, Any]) -> bytes:
+    def _collection(self, value: Any) -> bytes:
         if value is sys.modules:
             return hash_parts("sys.modules")
-        self.watch(watching.same_items, value, watching.items(value))
-        return self.data(value, lambda: ("dict", *self._pairs(value)))
+        return self.data(value, lambda: self._builtin_content(value, type(value)))
 
     def _pairs(self, value: Any, *, ordered: bool = False) -> Iterable[bytes]:
         # In the order of the keys' digests: what is met first must not depend on the order of filling.
@@ -186,11 +180,6 @@ class Instances:
         for key, item in pairs if ordered else sorted(pairs, key=operator.itemgetter(0)):
             yield key
             yield self.value(item)
-
-    def _unordered(self, value: Any) -> bytes:
-        if type(value) is set:
-            self.watch(watching.same_elements, value, tuple(value))
-        return hash_parts(type(value).__name__, *sorted(map(self.alone, value)))
 
     def _plain(self, value: Any) -> bytes:
         if type(value) is bytearray:
@@ -375,21 +364,22 @@ class Instances:
         return found
 
     def _builtin_content(self, value: Any, kind: type) -> Iterable[str | bytes]:
-        """What a subclass of a built-in type has as that type."""
+        """What an instance of a built-in type, or of a class derived from one, has as that type."""
         if isinstance(value, dict):
             self.watch(watching.same_items, value, watching.items(value))
-            factory = getattr(value, "default_factory", None)
             yield b"mapping"
-            yield self.value(factory)
+            yield self.value(getattr(value, "default_factory", None))
             yield from self._pairs(value, ordered=isinstance(value, OrderedDict))
         elif isinstance(value, (list, tuple, deque)):
-            self.watch(watching.same_elements, value, tuple(value))
-            names = getattr(kind, "_fields", "")
-            yield f"sequence {names!r} {getattr(value, 'maxlen', '')}"
+            if not isinstance(value, tuple):
+                self.watch(watching.same_elements, value, tuple(value))
+            fields = getattr(kind, "_fields", "")
+            yield f"{'tuple' if isinstance(value, tuple) else 'list'} {fields!r} {getattr(value, 'maxlen', '')}"
             yield from map(self.value, tuple(value))
         elif isinstance(value, (set, frozenset)):
-            self.watch(watching.same_elements, value, tuple(value))
-            yield b"set"
+            if isinstance(value, set):
+                self.watch(watching.same_elements, value, tuple(value))
+            yield "set" if isinstance(value, set) else "frozenset"
             yield from sorted(map(self.alone, value))
         elif isinstance(value, (str, bytes, bytearray, int, float, complex)):
             yield from ("scalar", content_as(value))
@@ -442,11 +432,7 @@ _HANDLERS: dict[type, Any] = {
     staticmethod: Instances._wrapped,
     classmethod: Instances._wrapped,
     property: Instances._property,
-    list: Instances._sequence,
-    tuple: Instances._sequence,
-    dict: Instances._mapping,
-    set: Instances._unordered,
-    frozenset: Instances._unordered,
+    **dict.fromkeys((list, tuple, dict, set, frozenset), Instances._collection),
     object: Instances._sentinel,
     _LRU_CACHE: Instances._lru_cache,
     weakref.ref: Instances._reference,

@@ -26,7 +26,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
-from cuda_progcache._util.running import running
+from cuda_progcache._util.running import under_way
 from cuda_progcache.memo.caches import BaseCache, Cache
 from cuda_progcache.memo.call import Call, QueryCall
 from cuda_progcache.memo.files import PathRule
@@ -45,12 +45,7 @@ CacheLike = BaseCache | str | os.PathLike[str] | Callable[[], BaseCache]
 
 def parents() -> tuple[Digest, ...]:
     """Keys of the memoized calls whose bodies run here, from the outermost to the innermost."""
-    found = []
-    around = running.get()
-    while around is not None:
-        found.append(around.key)
-        around = around.parent
-    return tuple(reversed(found))
+    return tuple(call.key for call in under_way())[::-1]
 
 
 def file_cache(path: str | os.PathLike[str], *, codec: str = "safe", secret: bytes | None = None) -> Cache:

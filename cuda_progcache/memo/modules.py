@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import NamedTuple
 
+from cuda_progcache._util.files import Signature, signature
 from cuda_progcache.memo.syntax import written
 
 
@@ -34,14 +35,7 @@ def hash_parts(*parts: str | bytes) -> bytes:
 
 
 class Package(NamedTuple):
-    """Who maintains a file that isn't one's own.
-
-    Attributes
-    ----------
-    name : str
-        Its top-level module; empty: the standard library.
-    version : str
-    """
+    """Who maintains a file that isn't one's own: its top-level module (empty: the standard library) and version."""
 
     name: str
     version: str
@@ -209,34 +203,23 @@ def locate(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 class Source(NamedTuple):
-    """A module of one's own as it lies on disk.
-
-    Attributes
-    ----------
-    digest : bytes
-    imports : frozenset of str
-        Modules that it may import: names of modules and of what is taken from them.
-    path : str
-    stamp : tuple of int
-        Size, mtime and ctime (ns) of the file.
-    """
+    """A module of one's own as it lies on disk, and the modules that it may import."""
 
     digest: bytes
     imports: frozenset[str]
     path: str
-    stamp: tuple[int, int, int]
+    stamp: Signature
 
 
 _sources: dict[str, Source] = {}
 
 
-def stamp_of(path: str) -> tuple[int, int, int] | None:
-    """The status fields that change with a file's content; None if there is no file."""
+def stamp_of(path: str) -> Signature | None:
+    """The signature of a file; None if there is none."""
     try:
-        status = os.stat(path)
+        return signature(os.stat(path))
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def source_of(module: str, path: str) -> Source | None:

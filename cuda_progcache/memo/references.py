@@ -25,18 +25,8 @@ class Reference(NamedTuple):
 class References(NamedTuple):
     """What a code object says once and for all.
 
-    Attributes
-    ----------
-    identity : bytes
-        Digest of what it does by itself.
-    names : tuple of Reference
-        Globals, built-in names and closure variables that it reads, sorted.
-    imports : tuple of Import
-        Modules imported inside, sorted.
-    constants : dict or None
-        See :func:`~cuda_progcache.memo.syntax.constants_with`; None where the source isn't at hand.
-    attributes : frozenset of str
-        Every name in it that isn't local.
+    ``identity`` digests what it does by itself. ``names`` are the globals, built-in names and closure variables that it
+    reads, ``attributes`` every name in it that isn't local; ``constants`` is None where the source isn't at hand.
     """
 
     identity: bytes

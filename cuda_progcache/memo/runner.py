@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import Any, NamedTuple
 
 from cuda_progcache._util import modes
-from cuda_progcache._util.running import running
+from cuda_progcache._util.running import running, under_way
 from cuda_progcache._util.warning import warn
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo import flights, frames
@@ -354,8 +354,7 @@ class Runner:
         reuse = reuse and save and not frames.refreshing.get() and not cache.refreshing
         if not reuse or self.settings.single_flight == "off":
             return self._run(cache, key, args, kwargs, save=save)
-        around = running.get()
-        if around is not None and around.runs(key.digest):
+        if any(call.key == key.digest for call in under_way()):
             return self._run(cache, key, args, kwargs)  # it calls itself: waiting would be for ever
         ran: list[Digest] = []
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cuda_progcache.memo.digest import Digest, Indigestible
@@ -164,19 +163,3 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _marked(hint: Any, marker: type) -> bool:
     return hint is marker or (typing.get_origin(hint) is Annotated and marker in typing.get_args(hint))
-
-
-_profiles: weakref.WeakKeyDictionary[Any, FunctionProfile] = weakref.WeakKeyDictionary()
-
-
-def profile(function: Callable[..., Any]) -> FunctionProfile:
-    """The profile of a function, remembered as long as the function lives."""
-    try:
-        known = _profiles.get(function)
-        if known is None:
-            known = FunctionProfile.of(function)
-            # Without the function itself, which the profile would keep alive.
-            _profiles[function] = replace(known, function=weakref.ref(function))
-        return replace(known, function=function)
-    except TypeError:
-        return FunctionProfile.of(function)

@@ -29,10 +29,7 @@ _KEPT = 64
 def tree_of(function: types.FunctionType, *, exact: bool = True) -> _FunctionNode | None:
     """The syntax tree of a function; None where the source isn't there or isn't what was compiled.
 
-    Parameters
-    ----------
-    exact : bool
-        False: take the one function at this line of the source, without proof that it is this one (for hints).
+    If not ``exact``: the one function at this line of the source, without proof that it is this one (for hints).
     """
     code = function.__code__
     module = _module(code.co_filename, function.__globals__)
@@ -138,11 +135,7 @@ def _without_docstring(body: Any) -> Any:
 def constants_with(function: _FunctionNode) -> dict[tuple[str, ...], frozenset[str] | None]:
     """The constants with which code uses a name, as in ``environ["A"]``, ``getenv("A")`` and ``"A" in environ``.
 
-    Returns
-    -------
-    dict
-        By name and attributes (``("os", "environ")``): the texts that it is used with, and nothing else; None where it
-        is used in other ways, too.
+    By name and attributes (``("os", "environ")``); None for one that is used in other ways, too.
     """
     found: dict[tuple[str, ...], frozenset[str] | None] = {}
     for node in ast.walk(function):

@@ -12,9 +12,12 @@ import os
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import is_
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache.memo.modules import stamp_of
+
+if TYPE_CHECKING:
+    from cuda_progcache._util.files import Signature
 
 MISSING = object()
 #: A function's attribute, or a class's method, that gives what counts of a wrapper in place of all that it holds.
@@ -26,16 +29,7 @@ Items = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 
 class Watch(NamedTuple):
-    """An object, what it held, and how that is looked at.
-
-    Attributes
-    ----------
-    check : callable
-        Takes the other two, and gives whether they still fit.
-    owner, before : object
-    name : str
-        Through which name code reaches it.
-    """
+    """An object, what it held, and what tells whether it still does; ``name`` is through which code reaches it."""
 
     check: Callable[[Any, Any], bool]
     owner: Any
@@ -131,7 +125,7 @@ def same_digest(take: Callable[[], bytes], before: bytes) -> bool:
     return take() == before
 
 
-def same_source(path: str, before: tuple[int, int, int] | None) -> bool:
+def same_source(path: str, before: Signature | None) -> bool:
     """Whether a source file is unchanged."""
     return stamp_of(path) == before
 

@@ -20,7 +20,7 @@ from hashlib import file_digest
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util import dsse
-from cuda_progcache._util.printable import printable
+from cuda_progcache._util.dot import digraph
 from cuda_progcache.compile.record import components, program_name, rendered_kernel
 from cuda_progcache.errors import ProgCacheError, ToolchainError
 from cuda_progcache.keys import toolchain
@@ -55,19 +55,15 @@ _SHAPES |= {"gone": "ellipse"}
 
 def to_dot(graph: Graph) -> str:
     """Give a graph in Graphviz's language; edges point at what something depends on."""
-    lines = ["digraph provenance {", "  rankdir=RL;", '  node [fontname="Helvetica", fontsize=10];']
-    for node in graph.nodes.values():
-        shape = "ellipse" if node.is_step else _SHAPES.get(node.kind, "box")
-        label = f"{node.label}\n{short(node.digest)}" if node.digest else node.label
-        lines.append(f"  {quoted(node.id)} [label={quoted(label)}, shape={shape}];")
-    lines += [f"  {quoted(e.source)} -> {quoted(e.target)} [label={quoted(e.relation)}];" for e in graph.edges]
-    return "\n".join([*lines, "}", ""])
-
-
-def quoted(text: str) -> str:
-    """Write text as a DOT string; a newline in it is a line break."""
-    escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    nodes = (
+        (
+            node.id,
+            f"{node.label}\n{short(node.digest)}" if node.digest else node.label,
+            "ellipse" if node.is_step else _SHAPES.get(node.kind, "box"),
+        )
+        for node in graph.nodes.values()
+    )
+    return digraph(nodes, graph.edges)
 
 
 def short(digest: str | None) -> str:

@@ -255,13 +255,13 @@ class ProgramCallStorage(_Programs, CallStorage):
     def record(self, key: Digest) -> bytes | None:
         """A call as the JSON of a record of calls."""
         try:
-            return records.body(call_that_made(self.store.info(key)), key)
+            return records.encode(call_that_made(self.store.info(key)), key)
         except KeyError:
             return self.steps.record(key)
         except SaveError:
             return None
 
-    decode = staticmethod(records.call_of)
+    decode = staticmethod(records.decode)
 
 
 def call_that_made(info: EntryInfo) -> DigestedCall:

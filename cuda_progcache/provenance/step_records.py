@@ -52,7 +52,7 @@ class Steps:
     def save(self, call: DigestedCall) -> Digest:
         """Keep a call; where the directory can't be written, in memory."""
         key = call.to_lookup_key()
-        body = records.body(call, key)
+        body = records.encode(call, key)
         if self._own is not None:
             try:
                 write_beside(os.path.dirname(self._own.root), self._own.path(key), records.seal(body, key, None))
@@ -98,7 +98,7 @@ class Steps:
         body = self.record(key)
         if body is None:
             raise KeyError(key)
-        return records.call_of(body)
+        return records.decode(body)
 
     def contains(self, key: str) -> bool:
         """Whether there is a call."""
@@ -122,11 +122,11 @@ class Steps:
     def calls(self) -> Iterator[DigestedCall]:
         """Every call that can be read."""
         bodies = map(self.record, self.all())
-        return (records.call_of(body) for body in bodies if body is not None)
+        return (records.decode(body) for body in bodies if body is not None)
 
     def in_memory(self) -> list[DigestedCall]:
         """The calls that are in memory alone."""
-        return [records.call_of(body) for body in tuple(self._memory.values())]
+        return [records.decode(body) for body in tuple(self._memory.values())]
 
     # What the index of a store in one directory reads
 

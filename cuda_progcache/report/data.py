@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cuda_progcache.service.comparison import KernelUse
     from cuda_progcache.store.base import EntryInfo
     from cuda_progcache.store.file_stream import FileStreamProgramCache
-    from cuda_progcache.store.stats import Totals
+    from cuda_progcache.store.stats import Span, Totals
 
 #: Characters of a log or of a key's component that are shown.
 LONGEST = 4000
@@ -27,6 +27,8 @@ LONGEST = 4000
 _COMPARED = 4
 #: Periods that the time is cut into.
 _PERIODS = 32
+
+_HOUR, _DAY = 3600.0, 86400.0
 
 FIRST, AGAIN = "first of its name", "nothing: compiled again"
 _WORDS = {
@@ -123,6 +125,29 @@ class Period(NamedTuple):
     seconds: float
 
 
+class Lookups(NamedTuple):
+    """What was looked up in a while.
+
+    Attributes
+    ----------
+    start : float
+        Seconds since the epoch; 0.0: all that was before the days that are kept apart.
+    seconds : float
+        How long it is: an hour or a day; 0.0: not known.
+    hits, misses : int
+    """
+
+    start: float
+    seconds: float
+    hits: int
+    misses: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits among the lookups."""
+        return self.hits / (self.hits + self.misses)
+
+
 class Header(NamedTuple):
     """A header that programs read."""
 
@@ -151,6 +176,9 @@ class Report(NamedTuple):
         What compiling the programs took.
     counted : Totals
         Of all processes on this cache, since it was made.
+    lookups : tuple of Lookups
+        The same by the hour if they came within two days, else by the day, in order of time; whiles without any are
+        left out.
     costs : tuple of Cost
         The costliest first.
     periods : tuple of Period
@@ -173,6 +201,7 @@ class Report(NamedTuple):
     cap: int | None
     seconds: float
     counted: Totals
+    lookups: tuple[Lookups, ...]
     costs: tuple[Cost, ...]
     periods: tuple[Period, ...]
     why: Mapping[str, int]
@@ -187,10 +216,15 @@ class Report(NamedTuple):
         return self.counted.hits / lookups if lookups else None
 
     @property
+    def mean(self) -> float | None:
+        """Seconds that compiling a program took on average; None: nothing is known."""
+        known = [one.seconds for one in self.programs if one.seconds is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
     def saved(self) -> float | None:
         """Seconds of compiling that hits have saved, if they hit programs of average cost; None: nothing is known."""
-        known = [one.seconds for one in self.programs if one.seconds is not None]
-        return self.counted.hits * sum(known) / len(known) if known else None
+        return None if self.mean is None else self.counted.hits * self.mean
 
 
 def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
@@ -210,6 +244,7 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
     from cuda_progcache.compile.unkept import by_kind, listed
     from cuda_progcache.service.comparison import kernel_uses
     from cuda_progcache.service.described import all_described
+    from cuda_progcache.store.stats import total
 
     entries = sorted(all_described(cache.entries()), key=lambda entry: (entry.created, entry.digest))
     failed: list[EntryInfo] = []
@@ -223,7 +258,7 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
         why, reasons = _why(entry.record, earlier[name])
         programs.append(_program(entry, name, why, reasons, used.get(entry.digest, ())))
         earlier[name] = [*earlier[name][1 - _COMPARED :], entry.record]
-    held = cache.stats()
+    held, spans = cache.stats(), cache.over_time()
     return Report(
         root=visible(str(cache.path)),
         made=time.time(),
@@ -232,7 +267,8 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
         record_bytes=held.record_bytes,
         cap=cap,
         seconds=sum(one.seconds or 0.0 for one in programs),
-        counted=cache.all_time(),
+        counted=total(spans),
+        lookups=_lookups(spans),
         costs=_costs(programs),
         periods=_periods(programs),
         why=dict(Counter(word for one in programs for word in one.why).most_common()),
@@ -356,6 +392,19 @@ def _periods(programs: Sequence[Program]) -> tuple[Period, ...]:
         period[0] += 1
         period[1] += one.seconds or 0.0
     return tuple(Period(first + at * length, int(count), took) for at, (count, took) in enumerate(found))
+
+
+def _lookups(spans: Iterable[Span]) -> tuple[Lookups, ...]:
+    found = [span for span in spans if span.counted.hits + span.counted.misses]
+    dated = [span.start for span in found if span.start]
+    hourly = bool(dated) and max(dated) - min(dated) < 2 * _DAY
+    counts: dict[float, list[int]] = {}
+    for span in found:
+        so_far = counts.setdefault(span.start if hourly else span.start // _DAY * _DAY, [0, 0])
+        so_far[0] += span.counted.hits
+        so_far[1] += span.counted.misses
+    length = _HOUR if hourly else _DAY
+    return tuple(Lookups(start, length if start else 0.0, *both) for start, both in sorted(counts.items()))
 
 
 def _headers(programs: Iterable[Program]) -> tuple[Header, ...]:

@@ -7,7 +7,7 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,9 +51,10 @@ def plots(report: Report) -> list[Plot]:
         "svg.fonttype": "none", "svg.hashsalt": "cuda-progcache", "font.family": "sans-serif", "font.size": 10,
         "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "text.parse_math": False,
+        "patch.force_edgecolor": True, "patch.edgecolor": _INK, "patch.linewidth": 0.6,
     }  # fmt: skip
     with mpl.rc_context(style):
-        return [one for one in (_work(report), _cost(report), _why(report)) if one is not None]
+        return [one for one in (_lookups(report), _work(report), _cost(report), _why(report)) if one is not None]
 
 
 def _draw(title: str, height: float, draw: Callable[[Axes], str]) -> Plot:
@@ -77,22 +78,57 @@ def _inline(svg: str, prefix: str) -> str:
     return f'{head} aria-hidden="true" focusable="false"{svg[svg.index(">") :]}'
 
 
+def _lookups(report: Report) -> Plot | None:
+    dated = [one for one in report.lookups if one.seconds]
+    if not dated:
+        return None
+
+    def draw(axes: Axes) -> str:
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+        starts: list[Any] = [datetime.fromtimestamp(one.start, UTC) for one in dated]
+        width: Any = timedelta(seconds=dated[0].seconds)
+        hits, misses = ([getattr(one, kind) for one in dated] for kind in ("hits", "misses"))
+        axes.bar(starts, hits, width, align="edge", color=_COLOURS[4], label="hits")
+        axes.bar(starts, misses, width, hits, align="edge", color=_COLOURS[1], label="misses")
+        axes.set_ylabel("lookups")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        rate = axes.twinx()
+        middles: list[Any] = [start + width / 2 for start in starts]
+        rate.plot(middles, [one.hit_rate for one in dated], "o-", color=_INK, markersize=3, label="hit rate")
+        rate.set_ylim(0, 1.05)
+        rate.yaxis.set_major_formatter(PercentFormatter(1.0))
+        rate.spines["right"].set_visible(True)
+        _dates(axes)
+        if axes.figure is not None:
+            axes.figure.legend(loc="outside upper center", fontsize="small", ncols=3)
+        lowest = min(dated, key=lambda one: one.hit_rate)
+        when = datetime.fromtimestamp(lowest.start, UTC)
+        return f"The lowest hit rate is {lowest.hit_rate:.1%}, from {when:%Y-%m-%d %H:%M} UTC; the table below has all."
+
+    return _draw("Hit rate over time", 2.8, draw)
+
+
+def _dates(axes: Axes) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+
+
 def _work(report: Report) -> Plot | None:
     if not report.periods:
         return None
 
     def draw(axes: Axes) -> str:
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
         starts: list[Any] = [datetime.fromtimestamp(one.start, UTC) for one in report.periods]
         total = list(accumulate(one.seconds for one in report.periods))
         axes.fill_between(starts, total, step="post", color=_COLOURS[0], alpha=0.35, linewidth=0)
         axes.step(starts, total, where="post", color=_COLOURS[0])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("seconds of compiling, summed")
-        locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        _dates(axes)
         return f"From {starts[0]:%Y-%m-%d %H:%M} UTC on, {total[-1]:,.1f} seconds of compiling are kept."
 
     return _draw("Compile work kept, over time", 2.8, draw)

@@ -67,7 +67,7 @@ def compile_batch(
     began, ended : callable
         Called in this thread when a job is taken up, and with what came of it. What they raise ends the batch.
     """
-    plan = Plan(jobs, _loads())
+    plan = Plan(jobs, loads())
     settings = compiler.settings
     pool = _WorkerPool(settings, library) if settings is not None and plan.wants_processes(workers) else None
     messages: queue.SimpleQueue[Job | tuple[Job, Answer] | BaseException | None] = queue.SimpleQueue()
@@ -110,7 +110,7 @@ def compile_batch(
             thread.join()
 
 
-def _loads() -> Callable[[Job], Load]:
+def loads() -> Callable[[Job], Load]:
     """Tell what jobs ask of the front end; of several modules the heaviest counts."""
     from cuda_progcache.compile.precompiled import prefix_id, reaches_many_headers
 
@@ -197,6 +197,11 @@ class _InWorker:
         except WorkerDiedError as error:
             self._worker = None
             return {"error": str(error), "seconds": time.perf_counter() - started}
-        for kind, name, target_type, arch, digest, reasons, seconds in answer.get("events") or ():
-            events.relay(events.Event(kind, name, target_type, arch, digest, tuple(reasons), seconds))
-        return answer
+        return relay(answer)
+
+
+def relay(answer: Answer) -> Answer:
+    """Tell here what happened where a job was done."""
+    for kind, name, target_type, arch, digest, reasons, seconds in answer.get("events") or ():
+        events.relay(events.Event(kind, name, target_type, arch, digest, tuple(reasons), seconds))
+    return answer

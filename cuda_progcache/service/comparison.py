@@ -97,11 +97,6 @@ class ProgramDiff(NamedTuple):
     key: tuple[str, ...]
     binary: BinaryDiff
 
-    @property
-    def key_only(self) -> bool:
-        """Whether only what they were compiled from differs: the machine code is equal."""
-        return bool(self.key) and self.binary.same_code
-
 
 def compare(
     before: tuple[bytes, Mapping[str, Any] | None], after: tuple[bytes, Mapping[str, Any] | None], context: int = 3

@@ -19,6 +19,7 @@ from cuda_progcache.service.cached_compiler import CachedCompiler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from typing import Any, overload
 
     from cuda_progcache.compile.compiled import CompiledProgram
@@ -313,6 +314,7 @@ class CompileService:
         dry_run: bool = False,
         on_progress: Callable[[PrewarmItem, int, int], None] | None = None,
         on_start: Callable[[PrewarmItem, int, int], None] | None = None,
+        executor: Executor | None = None,
     ) -> PrewarmReport:
         """Compile what a library lists for several architectures, or what a lockfile does, in parallel.
 
@@ -338,6 +340,10 @@ class CompileService:
             Called with (item, done, total) in the calling thread after each variant.
         on_start : callable, optional
             Called in the same way when a compile begins; the item's status is ``"compiling"``.
+        executor : concurrent.futures.Executor, optional
+            What compiles, in the place of this process: a pool of processes, a Dask client's ``get_executor()``. Its
+            workers need this package, the library's folder, and a tier or a directory of this cache that they share;
+            they give back keys and no programs. ``jobs`` is how many workers it has; None: as many as it says.
 
         Returns
         -------
@@ -370,6 +376,7 @@ class CompileService:
             dry_run=dry_run,
             on_progress=on_progress,
             on_start=on_start,
+            executor=executor,
         )
 
     def lock(

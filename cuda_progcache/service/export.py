@@ -12,6 +12,7 @@ made for. The same programs give the same bytes.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -141,7 +142,9 @@ def write_oci(
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         raise ExportError(f"{target} is there already, and not an empty directory; nothing was written")
     with cache_directory(cache, wanted) as (root, report):
-        layer = _tar(_files(root))
+        plain = _tar(_files(root))
+    # Compressed here, and so that it is the same each time: else those who push it do, and its digest is another.
+    layer = gzip.compress(plain, mtime=0)
     labels = {
         f"{_LABELS}/summary": _summary(report),
         f"{_LABELS}/entry-count": str(report.entries),
@@ -154,12 +157,12 @@ def write_oci(
         _write(os.path.join(target, "blobs", "sha256", digest), data)
         return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
 
-    layer_blob = blob(layer, f"{_MEDIA}.layer.v1.tar")
+    layer_blob = blob(layer, f"{_MEDIA}.layer.v1.tar+gzip")
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "os": "linux",
         "config": {"Labels": labels},
-        "rootfs": {"type": "layers", "diff_ids": [layer_blob["digest"]]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(plain).hexdigest()}"]},
         "history": [{"created_by": "cuda-progcache export --oci"}],
     }
     config_blob = blob(_json(config), f"{_MEDIA}.config.v1+json")

@@ -251,7 +251,8 @@ class Lock(NamedTuple):
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, LockError):
                 raise
-            raise LockError(f"{path} is no lockfile: {type(error).__name__}: {error}") from error
+            why = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise LockError(f"{path} is not a lockfile: {why}") from error
         return cls(programs, toolchain, sources)
 
 

@@ -16,11 +16,13 @@ from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.errors import ArchError, KernelNotFoundError
 from cuda_progcache.provenance.steps import PrewarmRun
 from cuda_progcache.service.batch import Answer, Job, compile_batch
+from cuda_progcache.service.farm import compile_on, workers_of
 from cuda_progcache.service.wanted import Units, Wanted, of_manifest
 from cuda_progcache.service.worker import trouble
 from cuda_progcache.store.base import EntryInfo
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from cuda_progcache.service.cached_compiler import CachedCompiler
@@ -167,10 +169,12 @@ def prewarm(
     dry_run: bool = False,
     on_progress: Progress | None = None,
     on_start: Progress | None = None,
+    executor: Executor | None = None,
 ) -> PrewarmReport:
     """Compile programs into a cache (see :meth:`CompileService.prewarm`); ``archs`` and ``kernels`` are recorded."""
     since, started = time.time(), time.perf_counter()
-    jobs = jobs if jobs is not None else os.cpu_count() or 1
+    if jobs is None:
+        jobs = (os.cpu_count() or 1) if executor is None else workers_of(executor)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     total = len(wanted)
@@ -195,6 +199,8 @@ def prewarm(
             frozen = compiler.frozen()
             for job in missing:
                 finished(job.index, _of(job.wanted, "missing", reasons=frozen.reasons(job.unit)))
+        elif missing and executor is not None:
+            compile_on(executor, compiler, library, missing, jobs, began, ended)
         elif missing:
             compile_batch(compiler, library, missing, min(jobs, len(missing)), began, ended)
     seconds = time.perf_counter() - started

@@ -35,7 +35,8 @@ class Worker:
         ``{"compiler": settings of a CachedCompiler, "library": settings of a KernelLibrary}``, and where wanted
         ``"scratch"`` (a folder for temporary files), ``"asked_by"`` (the call that asks, as
         :func:`~cuda_progcache._util.running.asked_by` gives it), ``"who"`` (the process that asks, as
-        :func:`~cuda_progcache._util.who.who` gives it) and ``"events"`` (whether to send them along).
+        :func:`~cuda_progcache._util.who.who` gives it), ``"events"`` (whether to send them along) and ``"publishes"``
+        (whether what no tier took counts as not stored).
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -176,6 +177,8 @@ def main() -> None:
             answer: dict[str, Any] = {**told_of(done), "precompiled": precompiled.used > used}
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the next one is waiting
             answer = {"error": trouble(error)}
+        if setup.get("publishes") and answer.get("digest") and not compiler.cache.has_published():
+            answer |= {"digest": None, "reason": "no tier that takes writes took it (see its warning)"}
         compiler.cache.close()  # what was counted is written down: the end of the batch kills this process
         answer["events"] = happened
         answer["seconds"] = time.perf_counter() - started

@@ -399,6 +399,10 @@ class ProgramCacheResource(abc.ABC):
         """
         return 0
 
+    def has_published(self) -> bool:
+        """Wait until what was published since this was last asked lies where others find it; False: not all does."""
+        return True
+
     @property
     def reaches_beyond(self) -> bool:
         """Whether it, or a store behind it, lies beyond this machine."""

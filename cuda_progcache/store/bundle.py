@@ -194,7 +194,7 @@ class Bundle:
 
     def refuse(self, why: str) -> BundleError:
         """The error that says why not."""
-        return BundleError(f"{self._path} can't be used as a bundle: {why}; nothing was imported")
+        return BundleError(f"{self._path} can't be used as a bundle: {why}")
 
     def _take_members(self) -> None:
         import tarfile
@@ -296,7 +296,7 @@ def opened(path: str) -> Iterator[Bundle]:
                 yield Bundle(path, tar)
         except (tarfile.TarError, EOFError, UnicodeError, OverflowError) as exc:
             raise BundleError(
-                f"{path} can't be used as a bundle: {type(exc).__name__}: {exc}; nothing was imported"
+                f"{path} can't be used as a bundle: it is not a tar file, or a damaged one ({exc})"
             ) from exc
 
 

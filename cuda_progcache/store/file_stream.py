@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util import modes
-from cuda_progcache.errors import StoreError
+from cuda_progcache.errors import BundleError, StoreError
 from cuda_progcache.store.base import entry_digest, is_digest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.records import encode_record
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.maintenance import PruneReport
     from cuda_progcache.store.stack import ProgramCacheStack
     from cuda_progcache.store.stats import StoreStats
+    from cuda_progcache.store.tiers.leases import FleetLeases
     from cuda_progcache.store.tiers.settings import TierSettings
     from cuda_progcache.store.verification import Verification
 
@@ -210,6 +211,12 @@ class FileStreamProgramCache(DiskStore):
         return None if stack is None else stack.load(key)
 
     @property
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
+        """The leases of the hosts that publish to one of its tiers."""
+        stack = self._stack
+        return None if stack is None else stack.fleet
+
+    @property
     def reaches_beyond(self) -> bool:
         """Whether a tier behind it lies beyond this machine."""
         stack = self._stack
@@ -219,6 +226,11 @@ class FileStreamProgramCache(DiskStore):
         """Have what the tiers hold of these programs here; the number of those that came."""
         stack = self._stack
         return 0 if stack is None else stack.fetch(keys)
+
+    def has_published(self) -> bool:
+        """Whether one of the tiers that take writes took all that was published."""
+        stack = self._stack
+        return stack is None or stack.has_published()
 
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
         """Those of the header manifests that lie beyond this machine, by name."""
@@ -493,4 +505,7 @@ class FileStreamProgramCache(DiskStore):
         def put(digest: str, data: bytes, record_json: bytes, created: float) -> bool:
             return self._asked("import a program", lambda: self._wrote(self._put(digest, data, record_json, created)))
 
-        return import_bundle(self._root, os.fspath(path), None if archs is None else frozenset(archs), put)
+        try:
+            return import_bundle(self._root, os.fspath(path), None if archs is None else frozenset(archs), put)
+        except BundleError as error:
+            raise BundleError(f"{error}; nothing was imported") from error

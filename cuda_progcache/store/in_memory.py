@@ -30,9 +30,9 @@ from cuda_progcache.store.stats import Counters, StoreStats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, overload
+    from typing import Any
 
-    from cuda_progcache.store.base import Key, T, Value
+    from cuda_progcache.store.base import Key, Value
 
 
 class _Held(NamedTuple):
@@ -83,22 +83,6 @@ class InMemoryProgramCache(ProgramCacheResource):
             self._counters.hits += 1
         held.last_used[0] = time.time()
         return held
-
-    if TYPE_CHECKING:
-
-        @overload
-        def get(self, key: Key) -> bytes | None: ...
-        @overload
-        def get(self, key: Key, default: T) -> bytes | T: ...
-
-    def get(self, key: Key, default: Any = None) -> Any:
-        """The entry's bytes, or ``default`` on a miss."""
-        held = self._find(key)
-        if held is None:
-            if modes.current() == "frozen":
-                raise frozen_miss(type(self).__name__, key)
-            return default
-        return held.data
 
     def __getitem__(self, key: Key) -> bytes:
         held = self._find(key)

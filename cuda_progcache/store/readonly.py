@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cuda_progcache._util import modes
 from cuda_progcache.errors import ReadOnlyError
@@ -17,7 +17,7 @@ from cuda_progcache.store.reader import Reader
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cuda_progcache.store.base import Key, T, Value
+    from cuda_progcache.store.base import Key, Value
     from cuda_progcache.store.breaker import CircuitBreaker
     from cuda_progcache.store.stats import StoreStats
 
@@ -109,14 +109,6 @@ class ReadOnlyProgramCache(ProgramCacheResource):
         return self._inner.roots
 
     # Reads
-
-    @overload
-    def get(self, key: Key) -> bytes | None: ...
-    @overload
-    def get(self, key: Key, default: T) -> bytes | T: ...
-    def get(self, key: Key, default: Any = None) -> Any:
-        """The entry's bytes, or ``default`` on a miss."""
-        return self._inner.get(key, default)
 
     def __getitem__(self, key: Key) -> bytes:
         return self._inner[key]

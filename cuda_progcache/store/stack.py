@@ -107,6 +107,7 @@ class ProgramCacheStack(ProgramCacheResource):
         )
         self._clock = clock
         self._has_copied = False
+        self._sought: dict[str, None] = {}  # digests of what was missed
         self._here = tuple(level for level in self._levels if not level.is_remote)
         self._counters = Counters()
         self._lock = self._counters.lock
@@ -217,6 +218,10 @@ class ProgramCacheStack(ProgramCacheResource):
             return found
         if not again:
             self._counters.count("misses")
+        if self.reaches_beyond:
+            self._sought[entry_digest(name)] = None
+            if len(self._sought) > _REMEMBERED:
+                self._sought.clear()
         return None
 
     def _hit(self, level: Level) -> None:
@@ -228,8 +233,10 @@ class ProgramCacheStack(ProgramCacheResource):
         """Put what a level had into those above it; what came from afar goes to a disk later, on another thread."""
         targets = self._above(source)
         if source.is_remote:
-            disks = [level for level in targets if level.store.directory is not None] if self._has_copied else []
-            # The first one here: it imports what others need, which no thread may do (see Engine.prepare).
+            # At once, what this process has missed before: it may hold a lease that others of this host wait for, to
+            # look on the disk. And the first one, which imports what others need: no thread may (see Engine.prepare).
+            at_once = self._sought.pop(entry_digest(name), 0) is None or not self._has_copied
+            disks = [] if at_once else [level for level in targets if level.store.directory is not None]
             self._has_copied = True
             before = self._copy(name, entry, [level for level in targets if level not in disks], before)
             if disks:
@@ -309,6 +316,11 @@ class ProgramCacheStack(ProgramCacheResource):
                     del missing[pair[0]]
                     came += 1
         return came
+
+    def has_published(self) -> bool:
+        """Whether a level beyond this machine took all that was published; see the base class."""
+        beyond = [level.store for level in self._levels if level.store.is_remote and level.writable]
+        return not beyond or any([store.has_published() for store in beyond])  # noqa: C419 - each is asked
 
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
         """Those of the header manifests that lie beyond this machine; the fastest level's that has it."""

@@ -154,7 +154,7 @@ def test_any_option_field(cli, cli_json, saxpy):
     ("field", "says"),
     [
         ("max_register_cuont=32", "did you mean 'max_register_count'?"),
-        ("max_register_count=many", "isn't of type int"),
+        ("max_register_count=many", "isn't an integer"),
         ("max_register_count", "needs a value"),
         ("use_fast_math=perhaps", "isn't true or false"),
         ("extra_sources=x", "Python API"),
@@ -235,7 +235,7 @@ def test_a_broken_kernel_names_the_template_and_line(cli, broken_library):
         ([], "give a FILE or --kernel"),
         (["FILE", "--kernel", "scale"], "give a FILE or --kernel"),
         (["FILE", "-p", "block=64"], "-p and --manifest are for --kernel"),
-        (["--kernel", "axpby", "-D", "X"], "the manifest gives the options"),
+        (["--kernel", "axpby", "-D", "X"], "the manifest sets a library kernel's options"),
         (["--kernel", "axpbi", "--arch", "sm_90"], "axpby"),
         (["nothing.cu"], "does not exist"),
         (["FILE", "--target", "sass"], "cubin"),
@@ -377,3 +377,27 @@ def test_headers_of_a_library_kernel_may_be_named(cli, cli_json, levels, tmp_pat
     assert "level.cuh" in cli(*arguments, code=1).stderr
     made = cli_json(*arguments, "-I", tmp_path / "inc")
     assert cli_json(*arguments, "-I", tmp_path / "inc")["digest"] == made["digest"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--lineinfo"], "there is no option --lineinfo; give it to the compiler as -O lineinfo=true"),
+        (["--max-register-count", "32"], "give it to the compiler as -O max_register_count=VALUE"),
+        (["--nonsense"], "No such option '--nonsense'"),
+    ],
+)
+def test_an_option_of_the_compilers_is_answered_with_how_to_give_it(cli, tmp_path, arguments, told):
+    source = tmp_path / "k.cu"
+    source.write_text("__global__ void k() {}")
+    assert told in cli("compile", source, "--arch", "sm_90", *arguments, code=2).stderr
+
+
+def test_an_include_directory_that_is_missing_is_told_with_the_header(cli, tmp_path):
+    source = tmp_path / "k.cu"
+    source.write_text('#include "missing.h"\n__global__ void k() {}')
+    (tmp_path / "there").mkdir()
+    given = ["-I", tmp_path / "incc", "-I", tmp_path / "there"]
+    told = cli("compile", source, "--arch", "sm_90", *given, code=1).stderr
+    assert f"include directory {tmp_path / 'incc'} doesn't exist" in told
+    assert "there doesn't exist" not in told

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -74,12 +75,14 @@ def test_an_image(cli, cli_json, locked, tmp_path):
     manifest = json.loads(blob(index["manifests"][0]))
     config = json.loads(blob(manifest["config"]))
     (layer,) = manifest["layers"]
-    assert config["rootfs"]["diff_ids"] == [layer["digest"]]
+    plain = gzip.decompress(blob(layer))
+    assert layer["mediaType"].endswith(".tar+gzip")
+    assert config["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(plain).hexdigest()}"]
     labels = config["config"]["Labels"]
     assert labels["cache.progcache.image/entry-count"] == "3"
     assert labels["cache.progcache.image/cache-size-bytes"] == str(told["bytes"])
     assert "3 compiled CUDA programs" in labels["cache.progcache.image/summary"]
-    (tmp_path / "layer.tar").write_bytes(blob(layer))
+    (tmp_path / "layer.tar").write_bytes(plain)
     with tarfile.open(tmp_path / "layer.tar") as tar:
         tar.extractall(tmp_path / "mounted", filter="data")
     assert cli_json("check", tmp_path / "mounted", *locked)["counts"]["hit"] == 3

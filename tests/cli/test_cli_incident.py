@@ -67,7 +67,7 @@ def test_three_commands_lead_to_both_causes_their_cost_and_who_asked(cli, cli_js
     assert "cost" in listed[0].split() and re.search(r" \d[\d.]* m?s ", listed[1])
     # Why?
     told = cli("explain", "scale.cu", "--cache-dir", new)
-    assert "4 programs are scale.cu; this is the one compiled last" in told.stderr
+    assert "4 programs are called scale.cu; this is the one compiled last" in told.stderr
     assert f" on {os.uname().nodename}, " in told.stdout and "serve.py" in told.stdout
     _, *reasons = told.stdout.splitlines()
     assert "header tile.h changed (1 of 1 headers differ)" in reasons[-1]

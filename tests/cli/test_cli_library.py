@@ -57,7 +57,7 @@ def test_list_parameters(cli, cli_json, library):
         (["scael"], "scale"),
         (["scale", "-p", "blok=64"], "block"),
         (["scale", "-p", "dtype=float23"], "float32"),
-        (["scale", "-p", "block=many"], "isn't of type int"),
+        (["scale", "-p", "block=many"], "isn't an integer"),
         (["scale", "-p", "fast=maybe"], "isn't true or false"),
         (["scale", "-p", "block"], "isn't KEY=VALUE"),
         (["scale", "-p", "block=16"], "32"),

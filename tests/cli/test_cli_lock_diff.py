@@ -127,5 +127,5 @@ def test_what_is_not_in_the_cache_is_said(diff, place, cli, tmp_path):
 def test_wrong_use(cli, place, tmp_path):
     assert "there is no file" in cli("diff", "--lock", tmp_path / "none", place / "new.lock", code=2).stderr
     (tmp_path / "other").write_text("{}")
-    assert "is no lockfile" in cli("diff", "--lock", tmp_path / "other", place / "new.lock", code=2).stderr
+    assert "is not a lockfile" in cli("diff", "--lock", tmp_path / "other", place / "new.lock", code=2).stderr
     assert "give --lock" in cli("diff", "--markdown", tmp_path / "m", "abcd", "abce", code=2).stderr

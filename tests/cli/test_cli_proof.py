@@ -48,6 +48,6 @@ def test_locked_prewarmed_and_proved(cli, cli_json, library, root, tmp_path):
 def test_wrong_usage(cli, tmp_path):
     (tmp_path / "x.lock").write_text("{}")
     assert "--from" in cli("lock", code=2).stderr
-    assert "is no lockfile" in cli("check", "--lock", tmp_path / "x.lock", code=2).stderr
+    assert "is not a lockfile" in cli("check", "--lock", tmp_path / "x.lock", code=2).stderr
     assert "--arch" in cli("prewarm", "--lock", tmp_path / "x.lock", "--arch", "sm_90", code=2).stderr
     assert "is no recording" in cli("lock", "--from", tmp_path / "x.lock", code=2).stderr

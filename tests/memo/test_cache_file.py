@@ -753,6 +753,31 @@ def test_verbose_says_what_changed(store, tmp_path, caplog, monkeypatch):
     assert said[-1] == ""
 
 
+def test_names_that_programs_of_the_design_it_follows_import(store, tmp_path):
+    import math
+
+    assert module._digest_obj([1, "a"]) == module._digest_obj([1, "a"]) != module._digest_obj([1, "b"])
+    assert module._get_package_versions(lambda x: pytest.raises(x, match="")) == {"pytest": pytest.__version__}
+    assert module._detect_import_names(lambda x: pytest.raises(math.sqrt(x))) == {"pytest"}
+    assert module._cache_tree_current_node() is None
+    assert isinstance(module.logger, logging.Logger)
+
+    @cache_file(store)
+    def f(x):
+        return module._cache_tree_current_node()
+
+    assert f(1) == f"f:{entries(store)[0].split('.')[1]}"
+    assert f(1) in module.cache_tree_nodes()
+    assert module.cache_tree_save(tmp_path / "tree.pkl") == tmp_path / "tree.pkl"
+    path = store / entries(store)[0]
+    figures = module.cache_stats(store)
+    assert figures == {
+        "n_entries": 1, "total_size_mb": path.stat().st_size / 2**20, "oldest": path.stat().st_mtime,
+        "newest": path.stat().st_mtime,
+        "by_function": [{"fname": "f", "n_files": 1, "total_size_mb": path.stat().st_size / 2**20}],
+    }  # fmt: skip
+
+
 def test_memory_of_file_digests(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_FILE_STATE_CACHE_LIMIT", 5)
     for index in range(10):
@@ -773,10 +798,10 @@ def test_a_remembered_digest_isnt_read_again_and_a_fresh_file_is(tmp_path, monke
     reads = []
     monkeypatch.setattr(files, "hash_file", lambda *a, real=files.hash_file: (reads.append(a), real(*a))[1])
     written = path.stat().st_ctime_ns
-    monkeypatch.setattr(files.time, "time_ns", lambda: written + 10**9)
+    monkeypatch.setattr(files.time, "time_ns", lambda: written + 10**7)
     module.fast_file_hash(path)
     module.fast_file_hash(path)
-    assert len(reads) == 2  # the file is younger than a coarse clock can tell apart
+    assert len(reads) == 2  # the file is younger than its clock can tell apart
     monkeypatch.setattr(files.time, "time_ns", lambda: written + 10**10)
     module.fast_file_hash(path)
     module.fast_file_hash(path)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -21,13 +22,21 @@ from cuda_progcache.memo.caches import (
     RefreshingCache,
     Rejected,
     SizeLimitedCache,
+    SizeLimitedMixin,
     _combine_expand,
     _combine_shrink,
 )
 from cuda_progcache.memo.call import NONE, Call, LazyCall, QueryCall
 from cuda_progcache.memo.digest import Digest, digest
 from cuda_progcache.memo.memoize import file_cache, memoize
-from cuda_progcache.memo.storage import CallMemory, FileCallStorage, FileValueStorage, ValueMemory
+from cuda_progcache.memo.storage import (
+    CallMemory,
+    FileCallStorage,
+    FileValueStorage,
+    PerKeyLockMixin,
+    SerializingMixin,
+    ValueMemory,
+)
 
 
 def memory():
@@ -280,6 +289,36 @@ def test_a_stack_loads_from_the_nearest_and_fills_every_level_below(files):
         CacheStack((stack,))
     assert bottom.push(middle).stack == (middle, bottom)
     assert stack.push(memory()).stack[1:] == stack.stack
+
+
+def test_what_programs_of_the_design_it_follows_call_by_keyword():
+    one, other = (Cache(ValueMemory({}), CallMemory({})) for _ in range(2))
+    key = other.save(Call("f", {"x": 1}, result=2))
+    stack = CacheStack(stack=(one, other))
+    assert _combine_expand(key="ab", results=[Digest("abcd")]) == _combine_shrink(key="ab", results=[Digest("abcd")])
+    assert stack._first_hit(op=lambda cache: cache.load(key)).result == 2
+    stack._backfill(key=key, lc=other.load(key))
+    assert one.load(key).result == 2
+
+
+@pytest.mark.parametrize("mixin", [PerKeyLockMixin, SerializingMixin])
+def test_locks_go_before_any_storage_and_a_limit_before_any_cache(mixin):
+    class Values(mixin, ValueMemory):
+        __hash__ = object.__hash__
+
+    class Calls(mixin, CallMemory):
+        __hash__ = object.__hash__
+
+    @dataclasses.dataclass(frozen=True)
+    class Limited(SizeLimitedMixin, Cache):
+        max_size: int
+
+        def _pick_eviction_target(self, keys):
+            return min(keys)
+
+    cache = Limited(Values({}), Calls({}), 1)
+    keys = [cache.save(Call("f", {"x": x}, result=x)) for x in range(2)]
+    assert [cache.contains(key) for key in keys] == [False, True]
 
 
 def test_a_backfill_happens_once_under_concurrency(at_once):

@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import threading
+import time
 import uuid
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cuda_progcache._util.files import is_settled
 from cuda_progcache.memo.caches import Cache
 from cuda_progcache.memo.call import Call
 from cuda_progcache.memo.digest import Digest, digest
@@ -370,3 +372,27 @@ def test_call_storages_take_calls_with_live_values_too(tmp_path, kind):
     assert storage.load(key).metadata == {"tags": {"a": [1]}}
     storage.evict(key)
     assert not storage.contains(key)
+
+
+def test_a_record_that_another_replaced_removed_or_damaged_is_looked_at_again(tmp_path):
+    ours, theirs = file_cache(tmp_path), file_cache(tmp_path)
+    call = Call("f", {"x": 1}, result=1)
+    key = ours.save(call)
+    path = next((tmp_path / "calls").rglob("*.json"))
+
+    def rested():
+        while not is_settled(path.stat(), time.time_ns()):
+            time.sleep(0.001)
+        return [ours.find(key)[0] for _ in range(3)]
+
+    assert rested() == [1, 1, 1]
+    theirs.save(Call("f", {"x": 1}, result=2))
+    assert rested() == [2, 2, 2]
+    path.write_bytes(path.read_bytes().replace(b'"record"', b'"rekord"'))
+    with pytest.raises(KeyError):
+        rested()
+    theirs.save(call)
+    assert rested() == [1, 1, 1]
+    theirs.evict(key)
+    with pytest.raises(KeyError):
+        ours.find(key)

@@ -60,6 +60,8 @@ def test_the_figures_are_the_stores(small, found):
     assert found.bytes == small.stats().bytes
     assert found.seconds == pytest.approx(small.census().seconds)
     assert found.counted == small.all_time()
+    assert sum(one.hits for one in found.lookups) == found.counted.hits
+    assert sum(one.misses for one in found.lookups) == found.counted.misses
     assert found.hit_rate == found.counted.hits / (found.counted.hits + found.counted.misses) > 0
     assert found.saved == pytest.approx(found.counted.hits * found.seconds / len(entries))
     assert sum(one.programs for one in found.periods) == sum(one.programs for one in found.costs) == len(entries)
@@ -70,6 +72,26 @@ def test_the_figures_are_the_stores(small, found):
     assert len(shown) == len(used) == 3
     for key, kernel in shown.items():
         assert (kernel.registers, kernel.occupancy) == (used[key].resources.registers, used[key].occupancy.ratio)
+
+
+def test_lookups_are_told_by_the_hour_or_by_the_day():
+    """By the hour within two days, else by the day; what isn't dated comes first, and idle whiles are left out."""
+    from cuda_progcache.store.stats import Span, Totals
+
+    day = 86400.0 * 20_000
+    hours = [Span(day + 3600 * hour, Totals(hits=hour, misses=1)) for hour in (0, 5, 47)]
+    idle = Span(day + 3600 * 9, Totals(stored=3))
+    old = Span(0.0, Totals(hits=4))
+    assert data._lookups([old, *hours, idle]) == (
+        (0.0, 0.0, 4, 0), *((day + 3600 * hour, 3600.0, hour, 1) for hour in (0, 5, 47)),
+    )  # fmt: skip
+    later = Span(day + 3600 * 48, Totals(hits=1, misses=3))
+    assert data._lookups([old, *hours, idle, later]) == (
+        (0.0, 0.0, 4, 0), (day, 86400.0, 5, 2), (day + 86400, 86400.0, 47, 1), (day + 2 * 86400, 86400.0, 1, 3),
+    )  # fmt: skip
+    assert data._lookups([old]) == ((0.0, 0.0, 4, 0),)
+    assert data._lookups([idle]) == ()
+    assert later.counted.hits / 4 == data._lookups([later])[0].hit_rate
 
 
 def test_a_miss_is_counted_by_what_had_changed(found):
@@ -294,3 +316,128 @@ def test_text_from_elsewhere_runs_nothing(browser, few, hostile):
             go(shown, view)
             assert hostile[:37] in shown.locator("main").inner_text()
         assert shown.locator("img[src=x]").count() == 0
+
+
+#: Text whose contrast is too small, by WCAG 2.2 (1.4.3: 4.5, 3 where it is large; 1.4.11: 3 for borders of controls).
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
+  };
+  const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+  const luminance = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+    const v = c[i] / 255; return sum + weight * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const ratio = (a, b) => {
+    const [high, low] = [luminance(a), luminance(b)].sort((x, y) => y - x); return (high + 0.05) / (low + 0.05);
+  };
+  const ground = (element) => {
+    const above = [];
+    for (let at = element; at; at = at.parentElement) above.push(rgba(getComputedStyle(at).backgroundColor));
+    return above.reduceRight((below, colour) => over(colour, below), rgba(getComputedStyle(document.documentElement)
+      .colorScheme && matchMedia("(prefers-color-scheme: dark)").matches ? "#121212" : "#fff"));
+  };
+  const shown = (element) => element.checkVisibility({ visibilityProperty: true }) && !element.closest(":disabled")
+    && element.getBoundingClientRect().width > 1;
+  const found = { texts: 0, controls: 0, low: [] };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const element = node.parentElement, style = getComputedStyle(element);
+    if (!node.data.trim() || !shown(element) || element.closest("script, style")) continue;
+    const below = ground(element);
+    const ink = over(rgba(element.closest("svg") ? style.fill : style.color), below);
+    const px = parseFloat(style.fontSize), large = px >= 24 || (px >= 18.66 && parseInt(style.fontWeight) >= 700);
+    found.texts += 1;
+    if (ratio(ink, below) < (large ? 3 : 4.5)) found.low.push([node.data.trim(), ratio(ink, below)]);
+  }
+  for (const element of document.querySelectorAll("input, .bar button, .bar select")) {
+    if (!shown(element) || element.type === "checkbox") continue;
+    found.controls += 1;
+    const edge = rgba(getComputedStyle(element).borderTopColor), below = ground(element.parentElement);
+    if (ratio(over(edge, below), below) < 3) found.low.push([element.outerHTML, ratio(edge, below)]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_contrast(browser, few, scheme):
+    path, found = few
+    digests = [one.digest for one in found.programs if one.target == "cubin"]
+    with opened(browser, path, color_scheme=scheme) as shown:
+        shown.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        controls = 0
+        for view in ("overview", "programs", "variants", f"entry={digests[0]}", f"diff={digests[0]},{digests[1]}"):
+            go(shown, view)
+            shown.evaluate("for (const one of document.querySelectorAll('main [role=option].linked')) one.click()")
+            told = shown.evaluate(CONTRASTS)
+            assert told["texts"] >= 15, view
+            assert told["low"] == [], (view, scheme)
+            controls += told["controls"]
+        assert controls >= 2
+
+
+FOCUSED = """() => {
+  const element = document.activeElement, style = getComputedStyle(element);
+  if (element === document.body) return null;
+  const all = [...document.querySelectorAll("*")];
+  return { at: all.indexOf(element), ring: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 1,
+           inside: element.getBoundingClientRect().bottom > 0 };
+}"""
+FOCUSABLE = """() => {
+  const all = [...document.querySelectorAll("*")];
+  return all.map((one, at) => [one, at]).filter(([one]) => one.tabIndex >= 0 && !one.matches(":disabled")
+    && one.checkVisibility({ visibilityProperty: true })).map(([one, at]) => at);
+}"""
+
+
+@pytest.mark.parametrize("view", ["overview", "programs", "variants", "entry", "diff"])
+def test_tab_comes_to_everything_and_shows_where_it_is(browser, few, view):
+    path, found = few
+    digests = [one.digest for one in found.programs if one.target == "cubin"]
+    with opened(browser, path) as shown:
+        go(shown, {"entry": f"entry={digests[0]}", "diff": f"diff={digests[0]},{digests[1]}"}.get(view, view))
+        shown.keyboard.press("Tab")  # a page whose focus was set by a script begins there
+        shown.evaluate("document.querySelector('.skip').focus()")
+        wanted = shown.evaluate(FOCUSABLE)
+        seen = wanted[:1]
+        for _ in range(len(wanted) + 5):
+            shown.keyboard.press("Tab")
+            focused = shown.evaluate(FOCUSED)
+            if focused is None:
+                break  # through, and out of the page: no trap
+            assert focused["ring"], focused
+            assert focused["inside"], focused
+            seen.append(focused["at"])
+        assert sorted(set(seen)) == wanted
+
+
+def test_all_of_it_is_done_without_a_mouse(browser, few):
+    path, found = few
+    with opened(browser, path) as shown:
+        shown.keyboard.press("Tab")
+        assert shown.evaluate("document.activeElement.className") == "skip"
+        shown.keyboard.press("Enter")
+        shown.locator('html[data-ready="programs"]').wait_for(state="attached")
+        shown.get_by_role("button", name="size").focus()
+        shown.keyboard.press("Space")
+        assert shown.locator('th[aria-sort="descending"]').inner_text() == "size"
+        assert shown.evaluate("document.activeElement.textContent").startswith("size")
+        boxes = shown.locator("#rows input[type=checkbox]")
+        for at in (0, 1):
+            boxes.nth(at).focus()
+            shown.keyboard.press("Space")
+        shown.get_by_role("button", name=re.compile("^Compare two")).focus()
+        shown.keyboard.press("Enter")
+        shown.locator("#diff .facts, #diff table, #diff h4").first.wait_for()
+        assert shown.evaluate("document.activeElement.id") == "title-diff"
+        shown.go_back()
+        shown.locator('html[data-ready="programs"]').wait_for(state="attached")
+        shown.get_by_label("Search programs").focus()
+        shown.keyboard.type("sm_80")
+        assert shown.locator("#rows tr").count() == 1
+        go(shown, "overview")
+        shown.locator("summary", has_text="Hit rate over time").focus()
+        shown.keyboard.press("Enter")
+        assert f"{found.lookups[-1].hits:,}" in shown.locator("details[open] tbody tr").last.inner_text()

@@ -164,8 +164,8 @@ def test_a_manifest_is_locked_and_checked(place, tmp_path):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "is no lockfile"),
-        ("[]", "is no lockfile"),
+        ("", "is not a lockfile"),
+        ("[]", "is not a lockfile"),
         ('{"format": 2}', "format 2"),
         ('{"format": 1, "toolchain": [], "programs": [{"kernel": "a"}], "sources": {}}', "needs a kernel or a name"),
         ('{"format": 1, "toolchain": [], "programs": [{"colour": 1}], "sources": {}}', "colour"),

@@ -114,6 +114,21 @@ def moto_server(tmp_path_factory):
         yield served.writer
 
 
+@pytest.fixture(scope="session")
+def real_registry(serve, tmp_path_factory):
+    """The address of an OCI registry, Debian's docker-registry."""
+    binary = shutil.which("docker-registry")
+    if binary is None or shutil.which("skopeo") is None:
+        pytest.skip("no docker-registry and skopeo (apt-get install docker-registry skopeo)")
+    folder, port = tmp_path_factory.mktemp("registry"), free_port()
+    (folder / "registry.yml").write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/kept}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+    )
+    serve("registry", [binary, "serve", str(folder / "registry.yml")], port)
+    return f"127.0.0.1:{port}"
+
+
 #: The database of a Redis server that the next test gets.
 _databases = iter(range(1, 10000))
 

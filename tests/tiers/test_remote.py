@@ -471,6 +471,21 @@ def test_what_comes_from_afar_goes_to_the_disk_later_and_is_found_meanwhile(shel
         assert disk.load(b"k") == (CUBIN, {"n": 1})
 
 
+def test_what_was_missed_before_is_on_the_disk_at_once(shelf, tier, tmp_path):
+    """Whoever missed it may hold a lease; those who wait for that look on the disk."""
+    disk = FileStreamProgramCache(tmp_path)
+    with ProgramCacheStack((disk, tier)) as stack:
+        tier.publish(b"first", CUBIN, {})
+        assert stack.load(b"first")  # at once, too
+        assert stack.load(b"k") is None
+        RemoteProgramCache(shelf).publish(b"k", CUBIN, {})
+        while name_of(b"k") not in shelf.objects:
+            time.sleep(0.001)
+        tier.forget_misses()
+        assert stack.load_again(b"k") == (CUBIN, {})
+        assert disk.get(b"k") == CUBIN
+
+
 def test_a_copy_on_its_way_does_not_undo_a_later_write(shelf, tier, tmp_path):
     tier.publish(b"k", b"old", {})
     tier.publish(b"gone", b"old", {})

@@ -75,6 +75,9 @@ def test_what_is_copied_out_and_back_is_the_same(tier_url, tmp_path, compiled):
     """And a program with headers is found by what was copied with it."""
     digests = fill(tmp_path / "here", 70)
     seen = []
+    assert sync(tmp_path / "here", tier_url, dry_run=True).copied == 71
+    assert sync(tmp_path / "here", tmp_path / "unmade", dry_run=True).copied == 71
+    assert not (tmp_path / "unmade").exists()
     report = sync(tmp_path / "here", tier_url, on_progress=lambda *told: seen.append(told))
     assert (report.copied, report.there, report.missing, report.unusable, report.refused) == (71, 0, 0, 0, 0)
     assert report.manifests >= 1
@@ -181,6 +184,18 @@ def test_gc_removes_what_is_old_and_not_needed(redis_url, tmp_path, run, monkeyp
     assert set(sides.side(redis_url, writes=False).sizes("v1/programs/")) == {digests[0]}
     assert "1 program" in run("gc", redis_url, "--older-than", "1d", "--yes")
     assert sides.side(redis_url, writes=False).sizes("v1/programs/") == {}
+
+
+def test_a_lockfile_has_to_know_what_it_keeps(redis_url, tmp_path, run):
+    """A program without a key would be left out of a copy, and removed by gc."""
+    fill(tmp_path / "here", 2)
+    sync("here", redis_url)
+    told = run("lock", "--kernel", "axpby", "--arch", "sm_80", "-o", "lock")
+    assert "without a key" in told
+    for command in (["sync", "here", "there"], ["gc", redis_url, "--older-than", "0s", "--yes"]):
+        option = "--lock" if command[0] == "sync" else "--keep-lock"
+        assert "keys aren't known" in run(*command, option, "lock", code=2)
+    assert len(sides.side(redis_url, writes=False).sizes("v1/programs/")) == 2
 
 
 def test_gc_asks(redis_url, run):

@@ -19,19 +19,21 @@
 from __future__ import annotations
 
 from cuda_progcache.errors import AmbiguousDigestError
-from cuda_progcache.memo.caches.base import BaseCache, Rejected
-from cuda_progcache.memo.caches.base import _logger as logger
-from cuda_progcache.memo.caches.cache import Cache
-from cuda_progcache.memo.caches.groups import CachePool, CacheStack
-from cuda_progcache.memo.caches.limited import LRUCache, SizeLimitedCache, SizeLimitedMixin
-from cuda_progcache.memo.caches.views import (
+from cuda_progcache.memo.caches.base import (
+    BaseCache,
+    CachePool,
+    CacheStack,
     CacheWrapper,
     FilteredCache,
     FilteringMixin,
     ReadOnlyCache,
     ReadOnlyMixin,
     RefreshingCache,
+    Rejected,
 )
+from cuda_progcache.memo.caches.base import _logger as logger
+from cuda_progcache.memo.caches.cache import Cache
+from cuda_progcache.memo.caches.limited import LRUCache, SizeLimitedCache, SizeLimitedMixin
 from cuda_progcache.memo.storage.base import _combine_expand, _combine_shrink
 from cuda_progcache.memo.storage.destructuring import (
     DestructuringMixin,

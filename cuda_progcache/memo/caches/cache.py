@@ -101,13 +101,7 @@ class Cache(PerKeyLockMixin, BaseCache):
         return (self.values.load(call.result) if text is None else decode_json(text)), call.metadata
 
     def prepare(self, call: Call) -> PreparedCall:
-        """Digest and store the arguments now, so that what the body does to them can't change the key.
-
-        Raises
-        ------
-        Indigestible
-            An argument has no digest.
-        """
+        """Digest and store the arguments now, so that what the body does to them can't change the key."""
         arguments: dict[str, Digest] = {}
         inline: dict[Digest, bytes] = {}
         stored: dict[str, Any] = {}

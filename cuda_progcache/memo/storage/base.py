@@ -47,14 +47,19 @@ class OperationContext(abc.ABC):  # noqa: B024 - a base for mixins; nothing in i
         return _NOTHING
 
 
+def _resolve_prefix(prefix: str, candidates: Iterable[Digest], *, dedupe: bool = False) -> Digest:
+    """The one candidate; KeyError for none, AmbiguousDigestError for several. With ``dedupe`` equal ones are one."""
+    found = sorted(set(candidates)) if dedupe else list(candidates)
+    if not found:
+        raise KeyError(prefix)
+    if len(found) > 1:
+        raise AmbiguousDigestError(str(prefix), found)
+    return found[0]
+
+
 def _combine_expand(key: str, results: Iterable[Digest]) -> Digest:
-    """What a prefix expands to, by several storages or keys; KeyError for nothing, AmbiguousDigestError for several."""
-    digests = sorted(set(results))
-    if not digests:
-        raise KeyError(key)
-    if len(digests) > 1:
-        raise AmbiguousDigestError(str(key), digests)
-    return digests[0]
+    """What a prefix expands to in several storages, which have to agree."""
+    return _resolve_prefix(key, results, dedupe=True)
 
 
 def _combine_shrink(key: str, results: Iterable[Digest]) -> Digest:
@@ -79,13 +84,7 @@ class KeyManagement(OperationContext):
     def _contains(self, key: Digest) -> bool: ...
 
     def evict(self, key: Digest | str) -> None:
-        """Remove what is kept under a key, or a prefix of it; of a full key that isn't there nothing happens.
-
-        Raises
-        ------
-        KeyError
-            The prefix fits nothing.
-        """
+        """Remove what is kept under a key; of a full key that isn't there nothing happens, of a prefix KeyError."""
         with self._operation_context(key):
             self._evict(self._normalize_key(key))
 
@@ -113,7 +112,7 @@ class KeyManagement(OperationContext):
                 return Digest(key)
             if len(key) < SHORTEST_PREFIX:
                 raise KeyError(key)
-            return _combine_expand(str(key), self._prefix_candidates(str(key)))
+            return _resolve_prefix(str(key), self._prefix_candidates(str(key)))
 
     def _prefix_candidates(self, prefix: str) -> Iterable[Digest]:
         """Keys with this prefix, sorted; the first two if there are several."""
@@ -209,15 +208,10 @@ class ValueStorage(KeyManagement):
         """The value with this digest; KeyError if it isn't there."""
 
     def keep(self, value: Any, key: Digest) -> Digest:
-        """Keep a value beside others that have the same digest.
+        """Keep a value beside others that have the same digest; gives the key under which it loads as it is.
 
         A dict in another order has the same digest, and so has what a class's ``__digest__`` says so of. The first is
         kept under the digest; one that differs from it gets a key of its own.
-
-        Returns
-        -------
-        Digest
-            Under which it loads as it is.
         """
         wanted = _exactly(value)
         try:

@@ -42,23 +42,7 @@ READERS["taken dict"] = lambda content: DigestedDict(pairs(content))
 
 
 def encode(value: Any, codec: str = "safe") -> tuple[str, bytes]:
-    """A value as bytes.
-
-    Parameters
-    ----------
-    codec : {"safe", "pickle"}
-        What is allowed; with ``pickle``, values that a safe codec takes are still written by that.
-
-    Returns
-    -------
-    (str, bytes)
-        The codec's name and the bytes.
-
-    Raises
-    ------
-    SaveError
-        None takes it.
-    """
+    """A value as a codec's name and bytes; with ``codec="pickle"`` also what no safe codec takes. Else SaveError."""
     if type(value) is bytes:
         return "bytes", value
     if is_plain_array(value):

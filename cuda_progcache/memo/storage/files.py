@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -36,7 +37,7 @@ from cuda_progcache.memo.storage.base import (
     Intent,
     StorageBackend,
     ValueMixin,
-    _combine_expand,
+    _resolve_prefix,
 )
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLocks
@@ -46,6 +47,8 @@ from cuda_progcache.memo.tagged_json import SaveError, decode_json, encode_json
 FORMAT = 1
 #: Bytes of JSON up to which a value goes into the record of its call.
 INLINE_LIMIT = 1024
+#: How many records are remembered, and how many bytes these may have.
+_MOST_READ, _SMALL = 1000, 4096
 
 
 @dataclass(frozen=True)
@@ -261,19 +264,21 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
 
     inline_limit: int = INLINE_LIMIT
     index: Index = field(init=False, repr=False, compare=False)
+    _read: dict[Digest, tuple[file_system.Signature, DigestedCall]] = field(init=False, repr=False, compare=False)
 
     _suffix = ".json"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # An index isn't signed: where records have to be, it is kept out of others' reach, in memory.
+        object.__setattr__(self, "_read", {})
         object.__setattr__(self, "index", Index(self, f"{self.root}/index.sqlite" if self.secret is None else None))
 
     def put(self, value: DigestedCall | Call, key: Digest) -> Digest:
         """Write the record of a call; of one with live values their digests alone."""
         if isinstance(value, Call):
             value = value.digest()
-        self._write(key, records.seal(records.body(value, key), key, self.secret), f"the call of {value.name}")
+        self._write(key, records.seal(records.encode(value, key), key, self.secret), f"the call of {value.name}")
         return key
 
     def get(self, key: Digest) -> DigestedCall:
@@ -281,9 +286,25 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         record = self.record(key)
         if record is None:
             raise KeyError(key)
-        return records.call_of(record)
+        return records.decode(record)
 
-    peek = get
+    def peek(self, key: Digest) -> DigestedCall:
+        """The call under ``key``, for a caller who changes nothing of it; remembered while its file stays as it is."""
+        try:
+            status = os.lstat(self.tree.path(key))
+        except OSError:
+            return self.get(key)
+        signature = file_system.signature(status)
+        known = self._read.get(key)
+        if known is not None and known[0] == signature:
+            return known[1]
+        settled = file_system.is_settled(status, time.time_ns())  # asked before it is read
+        call = self.get(key)
+        if settled and status.st_size <= _SMALL:
+            if len(self._read) >= _MOST_READ:
+                self._read.clear()
+            self._read[key] = (signature, call)
+        return call
 
     @property
     def leases(self) -> str:
@@ -328,7 +349,7 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         """The digest of a value that lies in a record, from its first characters; KeyError if none has them."""
         if len(prefix) < SHORTEST_PREFIX:
             raise KeyError(prefix)
-        return _combine_expand(prefix, self.index.values_with_prefix(prefix))
+        return _resolve_prefix(prefix, self.index.values_with_prefix(prefix))
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
         """Calls that fit a pattern, through the index."""
@@ -355,7 +376,7 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
 
     def decode(self, record: bytes) -> DigestedCall:
         """The call in the JSON of a record."""
-        return records.call_of(record)
+        return records.decode(record)
 
 
 def _nothing() -> None:

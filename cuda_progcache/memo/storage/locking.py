@@ -89,9 +89,11 @@ class PerKeyLocks(OperationContext):
     def _operation_context(
         self, key: Digest | str, *, intent: Intent = Intent.WRITE
     ) -> contextlib.AbstractContextManager[None]:
-        if intent is Intent.READ:
-            return super()._operation_context(key, intent=intent)
-        return _Locked(locks_of(self), str(key), super()._operation_context(key, intent=intent))
+        around = super()._operation_context(key, intent=intent)
+        return around if intent is Intent.READ else _Locked(locks_of(self), self._locked_name(key), around)
+
+    def _locked_name(self, key: Digest | str) -> str:
+        return str(key)
 
 
 class PerKeyLockMixin(PerKeyLocks):
@@ -125,12 +127,8 @@ class _Locked:
             self._locks.release(self._key)
 
 
-class SerializingMixin(OperationContext):
+class SerializingMixin(PerKeyLocks):
     """One writer at a time, whatever the key; readers wait for nobody."""
 
-    def _operation_context(
-        self, key: Digest | str, *, intent: Intent = Intent.WRITE
-    ) -> contextlib.AbstractContextManager[None]:
-        if intent is Intent.READ:
-            return super()._operation_context(key, intent=intent)
-        return _Locked(locks_of(self), "", super()._operation_context(key, intent=intent))
+    def _locked_name(self, key: Digest | str) -> str:  # noqa: ARG002 - one for all
+        return ""

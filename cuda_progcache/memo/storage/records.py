@@ -75,7 +75,7 @@ _encoder = msgspec.json.Encoder(enc_hook=_text)
 _decoder = msgspec.json.Decoder(Record)
 
 
-def body(call: DigestedCall, key: Digest) -> bytes:
+def encode(call: DigestedCall, key: Digest) -> bytes:
     """A call as the JSON of its record; SaveError where it holds what JSON can't."""
     record = Record(
         FORMAT, key, call.name, dict(call.arguments), call.module, call.version, call.code_digest, call.result,
@@ -90,7 +90,7 @@ def body(call: DigestedCall, key: Digest) -> bytes:
         raise SaveError(f"the call of {call.name} can't be recorded: {error}") from error
 
 
-def call_of(text: bytes) -> DigestedCall:
+def decode(text: bytes) -> DigestedCall:
     """The call in the JSON of a record; DamagedRecordError where it is none."""
     try:
         record = _decoder.decode(text)
@@ -115,15 +115,7 @@ def seal(record: bytes, key: str, secret: bytes | None) -> bytes:
 
 
 def unseal(data: bytes, key: str, secret: bytes | None) -> bytes:
-    """The record in a file.
-
-    Raises
-    ------
-    DamagedRecordError
-        Cut short, altered, or another call's.
-    RefusedRecordError
-        Not signed with ``secret``.
-    """
+    """The record in a file; DamagedRecordError, or RefusedRecordError where it isn't signed with ``secret``."""
     place = data.find(_RECORD, len(_HEAD), 200)
     record = data[place + len(_RECORD) : -2]
     if place < 0 or not data.startswith(_HEAD) or data[-2:] != b"}\n":

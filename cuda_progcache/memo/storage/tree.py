@@ -45,14 +45,7 @@ class Signature(NamedTuple):
 
 
 class FileTree:
-    """Files by key below a directory, which is made when the first one is written.
-
-    Parameters
-    ----------
-    root : str
-    suffix : str
-        Of file names.
-    """
+    """Files by key below a directory, which is made when the first one is written; their names end in ``suffix``."""
 
     def __init__(self, root: str, suffix: str) -> None:
         self.root = os.path.abspath(root)

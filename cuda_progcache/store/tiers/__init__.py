@@ -32,7 +32,7 @@ def open_tier(settings: TierSettings) -> ProgramCacheResource:
     """
     from cuda_progcache.store.readonly import ReadOnlyProgramCache
 
-    if settings.scheme == "file":
+    if settings.scheme == "file" and settings.trust == "anyone":
         return ReadOnlyProgramCache(settings.path, shared=True)
     from cuda_progcache.store.tiers.on_demand import EngineOnDemand
     from cuda_progcache.store.tiers.remote import RemoteProgramCache

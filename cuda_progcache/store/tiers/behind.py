@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, Value
     from cuda_progcache.store.file_stream import FileStreamProgramCache
     from cuda_progcache.store.root import Root
+    from cuda_progcache.store.tiers.remote import TierStats
     from cuda_progcache.store.tiers.settings import TierSettings
 
 _opened: dict[TierSettings, ProgramCacheResource | None] = {}
@@ -49,6 +50,12 @@ def _store(settings: TierSettings) -> ProgramCacheResource | None:
         with _opening:
             _opened.setdefault(settings, made)
     return _opened[settings]
+
+
+def in_use() -> list[TierStats]:
+    """What each tier that was opened here has cost and given; asks no service."""
+    found = [getattr(one, "_inner", one) for one in list(_opened.values())]
+    return [one.tier() for one in found if isinstance(one, RemoteProgramCache)]
 
 
 def stack(store: FileStreamProgramCache, tiers: tuple[TierSettings, ...], *, writes: bool) -> ProgramCacheStack | None:

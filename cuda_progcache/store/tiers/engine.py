@@ -45,11 +45,14 @@ class Engine(abc.ABC):
         the caller leaves behind.
     survives_fork : bool
         Whether it can be used in a child of a process that has used it.
+    pinned : bool
+        Whether its URL has the digest of all that it gives, so that nobody can have put anything else there.
     """
 
     name: str
     keeps_time: bool = False
     survives_fork: bool = True
+    pinned: bool = False
 
     def prepare(self) -> None:  # noqa: B027
         """Load all that a call needs (StoreError: that isn't installed).

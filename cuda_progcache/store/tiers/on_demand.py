@@ -23,6 +23,7 @@ _ENGINES = {
     "gs": ("objects", "ObjectEngine", "s3"),
     "az": ("objects", "ObjectEngine", "s3"),
     "oci": ("oci", "OciEngine", "http"),
+    "file": ("layer", "LayerEngine", "test"),
 }
 
 
@@ -49,13 +50,11 @@ class EngineOnDemand(Engine):
             Its client library isn't installed.
         """
         if self._made is None:
-            home, name, extra = _ENGINES[self._settings.scheme]
+            home, name, _ = _ENGINES[self._settings.scheme]
             try:
                 module = importlib.import_module(f"cuda_progcache.store.tiers.{home}")
             except ImportError as exc:
-                raise StoreError(
-                    f"{self.name} needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'"
-                ) from exc
+                raise self._lacks(exc) from exc
             made: Engine = getattr(module, name)(self._settings)
             self._made = made
         return self._made
@@ -74,7 +73,21 @@ class EngineOnDemand(Engine):
         """Make the engine."""
         import encodings.idna  # noqa: F401 - socket.getaddrinfo imports it
 
-        self.engine.prepare()
+        try:
+            self.engine.prepare()
+        except ImportError as exc:
+            raise self._lacks(exc) from exc
+
+    def _lacks(self, exc: ImportError) -> StoreError:
+        extra = _ENGINES[self._settings.scheme][2]
+        return StoreError(
+            f"{self.name} needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'"
+        )
+
+    @property
+    def pinned(self) -> bool:  # type: ignore[override]
+        """As the engine."""
+        return self.engine.pinned
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """As the engine."""

@@ -167,6 +167,28 @@ class _Directory:
         self._cache.close()
 
 
+class NotMade:
+    """A directory that would be made: there is nothing in it yet."""
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+
+    def sizes(self, tree: str) -> dict[str, int]:  # noqa: ARG002
+        """None."""
+        return {}
+
+    def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:  # noqa: ARG002
+        """None."""
+        return iter(())
+
+    def write(self, tree: str, items: Sequence[Item]) -> int:  # noqa: ARG002
+        """Keep none."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def _names(folder: str) -> list[str]:
     try:
         return sorted(os.listdir(folder))

@@ -3,17 +3,27 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.remote import MANIFESTS, PROGRAMS
-from cuda_progcache.store.tiers.sides import Item, Side, TierSide, batches, leading_to, object_name, side, side_of
+from cuda_progcache.store.tiers.sides import (
+    Item,
+    NotMade,
+    Side,
+    TierSide,
+    batches,
+    is_url,
+    leading_to,
+    object_name,
+    side,
+    side_of,
+)
 
 if TYPE_CHECKING:
-    import os
-
     from cuda_progcache.store.tiers.settings import TierSettings
 
 #: Told how many programs are done, and of how many, and the bytes that were copied.
@@ -79,7 +89,8 @@ def sync(
         A URL is none.
     """
     origin = side(source, writes=False)
-    goal = side(target, writes=not dry_run)
+    unmade = dry_run and not is_url(os.fspath(target)) and not os.path.isdir(target)
+    goal = NotMade(os.fspath(target)) if unmade else side(target, writes=not dry_run)
     try:
         return _Sync(origin, goal, None if digests is None else frozenset(digests), on_progress).run(dry_run=dry_run)
     finally:

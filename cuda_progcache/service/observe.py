@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a process's caches do, told to Prometheus and to OpenTelemetry: listeners on :func:`cuda_progcache.subscribe`.
+
+>>> from cuda_progcache.service.observe import to_prometheus
+>>> stop = to_prometheus()  # doctest: +SKIP
+
+Their libraries are the extras ``metrics`` and ``telemetry``, imported when a listener is made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache.events import Event, subscribe
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+    from cuda_progcache.store.tiers.remote import TierStats
+
+#: Bounds of the buckets of compile times, in seconds.
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+#: What is told of a tier: a metric's name without its prefix, a field of TierStats, and what it counts.
+_OF_TIERS = (
+    ("hits", "hits", "look-ups that found a program"),
+    ("misses", "misses", "look-ups that found none"),
+    ("errors", "errors", "calls that failed"),
+    ("timeouts", "timeouts", "calls that ran out of time"),
+    ("skipped", "skipped", "calls that were spared while the tier was out of use"),
+    ("corrupt", "corrupt", "objects that weren't what was asked for"),
+    ("untrusted", "untrusted", "objects that nobody who is trusted had signed"),
+    ("stored", "stored", "objects written"),
+    ("dropped", "dropped", "objects given up"),
+    ("read_bytes", "bytes_in", "bytes of objects that were read"),
+    ("written_bytes", "bytes_out", "bytes of objects that were written"),
+    ("call_seconds", "seconds", "seconds that the tier's answers took"),
+)
+
+
+def to_prometheus(registry: CollectorRegistry | None = None) -> Callable[[], None]:
+    """Count what the caches of this process do, as metrics of a Prometheus registry.
+
+    ================================== ======================== =====================================================
+    metric                             labels                   counts
+    ================================== ======================== =====================================================
+    ``progcache_events_total``         kind, target, arch       what :class:`~cuda_progcache.Event` tells, by its kind
+    ``progcache_compile_seconds``      target, arch             what compiles took (a histogram)
+    ``progcache_saved_seconds_total``  target, arch             what the compiles took that hits spared
+    ``progcache_tier_..._total``       tier                     of each tier in use: hits, misses, errors, timeouts,
+                                                                skipped, corrupt, untrusted, stored, dropped,
+                                                                read_bytes, written_bytes, call_seconds
+    ``progcache_tier_open``            tier                     1 while the tier is left alone
+    ================================== ======================== =====================================================
+
+    No label has a program's name or a reason: there may be any number of them. Those are in logs and spans.
+
+    Parameters
+    ----------
+    registry : prometheus_client.CollectorRegistry, optional
+        None: the default one.
+
+    Returns
+    -------
+    callable
+        Ends it, and takes the metrics out of the registry.
+
+    Raises
+    ------
+    ImportError
+        ``prometheus-client`` isn't installed.
+    ValueError
+        The registry has these metrics already.
+    """
+    from prometheus_client import REGISTRY, Counter, Histogram
+
+    place = REGISTRY if registry is None else registry
+    about = ("target", "arch")
+    events = Counter("progcache_events", "What program caches did, by kind.", ("kind", *about), registry=place)
+    compiles = Histogram("progcache_compile_seconds", "What compiles took.", about, buckets=_SECONDS, registry=place)
+    saved = Counter("progcache_saved_seconds", "What the compiles took that hits spared.", about, registry=place)
+    tiers = _Tiers()
+    place.register(tiers)
+
+    def listen(event: Event) -> None:
+        events.labels(event.kind, event.target_type, event.arch).inc()
+        if event.kind == "compile":
+            compiles.labels(event.target_type, event.arch).observe(event.seconds)
+        elif event.kind == "hit" and event.seconds > 0:
+            saved.labels(event.target_type, event.arch).inc(event.seconds)
+
+    unsubscribe = subscribe(listen)
+    kept: list[Any] = [events, compiles, saved, tiers]
+
+    def stop() -> None:
+        unsubscribe()
+        while kept:
+            place.unregister(kept.pop())
+
+    return stop
+
+
+class _Tiers:
+    """Asks the tiers of this process for their counts when Prometheus does; opens none, and asks no service."""
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        known = _tiers_in_use()
+        for name, source, counts in _OF_TIERS:
+            family = CounterMetricFamily(f"progcache_tier_{name}", f"Of a tier: {counts}.", labels=["tier"])
+            for tier in known:
+                family.add_metric([tier.name], getattr(tier, source))
+            yield family
+        gauge = GaugeMetricFamily("progcache_tier_open", "1 while a tier is left alone.", labels=["tier"])
+        for tier in known:
+            gauge.add_metric([tier.name], float(tier.state != "closed"))
+        yield gauge
+
+
+def _tiers_in_use() -> list[TierStats]:
+    import sys
+
+    behind = sys.modules.get("cuda_progcache.store.tiers.behind")
+    return [] if behind is None else behind.in_use()
+
+
+def to_opentelemetry(provider: TracerProvider | None = None) -> Callable[[], None]:
+    """Tell what the caches of this process do as OpenTelemetry spans and events.
+
+    A compile is a span ``progcache.compile``, a child of the one that is current where it happened. All else is an
+    event of the current span: ``progcache.hit``, ``progcache.miss`` with its reasons, and so on. Attributes:
+    ``progcache.name``, ``.target``, ``.arch``, ``.digest``, ``.reasons``, ``.seconds``.
+
+    Parameters
+    ----------
+    provider : opentelemetry.trace.TracerProvider, optional
+        None: the global one.
+
+    Returns
+    -------
+    callable
+        Ends it.
+
+    Raises
+    ------
+    ImportError
+        ``opentelemetry-api`` isn't installed.
+    """
+    from opentelemetry import trace
+
+    from cuda_progcache import __version__
+
+    tracer = trace.get_tracer("cuda_progcache", __version__, tracer_provider=provider)
+
+    def listen(event: Event) -> None:
+        told: dict[str, str | float | list[str]] = {}
+        for name, value in (("name", event.name), ("target", event.target_type), ("arch", event.arch)):
+            if value:
+                told[f"progcache.{name}"] = value
+        if event.digest:
+            told["progcache.digest"] = event.digest
+        if event.reasons:
+            told["progcache.reasons"] = list(event.reasons)
+        if event.seconds:
+            told["progcache.seconds"] = event.seconds
+        if event.kind != "compile":
+            trace.get_current_span().add_event(f"progcache.{event.kind}", told)
+            return
+        now = time.time_ns()
+        span = tracer.start_span("progcache.compile", attributes=told, start_time=now - int(event.seconds * 1e9))
+        span.end(now)
+
+    return subscribe(listen)

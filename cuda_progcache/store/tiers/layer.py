@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A read-only directory of a cache as the objects of a tier, so that what lies there is judged as a tier's is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+from cuda_progcache.errors import StoreError
+from cuda_progcache.store.records import Version, encode_record
+from cuda_progcache.store.tiers.engine import Engine, Listed
+from cuda_progcache.store.tiers.envelope import pack
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
+    from cuda_progcache.store.tiers.settings import TierSettings
+
+_PROGRAMS, _HEADERS = "v1/programs/", "v1/manifests/"
+
+
+class LayerEngine(Engine):
+    """The programs and header manifests in a directory.
+
+    Parameters
+    ----------
+    settings : TierSettings
+        Of a ``file`` URL.
+    """
+
+    def __init__(self, settings: TierSettings) -> None:
+        self.name = settings.url
+        self._settings = settings
+        self._layer: FileStreamProgramCache | None = None
+
+    def layer(self, until: float) -> FileStreamProgramCache:  # noqa: ARG002 - others have to get it first
+        """The directory.
+
+        Raises
+        ------
+        StoreError
+            There is none.
+        """
+        if self._layer is None:
+            from cuda_progcache.store.reader import Reader
+
+            self._layer = Reader(self._settings.path, shared=True)
+        return self._layer
+
+    def get(self, name: str, *, limit: int, until: float) -> bytes | None:
+        """The object of that name, made of the files there."""
+        digest = "".join(name.rsplit("/", 2)[-2:])
+        if name.startswith(_PROGRAMS):
+            return self._program(digest, limit, until)
+        return self._manifest(digest, limit, until) if name.startswith(_HEADERS) else None
+
+    def _program(self, digest: str, limit: int, until: float) -> bytes | None:
+        layer = self.layer(until)
+        try:
+            info = layer.info(digest)
+        except KeyError:
+            return None
+        if info.size > limit:
+            raise StoreError(errno.EFBIG, f"{self.name}: a program of {info.size} bytes, where {limit} are the most")
+        entry = layer._examine(digest, with_record=True)
+        if entry is None:
+            return None
+        return pack(digest, entry.data, Version.of(entry.data, encode_record(entry.record), info.created))
+
+    def _manifest(self, name: str, limit: int, until: float) -> bytes | None:
+        path = os.path.join(self.layer(until).path, "manifests", name[:2], name[2:])
+        try:
+            with open(path, "rb") as file:
+                content = file.read(limit + 1)
+        except FileNotFoundError:
+            return None
+        return pack(name, content, Version.of(content, b"{}", 0)) if len(content) <= limit else None
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """The programs there."""
+        for entry in self.layer(time.monotonic() + self._settings.write_timeout).entries():
+            name = f"{_PROGRAMS}{entry.digest[:2]}/{entry.digest[2:]}"
+            if name.startswith(prefix):
+                yield Listed(name, entry.size, entry.created)
+
+    def put(self, name: str, data: bytes, *, until: float) -> NoReturn:  # noqa: ARG002
+        """Refuse: a layer isn't written to."""
+        raise StoreError(errno.EROFS, f"{self.name} is a layer, which is only read")
+
+    def delete(self, names: Iterable[str], *, until: float) -> NoReturn:  # noqa: ARG002
+        """Refuse, as :meth:`put`."""
+        raise StoreError(errno.EROFS, f"{self.name} is a layer, which is only read")
+
+    def close(self) -> None:
+        """Nothing is open."""
