@@ -173,7 +173,8 @@ class RemoteProgramCache(ProgramCacheResource):
         """The leases of those who publish there: on the Redis that the settings name for them, or that it is itself."""
         if self._fleet is None and self._settings is not None and self._settings.mode == "rw":
             kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
-            if kept is not None:
+            # A service that is out of use keeps no leases, either.
+            if kept is not None and (kept is not self._settings or self.breaker.state == "closed"):
                 from cuda_progcache.store.tiers.leases import FleetLeases
 
                 well = self._well_again if kept is self._settings else lambda: None
