@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ci.fleet.server import RedisServer
-from ci.fleet.workers import Log, Real, StandIn, open_stack, program_name, work
+from ci.fleet.workers import Log, Real, StandIn, open_cache, program_name, work
 
 
 class Plan(NamedTuple):
@@ -147,8 +147,8 @@ def _fork(plan: Plan, folder: Path, url: str, log: Log, number: int, seed: int) 
 
 def _maker(plan: Plan, folder: Path, url: str, log: Log, host: int) -> Callable[[], StandIn | Real]:
     def make() -> StandIn | Real:
-        stack = open_stack(folder, host, url)
-        return Real(stack, log, host) if plan.real else StandIn(stack, log, host, plan.seconds)
+        cache = open_cache(folder, host, url)
+        return Real(cache, log, host) if plan.real else StandIn(cache, log, host, plan.seconds)
 
     return make
 
@@ -189,6 +189,6 @@ def _missing(plan: Plan, folder: Path, url: str, host: int) -> list[int]:
     """The programs that a host finds neither in its directory nor in the tier."""
     if plan.real:
         return []  # their keys are known to the compiler's path alone; the test lets a new host go through them
-    with warnings.catch_warnings(), open_stack(folder, host, url) as stack:
+    with warnings.catch_warnings(), open_cache(folder, host, url) as cache:
         warnings.simplefilter("ignore")
-        return [key for key in range(plan.keys) if stack.load(program_name(key)) is None]
+        return [key for key in range(plan.keys) if cache.load(program_name(key)) is None]

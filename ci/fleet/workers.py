@@ -17,9 +17,7 @@ from cuda_progcache.compile import single_flight
 from cuda_progcache.compile.lookup import fleet, leases_dir
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.store.file_stream import FileStreamProgramCache
-from cuda_progcache.store.stack import ProgramCacheStack
-from cuda_progcache.store.tiers import leases, open_tier, redis
-from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers import leases, redis
 
 #: Bytes of a stand-in's program.
 _SIZE = 20_000
@@ -64,10 +62,9 @@ class Log:
                 yield Happened(what, *map(int, numbers))
 
 
-def open_stack(folder: Path, host: int, url: str) -> ProgramCacheStack:
+def open_cache(folder: Path, host: int, url: str) -> FileStreamProgramCache:
     """The directory of a host before the tier of the fleet."""
-    disk = FileStreamProgramCache(folder / f"host-{host}", durability="none")
-    return ProgramCacheStack((disk, open_tier(parse_tier(url))))
+    return FileStreamProgramCache(folder / f"host-{host}", durability="none", tiers=[url])
 
 
 def program_name(key: int) -> bytes:
@@ -85,36 +82,36 @@ class StandIn:
 
     Parameters
     ----------
-    stack : ProgramCacheStack
+    cache : FileStreamProgramCache
     log : Log
     host : int
     seconds : float
         That a compile takes.
     """
 
-    def __init__(self, stack: ProgramCacheStack, log: Log, host: int, seconds: float) -> None:
-        self._stack, self._log, self._host, self._seconds = stack, log, host, seconds
+    def __init__(self, cache: FileStreamProgramCache, log: Log, host: int, seconds: float) -> None:
+        self._cache, self._log, self._host, self._seconds = cache, log, host, seconds
 
     def obtain(self, key: int) -> bytes:
         """The program: from the cache, or compiled once by whoever of the fleet is first."""
         name = program_name(key)
         flight = hashlib.sha256(name).hexdigest()
-        if (entry := self._stack.load(name)) is not None:
+        if (entry := self._cache.load(name)) is not None:
             return entry.data
 
         def compile_() -> bytes:
             self._log.add("begin", key, self._host)
             time.sleep(self._seconds)
             data = program(key)
-            self._stack.publish(name, data, {"key": key})
+            self._cache.publish(name, data, {"key": key})
             self._log.add("end", key, self._host)
             return data
 
         def look_up() -> bytes | None:
-            found = self._stack.load_again(name)
+            found = self._cache.load_again(name)
             return None if found is None else found.data
 
-        return fly(flight, leases_dir(self._stack), compile_, look_up, fleet=fleet(self._stack, flight))
+        return fly(flight, leases_dir(self._cache), compile_, look_up, fleet=fleet(self._cache, flight))
 
     def right(self, key: int, data: bytes) -> bool:
         """Whether that is the program."""
@@ -124,10 +121,10 @@ class StandIn:
 class Real:
     """Compiles with NVRTC; the whole pipeline."""
 
-    def __init__(self, stack: ProgramCacheStack, log: Log, host: int) -> None:
+    def __init__(self, cache: FileStreamProgramCache, log: Log, host: int) -> None:
         from cuda_progcache import events
 
-        self._stack, self._log, self._host, self._key = stack, log, host, 0
+        self._cache, self._log, self._host, self._key = cache, log, host, 0
         events.subscribe(self._note)
 
     def _note(self, event: object) -> None:
@@ -140,7 +137,7 @@ class Real:
 
         self._key = key
         source = f'extern "C" __global__ void k{key}(int *a) {{ *a = {key}; }}'
-        return Program(source, "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=self._stack).data
+        return Program(source, "c++", ProgramOptions(arch="sm_80")).compiled("cubin", cache=self._cache).data
 
     def right(self, key: int, data: bytes) -> bool:
         """Whether that is the program."""
@@ -158,7 +155,7 @@ def work(make: Callable[[], StandIn | Real], log: Log, host: int, keys: int, see
         worker = make()
         for key in order:
             log.add("got" if worker.right(key, worker.obtain(key)) else "wrong", key, host)
-        worker._stack.close()
+        worker._cache.close()
         status = 0
     except BaseException as error:  # noqa: BLE001 - told, and the end of this process
         print(f"process {os.getpid()} of host {host}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

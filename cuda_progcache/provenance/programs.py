@@ -38,7 +38,7 @@ from cuda_progcache.memo.index import Index
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.base import CallStorage, ValueStorage
 from cuda_progcache.memo.storage.tree import FileTree, Signature
-from cuda_progcache.memo.tagged_json import SaveError, decode_json, encode_json
+from cuda_progcache.memo.tagged_json import SaveError
 from cuda_progcache.provenance.step_records import Steps
 from cuda_progcache.provenance.steps import inlined, kind_of, links, links_of
 
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 #: Binaries that wait for their records while a call is saved; more are left over from saves that failed.
 _PENDING = 16
 _FIXED = ("arch", "target_type", "code_type")
-#: Bytes of JSON up to which an argument or a result lies in the record of its call.
-SMALL = 1024
 
 
 def program_cache(store: ProgramCacheResource) -> Cache:
@@ -146,6 +144,8 @@ class ProgramValueStorage(_Programs, ValueStorage):
 class ProgramCallStorage(_Programs, CallStorage):
     """The records of a store as calls; ``steps`` are those that made no program, ``values`` takes what is saved."""
 
+    inline_limit = 1024
+
     def __init__(self, store: ProgramCacheResource, values: ProgramValueStorage) -> None:
         from cuda_progcache.store.stack import ProgramCacheStack
 
@@ -201,13 +201,7 @@ class ProgramCallStorage(_Programs, CallStorage):
 
     def inline(self, value: Any) -> bytes | None:
         """What is small as JSON; binaries aren't."""
-        if isinstance(value, bytes):
-            return None
-        try:
-            text = encode_json(value)
-        except SaveError:
-            return None
-        return text if len(text) <= SMALL else None
+        return None if isinstance(value, bytes) else super().inline(value)
 
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
         """Calls that fit a pattern: through an index where the store lies in files."""
@@ -218,13 +212,6 @@ class ProgramCallStorage(_Programs, CallStorage):
             return
         yield from filter(matches, map(call_that_made, self.store.entries()))
         yield from filter(matches, self.steps.calls())
-
-    def inlined(self, key: Digest) -> Any:
-        """A value that lies in a record; KeyError if none has it."""
-        text = None if self.index is None else self.index.inlined(key)
-        if text is None:
-            raise KeyError(key)
-        return decode_json(text)
 
     # What the index reads: the records of programs, by shard, and those of the steps, whose shards are ``steps/..``.
 

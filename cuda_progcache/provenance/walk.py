@@ -70,13 +70,16 @@ def walk(
 
 def resolve(key: str, places: Iterable[BaseCache]) -> str:
     """The one key of a recorded call that has this prefix; KeyError, AmbiguousDigestError."""
+    from cuda_progcache.memo.caches.cache import Cache
+
     found: set[str] = set()
     for place in places:
+        calls = place.calls if isinstance(place, Cache) else place  # and not the digests of values
         try:
-            full = place.expand(key)
+            full = calls.expand(key)
         except KeyError:
             continue
-        if place.contains(full):  # and not the digest of a value
+        if calls.contains(full):
             found.add(full)
     if len(found) > 1:
         raise AmbiguousDigestError(key, sorted(found))

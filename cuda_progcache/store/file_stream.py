@@ -412,7 +412,7 @@ class FileStreamProgramCache(DiskStore):
         from cuda_progcache.store import maintenance
 
         if max_size_bytes is None and older_than is None:
-            raise ValueError("prune to what? give max_size_bytes, older_than or both")
+            raise ValueError("give prune max_size_bytes, older_than or both")
         if (max_size_bytes or 0) < 0 or (older_than or 0) < 0:
             raise ValueError("max_size_bytes and older_than can't be negative")
         return self._asked(

@@ -10,6 +10,7 @@ import pytest
 from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
 from cuda_progcache.memo.caches import CacheStack, Rejected, SizeLimitedCache
 from cuda_progcache.memo.call import Call
+from cuda_progcache.memo.digest import digest
 from cuda_progcache.provenance.programs import ProgramCallStorage, ProgramValueStorage, program_cache
 
 SOURCE = 'extern "C" __global__ void {}(int *a) {{ *a = {}; }}'
@@ -110,6 +111,19 @@ def test_programs_go_in_and_small_results(service):
     service.calls.evict(key)
     assert not service.calls.contains(key) and service.calls.query().count() == 1
     assert len(service.cache) == 1
+
+
+def test_small_values_can_be_had_by_their_digests(service):
+    compiled(service)
+    key = service.calls.save(Call("f", {"x": [1, 2]}, result="text"))
+    for value in ("sm_80", [1, 2], "text"):
+        assert service.calls.load_value(digest(value)) == value
+        assert service.calls.expand(digest(value)[:20]) == digest(value)
+    service.calls.evict(key)
+    with pytest.raises(KeyError):
+        service.calls.load_value(digest("text"))
+    with pytest.raises(KeyError):
+        service.calls.expand(digest("text")[:20])
 
 
 def test_entries_put_there_by_hand_are_calls_without_arguments(service):

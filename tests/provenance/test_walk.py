@@ -8,14 +8,16 @@ import shutil
 
 import pytest
 
-from cuda_progcache import CompileService, FileStreamProgramCache, memoize
+from cuda_progcache import CompileService, FileStreamProgramCache, InMemoryProgramCache, memoize
 from cuda_progcache.errors import AmbiguousDigestError, ProgCacheError
 from cuda_progcache.memo.caches import Cache
+from cuda_progcache.memo.call import Call
+from cuda_progcache.memo.digest import digest
 from cuda_progcache.memo.memoize import file_cache
 from cuda_progcache.memo.storage import CallMemory, ValueMemory
 from cuda_progcache.provenance import export
 from cuda_progcache.provenance.places import memoized_calls, recorded_calls
-from cuda_progcache.provenance.walk import walk
+from cuda_progcache.provenance.walk import resolve, walk
 
 
 def key_of(world, name):
@@ -211,6 +213,24 @@ def test_unknown_and_ambiguous_keys(world, tmp_path):
         assert walk(one, many).root == f"binary:{one}"
         with pytest.raises(AmbiguousDigestError):
             walk(one[:4], many)
+
+
+def test_the_start_of_values_is_no_key():
+    """Several arguments that begin alike aren't taken for calls, nor one beside a call."""
+    one, other = 399, 496
+    assert digest(one)[:4] == digest(other)[:4]
+    calls = CompileService(InMemoryProgramCache()).calls
+    memory = Cache(ValueMemory({}), CallMemory({}))
+    for cache in (calls, memory):
+        keys = [cache.save(Call("f", {"x": n}, result=n)) for n in (one, other)]
+        for start in (digest(one)[:4], digest(one)[:20]):
+            with pytest.raises(KeyError):
+                resolve(start, [cache])
+        assert [resolve(key[:8], [cache]) for key in keys] == keys
+    for n in (69338, 136797):  # which begin as the first call's key does
+        assert digest(n)[:4] == keys[0][:4]
+        memory.values.save(n)
+        assert resolve(keys[0][:4], [memory]) == keys[0]
 
 
 def test_directories_of_calls(world, tmp_path):

@@ -230,6 +230,18 @@ def test_a_lease_lasts_until_the_tier_has_the_program(host, client):
     assert client.get("pc1:{f}:o") == token
 
 
+def test_a_directory_has_the_leases_of_the_tier_behind_it(server, tmp_path):
+    from cuda_progcache import FileStreamProgramCache
+
+    shared = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
+    assert shared.fleet is FileStreamProgramCache(tmp_path / "b", tiers=[server.url]).fleet
+    assert shared.fleet.name == server.url
+    elsewhere = FileStreamProgramCache(tmp_path / "c", tiers=[f"http://127.0.0.1:1/x?lease_url={server.url}"])
+    assert elsewhere.fleet.name == server.url
+    for tiers in ([], [f"{server.url}?mode=ro"], ["http://127.0.0.1:1/x"]):
+        assert FileStreamProgramCache(tmp_path / "d", tiers=tiers).fleet is None
+
+
 def test_one_that_must_not_wait_does_not(host):
     tier, go = Tier(), threading.Event()
     with ThreadPoolExecutor(1) as pool:

@@ -216,7 +216,7 @@ junk = st.recursive(
 FIELDS = ("symbol_mapping", "log", "log_files", "headers", "duration", "name", "components", "resource_usage")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(record=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, junk)))
 def test_a_record_of_the_wrong_shape_fails_no_compile(anyone, attacker, compiled_once, record):
     """Where anyone is trusted, a record may have any shape. The bytes are used, or it is a miss."""
@@ -249,7 +249,7 @@ class FromTier(ProgramCacheStack):
         super().__init__((tier,), write_policy="skip")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=st.binary(max_size=300) | st.binary(max_size=40).map(lambda rest: b"CPCO\x01\0\0\0" + rest))
 def test_whatever_a_lying_server_answers_is_a_miss(anyone, attacker, answer):
     attacker.set(place(KEY), answer)

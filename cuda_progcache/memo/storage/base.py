@@ -11,14 +11,18 @@ import heapq
 import os
 import pickle
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from cuda_progcache.errors import AmbiguousDigestError
 from cuda_progcache.memo.call import DigestedCall, QueryCall, digests_of
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 from cuda_progcache.memo.tagged_json import SaveError as SaveError  # noqa: PLC0414 - a name of this module, too
+from cuda_progcache.memo.tagged_json import decode_json, encode_json
+
+if TYPE_CHECKING:
+    from cuda_progcache.memo.index import Index
 
 #: Characters that a digest prefix has to have at least.
 SHORTEST_PREFIX = 4
@@ -232,6 +236,11 @@ class ValueStorage(KeyManagement):
 class CallStorage(KeyManagement):
     """Keeps calls under their keys."""
 
+    #: Bytes of JSON up to which arguments and results go into the record; 0: none do.
+    inline_limit: int = 0
+    #: Finds calls and values, where the records lie in files.
+    index: Index | None = None
+
     @abc.abstractmethod
     def save(self, call: DigestedCall) -> Digest:
         """Keep a call, in place of one with the same key; SaveError where that can't be done."""
@@ -248,20 +257,43 @@ class CallStorage(KeyManagement):
         """:meth:`load` for a caller who changes nothing of it, and gives the full key."""
         return self.load(key)
 
-    def inline(self, value: Any) -> bytes | None:  # noqa: ARG002 - for overriders
+    def inline(self, value: Any) -> bytes | None:
         """A value as tagged JSON, if it is so small that it goes into the record of its call; else None."""
-        return None
+        kind = type(value)
+        if kind in {str, bytes, list, tuple, dict, set} and len(value) > self.inline_limit:
+            return None
+        try:
+            text = encode_json(value) if self.inline_limit else b""
+        except SaveError:
+            return None
+        return text if 0 < len(text) <= self.inline_limit else None
 
     def inlined(self, key: Digest) -> Any:
         """A value that lies in a record; KeyError if none has it."""
-        raise KeyError(key)
+        if self.index is not None:
+            text = self.index.inlined(key)
+        else:
+            text = next((values[key] for values in self._inlines() if key in values), None)
+        if text is None:
+            raise KeyError(key)
+        return decode_json(text)
 
     def expand_inlined(self, prefix: str) -> Digest:
         """The digest of a value that lies in a record, from its first characters; KeyError if none has them."""
-        raise KeyError(prefix)
+        if len(prefix) < SHORTEST_PREFIX:
+            raise KeyError(prefix)
+        if self.index is not None:
+            return _resolve_prefix(prefix, self.index.values_with_prefix(prefix))
+        return _combine_expand(prefix, {key for values in self._inlines() for key in values if key.startswith(prefix)})
+
+    def _inlines(self) -> Iterator[Mapping[Digest, bytes]]:
+        """The values in each record, where there is no index."""
+        return (call.inline for call in self.query(QueryCall())) if self.inline_limit else iter(())
 
     def references(self, values: set[Digest]) -> set[Digest]:
         """Those of ``values`` to which some call refers itself (not through a container)."""
+        if self.index is not None:
+            return self.index.references(values)
         found: set[Digest] = set()
         for key in tuple(self.list()):
             try:

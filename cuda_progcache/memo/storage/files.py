@@ -32,17 +32,15 @@ from cuda_progcache.memo.digest import Digest
 from cuda_progcache.memo.index import Index
 from cuda_progcache.memo.storage import codecs, records
 from cuda_progcache.memo.storage.base import (
-    SHORTEST_PREFIX,
     CallMixin,
     Intent,
     StorageBackend,
     ValueMixin,
-    _resolve_prefix,
 )
 from cuda_progcache.memo.storage.destructuring import DestructuringMixin
 from cuda_progcache.memo.storage.locking import PerKeyLocks
 from cuda_progcache.memo.storage.tree import FileTree, Signature
-from cuda_progcache.memo.tagged_json import SaveError, decode_json, encode_json
+from cuda_progcache.memo.tagged_json import SaveError
 
 FORMAT = 1
 #: Bytes of JSON up to which a value goes into the record of its call.
@@ -292,6 +290,8 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         """The call under ``key``, for a caller who changes nothing of it; remembered while its file stays as it is."""
         try:
             status = os.lstat(self.tree.path(key))
+        except FileNotFoundError:
+            raise KeyError(key) from None
         except OSError:
             return self.get(key)
         signature = file_system.signature(status)
@@ -327,38 +327,10 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
             self.counters["refused"] += 1
         return None
 
-    def inline(self, value: Any) -> bytes | None:
-        """A value as JSON for the record; None if it is too long, or none."""
-        kind = type(value)
-        if kind in {str, bytes, list, tuple, dict, set} and len(value) > self.inline_limit:
-            return None
-        try:
-            text = encode_json(value)
-        except SaveError:
-            return None
-        return text if len(text) <= self.inline_limit else None
-
-    def inlined(self, key: Digest) -> Any:
-        """A value that lies in some record; KeyError if none has it."""
-        text = self.index.inlined(key)
-        if text is None:
-            raise KeyError(key)
-        return decode_json(text)
-
-    def expand_inlined(self, prefix: str) -> Digest:
-        """The digest of a value that lies in a record, from its first characters; KeyError if none has them."""
-        if len(prefix) < SHORTEST_PREFIX:
-            raise KeyError(prefix)
-        return _resolve_prefix(prefix, self.index.values_with_prefix(prefix))
-
     def query(self, template: QueryCall) -> Iterator[DigestedCall]:
         """Calls that fit a pattern, through the index."""
         with self._operation_context("", intent=Intent.READ):
             yield from self.index.query(template)
-
-    def references(self, values: set[Digest]) -> set[Digest]:
-        """Those of ``values`` to which some call refers itself."""
-        return self.index.references(values)
 
     # What the index reads
 
