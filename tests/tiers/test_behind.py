@@ -169,6 +169,17 @@ def test_a_tier_that_answers_nobody_costs_no_program(nobody, tmp_path, headers):
     assert len(met) == 1
 
 
+def test_the_end_of_a_store_waits_for_no_tier_that_is_out_of_use(nobody, tmp_path, headers):
+    """What waits for it is the thread's business, and the process's end's."""
+    cache = FileStreamProgramCache(tmp_path, tiers=[nobody[0]])
+    with pytest.warns(ProgCacheWarning):
+        compiled(cache, headers)
+    tier = cache._stack.levels[1]
+    assert tier.breaker.state == "open"
+    tier.close = None  # whoever calls it fails
+    cache.close()
+
+
 def test_a_tier_that_cannot_be_opened_is_left_out(tmp_path, headers):
     layer = f"file://{tmp_path}/no-layer"
     with FileStreamProgramCache(tmp_path / "cache", tiers=[layer]) as cache:
