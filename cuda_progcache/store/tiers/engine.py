@@ -7,6 +7,8 @@ import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from cuda_progcache.errors import StoreError
+
 
 class Listed(NamedTuple):
     """An object as a listing tells of it.
@@ -24,6 +26,10 @@ class Listed(NamedTuple):
     name: str
     size: int
     modified: float
+
+
+class NotInstalledError(StoreError):
+    """The client library of a service isn't installed, which no later call changes."""
 
 
 class Engine(abc.ABC):
@@ -55,7 +61,7 @@ class Engine(abc.ABC):
     pinned: bool = False
 
     def prepare(self) -> None:  # noqa: B027
-        """Load all that a call needs (StoreError: that isn't installed).
+        """Load all that a call needs (:class:`NotInstalledError`: that can't be had).
 
         Calls are made on threads of ours, too, which must import nothing: a process that is about to end can't any
         more, and a child that is forked while a thread imports a module waits for that module for ever.
