@@ -59,7 +59,7 @@ def use(engine):
     large = bytes(range(256)) * (4 << 10)
     engine.put("packs/large", large, until=later())
     assert engine.get("packs/large", limit=len(large), until=later()) == large
-    with pytest.raises(StoreError, match="may have"):
+    with pytest.raises(StoreError, match="more than the limit"):
         engine.get("packs/large", limit=len(large) - 1, until=later())
     return names
 
@@ -113,7 +113,7 @@ def test_a_bucket_that_is_not_there_is_no_miss(s3_server):
     engine = engine_of(s3_server.replace(f"@{servers.BUCKET}/", "@no-such-bucket/"))
     with pytest.raises(StoreError, match="no such bucket"):
         engine.get(NAME, limit=LIMIT, until=later())
-    with pytest.raises(StoreError, match="is there such a bucket"):
+    with pytest.raises(StoreError, match="does the bucket exist"):
         engine.put(NAME, b"x", until=later())
 
 
@@ -168,7 +168,7 @@ def test_a_server_that_cannot_list_says_what_can():
 
 def test_a_large_write_has_the_time_of_a_write_and_not_of_a_connection(nginx_url):
     """urllib3 has the time for connecting bound what is sent, too."""
-    engine = EngineOnDemand(parse_tier(f"{nginx_url}?connect_timeout=30&timeout=60&write_timeout=60"))
+    engine = EngineOnDemand(parse_tier(nginx_url))
     body = bytes(32 << 20)
     engine.put(NAME, body, until=later())
     assert engine.get(NAME, limit=len(body), until=later()) == body

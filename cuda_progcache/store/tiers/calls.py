@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import time
@@ -15,7 +16,7 @@ from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.breaker import CircuitBreaker
 from cuda_progcache.store.tiers.deadline import aside, within
-from cuda_progcache.store.tiers.engine import NotInstalledError
+from cuda_progcache.store.tiers.engine import NotInstalledError, reason
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.engine import Engine
@@ -107,7 +108,7 @@ class Calls:
     def _admit(self) -> None:
         """Let a call through, or raise why not."""
         if not self.is_usable():
-            raise OutOfUseError(f"{self._engine.name} can't be used in this process")
+            raise OutOfUseError(errno.ENOTSUP, "can't be used in this process", self._engine.name)
         state = self.breaker.state
         if state != "closed":
             if state == "half-open":
@@ -118,7 +119,7 @@ class Calls:
     def _spared(self) -> OutOfUseError:
         with self._lock:
             self.skipped += 1
-        return OutOfUseError(f"{self._engine.name} is out of use for a while")
+        return OutOfUseError(errno.EIO, "not tried again yet after an error", self._engine.name)
 
     def attempt(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
         """As :meth:`make`, for a call that the breaker has let through."""
@@ -136,7 +137,7 @@ class Calls:
             raise
         except Exception as exc:  # a client's own, which an engine should have translated
             self._failed(exc)
-            raise StoreError(f"{self._engine.name}: {type(exc).__name__}: {exc}") from exc
+            raise StoreError(errno.EIO, reason(exc), self._engine.name) from exc
         except BaseException:
             self.breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
             raise
@@ -154,19 +155,19 @@ class Calls:
             self.breaker.failed(timed_out=True)
             with self._lock:
                 self.errors += 1
-                self.error = "it sends what nobody asked for"
+                self.error = "the server sends something other than what was asked for"
             self._in_trouble()
 
     def _failed(self, exc: Exception) -> None:
         late = isinstance(exc, TimeoutError)
         self.breaker.failed(timed_out=late)
-        said = f"{type(exc).__name__}: {exc}"
+        said = reason(exc)
         with self._lock:
             self.errors += 1
             self.timeouts += late
             self.error = said
         self._in_trouble()
-        self.note("late" if late else "trouble", f"is in trouble ({said}); programs are compiled without it")
+        self.note("late" if late else "trouble", f"failed ({said}); programs are compiled without it")
 
     def _try_again(self) -> None:
         if self.breaker.allows():
@@ -182,8 +183,11 @@ class Calls:
         with self._lock:
             self.skipped += 1
         if self._is_lacking:
-            return False  # which was said
-        self.note("fork", "can't be used in a child of a process that has used it: nothing is found or kept there")
+            return False  # the user has been told
+        self.note(
+            "fork",
+            "was used before this process was forked and can't be used in the child; programs are compiled without it",
+        )
         return False
 
     def is_ready(self) -> bool:
@@ -205,8 +209,8 @@ class Calls:
                 self.breaker.failed(timed_out=True)  # for those who ask it about the service
                 with self._lock:
                     self.errors += 1
-                    self.error = str(exc)
-                self.note("lacking", f"isn't used ({exc})")
+                    self.error = reason(exc)
+                self.note("lacking", f"isn't used ({reason(exc)})")
                 raise
             except OSError as exc:
                 self._failed(exc)
