@@ -362,7 +362,8 @@ def test_a_batch_from_redis_leaves_out_what_is_too_large_and_is_read_in_parts(re
 
     monkeypatch.setattr(redis, "BATCH_BYTES", budget)
     keys = [b"%d" % number for number in range(6)]
-    writer, reader = open_url(redis_url), open_url(f"{redis_url}{"&" if "?" in redis_url else "?"}max_bytes=2000")
+    mark = "&" if "?" in redis_url else "?"
+    writer, reader = open_url(redis_url), open_url(f"{redis_url}{mark}max_bytes=2000")
     for number, key in enumerate(keys):
         writer.publish(key, bytes(9000 if number in {2, 3} else 10), {})
     assert writer.flush(60)
