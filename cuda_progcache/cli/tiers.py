@@ -211,8 +211,8 @@ def gc_command(
     if session.json and not (yes or dry_run):
         raise click.UsageError("gc --json needs --yes or --dry-run: there is no one to ask")
     kept = [locked(lock) for lock in locks]
-    keep = {"keep": frozenset().union(*[one.keys for one in kept]), "keep_packs": {one.digest for one in kept}}
-    found = collect(tier, older_than=older_than, **keep)
+    keep, packs = {key for one in kept for key in one.keys}, {one.digest for one in kept}
+    found = collect(tier, older_than=older_than, keep=keep, keep_packs=packs)
     name = _shown(tier)
     if not session.json:
         manifests = output.plural(found.manifests, "header manifest")
@@ -232,7 +232,8 @@ def gc_command(
             found = collect(
                 tier,
                 older_than=older_than,
-                **keep,
+                keep=keep,
+                keep_packs=packs,
                 dry_run=False,
                 on_progress=lambda done, total: progress(done, total, 0),
             )

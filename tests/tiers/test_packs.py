@@ -23,6 +23,7 @@ from cuda_progcache.store.tiers.upkeep import collect, sync
 
 LOCK, OTHER = "ab" * 32, "cd" * 32
 LATER = 60.0
+MADE_UP = "manifests/aa/" + "aa" * 31
 MANIFEST = """
 format = 1
 [kernels.plain]
@@ -150,6 +151,7 @@ def test_a_fresh_machine_makes_one_call_and_compiles_nothing(tier_url, tmp_path,
     assert (report.hits, report.compiled) == (3, 0)
     (tier,) = behind.in_use()
     assert (tier.calls, tier.hits, tier.misses) == (1, 3, 0)
+    assert manifests(tmp_path / "fresh")
     # They are here now, byte by byte; and nobody asks for the pack again.
     for digest in farm.lock.keys:
         name = f"entries/{digest[:2]}/{digest[2:]}"
@@ -200,11 +202,17 @@ def test_a_pack_is_whole_or_none(redis_url, shelf, monkeypatch):
 
 def test_few_that_are_missing_are_asked_for_one_by_one(redis_url, shelf, tmp_path):
     sync(shelf.path, redis_url, digests=shelf.digests, pack=LOCK)
+    more = [f"more {number}".encode() for number in range(8)]
+    with FileStreamProgramCache(tmp_path / "fresh", durability="none", tiers=()) as cache:
+        for key in more:
+            cache.publish(key, key, {})
+    digests = [*shelf.digests, *map(entry_digest, more)]
     with machine(tmp_path / "fresh", redis_url) as cache:
-        assert cache.fetch(shelf.keys[:3]) == 3
-        before = behind.in_use()[0].calls
-        assert fetched(cache, shelf) == 0
-        assert behind.in_use()[0].calls == before
+        for come, asked in ((shelf.keys[:2], digests), (shelf.keys[2:3], shelf.digests)):
+            assert cache.fetch(come) == len(come)
+            before = behind.in_use()[0].calls
+            assert packs.fetch_pack(cache, lambda: LOCK, asked) == 0  # 2 of 12 are missing, then 1 of 4
+            assert behind.in_use()[0].calls == before
         cache.clear()
         assert fetched(cache, shelf) == 4
     assert len(manifests(tmp_path / "fresh")) == 1
@@ -224,8 +232,10 @@ def flipped(packed):
         lambda _: b"<html>a proxy</html>" * 1000,
         lambda packed: tampered(packed, lambda files: files.update({"../../escaped": b"x"})),
         lambda packed: tampered(packed, lambda files: files.pop(next(name for name in files if "records" in name))),
+        lambda packed: tampered(packed, lambda files: files.update({MADE_UP: b"[" * 100_000})),
+        lambda packed: tampered(packed, lambda files: files.update({MADE_UP: b'{"format": [], "sets": {}}'})),
     ],
-    ids=["flipped", "cut", "empty", "html", "escaping", "unrecorded"],
+    ids=["flipped", "cut", "empty", "html", "escaping", "unrecorded", "deep", "shapeless"],
 )
 def test_a_damaged_pack_is_a_miss_that_is_told(redis_url, shelf, tmp_path, damage):
     sync(shelf.path, redis_url, digests=shelf.digests, pack=LOCK)
@@ -259,6 +269,17 @@ def test_a_pack_that_is_too_large_is_not_read(tier_url, shelf, tmp_path, monkeyp
             assert fetched(cache, shelf) == 0
         assert (behind.in_use()[0].bytes_in, behind.in_use()[0].errors) == (0, 1)
         assert cache.fetch(shelf.keys) == 4
+
+
+def test_a_manifest_of_the_wrong_shape_leads_nowhere(redis_url, shelf, tmp_path):
+    sync(shelf.path, redis_url, digests=shelf.digests, pack=LOCK)
+    packed = engine(redis_url).get(packs.pack_name(LOCK), limit=packs.MAX_BYTES, until=later())
+    sets = b'{"format": 3, "sets": [{"entry": []}, {"entry": {}}, [], 7]}'
+    packed = tampered(packed, lambda files: files.update({MADE_UP: sets}))
+    engine(redis_url).put(packs.pack_name(LOCK), packed, until=later())
+    with machine(tmp_path / "fresh", redis_url) as cache:
+        assert fetched(cache, shelf) == 4
+    assert manifests(tmp_path / "fresh") == ["ef" * 31]
 
 
 def test_a_tier_that_is_gone_is_a_miss(shelf, tmp_path):
@@ -300,7 +321,7 @@ def test_what_nobody_who_is_trusted_has_signed_is_left_out(redis_url, shelf, tmp
 
     def smuggle(files):
         files[f"records/{digest[:2]}/{digest[2:]}"] = record
-        files["manifests/aa/" + "aa" * 31] = json.dumps({"format": 3, "sets": [{"entry": shelf.digests[1]}]}).encode()
+        files[MADE_UP] = json.dumps({"format": 3, "sets": [{"entry": shelf.digests[1]}]}).encode()
 
     anyone.put(packs.pack_name(LOCK), tampered(signed, smuggle), until=later())
     behind._opened.clear()

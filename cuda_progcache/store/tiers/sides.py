@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from cuda_progcache.errors import ReadOnlyError, StoreError
 from cuda_progcache.store.base import is_digest
-from cuda_progcache.store.derived import manifest_path, manifest_sets, merge_manifest, merged_manifest
+from cuda_progcache.store.derived import leads_to, manifest_path, manifest_sets, merge_manifest, merged_manifest
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.readonly import ReadOnlyProgramCache, look_into
 from cuda_progcache.store.records import Version, encode_record
@@ -341,7 +341,7 @@ def leading_to(content: bytes, digests: Iterable[str] | None) -> bytes | None:
     sets = [
         {name: value for name, value in one.items() if name != "stamps"}
         for one in known[1]
-        if isinstance(one, dict) and (wanted is None or one.get("entry") in wanted)
+        if (isinstance(one, dict) if wanted is None else leads_to(one, wanted))
     ]
     return json.dumps({"format": known[0], "sets": sets}, separators=(",", ":")).encode() if sets else None
 
