@@ -296,7 +296,7 @@ class Health(NamedTuple):
 
 
 def health(settings: TierSettings, *, count: bool = False) -> Health:
-    """Ask a tier for something that it can't have, three times, and, where that is wanted, for a listing.
+    """Measure a tier with three look-ups that miss, and optionally list its contents.
 
     Parameters
     ----------
