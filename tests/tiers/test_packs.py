@@ -102,7 +102,7 @@ def pair(tmp_path):
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
-    return f"?sign_key={tmp_path}/key.pem", f"?mode=ro&trust=signed&keys={public}"
+    return f"sign_key={tmp_path}/key.pem", f"mode=ro&trust=signed&keys={public}"
 
 
 def later():
@@ -265,7 +265,7 @@ def test_a_pack_that_is_too_large_is_not_read(tier_url, shelf, tmp_path, monkeyp
     sync(shelf.path, tier_url, digests=shelf.digests, pack=LOCK)
     monkeypatch.setattr(packs, "MAX_BYTES", 5000)
     with machine(tmp_path / "fresh", tier_url) as cache:
-        with pytest.warns(ProgCacheWarning, match="trouble"):
+        with pytest.warns(ProgCacheWarning, match="failed"):
             assert fetched(cache, shelf) == 0
         assert (behind.in_use()[0].bytes_in, behind.in_use()[0].errors) == (0, 1)
         assert cache.fetch(shelf.keys) == 4
@@ -283,12 +283,13 @@ def test_a_manifest_of_the_wrong_shape_leads_nowhere(redis_url, shelf, tmp_path)
 
 
 def test_a_tier_that_is_gone_is_a_miss(shelf, tmp_path):
-    with machine(tmp_path / "fresh", "redis://127.0.0.1:1") as cache, pytest.warns(ProgCacheWarning, match="trouble"):
+    with machine(tmp_path / "fresh", "redis://127.0.0.1:1") as cache, pytest.warns(ProgCacheWarning, match="failed"):
         assert fetched(cache, shelf) == 0
 
 
 def test_what_nobody_who_is_trusted_has_signed_is_left_out(redis_url, shelf, tmp_path, pair):
-    writes, reads = pair
+    mark = "&" if "?" in redis_url else "?"
+    writes, reads = (mark + options for options in pair)
     anyone = engine(redis_url)
     sync(shelf.path, redis_url + writes, digests=shelf.digests, pack=LOCK)
     signed = anyone.get(packs.pack_name(LOCK), limit=packs.MAX_BYTES, until=later())
