@@ -96,8 +96,12 @@ class ObjectEngine(Engine):
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name; ``None`` if there is none."""
-        store = self._store(self._settings.timeout)
-        return self._call(lambda: _get(store, name, limit), self._settings.timeout, until, f"a get of {name}")
+        patient = until - time.monotonic() > self._settings.timeout  # as it is for a pack
+        return self._get(name, limit, until, self._settings.write_timeout if patient else self._settings.timeout)
+
+    def _get(self, name: str, limit: int, until: float, seconds: float) -> bytes | None:
+        store = self._store(seconds)
+        return self._call(lambda: _get(store, name, limit), seconds, until, f"a get of {name}")
 
     def put(self, name: str, data: bytes, *, until: float) -> None:
         """Write an object, in one request."""
