@@ -431,7 +431,7 @@ class CompileService:
         archs: Iterable[str] = (),
         kernels: Iterable[str] | None = None,
     ) -> Proof:
-        """Say of each program that a deploy needs whether it is in the cache, and why not; compile nothing.
+        """Report for each program that a deploy needs whether it is in the cache, and if not, why; compile nothing.
 
         Each is looked up as in a frozen run, and the reasons are those of its :class:`FrozenMissError`.
 

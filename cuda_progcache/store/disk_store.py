@@ -260,7 +260,7 @@ class DiskStore(ProgramCacheResource):
             return None  # gone or in trouble: the long way says which, and counts it
 
     def load(self, key: Key) -> Entry | None:
-        """The entry with its record, both verified; ``None`` on a miss, and any trouble in the cache is one."""
+        """Return the entry with its record, both verified; ``None`` on a miss. Any problem with the cache is a miss."""
         digest = entry_digest(key)
         remembered = self._verified.get(digest)
         if remembered is not None:
@@ -564,7 +564,7 @@ class DiskStore(ProgramCacheResource):
         return sum(pairs.count(self._root, shard) for shard in self._root.shards())
 
     def entries(self) -> Iterator[EntryInfo]:
-        """Every entry with a record that fits its size; bytes are not verified, and nothing is counted as a lookup."""
+        """Iterate over all entries whose record fits their size; bytes are not verified, and no lookup is counted."""
         for shard in self._root.shards():
             for info in map(self._info, pairs.digests(self._root, shard)):
                 if info is not None:

@@ -262,7 +262,7 @@ def test_a_layer_lists_its_manifests(tmp_path, compiled):
         digest = "".join(listed.name.rsplit("/", 2)[-2:])
         content, _ = unpack(digest, engine.get(listed.name, limit=1 << 20, until=time.monotonic() + 600))
         assert (listed.size, listed.modified > 0) == (len(content), True)
-    assert len(found) == sum(len(names) for _, _, names in os.walk(tmp_path / "here" / "manifests")) > 0
+    assert len(found) == len(list((tmp_path / "here" / "manifests").glob("??/*"))) > 0
     assert len(list(engine.list("v1/programs/"))) == 1
     assert len(list(engine.list("v1/"))) == 1 + len(found)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.tiers.engine import Engine, Listed
 from cuda_progcache.store.tiers.envelope import pack
@@ -89,6 +90,8 @@ class LayerEngine(Engine):
         folder = os.path.join(layer.path, "manifests")
         for at, _, files in os.walk(folder) if not prefix.startswith(_PROGRAMS) else ():
             for file in files:
+                if not is_digest(os.path.basename(at) + file):
+                    continue
                 name = f"{_HEADERS}{os.path.basename(at)}/{file}"
                 try:
                     status = os.stat(os.path.join(at, file))

@@ -259,7 +259,7 @@ class RemoteProgramCache(ProgramCacheResource):
         if self._missed and self._has_missed(name):
             return None
         try:
-            packed = self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes)
+            packed = self._calls.look_up(self._timeout, self.engine.get, name, limit=self._max_bytes)
         except OutOfUseError:
             return None
         except OSError:

@@ -68,7 +68,7 @@ def sync(
 ) -> SyncReport:
     """Copy the programs, and the header manifests that lead to them, that the target lacks.
 
-    Whatever ends it, what was copied is there; done again, it goes on. Nothing is removed.
+    If it is interrupted, what was copied stays, and the next run continues. Nothing is removed.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ class Health(NamedTuple):
 
 
 def health(settings: TierSettings, *, count: bool = False) -> Health:
-    """Ask a tier for something that it can't have, three times, and, where that is wanted, for a listing.
+    """Measure a tier with three look-ups that miss, and optionally list its contents.
 
     Parameters
     ----------

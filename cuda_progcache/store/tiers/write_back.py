@@ -64,7 +64,7 @@ class WriteBack(Generic[T]):
         self._ending = threading.Event()
 
     def put(self, name: str, item: T, size: int) -> bool:
-        """Queue a write, in the place of one that waits under its name; False, and that one stays, where it has no room."""
+        """Queue a write, in the place of one that waits under its name; False if there is no room (that one stays)."""
         with self._lock:
             before = self._waiting.get(name, (None, 0))[1]
             count = len(self._waiting) - (name in self._waiting)
