@@ -391,9 +391,11 @@ class DiskStore(ProgramCacheResource):
 
     def copy(self, key: Key, entry: Entry) -> bool:
         """Store what another store has, too; see :meth:`ProgramCacheResource.copy`."""
-        digest = entry_digest(key)
+        return self._copy(entry_digest(key), entry.data, entry.record_json)
+
+    def _copy(self, digest: str, data: bytes, record_json: bytes) -> bool:
         try:
-            return self._wrote(self._put(digest, entry.data, entry.record_json, durability="none"))
+            return self._wrote(self._put(digest, data, record_json, durability="none"))
         except OSError as exc:
             self._dropped(digest, exc, strict=False)
             return False
