@@ -12,7 +12,7 @@ from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.lookup import check_cache, fleet, leases_dir, load, seconds_of
-from cuda_progcache.compile.manifests import known_headers, remember_headers
+from cuda_progcache.compile.manifests import headers_here, known_headers, remember_headers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import CompileError, OptionError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.compile.diagnostics import LineLookup
     from cuda_progcache.compile.output import Output
+    from cuda_progcache.keys.schema import BaseKey
 
 NOTHING_TO_LINK = "there is nothing to link. At least one ObjectCode object must be provided."
 
@@ -208,6 +209,13 @@ def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, 
     return _look_up(_link_step(inputs, options, target_type), inputs, cache)
 
 
+def linked_digest_here(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> bytes | None:
+    """The key of a link, as far as it is known on this machine what its compiles read."""
+    own = _link_step(inputs, options, target_type)
+    key = _link_key(own, inputs, cache, headers_here) if own.unrepeatable is None else None
+    return None if key is None else key.digest
+
+
 def _look_up(own: LinkStep, inputs: Sequence[LinkInput], cache: Any) -> CompiledProgram | None:
     if own.unrepeatable is not None:
         return None
@@ -233,7 +241,12 @@ def _link_step(inputs: Sequence[LinkInput], options: Any, target_type: str) -> L
     return LinkStep(name, target_type, options.arch, flags)
 
 
-def _link_key(own: LinkStep, inputs: Iterable[LinkInput], cache: Any) -> ProgramKey | None:
+def _link_key(
+    own: LinkStep,
+    inputs: Iterable[LinkInput],
+    cache: Any,
+    headers_of: Callable[[BaseKey, Any], HeaderSet | None] = known_headers,
+) -> ProgramKey | None:
     """The key of a link; None while what one of its compiles reads isn't known."""
     tools = toolchain.toolchain("ptx")
     used: dict[str, toolchain.ToolFile] = {tool.name: tool for tool in tools}
@@ -250,7 +263,7 @@ def _link_key(own: LinkStep, inputs: Iterable[LinkInput], cache: Any) -> Program
             components.append(Component("input", item.data or b""))
             continue
         base = base_key(item.compile)
-        known = known_headers(base, cache) if item.compile.reads_headers else NO_HEADERS
+        known = headers_of(base, cache) if item.compile.reads_headers else NO_HEADERS
         if known is None:
             return None
         key = base.with_headers(known, output=own.target_type)

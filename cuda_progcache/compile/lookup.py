@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from cuda_progcache import events
 from cuda_progcache._util.running import running
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.manifests import headers_alike, known_headers, remember_headers
+from cuda_progcache.compile.manifests import headers_alike, headers_here, known_headers, remember_headers
 from cuda_progcache.keys.headers import NO_HEADERS
 from cuda_progcache.keys.inputs import CompileInputs
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
@@ -44,6 +44,12 @@ def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgra
         return load(key, inputs, cache)  # once more, and counted as a miss
     cache.load(base.plain)  # no entry is called so: a miss, and counted
     return None
+
+
+def digest_here(base: BaseKey, cache: Any) -> bytes | None:
+    """The key of a program, as far as it is known on this machine what the program reads."""
+    headers = headers_here(base, cache) if base.inputs.reads_headers else NO_HEADERS
+    return None if headers is None else base.with_headers(headers).digest
 
 
 def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> CompiledProgram | None:

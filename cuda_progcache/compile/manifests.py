@@ -12,7 +12,7 @@ import itertools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
@@ -21,6 +21,8 @@ from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, alike, for_el
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuda_progcache.keys.schema import BaseKey
 
 _manifests: OrderedDict[tuple[str | None, str], HeaderManifest] = OrderedDict()
@@ -43,6 +45,21 @@ def _manifest_in(root: str | os.PathLike[str], manifest_id: str) -> str:
 
 def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
     """The header set of an earlier compile that still matches what is on disk; None if there is none."""
+    found = headers_here(base, cache)
+    if found is None and (content := _beyond(base.manifest_id, cache)) is not None:
+        return _take(base, content, cache)
+    return found
+
+
+def fetch_manifests(bases: Iterable[BaseKey], cache: Any) -> None:
+    """Have the manifests here that these lack and that lie beyond this machine, asked for together."""
+    missing = {base.manifest_id: base for base in bases if headers_here(base, cache) is None}
+    for manifest_id, content in cache.find_manifests(missing).items():
+        _take(missing[manifest_id], content, cache)
+
+
+def headers_here(base: BaseKey, cache: object) -> HeaderSet | None:
+    """:func:`known_headers`, of what lies on this machine."""
     path = _manifest_path(cache, base.manifest_id)
     slot = (path, base.manifest_id)
     search, recheck_after = base.search, base.inputs.header_policy.recheck_after
@@ -60,16 +77,15 @@ def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
             return found
     if path is not None:
         _recall_include_source(path)
-    return _from_beyond(base, base.manifest_id, cache)
+    return None
 
 
-def _from_beyond(base: BaseKey, manifest_id: str, cache: object) -> HeaderSet | None:
-    """The header set that still matches, of what lies beyond this machine; it is kept here then."""
-    content = _beyond(manifest_id, cache)
-    found = HeaderManifest.from_elsewhere(content).match(base.search) if content is not None else None
+def _take(base: BaseKey, content: bytes, cache: object) -> HeaderSet | None:
+    """The header set that still matches, of a manifest that lay beyond this machine; it is kept here then."""
+    found = HeaderManifest.from_elsewhere(content).match(base.search)
     if found is not None:
         found = with_stamps(found, base.search)
-        _remember(manifest_id, found, cache)
+        _remember(base.manifest_id, found, cache)
     return found
 
 

@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile.arch import known_arch
-from cuda_progcache.compile.linking import LinkInput, look_up_linked, obtain_linked
+from cuda_progcache.compile.linking import LinkInput, linked_digest_here, look_up_linked, obtain_linked
+from cuda_progcache.compile.lookup import digest_here
 from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ArchError, ManifestError
 from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
 from cuda_progcache.keys.inputs import CompileInputs, normalize
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
+from cuda_progcache.keys.schema import base_key
 from cuda_progcache.keys.toolchain import header_root
 
 TYPE_CHECKING = False
@@ -128,6 +130,12 @@ class KernelUnit:
             f"kernel {self.rendered.spec.name!r}, entry_points: the compiled {self.target_type} has no {name!r}; "
             'is it extern "C" __global__, and spelled so?'
         )
+
+    def digest_here(self, cache: Any) -> bytes | None:
+        """Its key, as far as it is known on this machine what its compiles read (ToolchainError)."""
+        if self.inputs is not None:
+            return digest_here(base_key(self.inputs), cache)
+        return linked_digest_here(self.link_inputs, self._link_options(), self.target_type, cache)
 
     def look_up(self, cache: Any) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cuda_progcache.service.cached_compiler import CachedCompiler
+    from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import KernelLibrary
+    from cuda_progcache.service.wanted import SourceUnit
+
+#: Programs that are asked for together, of a store beyond this machine.
+_FETCHED = 500
 
 Progress = Callable[["PrewarmItem", int, int], None]
 #: The counts of a report.
@@ -254,10 +260,13 @@ def _look_up(
 ) -> list[Job]:
     """Report what is there already (no compiler is loaded for that); return what isn't."""
     missing: list[Job] = []
+    known: dict[int, KernelUnit | SourceUnit] = {}
     for index, one in enumerate(wanted):
+        if index % _FETCHED == 0:
+            known = _fetched(units, wanted, index)
         started = time.perf_counter()
         try:
-            found, unit = units.look_up(one)
+            found, unit = units.look_up(one, known.pop(index, None))
         except Exception as error:  # noqa: BLE001 - one program's trouble isn't the others'
             status = "skipped" if units.rules_out(one) else "failed"
             finished(index, _of(one, status, error=trouble(error)))
@@ -270,6 +279,18 @@ def _look_up(
             spared = float(found.record.get("duration") or 0.0)
             finished(index, _of(one, "hit", seconds=seconds, saved=spared, size=size, digest=found.digest))
     return missing
+
+
+def _fetched(units: Units, wanted: Sequence[Wanted], start: int) -> dict[int, KernelUnit | SourceUnit]:
+    """The next units by number, once what lies beyond this machine of them is here; none where nothing does."""
+    if not units.reach_beyond:
+        return {}
+    made = {}
+    for index in range(start, min(start + _FETCHED, len(wanted))):
+        with contextlib.suppress(Exception):  # told when it is its turn
+            made[index] = units.unit(wanted[index])
+    units.fetch(made.values())
+    return made
 
 
 def _of(wanted: Wanted, status: str, **more: Any) -> PrewarmItem:

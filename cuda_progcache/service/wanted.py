@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache.compile.lookup import digest_here
+from cuda_progcache.compile.manifests import fetch_manifests
 from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.compile.recording import ROOTS
-from cuda_progcache.errors import LockError
+from cuda_progcache.errors import LockError, ProgCacheError
 from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.options import ProgramOptions
+from cuda_progcache.keys.schema import base_key
 from cuda_progcache.keys.toolchain import header_root
 
 if TYPE_CHECKING:
@@ -126,6 +130,10 @@ class SourceUnit:
         """Take it from the cache, or compile and publish it."""
         return obtain(self.inputs, cache, policy=policy)
 
+    def digest_here(self, cache: Any) -> bytes | None:
+        """As that of :class:`~.kernel_unit.KernelUnit`."""
+        return digest_here(base_key(self.inputs), cache)
+
     def look_up(self, cache: Any) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled."""
         return find(self.inputs, cache)
@@ -160,15 +168,42 @@ class Units:
             return SourceUnit(wanted.source, wanted.arch, wanted.target, self._compiler.include_path)
         return self._compiler.unit(self._rendered(wanted), wanted.arch, wanted.target)
 
-    def look_up(self, wanted: Wanted) -> tuple[CompiledProgram | EntryInfo | None, KernelUnit | SourceUnit | None]:
-        """The program in the compiler's cache, or None, and what would make it (raises as :meth:`unit`)."""
+    @property
+    def reach_beyond(self) -> bool:
+        """Whether a part of the compiler's cache lies beyond this machine, and can be copied here."""
+        return self._compiler.mode == "rw" and getattr(self._compiler.cache, "reaches_beyond", False)
+
+    def fetch(self, units: Iterable[KernelUnit | SourceUnit]) -> None:
+        """Have here what lies beyond this machine of these, asked for together and not one by one.
+
+        What can't be keyed is left out: its own look-up tells why.
+        """
+        cache = self._compiler.cache
+        units = list(units)
+        bases = []
+        for inputs in {id(inputs): inputs for unit in units for inputs in unit.compiles}.values():
+            with contextlib.suppress(ProgCacheError, ValueError):
+                if inputs.reads_headers:
+                    bases.append(base_key(inputs))
+        fetch_manifests(bases, cache)
+        keys = []
+        for unit in units:
+            with contextlib.suppress(ProgCacheError, ValueError):
+                if (key := unit.digest_here(cache)) is not None:
+                    keys.append(key)
+        cache.fetch(keys)
+
+    def look_up(
+        self, wanted: Wanted, unit: KernelUnit | SourceUnit | None = None
+    ) -> tuple[CompiledProgram | EntryInfo | None, KernelUnit | SourceUnit | None]:
+        """The program in the compiler's cache, or None, and its unit, which would make it (raises as :meth:`unit`)."""
         cache = self._compiler.cache
         if wanted.unmakeable:
             try:
                 return cache.info(wanted.key), None
             except KeyError:
                 raise LockError(f"it isn't there, and {wanted.unmakeable}") from None
-        unit = self.unit(wanted)
+        unit = unit or self.unit(wanted)
         return unit.look_up(cache), unit
 
     def rules_out(self, wanted: Wanted) -> bool:

@@ -56,6 +56,8 @@ class Entry:
     record : Mapping or callable
         What was published with it, or what reads that when it is asked for: mostly nobody does, and a long one takes
         longer to parse than all else of a lookup.
+    record_json : bytes, optional
+        The same as it is stored, where that is at hand.
 
     Attributes
     ----------
@@ -64,11 +66,26 @@ class Entry:
         Empty for a plain ``cache[key] = value``; the caller's own, to alter as it likes.
     """
 
-    __slots__ = ("_record", "data")
+    __slots__ = ("_json", "_record", "data")
 
-    def __init__(self, data: bytes, record: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        record: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        record_json: bytes | None = None,
+    ) -> None:
         self.data = data
         self._record = record
+        self._json = record_json
+
+    @property
+    def record_json(self) -> bytes:
+        """What was published with it, as it is stored."""
+        if self._json is None:
+            from cuda_progcache.store.records import encode_record
+
+            self._json = encode_record(self.record)
+        return self._json
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -363,6 +380,10 @@ class ProgramCacheResource(abc.ABC):
         except OSError:
             return False
         return True
+
+    def copy(self, key: Key, entry: Entry) -> bool:
+        """:meth:`publish` what another store has, too: it can be had again, and need not outlast a crash."""
+        return self.publish(key, entry.data, entry.record)
 
     def load_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Entry]]:
         """Those of the entries that are there, with their keys; a store that can asks for them together."""

@@ -389,6 +389,15 @@ class DiskStore(ProgramCacheResource):
             self._dropped(digest, exc, strict=False)
             return False
 
+    def copy(self, key: Key, entry: Entry) -> bool:
+        """Store what another store has, too; see :meth:`ProgramCacheResource.copy`."""
+        digest = entry_digest(key)
+        try:
+            return self._wrote(self._put(digest, entry.data, entry.record_json, durability="none"))
+        except OSError as exc:
+            self._dropped(digest, exc, strict=False)
+            return False
+
     def _dropped(self, digest: str, exc: OSError, *, strict: bool) -> None:
         """Count a write that could not be done; say so, or raise."""
         self._counters.count("dropped")
@@ -423,7 +432,15 @@ class DiskStore(ProgramCacheResource):
         if not warned:
             warnings.warn(message, ProgCacheWarning, stacklevel=level)
 
-    def _put(self, digest: str, data: bytes, record_json: bytes, created: float | None = None) -> bool:
+    def _put(
+        self,
+        digest: str,
+        data: bytes,
+        record_json: bytes,
+        created: float | None = None,
+        durability: str | None = None,
+    ) -> bool:
+        durability = durability or self._durability
         cap = self._max_size_bytes
         charged = charged_size(len(data), len(record_json))
         if cap is not None and charged > cap:
@@ -432,13 +449,13 @@ class DiskStore(ProgramCacheResource):
             return False
         version = Version.of(data, record_json, time.time() if created is None else created)
         if cap is None and not self._accounted():
-            pairs.publish(self._root, digest, data, version, durability=self._durability)
+            pairs.publish(self._root, digest, data, version, durability=durability)
             if self._accounted():  # somebody has begun an account meanwhile
                 self._cap.unannounced([(digest, 0, 0)])
             return True
         with self._cap.operation(digest, charged) as operation:
             before = pairs.charged_on_disk(self._root, digest)
-            charged = pairs.publish(self._root, digest, data, version, durability=self._durability)
+            charged = pairs.publish(self._root, digest, data, version, durability=durability)
             operation.done(int(before is None), charged - (before or 0))
         self._cap.wrote(digest)
         return True

@@ -44,6 +44,7 @@ class Level:
         self.store = store
         self.policy = policy
         own = store.breaker
+        self.is_remote = store.is_remote
         self.minds_itself = own is not None
         self.reads, self.writes = (breaker(), breaker()) if own is None else (own, own)
         self._lock = ForkSafeLock()

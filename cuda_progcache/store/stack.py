@@ -8,9 +8,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from cuda_progcache._util import modes
+from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.errors import FrozenMissError, ReadOnlyError, StoreError
 from cuda_progcache.events import held
 from cuda_progcache.store.base import (
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.base import Key, T, Value
     from cuda_progcache.store.tiers.leases import FleetLeases
+    from cuda_progcache.store.tiers.write_back import WriteBack
 
 #: Whether puts, removals and copies of what was found in a slower level go to a level.
 WRITE_POLICIES = ("through", "skip")
 _READ_ONLY = "read-only"
 #: Keys whose last write is remembered, so that a slow lookup doesn't copy what it found over a later write.
 _REMEMBERED = 4096
+#: Seconds that closing waits for copies on their way to a disk.
+_CLOSING = 2.0
 
 
 class ProgramCacheStack(ProgramCacheResource):
@@ -101,7 +105,10 @@ class ProgramCacheStack(ProgramCacheResource):
             Level(store, policy, lambda: CircuitBreaker(threshold=failures, rest=rest, clock=clock), timeout, clock)
             for store, policy in zip(stores, _policies(stores, write_policy), strict=True)
         )
-        self._here = tuple(level for level in self._levels if not level.store.is_remote)
+        self._clock = clock
+        self._has_copied = False
+        self._sought: dict[str, None] = {}  # digests of what was missed
+        self._here = tuple(level for level in self._levels if not level.is_remote)
         self._counters = Counters()
         self._lock = self._counters.lock
         self._stripes = Stripes()
@@ -196,6 +203,9 @@ class ProgramCacheStack(ProgramCacheResource):
 
     def _look(self, levels: Sequence[Level], name: bytes, before: int, *, again: bool = False) -> Entry | None:
         for level in levels:
+            if level.is_remote and (entry := self._on_its_way(name)) is not None:
+                self._hit(level)
+                return entry
             found = level.ask(level.store.load_again if again else level.store.load, name)
             if isinstance(found, Trouble):
                 continue
@@ -208,6 +218,10 @@ class ProgramCacheStack(ProgramCacheResource):
             return found
         if not again:
             self._counters.count("misses")
+        if self.reaches_beyond:
+            self._sought[entry_digest(name)] = None
+            if len(self._sought) > _REMEMBERED:
+                self._sought.clear()
         return None
 
     def _hit(self, level: Level) -> None:
@@ -216,25 +230,68 @@ class ProgramCacheStack(ProgramCacheResource):
             self._counters.hits += 1
 
     def _copy_up(self, name: bytes, entry: Entry, source: Level, before: int) -> None:
-        """Put what a level had into those above it, unless another thread does or did, or wrote the key."""
-        above = self._levels[: self._levels.index(source)]
-        targets = [level for level in above if level.writable]
-        if not targets:
-            return
+        """Put what a level had into those above it; what came from afar goes to a disk later, on another thread."""
+        targets = self._above(source)
+        if source.is_remote:
+            # At once, what this process has missed before: it may hold a lease that others of this host wait for, to
+            # look on the disk. And the first one, which imports what others need: no thread may (see Engine.prepare).
+            at_once = self._sought.pop(entry_digest(name), 0) is None or not self._has_copied
+            disks = [] if at_once else [level for level in targets if level.store.directory is not None]
+            self._has_copied = True
+            before = self._copy(name, entry, [level for level in targets if level not in disks], before)
+            if disks:
+                owners = [getattr(level.store, "owner", level.store) for level in disks]
+                self._copies.put(entry_digest(name), _Copy(name, entry, disks, before, owners), len(entry.data))
+        else:
+            self._copy(name, entry, targets, before)
+
+    def _above(self, source: Level) -> list[Level]:
+        return [level for level in self._levels[: self._levels.index(source)] if level.writable]
+
+    def _copy(self, name: bytes, entry: Entry, targets: Sequence[Level], before: int, *, wait: bool = False) -> int:
+        """Copy to some levels, unless another thread does or did, or wrote the key; the number of the last write."""
         digest = entry_digest(name)
         lock = self._stripes.of(digest)
-        if not lock.acquire(blocking=False):
-            return
+        if not targets or not lock.acquire(blocking=wait):
+            return before
         with held():
             try:
                 if self._touched.get(digest, self._forgotten) > before:
-                    return
+                    return before
                 for level in targets:
-                    kept = level.write(_publish, level.store, name, entry.data, entry.record)
+                    kept = level.write(_copy, level.store, name, entry)
                     level.count("backfilled" if kept is True else "backfill_failed")
-                self._touch(digest)
+                return self._touch(digest)
             finally:
                 lock.release()
+
+    @kept_property
+    def _copies(self) -> WriteBack[_Copy]:
+        """What came from afar, on its way to a disk."""
+        from cuda_progcache.store.tiers.write_back import WriteBack
+
+        def write(batch: Mapping[str, _Copy]) -> None:
+            for copy in batch.values():
+                self._copy(*copy[:4], wait=True)
+
+        return WriteBack(write, lambda _: None)  # what is lost can be had again
+
+    def _on_its_way(self, name: bytes) -> Entry | None:
+        """What came from afar and isn't on a disk yet, unless it was written or removed since."""
+        digest = entry_digest(name)
+        copy = self._copies.find(digest)
+        if copy is None or self._touched.get(digest, self._forgotten) > copy.before:
+            return None
+        return copy.entry
+
+    def flush(self, seconds: float = 10.0) -> bool:
+        """Wait until what is on its way to a level is there, or given up; False where that takes longer."""
+        until = self._clock() + seconds
+        done = not self.reaches_beyond or self._copies.flush(seconds)
+        for level in self._levels:
+            if level.is_remote and (flush := getattr(level.store, "flush", None)) is not None:
+                done &= flush(max(until - self._clock(), 0.0))
+        return done
 
     # What lies beyond this machine
 
@@ -247,7 +304,7 @@ class ProgramCacheStack(ProgramCacheResource):
         """Copy these programs from the levels beyond this machine to those on it, which lack them, asked together."""
         missing, before, came = dict.fromkeys(keys), self._writes, 0
         for level in self._levels:
-            if not level.store.is_remote:
+            if not level.is_remote:
                 for name in list(missing):
                     if self._has(level, entry_digest(name)):
                         del missing[name]
@@ -255,7 +312,7 @@ class ProgramCacheStack(ProgramCacheResource):
                 found = iter(level.store.load_many(list(missing)))
                 while (pair := level.ask(next, found, None)) is not None and not isinstance(pair, Trouble):
                     level.count("hits")
-                    self._copy_up(*pair, level, before)
+                    self._copy(*pair, self._above(level), before)
                     del missing[pair[0]]
                     came += 1
         return came
@@ -270,7 +327,7 @@ class ProgramCacheStack(ProgramCacheResource):
         found: dict[str, bytes] = {}
         for level in self._levels:
             wanted = [name for name in names if name not in found]
-            if level.store.is_remote and wanted:
+            if level.is_remote and wanted:
                 theirs = level.ask(level.store.find_manifests, wanted)
                 if not isinstance(theirs, Trouble):
                     found.update(theirs)
@@ -279,16 +336,17 @@ class ProgramCacheStack(ProgramCacheResource):
     def keep_manifest(self, name: str, content: bytes) -> None:
         """Add the sets of a header manifest to those that lie beyond this machine."""
         for level in self._levels:
-            if level.store.is_remote and level.writable:
+            if level.is_remote and level.writable:
                 level.write(level.store.keep_manifest, name, content)
 
-    def _touch(self, digest: str) -> None:
+    def _touch(self, digest: str) -> int:
         with self._lock:
             self._writes += 1
             self._touched[digest] = self._writes
             self._touched.move_to_end(digest)
             if len(self._touched) > _REMEMBERED:
                 self._forgotten = self._touched.popitem(last=False)[1]
+            return self._writes
 
     # Writes
 
@@ -388,7 +446,7 @@ class ProgramCacheStack(ProgramCacheResource):
         with ExitStack() as taken:
             for lock in self._stripes.locks:
                 taken.enter_context(lock)
-            writable = [level for level in self._writable("clear the program cache") if not level.store.is_remote]
+            writable = [level for level in self._writable("clear the program cache") if not level.is_remote]
             trouble = [level for level in reversed(writable) if isinstance(level.write(level.store.clear), Trouble)]
             with self._lock:
                 self._writes += 1
@@ -458,9 +516,24 @@ class ProgramCacheStack(ProgramCacheResource):
         return own._replace(levels=tuple(level.stats() for level in self._levels))._replace(**sums)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Close every level."""
+        """Close every level, once what is on its way to a disk is there."""
+        if self.reaches_beyond:
+            self._copies.flush(_CLOSING)
         for level in self._levels:
             level.close()
+
+
+class _Copy(NamedTuple):
+    """A program on its way to some levels, if no later write than ``before`` came between.
+
+    ``owners`` are held until it is there: a level may know its directory's store only as long as somebody uses it.
+    """
+
+    name: bytes
+    entry: Entry
+    targets: Sequence[Level]
+    before: int
+    owners: Sequence[object]
 
 
 def _publish(store: ProgramCacheResource, name: bytes, data: bytes, record: Mapping[str, Any]) -> bool:
@@ -468,6 +541,15 @@ def _publish(store: ProgramCacheResource, name: bytes, data: bytes, record: Mapp
     if type(store).publish is not ProgramCacheResource.publish:
         return store.publish(name, data, record)
     return _assign(store, name, data)
+
+
+def _copy(store: ProgramCacheResource, name: bytes, entry: Entry) -> bool:
+    """Whether a store took a copy."""
+    kind = type(store)
+    owner = next(cls for cls in kind.__mro__ if "copy" in vars(cls) or "publish" in vars(cls))
+    if "copy" in vars(owner) and owner is not ProgramCacheResource:
+        return store.copy(name, entry)
+    return _publish(store, name, entry.data, entry.record)  # of a class that knows nothing of copies
 
 
 def _assign(store: ProgramCacheResource, name: bytes, data: bytes) -> bool:

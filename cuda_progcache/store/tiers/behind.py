@@ -123,6 +123,15 @@ class _Here(ProgramCacheResource):
         """Write to the directory alone."""
         return DiskStore.publish(self._store, key, data, record)
 
+    def copy(self, key: Key, entry: Entry) -> bool:
+        """Copy to the directory alone."""
+        return DiskStore.copy(self._store, key, entry)
+
+    @property
+    def owner(self) -> FileStreamProgramCache:
+        """The store, for what has to hold it."""
+        return self._store
+
     def __delitem__(self, key: Key) -> None:
         DiskStore.__delitem__(self._store, key)
 

@@ -129,7 +129,13 @@ def within(until: float, call: Callable[[], R], cut: Callable[[], object] = lamb
         There can be no more threads.
     """
     job = _Job(call)
-    _threads.inbox(until).put(job)
+    try:
+        inbox = _threads.inbox(until)
+    except StoreError:
+        if threading.current_thread().daemon:
+            return call()  # at the end of the process, which waits for no daemon
+        raise
+    inbox.put(job)
     if not job.wait(until - time.monotonic()) and _threads.leave(job):
         cut()
         raise TimeoutError(errno.ETIMEDOUT, "took too long")

@@ -54,6 +54,13 @@ class Engine(abc.ABC):
     survives_fork: bool = True
     pinned: bool = False
 
+    def prepare(self) -> None:  # noqa: B027
+        """Load all that a call needs (StoreError: that isn't installed).
+
+        Calls are made on threads of ours, too, which must import nothing: a process that is about to end can't any
+        more, and a child that is forked while a thread imports a module waits for that module for ever.
+        """
+
     @abc.abstractmethod
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name; ``None`` if there is none.

@@ -85,6 +85,11 @@ class ObjectEngine(Engine):
         self._stores: dict[float, Any] = {}  # by the seconds that a request may take
         self._is_anonymous = False
 
+    def prepare(self) -> None:
+        """Load obstore, where it can be used."""
+        if not _Process.forked_with_it:
+            import obstore.store  # noqa: F401
+
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name; ``None`` if there is none."""
         store = self._store(self._settings.timeout)

@@ -50,13 +50,11 @@ class EngineOnDemand(Engine):
             Its client library isn't installed.
         """
         if self._made is None:
-            home, name, extra = _ENGINES[self._settings.scheme]
+            home, name, _ = _ENGINES[self._settings.scheme]
             try:
                 module = importlib.import_module(f"cuda_progcache.store.tiers.{home}")
             except ImportError as exc:
-                raise StoreError(
-                    f"{self.name} needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'"
-                ) from exc
+                raise self._lacks(exc) from exc
             made: Engine = getattr(module, name)(self._settings)
             self._made = made
         return self._made
@@ -70,6 +68,21 @@ class EngineOnDemand(Engine):
     def survives_fork(self) -> bool:  # type: ignore[override]
         """As the engine; before it is made, there is nothing that could not."""
         return self._made is None or self._made.survives_fork
+
+    def prepare(self) -> None:
+        """Make the engine."""
+        import encodings.idna  # noqa: F401 - socket.getaddrinfo imports it
+
+        try:
+            self.engine.prepare()
+        except ImportError as exc:
+            raise self._lacks(exc) from exc
+
+    def _lacks(self, exc: ImportError) -> StoreError:
+        extra = _ENGINES[self._settings.scheme][2]
+        return StoreError(
+            f"{self.name} needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'"
+        )
 
     @property
     def pinned(self) -> bool:  # type: ignore[override]

@@ -12,6 +12,7 @@ other object. The braces put what belongs to one program into one slot of a clus
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import os
 import select
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 from redis._parsers import BaseParser
+from redis.connection import AbstractConnection
 
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import StoreError
@@ -38,6 +40,8 @@ R = TypeVar("R")
 _LONGEST_LINE, _MOST_ITEMS = 1 << 16, 100_000
 #: Connections that are kept for the next call.
 _KEPT = 8
+#: By what a connection tells the server of its library, in two more round trips, once set to None.
+_INTRODUCTION = {"driver_info"} & set(inspect.signature(AbstractConnection).parameters) or {"lib_name", "lib_version"}
 _TREES = {"v1/programs/": "e", "v1/manifests/": "m"}
 
 
@@ -156,6 +160,7 @@ def _connecting(settings: TierSettings) -> tuple[type[Any], dict[str, Any]]:
         "socket_timeout": settings.timeout,
         "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         "protocol": 2,
+        **dict.fromkeys(_INTRODUCTION),
     }
     if settings.scheme == "rediss":
         return redis.SSLConnection, options | {"ssl_ca_certs": settings.ca_file}

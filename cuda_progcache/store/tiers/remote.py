@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from cuda_progcache._util import modes
 from cuda_progcache._util.locks import ForkSafeLock
-from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.base import (
     Entry,
     EntryInfo,
@@ -25,17 +22,17 @@ from cuda_progcache.store.base import (
     key_bytes,
     program_bytes,
 )
-from cuda_progcache.store.breaker import CircuitBreaker
 from cuda_progcache.store.derived import merged_manifest
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.stats import Counters, StoreStats
-from cuda_progcache.store.tiers.deadline import aside, within
+from cuda_progcache.store.tiers.calls import Calls, OutOfUseError
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
 from cuda_progcache.store.tiers.write_back import AT_EXIT, WriteBack
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, T, Value
-    from cuda_progcache.store.tiers.engine import Engine
+    from cuda_progcache.store.breaker import CircuitBreaker
+    from cuda_progcache.store.tiers.engine import Engine, Listed
     from cuda_progcache.store.tiers.leases import FleetLeases
 
 R = TypeVar("R")
@@ -45,14 +42,16 @@ Verifier = Callable[[str, bytes, Mapping[str, Any]], str | None]
 Signer = Callable[[str, bytes, Mapping[str, Any]], Mapping[str, Any]]
 
 PROGRAMS, MANIFESTS = "v1/programs/", "v1/manifests/"
+#: Seconds for a listing.
+_LISTING = 60.0
 #: Objects of one call for many.
 _BATCH = 100
-#: Seconds for which a miss is remembered, and how many are.
-_MISSED_FOR, _MOST_MISSED = 2.0, 4096
 #: Bytes that a signature takes in a record, at most.
 _SIGNATURE = 2048
 #: What is asked for to see whether a service works again: nothing has this name.
 _NOTHING = PROGRAMS + "00/" + 62 * "0"
+#: Seconds for which a miss is remembered, and how many are.
+_MISSED_FOR, _MOST_MISSED = 2.0, 4096
 
 
 class TierStats(NamedTuple):
@@ -103,10 +102,6 @@ class TierStats(NamedTuple):
     error: str
 
 
-class _OutOfUseError(StoreError):
-    """The service is left alone for now."""
-
-
 class RemoteProgramCache(ProgramCacheResource):
     """Programs, and the header manifests that they are found by, on a service beyond this machine.
 
@@ -148,13 +143,11 @@ class RemoteProgramCache(ProgramCacheResource):
         self._write_timeout = _given(write_timeout, settings, "write_timeout", 10.0)
         self._max_bytes = _given(max_bytes, settings, "max_bytes", 64 << 20)
         patience = min(_given(None, settings, "connect_timeout", 0.5), self._timeout)
-        self.breaker = CircuitBreaker(patience=patience)
+        self._calls = Calls(engine, self._probe, self._in_trouble, patience=patience)
+        self.breaker = self._calls.breaker
         self._counters = Counters()
         self._lock = ForkSafeLock()
         self._missed: OrderedDict[str, float] = OrderedDict()  # until when, by name
-        self._pid: int | None = None  # of the first process that used the engine
-        self._untold: list[tuple[str, str]] = []  # kind of trouble, and what happened
-        self._told: set[str] = set()
         self._writes = WriteBack(self._send, self._dropped)
         self._settings = settings
         self._fleet: FleetLeases | None = None
@@ -164,11 +157,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
-        self._counts = dict.fromkeys(
-            ("untrusted", "errors", "timeouts", "skipped", "sent", "bytes_in", "bytes_out", "calls"), 0
-        )
-        self._seconds = 0.0
-        self._error = ""
+        self._counts = {"untrusted": 0, "bytes_in": 0, "bytes_out": 0}
 
     @property
     def name(self) -> str:
@@ -195,99 +184,18 @@ class RemoteProgramCache(ProgramCacheResource):
         if self.breaker.state != "closed":
             self.breaker.succeeded()
 
-    # Calls of the service
-
-    def _call(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        """What a call of the engine returns; OSError: it is in trouble, or left alone."""
-        if not self._is_usable():
-            raise _OutOfUseError(f"{self.name} can't be used in a child of a process that has used it")
-        if self.breaker.state != "closed" or not self.breaker.allows():
-            if self.breaker.state == "half-open":
-                aside(self._try_again)
-            self._count("skipped")
-            raise _OutOfUseError(f"{self.name} is out of use for a while")
-        return self._attempt(seconds, operation, *args, **named)
-
-    def _attempt(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        started = 0.0
-        try:
-            keeps_time = self.engine.keeps_time  # which may import its client: the clock runs from here
-            started = time.monotonic()
-            until = started + seconds
-            if keeps_time:
-                value = operation(*args, **named, until=until)
-            else:
-                value = within(until, functools.partial(operation, *args, **named, until=until), self.engine.cut)
-        except TimeoutError as exc:
-            self.breaker.failed(timed_out=True)
-            self._trouble("timeouts", exc)
-            raise
-        except OSError as exc:
-            self.breaker.failed()
-            self._trouble("errors", exc)
-            raise
-        except Exception as exc:  # a client's own, which an engine should have translated
-            self.breaker.failed()
-            self._trouble("errors", exc)
-            raise StoreError(f"{self.name}: {type(exc).__name__}: {exc}") from exc
-        except BaseException:
-            self.breaker.failed()  # interrupted
-            raise
-        self.breaker.succeeded()
-        with self._lock:
-            self._counts["calls"] += 1
-            self._seconds += time.monotonic() - started
-        return value
-
-    def _try_again(self) -> None:
-        """See whether the service works again; off every caller's path."""
-        if self.breaker.allows():
-            try:
-                self._attempt(self._timeout, self.engine.get, _NOTHING, limit=self._max_bytes)
-            except OSError:
-                return
-
-    def _is_usable(self) -> bool:
-        if self.engine.survives_fork:
-            return True
-        pid = os.getpid()
-        if self._pid is None:
-            self._pid = pid
-        if self._pid == pid:
-            return True
-        self._count("skipped")
-        self._note("fork", "can't be used in a child of a process that has used it: nothing is found or kept there")
-        return False
-
-    def _trouble(self, kind: str, exc: BaseException) -> None:
-        said = f"{type(exc).__name__}: {exc}"
-        with self._lock:
-            self._counts["errors"] += 1
-            if kind != "errors":
-                self._counts[kind] += 1
-            self._error = said
+    def _in_trouble(self) -> None:
+        """Tell the leases that are kept there, once it is out of use."""
         if self._fleet is not None and self._settings.lease is None and self.breaker.state == "open":
             self._fleet.suspect()
-        self._note(kind, f"is in trouble ({said}); programs are compiled without it")
 
     def _count(self, name: str, by: int = 1) -> None:
         with self._lock:
             self._counts[name] += by
 
-    def _note(self, kind: str, said: str) -> None:
-        """Have the next caller warned, once per kind of trouble; the thread that found it may be nobody's."""
-        with self._lock:
-            if kind not in self._told:
-                self._told.add(kind)
-                self._untold.append((kind, said))
-
-    def _tell(self) -> None:
-        while self._untold:
-            try:
-                _, said = self._untold.pop()
-            except IndexError:
-                return
-            warnings.warn(f"the tier {self.name} {said}", ProgCacheWarning, stacklevel=4)
+    def _probe(self) -> None:
+        """Ask for something that isn't there."""
+        self._calls.attempt(self._timeout, self.engine.get, _NOTHING, limit=self._max_bytes)
 
     # Look-ups
 
@@ -323,7 +231,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _load(self, name: bytes, *, count_miss: bool) -> Entry | None:
         found = self._look(name, count_miss=count_miss)
-        return None if found is None else Entry(found[0], found[1].record)
+        return None if found is None else _entry(*found)
 
     def _look(self, key: bytes, *, count_miss: bool = True) -> tuple[bytes, Version] | None:
         digest = entry_digest(key)
@@ -332,7 +240,7 @@ class RemoteProgramCache(ProgramCacheResource):
             self._counters.count("hits")
         elif count_miss:
             self._counters.count("misses")
-        self._tell()
+        self._calls.tell()
         return found
 
     def _find(self, digest: str, name: str) -> tuple[bytes, Version] | None:
@@ -343,8 +251,8 @@ class RemoteProgramCache(ProgramCacheResource):
         if self._missed and self._has_missed(name):
             return None
         try:
-            packed = self._call(self._timeout, self.engine.get, name, limit=self._max_bytes)
-        except _OutOfUseError:
+            packed = self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes)
+        except OutOfUseError:
             return None
         except OSError:
             self._counters.count("read_errors")
@@ -362,8 +270,8 @@ class RemoteProgramCache(ProgramCacheResource):
             batch = names[at : at + _BATCH]
             try:
                 patience = self._timeout if len(names) == 1 else self._write_timeout
-                found = self._call(patience, self.engine.get_many, batch, limit=self._max_bytes)
-            except _OutOfUseError:
+                found = self._calls.make(patience, self.engine.get_many, batch, limit=self._max_bytes)
+            except OutOfUseError:
                 return
             except OSError:
                 self._counters.count("read_errors")
@@ -383,14 +291,14 @@ class RemoteProgramCache(ProgramCacheResource):
             data, version = unpack(digest, packed)
         except DamagedObjectError as exc:
             self._counters.count("corrupt")
-            self._note("corrupt", f"sent something else for {name} ({exc}); it is taken for a miss")
+            self._calls.note("corrupt", f"sent something else for {name} ({exc}); it is taken for a miss")
             self._remember_miss(name)
             return None
         vouched = name.startswith(MANIFESTS) and self.engine.pinned  # whose own digest is in the URL
         verifier = None if vouched else self._verifier
         if verifier is not None and (why := verifier(digest, data, version.record())) is not None:
             self._count("untrusted")
-            self._note("untrusted", f"has {name}, which isn't trusted ({why}); it is taken for a miss")
+            self._calls.note("untrusted", f"has {name}, which isn't trusted ({why}); it is taken for a miss")
             self._remember_miss(name)
             return None
         return data, version
@@ -416,13 +324,13 @@ class RemoteProgramCache(ProgramCacheResource):
     def find_manifest(self, name: str) -> bytes | None:
         """A header manifest; ``None`` where there is none."""
         found = self._find(name, _object(MANIFESTS, name))
-        self._tell()
+        self._calls.tell()
         return None if found is None else found[0]
 
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
         """Header manifests; see :meth:`ProgramCacheResource.find_manifests`."""
         found = {name: data for name, data, _ in self._find_many({_object(MANIFESTS, name): name for name in names})}
-        self._tell()
+        self._calls.tell()
         return found
 
     def keep_manifest(self, name: str, content: bytes) -> None:
@@ -439,10 +347,10 @@ class RemoteProgramCache(ProgramCacheResource):
         found = 0
         for digest, data, version in self._find_many({_object(PROGRAMS, digest): digest for digest in asked}):
             found += 1
-            yield asked[digest], Entry(data, version.record)
+            yield asked[digest], _entry(data, version)
         self._counters.count("hits", found)
         self._counters.count("misses", len(asked) - found)
-        self._tell()
+        self._calls.tell()
 
     # Writes
 
@@ -459,7 +367,7 @@ class RemoteProgramCache(ProgramCacheResource):
         digest, payload = entry_digest(key_bytes(key)), program_bytes(data)
         del data  # as above
         done = self._queue(digest, _object(PROGRAMS, digest), payload, record)
-        self._tell()
+        self._calls.tell()
         return done
 
     def _queue(self, digest: str, name: str, data: bytes, record: Mapping[str, Any]) -> bool:
@@ -467,23 +375,17 @@ class RemoteProgramCache(ProgramCacheResource):
         if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._max_bytes:
             self._counters.count("refused")
             return False
-        if not self._is_usable():
+        if not self._calls.is_ready():
             self._dropped(1)
             return False
         with self._lock:
             self._missed.pop(name, None)
-        return self._writes.put(name, packed)
+        return self._writes.put(name, packed, len(packed))
 
     def _send(self, objects: Mapping[str, bytes]) -> None:
         """Write objects, on the thread that does so."""
         objects = self._signed(self._with_theirs(objects))
-        try:
-            self._call(self._write_timeout, self.engine.put_many, objects)
-        except _OutOfUseError:
-            raise
-        except OSError as exc:
-            self._note("writes", f"takes no writes ({type(exc).__name__}: {exc}); what is compiled isn't kept there")
-            raise
+        self._calls.make(self._write_timeout, self.engine.put_many, objects)
         self._counters.count("stored", len(objects))
         self._count("bytes_out", sum(map(len, objects.values())))
 
@@ -495,7 +397,7 @@ class RemoteProgramCache(ProgramCacheResource):
         manifests = [name for name in objects if name.startswith(MANIFESTS)]
         if not manifests:
             return objects
-        there = self._call(self._write_timeout, self.engine.get_many, manifests, limit=self._max_bytes)
+        there = self._calls.make(self._write_timeout, self.engine.get_many, manifests, limit=self._max_bytes)
         merged = dict(objects)
         for name, packed in there.items():
             digest = _digest(name)
@@ -517,7 +419,7 @@ class RemoteProgramCache(ProgramCacheResource):
             try:
                 record = self._signer(digest, data, version.record())
             except OSError as exc:
-                self._note("signing", f"gets nothing from here ({exc})")
+                self._calls.note("signing", f"gets nothing from here ({exc})")
                 raise
             made[name] = pack(digest, data, Version.of(data, encode_record(record), version.created))
         return made
@@ -539,12 +441,12 @@ class RemoteProgramCache(ProgramCacheResource):
         self._writes.flush(self._write_timeout)
         self._writes.forget([name])
         try:
-            if self._call(self._timeout, self.engine.get, name, limit=self._max_bytes) is None:
+            if self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes) is None:
                 raise KeyError(digest)
-            self._call(self._timeout, self.engine.delete, [name])
+            self._calls.make(self._timeout, self.engine.delete, [name])
         except OSError:
             self._counters.count("failed")
-        self._tell()
+        self._calls.tell()
 
     def clear(self) -> None:
         """Remove every program and manifest: those of all who use the tier."""
@@ -554,17 +456,18 @@ class RemoteProgramCache(ProgramCacheResource):
             for prefix in (PROGRAMS, MANIFESTS):
                 names = [listed.name for listed in self._list(prefix)]
                 for at in range(0, len(names), _BATCH):
-                    self._call(self._write_timeout, self.engine.delete, names[at : at + _BATCH])
+                    self._calls.make(self._write_timeout, self.engine.delete, names[at : at + _BATCH])
         except OSError:
             self._counters.count("failed")
-        self._tell()
+        self._calls.tell()
 
     # What there is
 
-    def _list(self, prefix: str) -> Iterator[Any]:
-        if self.breaker.state == "open":
-            raise _OutOfUseError(f"{self.name} is out of use for a while")
-        return self.engine.list(prefix)
+    def _list(self, prefix: str) -> list[Listed]:
+        def listed(*, until: float) -> list[Listed]:  # noqa: ARG001 - an engine's own are for each page
+            return list(self.engine.list(prefix))
+
+        return self._calls.make(_LISTING, listed)
 
     def _listed(self, prefix: str = "") -> list[tuple[str, int]]:
         """Digest and size of every program with such a digest; none where the service can't list."""
@@ -572,9 +475,8 @@ class RemoteProgramCache(ProgramCacheResource):
         shard = f"{PROGRAMS}{prefix[:2]}/" if len(prefix) >= 2 else PROGRAMS
         try:
             found = [(_digest(listed.name), listed.size) for listed in self._list(shard)]
-        except OSError as exc:
-            self._trouble("list", exc)
-            self._tell()
+        except OSError:
+            self._calls.tell()
             return []
         return [(digest, size) for digest, size in found if is_digest(digest) and digest.startswith(prefix)]
 
@@ -595,7 +497,7 @@ class RemoteProgramCache(ProgramCacheResource):
     def info(self, digest: str) -> EntryInfo:
         """One entry, which is read for that; :class:`KeyError` if there is none of that digest."""
         found = self._find(digest, _object(PROGRAMS, digest)) if is_digest(digest) else None
-        self._tell()
+        self._calls.tell()
         if found is None:
             raise KeyError(digest)
         return _info(digest, *found)
@@ -608,9 +510,8 @@ class RemoteProgramCache(ProgramCacheResource):
     def tier(self) -> TierStats:
         """What it has cost and given; asks the service nothing."""
         with self._lock:
-            counts, seconds, error = dict(self._counts), self._seconds, self._error
-        counted = self._counters.totals()
-        del counts["sent"]
+            counts = dict(self._counts)
+        counted, calls = self._counters.totals(), self._calls
         return TierStats(
             name=self.name,
             state=self.breaker.state,
@@ -619,16 +520,20 @@ class RemoteProgramCache(ProgramCacheResource):
             corrupt=counted.corrupt,
             stored=counted.stored,
             dropped=counted.dropped,
-            waiting=self._writes.waiting,
-            seconds=seconds,
-            error=error,
+            waiting=self._writes.count,
+            errors=calls.errors,
+            timeouts=calls.timeouts,
+            skipped=calls.skipped,
+            calls=calls.made,
+            seconds=calls.seconds,
+            error=calls.error,
             **counts,
         )
 
     def flush(self, seconds: float = AT_EXIT) -> bool:
         """Wait until what is queued is sent or dropped; False where that takes longer."""
         done = self._writes.flush(seconds)
-        self._tell()
+        self._calls.tell()
         return done
 
     def has_published(self) -> bool:
@@ -643,7 +548,7 @@ class RemoteProgramCache(ProgramCacheResource):
         self.flush()
         if self._fleet is not None:
             self._fleet.close()
-        if self._pid in {None, os.getpid()}:
+        if self._calls.is_its_own:
             self.engine.close()
 
 
@@ -658,6 +563,10 @@ def _object(tree: str, digest: str) -> str:
 def _digest(name: str) -> str:
     """The digest in an object's name, if it is one."""
     return "".join(name.rsplit("/", 2)[-2:])
+
+
+def _entry(data: bytes, version: Version) -> Entry:
+    return Entry(data, version.record, version.record_json)
 
 
 def _info(digest: str, data: bytes, version: Version) -> EntryInfo:

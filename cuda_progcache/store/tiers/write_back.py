@@ -1,56 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes off the caller's path: a bounded queue of objects, and the one daemon thread of a tier that sends them.
+"""Writes off the caller's path: a bounded queue, and the one daemon thread that empties it.
 
-What is queued is the tier's own to those who look it up here. A write that can't be sent is tried again, with pauses
-that differ from process to process, and then dropped and counted. At the end of the process the thread is given
-:data:`AT_EXIT` seconds; a forked child starts with an empty queue, since its parent sends what was in it.
+A tier has one for what is written there, and a stack before tiers one for what it copies from there to its disk. What
+is queued can be found in it. A write that can't be done is tried again, with pauses that differ from process to
+process, and then dropped and counted. At the end of the process the threads are given :data:`AT_EXIT` seconds; a forked
+child starts with an empty queue, since its parent does what was in it.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import random
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
 from cuda_progcache._util.locks import ForkSafeLock
 
-#: Objects and bytes that may wait; beyond that, writes are dropped.
-MOST_OBJECTS, MOST_BYTES = 4096, 256 << 20
-#: Objects and bytes of one call.
+T = TypeVar("T")
+
+#: Items and bytes that may wait; beyond that, writes are dropped.
+MOST_ITEMS, MOST_BYTES = 4096, 256 << 20
+#: Items and bytes of one batch.
 _BATCH, _BATCH_BYTES = 100, 8 << 20
-#: How often a write is tried, and the pause before it is tried again, in seconds; each one is twice as long.
+#: How often a batch is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 3, 0.25
 #: Seconds that the end of a process waits for the writes.
 AT_EXIT = 2.0
 
 
-class WriteBack:
-    """The writes of one tier that are on their way.
+class WriteBack(Generic[T]):
+    """Writes on their way.
 
     Parameters
     ----------
-    send : callable
-        Writes objects; raises OSError where that can't be done.
+    write : callable
+        Does a batch, by name; raises OSError where that can't be done now.
     dropped : callable
-        Told how many objects are dropped, from any thread.
+        Told how many are dropped, from any thread.
     """
 
-    def __init__(self, send: Callable[[Mapping[str, bytes]], None], dropped: Callable[[int], None]) -> None:
-        self._send = send
+    def __init__(self, write: Callable[[Mapping[str, T]], None], dropped: Callable[[int], None]) -> None:
+        self._write = write
         self._dropped = dropped
         self._lock = ForkSafeLock()
         self.renew()
         _all.add(self)
 
     def renew(self) -> None:
-        """Start with nothing to send, and no thread."""
-        self._waiting: dict[str, bytes] = {}
-        self._sending: Mapping[str, bytes] = {}
+        """Start with nothing to do, and no thread."""
+        self._waiting: dict[str, tuple[T, int]] = {}  # with their sizes
+        self._under_way: Mapping[str, T] = {}
         self._calls: list[Callable[[], object]] = []
         self._due: list[Callable[[], object]] = []
         self._bytes = 0
@@ -60,19 +63,16 @@ class WriteBack:
         self._idle.set()
         self._ending = threading.Event()
 
-    def put(self, name: str, data: bytes) -> bool:
-        """Queue an object, in the place of what waits under its name; False where there is no room for it."""
+    def put(self, name: str, item: T, size: int) -> bool:
+        """Queue a write, in the place of one that waits under its name; False where there is no room for it."""
         with self._lock:
-            before = self._waiting.pop(name, None)
-            self._bytes -= 0 if before is None else len(before)
-            if len(self._waiting) >= MOST_OBJECTS or self._bytes + len(data) > MOST_BYTES:
-                full = True
-            else:
-                full = False
-                self._waiting[name] = data
-                self._bytes += len(data)
+            self._bytes -= self._waiting.pop(name, (None, 0))[1]
+            fits = len(self._waiting) < MOST_ITEMS and self._bytes + size <= MOST_BYTES
+            if fits:
+                self._waiting[name] = (item, size)
+                self._bytes += size
                 self._idle.clear()
-        if full or not self._at_work():
+        if not fits or not self._at_work():
             self._dropped(1)
             return False
         self._more.set()
@@ -95,15 +95,18 @@ class WriteBack:
             _write_at_end_of_worker()
         return True
 
-    def find(self, name: str) -> bytes | None:
-        """An object that is on its way."""
-        found = self._waiting.get(name)
-        return found if found is not None else self._sending.get(name)
+    def find(self, name: str) -> T | None:
+        """What is on its way under a name."""
+        waiting = self._waiting.get(name)
+        return waiting[0] if waiting is not None else self._under_way.get(name)
+
+    def _is_busy(self) -> bool:
+        return bool(self._waiting or self._under_way or self._calls or self._due)
 
     def then(self, call: Callable[[], object]) -> None:
         """Have something called once all that is queued by now is sent or dropped: by the thread, or at once."""
         with self._lock:
-            busy = bool(self._waiting or self._sending or self._calls or self._due)
+            busy = self._is_busy()
             if busy:
                 self._calls.append(call)
         if busy:
@@ -112,82 +115,87 @@ class WriteBack:
             call()
 
     @property
-    def waiting(self) -> int:
-        """How many objects are on their way."""
-        return len(self._waiting) + len(self._sending)
+    def count(self) -> int:
+        """How many are on their way."""
+        return len(self._waiting) + len(self._under_way)
 
     def forget(self, names: Iterable[str] | None = None) -> None:
-        """Don't send what waits, all of it or what has one of these names."""
+        """Don't do what waits, all of it or what has one of these names."""
         with self._lock:
             for name in list(self._waiting if names is None else names):
-                self._bytes -= len(self._waiting.pop(name, b""))
-            if not self._waiting and not self._sending and not self._calls and not self._due:
+                self._bytes -= self._waiting.pop(name, (None, 0))[1]
+            if not self._is_busy():
                 self._idle.set()
         self._more.set()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all is sent or dropped; False where that takes longer."""
+        """Wait until all is done or dropped; False where that takes longer."""
         return self._idle.wait(seconds)
 
     def end(self, until: float) -> None:
-        """Send what can be sent by then; a write that fails isn't tried again."""
+        """Do what can be done by then; a batch that fails isn't tried again."""
         self._ending.set()
-        self._more.set()
         if not self.flush(max(until - time.monotonic(), 0.0)):
-            self._dropped(self.waiting)
+            self._dropped(self.count)
 
     # The thread
 
     def _work(self) -> None:
+        more, idle = self._more, self._idle  # of this process; a forked child has its own
         while True:
-            self._more.wait()
-            self._more.clear()
+            more.wait()
+            more.clear()
             while self._take():
-                if self._sending:
-                    self._send_batch(self._sending)
+                if self._under_way:
+                    self._do(self._under_way)
                 with self._lock:
-                    self._sending = {}
+                    self._under_way = {}
                 for call in self._due:
-                    call()
+                    try:
+                        call()
+                    except Exception:  # noqa: BLE001, S112 - whoever asked for it; the thread must live
+                        continue
                 with self._lock:
                     self._due = []
-                    if not self._waiting and not self._calls:
-                        self._idle.set()
+                    if not self._is_busy():
+                        idle.set()
 
     def _take(self) -> bool:
         with self._lock:
-            batch: dict[str, bytes] = {}
+            batch: dict[str, T] = {}
             size = 0
-            for name, data in self._waiting.items():
-                if batch and (len(batch) >= _BATCH or size + len(data) > _BATCH_BYTES):
+            for name, (item, its_size) in self._waiting.items():
+                if batch and (len(batch) >= _BATCH or size + its_size > _BATCH_BYTES):
                     break
-                batch[name] = data
-                size += len(data)
+                batch[name] = item
+                size += its_size
             for name in batch:
                 del self._waiting[name]
             self._bytes -= size
-            self._sending = batch
+            self._under_way = batch
             if not self._waiting:
                 self._due, self._calls = self._calls, []
         return bool(batch or self._due)
 
-    def _send_batch(self, batch: Mapping[str, bytes]) -> None:
+    def _do(self, batch: Mapping[str, T]) -> None:
         pause = _PAUSE
         for attempt in range(_TRIES):
             if attempt:
-                self._ending.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+                self._ending.wait(pause * (0.5 + os.urandom(1)[0] / 256))
                 if self._ending.is_set():
                     break
                 pause *= 2
             try:
-                self._send(batch)
+                self._write(batch)
             except OSError:
                 continue
+            except Exception:  # noqa: BLE001 - a warning that is an error here: the thread must live, and it is counted
+                break
             return
         self._dropped(len(batch))
 
 
-_all: weakref.WeakSet[WriteBack] = weakref.WeakSet()
+_all: weakref.WeakSet[WriteBack[Any]] = weakref.WeakSet()
 _finalizers: list[object] = []
 
 
@@ -198,7 +206,7 @@ def _end_all() -> None:
 
 
 def _start_anew() -> None:
-    """In a forked child: its parent sends what waits there."""
+    """In a forked child: its parent does what waits there."""
     _finalizers.clear()
     for one in list(_all):
         one.renew()

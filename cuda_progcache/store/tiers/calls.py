@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls of an engine: they end in time, are spared while it is out of order, and their trouble is told once."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.errors import ProgCacheWarning, StoreError
+from cuda_progcache.store.breaker import CircuitBreaker
+from cuda_progcache.store.tiers.deadline import aside, within
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.tiers.engine import Engine
+
+R = TypeVar("R")
+
+
+class OutOfUseError(StoreError):
+    """The service is left alone for now."""
+
+
+class Calls:
+    """Makes the calls of one engine for all threads.
+
+    Parameters
+    ----------
+    engine : Engine
+    probe : callable
+        Makes a call by :meth:`attempt` to see whether the service works again; called off every caller's path.
+    in_trouble : callable
+        Called after each call that failed.
+    patience : float
+        Seconds after which a call that is under way keeps others from joining it in its wait.
+
+    Attributes
+    ----------
+    breaker : CircuitBreaker
+    made, errors, timeouts, skipped : int
+        Calls that were answered; that failed, and those of them that ran out of time; and that were spared.
+    seconds : float
+        What the answered ones took in all.
+    error : str
+        The latest trouble.
+    """
+
+    def __init__(
+        self, engine: Engine, probe: Callable[[], object], in_trouble: Callable[[], object], *, patience: float
+    ) -> None:
+        self._engine = engine
+        self._probe = probe
+        self._in_trouble = in_trouble
+        self.breaker = CircuitBreaker(patience=patience)
+        self._lock = ForkSafeLock()
+        self._is_prepared = False
+        self._pid: int | None = None  # of the first process that used the engine
+        self._untold: list[str] = []
+        self._told: set[str] = set()  # kinds of trouble
+        self.reset()
+        _all.add(self)
+
+    def reset(self) -> None:
+        """Count from zero, as a forked child does."""
+        self.made = self.errors = self.timeouts = self.skipped = 0
+        self.seconds = 0.0
+        self.error = ""
+
+    def make(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
+        """What a method of the engine returns.
+
+        Parameters
+        ----------
+        seconds : float
+            That it may take in all.
+        operation : callable
+            Takes ``until`` beside these arguments.
+
+        Raises
+        ------
+        OutOfUseError
+            It was spared the call.
+        OSError
+            It is in trouble.
+        """
+        if not self.is_usable():
+            raise OutOfUseError(f"{self._engine.name} can't be used in a child of a process that has used it")
+        if not self._is_prepared:
+            self._prepare()
+        state = self.breaker.state
+        if state != "closed" or not self.breaker.allows():
+            if state == "half-open":
+                aside(self._try_again)
+            with self._lock:
+                self.skipped += 1
+            raise OutOfUseError(f"{self._engine.name} is out of use for a while")
+        return self.attempt(seconds, operation, *args, **named)
+
+    def attempt(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
+        """As :meth:`make`, for a call that the breaker has let through."""
+        if self._pid is None:
+            self._pid = os.getpid()
+        started = time.monotonic()
+        until = started + seconds
+        try:
+            if self._engine.keeps_time:
+                value = operation(*args, **named, until=until)
+            else:
+                value = within(until, functools.partial(operation, *args, **named, until=until), self._engine.cut)
+        except OSError as exc:
+            self._failed(exc)
+            raise
+        except Exception as exc:  # a client's own, which an engine should have translated
+            self._failed(exc)
+            raise StoreError(f"{self._engine.name}: {type(exc).__name__}: {exc}") from exc
+        except BaseException:
+            self.breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
+            raise
+        self.breaker.succeeded()
+        with self._lock:
+            self.made += 1
+            self.seconds += time.monotonic() - started
+        return value
+
+    def _failed(self, exc: Exception) -> None:
+        late = isinstance(exc, TimeoutError)
+        self.breaker.failed(timed_out=late)
+        said = f"{type(exc).__name__}: {exc}"
+        with self._lock:
+            self.errors += 1
+            self.timeouts += late
+            self.error = said
+        self._in_trouble()
+        self.note("late" if late else "trouble", f"is in trouble ({said}); programs are compiled without it")
+
+    def _try_again(self) -> None:
+        if self.breaker.allows():
+            try:
+                self._probe()
+            except OSError:
+                return  # as it was
+
+    def is_usable(self) -> bool:
+        """Whether the engine can be used in this process."""
+        if self._pid is None or self._pid == os.getpid() or self._engine.survives_fork:
+            return True
+        with self._lock:
+            self.skipped += 1
+        self.note("fork", "can't be used in a child of a process that has used it: nothing is found or kept there")
+        return False
+
+    def is_ready(self) -> bool:
+        """Whether calls can be made later, by another thread."""
+        if not self.is_usable():
+            return False
+        try:
+            self._prepare()
+        except OSError:
+            return False
+        return True
+
+    def _prepare(self) -> None:
+        if not self._is_prepared:
+            try:
+                self._engine.prepare()
+            except OSError as exc:
+                self._failed(exc)
+                raise
+            self._is_prepared = True
+
+    @property
+    def is_its_own(self) -> bool:
+        """Whether no other process has the engine's connections."""
+        return self._pid in {None, os.getpid()}
+
+    def note(self, kind: str, said: str) -> None:
+        """Have the next caller warned, once per kind of trouble: the thread that met it may be nobody's."""
+        with self._lock:
+            if kind not in self._told:
+                self._told.add(kind)
+                self._untold.append(said)
+
+    def tell(self) -> None:
+        """Warn of what nobody has been told."""
+        while self._untold:
+            try:
+                said = self._untold.pop(0)
+            except IndexError:
+                return
+            warnings.warn(f"the tier {self._engine.name} {said}", ProgCacheWarning, stacklevel=4)
+
+
+_all: weakref.WeakSet[Calls] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    """In a forked child, which counts for itself."""
+    for calls in list(_all):
+        calls.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

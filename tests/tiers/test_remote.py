@@ -1,0 +1,555 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tier costs: nothing before it is asked, its deadline once when it is dead, and never an error or a fork."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
+from cuda_progcache.store.base import entry_digest
+from cuda_progcache.store.records import Version, encode_record
+from cuda_progcache.store.tiers import write_back
+from cuda_progcache.store.tiers.engine import Engine
+from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
+from cuda_progcache.store.tiers.remote import RemoteProgramCache
+
+CUBIN = b"\x7fELF" + bytes(range(256))
+CLIENTS = ("redis", "urllib3", "obstore", "boto3", "requests")
+
+
+class Shelf(Engine):
+    """Objects in memory, behind a switch for the trouble that a service can be in."""
+
+    keeps_time = True
+
+    def __init__(self, name="shelf://here"):
+        self.name = name
+        self.objects = {}
+        self.calls = []
+        self.trouble = None
+
+    def _asked(self, what, names, until):
+        self.calls.append((what, threading.current_thread().name))
+        if callable(self.trouble):
+            self.trouble(until)
+        elif self.trouble is not None:
+            raise self.trouble
+
+    def get(self, name, *, limit, until):
+        self._asked("get", [name], until)
+        return self.objects.get(name)
+
+    def put(self, name, data, *, until):
+        self._asked("put", [name], until)
+        self.objects[name] = data
+
+    def delete(self, names, *, until):
+        self._asked("delete", names, until)
+        for name in names:
+            self.objects.pop(name, None)
+
+    def list(self, prefix):
+        return iter(())
+
+    def close(self):
+        pass
+
+
+def name_of(key):
+    digest = entry_digest(key)
+    return f"v1/programs/{digest[:2]}/{digest[2:]}"
+
+
+@pytest.fixture
+def shelf():
+    return Shelf()
+
+
+@pytest.fixture
+def tier(shelf):
+    return RemoteProgramCache(shelf)
+
+
+@pytest.fixture
+def black_hole():
+    """The address of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}"
+
+
+# Objects
+
+
+def test_an_object_is_its_sidecar_and_its_bytes():
+    record = encode_record({"name": "k"})
+    digest = entry_digest(b"k")
+    packed = pack(digest, CUBIN, Version.of(CUBIN, record, 1.5))
+    assert packed.startswith(b"CPCO\x01\0\0\0")
+    assert packed.endswith(CUBIN)
+    data, version = unpack(digest, packed)
+    assert (data, version.record(), version.created) == (CUBIN, {"name": "k"}, 1.5)
+
+
+def test_nothing_else_is_taken_for_an_object():
+    digest = entry_digest(b"k")
+    packed = pack(digest, CUBIN, Version.of(CUBIN, b"{}", 1.0))
+    wrong = [packed[:length] for length in range(len(packed))] + [packed + b"x", b"<html>404</html>", b"x" * 500]
+    for other in wrong:
+        with pytest.raises(DamagedObjectError):
+            unpack(digest, other)
+    with pytest.raises(DamagedObjectError):
+        unpack(entry_digest(b"other"), packed)
+    for at in range(len(packed)):
+        altered = packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]
+        try:
+            data, version = unpack(digest, altered)
+        except DamagedObjectError:
+            continue
+        assert (data, version.record()) == (CUBIN, {})  # the time, and braces that say nothing
+
+
+@pytest.mark.parametrize("sent", [b"", b"<html>not found</html>", b"half", b"swapped"])
+def test_what_a_service_sends_instead_is_a_miss_told_once_and_healed_by_the_next_write(shelf, tier, sent):
+    for key in (b"k", b"other"):
+        tier.publish(key, CUBIN, {"key": key.decode()})
+    assert tier.flush()
+    whole = shelf.objects[name_of(b"k")]
+    shelf.objects[name_of(b"k")] = {b"half": whole[:-100], b"swapped": shelf.objects[name_of(b"other")]}.get(sent, sent)
+    with pytest.warns(ProgCacheWarning, match="sent something else"):
+        assert tier.load(b"k") is None
+    tier.forget_misses()
+    assert tier.get(b"k") is None
+    assert tier.stats().corrupt == tier.tier().corrupt == 2
+    tier.publish(b"k", CUBIN, {})
+    assert tier.flush()
+    assert tier.get(b"k") == CUBIN
+    assert shelf.objects[name_of(b"k")] != whole
+
+
+def test_an_entry_that_nobody_who_is_trusted_has_signed_is_a_miss(shelf):
+    signed = RemoteProgramCache(shelf, signer=lambda digest, data, record: {**record, "by": digest[:8]})
+    signed.publish(b"k", CUBIN, {"n": 1})
+    signed.keep_manifest(entry_digest(b"m"), b'{"format":1,"sets":[]}')
+    RemoteProgramCache(shelf).publish(b"unsigned", CUBIN, {})
+    assert signed.flush()
+
+    def verify(digest, data, record):
+        return None if record.get("by") == digest[:8] and data else "nobody has signed it"
+
+    trusting = RemoteProgramCache(shelf, verifier=verify)
+    assert trusting.load(b"k") == (CUBIN, {"n": 1, "by": entry_digest(b"k")[:8]})
+    assert trusting.find_manifest(entry_digest(b"m")) == b'{"format":1,"sets":[]}'
+    while name_of(b"unsigned") not in shelf.objects:
+        time.sleep(0.001)
+    with pytest.warns(ProgCacheWarning, match="isn't trusted"):
+        assert trusting.get(b"unsigned") is None
+    assert trusting.tier().untrusted == 1
+
+
+# Manifests
+
+
+def manifest(*names):
+    return json.dumps({"format": 1, "sets": [{"name": name} for name in names]}, separators=(",", ":")).encode()
+
+
+def sets(content):
+    return [one["name"] for one in json.loads(content)["sets"]]
+
+
+def test_a_manifest_gets_the_sets_of_all_who_write_it(shelf):
+    name = entry_digest(b"m")
+    for set_name in "abc":
+        writer = RemoteProgramCache(shelf)
+        writer.keep_manifest(name, manifest(set_name))
+        writer.keep_manifest(name, manifest(set_name + "2"))
+        assert writer.flush()
+    assert set(sets(RemoteProgramCache(shelf).find_manifest(name))) == {"a", "a2", "b", "b2", "c", "c2"}
+
+
+# Time and trouble
+
+
+def test_a_dead_tier_costs_its_deadline_once(black_hole, open_url):
+    tier = open_url(f"{black_hole}?timeout=0.5")
+    stack = ProgramCacheStack((InMemoryProgramCache(), tier))
+    started = time.monotonic()
+    with pytest.warns(ProgCacheWarning, match="is in trouble") as caught:
+        for number in range(1000):
+            assert stack.load(b"%d" % number) is None
+            assert stack.publish(b"%d" % number, CUBIN, {})
+        assert stack.find_manifest("0" * 64) is None
+    told = tier.tier()
+    assert (told.errors, told.timeouts, told.state) == (1, 1, "open")
+    assert told.skipped > 900
+    assert time.monotonic() - started > 0.4
+    assert len(caught) == 1
+    assert stack.stats().hits == 0
+
+
+def test_threads_do_not_each_wait_for_a_dead_tier(shelf, tier):
+    """While one has been waiting for long, nobody joins it."""
+    waiting, joined = threading.Event(), threading.Event()
+
+    def hang(until):
+        waiting.set()
+        assert joined.wait(60)
+        raise TimeoutError("late")
+
+    shelf.trouble = hang
+    first = threading.Thread(target=tier.load, args=(b"k",))
+    with pytest.warns(ProgCacheWarning, match="is in trouble"):
+        first.start()
+        assert waiting.wait(60)
+        time.sleep(0.6)  # longer than a connection may take
+        for number in range(8):
+            assert tier.load(b"%d" % number) is None
+        joined.set()
+        first.join()
+        tier.load(b"more")
+    assert len(shelf.calls) == 1
+
+
+def test_a_tier_is_tried_again_off_every_callers_path(shelf, tier):
+    shelf.trouble = TimeoutError("late")
+    with pytest.warns(ProgCacheWarning):
+        assert tier.load(b"k") is None
+    tier.breaker._resting_until = time.monotonic()  # its rest is over
+    shelf.trouble = None
+    while tier.tier().state != "closed":
+        assert tier.load(b"k") is None
+        time.sleep(0.001)
+    me = threading.current_thread().name
+    assert [who == me for _, who in shelf.calls][:2] == [True, False]
+    tier.publish(b"k", CUBIN, {})
+    assert tier.flush()
+    assert tier.load(b"k") == (CUBIN, {})
+
+
+def test_trouble_with_writes_opens_the_breaker(shelf, tier, monkeypatch):
+    monkeypatch.setattr(write_back, "_PAUSE", 0.001)
+    shelf.trouble = ConnectionError("reset")
+    assert tier.publish(b"k", CUBIN, {})
+    with pytest.warns(ProgCacheWarning, match="reset"):
+        assert tier.flush(60)
+    assert tier.tier().state == "open"
+    assert tier.stats().dropped == 1
+    tier.publish(b"l", CUBIN, {})
+    assert tier.flush(60)
+    assert tier.stats().dropped == 2
+    assert len(shelf.calls) == 3
+
+
+def test_a_write_is_tried_again(shelf, tier, monkeypatch):
+    monkeypatch.setattr(write_back, "_PAUSE", 0.001)
+    errors = [ConnectionError("reset"), ConnectionError("reset")]
+
+    def fail(until):
+        if errors:
+            raise errors.pop()
+
+    shelf.trouble = fail
+    tier.publish(b"k", CUBIN, {})
+    with pytest.warns(ProgCacheWarning, match="reset"):
+        assert tier.flush(60)
+    assert (tier.stats().dropped, tier.stats().stored, tier.tier().state) == (0, 1, "closed")
+
+
+def test_a_full_queue_drops_and_counts(shelf, tier, monkeypatch):
+    monkeypatch.setattr(write_back, "MOST_ITEMS", 2)
+    gate = threading.Event()
+    shelf.trouble = lambda until: gate.wait(60)
+    assert tier.publish(b"0", CUBIN, {})
+    while not shelf.calls:
+        time.sleep(0.001)
+    assert [tier.publish(b"%d" % number, CUBIN, {}) for number in range(1, 5)] == [True, True, False, False]
+    assert tier.get(b"2") == CUBIN  # on its way
+    assert tier.get(b"0") == CUBIN
+    gate.set()
+    assert tier.flush(60)
+    assert (tier.stats().dropped, len(shelf.objects)) == (2, 3)
+
+
+def test_an_object_that_is_too_large_is_refused(shelf):
+    tier = RemoteProgramCache(shelf, max_bytes=1000)
+    assert tier.publish(b"k", bytes(1000), {}) is False
+    assert tier.stats().refused == 1
+    assert shelf.calls == []
+
+
+def test_a_miss_is_remembered_for_a_moment(shelf, tier):
+    for _ in range(5):
+        assert tier.load(b"k") is None
+    assert len(shelf.calls) == 1
+    tier.publish(b"k", CUBIN, {})
+    assert tier.load(b"k") == (CUBIN, {})
+
+
+# Processes
+
+
+def test_a_local_hit_imports_no_client_and_opens_no_connection(black_hole, python, tmp_path):
+    script = """
+import sys, threading
+from cuda_progcache import FileStreamProgramCache, ProgramCacheStack
+from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.settings import parse_tier
+stack = ProgramCacheStack((FileStreamProgramCache(sys.argv[2]), open_tier(parse_tier(sys.argv[1]))))
+assert stack.get(b"k") == stack.load(b"k").data == b"v"
+stack.close()
+print([name for name in sys.argv[3:] if name in sys.modules], threading.active_count())
+"""
+    with FileStreamProgramCache(tmp_path) as disk:
+        disk[b"k"] = b"v"
+    assert python(script, black_hole, tmp_path, *CLIENTS) == "[] 1\n"
+
+
+def test_writes_reach_the_tier_before_the_process_ends(redis_url, open_url, python):
+    script = """
+import sys
+from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.settings import parse_tier
+tier = open_tier(parse_tier(sys.argv[1]))
+for number in range(200):
+    tier.publish(b"%d" % number, bytes(1000), {"n": number})
+"""
+    python(script, redis_url)
+    assert len(open_url(redis_url)) == 200
+
+
+def test_the_end_of_a_process_waits_for_a_dead_tier_no_longer_than_it_says(black_hole, python):
+    script = """
+import sys, time
+from cuda_progcache.store.tiers import open_tier, write_back
+from cuda_progcache.store.tiers.settings import parse_tier
+tier = open_tier(parse_tier(sys.argv[1]))
+write_back.AT_EXIT = 0.2
+tier.publish(b"k", b"v", {})
+"""
+    started = time.monotonic()
+    python(script, f"{black_hole}?write_timeout=3000&timeout=3000")
+    assert time.monotonic() - started < 1000  # for ever, otherwise
+
+
+def test_nothing_is_imported_by_a_thread(tier_url, python, tmp_path):
+    """A child that is forked while a thread imports a module would wait for that module for ever."""
+    script = """
+import sys, threading
+from cuda_progcache import FileStreamProgramCache, ProgramCacheStack
+from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.settings import parse_tier
+import builtins
+original, culprits = builtins.__import__, set()
+
+def watched(name, globals=None, locals=None, fromlist=(), level=0):
+    before = set(sys.modules)
+    found = original(name, globals, locals, fromlist, level)
+    if threading.current_thread() is not threading.main_thread():
+        culprits.update(set(sys.modules) - before)
+    return found
+
+builtins.__import__ = watched
+tier = open_tier(parse_tier(sys.argv[1]))
+for number in range(3):
+    tier.publish(b"%d" % number, bytes(1000), {"n": 1})
+tier.keep_manifest("0" * 64, b'{"format":1,"sets":[]}')
+assert tier.flush(60)
+stack = ProgramCacheStack((FileStreamProgramCache(sys.argv[2], max_size_bytes=10**9), tier))
+for number in range(3):
+    assert stack.load(b"%d" % number).record == {"n": 1}
+stack.close()
+print(sorted(culprits))
+"""
+    assert python(script, tier_url, tmp_path) == "[]\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_has_a_tier_of_its_own(redis_url, python):
+    """Parent and children look up and publish at once, over connections that the parent opened before."""
+    script = """
+import os, sys
+from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.settings import parse_tier
+tier = open_tier(parse_tier(sys.argv[1]))
+for number in range(50):
+    tier.publish(b"%d" % number, b"%d" % number * 100, {"n": number})
+assert tier.flush(60)
+
+def work(who):
+    for number in range(50):
+        assert tier.load(b"%d" % number) == (b"%d" % number * 100, {"n": number}), number
+        tier.publish(b"%s %d" % (who, number), b"x", {})
+    assert tier.flush(60)
+
+children = []
+for child in range(4):
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            assert tier.tier().hits == 0
+            work(b"%d" % child)
+            status = 0
+        finally:
+            os._exit(status)
+    children.append(pid)
+work(b"parent")
+assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+tier.forget_misses()
+assert len(tier) == 50 * 6, len(tier)
+"""
+    python(script, redis_url)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_while_writes_are_on_their_way_doubles_and_loses_none(redis_url, open_url, python):
+    script = """
+import multiprocessing, os, sys
+from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.settings import parse_tier
+tier = open_tier(parse_tier(sys.argv[1]))
+
+def child():
+    assert tier.tier().waiting == 0
+    tier.publish(b"child", b"x", {})  # sent as the worker ends
+
+for number in range(300):
+    tier.publish(b"%d" % number, bytes(5000), {})
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join()
+assert process.exitcode == 0
+"""
+    python(script, redis_url)
+    assert len(open_url(redis_url)) == 301
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_client_that_cannot_be_forked_is_left_alone_in_a_child(python):
+    script = """
+import os, sys, warnings
+sys.path.insert(0, sys.argv[1])
+from test_remote import Shelf, CUBIN
+from cuda_progcache.store.tiers.remote import RemoteProgramCache
+shelf = Shelf()
+shelf.survives_fork = False
+tier = RemoteProgramCache(shelf)
+tier.publish(b"k", CUBIN, {})
+assert tier.flush(60)
+pid = os.fork()
+if pid == 0:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calls = len(shelf.calls)
+        found = [tier.load(b"k"), tier.publish(b"k", CUBIN, {}), tier.find_manifest("0" * 64)]
+        fine = found == [None, False, None] and len(shelf.calls) == calls and len(caught) == 1
+        os._exit(0 if fine and "child" in str(caught[0].message) else 1)
+assert os.waitpid(pid, 0)[1] == 0
+assert tier.load(b"k") == (CUBIN, {})
+"""
+    python(script, os.path.dirname(__file__))
+
+
+# Stacks
+
+
+def test_what_comes_from_afar_goes_to_the_disk_later_and_is_found_meanwhile(shelf, tier, tmp_path):
+    tier.publish(b"k", CUBIN, {"n": 1})
+    assert tier.flush()
+    memory, disk = InMemoryProgramCache(), FileStreamProgramCache(tmp_path)
+    with ProgramCacheStack((memory, disk, tier)) as stack:
+        assert stack.load(b"k") == (CUBIN, {"n": 1})
+        assert memory.get(b"k") == CUBIN
+        assert stack.flush(60)
+        assert disk.load(b"k") == (CUBIN, {"n": 1})
+
+
+def test_what_was_missed_before_is_on_the_disk_at_once(shelf, tier, tmp_path):
+    """Whoever missed it may hold a lease; those who wait for that look on the disk."""
+    disk = FileStreamProgramCache(tmp_path)
+    with ProgramCacheStack((disk, tier)) as stack:
+        tier.publish(b"first", CUBIN, {})
+        assert stack.load(b"first")  # at once, too
+        assert stack.load(b"k") is None
+        RemoteProgramCache(shelf).publish(b"k", CUBIN, {})
+        while name_of(b"k") not in shelf.objects:
+            time.sleep(0.001)
+        tier.forget_misses()
+        assert stack.load_again(b"k") == (CUBIN, {})
+        assert disk.get(b"k") == CUBIN
+
+
+def test_a_copy_on_its_way_does_not_undo_a_later_write(shelf, tier, tmp_path):
+    tier.publish(b"k", b"old", {})
+    tier.publish(b"gone", b"old", {})
+    for key in (b"first", b"second"):
+        tier.publish(key, b"1", {})
+    assert tier.flush()
+    started, gate = threading.Event(), threading.Event()
+
+    class Slow(FileStreamProgramCache):
+        def copy(self, key, entry):
+            if threading.current_thread() is not threading.main_thread():
+                started.set()
+                assert gate.wait(60)
+            return super().copy(key, entry)
+
+    disk = Slow(tmp_path)
+    with ProgramCacheStack((disk, tier)) as stack:
+        assert stack.get(b"first") == stack.get(b"second") == b"1"  # one at once, one later
+        assert started.wait(60)  # the thread is at work on this one; the others wait behind it
+        assert stack.get(b"k") == stack.get(b"k") == b"old"
+        assert stack.get(b"gone") == b"old"
+        assert [what for what, _ in shelf.calls].count("get") == 4  # each is asked for once
+        gate.set()
+        stack[b"k"] = b"new"
+        del stack[b"gone"]
+        assert stack.flush(60)
+        assert disk.get(b"k") == b"new"
+        assert disk.get(b"gone") is None
+
+
+def test_listings_and_clear_are_of_this_machine(shelf, tier, tmp_path):
+    tier.publish(b"far", CUBIN, {})
+    assert tier.flush()
+    with ProgramCacheStack((FileStreamProgramCache(tmp_path), tier)) as stack:
+        stack[b"near"] = CUBIN
+        assert stack.flush(60)
+        asked = len(shelf.calls)
+        assert len(stack) == len(list(stack.entries())) == stack.stats().entries == 1
+        assert len(shelf.calls) == asked
+        stack.clear()
+        assert len(stack) == 0
+        assert stack.get(b"near") == CUBIN  # others may use it
+        assert stack.info(entry_digest(b"far")).size == len(CUBIN)
+        stack.remove(entry_digest(b"far"))
+        assert stack.get(b"far") is None
+
+
+def test_many_are_fetched_together(shelf, tier, tmp_path):
+    keys = [b"%d" % number for number in range(250)]
+    for key in keys[:200]:
+        tier.publish(key, CUBIN, {})
+    assert tier.flush(60)
+    many = []
+
+    def get_many(names, *, limit, until):
+        many.append(names)
+        return {name: shelf.objects[name] for name in names if name in shelf.objects}
+
+    shelf.get_many = get_many
+    disk = FileStreamProgramCache(tmp_path)
+    with ProgramCacheStack((disk, tier)) as stack:
+        stack[keys[0]] = CUBIN
+        assert stack.fetch(keys) == 199
+        assert [len(names) for names in many] == [100, 100, 49]
+        assert len(disk) == 200
+        assert stack.fetch(keys) == 0
+        assert len(many) == 3  # the others are known to be missing
