@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tier in trouble costs: ``python -m ci.tier_faults [--tier redis|http|s3] [--trouble PART] [--json FILE]``.
+"""What a tier in trouble costs: ``python -m ci.tier_faults [--tier redis|http|s3] [--trouble PART] [--markdown FILE]``.
 
 For each tier and each trouble of :mod:`ci.servers.troubles` a program store of a memory level and the tier is asked for
 programs that aren't there: once, a thousand times more, by eight threads at once, and to keep one. A tier may cost at
@@ -219,6 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
                 if options.trouble is None or options.trouble in trouble:
                     outcomes.append(try_trouble(tier, trouble, folder))
                     _print(outcomes[-1])
+    if options.markdown:
+        Path(options.markdown).write_text(as_markdown(outcomes), encoding="utf-8")
     if options.json:
         told = [outcome._asdict() for outcome in outcomes]
         Path(options.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -240,6 +242,20 @@ def is_kept(outcome: Outcome, times: tuple[float, float, float] = TIMES) -> bool
     return cheap and not outcome.wrong and not outcome.raised
 
 
+def as_markdown(outcomes: Sequence[Outcome]) -> str:
+    """The outcomes as a table: a row for each trouble, a column for each tier."""
+    tiers = list(dict.fromkeys(outcome.tier for outcome in outcomes))
+    cells = {(outcome.tier, outcome.trouble): _cell(outcome) for outcome in outcomes}
+    kinds = dict.fromkeys(outcome.trouble for outcome in outcomes)
+    rows = (f"| {kind} | {' | '.join(cells.get((tier, kind), '') for tier in tiers)} |" for kind in kinds)
+    return "\n".join([f"| trouble | {' | '.join(tiers)} |", "|---|" + "---:|" * len(tiers), *rows, ""])
+
+
+def _cell(outcome: Outcome) -> str:
+    asked = "each answered" if outcome.state == "closed" else f"{outcome.more * 1000:,.0f}"
+    return f"{outcome.first * 1000:,.0f}, {asked}; {outcome.threads * 1000:,.0f}"
+
+
 def _print(outcome: Outcome) -> None:
     took = "".join(f"{1000 * seconds:9.1f}" for seconds in outcome[2:6])
     got = "a miss" if not outcome.wrong + len(outcome.raised) else f"{outcome.wrong} wrong, {outcome.raised[:1]}"
@@ -254,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ci.tier_faults", description="What a tier in trouble costs.")
     parser.add_argument("--tier", action="append", choices=TIERS, help="repeatable; default: all")
     parser.add_argument("--trouble", metavar="PART", help="only troubles whose name has this")
+    parser.add_argument("--markdown", metavar="FILE", help="write a table of them there")
     parser.add_argument("--json", metavar="FILE", help="write the outcomes there, too")
     return parser
 

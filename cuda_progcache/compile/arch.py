@@ -31,7 +31,7 @@ def with_arch(options: Any) -> Any:
         return replace(options, arch=f"sm_{Device().arch}")
     except Exception as error:  # the driver's absence shows as several exception types
         raise ArchError(
-            f"no architecture was given and there is no CUDA device to ask ({type(error).__name__}); "
+            f"no architecture was given, and there is no CUDA device to take it from ({type(error).__name__}); "
             f"set arch= to one of {', '.join(_supported())}"
         ) from error
 

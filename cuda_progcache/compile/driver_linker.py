@@ -49,12 +49,12 @@ def link_by_driver(inputs: Sequence[LinkerInput], *, flags: Sequence[str], targe
         If the driver has no device.
     """
     if target_type != "cubin":
-        raise OptionError(f"the driver's linker makes cubins alone, not {target_type}: {_WANTED}")
+        raise OptionError(f"the driver's linker makes only cubins, not {target_type}: {_WANTED}")
     kinds = {"ptx": "CU_JIT_INPUT_PTX", "cubin": "CU_JIT_INPUT_CUBIN", "fatbin": "CU_JIT_INPUT_FATBINARY",
              "object": "CU_JIT_INPUT_OBJECT", "library": "CU_JIT_INPUT_LIBRARY"}  # fmt: skip
     for item in inputs:
         if item.target_type not in kinds:
-            raise OptionError(f"the driver's linker takes no {item.target_type} ({item.name}): {_WANTED}")
+            raise OptionError(f"the driver's linker can't take {item.target_type} ({item.name}): {_WANTED}")
     driver = _bindings()
     names, values = _options(driver, flags)
     logs = {name: bytearray(_LOG_SIZE) for name in ("INFO", "ERROR")}
@@ -112,7 +112,7 @@ def _options(driver: Any, flags: Sequence[str]) -> tuple[list[Any], list[Any]]:
         parts = _FLAG.fullmatch(flag)
         option = _OPTIONS.get(parts[1]) if parts is not None else None
         if parts is None or option is None or not (parts[2] or "1").isdecimal():
-            raise OptionError(f"the driver's linker has nothing like {flag}: {_WANTED}")
+            raise OptionError(f"the driver's linker doesn't support {flag}: {_WANTED}")
         names.append(getattr(driver.CUjit_option, option))
         values.append(int(parts[2] or 1))
     return names, values
@@ -125,7 +125,7 @@ def _context(driver: Any) -> Iterator[None]:
     def check(status: Any, *results: Any) -> Any:
         if int(status):
             name = driver.CUresult(status).name
-            raise ToolchainError(f"the CUDA driver has no device to link with ({name}); without one, {_WANTED}")
+            raise ToolchainError(f"there is no CUDA device for the driver's linker ({name}); without one, {_WANTED}")
         return results[0] if results else None
 
     check(*driver.cuInit(0))

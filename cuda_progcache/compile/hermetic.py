@@ -180,4 +180,4 @@ def _check_probes(base: BaseKey, search: SearchPath, contents: Mapping[str, byte
         else:
             names.setdefault(name, found)
     for name in missing & names.keys():
-        raise _NotHermeticError(f"{name} is there for one header, and for __has_include in another one it isn't")
+        raise _NotHermeticError(f"{name} is found by one header, but not by __has_include in another")

@@ -148,7 +148,7 @@ def _learn_headers(base: BaseKey) -> HeaderSet:
             output = run(name_expressions=inputs.name_expressions)
     except CompilerRefusal as refusal:
         raise UncacheableError(
-            f"{inputs.name}: which headers this reads can't be learnt, since the compiler refuses the source "
+            f"{inputs.name}: the headers it reads can't be found out, because it doesn't compile "
             f"({refusal.status}):\n{refusal.log}"
         ) from refusal
     if headers.uncacheable:

@@ -348,7 +348,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             known["outcome"] = "compiled"
     if not found and text.strip():
         raise RecordingError(
-            f"{path} is no recording: none of its lines is a program's (CUDA_PROGCACHE_RECORD makes one)"
+            f"{path} is not a recording: it names no program (CUDA_PROGCACHE_RECORD makes a recording)"
         )
     for line in found.values():
         if line["source"] is not None:

@@ -137,7 +137,7 @@ def note(cache: Any, record: Mapping[str, Any], digest: str, reason: str) -> Non
         if len(_told) >= _MOST_TOLD:
             _told.clear()
         _told.add(program)
-        warn(f"{one.name} for {one.arch} was compiled and isn't kept: {reason}. {one.advice}", ProgCacheWarning)
+        warn(f"{one.name} for {one.arch} was compiled but not kept: {reason}. {one.advice}", ProgCacheWarning)
 
 
 def _list(cache: Any, one: Unkept) -> None:

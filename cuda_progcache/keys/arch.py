@@ -41,7 +41,7 @@ class Arch(NamedTuple):
         feature = number[-1:] if number[-1:] in {"a", "f"} else ""
         digits = number.removesuffix(feature)
         if kind not in {"sm", "compute", "lto"} or not (digits.isascii() and digits.isdigit()):
-            raise ArchError(f"{text!r} is not an architecture; one is written like sm_90, sm_90a or compute_90")
+            raise ArchError(f"{text!r} is not an architecture such as sm_90, sm_90a or compute_90")
         return cls(kind, int(digits), feature)
 
     def __str__(self) -> str:

@@ -71,7 +71,7 @@ class HeaderPolicy:
 
     def __post_init__(self) -> None:
         if not self.recheck_after >= 0:
-            raise OptionError(f"recheck_after is a number of seconds, or 0 for none, got {self.recheck_after!r}")
+            raise OptionError(f"recheck_after must be a number of seconds, 0 or more, got {self.recheck_after!r}")
 
 
 CHECK_EACH_TIME = HeaderPolicy()

@@ -72,10 +72,10 @@ def with_plain_arch(options: Any, target_type: str) -> Any:
     arch = options.arch
     plain = arch.strip() if isinstance(arch, str) else ""
     if not plain:
-        raise ArchError(f"arch={arch!r} is no architecture: set arch='sm_90' or the like")
+        raise ArchError(f"arch={arch!r} is not an architecture: set arch='sm_90', for example")
     if target_type == "cubin" and plain.startswith("compute_"):
         raise ArchError(
-            f"{plain} is a virtual architecture, and there is no machine code for one (NVRTC gives an empty cubin): "
+            f"{plain} is a virtual architecture, for which NVRTC makes no machine code (its cubin is empty): "
             f"set arch='sm_{plain.removeprefix('compute_')}', or compile to PTX"
         )
     return options if plain == arch else replace(options, arch=plain)
@@ -168,7 +168,9 @@ def _with_extra(flags: list[str], options: Any) -> list[str]:
             raise OptionError(f"extra_flags has {shown}: the architecture is a field, set arch= instead")
         before = given.setdefault(flag.name, flag)
         if flag.name not in REPEATABLE and before.value != flag.value:
-            raise OptionError(f"one option has two values, {' '.join(before.words)} and {shown}: give it once")
+            raise OptionError(
+                f"an option is given twice with different values, {' '.join(before.words)} and {shown}: give it once"
+            )
     return flags + extra
 
 

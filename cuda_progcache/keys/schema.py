@@ -322,8 +322,8 @@ def refuse_side_effects(flags: tuple[str, ...], code_type: str) -> None:
     """Raise UncacheableError for options that write a file: a hit would leave it out."""
     if found := facts(flags, code_type).writes:
         raise UncacheableError(
-            f"a program with {', '.join(found)} can't be cached: such options write a file as a side effect, and a "
-            f"cache hit compiles nothing, so the file would be missing. Unset them, or compile without cache=."
+            f"a program with {', '.join(found)} can't be cached: such options write a file as a side effect, "
+            f"which a hit would not. Unset them, or compile without cache=."
         )
 
 

@@ -183,7 +183,7 @@ def locate(name: str) -> str:
     setting = os.environ.get(_SETTINGS[name]) if _RAW_SETTINGS[name] in _variables else None
     if setting is not None:
         if not os.path.isfile(setting):
-            raise ToolchainError(f"{_SETTINGS[name]} names no file: {setting!r}")
+            raise ToolchainError(f"{_SETTINGS[name]} is not a file: {setting!r}")
         return os.path.abspath(setting)
     path = _located.get(name)
     if path is None:

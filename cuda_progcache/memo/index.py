@@ -151,10 +151,6 @@ class Index:
 
     # Keeping it up
 
-    def refresh(self) -> None:
-        """Bring the index up to what the records are now; queries do that by themselves."""
-        self._ask(lambda _: None)
-
     def _ask(self, question: Callable[[sqlite3.Connection], T], *, refresh: bool = True) -> T:
         """Answer from an index that is up to date, mended or made anew where need be."""
         if self._pid != os.getpid() and self._connection is not None:

@@ -43,6 +43,8 @@ LONGEST = 44
 #: Files from which on those that serve the same steps share a box, and that box's width over its height.
 CROWD = 8
 ASPECT = 1.5
+#: Files that such a box names; of more it counts those below each topmost directory.
+NAMED = 60
 _SWEEPS = 8
 
 COLOURS = {
@@ -171,9 +173,25 @@ def _facts(node: Node) -> Iterator[str]:
         yield seconds(about["duration"])
 
 
+def _folded(nodes: Iterable[Node]) -> list[Row]:
+    """A row for each topmost directory: how many files are below it, and which, with their digests, in the tooltip."""
+    below: dict[str, list[str]] = defaultdict(list)
+    for node in nodes:
+        top, slash, _ = node.label.lstrip("/").partition("/")
+        below[f"{top}/" if slash else "in no directory"].append(
+            f"{node.kind}: {node.label} {node.digest or ''}".rstrip()
+        )
+    rows = sorted(below.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [Row(elided(f"{len(named):,}  {top}"), "\n".join(named)) for top, named in rows]
+
+
 def _crowd(members: Iterable[Node]) -> Box:
     """Names in columns, by directory; half as wide again as high, as screens are."""
     nodes = sorted(members, key=lambda node: os.path.split(node.label))
+    kind = nodes[0].kind
+    heading = f"{len(nodes):,} {_PLURALS.get(kind, f'{kind}s')}"
+    if len(nodes) > NAMED:
+        return _sized(Box(kind, [node.id for node in nodes], [_folded(nodes)], heading=heading))
     rows: list[Row] = []
     above = ""
     for node in nodes:
@@ -187,8 +205,6 @@ def _crowd(members: Iterable[Node]) -> Box:
     count = max(1, round(math.sqrt(ASPECT * len(rows) * LINE / widest)))
     tall = math.ceil(len(rows) / count)
     columns = [rows[start : start + tall] for start in range(0, len(rows), tall)]
-    kind = nodes[0].kind
-    heading = f"{len(nodes):,} {_PLURALS.get(kind, f'{kind}s')}"
     return _sized(Box(kind, [node.id for node in nodes], columns, heading=heading))
 
 

@@ -65,9 +65,9 @@ class CachedCompiler:
         tiers: Sequence[Tier] | str | None = None,
     ) -> None:
         if keep_failures < 0:
-            raise ValueError(f"keep_failures is a number of seconds, or 0 for none, got {keep_failures!r}")
+            raise ValueError(f"keep_failures must be a number of seconds, 0 or more, got {keep_failures!r}")
         if not 0 <= verify_rate <= 1:
-            raise ValueError(f"verify_rate is a share of the hits, 0 to 1, got {verify_rate!r}")
+            raise ValueError(f"verify_rate must be a fraction of the hits, from 0 to 1, got {verify_rate!r}")
         if cache is None or isinstance(cache, str | os.PathLike):
             from cuda_progcache.store.file_stream import FileStreamProgramCache
 

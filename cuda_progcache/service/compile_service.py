@@ -175,7 +175,7 @@ class CompileService:
             For inputs that no compile can take, before any compile.
         """
         if (code is None) == (source is None):
-            raise TypeError("compile() takes the program as code, once")
+            raise TypeError("compile() needs the source exactly once, as code")
         inputs = normalize(
             code=source if code is None else code,
             code_type=code_type,

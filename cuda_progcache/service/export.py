@@ -140,7 +140,7 @@ def write_oci(
     """
     target = os.path.abspath(os.fspath(path))
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
-        raise ExportError(f"{target} is there already, and not an empty directory; nothing was written")
+        raise ExportError(f"{target} already exists and is not an empty directory; nothing was written")
     with cache_directory(cache, wanted) as (root, report):
         plain = _tar(_files(root))
     # Compressed here, and so that it is the same each time: else those who push it do, and its digest is another.
@@ -212,10 +212,10 @@ def write_wheel(
 
     if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", name):
         raise ExportError(
-            f"{name!r} is no name of a distribution: letters, digits, '.', '-' and '_'; nothing was written"
+            f"{name!r} is not a valid name of a distribution (letters, digits, '.', '-' and '_'); nothing was written"
         )
     if not re.fullmatch(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?", version):
-        raise ExportError(f"{version!r} is no version, such as 1.0 or 1.0.post1; nothing was written")
+        raise ExportError(f"{version!r} is not a version such as 1.0 or 1.0.post1; nothing was written")
     package = re.sub(r"[-_.]+", "_", name).lower()
     package = package if package.isidentifier() else f"_{package}"
     info = f"{re.sub(r'[-_.]+', '_', name).lower()}-{version}.dist-info"

@@ -57,7 +57,8 @@ def decode(content: bytes, file: str) -> dict[str, KernelSpec]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{file} is not valid TOML: {error}") from error
     if table.get("format") != FORMAT:
-        raise ManifestError(f"{file}: format must be {FORMAT}, is {table.get('format')!r}")
+        got = f", not format = {table['format']!r}" if "format" in table else ""
+        raise ManifestError(f"{file}: the manifest needs the line format = {FORMAT}{got}")
     check_fields(table, ("format", "kernels"), file)
     kernels = table.get("kernels", {})
     if not isinstance(kernels, dict) or not kernels:

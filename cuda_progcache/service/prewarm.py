@@ -228,7 +228,9 @@ def checked_archs(archs: Iterable[str]) -> tuple[str, ...]:
         raise ArchError("no architecture to prewarm for: give archs=['sm_80', ...]")
     for arch in found:
         if known_arch(arch).kind != "sm":
-            raise ArchError(f"a prewarm makes machine code, and {arch} is no device's architecture; give sm_90 or so")
+            raise ArchError(
+                f"prewarm compiles to machine code, and {arch} is not a device's architecture such as sm_90"
+            )
     return found
 
 

@@ -51,11 +51,13 @@ def folder_of(library: Resource) -> str:
     """
     if not hasattr(library, "iterdir") or not hasattr(library, "is_dir"):
         raise ManifestError(
-            f"a kernel library is a folder, by its path or as importlib.resources.files gives it; got "
+            f"a kernel library must be the path of a folder, or what importlib.resources.files returns; got "
             f"{type(library).__name__}"
         )
     if not library.is_dir():
-        raise ManifestError(f"{library} is no folder, or isn't there; give the folder of the library's manifest.toml")
+        raise ManifestError(
+            f"{library} is not a folder, or doesn't exist; give the folder that has the library's manifest.toml"
+        )
     name = f"{os.getpid()} {library}"
     if name not in _unpacked:
         folder = ScratchFolder("progcache-library-")

@@ -202,7 +202,7 @@ class Units:
             try:
                 return cache.info(wanted.key), None
             except KeyError:
-                raise LockError(f"it isn't there, and {wanted.unmakeable}") from None
+                raise LockError(f"it is not in the cache, and {wanted.unmakeable}") from None
         unit = unit or self.unit(wanted)
         return unit.look_up(cache), unit
 

@@ -469,7 +469,7 @@ class ProgramCacheResource(abc.ABC):
         """
         wanted = prefix.lower()
         if not 4 <= len(wanted) <= 64 or wanted.strip("0123456789abcdef"):
-            raise KeyError(f"{prefix!r} is no digest prefix: give 4 to 64 hex digits")
+            raise KeyError(f"{prefix!r} is not a digest prefix (4 to 64 hex digits)")
         matches = sorted(self._digests(wanted))
         if not matches:
             raise KeyError(f"no entry's digest starts with {prefix!r}")

@@ -43,9 +43,9 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if threshold < 1:
-            raise ValueError(f"a breaker opens after 1 failure or more, not {threshold}")
+            raise ValueError(f"threshold must be 1 or more failures, got {threshold}")
         if rest < 0:
-            raise ValueError(f"a breaker's rest is in seconds, not {rest}")
+            raise ValueError(f"rest must be a number of seconds, got {rest}")
         self._threshold = threshold
         self._first_rest = rest
         self._longest_rest = max(rest, longest_rest)

@@ -190,7 +190,7 @@ class Bundle:
         self._take_index()
         self.digests = self._of("entries")
         if self._of("records") != self.digests:
-            raise self.refuse("entries and records don't go together")
+            raise self.refuse("its entries and records don't match")
 
     def refuse(self, why: str) -> BundleError:
         """The error that says why not."""
@@ -202,18 +202,18 @@ class Bundle:
         for member in self._tar:
             name = member.name
             if name != _INDEX and not _NAME.fullmatch(name):
-                raise self.refuse(f"it holds {name!r}, which is no place for a file of a cache")
+                raise self.refuse(f"it contains {name!r}, which is not a path of a cache file")
             # By the raw type: links, devices, FIFOs, directories and sparse files have no business here.
             if member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or member.pax_headers:
-                raise self.refuse(f"{name} isn't a plain file (was it packed anew by another tool?)")
+                raise self.refuse(f"{name} isn't a regular file (was it repacked by another tool?)")
             if name in self._members:
-                raise self.refuse(f"it holds {name} twice")
+                raise self.refuse(f"it contains {name} twice")
             self._members[name] = member
 
     def _take_index(self) -> None:
         member = self._members.pop(_INDEX, None)
         if member is None:
-            raise self.refuse(f"it has no {_INDEX}: it was cut short, or never was one")
+            raise self.refuse(f"it has no {_INDEX}: it is truncated, or not a bundle")
         if any(other.offset > member.offset for other in self._members.values()):
             raise self.refuse(f"there are files after {_INDEX}")
         try:
@@ -239,7 +239,7 @@ class Bundle:
         file = self._tar.extractfile(member)
         data = b"" if file is None else file.read()
         if len(data) != member.size:
-            raise self.refuse(f"{member.name} is cut short")
+            raise self.refuse(f"{member.name} is truncated")
         return data
 
     def _file(self, tree: str, digest: str) -> bytes:
@@ -265,7 +265,7 @@ class Bundle:
         """An entry's bytes."""
         data = self._file("entries", digest)
         if isinstance(judge(digest, data, encode(digest, [version])), str):
-            raise self.refuse(f"entry {digest} isn't what its record vouches for")
+            raise self.refuse(f"entry {digest} doesn't match its record")
         return data
 
     def manifests(self) -> Iterator[tuple[str, bytes]]:

@@ -146,7 +146,7 @@ class DiskStore(ProgramCacheResource):
                 error = StoreError(exc.errno, f"can't open a program cache here ({exc.strerror or exc})", root.path)
                 if strict or exc.errno in _WRONG_PATH:
                     raise error from exc
-                self._warn_once(f"{error}; programs are compiled and not kept until it can be made", level=3)
+                self._warn_once(f"{error}; until it can be made, programs are compiled but not kept", level=3)
         if not root.read_only:
             self._tally = Tally(root, self._counters)
             weakref.finalize(self, self._tally.write)
@@ -412,7 +412,7 @@ class DiskStore(ProgramCacheResource):
         error = self._error(what, exc, path)
         if self._strict:
             raise error from exc
-        self._warn_once(f"{error}; what lies there stays", level=4)
+        self._warn_once(f"{error}; nothing was removed", level=4)
 
     def _error(self, what: str, exc: OSError, path: str | None = None) -> StoreError:
         if isinstance(exc, StoreError):

@@ -283,11 +283,15 @@ class FileStreamProgramCache(DiskStore):
         return told if stack is None else told._replace(levels=stack.stats().levels[1:])
 
     def close(self) -> None:
-        """Write down what was counted, and send what waits for a tier; the store can be used afterwards."""
+        """Write down what was counted, and send what waits for a tier; the store can be used afterwards.
+
+        A tier that is out of use isn't waited for: its writes are tried again by their thread.
+        """
         super().close()
         stack = None if self._known_stack is None else self._known_stack[1]
-        if stack is not None:
-            stack.close()
+        for store in () if stack is None else stack.levels[1:]:
+            if store.breaker is None or store.breaker.state == "closed":
+                store.close()
         for tally in self._tier_tallies:
             tally.write()
 
@@ -412,7 +416,7 @@ class FileStreamProgramCache(DiskStore):
         from cuda_progcache.store import maintenance
 
         if max_size_bytes is None and older_than is None:
-            raise ValueError("prune to what? give max_size_bytes, older_than or both")
+            raise ValueError("give prune max_size_bytes, older_than or both")
         if (max_size_bytes or 0) < 0 or (older_than or 0) < 0:
             raise ValueError("max_size_bytes and older_than can't be negative")
         return self._asked(

@@ -152,7 +152,7 @@ class Level:
         warned, self._warned = self._warned, True
         if not warned:
             warnings.warn(
-                f"{self.name} is in trouble ({type(exc).__name__}: {exc}); the stack goes on without it",
+                f"{self.name} failed ({type(exc).__name__}: {exc}); the stack continues without it",
                 ProgCacheWarning,
                 stacklevel=7,
             )

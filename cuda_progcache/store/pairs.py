@@ -76,7 +76,7 @@ def publish(root: Root, digest: str, data: bytes, version: Version, *, durabilit
             in_the_way = is_missing(exc) or isinstance(exc, (FileExistsError, IsADirectoryError))
             if not in_the_way or attempt == WRITE_TRIES - 1:
                 raise
-    raise OSError(errno.EAGAIN, "other processes replace its record all the time", root.record_path(digest))
+    raise OSError(errno.EAGAIN, "other processes keep replacing its record", root.record_path(digest))
 
 
 def _publish(root: Root, digest: str, data: bytes, version: Version, durability: str) -> int | None:

@@ -168,7 +168,7 @@ class ReadOnlyProgramCache(ProgramCacheResource):
 
     def _refuse(self, what: str) -> NoReturn:
         raise ReadOnlyError(
-            errno.EROFS, f"can't {what}: this store only reads; use a stack with a writable level before it", self.name
+            errno.EROFS, f"can't {what}: this store is read-only; put a writable level before it in a stack", self.name
         )
 
     def __setitem__(self, key: Key, value: Value) -> None:

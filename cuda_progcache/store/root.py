@@ -60,7 +60,7 @@ def default_root() -> str:
     if chosen:
         if chosen in modes.MODES:
             raise ModeError(
-                f"CUDA_PROGCACHE_DIR={chosen} would be a directory of that name: set {modes.VARIABLE}={chosen} for the "
+                f"CUDA_PROGCACHE_DIR={chosen} would make a directory so named: set {modes.VARIABLE}={chosen} for the "
                 f"mode, or CUDA_PROGCACHE_DIR=./{chosen} for the directory"
             )
         return os.path.abspath(os.path.expanduser(chosen))

@@ -79,7 +79,7 @@ class Sharing(NamedTuple):
         if mode & stat.S_IWOTH and not setgid:
             raise UnsafeRootError(
                 errno.EPERM,
-                f"all others can write to the cache root (mode {stat.S_IMODE(mode):04o}); run `chmod go-w` on it, "
+                f"everyone can write to the cache root (mode {stat.S_IMODE(mode):04o}); run `chmod go-w` on it, "
                 f"{advice}",
                 path,
             )

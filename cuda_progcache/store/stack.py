@@ -353,7 +353,7 @@ class ProgramCacheStack(ProgramCacheResource):
     def _writable(self, what: str) -> list[Level]:
         writable = [level for level in self._levels if level.writable]
         if not writable:
-            raise ReadOnlyError(errno.EROFS, f"can't {what}: no level of this stack takes writes")
+            raise ReadOnlyError(errno.EROFS, f"can't {what}: no level of this stack is writable")
         return writable
 
     def __setitem__(self, key: Key, value: Value) -> None:
@@ -429,7 +429,7 @@ class ProgramCacheStack(ProgramCacheResource):
         for level in self._levels:
             if not level.writable and self._has(level, digest):
                 raise ReadOnlyError(
-                    errno.EROFS, "can't remove a program: it lies in a level that takes no writes", level.name
+                    errno.EROFS, "can't remove a program: it is in a level that isn't writable", level.name
                 )
         raise KeyError(asked)
 
@@ -562,10 +562,10 @@ def _assign(store: ProgramCacheResource, name: bytes, data: bytes) -> bool:
 
 def _check(stores: tuple[ProgramCacheResource, ...]) -> None:
     if not stores:
-        raise ValueError("a stack needs a level")
+        raise ValueError("a stack needs at least one level")
     for store in stores:
         if isinstance(store, ProgramCacheStack) or isinstance(getattr(store, "_inner", None), ProgramCacheStack):
-            raise ValueError("a stack can't hold a stack: name its levels instead")  # noqa: TRY004 - the type is right
+            raise ValueError("a stack can't contain a stack: pass its levels instead")  # noqa: TRY004 - the type is right
         if not isinstance(store, ProgramCacheResource):
             raise TypeError(f"a level must be one of cuda_progcache's stores, got {type(store).__name__}")
     if len({id(store) for store in stores}) < len(stores):

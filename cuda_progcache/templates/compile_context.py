@@ -63,30 +63,20 @@ def environment_context(environment: jinja2.Environment) -> str | None:
         As `context_digest`.
     """
     kind, own = type(environment), vars(environment)
-    parts = (
-        kind,
-        *(getattr(kind, name, None) for name in _METHODS),
-        *(own.get(name) for name in _METHODS),
-        *(getattr(environment, name, None) for name in _OPTIONS),
-        *(part for name in _TABLES for part in (*getattr(environment, name), *getattr(environment, name).values())),
-    )
-    known = own.get(_KEPT)
     asked = signatures if "cuda_progcache" in str(getattr(kind.compile, "__module__", "")) else _itself
+    methods = [getattr(kind, name, None) for name in _METHODS], [own.get(name) for name in _METHODS]
+    options = [getattr(environment, name, None) for name in _OPTIONS]
+    tables = [{"finalize": environment.finalize}, environment.filters, environment.tests]
     # All of these are compared by identity; what can change in place is described anew each time.
+    listed = [part for table in tables for part in (*table, *table.values())]
+    parts = (kind, *methods[0], *methods[1], *options, *listed)
+    known = own.get(_KEPT)
     if known is None or len(known[0]) != len(parts) or any(map(is_not, known[0], parts)):
-        described = context_digest(
-            kind,
-            [getattr(kind, name, None) for name in _METHODS],
-            {name: own[name] for name in _METHODS if name in own},
-            [getattr(environment, name, None) for name in _OPTIONS],
-            asked({"finalize": environment.finalize}),
-            *(asked(getattr(environment, table)) for table in _TABLES),
-        )
-        known = own[_KEPT] = (parts, described)
+        known = own[_KEPT] = (parts, context_digest(kind, methods, options, *map(asked, tables)))
     if known[1] is None:
         return None
     extensions = environment.extensions.values()
-    foreign = any(not type(one).__module__.startswith(_IN_TAG) for one in extensions)
+    unknown = any(not type(one).__module__.startswith(_IN_TAG) for one in extensions)
     return context_digest(
         known[1],
         list(environment.extensions),
@@ -94,7 +84,7 @@ def environment_context(environment: jinja2.Environment) -> str | None:
         environment.policies,
         getattr(environment, "static_context", None),
         # An extension of the user's may ask the environment for anything.
-        {name: value for name, value in own.items() if foreign and name not in _NEVER_ASKED},
+        {name: value for name, value in own.items() if unknown and name not in _NEVER_ASKED},
     )
 
 
@@ -111,10 +101,19 @@ _METHODS = (
     *("getattr", "getitem", "call", "call_binop", "call_unop", "compile", "parse", "_parse", "lex", "_tokenize"),
     *("preprocess", "iter_extensions", "_generate", "_compile", "_filter_test_common", "call_filter", "call_test"),
 )
-_TABLES = ("filters", "tests")
 _NEVER_ASKED = {
-    *(*_OPTIONS, *_METHODS, *_TABLES, _KEPT, "finalize", "extensions", "policies", "static_context", "globals"),
-    *("loader", "cache", "bytecode_cache", "_bytecode_cache", "auto_reload", "shared", "overlayed", "linked_to"),
+    *(*_OPTIONS, *_METHODS, _KEPT, "filters", "tests", "finalize", "extensions", "policies", "static_context"),
+    *(
+        "globals",
+        "loader",
+        "cache",
+        "bytecode_cache",
+        "_bytecode_cache",
+        "auto_reload",
+        "shared",
+        "overlayed",
+        "linked_to",
+    ),
 }
 
 

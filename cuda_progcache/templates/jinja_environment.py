@@ -110,7 +110,7 @@ class JinjaEnvironment(Environment):
             template: Any = self.get_template(name)
         except jinja2.TemplateNotFound:
             return None
-        return _file_of(template), template._facts.references
+        return _file_of(template), template._info.references
 
     def names_of(self, tree: nodes.Template) -> tuple[set[str], set[str]]:
         """Return the names that a template reads without having set them, and all that it sets somewhere."""

@@ -108,7 +108,7 @@ def serve_jinja2(names: dict[str, Any]) -> None:
         return give
 
     names["root"] = pieces(names["render" if whole else "render_pieces"])
-    names["blocks"] = {name: runtime.ForeignBlock(pieces(function)) for name, function in names["blocks"].items()}
+    names["blocks"] = {name: runtime.Jinja2Block(pieces(function)) for name, function in names["blocks"].items()}
     names["_own"] = names["blocks"]
     names.setdefault("debug_info", "")
 

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from cuda_progcache.templates import cuda_filters, names
 from cuda_progcache.templates.compile_context import move
 from cuda_progcache.templates.context import Context, TemplateModule
-from cuda_progcache.templates.runtime import NAMES, Block, Facts, extra_globals, namespace, new_context
+from cuda_progcache.templates.runtime import NAMES, Block, CodeInfo, extra_globals, namespace, new_context
 from cuda_progcache.templates.undefined import StrictUndefined, is_undefined, passes_for
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
@@ -86,7 +86,7 @@ class PlainTemplate:
     code : types.CodeType
         As the compiler made it.
     name : str or None
-    facts : Facts
+    info : CodeInfo
         Those of the code.
 
     Attributes
@@ -98,9 +98,9 @@ class PlainTemplate:
 
     __class__ = passes_for("jinja2.environment", "Template")
 
-    def __init__(self, environment: PlainEnvironment, code: CodeType, name: str | None, facts: Facts) -> None:
+    def __init__(self, environment: PlainEnvironment, code: CodeType, name: str | None, info: CodeInfo) -> None:
         namespace = {**environment.names, MARK: name}
-        for number, static in enumerate(facts.static):
+        for number, static in enumerate(info.static):
             namespace[f"_pc_{number}"] = environment.static[static]
         exec(code, namespace)  # noqa: S102  (what this package's compiler made of a template)
         self.environment = environment
@@ -111,8 +111,8 @@ class PlainTemplate:
         self.blocks = {key: Block(key, function, self._form) for key, function in namespace["blocks"].items()}
         namespace["_own"] = self.blocks
         self._kept = KeptModule()
-        self.references = facts.references
-        self.warnings = facts.warnings
+        self.references = info.references
+        self.warnings = info.warnings
 
     def _form(self, form: str) -> dict[str, Callable[..., Any]]:
         """Return the functions of a form: one piece of text, whatever is asked for."""
@@ -340,18 +340,18 @@ class PlainEnvironment:
         key = name or STRING
         compiled = None if cache is None else cache.load(key, digest, context_hash=context)
         code = None if compiled is None else compiled.code
-        facts = None if code is None else Facts.of(code)
-        if code is None or facts is None:
+        info = None if code is None else CodeInfo.of(code)
+        if code is None or info is None:
             from cuda_progcache.templates.frames import Compiled
 
             code = self._jinja().compile_kernel(text, name, path)
-            facts = Facts.of(code) or Facts()
+            info = CodeInfo.of(code) or CodeInfo()
             if cache is not None:
                 cache.save(key, digest, Compiled(code), context_hash=context)
-        if not facts.plain:
+        if not info.plain:
             return None
         move(code, path)
-        return PlainTemplate(self, code, name, facts)
+        return PlainTemplate(self, code, name, info)
 
     # Which templates go into a text
 

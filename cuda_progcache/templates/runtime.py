@@ -51,13 +51,26 @@ SIZED = frozenset({list, tuple, range, dict, str, set, frozenset, type({}.items(
 FIXED = frozenset({tuple, range, str, frozenset})
 
 
-# Blocks
+# What puts out text: blocks, and other templates
 
 
-class Block:
-    """A block of a template, in every form.
+class TextSource:
+    """Something that a template puts out, in any form; each class has ``render``, which gives all of the text."""
 
-    Calling it gives an iterator over its text, as Jinja2's blocks do.
+    __slots__ = ()
+    give: Callable[..., Any]
+
+    def stream(self, *args: Any) -> Any:
+        """Give runs of text."""
+        return self.give("stream", *args)
+
+    def pieces(self, *args: Any) -> Any:
+        """Give each piece of output."""
+        return self.give("pieces", *args)
+
+
+class Block(TextSource):
+    """A block of a template; calling it gives an iterator over its text, as Jinja2's blocks do.
 
     Parameters
     ----------
@@ -76,39 +89,34 @@ class Block:
         self.render = function
         self._form = form
 
-    def stream(self, ctx: Any, blocks: Any = None) -> Any:
-        """Give runs of text."""
-        return self._form("stream")[f"_block_{self._name}_stream"](ctx, blocks)
-
-    def pieces(self, ctx: Any, blocks: Any = None) -> Any:
-        """Give each piece of output."""
-        return self._form("pieces")[f"_block_{self._name}_pieces"](ctx, blocks)
+    def give(self, form: str, ctx: Any, blocks: Any = None) -> Any:
+        """Give the text in a form."""
+        return self._form(form)[f"_block_{self._name}_{form}"](ctx, blocks)
 
     def __call__(self, ctx: Any) -> Any:
         """Give each piece of output, in any context."""
         return self.pieces(adopted(ctx))
 
 
-class ForeignBlock:
+class Jinja2Block(TextSource):
     """A block of a template that Jinja2's own compiler made, or something that behaves like one."""
 
-    __slots__ = ("pieces",)
+    __slots__ = ("_function",)
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        def pieces(ctx: Any, blocks: Any = None) -> Any:  # noqa: ARG001  (the signature of ours)
-            return function(ctx)
+        self._function = function
 
-        self.pieces = pieces
+    def give(self, _form: str, ctx: Any, _blocks: Any = None) -> Any:
+        """Give each piece of output."""
+        return self._function(ctx)
 
-    def render(self, ctx: Any, blocks: Any = None) -> Any:
+    def render(self, ctx: Any, _blocks: Any = None) -> Any:
         """Give the text; an awaitable of it in an async environment."""
-        return gathered(ctx.environment, self.pieces(ctx, blocks))
-
-    stream: Callable[..., Any] = property(lambda self: self.pieces)  # type: ignore[assignment]
+        return gathered(ctx.environment, self._function(ctx))
 
     def __call__(self, ctx: Any) -> Any:
         """Give each piece of output."""
-        return self.pieces(ctx)
+        return self._function(ctx)
 
 
 def gathered(environment: Any, pieces: Any) -> Any:
@@ -129,10 +137,7 @@ def adopted(ctx: Any) -> Any:
     return ctx
 
 
-# Other templates
-
-
-class OtherTemplate:
+class OtherTemplate(TextSource):
     """A template whose text goes into another's: its parent, or one that it includes.
 
     Parameters
@@ -157,22 +162,14 @@ class OtherTemplate:
             return function(ctx, blocks)
         return gathered(ctx.environment, self._template.root_render_func(ctx))
 
-    def stream(self, ctx: Any = None, blocks: Any = None) -> Any:
-        """Give runs of text."""
-        return self._in_form("stream", self._ctx if ctx is None else ctx, blocks)
-
-    def pieces(self, ctx: Any = None, blocks: Any = None) -> Any:
-        """Give each piece of output."""
-        return self._in_form("pieces", self._ctx if ctx is None else ctx, blocks)
-
-    def _in_form(self, form: str, ctx: Any, blocks: Any) -> Any:
+    def give(self, form: str, ctx: Any = None, blocks: Any = None) -> Any:
+        """Give the text in a form; a template of Jinja2's gives pieces."""
+        ctx = self._ctx if ctx is None else ctx
         make = getattr(self._template, "_form", None)
-        if make is None:
-            return self._template.root_render_func(ctx)
-        return make(form)[f"render_{form}"](ctx, blocks)
+        return self._template.root_render_func(ctx) if make is None else make(form)[f"render_{form}"](ctx, blocks)
 
 
-class IncludedModule:
+class IncludedModule(TextSource):
     """``{% include %}`` without context: the text of the template's default module."""
 
     __slots__ = ("_template",)
@@ -184,7 +181,7 @@ class IncludedModule:
         """Give the text; an awaitable of it in an async environment."""
         return gathered(self._template.environment, self.pieces())
 
-    def pieces(self) -> Any:
+    def give(self, _form: str) -> Any:
         """Give each piece of output."""
         template = self._template
         if not template.environment.is_async:
@@ -195,8 +192,6 @@ class IncludedModule:
                 yield piece
 
         return generate()
-
-    stream = pieces
 
 
 def found(environment: Any, method: str, names: Any, parent: str | None) -> Any:
@@ -235,7 +230,7 @@ def extend(ctx: Any, parent: Any) -> None:
     """Put a parent's blocks behind those that the context has."""
     blocks = ctx.blocks
     for name, block in parent.blocks.items():
-        blocks.setdefault(name, []).append(block if type(block) is Block else ForeignBlock(block))
+        blocks.setdefault(name, []).append(block if type(block) is Block else Jinja2Block(block))
 
 
 def not_exported(environment: Any, module: Any, position: str, name: str) -> Any:
@@ -485,7 +480,7 @@ def bind(names: MutableMapping[str, Any], environment: Any) -> None:
 # What is known of code without its source
 
 
-class Facts:
+class CodeInfo:
     """What has to be known of a template's code before it is executed; lies in the code, and in the cache with it.
 
     Parameters
@@ -515,15 +510,15 @@ class Facts:
         self.warnings = warnings
 
     def put_into(self, code: CodeType) -> CodeType:
-        """Return the code with these facts as the last of its constants."""
-        record = (_FACTS, self.references, self.plain, self.static, self.warnings)
+        """Return the code with this as the last of its constants."""
+        record = (_INFO, self.references, self.plain, self.static, self.warnings)
         return code.replace(co_consts=(*code.co_consts, record))
 
     @classmethod
-    def of(cls, code: CodeType) -> Facts | None:
-        """Return the facts of a template's code; None if it has none."""
+    def of(cls, code: CodeType) -> CodeInfo | None:
+        """Return the info of a template's code; None if it has none."""
         last = code.co_consts[-1] if code.co_consts else None
-        return cls(*last[1:]) if isinstance(last, tuple) and len(last) == 5 and last[0] == _FACTS else None
+        return cls(*last[1:]) if isinstance(last, tuple) and len(last) == 5 and last[0] == _INFO else None
 
 
-_FACTS = "cuda_progcache"
+_INFO = "cuda_progcache"

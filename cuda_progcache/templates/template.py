@@ -16,7 +16,16 @@ from cuda_progcache.templates import jinja_runtime
 from cuda_progcache.templates.bytecode_cache import BytecodeCache
 from cuda_progcache.templates.compile_context import CacheApart, snapshot
 from cuda_progcache.templates.context import TemplateModule
-from cuda_progcache.templates.runtime import Block, Facts, adopted, bind, extend, extra_globals, gathered, refuse_static
+from cuda_progcache.templates.runtime import (
+    Block,
+    CodeInfo,
+    adopted,
+    bind,
+    extend,
+    extra_globals,
+    gathered,
+    refuse_static,
+)
 
 if TYPE_CHECKING:
     import ast
@@ -34,7 +43,7 @@ class Template(jinja2.Template):
     _namespace: MutableMapping[str, Any] | None
     _forms: dict[str, Mapping[str, Any]]
     _render: Callable[..., Any]
-    _facts: Facts = Facts()
+    _info: CodeInfo = CodeInfo()
 
     @classmethod
     def from_code(
@@ -45,15 +54,15 @@ class Template(jinja2.Template):
         uptodate: Callable[[], bool] | None = None,
     ) -> Template:
         """Return the template that a code object makes; see `jinja2.Template.from_code`."""
-        facts = Facts.of(code)
-        if facts is None:  # Jinja2's own compiler made it
+        info = CodeInfo.of(code)
+        if info is None:  # Jinja2's own compiler made it
             made: Template = _from_code(cls, environment, code, globals, uptodate)
             return made
         static = getattr(environment, "static_context", {})
-        names = jinja_runtime.namespace(environment, code.co_filename, [static[name] for name in facts.static])
+        names = jinja_runtime.namespace(environment, code.co_filename, [static[name] for name in info.static])
         exec(code, names)  # noqa: S102  (made by our compiler)
         template = cls._from_namespace(environment, names, globals)
-        template._facts = facts
+        template._info = info
         template._uptodate = uptodate
         return template
 
@@ -92,18 +101,17 @@ class Template(jinja2.Template):
             self.blocks = {name: Block(name, names[f"_block_{name}"], form) for name in names["blocks"]}
         else:
             self._render = self._concatenated
-            self.blocks = {name: Block(name, partial(self._concatenated_block, name), form) for name in names["blocks"]}
+            self.blocks = {
+                name: Block(name, partial(self._concatenated, what=f"_block_{name}"), form) for name in names["blocks"]
+            }
         names["_own"] = self.blocks
         self.root_render_func = self._pieces
 
     def _pieces(self, context: runtime.Context) -> Any:
         return self._form("pieces")["render_pieces"](adopted(context))
 
-    def _concatenated_block(self, name: str, context: runtime.Context, blocks: Any = None) -> Any:
-        return gathered(self.environment, self._form("pieces")[f"_block_{name}_pieces"](context, blocks))
-
-    def _concatenated(self, context: runtime.Context, blocks: Any = None) -> Any:
-        return gathered(self.environment, self._form("pieces")["render_pieces"](context, blocks))
+    def _concatenated(self, context: runtime.Context, blocks: Any = None, what: str = "render") -> Any:
+        return gathered(self.environment, self._form("pieces")[f"{what}_pieces"](context, blocks))
 
     def _form(self, form: str) -> Mapping[str, Any]:
         """Return the namespace with the functions of a form, compiled when it is first asked for."""
@@ -132,12 +140,12 @@ class Template(jinja2.Template):
     @property
     def references(self) -> tuple[str, ...]:
         """The templates that this one includes, imports or extends by a constant name."""
-        return self._facts.references
+        return self._info.references
 
     @property
     def warnings(self) -> tuple[tuple[str, str, int, str], ...]:
         """What is likely a mistake in the template: code, message, line and suggestion of each."""
-        return self._facts.warnings
+        return self._info.warnings
 
     def new_context(
         self,

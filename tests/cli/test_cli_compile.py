@@ -184,7 +184,7 @@ def test_lists_given_in_both_ways_add_up(cli, cli_json, tmp_path):
     flags = ["-O", "extra_flags=-DA", "-O", "extra_flags=-DB"]
     assert not cli_json("compile", source, "--arch", "sm_80", *flags)["hit"]
     both = ["--std", "c++17", "-O", "extra_flags=-std=c++20"]
-    assert "has two values" in cli("compile", source, "--arch", "sm_80", *both, code=2).stderr
+    assert "is given twice with different values" in cli("compile", source, "--arch", "sm_80", *both, code=2).stderr
 
 
 def test_a_compile_error_shows_the_log_once(process, cli_json, tmp_path):

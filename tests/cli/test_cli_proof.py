@@ -50,4 +50,4 @@ def test_wrong_usage(cli, tmp_path):
     assert "--from" in cli("lock", code=2).stderr
     assert "is not a lockfile" in cli("check", "--lock", tmp_path / "x.lock", code=2).stderr
     assert "--arch" in cli("prewarm", "--lock", tmp_path / "x.lock", "--arch", "sm_90", code=2).stderr
-    assert "is no recording" in cli("lock", "--from", tmp_path / "x.lock", code=2).stderr
+    assert "is not a recording" in cli("lock", "--from", tmp_path / "x.lock", code=2).stderr

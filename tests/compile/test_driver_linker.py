@@ -158,17 +158,17 @@ def test_refused(without_nvjitlink):
 
 def test_no_device(without_nvjitlink):
     without_nvjitlink(init_status=driver.CUresult.CUDA_ERROR_NO_DEVICE)
-    with pytest.raises(ToolchainError, match=r"no device.*CUDA_ERROR_NO_DEVICE.*nvidia-nvjitlink"):
+    with pytest.raises(ToolchainError, match=r"no CUDA device.*CUDA_ERROR_NO_DEVICE.*nvidia-nvjitlink"):
         compile_ptx()
 
 
 @pytest.mark.parametrize(
     ("inputs", "options", "target_type", "words"),
     [
-        ([(b"x", "ltoir")], {}, "cubin", "takes no ltoir"),
-        ([(b"x", "cubin")], {}, "ptx", "makes cubins alone"),
-        ([(b"x", "cubin")], {"ptxas_options": "-v"}, "cubin", "nothing like -Xptxas=-v"),
-        ([(b"x", "cubin")], {"time": True}, "cubin", "nothing like -time"),
+        ([(b"x", "ltoir")], {}, "cubin", "can't take ltoir"),
+        ([(b"x", "cubin")], {}, "ptx", "makes only cubins"),
+        ([(b"x", "cubin")], {"ptxas_options": "-v"}, "cubin", "doesn't support -Xptxas=-v"),
+        ([(b"x", "cubin")], {"time": True}, "cubin", "doesn't support -time"),
     ],
 )
 def test_what_only_nvjitlink_does(without_nvjitlink, inputs, options, target_type, words):

@@ -147,7 +147,7 @@ def test_what_the_compiler_does_not_forget(compiled):
 def test_the_architecture_has_a_field(compiled, compiler_runs, extra):
     with pytest.raises(OptionError, match="set arch="):
         compiled(extra_flags=extra)
-    with pytest.raises(OptionError, match="has two values"):
+    with pytest.raises(OptionError, match="is given twice with different values"):
         compiled(std="c++17", extra_flags=("-std=c++20",))
     assert compiler_runs == []
 

@@ -95,7 +95,7 @@ def test_each_is_counted_told_and_listed(monkeypatch, project, cache, where, kin
 
 
 def test_a_program_is_told_once_and_counted_each_time(compiled, cache):
-    with pytest.warns(ProgCacheWarning, match="k.cu for sm_80 was compiled and isn't kept"):
+    with pytest.warns(ProgCacheWarning, match="k.cu for sm_80 was compiled but not kept"):
         compiled("// __TIME__\n__device__ int t = sizeof(__TIME__);\n" + KERNEL, name="k.cu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -174,7 +174,7 @@ class TestExtraFlags:
         ],
     )
     def test_one_option_has_one_value(self, fields, extra):
-        with pytest.raises(OptionError, match="has two values"):
+        with pytest.raises(OptionError, match="is given twice with different values"):
             nvrtc_flags(ProgramOptions(arch="sm_80", extra_flags=extra, **fields))
 
     def test_what_adds_up_may_come_again(self):

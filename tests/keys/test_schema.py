@@ -150,7 +150,7 @@ def test_paths_are_keyed_only_where_they_reach_the_output(tmp_path, monkeypatch)
         ({"extra": b""}, TypeError, "got b''"),
         ({"extra": bytearray(b"x")}, TypeError, "got bytearray"),
         ({"extra_sources": [("a", "b")]}, ValueError, "code_type='nvvm' only"),
-        ({"arch": None}, ArchError, "no architecture"),
+        ({"arch": None}, ArchError, "not an architecture"),
         ({"code_type": "nvvm", "target_type": "ptx", "std": "c++17"}, OptionError, "std"),
     ],
     ids=str,

@@ -33,7 +33,7 @@ def test_a_setting_names_the_file(name, tmp_path, monkeypatch):
     assert toolchain.locate(name) == toolchain.toolchain(code_type)[0].path == str(copy)
     assert toolchain.build(code_type) != sha256(before[0].identity.encode()).hexdigest()
     monkeypatch.setenv(setting, str(tmp_path / "gone.so"))
-    with pytest.raises(ToolchainError, match=rf"{setting} names no file: .*gone\.so"):
+    with pytest.raises(ToolchainError, match=rf"{setting} is not a file: .*gone\.so"):
         toolchain.locate(name)
     monkeypatch.delenv(setting)
     assert toolchain.toolchain(code_type) == before

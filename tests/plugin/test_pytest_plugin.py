@@ -125,7 +125,7 @@ UNKEPT = r"""
 import cuda_progcache
 import pytest
 
-@pytest.mark.filterwarnings("ignore:.*isn't kept")
+@pytest.mark.filterwarnings("ignore:.*not kept")
 @pytest.mark.parametrize("number", range(4))
 def test_compile(number, program_cache):
     source = '__device__ int t = %d + sizeof(__TIME__); extern "C" __global__ void k(int *a) { *a = t; }' % number

@@ -239,7 +239,7 @@ def test_what_the_service_compiles_has_one_name():
     assert service.compile(SOURCE, options=options, name_expressions=None).hit
     assert (made.code, made.code_type) == (made.data, made.target_type)
     for given in ({}, {"code": SOURCE, "source": SOURCE}):
-        with pytest.raises(TypeError, match="takes the program as code"):
+        with pytest.raises(TypeError, match="needs the source exactly once"):
             service.compile(**given, options=options)
     for wrong in (3, "sm_80", [("arch", "sm_80")]):
         with pytest.raises(TypeError, match="options must be ProgramOptions"):

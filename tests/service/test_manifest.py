@@ -195,8 +195,8 @@ def test_a_parameter_without_default_has_to_be_given(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("format = 1", "format = 2", "manifest.toml: format must be 1, is 2"),
-        ("format = 1", "", "manifest.toml: format must be 1, is None"),
+        ("format = 1", "format = 2", "manifest.toml: the manifest needs the line format = 1, not format = 2"),
+        ("format = 1", "", "manifest.toml: the manifest needs the line format = 1"),
         ("format = 1", "format = 1\nkernel = 3", "manifest.toml: unknown field 'kernel'; did you mean 'kernels'?"),
         ("[kernels.axpby]", "[kernels.axpby", "manifest.toml is not valid TOML: "),
         ("description =", "descripton =", "kernel 'axpby': unknown field 'descripton'; did you mean 'description'?"),

@@ -25,7 +25,7 @@ def test_prometheus_counts(tmp_path, monkeypatch):
     prometheus = pytest.importorskip("prometheus_client")
     registry = prometheus.CollectorRegistry()
     stop = to_prometheus(registry)
-    with FileStreamProgramCache(tmp_path, tiers=["redis://127.0.0.1:1?connect_timeout=0.1"]) as cache:
+    with FileStreamProgramCache(tmp_path, tiers=["redis://127.0.0.1:1?mode=ro&connect_timeout=0.1"]) as cache:
         with pytest.warns(match="redis"):
             compiled(cache)
         for _ in range(2):

@@ -128,7 +128,7 @@ def test_a_recording_that_cannot_be_written_costs_no_compile(cache, tmp_path, mo
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("something else\n", "is no recording"), (json.dumps({"format": 2, "sha256": ""}), "of format 2")],
+    [("something else\n", "is not a recording"), (json.dumps({"format": 2, "sha256": ""}), "of format 2")],
 )
 def test_what_is_no_recording_is_refused(text, why, tmp_path):
     (tmp_path / "run.json").write_text(text)

@@ -79,10 +79,10 @@ def test_what_an_archive_holds_is_what_a_folder_holds(archive, tmp_path):
 
 
 def test_what_is_no_library_is_said(archive):
-    with pytest.raises(ManifestError, match="a kernel library is a folder"):
+    with pytest.raises(ManifestError, match="a kernel library must be"):
         KernelLibrary(3)
     with zipfile.ZipFile(archive) as packed:
         for name in ("application/nothing", "application/kernels/manifest.toml"):
-            with pytest.raises(ManifestError, match="is no folder, or isn't there"):
+            with pytest.raises(ManifestError, match="is not a folder, or doesn't exist"):
                 KernelLibrary(zipfile.Path(packed, name))
     assert KernelLibrary(files("cuda_progcache").joinpath("..", "kernels")).names, "a path is one, too"

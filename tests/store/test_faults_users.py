@@ -221,7 +221,7 @@ def test_a_directory_that_everyone_can_write_to_is_refused(place, owner):
     os.chown(root, owner, GROUP)
 
     def refused():
-        with pytest.raises(UnsafeRootError, match=r"others can write|user id") as excinfo:
+        with pytest.raises(UnsafeRootError, match=r"everyone can write|user id") as excinfo:
             FileStreamProgramCache(root)
         assert excinfo.value.filename == str(root)
         assert isinstance(excinfo.value, PermissionError)

@@ -202,20 +202,20 @@ def refused(tmp_path, path, match):
 
 
 HOSTILE = {
-    "traversal": (extra("../../evil"), "no place"),
-    "traversal in entries": (extra("entries/../../evil"), "no place"),
-    "absolute": (extra("/tmp/evil"), "no place"),
-    "short digest": (extra("entries/ab/cd"), "no place"),
-    "upper case": (extra(NAME.upper().replace("ENTRIES", "entries")), "no place"),
-    "link": (extra(NAME, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "plain file"),
-    "hard link": (extra(NAME, type=tarfile.LNKTYPE, linkname="bundle.json"), "plain file"),
-    "device": (extra(NAME, type=tarfile.CHRTYPE), "plain file"),
-    "fifo": (extra(NAME, type=tarfile.FIFOTYPE), "plain file"),
-    "directory": (extra(NAME, type=tarfile.DIRTYPE), "plain file"),
-    "directory of ours": (extra("entries", type=tarfile.DIRTYPE), "no place"),
-    "other file": (extra("README"), "no place"),
-    "entry without record": (extra(NAME), "don't go together"),
-    "record without entry": (extra(NAME.replace("entries", "records")), "don't go together"),
+    "traversal": (extra("../../evil"), "not a path of a cache file"),
+    "traversal in entries": (extra("entries/../../evil"), "not a path of a cache file"),
+    "absolute": (extra("/tmp/evil"), "not a path of a cache file"),
+    "short digest": (extra("entries/ab/cd"), "not a path of a cache file"),
+    "upper case": (extra(NAME.upper().replace("ENTRIES", "entries")), "not a path of a cache file"),
+    "link": (extra(NAME, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "regular file"),
+    "hard link": (extra(NAME, type=tarfile.LNKTYPE, linkname="bundle.json"), "regular file"),
+    "device": (extra(NAME, type=tarfile.CHRTYPE), "regular file"),
+    "fifo": (extra(NAME, type=tarfile.FIFOTYPE), "regular file"),
+    "directory": (extra(NAME, type=tarfile.DIRTYPE), "regular file"),
+    "directory of ours": (extra("entries", type=tarfile.DIRTYPE), "not a path of a cache file"),
+    "other file": (extra("README"), "not a path of a cache file"),
+    "entry without record": (extra(NAME), "don't match"),
+    "record without entry": (extra(NAME.replace("entries", "records")), "don't match"),
     "manifest that is none": (extra(NAME.replace("entries", "manifests")), "manifest"),
     "manifest bomb": (extra(NAME.replace("entries", "manifests"), b"[" * 100_000), "manifest"),
 }
@@ -252,7 +252,7 @@ def test_pax_headers(tmp_path, bundle):
     items = members(bundle)
     items[0][0].pax_headers = {"comment": "packed anew"}
     rebuild(tmp_path / "b", items, kind=tarfile.PAX_FORMAT)
-    refused(tmp_path, tmp_path / "b", "plain file")
+    refused(tmp_path, tmp_path / "b", "regular file")
 
 
 def record_of(data, record=b'{"name":"k"}', digest=DIGEST, created=1.0, **changes):
@@ -355,7 +355,7 @@ def test_what_is_no_archive(tmp_path, cache):
     refused(tmp_path, tmp_path / "text", "can't be used")
     with tarfile.open(tmp_path / "other.tar", "w") as tar:
         tar.add(__file__, "test.py")
-    refused(tmp_path, tmp_path / "other.tar", "no place")
+    refused(tmp_path, tmp_path / "other.tar", "not a path of a cache file")
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as tar:
         tar.add(__file__, "test.py")
     refused(tmp_path, tmp_path / "b.tar.gz", "can't be used")

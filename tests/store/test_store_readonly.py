@@ -85,7 +85,7 @@ def test_reads_pass(store):
     ],
 )
 def test_writes_raise_and_say_which_store(store, write):
-    with pytest.raises(ReadOnlyError, match="only reads") as excinfo:
+    with pytest.raises(ReadOnlyError, match="read-only") as excinfo:
         write(store)
     assert isinstance(excinfo.value, (StoreError, OSError))
     assert excinfo.value.filename == store.name

@@ -192,7 +192,7 @@ def test_a_root_that_became_unsafe_is_not_written_again(tmp_path):
     shutil.rmtree(root)
     root.mkdir()
     root.chmod(0o777)
-    with pytest.warns(ProgCacheWarning, match="others can write"):
+    with pytest.warns(ProgCacheWarning, match="everyone can write"):
         store[b"k"] = b"v"
     assert store.publish(b"k", b"v", {}) is False
     assert list(root.iterdir()) == []

@@ -224,7 +224,7 @@ def test_a_failed_copy_is_counted_and_the_read_is_served():
 )
 def test_a_level_that_raises_is_skipped_and_warned_about_once(error):
     stack = ProgramCacheStack((Fails(error), holding(a=b"1")), failures=100)
-    with pytest.warns(ProgCacheWarning, match="goes on without it") as caught:
+    with pytest.warns(ProgCacheWarning, match="continues without it") as caught:
         assert stack.get(b"a") == b"1"
         assert stack.load(b"a").data == b"1"
         assert stack.get(b"none") is None
@@ -246,7 +246,7 @@ def test_interrupts_are_not_swallowed():
         stack.get(b"a")
 
 
-@pytest.mark.filterwarnings("ignore:.*in trouble:cuda_progcache.errors.ProgCacheWarning")
+@pytest.mark.filterwarnings("ignore:.*the stack continues:cuda_progcache.errors.ProgCacheWarning")
 def test_the_breaker_spares_a_failing_level_and_tries_it_again():
     clock, failing = Clock(), Fails(OSError("down"))
     stack = ProgramCacheStack((failing, holding(a=b"1")), failures=3, rest=30, clock=clock)
@@ -286,7 +286,7 @@ def test_the_breaker_spares_a_failing_level_and_tries_it_again():
     assert failing.load(b"a") == Entry(b"1", {"name": "a"})
 
 
-@pytest.mark.filterwarnings("ignore:.*in trouble:cuda_progcache.errors.ProgCacheWarning")
+@pytest.mark.filterwarnings("ignore:.*the stack continues:cuda_progcache.errors.ProgCacheWarning")
 def test_a_level_that_takes_too_long_counts_as_failing_and_its_answer_is_used():
     clock = Clock()
 
@@ -322,7 +322,7 @@ def test_a_breaker_lets_one_probe_through_and_gives_up_one_that_never_reports():
     breaker.succeeded()
     assert breaker.state == "closed"
     for wrong in ({"threshold": 0}, {"rest": -1}):
-        with pytest.raises(ValueError, match="breaker"):
+        with pytest.raises(ValueError, match=r"threshold|rest"):
             CircuitBreaker(**wrong)
 
 
@@ -351,7 +351,7 @@ def test_writes_go_to_every_level_that_takes_them(disk):
 def test_removal_where_only_a_read_only_level_has_it(disk):
     stack = ProgramCacheStack((disk, ReadOnlyProgramCache(holding(a=b"1"))))
     for remove in (lambda: stack.__delitem__(b"a"), lambda: stack.remove(entry_digest(b"a"))):
-        with pytest.raises(ReadOnlyError, match="takes no writes"):
+        with pytest.raises(ReadOnlyError, match="isn't writable"):
             remove()
     with pytest.raises(KeyError) as excinfo:
         del stack[b"none"]
@@ -376,7 +376,7 @@ def test_a_write_needs_one_level_to_take_it():
     assert broken.get(b"a") is None
 
 
-@pytest.mark.filterwarnings("ignore:.*in trouble:cuda_progcache.errors.ProgCacheWarning")
+@pytest.mark.filterwarnings("ignore:.*the stack continues:cuda_progcache.errors.ProgCacheWarning")
 def test_a_removal_that_a_level_could_not_do_is_an_error():
     good = InMemoryProgramCache()
     failing = Fails()
@@ -419,8 +419,8 @@ def test_what_cannot_be_a_stack(disk):
     inner = ProgramCacheStack((memory,))
     for levels, error, match in (
         ((), ValueError, "level"),
-        ((inner,), ValueError, "stack can't hold a stack"),
-        ((ReadOnlyProgramCache(inner),), ValueError, "stack can't hold a stack"),
+        ((inner,), ValueError, "stack can't contain a stack"),
+        ((ReadOnlyProgramCache(inner),), ValueError, "stack can't contain a stack"),
         ((memory, memory), ValueError, "two levels"),
         ((memory, {}), TypeError, "dict"),
     ):

@@ -269,6 +269,15 @@ def test_each_option_of_an_environment_counts():
     assert environment_context(Ours(static_context={"x": object()})) is None
 
 
+@pytest.mark.parametrize("options", [options for options in OPTIONS if "extensions" not in options])
+def test_an_option_that_is_set_later_counts_as_one_set_at_once(options):
+    environment = jinja2.Environment()
+    before = environment_context(environment)
+    for name, value in options.items():
+        setattr(environment, "is_async" if name == "enable_async" else name, value)
+    assert before != environment_context(environment) == environment_context(jinja2.Environment(**options))
+
+
 def test_a_filter_that_is_added_later_counts():
     environment = jinja2.Environment()
     before = environment_context(environment)

@@ -70,8 +70,8 @@ def test_code_asks_for_names_of_the_table_alone(asynchronous):
             foreign = {name for name in read - defined if not hasattr(builtins, name)}
             assert foreign <= KNOWN, case.source
             assert foreign - runtime.ENVIRONMENT_NAMES <= compiler.uses, case.source
-            facts = runtime.Facts.of(code)
-            assert not (facts.plain and foreign & runtime.JINJA2_NAMES), case.source
+            info = runtime.CodeInfo.of(code)
+            assert not (info.plain and foreign & runtime.JINJA2_NAMES), case.source
             asked |= foreign
     other = {"LoopContext", "_ahead", "_sized", "_fixed", "_getattr", "_getitem"}
     if not asynchronous:

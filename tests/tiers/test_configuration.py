@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from cuda_progcache import CompileService, ConfigError, FileStreamProgramCache, 
 from cuda_progcache._util.secrets import masked
 from cuda_progcache.cli import main
 from cuda_progcache.compile import history
-from cuda_progcache.store.tiers import configuration
+from cuda_progcache.store.tiers import behind, configuration
 from cuda_progcache.store.tiers.configuration import configured
 
 SECRET = "geheim-7f3a"
@@ -191,13 +192,22 @@ def test_config_shows_each_value_and_where_it_came_from(project, monkeypatch, ca
     assert "x1y2" not in out + table
 
 
-@pytest.mark.parametrize("command", [["config"], ["config", "--json"], ["doctor"], ["doctor", "--json"]])
+WITH_SECRETS = [
+    f"redis://:{SECRET}@127.0.0.1:1",
+    f"https://{SECRET}@127.0.0.1:1/x?token={SECRET}",
+    f"redis://{SECRET}@",
+]
+
+
 @pytest.mark.parametrize(
-    "value", [f"redis://:{SECRET}@127.0.0.1:1", f"https://{SECRET}@127.0.0.1:1/x?token={SECRET}", f"redis://{SECRET}@"]
-)
+    ("value", "command"),
+    [*((value, command) for value in WITH_SECRETS for command in ("config", "config --json")),
+     (WITH_SECRETS[1], "doctor")],
+)  # fmt: skip
 def test_no_command_shows_a_secret(monkeypatch, capsys, command, value):
     monkeypatch.setenv("CUDA_PROGCACHE_TIERS", value)
-    code, out, err = run(capsys, *command)
+    monkeypatch.setenv("CUDA_PROGCACHE_TIER", value)  # which nothing reads
+    code, out, err = run(capsys, *command.split())
     assert SECRET not in out + err
     assert "Traceback" not in err
     assert code in {0, 1, 2}
@@ -224,3 +234,64 @@ def test_what_is_no_secret_is_shown():
     assert masked("redis://cache:6379/0?mode=ro") == "redis://cache:6379/0?mode=ro"
     assert masked("user@host a=b") == "user@host a=b"
     assert masked("redis://ci:abc@cache:6379/0") == "redis://***@cache:6379/0"
+
+
+#: Commands by which a user meets what was compiled with tiers behind the cache; each in turn.
+COMMANDS = [
+    "compile p.cu --arch sm_80 -o out.cubin",
+    "compile p.cu --arch sm_80 --json",
+    "compile broken.cu --arch sm_80",
+    "list --json",
+    "show p.cu --json",
+    "explain --last",
+    "provenance p.cu",
+    "stats --json",
+    "lock --from run.json -o progcache.lock",
+    "check --lock progcache.lock --json",
+    "export --lock progcache.lock out.tar",
+    "tiers --json",
+    "config --json",
+    "compile p.cu --arch sm_90 --mode frozen",
+]
+
+
+def test_no_place_has_a_secret(monkeypatch, tmp_path, capfd):
+    """What is printed, logged and written, with secrets in the environment and on the command line.
+
+    A report is made of the records, which are among what is written.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(behind, "_opened", {})
+    monkeypatch.setenv("TIER_TOKEN", SECRET)
+    url = f"redis://ci:{SECRET}@127.0.0.1:1?connect_timeout=0.1"
+    other = f"https://127.0.0.1:1/a?token=${{TIER_TOKEN}}&connect_timeout=0.1&password={SECRET}"
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"{url} {other}")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "serve.py", url, f"--store={other}"])
+    monkeypatch.setenv("CUDA_PROGCACHE_RECORD", "run.json")
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "p.cu").write_text('extern "C" __global__ void p(int *a) { *a = 1; }')
+    (tmp_path / "broken.cu").write_text("this is no program")
+    log = logging.FileHandler("log")
+    logging.getLogger().addHandler(log)
+    monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)
+    shown = {}
+    try:
+        for command in COMMANDS:
+            with pytest.raises(SystemExit):
+                main(command.split())
+            told = capfd.readouterr()
+            assert "internal error" not in told.err, (command, told)
+            shown[command] = told.out + told.err
+    finally:
+        logging.getLogger().removeHandler(log)
+        log.close()
+    assert "redis://127.0.0.1:1" in shown["tiers --json"]
+    assert [command for command, text in shown.items() if SECRET in text] == []
+    written = [os.path.join(at, name) for at, _, names in os.walk(tmp_path) for name in names]
+    assert {"run.json", "progcache.lock", "log", "out.tar"} <= {os.path.basename(one) for one in written}
+    found = []
+    for path in written:
+        with open(path, "rb") as file:
+            if SECRET.encode() in file.read():
+                found.append(path)
+    assert found == []

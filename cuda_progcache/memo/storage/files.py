@@ -290,6 +290,8 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         """The call under ``key``, for a caller who changes nothing of it; remembered while its file stays as it is."""
         try:
             status = os.lstat(self.tree.path(key))
+        except FileNotFoundError:
+            raise KeyError(key) from None
         except OSError:
             return self.get(key)
         signature = file_system.signature(status)

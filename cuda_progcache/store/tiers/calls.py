@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
+#: Answers in a row that weren't what was asked for, after which a service is left alone.
+_MOST_RUBBISH = 3
+
+
 class OutOfUseError(StoreError):
     """The service is left alone for now."""
 
@@ -68,6 +72,7 @@ class Calls:
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
         self.made = self.errors = self.timeouts = self.skipped = 0
+        self._rubbish = 0  # answers in a row
         self.seconds = 0.0
         self.error = ""
 
@@ -126,6 +131,17 @@ class Calls:
             self.made += 1
             self.seconds += time.monotonic() - started
         return value
+
+    def judge(self, *, is_sound: bool) -> None:
+        """Note whether an answer was one; one that sends rubbish time and again, as a proxy may, is in trouble."""
+        self._rubbish = 0 if is_sound else self._rubbish + 1
+        if self._rubbish >= _MOST_RUBBISH:
+            self._rubbish = 0
+            self.breaker.failed(timed_out=True)
+            with self._lock:
+                self.errors += 1
+                self.error = "it sends what nobody asked for"
+            self._in_trouble()
 
     def _failed(self, exc: Exception) -> None:
         late = isinstance(exc, TimeoutError)

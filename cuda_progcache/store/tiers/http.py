@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import time
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -142,8 +143,6 @@ def _headers(credentials: Credentials) -> Mapping[str, str]:
     if token is not None:
         headers["Authorization"] = f"Bearer {token.reveal()}"
     elif user is not None or password is not None:
-        from base64 import b64encode
-
         pair = ":".join("" if secret is None else secret.reveal() for secret in (user, password))
         headers["Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
     return headers

@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import obstore
+from obstore.store import AzureStore, GCSStore, S3Store
+
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache._util.printable import one_line
 from cuda_progcache.errors import StoreError
@@ -109,8 +112,6 @@ class ObjectEngine(Engine):
 
     def put(self, name: str, data: bytes, *, until: float) -> None:
         """Write an object, in one request."""
-        import obstore
-
         store = self._store(self._settings.write_timeout)
         try:
             self._write(lambda: obstore.put(store, name, data, use_multipart=False), until, f"a put of {name}")
@@ -123,8 +124,6 @@ class ObjectEngine(Engine):
 
     def delete(self, names: Iterable[str], *, until: float) -> None:
         """Remove objects, a thousand in a request where the service can."""
-        import obstore
-
         store, wanted = self._store(self._settings.write_timeout), list(names)
         if not wanted:
             return
@@ -134,8 +133,6 @@ class ObjectEngine(Engine):
             for_each(wanted, lambda name: self._delete(store, name, until), THREADS)
 
     def _delete(self, store: Any, name: str, until: float) -> None:
-        import obstore
-
         try:
             self._write(lambda: obstore.delete(store, name), until, f"a delete of {name}")
         except FileNotFoundError:
@@ -143,8 +140,6 @@ class ObjectEngine(Engine):
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """The objects whose names begin so."""
-        import obstore
-
         store = self._store(self._settings.write_timeout)
         folder = prefix.rpartition("/")[0]
         pages = iter(obstore.list(store, folder or None, chunk_size=1000))
@@ -206,8 +201,6 @@ class ObjectEngine(Engine):
         return self._stores.setdefault(seconds, self._opened(seconds)) if store is None else store
 
     def _opened(self, seconds: float) -> Any:
-        from obstore.store import AzureStore, GCSStore, S3Store
-
         settings = self._settings
         kind: Any
         kind, config = {
@@ -241,8 +234,6 @@ class ObjectEngine(Engine):
 
 
 def _get(store: Any, name: str, limit: int) -> bytes | None:
-    import obstore
-
     try:
         found = obstore.get(store, name)
     except FileNotFoundError as exc:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from cuda_progcache._util import modes
 from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.errors import StoreError
 from cuda_progcache.store.base import (
     Entry,
     EntryInfo,
@@ -172,7 +173,8 @@ class RemoteProgramCache(ProgramCacheResource):
         """The leases of those who publish there: on the Redis that the settings name for them, or that it is itself."""
         if self._fleet is None and self._settings is not None and self._settings.mode == "rw":
             kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
-            if kept is not None:
+            # A service that is out of use keeps no leases, either.
+            if kept is not None and (kept is not self._settings or self.breaker.state == "closed"):
                 from cuda_progcache.store.tiers.leases import FleetLeases
 
                 well = self._well_again if kept is self._settings else lambda: None
@@ -195,7 +197,11 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _probe(self) -> None:
         """Ask for something that isn't there."""
-        self._calls.attempt(self._timeout, self.engine.get, _NOTHING, limit=self._max_bytes)
+        self._calls.attempt(self._timeout, self._get_nothing)
+
+    def _get_nothing(self, *, until: float) -> None:
+        if self.engine.get(_NOTHING, limit=self._max_bytes, until=until) is not None:
+            raise StoreError(f"{self.name} sends what nobody asked for")
 
     # Look-ups
 
@@ -258,6 +264,7 @@ class RemoteProgramCache(ProgramCacheResource):
             self._counters.count("read_errors")
             return None
         if packed is None:
+            self._calls.judge(is_sound=True)
             self._remember_miss(name)
             return None
         self._count("bytes_in", len(packed))
@@ -291,9 +298,11 @@ class RemoteProgramCache(ProgramCacheResource):
             data, version = unpack(digest, packed)
         except DamagedObjectError as exc:
             self._counters.count("corrupt")
+            self._calls.judge(is_sound=False)
             self._calls.note("corrupt", f"sent something else for {name} ({exc}); it is taken for a miss")
             self._remember_miss(name)
             return None
+        self._calls.judge(is_sound=True)
         vouched = name.startswith(MANIFESTS) and self.engine.pinned  # whose own digest is in the URL
         verifier = None if vouched else self._verifier
         if verifier is not None and (why := verifier(digest, data, version.record())) is not None:

@@ -377,12 +377,14 @@ class Expressions(Folding):
         known = self.direct_macros.get((id(owner), target.name))
         if known is None:
             return None
-        function, macro, facts = known
+        function, macro, analysed = known
         names = [arg.name for arg in macro.args]
         given: dict[str, nodes.Expr] = {}
-        if len(node.args) > len(names) or (caller is not None) != ("caller" in facts.special and "caller" not in names):
+        if len(node.args) > len(names) or (caller is not None) != (
+            "caller" in analysed.special and "caller" not in names
+        ):
             return None
-        if facts.special & {"kwargs", "varargs"} or "caller" in names:
+        if analysed.special & {"kwargs", "varargs"} or "caller" in names:
             return None
         for keyword in node.kwargs:
             if keyword.key not in names[len(node.args) :] or keyword.key in given:

@@ -15,7 +15,7 @@ from cuda_progcache.templates.compiler.inheritance import Inheritance
 from cuda_progcache.templates.compiler.loops import Loops
 from cuda_progcache.templates.compiler.warnings import warnings_of
 from cuda_progcache.templates.regions import Globals, Region
-from cuda_progcache.templates.runtime import NAMES, Facts
+from cuda_progcache.templates.runtime import NAMES, CodeInfo
 
 if TYPE_CHECKING:
     from cuda_progcache.templates.compiler.scopes import Function
@@ -198,7 +198,7 @@ class Compiler(Loops, Inheritance):
         code = code.replace(co_consts=tuple(map(_named_for_people, code.co_consts)))
         warned = tuple((one.code, one.message, one.line, one.suggestion) for one in self.warnings)
         plain = NAMES.keys() >= self.uses
-        return Facts(tuple(self.analysis.references), plain, tuple(self.precomputed_names), warned).put_into(code)
+        return CodeInfo(tuple(self.analysis.references), plain, tuple(self.precomputed_names), warned).put_into(code)
 
     # One template
 

@@ -227,11 +227,8 @@ class Statements(Output):
     def export(self, names: Sequence[str], method: str) -> None:
         """Emit a change of the context's exported names; those that begin with an underscore never are."""
         public = [self.constant(name) for name in names if name[:1] != "_"]
-        if len(public) == 1:
-            method = {"update": "add", "difference_update": "discard"}[method]
-            self.emit("$ctx.exported_vars.$method($public)", method=method, public=public)
-        elif public:
-            self.emit("$ctx.exported_vars.$method(($public))", method=method, public=self.tuple_of(public))
+        if public:
+            self.emit("$ctx.exported_vars.$method(($public,))", method=method, public=public)
 
     def assign_block(self, node: nodes.AssignBlock) -> None:
         """``{% set a %}…{% endset %}``."""

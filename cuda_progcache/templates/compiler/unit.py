@@ -39,10 +39,6 @@ class Unit(Builder):
         Whether the value just worked out may be, or hold, one of the static context's that can be changed.
     reference : str
         The name of the context in which names are looked up.
-    scope, state
-        Where the generator is.
-    out : list
-        The statements of the block being made.
     pending : list
         Parts of the f-string that will be put out before the next statement.
     buffer : int or None
@@ -58,7 +54,7 @@ class Unit(Builder):
     counters : dict
         The ids of loops that are taken apart to the numbers in the names of what stands for their objects.
     direct_macros : dict
-        Scope and name to function, node and facts of the macros that may be called directly.
+        Scope and name to function, node and analysis of the macros that may be called directly.
     unbound : set of str
         Locals of arguments that may not have been given.
     filter_names, test_names, import_names : dict
