@@ -118,6 +118,9 @@ class RemoteProgramCache(ProgramCacheResource):
         Whence the times and sizes are taken that aren't given.
     verifier, signer : callable, optional
         See :data:`Verifier` and :data:`Signer`.
+    voucher : callable, optional
+        A :data:`Verifier` of what others made and the signer may sign: header sets that it adds its own to, and
+        copies. Without it, a signer signs nothing of others.
     timeout, write_timeout : float, optional
         Seconds that a look-up, and a write off the caller's path, may take in all.
     max_bytes : int, optional
@@ -134,12 +137,14 @@ class RemoteProgramCache(ProgramCacheResource):
         *,
         verifier: Verifier | None = None,
         signer: Signer | None = None,
+        voucher: Verifier | None = None,
         timeout: float | None = None,
         write_timeout: float | None = None,
         max_bytes: int | None = None,
     ) -> None:
         self.engine = engine
         self._verifier, self._signer = verifier, signer
+        self._voucher: Verifier = voucher or (lambda *_: "nobody vouches for what others publish")
         self._timeout = _given(timeout, settings, "timeout", 2.0)
         self._write_timeout = _given(write_timeout, settings, "write_timeout", 10.0)
         self._max_bytes = _given(max_bytes, settings, "max_bytes", 64 << 20)
@@ -167,6 +172,11 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.name}>"
+
+    @property
+    def demands_signatures(self) -> bool:
+        """Whether it gives only what one of the listed keys has signed."""
+        return self._verifier is not None
 
     @property
     def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
@@ -268,7 +278,7 @@ class RemoteProgramCache(ProgramCacheResource):
             self._remember_miss(name)
             return None
         self._count("bytes_in", len(packed))
-        return self._verified(digest, name, packed)
+        return self._verified(digest, name, packed, self._verifier)
 
     def _find_many(self, digests: Mapping[str, str]) -> Iterator[tuple[str, bytes, Version]]:
         """Those of the entries or manifests, by name, that are there."""
@@ -289,11 +299,13 @@ class RemoteProgramCache(ProgramCacheResource):
                     self._remember_miss(name)
                     continue
                 self._count("bytes_in", len(packed))
-                verified = self._verified(digests[name], name, packed)
+                verified = self._verified(digests[name], name, packed, self._verifier)
                 if verified is not None:
                     yield digests[name], *verified
 
-    def _verified(self, digest: str, name: str, packed: bytes) -> tuple[bytes, Version] | None:
+    def _verified(
+        self, digest: str, name: str, packed: bytes, verifier: Verifier | None
+    ) -> tuple[bytes, Version] | None:
         try:
             data, version = unpack(digest, packed)
         except DamagedObjectError as exc:
@@ -304,8 +316,7 @@ class RemoteProgramCache(ProgramCacheResource):
             return None
         self._calls.judge(is_sound=True)
         vouched = name.startswith(MANIFESTS) and self.engine.pinned  # whose own digest is in the URL
-        verifier = None if vouched else self._verifier
-        if verifier is not None and (why := verifier(digest, data, version.record())) is not None:
+        if verifier is not None and not vouched and (why := verifier(digest, data, version.record())) is not None:
             self._count("untrusted")
             self._calls.note("untrusted", f"has {name}, which isn't trusted ({why}); it is taken for a miss")
             self._remember_miss(name)
@@ -379,6 +390,16 @@ class RemoteProgramCache(ProgramCacheResource):
         self._calls.tell()
         return done
 
+    def copy(self, key: Key, entry: Entry) -> bool:
+        """Queue a copy of what another store holds; ``False`` where it would be signed here, and nobody vouches for it.
+
+        See :meth:`may_sign` and :meth:`publish`.
+        """
+        if not self.may_sign(entry_digest(key_bytes(key)), entry.data, entry.record):
+            self._counters.count("refused")
+            return False
+        return self.publish(key, entry.data, entry.record)
+
     def _queue(self, digest: str, name: str, data: bytes, record: Mapping[str, Any]) -> bool:
         packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
         if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._max_bytes:
@@ -410,12 +431,20 @@ class RemoteProgramCache(ProgramCacheResource):
         merged = dict(objects)
         for name, packed in there.items():
             digest = _digest(name)
-            theirs = self._verified(digest, name, packed)
+            verifier = self._verifier if self._signer is None else self._voucher  # who signs vouches for all of it
+            theirs = self._verified(digest, name, packed, verifier)
             if theirs is not None:
                 ours, version = unpack(digest, objects[name])
                 content = merged_manifest(ours, theirs[0]) or ours
                 merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
         return merged
+
+    def may_sign(self, digest: str, data: bytes, record: Mapping[str, Any]) -> bool:
+        """Whether what others made may be sent on from here: to a signing tier, only what one of its keys signed.
+
+        Else anybody's programs and header sets would get this publisher's signature.
+        """
+        return self._signer is None or self._voucher(digest, data, record) is None
 
     def _signed(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """The objects with signatures in their records, where this tier's publishers sign."""

@@ -280,7 +280,9 @@ class TierSide:
     def _with_theirs(self, items: Sequence[Item]) -> list[Item]:
         """Manifests with the sets that the tier's have."""
         theirs = {
-            one.digest: one for one in self.read(MANIFESTS, [item.digest for item in items]) if isinstance(one, Item)
+            one.digest: one
+            for one in self.read(MANIFESTS, [item.digest for item in items])
+            if isinstance(one, Item) and self._remote.may_sign(*one)
         }
         merged = []
         for item in items:
