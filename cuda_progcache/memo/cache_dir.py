@@ -81,7 +81,7 @@ def read(path: str) -> Entry:
     """Read an entry; RefusedError where it is damaged or others could have written it, OSError if it can't be read."""
     data, status = files.read_regular(path, largest=None)
     if data is None:
-        raise RefusedError("it is no regular file")
+        raise RefusedError("it is not a regular file")
     if not (is_private(status) and is_private(os.stat(os.path.dirname(path) or "."))):
         raise UntrustedError("others can write it or its directory, so unpickling may run what they wrote (chmod go-w)")
     call, length = _record_of(data)
@@ -94,7 +94,7 @@ def read(path: str) -> Entry:
     meta = found.get("meta") if known else {"legacy": True}
     meta = meta if isinstance(meta, dict) else {}
     if call is None and (file.tell() < length or _RECORDED in meta):
-        raise RefusedError("it was cut short: its record is gone")
+        raise RefusedError("it is truncated: its record is missing")
     return Entry(found["dat"] if known else found, meta, call)
 
 
@@ -104,10 +104,10 @@ def _record_of(data: bytes) -> tuple[DigestedCall | None, int]:
         return None, len(data)
     length, size, _ = _FOOTER.unpack(data[-_FOOTER.size :])
     if length + size + _FOOTER.size != len(data):
-        raise RefusedError("it was cut short")
+        raise RefusedError("it is truncated")
     line = data[length : length + size]
     if not line.startswith(b"%08x" % zlib.crc32(line[8:], zlib.crc32(memoryview(data)[:length]))):
-        raise RefusedError("it doesn't have its checksum")
+        raise RefusedError("its checksum doesn't match")
     try:
         return records.decode(line[8:]), length
     except records.DamagedRecordError as error:
@@ -281,7 +281,7 @@ class DirectoryCache(Cache):
         except RefusedError as error:
             if not isinstance(error, UntrustedError):
                 set_aside(path)
-            raise RefusedError(f"{path} isn't used: {error}") from error
+            raise RefusedError(f"{path} is ignored: {error}") from error
         if entry.call is None:
             return entry.value, {}  # another tool's, by its name
         if entry.call.to_lookup_key() != key:
@@ -432,7 +432,7 @@ def cache_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         found = read(target)
     except RefusedError as error:
-        raise ProgCacheError(f"{target} isn't read: {error}") from error
+        raise ProgCacheError(f"can't read {target}: {error}") from error
     return {"value": found.value, "meta": found.meta, "record": told(found.call), "path": Path(target)}
 
 

@@ -209,13 +209,13 @@ class CacheDecorator:
             raise OptionError(f"backend={options.backend!r} isn't known; valid: pickle")
         hash_text("", options.algo)  # raises where it isn't known
         if callable(options.cache_dir):
-            raise TypeError("cache_file takes a directory first: write @cache_file() above a function")
+            raise TypeError("cache_file takes a directory as its first argument: write @cache_file() above a function")
         chosen = options.cache_dir
         directory = os.path.abspath(os.fspath(chosen)) if chosen is not None else default_directory()
         try:
             _make(directory)
         except OSError as error:
-            _logger.info("%s can't be made now: %s", directory, error)  # saving a result there will say so
+            _logger.info("can't create %s: %s", directory, error)  # saving a result there will say so
         self._options = options._replace(cache_dir=directory)
 
     def __call__(self, function: Callable[..., Any] | None = None, /, **overrides: Any) -> Any:
@@ -237,7 +237,7 @@ class CacheDecorator:
             return self
         plain = getattr(function, "__func__", function)
         if inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain):
-            raise TypeError(f"{function!r} gives a coroutine or generator: there is no result of it that could be kept")
+            raise TypeError(f"{function!r} returns a coroutine or generator, which can't be saved")
         return CachedFunction(function, self._options)
 
 
@@ -335,7 +335,7 @@ class CachedFunction(Memoized[..., Any]):
         if found is None and not self._store.contains(key.digest):
             self._log("first execution", key)
         else:
-            gone = "nothing in its key: the saved result is gone, or a file that it tracked changed"
+            gone = "the key is the same, but the saved result is gone or a tracked file has changed"
             self._log(f"cache miss: {'; '.join(found or [gone])}", key)
 
 
@@ -459,7 +459,7 @@ def _wait_for_sentinel(
         except OSError:
             return None  # never begun, or given up
         if age > stale or time.monotonic() > end:
-            _logger.info("%s: no result came from the holder of %s", fname, os.fspath(sentinel))
+            _logger.info("%s: the holder of %s produced no result", fname, os.fspath(sentinel))
             return None
         time.sleep(poll)
     return load(outfile)
@@ -505,9 +505,9 @@ def load_config(path: str | os.PathLike[str], existing: Mapping[str, Any] | None
         try:
             loaded = yaml.safe_load(file)
         except yaml.YAMLError as error:
-            raise ProgCacheError(f"{os.fspath(path)} is no YAML: {error}") from error
+            raise ProgCacheError(f"{os.fspath(path)} is not YAML: {error}") from error
     if loaded is not None and not isinstance(loaded, dict):
-        raise ProgCacheError(f"{os.fspath(path)} holds a {type(loaded).__name__}, not a mapping of options")
+        raise ProgCacheError(f"{os.fspath(path)} contains a {type(loaded).__name__}, not a mapping of options")
     return {**(loaded or {}), **(existing or {})}
 
 

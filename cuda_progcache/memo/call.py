@@ -232,7 +232,7 @@ class Call(_Record):
             try:
                 arguments[name] = save(value)
             except SaveError as error:
-                _logger.debug("argument %s of %s is kept as its digest: %s", name, self.name, error)
+                _logger.debug("argument %s of %s is stored as a digest only: %s", name, self.name, error)
                 arguments[name] = Unstored(_digest.digest(value))
         return DigestedCall(
             self.name, arguments, result, self.metadata, self.module, self.version, self.code_digest, key=self.key
@@ -332,10 +332,10 @@ class PreparedCall:
         Rejected
             The cache refuses it.
         RuntimeError
-            It was committed or abandoned before.
+            It has already been committed or abandoned.
         """
         if self._finished:
-            raise RuntimeError(f"the call of {self.digested.name} was committed or abandoned before")
+            raise RuntimeError(f"the call of {self.digested.name} has already been committed or abandoned")
         self._finished = True
         self.result = result
         if metadata is not None:

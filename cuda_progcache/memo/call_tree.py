@@ -259,7 +259,7 @@ class _PlainUnpickler(pickle.Unpickler):  # noqa: S301 - this one lets nothing i
         """Refuse all but :mod:`pathlib`'s paths."""
         if module.partition(".")[0] == "pathlib" and name.endswith("Path"):
             return Path
-        raise pickle.UnpicklingError(f"a graph holds no {module}.{name}")
+        raise pickle.UnpicklingError(f"a saved graph can't contain {module}.{name}")
 
 
 def cache_tree_load(path: str | os.PathLike[str]) -> None:
@@ -276,7 +276,7 @@ def cache_tree_load(path: str | os.PathLike[str]) -> None:
         loaded = _PlainUnpickler(io.BytesIO(content)).load()
         nodes = {str(name): _revived(node) for name, node in loaded.items()}
     except Exception as error:  # unpickling may raise anything
-        raise ProgCacheError(f"{os.fspath(path)} is no saved call tree: {error}") from error
+        raise ProgCacheError(f"{os.fspath(path)} is not a saved call tree: {error}") from error
     with _lock:
         graph.clear()
         graph.update(nodes)

@@ -121,9 +121,11 @@ def _walked(walker: _Walker, value: Any) -> bytes:
     try:
         return walker.value(value)
     except RecursionError:
-        raise Indigestible(value, f"can't digest what {_named(value)} refers to: it is nested too deep") from None
+        raise Indigestible(value, f"can't digest what {_named(value)} refers to: it is nested too deeply") from None
     except RuntimeError as error:  # a dict or set that another thread changes
-        raise Indigestible(value, f"can't digest what {_named(value)} refers to just now: {error}") from None
+        raise Indigestible(
+            value, f"can't digest what {_named(value)} refers to: it changed meanwhile ({error})"
+        ) from None
 
 
 def _named(value: Any) -> str:
@@ -326,7 +328,7 @@ class _Walker(Instances):
         known = None if read is None or read.constants is None else read.constants.get(chain)
         if known is None:
             raise Indigestible(
-                importlib, f"what {'.'.join(chain)}() imports can't be known beforehand: import it by name, or give "
+                importlib, f"what {'.'.join(chain)}() imports can't be known in advance: import it by name, or pass "
                 "code=False and a version",
             )  # fmt: skip
         parts = ["imported", *sorted(known)]

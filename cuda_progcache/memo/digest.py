@@ -57,7 +57,7 @@ class Indigestible(ProgCacheError, TypeError):  # noqa: N818 - an established na
     def __init__(self, value: object, why: str = "") -> None:
         kind = type(value)
         name = f"{kind.__module__}.{kind.__qualname__}"
-        super().__init__(why or f"can't digest a {name}: give it a __digest__ method, or register(...) one")
+        super().__init__(why or f"can't digest a {name}: define a __digest__ method or register(...) one")
         self.value = value
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -100,7 +100,7 @@ def digest(value: Any) -> Digest:
     except RecursionError:
         raise Indigestible(value, f"can't digest a {type(value).__qualname__} that contains itself") from None
     except RuntimeError as error:  # a dict or set that another thread changes
-        raise Indigestible(value, f"can't digest a {type(value).__qualname__} just now: {error}") from None
+        raise Indigestible(value, f"can't digest a {type(value).__qualname__} while it changes: {error}") from None
 
 
 def register(kind: type[T], function: Callable[[T], str]) -> None:

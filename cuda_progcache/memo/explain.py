@@ -104,9 +104,9 @@ def _sentence(name: str, call: Any, mine: Mapping[str, Any], other: Any, theirs:
     if name not in theirs:
         return f"{name} is new"
     if name not in mine:
-        return f"{name} is no longer there"
+        return f"{name} was removed"
     if name == "code":
-        return "the function's code, or something it refers to, differs"
+        return "the function's code, or something it refers to, has changed"
     before, now = _shown(other, name, theirs[name]), _shown(call, name, mine[name])
     return f"{name} changed" if before is None or now is None else f"{name} {before} → {now}"
 

@@ -43,7 +43,7 @@ def new_hasher(algo: str) -> Any:
         import xxhash
 
         return xxhash.xxh64()
-    raise OptionError(f"algo={algo!r} is no hash that is known here; valid: xxhash64, sha256")
+    raise OptionError(f"algo={algo!r} is not a known hash; valid: xxhash64, sha256")
 
 
 def hash_text(text: str, algo: str) -> str:

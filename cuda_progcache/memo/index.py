@@ -179,10 +179,10 @@ class Index:
             and "no such" not in str(error)
         ):
             # Not writable, locked for long, no room: it is another's, or in the way; the files alone will do.
-            _logger.warning("the index %s can't be used (%s); it is made in memory", path, error)
+            _logger.warning("can't use the index %s (%s); using one in memory instead", path, error)
             self._where = None
             return
-        _logger.warning("the index %s is damaged (%s); it is made anew", path, error)
+        _logger.warning("the index %s is damaged (%s); rebuilding it", path, error)
         for name in (path, path + "-wal", path + "-shm"):
             files.unlink_quietly(name)
 

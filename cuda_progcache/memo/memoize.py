@@ -201,7 +201,7 @@ def memoize(
 
     def decorate(*functions: Callable[..., Any]) -> Memoized[Any, Any]:
         if len(functions) != 1:  # a function without parameters may well be a callable that gives a cache
-            raise TypeError(f"memoize takes a cache first: write @memoize(cache) above {cache!r}")
+            raise TypeError(f"memoize takes a cache as its first argument: write @memoize(cache) above {cache!r}")
         (plain,) = functions
         if not callable(plain) and not isinstance(plain, classmethod):  # type: ignore[unreachable]
             raise TypeError(f"memoize(cache) decorates a function, got {type(plain).__name__}; write @memoize(cache)")
@@ -224,11 +224,11 @@ def _cache_of(given: CacheLike) -> BaseCache | Callable[[], BaseCache]:
     if isinstance(given, BaseCache):
         return given
     if not callable(given):
-        raise TypeError(f"memoize takes a cache, a path or a callable that gives a cache, got {type(given).__name__}")
+        raise TypeError(f"memoize takes a cache, a path or a callable that returns a cache, got {type(given).__name__}")
     try:
         inspect.signature(given).bind()
     except TypeError:
-        raise TypeError(f"memoize takes a cache first: write @memoize(cache) above {given!r}") from None
+        raise TypeError(f"memoize takes a cache as its first argument: write @memoize(cache) above {given!r}") from None
     except ValueError:
         pass  # a built-in function that tells no signature
     return given

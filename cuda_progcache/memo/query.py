@@ -55,9 +55,9 @@ class QueryIterator(Iterable[LazyCall]):
         """The one call; IndexError if there is none, ValueError if there are several."""
         found = list(itertools.islice(self, 2))
         if not found:
-            raise IndexError("the query finds no call")
+            raise IndexError("no call matches the query")
         if len(found) > 1:
-            raise ValueError("the query finds more than one call")
+            raise ValueError("more than one call matches the query")
         return found[0]
 
     def count(self) -> int:
@@ -130,14 +130,14 @@ class QueryIterator(Iterable[LazyCall]):
     def _ended(self, pick: Callable[..., tuple[float, int, LazyCall]], which: str) -> LazyCall:
         calls = list(self)
         if not calls:
-            raise IndexError("the query finds no call")
+            raise IndexError("no call matches the query")
         timed = [
             (float(stop), place, call)
             for place, call in enumerate(calls)
             if (stop := call.metadata.get("runtime", {}).get("timestop")) is not None
         ]
         if not timed:
-            raise ValueError(f"no {which} call can be told: none has a timestop in its Runtime metadata")
+            raise ValueError(f"can't tell which call is the {which}: none has a timestop in its Runtime metadata")
         return pick(timed, key=lambda entry: entry[0])[2]
 
     def evict(self) -> None:

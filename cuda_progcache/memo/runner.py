@@ -341,7 +341,7 @@ class Runner:
         if self._required:
             given = self.profile.signature.bind(*args, **kwargs).arguments
             if missing := [name for name in self.profile.signature.parameters if name in self._required - given.keys()]:
-                self._uncached(f"it leaves out {', '.join(missing)}", args, kwargs)
+                self._uncached(f"the call omits {', '.join(missing)}", args, kwargs)
                 return self.function(*args, **kwargs)
         for value in key.arguments.values():
             if type(value) is Digest:
@@ -410,7 +410,7 @@ class Runner:
             except RecursionError:
                 pass  # there is no room left: the body runs all the same
             except Exception as error:  # noqa: BLE001 - a cache may be anyone's code; the body runs all the same
-                self._trouble("trouble", f"a call of {self._named[0]} can't be prepared for the cache: {error}")
+                self._trouble("trouble", f"can't prepare a call of {self._named[0]} for the cache: {error}")
         above = frames.frames_here()
         frame = frames.Frame(key.digest, self._named[0], running.get(), self._node(key))
         token = frames.enter(frame, room)

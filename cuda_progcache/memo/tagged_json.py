@@ -82,7 +82,7 @@ def plain(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
         return _tagged("numpy", base64.b64encode(to_npy(numpy.asarray(value))).decode("ascii"))
-    raise SaveError(f"no safe codec takes a {kind_of(value)}; codec='pickle' would, where only you can write")
+    raise SaveError(f"the safe codec can't store a {kind_of(value)}; use codec='pickle' where only you can write")
 
 
 def _scalar_key(key: str) -> str:
@@ -122,7 +122,7 @@ def _text(tag: str, write: Callable[[Any], str] = str) -> Callable[[Any], tuple[
 
 def _aware(value: Any) -> str:
     if (value.tzinfo is not None and type(value.tzinfo) is not dt.timezone) or value.fold:
-        raise SaveError("a time with a zone of rules, or with a fold, can't be stored")
+        raise SaveError("a time with a rule-based time zone, or with a fold, can't be stored")
     return str(value.isoformat())
 
 

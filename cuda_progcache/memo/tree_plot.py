@@ -56,7 +56,7 @@ def plot(
     axes.set(xlim=(0, columns), ylim=(rows, -0.5))
     axes.set_axis_off()
     if not nodes:
-        axes.text(0.1, 0, "no cached call has been made yet")
+        axes.text(0.1, 0, "no cached call has been recorded yet")
     for source, target in edges:
         (x, y), (to_x, to_y) = places[source], places[target]
         axes.plot([x + 0.9, to_x + 0.1], [y, to_y], color="#9aa0a6", linewidth=1, zorder=1)

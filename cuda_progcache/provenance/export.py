@@ -144,11 +144,9 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
     record = entry.record
     subject = content_digest(entry)
     if subject is None:
-        raise ProgCacheError(
-            f"the bytes of {entry.digest[:12]} can't be read: there is nothing to make a statement about"
-        )
+        raise ProgCacheError(f"the bytes of {entry.digest[:12]} can't be read, so there is nothing to attest")
     if not record.get("components"):
-        raise ProgCacheError(f"{entry.digest[:12]} was put there by hand: how it was made isn't known")
+        raise ProgCacheError(f"{entry.digest[:12]} was put there by hand; how it was made is unknown")
     external = {
         **{name: record.get(name) for name in ("name", "code_type", "target_type", "arch")},
         "options": components(record, "option"),

@@ -46,7 +46,7 @@ def recorded_calls(directory: str | os.PathLike[str]) -> list[BaseCache]:
         found.append(program_cache(ReadOnlyProgramCache(directory)))
     if not found:
         raise ProgCacheError(
-            f"no calls are recorded in {os.fspath(directory)}: a directory is needed that memoize, cache_file or a "
-            f"program cache has written"
+            f"no calls are recorded in {os.fspath(directory)}: give a directory written by memoize, "
+            "cache_file or a program cache"
         )
     return found

@@ -107,7 +107,7 @@ class ProgramValueStorage(_Programs, ValueStorage):
     def save(self, value: Any, key: Digest | None = None) -> Digest:
         """Take a binary, which is published when its call is saved; SaveError for anything but bytes."""
         if not isinstance(value, bytes):
-            raise SaveError(f"a store of programs keeps bytes, not a {type(value).__name__}")
+            raise SaveError(f"a program store keeps bytes, not a {type(value).__name__}")
         if key is None:
             key = digest(value)
         with self._lock:
@@ -183,12 +183,12 @@ class ProgramCallStorage(_Programs, CallStorage):
         if not record and (kind_of(call) or call.result in call.inline):
             return self.steps.save(call)
         if data is None or not record.get("key"):
-            raise SaveError(f"{call.name}: a store of programs keeps programs and small results")
+            raise SaveError(f"{call.name}: a program store keeps only programs and small results")
         program = _program_key(record)
         if hashlib.sha256(program, usedforsecurity=False).hexdigest() != key:
-            raise SaveError(f"{call.name}: the record is another program's")
+            raise SaveError(f"{call.name}: the record belongs to another program")
         if not self.store.publish(program, data, record):
-            raise SaveError(f"{call.name}: the store of programs dropped it")
+            raise SaveError(f"{call.name}: the program store dropped it")
         return key
 
     def load(self, key: Digest | str) -> DigestedCall:
@@ -300,7 +300,7 @@ def _program_key(record: Mapping[str, Any]) -> bytes:
     try:
         return bytes.fromhex(str(record["key"]))
     except ValueError:
-        raise SaveError(f"the record of {record.get('name')!r} has no key in hexadecimal") from None
+        raise SaveError(f"the record of {record.get('name')!r} has no hexadecimal key") from None
 
 
 def _names(path: str) -> list[str]:

@@ -58,7 +58,7 @@ class Steps:
                 write_beside(os.path.dirname(self._own.root), self._own.path(key), records.seal(body, key, None))
             except OSError as error:
                 self.counters["dropped"] += 1
-                _logger.info("the call of %s is kept in memory alone: %s", call.name, error)
+                _logger.info("the call of %s is kept in memory only: %s", call.name, error)
             else:
                 self._trim(self._own, key[:2])
                 return key

@@ -135,7 +135,7 @@ def _record(steps: Steps, *call: Any, **around: Any) -> None:
         steps.save(call_as_recorded(*call, **around))
     except (SaveError, Indigestible) as error:
         steps.counters["dropped"] += 1
-        _logger.info("a call beside the programs isn't recorded: %s", error)
+        _logger.info("a call that isn't a program's isn't recorded: %s", error)
 
 
 def _text_facts(text: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class BytecodeCache:
 
     def __init__(self, directory: str | os.PathLike[str], pattern: str = PATTERN, *, mode: str | None = None) -> None:
         if "{hash}" not in pattern or os.path.basename(pattern) != pattern:
-            raise ValueError(f"a pattern for file names needs {{hash}} and no directory, not {pattern!r}")
+            raise ValueError(f"a pattern for file names must contain {{hash}} and no directory, got {pattern!r}")
         self.directory = os.path.abspath(os.fspath(directory))
         self.pattern = pattern
         self.hits = self.misses = self.rejected = self.failed = 0
@@ -169,7 +169,7 @@ class BytecodeCache:
             from jinja2 import nodes
 
             if not isinstance(ast, nodes.Template):
-                raise TypeError(f"a syntax tree is a jinja2.nodes.Template, not a {type(ast).__name__}")
+                raise TypeError(f"expected a jinja2.nodes.Template, got a {type(ast).__name__}")
         self.save(name, source_hash, Compiled(code, ast, precomputed), context_hash=context_hash)
 
     def save(self, name: str, source_hash: str, compiled: Compiled, *, context_hash: str | None = None) -> None:
@@ -290,7 +290,7 @@ class BytecodeCache:
         if self.mode != "rw":
             from cuda_progcache.errors import ReadOnlyError
 
-            message = f"compiled templates can't be removed in mode {self.mode!r}"
+            message = f"can't remove compiled templates in mode {self.mode!r}"
             raise ReadOnlyError(errno.EROFS, message, self.directory)
 
     def _clean_daily(self) -> None:
@@ -394,19 +394,19 @@ def _make_private(directory: str) -> None:
         message = f"can't make the directory for compiled templates: {error.strerror}"
         raise _store_error(directory, error.errno, message) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise _store_error(directory, errno.ENOTDIR, "compiled templates need a directory, and this is none")
+        raise _store_error(directory, errno.ENOTDIR, "compiled templates need a directory, but this is not one")
     if not _POSIX:
         return
     if status.st_uid != os.geteuid():
-        wrong = f"belongs to user id {status.st_uid}, not to you; choose another one"
+        wrong = f"belongs to user id {status.st_uid}, not to you; choose another directory"
     elif status.st_mode & 0o077:
         mode = f"{stat.S_IMODE(status.st_mode):04o}"
-        wrong = f"is open to others (mode {mode}); run `chmod 700` on it, or choose another one"
+        wrong = f"is open to others (mode {mode}); run `chmod 700` on it or choose another directory"
     else:
         return
     from cuda_progcache.errors import UnsafeRootError
 
-    raise UnsafeRootError(errno.EPERM, f"compiled templates are executed, and this directory {wrong}", directory)
+    raise UnsafeRootError(errno.EPERM, f"compiled templates are executed, but this directory {wrong}", directory)
 
 
 def _store_error(directory: str, number: int | None, message: str) -> Exception:

@@ -73,7 +73,7 @@ def vector_type(base: object, length: int, align: int = 16) -> str:
     name = TYPE_CODES.get(name.lstrip("<=|"), name)
     short = _VECTOR_BASES.get(name)
     if short is None:
-        hint = did_you_mean(name, _VECTOR_BASES, listing="it has them of")
+        hint = did_you_mean(name, _VECTOR_BASES, listing="valid")
         raise ParameterError(f"CUDA has no vectors of {name!r}{hint}")
     lengths = (2,) if short.startswith("__") else (1, 2, 3, 4)
     if length not in lengths or isinstance(length, bool):
@@ -81,10 +81,10 @@ def vector_type(base: object, length: int, align: int = 16) -> str:
         raise ParameterError(f"CUDA has no vector of {length!r} elements of {name!r}; valid: {valid}")
     if short not in _WIDE or length != 4:
         if align != 16:
-            raise ParameterError(f"only four 64-bit elements come in two alignments, not {length} of {name!r}")
+            raise ParameterError(f"only vectors of four 64-bit elements take align, not {length} of {name!r}")
         return f"{short}{length}"
     if align not in {16, 32}:
-        raise ParameterError(f"{short}4 comes aligned to 16 or 32 bytes, not {align!r}")
+        raise ParameterError(f"{short}4 takes align=16 or align=32, not {align!r}")
     return f"{short}4_{align}a"
 
 
@@ -141,7 +141,7 @@ def aligned(value: Any, unit: int) -> bool:
         If `unit` is not a positive integer.
     """
     if not _is_int(unit) or unit <= 0:
-        raise ParameterError(f"aligned needs a positive whole number, not {unit!r}")
+        raise ParameterError(f"aligned takes a positive integer, not {unit!r}")
     return _is_int(value) and value % unit == 0
 
 

@@ -47,6 +47,6 @@ def pragma(factor: object, template: str, line: int) -> str:
     """
     whole = not isinstance(factor, bool) and isinstance(factor, int) and factor >= 1
     if not whole and not (isinstance(factor, str) and factor.strip()):
-        message = f"{template}:{line}: unroll takes a positive whole number or a C++ expression, not {factor!r}"
+        message = f"{template}:{line}: unroll takes a positive integer or a C++ expression, not {factor!r}"
         raise TemplateError(message, template=template, line=line)
     return f"#pragma unroll {factor}\n"

@@ -78,7 +78,7 @@ def dtype_name(dtype: object) -> str:
         if text in C_TYPES:
             return text
         if text in _AMBIGUOUS:
-            raise ParameterError(f"dtype {text!r} is one width in C and another in NumPy; write {_AMBIGUOUS[text]}")
+            raise ParameterError(f"dtype {text!r} has different widths in C and NumPy; write {_AMBIGUOUS[text]}")
         code = text[1:] if text[:1] in "<=|" else text
         if code in TYPE_CODES:
             return TYPE_CODES[code]

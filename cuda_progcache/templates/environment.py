@@ -320,8 +320,8 @@ class KernelTemplate:
                     from cuda_progcache.errors import TemplateError
 
                     raise TemplateError(
-                        f"{self.name}: parameter {name!r} is an iterator, which one render uses up, and #line "
-                        "directives take a second one; give a list",
+                        f"{self.name}: parameter {name!r} is an iterator, but #line "
+                        "directives need a second render; pass a list",
                         template=self.name,
                     )
             return self._mapped(text, digests, params).text

@@ -97,7 +97,7 @@ def frame(compiled: Compiled, key: bytes) -> bytes:
         try:
             warnings = json.dumps(compiled.warnings).encode()
         except (TypeError, ValueError) as error:
-            raise FrameError(f"warnings are no JSON: {error}") from error
+            raise FrameError(f"the warnings are not JSON: {error}") from error
     parts = (code, precomputed, warnings, ast)
     summed = b"".join((*(len(part).to_bytes(4, "little") for part in parts), *parts))
     return V5 + sha256(key + summed).digest() + summed
@@ -113,9 +113,9 @@ def unframe(data: bytes, key: bytes) -> Compiled:
         whose nodes have other fields than this Jinja2's.
     """
     if data[:4] != V5:
-        raise FrameError("no frame of this version")
+        raise FrameError("not a frame of this version")
     if sha256(key + data[36:]).digest() != data[_SUM]:
-        raise FrameError("the checksum is not that of this template")
+        raise FrameError("the checksum is not this template's")
     lengths = data[_LENGTHS]
     if lengths[4:] == _CODE_ALONE and int.from_bytes(lengths[:4], "little") == len(data) - _PARTS:
         return Compiled(_unmarshal(data[_PARTS:]))
@@ -152,7 +152,7 @@ def _split(data: bytes, at: int, lengths: list[bytes]) -> list[bytes]:
         parts.append(data[at:end])
         at = end
     if at != len(data):
-        raise FrameError("the lengths don't fit the file's")
+        raise FrameError("the lengths don't add up to the file's")
     return parts
 
 
@@ -180,7 +180,7 @@ def _unmarshal(data: bytes) -> CodeType:
     try:
         code = marshal.loads(data)  # noqa: S302  (checked above; the directory is ours)
     except (ValueError, EOFError, TypeError, MemoryError, UnicodeError) as error:
-        raise FrameError(f"no marshalled code: {error}") from error
+        raise FrameError(f"not marshalled code: {error}") from error
     if not isinstance(code, CodeType):
         raise FrameError(f"marshalled {type(code).__name__}, not code")
     return code
@@ -192,9 +192,9 @@ def _warnings(data: bytes) -> list[dict[str, Any]]:
     try:
         found = json.loads(data)
     except ValueError as error:
-        raise FrameError(f"warnings are no JSON: {error}") from error
+        raise FrameError(f"the warnings are not JSON: {error}") from error
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise FrameError("warnings are no list of objects")
+        raise FrameError("the warnings are not a list of objects")
     return found
 
 
@@ -217,7 +217,7 @@ def _tree(data: bytes) -> nodes.Template:
         if isinstance(node, nodes.Node):
             state = vars(node)
             if state.keys() != {*node.fields, *node.attributes}:
-                raise FrameError(f"{type(node).__name__} nodes have other fields by now")
+                raise FrameError(f"{type(node).__name__} nodes have different fields now")
             waiting += state.values()
         elif isinstance(node, (list, tuple)):
             waiting += node
@@ -271,7 +271,7 @@ def _unpickle(data: bytes) -> Any:
     class Unpickler(pickle.Unpickler):  # noqa: S301  (find_class lets data through, and nothing else)
         def find_class(self, module: str, name: str) -> Any:
             if not _is_data(module, name):
-                raise pickle.UnpicklingError(f"{module}.{name} is no plain data")
+                raise pickle.UnpicklingError(f"{module}.{name} is not plain data")
             return super().find_class(module, name)
 
         def persistent_load(self, pid: object) -> None:
@@ -284,7 +284,7 @@ def _unpickle(data: bytes) -> Any:
     except Exception as error:  # what damaged bytes, and the classes they name, raise is any error there is
         raise FrameError(f"can't be unpickled: {error}") from error
     if stream.tell() != len(data):
-        raise FrameError("there is more than was pickled")
+        raise FrameError("trailing data after the pickle")
     return value
 
 

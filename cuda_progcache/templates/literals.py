@@ -124,7 +124,7 @@ def _literal_dtype(value: complex) -> str:
 
 def _int_literal(value: Any, name: str) -> str:
     if isinstance(value, complex) or (isinstance(value, float) and not value.is_integer()):
-        raise ParameterError(f"cuda_literal: {value!r} is not a whole number, as {name} needs")
+        raise ParameterError(f"cuda_literal: {value!r} is not an integer, as {name} needs")
     number = int(value)
     unsigned = name.startswith("u")
     width = int(name[4:] if unsigned else name[3:])
@@ -149,7 +149,7 @@ def _float_literal(value: Any, name: str) -> str:
     rounded = form.round(exact)
     if rounded is None or (exact and not rounded):
         became = "infinite" if rounded is None else "zero"
-        raise ParameterError(f"cuda_literal: {value!r} is {became} as {name}; nothing of it is left")
+        raise ParameterError(f"cuda_literal: {value!r} is {became} as {name}; the value is lost")
     negative = math.copysign(1.0, value) < 0 if isinstance(value, float) else value < 0
     if name in {"float16", "bfloat16"}:
         return _by_bits(math.copysign(float(rounded), -1.0 if negative else 1.0), name)

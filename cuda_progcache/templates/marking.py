@@ -199,7 +199,7 @@ def unmark(text: str, locations: Sequence[tuple[str, int]], plain: str, name: st
         The template's, for the reason.
     """
     if _MARKS.sub("", text) != plain:
-        return SourceMap(plain, reason=f"{name} computes with its own text, which marks change")
+        return SourceMap(plain, reason=f"{name} computes with its own text, which marks would change")
     lines: list[Location | None] = [None]
     pieces: list[list[tuple[int, Location]]] = [[]]
     column = 0

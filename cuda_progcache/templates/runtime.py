@@ -417,7 +417,7 @@ def refuse_static(variables: Mapping[str, Any], static: Mapping[str, Any]) -> No
             from cuda_progcache.errors import ParameterError
 
             raise ParameterError(
-                f"{name!r} can't be given to a render: it is of the static context, where it is {static[name]!r}"
+                f"{name!r} can't be passed to a render: it is in the static context, where it is {static[name]!r}"
             )
 
 

@@ -256,7 +256,7 @@ class Template(jinja2.Template):
     def _block_of(self, context: runtime.Context, block: str) -> Any:
         if block not in context.blocks:
             known = ", ".join(sorted(context.blocks)) or "none"
-            raise KeyError(f"{self.name or 'the template'} has no block {block!r}; there are: {known}")
+            raise KeyError(f"{self.name or 'the template'} has no block {block!r}; valid: {known}")
         return context.blocks[block][0]
 
     def source_map(self, *args: Any, **kwargs: Any) -> SourceMap:
@@ -277,7 +277,7 @@ class Template(jinja2.Template):
         plain, variables = self.render(*args, **kwargs), dict(*args, **kwargs)
         source = None if self._namespace is None else self._namespace["source"]
         if source is None:
-            return SourceMap(plain, reason="the template was not made from text by our compiler")
+            return SourceMap(plain, reason="the template was not compiled from source text here")
 
         def render(marked: Any) -> str:
             code = marked.compile(source, self.name, self.filename)

@@ -405,7 +405,7 @@ def test_pickled_values_where_others_can_write_are_refused_and_it_is_said(tmp_pa
         folder.chmod(0o775)
     if not hasattr(os, "getuid"):
         pytest.skip("needs Unix permissions")
-    with pytest.warns(RuntimeWarning, match="aren't read: others can write there"):
+    with pytest.warns(RuntimeWarning, match="are ignored: others can write there"):
         assert f(1) == np.dtype("i4")
 
 

@@ -131,7 +131,7 @@ def test_required_arguments_must_be_given(cache):
 
     memoized, runs = counted(cache, f)
     memoized = memoize(cache, f)
-    with pytest.warns(RuntimeWarning, match="leaves out seed"):
+    with pytest.warns(RuntimeWarning, match="omits seed"):
         assert memoized(1) == 1
     assert not memoized.contains(1)
     assert memoized(1, seed=0) == 1
@@ -443,7 +443,7 @@ def test_explain(cache):
         return y
 
     other.__qualname__ = f.__qualname__
-    differs = "the function's code, or something it refers to, differs"
+    differs = "the function's code, or something it refers to, has changed"
     assert memoize(cache, other, version=1).explain(1, 2) == (differs,)
 
 

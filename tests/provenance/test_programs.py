@@ -101,7 +101,7 @@ def test_programs_go_in_and_small_results(service):
             service.calls.save(Call("f", {"x": 1}, result=value))
     forged = service.calls.load(one.digest).fetch()
     forged.key = type(forged.key)("0" * 64)
-    with pytest.raises(Rejected, match="another program's"):
+    with pytest.raises(Rejected, match="another program"):
         service.calls.save(forged)
     assert service.calls.query().count() == 1
     key = service.calls.save(Call("f", {"x": 1}, result="text"))

@@ -583,7 +583,7 @@ def test_an_unsafe_default_directory_is_not_used_and_said(library, tmp_path, mon
     assert other.render("axpby").modules == library.render("axpby").modules
     assert list(open_to_all.iterdir()) == []
     assert [event.kind for event in events] == ["drop"]
-    assert "compiled templates are executed, and this directory is open to others (mode 0777)" in str(events[0])
+    assert "compiled templates are executed, but this directory is open to others (mode 0777)" in str(events[0])
 
 
 def test_generated_from_and_line_directives(library, tmp_path):
@@ -640,4 +640,4 @@ def test_a_check_tells_what_is_likely_a_mistake_in_a_template(tmp_path):
                                       "{% for i in [n] %}{% set a = i %}{% endfor %}{{ a }}")  # fmt: skip
     (tmp_path / "manifest.toml").write_text(ENTRY.format(name="good"))
     (problem,) = KernelLibrary(tmp_path).check()
-    assert problem.startswith("k: k.cu.j2:3: what the loop's body sets as 'a' is gone after each pass")
+    assert problem.startswith("k: k.cu.j2:3: what the loop's body sets as 'a' is lost after each iteration")

@@ -532,7 +532,7 @@ def test_a_static_name_that_the_template_sets_is_an_ordinary_one():
     assert [(w.code, w.line) for w in compiler.warnings] == [("static-assigned", 1)]
     template = environment.from_string("{{ x }}{% for x in [5] %}{{ x }}{% endfor %}{{ y }}")
     assert template.render() == "152"
-    with pytest.raises(ParameterError, match="'x' can't be given to a render"):
+    with pytest.raises(ParameterError, match="'x' can't be passed to a render"):
         template.render(x="given")
 
 
@@ -606,7 +606,7 @@ def test_render_block():
     environment = Environment(loader=jinja2.DictLoader(LIBRARY))
     template = environment.from_string("{% extends 'base' %}{% block a %}{{ super() }}+{{ g }}{% endblock %}")
     assert template.render_block("a", {"x": 1}) == "Abase1+base" and template.render_block("z") == "z"
-    with pytest.raises(KeyError, match="no block 'b'; there are: a, z"):
+    with pytest.raises(KeyError, match="no block 'b'; valid: a, z"):
         template.render_block("b")
 
 

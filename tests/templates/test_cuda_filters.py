@@ -50,7 +50,7 @@ def test_every_dtype_agrees_with_numpy(name):
     [
         ("flot32", "no CUDA C++ type for dtype 'flot32'; did you mean 'float32'?"),
         ("", "known: bfloat16, bool"),
-        ("float", "dtype 'float' is one width in C and another in NumPy; write float32 or float64"),
+        ("float", "dtype 'float' has different widths in C and NumPy; write float32 or float64"),
         (">f4", "dtype '>f4' is big-endian"),
         (np.dtype(">i8"), "dtype '>i8' is big-endian"),
         (np.dtype("U5"), "no CUDA C++ type for dtype 'str160'"),
@@ -101,13 +101,13 @@ def test_literals_read_well(value, dtype, expected):
         (256, "uint8", "256 does not fit uint8 (0 to 255)"),
         (-1, "uint64", "-1 does not fit uint64"),
         (2**64, None, "does not fit uint64"),
-        (0.5, "int32", "0.5 is not a whole number, as int32 needs"),
-        (float("nan"), "int32", "nan is not a whole number"),
+        (0.5, "int32", "0.5 is not an integer, as int32 needs"),
+        (float("nan"), "int32", "nan is not an integer"),
         (2, "bool", "2 is not a bool"),
         (1j, "float32", "complex 1j is not a float32"),
-        (1e39, "float32", "1e+39 is infinite as float32; nothing of it is left"),
+        (1e39, "float32", "1e+39 is infinite as float32; the value is lost"),
         (65520, "float16", "65520 is infinite as float16"),
-        (1e-8, "float16", "1e-08 is zero as float16; nothing of it is left"),
+        (1e-8, "float16", "1e-08 is zero as float16; the value is lost"),
         ("1", "int32", "cuda_literal needs a number, not '1' (str)"),
         (np.zeros(3), "float32", "cuda_literal needs a number, not array"),
         (np.longdouble(1), "float32", "no CUDA C++ type for dtype 'longdouble'"),
@@ -160,9 +160,9 @@ def test_vectors_that_cuda_has_not(base, length, message):
 
 def test_four_64_bit_elements_come_in_two_alignments():
     assert vector_type("double", 4, align=32) == "double4_32a"
-    with pytest.raises(ParameterError, match="double4 comes aligned to 16 or 32 bytes, not 8"):
+    with pytest.raises(ParameterError, match="double4 takes align=16 or align=32, not 8"):
         vector_type("double", 4, align=8)
-    with pytest.raises(ParameterError, match="only four 64-bit elements come in two alignments, not 4 of 'float'"):
+    with pytest.raises(ParameterError, match="only vectors of four 64-bit elements take align, not 4 of 'float'"):
         vector_type("float", 4, align=32)
 
 
@@ -185,7 +185,7 @@ def test_power_of_two_and_aligned():
     assert aligned(96, 32)
     assert not aligned(100, 32)
     assert not aligned("96", 32)
-    with pytest.raises(ParameterError, match="aligned needs a positive whole number, not 0"):
+    with pytest.raises(ParameterError, match="aligned takes a positive integer, not 0"):
         aligned(1, 0)
 
 

@@ -59,7 +59,7 @@ def test_unroll():
 def test_unroll_refuses_what_is_no_count(factor):
     with pytest.raises(TemplateError) as caught:
         render("\n{% unroll n %}\n", n=factor)
-    assert str(caught.value) == f"<string>:2: unroll takes a positive whole number or a C++ expression, not {factor!r}"
+    assert str(caught.value) == f"<string>:2: unroll takes a positive integer or a C++ expression, not {factor!r}"
 
 
 def test_require_passes_in_silence():

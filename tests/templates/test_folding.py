@@ -202,7 +202,7 @@ def test_a_static_name_is_no_parameter():
     for template in (Environment(static_context={"tile": 1}).from_string("{{ tile }}"),
                      KernelEnvironment((), static_context={"tile": 1}).from_string("{{ tile }}")):  # fmt: skip
         assert template.render() == "1"
-        with pytest.raises(ParameterError, match="'tile' can't be given to a render: it is of the static context"):
+        with pytest.raises(ParameterError, match="'tile' can't be passed to a render: it is in the static context"):
             template.render(tile=5)
     with pytest.raises(ParameterError):
         KernelEnvironment((), static_context={"tile": 1}).evaluate("tile", {"tile": 2})

@@ -389,7 +389,7 @@ def test_no_environment_and_no_expression_is_kept(tmp_path, monkeypatch):
 
 def test_a_syntax_tree_that_is_none_is_refused(tmp_path):
     cache = BytecodeCache(tmp_path / "c")
-    with pytest.raises(TypeError, match=r"a syntax tree is a jinja2\.nodes\.Template, not a int"):
+    with pytest.raises(TypeError, match=r"expected a jinja2\.nodes\.Template, got a int"):
         cache.set("k", "0" * 64, compile("", "k", "exec"), ast=3)
     assert cache.stats()["file_count"] == 0
 

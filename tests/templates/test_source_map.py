@@ -140,7 +140,7 @@ def test_tags_have_their_line():
 def test_a_map_that_cannot_be_made_is_empty_and_says_why():
     source = "{% macro a() %}x{% endmacro %}\n{% if a() == 'x' %}\nequal\n{% endif %}\n"
     found = KernelEnvironment(()).from_string(source).source_map()
-    assert found == SourceMap("equal\n", (), "<string> computes with its own text, which marks change")
+    assert found == SourceMap("equal\n", (), "<string> computes with its own text, which marks would change")
     assert found.lookup(1) is None
     found = KernelEnvironment(()).from_string("{% macro a() %}k{% endmacro %}{{ {'k': 1}[a()] }}").source_map()
     assert found.text == "1"

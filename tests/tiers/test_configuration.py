@@ -104,9 +104,9 @@ def test_a_table_in_a_file_is_relative_to_it(project):
 WRONG = {
     'tier = ["redis://h"]': "did you mean 'tiers'?",
     'mode = "ro"': "set CUDA_PROGCACHE",
-    "tiers = 3": "no list",
-    "tiers = [3]": "neither a URL nor a table",
-    "tiers = [{}]": "neither a URL nor a table",
+    "tiers = 3": "must be a list",
+    "tiers = [3]": "must be a URL or a table",
+    "tiers = [{}]": "must be a URL or a table",
     'tiers = [{url="redis://h", mod="ro"}]': "did you mean 'mode'?",
     'tiers = ["redis://h", "redis://h"]': "twice",
     "tiers = [": "isn't TOML (at ",

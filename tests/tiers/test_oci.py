@@ -220,7 +220,7 @@ def refused(opened, images, match, reference=":tag"):
 @pytest.mark.parametrize("hazard", HAZARDS.values(), ids=HAZARDS)
 def test_hazards_in_a_layer_refuse_it_whole(registry, opened, images, hazard, tmp_path):
     registry.image(archive(*hazard))
-    refused(opened, images, "in trouble")
+    refused(opened, images, r"failed \(")
     assert not list(tmp_path.rglob("outside*"))
     assert not os.path.lexists("/tmp/outside")
 
@@ -229,7 +229,7 @@ def test_bombs_are_not_unpacked(registry, opened, images):
     bomb = gzip.compress(b"\0" * (64 << 20), 9, mtime=0)
     assert len(bomb) < 1 << 17
     registry.image(bomb)
-    refused(opened, images, "more than it plausibly should")
+    refused(opened, images, "an implausible size")
 
 
 def test_what_is_not_as_its_digest_says_is_not_used(registry, opened, images, filled):
@@ -237,20 +237,20 @@ def test_what_is_not_as_its_digest_says_is_not_used(registry, opened, images, fi
     for lie in (layer[:-1] + bytes([layer[-1] ^ 1]), layer[:-1], layer + b"\0"):
         registry.image(layer)
         registry.answers[f"/v2/team/kernels/blobs/{sha256(layer)}"] = (200, {}, lie)
-        refused(opened, images, "in trouble")
+        refused(opened, images, r"failed \(")
     digest = registry.image(layer)
     registry.answers[f"/v2/team/kernels/manifests/{digest}"] = (200, {}, b"{}")
-    refused(opened, images, "gave another manifest", f"@{digest}")
+    refused(opened, images, "returned a manifest other than", f"@{digest}")
 
 
 def test_sizes_are_judged_before_anything_is_read(registry, opened, images, filled):
     registry.image(filled[1], size=1 << 40)
-    refused(opened, images, "are the most")
+    refused(opened, images, "more than the limit")
     assert not any("blobs" in path for path, _ in registry.asked)
     registry.image(filled[1])
     blob = f"/v2/team/kernels/blobs/{sha256(filled[1])}"
     registry.answers[blob] = (200, {"Content-Length": str(1 << 40)}, b"")
-    refused(opened, images, "bytes, and may have")
+    refused(opened, images, "more than the limit")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_sizes_are_judged_before_anything_is_read(registry, opened, images, fill
 )  # fmt: skip
 def test_hostile_manifests(registry, opened, images, manifest):
     registry.manifest(manifest)
-    refused(opened, images, "in trouble")
+    refused(opened, images, r"failed \(")
 
 
 def test_redirects_end_and_stay_encrypted(registry, opened, images, filled):
@@ -271,7 +271,7 @@ def test_redirects_end_and_stay_encrypted(registry, opened, images, filled):
     refused(opened, images, "answered 302")
     assert len(registry.asked) < 12
     registry.answers[blob] = (302, {"Location": "file:///etc/passwd"}, b"")
-    refused(opened, images, "sends elsewhere")
+    refused(opened, images, "redirects to something other")
 
 
 def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images, tmp_path):

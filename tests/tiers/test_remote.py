@@ -181,7 +181,7 @@ def test_a_dead_tier_costs_its_deadline_once(black_hole, open_url):
     tier = open_url(f"{black_hole}?timeout=0.5")
     stack = ProgramCacheStack((InMemoryProgramCache(), tier))
     started = time.monotonic()
-    with pytest.warns(ProgCacheWarning, match="is in trouble") as caught:
+    with pytest.warns(ProgCacheWarning, match=r"failed \(") as caught:
         for number in range(1000):
             assert stack.load(b"%d" % number) is None
             assert stack.publish(b"%d" % number, CUBIN, {})
@@ -205,7 +205,7 @@ def test_threads_do_not_each_wait_for_a_dead_tier(shelf, tier):
 
     shelf.trouble = hang
     first = threading.Thread(target=tier.load, args=(b"k",))
-    with pytest.warns(ProgCacheWarning, match="is in trouble"):
+    with pytest.warns(ProgCacheWarning, match=r"failed \("):
         first.start()
         assert waiting.wait(60)
         time.sleep(0.6)  # longer than a connection may take

@@ -271,7 +271,7 @@ def test_a_copy_is_signed_only_if_somebody_vouches_for_it(publisher, reader, els
 
 def test_what_is_too_large_is_not_read(publisher, anyone, attacker):
     attacker.set(place(KEY), forged(KEY, b"\0" * 200_000, {}))
-    misses(anyone, KEY, "a value of 200")
+    misses(anyone, KEY, "the value has 200")
 
 
 def test_what_says_that_it_is_too_large_is_not_read(anyone, attacker):
@@ -373,7 +373,7 @@ def test_a_thief_of_a_read_token_changes_nothing(redis_server, redis_url, open_u
 def test_a_publisher_whose_key_is_gone_publishes_nothing_unsigned(redis_url, open_url, tmp_path, attacker):
     publisher = open_url(f"{redis_url}?timeout=60&sign_key={tmp_path / 'gone.pem'}")
     publisher.publish(KEY, b"data", {})
-    with pytest.warns(ProgCacheWarning, match="can't read the key"):
+    with pytest.warns(ProgCacheWarning, match="can't read the signing key"):
         assert publisher.flush(60)
     assert attacker.keys("pc1:*") == []
 

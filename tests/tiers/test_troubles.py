@@ -57,7 +57,7 @@ def test_costs_its_deadline_once_and_never_an_error(tier, trouble, certificates)
 def test_what_sends_rubbish_is_not_taken_for_well_again():
     with FaultyServer("http", "HTML in place of the object") as server:
         tier = open_tier(parse_tier(f"http://127.0.0.1:{server.port}/prefix?connect_timeout=30&timeout=30"))
-        with pytest.raises(StoreError, match="nobody asked for"):
+        with pytest.raises(StoreError, match="something other than what was asked for"):
             tier._probe()
 
 

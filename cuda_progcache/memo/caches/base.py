@@ -193,7 +193,7 @@ class BaseCache(OperationContext):
             try:
                 yield from self._query(pattern)
             except Indigestible as error:
-                _logger.warning("nothing can fit this query: %s", error)
+                _logger.warning("nothing can match this query: %s", error)
 
         return QueryIterator(calls, cache=self)
 
@@ -474,7 +474,7 @@ class CacheStack(PerKeyLockMixin, _MultiCache):
 
     def __post_init__(self) -> None:
         if any(isinstance(cache, CacheStack) for cache in self.stack):
-            raise ValueError("a CacheStack cannot be nested in another one: give their caches in one stack")
+            raise ValueError("a CacheStack cannot be nested in another one: put all caches into one stack")
 
     @property
     def _members(self) -> tuple[BaseCache, ...]:

@@ -136,7 +136,7 @@ class Cache(PerKeyLockMixin, BaseCache):
             if not self.values.contains(key):  # an equal one isn't written over
                 self.values.save(value, key)
         except (SaveError, RecursionError) as error:
-            _logger.debug("argument %s of %s is kept as its digest alone: %s", name, function, error)
+            _logger.debug("argument %s of %s is stored as a digest only: %s", name, function, error)
             return Unstored(key)
         return key
 
@@ -246,7 +246,7 @@ class Cache(PerKeyLockMixin, BaseCache):
             try:
                 found = call.fetch(self)
             except Exception:
-                _logger.exception("Indicates corrupt cache: a recorded call can't be read; it is left out")
+                _logger.exception("Indicates corrupt cache: a recorded call can't be read and is skipped")
                 continue
             yield found
 

@@ -156,7 +156,7 @@ def one_or_all(
 ) -> Digest | tuple[Digest, ...]:
     """Shrink keys: of one key the prefix, of several a tuple of them; TypeError for none."""
     if not keys:
-        raise TypeError("shrink() needs at least one key")
+        raise TypeError("shrink() takes at least one key")
     found = shrink(*keys)
     return found[0] if len(keys) == 1 else found
 

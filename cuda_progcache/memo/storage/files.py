@@ -155,15 +155,15 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
             head = json.loads(line)
             codec = head["codec"]
             if head["format"] != FORMAT or head["key"] != key or xxh3_128_hexdigest(payload) != head["checksum"]:
-                raise ValueError("not this value as it was written")
+                raise ValueError("the header or checksum doesn't match")
         except (ValueError, KeyError, TypeError, RecursionError):
             self.tree.set_aside(key)
             raise KeyError(key) from None
         if not self._may_read(key, codec, payload, head.get("signature")):
             if not self.counters["refused"] and self.codec == "pickle" and self.secret is None:
                 warn(
-                    f"pickled values in {self.root} aren't read: others can write there, and unpickling may run what "
-                    "they wrote (chmod go-w, or give a secret)", RuntimeWarning,
+                    f"pickled values in {self.root} are ignored: others can write there, and unpickling may run what "
+                    "they wrote (chmod go-w, or set a secret)", RuntimeWarning,
                 )  # fmt: skip
             self.counters["refused"] += 1
             raise KeyError(key)

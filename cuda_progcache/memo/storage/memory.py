@@ -39,8 +39,8 @@ class MemoryBackend(StorageBackend):
         super().__init_subclass__(**kwargs)
         if "__hash__" not in cls.__dict__:
             raise TypeError(
-                f"{cls.__qualname__} needs `__hash__ = object.__hash__` in its body: @dataclass(frozen=True) makes a "
-                "__hash__ of the fields, and a dict has none"
+                f"{cls.__qualname__} needs `__hash__ = object.__hash__` in its body: @dataclass(frozen=True) derives "
+                "__hash__ from the fields, and a dict isn't hashable"
             )
 
     def list(self) -> Iterable[Digest]:

@@ -121,9 +121,9 @@ def unseal(data: bytes, key: str, secret: bytes | None) -> bytes:
     if place < 0 or not data.startswith(_HEAD) or data[-2:] != b"}\n":
         raise DamagedRecordError("not a record")
     if xxh3_128_hexdigest(record).encode() != data[len(_HEAD) : len(_HEAD) + 32]:
-        raise DamagedRecordError("the record doesn't have its checksum")
+        raise DamagedRecordError("the record's checksum doesn't match")
     if not record.startswith(b'{"format":%d,"key":"%b"' % (FORMAT, key.encode())):
-        raise DamagedRecordError("another call's record, or of an unknown format")
+        raise DamagedRecordError("the record belongs to another call or has an unknown format")
     if secret is not None:
         signed = data[len(_HEAD) + 34 : place]
         signature = signed.removeprefix(b'"signature":"').removesuffix(b'",').decode("ascii", "replace")

@@ -16,6 +16,7 @@ from cuda_progcache.store.base import Entry, EntryInfo, ProgramCacheResource
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
 from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.engine import reason
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.tally import TierTally
 
@@ -46,7 +47,7 @@ def _store(settings: TierSettings) -> ProgramCacheResource | None:
         except StoreError as exc:
             from cuda_progcache._util.warning import warn
 
-            warn(f"the tier {settings.url} isn't used: {exc}", ProgCacheWarning)
+            warn(f"the tier {settings.url} isn't used ({reason(exc)})", ProgCacheWarning)
         with _opening:
             _opened.setdefault(settings, made)
     return _opened[settings]

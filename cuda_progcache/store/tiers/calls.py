@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import time
@@ -15,6 +16,7 @@ from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.breaker import CircuitBreaker
 from cuda_progcache.store.tiers.deadline import aside, within
+from cuda_progcache.store.tiers.engine import reason
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.engine import Engine
@@ -94,7 +96,7 @@ class Calls:
             It is in trouble.
         """
         if not self.is_usable():
-            raise OutOfUseError(f"{self._engine.name} can't be used in a child of a process that has used it")
+            raise OutOfUseError(errno.ENOTSUP, "can't be used in a forked child", self._engine.name)
         if not self._is_prepared:
             self._prepare()
         state = self.breaker.state
@@ -103,7 +105,7 @@ class Calls:
                 aside(self._try_again)
             with self._lock:
                 self.skipped += 1
-            raise OutOfUseError(f"{self._engine.name} is out of use for a while")
+            raise OutOfUseError(errno.EIO, "not tried again yet after an error", self._engine.name)
         return self.attempt(seconds, operation, *args, **named)
 
     def attempt(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
@@ -122,7 +124,7 @@ class Calls:
             raise
         except Exception as exc:  # a client's own, which an engine should have translated
             self._failed(exc)
-            raise StoreError(f"{self._engine.name}: {type(exc).__name__}: {exc}") from exc
+            raise StoreError(errno.EIO, reason(exc), self._engine.name) from exc
         except BaseException:
             self.breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
             raise
@@ -140,19 +142,19 @@ class Calls:
             self.breaker.failed(timed_out=True)
             with self._lock:
                 self.errors += 1
-                self.error = "it sends what nobody asked for"
+                self.error = "the server sends something other than what was asked for"
             self._in_trouble()
 
     def _failed(self, exc: Exception) -> None:
         late = isinstance(exc, TimeoutError)
         self.breaker.failed(timed_out=late)
-        said = f"{type(exc).__name__}: {exc}"
+        said = reason(exc)
         with self._lock:
             self.errors += 1
             self.timeouts += late
             self.error = said
         self._in_trouble()
-        self.note("late" if late else "trouble", f"is in trouble ({said}); programs are compiled without it")
+        self.note("late" if late else "trouble", f"failed ({said}); programs are compiled without it")
 
     def _try_again(self) -> None:
         if self.breaker.allows():
@@ -167,7 +169,10 @@ class Calls:
             return True
         with self._lock:
             self.skipped += 1
-        self.note("fork", "can't be used in a child of a process that has used it: nothing is found or kept there")
+        self.note(
+            "fork",
+            "was used before this process was forked and can't be used in the child; programs are compiled without it",
+        )
         return False
 
     def is_ready(self) -> bool:

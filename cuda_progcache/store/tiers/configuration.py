@@ -99,7 +99,7 @@ def given(tiers: str | Iterable[Tier], where: str = "tiers", folder: str | None 
         name = f"{where}: tier {number}"
         tier = one if isinstance(one, TierSettings) else parse_tier(one, where=name, folder=folder)
         if any(tier.url == other.url for other in found):
-            raise ConfigError(f"{name} is named twice: {tier.url}")
+            raise ConfigError(f"{name}: {tier.url} is listed twice")
         found.append(tier)
     return tuple(found)
 
@@ -130,8 +130,8 @@ def _is_trusted(path: str, here: str) -> bool:
         from cuda_progcache._util.warning import warn
         from cuda_progcache.errors import ProgCacheWarning
 
-        whose = f"user id {status.st_uid}'s" if status.st_uid not in owners else "writable by everyone"
-        warn(f"{path} isn't read: it is {whose}, and chooses whose programs run here", ProgCacheWarning)
+        whose = f"owned by user id {status.st_uid}" if status.st_uid not in owners else "writable by everyone"
+        warn(f"{path} is ignored because it is {whose}; it would decide whose programs run here", ProgCacheWarning)
     return False
 
 
@@ -144,7 +144,7 @@ def _table(path: str) -> Mapping[str, Any] | None:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as exc:
-        raise ConfigError(f"{path} can't be read ({exc.strerror})") from exc
+        raise ConfigError(f"can't read {path}: {exc.strerror}") from exc
     if project and b"cuda_progcache" not in content:
         return None
     import tomllib
@@ -162,7 +162,7 @@ def _table(path: str) -> Mapping[str, Any] | None:
         return found
     table = found.get("tool", {}).get("cuda_progcache") if isinstance(found.get("tool", {}), dict) else None
     if table is not None and not isinstance(table, dict):
-        raise ConfigError(f"{path}: [tool.cuda_progcache] is no table")
+        raise ConfigError(f"{path}: [tool.cuda_progcache] must be a table")
     return table
 
 
@@ -173,11 +173,11 @@ def _tiers(table: Mapping[str, Any], path: str) -> tuple[TierSettings, ...]:
     section = "[tool.cuda_progcache] " if os.path.basename(path) == PROJECT else ""
     for name in table:
         if variable := _ELSEWHERE.get(name):
-            raise ConfigError(f"{path}: {section}{name} isn't set in a file: set {variable}")
+            raise ConfigError(f"{path}: {section}{name} can't be set in a file; set {variable}")
         if name not in _KEYS:
             told = f"the unknown key {name!r}" if name.replace("_", "").replace("-", "").isalnum() else "an unknown key"
             raise ConfigError(f"{path}: {section}has {told}{did_you_mean(name, _KEYS)}")
     tiers = table.get("tiers", [])
     if not isinstance(tiers, list | str):
-        raise ConfigError(f"{path}: {section}tiers is no list of URLs or tables")
+        raise ConfigError(f"{path}: {section}tiers must be a list of URLs or tables")
     return given(tiers, path, os.path.dirname(path))

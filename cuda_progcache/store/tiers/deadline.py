@@ -73,7 +73,7 @@ class _Threads:
                 return self.idle.get(timeout=max(until - time.monotonic(), 0.0))
             except queue.Empty:
                 pass
-        raise TimeoutError(errno.ETIMEDOUT, f"all {MOST} threads for calls of tiers wait for one")
+        raise TimeoutError(errno.ETIMEDOUT, f"all {MOST} threads that call tiers are stuck")
 
     def _start(self) -> queue.SimpleQueue[_Job]:
         inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -83,7 +83,7 @@ class _Threads:
         except RuntimeError as exc:  # the interpreter is ending, or there can be no more threads
             with self.lock:
                 self.started -= 1
-            raise StoreError(errno.EAGAIN, f"no thread for a call of a tier: {exc}") from exc
+            raise StoreError(errno.EAGAIN, f"can't start a thread to call a tier: {exc}") from exc
         return inbox
 
     def _work(self, inbox: queue.SimpleQueue[_Job], idle: queue.SimpleQueue[queue.SimpleQueue[_Job]]) -> None:

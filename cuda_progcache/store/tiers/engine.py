@@ -8,6 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 
+def reason(exc: Exception) -> str:
+    """What went wrong, without the tier's name, which the message around it has."""
+    return exc.strerror if isinstance(exc, OSError) and exc.strerror else f"{type(exc).__name__}: {exc}"
+
+
 class Listed(NamedTuple):
     """An object as a listing tells of it.
 
@@ -31,7 +36,7 @@ class Engine(abc.ABC):
 
     An engine makes one attempt, without retries, and never falls back on its client's defaults for time. Trouble is an
     ``OSError``: :class:`TimeoutError` where time ran out, :class:`~cuda_progcache.errors.StoreError` for all else, with
-    a message that names the service without its secrets. An object that isn't there is no trouble.
+    a message without secrets and the tier's name as its ``filename``. An object that isn't there is no trouble.
 
     Threads share an engine. A client or connection that can't be used in a forked child is opened anew there, or, where
     even that can't be, the engine says so by :attr:`survives_fork`.

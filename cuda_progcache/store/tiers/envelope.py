@@ -51,13 +51,13 @@ def unpack(digest: str, packed: bytes) -> tuple[bytes, Version]:
         It is cut short, altered, of another name, or something else altogether.
     """
     if len(packed) < _HEAD.size:
-        raise DamagedObjectError(f"it has {len(packed)} bytes, which is less than its head")
+        raise DamagedObjectError(f"it has {len(packed)} bytes, fewer than a header")
     magic, sidecar_length, length = _HEAD.unpack_from(packed)
     if magic != _MAGIC:
-        raise DamagedObjectError("it doesn't begin as an object of a program cache")
+        raise DamagedObjectError("it doesn't start with the header of a program cache object")
     start = _HEAD.size + sidecar_length
     if len(packed) != start + length:
-        raise DamagedObjectError(f"it has {len(packed)} bytes, and should have {start + length}")
+        raise DamagedObjectError(f"it has {len(packed)} bytes instead of {start + length}")
     data = packed[start:]
     verdict = judge(digest, data, packed[_HEAD.size : start])
     if isinstance(verdict, str):

@@ -116,7 +116,7 @@ class HttpEngine(Engine):
         if answer.status in _ABSENT:
             return ()
         if answer.status != 200:
-            self._refuse(f"a listing of {folder or 'all'}", answer.status)
+            self._refuse(f"GET of the listing of {folder or '/'}", answer.status)
         try:
             entries = json.loads(answer.data)
             if all(_is_entry(entry) for entry in entries):
@@ -125,11 +125,12 @@ class HttpEngine(Engine):
             pass  # said below
         raise StoreError(
             errno.ENOTSUP,
-            f"{self.name} lists nothing that can be read here; nginx does with 'autoindex on; autoindex_format json;'",
+            "the server's listing can't be read; nginx needs 'autoindex on; autoindex_format json;'",
+            self.name,
         )
 
     def _refuse(self, what: str, status: int) -> NoReturn:
-        raise StoreError(_REFUSED.get(status, errno.EIO), f"{self.name} answered {status} to {what}")
+        raise StoreError(_REFUSED.get(status, errno.EIO), f"the server answered {status} to {what}", self.name)
 
     def close(self) -> None:
         """Close the connections."""

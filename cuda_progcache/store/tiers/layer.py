@@ -63,7 +63,7 @@ class LayerEngine(Engine):
         except KeyError:
             return None
         if info.size > limit:
-            raise StoreError(errno.EFBIG, f"{self.name}: a program of {info.size} bytes, where {limit} are the most")
+            raise StoreError(errno.EFBIG, f"a program has {info.size} bytes, more than the limit of {limit}", self.name)
         entry = layer._examine(digest, with_record=True)
         if entry is None:
             return None
@@ -87,11 +87,11 @@ class LayerEngine(Engine):
 
     def put(self, name: str, data: bytes, *, until: float) -> NoReturn:  # noqa: ARG002
         """Refuse: a layer isn't written to."""
-        raise StoreError(errno.EROFS, f"{self.name} is a layer, which is only read")
+        raise StoreError(errno.EROFS, "a layer is read-only", self.name)
 
     def delete(self, names: Iterable[str], *, until: float) -> NoReturn:  # noqa: ARG002
         """Refuse, as :meth:`put`."""
-        raise StoreError(errno.EROFS, f"{self.name} is a layer, which is only read")
+        raise StoreError(errno.EROFS, "a layer is read-only", self.name)
 
     def close(self) -> None:
         """Nothing is open."""

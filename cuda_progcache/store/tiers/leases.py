@@ -15,6 +15,7 @@ leases, and a thread looks after the server until it is back.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
@@ -28,6 +29,7 @@ from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.warning import warn
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.tiers.deadline import within
+from cuda_progcache.store.tiers.engine import reason
 
 if TYPE_CHECKING:
     import redis
@@ -207,7 +209,7 @@ class FleetLeases:
         except OSError:
             raise
         except Exception as error:  # the client's own, and that it isn't installed
-            raise StoreError(f"{self.name}: {type(error).__name__}: {error}") from error
+            raise StoreError(errno.EIO, reason(error), self.name) from error
 
     def _redis(self) -> redis.Redis:
         with self._lock:
@@ -228,7 +230,7 @@ class FleetLeases:
                 return True
             self._down = True
             if not self._told:
-                self._told, self._untold = True, f"{type(error).__name__}: {error}"
+                self._told, self._untold = True, reason(error)
         self.suspect()
         return False
 
@@ -252,8 +254,8 @@ class FleetLeases:
         why, self._untold = self._untold, ""
         if why:
             warn(
-                f"the leases of the fleet at {self.name} are out of order ({why}); until they are back each host "
-                f"compiles for itself",
+                f"the fleet's leases at {self.name} can't be used ({why}); until they can, "
+                "each host compiles for itself",
                 ProgCacheWarning,
             )
 

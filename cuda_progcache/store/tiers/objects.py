@@ -116,7 +116,9 @@ class ObjectEngine(Engine):
         try:
             self._write(lambda: obstore.put(store, name, data, use_multipart=False), until, f"a put of {name}")
         except FileNotFoundError:
-            raise StoreError(errno.ENOENT, f"{self.name} answered 404 to a put: is there such a bucket?") from None
+            raise StoreError(
+                errno.ENOENT, "the server answered 404 to a put: does the bucket exist?", self.name
+            ) from None
 
     def put_many(self, objects: Mapping[str, bytes], *, until: float) -> None:
         """Write several objects, on several threads."""
@@ -155,18 +157,18 @@ class ObjectEngine(Engine):
     def _write(self, call: Callable[[], R], until: float, what: str) -> R:
         if self._is_anonymous and self._settings.scheme == "gs" and what != _LISTING:
             # For a write obstore asks the metadata service all the same.
-            raise StoreError(errno.EACCES, f"{self.name} can't be written without credentials")
+            raise StoreError(errno.EACCES, "can't write without credentials", self.name)
         return self._call(call, self._settings.write_timeout, until, what)
 
     def _call(self, call: Callable[[], R], seconds: float, until: float, what: str) -> R:
         """What a call gives that obstore ends after ``seconds``, or a thread is left behind with."""
         left = until - time.monotonic()
         if left <= 0:
-            raise TimeoutError(errno.ETIMEDOUT, f"{self.name} took too long")
+            raise TimeoutError(errno.ETIMEDOUT, "took too long", self.name)
         try:
             return call() if left >= _SHARE * seconds else within(until, call)
         except StoreError as exc:
-            raise StoreError(exc.errno, f"{self.name}: {exc.strerror}") from exc
+            raise StoreError(exc.errno, exc.strerror, self.name) from exc
         except FileNotFoundError:
             raise
         except Exception as exc:  # noqa: BLE001 - obstore's errors have no common class with pyo3's
@@ -180,22 +182,23 @@ class ObjectEngine(Engine):
         """Raise what went wrong in words of ours: obstore's go on for pages, and have what the server said."""
         told = str(exc)
         if isinstance(exc, TimeoutError) or "TimedOut" in told or time.monotonic() >= until:
-            raise TimeoutError(errno.ETIMEDOUT, f"{self.name} took too long") from None
+            raise TimeoutError(errno.ETIMEDOUT, "took too long", self.name) from None
         status, system = _STATUS.search(told), _SYSTEM.search(told)
         if status is not None:
             code = errno.EACCES if status[1] in {"401", "403"} else errno.EIO
-            raise StoreError(code, f"{self.name} answered {status[1]} to {what}") from None
+            raise StoreError(code, f"the server answered {status[1]} to {what}", self.name) from None
         if system is not None:
-            raise StoreError(int(system[1]), f"{self.name} can't be asked ({system[2]})") from None
+            raise StoreError(int(system[1]), f"can't be reached ({system[2]})", self.name) from None
         words = "its certificate isn't trusted" if "InvalidCertificate" in told else _first_words(told)
-        raise StoreError(errno.EIO, f"{self.name} can't be asked ({words or type(exc).__name__})") from None
+        raise StoreError(errno.EIO, f"the request failed ({words or type(exc).__name__})", self.name) from None
 
     def _store(self, seconds: float) -> Any:
         if _Process.forked_with_it:
             raise StoreError(
                 errno.ENOTSUP,
-                f"{self.name} can't be used here: this process was forked from one that had obstore loaded, which "
-                "doesn't survive that; start such processes by spawn or forkserver",
+                "can't be used here: this process was forked from one that had loaded obstore, which doesn't survive a "
+                "fork; start such processes by spawn or forkserver",
+                self.name,
             )
         store = self._stores.get(seconds)
         return self._stores.setdefault(seconds, self._opened(seconds)) if store is None else store
@@ -225,7 +228,7 @@ class ObjectEngine(Engine):
                 retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=seconds)},
             )
         except Exception:  # noqa: BLE001 - its message may have what it was given
-            raise StoreError(errno.EINVAL, f"obstore can't open {self.name} with these settings") from None
+            raise StoreError(errno.EINVAL, "obstore can't open it with these settings", self.name) from None
 
     def close(self) -> None:
         """Forget the clients; obstore closes their connections."""
@@ -239,14 +242,14 @@ def _get(store: Any, name: str, limit: int) -> bytes | None:
     except FileNotFoundError as exc:
         missing = _NO_BUCKET.search(str(exc))
         if missing is not None:
-            raise StoreError(errno.ENOENT, f"there is no such bucket ({missing[1]})") from None
+            raise StoreError(errno.ENOENT, f"no such bucket ({missing[1]})") from None
         return None
     size = found.meta["size"]
     if size > limit:  # obstore would make room for it, and abort the process where there is none
-        raise StoreError(errno.EFBIG, f"{name} has {size} bytes, and may have {limit}")
+        raise StoreError(errno.EFBIG, f"{name} has {size} bytes, more than the limit of {limit}")
     data = found.bytes().to_bytes()
     if len(data) != size:
-        raise StoreError(errno.EPROTO, f"{name} has {len(data)} bytes, and should have {size}")
+        raise StoreError(errno.EPROTO, f"{name} has {len(data)} bytes instead of {size}")
     return data
 
 

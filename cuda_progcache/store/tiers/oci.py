@@ -90,7 +90,7 @@ class OciEngine(LayerEngine):
         if self._layer is not None:
             return self._layer
         if not self._lock.acquire(timeout=max(until - time.monotonic(), 0.0)):
-            raise TimeoutError(errno.ETIMEDOUT, f"{self.name} is still being pulled")
+            raise TimeoutError(errno.ETIMEDOUT, "still being pulled", self.name)
         try:
             if self._layer is None:
                 from cuda_progcache.store.reader import Reader
@@ -106,7 +106,9 @@ class OciEngine(LayerEngine):
             root = os.path.join(user_cache_dir(), "cuda-progcache-images")
             os.makedirs(root, mode=0o700, exist_ok=True)
         except OSError as exc:
-            raise StoreError(exc.errno, f"{self.name} can't be unpacked in the user's cache ({exc.strerror})") from exc
+            raise StoreError(
+                exc.errno, f"can't unpack the image in the user's cache ({exc.strerror})", self.name
+            ) from exc
         if self._wanted is not None and os.path.isdir(place := _place(root, self._wanted)):
             return place
         registry = _Registry(self._settings, self._repository)
@@ -126,9 +128,9 @@ class OciEngine(LayerEngine):
             if _is_digest(layer.get("digest")) and isinstance(size, int) and not isinstance(size, bool):
                 if 0 < size <= _LAYER:
                     return layer
-                raise StoreError(errno.EFBIG, f"{self.name} has a layer of {size} bytes, where {_LAYER} are the most")
+                raise StoreError(errno.EFBIG, f"the layer has {size} bytes, more than the limit of {_LAYER}", self.name)
         raise StoreError(
-            errno.EPROTO, f"{self.name} isn't an image of one layer, as cuda-progcache export --oci makes it"
+            errno.EPROTO, "not an image with one layer, as cuda-progcache export --oci makes it", self.name
         )
 
     def _unpack(self, layer: bytes, root: str, place: str) -> None:
@@ -140,14 +142,14 @@ class OciEngine(LayerEngine):
                 with open(path, "xb") as file:
                     file.write(content)
             if not os.path.isdir(os.path.join(staged, "entries")):
-                raise StoreError(errno.EPROTO, f"{self.name} has no programs in its layer")
+                raise StoreError(errno.EPROTO, "the layer contains no programs", self.name)
             try:
                 os.rename(staged, place)
             except OSError:
                 if not os.path.isdir(place):  # else another process has just done the same
                     raise
         except FileExistsError as exc:
-            raise self._refuse("has one file twice") from exc
+            raise self._refuse("contains a file twice") from exc
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
@@ -161,20 +163,20 @@ class OciEngine(LayerEngine):
                 for member in tar:
                     count += 1
                     if count > _FILES:
-                        raise self._refuse(f"has more than {_FILES} files")
+                        raise self._refuse(f"contains more than {_FILES} files")
                     if member.isdir():
                         continue
                     if not member.isreg() or member.sparse is not None:
-                        raise self._refuse(f"has {member.name[:100]!r}, which is no plain file")
+                        raise self._refuse(f"contains {member.name[:100]!r}, which is not a regular file")
                     if not _is_ours(member.name):
-                        raise self._refuse(f"has {member.name[:100]!r}, which is no file of a cache directory")
+                        raise self._refuse(f"contains {member.name[:100]!r}, which doesn't belong in a cache directory")
                     total += member.size
                     if total > _UNPACKED:
                         raise self._refuse(f"unpacks to more than {_UNPACKED} bytes")
                     file = tar.extractfile(member)
                     content = b"" if file is None else file.read()
                     if len(content) != member.size:
-                        raise self._refuse("is cut short")
+                        raise self._refuse("is truncated")
                     yield member.name, content
         except (tarfile.TarError, EOFError, UnicodeError, OverflowError, ValueError) as exc:
             raise self._refuse(f"can't be read ({type(exc).__name__}: {exc})") from exc
@@ -191,11 +193,11 @@ class OciEngine(LayerEngine):
         except zlib.error as exc:
             raise self._refuse(f"can't be unpacked ({exc})") from exc
         if inflate.unconsumed_tail or not inflate.eof:
-            raise self._refuse("is cut short, or unpacks to more than it plausibly should")
+            raise self._refuse("is truncated, or unpacks to an implausible size")
         return plain
 
     def _refuse(self, why: str) -> StoreError:
-        return StoreError(errno.EPROTO, f"the layer of {self.name} {why}; none of it is used")
+        return StoreError(errno.EPROTO, f"the layer {why}; none of it is used", self.name)
 
 
 class _Registry:
@@ -227,12 +229,12 @@ class _Registry:
             answer = self._ask(target, _MANIFEST, {"Accept": ", ".join(_MANIFESTS)})
             digest = f"sha256:{hashlib.sha256(answer.data).hexdigest()}"
             if _is_digest(reference) and digest != reference:
-                raise StoreError(errno.EPROTO, f"{self._name}: the registry gave another manifest than {reference}")
+                raise StoreError(errno.EPROTO, f"the registry returned a manifest other than {reference}", self._name)
             manifest = self._json(answer.data, "manifest")
             if "manifests" not in manifest:
                 return digest, manifest
             reference = self._only(manifest["manifests"])
-        raise StoreError(errno.EPROTO, f"{self._name} is an index of indexes")
+        raise StoreError(errno.EPROTO, "the image is an index of indexes", self._name)
 
     def _only(self, listed: Any) -> str:
         """The one image of an index."""
@@ -240,13 +242,13 @@ class _Registry:
             digest = listed[0].get("digest")
             if _is_digest(digest):
                 return str(digest)
-        raise StoreError(errno.EPROTO, f"{self._name} isn't one image")
+        raise StoreError(errno.EPROTO, "the index must list exactly one image", self._name)
 
     def blob(self, digest: str, size: int) -> bytes:
         """A blob, of that digest."""
         data = self._ask(f"{self._path}/blobs/{digest}", size, {}).data
         if len(data) != size or f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
-            raise StoreError(errno.EPROTO, f"{self._name}: the registry gave something else for {digest}")
+            raise StoreError(errno.EPROTO, f"the registry returned something else for {digest}", self._name)
         return data
 
     def _ask(self, target: str, limit: int, headers: Mapping[str, str]) -> Answer:
@@ -261,17 +263,18 @@ class _Registry:
             url = urljoin(url, answer.headers.get("Location", ""))
             parts = urlsplit(url)
             if parts.scheme not in {"http", "https"} or (self._settings.tls and parts.scheme != "https"):
-                raise StoreError(errno.EPROTO, f"{self._name}: the registry sends elsewhere than to HTTPS")
+                raise StoreError(errno.EPROTO, "the registry redirects to something other than HTTPS", self._name)
             client = self._to(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
             # Where the layers are kept, which is another's: nobody says there who asks.
             answer = client.exchange("GET", url.partition(parts.netloc)[2] or "/", until=self._until, limit=limit)
             client.close()
         if answer.status != 200:
-            raise StoreError(errno.EACCES if answer.status in {401, 403} else errno.EIO, self._said(answer.status))
+            raise self._refused(answer.status)
         return answer
 
-    def _said(self, status: int) -> str:
-        return f"{self._name}: the registry answered {status}"
+    def _refused(self, status: int) -> StoreError:
+        code = errno.EACCES if status in {401, 403} else errno.EIO
+        return StoreError(code, f"the registry answered {status}", self._name)
 
     def _get(self, client: HttpClient, target: str, limit: int, headers: Mapping[str, str]) -> Answer:
         return client.exchange("GET", target, until=self._until, limit=limit, headers={**headers, **self._entrance})
@@ -297,20 +300,20 @@ class _Registry:
         given = client.exchange("GET", f"{parts.path}?{query}", until=self._until, limit=1 << 16, headers=basic)
         client.close()
         if given.status != 200:
-            raise StoreError(errno.EACCES, self._said(given.status))
+            raise StoreError(errno.EACCES, f"the registry answered {given.status} to a request for a token", self._name)
         told = self._json(given.data, "token")
         found = told.get("token") or told.get("access_token")
         if not isinstance(found, str) or not found.isprintable():
-            raise StoreError(errno.EPROTO, f"{self._name}: the registry gave no token")
+            raise StoreError(errno.EPROTO, "the registry returned no token", self._name)
         return {"Authorization": f"Bearer {found}"}
 
     def _json(self, text: bytes, what: str) -> Mapping[str, Any]:
         try:
             told = json.loads(text)
         except (ValueError, RecursionError) as exc:
-            raise StoreError(errno.EPROTO, f"{self._name}: the registry's {what} is no JSON") from exc
+            raise StoreError(errno.EPROTO, f"the registry's {what} is not JSON", self._name) from exc
         if not isinstance(told, dict):
-            raise StoreError(errno.EPROTO, f"{self._name}: the registry's {what} is no JSON object")
+            raise StoreError(errno.EPROTO, f"the registry's {what} is not a JSON object", self._name)
         return told
 
 

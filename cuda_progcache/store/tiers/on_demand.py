@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -81,7 +82,9 @@ class EngineOnDemand(Engine):
     def _lacks(self, exc: ImportError) -> StoreError:
         extra = _ENGINES[self._settings.scheme][2]
         return StoreError(
-            f"{self.name} needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'"
+            errno.ENOTSUP,
+            f"needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'",
+            self.name,
         )
 
     @property

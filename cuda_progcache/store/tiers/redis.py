@@ -11,6 +11,7 @@ other object. The braces put what belongs to one program into one slot of a clus
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import math
@@ -96,14 +97,14 @@ class _Parser(BaseParser):
         if kind == b"*":
             count = _number(rest)
             if count > _MOST_ITEMS:
-                raise redis.InvalidResponse(f"a list of {count} items")
+                raise redis.InvalidResponse(f"the server sent a list of {count} items")
             return None if count < 0 else [self.read_response() for _ in range(count)]
-        raise redis.InvalidResponse("not the protocol of Redis")
+        raise redis.InvalidResponse("the server doesn't speak the Redis protocol")
 
     def _line(self) -> bytes:
         while (end := self._buffer.find(b"\r\n")) < 0:
             if len(self._buffer) > _LONGEST_LINE:
-                raise redis.InvalidResponse("not the protocol of Redis")
+                raise redis.InvalidResponse("the server doesn't speak the Redis protocol")
             self._buffer += self._receive(self._read_size)
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 2]
@@ -113,7 +114,7 @@ class _Parser(BaseParser):
         if length < 0:
             return None
         if length > self.limit:
-            raise _TooLargeError(f"a value of {length} bytes, where {self.limit} are the most")
+            raise _TooLargeError(errno.EFBIG, f"the value has {length} bytes, more than the limit of {self.limit}")
         missing = length + 2 - len(self._buffer)
         if missing > 0:
             pieces = [bytes(self._buffer)]
@@ -126,17 +127,17 @@ class _Parser(BaseParser):
             whole = bytes(self._buffer[: length + 2])
             del self._buffer[: length + 2]
         if not whole.endswith(b"\r\n"):
-            raise redis.InvalidResponse("a value that is longer than was said")
+            raise redis.InvalidResponse("the value is longer than announced")
         return whole[:-2]
 
     def _receive(self, size: int) -> bytes:
         left = self.until - time.monotonic()
         if left <= 0:
-            raise TimeoutError("timed out")
+            raise TimeoutError(errno.ETIMEDOUT, "took too long")
         self._socket.settimeout(left)
         received: bytes = self._socket.recv(size)
         if not received:
-            raise redis.ConnectionError("the server has closed the connection")
+            raise redis.ConnectionError("the server closed the connection")
         return received
 
 
@@ -144,7 +145,7 @@ def _number(text: bytes) -> int:
     try:
         return int(text)
     except ValueError:
-        raise redis.InvalidResponse("not the protocol of Redis") from None
+        raise redis.InvalidResponse("the server doesn't speak the Redis protocol") from None
 
 
 def _connecting(settings: TierSettings) -> tuple[type[Any], dict[str, Any]]:
@@ -232,18 +233,19 @@ class RedisEngine(Engine):
             done = True
             return value
         except redis.TimeoutError as exc:
-            raise TimeoutError(f"{self.name}: {exc}") from exc
+            raise TimeoutError(errno.ETIMEDOUT, str(exc), self.name) from exc
         except redis.ResponseError as exc:
             done = True  # an answer like others
-            raise StoreError(f"{self.name}: {exc}") from exc
+            raise StoreError(errno.EIO, str(exc), self.name) from exc
         except redis.RedisError as exc:
-            raise StoreError(f"{self.name}: {exc}") from exc
-        except StoreError:
+            raise StoreError(errno.EIO, str(exc), self.name) from exc
+        except StoreError as exc:
+            exc.filename = self.name
             raise
         except TimeoutError as exc:
-            raise TimeoutError(f"{self.name}: {exc}") from exc
+            raise TimeoutError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name) from exc
         except OSError as exc:
-            raise StoreError(f"{self.name}: {exc}") from exc
+            raise StoreError(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from exc
         finally:
             if connection is not None:
                 self._connections.discard(connection)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import weakref
@@ -211,7 +212,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _get_nothing(self, *, until: float) -> None:
         if self.engine.get(_NOTHING, limit=self._max_bytes, until=until) is not None:
-            raise StoreError(f"{self.name} sends what nobody asked for")
+            raise StoreError(errno.EPROTO, "the server sends something other than what was asked for", self.name)
 
     # Look-ups
 
@@ -311,14 +312,14 @@ class RemoteProgramCache(ProgramCacheResource):
         except DamagedObjectError as exc:
             self._counters.count("corrupt")
             self._calls.judge(is_sound=False)
-            self._calls.note("corrupt", f"sent something else for {name} ({exc}); it is taken for a miss")
+            self._calls.note("corrupt", f"sent something else for {name} ({exc}); this counts as a miss")
             self._remember_miss(name)
             return None
         self._calls.judge(is_sound=True)
         vouched = name.startswith(MANIFESTS) and self.engine.pinned  # whose own digest is in the URL
         if verifier is not None and not vouched and (why := verifier(digest, data, version.record())) is not None:
             self._count("untrusted")
-            self._calls.note("untrusted", f"has {name}, which isn't trusted ({why}); it is taken for a miss")
+            self._calls.note("untrusted", f"has {name}, which isn't trusted ({why}); this counts as a miss")
             self._remember_miss(name)
             return None
         return data, version
@@ -457,7 +458,7 @@ class RemoteProgramCache(ProgramCacheResource):
             try:
                 record = self._signer(digest, data, version.record())
             except OSError as exc:
-                self._calls.note("signing", f"gets nothing from here ({exc})")
+                self._calls.note("signing", f"receives nothing from here ({exc})")
                 raise
             made[name] = pack(digest, data, Version.of(data, encode_record(record), version.created))
         return made

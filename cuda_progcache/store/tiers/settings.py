@@ -88,7 +88,7 @@ class Secret:
         if self._kind == "environment":
             if (value := os.environ.get(self._text)) is not None:
                 return value
-            raise StoreError(f"the variable {self._text}, which a tier's settings name, isn't set")
+            raise StoreError(f"a tier's settings refer to the variable {self._text}, which isn't set")
         if self._kind == "file":
             try:
                 with open(self._text, encoding="utf-8") as file:
@@ -97,10 +97,10 @@ class Secret:
                 raise StoreError(exc.errno, f"can't read a tier's secret ({exc.strerror})", self._text) from exc
             except UnicodeDecodeError:
                 pass  # whose message has the bytes
-            raise StoreError(None, "can't read a tier's secret (it is no UTF-8 text)", self._text)
+            raise StoreError(None, "can't read a tier's secret (it is not UTF-8)", self._text)
         raise StoreError(
-            "a tier's secret isn't carried to another process; give it as ${NAME} or as password_file, which are read "
-            "where they are used"
+            "a tier's secret isn't passed to another process; give it as ${NAME} or password_file, which each process "
+            "reads for itself"
         )
 
     def for_child(self) -> tuple[str, str]:
@@ -200,7 +200,7 @@ class TierSettings:
     def __post_init__(self) -> None:
         if "?" in self.url or "@" in _PINNED.sub("", self.url):
             raise ConfigError(
-                "TierSettings takes a URL without user, password and query; parse_tier reads one with them"
+                "TierSettings takes a URL without user, password or query; use parse_tier for one that has them"
             )
 
     @property
@@ -292,7 +292,7 @@ def parse_tier(given: str | Mapping[str, Any], *, where: str = "", folder: str |
     table: Any = given
     url = table.get("url") if isinstance(table, Mapping) else None
     if not isinstance(url, str):
-        raise reader.refuse("is neither a URL nor a table with a url")
+        raise reader.refuse("must be a URL or a table with a url")
     return reader.read(url, {name: value for name, value in table.items() if name != "url"})
 
 
@@ -309,9 +309,9 @@ class _Reader:
     def read(self, text: str, table: Mapping[str, Any]) -> TierSettings:
         scheme, colon, rest = text.partition(":")
         if not colon or not _NAME.fullmatch(scheme) or any(ord(letter) <= 32 or ord(letter) == 127 for letter in text):
-            raise self.refuse(f"isn't a URL, such as redis://host:6379 ({', '.join(SCHEMES)})")
+            raise self.refuse(f"isn't a URL such as redis://host:6379 (schemes: {', '.join(SCHEMES)})")
         if (scheme := scheme.lower()) not in _SERVERS:
-            raise self.refuse(f"has a scheme that isn't known{did_you_mean(scheme, SCHEMES)}")
+            raise self.refuse(f"has an unknown scheme{did_you_mean(scheme, SCHEMES)}")
         options = self.options(scheme, rest, table)
         url, entrance = self.address(scheme, rest.partition("?")[0])
         if twice := entrance.keys() & options.keys():
@@ -322,12 +322,12 @@ class _Reader:
         """The options of the URL and of the table, by name."""
         address, _, query = rest.partition("?")
         if "#" in rest:
-            raise self.refuse("has a '#', which has to be written %23 where it is meant")
+            raise self.refuse("contains '#', which must be written as %23")
         if "@" in query or (scheme != "oci" and "@" in address.removeprefix("//").partition("/")[2]):
-            raise self.refuse("has an '@' behind its host: '/', '?' and '@' in a password are written %2F, %3F and %40")
+            raise self.refuse("has an '@' after its host: write '/', '?' and '@' in a password as %2F, %3F and %40")
         pairs = [pair.partition("=") for pair in query.split("&") if pair]
         if any(not equals or not _NAME.fullmatch(name) for name, equals, _ in pairs):
-            raise self.refuse("has an option that isn't name=value")
+            raise self.refuse("has an option that isn't of the form name=value")
         found: dict[str, Any] = {}
         for name, value in [*((name, unquote(value)) for name, _, value in pairs), *table.items()]:
             self.known(scheme, str(name).replace("-", "_"))
@@ -341,9 +341,9 @@ class _Reader:
         if name in allowed:
             return
         if not _NAME.fullmatch(name):
-            raise self.refuse("has an option with an impossible name")
+            raise self.refuse("has an option with an invalid name")
         if any(name in others for others in _OPTIONS.values()):
-            raise self.refuse(f"has the option {name}, which {scheme} has no use for{did_you_mean(name, allowed)}")
+            raise self.refuse(f"has the option {name}, which {scheme} doesn't take{did_you_mean(name, allowed)}")
         raise self.refuse(f"has the unknown option {name!r}{did_you_mean(name, allowed)}")
 
     def address(self, scheme: str, rest: str) -> tuple[str, dict[str, Any]]:
@@ -357,14 +357,14 @@ class _Reader:
         except ValueError:
             host = ""  # its message has the text
         if not rest.startswith("//") or not _HOST.fullmatch(host) or port == 0:
-            raise self.refuse(f"has no host that could be one; it is {scheme}://host{_SHAPES[_SERVERS[scheme]]}")
+            raise self.refuse(f"has no valid host; write {scheme}://host{_SHAPES[_SERVERS[scheme]]}")
         path = parts.path.rstrip("/")
         if scheme == "oci" and "@" in _PINNED.sub("", path):
-            raise self.refuse("has an '@' in its path that is no @sha256:... of an image")
+            raise self.refuse("has an '@' in its path that doesn't start an image's @sha256:...")
         if _SERVERS[scheme] == "redis" and not _DATABASE.fullmatch(path):
-            raise self.refuse("has a path that isn't the number of a database: redis://host:6379/0")
+            raise self.refuse("has a path that isn't a database number, as in redis://host:6379/0")
         if _SERVERS[scheme] == "registry" and len(path) < 2:
-            raise self.refuse("names no image: oci://registry/name:tag")
+            raise self.refuse("names no image; write oci://registry/name:tag")
         if any(piece in {".", ".."} for piece in unquote(path).split("/")):
             raise self.refuse("has '.' or '..' in its path")
         entrance = {"user": parts.username, "password": parts.password}
@@ -378,7 +378,7 @@ class _Reader:
             host, slash, path = rest.removeprefix("//").partition("/")
             path = slash + path
         if host not in {"", "localhost"} or not path:
-            raise self.refuse("names no directory of this machine: file:///path/of/a/layer")
+            raise self.refuse("doesn't name a directory on this machine; write file:///path/of/a/layer")
         from urllib.parse import quote
 
         return f"file://{quote(os.path.normpath(os.path.join(self.folder, unquote(path))))}"
@@ -396,17 +396,17 @@ class _Reader:
             else:
                 values[name] = self.value(name, value)
         if read_only and values["mode"] != "ro":
-            raise self.refuse(f"can only be read: mode=rw isn't for {scheme}")
+            raise self.refuse(f"is read-only: {scheme} doesn't take mode=rw")
         if values.get("trust") == "signed" and not values.get("keys"):
-            raise self.refuse("has trust=signed and no keys by which a signature could be known")
+            raise self.refuse("has trust=signed but no keys to check signatures with")
         if values["mode"] == "ro" and "sign_key" in values:
-            raise self.refuse("has a sign_key, and mode=ro: nothing is published that could be signed")
+            raise self.refuse("has a sign_key, but with mode=ro nothing is published")
         return TierSettings(url, **values, credentials=Credentials(**secrets))
 
     def secret(self, name: str, value: Any, secrets: dict[str, Secret]) -> None:
         what = name.removesuffix("_file")
         if not isinstance(value, str) or not value:
-            raise self.refuse(f"has a {name} that is no text")
+            raise self.refuse(f"needs a non-empty string as its {name}")
         if what in secrets:
             raise self.refuse(f"has its {what} twice: as {what} and as {what}_file")
         secrets[what] = Secret.parse(value) if name == what else Secret("file", self.local(value))
@@ -414,10 +414,10 @@ class _Reader:
     def lease(self, value: Any) -> TierSettings:
         reader = _Reader(f"{self.where}: its lease_url", self.folder)
         if not isinstance(value, str):
-            raise reader.refuse("is no text")
+            raise reader.refuse("must be a string")
         lease = reader.read(value, {})
         if _SERVERS[lease.scheme] != "redis":
-            raise reader.refuse("isn't a Redis: leases need one")
+            raise reader.refuse("must be a Redis server")
         return lease
 
     def local(self, path: str) -> str:
@@ -427,7 +427,7 @@ class _Reader:
         if name in {"mode", "trust"}:
             allowed = {"mode": ("rw", "ro"), "trust": ("anyone", "signed")}[name]
             if value not in allowed:
-                raise self.refuse(f"has {name}={value!r}, which is one of {', '.join(allowed)}")
+                raise self.refuse(f"has {name}={value!r}; valid: {', '.join(allowed)}")
             return value
         if name in _TIMES:
             return self.seconds(name, value)
@@ -438,9 +438,9 @@ class _Reader:
         if name == "keys":
             return self.public_keys(value)
         if not isinstance(value, str) or not value:
-            raise self.refuse(f"has a {name} that is no text")
+            raise self.refuse(f"needs a non-empty string as its {name}")
         if name == "endpoint" and not re.fullmatch(r"https?://[^\s@?#]+", value):
-            raise self.refuse("has an endpoint that isn't http(s)://host:port")
+            raise self.refuse("has an endpoint that isn't of the form http(s)://host:port")
         return self.local(value) if name in _PATHS else value
 
     def seconds(self, name: str, value: Any) -> float:
@@ -449,7 +449,7 @@ class _Reader:
         except (TypeError, ValueError):
             seconds = 0.0
         if not 0 < seconds <= 3600:
-            raise self.refuse(f"has {name}={value!r}, which is a number of seconds above 0")
+            raise self.refuse(f"has {name}={value!r}, but needs a number of seconds above 0 and at most 3600")
         return seconds
 
     def size(self, value: Any) -> int:
@@ -458,7 +458,7 @@ class _Reader:
         except (TypeError, ValueError):
             size = 0
         if not 0 < size < 2**32:
-            raise self.refuse(f"has max_bytes={value!r}, which is a size such as 64MB, below 4 GB")
+            raise self.refuse(f"has max_bytes={value!r}, but needs a size below 4 GB, such as 64MB")
         return size
 
     def switch(self, value: Any) -> bool:
@@ -466,12 +466,12 @@ class _Reader:
         try:
             return told[value]
         except (KeyError, TypeError):
-            raise self.refuse(f"has tls={value!r}, which is yes or no") from None
+            raise self.refuse(f"has tls={value!r}; valid: yes, no") from None
 
     def public_keys(self, value: Any) -> tuple[str, ...]:
         listed: Sequence[Any] = value.split(",") if isinstance(value, str) else value
         if not isinstance(listed, list | tuple) or not all(isinstance(key, str) and key for key in listed):
-            raise self.refuse("has keys that are no list of paths or of 64 hex digits each")
+            raise self.refuse("needs a list of paths, or of keys of 64 hex digits, as its keys")
         return tuple(key.lower() if _HEX_KEY.fullmatch(key) else self.local(key) for key in listed)
 
 

@@ -113,10 +113,10 @@ def side_of(settings: TierSettings, *, writes: bool = False) -> Side:
     """Open a tier; as :func:`side`."""
     if settings.scheme == "file":
         if writes:
-            raise ReadOnlyError(errno.EROFS, "a layer is only read; name its path to write there", settings.path)
+            raise ReadOnlyError(errno.EROFS, "a layer is read-only; to write there, give its path", settings.path)
         return _Directory(settings.path, writes=False)
     if writes and settings.mode == "ro":
-        raise ReadOnlyError(errno.EROFS, "this tier is only read (mode=ro)", settings.url)
+        raise ReadOnlyError(errno.EROFS, "this tier is read-only (mode=ro)", settings.url)
     return TierSide(settings)
 
 
@@ -208,7 +208,7 @@ class TierSide:
         store = open_tier(settings)
         remote = store._inner if isinstance(store, ReadOnlyProgramCache) else store
         if not isinstance(remote, RemoteProgramCache):
-            raise StoreError(errno.EINVAL, "no service", settings.url)
+            raise StoreError(errno.EINVAL, "not a remote service", settings.url)
         self._remote = remote
         self._settings = settings
         self.name = settings.url

@@ -89,13 +89,13 @@ class Signer:
         try:
             signer = dsse.signer_from_pem(self._path)
         except OSError as error:
-            raise StoreError(
-                error.errno, f"can't read the key that signs programs: {error.strerror}", self._path
-            ) from error
+            raise StoreError(error.errno, f"can't read the signing key: {error.strerror}", self._path) from error
         except ProgCacheError as error:
-            raise StoreError(f"programs can't be signed: {error}") from error
+            raise StoreError(f"can't sign programs: {error}") from error
         if signer.public_key.keytype != "ed25519":
-            raise StoreError(f"programs are signed with Ed25519, and {self._path} is {signer.public_key.keytype}")
+            raise StoreError(
+                f"programs are signed with Ed25519, but {self._path} is a key of type {signer.public_key.keytype}"
+            )
         return signer
 
 
@@ -139,7 +139,7 @@ class Verifier:
 def _difference(signed: Any, found: Mapping[str, Any]) -> str:
     """What of an object isn't as it was signed."""
     if not isinstance(signed, dict) or signed.get("predicateType") != PREDICATE_TYPE:
-        return "its signature is for a statement of another kind"
+        return "its signature is for a different kind of statement"
     try:
         (subject,) = signed["subject"]
         if subject["name"] != found["subject"][0]["name"]:
@@ -147,5 +147,5 @@ def _difference(signed: Any, found: Mapping[str, Any]) -> str:
         if subject != found["subject"][0]:
             return "its bytes aren't those that were signed"
     except (KeyError, TypeError, ValueError):
-        return "its signature is for a statement of another kind"
+        return "its signature is for a different kind of statement"
     return "its record isn't the one that was signed"

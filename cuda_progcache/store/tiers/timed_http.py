@@ -110,7 +110,7 @@ def _connect(host: str, port: int, seconds: float) -> socket.socket:
                 raise
         else:
             return made
-    raise StoreError(errno.EADDRNOTAVAIL, f"{host} has no address")
+    raise StoreError(errno.EADDRNOTAVAIL, f"no address found for {host}")
 
 
 def _addresses(host: str, port: int, until: float) -> list[Any]:
@@ -265,24 +265,24 @@ class HttpClient:
             return b""
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
-            raise StoreError(errno.EPROTO, f"the answer is encoded ({encoding[:40]!r}), which nobody asked for")
+            raise StoreError(errno.EPROTO, f"the response has an encoding that wasn't requested ({encoding[:40]!r})")
         if length is not None and length > limit:
-            raise StoreError(errno.EFBIG, f"the answer has {length} bytes, and may have {limit}")
+            raise StoreError(errno.EFBIG, f"the response has {length} bytes, more than the limit of {limit}")
         data = response.read(limit + 1 if length is None else length)
         if len(data) > limit:
-            raise StoreError(errno.EFBIG, f"the answer has more than the {limit} bytes that it may have")
+            raise StoreError(errno.EFBIG, f"the response has more bytes than the limit of {limit}")
         if length is not None and len(data) != length:
-            raise StoreError(errno.EPROTO, f"the answer has {len(data)} bytes, and should have {length}")
+            raise StoreError(errno.EPROTO, f"the response has {len(data)} bytes instead of {length}")
         return data
 
     def _fail(self, exc: Exception, until: float) -> NoReturn:
         if isinstance(exc, StoreError):
-            raise StoreError(exc.errno, f"{self.name}: {exc.strerror}") from None
+            raise StoreError(exc.errno, exc.strerror, self.name) from None
         # NewConnectionError, which isn't raised here, would be of urllib3's TimeoutError, too.
         if time.monotonic() >= until or isinstance(exc, TimeoutError | urllib3.exceptions.TimeoutError):
-            raise TimeoutError(errno.ETIMEDOUT, f"{self.name} took too long") from exc
+            raise TimeoutError(errno.ETIMEDOUT, "took too long", self.name) from exc
         code, why = _reason(exc)
-        raise StoreError(code, f"{self.name} can't be asked ({why})") from exc
+        raise StoreError(code, f"can't be reached ({why})", self.name) from exc
 
     def _pool(self) -> urllib3.HTTPConnectionPool:
         mine = self._mine

@@ -128,7 +128,7 @@ class _Sync:
         except StoreError as exc:
             if self.asked is None:
                 raise StoreError(
-                    exc.errno, f"{exc.strerror or exc}; name the programs that are wanted (--lock)", self.source.name
+                    exc.errno, f"{exc.strerror or exc}; name the programs to copy (--lock)", self.source.name
                 ) from exc
             return dict.fromkeys(self.asked, 0)
         return found if self.asked is None else {one: size for one, size in found.items() if one in self.asked}
@@ -229,10 +229,10 @@ def collect(
         It can't be listed or written.
     """
     if older_than < 0:
-        raise ValueError(f"an age is a number of seconds, not {older_than}")
+        raise ValueError(f"older_than must be a number of seconds, 0 or more, not {older_than}")
     opened = side(tier, writes=not dry_run)
     if not isinstance(opened, TierSide):
-        raise StoreError(None, "a directory is pruned: cuda-progcache prune --cache-dir", opened.name)
+        raise StoreError(None, "not a tier but a directory; use cuda-progcache prune --cache-dir", opened.name)
     try:
         return _collect(opened, time.time() - older_than, frozenset(keep), dry_run, on_progress or (lambda *_: None))
     finally:

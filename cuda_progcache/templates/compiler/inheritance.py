@@ -202,7 +202,7 @@ class Inheritance(Macros):
     def region_node(self, node: Any) -> None:
         """Bind the name to the region: a macro whose function passes on to the module's."""
         if not self.scope.toplevel or self.state.branch:
-            self.fail("a region has to stand at the top level of its template", node.lineno)
+            self.fail("a region must be at the top level of its template", node.lineno)
         function, known = self.numbered("region"), self.analysis.functions[id(node)]
         self.emit(
             "async def $function($parameters): return await $region($ctx, _blocks, $parameters)",
@@ -216,7 +216,7 @@ class Inheritance(Macros):
     def globals_node(self, node: Any) -> None:
         """Where they stand, they do nothing: they were set up where the render began."""
         if not self.scope.toplevel or self.state.branch:
-            self.fail("globals and imports have to stand at the top level of their template", node.lineno)
+            self.fail("globals and imports must be at the top level of their template", node.lineno)
 
     def region_functions(self, name: str, node: Any) -> list[ast.stmt]:
         """Return the module's functions for a region."""

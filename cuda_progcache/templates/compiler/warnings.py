@@ -41,16 +41,20 @@ def warnings_of(node: nodes.Template, analysis: Analysis, static: Iterable[str])
     """Return the warnings of a template that has been analysed, by line; `static` are the static context's names."""
     found = []
     for name in sorted(analysis.assigned.intersection(static)):
-        message = f"{name!r} is of the static context, and the template sets it, too: it is looked up in each render"
-        found.append(CompilerWarning("static-assigned", message, node.lineno or 1, "give one another name"))
+        message = (
+            f"{name!r} is in the static context, but the template also sets it, so it is looked up on every render"
+        )
+        found.append(CompilerWarning("static-assigned", message, node.lineno or 1, "rename one of them"))
     for scope, name, line in analysis.set_in_loops:
         around = scope.parent.owner(name) if scope.parent is not None else None
         if around is not None and around.notes[name] & SET:
-            message = f"what the loop's body sets as {name!r} is gone after each pass; that outside stays as it is"
+            message = (
+                f"what the loop's body sets as {name!r} is lost after each iteration; the outer one doesn't change"
+            )
             suggestion = f"{{% set ns = namespace({name}=…) %}} before the loop, {{% set ns.{name} = … %}} in it"
             found.append(CompilerWarning("lost-assignment", message, line, suggestion))
     for line in _dropped_lines(node):
-        message = "text outside the blocks of a template that extends another is never put out"
+        message = "text outside the blocks of a template that extends another is never rendered"
         found.append(CompilerWarning("dropped-output", message, line, "move it into a block"))
     return sorted(found, key=lambda warning: warning.line)
 
