@@ -34,7 +34,7 @@ class ProgCacheError(Exception):
 
 
 class ProgCacheWarning(RuntimeWarning):
-    """The cache is in trouble, and the caller has the result all the same; said once per store and kind of trouble."""
+    """The cache has a problem, but the caller got the result; warned once per store and kind of problem."""
 
 
 class StoreError(ProgCacheError, OSError):
@@ -86,19 +86,19 @@ def and_theirs(ours: type[_Error], module: str, name: str) -> type[_Error]:
 
 
 class ReadOnlyError(StoreError):
-    """A write was asked of a store that only reads."""
+    """A read-only store was asked to write."""
 
 
 class UnsafeRootError(StoreError):
-    """The cache root can be written by others and isn't marked as shared: whoever writes there chooses what runs."""
+    """Others can write to the cache root, which isn't marked as shared, so they could choose what runs."""
 
 
 class BundleError(ProgCacheError, ValueError):
-    """A bundle file is truncated, altered, or no bundle at all; nothing of it was imported."""
+    """A bundle file is truncated, altered or not a bundle; nothing was imported."""
 
 
 class AmbiguousDigestError(ProgCacheError, LookupError):
-    """A digest prefix fits more than one entry.
+    """A digest prefix matches more than one entry.
 
     Attributes
     ----------
@@ -121,19 +121,19 @@ class UncacheableError(ProgCacheError, ValueError):
 
 
 class OptionError(ProgCacheError, ValueError, RuntimeError):
-    """A compiler option has a value, or goes with an input, that the compiler can't take."""
+    """A compiler option has an invalid value or doesn't fit the input."""
 
 
 class ModeError(ProgCacheError, ValueError):
-    """The cache was asked to work in a mode that doesn't exist; the message lists those that do."""
+    """An unknown cache mode was requested; the message lists the valid ones."""
 
 
 class ConfigError(ProgCacheError, ValueError):
-    """A setting, or the file that has it, is wrong; the message says which, and has nothing of a secret."""
+    """A setting or a configuration file is invalid; the message says which, and contains no secret."""
 
 
 class FrozenMissError(ProgCacheError, LookupError):
-    """The cache is frozen, and would have had to compile a program that it doesn't hold; nothing was compiled.
+    """A frozen cache doesn't contain the program; nothing was compiled.
 
     Attributes
     ----------
@@ -159,15 +159,15 @@ class FrozenMissError(ProgCacheError, LookupError):
 
 
 class RecordingError(ProgCacheError, ValueError):
-    """A file isn't a recording of what a run used, or it is one of a later format."""
+    """A file isn't a recording, or has a later format."""
 
 
 class LockError(ProgCacheError, ValueError):
-    """A file isn't a lockfile, or it is one of a later format or names what can't be; the message says where."""
+    """A file isn't a lockfile, has a later format, or contains an invalid value; the message says where."""
 
 
 class ExportError(ProgCacheError, ValueError):
-    """Programs can't be exported as they were asked for; nothing was written."""
+    """Programs can't be exported as requested; nothing was written."""
 
 
 class ToolchainError(ProgCacheError, RuntimeError):
@@ -280,7 +280,7 @@ class ManifestError(ProgCacheError, ValueError):
 
 
 class KernelNotFoundError(ProgCacheError, LookupError):
-    """No such kernel in the library; the message names the nearest one."""
+    """The library has no such kernel; the message names the nearest one."""
 
 
 class ParameterError(ProgCacheError, ValueError):
@@ -292,7 +292,7 @@ class ArchError(ProgCacheError, ValueError):
 
 
 class UnsupportedArchError(ArchError, CompileError):
-    """The compiler refused an architecture: an :class:`ArchError`, and what any other refusal is."""
+    """The compiler refused an architecture; both an :class:`ArchError` and a :class:`CompileError`."""
 
 
 class UnsupportedCodeTypeError(ProgCacheError, RuntimeError, ValueError):

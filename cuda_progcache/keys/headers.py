@@ -583,31 +583,31 @@ def _sets_in(content: bytes) -> list[HeaderSet]:
 
 def _makes_sense(headers: HeaderSet) -> bool:
     """Whether a set from elsewhere is one that can be looked up: its numbers in range, its names names of files."""
+    from cuda_progcache.keys.include_text import FOLDED, NO_PATH
+
     known = len(headers.headers)
+    roots = (*headers.paths, *headers.linked_paths)
     places = (*headers.absent, *headers.present, *(place for place, _ in headers.perhaps))
-    if known + len(places) + len(headers.probes) > _MOST_PLACES or len(headers.plain) not in {0, known}:
+    if known + len(places) + len(headers.probes) + len(roots) > _MOST_PLACES or len(headers.plain) not in {0, known}:
         return False
     numbers = (*(at for _, at in headers.perhaps), *(at for pair in headers.links for at in pair))
     if len(headers.links) > known or not all(0 <= number < known for number in numbers):
         return False
-    if headers.mentions_file not in {NO_PATH, PRINTED, FOLDED}:
+    if not NO_PATH <= headers.mentions_file <= FOLDED:
         return False
     digests = (*(header.digest for header in headers.headers), *headers.plain)
-    if not all(map(_is_digest, digests)) or not all(
-        not text or _is_digest(text) for text in (headers.entry, headers.stands_for)
-    ):
+    if not all(map(_is_digest, (*digests, *filter(None, (headers.entry, headers.stands_for))))):
         return False
-    roots = (*headers.paths, *headers.linked_paths)
     names = (*(place[2] for place in places), *(header.name for header in headers.headers), *headers.probes)
     try:
         for name in names:
             if b"\0" in os.fsencode(name):
                 return False
-        headers.source.encode()
+        headers.source.encode()  # as a key does it
     except UnicodeEncodeError:
         return False
-    return len(roots) <= _MOST_PLACES
+    return True
 
 
 def _is_digest(text: str) -> bool:
-    return len(text) == 64 and not text.strip("0123456789abcdef")  # noqa: PLR2004
+    return len(text) == 64 and not text.strip("0123456789abcdef")

@@ -17,12 +17,37 @@ import uuid
 import pytest
 
 from ci import servers
-from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store import stack
+from cuda_progcache.store.breaker import CircuitBreaker
+from cuda_progcache.store.tiers import open_tier, write_back
 from cuda_progcache.store.tiers.settings import parse_tier
 
 #: The fixture of each kind of server.
 SERVERS = ("redis_server", "nginx_server", "s3_server")
 DEADLINE = 60.0
+#: What no load of the machine outlasts: a look-up that takes long here is a slow one, and no miss.
+PATIENCE = "connect_timeout=30&timeout=60&write_timeout=60"
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """The end of a store waits for all that is on its way, and what is out of use stays so, however long that takes."""
+    monkeypatch.setitem(CircuitBreaker.__init__.__kwdefaults__, "rest", 600.0)
+    monkeypatch.setattr(write_back, "AT_EXIT", DEADLINE)
+    monkeypatch.setattr(stack, "_CLOSING", DEADLINE)
+
+
+@pytest.fixture
+def until():
+    """Wait for a condition."""
+
+    def wait(said):
+        end = time.monotonic() + DEADLINE
+        while not said():
+            assert time.monotonic() < end, "it didn't happen"
+            time.sleep(0.001)
+
+    return wait
 
 
 def free_port():
@@ -134,10 +159,10 @@ _databases = iter(range(1, 10000))
 
 
 def place_on(server, base):
-    """A URL on a server where nothing lies yet."""
+    """A URL on a server where nothing lies yet, with patience."""
     place = next(_databases) if server == "redis_server" else uuid.uuid4().hex
     url, mark, options = base.partition("?")
-    return f"{url}/{place}{mark}{options}"
+    return f"{url}/{place}?{options}{mark and '&'}{PATIENCE}"
 
 
 @pytest.fixture(params=SERVERS)

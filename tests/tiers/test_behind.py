@@ -235,7 +235,7 @@ def test_mode_off_asks_nobody(nobody, tmp_path, headers):
 
 
 def test_a_tier_that_only_reads_takes_nothing(filled, tmp_path, headers, open_url):
-    with FileStreamProgramCache(tmp_path / "second", tiers=[f"{filled}?mode=ro"]) as second:
+    with FileStreamProgramCache(tmp_path / "second", tiers=[f"{filled}&mode=ro"]) as second:
         assert compiled(second, headers).hit
         assert not compiled(second, headers, PLAIN).hit
         assert compiled(second, headers, PLAIN).hit
@@ -298,13 +298,22 @@ def test_a_worker_gets_the_secrets_and_nobody_else(tmp_path, monkeypatch):
     assert secret not in repr([cache.tiers, cache, cache.settings, service.cache.settings, service.cache.stats()])
 
 
+#: The command, whose end waits for all that it has published.
+COMMAND = """
+from cuda_progcache.cli import main
+from cuda_progcache.store.tiers import write_back
+write_back.AT_EXIT = 60.0
+main()
+"""
+
+
 def test_a_command_reaches_the_tiers(redis_url, tmp_path, headers):
     (tmp_path / "program.cu").write_text(SOURCE)
 
     def run(folder):
         command = ["compile", str(tmp_path / "program.cu"), "--arch", "sm_80", "-I", headers, "--json"]
         done = subprocess.run(
-            [sys.executable, "-m", "cuda_progcache", *command, "--cache-dir", str(tmp_path / folder)],
+            [sys.executable, "-c", COMMAND, *command, "--cache-dir", str(tmp_path / folder)],
             env={**os.environ, "CUDA_PROGCACHE_TIERS": redis_url},
             capture_output=True,
             text=True,

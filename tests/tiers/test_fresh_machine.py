@@ -3,22 +3,24 @@
 
 from __future__ import annotations
 
-#: Compiles three programs through a stack of a directory and a tier; prints what happened to each.
+#: Compiles three programs, with the headers of each folder, before a tier; prints what happened to each.
 MACHINE = """
 import sys
 from cuda_progcache import FileStreamProgramCache, Program, ProgramCacheStack, ProgramOptions
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.settings import parse_tier
 
-url, disk, *headers = sys.argv[1:]
+url, disk, *folders = sys.argv[1:]
 tier = open_tier(parse_tier(url))
 stack = ProgramCacheStack((FileStreamProgramCache(disk), tier))
 PLAIN = 'extern "C" __global__ void plain(int *a) { *a = 1; }'
 HEADED = '#include "value.h"\\nextern "C" __global__ void headed(int *a) { *a = VALUE; }'
 TYPED = '#include <value.h>\\ntemplate <class T> __global__ void typed(T *a) { *a = VALUE; }'
-for code, names in ((PLAIN, ()), (HEADED, ()), (TYPED, ("typed<int>",))):
-    options = ProgramOptions(arch="sm_80", include_path=list(headers))
+PROGRAMS = ((PLAIN, ()), (HEADED, ()), (TYPED, ("typed<int>",)))
+for folder, (code, names) in ((folder, program) for folder in folders for program in PROGRAMS):
+    options = ProgramOptions(arch="sm_80", include_path=[folder])
     program = Program(code, "c++", options).compiled("cubin", names, cache=stack)
+    assert stack.flush(60)
     print("hit" if program.hit else f"compiled {program.reason}", len(program.symbol_mapping), program.digest)
 stack.close()
 """
@@ -40,18 +42,12 @@ def test_nothing_is_compiled_that_was_compiled_elsewhere(tier_url, python, tmp_p
     assert third == second
 
 
-def test_another_header_is_another_program(redis_url, python, tmp_path):
-    python(MACHINE, redis_url, tmp_path / "first", project(tmp_path / "here"))
-    second = python(MACHINE, redis_url, tmp_path / "second", project(tmp_path / "there", value=2))
+def test_another_header_is_another_program_and_a_comment_is_none(redis_url, python, tmp_path):
+    here, there = project(tmp_path / "here"), project(tmp_path / "there", value=2)
+    python(MACHINE, redis_url, tmp_path / "first", here)
+    second = python(MACHINE, redis_url, tmp_path / "second", there)
     assert [line.split()[0] for line in second.splitlines()] == ["hit", "compiled", "compiled"]
     # The manifests have both sets now.
-    for folder in ("here", "there"):
-        third = python(MACHINE, redis_url, tmp_path / f"third-{folder}", tmp_path / folder)
-        assert [line.split()[0] for line in third.splitlines()] == ["hit"] * 3
-
-
-def test_a_comment_is_no_other_program(redis_url, python, tmp_path):
-    python(MACHINE, redis_url, tmp_path / "first", project(tmp_path / "here"))
     commented = MACHINE.replace("*a = 1;", "/* one */ *a = 1;").replace("*a = VALUE", "*a  =  VALUE")
-    second = python(commented, redis_url, tmp_path / "second", project(tmp_path / "there"))
-    assert [line.split()[0] for line in second.splitlines()] == ["hit"] * 3
+    third = python(commented, redis_url, tmp_path / "third", here, there)
+    assert [line.split()[0] for line in third.splitlines()] == ["hit"] * 6

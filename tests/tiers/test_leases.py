@@ -55,8 +55,9 @@ def client(server):
 
 
 @pytest.fixture
-def host(server, client):
-    """Make the leases of one host's process."""
+def host(server, client, monkeypatch):
+    """Make the leases of one host's process; word of an end is kept for as long as a slow machine needs."""
+    monkeypatch.setattr(leases, "REMEMBERED", 600.0)
     made = []
 
     def make(life=LONG, **more):

@@ -15,7 +15,7 @@ from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.records import Version, encode_record
-from cuda_progcache.store.tiers import write_back
+from cuda_progcache.store.tiers import remote, write_back
 from cuda_progcache.store.tiers.engine import Engine
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
@@ -73,7 +73,8 @@ def shelf():
 
 
 @pytest.fixture
-def tier(shelf):
+def tier(shelf, monkeypatch):
+    monkeypatch.setattr(remote, "_MISSED_FOR", 600.0)
     return RemoteProgramCache(shelf)
 
 
@@ -133,7 +134,7 @@ def test_what_a_service_sends_instead_is_a_miss_told_once_and_healed_by_the_next
     assert shelf.objects[name_of(b"k")] != whole
 
 
-def test_an_entry_that_nobody_who_is_trusted_has_signed_is_a_miss(shelf):
+def test_an_entry_that_nobody_who_is_trusted_has_signed_is_a_miss(shelf, until):
     signed = RemoteProgramCache(shelf, signer=lambda digest, data, record: {**record, "by": digest[:8]})
     signed.publish(b"k", CUBIN, {"n": 1})
     signed.keep_manifest(entry_digest(b"m"), b'{"format":1,"sets":[]}')
@@ -146,8 +147,7 @@ def test_an_entry_that_nobody_who_is_trusted_has_signed_is_a_miss(shelf):
     trusting = RemoteProgramCache(shelf, verifier=verify)
     assert trusting.load(b"k") == (CUBIN, {"n": 1, "by": entry_digest(b"k")[:8]})
     assert trusting.find_manifest(entry_digest(b"m")) == b'{"format":1,"sets":[]}'
-    while name_of(b"unsigned") not in shelf.objects:
-        time.sleep(0.001)
+    until(lambda: name_of(b"unsigned") in shelf.objects)
     with pytest.warns(ProgCacheWarning, match="isn't trusted"):
         assert trusting.get(b"unsigned") is None
     assert trusting.tier().untrusted == 1
@@ -177,10 +177,10 @@ def test_a_manifest_gets_the_sets_of_all_who_write_it(shelf):
 # Time and trouble
 
 
-def test_a_dead_tier_costs_its_deadline_once(black_hole, open_url):
+def test_a_dead_tier_costs_its_deadline_once(black_hole, open_url, monkeypatch):
+    monkeypatch.setattr(write_back, "_PAUSE", 0.001)
     tier = open_url(f"{black_hole}?timeout=0.5")
     stack = ProgramCacheStack((InMemoryProgramCache(), tier))
-    started = time.monotonic()
     with pytest.warns(ProgCacheWarning, match=r"failed \(") as caught:
         for number in range(1000):
             assert stack.load(b"%d" % number) is None
@@ -189,7 +189,6 @@ def test_a_dead_tier_costs_its_deadline_once(black_hole, open_url):
     told = tier.tier()
     assert (told.errors, told.timeouts, told.state) == (1, 1, "open")
     assert told.skipped > 900
-    assert time.monotonic() - started > 0.4
     assert len(caught) == 1
     assert stack.stats().hits == 0
 
@@ -208,7 +207,7 @@ def test_threads_do_not_each_wait_for_a_dead_tier(shelf, tier):
     with pytest.warns(ProgCacheWarning, match=r"failed \("):
         first.start()
         assert waiting.wait(60)
-        time.sleep(0.6)  # longer than a connection may take
+        tier.breaker._patience = -1.0  # it has taken too long by now
         for number in range(8):
             assert tier.load(b"%d" % number) is None
         joined.set()
@@ -217,15 +216,13 @@ def test_threads_do_not_each_wait_for_a_dead_tier(shelf, tier):
     assert len(shelf.calls) == 1
 
 
-def test_a_tier_is_tried_again_off_every_callers_path(shelf, tier):
+def test_a_tier_is_tried_again_off_every_callers_path(shelf, tier, until):
     shelf.trouble = TimeoutError("late")
     with pytest.warns(ProgCacheWarning):
         assert tier.load(b"k") is None
     tier.breaker._resting_until = time.monotonic()  # its rest is over
     shelf.trouble = None
-    while tier.tier().state != "closed":
-        assert tier.load(b"k") is None
-        time.sleep(0.001)
+    until(lambda: (tier.tier().state == "closed", tier.load(b"k"))[0])
     me = threading.current_thread().name
     assert [who == me for _, who in shelf.calls][:2] == [True, False]
     tier.publish(b"k", CUBIN, {})
@@ -262,13 +259,12 @@ def test_a_write_is_tried_again(shelf, tier, monkeypatch):
     assert (tier.stats().dropped, tier.stats().stored, tier.tier().state) == (0, 1, "closed")
 
 
-def test_a_full_queue_drops_and_counts(shelf, tier, monkeypatch):
+def test_a_full_queue_drops_and_counts(shelf, tier, monkeypatch, until):
     monkeypatch.setattr(write_back, "MOST_ITEMS", 2)
     gate = threading.Event()
     shelf.trouble = lambda until: gate.wait(60)
     assert tier.publish(b"0", CUBIN, {})
-    while not shelf.calls:
-        time.sleep(0.001)
+    until(lambda: shelf.calls)
     assert [tier.publish(b"%d" % number, CUBIN, {}) for number in range(1, 5)] == [True, True, False, False]
     assert tier.get(b"2") == CUBIN  # on its way
     assert tier.get(b"0") == CUBIN
@@ -314,11 +310,12 @@ print([name for name in sys.argv[3:] if name in sys.modules], threading.active_c
 def test_writes_reach_the_tier_before_the_process_ends(redis_url, open_url, python):
     script = """
 import sys
-from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers import open_tier, write_back
 from cuda_progcache.store.tiers.settings import parse_tier
 tier = open_tier(parse_tier(sys.argv[1]))
 for number in range(200):
     tier.publish(b"%d" % number, bytes(1000), {"n": number})
+write_back.AT_EXIT = 60.0
 """
     python(script, redis_url)
     assert len(open_url(redis_url)) == 200
@@ -333,9 +330,7 @@ tier = open_tier(parse_tier(sys.argv[1]))
 write_back.AT_EXIT = 0.2
 tier.publish(b"k", b"v", {})
 """
-    started = time.monotonic()
-    python(script, f"{black_hole}?write_timeout=3000&timeout=3000")
-    assert time.monotonic() - started < 1000  # for ever, otherwise
+    python(script, f"{black_hole}?write_timeout=3000&timeout=3000")  # which gives up after 60 seconds
 
 
 def test_nothing_is_imported_by_a_thread(tier_url, python, tmp_path):
@@ -412,9 +407,11 @@ assert len(tier) == 50 * 6, len(tier)
 def test_a_fork_while_writes_are_on_their_way_doubles_and_loses_none(redis_url, open_url, python):
     script = """
 import multiprocessing, os, sys
-from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers import open_tier, write_back
 from cuda_progcache.store.tiers.settings import parse_tier
 tier = open_tier(parse_tier(sys.argv[1]))
+
+write_back.AT_EXIT = 60.0
 
 def child():
     assert tier.tier().waiting == 0
@@ -471,7 +468,7 @@ def test_what_comes_from_afar_goes_to_the_disk_later_and_is_found_meanwhile(shel
         assert disk.load(b"k") == (CUBIN, {"n": 1})
 
 
-def test_what_was_missed_before_is_on_the_disk_at_once(shelf, tier, tmp_path):
+def test_what_was_missed_before_is_on_the_disk_at_once(shelf, tier, tmp_path, until):
     """Whoever missed it may hold a lease; those who wait for that look on the disk."""
     disk = FileStreamProgramCache(tmp_path)
     with ProgramCacheStack((disk, tier)) as stack:
@@ -479,8 +476,7 @@ def test_what_was_missed_before_is_on_the_disk_at_once(shelf, tier, tmp_path):
         assert stack.load(b"first")  # at once, too
         assert stack.load(b"k") is None
         RemoteProgramCache(shelf).publish(b"k", CUBIN, {})
-        while name_of(b"k") not in shelf.objects:
-            time.sleep(0.001)
+        until(lambda: name_of(b"k") in shelf.objects)
         tier.forget_misses()
         assert stack.load_again(b"k") == (CUBIN, {})
         assert disk.get(b"k") == CUBIN

@@ -168,7 +168,7 @@ def test_a_server_that_cannot_list_says_what_can():
 
 def test_a_large_write_has_the_time_of_a_write_and_not_of_a_connection(nginx_url):
     """urllib3 has the time for connecting bound what is sent, too."""
-    engine = EngineOnDemand(parse_tier(f"{nginx_url}?connect_timeout=30&timeout=60&write_timeout=60"))
+    engine = EngineOnDemand(parse_tier(nginx_url))
     body = bytes(32 << 20)
     engine.put(NAME, body, until=later())
     assert engine.get(NAME, limit=len(body), until=later()) == body

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuda_progcache._util import dsse
@@ -112,16 +112,19 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(record=st.dictionaries(st.text(), json_values, max_size=4), data=st.binary(max_size=40))
 def test_a_record_that_went_through_a_store_is_the_one_that_was_signed(ours, record, data):
     assert Verifier([ours.hex])(NAME, data, stored(ours.signer(NAME, data, record))) is None
 
 
+@settings(deadline=None)
 @given(junk=json_values)
 def test_whatever_lies_where_the_signature_should_is_not_trusted(ours, junk):
     assert Verifier([ours.hex])(NAME, DATA, {**RECORD, SIGNATURE: junk}) is not None
 
 
+@settings(deadline=None)
 @given(where=st.lists(st.integers(0, 3), max_size=3), junk=json_values)
 def test_nor_is_junk_within_it(ours, signed, where, junk):
     record = copy.deepcopy(signed)

@@ -46,23 +46,23 @@ def pair(tmp_path_factory):
 
 @pytest.fixture
 def attacker(redis_url):
-    with redis.Redis.from_url(redis_url) as made:
+    with redis.Redis.from_url(redis_url.partition("?")[0]) as made:
         yield made
 
 
 @pytest.fixture
 def publisher(redis_url, open_url, pair):
-    return open_url(f"{redis_url}?timeout=60&sign_key={pair[0]}")
+    return open_url(f"{redis_url}&sign_key={pair[0]}")
 
 
 @pytest.fixture
 def reader(redis_url, open_url, pair):
-    return open_url(f"{redis_url}?timeout=60&trust=signed&keys={pair[1]}&mode=ro")
+    return open_url(f"{redis_url}&trust=signed&keys={pair[1]}&mode=ro")
 
 
 @pytest.fixture
 def anyone(redis_url, open_url):
-    return open_url(f"{redis_url}?timeout=60&max_bytes=100000")
+    return open_url(f"{redis_url}&max_bytes=100000")
 
 
 def place(key):
@@ -355,9 +355,9 @@ def test_a_thief_of_a_read_token_changes_nothing(redis_server, redis_url, open_u
     """Roles: who may only read is told so by the server, whatever mode they ask for."""
     published(publisher, KEY)
     token = "a-read-token"
-    with redis.Redis.from_url(redis_url) as admin:
+    with redis.Redis.from_url(redis_url.partition("?")[0]) as admin:
         admin.acl_setuser("reads", enabled=True, passwords=[f"+{token}"], keys=["pc1:*"], commands=["+get", "+select"])
-    thief = open_url(f"{redis_url}?timeout=60&user=reads&password={token}")
+    thief = open_url(f"{redis_url}&user=reads&password={token}")
     assert thief.load(KEY).data == b"binary of a key"
     thief.publish(KEY, b"malware", {})
     thief.publish(OTHER, b"malware", {})
@@ -371,7 +371,7 @@ def test_a_thief_of_a_read_token_changes_nothing(redis_server, redis_url, open_u
 
 
 def test_a_publisher_whose_key_is_gone_publishes_nothing_unsigned(redis_url, open_url, tmp_path, attacker):
-    publisher = open_url(f"{redis_url}?timeout=60&sign_key={tmp_path / 'gone.pem'}")
+    publisher = open_url(f"{redis_url}&sign_key={tmp_path / 'gone.pem'}")
     publisher.publish(KEY, b"data", {})
     with pytest.warns(ProgCacheWarning, match="can't read the signing key"):
         assert publisher.flush(60)

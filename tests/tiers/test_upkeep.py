@@ -135,13 +135,13 @@ def test_what_is_damaged_or_too_large_is_left_out_and_said(redis_url, tmp_path, 
     told = run("sync", "here", redis_url, "--json", code=1)
     assert (told["copied"], told["unusable"]) == (2, 1)
     fill(tmp_path / "large", 1, size=100_000)
-    assert "too large" in run("sync", "large", f"{redis_url}?max_bytes=50kB")
+    assert "too large" in run("sync", "large", f"{redis_url}&max_bytes=50kB")
 
 
 def test_sides_that_cannot_be_read_or_written(redis_url, tmp_path):
     fill(tmp_path / "here", 1)
     with pytest.raises(ReadOnlyError):
-        sync("here", f"{redis_url}?mode=ro")
+        sync("here", f"{redis_url}&mode=ro")
     with pytest.raises(ReadOnlyError):
         sync("here", f"file://{tmp_path}/layer")
     with pytest.raises(StoreError):
@@ -155,8 +155,8 @@ def test_sides_that_cannot_be_read_or_written(redis_url, tmp_path):
 def test_commands_know_a_configured_tier_by_its_url(redis_url, tmp_path, run, monkeypatch):
     """So that its password and options need not be said; and say it nowhere."""
     fill(tmp_path / "here", 2)
-    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"{redis_url}?mode=ro")
-    assert "mode=ro" in run("sync", "here", redis_url, code=3)
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"{redis_url}&mode=ro")
+    assert "mode=ro" in run("sync", "here", redis_url.partition("?")[0], code=3)
     monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"redis://:{SECRET}@127.0.0.1:1?connect_timeout=0.2")
     assert sides.settings_of("redis://127.0.0.1:1").credentials.password.reveal() == SECRET
     for command in (["sync", "here", "redis://127.0.0.1:1"], ["gc", "redis://127.0.0.1:1", "--older-than", "1d"]):
@@ -213,8 +213,9 @@ def test_tiers_tells_what_all_processes_have_counted(redis_url, tmp_path, run, m
     assert compiled(None).hit
     told = run("tiers", "--json", "--count")
     (tier,) = told["tiers"]
+    plain = redis_url.partition("?")[0]
     assert told["source"] == "CUDA_PROGCACHE_TIERS"
-    assert (tier["url"], tier["ok"], tier["breaker"], tier["objects"]) == (redis_url, True, "closed", 1)
+    assert (tier["url"], tier["ok"], tier["breaker"], tier["objects"]) == (plain, True, "closed", 1)
     assert tier["latency"] > 0
     counted = tier["all_time"]
     assert counted["hits"] == 1
@@ -223,7 +224,7 @@ def test_tiers_tells_what_all_processes_have_counted(redis_url, tmp_path, run, m
     monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "there"))
     counted = run("tiers", "--json")["tiers"][0]["all_time"]
     assert (counted["hits"], counted["stored"] > 1, counted["bytes_out"] > 1000) == (0, True, True)
-    assert redis_url in run("tiers")
+    assert plain in run("tiers")
 
 
 def test_tiers_tells_of_one_that_does_not_answer(run, tmp_path, monkeypatch):

@@ -27,9 +27,10 @@ from cuda_progcache.store.base import (
 from cuda_progcache.store.derived import merged_manifest
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.stats import Counters, StoreStats
+from cuda_progcache.store.tiers import write_back
 from cuda_progcache.store.tiers.calls import Calls, OutOfUseError
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
-from cuda_progcache.store.tiers.write_back import AT_EXIT, WriteBack
+from cuda_progcache.store.tiers.write_back import WriteBack
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, T, Value
@@ -569,9 +570,9 @@ class RemoteProgramCache(ProgramCacheResource):
             **counts,
         )
 
-    def flush(self, seconds: float = AT_EXIT) -> bool:
-        """Wait until what is queued is sent or dropped; False where that takes longer."""
-        done = self._writes.flush(seconds)
+    def flush(self, seconds: float | None = None) -> bool:
+        """Wait until what is queued is sent or dropped, for 2 seconds if not told; False where that takes longer."""
+        done = self._writes.flush(write_back.AT_EXIT if seconds is None else seconds)
         self._calls.tell()
         return done
 

@@ -68,7 +68,7 @@ def sync(
 ) -> SyncReport:
     """Copy the programs, and the header manifests that lead to them, that the target lacks.
 
-    Whatever ends it, what was copied is there; done again, it goes on. Nothing is removed.
+    If it is interrupted, what was copied stays, and the next run continues. Nothing is removed.
 
     Parameters
     ----------
