@@ -467,6 +467,8 @@ def alike(headers: HeaderSet, search: SearchPath) -> HeaderSet | None:
     """
     from cuda_progcache.keys.plain_text import plain_digest
 
+    if len(headers.plain) != len(headers.headers):
+        return None
     try:
         paths = _paths(headers, search)
     except KeyError:

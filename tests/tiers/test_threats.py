@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 
 from cuda_progcache import FileStreamProgramCache, Program, ProgramCacheStack, ProgramOptions
 from cuda_progcache.errors import ProgCacheWarning
-from cuda_progcache.keys.headers import HeaderSet
+from cuda_progcache.keys.headers import HeaderSet, for_elsewhere
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.records import Version, encode, encode_record
 from cuda_progcache.store.tiers.envelope import pack, unpack
 from cuda_progcache.store.tiers.sides import MANIFESTS, Item, side
+from cuda_progcache.store.tiers.upkeep import sync
 from tests.tiers.conftest import place_on
 
 KEY, OTHER = b"a key", b"another key"
@@ -190,7 +191,7 @@ def headers_program(folder):
 @pytest.fixture
 def elsewhere(redis_server, open_url):
     """Another tier, to which anyone writes."""
-    return open_url(f"{place_on('redis_server', redis_server)}?timeout=60")
+    return open_url(place_on('redis_server', redis_server))
 
 
 @pytest.mark.parametrize("kind", ["tier", "layer"])
@@ -237,7 +238,7 @@ def test_a_publisher_signs_no_header_sets_of_others(publisher, reader, anyone, r
 
     def publish(content):
         if way == "sync":
-            opened = side(f"{redis_url}?timeout=60&sign_key={pair[0]}", writes=True)
+            opened = side(f"{redis_url}&sign_key={pair[0]}", writes=True)
             opened.write(MANIFESTS, [Item(name, content, {})])
             opened.close()
         else:
@@ -254,9 +255,35 @@ def test_a_publisher_signs_no_header_sets_of_others(publisher, reader, anyone, r
     assert json.loads(reader.find_manifest(name))["sets"] == [SETS[2], SETS[1]]
 
 
+def test_sync_keeps_the_signatures_of_manifests(publisher, elsewhere, open_url, redis_url, pair):
+    name, content = entry_digest(KEY), for_elsewhere(HeaderSet())
+    publisher.keep_manifest(name, content)
+    published(publisher, KEY)
+    signed = f"trust=signed&keys={pair[1]}"
+    there = elsewhere.engine.name
+    assert sync(f"{redis_url}&{signed}", there).manifests == 1
+    assert open_url(f"{there}?timeout=60&write_timeout=60&{signed}&mode=ro").find_manifest(name) == content
+    assert sync(f"{redis_url}&{signed}", there).manifests == 0
+    more = for_elsewhere(HeaderSet(probes=("<a> in b: missing",)))
+    elsewhere.keep_manifest(name, more)
+    assert elsewhere.flush(60)
+    before = elsewhere.engine.get(f"v1/manifests/{name[:2]}/{name[2:]}", limit=1 << 20, until=time.monotonic() + 60)
+    assert sync(f"{redis_url}&{signed}", there).manifests == 0, "it has all of it"
+    after = elsewhere.engine.get(f"v1/manifests/{name[:2]}/{name[2:]}", limit=1 << 20, until=time.monotonic() + 60)
+    assert after == before
+
+
+def test_a_huge_manifest_is_not_read(anyone, redis_url, open_url, attacker):
+    tier, name = open_url(redis_url), entry_digest(KEY)
+    huge = json.dumps({"format": 4, "sets": [], "more": "x" * (5 << 20)}).encode()
+    attacker.set(f"pc1:{{{name}}}:m", pack(name, huge, Version.of(huge, b"{}", 0)))
+    with pytest.warns(ProgCacheWarning, match="a value of 5"):
+        assert tier.find_manifest(name) is None
+
+
 def test_a_copy_is_signed_only_if_somebody_vouches_for_it(publisher, reader, elsewhere, open_url, pair):
     """A hit in a slower tier is copied to the faster ones, and what is copied isn't what was compiled here."""
-    signing = open_url(f"{elsewhere.engine.name}?timeout=60&sign_key={pair[0]}")
+    signing = open_url(f"{elsewhere.engine.name}?timeout=60&write_timeout=60&sign_key={pair[0]}")
     signing.publish(OTHER, b"signed", {})
     elsewhere.publish(KEY, b"malware", {})
     assert signing.flush(60)

@@ -49,6 +49,8 @@ PROGRAMS, MANIFESTS = "v1/programs/", "v1/manifests/"
 _LISTING = 60.0
 #: Objects of one call for many.
 _BATCH = 100
+#: Bytes of a header manifest's object, at most, and what its content leaves of them to record and signature.
+MOST_OF_MANIFEST, _ROOM = 4 << 20, 1 << 14
 #: Bytes that a signature takes in a record, at most.
 _SIGNATURE = 2048
 #: What is asked for to see whether a service works again: nothing has this name.
@@ -261,6 +263,10 @@ class RemoteProgramCache(ProgramCacheResource):
         self._calls.tell()
         return found
 
+    def _limit(self, name: str) -> int:
+        """Bytes that an object may have."""
+        return min(self._max_bytes, MOST_OF_MANIFEST) if name.startswith(MANIFESTS) else self._max_bytes
+
     def _find(self, digest: str, name: str) -> tuple[bytes, Version] | None:
         """A verified entry or manifest; whatever is wrong is a miss."""
         packed = self._writes.find(name)
@@ -269,7 +275,7 @@ class RemoteProgramCache(ProgramCacheResource):
         if self._missed and self._has_missed(name):
             return None
         try:
-            packed = self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes)
+            packed = self._calls.make(self._timeout, self.engine.get, name, limit=self._limit(name))
         except OutOfUseError:
             return None
         except OSError:
@@ -289,7 +295,7 @@ class RemoteProgramCache(ProgramCacheResource):
             batch = names[at : at + _BATCH]
             try:
                 patience = self._timeout if len(names) == 1 else self._write_timeout
-                found = self._calls.make(patience, self.engine.get_many, batch, limit=self._max_bytes)
+                found = self._calls.make(patience, self.engine.get_many, batch, limit=self._limit(batch[0]))
             except OutOfUseError:
                 return
             except OSError:
@@ -404,7 +410,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _queue(self, digest: str, name: str, data: bytes, record: Mapping[str, Any]) -> bool:
         packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
-        if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._max_bytes:
+        if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._limit(name):
             self._counters.count("refused")
             return False
         if not self._calls.is_ready():
@@ -429,7 +435,8 @@ class RemoteProgramCache(ProgramCacheResource):
         manifests = [name for name in objects if name.startswith(MANIFESTS)]
         if not manifests:
             return objects
-        there = self._calls.make(self._write_timeout, self.engine.get_many, manifests, limit=self._max_bytes)
+        limit = self._limit(manifests[0])
+        there = self._calls.make(self._write_timeout, self.engine.get_many, manifests, limit=limit)
         merged = dict(objects)
         for name, packed in there.items():
             digest = _digest(name)
@@ -438,6 +445,8 @@ class RemoteProgramCache(ProgramCacheResource):
             if theirs is not None:
                 ours, version = unpack(digest, objects[name])
                 content = merged_manifest(ours, theirs[0]) or ours
+                if len(content) > limit - _ROOM:
+                    continue
                 merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
         return merged
 

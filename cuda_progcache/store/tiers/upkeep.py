@@ -167,7 +167,7 @@ class _Sync:
                     leading_to(one.data, None if self.asked is None else digests) if isinstance(one, Item) else None
                 )
                 if isinstance(one, Item) and content is not None:
-                    items.append(one._replace(data=content))
+                    items.append(one if content == one.data else Item(one.digest, content, {}))
             copied += self.target.write(MANIFESTS, items)
         return copied
 
