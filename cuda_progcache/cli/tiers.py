@@ -17,6 +17,7 @@ from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.errors import LockError
 
 if TYPE_CHECKING:
+    from cuda_progcache.service.lock import Lock
     from cuda_progcache.store.tiers.tally import TierTotals
     from cuda_progcache.store.tiers.upkeep import Health, Progress
 
@@ -117,7 +118,7 @@ def _show(found: list[tuple[Health, TierTotals]]) -> None:
 SYNC_JSON = """\b
 --json: {"source", "target", "dry_run": bool, "copied": int, "bytes": int, "there": int (in the target before),
 "missing": int (asked for, and not in the source), "unusable": int (damaged, or signed by nobody who is trusted),
-"refused": int (too large for the target), "manifests": int}
+"refused": int (too large for the target), "manifests": int, "packed": int (programs of the pack; 0: none written)}
 """
 
 
@@ -127,20 +128,31 @@ SYNC_JSON = """\b
 @click.option(
     "--lock", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Only a lockfile's programs."
 )
+@click.option("--pack", is_flag=True, help="Also write the lockfile's programs in one piece, for a prewarm --lock.")
 @click.option("--dry-run", is_flag=True, help="Copy nothing; say what would be.")
 @common_options
 @click.pass_obj
-def sync_command(session: Session, *, source: str, target: str, lock: Path | None, dry_run: bool) -> None:
+def sync_command(session: Session, *, source: str, target: str, lock: Path | None, pack: bool, dry_run: bool) -> None:
     """Copy what DST lacks of SRC: programs, and the header manifests that lead to them. Nothing is removed.
 
     SRC and DST are each the directory of a cache, or a tier's URL; of one that is configured, the URL without options
     is enough. Stopped, and run again, it goes on. Exit code 1: something of a lockfile isn't in SRC, or can't be used.
     """
+    from cuda_progcache.store.tiers.sides import is_url
     from cuda_progcache.store.tiers.upkeep import sync
 
-    digests = None if lock is None else locked(lock)
+    if pack and (lock is None or not is_url(target)):
+        raise click.UsageError("--pack is of a lockfile's programs, and for a tier: give --lock, and a URL as DST")
+    only = None if lock is None else locked(lock)
     with _progress("copying") as progress:
-        report = sync(source, target, digests=digests, dry_run=dry_run, on_progress=progress)
+        report = sync(
+            source,
+            target,
+            digests=None if only is None else only.keys,
+            pack=only.digest if only is not None and pack else None,
+            dry_run=dry_run,
+            on_progress=progress,
+        )
     names = {"source": _shown(source), "target": _shown(target)}
     if session.json:
         output.emit({**names, "dry_run": dry_run, **report._asdict()})
@@ -150,6 +162,8 @@ def sync_command(session: Session, *, source: str, target: str, lock: Path | Non
             f"{output.plural(report.copied, 'program')} {verb} ({output.size(report.bytes)}), {report.there:,} there "
             f"already, {output.plural(report.manifests, 'header manifest')}"
         )
+        if report.packed:
+            output.line(f"{output.plural(report.packed, 'program')} in the lockfile's pack")
         for many, why in (
             (report.missing, f"not in {names['source']}"),
             (report.unusable, "left out: damaged, or signed by nobody who is trusted"),
@@ -163,7 +177,8 @@ def sync_command(session: Session, *, source: str, target: str, lock: Path | Non
 
 GC_JSON = """\b
 --json: {"tier", "dry_run": bool, "removed": int, "bytes": int, "kept": int, "pinned": int (old, and in a lockfile),
-"undated": int (nobody knows how old), "manifests": int}; it needs --yes or --dry-run, for there is no one to ask
+"undated": int (nobody knows how old), "manifests": int, "packs": int}; it needs --yes or --dry-run, for there is no
+one to ask
 """
 
 
@@ -181,7 +196,7 @@ GC_JSON = """\b
     "locks",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Keep a lockfile's programs, and all header manifests; repeatable.",
+    help="Keep a lockfile's programs and its pack, and all header manifests; repeatable.",
 )
 @click.option("--dry-run", is_flag=True, help="Remove nothing; say what would be.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
@@ -195,20 +210,21 @@ def gc_command(
 
     if session.json and not (yes or dry_run):
         raise click.UsageError("gc --json needs --yes or --dry-run: there is no one to ask")
-    keep = {digest for lock in locks for digest in locked(lock)}
-    found = collect(tier, older_than=older_than, keep=keep)
+    kept = [locked(lock) for lock in locks]
+    keep, packs = {key for one in kept for key in one.keys}, {one.digest for one in kept}
+    found = collect(tier, older_than=older_than, keep=keep, keep_packs=packs)
     name = _shown(tier)
     if not session.json:
         manifests = output.plural(found.manifests, "header manifest")
         output.line(
-            f"{name}: {output.plural(found.removed, 'program')} ({output.size(found.bytes)}) and {manifests} are older "
-            f"than {output.age(older_than)}; {found.kept:,} stay"
+            f"{name}: {output.plural(found.removed, 'program')} ({output.size(found.bytes)}), {manifests} and "
+            f"{output.plural(found.packs, 'pack')} are older than {output.age(older_than)}; {found.kept:,} stay"
         )
         if found.pinned:
             output.line(f"{output.plural(found.pinned, 'program')} as old, and in a lockfile")
         if found.undated:
             output.note_line(f"{name} doesn't say how old {output.plural(found.undated, 'program')} may be: they stay")
-    todo = found.removed + found.manifests
+    todo = found.removed + found.manifests + found.packs
     if todo and not dry_run:
         if not yes:
             click.confirm("Remove them?", abort=True)
@@ -217,6 +233,7 @@ def gc_command(
                 tier,
                 older_than=older_than,
                 keep=keep,
+                keep_packs=packs,
                 dry_run=False,
                 on_progress=lambda done, total: progress(done, total, 0),
             )
@@ -226,18 +243,18 @@ def gc_command(
         output.emit({"tier": name, "dry_run": dry_run, **found._asdict()})
 
 
-def locked(path: Path) -> set[str]:
-    """Give the digests of a lockfile's programs, of which none may be unknown: it would be lost, or removed."""
+def locked(path: Path) -> Lock:
+    """Read a lockfile, of which no program's key may be unknown: it would be lost, or removed."""
     from cuda_progcache.service.lock import Lock
 
-    programs = Lock.read(path).programs
-    unknown = [one for one in programs if not one.key]
+    lock = Lock.read(path)
+    unknown = [one for one in lock.programs if not one.key]
     if unknown:
         raise LockError(
-            f"{path}: {output.plural(len(unknown), 'program')} of {len(programs):,} weren't compiled when it was "
+            f"{path}: {output.plural(len(unknown), 'program')} of {len(lock.programs):,} weren't compiled when it was "
             "written, so their keys aren't known: prewarm, and write it again (cuda-progcache lock)"
         )
-    return {one.key for one in programs}
+    return lock
 
 
 def _shown(place: str) -> str:

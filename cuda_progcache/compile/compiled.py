@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompiledProgram:
-    """A binary, and what is known about how it came to be.
+    """A binary and the record of how it was made.
 
     Attributes
     ----------

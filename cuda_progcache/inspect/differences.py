@@ -81,7 +81,7 @@ class BinaryDiff(NamedTuple):
 
 
 def diff(before: bytes, after: bytes, context: int = 3) -> BinaryDiff:
-    """What differs between two binaries.
+    """Compare two binaries.
 
     Parameters
     ----------

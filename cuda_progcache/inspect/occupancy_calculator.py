@@ -190,7 +190,7 @@ def _number(arch: str | int) -> int | None:
 
 
 def occupancy(used: Resources, arch: str | int, block_size: int, dynamic_shared_bytes: int = 0) -> Occupancy:
-    """How many blocks and warps of a kernel run on a multiprocessor at once.
+    """Return how many blocks and warps of a kernel run on a multiprocessor at once.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ class Resources(NamedTuple):
 
 
 def resource_usage(data: bytes) -> dict[str, Resources]:
-    """What each kernel in a cubin uses.
+    """Return the resources that each kernel in a cubin uses.
 
     Parameters
     ----------

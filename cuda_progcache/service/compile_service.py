@@ -359,6 +359,7 @@ class CompileService:
 
         library = self._library(library)
         chosen = None if kernels is None else tuple(dict.fromkeys(kernels))
+        locked: Lock | None = None
         if lock is None:
             archs = tuple(dict.fromkeys(archs))
             wanted = variants(library, archs, chosen)
@@ -377,6 +378,7 @@ class CompileService:
             on_progress=on_progress,
             on_start=on_start,
             executor=executor,
+            lock=locked if chosen is None else None,
         )
 
     def lock(
@@ -431,7 +433,7 @@ class CompileService:
         archs: Iterable[str] = (),
         kernels: Iterable[str] | None = None,
     ) -> Proof:
-        """Say of each program that a deploy needs whether it is in the cache, and why not; compile nothing.
+        """Report for each program that a deploy needs whether it is in the cache, and if not, why; compile nothing.
 
         Each is looked up as in a frozen run, and the reasons are those of its :class:`FrozenMissError`.
 

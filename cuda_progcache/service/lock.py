@@ -34,6 +34,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.files import put_in_place
 from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile import recording
@@ -183,6 +184,19 @@ class Lock(NamedTuple):
         ordered = tuple(found[name] for name in sorted(found))
         return cls(ordered, tuple(sorted(tools)), {name: sources[name] for name in sorted(sources)})
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The entries' digests of the programs that were compiled."""
+        return frozenset(program.key for program in self.programs if program.key)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its text, by which tiers keep its pack; however the file is laid out."""
+        return sha256(self._data()).hexdigest()
+
+    def _data(self) -> bytes:
+        return self.text().encode("utf-8", "surrogatepass")
+
     def wanted(self, program: Locked) -> Wanted:
         """What has to be compiled for one of its programs; ``unmakeable`` where that isn't known."""
         if program.kernel:
@@ -218,7 +232,7 @@ class Lock(NamedTuple):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the lockfile in one step; one that says the same already is left alone (OSError)."""
-        target, data = os.path.abspath(os.fspath(path)), self.text().encode("utf-8", "surrogatepass")
+        target, data = os.path.abspath(os.fspath(path)), self._data()
         try:
             with open(target, "rb") as file:
                 if file.read() == data:

@@ -42,7 +42,7 @@ _OF_TIERS = (
 
 
 def to_prometheus(registry: CollectorRegistry | None = None) -> Callable[[], None]:
-    """Count what the caches of this process do, as metrics of a Prometheus registry.
+    """Export what the caches of this process do as Prometheus metrics.
 
     ================================== ======================== =====================================================
     metric                             labels                   counts
@@ -129,7 +129,7 @@ def _tiers_in_use() -> list[TierStats]:
 
 
 def to_opentelemetry(provider: TracerProvider | None = None) -> Callable[[], None]:
-    """Tell what the caches of this process do as OpenTelemetry spans and events.
+    """Export what the caches of this process do as OpenTelemetry spans and events.
 
     A compile is a span ``progcache.compile``, a child of the one that is current where it happened. All else is an
     event of the current span: ``progcache.hit``, ``progcache.miss`` with its reasons, and so on. Attributes:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.kernel_unit import KernelUnit
+    from cuda_progcache.service.lock import Lock
     from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.service.wanted import SourceUnit
 
@@ -170,8 +171,12 @@ def prewarm(
     on_progress: Progress | None = None,
     on_start: Progress | None = None,
     executor: Executor | None = None,
+    lock: Lock | None = None,
 ) -> PrewarmReport:
-    """Compile programs into a cache (see :meth:`CompileService.prewarm`); ``archs`` and ``kernels`` are recorded."""
+    """Compile programs into a cache (see :meth:`CompileService.prewarm`); ``archs`` and ``kernels`` are recorded.
+
+    ``lock`` is the lockfile, where all of it is wanted: a tier may have it in one piece.
+    """
     since, started = time.time(), time.perf_counter()
     if jobs is None:
         jobs = (os.cpu_count() or 1) if executor is None else workers_of(executor)
@@ -194,7 +199,9 @@ def prewarm(
 
     run = PrewarmRun(_digest_of(library.manifest), tuple(dict.fromkeys(archs)), tuple(kernels))
     with run.running():
-        missing = _look_up(Units(compiler, library), wanted, finished)
+        units = Units(compiler, library)
+        units.fetch_pack(lock)
+        missing = _look_up(units, wanted, finished)
         if dry_run:
             frozen = compiler.frozen()
             for job in missing:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cuda_progcache.keys.inputs import CompileInputs
     from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.kernel_unit import KernelUnit
+    from cuda_progcache.service.lock import Lock
     from cuda_progcache.service.manifest import KernelLibrary, RenderedKernel
     from cuda_progcache.store.base import EntryInfo
 
@@ -172,6 +173,13 @@ class Units:
     def reach_beyond(self) -> bool:
         """Whether a part of the compiler's cache lies beyond this machine, and can be copied here."""
         return self._compiler.mode == "rw" and getattr(self._compiler.cache, "reaches_beyond", False)
+
+    def fetch_pack(self, lock: Lock | None) -> None:
+        """Have here what a pack beyond this machine has of a lockfile's programs, where many are missing."""
+        if lock is not None and self.reach_beyond:
+            from cuda_progcache.store.tiers.packs import fetch_pack
+
+            fetch_pack(self._compiler.cache, lambda: lock.digest, lock.keys)
 
     def fetch(self, units: Iterable[KernelUnit | SourceUnit]) -> None:
         """Have here what lies beyond this machine of these, asked for together and not one by one.

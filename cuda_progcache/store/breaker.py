@@ -28,7 +28,8 @@ class CircuitBreaker:
     longest_rest : float
         Seconds that it stays open at most.
     patience : float, optional
-        Seconds after which a call that is under way keeps others from joining it in its wait. Default: never.
+        Seconds after which a call that was let through by :meth:`allows` keeps others from joining it in its wait.
+        Default: never.
     clock : callable
         Seconds, monotonic.
     """

@@ -6,7 +6,8 @@ A bundle is an uncompressed tar archive (POSIX ustar) that any ``tar`` lists and
     entries/ab/cdef...      each entry, as it lies in a cache, by digest
     records/ab/cdef...      and its record
     manifests/ab/cdef...    the header manifests that their keys are found by
-    bundle.json             {"format": 1, "files": {name: {"size", "sha256"}}}: every file before it
+    bundle.json             {"format": 1, "files": {name: {"size", "sha256"}}}: every file before it;
+                            in a tier's signed pack also "signature", over those files
 
 Owners, modes and times are fixed, so that the same entries give the same bytes. ``bundle.json`` comes last: an archive
 that was cut short has none. What is read from a bundle is taken by digest and verified; its names are never paths.
@@ -21,7 +22,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util.files import CREATE_FLAGS, replace, unlink_quietly
@@ -118,12 +119,10 @@ def _write(
     archs: frozenset[str] | None,
     wanted: Callable[[EntryInfo], bool] | None,
 ) -> tuple[int, int]:
-    import tarfile
-
-    files: dict[str, dict[str, Any]] = {}
     damaged = 0
-    digests: set[str] = set()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+
+    def chosen() -> Iterator[tuple[str, bytes, Version]]:
+        nonlocal damaged
         for digest in sorted(cache._digests("")):
             try:
                 info = cache.info(digest)
@@ -137,14 +136,47 @@ def _write(
             if seen is None or seen.version is None or seen.data is None:
                 damaged += lstat(root.entry_path(digest)) is not None  # else it was removed just now
                 continue
-            _add(tar, files, _member("entries", digest), seen.data)
-            _add(tar, files, _member("records", digest), encode(digest, [seen.version]))
+            yield digest, seen.data, seen.version
+
+    return write(file, chosen(), lambda digests: manifests_leading_to(root.path, digests)), damaged
+
+
+def write(
+    file: IO[bytes],
+    programs: Iterable[tuple[str, bytes, Version]],
+    manifests: Callable[[Collection[str]], Iterable[tuple[str, bytes]]],
+    seal: Callable[[bytes], Mapping[str, Any]] = lambda _: {},
+) -> int:
+    """Write programs as a bundle; the number of them.
+
+    Parameters
+    ----------
+    file : binary file
+    programs : iterable of (str, bytes, Version)
+        Digest, entry, and the version that vouches for it.
+    manifests : callable
+        Names and contents of the header manifests that lead to these digests.
+    seal : callable
+        More fields for the index, of the JSON that lists the files.
+    """
+    import tarfile
+
+    files: dict[str, dict[str, Any]] = {}
+    digests: set[str] = set()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for digest, data, version in programs:
+            _add(tar, files, _member("entries", digest), data)
+            _add(tar, files, _member("records", digest), encode(digest, [version]))
             digests.add(digest)
-        for manifest, content in manifests_leading_to(root.path, digests):
+        for manifest, content in manifests(digests):
             _add(tar, files, _member("manifests", manifest), content)
-        index = json.dumps({"format": FORMAT, "files": files}, indent=0, sort_keys=True).encode("ascii")
-        _add(tar, {}, _INDEX, index)
-    return len(digests), damaged
+        index = {"format": FORMAT, "files": files, **seal(_canonical(files))}
+        _add(tar, {}, _INDEX, json.dumps(index, indent=0, sort_keys=True).encode("ascii"))
+    return len(digests)
+
+
+def _canonical(files: Any) -> bytes:
+    return json.dumps(files, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def _fits(record: Any, archs: frozenset[str] | None) -> bool:
@@ -179,6 +211,10 @@ class Bundle:
     ----------
     digests : tuple of str
         The entries in it, sorted.
+    files : bytes
+        The JSON that lists its files, as it was sealed.
+    seal : mapping
+        What its index has beside it.
     """
 
     def __init__(self, path: str, tar: tarfile.TarFile) -> None:
@@ -226,6 +262,8 @@ class Bundle:
             }:
                 raise self.refuse(f"its files aren't those that {_INDEX} names")
             self._index = {name: str(about["sha256"]) for name, about in files.items()}
+            self.files = _canonical(files)
+            self.seal = {name: value for name, value in index.items() if name not in {"format", "files"}}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             if isinstance(exc, BundleError):
                 raise
@@ -288,16 +326,20 @@ def opened(path: str) -> Iterator[Bundle]:
     OSError
         It can't be read.
     """
+    with open(path, "rb") as file, opened_file(file, path) as bundle:
+        yield bundle
+
+
+@contextlib.contextmanager
+def opened_file(file: IO[bytes], name: str) -> Iterator[Bundle]:
+    """As :func:`opened`, of a file that is open; ``name`` is what messages call it."""
     import tarfile
 
-    with open(path, "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                yield Bundle(path, tar)
-        except (tarfile.TarError, EOFError, UnicodeError, OverflowError) as exc:
-            raise BundleError(
-                f"{path} can't be used as a bundle: it is not a tar file, or a damaged one ({exc})"
-            ) from exc
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            yield Bundle(name, tar)
+    except (tarfile.TarError, EOFError, UnicodeError, OverflowError) as exc:
+        raise BundleError(f"{name} can't be used as a bundle: it is not a tar file, or a damaged one ({exc})") from exc
 
 
 def import_bundle(

@@ -129,6 +129,12 @@ def manifest_sets(content: bytes) -> tuple[Any, list[Any]] | None:
     return (known, sets) if isinstance(sets, list) and len(sets) <= _MOST_SETS else None
 
 
+def leads_to(one: Any, digests: Collection[str]) -> bool:
+    """Whether a header set of a manifest, which may be anybody's JSON, leads to one of these entries."""
+    entry = one.get("entry") if isinstance(one, dict) else None
+    return isinstance(entry, str) and entry in digests
+
+
 def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """The manifests by which entries are found, cut down to what leads to them.
 
@@ -156,7 +162,7 @@ def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[
         except OSError:
             continue  # removed just now, or damaged: a program is compiled once more
         if (known := manifest_sets(content or b"")) is not None:
-            leading = [one for one in known[1] if isinstance(one, dict) and one.get("entry") in digests]
+            leading = [one for one in known[1] if leads_to(one, digests)]
             if leading:
                 cut = {"format": known[0], "sets": leading}
                 yield name, json.dumps(cut, separators=(",", ":")).encode("ascii")

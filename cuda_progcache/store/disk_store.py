@@ -260,7 +260,7 @@ class DiskStore(ProgramCacheResource):
             return None  # gone or in trouble: the long way says which, and counts it
 
     def load(self, key: Key) -> Entry | None:
-        """The entry with its record, both verified; ``None`` on a miss, and any trouble in the cache is one."""
+        """Return the entry with its record, both verified; ``None`` on a miss. Any problem with the cache is a miss."""
         digest = entry_digest(key)
         remembered = self._verified.get(digest)
         if remembered is not None:
@@ -391,9 +391,11 @@ class DiskStore(ProgramCacheResource):
 
     def copy(self, key: Key, entry: Entry) -> bool:
         """Store what another store has, too; see :meth:`ProgramCacheResource.copy`."""
-        digest = entry_digest(key)
+        return self._copy(entry_digest(key), entry.data, entry.record_json)
+
+    def _copy(self, digest: str, data: bytes, record_json: bytes) -> bool:
         try:
-            return self._wrote(self._put(digest, entry.data, entry.record_json, durability="none"))
+            return self._wrote(self._put(digest, data, record_json, durability="none"))
         except OSError as exc:
             self._dropped(digest, exc, strict=False)
             return False
@@ -564,7 +566,7 @@ class DiskStore(ProgramCacheResource):
         return sum(pairs.count(self._root, shard) for shard in self._root.shards())
 
     def entries(self) -> Iterator[EntryInfo]:
-        """Every entry with a record that fits its size; bytes are not verified, and nothing is counted as a lookup."""
+        """Iterate over all entries whose record fits their size; bytes are not verified, and no lookup is counted."""
         for shard in self._root.shards():
             for info in map(self._info, pairs.digests(self._root, shard)):
                 if info is not None:

@@ -283,7 +283,7 @@ class FileStreamProgramCache(DiskStore):
         return told if stack is None else told._replace(levels=stack.stats().levels[1:])
 
     def close(self) -> None:
-        """Write down what was counted, and send what waits for a tier; the store can be used afterwards.
+        """Write the counters and send what is queued for the tiers; the store stays usable.
 
         A tier that is out of use isn't waited for: its writes are tried again by their thread.
         """
@@ -372,7 +372,7 @@ class FileStreamProgramCache(DiskStore):
         return self._asked("unpin a program", lambda: maintenance.unpin(self._root, key_or_digest))
 
     def verify(self, *, repair: bool = False) -> Verification:
-        """Read every byte, and say what is wrong. Safe beside readers and writers; nothing is counted as a lookup.
+        """Read every byte and report what is wrong. Safe while others read and write; no lookup is counted.
 
         Parameters
         ----------
@@ -394,7 +394,7 @@ class FileStreamProgramCache(DiskStore):
     def prune(
         self, *, max_size_bytes: int | None = None, older_than: float | None = None, dry_run: bool = False
     ) -> PruneReport:
-        """Remove the entries that were used least recently; pinned ones stay.
+        """Remove the least recently used entries; pinned ones stay.
 
         Parameters
         ----------

@@ -36,7 +36,7 @@ def look_into(path: str | os.PathLike[str]) -> FileStreamProgramCache:
 
 
 class ReadOnlyProgramCache(ProgramCacheResource):
-    """What another store holds, and no way to change it.
+    """A read-only view of another store.
 
     Reads leave no trace in a directory: no last use is bumped, nothing damaged is quarantined (it is a miss), no
     counters are written. Writes raise :class:`~cuda_progcache.errors.ReadOnlyError`, but for :meth:`publish`, which the

@@ -334,7 +334,7 @@ class Full(InMemoryProgramCache):
         raise OSError(errno.ENOSPC, "full")
 
 
-@pytest.mark.filterwarnings("ignore:.*in trouble:cuda_progcache.errors.ProgCacheWarning")
+@pytest.mark.filterwarnings("ignore:.*the stack continues without it:cuda_progcache.errors.ProgCacheWarning")
 def test_a_refusal_is_not_stored():
     memory = InMemoryProgramCache(max_size_bytes=10)
     stack = ProgramCacheStack((memory, Full()))
@@ -347,7 +347,7 @@ def test_a_refusal_is_not_stored():
     assert (alone.stats().stored, alone.get(b"k")) == (0, None)
 
 
-@pytest.mark.filterwarnings("ignore:.*in trouble:cuda_progcache.errors.ProgCacheWarning")
+@pytest.mark.filterwarnings("ignore:.*the stack continues without it:cuda_progcache.errors.ProgCacheWarning")
 def test_what_cannot_be_written_can_be_read():
     disk = Full()
     InMemoryProgramCache._assign(disk, b"there", b"v")
@@ -359,7 +359,7 @@ def test_what_cannot_be_written_can_be_read():
     assert stack.get(b"there") == b"v"
 
 
-@pytest.mark.filterwarnings("ignore:.*in trouble:cuda_progcache.errors.ProgCacheWarning")
+@pytest.mark.filterwarnings("ignore:.*the stack continues without it:cuda_progcache.errors.ProgCacheWarning")
 def test_a_level_that_is_out_of_use_is_closed():
     closed = []
 

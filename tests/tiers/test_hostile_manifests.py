@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Header manifests of a tier to which anyone writes: whatever they say, a lookup fails for none and is misled by none."""
+"""Hostile header manifests: whatever a tier's manifest says, a lookup fails for none and is misled by none."""
 
 from __future__ import annotations
 

@@ -216,6 +216,59 @@ def test_threads_do_not_each_wait_for_a_dead_tier(shelf, tier):
     assert len(shelf.calls) == 1
 
 
+@pytest.mark.parametrize("slow", ["put", "get_many", "list"])
+def test_a_slow_write_batch_or_listing_keeps_nobody_from_looking_up(shelf, tier, slow):
+    tier.publish(b"k", CUBIN, {})
+    assert tier.flush(60)
+    tier.breaker._patience = 0.0  # whatever is under way has been for too long
+    waiting, gate = threading.Event(), threading.Event()
+
+    def hang(until):
+        waiting.set()
+        assert gate.wait(60)
+
+    def listed(prefix):
+        hang(None)
+        return iter(())
+
+    if slow == "list":
+        shelf.list = listed
+    else:
+        shelf.trouble = hang
+    work = {
+        "put": lambda: tier.publish(b"other", CUBIN, {}),
+        "get_many": lambda: list(tier.load_many([b"1", b"2"])),
+        "list": lambda: len(tier),
+    }[slow]
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert waiting.wait(60)
+    shelf.trouble = None
+    assert tier.load(b"k") == (CUBIN, {})
+    gate.set()
+    thread.join()
+    assert tier.flush(60)
+
+
+def test_a_client_that_is_not_installed_is_sought_once(open_url, monkeypatch):
+    sought = []
+
+    def lacking(name):
+        sought.append(name)
+        raise ModuleNotFoundError("No module named 'redis'")
+
+    monkeypatch.setattr("importlib.import_module", lacking)
+    tier = open_url("redis://127.0.0.1:1")
+    with pytest.warns(ProgCacheWarning, match=r"pip install 'cuda-progcache\[redis\]'") as caught:
+        for number in range(20):
+            assert tier.load(b"%d" % number) is None
+            assert not tier.publish(b"%d" % number, CUBIN, {})
+        tier.breaker._resting_until = time.monotonic()  # its rest is over
+        assert tier.load(b"k") is None
+        assert list(tier.load_many([b"1", b"2"])) == []
+    assert len(sought) == len(caught) == tier.tier().errors == 1
+
+
 def test_a_tier_is_tried_again_off_every_callers_path(shelf, tier, until):
     shelf.trouble = TimeoutError("late")
     with pytest.warns(ProgCacheWarning):

@@ -13,6 +13,7 @@ import pytest
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions, ReadOnlyError, StoreError
 from cuda_progcache.cli import main
 from cuda_progcache.service import doctor
+from cuda_progcache.service.lock import Lock, Locked
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.tiers import behind, configuration, sides, upkeep
 from cuda_progcache.store.tiers.upkeep import collect, sync
@@ -170,7 +171,7 @@ def test_gc_removes_what_is_old_and_not_needed(redis_url, tmp_path, run, monkeyp
     """Its clock runs ahead, so that what was just written is old; what was written is listed and not read."""
     digests = fill(tmp_path / "here", 5)
     (tmp_path / "lock").write_text("{}")
-    monkeypatch.setattr("cuda_progcache.cli.tiers.locked", lambda _: {digests[0]})
+    monkeypatch.setattr("cuda_progcache.cli.tiers.locked", lambda _: Lock((Locked("k", key=digests[0]),)))
     sync("here", redis_url)
     told = run("gc", redis_url, "--older-than", "1d", "--json", "--yes")
     assert (told["removed"], told["kept"]) == (0, 5)

@@ -16,7 +16,7 @@ from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.breaker import CircuitBreaker
 from cuda_progcache.store.tiers.deadline import aside, within
-from cuda_progcache.store.tiers.engine import reason
+from cuda_progcache.store.tiers.engine import NotInstalledError, reason
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.engine import Engine
@@ -43,7 +43,7 @@ class Calls:
     in_trouble : callable
         Called after each call that failed.
     patience : float
-        Seconds after which a call that is under way keeps others from joining it in its wait.
+        Seconds after which a look-up that is under way keeps others from joining it in its wait.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Calls:
         self._in_trouble = in_trouble
         self.breaker = CircuitBreaker(patience=patience)
         self._lock = ForkSafeLock()
-        self._is_prepared = False
+        self._is_prepared = self._is_lacking = False
         self._pid: int | None = None  # of the first process that used the engine
         self._untold: list[str] = []
         self._told: set[str] = set()  # kinds of trouble
@@ -79,7 +79,7 @@ class Calls:
         self.error = ""
 
     def make(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        """What a method of the engine returns.
+        """What a method of the engine returns; for writes, listings and calls for many, which may be slow and well.
 
         Parameters
         ----------
@@ -95,18 +95,31 @@ class Calls:
         OSError
             It is in trouble.
         """
+        self._admit()
+        return self.attempt(seconds, operation, *args, **named)
+
+    def look_up(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
+        """As :meth:`make`, for one object: spared, too, while another such call has been waiting for long."""
+        self._admit()
+        if not self.breaker.allows():
+            raise self._spared()
+        return self.attempt(seconds, operation, *args, **named)
+
+    def _admit(self) -> None:
+        """Let a call through, or raise why not."""
         if not self.is_usable():
-            raise OutOfUseError(errno.ENOTSUP, "can't be used in a forked child", self._engine.name)
-        if not self._is_prepared:
-            self._prepare()
+            raise OutOfUseError(errno.ENOTSUP, "can't be used in this process", self._engine.name)
         state = self.breaker.state
-        if state != "closed" or not self.breaker.allows():
+        if state != "closed":
             if state == "half-open":
                 aside(self._try_again)
-            with self._lock:
-                self.skipped += 1
-            raise OutOfUseError(errno.EIO, "not tried again yet after an error", self._engine.name)
-        return self.attempt(seconds, operation, *args, **named)
+            raise self._spared()
+        self._prepare()
+
+    def _spared(self) -> OutOfUseError:
+        with self._lock:
+            self.skipped += 1
+        return OutOfUseError(errno.EIO, "not tried again yet after an error", self._engine.name)
 
     def attempt(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
         """As :meth:`make`, for a call that the breaker has let through."""
@@ -165,10 +178,12 @@ class Calls:
 
     def is_usable(self) -> bool:
         """Whether the engine can be used in this process."""
-        if self._pid is None or self._pid == os.getpid() or self._engine.survives_fork:
+        if not self._is_lacking and (self._pid in {None, os.getpid()} or self._engine.survives_fork):
             return True
         with self._lock:
             self.skipped += 1
+        if self._is_lacking:
+            return False  # the user has been told
         self.note(
             "fork",
             "was used before this process was forked and can't be used in the child; programs are compiled without it",
@@ -177,7 +192,7 @@ class Calls:
 
     def is_ready(self) -> bool:
         """Whether calls can be made later, by another thread."""
-        if not self.is_usable():
+        if not self.is_usable() or not (self._is_prepared or self.breaker.state == "closed"):
             return False
         try:
             self._prepare()
@@ -189,6 +204,14 @@ class Calls:
         if not self._is_prepared:
             try:
                 self._engine.prepare()
+            except NotInstalledError as exc:
+                self._is_lacking = True
+                self.breaker.failed(timed_out=True)  # for those who ask it about the service
+                with self._lock:
+                    self.errors += 1
+                    self.error = reason(exc)
+                self.note("lacking", f"isn't used ({reason(exc)})")
+                raise
             except OSError as exc:
                 self._failed(exc)
                 raise

@@ -7,6 +7,8 @@ import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from cuda_progcache.errors import StoreError
+
 
 def reason(exc: Exception) -> str:
     """What went wrong, without the tier's name, which the message around it has."""
@@ -29,6 +31,10 @@ class Listed(NamedTuple):
     name: str
     size: int
     modified: float
+
+
+class NotInstalledError(StoreError):
+    """The client library of a service isn't installed, which no later call changes."""
 
 
 class Engine(abc.ABC):
@@ -60,7 +66,7 @@ class Engine(abc.ABC):
     pinned: bool = False
 
     def prepare(self) -> None:  # noqa: B027
-        """Load all that a call needs (StoreError: that isn't installed).
+        """Load all that a call needs (:class:`NotInstalledError`: that can't be had).
 
         Calls are made on threads of ours, too, which must import nothing: a process that is about to end can't any
         more, and a child that is forked while a thread imports a module waits for that module for ever.

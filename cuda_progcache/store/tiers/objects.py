@@ -95,15 +95,19 @@ class ObjectEngine(Engine):
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name; ``None`` if there is none."""
-        store = self._store(self._settings.timeout)
-        return self._call(lambda: _get(store, name, limit), self._settings.timeout, until, f"a get of {name}")
+        patient = until - time.monotonic() > self._settings.timeout  # as it is for a pack
+        return self._get(name, limit, until, self._settings.write_timeout if patient else self._settings.timeout)
+
+    def _get(self, name: str, limit: int, until: float, seconds: float) -> bytes | None:
+        store = self._store(seconds)
+        return self._call(lambda: _get(store, name, limit), seconds, until, f"a get of {name}")
 
     def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes]:
         """Those of the objects that are there, asked for on several threads."""
         found: dict[str, bytes] = {}
 
         def get(name: str) -> None:
-            data = self.get(name, limit=limit, until=until)
+            data = self._get(name, limit, until, self._settings.timeout)
             if data is not None:
                 found[name] = data
 

@@ -8,8 +8,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cuda_progcache.errors import StoreError
-from cuda_progcache.store.tiers.engine import Engine, Listed
+from cuda_progcache.store.tiers.engine import Engine, Listed, NotInstalledError
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
@@ -40,6 +39,7 @@ class EngineOnDemand(Engine):
         self.name = settings.url
         self._settings = settings
         self._made: Engine | None = None
+        self._lacking: NotInstalledError | None = None
 
     @property
     def engine(self) -> Engine:
@@ -47,9 +47,11 @@ class EngineOnDemand(Engine):
 
         Raises
         ------
-        StoreError
+        NotInstalledError
             Its client library isn't installed.
         """
+        if self._lacking is not None:  # a failed import is searched for anew each time
+            raise self._lacking
         if self._made is None:
             home, name, _ = _ENGINES[self._settings.scheme]
             try:
@@ -79,13 +81,14 @@ class EngineOnDemand(Engine):
         except ImportError as exc:
             raise self._lacks(exc) from exc
 
-    def _lacks(self, exc: ImportError) -> StoreError:
+    def _lacks(self, exc: ImportError) -> NotInstalledError:
         extra = _ENGINES[self._settings.scheme][2]
-        return StoreError(
+        self._lacking = NotInstalledError(
             errno.ENOTSUP,
             f"needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'",
             self.name,
         )
+        return self._lacking
 
     @property
     def pinned(self) -> bool:  # type: ignore[override]

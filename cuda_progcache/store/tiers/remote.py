@@ -44,7 +44,7 @@ Verifier = Callable[[str, bytes, Mapping[str, Any]], str | None]
 #: The record to store in the place of the one given. Takes digest, bytes and record.
 Signer = Callable[[str, bytes, Mapping[str, Any]], Mapping[str, Any]]
 
-PROGRAMS, MANIFESTS = "v1/programs/", "v1/manifests/"
+PROGRAMS, MANIFESTS, PACKS = "v1/programs/", "v1/manifests/", "packs/"
 #: Seconds for a listing.
 _LISTING = 60.0
 #: Objects of one call for many.
@@ -275,7 +275,7 @@ class RemoteProgramCache(ProgramCacheResource):
         if self._missed and self._has_missed(name):
             return None
         try:
-            packed = self._calls.make(self._timeout, self.engine.get, name, limit=self._limit(name))
+            packed = self._calls.look_up(self._timeout, self.engine.get, name, limit=self._limit(name))
         except OutOfUseError:
             return None
         except OSError:
@@ -498,11 +498,11 @@ class RemoteProgramCache(ProgramCacheResource):
         self._calls.tell()
 
     def clear(self) -> None:
-        """Remove every program and manifest: those of all who use the tier."""
+        """Remove every program, manifest and pack: those of all who use the tier."""
         self._writes.forget()
         self._writes.flush(self._write_timeout)
         try:
-            for prefix in (PROGRAMS, MANIFESTS):
+            for prefix in (PROGRAMS, MANIFESTS, PACKS):
                 names = [listed.name for listed in self._list(prefix)]
                 for at in range(0, len(names), _BATCH):
                     self._calls.make(self._write_timeout, self.engine.delete, names[at : at + _BATCH])

@@ -13,12 +13,12 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from cuda_progcache.errors import ReadOnlyError, StoreError
 from cuda_progcache.store.base import is_digest
-from cuda_progcache.store.derived import manifest_path, manifest_sets, merge_manifest, merged_manifest
+from cuda_progcache.store.derived import leads_to, manifest_path, manifest_sets, merge_manifest, merged_manifest
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.readonly import ReadOnlyProgramCache, look_into
 from cuda_progcache.store.records import Version, encode_record
@@ -268,10 +268,7 @@ class TierSide:
             items = self._with_theirs(items)
         packed = {}
         for digest, data, record in items:
-            signer = self._remote._signer
-            signed = record if signer is None else signer(digest, data, record)
-            version = Version.of(data, encode_record(signed), time.time())
-            content = pack(digest, data, version)
+            content = pack(digest, data, self.version(digest, data, record))
             if len(content) <= self._limit(tree):
                 packed[object_name(tree, digest)] = content
         for batch in batches(packed, lambda name: len(packed[name])):
@@ -281,6 +278,12 @@ class TierSide:
     def _limit(self, tree: str) -> int:
         most = self._settings.max_bytes
         return min(most, MOST_OF_MANIFEST) if tree == MANIFESTS else most
+
+    def version(self, digest: str, data: bytes, record: Mapping[str, Any]) -> Version:
+        """What vouches for an entry there: its record, signed where this tier's publishers sign."""
+        signer = self._remote._signer
+        signed = record if signer is None else signer(digest, data, record)
+        return Version.of(data, encode_record(signed), time.time())
 
     def _with_theirs(self, items: Sequence[Item]) -> list[Item]:
         """Manifests with the sets that the tier's have."""
@@ -356,8 +359,32 @@ def leading_to(content: bytes, digests: Iterable[str] | None) -> bytes | None:
     sets = [
         {name: value for name, value in one.items() if name != "stamps" or not value}
         for one in known[1]
-        if isinstance(one, dict) and (wanted is None or one.get("entry") in wanted)
+        if (isinstance(one, dict) if wanted is None else leads_to(one, wanted))
     ]
     if sets == known[1]:
         return content if sets else None
     return json.dumps({"format": known[0], "sets": sets}, separators=(",", ":")).encode() if sets else None
+
+
+def manifests_of(source: Side, digests: Collection[str] | None) -> Iterator[list[Item]]:
+    """The manifests of a side as they travel, in groups; none where it can't list.
+
+    Without them, a program with headers is compiled once more before they are known.
+
+    Parameters
+    ----------
+    source : Side
+    digests : collection of str or None
+        Only what leads to these programs.
+    """
+    try:
+        names = sorted(source.sizes(MANIFESTS))
+    except StoreError:
+        return
+    for batch in batches(names, lambda _: 0):
+        items = []
+        for one in source.read(MANIFESTS, batch):
+            content = leading_to(one.data, digests) if isinstance(one, Item) else None
+            if isinstance(one, Item) and content is not None:
+                items.append(one if content == one.data else Item(one.digest, content, {}))
+        yield items

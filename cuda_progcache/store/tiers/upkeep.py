@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.packs import packs_on, write_pack
 from cuda_progcache.store.tiers.remote import MANIFESTS, PROGRAMS
 from cuda_progcache.store.tiers.sides import (
     Item,
@@ -17,7 +18,7 @@ from cuda_progcache.store.tiers.sides import (
     TierSide,
     batches,
     is_url,
-    leading_to,
+    manifests_of,
     object_name,
     side,
     side_of,
@@ -47,6 +48,8 @@ class SyncReport(NamedTuple):
         Too large for the target.
     manifests : int
         Header manifests that were copied, or merged with the target's.
+    packed : int
+        Programs of the pack that was written; 0: none was.
     """
 
     copied: int
@@ -56,6 +59,7 @@ class SyncReport(NamedTuple):
     unusable: int
     refused: int
     manifests: int
+    packed: int = 0
 
 
 def sync(
@@ -63,6 +67,7 @@ def sync(
     target: str | os.PathLike[str],
     *,
     digests: Collection[str] | None = None,
+    pack: str | None = None,
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> SyncReport:
@@ -76,6 +81,9 @@ def sync(
         A directory, or a tier's URL.
     digests : collection of str, optional
         Only these programs, as those of a lockfile. They are needed where the source can't list.
+    pack : str, optional
+        The lockfile's digest: write its programs in one piece as well, for those who have none of them. It is written
+        where the source has them all.
     dry_run : bool
         Only look.
     on_progress : callable, optional
@@ -84,15 +92,21 @@ def sync(
     Raises
     ------
     StoreError
-        One side can't be reached, read or written, or the source can't list.
+        One side can't be reached, read or written, or the source can't list; the pack would be too large.
     ConfigError
         A URL is none.
     """
+    if pack is not None and (digests is None or not is_url(os.fspath(target))):
+        raise ValueError("a pack is made of a lockfile's programs, and lies on a tier")
     origin = side(source, writes=False)
     unmade = dry_run and not is_url(os.fspath(target)) and not os.path.isdir(target)
     goal = NotMade(os.fspath(target)) if unmade else side(target, writes=not dry_run)
     try:
-        return _Sync(origin, goal, None if digests is None else frozenset(digests), on_progress).run(dry_run=dry_run)
+        copying = _Sync(origin, goal, None if digests is None else frozenset(digests), on_progress)
+        report = copying.run(dry_run=dry_run)
+        if pack is not None and isinstance(goal, TierSide) and not (dry_run or report.missing or report.unusable):
+            report = report._replace(packed=write_pack(origin, goal, pack, copying.asked or ()))
+        return report
     finally:
         origin.close()
         goal.close()
@@ -155,21 +169,8 @@ class _Sync:
         return len(read)
 
     def _manifests(self, digests: Collection[str]) -> int:
-        try:
-            names = sorted(self.source.sizes(MANIFESTS))
-        except StoreError:
-            return 0  # it can't list: a program with headers is compiled once more before they are known
-        copied = 0
-        for batch in batches(names, lambda _: 0):
-            items = []
-            for one in self.source.read(MANIFESTS, batch):
-                content = (
-                    leading_to(one.data, None if self.asked is None else digests) if isinstance(one, Item) else None
-                )
-                if isinstance(one, Item) and content is not None:
-                    items.append(one if content == one.data else Item(one.digest, content, {}))
-            copied += self.target.write(MANIFESTS, items)
-        return copied
+        wanted = None if self.asked is None else digests
+        return sum(self.target.write(MANIFESTS, items) for items in manifests_of(self.source, wanted))
 
 
 class Collected(NamedTuple):
@@ -187,6 +188,8 @@ class Collected(NamedTuple):
         Those of them of which the service doesn't say when they were written.
     manifests : int
         Header manifests that were removed, or would be.
+    packs : int
+        Packs that were, or would be; ``bytes`` has theirs, too.
     """
 
     removed: int
@@ -195,6 +198,7 @@ class Collected(NamedTuple):
     pinned: int
     undated: int
     manifests: int
+    packs: int = 0
 
 
 def collect(
@@ -202,10 +206,11 @@ def collect(
     *,
     older_than: float,
     keep: Collection[str] = (),
+    keep_packs: Collection[str] = (),
     dry_run: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
-    """Remove the programs that were written long ago (of Redis: used), and the header manifests that were.
+    """Remove the programs that were written long ago (of Redis: used), and the header manifests and packs that were.
 
     It lists, and reads no object. Where some programs are to be kept, so are all header manifests: which of them lead
     there would have to be read.
@@ -218,6 +223,8 @@ def collect(
         Seconds.
     keep : collection of str
         Digests of programs that stay, whatever their age.
+    keep_packs : collection of str
+        Digests of lockfiles whose packs stay.
     dry_run : bool
         Remove nothing.
     on_progress : callable, optional
@@ -234,7 +241,13 @@ def collect(
     if not isinstance(opened, TierSide):
         raise StoreError(None, "not a tier but a directory; use cuda-progcache prune --cache-dir", opened.name)
     try:
-        return _collect(opened, time.time() - older_than, frozenset(keep), dry_run, on_progress or (lambda *_: None))
+        before = time.time() - older_than
+        packs = {
+            one.name: one.size
+            for digest, one in packs_on(opened)
+            if 0 < one.modified < before and digest not in keep_packs
+        }
+        return _collect(opened, before, frozenset(keep), packs, dry_run, on_progress or (lambda *_: None))
     finally:
         opened.close()
 
@@ -243,6 +256,7 @@ def _collect(
     tier: TierSide,
     before: float,
     keep: frozenset[str],
+    packs: Mapping[str, int],
     dry_run: bool,  # noqa: FBT001
     on_progress: Callable[[int, int], None],
 ) -> Collected:
@@ -259,14 +273,15 @@ def _collect(
     if not keep:
         listing = tier.listed(MANIFESTS)
         manifests = [object_name(MANIFESTS, digest) for digest, one in listing if 0 < one.modified < before]
-    removed = [*old, *manifests]
+    removed = [*old, *manifests, *packs]
     if not dry_run:
         done = 0
         for batch in batches(removed, lambda _: 0):
             tier.delete(batch)
             done += len(batch)
             on_progress(done, len(removed))
-    return Collected(len(old), sum(old.values()), kept, pinned, undated, len(manifests))
+    size = sum(old.values()) + sum(packs.values())
+    return Collected(len(old), size, kept, pinned, undated, len(manifests), len(packs))
 
 
 class Health(NamedTuple):
@@ -296,7 +311,7 @@ class Health(NamedTuple):
 
 
 def health(settings: TierSettings, *, count: bool = False) -> Health:
-    """Ask a tier for something that it can't have, three times, and, where that is wanted, for a listing.
+    """Measure a tier with three look-ups that miss, and optionally list its contents.
 
     Parameters
     ----------
