@@ -265,7 +265,8 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _limit(self, name: str) -> int:
         """Bytes that an object may have."""
-        return min(self._max_bytes, MOST_OF_MANIFEST) if name.startswith(MANIFESTS) else self._max_bytes
+        most: int = self._max_bytes
+        return min(most, MOST_OF_MANIFEST) if name.startswith(MANIFESTS) else most
 
     def _find(self, digest: str, name: str) -> tuple[bytes, Version] | None:
         """A verified entry or manifest; whatever is wrong is a miss."""
