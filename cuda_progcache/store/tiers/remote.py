@@ -161,13 +161,13 @@ class RemoteProgramCache(ProgramCacheResource):
         self._writes = WriteBack(self._send, self._dropped)
         self._settings = settings
         self._fleet: FleetLeases | None = None
-        self._dropped_before = 0  # when has_published() was last asked
         self.reset()
         _all.add(self)
 
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
         self._counts = {"untrusted": 0, "bytes_in": 0, "bytes_out": 0}
+        self._unsent = 0  # dropped or refused, when has_published() was last asked
 
     @property
     def name(self) -> str:
@@ -488,8 +488,8 @@ class RemoteProgramCache(ProgramCacheResource):
         if not is_digest(digest):
             raise KeyError(digest)
         name = _object(PROGRAMS, digest)
-        self._writes.flush(self._write_timeout)
         self._writes.forget([name])
+        self._writes.flush(self._write_timeout)  # it may be under way
         try:
             if self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes) is None:
                 raise KeyError(digest)
@@ -589,9 +589,9 @@ class RemoteProgramCache(ProgramCacheResource):
     def has_published(self) -> bool:
         """Whether all that was published since this was last asked has been sent, which is waited for."""
         sent = self.flush(2 * self._write_timeout)
-        dropped = self._counters.totals().dropped
-        before, self._dropped_before = self._dropped_before, dropped
-        return sent and dropped == before
+        counted = self._counters.totals()
+        before, self._unsent = self._unsent, counted.dropped + counted.refused
+        return sent and self._unsent == before
 
     def close(self) -> None:
         """Send what is queued, for 2 seconds at most, and close the connections; the store can be used afterwards."""

@@ -315,8 +315,7 @@ class TierSide:
     def asked(self) -> float:
         """Seconds that a look-up takes of something that can't be there (OSError: it is in trouble)."""
         started = time.perf_counter()
-        name = object_name(PROGRAMS, 64 * "0")
-        self.call(self._settings.timeout, self.engine.get, name, limit=self._settings.max_bytes, tries=1)
+        self.call(self._settings.timeout, self._remote._get_nothing, tries=1)
         return time.perf_counter() - started
 
     def close(self) -> None:
@@ -379,7 +378,7 @@ def manifests_of(source: Side, digests: Collection[str] | None) -> Iterator[list
     """
     try:
         names = sorted(source.sizes(MANIFESTS))
-    except StoreError:
+    except OSError:
         return
     for batch in batches(names, lambda _: 0):
         items = []
