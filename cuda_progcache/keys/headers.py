@@ -23,6 +23,7 @@ the same project in another directory.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterable, Sequence
 
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 _STAMP_RESOLUTION_NS = 2_000_000_000
 _MANIFEST_FORMAT = 4
 _MAX_SETS = 16
+#: Places of a set of another machine; CUTLASS has some thousands.
+_MOST_PLACES = 1 << 15
+_READ_FLAGS = os.O_RDONLY
+for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
+    _READ_FLAGS |= getattr(os, _flag, 0)
 _MOST_TWINS = 4
 
 Stamp = tuple[int, int, int, int, int]
@@ -342,10 +348,12 @@ def remember_digest(path: str, before: os.stat_result, digest: str) -> None:
 
 
 def read_file(path: str) -> bytes | None:
-    """A file's content; None if it can't be read."""
+    """A regular file's content; None if it can't be read, or is something else."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        # A manifest of a tier may name anything: a FIFO would hang for ever, and a device has no end.
+        fd = os.open(path, _READ_FLAGS)
+        with open(fd, "rb") as file:
+            return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
     except OSError:
         return None
 
@@ -366,6 +374,9 @@ def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
     known: _Paths | None = headers.__dict__.get("_paths")
     if known is None or known.search != search:
         prefixes = search.prefixes
+        for root in (*headers.paths, *headers.linked_paths):
+            if root != ("N", 0):  # the program's own name
+                prefixes[root]
         absent, present = (
             [prefixes[root, index] + rest for root, index, rest in places]
             for places in (headers.absent, headers.present)
@@ -456,6 +467,8 @@ def alike(headers: HeaderSet, search: SearchPath) -> HeaderSet | None:
     """
     from cuda_progcache.keys.plain_text import plain_digest
 
+    if len(headers.plain) != len(headers.headers):
+        return None
     try:
         paths = _paths(headers, search)
     except KeyError:
@@ -515,8 +528,8 @@ class HeaderManifest:
 
     @classmethod
     def from_elsewhere(cls, content: bytes) -> HeaderManifest:
-        """A manifest of another machine, whose files' stamps say nothing here; an empty one if it is none."""
-        return cls(None, [replace(one, stamps=()) for one in _sets_in(content)])
+        """A manifest of another machine, whose files' stamps say nothing here; without sets that no compile made."""
+        return cls(None, [replace(one, stamps=()) for one in _sets_in(content)[:_MAX_SETS] if _makes_sense(one)])
 
     def match(self, search: SearchPath, recheck_after: float = 0.0) -> HeaderSet | None:
         """The newest header set that holds now, if any; or that held less than ``recheck_after`` seconds ago."""
@@ -566,5 +579,37 @@ def _sets_in(content: bytes) -> list[HeaderSet]:
         if data["format"] != _MANIFEST_FORMAT:
             return []
         return [HeaderSet.from_json(item) for item in data["sets"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return []
+
+
+def _makes_sense(headers: HeaderSet) -> bool:
+    """Whether a set from elsewhere is one that can be looked up: its numbers in range, its names names of files."""
+    from cuda_progcache.keys.include_text import FOLDED, NO_PATH
+
+    known = len(headers.headers)
+    roots = (*headers.paths, *headers.linked_paths)
+    places = (*headers.absent, *headers.present, *(place for place, _ in headers.perhaps))
+    if known + len(places) + len(headers.probes) + len(roots) > _MOST_PLACES or len(headers.plain) not in {0, known}:
+        return False
+    numbers = (*(at for _, at in headers.perhaps), *(at for pair in headers.links for at in pair))
+    if len(headers.links) > known or not all(0 <= number < known for number in numbers):
+        return False
+    if not NO_PATH <= headers.mentions_file <= FOLDED:
+        return False
+    digests = (*(header.digest for header in headers.headers), *headers.plain)
+    if not all(map(_is_digest, (*digests, *filter(None, (headers.entry, headers.stands_for))))):
+        return False
+    names = (*(place[2] for place in places), *(header.name for header in headers.headers), *headers.probes)
+    try:
+        for name in names:
+            if b"\0" in os.fsencode(name):
+                return False
+        headers.source.encode()  # as a key does it
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and not text.strip("0123456789abcdef")

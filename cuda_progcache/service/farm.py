@@ -34,6 +34,7 @@ from cuda_progcache.service.worker import Worker, trouble
 if TYPE_CHECKING:
     from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.manifest import KernelLibrary
+    from cuda_progcache.store.base import ProgramCacheResource
 
 #: Programs that a worker is given at once, at most: behind the same headers, and light ones.
 _MOST_ALIKE, _MOST_LIGHT = 16, 8
@@ -133,9 +134,10 @@ def compile_on(
     try:
         while waiting or out:
             while waiting and len(out) < 2 * workers:
-                task = waiting.popleft()
+                task = waiting[0]
                 messages = [{**job.wanted.message(), "precompile": task.precompile} for job in task.jobs]
                 out[executor.submit(work, setup, messages)] = task
+                waiting.popleft()  # only now: a pool that is found broken keeps none of it
                 for job in task.jobs:
                     if job.index not in again:
                         began(job)
@@ -184,18 +186,27 @@ def _setup(compiler: CachedCompiler, library: KernelLibrary) -> dict[str, Any]:
 
 def _had(compiler: CachedCompiler, answer: Answer) -> Answer:
     """The answer, or an error where the program is nowhere that this cache would find it."""
+    from cuda_progcache.store.tiers import behind
+
     digest = answer.get("digest")
-    if digest is None or getattr(compiler.cache, "reaches_beyond", False):
+    tiers = getattr(compiler.cache, "tiers", ())
+    if digest is None or any(tier.mode == "rw" for tier in tiers):  # the worker says whether one took it
         return answer
+    if _holds(compiler.cache, digest) or (tiers and any(_holds(store, digest) for store in behind.stores(tiers))):
+        return answer
+    error = (
+        f"it was compiled on {answer.get('host')}, and isn't in this cache: give the service a tier that its workers "
+        f"share and may write to, or a directory that they do"
+    )
+    return {**answer, "error": error}
+
+
+def _holds(store: ProgramCacheResource, digest: str) -> bool:
     try:
-        compiler.cache.info(digest)
+        store.info(digest)
     except KeyError:
-        error = (
-            f"it was compiled on {answer.get('host')}, and isn't in this cache: give the service a tier that its "
-            f"workers share, or a directory that they do"
-        )
-        return {**answer, "error": error}
-    return answer
+        return False
+    return True
 
 
 def _tools() -> dict[str, str]:

@@ -404,6 +404,11 @@ class ProgramCacheResource(abc.ABC):
         return True
 
     @property
+    def demands_signatures(self) -> bool:
+        """Whether it gives only what one of the listed keys has signed."""
+        return False
+
+    @property
     def reaches_beyond(self) -> bool:
         """Whether it, or a store behind it, lies beyond this machine."""
         return self.is_remote

@@ -94,6 +94,11 @@ class ReadOnlyProgramCache(ProgramCacheResource):
         return self._inner.is_remote
 
     @property
+    def demands_signatures(self) -> bool:
+        """Whether the store it reads does."""
+        return self._inner.demands_signatures
+
+    @property
     def reaches_beyond(self) -> bool:
         """Whether the store it reads, or one behind that, lies beyond this machine."""
         return self._inner.reaches_beyond

@@ -108,6 +108,7 @@ class ProgramCacheStack(ProgramCacheResource):
         self._clock = clock
         self._has_copied = False
         self._sought: dict[str, None] = {}  # digests of what was missed
+        self._demands_signatures = any(store.demands_signatures for store in stores)
         self._here = tuple(level for level in self._levels if not level.is_remote)
         self._counters = Counters()
         self._lock = self._counters.lock
@@ -137,8 +138,17 @@ class ProgramCacheStack(ProgramCacheResource):
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """The directories of all levels."""
-        return tuple(root for level in self._levels for root in level.store.roots)
+        """The directories of all levels whose header manifests are used."""
+        return tuple(root for level in self._levels if self._leads(level) for root in level.store.roots)
+
+    def _leads(self, level: Level) -> bool:
+        """Whether a level's header manifests are used.
+
+        A manifest decides which key a program has, and so which of the programs that others signed is run. Where one
+        level demands signatures, manifests of another that demands none could lead to a stale program of the first.
+        """
+        is_own = not level.is_remote and not isinstance(level.store, ReadOnlyProgramCache)
+        return is_own or level.store.demands_signatures or not self._demands_signatures
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -323,11 +333,14 @@ class ProgramCacheStack(ProgramCacheResource):
         return not beyond or any([store.has_published() for store in beyond])  # noqa: C419 - each is asked
 
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
-        """Those of the header manifests that lie beyond this machine; the fastest level's that has it."""
+        """Those of the header manifests that lie beyond this machine; the fastest level's that has it.
+
+        Once one level demands signatures, those of levels that don't are left out.
+        """
         found: dict[str, bytes] = {}
         for level in self._levels:
             wanted = [name for name in names if name not in found]
-            if level.is_remote and wanted:
+            if level.is_remote and wanted and self._leads(level):
                 theirs = level.ask(level.store.find_manifests, wanted)
                 if not isinstance(theirs, Trouble):
                     found.update(theirs)

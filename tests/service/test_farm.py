@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import pytest
@@ -104,6 +105,25 @@ def test_what_a_broken_pool_leaves_is_compiled_here(service):
     assert (made.ok, made.compiled + made.hits) == (True, 3)
 
 
+class Gone(Executor):
+    """A pool that is found broken when the second thing is handed over."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def submit(self, function, /, *given, **named):
+        self.asked += 1
+        if self.asked == 2:
+            raise BrokenProcessPool("a child process terminated abruptly")
+        return Future()  # of what nobody will do
+
+
+def test_what_a_pool_could_not_be_handed_is_compiled_here(service):
+    with pytest.warns(ProgCacheWarning, match="the executor is broken"):
+        made = service.prewarm(archs=["sm_80"], kernels=["fill", "ir"], executor=Gone(), jobs=1)
+    assert (made.ok, made.compiled + made.hits) == (True, 3)
+
+
 class Dying(Executor):
     """Loses some of what it is asked for, as a cluster does whose workers are killed."""
 
@@ -145,6 +165,17 @@ def test_a_worker_that_would_make_other_keys_compiles_nothing(service, monkeypat
 def test_what_was_made_elsewhere_and_lies_nowhere_is_a_failure(service):
     answer = {"digest": "0" * 64, "host": "afar", "seconds": 1.0}
     assert "compiled on afar, and isn't in this cache" in farm._had(service._compiler, answer)["error"]
+
+
+def test_tiers_that_are_only_read_have_what_they_have(service, library_dir, tmp_path):
+    """What a worker compiled there went nowhere; what it found there is found here, too."""
+    with FileStreamProgramCache(tmp_path / "layer") as layer:
+        layer[b"k"] = b"program"
+        (digest,) = layer._digests("")
+    reading = CompileService(tmp_path / "near", library=library_dir, tiers=[f"file://{tmp_path}/layer?mode=ro"])
+    assert "error" not in farm._had(reading._compiler, {"digest": digest, "hit": True, "seconds": 1.0})
+    for hit in (True, False):
+        assert "isn't in this cache" in farm._had(reading._compiler, {"digest": "0" * 64, "hit": hit})["error"]
 
 
 def test_no_secret_travels(library_dir, tmp_path):

@@ -148,15 +148,43 @@ def test_a_file_that_everyone_can_write_is_passed_over(project):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
-def test_a_strangers_file_is_passed_over(project):
-    """But that of whom the current directory belongs to is read: their code runs here anyway."""
+def test_a_strangers_file_is_passed_over(project, monkeypatch):
+    """But that of whom the current directory belongs to is read, save by root: their code runs here anyway."""
     path = write(project / "cuda_progcache.toml", 'tiers = ["redis://h"]\n')
     os.chown(path, 4321, 4321)
     with pytest.warns(ProgCacheWarning, match="user id 4321"):
         assert urls() == []
     os.chown(os.curdir, 4321, 4321)
-    write(project / "cuda_progcache.toml", 'tiers = ["redis://h"]\n')
+    configuration._configured.cache_clear()
+    with pytest.warns(ProgCacheWarning, match="user id 4321"):
+        assert urls() == []
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    configuration._configured.cache_clear()
     assert urls() == ["redis://h"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+def test_what_is_put_in_a_files_place_is_not_read(project, monkeypatch):
+    """The file that is judged is the one that is read, and nobody waits for a pipe."""
+    path = write(project / "cuda_progcache.toml", 'tiers = ["redis://h"]\n')
+    judged = configuration._is_trusted
+
+    def swap(name, status, here):
+        if name == path:
+            os.unlink(path)
+            write(project / "cuda_progcache.toml", 'tiers = ["redis://stranger"]\n')
+            os.chown(path, 4321, 4321)
+        return judged(name, status, here)
+
+    monkeypatch.setattr(configuration, "_is_trusted", swap)
+    assert urls() == ["redis://h"]
+    monkeypatch.setattr(configuration, "_is_trusted", judged)
+    os.unlink(path)
+    os.mkfifo(path)
+    os.chown(path, 4321, 4321)
+    configuration._configured.cache_clear()
+    with pytest.warns(ProgCacheWarning, match="user id 4321"):
+        assert urls() == []
 
 
 def test_a_directory_that_is_gone_configures_nothing(tmp_path, monkeypatch):

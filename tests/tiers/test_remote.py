@@ -327,6 +327,48 @@ def test_a_full_queue_drops_and_counts(shelf, tier, monkeypatch, until):
     assert (tier.stats().dropped, len(shelf.objects)) == (2, 3)
 
 
+def test_a_write_without_room_leaves_the_one_before_it(shelf, tier, monkeypatch, until):
+    gate = threading.Event()
+    shelf.trouble = lambda until: gate.wait(60)
+    assert tier.publish(b"0", CUBIN, {})
+    until(lambda: shelf.calls)
+    assert tier.publish(b"k", CUBIN, {})
+    monkeypatch.setattr(write_back, "MOST_BYTES", 2000)
+    assert tier.publish(b"k", bytes(3000), {}) is False
+    assert tier.get(b"k") == CUBIN
+    assert tier.publish(b"k", b"another", {})
+    gate.set()
+    assert tier.flush(60)
+    tier.forget_misses()
+    assert tier.get(b"k") == b"another"
+
+
+def test_what_is_removed_while_it_waits_is_not_sent(shelf, tier, until):
+    gate = threading.Event()
+    shelf.trouble = lambda until: gate.wait(60)
+    tier.publish(b"0", CUBIN, {})
+    until(lambda: shelf.calls)
+    tier.publish(b"k", CUBIN, {})
+    forget = tier._writes.forget
+    tier._writes.forget = lambda names: (forget(names), gate.set())
+    with pytest.raises(KeyError):
+        del tier[b"k"]
+    assert "put" in [what for what, _ in shelf.calls]
+    assert name_of(b"k") not in shelf.objects
+    assert tier.tier().stored == 1
+
+
+def test_what_was_refused_was_not_published(shelf):
+    tier = RemoteProgramCache(shelf, max_bytes=1000)
+    tier.publish(b"k", b"small", {})
+    assert tier.has_published()
+    tier.publish(b"l", bytes(1000), {})
+    assert not tier.has_published()
+    assert tier.has_published()
+    tier.reset()  # as in a forked child, whose counters are zero, too
+    assert tier._unsent == 0
+
+
 def test_an_object_that_is_too_large_is_refused(shelf):
     tier = RemoteProgramCache(shelf, max_bytes=1000)
     assert tier.publish(b"k", bytes(1000), {}) is False

@@ -7,6 +7,7 @@ accidents. Whatever they do is a miss, never an error, and told once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import time
@@ -21,9 +22,14 @@ from hypothesis import strategies as st
 
 from cuda_progcache import FileStreamProgramCache, Program, ProgramCacheStack, ProgramOptions
 from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.keys.headers import HeaderSet, for_elsewhere
 from cuda_progcache.store.base import entry_digest
+from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.records import Version, encode, encode_record
 from cuda_progcache.store.tiers.envelope import pack, unpack
+from cuda_progcache.store.tiers.sides import MANIFESTS, Item, side
+from cuda_progcache.store.tiers.upkeep import sync
+from tests.tiers.conftest import place_on
 
 KEY, OTHER = b"a key", b"another key"
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
@@ -175,6 +181,119 @@ def test_a_forged_header_manifest_is_not_used(publisher, reader, attacker, tmp_p
     attacker.set(name, pack(digest, content + b"\n", Version.of(content + b"\n", version.record_json, 0)))
     with pytest.warns(ProgCacheWarning, match="isn't trusted"):
         assert reader.find_manifest(digest) is None
+
+
+def headers_program(folder):
+    options = ProgramOptions(arch="sm_80", include_path=[str(folder)])
+    return Program('#include "v.h"\nextern "C" __global__ void k(int *a) { *a = V; }', "c++", options)
+
+
+@pytest.fixture
+def elsewhere(redis_server, open_url):
+    """Another tier, to which anyone writes."""
+    return open_url(place_on("redis_server", redis_server))
+
+
+@pytest.mark.parametrize("kind", ["tier", "layer"])
+def test_an_unsigned_manifest_leads_to_no_signed_program(
+    publisher, reader, attacker, elsewhere, open_url, tmp_path, kind
+):
+    """It could say that the headers are still what they were when an earlier program was signed."""
+    header, always = tmp_path / "v.h", tmp_path / "always"
+    header.write_text("#define V 1\n")
+    always.write_bytes(b"")
+    old = headers_program(tmp_path).compiled("cubin", cache=publisher)
+    assert publisher.flush(60)
+    unsigned, layer = elsewhere, tmp_path / "layer"
+    with FileStreamProgramCache(layer) as made:
+        made.publish(KEY, b"data", {})
+    for name in [key.decode()[5:-3] for key in attacker.keys("*}:m")]:
+        manifest = json.loads(publisher.find_manifest(name))
+        for one in manifest["sets"]:
+            identity, digest = HeaderSet.from_json(one).identity, hashlib.sha256().hexdigest()
+            one.update(headers=[[["A", 0, str(always)], digest]], plain=[digest] * bool(one["plain"]))
+            one.update(absent=[], perhaps=[], present=[], links=[], stands_for=identity)
+        elsewhere.keep_manifest(name, json.dumps(manifest).encode())
+        merge_manifest(str(layer), name, json.dumps(manifest).encode())
+    assert elsewhere.flush(60)
+    if kind == "layer":
+        unsigned = open_url(f"file://{layer}")
+    header.write_text("#define V 2\n")
+    with ProgramCacheStack((FileStreamProgramCache(tmp_path / "disk"), unsigned, reader)) as stack:
+        now = headers_program(tmp_path).compiled("cubin", cache=stack)
+    assert not now.hit
+    assert now.data != old.data
+
+
+SETS = [{"n": n} for n in range(3)]
+
+
+def manifest_of(*sets):
+    return json.dumps({"format": 4, "sets": sets}).encode()
+
+
+@pytest.mark.parametrize("way", ["compile", "sync"])
+def test_a_publisher_signs_no_header_sets_of_others(publisher, reader, anyone, redis_url, pair, way):
+    name = entry_digest(KEY)
+
+    def publish(content):
+        if way == "sync":
+            opened = side(f"{redis_url}&sign_key={pair[0]}", writes=True)
+            opened.write(MANIFESTS, [Item(name, content, {})])
+            opened.close()
+        else:
+            publisher.keep_manifest(name, content)
+            assert publisher.flush(60)
+
+    anyone.keep_manifest(name, manifest_of(SETS[0]))
+    assert anyone.flush(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ProgCacheWarning)
+        publish(manifest_of(SETS[1]))
+    publish(manifest_of(SETS[2]))
+    reader._inner.forget_misses()
+    assert json.loads(reader.find_manifest(name))["sets"] == [SETS[2], SETS[1]]
+
+
+def test_sync_keeps_the_signatures_of_manifests(publisher, elsewhere, open_url, redis_url, pair):
+    name, content = entry_digest(KEY), for_elsewhere(HeaderSet())
+    publisher.keep_manifest(name, content)
+    published(publisher, KEY)
+    signed = f"trust=signed&keys={pair[1]}"
+    there = elsewhere.engine.name
+    assert sync(f"{redis_url}&{signed}", there).manifests == 1
+    assert open_url(f"{there}?timeout=60&write_timeout=60&{signed}&mode=ro").find_manifest(name) == content
+    assert sync(f"{redis_url}&{signed}", there).manifests == 0
+    more = for_elsewhere(HeaderSet(probes=("<a> in b: missing",)))
+    elsewhere.keep_manifest(name, more)
+    assert elsewhere.flush(60)
+    before = elsewhere.engine.get(f"v1/manifests/{name[:2]}/{name[2:]}", limit=1 << 20, until=time.monotonic() + 60)
+    assert sync(f"{redis_url}&{signed}", there).manifests == 0, "it has all of it"
+    after = elsewhere.engine.get(f"v1/manifests/{name[:2]}/{name[2:]}", limit=1 << 20, until=time.monotonic() + 60)
+    assert after == before
+
+
+def test_a_huge_manifest_is_not_read(anyone, redis_url, open_url, attacker):
+    tier, name = open_url(redis_url), entry_digest(KEY)
+    huge = json.dumps({"format": 4, "sets": [], "more": "x" * (5 << 20)}).encode()
+    attacker.set(f"pc1:{{{name}}}:m", pack(name, huge, Version.of(huge, b"{}", 0)))
+    with pytest.warns(ProgCacheWarning, match="more than the limit of 4194304"):
+        assert tier.find_manifest(name) is None
+
+
+def test_a_copy_is_signed_only_if_somebody_vouches_for_it(publisher, reader, elsewhere, open_url, pair):
+    """A hit in a slower tier is copied to the faster ones, and what is copied isn't what was compiled here."""
+    signing = open_url(f"{elsewhere.engine.name}?timeout=60&write_timeout=60&sign_key={pair[0]}")
+    signing.publish(OTHER, b"signed", {})
+    elsewhere.publish(KEY, b"malware", {})
+    assert signing.flush(60)
+    assert elsewhere.flush(60)
+    stack = ProgramCacheStack((publisher, elsewhere))
+    assert stack.load(KEY).data == b"malware", "which is what trust=anyone says"
+    assert stack.load(OTHER).data == b"signed"
+    assert stack.flush(60)
+    assert reader.load(KEY) is None
+    assert reader.load(OTHER).data == b"signed"
 
 
 def test_what_is_too_large_is_not_read(publisher, anyone, attacker):

@@ -10,12 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from ci.servers.faulty import FaultyServer
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions, ReadOnlyError, StoreError
 from cuda_progcache.cli import main
 from cuda_progcache.service import doctor
 from cuda_progcache.service.lock import Lock, Locked
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.tiers import behind, configuration, sides, upkeep
+from cuda_progcache.store.tiers.envelope import unpack
+from cuda_progcache.store.tiers.layer import LayerEngine
+from cuda_progcache.store.tiers.settings import parse_tier
 from cuda_progcache.store.tiers.upkeep import collect, sync
 
 SECRET = "geheim-7f3a"
@@ -239,6 +243,45 @@ def test_tiers_tells_of_one_that_does_not_answer(run, tmp_path, monkeypatch):
     assert SECRET not in shown + json.dumps(told)
     monkeypatch.delenv("CUDA_PROGCACHE_TIERS")
     assert "no tiers" in run("tiers")
+
+
+def test_a_server_that_answers_all_with_a_page_is_in_trouble(run, monkeypatch):
+    with FaultyServer("http", "HTML in place of the object") as server:
+        url = f"http://127.0.0.1:{server.port}/prefix?connect_timeout=30&timeout=60"
+        (told,) = run("tiers", url, "--json", code=1)["tiers"]
+        assert (told["ok"], told["breaker"]) == (False, "open")
+        assert "something other than what was asked for" in told["trouble"]
+        monkeypatch.setenv("CUDA_PROGCACHE_TIERS", url)
+        assert "something other" in next(doctor._tiers()).problem
+
+
+def test_a_layer_lists_its_manifests(tmp_path, compiled):
+    """So that a sync of an image copies them."""
+    engine = LayerEngine(parse_tier(f"file://{tmp_path}/here"))
+    found = list(engine.list("v1/manifests/"))
+    for listed in found:
+        digest = "".join(listed.name.rsplit("/", 2)[-2:])
+        content, _ = unpack(digest, engine.get(listed.name, limit=1 << 20, until=time.monotonic() + 600))
+        assert (listed.size, listed.modified > 0) == (len(content), True)
+    assert len(found) == len(list((tmp_path / "here" / "manifests").glob("??/*"))) > 0
+    assert len(list(engine.list("v1/programs/"))) == 1
+    assert len(list(engine.list("v1/"))) == 1 + len(found)
+
+
+def test_a_listing_that_takes_too_long_is_none(redis_url, tmp_path, monkeypatch):
+    digests = fill(tmp_path / "here", 2)
+    sync(tmp_path / "here", redis_url)
+
+    def late(*_):
+        raise TimeoutError("late")
+
+    monkeypatch.setattr(sides.TierSide, "sizes", late)
+    with pytest.raises(StoreError, match="--lock"):
+        sync(redis_url, tmp_path / "there")
+    assert sync(redis_url, tmp_path / "there", digests=digests).copied == 2
+    assert sync(tmp_path / "here", redis_url).there == 2
+    health = upkeep.health(parse_tier(redis_url), count=True)
+    assert (health.ok, health.objects) == (True, None)
 
 
 def test_doctor_tells_of_each_tier(redis_url, monkeypatch):

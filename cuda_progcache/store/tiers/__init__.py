@@ -39,10 +39,13 @@ def open_tier(settings: TierSettings) -> ProgramCacheResource:
 
     verifier: Verifier | None = None
     signer: Signer | None = None
+    voucher: Verifier | None = None
     if settings.trust == "signed" or settings.sign_key is not None:
         from cuda_progcache.store.tiers import signing
 
         verifier = signing.Verifier(settings.keys) if settings.trust == "signed" else None
-        signer = signing.Signer(settings.sign_key) if settings.sign_key is not None else None
-    remote = RemoteProgramCache(EngineOnDemand(settings), settings, verifier=verifier, signer=signer)
+        if settings.sign_key is not None:
+            signer = signing.Signer(settings.sign_key)
+            voucher = signing.Verifier(settings.keys, signer)
+    remote = RemoteProgramCache(EngineOnDemand(settings), settings, verifier=verifier, signer=signer, voucher=voucher)
     return ReadOnlyProgramCache(remote) if settings.mode == "ro" else remote

@@ -10,7 +10,8 @@ The first of these that says anything counts, alone:
 
 A tier in a file is a URL, or a table with a ``url`` and options. Relative paths are relative to the file. A file is
 passed over, with a warning, if everyone can write to it, or if it belongs neither to this user, to root nor to whom the
-current directory belongs to: it chooses whose programs run here. Files are read once per process and directory.
+current directory belongs to (root reads its own alone): it chooses whose programs run here. Files are read once per
+process and directory.
 
 None of this is looked at before a program isn't on the disk, and where nothing is configured, nothing is imported.
 """
@@ -76,8 +77,8 @@ def configured() -> Configured:
 def _configured(told: str, folder: str) -> Configured:
     if told:
         return Configured(given(told, VARIABLE, folder), VARIABLE)
-    for path in _files(folder):
-        table = _table(path)
+    for path, content in _files(folder):
+        table = _table(path, content)
         if table is not None:
             return Configured(_tiers(table, path), path)
     return Configured((), "")
@@ -104,26 +105,59 @@ def given(tiers: str | Iterable[Tier], where: str = "tiers", folder: str | None 
     return tuple(found)
 
 
-def _files(folder: str) -> Iterator[str]:
-    """The files that may configure something, the nearest first."""
+def _files(folder: str) -> Iterator[tuple[str, bytes]]:
+    """The files that may configure something, the nearest first, with what is in them."""
     here = folder
     while folder:
         for name in (FILE, PROJECT):
             path = os.path.join(folder, name)
-            if os.access(path, os.F_OK) and _is_trusted(path, here):
-                yield path
+            content = _content(path, here)
+            if content is not None:
+                yield path, content
         above = os.path.dirname(folder)
         folder = "" if above == folder else above
 
 
-def _is_trusted(path: str, here: str) -> bool:
+def _content(path: str, here: str) -> bytes | None:
+    """What is in a file; None where there is none, or one that isn't trusted.
+
+    It is judged as it was opened: whoever may put another in its place can't have that one read.
+    """
+    from cuda_progcache.errors import ConfigError
+
+    try:
+        # Whoever put a pipe there keeps nobody waiting.
+        opened = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        try:
+            trusted = _is_trusted(path, os.stat(path), here)
+        except OSError:
+            return None  # gone since, or out of reach
+        if not trusted:
+            return None
+        raise ConfigError(f"can't read {path}: {exc.strerror}") from exc
+    try:
+        if not _is_trusted(path, os.fstat(opened), here):
+            return None
+        with open(opened, "rb", closefd=False) as file:
+            return file.read()
+    except OSError as exc:
+        raise ConfigError(f"can't read {path}: {exc.strerror}") from exc
+    finally:
+        os.close(opened)
+
+
+def _is_trusted(path: str, status: os.stat_result, here: str) -> bool:
     if not hasattr(os, "geteuid"):
         return True
-    try:
-        status = os.stat(path)
-        owners = {os.geteuid(), 0, os.stat(here).st_uid}
-    except OSError:
-        return False  # gone since
+    owners = {0, os.geteuid()}
+    if os.geteuid() != 0:  # root goes into directories of users that it doesn't take orders from
+        try:
+            owners.add(os.stat(here).st_uid)
+        except OSError:
+            return False  # gone since
     if status.st_uid in owners and not status.st_mode & stat.S_IWOTH:
         return True
     if os.path.basename(path) == FILE:  # others' pyproject.toml is mostly about something else
@@ -135,16 +169,11 @@ def _is_trusted(path: str, here: str) -> bool:
     return False
 
 
-def _table(path: str) -> Mapping[str, Any] | None:
+def _table(path: str, content: bytes) -> Mapping[str, Any] | None:
     """What a file says to this package; None: nothing."""
     from cuda_progcache.errors import ConfigError
 
     project = os.path.basename(path) == PROJECT
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as exc:
-        raise ConfigError(f"can't read {path}: {exc.strerror}") from exc
     if project and b"cuda_progcache" not in content:
         return None
     import tomllib

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.tiers.engine import Engine, Listed, TooLargeError
 from cuda_progcache.store.tiers.envelope import pack
@@ -80,11 +81,25 @@ class LayerEngine(Engine):
         return pack(name, content, Version.of(content, b"{}", 0)) if len(content) <= limit else None
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """The programs there."""
-        for entry in self.layer(time.monotonic() + self._settings.write_timeout).entries():
-            name = f"{_PROGRAMS}{entry.digest[:2]}/{entry.digest[2:]}"
-            if name.startswith(prefix):
-                yield Listed(name, entry.size, entry.created)
+        """The programs and header manifests there."""
+        layer = self.layer(time.monotonic() + self._settings.write_timeout)
+        if not prefix.startswith(_HEADERS):
+            for entry in layer.entries():
+                name = f"{_PROGRAMS}{entry.digest[:2]}/{entry.digest[2:]}"
+                if name.startswith(prefix):
+                    yield Listed(name, entry.size, entry.created)
+        folder = os.path.join(layer.path, "manifests")
+        for at, _, files in os.walk(folder) if not prefix.startswith(_PROGRAMS) else ():
+            for file in files:
+                if not is_digest(os.path.basename(at) + file):
+                    continue
+                name = f"{_HEADERS}{os.path.basename(at)}/{file}"
+                try:
+                    status = os.stat(os.path.join(at, file))
+                except FileNotFoundError:
+                    continue  # gone since
+                if name.startswith(prefix):
+                    yield Listed(name, status.st_size, status.st_mtime)
 
     def put(self, name: str, data: bytes, *, until: float) -> NoReturn:  # noqa: ARG002
         """Refuse: a layer isn't written to."""

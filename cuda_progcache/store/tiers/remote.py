@@ -50,6 +50,8 @@ PROGRAMS, MANIFESTS, PACKS = "v1/programs/", "v1/manifests/", "packs/"
 _LISTING = 60.0
 #: Objects of one call for many.
 _BATCH = 100
+#: Bytes of a header manifest's object, at most, and what its content leaves of them to record and signature.
+MOST_OF_MANIFEST, _ROOM = 4 << 20, 1 << 14
 #: Bytes that a signature takes in a record, at most.
 _SIGNATURE = 2048
 #: What is asked for to see whether a service works again: nothing has this name.
@@ -121,6 +123,9 @@ class RemoteProgramCache(ProgramCacheResource):
         Whence the times and sizes are taken that aren't given.
     verifier, signer : callable, optional
         See :data:`Verifier` and :data:`Signer`.
+    voucher : callable, optional
+        A :data:`Verifier` of what others made and the signer may sign: header sets that it adds its own to, and
+        copies. Without it, a signer signs nothing of others.
     timeout, write_timeout : float, optional
         Seconds that a look-up, and a write off the caller's path, may take in all.
     max_bytes : int, optional
@@ -137,12 +142,14 @@ class RemoteProgramCache(ProgramCacheResource):
         *,
         verifier: Verifier | None = None,
         signer: Signer | None = None,
+        voucher: Verifier | None = None,
         timeout: float | None = None,
         write_timeout: float | None = None,
         max_bytes: int | None = None,
     ) -> None:
         self.engine = engine
         self._verifier, self._signer = verifier, signer
+        self._voucher: Verifier = voucher or (lambda *_: "nobody vouches for what others publish")
         self._timeout = _given(timeout, settings, "timeout", 2.0)
         self._write_timeout = _given(write_timeout, settings, "write_timeout", 10.0)
         self._max_bytes = _given(max_bytes, settings, "max_bytes", 64 << 20)
@@ -155,13 +162,13 @@ class RemoteProgramCache(ProgramCacheResource):
         self._writes = WriteBack(self._send, self._dropped)
         self._settings = settings
         self._fleet: FleetLeases | None = None
-        self._dropped_before = 0  # when has_published() was last asked
         self.reset()
         _all.add(self)
 
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
         self._counts = {"untrusted": 0, "bytes_in": 0, "bytes_out": 0}
+        self._unsent = 0  # dropped or refused, when has_published() was last asked
 
     @property
     def name(self) -> str:
@@ -170,6 +177,11 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.name}>"
+
+    @property
+    def demands_signatures(self) -> bool:
+        """Whether it gives only what one of the listed keys has signed."""
+        return self._verifier is not None
 
     @property
     def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
@@ -252,6 +264,11 @@ class RemoteProgramCache(ProgramCacheResource):
         self._calls.tell()
         return found
 
+    def _limit(self, name: str) -> int:
+        """Bytes that an object may have."""
+        most: int = self._max_bytes
+        return min(most, MOST_OF_MANIFEST) if name.startswith(MANIFESTS) else most
+
     def _find(self, digest: str, name: str) -> tuple[bytes, Version] | None:
         """A verified entry or manifest; whatever is wrong is a miss."""
         packed = self._writes.find(name)
@@ -260,7 +277,7 @@ class RemoteProgramCache(ProgramCacheResource):
         if self._missed and self._has_missed(name):
             return None
         try:
-            packed = self._calls.look_up(self._timeout, self.engine.get, name, limit=self._max_bytes)
+            packed = self._calls.look_up(self._timeout, self.engine.get, name, limit=self._limit(name))
         except OutOfUseError:
             return None
         except TooLargeError as exc:
@@ -276,7 +293,7 @@ class RemoteProgramCache(ProgramCacheResource):
             self._remember_miss(name)
             return None
         self._count("bytes_in", len(packed))
-        return self._verified(digest, name, packed)
+        return self._verified(digest, name, packed, self._verifier)
 
     def _find_many(self, digests: Mapping[str, str]) -> Iterator[tuple[str, bytes, Version]]:
         """Those of the entries or manifests, by name, that are there."""
@@ -295,7 +312,7 @@ class RemoteProgramCache(ProgramCacheResource):
                 self._remember_miss(name)
                 continue
             self._count("bytes_in", len(packed))
-            verified = self._verified(digests[name], name, packed)
+            verified = self._verified(digests[name], name, packed, self._verifier)
             if verified is not None:
                 yield digests[name], *verified
 
@@ -304,13 +321,15 @@ class RemoteProgramCache(ProgramCacheResource):
         waiting = list(names)
         while waiting:
             batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
-            found = self._calls.make(seconds, self.engine.get_many, batch, limit=self._max_bytes)
+            found = self._calls.make(seconds, self.engine.get_many, batch, limit=self._limit(batch[0]))
             if not found:
                 raise StoreError(errno.EPROTO, "the server answered none of several questions", self.name)
             waiting = [name for name in batch if name not in found] + waiting
             yield from found.items()
 
-    def _verified(self, digest: str, name: str, packed: bytes) -> tuple[bytes, Version] | None:
+    def _verified(
+        self, digest: str, name: str, packed: bytes, verifier: Verifier | None
+    ) -> tuple[bytes, Version] | None:
         try:
             data, version = unpack(digest, packed)
         except DamagedObjectError as exc:
@@ -321,8 +340,7 @@ class RemoteProgramCache(ProgramCacheResource):
             return None
         self._calls.judge(is_sound=True)
         vouched = name.startswith(MANIFESTS) and self.engine.pinned  # whose own digest is in the URL
-        verifier = None if vouched else self._verifier
-        if verifier is not None and (why := verifier(digest, data, version.record())) is not None:
+        if verifier is not None and not vouched and (why := verifier(digest, data, version.record())) is not None:
             self._count("untrusted")
             self._calls.note("untrusted", f"has {name}, which isn't trusted ({why}); this counts as a miss")
             self._remember_miss(name)
@@ -396,9 +414,19 @@ class RemoteProgramCache(ProgramCacheResource):
         self._calls.tell()
         return done
 
+    def copy(self, key: Key, entry: Entry) -> bool:
+        """Queue a copy of what another store holds; ``False`` where it would be signed here, and nobody vouches for it.
+
+        See :meth:`may_sign` and :meth:`publish`.
+        """
+        if not self.may_sign(entry_digest(key_bytes(key)), entry.data, entry.record):
+            self._counters.count("refused")
+            return False
+        return self.publish(key, entry.data, entry.record)
+
     def _queue(self, digest: str, name: str, data: bytes, record: Mapping[str, Any]) -> bool:
         packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
-        if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._max_bytes:
+        if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._limit(name):
             self._counters.count("refused")
             return False
         if not self._calls.is_ready():
@@ -428,12 +456,22 @@ class RemoteProgramCache(ProgramCacheResource):
             if packed is None:
                 continue
             digest = _digest(name)
-            theirs = self._verified(digest, name, packed)
+            verifier = self._verifier if self._signer is None else self._voucher  # who signs vouches for all of it
+            theirs = self._verified(digest, name, packed, verifier)
             if theirs is not None:
                 ours, version = unpack(digest, objects[name])
                 content = merged_manifest(ours, theirs[0]) or ours
+                if len(content) > limit - _ROOM:
+                    continue
                 merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
         return merged
+
+    def may_sign(self, digest: str, data: bytes, record: Mapping[str, Any]) -> bool:
+        """Whether what others made may be sent on from here: to a signing tier, only what one of its keys signed.
+
+        Else anybody's programs and header sets would get this publisher's signature.
+        """
+        return self._signer is None or self._voucher(digest, data, record) is None
 
     def _signed(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """The objects with signatures in their records, where this tier's publishers sign."""
@@ -465,8 +503,8 @@ class RemoteProgramCache(ProgramCacheResource):
         if not is_digest(digest):
             raise KeyError(digest)
         name = _object(PROGRAMS, digest)
-        self._writes.flush(self._write_timeout)
         self._writes.forget([name])
+        self._writes.flush(self._write_timeout)  # it may be under way
         try:
             if self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes) is None:
                 raise KeyError(digest)
@@ -566,9 +604,9 @@ class RemoteProgramCache(ProgramCacheResource):
     def has_published(self) -> bool:
         """Whether all that was published since this was last asked has been sent, which is waited for."""
         sent = self.flush(2 * self._write_timeout)
-        dropped = self._counters.totals().dropped
-        before, self._dropped_before = self._dropped_before, dropped
-        return sent and dropped == before
+        counted = self._counters.totals()
+        before, self._unsent = self._unsent, counted.dropped + counted.refused
+        return sent and self._unsent == before
 
     def close(self) -> None:
         """Send what is queued, for 2 seconds at most, and close the connections; the store can be used afterwards."""

@@ -26,8 +26,9 @@ from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.configuration import configured
 from cuda_progcache.store.tiers.deadline import within
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
-from cuda_progcache.store.tiers.remote import MANIFESTS, PROGRAMS, RemoteProgramCache
+from cuda_progcache.store.tiers.remote import MANIFESTS, MOST_OF_MANIFEST, PROGRAMS, RemoteProgramCache
 from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+from cuda_progcache.store.tiers.signing import SIGNATURE
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.engine import Engine, Listed
@@ -248,7 +249,7 @@ class TierSide:
     def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
         """See :class:`Side`."""
         names = {object_name(tree, digest): digest for digest in digests}
-        limit = self._settings.max_bytes
+        limit = self._limit(tree)
         found = self.call(self._settings.write_timeout, self.engine.get_many, list(names), limit=limit)
         for name, packed in found.items():
             if packed is None:
@@ -270,11 +271,15 @@ class TierSide:
         packed = {}
         for digest, data, record in items:
             content = pack(digest, data, self.version(digest, data, record))
-            if len(content) <= self._settings.max_bytes:
+            if len(content) <= self._limit(tree):
                 packed[object_name(tree, digest)] = content
         for batch in batches(packed, lambda name: len(packed[name])):
             self.call(self._settings.write_timeout, self.engine.put_many, {name: packed[name] for name in batch})
         return len(packed)
+
+    def _limit(self, tree: str) -> int:
+        most = self._settings.max_bytes
+        return min(most, MOST_OF_MANIFEST) if tree == MANIFESTS else most
 
     def version(self, digest: str, data: bytes, record: Mapping[str, Any]) -> Version:
         """What vouches for an entry there: its record, signed where this tier's publishers sign."""
@@ -285,13 +290,23 @@ class TierSide:
     def _with_theirs(self, items: Sequence[Item]) -> list[Item]:
         """Manifests with the sets that the tier's have."""
         theirs = {
-            one.digest: one for one in self.read(MANIFESTS, [item.digest for item in items]) if isinstance(one, Item)
+            one.digest: one
+            for one in self.read(MANIFESTS, [item.digest for item in items])
+            if isinstance(one, Item) and self._remote.may_sign(*one)
         }
         merged = []
         for item in items:
             there = theirs.get(item.digest)
-            content = item.data if there is None else merged_manifest(item.data, there.data) or item.data
-            if there is None or content != there.data:
+            if there is None:
+                merged.append(item)
+                continue
+            # What nothing is added to keeps its bytes and its record, and with it its signature.
+            content = merged_manifest(item.data, there.data) or item.data
+            if content == item.data:
+                gains = SIGNATURE in item.record and SIGNATURE not in there.record
+                if content != there.data or gains:
+                    merged.append(item)
+            elif merged_manifest(there.data, item.data) != there.data:
                 merged.append(Item(item.digest, content, {}))
         return merged
 
@@ -302,8 +317,7 @@ class TierSide:
     def asked(self) -> float:
         """Seconds that a look-up takes of something that can't be there (OSError: it is in trouble)."""
         started = time.perf_counter()
-        name = object_name(PROGRAMS, 64 * "0")
-        self.call(self._settings.timeout, self.engine.get, name, limit=self._settings.max_bytes, tries=1)
+        self.call(self._settings.timeout, self._remote._get_nothing, tries=1)
         return time.perf_counter() - started
 
     def close(self) -> None:
@@ -335,16 +349,21 @@ def batches(names: Iterable[str], size: Callable[[str], int]) -> Iterator[list[s
 
 
 def leading_to(content: bytes, digests: Iterable[str] | None) -> bytes | None:
-    """A manifest as it travels: without stamps of files, and only with the sets that lead to these programs, if any."""
+    """A manifest as it travels: without stamps of files, and only with the sets that lead to these programs, if any.
+
+    The very bytes, where there is nothing to leave out: they may be signed.
+    """
     known = manifest_sets(content)
     if known is None:
         return None
     wanted = None if digests is None else frozenset(digests)
     sets = [
-        {name: value for name, value in one.items() if name != "stamps"}
+        {name: value for name, value in one.items() if name != "stamps" or not value}
         for one in known[1]
         if (isinstance(one, dict) if wanted is None else leads_to(one, wanted))
     ]
+    if sets == known[1]:
+        return content if sets else None
     return json.dumps({"format": known[0], "sets": sets}, separators=(",", ":")).encode() if sets else None
 
 
@@ -361,12 +380,12 @@ def manifests_of(source: Side, digests: Collection[str] | None) -> Iterator[list
     """
     try:
         names = sorted(source.sizes(MANIFESTS))
-    except StoreError:
+    except OSError:
         return
     for batch in batches(names, lambda _: 0):
         items = []
         for one in source.read(MANIFESTS, batch):
             content = leading_to(one.data, digests) if isinstance(one, Item) else None
             if isinstance(one, Item) and content is not None:
-                items.append(one._replace(data=content))
+                items.append(one if content == one.data else Item(one.digest, content, {}))
         yield items

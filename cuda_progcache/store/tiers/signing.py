@@ -78,6 +78,13 @@ class Signer:
         plain: dict[str, Any] = loads(encode_record(record))
         return {**plain, SIGNATURE: dsse.sign(statement(name, data, plain), self._signer)}
 
+    @property
+    def public(self) -> str:
+        """The public key, as 64 hex digits (StoreError: the key can't be used)."""
+        if self._signer is None:
+            self._signer = self._opened()
+        return str(self._signer.public_key.keyval["public"])
+
     def _opened(self) -> CryptoSigner:
         try:
             signer = dsse.signer_from_pem(self._path)
@@ -100,10 +107,13 @@ class Verifier:
     keys : sequence of str
         Public keys, each 64 hex digits or the path of a PEM file; read when the first object is looked at. Nothing is
         trusted while one of them can't be read.
+    own : Signer, optional
+        Whose key is one of them.
     """
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[str], own: Signer | None = None) -> None:
         self._given = tuple(keys)
+        self._own = own
         self._keys: tuple[Ed25519PublicKey, ...] = ()
 
     def __call__(self, name: str, data: bytes, record: Mapping[str, Any]) -> str | None:
@@ -113,7 +123,8 @@ class Verifier:
             return "it isn't signed"
         try:
             if not self._keys:
-                self._keys = tuple(map(dsse.public_key, self._given))
+                given = self._given if self._own is None else (*self._given, self._own.public)
+                self._keys = tuple(map(dsse.public_key, given))
             signed = dsse.opened(envelope, self._keys)
         except dsse.UnsignedError as error:
             return str(error)

@@ -139,7 +139,7 @@ class _Sync:
         """Digests and sizes of what is asked for and may be in the source."""
         try:
             found = self.source.sizes(PROGRAMS)
-        except StoreError as exc:
+        except OSError as exc:
             if self.asked is None:
                 raise StoreError(
                     exc.errno, f"{exc.strerror or exc}; name the programs to copy (--lock)", self.source.name
@@ -151,7 +151,7 @@ class _Sync:
         """Those that the target has; of one that can't list, those that it gives."""
         try:
             return set(self.target.sizes(PROGRAMS)).intersection(sizes)
-        except StoreError:
+        except OSError:
             found: set[str] = set()
             for batch in batches(sorted(sizes), lambda _: 0):
                 found.update(one.digest for one in self.target.read(PROGRAMS, batch) if isinstance(one, Item))
@@ -333,7 +333,7 @@ def health(settings: TierSettings, *, count: bool = False) -> Health:
                 return Health(*told, True, "", latency)
             try:
                 sizes = opened.sizes(PROGRAMS)
-            except StoreError:
+            except OSError:
                 return Health(*told, True, "", latency)
             return Health(*told, True, "", latency, len(sizes), sum(sizes.values()))
         finally:

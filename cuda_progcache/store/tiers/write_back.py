@@ -64,13 +64,15 @@ class WriteBack(Generic[T]):
         self._ending = threading.Event()
 
     def put(self, name: str, item: T, size: int) -> bool:
-        """Queue a write, in the place of one that waits under its name; False where there is no room for it."""
+        """Queue a write, in the place of one that waits under its name; False if there is no room (that one stays)."""
         with self._lock:
-            self._bytes -= self._waiting.pop(name, (None, 0))[1]
-            fits = len(self._waiting) < MOST_ITEMS and self._bytes + size <= MOST_BYTES
+            before = self._waiting.get(name, (None, 0))[1]
+            count = len(self._waiting) - (name in self._waiting)
+            fits = count < MOST_ITEMS and self._bytes - before + size <= MOST_BYTES
             if fits:
+                self._waiting.pop(name, None)  # it goes to the end
                 self._waiting[name] = (item, size)
-                self._bytes += size
+                self._bytes += size - before
                 self._idle.clear()
         if not fits or not self._at_work():
             self._dropped(1)
