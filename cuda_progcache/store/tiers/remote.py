@@ -461,7 +461,7 @@ class RemoteProgramCache(ProgramCacheResource):
             if theirs is not None:
                 ours, version = unpack(digest, objects[name])
                 content = merged_manifest(ours, theirs[0]) or ours
-                if len(content) > limit - _ROOM:
+                if len(content) > self._limit(name) - _ROOM:
                     continue
                 merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
         return merged
