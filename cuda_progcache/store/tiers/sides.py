@@ -252,6 +252,8 @@ class TierSide:
         limit = self._limit(tree)
         found = self.call(self._settings.write_timeout, self.engine.get_many, list(names), limit=limit)
         for name, packed in found.items():
+            if packed is None:
+                continue
             digest = names[name]
             try:
                 data, version = unpack(digest, packed)
