@@ -503,15 +503,24 @@ class RemoteProgramCache(ProgramCacheResource):
         if not is_digest(digest):
             raise KeyError(digest)
         name = _object(PROGRAMS, digest)
+        was_queued = self._writes.find(name) is not None
         self._writes.forget([name])
         self._writes.flush(self._write_timeout)  # it may be under way
         try:
-            if self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes) is None:
+            if self._is_there(name):
+                self._calls.make(self._timeout, self.engine.delete, [name])
+            elif not was_queued:
                 raise KeyError(digest)
-            self._calls.make(self._timeout, self.engine.delete, [name])
         except OSError:
             self._counters.count("failed")
         self._calls.tell()
+
+    def _is_there(self, name: str) -> bool:
+        """Whether the service has an object of that name, of whatever size."""
+        try:
+            return self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes) is not None
+        except TooLargeError:
+            return True
 
     def clear(self) -> None:
         """Remove every program, manifest and pack: those of all who use the tier."""
