@@ -56,7 +56,7 @@ class Shelf(Engine):
         for name in names:
             self.objects.pop(name, None)
 
-    def list(self, prefix):
+    def list(self, prefix, *, until):
         return iter(())
 
     def close(self):

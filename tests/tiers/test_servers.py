@@ -67,15 +67,15 @@ def use(engine):
 def look_around(engine, names):
     """What a listing says, and removals."""
     now = time.time()
-    listed = {one.name: one for one in engine.list("v1/programs/")}
+    listed = {one.name: one for one in engine.list("v1/programs/", until=later())}
     assert listed.keys() == {NAME, *names}
     assert listed[NAME].size == len(b"second")
     assert abs(listed[NAME].modified - now) < 3600
-    assert [one.name for one in engine.list("v1/programs/ab/c")] == [NAME]
-    assert [one.name for one in engine.list("v1/programs/ab/x")] == []
-    assert list(engine.list("v1/nothing/")) == []
+    assert [one.name for one in engine.list("v1/programs/ab/c", until=later())] == [NAME]
+    assert [one.name for one in engine.list("v1/programs/ab/x", until=later())] == []
+    assert list(engine.list("v1/nothing/", until=later())) == []
     engine.delete([*names, NAME, "v1/programs/no/ne"], until=later())
-    assert [one.name for one in engine.list("")] == ["packs/large"]
+    assert [one.name for one in engine.list("", until=later())] == ["packs/large"]
     assert engine.get(NAME, limit=LIMIT, until=later()) is None
     engine.delete([], until=later())
 
@@ -163,7 +163,7 @@ def test_a_server_that_cannot_list_says_what_can():
     with FaultyServer("http", "HTML in place of the object") as server:
         engine = engine_of(f"http://127.0.0.1:{server.port}/prefix")
         with pytest.raises(StoreError, match="autoindex_format json"):
-            list(engine.list("v1/"))
+            list(engine.list("v1/", until=later()))
 
 
 def test_a_large_write_has_the_time_of_a_write_and_not_of_a_connection(nginx_url):

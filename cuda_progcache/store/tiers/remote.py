@@ -538,8 +538,8 @@ class RemoteProgramCache(ProgramCacheResource):
     # What there is
 
     def _list(self, prefix: str) -> list[Listed]:
-        def listed(*, until: float) -> list[Listed]:  # noqa: ARG001 - an engine's own are for each page
-            return list(self.engine.list(prefix))
+        def listed(*, until: float) -> list[Listed]:
+            return list(self.engine.list(prefix, until=until))
 
         return self._calls.make(_LISTING, listed)
 
