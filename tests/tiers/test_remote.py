@@ -228,7 +228,7 @@ def test_a_slow_write_batch_or_listing_keeps_nobody_from_looking_up(shelf, tier,
         waiting.set()
         assert gate.wait(60)
 
-    def listed(prefix):
+    def listed(prefix, *, until):
         hang(None)
         return iter(())
 

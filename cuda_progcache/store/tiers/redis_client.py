@@ -12,6 +12,7 @@ import errno
 import inspect
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -166,18 +167,17 @@ class RedisClient:
         self._settings = settings
         self._tls: ssl.SSLContext | None = None
         self._lock = ForkSafeLock()
-        self._renew()
-
-    def _renew(self) -> None:
         self._kept: list[Any] = []
-        self._pid = os.getpid()  # last: other threads go by it
+        self._pid = os.getpid()
+        weakref.finalize(self, _disconnect, self._kept).atexit = False
 
     def _connected(self) -> Any:
         """A connection that is open and silent."""
         if self._pid != os.getpid():
             with self._lock:
                 if self._pid != os.getpid():
-                    self._renew()  # a socket that is used by parent and child gives each the other's answers
+                    self.close()  # a socket that is used by parent and child gives each the other's answers
+                    self._pid = os.getpid()  # last: other threads go by it
         while self._kept:
             try:
                 connection = self._kept.pop()
@@ -327,8 +327,17 @@ class RedisClient:
 
     def close(self) -> None:
         """Close the connections that are kept; the next question opens one."""
-        while self._kept:
-            self._kept.pop().disconnect()
+        _disconnect(self._kept)
+
+
+def _disconnect(connections: list[Any]) -> None:
+    """Close connections; of those that a parent process has, only this process's share."""
+    while connections:
+        try:
+            connection = connections.pop()
+        except IndexError:  # another thread took it
+            return
+        connection.disconnect()
 
 
 def send(connection: Any, commands: Sequence[tuple[Any, ...]]) -> None:
