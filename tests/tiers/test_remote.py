@@ -449,7 +449,7 @@ def test_a_local_hit_imports_no_client_and_opens_no_connection(black_hole, pytho
 import sys, threading
 from cuda_progcache import FileStreamProgramCache, ProgramCacheStack
 from cuda_progcache.store.tiers import open_tier
-from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+from cuda_progcache.store.tiers.settings import parse_tier
 stack = ProgramCacheStack((FileStreamProgramCache(sys.argv[2]), open_tier(parse_tier(sys.argv[1]))))
 assert stack.get(b"k") == stack.load(b"k").data == b"v"
 stack.close()
@@ -464,7 +464,7 @@ def test_writes_reach_the_tier_before_the_process_ends(redis_url, open_url, pyth
     script = """
 import sys
 from cuda_progcache.store.tiers import open_tier, write_back
-from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+from cuda_progcache.store.tiers.settings import parse_tier
 tier = open_tier(parse_tier(sys.argv[1]))
 for number in range(200):
     tier.publish(b"%d" % number, bytes(1000), {"n": number})
@@ -478,7 +478,7 @@ def test_the_end_of_a_process_waits_for_a_dead_tier_no_longer_than_it_says(black
     script = """
 import sys, time
 from cuda_progcache.store.tiers import open_tier, write_back
-from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+from cuda_progcache.store.tiers.settings import parse_tier
 tier = open_tier(parse_tier(sys.argv[1]))
 write_back.AT_EXIT = 0.2
 tier.publish(b"k", b"v", {})
@@ -492,7 +492,7 @@ def test_nothing_is_imported_by_a_thread(tier_url, python, tmp_path):
 import sys, threading
 from cuda_progcache import FileStreamProgramCache, ProgramCacheStack
 from cuda_progcache.store.tiers import open_tier
-from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+from cuda_progcache.store.tiers.settings import parse_tier
 import builtins
 original, culprits = builtins.__import__, set()
 
@@ -524,7 +524,7 @@ def test_a_forked_child_has_a_tier_of_its_own(redis_url, python):
     script = """
 import os, sys
 from cuda_progcache.store.tiers import open_tier
-from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+from cuda_progcache.store.tiers.settings import parse_tier
 tier = open_tier(parse_tier(sys.argv[1]))
 for number in range(50):
     tier.publish(b"%d" % number, b"%d" % number * 100, {"n": number})
@@ -561,7 +561,7 @@ def test_a_fork_while_writes_are_on_their_way_doubles_and_loses_none(redis_url, 
     script = """
 import multiprocessing, os, sys
 from cuda_progcache.store.tiers import open_tier, write_back
-from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+from cuda_progcache.store.tiers.settings import parse_tier
 tier = open_tier(parse_tier(sys.argv[1]))
 
 write_back.AT_EXIT = 60.0
