@@ -6,10 +6,14 @@ from __future__ import annotations
 import os
 import types
 import weakref
-from collections.abc import Callable
-from typing import Any, TypeAlias
 
-_Owner: TypeAlias = weakref.ref[object]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeAlias
+
+    _Owner: TypeAlias = weakref.ref[object]
+
 #: In the order in which they were registered; by identity, since an object may be equal to another, or unhashable.
 _methods: dict[int, tuple[_Owner, Callable[[Any], Any]]] = {}
 
