@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from cuda_progcache._util import modes
+from cuda_progcache._util import forks, modes
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.base import (
@@ -163,7 +161,7 @@ class RemoteProgramCache(ProgramCacheResource):
         self._settings = settings
         self._fleet: FleetLeases | None = None
         self.reset()
-        _all.add(self)
+        forks.in_child(self.reset)
 
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
@@ -653,16 +651,3 @@ def _info(digest: str, data: bytes, version: Version) -> EntryInfo:
         path=None,
         record=version.record(),
     )
-
-
-_all: weakref.WeakSet[RemoteProgramCache] = weakref.WeakSet()
-
-
-def _start_anew() -> None:
-    """In a forked child, which counts for itself."""
-    for store in list(_all):
-        store.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
