@@ -76,7 +76,6 @@ class OciEngine(LayerEngine):
         self._repository, self._reference = (head, tag) if colon else (path, "latest")
         self._wanted = digest or None
         self._renew()
-        self._layer: FileStreamProgramCache | None = None
         forks.in_child(self._renew)
 
     def _renew(self) -> None:

@@ -24,8 +24,9 @@ from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
 from cuda_progcache.store.tiers.calls import OutOfUseError
 from cuda_progcache.store.tiers.engine import TooLargeError, reason
-from cuda_progcache.store.tiers.remote import PACKS, PROGRAMS, RemoteProgramCache
+from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.sides import Item, Side, TierSide, batches, leading_to, manifests_of
+from cuda_progcache.store.tiers.trees import PACKS, PROGRAMS
 
 if TYPE_CHECKING:
     from cuda_progcache.store.bundle import Bundle
@@ -76,7 +77,7 @@ def write_pack(source: Side, tier: TierSide, lock: str, digests: Collection[str]
         The tier can't be written, or the pack would be too large.
     """
     name, file = pack_name(lock), io.BytesIO()
-    signer = tier._remote._signer
+    signer = tier._remote.trust.signer
 
     def fits() -> None:
         if file.tell() > MAX_BYTES:
@@ -156,7 +157,7 @@ def _load(remote: RemoteProgramCache, name: str, wanted: Collection[str]) -> _Pa
     """What a tier's pack has of the programs that are wanted."""
     pack = _Pack([], [])
     try:
-        packed = remote._calls.make(remote._write_timeout, remote.engine.get, name, limit=MAX_BYTES)
+        packed = remote._calls.make(remote._settings.write_timeout, remote.engine.get, name, limit=MAX_BYTES)
     except OutOfUseError:
         return pack
     except TooLargeError as exc:
@@ -172,7 +173,7 @@ def _load(remote: RemoteProgramCache, name: str, wanted: Collection[str]) -> _Pa
         remote._counters.count("misses")
         remote._calls.judge(is_sound=True)
         return pack
-    remote._count("bytes_in", len(packed))
+    remote._objects.count("bytes_in", len(packed))
     try:
         with opened_file(io.BytesIO(packed), name) as bundle:
             pack = _verified(remote, name, bundle, wanted)
@@ -191,20 +192,20 @@ def _verified(remote: RemoteProgramCache, name: str, bundle: Bundle, wanted: Col
     asked = [digest for digest in bundle.digests if digest in wanted]
     if not asked:
         raise bundle.refuse("it has nothing of this lockfile")
-    verifier = remote._verifier
+    trust = remote.trust
     programs = []
     why = None
     for digest in asked:
         version, record = bundle.version(digest)
         data = bundle.entry(digest, version)
-        doubt = None if verifier is None else verifier(digest, data, record)
+        doubt = trust.doubt(digest, data, record)
         if doubt is None:
             programs.append((digest, data, version))
         else:
-            remote._count("untrusted")
+            remote._objects.count("untrusted")
             why = doubt
     found = list(bundle.manifests())
-    if verifier is not None and (doubt := verifier(name, bundle.files, bundle.seal)) is not None:
+    if (doubt := trust.doubt(name, bundle.files, bundle.seal)) is not None:
         found, why = [], doubt
     if why is not None:
         remote._calls.note("untrusted pack", f"has {name}, of which not all is trusted ({why}); that is left out")
