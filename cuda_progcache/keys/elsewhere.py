@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.fields import replace
 from cuda_progcache.keys.headers import MAX_SETS, HeaderManifest, HeaderSet, content_of, sets_in
 from cuda_progcache.keys.include_text import FOLDED, NO_PATH
@@ -39,7 +40,7 @@ def _makes_sense(headers: HeaderSet) -> bool:
     if not NO_PATH <= headers.mentions_file <= FOLDED:
         return False
     digests = (*(header.digest for header in headers.headers), *headers.plain)
-    if not all(map(_is_digest, (*digests, *filter(None, (headers.entry, headers.stands_for))))):
+    if not all(map(is_digest, (*digests, *filter(None, (headers.entry, headers.stands_for))))):
         return False
     names = (*(place[2] for place in places), *(header.name for header in headers.headers), *headers.probes)
     try:
@@ -50,7 +51,3 @@ def _makes_sense(headers: HeaderSet) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and not text.strip("0123456789abcdef")

@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.files import (
     READ_FLAGS,
     Signature,
@@ -29,7 +30,6 @@ from cuda_progcache.store.base import (
     ProgramCacheResource,
     charged_size,
     entry_digest,
-    is_digest,
     program_bytes,
 )
 from cuda_progcache.store.counters import LOOK, Tally, persisted
