@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.files import put_in_place, write_new
 from cuda_progcache.store.sharing import Sharing
 
@@ -170,8 +171,6 @@ def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[
 
 def manifests_in(root: str) -> Iterator[str]:
     """The header manifests there, in order of name."""
-    from cuda_progcache.store.base import is_digest
-
     directory = os.path.join(root, "manifests")
     for shard in _names(directory):
         for rest in _names(os.path.join(directory, shard)):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util import forks, modes
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.base import (
     Entry,
@@ -15,7 +16,6 @@ from cuda_progcache.store.base import (
     ProgramCacheResource,
     entry_digest,
     frozen_miss,
-    is_digest,
     key_bytes,
     program_bytes,
 )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util.locks import ForkSafeLock
@@ -93,8 +93,16 @@ class RemoteObjects:
         name = object_name(tree, digest)
         if name in self.misses:
             return None
+        packed = self._fetch(self._calls.look_up, self._settings.timeout, name, self._limit(name))
+        return None if packed is None else self._verified(name, packed, self._trust.verifier)
+
+    def fetch(self, name: str, *, limit: int) -> bytes | None:
+        """A large object, as it was sent; whatever is wrong is a miss."""
+        return self._fetch(self._calls.make, self._settings.write_timeout, name, limit)
+
+    def _fetch(self, call: Callable[..., bytes | None], seconds: float, name: str, limit: int) -> bytes | None:
         try:
-            packed = self._calls.look_up(self._settings.timeout, self._engine.get, name, limit=self._limit(name))
+            packed = call(seconds, self._engine.get, name, limit=limit)
         except OutOfUseError:
             return None
         except TooLargeError as exc:
@@ -110,7 +118,7 @@ class RemoteObjects:
             self.misses.add(name)
             return None
         self.count("bytes_in", len(packed))
-        return self._verified(name, packed, self._trust.verifier)
+        return packed
 
     def find_many(self, tree: str, digests: Iterable[str]) -> Iterator[tuple[str, bytes, Version]]:
         """Those of the entries or manifests that are there, with their digests."""
@@ -146,9 +154,7 @@ class RemoteObjects:
         try:
             data, version = unpack(digest, packed)
         except DamagedObjectError as exc:
-            self._counters.count("corrupt")
-            self._calls.judge(is_sound=False)
-            self._calls.note("corrupt", f"sent something else for {name} ({exc}); this counts as a miss")
+            self.reject("corrupt", f"sent something else for {name} ({exc}); this counts as a miss")
             self.misses.add(name)
             return None
         self._calls.judge(is_sound=True)
@@ -159,6 +165,12 @@ class RemoteObjects:
             self.misses.add(name)
             return None
         return data, version
+
+    def reject(self, kind: str, said: str) -> None:
+        """Count an answer that isn't what was asked for, and have the next caller told of it."""
+        self._counters.count("corrupt")
+        self._calls.judge(is_sound=False)
+        self._calls.note(kind, said)
 
     # Writes
 

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import ReadOnlyError, StoreError
-from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.derived import (
     leads_to,
     manifest_path,
