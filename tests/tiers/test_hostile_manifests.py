@@ -85,7 +85,8 @@ def mutations(draw):
 
 def mutated(made, steps):
     made = copy.deepcopy(made)
-    for number, how, value in steps:
+    for number, how, drawn in steps:
+        value = copy.deepcopy(drawn)  # a value that is drawn twice would else be put into itself
         places = [path for path in nodes(made) if path]
         if not places:
             break
