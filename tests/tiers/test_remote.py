@@ -16,9 +16,10 @@ from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, P
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.tiers import remote, write_back
-from cuda_progcache.store.tiers.engine import Engine
+from cuda_progcache.store.tiers.engine import Engine, TooLargeError
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
+from cuda_progcache.store.tiers.settings import parse_tier
 
 CUBIN = b"\x7fELF" + bytes(range(256))
 CLIENTS = ("redis", "urllib3", "obstore", "boto3", "requests")
@@ -350,6 +351,7 @@ def test_what_is_removed_while_it_waits_is_not_sent(shelf, tier, until):
     tier.publish(b"k", CUBIN, {})
     forget = tier._writes.forget
     tier._writes.forget = lambda names: (forget(names), gate.set())
+    del tier[b"k"]  # it was there, for whoever asked
     with pytest.raises(KeyError):
         del tier[b"k"]
     assert "put" in [what for what, _ in shelf.calls]
@@ -373,6 +375,62 @@ def test_an_object_that_is_too_large_is_refused(shelf):
     assert tier.publish(b"k", bytes(1000), {}) is False
     assert tier.stats().refused == 1
     assert shelf.calls == []
+
+
+def test_an_object_there_that_is_too_large_is_a_miss_and_no_trouble(shelf, tier):
+    keys = [b"%d" % number for number in range(6)]
+    for key in keys:
+        tier.publish(key, CUBIN, {})
+    assert tier.flush(60)
+    large = {name_of(key) for key in keys[1:5]}
+    plain = shelf.get
+
+    def get(name, *, limit, until):
+        if name in large:
+            raise TooLargeError(27, "the object has 10 bytes, more than the limit of 9")
+        return plain(name, limit=limit, until=until)
+
+    shelf.get = get
+    with pytest.warns(ProgCacheWarning, match="too large") as caught:
+        assert [tier.load(key) for key in keys[1:5]] == [None] * 4
+    assert len(caught) == 1
+    assert (tier.stats().refused, tier.tier().state, tier.tier().errors) == (4, "closed", 0)
+    tier.forget_misses()
+    assert {key for key, _ in tier.load_many(keys)} == {keys[0], keys[5]}
+
+
+@pytest.mark.parametrize("budget", [1, 1 << 28])
+def test_a_batch_from_redis_leaves_out_what_is_too_large_and_is_read_in_parts(redis_url, monkeypatch, open_url, budget):
+    from cuda_progcache.store.tiers import redis
+
+    monkeypatch.setattr(redis, "BATCH_BYTES", budget)
+    keys = [b"%d" % number for number in range(6)]
+    mark = "&" if "?" in redis_url else "?"
+    writer, reader = open_url(redis_url), open_url(f"{redis_url}{mark}max_bytes=2000")
+    for number, key in enumerate(keys):
+        writer.publish(key, bytes(9000 if number in {2, 3} else 10), {})
+    assert writer.flush(60)
+    assert {key for key, _ in reader.load_many([*keys, b"none"])} == {keys[0], keys[1], keys[4], keys[5]}
+    assert reader.load(keys[0]) == (bytes(10), {})
+
+
+def test_a_write_to_redis_has_one_deadline_for_all_its_pieces():
+    redis = pytest.importorskip("cuda_progcache.store.tiers.redis")
+    received, ended = [], threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drain():
+            connection, _ = server.accept()
+            with connection:
+                while not ended.wait(0.005) and (data := connection.recv(1 << 16)):
+                    received.append(len(data))
+
+        threading.Thread(target=drain, daemon=True).start()
+        engine = redis.RedisEngine(parse_tier(f"redis://127.0.0.1:{server.getsockname()[1]}"))
+        with pytest.raises(TimeoutError):
+            engine.put_many({f"packs/{n}": bytes(1 << 20) for n in range(64)}, until=time.monotonic() + 0.3)
+        ended.set()
+        assert sum(received) < 60 << 20
 
 
 def test_a_miss_is_remembered_for_a_moment(shelf, tier):
@@ -633,7 +691,7 @@ def test_many_are_fetched_together(shelf, tier, tmp_path):
 
     def get_many(names, *, limit, until):
         many.append(names)
-        return {name: shelf.objects[name] for name in names if name in shelf.objects}
+        return {name: shelf.objects.get(name) for name in names}
 
     shelf.get_many = get_many
     disk = FileStreamProgramCache(tmp_path)

@@ -55,7 +55,7 @@ def use(engine):
     assert engine.get(NAME, limit=LIMIT, until=later()) == b"second"
     engine.put_many({name: name.encode() for name in names}, until=later())
     found = engine.get_many([*names, "v1/programs/no/ne"], limit=LIMIT, until=later())
-    assert found == {name: name.encode() for name in names}
+    assert found == {name: name.encode() for name in names} | {"v1/programs/no/ne": None}
     large = bytes(range(256)) * (4 << 10)
     engine.put("packs/large", large, until=later())
     assert engine.get("packs/large", limit=len(large), until=later()) == large

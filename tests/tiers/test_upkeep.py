@@ -143,6 +143,16 @@ def test_what_is_damaged_or_too_large_is_left_out_and_said(redis_url, tmp_path, 
     assert "too large" in run("sync", "large", f"{redis_url}&max_bytes=50kB")
 
 
+def test_what_is_too_large_hides_nothing_behind_it(redis_url, tmp_path):
+    small = fill(tmp_path / "small", 12)
+    for path, size in (("small", 1000), ("large", 9000)):
+        fill(tmp_path / path, 12, size)
+        sync(tmp_path / path, redis_url)
+    mark = "&" if "?" in redis_url else "?"
+    sync(f"{redis_url}{mark}max_bytes=3000", tmp_path / "copy")
+    assert held(tmp_path / "copy").keys() == set(small)
+
+
 def test_sides_that_cannot_be_read_or_written(redis_url, tmp_path):
     fill(tmp_path / "here", 1)
     with pytest.raises(ReadOnlyError):

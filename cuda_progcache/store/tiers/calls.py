@@ -16,7 +16,7 @@ from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.breaker import CircuitBreaker
 from cuda_progcache.store.tiers.deadline import aside, within
-from cuda_progcache.store.tiers.engine import NotInstalledError, reason
+from cuda_progcache.store.tiers.engine import NotInstalledError, TooLargeError, reason
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.engine import Engine
@@ -92,6 +92,8 @@ class Calls:
         ------
         OutOfUseError
             It was spared the call.
+        TooLargeError
+            What was asked for is larger than it may be, which is an answer.
         OSError
             It is in trouble.
         """
@@ -132,6 +134,9 @@ class Calls:
                 value = operation(*args, **named, until=until)
             else:
                 value = within(until, functools.partial(operation, *args, **named, until=until), self._engine.cut)
+        except TooLargeError:
+            self._answered(started)
+            raise
         except OSError as exc:
             self._failed(exc)
             raise
@@ -141,11 +146,14 @@ class Calls:
         except BaseException:
             self.breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
             raise
+        self._answered(started)
+        return value
+
+    def _answered(self, started: float) -> None:
         self.breaker.succeeded()
         with self._lock:
             self.made += 1
             self.seconds += time.monotonic() - started
-        return value
 
     def judge(self, *, is_sound: bool) -> None:
         """Note whether an answer was one; one that sends rubbish time and again, as a proxy may, is in trouble."""

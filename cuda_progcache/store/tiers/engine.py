@@ -7,7 +7,11 @@ import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from cuda_progcache._util.parallel import for_each
 from cuda_progcache.errors import StoreError
+
+#: Bytes of the objects of one call for many, after which no more are asked for.
+BATCH_BYTES = 256 << 20
 
 
 def reason(exc: Exception) -> str:
@@ -37,6 +41,10 @@ class NotInstalledError(StoreError):
     """The client library of a service isn't installed, which no later call changes."""
 
 
+class TooLargeError(StoreError):
+    """An object is said to be larger than it may be; none of it was read."""
+
+
 class Engine(abc.ABC):
     """Gets, puts and lists the objects of one service; knows nothing of programs, and trusts nothing it is sent.
 
@@ -56,6 +64,8 @@ class Engine(abc.ABC):
         the caller leaves behind.
     survives_fork : bool
         Whether it can be used in a child of a process that has used it.
+    threads : int
+        On which many objects are asked for.
     pinned : bool
         Whether its URL has the digest of all that it gives, so that nobody can have put anything else there.
     """
@@ -63,6 +73,7 @@ class Engine(abc.ABC):
     name: str
     keeps_time: bool = False
     survives_fork: bool = True
+    threads: int = 1
     pinned: bool = False
 
     def prepare(self) -> None:  # noqa: B027
@@ -81,15 +92,35 @@ class Engine(abc.ABC):
         name : str
             Below the tier's prefix: ``programs/ab/cdef...``.
         limit : int
-            Bytes that it may have; a larger one is trouble, found before its body is read.
+            Bytes that it may have (:class:`TooLargeError`, before its body is read: it is larger).
         until : float
             The end of the caller's patience, as :func:`time.monotonic` counts.
         """
 
-    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes]:
-        """Those of the objects that are there; an engine with a call for many overrides this."""
-        found = {name: self.get(name, limit=limit, until=until) for name in names}
-        return {name: data for name, data in found.items() if data is not None}
+    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes | None]:
+        """Several objects; an engine with a call for many overrides this.
+
+        Returns
+        -------
+        mapping
+            ``None`` for one that isn't there, or is too large. Once :data:`BATCH_BYTES` have come no more are asked
+            for, so that names may be left out; of the first names asked for there is always one that isn't.
+        """
+        found: dict[str, bytes | None] = {}
+        sizes: list[int] = []
+
+        def get(name: str) -> None:
+            if sum(sizes) >= BATCH_BYTES:
+                return
+            try:
+                data = self.get(name, limit=limit, until=until)
+            except TooLargeError:
+                data = None
+            sizes.append(len(data or b""))
+            found[name] = data
+
+        for_each(names, get, self.threads)
+        return found
 
     @abc.abstractmethod
     def put(self, name: str, data: bytes, *, until: float) -> None:

@@ -43,6 +43,7 @@ class HttpEngine(Engine):
     """
 
     keeps_time = True
+    threads = THREADS
 
     def __init__(self, settings: TierSettings) -> None:
         self.name = settings.url
@@ -63,18 +64,6 @@ class HttpEngine(Engine):
         if answer.status not in _ABSENT:
             self._refuse(f"GET of {name}", answer.status)
         return None
-
-    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes]:
-        """Those of the objects that are there, asked for on several threads."""
-        found: dict[str, bytes] = {}
-
-        def get(name: str) -> None:
-            data = self.get(name, limit=limit, until=until)
-            if data is not None:
-                found[name] = data
-
-        for_each(names, get, THREADS)
-        return found
 
     def put(self, name: str, data: bytes, *, until: float) -> None:
         """Write an object by PUT."""

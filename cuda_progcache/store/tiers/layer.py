@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.records import Version, encode_record
-from cuda_progcache.store.tiers.engine import Engine, Listed
+from cuda_progcache.store.tiers.engine import Engine, Listed, TooLargeError
 from cuda_progcache.store.tiers.envelope import pack
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class LayerEngine(Engine):
         except KeyError:
             return None
         if info.size > limit:
-            raise StoreError(errno.EFBIG, f"a program has {info.size} bytes, more than the limit of {limit}", self.name)
+            why = f"a program has {info.size} bytes, more than the limit of {limit}"
+            raise TooLargeError(errno.EFBIG, why, self.name)
         entry = layer._examine(digest, with_record=True)
         if entry is None:
             return None

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -24,7 +24,7 @@ from cuda_progcache._util.parallel import for_each
 from cuda_progcache._util.printable import one_line
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.deadline import within
-from cuda_progcache.store.tiers.engine import Engine, Listed
+from cuda_progcache.store.tiers.engine import Engine, Listed, TooLargeError
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
@@ -80,6 +80,7 @@ class ObjectEngine(Engine):
     """
 
     keeps_time = True
+    threads = THREADS
     survives_fork = False
 
     def __init__(self, settings: TierSettings) -> None:
@@ -101,18 +102,6 @@ class ObjectEngine(Engine):
     def _get(self, name: str, limit: int, until: float, seconds: float) -> bytes | None:
         store = self._store(seconds)
         return self._call(lambda: _get(store, name, limit), seconds, until, f"a get of {name}")
-
-    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes]:
-        """Those of the objects that are there, asked for on several threads."""
-        found: dict[str, bytes] = {}
-
-        def get(name: str) -> None:
-            data = self._get(name, limit, until, self._settings.timeout)
-            if data is not None:
-                found[name] = data
-
-        for_each(names, get, THREADS)
-        return found
 
     def put(self, name: str, data: bytes, *, until: float) -> None:
         """Write an object, in one request."""
@@ -172,7 +161,7 @@ class ObjectEngine(Engine):
         try:
             return call() if left >= _SHARE * seconds else within(until, call)
         except StoreError as exc:
-            raise StoreError(exc.errno, exc.strerror, self.name) from exc
+            raise type(exc)(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from exc
         except FileNotFoundError:
             raise
         except Exception as exc:  # noqa: BLE001 - obstore's errors have no common class with pyo3's
@@ -250,7 +239,7 @@ def _get(store: Any, name: str, limit: int) -> bytes | None:
         return None
     size = found.meta["size"]
     if size > limit:  # obstore would make room for it, and abort the process where there is none
-        raise StoreError(errno.EFBIG, f"{name} has {size} bytes, more than the limit of {limit}")
+        raise TooLargeError(errno.EFBIG, f"{name} has {size} bytes, more than the limit of {limit}")
     data = found.bytes().to_bytes()
     if len(data) != size:
         raise StoreError(errno.EPROTO, f"{name} has {len(data)} bytes instead of {size}")

@@ -33,6 +33,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.engine import TooLargeError
 from cuda_progcache.store.tiers.layer import LayerEngine
 from cuda_progcache.store.tiers.timed_http import Answer, HttpClient
 
@@ -95,7 +96,10 @@ class OciEngine(LayerEngine):
             if self._layer is None:
                 from cuda_progcache.store.reader import Reader
 
-                self._layer = Reader(self._directory())
+                try:
+                    self._layer = Reader(self._directory())
+                except TooLargeError as exc:  # an answer of the registry's is; nothing is known of the object
+                    raise StoreError(exc.errno, exc.strerror, self.name) from exc
             return self._layer
         finally:
             self._lock.release()

@@ -99,7 +99,7 @@ class EngineOnDemand(Engine):
         """As the engine."""
         return self.engine.get(name, limit=limit, until=until)
 
-    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes]:
+    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes | None]:
         """As the engine."""
         return self.engine.get_many(names, limit=limit, until=until)
 

@@ -23,6 +23,7 @@ from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
 from cuda_progcache.store.tiers.calls import OutOfUseError
+from cuda_progcache.store.tiers.engine import TooLargeError, reason
 from cuda_progcache.store.tiers.remote import PACKS, PROGRAMS, RemoteProgramCache
 from cuda_progcache.store.tiers.sides import Item, Side, TierSide, batches, leading_to, manifests_of
 
@@ -157,6 +158,11 @@ def _load(remote: RemoteProgramCache, name: str, wanted: Collection[str]) -> _Pa
     try:
         packed = remote._calls.make(remote._write_timeout, remote.engine.get, name, limit=MAX_BYTES)
     except OutOfUseError:
+        return pack
+    except TooLargeError as exc:
+        remote._counters.count("refused")
+        remote._calls.note("large", f"has {name}, which is too large ({reason(exc)}); this counts as a miss")
+        remote._calls.tell()
         return pack
     except OSError:
         remote._counters.count("read_errors")

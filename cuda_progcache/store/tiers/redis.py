@@ -30,24 +30,20 @@ from redis.connection import AbstractConnection
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.deadline import within
-from cuda_progcache.store.tiers.engine import Engine, Listed
+from cuda_progcache.store.tiers.engine import BATCH_BYTES, Engine, Listed, TooLargeError
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
 
 R = TypeVar("R")
 
-#: Bytes of a line, and items of a list, that an honest server doesn't exceed.
-_LONGEST_LINE, _MOST_ITEMS = 1 << 16, 100_000
+#: Bytes of a line, items of a list, and lists in lists, that an honest server doesn't exceed.
+_LONGEST_LINE, _MOST_ITEMS, _DEEPEST = 1 << 16, 100_000, 4
 #: Connections that are kept for the next call.
 _KEPT = 8
 #: By what a connection tells the server of its library, in two more round trips, once set to None.
 _INTRODUCTION = {"driver_info"} & set(inspect.signature(AbstractConnection).parameters) or {"lib_name", "lib_version"}
 _TREES = {"v1/programs/": "e", "v1/manifests/": "m"}
-
-
-class _TooLargeError(StoreError):
-    """A value is larger than it may be."""
 
 
 class _Parser(BaseParser):
@@ -59,13 +55,16 @@ class _Parser(BaseParser):
         When the answer has to be there, as :func:`time.monotonic` counts.
     limit : int
         Bytes that a value may have.
+    most_items : int
+        Items that a list may have.
     """
 
     def __init__(self, socket_read_size: int = 1 << 16) -> None:
         self._read_size = socket_read_size
         self._socket: Any = None
         self.until = math.inf
-        self.limit = 1 << 16
+        self.limit = _LONGEST_LINE
+        self.most_items = _MOST_ITEMS
 
     def on_connect(self, connection: Any) -> None:
         """Take the connection's new socket."""
@@ -83,6 +82,9 @@ class _Parser(BaseParser):
 
     def read_response(self, disable_decoding: bool = False, **_: Any) -> Any:  # noqa: ARG002, FBT001, FBT002
         """The next answer; an error of the server as an exception that is returned."""
+        return self._answer(0)
+
+    def _answer(self, depth: int) -> Any:
         line = self._line()
         kind, rest = line[:1], line[1:]
         if kind == b"$":
@@ -96,9 +98,9 @@ class _Parser(BaseParser):
             return parse(rest.decode("utf-8", "replace"))
         if kind == b"*":
             count = _number(rest)
-            if count > _MOST_ITEMS:
+            if count > self.most_items or depth >= _DEEPEST:
                 raise redis.InvalidResponse(f"the server sent a list of {count} items")
-            return None if count < 0 else [self.read_response() for _ in range(count)]
+            return None if count < 0 else [self._answer(depth + 1) for _ in range(count)]
         raise redis.InvalidResponse("the server doesn't speak the Redis protocol")
 
     def _line(self) -> bytes:
@@ -114,7 +116,7 @@ class _Parser(BaseParser):
         if length < 0:
             return None
         if length > self.limit:
-            raise _TooLargeError(errno.EFBIG, f"the value has {length} bytes, more than the limit of {self.limit}")
+            raise TooLargeError(errno.EFBIG, f"the value has {length} bytes, more than the limit of {self.limit}")
         missing = length + 2 - len(self._buffer)
         if missing > 0:
             pieces = [bytes(self._buffer)]
@@ -191,16 +193,18 @@ class RedisEngine(Engine):
         self._renew()
 
     def _renew(self) -> None:
-        self._pid = os.getpid()
         self._kept: list[Any] = []
         self._connections: set[Any] = set()  # that are in use
+        self._pid = os.getpid()  # last: other threads go by it
 
     # Connections
 
     def _connected(self, until: float) -> Any:
         """A connection that is open and silent."""
         if self._pid != os.getpid():
-            self._renew()  # a socket that is used by parent and child gives each the other's answers
+            with self._lock:
+                if self._pid != os.getpid():
+                    self._renew()  # a socket that is used by parent and child gives each the other's answers
         while self._kept:
             try:
                 connection = self._kept.pop()
@@ -219,7 +223,7 @@ class RedisEngine(Engine):
         connection.connect()
         return connection
 
-    def _use(self, until: float, limit: int, use: Callable[[Any], R]) -> R:
+    def _use(self, until: float, limit: int, use: Callable[[Any], R], most_items: int = 0) -> R:
         """What is done with a connection, its errors as ours."""
         connection: Any = None
         done = False
@@ -227,8 +231,8 @@ class RedisEngine(Engine):
             connection = self._connected(until)
             connection._parser.until = until
             connection._parser.limit = limit
+            connection._parser.most_items = most_items
             self._connections.add(connection)
-            connection._sock.settimeout(max(until - time.monotonic(), 0.001))  # bounds what is sent in one piece
             value = use(connection)
             done = True
             return value
@@ -249,40 +253,55 @@ class RedisEngine(Engine):
         finally:
             if connection is not None:
                 self._connections.discard(connection)
-                if done and len(self._kept) < _KEPT and self._pid == os.getpid():
+                if done and connection._sock is not None and len(self._kept) < _KEPT and self._pid == os.getpid():
                     self._kept.append(connection)
                 else:
                     connection.disconnect()
 
-    def _ask(self, until: float, limit: int, *commands: tuple[Any, ...]) -> list[Any]:
+    def _ask(self, until: float, limit: int, *commands: tuple[Any, ...], most_items: int = 0) -> list[Any]:
         """The answers to commands that are sent together."""
 
         def use(connection: Any) -> list[Any]:
-            if len(commands) == 1:
-                connection.send_command(*commands[0])
-            else:
-                connection.send_packed_command(connection.pack_commands(commands))
+            _send(connection, commands)
             answers = [connection._parser.read_response() for _ in commands]  # all, before the first error is raised
             for answer in answers:
                 if isinstance(answer, Exception):
                     raise answer
             return answers
 
-        return self._use(until, limit, use)
+        return self._use(until, limit, use, most_items)
 
     # Objects
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """See :meth:`Engine.get`."""
-        found: bytes | None = self._ask(until, limit, ("GET", _key(name)))[0]
-        return found
+        return _value(self._ask(until, limit, ("GET", _key(name)))[0])
 
-    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes]:
-        """See :meth:`Engine.get_many`; in one round trip."""
-        if not names:
-            return {}
-        found = self._ask(until, limit, *[("GET", _key(name)) for name in names])
-        return {name: data for name, data in zip(names, found, strict=True) if data is not None}
+    def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes | None]:
+        """See :meth:`Engine.get_many`; in one round trip, up to an object that is too large."""
+        found: dict[str, bytes | None] = {}
+
+        def use(connection: Any) -> None:
+            _send(connection, [("GET", _key(name)) for name in names])
+            size = 0
+            for name in names:
+                try:
+                    found[name] = data = _value(connection._parser.read_response())
+                except TooLargeError:
+                    found[name] = None
+                    connection.disconnect()  # the rest of the answers is behind it
+                    return
+                except redis.ResponseError:
+                    connection.disconnect()
+                    raise
+                size += len(data or b"")
+                if size >= BATCH_BYTES and name != names[-1]:
+                    connection.disconnect()
+                    return
+
+        if names:
+            self._use(until, limit, use)
+        return found
 
     def put(self, name: str, data: bytes, *, until: float) -> None:
         """See :meth:`Engine.put`."""
@@ -309,7 +328,7 @@ class RedisEngine(Engine):
         while True:
             until = time.monotonic() + self._settings.timeout
             scan = ("SCAN", cursor, "MATCH", _pattern(prefix), "COUNT", 1000)
-            cursor, keys = self._ask(until, _LONGEST_LINE, scan)[0]
+            cursor, keys = self._ask(until, _LONGEST_LINE, scan, most_items=_MOST_ITEMS)[0]
             yield from self._listed({key: name for key in keys if (name := _name(key)) and name.startswith(prefix)})
             if cursor == b"0":
                 return
@@ -320,7 +339,7 @@ class RedisEngine(Engine):
         commands = [(*what, key) for key in names for what in (("MEMORY", "USAGE"), ("OBJECT", "IDLETIME"))]
 
         def use(connection: Any) -> list[Any]:
-            connection.send_packed_command(connection.pack_commands(commands))
+            _send(connection, commands)
             return [connection._parser.read_response() for _ in commands]
 
         told = self._use(time.monotonic() + self._settings.timeout, _LONGEST_LINE, use)
@@ -343,6 +362,27 @@ class RedisEngine(Engine):
                     with_socket.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     continue
+
+
+def _send(connection: Any, commands: Sequence[tuple[Any, ...]]) -> None:
+    """Send commands by the parser's deadline; a socket's own time-out is for each piece anew."""
+    for piece in connection.pack_commands(commands):
+        rest = memoryview(piece)
+        while rest:
+            left = connection._parser.until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(errno.ETIMEDOUT, "took too long")
+            connection._sock.settimeout(left)
+            rest = rest[connection._sock.send(rest) :]
+
+
+def _value(answer: Any) -> bytes | None:
+    """What GET is answered with."""
+    if isinstance(answer, Exception):
+        raise answer
+    if answer is not None and not isinstance(answer, bytes):
+        raise redis.InvalidResponse(f"the server answered GET with a {type(answer).__name__}")
+    return answer
 
 
 def _is_silent(sock: socket.socket | ssl.SSLSocket) -> bool:

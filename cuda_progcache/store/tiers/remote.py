@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from cuda_progcache._util import modes
@@ -29,6 +29,7 @@ from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.stats import Counters, StoreStats
 from cuda_progcache.store.tiers import write_back
 from cuda_progcache.store.tiers.calls import Calls, OutOfUseError
+from cuda_progcache.store.tiers.engine import TooLargeError, reason
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
 from cuda_progcache.store.tiers.write_back import WriteBack
 
@@ -279,6 +280,11 @@ class RemoteProgramCache(ProgramCacheResource):
             packed = self._calls.look_up(self._timeout, self.engine.get, name, limit=self._limit(name))
         except OutOfUseError:
             return None
+        except TooLargeError as exc:
+            self._counters.count("refused")
+            self._calls.note("large", f"has {name}, which is too large ({reason(exc)}); this counts as a miss")
+            self._remember_miss(name)
+            return None
         except OSError:
             self._counters.count("read_errors")
             return None
@@ -292,25 +298,34 @@ class RemoteProgramCache(ProgramCacheResource):
     def _find_many(self, digests: Mapping[str, str]) -> Iterator[tuple[str, bytes, Version]]:
         """Those of the entries or manifests, by name, that are there."""
         names = [name for name in digests if not self._has_missed(name)]
-        for at in range(0, len(names), _BATCH):
-            batch = names[at : at + _BATCH]
+        answers = self._get_many(names, self._timeout if len(names) == 1 else self._write_timeout)
+        while True:
             try:
-                patience = self._timeout if len(names) == 1 else self._write_timeout
-                found = self._calls.make(patience, self.engine.get_many, batch, limit=self._limit(batch[0]))
-            except OutOfUseError:
+                name, theirs = next(answers)
+            except (StopIteration, OutOfUseError):
                 return
             except OSError:
                 self._counters.count("read_errors")
                 return
-            for name in batch:
-                packed = self._writes.find(name) or found.get(name)
-                if packed is None:
-                    self._remember_miss(name)
-                    continue
-                self._count("bytes_in", len(packed))
-                verified = self._verified(digests[name], name, packed, self._verifier)
-                if verified is not None:
-                    yield digests[name], *verified
+            packed = self._writes.find(name) or theirs
+            if packed is None:
+                self._remember_miss(name)
+                continue
+            self._count("bytes_in", len(packed))
+            verified = self._verified(digests[name], name, packed, self._verifier)
+            if verified is not None:
+                yield digests[name], *verified
+
+    def _get_many(self, names: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes | None]]:
+        """Each name with its object, in calls for many of so many seconds (OSError: one failed)."""
+        waiting = list(names)
+        while waiting:
+            batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
+            found = self._calls.make(seconds, self.engine.get_many, batch, limit=self._limit(batch[0]))
+            if not found:
+                raise StoreError(errno.EPROTO, "the server answered none of several questions", self.name)
+            waiting = [name for name in batch if name not in found] + waiting
+            yield from found.items()
 
     def _verified(
         self, digest: str, name: str, packed: bytes, verifier: Verifier | None
@@ -436,17 +451,17 @@ class RemoteProgramCache(ProgramCacheResource):
         manifests = [name for name in objects if name.startswith(MANIFESTS)]
         if not manifests:
             return objects
-        limit = self._limit(manifests[0])
-        there = self._calls.make(self._write_timeout, self.engine.get_many, manifests, limit=limit)
         merged = dict(objects)
-        for name, packed in there.items():
+        for name, packed in self._get_many(manifests, self._write_timeout):
+            if packed is None:
+                continue
             digest = _digest(name)
             verifier = self._verifier if self._signer is None else self._voucher  # who signs vouches for all of it
             theirs = self._verified(digest, name, packed, verifier)
             if theirs is not None:
                 ours, version = unpack(digest, objects[name])
                 content = merged_manifest(ours, theirs[0]) or ours
-                if len(content) > limit - _ROOM:
+                if len(content) > self._limit(name) - _ROOM:
                     continue
                 merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
         return merged
@@ -488,15 +503,24 @@ class RemoteProgramCache(ProgramCacheResource):
         if not is_digest(digest):
             raise KeyError(digest)
         name = _object(PROGRAMS, digest)
+        was_queued = self._writes.find(name) is not None
         self._writes.forget([name])
         self._writes.flush(self._write_timeout)  # it may be under way
         try:
-            if self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes) is None:
+            if self._is_there(name):
+                self._calls.make(self._timeout, self.engine.delete, [name])
+            elif not was_queued:
                 raise KeyError(digest)
-            self._calls.make(self._timeout, self.engine.delete, [name])
         except OSError:
             self._counters.count("failed")
         self._calls.tell()
+
+    def _is_there(self, name: str) -> bool:
+        """Whether the service has an object of that name, of whatever size."""
+        try:
+            return self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes) is not None
+        except TooLargeError:
+            return True
 
     def clear(self) -> None:
         """Remove every program, manifest and pack: those of all who use the tier."""

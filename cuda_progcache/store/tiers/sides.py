@@ -249,9 +249,9 @@ class TierSide:
     def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
         """See :class:`Side`."""
         names = {object_name(tree, digest): digest for digest in digests}
-        limit = self._limit(tree)
-        found = self.call(self._settings.write_timeout, self.engine.get_many, list(names), limit=limit)
-        for name, packed in found.items():
+        for name, packed in self._get_many(list(names), self._limit(tree)):
+            if packed is None:
+                continue
             digest = names[name]
             try:
                 data, version = unpack(digest, packed)
@@ -261,6 +261,15 @@ class TierSide:
                 continue
             verifier = self._remote._verifier
             yield digest if verifier is not None and verifier(digest, data, record) else Item(digest, data, record)
+
+    def _get_many(self, names: Sequence[str], limit: int) -> Iterator[tuple[str, bytes | None]]:
+        """Each name with its object, in as many calls as the engine wants for them."""
+        while names:
+            found = self.call(self._settings.write_timeout, self.engine.get_many, names, limit=limit)
+            if not found:
+                raise StoreError(errno.EPROTO, "the server answered none of several questions", self.name)
+            yield from found.items()
+            names = [name for name in names if name not in found]
 
     def write(self, tree: str, items: Sequence[Item]) -> int:
         """See :class:`Side`."""

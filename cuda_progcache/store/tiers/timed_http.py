@@ -24,6 +24,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError
 
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.deadline import within
+from cuda_progcache.store.tiers.engine import TooLargeError
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
@@ -224,8 +225,10 @@ class HttpClient:
         ------
         TimeoutError
             It took longer.
+        TooLargeError
+            The answer says that it is larger than ``limit``.
         StoreError
-            There was no connection, no whole answer, or one larger than ``limit``.
+            There was no connection, no whole answer, or one that proved larger than ``limit``.
         """
         _patience.until = until
         try:
@@ -267,7 +270,7 @@ class HttpClient:
         if encoding != "identity":
             raise StoreError(errno.EPROTO, f"the response has an encoding that wasn't requested ({encoding[:40]!r})")
         if length is not None and length > limit:
-            raise StoreError(errno.EFBIG, f"the response has {length} bytes, more than the limit of {limit}")
+            raise TooLargeError(errno.EFBIG, f"the response has {length} bytes, more than the limit of {limit}")
         data = response.read(limit + 1 if length is None else length)
         if len(data) > limit:
             raise StoreError(errno.EFBIG, f"the response has more bytes than the limit of {limit}")
@@ -277,7 +280,7 @@ class HttpClient:
 
     def _fail(self, exc: Exception, until: float) -> NoReturn:
         if isinstance(exc, StoreError):
-            raise StoreError(exc.errno, exc.strerror, self.name) from None
+            raise type(exc)(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from None
         # NewConnectionError, which isn't raised here, would be of urllib3's TimeoutError, too.
         if time.monotonic() >= until or isinstance(exc, TimeoutError | urllib3.exceptions.TimeoutError):
             raise TimeoutError(errno.ETIMEDOUT, "took too long", self.name) from exc
