@@ -185,7 +185,7 @@ FARMS = {"1": (1, 0), "10": (10, 0), "100": (100, 0), "100, of which 10 die half
 def table() -> str:
     """The plan for several farms, in Markdown."""
     lines = [
-        "| hosts | workers | portions | wall | CPU hours | idle | handing out | into the tier |",
+        "| hosts | workers | batches | wall | CPU hours | idle | handing out | into the tier |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, (hosts, lost) in FARMS.items():

@@ -18,6 +18,7 @@ from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, alike, for_elsewhere, read_file, with_stamps
+from cuda_progcache.store.derived import manifest_path, write_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,11 +37,7 @@ def _manifest_path(cache: object, manifest_id: str) -> str | None:
     root = getattr(cache, "directory", None)
     if root is None:
         root = getattr(cache, "path", None)  # a store that isn't ours
-    return _manifest_in(root, manifest_id) if root is not None else None
-
-
-def _manifest_in(root: str | os.PathLike[str], manifest_id: str) -> str:
-    return os.path.join(root, "manifests", manifest_id[:2], manifest_id[2:])
+    return manifest_path(root, manifest_id) if root is not None else None
 
 
 def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
@@ -140,32 +137,31 @@ def _in_memory(slot: tuple[str | None, str]) -> HeaderManifest | None:
 def _layers(cache: object, manifest_id: str, own: str | None) -> Iterator[str]:
     """The paths of a manifest in the read-only layers of a cache."""
     for root in getattr(cache, "roots", ()):
-        layer = _manifest_in(root, manifest_id)
+        layer = manifest_path(root, manifest_id)
         if layer != own:
             yield layer
 
 
-def _include_source_path(manifest_path: str) -> str:
+def _include_source_path(manifest: str) -> str:
+    return os.path.join(os.path.dirname(os.path.dirname(manifest)), f"nvrtc-{toolchain.build('c++')[:32]}")
 
-    return os.path.join(os.path.dirname(os.path.dirname(manifest_path)), f"nvrtc-{toolchain.build('c++')[:32]}")
 
-
-def _recall_include_source(manifest_path: str) -> None:
+def _recall_include_source(manifest: str) -> None:
     """Take from the cache's directory how this NVRTC tells what it includes: trying it takes as long as a compile."""
     from cuda_progcache.compile import compilers
     from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE
 
     build = toolchain.build("c++")
     if build not in compilers.include_sources:
-        found = (read_file(_include_source_path(manifest_path)) or b"").decode("ascii", "replace")
+        found = (read_file(_include_source_path(manifest)) or b"").decode("ascii", "replace")
         if found in {TRACE, TIME_TRACE, NOTHING}:
             compilers.include_sources[build] = found
 
 
-def _keep_include_source(cache: object, manifest_path: str) -> None:
+def _keep_include_source(cache: object, manifest: str) -> None:
     from cuda_progcache.compile import compilers
 
-    path = _include_source_path(manifest_path)
+    path = _include_source_path(manifest)
     found = compilers.include_sources.get(toolchain.build("c++"))
     if found is not None and not os.path.lexists(path):
         _write(cache, path, found.encode())
@@ -258,7 +254,5 @@ def _entry_is_there(shard: str, digest: str) -> bool:
 
 def _write(cache: object, path: str, content: bytes) -> None:
     """Write a disposable file: without it, the next process compiles once more."""
-    from cuda_progcache.store.derived import write_beside
-
     with contextlib.suppress(OSError):  # the entry's own write warns if the cache is in trouble
         write_beside(cache.path, path, content)  # type: ignore[attr-defined]

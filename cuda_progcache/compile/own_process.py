@@ -21,6 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.children import interpreters
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.compile.compiler_process import GREETING, receive, send
@@ -158,6 +159,7 @@ class _Pool:
         self.taken: set[_Seat] = set()
         self.idle: list[_Process] = []
         self.reset()
+        forks.in_child(self.reset)
 
     def reset(self) -> None:
         """Start anew, in a forked child: those processes answer the parent."""
@@ -207,8 +209,6 @@ class _Pool:
 
 _pool = _Pool()
 atexit.register(_pool.end_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.reset)
 
 
 def ask(

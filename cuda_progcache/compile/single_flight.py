@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from cuda_progcache._util import files
+from cuda_progcache._util import files, forks
 from cuda_progcache._util.liveness import Owner, current_owner
 from cuda_progcache.store.derived import write_beside
 
@@ -66,6 +66,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.reset()
+        forks.in_child(self.reset)
 
     def reset(self) -> None:
         self.lock = threading.Lock()
@@ -95,8 +96,6 @@ class _Process:
 
 
 _here = _Process()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_here.reset)
 
 
 def fly(

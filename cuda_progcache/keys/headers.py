@@ -27,7 +27,7 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 
-from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.digest import is_digest, sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, field, replace
 from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.errors import OptionError
@@ -598,7 +598,7 @@ def _makes_sense(headers: HeaderSet) -> bool:
     if not NO_PATH <= headers.mentions_file <= FOLDED:
         return False
     digests = (*(header.digest for header in headers.headers), *headers.plain)
-    if not all(map(_is_digest, (*digests, *filter(None, (headers.entry, headers.stands_for))))):
+    if not all(map(is_digest, (*digests, *filter(None, (headers.entry, headers.stands_for))))):
         return False
     names = (*(place[2] for place in places), *(header.name for header in headers.headers), *headers.probes)
     try:
@@ -609,7 +609,3 @@ def _makes_sense(headers: HeaderSet) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and not text.strip("0123456789abcdef")

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util import forks
 from cuda_progcache.memo.frames import refreshing
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ def _forget() -> None:
     _under_way.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+forks.in_child(_forget)
 
 
 async def run_async(runner: Any, cache: BaseCache, key: Any, args: Any, kwargs: Any) -> Any:

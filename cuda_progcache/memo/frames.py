@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.running import Running, running, under_way
 
 if TYPE_CHECKING:
@@ -102,6 +102,5 @@ def _forget() -> None:
     _under_way.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    # What a forked child calls isn't what the call that runs in the parent calls.
-    os.register_at_fork(after_in_child=_forget)
+# What a forked child calls isn't what the call that runs in the parent calls.
+forks.in_child(_forget)

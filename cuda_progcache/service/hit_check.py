@@ -8,15 +8,14 @@ event (``mismatch``) and as a warning.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable
 
 from cuda_progcache import events
+from cuda_progcache._util import forks
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ProgCacheError, ProgCacheWarning
 
@@ -72,7 +71,7 @@ class HitCheck:
         # Where it starts is left to chance: short processes that each see a few hits draw their share as well.
         self._owed = random.random()  # noqa: S311
         self._reset()
-        _all.add(self)
+        forks.in_child(self._reset)
 
     def _reset(self) -> None:
         """Start anew, as in a forked child: the parent's thread isn't there, and its hits are the parent's to check."""
@@ -186,13 +185,3 @@ class HitCheck:
 
 def _same(one: CompiledProgram, other: CompiledProgram) -> bool:
     return one.data == other.data and dict(one.symbol_mapping) == dict(other.symbol_mapping)
-
-
-def _start_anew() -> None:
-    for check in _all:
-        check._reset()
-
-
-_all: weakref.WeakSet[HitCheck] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

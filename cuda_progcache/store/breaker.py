@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
 
 
@@ -58,7 +57,7 @@ class CircuitBreaker:
         self._resting_until = 0.0  # by the clock: no call before
         self._under_way: dict[int, float] = {}  # since when, by thread
         self._tries = 0  # the thread that was let through while it was half-open
-        _all.add(self)
+        forks.in_child(self.forget_threads)
 
     @property
     def state(self) -> str:
@@ -111,18 +110,5 @@ class CircuitBreaker:
                 self._resting_until = self._clock() + self._rest
 
     def forget_threads(self) -> None:
-        """Nobody is under way."""
+        """Nobody is under way, as in a forked child, which has none of the threads that were waiting."""
         self._under_way.clear()
-
-
-_all: weakref.WeakSet[CircuitBreaker] = weakref.WeakSet()
-
-
-def _start_anew() -> None:
-    """In a forked child, which has none of the threads that were waiting."""
-    for breaker in list(_all):
-        breaker.forget_threads()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

@@ -18,6 +18,7 @@ import sys
 import time
 import weakref
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.store.append_log import AppendLog, Line, new_ref
 from cuda_progcache.store.stats import NOTHING, Span, Totals
@@ -244,5 +245,4 @@ def _write_at_end_of_worker() -> None:
         _finalizers.append(util.Finalize(None, _write_all, exitpriority=0))
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+forks.in_child(_start_anew)

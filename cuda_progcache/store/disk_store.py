@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.files import (
     READ_FLAGS,
     Signature,
@@ -32,7 +33,6 @@ from cuda_progcache.store.base import (
     charged_size,
     check_size_cap,
     entry_digest,
-    is_digest,
     program_bytes,
 )
 from cuda_progcache.store.counters import LOOK, Tally, persisted

@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util import modes
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import BundleError, StoreError
-from cuda_progcache.store.base import entry_digest, is_digest
+from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.records import encode_record
 

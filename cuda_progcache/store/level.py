@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store.stats import LevelStats
@@ -49,7 +48,7 @@ class Level:
         self.reads, self.writes = (breaker(), breaker()) if own is None else (own, own)
         self._lock = ForkSafeLock()
         self.reset()
-        _levels.add(self)
+        forks.in_child(self.reset)
         self.error: Exception | None = None  # the last one
         self.raised = False  # at the last write
         self._timeout = timeout
@@ -194,7 +193,7 @@ class Stripes:
 
     def __init__(self) -> None:
         self.renew()
-        _stripes.add(self)
+        forks.in_child(self.renew)
 
     def renew(self) -> None:
         """Make them anew: nobody holds one."""
@@ -203,19 +202,3 @@ class Stripes:
     def of(self, digest: str) -> threading.Lock:
         """The lock of an entry, and of others."""
         return self.locks[int(digest[:2], 16) % len(self.locks)]
-
-
-_stripes: weakref.WeakSet[Stripes] = weakref.WeakSet()
-_levels: weakref.WeakSet[Level] = weakref.WeakSet()
-
-
-def _start_anew() -> None:
-    """In a forked child."""
-    for stripes in list(_stripes):
-        stripes.renew()
-    for level in list(_levels):
-        level.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import functools
 import operator
-import os
-import weakref
 from collections.abc import Iterable, Mapping
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.locks import ForkSafeLock
 
@@ -156,7 +155,7 @@ class Counters:
     def __init__(self) -> None:
         self.lock = ForkSafeLock()
         self.reset()
-        _all.add(self)
+        forks.in_child(self.reset)  # what the parent has counted, the parent tells
 
     def reset(self) -> None:
         """Start at zero."""
@@ -213,15 +212,3 @@ class Counters:
             unkeyed_by=by_kind,
             **counted._asdict(),
         )
-
-
-_all: weakref.WeakSet[Counters] = weakref.WeakSet()
-
-
-def _reset_all() -> None:
-    for counters in list(_all):
-        counters.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_all)  # what the parent has counted, the parent tells

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,7 +100,8 @@ def test_it_ends_after_a_while_and_is_read_by_people(cli, root, kept, monkeypatc
             cache.get(b"four")
             cache.get(b"five")
 
-    monkeypatch.setattr(watch.time, "sleep", look_on)
+    # Not time.sleep itself, which other threads call as well.
+    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=look_on, monotonic=time.monotonic, time=time.time))
     told = cli("watch", "--for", "0.2s", "--interval", "0.2")
     assert "four\\x1b[2J.cu (ptx, sm_90), 1 B" in told.stdout
     assert "1 hit, 1 miss (50.0%), 1 stored" in told.stdout

@@ -15,10 +15,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cuda_progcache import CompileService, FileStreamProgramCache, ProgCacheWarning, StoreError
-from cuda_progcache.cli import main
 from cuda_progcache.service.lock import Lock
 from cuda_progcache.store.base import entry_digest
-from cuda_progcache.store.tiers import behind, configuration, packs, sides, upkeep
+from cuda_progcache.store.tiers import behind, packs, sides, upkeep
 from cuda_progcache.store.tiers.upkeep import collect, sync
 
 LOCK, OTHER = "ab" * 32, "cd" * 32
@@ -45,12 +44,7 @@ TEMPLATES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _own_tiers(monkeypatch, tmp_path):
-    monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
-    monkeypatch.setattr(behind, "_opened", {})
-    monkeypatch.chdir(tmp_path)
-    configuration._configured.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_tiers")
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +61,6 @@ def farm(tmp_path_factory):
     lock = service.lock(archs=["sm_80"])
     lock.write(folder / "lock")
     return SimpleNamespace(path=folder / "cache", library=library, file=folder / "lock", lock=lock)
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, code=0):
-        with pytest.raises(SystemExit) as ended:
-            main([str(one) for one in arguments])
-        told = capsys.readouterr()
-        assert (ended.value.code or 0) == code, told
-        return json.loads(told.out) if "--json" in arguments else told.out + told.err
-
-    return command
 
 
 @pytest.fixture

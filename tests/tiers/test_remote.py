@@ -15,11 +15,11 @@ from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.records import Version, encode_record
-from cuda_progcache.store.tiers import remote, write_back
+from cuda_progcache.store.tiers import misses, write_back
 from cuda_progcache.store.tiers.engine import Engine, TooLargeError
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
-from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
 
 CUBIN = b"\x7fELF" + bytes(range(256))
 CLIENTS = ("redis", "urllib3", "obstore", "boto3", "requests")
@@ -75,7 +75,7 @@ def shelf():
 
 @pytest.fixture
 def tier(shelf, monkeypatch):
-    monkeypatch.setattr(remote, "_MISSED_FOR", 600.0)
+    monkeypatch.setattr(misses, "_REMEMBERED_FOR", 600.0)
     return RemoteProgramCache(shelf)
 
 
@@ -349,8 +349,8 @@ def test_what_is_removed_while_it_waits_is_not_sent(shelf, tier, until):
     tier.publish(b"0", CUBIN, {})
     until(lambda: shelf.calls)
     tier.publish(b"k", CUBIN, {})
-    forget = tier._writes.forget
-    tier._writes.forget = lambda names: (forget(names), gate.set())
+    forget = tier._objects.writes.forget
+    tier._objects.writes.forget = lambda names: (forget(names), gate.set())
     del tier[b"k"]  # it was there, for whoever asked
     with pytest.raises(KeyError):
         del tier[b"k"]
@@ -360,7 +360,7 @@ def test_what_is_removed_while_it_waits_is_not_sent(shelf, tier, until):
 
 
 def test_what_was_refused_was_not_published(shelf):
-    tier = RemoteProgramCache(shelf, max_bytes=1000)
+    tier = RemoteProgramCache(shelf, TierSettings("", max_bytes=1000))
     tier.publish(b"k", b"small", {})
     assert tier.has_published()
     tier.publish(b"l", bytes(1000), {})
@@ -371,7 +371,7 @@ def test_what_was_refused_was_not_published(shelf):
 
 
 def test_an_object_that_is_too_large_is_refused(shelf):
-    tier = RemoteProgramCache(shelf, max_bytes=1000)
+    tier = RemoteProgramCache(shelf, TierSettings("", max_bytes=1000))
     assert tier.publish(b"k", bytes(1000), {}) is False
     assert tier.stats().refused == 1
     assert shelf.calls == []

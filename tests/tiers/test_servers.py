@@ -13,7 +13,6 @@ from ci.servers.faulty import FaultyServer
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.on_demand import EngineOnDemand
 from cuda_progcache.store.tiers.settings import parse_tier
-from cuda_progcache.testing import RecordStoreContract
 
 NAME = "v1/programs/ab/cdef"
 LIMIT = 1 << 20
@@ -28,22 +27,6 @@ def engine_of(url):
     return EngineOnDemand(
         parse_tier(f"{url}{'&' if '?' in url else '?'}connect_timeout=30&timeout=60&write_timeout=60")
     )
-
-
-class TestNginx(RecordStoreContract):
-    exact_sizes = False
-
-    @pytest.fixture
-    def make(self, nginx_url, open_url):
-        return lambda: open_url(nginx_url)
-
-
-class TestS3(RecordStoreContract):
-    exact_sizes = False
-
-    @pytest.fixture
-    def make(self, s3_url, open_url):
-        return lambda: open_url(s3_url)
 
 
 def use(engine):

@@ -12,11 +12,10 @@ import pytest
 
 from ci.servers.faulty import FaultyServer
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions, ReadOnlyError, StoreError
-from cuda_progcache.cli import main
 from cuda_progcache.service import doctor
 from cuda_progcache.service.lock import Lock, Locked
 from cuda_progcache.store.base import entry_digest
-from cuda_progcache.store.tiers import behind, configuration, sides, upkeep
+from cuda_progcache.store.tiers import behind, sides, upkeep
 from cuda_progcache.store.tiers.envelope import unpack
 from cuda_progcache.store.tiers.layer import LayerEngine
 from cuda_progcache.store.tiers.settings import parse_tier
@@ -25,25 +24,7 @@ from cuda_progcache.store.tiers.upkeep import collect, sync
 SECRET = "geheim-7f3a"
 
 
-@pytest.fixture(autouse=True)
-def _own_tiers(monkeypatch, tmp_path):
-    monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
-    monkeypatch.setattr(behind, "_opened", {})
-    monkeypatch.chdir(tmp_path)
-    configuration._configured.cache_clear()
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, code=0):
-        with pytest.raises(SystemExit) as ended:
-            main([str(one) for one in arguments])
-        told = capsys.readouterr()
-        assert (ended.value.code or 0) == code, told
-        assert "Traceback" not in told.err
-        return json.loads(told.out) if "--json" in arguments else told.out + told.err
-
-    return command
+pytestmark = pytest.mark.usefixtures("own_tiers")
 
 
 def fill(path, count, size=1000):

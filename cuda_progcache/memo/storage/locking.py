@@ -8,12 +8,11 @@ when a storage is pickled, and a forked child gets new ones.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.memo.storage.base import Intent, OperationContext
 
@@ -27,7 +26,7 @@ class KeyLocks:
     def __init__(self) -> None:
         self._table = ForkSafeLock()
         self.renew()
-        _all.add(self)
+        forks.in_child(self.renew)
 
     def renew(self) -> None:
         """Forget every lock: in a forked child nobody holds one."""
@@ -58,18 +57,6 @@ class KeyLocks:
             if not entry[1]:
                 del self._locks[key]
         entry[0].release()
-
-
-_all: weakref.WeakSet[KeyLocks] = weakref.WeakSet()
-
-
-def _renew_all() -> None:
-    for locks in list(_all):
-        locks.renew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all)
 
 
 def locks_of(owner: object) -> KeyLocks:

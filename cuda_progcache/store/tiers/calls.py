@@ -8,10 +8,10 @@ import functools
 import os
 import time
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.breaker import CircuitBreaker
@@ -69,7 +69,7 @@ class Calls:
         self._untold: list[str] = []
         self._told: set[str] = set()  # kinds of trouble
         self.reset()
-        _all.add(self)
+        forks.in_child(self.reset)
 
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
@@ -245,16 +245,3 @@ class Calls:
             except IndexError:
                 return
             warnings.warn(f"the tier {self._engine.name} {said}", ProgCacheWarning, stacklevel=4)
-
-
-_all: weakref.WeakSet[Calls] = weakref.WeakSet()
-
-
-def _start_anew() -> None:
-    """In a forked child, which counts for itself."""
-    for calls in list(_all):
-        calls.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

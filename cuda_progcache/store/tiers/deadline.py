@@ -8,13 +8,13 @@ not its caller. There are at most :data:`MOST` of them in a process; while all a
 from __future__ import annotations
 
 import errno
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import StoreError
 
@@ -52,6 +52,7 @@ class _Threads:
     def __init__(self) -> None:
         self.lock = ForkSafeLock()
         self.renew()
+        forks.in_child(self.renew)
 
     def renew(self) -> None:
         self.idle: queue.SimpleQueue[queue.SimpleQueue[_Job]] = queue.SimpleQueue()
@@ -155,7 +156,3 @@ def aside(call: Callable[[], object]) -> bool:
     except OSError:
         return False
     return True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.renew)

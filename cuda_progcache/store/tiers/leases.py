@@ -20,11 +20,11 @@ import os
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.warning import warn
 from cuda_progcache.errors import ProgCacheWarning, StoreError
@@ -109,7 +109,7 @@ class FleetLeases:
         self._untold = ""
         self._told = False
         self.reset()
-        _fleets.add(self)
+        forks.in_child(self.reset)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.name}>"
@@ -393,15 +393,3 @@ def _listen(subscription: Any, seconds: float) -> None:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-_fleets: weakref.WeakSet[FleetLeases] = weakref.WeakSet()
-
-
-def _start_anew() -> None:
-    for fleet in list(_fleets):
-        fleet.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

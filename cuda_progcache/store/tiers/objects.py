@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import obstore
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache._util.printable import one_line
 from cuda_progcache.errors import StoreError
@@ -288,5 +289,4 @@ def _after_fork() -> None:
     _Process.forked_with_it = _Process.forked_with_it or "obstore" in sys.modules
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+forks.in_child(_after_fork)

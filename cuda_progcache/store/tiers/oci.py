@@ -25,12 +25,12 @@ import shutil
 import tempfile
 import threading
 import time
-import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.engine import TooLargeError
@@ -75,9 +75,12 @@ class OciEngine(LayerEngine):
         head, colon, tag = path.rpartition(":")
         self._repository, self._reference = (head, tag) if colon else (path, "latest")
         self._wanted = digest or None
+        self._renew()
+        forks.in_child(self._renew)
+
+    def _renew(self) -> None:
+        """Make the lock anew: in a forked child nobody pulls."""
         self._lock = threading.Lock()
-        self._layer: FileStreamProgramCache | None = None
-        _engines.add(self)
 
     @property
     def pinned(self) -> bool:  # type: ignore[override]
@@ -333,16 +336,3 @@ def _is_ours(name: str) -> bool:
     """Whether a cache directory has files called so."""
     first, *rest = name.split("/")
     return name == _TAG or (first in _FOLDERS and 0 < len(rest) <= 4 and all(map(_NAME.fullmatch, rest)))
-
-
-_engines: weakref.WeakSet[OciEngine] = weakref.WeakSet()
-
-
-def _start_anew() -> None:
-    """In a forked child, where nobody pulls."""
-    for engine in list(_engines):
-        engine._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

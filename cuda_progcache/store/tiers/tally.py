@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import operator
-import os
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.store import counters
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TierTotals(NamedTuple):
-    """What was counted; the fields are those of :class:`~cuda_progcache.store.tiers.remote.TierStats`."""
+    """What was counted; the fields are those of :class:`~cuda_progcache.store.tiers.tier_stats.TierStats`."""
 
     hits: int = 0
     misses: int = 0
@@ -100,5 +100,4 @@ def counted(root: Root, url: str) -> TierTotals:
 _written: weakref.WeakKeyDictionary[RemoteProgramCache, TierTotals] = weakref.WeakKeyDictionary()
 _lock = ForkSafeLock()
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_written.clear)  # where the counts start at zero
+forks.in_child(_written.clear)  # where the counts start at zero

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
+from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
 
 T = TypeVar("T")
@@ -48,10 +49,11 @@ class WriteBack(Generic[T]):
         self._dropped = dropped
         self._lock = ForkSafeLock()
         self.renew()
+        forks.in_child(self.renew)
         _all.add(self)
 
     def renew(self) -> None:
-        """Start with nothing to do, and no thread."""
+        """Start with nothing to do, and no thread, as in a forked child: its parent does what waits there."""
         self._waiting: dict[str, tuple[T, int]] = {}  # with their sizes
         self._under_way: Mapping[str, T] = {}
         self._calls: list[Callable[[], object]] = []
@@ -207,13 +209,6 @@ def _end_all() -> None:
         one.end(until)
 
 
-def _start_anew() -> None:
-    """In a forked child: its parent does what waits there."""
-    _finalizers.clear()
-    for one in list(_all):
-        one.renew()
-
-
 def _write_at_end_of_worker() -> None:
     """Have a worker of :mod:`multiprocessing`, which ends by ``os._exit``, end its writes, too."""
     util = sys.modules.get("multiprocessing.util")
@@ -222,5 +217,4 @@ def _write_at_end_of_worker() -> None:
 
 
 atexit.register(_end_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+forks.in_child(_finalizers.clear)
