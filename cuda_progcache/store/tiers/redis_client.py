@@ -44,14 +44,14 @@ _INTRODUCTION = {"driver_info"} & set(inspect.signature(AbstractConnection).para
 
 
 class _Parser(BaseParser):
-    """Reads answers (RESP 2), and no value that is too large.
+    """Reads answers (RESP 2), and none that is too large.
 
     Attributes
     ----------
     limit : int
-        Bytes that a value may have.
+        Bytes that the values of an answer may have.
     most_items : int
-        Items that a list may have.
+        Items that its lists may have.
     """
 
     def __init__(self, socket_read_size: int = 1 << 16) -> None:
@@ -59,6 +59,7 @@ class _Parser(BaseParser):
         self._socket: Any = None
         self.limit = SHORT
         self.most_items = MOST_ITEMS
+        self._bytes_left = self._items_left = 0  # of the answer that is being read
 
     def on_connect(self, connection: Any) -> None:
         """Take the connection's new socket."""
@@ -76,6 +77,7 @@ class _Parser(BaseParser):
 
     def read_response(self, disable_decoding: bool = False, **_: Any) -> Any:  # noqa: ARG002, FBT001, FBT002
         """The next answer; an error of the server as an exception that is returned."""
+        self._bytes_left, self._items_left = self.limit, self.most_items
         return self._answer(0)
 
     def _answer(self, depth: int) -> Any:
@@ -84,7 +86,8 @@ class _Parser(BaseParser):
         if kind == b"$":
             return self._value(_number(rest))
         if kind == b"+":
-            return bytes(rest)
+            self._take(len(rest))
+            return rest
         if kind == b":":
             return _number(rest)
         if kind == b"-":
@@ -92,8 +95,9 @@ class _Parser(BaseParser):
             return parse(rest.decode("utf-8", "replace"))
         if kind == b"*":
             count = _number(rest)
-            if count > self.most_items or depth >= _DEEPEST:
+            if count > self._items_left or depth >= _DEEPEST:
                 raise redis.InvalidResponse(f"the server sent a list of {count} items")
+            self._items_left -= max(count, 0)
             return None if count < 0 else [self._answer(depth + 1) for _ in range(count)]
         raise redis.InvalidResponse("the server doesn't speak the Redis protocol")
 
@@ -106,11 +110,17 @@ class _Parser(BaseParser):
         del self._buffer[: end + 2]
         return line
 
+    def _take(self, length: int) -> None:
+        """Note that so many bytes are to come, or refuse them."""
+        if length > self._bytes_left:
+            size = self.limit - self._bytes_left + length
+            raise TooLargeError(errno.EFBIG, f"the value has {size} bytes, more than the limit of {self.limit}")
+        self._bytes_left -= length
+
     def _value(self, length: int) -> bytes | None:
         if length < 0:
             return None
-        if length > self.limit:
-            raise TooLargeError(errno.EFBIG, f"the value has {length} bytes, more than the limit of {self.limit}")
+        self._take(length)
         missing = length + 2 - len(self._buffer)
         if missing > 0:
             pieces = [bytes(self._buffer)]
@@ -127,9 +137,9 @@ class _Parser(BaseParser):
         return whole[:-2]
 
     def _receive(self, size: int) -> bytes:
-        received: bytes = self._socket.recv(size)
+        received: bytes = b"" if self._socket is None else self._socket.recv(size)
         if not received:
-            raise redis.ConnectionError("the server closed the connection")
+            raise redis.ConnectionError("the connection is closed")
         return received
 
 
@@ -223,7 +233,7 @@ class RedisClient:
         until : float
             When it has to have ended, as :func:`time.monotonic` counts.
         limit, most_items : int
-            Bytes that a value of the answers may have, and items that a list may.
+            Bytes that each answer may have, and items that its lists may.
         use : callable
             Takes the connection, which is kept afterwards if it is open then.
 
@@ -232,7 +242,7 @@ class RedisClient:
         TimeoutError
             It took longer.
         TooLargeError
-            A value is larger than ``limit``.
+            An answer is larger than ``limit``.
         StoreError
             There is no connection, or the server said no or nothing of sense.
         """
@@ -294,7 +304,8 @@ class RedisClient:
         Yields
         ------
         callable
-            Waits for a message, so many seconds at most: whether one came. OSError: the connection is in trouble.
+            Waits for a message to begin, so many seconds at most, and as long again for its end: whether one came.
+            OSError: the connection is in trouble, now and for good.
         """
         connection: Any = None
         try:
@@ -309,8 +320,12 @@ class RedisClient:
                 with self._errors():
                     if not connection._parser.can_read(seconds):
                         return False
-                    hurry(time.monotonic() + self._settings.timeout)
-                    self._message(connection)
+                    hurry(time.monotonic() + seconds)
+                    try:
+                        self._message(connection)
+                    except BaseException:
+                        connection.disconnect()  # what comes next would be taken for a message
+                        raise
                 return True
 
             yield wait

@@ -25,6 +25,7 @@ from cuda_progcache.store.tiers.timed_sockets import connect, hurry, left, tls_c
 
 if TYPE_CHECKING:
     import socket
+    import ssl
 
     from urllib3.response import BaseHTTPResponse
 
@@ -109,6 +110,7 @@ class HttpClient:
         self._connect_timeout = connect_timeout
         self._ca_file = ca_file
         self._headers = headers
+        self._tls: ssl.SSLContext | None = None
         self._mine: tuple[int, urllib3.HTTPConnectionPool] | None = None
 
     def exchange(
@@ -210,7 +212,9 @@ class HttpClient:
         settings: dict[str, Any] = {"maxsize": _KEPT, "block": False, "headers": dict(self._headers())}
         made: urllib3.HTTPConnectionPool
         if self._parts.scheme == "https":
-            made = _TlsPool(host, port, ssl_context=tls_context(self._ca_file), **settings)
+            if self._tls is None:
+                self._tls = tls_context(self._ca_file)
+            made = _TlsPool(host, port, ssl_context=self._tls, **settings)
         else:
             made = _Pool(host, port, **settings)
         self._mine = os.getpid(), made
