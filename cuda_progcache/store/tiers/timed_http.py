@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _KEPT = 32
 #: What an answer of no interest may have for its connection to be worth keeping.
 _READ_AWAY = 64 << 10
+#: Bytes of a body that is taken piece by piece.
+_PIECE = 1 << 18
 
 
 class _Connection(HTTPConnection):
@@ -120,6 +122,7 @@ class HttpClient:
         limit: int | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        into: Callable[[bytes], None] | None = None,
     ) -> Answer:
         """Make a request, and read its answer.
 
@@ -135,6 +138,8 @@ class HttpClient:
             What is sent.
         headers : mapping, optional
             Beside the client's own.
+        into : callable, optional
+            Takes the body of an answer with status 200, piece by piece, and the answer has none.
 
         Raises
         ------
@@ -164,7 +169,7 @@ class HttpClient:
         except (HTTPError, OSError) as exc:
             self._fail(exc, until)
         try:
-            data = self._read(response, limit)
+            data = self._read(response, limit, into)
         except (HTTPError, OSError) as exc:
             self._fail(exc, until)
         finally:
@@ -175,7 +180,9 @@ class HttpClient:
             self.close()
         return Answer(response.status, response.headers, data)
 
-    def _read(self, response: BaseHTTPResponse, limit: int | None) -> bytes:
+    def _read(
+        self, response: BaseHTTPResponse, limit: int | None, into: Callable[[bytes], None] | None = None
+    ) -> bytes:
         length = getattr(response, "length_remaining", None)
         if response.status != 200 or limit is None:
             if length is not None and length <= _READ_AWAY:
@@ -186,11 +193,18 @@ class HttpClient:
             raise StoreError(errno.EPROTO, f"the response has an encoding that wasn't requested ({encoding[:40]!r})")
         if length is not None and length > limit:
             raise TooLargeError(errno.EFBIG, f"the response has {length} bytes, more than the limit of {limit}")
-        data = response.read(limit + 1 if length is None else length)
-        if len(data) > limit:
+        wanted = limit + 1 if length is None else length
+        data, size = b"", 0
+        if into is None:
+            data = response.read(wanted)
+            size = len(data)
+        while into is not None and size < wanted and (piece := response.read(min(_PIECE, wanted - size))):
+            into(piece)
+            size += len(piece)
+        if size > limit:
             raise StoreError(errno.EFBIG, f"the response has more bytes than the limit of {limit}")
-        if length is not None and len(data) != length:
-            raise StoreError(errno.EPROTO, f"the response has {len(data)} bytes instead of {length}")
+        if length is not None and size != length:
+            raise StoreError(errno.EPROTO, f"the response has {size} bytes instead of {length}")
         return data
 
     def _fail(self, exc: Exception, until: float) -> NoReturn:
