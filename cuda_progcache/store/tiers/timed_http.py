@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _KEPT = 32
 #: What an answer of no interest may have for its connection to be worth keeping.
 _READ_AWAY = 64 << 10
+#: Bytes of a body that is taken piece by piece.
+_PIECE = 1 << 18
 
 
 class Answer(NamedTuple):
@@ -113,6 +115,7 @@ class HttpClient:
         limit: int | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        into: Callable[[bytes], None] | None = None,
     ) -> Answer:
         """Make a request, and read its answer.
 
@@ -128,6 +131,8 @@ class HttpClient:
             What is sent.
         headers : mapping, optional
             Beside the client's own.
+        into : callable, optional
+            Takes the body of an answer with status 200, piece by piece, and the answer has none.
 
         Raises
         ------
@@ -147,7 +152,7 @@ class HttpClient:
             connection = self._connections.take()
             try:
                 with _ask(connection, method, target, body, {**known, **headers} if headers else known) as response:
-                    data = _read(response, limit)
+                    data = _read(response, limit, into)
                     is_whole = response.isclosed()
                 if not is_whole:  # what is left of it would be taken for the next answer
                     connection.close()
@@ -187,8 +192,8 @@ def _ask(
     return connection.getresponse()
 
 
-def _read(response: HTTPResponse, limit: int | None) -> bytes:
-    """The body of an answer, if it is wanted."""
+def _read(response: HTTPResponse, limit: int | None, into: Callable[[bytes], None] | None) -> bytes:
+    """The body of an answer, if it is wanted; piece by piece where something takes it."""
     length = response.length  # None: it ends with the connection, or comes in chunks
     if response.status != 200 or limit is None:
         if length is not None and length <= _READ_AWAY:
@@ -199,11 +204,18 @@ def _read(response: HTTPResponse, limit: int | None) -> bytes:
         raise StoreError(errno.EPROTO, f"the response has an encoding that wasn't requested ({encoding[:40]!r})")
     if length is not None and length > limit:
         raise TooLargeError(errno.EFBIG, f"the response has {length} bytes, more than the limit of {limit}")
-    data = response.read(limit + 1 if length is None else length)
-    if len(data) > limit:
+    wanted = limit + 1 if length is None else length
+    data, size = b"", 0
+    if into is None:
+        data = response.read(wanted)
+        size = len(data)
+    while into is not None and size < wanted and (piece := response.read(min(_PIECE, wanted - size))):
+        into(piece)
+        size += len(piece)
+    if size > limit:
         raise StoreError(errno.EFBIG, f"the response has more bytes than the limit of {limit}")
-    if length is not None and len(data) != length:
-        raise StoreError(errno.EPROTO, f"the response has {len(data)} bytes instead of {length}")
+    if length is not None and size != length:
+        raise StoreError(errno.EPROTO, f"the response has {size} bytes instead of {length}")
     return data
 
 
