@@ -242,10 +242,9 @@ class RedisEngine(Engine):
             done = True  # an answer like others
             raise StoreError(errno.EIO, str(exc), self.name) from exc
         except redis.RedisError as exc:
-            raise StoreError(errno.EIO, str(exc), self.name) from exc
+            raise StoreError(errno.EIO, _trouble(exc), self.name) from exc
         except StoreError as exc:
-            exc.filename = self.name
-            raise
+            raise type(exc)(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from exc
         except TimeoutError as exc:
             raise TimeoutError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name) from exc
         except OSError as exc:
@@ -362,6 +361,14 @@ class RedisEngine(Engine):
                     with_socket.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     continue
+
+
+def _trouble(exc: redis.RedisError) -> str:
+    """What went wrong; redis-py's own sentence about a connection repeats the server's name."""
+    inner = exc.__context__
+    if isinstance(exc, redis.ConnectionError) and isinstance(inner, OSError):
+        return f"can't be reached ({inner.strerror or inner})"
+    return str(exc)
 
 
 def _send(connection: Any, commands: Sequence[tuple[Any, ...]]) -> None:
