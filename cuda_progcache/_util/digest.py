@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SHA-256 for code that runs before anything else has been imported."""
+"""SHA-256 for code that runs before anything else has been imported, and what a digest looks like as a text."""
 
 from __future__ import annotations
 
@@ -44,3 +44,13 @@ def _interpreters() -> Callable[..., hashlib._Hash]:
             from hashlib import sha256
     _plain = sha256
     return _plain
+
+
+def is_hex(text: str) -> bool:
+    """Whether it has nothing but lower-case hex digits."""
+    return not text.strip("0123456789abcdef")
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is a SHA-256 as programs, headers and their entries are named by it: 64 lower-case hex digits."""
+    return len(text) == 64 and is_hex(text)

@@ -18,12 +18,11 @@ import time
 from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util import files
-from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.digest import is_digest, sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.who import who
 from cuda_progcache.compile import lines
 from cuda_progcache.compile.record import components, rendered_kernel
-from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.derived import derived
 from cuda_progcache.store.records import checksum
 

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.keys import toolchain
-from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, alike, for_elsewhere, read_file, with_stamps
+from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, read_file, with_stamps
+from cuda_progcache.store.derived import manifest_path, write_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,11 +37,7 @@ def _manifest_path(cache: object, manifest_id: str) -> str | None:
     root = getattr(cache, "directory", None)
     if root is None:
         root = getattr(cache, "path", None)  # a store that isn't ours
-    return _manifest_in(root, manifest_id) if root is not None else None
-
-
-def _manifest_in(root: str | os.PathLike[str], manifest_id: str) -> str:
-    return os.path.join(root, "manifests", manifest_id[:2], manifest_id[2:])
+    return manifest_path(root, manifest_id) if root is not None else None
 
 
 def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
@@ -82,7 +79,9 @@ def headers_here(base: BaseKey, cache: object) -> HeaderSet | None:
 
 def _take(base: BaseKey, content: bytes, cache: object) -> HeaderSet | None:
     """The header set that still matches, of a manifest that lay beyond this machine; it is kept here then."""
-    found = HeaderManifest.from_elsewhere(content).match(base.search)
+    from cuda_progcache.keys.elsewhere import from_elsewhere
+
+    found = from_elsewhere(content).match(base.search)
     if found is not None:
         found = with_stamps(found, base.search)
         _remember(base.manifest_id, found, cache)
@@ -112,6 +111,8 @@ def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
     """
     if base.shows_text:
         return
+    from cuda_progcache.keys.plain_text import alike
+
     path = _manifest_path(cache, base.plain_id)
     files = [path, *_layers(cache, base.plain_id, path)]
     held = _in_memory((path, base.plain_id))
@@ -126,7 +127,9 @@ def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
 def _manifest_beyond(manifest_id: str, cache: object) -> Iterator[HeaderManifest]:
     content = _beyond(manifest_id, cache)
     if content is not None:
-        yield HeaderManifest.from_elsewhere(content)
+        from cuda_progcache.keys.elsewhere import from_elsewhere
+
+        yield from_elsewhere(content)
 
 
 def _in_memory(slot: tuple[str | None, str]) -> HeaderManifest | None:
@@ -140,32 +143,31 @@ def _in_memory(slot: tuple[str | None, str]) -> HeaderManifest | None:
 def _layers(cache: object, manifest_id: str, own: str | None) -> Iterator[str]:
     """The paths of a manifest in the read-only layers of a cache."""
     for root in getattr(cache, "roots", ()):
-        layer = _manifest_in(root, manifest_id)
+        layer = manifest_path(root, manifest_id)
         if layer != own:
             yield layer
 
 
-def _include_source_path(manifest_path: str) -> str:
+def _include_source_path(manifest: str) -> str:
+    return os.path.join(os.path.dirname(os.path.dirname(manifest)), f"nvrtc-{toolchain.build('c++')[:32]}")
 
-    return os.path.join(os.path.dirname(os.path.dirname(manifest_path)), f"nvrtc-{toolchain.build('c++')[:32]}")
 
-
-def _recall_include_source(manifest_path: str) -> None:
+def _recall_include_source(manifest: str) -> None:
     """Take from the cache's directory how this NVRTC tells what it includes: trying it takes as long as a compile."""
     from cuda_progcache.compile import compilers
     from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE
 
     build = toolchain.build("c++")
     if build not in compilers.include_sources:
-        found = (read_file(_include_source_path(manifest_path)) or b"").decode("ascii", "replace")
+        found = (read_file(_include_source_path(manifest)) or b"").decode("ascii", "replace")
         if found in {TRACE, TIME_TRACE, NOTHING}:
             compilers.include_sources[build] = found
 
 
-def _keep_include_source(cache: object, manifest_path: str) -> None:
+def _keep_include_source(cache: object, manifest: str) -> None:
     from cuda_progcache.compile import compilers
 
-    path = _include_source_path(manifest_path)
+    path = _include_source_path(manifest)
     found = compilers.include_sources.get(toolchain.build("c++"))
     if found is not None and not os.path.lexists(path):
         _write(cache, path, found.encode())
@@ -191,6 +193,8 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: st
 def _send(manifest_id: str, headers: HeaderSet, cache: object) -> None:
     """Add a set to the manifest that lies beyond this machine, where the cache reaches there."""
     if getattr(cache, "reaches_beyond", False):  # a store of cuda.core's doesn't
+        from cuda_progcache.keys.elsewhere import for_elsewhere
+
         cache.keep_manifest(manifest_id, for_elsewhere(headers))  # type: ignore[attr-defined]
 
 
@@ -258,7 +262,5 @@ def _entry_is_there(shard: str, digest: str) -> bool:
 
 def _write(cache: object, path: str, content: bytes) -> None:
     """Write a disposable file: without it, the next process compiles once more."""
-    from cuda_progcache.store.derived import write_beside
-
     with contextlib.suppress(OSError):  # the entry's own write warns if the cache is in trouble
         write_beside(cache.path, path, content)  # type: ignore[attr-defined]

@@ -172,12 +172,13 @@ def check(
 def _records(path: str) -> Iterator[tuple[str, Mapping[str, Any], list[HeaderSet]]]:
     """Digest, record and remembered header sets of every entry."""
     if os.path.isdir(path):
+        from cuda_progcache.store.derived import manifest_path
         from cuda_progcache.store.readonly import ReadOnlyProgramCache
 
         with ReadOnlyProgramCache(path) as cache:
             for entry in sorted(cache.entries(), key=lambda entry: entry.digest):
                 name = str(entry.record.get("manifest") or "")
-                content = read_file(os.path.join(path, "manifests", name[:2], name[2:])) if name else None
+                content = read_file(manifest_path(path, name)) if name else None
                 yield entry.digest, entry.record, _sets(content)
         return
     from cuda_progcache.store.bundle import opened

@@ -20,7 +20,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.digest import is_hex, sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import AmbiguousDigestError
 
@@ -163,11 +163,6 @@ def key_bytes(key: object) -> bytes:
     if isinstance(key, str):
         return key.encode("utf-8")
     raise TypeError(f"cache keys must be bytes or str, got {type(key).__name__}")
-
-
-def is_digest(text: str) -> bool:
-    """Whether it is the name of an entry: 64 lower-case hex digits."""
-    return len(text) == 64 and not text.strip("0123456789abcdef")
 
 
 def entry_digest(key: Key) -> str:
@@ -473,7 +468,7 @@ class ProgramCacheResource(abc.ABC):
             Several fit.
         """
         wanted = prefix.lower()
-        if not 4 <= len(wanted) <= 64 or wanted.strip("0123456789abcdef"):
+        if not (4 <= len(wanted) <= 64 and is_hex(wanted)):
             raise KeyError(f"{prefix!r} is not a digest prefix (4 to 64 hex digits)")
         matches = sorted(self._digests(wanted))
         if not matches:

@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.files import put_in_place, write_new
 from cuda_progcache.store.sharing import Sharing
 
@@ -112,7 +113,7 @@ def clear_derived(root: str, *, names: Iterable[str] = DIRECTORIES) -> None:
 # Header manifests travel with the entries that are found by them: {"format": n, "sets": [...]}, newest first.
 
 
-def manifest_path(root: str, manifest: str) -> str:
+def manifest_path(root: str | os.PathLike[str], manifest: str) -> str:
     """Where a header manifest lies."""
     return os.path.join(root, "manifests", manifest[:2], manifest[2:])
 
@@ -156,7 +157,7 @@ def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[
 
     from cuda_progcache._util.files import read_regular
 
-    for name in _manifests(os.path.join(root, "manifests")):
+    for name in manifests_in(root):
         try:
             content, _ = read_regular(manifest_path(root, name))
         except OSError:
@@ -168,11 +169,13 @@ def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[
                 yield name, json.dumps(cut, separators=(",", ":")).encode("ascii")
 
 
-def _manifests(directory: str) -> Iterator[str]:
+def manifests_in(root: str) -> Iterator[str]:
+    """The header manifests there, in order of name."""
+    directory = os.path.join(root, "manifests")
     for shard in _names(directory):
-        for name in _names(os.path.join(directory, shard)):
-            if len(shard + name) == 64 and set(shard + name) <= set("0123456789abcdef"):
-                yield shard + name
+        for rest in _names(os.path.join(directory, shard)):
+            if is_digest(shard + rest):
+                yield shard + rest
 
 
 def _names(directory: str) -> list[str]:

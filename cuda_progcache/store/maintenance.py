@@ -8,10 +8,11 @@ import math
 import os
 import time
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.files import WINDOWS, unlink, unlink_quietly, write_new
 from cuda_progcache.store import judge, pairs, removal
-from cuda_progcache.store.base import ORDERS, entry_digest, is_digest
+from cuda_progcache.store.base import ORDERS, entry_digest
 from cuda_progcache.store.eviction import Candidate, choose_victims
 
 TYPE_CHECKING = False

@@ -20,10 +20,10 @@ import os
 import stat
 
 from cuda_progcache._util import files
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.files import Identity, identity, is_missing, is_sharing_violation
 from cuda_progcache._util.liveness import current_owner, is_left_behind
 from cuda_progcache._util.parallel import for_each
-from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.judge import DAMAGE, NO_RECORD, look, lstat
 from cuda_progcache.store.root import Root, is_shard, scan
 

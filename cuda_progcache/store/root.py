@@ -12,6 +12,7 @@ import stat
 import time
 
 from cuda_progcache._util import modes
+from cuda_progcache._util.digest import is_hex
 from cuda_progcache._util.files import (
     Signature,
     is_missing,
@@ -317,7 +318,7 @@ def _holds_something(directory: str) -> bool:
 
 def is_shard(name: str) -> bool:
     """Whether a directory of that name belongs in ``entries`` and ``records``."""
-    return len(name) == 2 and not name.strip("0123456789abcdef")
+    return len(name) == 2 and is_hex(name)
 
 
 def scan(path: str) -> list[os.DirEntry[str]]:

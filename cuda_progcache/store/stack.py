@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from cuda_progcache._util import modes
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.errors import FrozenMissError, ReadOnlyError, StoreError
 from cuda_progcache.events import held
@@ -20,7 +21,6 @@ from cuda_progcache.store.base import (
     ProgramCacheResource,
     entry_digest,
     frozen_miss,
-    is_digest,
     key_bytes,
     program_bytes,
 )

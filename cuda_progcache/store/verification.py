@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.files import identity
 from cuda_progcache.store import pairs, removal
-from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.judge import CORRUPT, DAMAGED_RECORD, NO_ENTRY, NO_RECORD, NOTHING, Look, look
 
 if TYPE_CHECKING:

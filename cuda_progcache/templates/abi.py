@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.digest import is_hex, sha256
 
 TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _remembered(memo: str) -> str:
             tag = file.read(64).decode("utf-8", "replace")
     except OSError:
         return ""
-    return tag if len(tag) == 16 and not tag.strip("0123456789abcdef") else ""
+    return tag if len(tag) == 16 and is_hex(tag) else ""
 
 
 def _remember(memo: str, tag: str) -> str:

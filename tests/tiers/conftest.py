@@ -7,6 +7,7 @@ by a fixture here and a line in ``SERVERS``.
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -17,9 +18,10 @@ import uuid
 import pytest
 
 from ci import servers
+from cuda_progcache.cli import main
 from cuda_progcache.store import stack
 from cuda_progcache.store.breaker import CircuitBreaker
-from cuda_progcache.store.tiers import open_tier, write_back
+from cuda_progcache.store.tiers import behind, configuration, open_tier, write_back
 from cuda_progcache.store.tiers.settings import parse_tier
 
 #: The fixture of each kind of server.
@@ -201,6 +203,30 @@ def open_url():
     yield make
     for tier in opened:
         tier.close()
+
+
+@pytest.fixture
+def own_tiers(monkeypatch, tmp_path):
+    """Nothing is configured, and each test's stores are its own: else a tier's memory of a miss outlives the test."""
+    monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
+    monkeypatch.setattr(behind, "_opened", {})
+    monkeypatch.chdir(tmp_path)
+    configuration._configured.cache_clear()
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line, which ends with a code; gives what it prints, of ``--json`` the values."""
+
+    def command(*arguments, code=0):
+        with pytest.raises(SystemExit) as ended:
+            main([str(one) for one in arguments])
+        told = capsys.readouterr()
+        assert (ended.value.code or 0) == code, told
+        assert "Traceback" not in told.err
+        return json.loads(told.out) if "--json" in arguments else told.out + told.err
+
+    return command
 
 
 @pytest.fixture

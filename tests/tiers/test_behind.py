@@ -32,11 +32,7 @@ SOURCE = '#include "value.h"\nextern "C" __global__ void headed(int *a) { *a = V
 PLAIN = 'extern "C" __global__ void plain(int *a) { *a = 1; }'
 
 
-@pytest.fixture(autouse=True)
-def _own_tiers(monkeypatch):
-    """Nothing is configured, and each test's stores are its own: else a tier's memory of a miss outlives the test."""
-    monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
-    monkeypatch.setattr(behind, "_opened", {})
+pytestmark = pytest.mark.usefixtures("own_tiers")
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cuda_progcache import CompileService, FileStreamProgramCache, ProgCacheWarning, StoreError
-from cuda_progcache.cli import main
 from cuda_progcache.service.lock import Lock
 from cuda_progcache.store.base import entry_digest
-from cuda_progcache.store.tiers import behind, configuration, packs, sides, upkeep
+from cuda_progcache.store.tiers import behind, packs, sides, upkeep
 from cuda_progcache.store.tiers.upkeep import collect, sync
 
 LOCK, OTHER = "ab" * 32, "cd" * 32
@@ -45,12 +44,7 @@ TEMPLATES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _own_tiers(monkeypatch, tmp_path):
-    monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
-    monkeypatch.setattr(behind, "_opened", {})
-    monkeypatch.chdir(tmp_path)
-    configuration._configured.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_tiers")
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +61,6 @@ def farm(tmp_path_factory):
     lock = service.lock(archs=["sm_80"])
     lock.write(folder / "lock")
     return SimpleNamespace(path=folder / "cache", library=library, file=folder / "lock", lock=lock)
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, code=0):
-        with pytest.raises(SystemExit) as ended:
-            main([str(one) for one in arguments])
-        told = capsys.readouterr()
-        assert (ended.value.code or 0) == code, told
-        return json.loads(told.out) if "--json" in arguments else told.out + told.err
-
-    return command
 
 
 @pytest.fixture
@@ -181,9 +163,11 @@ def test_the_commands(redis_url, tmp_path, farm, run):
     for wrong in (["sync", farm.path, redis_url], ["sync", farm.path, "there", "--lock", farm.file]):
         assert "--pack is of" in run(*wrong, "--pack", code=2)
     assert run("sync", farm.path, redis_url, "--lock", farm.file, "--pack", "--dry-run", "--json")["packed"] == 0
-    assert list(engine(redis_url).list("packs/")) == []
+    assert list(engine(redis_url).list("packs/", until=time.monotonic() + 600)) == []
     assert "3 programs in the lockfile's pack" in run("sync", farm.path, redis_url, "--lock", farm.file, "--pack")
-    assert [one.name for one in engine(redis_url).list("packs/")] == [f"packs/{farm.lock.digest}.tar"]
+    assert [one.name for one in engine(redis_url).list("packs/", until=time.monotonic() + 600)] == [
+        f"packs/{farm.lock.digest}.tar"
+    ]
     told = run("gc", redis_url, "--older-than", "1d", "--json", "--yes")
     assert (told["removed"], told["packs"]) == (0, 0)
 
@@ -197,7 +181,7 @@ def test_a_pack_is_whole_or_none(redis_url, shelf, monkeypatch):
     monkeypatch.setattr(packs, "MAX_BYTES", 1000)
     with pytest.raises(StoreError, match="several lockfiles"):
         sync(shelf.path, redis_url, digests=shelf.digests[1:], pack=LOCK)
-    assert list(engine(redis_url).list("packs/")) == []
+    assert list(engine(redis_url).list("packs/", until=time.monotonic() + 600)) == []
 
 
 def test_few_that_are_missing_are_asked_for_one_by_one(redis_url, shelf, tmp_path):
@@ -344,6 +328,9 @@ def test_gc_removes_old_packs_but_that_of_a_lockfile_to_keep(tier_url, shelf, mo
         found = collect(tier_url, older_than=86400, keep=shelf.digests, keep_packs={LOCK}, dry_run=dry_run)
         assert (found.removed, found.packs, found.kept) == (0, 1, 4)
         assert found.bytes > 4000
-    assert {one.name for one in engine(tier_url).list("packs/")} == {packs.pack_name(LOCK), "packs/notes.txt"}
+    assert {one.name for one in engine(tier_url).list("packs/", until=time.monotonic() + 600)} == {
+        packs.pack_name(LOCK),
+        "packs/notes.txt",
+    }
     found = collect(tier_url, older_than=86400, dry_run=False)
     assert (found.removed, found.packs) == (4, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every store promises, asked of a tier on Redis, and of a stack before one."""
+"""What every store promises, asked of a tier on each kind of server, and of a stack before one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cuda_progcache.store.tiers.settings import parse_tier
 from cuda_progcache.testing import RecordStoreContract, StoreMachine
 
 
-class TestRedis(RecordStoreContract):
+class TestTier(RecordStoreContract):
     exact_sizes = False
 
     @pytest.fixture
-    def make(self, redis_url, open_url):
-        return lambda: open_url(redis_url)
+    def make(self, tier_url, open_url):
+        return lambda: open_url(tier_url)
 
 
 class TestStackBeforeRedis(RecordStoreContract):

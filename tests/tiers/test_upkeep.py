@@ -12,11 +12,10 @@ import pytest
 
 from ci.servers.faulty import FaultyServer
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions, ReadOnlyError, StoreError
-from cuda_progcache.cli import main
 from cuda_progcache.service import doctor
 from cuda_progcache.service.lock import Lock, Locked
 from cuda_progcache.store.base import entry_digest
-from cuda_progcache.store.tiers import behind, configuration, sides, upkeep
+from cuda_progcache.store.tiers import behind, sides, upkeep
 from cuda_progcache.store.tiers.envelope import unpack
 from cuda_progcache.store.tiers.layer import LayerEngine
 from cuda_progcache.store.tiers.settings import parse_tier
@@ -25,25 +24,7 @@ from cuda_progcache.store.tiers.upkeep import collect, sync
 SECRET = "geheim-7f3a"
 
 
-@pytest.fixture(autouse=True)
-def _own_tiers(monkeypatch, tmp_path):
-    monkeypatch.delenv("CUDA_PROGCACHE_TIERS", raising=False)
-    monkeypatch.setattr(behind, "_opened", {})
-    monkeypatch.chdir(tmp_path)
-    configuration._configured.cache_clear()
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*arguments, code=0):
-        with pytest.raises(SystemExit) as ended:
-            main([str(one) for one in arguments])
-        told = capsys.readouterr()
-        assert (ended.value.code or 0) == code, told
-        assert "Traceback" not in told.err
-        return json.loads(told.out) if "--json" in arguments else told.out + told.err
-
-    return command
+pytestmark = pytest.mark.usefixtures("own_tiers")
 
 
 def fill(path, count, size=1000):
@@ -292,14 +273,14 @@ def test_a_server_that_answers_all_with_a_page_is_in_trouble(run, monkeypatch):
 def test_a_layer_lists_its_manifests(tmp_path, compiled):
     """So that a sync of an image copies them."""
     engine = LayerEngine(parse_tier(f"file://{tmp_path}/here"))
-    found = list(engine.list("v1/manifests/"))
+    found = list(engine.list("v1/manifests/", until=time.monotonic() + 600))
     for listed in found:
         digest = "".join(listed.name.rsplit("/", 2)[-2:])
         content, _ = unpack(digest, engine.get(listed.name, limit=1 << 20, until=time.monotonic() + 600))
         assert (listed.size, listed.modified > 0) == (len(content), True)
     assert len(found) == len(list((tmp_path / "here" / "manifests").glob("??/*"))) > 0
-    assert len(list(engine.list("v1/programs/"))) == 1
-    assert len(list(engine.list("v1/"))) == 1 + len(found)
+    assert len(list(engine.list("v1/programs/", until=time.monotonic() + 600))) == 1
+    assert len(list(engine.list("v1/", until=time.monotonic() + 600))) == 1 + len(found)
 
 
 def test_a_listing_that_takes_too_long_is_none(redis_url, tmp_path, monkeypatch):

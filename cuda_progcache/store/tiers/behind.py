@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, Value
     from cuda_progcache.store.file_stream import FileStreamProgramCache
     from cuda_progcache.store.root import Root
-    from cuda_progcache.store.tiers.remote import TierStats
     from cuda_progcache.store.tiers.settings import TierSettings
+    from cuda_progcache.store.tiers.tier_stats import TierStats
 
 _opened: dict[TierSettings, ProgramCacheResource | None] = {}
 _opening = ForkSafeLock()

@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.base import is_digest
+from cuda_progcache.store.derived import manifest_path, manifests_in
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.tiers.engine import Engine, Listed, TooLargeError
 from cuda_progcache.store.tiers.envelope import pack
+from cuda_progcache.store.tiers.trees import MANIFESTS, PROGRAMS, digest_in, object_name
 
 if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
     from cuda_progcache.store.tiers.settings import TierSettings
-
-_PROGRAMS, _HEADERS = "v1/programs/", "v1/manifests/"
 
 
 class LayerEngine(Engine):
@@ -52,10 +50,10 @@ class LayerEngine(Engine):
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name, made of the files there."""
-        digest = "".join(name.rsplit("/", 2)[-2:])
-        if name.startswith(_PROGRAMS):
+        digest = digest_in(name)
+        if name.startswith(PROGRAMS):
             return self._program(digest, limit, until)
-        return self._manifest(digest, limit, until) if name.startswith(_HEADERS) else None
+        return self._manifest(digest, limit, until) if name.startswith(MANIFESTS) else None
 
     def _program(self, digest: str, limit: int, until: float) -> bytes | None:
         layer = self.layer(until)
@@ -72,34 +70,30 @@ class LayerEngine(Engine):
         return pack(digest, entry.data, Version.of(entry.data, encode_record(entry.record), info.created))
 
     def _manifest(self, name: str, limit: int, until: float) -> bytes | None:
-        path = os.path.join(self.layer(until).path, "manifests", name[:2], name[2:])
         try:
-            with open(path, "rb") as file:
+            with open(manifest_path(self.layer(until).path, name), "rb") as file:
                 content = file.read(limit + 1)
         except FileNotFoundError:
             return None
         return pack(name, content, Version.of(content, b"{}", 0)) if len(content) <= limit else None
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """The programs and header manifests there."""
-        layer = self.layer(time.monotonic() + self._settings.write_timeout)
-        if not prefix.startswith(_HEADERS):
+        layer = self.layer(until)
+        if not prefix.startswith(MANIFESTS):
             for entry in layer.entries():
-                name = f"{_PROGRAMS}{entry.digest[:2]}/{entry.digest[2:]}"
+                name = object_name(PROGRAMS, entry.digest)
                 if name.startswith(prefix):
                     yield Listed(name, entry.size, entry.created)
-        folder = os.path.join(layer.path, "manifests")
-        for at, _, files in os.walk(folder) if not prefix.startswith(_PROGRAMS) else ():
-            for file in files:
-                if not is_digest(os.path.basename(at) + file):
-                    continue
-                name = f"{_HEADERS}{os.path.basename(at)}/{file}"
-                try:
-                    status = os.stat(os.path.join(at, file))
-                except FileNotFoundError:
-                    continue  # gone since
-                if name.startswith(prefix):
-                    yield Listed(name, status.st_size, status.st_mtime)
+        for digest in () if prefix.startswith(PROGRAMS) else manifests_in(str(layer.path)):
+            name = object_name(MANIFESTS, digest)
+            if not name.startswith(prefix):
+                continue
+            try:
+                status = os.stat(manifest_path(layer.path, digest))
+            except FileNotFoundError:
+                continue  # gone since
+            yield Listed(name, status.st_size, status.st_mtime)
 
     def put(self, name: str, data: bytes, *, until: float) -> NoReturn:  # noqa: ARG002
         """Refuse: a layer isn't written to."""

@@ -16,16 +16,15 @@ import io
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import BundleError, StoreError
-from cuda_progcache.store.base import is_digest
 from cuda_progcache.store.bundle import opened_file, write
 from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
-from cuda_progcache.store.tiers.calls import OutOfUseError
-from cuda_progcache.store.tiers.engine import TooLargeError, reason
-from cuda_progcache.store.tiers.remote import PACKS, PROGRAMS, RemoteProgramCache
+from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.sides import Item, Side, TierSide, batches, leading_to, manifests_of
+from cuda_progcache.store.tiers.trees import PACKS, PROGRAMS
 
 if TYPE_CHECKING:
     from cuda_progcache.store.bundle import Bundle
@@ -45,7 +44,7 @@ def pack_name(lock: str) -> str:
 
 def packs_on(tier: TierSide) -> Iterator[tuple[str, Listed]]:
     """The lockfiles' digests and the listings of all packs; reads none of them."""
-    for one in tier.engine.list(PACKS):
+    for one in tier.objects(PACKS):
         digest = one.name.removeprefix(PACKS).removesuffix(".tar")
         if is_digest(digest) and one.name == pack_name(digest):
             yield digest, one
@@ -76,7 +75,7 @@ def write_pack(source: Side, tier: TierSide, lock: str, digests: Collection[str]
         The tier can't be written, or the pack would be too large.
     """
     name, file = pack_name(lock), io.BytesIO()
-    signer = tier._remote._signer
+    signer = tier._remote.trust.signer
 
     def fits() -> None:
         if file.tell() > MAX_BYTES:
@@ -155,32 +154,17 @@ def fetch_pack(cache: object, lock: Callable[[], str], digests: Collection[str])
 def _load(remote: RemoteProgramCache, name: str, wanted: Collection[str]) -> _Pack:
     """What a tier's pack has of the programs that are wanted."""
     pack = _Pack([], [])
-    try:
-        packed = remote._calls.make(remote._write_timeout, remote.engine.get, name, limit=MAX_BYTES)
-    except OutOfUseError:
-        return pack
-    except TooLargeError as exc:
-        remote._counters.count("refused")
-        remote._calls.note("large", f"has {name}, which is too large ({reason(exc)}); this counts as a miss")
-        remote._calls.tell()
-        return pack
-    except OSError:
-        remote._counters.count("read_errors")
-        remote._calls.tell()
-        return pack
+    packed = remote._objects.fetch(name, limit=MAX_BYTES)
     if packed is None:
         remote._counters.count("misses")
-        remote._calls.judge(is_sound=True)
+        remote._calls.tell()
         return pack
-    remote._count("bytes_in", len(packed))
     try:
         with opened_file(io.BytesIO(packed), name) as bundle:
             pack = _verified(remote, name, bundle, wanted)
         remote._calls.judge(is_sound=True)
     except BundleError as exc:
-        remote._counters.count("corrupt")
-        remote._calls.judge(is_sound=False)
-        remote._calls.note("pack", f"has a pack that isn't used: {exc}")
+        remote._objects.reject("pack", f"has a pack that isn't used: {exc}")
     remote._counters.count("hits", len(pack.programs))
     remote._calls.tell()
     return pack
@@ -191,20 +175,20 @@ def _verified(remote: RemoteProgramCache, name: str, bundle: Bundle, wanted: Col
     asked = [digest for digest in bundle.digests if digest in wanted]
     if not asked:
         raise bundle.refuse("it has nothing of this lockfile")
-    verifier = remote._verifier
+    trust = remote.trust
     programs = []
     why = None
     for digest in asked:
         version, record = bundle.version(digest)
         data = bundle.entry(digest, version)
-        doubt = None if verifier is None else verifier(digest, data, record)
+        doubt = trust.doubt(digest, data, record)
         if doubt is None:
             programs.append((digest, data, version))
         else:
-            remote._count("untrusted")
+            remote._objects.count("untrusted")
             why = doubt
     found = list(bundle.manifests())
-    if verifier is not None and (doubt := verifier(name, bundle.files, bundle.seal)) is not None:
+    if (doubt := trust.doubt(name, bundle.files, bundle.seal)) is not None:
         found, why = [], doubt
     if why is not None:
         remote._calls.note("untrusted pack", f"has {name}, of which not all is trusted ({why}); that is left out")

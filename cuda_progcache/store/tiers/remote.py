@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import errno
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util import forks, modes
-from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.base import (
     Entry,
@@ -18,92 +16,31 @@ from cuda_progcache.store.base import (
     ProgramCacheResource,
     entry_digest,
     frozen_miss,
-    is_digest,
     key_bytes,
     program_bytes,
 )
 from cuda_progcache.store.derived import merged_manifest
-from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.stats import Counters, StoreStats
 from cuda_progcache.store.tiers import write_back
-from cuda_progcache.store.tiers.calls import Calls, OutOfUseError
-from cuda_progcache.store.tiers.engine import TooLargeError, reason
-from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
-from cuda_progcache.store.tiers.write_back import WriteBack
+from cuda_progcache.store.tiers.calls import Calls
+from cuda_progcache.store.tiers.remote_objects import RemoteObjects
+from cuda_progcache.store.tiers.settings import TierSettings
+from cuda_progcache.store.tiers.tier_stats import TierStats
+from cuda_progcache.store.tiers.trees import MANIFESTS, PACKS, PROGRAMS, digest_in, object_name
+from cuda_progcache.store.tiers.trust import Trust
 
 if TYPE_CHECKING:
-    from cuda_progcache.store.base import Key, T, Value
+    from cuda_progcache.store.base import Key, Value
     from cuda_progcache.store.breaker import CircuitBreaker
-    from cuda_progcache.store.tiers.engine import Engine, Listed
+    from cuda_progcache.store.records import Version
+    from cuda_progcache.store.tiers.engine import Engine
     from cuda_progcache.store.tiers.leases import FleetLeases
+    from cuda_progcache.store.tiers.trust import Signer, Verifier
 
-R = TypeVar("R")
-#: Says why an entry isn't to be trusted; ``None``: it is. Takes digest, bytes and record.
-Verifier = Callable[[str, bytes, Mapping[str, Any]], str | None]
-#: The record to store in the place of the one given. Takes digest, bytes and record.
-Signer = Callable[[str, bytes, Mapping[str, Any]], Mapping[str, Any]]
-
-PROGRAMS, MANIFESTS, PACKS = "v1/programs/", "v1/manifests/", "packs/"
-#: Seconds for a listing.
-_LISTING = 60.0
-#: Objects of one call for many.
-_BATCH = 100
-#: Bytes of a header manifest's object, at most, and what its content leaves of them to record and signature.
-MOST_OF_MANIFEST, _ROOM = 4 << 20, 1 << 14
-#: Bytes that a signature takes in a record, at most.
-_SIGNATURE = 2048
 #: What is asked for to see whether a service works again: nothing has this name.
-_NOTHING = PROGRAMS + "00/" + 62 * "0"
-#: Seconds for which a miss is remembered, and how many are.
-_MISSED_FOR, _MOST_MISSED = 2.0, 4096
-
-
-class TierStats(NamedTuple):
-    """What a tier has cost and given in this process.
-
-    Attributes
-    ----------
-    name : str
-        Its URL without secrets.
-    state : {"closed", "open", "half-open"}
-        Of its circuit breaker: in use; out of use for a while; about to be tried again.
-    hits, misses : int
-        Look-ups of programs; those that it was spared are misses.
-    corrupt, untrusted : int
-        Objects that weren't what was asked for, and those that nobody who is trusted has signed.
-    errors, timeouts : int
-        Calls that failed, and those of them that ran out of time.
-    skipped : int
-        Calls that it was spared while it was out of use.
-    stored, dropped, waiting : int
-        Objects written, given up, and on their way.
-    bytes_in, bytes_out : int
-        Of objects.
-    calls : int
-        Calls that it answered.
-    seconds : float
-        That these took in all.
-    error : str
-        The latest, without secrets; empty where there was none.
-    """
-
-    name: str
-    state: str
-    hits: int
-    misses: int
-    corrupt: int
-    untrusted: int
-    errors: int
-    timeouts: int
-    skipped: int
-    stored: int
-    dropped: int
-    waiting: int
-    bytes_in: int
-    bytes_out: int
-    calls: int
-    seconds: float
-    error: str
+_NOTHING = object_name(PROGRAMS, 64 * "0")
+#: Of a service that has no URL: nothing but what :class:`TierSettings` says of any.
+_PLAIN = TierSettings("")
 
 
 class RemoteProgramCache(ProgramCacheResource):
@@ -118,16 +55,13 @@ class RemoteProgramCache(ProgramCacheResource):
     engine : Engine
         The service.
     settings : TierSettings, optional
-        Whence the times and sizes are taken that aren't given.
-    verifier, signer : callable, optional
-        See :data:`Verifier` and :data:`Signer`.
-    voucher : callable, optional
-        A :data:`Verifier` of what others made and the signer may sign: header sets that it adds its own to, and
-        copies. Without it, a signer signs nothing of others.
-    timeout, write_timeout : float, optional
-        Seconds that a look-up, and a write off the caller's path, may take in all.
-    max_bytes : int, optional
-        Of an object.
+        Whence the times and sizes are taken; by default, those of a URL that says nothing of them.
+    verifier, signer, voucher : callable, optional
+        See :class:`~cuda_progcache.store.tiers.trust.Trust`.
+
+    Attributes
+    ----------
+    trust : Trust
     """
 
     is_remote = True
@@ -136,36 +70,27 @@ class RemoteProgramCache(ProgramCacheResource):
     def __init__(
         self,
         engine: Engine,
-        settings: Any = None,
+        settings: TierSettings = _PLAIN,
         *,
         verifier: Verifier | None = None,
         signer: Signer | None = None,
         voucher: Verifier | None = None,
-        timeout: float | None = None,
-        write_timeout: float | None = None,
-        max_bytes: int | None = None,
     ) -> None:
         self.engine = engine
-        self._verifier, self._signer = verifier, signer
-        self._voucher: Verifier = voucher or (lambda *_: "nobody vouches for what others publish")
-        self._timeout = _given(timeout, settings, "timeout", 2.0)
-        self._write_timeout = _given(write_timeout, settings, "write_timeout", 10.0)
-        self._max_bytes = _given(max_bytes, settings, "max_bytes", 64 << 20)
-        patience = min(_given(None, settings, "connect_timeout", 0.5), self._timeout)
+        self.trust = Trust(verifier, signer, voucher)
+        self._settings = settings
+        patience = min(settings.connect_timeout, settings.timeout)
         self._calls = Calls(engine, self._probe, self._in_trouble, patience=patience)
         self.breaker = self._calls.breaker
         self._counters = Counters()
-        self._lock = ForkSafeLock()
-        self._missed: OrderedDict[str, float] = OrderedDict()  # until when, by name
-        self._writes = WriteBack(self._send, self._dropped)
-        self._settings = settings
+        self._objects = RemoteObjects(engine, self._calls, settings, self.trust, self._counters)
         self._fleet: FleetLeases | None = None
         self.reset()
         forks.in_child(self.reset)
 
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
-        self._counts = {"untrusted": 0, "bytes_in": 0, "bytes_out": 0}
+        self._objects.reset()
         self._unsent = 0  # dropped or refused, when has_published() was last asked
 
     @property
@@ -179,19 +104,19 @@ class RemoteProgramCache(ProgramCacheResource):
     @property
     def demands_signatures(self) -> bool:
         """Whether it gives only what one of the listed keys has signed."""
-        return self._verifier is not None
+        return self.trust.verifier is not None
 
     @property
     def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
         """The leases of those who publish there: on the Redis that the settings name for them, or that it is itself."""
-        if self._fleet is None and self._settings is not None and self._settings.mode == "rw":
+        if self._fleet is None and self._settings.mode == "rw":
             kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
             # A service that is out of use keeps no leases, either.
             if kept is not None and (kept is not self._settings or self.breaker.state == "closed"):
                 from cuda_progcache.store.tiers.leases import FleetLeases
 
                 well = self._well_again if kept is self._settings else lambda: None
-                self._fleet = FleetLeases(kept, landed=self._writes.then, news=self.forget_misses, well=well)
+                self._fleet = FleetLeases(kept, landed=self._objects.writes.then, news=self.forget_misses, well=well)
         return self._fleet
 
     def _well_again(self) -> None:
@@ -204,35 +129,15 @@ class RemoteProgramCache(ProgramCacheResource):
         if self._fleet is not None and self._settings.lease is None and self.breaker.state == "open":
             self._fleet.suspect()
 
-    def _count(self, name: str, by: int = 1) -> None:
-        with self._lock:
-            self._counts[name] += by
-
     def _probe(self) -> None:
         """Ask for something that isn't there."""
-        self._calls.attempt(self._timeout, self._get_nothing)
+        self._calls.attempt(self._settings.timeout, self._get_nothing)
 
     def _get_nothing(self, *, until: float) -> None:
-        if self.engine.get(_NOTHING, limit=self._max_bytes, until=until) is not None:
+        if self.engine.get(_NOTHING, limit=self._settings.max_bytes, until=until) is not None:
             raise StoreError(errno.EPROTO, "the server sends something other than what was asked for", self.name)
 
     # Look-ups
-
-    if TYPE_CHECKING:
-
-        @overload
-        def get(self, key: Key) -> bytes | None: ...
-        @overload
-        def get(self, key: Key, default: T) -> bytes | T: ...
-
-    def get(self, key: Key, default: Any = None) -> Any:
-        """The entry's bytes, or ``default`` on a miss."""
-        found = self._look(key_bytes(key))
-        if found is None:
-            if modes.current() == "frozen":
-                raise frozen_miss(repr(self), key)
-            return default
-        return found[0]
 
     def __getitem__(self, key: Key) -> bytes:
         found = self._look(key_bytes(key))
@@ -253,8 +158,7 @@ class RemoteProgramCache(ProgramCacheResource):
         return None if found is None else _entry(*found)
 
     def _look(self, key: bytes, *, count_miss: bool = True) -> tuple[bytes, Version] | None:
-        digest = entry_digest(key)
-        found = self._find(digest, _object(PROGRAMS, digest))
+        found = self._objects.find(PROGRAMS, entry_digest(key))
         if found is not None:
             self._counters.count("hits")
         elif count_miss:
@@ -262,132 +166,36 @@ class RemoteProgramCache(ProgramCacheResource):
         self._calls.tell()
         return found
 
-    def _limit(self, name: str) -> int:
-        """Bytes that an object may have."""
-        most: int = self._max_bytes
-        return min(most, MOST_OF_MANIFEST) if name.startswith(MANIFESTS) else most
-
-    def _find(self, digest: str, name: str) -> tuple[bytes, Version] | None:
-        """A verified entry or manifest; whatever is wrong is a miss."""
-        packed = self._writes.find(name)
-        if packed is not None:
-            return unpack(digest, packed)
-        if self._missed and self._has_missed(name):
-            return None
-        try:
-            packed = self._calls.look_up(self._timeout, self.engine.get, name, limit=self._limit(name))
-        except OutOfUseError:
-            return None
-        except TooLargeError as exc:
-            self._counters.count("refused")
-            self._calls.note("large", f"has {name}, which is too large ({reason(exc)}); this counts as a miss")
-            self._remember_miss(name)
-            return None
-        except OSError:
-            self._counters.count("read_errors")
-            return None
-        if packed is None:
-            self._calls.judge(is_sound=True)
-            self._remember_miss(name)
-            return None
-        self._count("bytes_in", len(packed))
-        return self._verified(digest, name, packed, self._verifier)
-
-    def _find_many(self, digests: Mapping[str, str]) -> Iterator[tuple[str, bytes, Version]]:
-        """Those of the entries or manifests, by name, that are there."""
-        names = [name for name in digests if not self._has_missed(name)]
-        answers = self._get_many(names, self._timeout if len(names) == 1 else self._write_timeout)
-        while True:
-            try:
-                name, theirs = next(answers)
-            except (StopIteration, OutOfUseError):
-                return
-            except OSError:
-                self._counters.count("read_errors")
-                return
-            packed = self._writes.find(name) or theirs
-            if packed is None:
-                self._remember_miss(name)
-                continue
-            self._count("bytes_in", len(packed))
-            verified = self._verified(digests[name], name, packed, self._verifier)
-            if verified is not None:
-                yield digests[name], *verified
-
-    def _get_many(self, names: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes | None]]:
-        """Each name with its object, in calls for many of so many seconds (OSError: one failed)."""
-        waiting = list(names)
-        while waiting:
-            batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
-            found = self._calls.make(seconds, self.engine.get_many, batch, limit=self._limit(batch[0]))
-            if not found:
-                raise StoreError(errno.EPROTO, "the server answered none of several questions", self.name)
-            waiting = [name for name in batch if name not in found] + waiting
-            yield from found.items()
-
-    def _verified(
-        self, digest: str, name: str, packed: bytes, verifier: Verifier | None
-    ) -> tuple[bytes, Version] | None:
-        try:
-            data, version = unpack(digest, packed)
-        except DamagedObjectError as exc:
-            self._counters.count("corrupt")
-            self._calls.judge(is_sound=False)
-            self._calls.note("corrupt", f"sent something else for {name} ({exc}); this counts as a miss")
-            self._remember_miss(name)
-            return None
-        self._calls.judge(is_sound=True)
-        vouched = name.startswith(MANIFESTS) and self.engine.pinned  # whose own digest is in the URL
-        if verifier is not None and not vouched and (why := verifier(digest, data, version.record())) is not None:
-            self._count("untrusted")
-            self._calls.note("untrusted", f"has {name}, which isn't trusted ({why}); this counts as a miss")
-            self._remember_miss(name)
-            return None
-        return data, version
-
-    def _has_missed(self, name: str) -> bool:
-        until = self._missed.get(name)
-        return until is not None and time.monotonic() < until
-
-    def _remember_miss(self, name: str) -> None:
-        with self._lock:
-            self._missed[name] = time.monotonic() + _MISSED_FOR
-            self._missed.move_to_end(name)
-            if len(self._missed) > _MOST_MISSED:
-                self._missed.popitem(last=False)
-
     def forget_misses(self) -> None:
         """Ask for everything anew."""
-        with self._lock:
-            self._missed.clear()
+        self._objects.misses.clear()
 
     # Header manifests
 
     def find_manifest(self, name: str) -> bytes | None:
         """A header manifest; ``None`` where there is none."""
-        found = self._find(name, _object(MANIFESTS, name))
+        found = self._objects.find(MANIFESTS, name)
         self._calls.tell()
         return None if found is None else found[0]
 
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
         """Header manifests; see :meth:`ProgramCacheResource.find_manifests`."""
-        found = {name: data for name, data, _ in self._find_many({_object(MANIFESTS, name): name for name in names})}
+        found = {name: data for name, data, _ in self._objects.find_many(MANIFESTS, names)}
         self._calls.tell()
         return found
 
     def keep_manifest(self, name: str, content: bytes) -> None:
         """Add a header manifest's sets to those that the service has, before long."""
-        where = _object(MANIFESTS, name)
-        waiting = self._writes.find(where)
+        waiting = self._objects.waiting(MANIFESTS, name)
         if waiting is not None:
-            content = merged_manifest(content, unpack(name, waiting)[0]) or content
-        self._queue(name, where, content, {})
+            content = merged_manifest(content, waiting[0]) or content
+        self._objects.put(MANIFESTS, name, content, {})
 
     def load_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Entry]]:
         """Those of the entries that are there, by key, asked for together."""
         asked = {entry_digest(key): key for key in keys}
         found = 0
-        for digest, data, version in self._find_many({_object(PROGRAMS, digest): digest for digest in asked}):
+        for digest, data, version in self._objects.find_many(PROGRAMS, asked):
             found += 1
             yield asked[digest], _entry(data, version)
         self._counters.count("hits", found)
@@ -408,7 +216,7 @@ class RemoteProgramCache(ProgramCacheResource):
         """Queue an entry with its record; ``False`` where it is too large, or queueing it has no room or use."""
         digest, payload = entry_digest(key_bytes(key)), program_bytes(data)
         del data  # as above
-        done = self._queue(digest, _object(PROGRAMS, digest), payload, record)
+        done = self._objects.put(PROGRAMS, digest, payload, record)
         self._calls.tell()
         return done
 
@@ -422,73 +230,12 @@ class RemoteProgramCache(ProgramCacheResource):
             return False
         return self.publish(key, entry.data, entry.record)
 
-    def _queue(self, digest: str, name: str, data: bytes, record: Mapping[str, Any]) -> bool:
-        packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
-        if len(packed) + (0 if self._signer is None else _SIGNATURE) > self._limit(name):
-            self._counters.count("refused")
-            return False
-        if not self._calls.is_ready():
-            self._dropped(1)
-            return False
-        with self._lock:
-            self._missed.pop(name, None)
-        return self._writes.put(name, packed, len(packed))
-
-    def _send(self, objects: Mapping[str, bytes]) -> None:
-        """Write objects, on the thread that does so."""
-        objects = self._signed(self._with_theirs(objects))
-        self._calls.make(self._write_timeout, self.engine.put_many, objects)
-        self._counters.count("stored", len(objects))
-        self._count("bytes_out", sum(map(len, objects.values())))
-
-    def _with_theirs(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """The objects, manifests with the sets that others have added.
-
-        Two that add to one at the same moment lose a set, and with it a compile.
-        """
-        manifests = [name for name in objects if name.startswith(MANIFESTS)]
-        if not manifests:
-            return objects
-        merged = dict(objects)
-        for name, packed in self._get_many(manifests, self._write_timeout):
-            if packed is None:
-                continue
-            digest = _digest(name)
-            verifier = self._verifier if self._signer is None else self._voucher  # who signs vouches for all of it
-            theirs = self._verified(digest, name, packed, verifier)
-            if theirs is not None:
-                ours, version = unpack(digest, objects[name])
-                content = merged_manifest(ours, theirs[0]) or ours
-                if len(content) > self._limit(name) - _ROOM:
-                    continue
-                merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
-        return merged
-
     def may_sign(self, digest: str, data: bytes, record: Mapping[str, Any]) -> bool:
         """Whether what others made may be sent on from here: to a signing tier, only what one of its keys signed.
 
         Else anybody's programs and header sets would get this publisher's signature.
         """
-        return self._signer is None or self._voucher(digest, data, record) is None
-
-    def _signed(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """The objects with signatures in their records, where this tier's publishers sign."""
-        if self._signer is None:
-            return objects
-        made = {}
-        for name, packed in objects.items():
-            digest = _digest(name)
-            data, version = unpack(digest, packed)
-            try:
-                record = self._signer(digest, data, version.record())
-            except OSError as exc:
-                self._calls.note("signing", f"receives nothing from here ({exc})")
-                raise
-            made[name] = pack(digest, data, Version.of(data, encode_record(record), version.created))
-        return made
-
-    def _dropped(self, count: int) -> None:
-        self._counters.count("dropped", count)
+        return self.trust.doubt_in_own_name(digest, data, record) is None
 
     def __delitem__(self, key: Key) -> None:
         try:
@@ -500,53 +247,24 @@ class RemoteProgramCache(ProgramCacheResource):
         """Remove the entry of that digest; :class:`KeyError` if there is none."""
         if not is_digest(digest):
             raise KeyError(digest)
-        name = _object(PROGRAMS, digest)
-        was_queued = self._writes.find(name) is not None
-        self._writes.forget([name])
-        self._writes.flush(self._write_timeout)  # it may be under way
-        try:
-            if self._is_there(name):
-                self._calls.make(self._timeout, self.engine.delete, [name])
-            elif not was_queued:
-                raise KeyError(digest)
-        except OSError:
-            self._counters.count("failed")
+        removed = self._objects.remove(PROGRAMS, digest)
         self._calls.tell()
-
-    def _is_there(self, name: str) -> bool:
-        """Whether the service has an object of that name, of whatever size."""
-        try:
-            return self._calls.make(self._timeout, self.engine.get, name, limit=self._max_bytes) is not None
-        except TooLargeError:
-            return True
+        if not removed:
+            raise KeyError(digest)
 
     def clear(self) -> None:
         """Remove every program, manifest and pack: those of all who use the tier."""
-        self._writes.forget()
-        self._writes.flush(self._write_timeout)
-        try:
-            for prefix in (PROGRAMS, MANIFESTS, PACKS):
-                names = [listed.name for listed in self._list(prefix)]
-                for at in range(0, len(names), _BATCH):
-                    self._calls.make(self._write_timeout, self.engine.delete, names[at : at + _BATCH])
-        except OSError:
-            self._counters.count("failed")
+        self._objects.clear((PROGRAMS, MANIFESTS, PACKS))
         self._calls.tell()
 
     # What there is
 
-    def _list(self, prefix: str) -> list[Listed]:
-        def listed(*, until: float) -> list[Listed]:  # noqa: ARG001 - an engine's own are for each page
-            return list(self.engine.list(prefix))
-
-        return self._calls.make(_LISTING, listed)
-
     def _listed(self, prefix: str = "") -> list[tuple[str, int]]:
         """Digest and size of every program with such a digest; none where the service can't list."""
-        self._writes.flush(self._write_timeout)
+        self._objects.writes.flush(self._settings.write_timeout)
         shard = f"{PROGRAMS}{prefix[:2]}/" if len(prefix) >= 2 else PROGRAMS
         try:
-            found = [(_digest(listed.name), listed.size) for listed in self._list(shard)]
+            found = [(digest_in(listed.name), listed.size) for listed in self._objects.list(shard)]
         except OSError:
             self._calls.tell()
             return []
@@ -563,12 +281,12 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def entries(self) -> Iterator[EntryInfo]:
         """Every entry; all of them are read for that."""
-        for digest, data, version in self._find_many({_object(PROGRAMS, d): d for d, _ in self._listed()}):
+        for digest, data, version in self._objects.find_many(PROGRAMS, self._digests("")):
             yield _info(digest, data, version)
 
     def info(self, digest: str) -> EntryInfo:
         """One entry, which is read for that; :class:`KeyError` if there is none of that digest."""
-        found = self._find(digest, _object(PROGRAMS, digest)) if is_digest(digest) else None
+        found = self._objects.find(PROGRAMS, digest) if is_digest(digest) else None
         self._calls.tell()
         if found is None:
             raise KeyError(digest)
@@ -581,36 +299,27 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def tier(self) -> TierStats:
         """What it has cost and given; asks the service nothing."""
-        with self._lock:
-            counts = dict(self._counts)
-        counted, calls = self._counters.totals(), self._calls
+        counted, calls = self._counters.totals()._asdict(), self._calls
         return TierStats(
             name=self.name,
             state=self.breaker.state,
-            hits=counted.hits,
-            misses=counted.misses,
-            corrupt=counted.corrupt,
-            stored=counted.stored,
-            dropped=counted.dropped,
-            waiting=self._writes.count,
-            errors=calls.errors,
-            timeouts=calls.timeouts,
-            skipped=calls.skipped,
+            waiting=self._objects.writes.count,
             calls=calls.made,
-            seconds=calls.seconds,
             error=calls.error,
-            **counts,
+            **{field: counted[field] for field in ("hits", "misses", "corrupt", "stored", "dropped")},
+            **{field: getattr(calls, field) for field in ("errors", "timeouts", "skipped", "seconds")},
+            **self._objects.counts(),
         )
 
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until what is queued is sent or dropped, for 2 seconds if not told; False where that takes longer."""
-        done = self._writes.flush(write_back.AT_EXIT if seconds is None else seconds)
+        done = self._objects.writes.flush(write_back.AT_EXIT if seconds is None else seconds)
         self._calls.tell()
         return done
 
     def has_published(self) -> bool:
         """Whether all that was published since this was last asked has been sent, which is waited for."""
-        sent = self.flush(2 * self._write_timeout)
+        sent = self.flush(2 * self._settings.write_timeout)
         counted = self._counters.totals()
         before, self._unsent = self._unsent, counted.dropped + counted.refused
         return sent and self._unsent == before
@@ -622,19 +331,6 @@ class RemoteProgramCache(ProgramCacheResource):
             self._fleet.close()
         if self._calls.is_its_own:
             self.engine.close()
-
-
-def _given(value: Any, settings: Any, name: str, default: Any) -> Any:
-    return value if value is not None else getattr(settings, name, default)
-
-
-def _object(tree: str, digest: str) -> str:
-    return f"{tree}{digest[:2]}/{digest[2:]}"
-
-
-def _digest(name: str) -> str:
-    """The digest in an object's name, if it is one."""
-    return "".join(name.rsplit("/", 2)[-2:])
 
 
 def _entry(data: bytes, version: Version) -> Entry:

@@ -16,21 +16,30 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import ReadOnlyError, StoreError
-from cuda_progcache.store.base import is_digest
-from cuda_progcache.store.derived import leads_to, manifest_path, manifest_sets, merge_manifest, merged_manifest
+from cuda_progcache.store.derived import (
+    leads_to,
+    manifest_path,
+    manifest_sets,
+    manifests_in,
+    merge_manifest,
+    merged_manifest,
+)
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.readonly import ReadOnlyProgramCache, look_into
-from cuda_progcache.store.records import Version, encode_record
+from cuda_progcache.store.records import encode_record
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.configuration import configured
 from cuda_progcache.store.tiers.deadline import within
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
-from cuda_progcache.store.tiers.remote import MANIFESTS, MOST_OF_MANIFEST, PROGRAMS, RemoteProgramCache
+from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
 from cuda_progcache.store.tiers.signing import SIGNATURE
+from cuda_progcache.store.tiers.trees import MANIFESTS, PROGRAMS, digest_in, each_of, most_bytes, object_name
 
 if TYPE_CHECKING:
+    from cuda_progcache.store.records import Version
     from cuda_progcache.store.tiers.engine import Engine, Listed
 
 R = TypeVar("R")
@@ -38,6 +47,8 @@ R = TypeVar("R")
 _BATCH, _BATCH_BYTES = 64, 8 << 20
 #: How often a call is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 4, 0.2
+#: Seconds for a listing, of which each page has those of a write: some millions of objects.
+_LISTING = 600.0
 
 
 class Item(NamedTuple):
@@ -129,14 +140,7 @@ class _Directory:
     def sizes(self, tree: str) -> dict[str, int]:
         if tree == PROGRAMS:
             return {digest: size for digest, size, _ in self._cache._sizes()}
-        return dict.fromkeys(self._manifests(), 0)
-
-    def _manifests(self) -> Iterator[str]:
-        folder = os.path.join(self.name, "manifests")
-        for shard in _names(folder):
-            for rest in _names(os.path.join(folder, shard)):
-                if is_digest(shard + rest):
-                    yield shard + rest
+        return dict.fromkeys(manifests_in(self.name), 0)
 
     def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
         for digest in digests:
@@ -190,13 +194,6 @@ class NotMade:
         """Nothing is open."""
 
 
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
-
-
 class TierSide:
     """A tier, by its engine.
 
@@ -227,18 +224,27 @@ class TierSide:
             try:
                 if self.engine.keeps_time:
                     return operation(*args, **named, until=until)
-                return within(until, functools.partial(operation, *args, **named, until=until), self.engine.cut)
+                return within(until, functools.partial(operation, *args, **named, until=until))
             except OSError as exc:
                 tries -= 1
                 if not tries or exc.errno in _LASTING:
+                    if isinstance(exc, TimeoutError):
+                        raise StoreError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name) from exc
                     raise
             time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             pause *= 2
 
+    def objects(self, prefix: str) -> Iterator[Listed]:
+        """The listing of all objects whose names begin so (StoreError: it can't list, or takes too long)."""
+        try:
+            yield from self.engine.list(prefix, until=time.monotonic() + _LISTING)
+        except TimeoutError as exc:
+            raise StoreError(errno.ETIMEDOUT, f"the listing {exc.strerror or exc}", self.name) from exc
+
     def listed(self, tree: str) -> Iterator[tuple[str, Listed]]:
         """Digest and listing of all programs or manifests; reads none of them."""
-        for one in self.engine.list(tree):
-            digest = "".join(one.name.rsplit("/", 2)[-2:])
+        for one in self.objects(tree):
+            digest = digest_in(one.name)
             if is_digest(digest):
                 yield digest, one
 
@@ -249,7 +255,8 @@ class TierSide:
     def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
         """See :class:`Side`."""
         names = {object_name(tree, digest): digest for digest in digests}
-        for name, packed in self._get_many(list(names), self._limit(tree)):
+        ask = functools.partial(self.call, self._settings.write_timeout, self.engine.get_many, limit=self._limit(tree))
+        for name, packed in each_of(names, ask, self.name):
             if packed is None:
                 continue
             digest = names[name]
@@ -259,17 +266,8 @@ class TierSide:
             except DamagedObjectError:
                 yield digest
                 continue
-            verifier = self._remote._verifier
-            yield digest if verifier is not None and verifier(digest, data, record) else Item(digest, data, record)
-
-    def _get_many(self, names: Sequence[str], limit: int) -> Iterator[tuple[str, bytes | None]]:
-        """Each name with its object, in as many calls as the engine wants for them."""
-        while names:
-            found = self.call(self._settings.write_timeout, self.engine.get_many, names, limit=limit)
-            if not found:
-                raise StoreError(errno.EPROTO, "the server answered none of several questions", self.name)
-            yield from found.items()
-            names = [name for name in names if name not in found]
+            doubt = self._remote.trust.doubt(digest, data, record)
+            yield Item(digest, data, record) if doubt is None else digest
 
     def write(self, tree: str, items: Sequence[Item]) -> int:
         """See :class:`Side`."""
@@ -285,14 +283,11 @@ class TierSide:
         return len(packed)
 
     def _limit(self, tree: str) -> int:
-        most = self._settings.max_bytes
-        return min(most, MOST_OF_MANIFEST) if tree == MANIFESTS else most
+        return most_bytes(tree, self._settings.max_bytes)
 
     def version(self, digest: str, data: bytes, record: Mapping[str, Any]) -> Version:
         """What vouches for an entry there: its record, signed where this tier's publishers sign."""
-        signer = self._remote._signer
-        signed = record if signer is None else signer(digest, data, record)
-        return Version.of(data, encode_record(signed), time.time())
+        return self._remote.trust.version(digest, data, record, time.time())
 
     def _with_theirs(self, items: Sequence[Item]) -> list[Item]:
         """Manifests with the sets that the tier's have."""
@@ -334,11 +329,6 @@ class TierSide:
 
 #: Trouble that another try doesn't mend.
 _LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EINVAL, errno.EFBIG})
-
-
-def object_name(tree: str, digest: str) -> str:
-    """The name of a program's, or a manifest's, object."""
-    return f"{tree}{digest[:2]}/{digest[2:]}"
 
 
 def batches(names: Iterable[str], size: Callable[[str], int]) -> Iterator[list[str]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TierTotals(NamedTuple):
-    """What was counted; the fields are those of :class:`~cuda_progcache.store.tiers.remote.TierStats`."""
+    """What was counted; the fields are those of :class:`~cuda_progcache.store.tiers.tier_stats.TierStats`."""
 
     hits: int = 0
     misses: int = 0

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.packs import packs_on, write_pack
-from cuda_progcache.store.tiers.remote import MANIFESTS, PROGRAMS
 from cuda_progcache.store.tiers.sides import (
     Item,
     NotMade,
@@ -19,10 +18,10 @@ from cuda_progcache.store.tiers.sides import (
     batches,
     is_url,
     manifests_of,
-    object_name,
     side,
     side_of,
 )
+from cuda_progcache.store.tiers.trees import MANIFESTS, PROGRAMS, object_name
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings

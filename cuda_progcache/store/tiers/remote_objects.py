@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objects of a service as a store uses them: verified when they are read, and written by a thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.store.derived import merged_manifest
+from cuda_progcache.store.records import Version, encode_record
+from cuda_progcache.store.tiers.calls import OutOfUseError
+from cuda_progcache.store.tiers.engine import TooLargeError, reason
+from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
+from cuda_progcache.store.tiers.misses import RecentMisses
+from cuda_progcache.store.tiers.trees import BATCH, MANIFESTS, digest_in, each_of, most_bytes, object_name
+from cuda_progcache.store.tiers.write_back import WriteBack
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.stats import Counters
+    from cuda_progcache.store.tiers.calls import Calls
+    from cuda_progcache.store.tiers.engine import Engine, Listed
+    from cuda_progcache.store.tiers.settings import TierSettings
+    from cuda_progcache.store.tiers.trust import Trust, Verifier
+
+#: Seconds for a listing.
+_LISTING = 60.0
+#: What a header manifest's content leaves of its object's bytes to record and signature.
+_ROOM = 1 << 14
+#: Bytes that a signature takes in a record, at most.
+_SIGNATURE = 2048
+
+
+class RemoteObjects:
+    """Finds and writes the programs and header manifests of a service.
+
+    Whatever is wrong with one is a miss, counted, and noted for the next caller. Writes are queued; what is on its way
+    is found.
+
+    Parameters
+    ----------
+    engine : Engine
+    calls : Calls
+        That are made of it.
+    settings : TierSettings
+        Whence times and sizes are taken.
+    trust : Trust
+    counters : Counters
+        Of the store.
+    """
+
+    def __init__(self, engine: Engine, calls: Calls, settings: TierSettings, trust: Trust, counters: Counters) -> None:
+        self._engine = engine
+        self._calls = calls
+        self._settings = settings
+        self._trust = trust
+        self._counters = counters
+        self._lock = ForkSafeLock()
+        self.misses = RecentMisses()
+        self.writes = WriteBack(self._send, self._dropped)
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from zero."""
+        self._counts = {"untrusted": 0, "bytes_in": 0, "bytes_out": 0}
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter that only tiers have."""
+        with self._lock:
+            self._counts[name] += by
+
+    def counts(self) -> dict[str, int]:
+        """These counters, by name."""
+        with self._lock:
+            return dict(self._counts)
+
+    def _limit(self, name: str) -> int:
+        return most_bytes(name, self._settings.max_bytes)
+
+    # Look-ups
+
+    def waiting(self, tree: str, digest: str) -> tuple[bytes, Version] | None:
+        """An entry or manifest that is on its way there."""
+        packed = self.writes.find(object_name(tree, digest))
+        return None if packed is None else unpack(digest, packed)
+
+    def find(self, tree: str, digest: str) -> tuple[bytes, Version] | None:
+        """A verified entry or manifest; whatever is wrong is a miss."""
+        found = self.waiting(tree, digest)
+        if found is not None:
+            return found
+        name = object_name(tree, digest)
+        if name in self.misses:
+            return None
+        packed = self._fetch(self._calls.look_up, self._settings.timeout, name, self._limit(name))
+        return None if packed is None else self._verified(name, packed, self._trust.verifier)
+
+    def fetch(self, name: str, *, limit: int) -> bytes | None:
+        """A large object, as it was sent; whatever is wrong is a miss."""
+        return self._fetch(self._calls.make, self._settings.write_timeout, name, limit)
+
+    def _fetch(self, call: Callable[..., bytes | None], seconds: float, name: str, limit: int) -> bytes | None:
+        try:
+            packed = call(seconds, self._engine.get, name, limit=limit)
+        except OutOfUseError:
+            return None
+        except TooLargeError as exc:
+            self._counters.count("refused")
+            self._calls.note("large", f"has {name}, which is too large ({reason(exc)}); this counts as a miss")
+            self.misses.add(name)
+            return None
+        except OSError:
+            self._counters.count("read_errors")
+            return None
+        if packed is None:
+            self._calls.judge(is_sound=True)
+            self.misses.add(name)
+            return None
+        self.count("bytes_in", len(packed))
+        return packed
+
+    def find_many(self, tree: str, digests: Iterable[str]) -> Iterator[tuple[str, bytes, Version]]:
+        """Those of the entries or manifests that are there, with their digests."""
+        names = [name for name in (object_name(tree, digest) for digest in digests) if name not in self.misses]
+        timeout = self._settings.timeout if len(names) == 1 else self._settings.write_timeout
+        answers = self._get_many(tree, names, timeout)
+        while True:
+            try:
+                name, theirs = next(answers)
+            except (StopIteration, OutOfUseError):
+                return
+            except OSError:
+                self._counters.count("read_errors")
+                return
+            packed = self.writes.find(name) or theirs
+            if packed is None:
+                self.misses.add(name)
+                continue
+            self.count("bytes_in", len(packed))
+            verified = self._verified(name, packed, self._trust.verifier)
+            if verified is not None:
+                yield digest_in(name), *verified
+
+    def _get_many(self, tree: str, names: Iterable[str], seconds: float) -> Iterator[tuple[str, bytes | None]]:
+        """Each name with its object, in calls for many of so many seconds (OSError: one failed)."""
+        limit = self._limit(tree)
+        return each_of(
+            names, lambda some: self._calls.make(seconds, self._engine.get_many, some, limit=limit), self._engine.name
+        )
+
+    def _verified(self, name: str, packed: bytes, verifier: Verifier | None) -> tuple[bytes, Version] | None:
+        digest = digest_in(name)
+        try:
+            data, version = unpack(digest, packed)
+        except DamagedObjectError as exc:
+            self.reject("corrupt", f"sent something else for {name} ({exc}); this counts as a miss")
+            self.misses.add(name)
+            return None
+        self._calls.judge(is_sound=True)
+        vouched = name.startswith(MANIFESTS) and self._engine.pinned  # whose own digest is in the URL
+        if verifier is not None and not vouched and (why := verifier(digest, data, version.record())) is not None:
+            self.count("untrusted")
+            self._calls.note("untrusted", f"has {name}, which isn't trusted ({why}); this counts as a miss")
+            self.misses.add(name)
+            return None
+        return data, version
+
+    def reject(self, kind: str, said: str) -> None:
+        """Count an answer that isn't what was asked for, and have the next caller told of it."""
+        self._counters.count("corrupt")
+        self._calls.judge(is_sound=False)
+        self._calls.note(kind, said)
+
+    # Writes
+
+    def put(self, tree: str, digest: str, data: bytes, record: Mapping[str, Any]) -> bool:
+        """Queue an entry or manifest; ``False`` where it is too large, or queueing it has no room or use."""
+        name = object_name(tree, digest)
+        packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
+        if len(packed) + (0 if self._trust.signer is None else _SIGNATURE) > self._limit(name):
+            self._counters.count("refused")
+            return False
+        if not self._calls.is_ready():
+            self._dropped(1)
+            return False
+        self.misses.forget(name)
+        return self.writes.put(name, packed, len(packed))
+
+    def _dropped(self, count: int) -> None:
+        self._counters.count("dropped", count)
+
+    def _send(self, objects: Mapping[str, bytes]) -> None:
+        """Write objects, on the thread that does so."""
+        objects = self._signed(self._with_theirs(objects))
+        self._calls.make(self._settings.write_timeout, self._engine.put_many, objects)
+        self._counters.count("stored", len(objects))
+        self.count("bytes_out", sum(map(len, objects.values())))
+
+    def _with_theirs(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """The objects, manifests with the sets that others have added.
+
+        Two that add to one at the same moment lose a set, and with it a compile.
+        """
+        manifests = [name for name in objects if name.startswith(MANIFESTS)]
+        if not manifests:
+            return objects
+        merged = dict(objects)
+        # Who signs vouches for all of it.
+        verifier = self._trust.verifier if self._trust.signer is None else self._trust.doubt_in_own_name
+        for name, packed in self._get_many(MANIFESTS, manifests, self._settings.write_timeout):
+            theirs = None if packed is None else self._verified(name, packed, verifier)
+            if theirs is not None:
+                digest = digest_in(name)
+                ours, version = unpack(digest, objects[name])
+                content = merged_manifest(ours, theirs[0]) or ours
+                if len(content) <= self._limit(name) - _ROOM:
+                    merged[name] = pack(digest, content, Version.of(content, b"{}", version.created))
+        return merged
+
+    def _signed(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """The objects with signatures in their records, where this tier's publishers sign."""
+        if self._trust.signer is None:
+            return objects
+        made = {}
+        for name, packed in objects.items():
+            digest = digest_in(name)
+            data, version = unpack(digest, packed)
+            try:
+                signed = self._trust.version(digest, data, version.record(), version.created)
+            except OSError as exc:
+                self._calls.note("signing", f"receives nothing from here ({exc})")
+                raise
+            made[name] = pack(digest, data, signed)
+        return made
+
+    def remove(self, tree: str, digest: str) -> bool:
+        """Remove an entry or manifest; ``False`` where there was none, there or on its way."""
+        name = object_name(tree, digest)
+        found = self.writes.find(name) is not None
+        self.writes.forget([name])
+        self.writes.flush(self._settings.write_timeout)  # it may be under way
+        try:
+            if self._is_there(name):
+                found = True
+                self._calls.make(self._settings.timeout, self._engine.delete, [name])
+        except OSError:
+            self._counters.count("failed")
+            return True  # nobody knows
+        return found
+
+    def _is_there(self, name: str) -> bool:
+        """Whether the service has an object of that name, of whatever size."""
+        limit = self._settings.max_bytes
+        try:
+            return self._calls.make(self._settings.timeout, self._engine.get, name, limit=limit) is not None
+        except TooLargeError:
+            return True
+
+    def clear(self, trees: Iterable[str]) -> None:
+        """Remove all objects of these trees, and what is on its way to any."""
+        self.writes.forget()
+        self.writes.flush(self._settings.write_timeout)
+        try:
+            for tree in trees:
+                names = [listed.name for listed in self.list(tree)]
+                for at in range(0, len(names), BATCH):
+                    self._calls.make(self._settings.write_timeout, self._engine.delete, names[at : at + BATCH])
+        except OSError:
+            self._counters.count("failed")
+
+    def list(self, prefix: str) -> list[Listed]:
+        """The objects whose names begin so (OSError: the service can't list, or is in trouble)."""
+
+        def listed(*, until: float) -> list[Listed]:
+            return [*self._engine.list(prefix, until=until)]
+
+        return self._calls.make(_LISTING, listed)
