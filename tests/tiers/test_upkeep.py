@@ -223,11 +223,11 @@ def test_tiers_tells_what_all_processes_have_counted(redis_url, tmp_path, run, m
     assert plain in run("tiers")
 
 
-@pytest.mark.parametrize(
-    "place", ["redis://ci:{}@127.0.0.1:1", "http://ci:{}@127.0.0.1:1/p", "s3://ci:{}@b/p?region=x"]
-)
-def test_a_secret_that_can_not_be_had_is_told_by_its_place(run, place, tmp_path):
+@pytest.mark.parametrize("place", ["redis", "http://ci:{}@127.0.0.1:1/p", "s3://ci:{}@b/p?region=x"])
+def test_a_secret_that_can_not_be_had_is_told_by_its_place(run, request, place, tmp_path):
     """Its variable or its file, whatever the client library makes of the error."""
+    if place == "redis":  # which asks for the password once it is connected
+        place = request.getfixturevalue("redis_url").partition("?")[0].replace("//", "//ci:{}@")
     (tmp_path / "binary").write_bytes(b"\xff")
     plain = place.replace("ci:{}@", "")
     mark = "&" if "?" in plain else "?"
@@ -239,12 +239,6 @@ def test_a_secret_that_can_not_be_had_is_told_by_its_place(run, place, tmp_path)
         trouble = run("tiers", url, "--json", code=1)["tiers"][0]["trouble"]
         assert told in trouble
         assert "None" not in trouble
-
-
-def test_a_connection_that_is_refused_is_told_alike(run):
-    """Not in redis-py's sentence, which repeats the server's name."""
-    for place in ("redis://127.0.0.1:1", "http://127.0.0.1:1/p"):
-        assert run("tiers", place, "--json", code=1)["tiers"][0]["trouble"] == "can't be reached (Connection refused)"
 
 
 def test_tiers_tells_of_one_that_does_not_answer(run, tmp_path, monkeypatch):

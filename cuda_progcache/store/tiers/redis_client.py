@@ -265,7 +265,7 @@ class RedisClient:
         except redis.TimeoutError as exc:
             raise TimeoutError(errno.ETIMEDOUT, str(exc), self.name) from exc
         except redis.RedisError as exc:
-            raise StoreError(errno.EIO, _trouble(exc), self.name) from exc
+            raise StoreError(errno.EIO, str(exc), self.name) from exc
         except StoreError as exc:
             raise type(exc)(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from exc
         except TimeoutError as exc:
@@ -343,11 +343,3 @@ def send(connection: Any, commands: Sequence[tuple[Any, ...]]) -> None:
     """Send commands together, all by the end of the request."""
     for piece in connection.pack_commands(commands):
         connection._sock.sendall(piece)
-
-
-def _trouble(exc: redis.RedisError) -> str:
-    """What went wrong; redis-py's own sentence about a connection repeats the server's name."""
-    inner = exc.__context__
-    if isinstance(exc, redis.ConnectionError) and isinstance(inner, OSError):
-        return f"can't be reached ({inner.strerror or inner})"
-    return str(exc)
