@@ -15,14 +15,14 @@ from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.records import Version, encode_record
-from cuda_progcache.store.tiers import misses, write_back
+from cuda_progcache.store.tiers import connections, misses, redis, write_back
 from cuda_progcache.store.tiers.engine import Engine, TooLargeError
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
 
 CUBIN = b"\x7fELF" + bytes(range(256))
-CLIENTS = ("redis", "urllib3", "obstore", "boto3", "requests")
+CLIENTS = ("cuda_progcache.store.tiers.redis", "cuda_progcache.store.tiers.http", "http.client", "obstore")
 
 
 class Shelf(Engine):
@@ -256,11 +256,11 @@ def test_a_client_that_is_not_installed_is_sought_once(open_url, monkeypatch):
 
     def lacking(name):
         sought.append(name)
-        raise ModuleNotFoundError("No module named 'redis'")
+        raise ModuleNotFoundError("No module named 'obstore'")
 
     monkeypatch.setattr("importlib.import_module", lacking)
-    tier = open_url("redis://127.0.0.1:1")
-    with pytest.warns(ProgCacheWarning, match=r"pip install 'cuda-progcache\[redis\]'") as caught:
+    tier = open_url("s3://bucket/prefix")
+    with pytest.warns(ProgCacheWarning, match=r"pip install 'cuda-progcache\[s3\]'") as caught:
         for number in range(20):
             assert tier.load(b"%d" % number) is None
             assert not tier.publish(b"%d" % number, CUBIN, {})
@@ -409,11 +409,9 @@ def test_an_object_there_that_is_too_large_is_a_miss_and_no_trouble(shelf, tier)
 def test_a_batch_from_redis_leaves_out_what_is_too_large_and_is_read_in_parts(
     redis_url, monkeypatch, open_url, objects, calls
 ):
-    from cuda_progcache.store.tiers import redis, redis_client
-
     budget = objects * len(pack(entry_digest(b"0"), bytes(10), Version.of(bytes(10), b"{}", 0.0)))
     monkeypatch.setattr(redis, "BATCH_BYTES", budget)
-    monkeypatch.setattr(redis_client, "is_readable", lambda *_: False)  # unread answers are still under way
+    monkeypatch.setattr(connections, "is_readable", lambda *_: False)  # unread answers are still under way
     keys = [b"%d" % number for number in range(6)]
     mark = "&" if "?" in redis_url else "?"
     writer, reader = open_url(redis_url), open_url(f"{redis_url}{mark}max_bytes=2000")
@@ -426,7 +424,6 @@ def test_a_batch_from_redis_leaves_out_what_is_too_large_and_is_read_in_parts(
 
 
 def test_a_write_to_redis_has_one_deadline_for_all_its_pieces():
-    redis = pytest.importorskip("cuda_progcache.store.tiers.redis")
     received, ended = [], threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 
