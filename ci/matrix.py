@@ -53,6 +53,11 @@ HEADERS = {
 }
 
 
+#: What pip says where no registry answers, or it has no wheel of that name for this machine. A release that is only
+#: missing among others is a mistake in RELEASES.
+_UNREACHABLE = ("(from versions: none)", "ConnectionPool", "HTTP error ")
+
+
 class UnavailableError(Exception):
     """An environment can't be made: no registry answers, or it hasn't got the wheels."""
 
@@ -102,7 +107,8 @@ def _install(where: Sequence[str], requirements: Sequence[str], *more: str) -> N
     command = [*pip, "--no-deps" if more else "--prefer-binary", "--retries=1", "--timeout=20", *more, *requirements]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:
-        raise UnavailableError(f"pip can't install {', '.join(requirements)}: {done.stderr.strip()[-500:]}")
+        error = UnavailableError if any(words in done.stderr for words in _UNREACHABLE) else RuntimeError
+        raise error(f"pip can't install {', '.join(requirements)}: {done.stderr.strip()[-500:]}")
 
 
 @dataclass(frozen=True)

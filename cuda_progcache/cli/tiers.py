@@ -13,6 +13,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.maintenance import parse_time
+from cuda_progcache.cli.proof import lock_option
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.errors import LockError
 
@@ -125,14 +126,14 @@ SYNC_JSON = """\b
 @click.command("sync", short_help="Copy programs between caches and tiers.", epilog=SYNC_JSON)
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.option(
-    "--lock", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Only a lockfile's programs."
-)
+@lock_option
 @click.option("--pack", is_flag=True, help="Also write the lockfile's programs in one piece, for a prewarm --lock.")
 @click.option("--dry-run", is_flag=True, help="Copy nothing; say what would be.")
 @common_options
 @click.pass_obj
-def sync_command(session: Session, *, source: str, target: str, lock: Path | None, pack: bool, dry_run: bool) -> None:
+def sync_command(
+    session: Session, *, source: str, target: str, lock_file: Path | None, pack: bool, dry_run: bool
+) -> None:
     """Copy what DST lacks of SRC: programs, and the header manifests that lead to them. Nothing is removed.
 
     SRC and DST are each the directory of a cache, or a tier's URL; of one that is configured, the URL without options
@@ -141,9 +142,9 @@ def sync_command(session: Session, *, source: str, target: str, lock: Path | Non
     from cuda_progcache.store.tiers.sides import is_url
     from cuda_progcache.store.tiers.upkeep import sync
 
-    if pack and (lock is None or not is_url(target)):
+    if pack and (lock_file is None or not is_url(target)):
         raise click.UsageError("--pack is of a lockfile's programs, and for a tier: give --lock, and a URL as DST")
-    only = None if lock is None else locked(lock)
+    only = None if lock_file is None else locked(lock_file)
     with _progress("copying") as progress:
         report = sync(
             source,

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.keys import toolchain
-from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, alike, for_elsewhere, read_file, with_stamps
+from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, read_file, with_stamps
 from cuda_progcache.store.derived import manifest_path, write_beside
 
 TYPE_CHECKING = False
@@ -79,7 +79,9 @@ def headers_here(base: BaseKey, cache: object) -> HeaderSet | None:
 
 def _take(base: BaseKey, content: bytes, cache: object) -> HeaderSet | None:
     """The header set that still matches, of a manifest that lay beyond this machine; it is kept here then."""
-    found = HeaderManifest.from_elsewhere(content).match(base.search)
+    from cuda_progcache.keys.elsewhere import from_elsewhere
+
+    found = from_elsewhere(content).match(base.search)
     if found is not None:
         found = with_stamps(found, base.search)
         _remember(base.manifest_id, found, cache)
@@ -109,6 +111,8 @@ def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
     """
     if base.shows_text:
         return
+    from cuda_progcache.keys.plain_text import alike
+
     path = _manifest_path(cache, base.plain_id)
     files = [path, *_layers(cache, base.plain_id, path)]
     held = _in_memory((path, base.plain_id))
@@ -123,7 +127,9 @@ def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
 def _manifest_beyond(manifest_id: str, cache: object) -> Iterator[HeaderManifest]:
     content = _beyond(manifest_id, cache)
     if content is not None:
-        yield HeaderManifest.from_elsewhere(content)
+        from cuda_progcache.keys.elsewhere import from_elsewhere
+
+        yield from_elsewhere(content)
 
 
 def _in_memory(slot: tuple[str | None, str]) -> HeaderManifest | None:
@@ -187,6 +193,8 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: st
 def _send(manifest_id: str, headers: HeaderSet, cache: object) -> None:
     """Add a set to the manifest that lies beyond this machine, where the cache reaches there."""
     if getattr(cache, "reaches_beyond", False):  # a store of cuda.core's doesn't
+        from cuda_progcache.keys.elsewhere import for_elsewhere
+
         cache.keep_manifest(manifest_id, for_elsewhere(headers))  # type: ignore[attr-defined]
 
 

@@ -121,13 +121,13 @@ def made_for(cache: Any) -> dict[Slot, list[tuple[ToolFile, ...]]]:
 
 def _of_records(cache: Any) -> list[Tools]:
     """What the records of a cache say; kept beside it, since to read them all takes its time."""
+    entries = getattr(cache, "entries", None)
+    if entries is None:
+        return []  # a store of cuda.core's, which can't be listed
     try:
-        recorded = {
-            tuple((str(tool["name"]), str(tool["digest"])) for tool in entry.record.get("toolchain") or ())
-            for entry in cache.entries()
-        }
-    except (AttributeError, NotImplementedError):
-        return []  # a store that can't be listed, ours or another's
+        recorded = {_tools_in(entry.record) for entry in entries()}
+    except NotImplementedError:
+        return []  # one of ours that can't, either
     except OSError as error:
         from cuda_progcache._util.warning import warn
 
@@ -137,6 +137,14 @@ def _of_records(cache: Any) -> list[Tools]:
     for tools in recorded:
         note(cache, (ToolFile(name, "", identity) for name, identity in tools))
     return [one for tools in recorded for one in _parted(tools)]
+
+
+def _tools_in(record: Mapping[str, Any]) -> Tools:
+    """The compiler's files, as a record has them; none of one that somebody made up."""
+    try:
+        return tuple((str(tool["name"]), str(tool["digest"])) for tool in record.get("toolchain") or ())
+    except (KeyError, TypeError):
+        return ()
 
 
 class _StandIns(dict[Slot, tuple[ToolFile, ...]]):

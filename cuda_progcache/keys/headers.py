@@ -27,7 +27,7 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 
-from cuda_progcache._util.digest import is_digest, sha256
+from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, field, replace
 from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.errors import OptionError
@@ -40,9 +40,8 @@ if TYPE_CHECKING:
 # 2 s is the coarsest time stamp among file systems in use (FAT, some network mounts).
 _STAMP_RESOLUTION_NS = 2_000_000_000
 _MANIFEST_FORMAT = 4
-_MAX_SETS = 16
-#: Places of a set of another machine; CUTLASS has some thousands.
-_MOST_PLACES = 1 << 15
+#: Sets of a manifest.
+MAX_SETS = 16
 _READ_FLAGS = os.O_RDONLY
 for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
     _READ_FLAGS |= getattr(os, _flag, 0)
@@ -369,8 +368,11 @@ class _Paths(NamedTuple):
     twins: list[tuple[str, str, bool]]  # headers of one content, and whether they are one file
 
 
-def _paths(headers: HeaderSet, search: SearchPath) -> _Paths:
-    """Remembered with the set, since lookups come from one place mostly; KeyError where a root is missing."""
+def paths_of(headers: HeaderSet, search: SearchPath) -> _Paths:
+    """Its places under a search path (KeyError where a root is missing).
+
+    They are remembered with the set, since lookups come from one place mostly.
+    """
     known: _Paths | None = headers.__dict__.get("_paths")
     if known is None or known.search != search:
         prefixes = search.prefixes
@@ -408,7 +410,7 @@ def _twins(headers: HeaderSet, files: list[tuple[str, str, Stamp | None]]) -> li
     return found
 
 
-def _choice_holds(paths: _Paths) -> bool:
+def choice_holds(paths: _Paths) -> bool:
     """Whether nothing shadows a header, each ``__has_include`` comes to what it came to, and links are links."""
     there = os.access
     for path in paths.absent:
@@ -432,10 +434,10 @@ def _choice_holds(paths: _Paths) -> bool:
 def holds(headers: HeaderSet, search: SearchPath) -> bool:
     """Whether a compile now would read what this set says: every digest equal, nothing shadowed, nothing gone."""
     try:
-        paths = _paths(headers, search)
+        paths = paths_of(headers, search)
     except KeyError:
         return False  # made for more include directories than there are
-    if not _choice_holds(paths):
+    if not choice_holds(paths):
         return False
     known, stat = _digests.get, os.stat
     for path, digest, stamp in paths.headers:
@@ -459,38 +461,10 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
     return True
 
 
-def alike(headers: HeaderSet, search: SearchPath) -> HeaderSet | None:
-    """The set that a compile now would read, if its texts have the normal forms of this set's.
-
-    Then it gives the same output, as far as comments and white space can't be seen there: see
-    :mod:`cuda_progcache.keys.plain_text`.
-    """
-    from cuda_progcache.keys.plain_text import plain_digest
-
-    if len(headers.plain) != len(headers.headers):
-        return None
-    try:
-        paths = _paths(headers, search)
-    except KeyError:
-        return None
-    if not _choice_holds(paths):
-        return None
-    now: list[Header] = []
-    for header, plain, (path, digest, _) in zip(headers.headers, headers.plain, paths.headers, strict=True):
-        found = file_digest(path)
-        if found is None:
-            return None
-        if found != digest and (plain == digest or plain_digest(found, read_file(path) or b"") != plain):
-            return None
-        now.append(Header(header.place, found))
-    stamps = tuple([known_stamp(path, header.digest) for header, (path, *_) in zip(now, paths.headers, strict=True)])
-    return replace(headers, headers=tuple(now), stamps=stamps, stands_for=headers.identity)
-
-
 def as_now(headers: HeaderSet, search: SearchPath) -> HeaderSet:
     """The same headers with the digests that they have now; without those that are gone."""
     try:
-        paths = _paths(headers, search)
+        paths = paths_of(headers, search)
     except KeyError:
         return headers
     pairs = zip(headers.headers, paths.headers, strict=True)
@@ -524,12 +498,7 @@ class HeaderManifest:
     def read(cls, path: str | None) -> HeaderManifest:
         """Read a manifest; a missing, foreign or damaged file gives an empty one."""
         content = read_file(path) if path is not None else None
-        return cls(path, () if content is None else _sets_in(content))
-
-    @classmethod
-    def from_elsewhere(cls, content: bytes) -> HeaderManifest:
-        """A manifest of another machine, whose files' stamps say nothing here; without sets that no compile made."""
-        return cls(None, [replace(one, stamps=()) for one in _sets_in(content)[:_MAX_SETS] if _makes_sense(one)])
+        return cls(path, () if content is None else sets_in(content))
 
     def match(self, search: SearchPath, recheck_after: float = 0.0) -> HeaderSet | None:
         """The newest header set that holds now, if any; or that held less than ``recheck_after`` seconds ago."""
@@ -544,13 +513,8 @@ class HeaderManifest:
 
     def add(self, headers: HeaderSet) -> bytes:
         """Put a set in front; returns the manifest's new content."""
-        self.sets = [headers, *(s for s in self.sets if s != headers)][:_MAX_SETS]
-        return _content(self.sets)
-
-
-def for_elsewhere(headers: HeaderSet) -> bytes:
-    """A manifest with one set, for other machines: without the stamps of this one's files."""
-    return _content([replace(headers, stamps=())])
+        self.sets = [headers, *(s for s in self.sets if s != headers)][:MAX_SETS]
+        return content_of(self.sets)
 
 
 def with_stamps(headers: HeaderSet, search: SearchPath) -> HeaderSet:
@@ -563,14 +527,15 @@ def with_stamps(headers: HeaderSet, search: SearchPath) -> HeaderSet:
     return replace(headers, stamps=tuple(stamps))
 
 
-def _content(sets: Iterable[HeaderSet]) -> bytes:
+def content_of(sets: Iterable[HeaderSet]) -> bytes:
+    """A manifest's content."""
     import json
 
     manifest = {"format": _MANIFEST_FORMAT, "sets": [one.to_json() for one in sets]}
     return json.dumps(manifest, separators=(",", ":")).encode()
 
 
-def _sets_in(content: bytes) -> list[HeaderSet]:
+def sets_in(content: bytes) -> list[HeaderSet]:
     """The header sets of a manifest; none of what isn't one."""
     try:
         import json
@@ -581,31 +546,3 @@ def _sets_in(content: bytes) -> list[HeaderSet]:
         return [HeaderSet.from_json(item) for item in data["sets"]]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return []
-
-
-def _makes_sense(headers: HeaderSet) -> bool:
-    """Whether a set from elsewhere is one that can be looked up: its numbers in range, its names names of files."""
-    from cuda_progcache.keys.include_text import FOLDED, NO_PATH
-
-    known = len(headers.headers)
-    roots = (*headers.paths, *headers.linked_paths)
-    places = (*headers.absent, *headers.present, *(place for place, _ in headers.perhaps))
-    if known + len(places) + len(headers.probes) + len(roots) > _MOST_PLACES or len(headers.plain) not in {0, known}:
-        return False
-    numbers = (*(at for _, at in headers.perhaps), *(at for pair in headers.links for at in pair))
-    if len(headers.links) > known or not all(0 <= number < known for number in numbers):
-        return False
-    if not NO_PATH <= headers.mentions_file <= FOLDED:
-        return False
-    digests = (*(header.digest for header in headers.headers), *headers.plain)
-    if not all(map(is_digest, (*digests, *filter(None, (headers.entry, headers.stands_for))))):
-        return False
-    names = (*(place[2] for place in places), *(header.name for header in headers.headers), *headers.probes)
-    try:
-        for name in names:
-            if b"\0" in os.fsencode(name):
-                return False
-        headers.source.encode()  # as a key does it
-    except UnicodeEncodeError:
-        return False
-    return True

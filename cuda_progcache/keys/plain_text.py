@@ -5,6 +5,7 @@ Two texts with the same normal form have the same tokens on the same lines, with
 so they agree in ``__LINE__`` and in what ``#`` makes a string of. They may differ in the column of a token and in the
 lines that a compiler's log quotes. So equal forms stand for equal output where there is no debug or line information,
 no text asks for a column (:func:`cuda_progcache.keys.include_text.asks_for_columns`), and the log is empty.
+:func:`alike` finds by that what an earlier compile read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,17 @@ from __future__ import annotations
 import re
 
 from cuda_progcache._util.digest import sha256
+from cuda_progcache._util.fields import replace
+from cuda_progcache.keys.headers import (
+    Header,
+    HeaderSet,
+    SearchPath,
+    choice_holds,
+    file_digest,
+    known_stamp,
+    paths_of,
+    read_file,
+)
 
 # A text with one of these is left alone: what it means depends on a dialect, or a warning tells of it.
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r" + bytes(range(0x80, 0x100))
@@ -137,3 +149,28 @@ def plain_digest(digest: str, text: bytes) -> str:
             _digests.clear()
         _digests[digest] = plain
     return plain
+
+
+def alike(headers: HeaderSet, search: SearchPath) -> HeaderSet | None:
+    """The set that a compile now would read, if its texts have the normal forms of this set's.
+
+    Then it gives the same output, as far as comments and white space can't be seen there.
+    """
+    if len(headers.plain) != len(headers.headers):
+        return None
+    try:
+        paths = paths_of(headers, search)
+    except KeyError:
+        return None
+    if not choice_holds(paths):
+        return None
+    now: list[Header] = []
+    for header, plain, (path, digest, _) in zip(headers.headers, headers.plain, paths.headers, strict=True):
+        found = file_digest(path)
+        if found is None:
+            return None
+        if found != digest and (plain == digest or plain_digest(found, read_file(path) or b"") != plain):
+            return None
+        now.append(Header(header.place, found))
+    stamps = tuple([known_stamp(path, header.digest) for header, (path, *_) in zip(now, paths.headers, strict=True)])
+    return replace(headers, headers=tuple(now), stamps=stamps, stands_for=headers.identity)

@@ -46,30 +46,37 @@ class Job:
     unit: KernelUnit | SourceUnit
 
 
-def compile_batch(
-    compiler: CachedCompiler,
-    library: KernelLibrary,
-    jobs: Sequence[Job],
-    workers: int,
-    began: Callable[[Job], None],
-    ended: Callable[[Job, Answer], None],
-) -> None:
-    """Compile all jobs into the compiler's cache.
+@dataclass(frozen=True)
+class Batch:
+    """Jobs to compile into a compiler's cache.
 
-    Parameters
+    Attributes
     ----------
     compiler : CachedCompiler
     library : KernelLibrary
         Whose kernels the jobs are.
     jobs : sequence of Job
     workers : int
-        How many at once.
+        How many work at once.
     began, ended : callable
-        Called in this thread when a job is taken up, and with what came of it. What they raise ends the batch.
+        Called, in the thread that asked for the batch, when a job is taken up, and with what came of it. What they
+        raise ends the batch.
     """
-    plan = Plan(jobs, loads())
+
+    compiler: CachedCompiler
+    library: KernelLibrary
+    jobs: Sequence[Job]
+    workers: int
+    began: Callable[[Job], None]
+    ended: Callable[[Job, Answer], None]
+
+
+def compile_batch(batch: Batch) -> None:
+    """Compile all jobs of a batch on this machine."""
+    compiler, workers = batch.compiler, batch.workers
+    plan = Plan(batch.jobs, loads())
     settings = compiler.settings
-    pool = _WorkerPool(settings, library) if settings is not None and plan.wants_processes(workers) else None
+    pool = _WorkerPool(settings, batch.library) if settings is not None and plan.wants_processes(workers) else None
     messages: queue.SimpleQueue[Job | tuple[Job, Answer] | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
@@ -99,9 +106,9 @@ def compile_batch(
             elif isinstance(message, BaseException):
                 raise message
             elif isinstance(message, Job):
-                began(message)
+                batch.began(message)
             else:
-                ended(*message)
+                batch.ended(*message)
     finally:
         plan.cancel()
         if pool is not None:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache import events
@@ -27,7 +28,7 @@ from cuda_progcache._util.running import asked_by
 from cuda_progcache._util.warning import warn
 from cuda_progcache._util.who import who
 from cuda_progcache.errors import ProgCacheError, ProgCacheWarning, ToolchainError, WorkerDiedError
-from cuda_progcache.service.batch import Answer, Job, compile_batch, loads, relay
+from cuda_progcache.service.batch import Answer, Batch, Job, compile_batch, loads, relay
 from cuda_progcache.service.plan import WORTH_PRECOMPILING, Load
 from cuda_progcache.service.worker import Worker, trouble
 
@@ -95,16 +96,8 @@ def _portions(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
         yield jobs[start : start + size]
 
 
-def compile_on(
-    executor: Executor,
-    compiler: CachedCompiler,
-    library: KernelLibrary,
-    jobs: Sequence[Job],
-    workers: int,
-    began: Callable[[Job], None],
-    ended: Callable[[Job, Answer], None],
-) -> None:
-    """Compile all jobs on an executor.
+def compile_on(executor: Executor, batch: Batch) -> None:
+    """Compile all jobs of a batch on an executor.
 
     What a worker that died was given is given to another one, a job at a time: so one that ends its worker fails
     alone. If the executor itself breaks, as a pool does over one process that is killed, the rest is compiled here.
@@ -113,22 +106,18 @@ def compile_on(
     ----------
     executor : Executor
         Whose workers can import this package, and find the library's folder where it is here.
-    compiler : CachedCompiler
-        Its cache has a directory, or tiers, that the workers share.
-    library : KernelLibrary
-    jobs : sequence of Job
-    workers : int
-        How many the executor has: twice as many portions are out at a time.
-    began, ended : callable
-        As :func:`~cuda_progcache.service.batch.compile_batch` calls them.
+    batch : Batch
+        Its compiler's cache has a directory, or tiers, that the workers share; ``workers`` is how many the executor
+        has: twice as many portions are out at a time.
 
     Raises
     ------
     ProgCacheError
         The cache is in memory alone, where no worker could put anything.
     """
-    setup = _setup(compiler, library)
-    waiting = deque(tasks(jobs, loads(), workers))
+    compiler, workers = batch.compiler, batch.workers
+    setup = _setup(compiler, batch.library)
+    waiting = deque(tasks(batch.jobs, loads(), workers))
     out: dict[Future[list[Answer]], Task] = {}
     again: set[int] = set()
     try:
@@ -140,7 +129,7 @@ def compile_on(
                 waiting.popleft()  # only now: a pool that is found broken keeps none of it
                 for job in task.jobs:
                     if job.index not in again:
-                        began(job)
+                        batch.began(job)
             for future in wait(out, return_when=FIRST_COMPLETED).done:
                 task = out.pop(future)
                 try:
@@ -155,11 +144,12 @@ def compile_on(
                         continue
                     answers = [{"error": f"no worker could do it: {trouble(error)}", "seconds": 0.0}]
                 for job, answer in zip(task.jobs, answers, strict=True):
-                    ended(job, relay(_had(compiler, answer)))
+                    batch.ended(job, relay(_had(compiler, answer)))
     except BrokenExecutor as error:
         left = [job for task in (*out.values(), *waiting) for job in task.jobs]
         warn(f"the executor is broken ({error}); {len(left)} programs are compiled without it", ProgCacheWarning)
-        compile_batch(compiler, library, left, min(workers, os.cpu_count() or 1, len(left)), lambda _: None, ended)
+        here = min(workers, os.cpu_count() or 1, len(left))
+        compile_batch(replace(batch, jobs=left, workers=here, began=lambda _: None))
     finally:
         for future in out:
             future.cancel()

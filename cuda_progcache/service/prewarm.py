@@ -15,7 +15,7 @@ from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.errors import ArchError, KernelNotFoundError
 from cuda_progcache.provenance.steps import PrewarmRun
-from cuda_progcache.service.batch import Answer, Job, compile_batch
+from cuda_progcache.service.batch import Answer, Batch, Job, compile_batch
 from cuda_progcache.service.farm import compile_on, workers_of
 from cuda_progcache.service.wanted import Units, Wanted, of_manifest
 from cuda_progcache.service.worker import trouble
@@ -207,9 +207,9 @@ def prewarm(
             for job in missing:
                 finished(job.index, _of(job.wanted, "missing", reasons=frozen.reasons(job.unit)))
         elif missing and executor is not None:
-            compile_on(executor, compiler, library, missing, jobs, began, ended)
+            compile_on(executor, Batch(compiler, library, missing, jobs, began, ended))
         elif missing:
-            compile_batch(compiler, library, missing, min(jobs, len(missing)), began, ended)
+            compile_batch(Batch(compiler, library, missing, min(jobs, len(missing)), began, ended))
     seconds = time.perf_counter() - started
     steps = None if dry_run or compiler.mode != "rw" else compiler.steps
     key = None if steps is None else str(run.key)

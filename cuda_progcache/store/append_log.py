@@ -18,6 +18,7 @@ file system doesn't append in one step (some network file systems). Damage shows
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import stat
@@ -79,7 +80,7 @@ def _generations(one: bytes, other: bytes) -> int:
     return (_generation(other) - _generation(one)) % (1 << 64)
 
 
-class AppendLog:
+class AppendLog(abc.ABC):
     """The file, and what this process has made of it; its meaning is in the subclass.
 
     Parameters
@@ -102,17 +103,17 @@ class AppendLog:
 
     # What a subclass gives
 
+    @abc.abstractmethod
     def forget(self) -> None:
         """Nothing is known: another file lies there."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def take(self, line: Line, at: int) -> None:
         """Take in a line that lies at that offset; under the lock."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def summary(self) -> list[Line]:
         """Lines that say what is known; under the lock."""
-        raise NotImplementedError
 
     def late(self, line: Line) -> Line:
         """What to write into the new file of a line that came after the summary."""

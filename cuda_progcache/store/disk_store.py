@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 
 from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.files import (
@@ -31,7 +29,6 @@ from cuda_progcache.store.base import (
     EntryInfo,
     ProgramCacheResource,
     charged_size,
-    check_size_cap,
     entry_digest,
     program_bytes,
 )
@@ -39,24 +36,21 @@ from cuda_progcache.store.counters import LOOK, Tally, persisted
 from cuda_progcache.store.eviction import LastUse, use_is_due
 from cuda_progcache.store.recent_records import RecentRecords
 from cuda_progcache.store.records import Version, encode_record
-from cuda_progcache.store.root import Root, default_root
+from cuda_progcache.store.root import Root
 from cuda_progcache.store.stats import Counters, total
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from typing import Any, Self, overload
+    from typing import Any, overload
 
     from cuda_progcache.store.base import Key, T, Value
     from cuda_progcache.store.size_cap import SizeCap
     from cuda_progcache.store.stats import Span, StoreStats, Totals
 
-DURABILITIES = ("fsync", "full", "none")
 #: Verified files remembered per store object; half a kilobyte each, their keys included.
 _REMEMBERED = 65_536
-#: Seconds before each try to remove an entry that lies in its place again, or still.
-_REMOVAL_PAUSES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02)
 #: What opening a path meets where the path is wrong, and no disk is in trouble.
 _WRONG_PATH = (errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
@@ -64,89 +58,39 @@ _WRONG_PATH = (errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, err
 class DiskStore(ProgramCacheResource):
     """The directory as a store: lookups, writes, removals, listings and counters.
 
-    Its parameters are those of :class:`~cuda_progcache.store.FileStreamProgramCache`, which is the one to use.
+    :class:`~cuda_progcache.store.FileStreamProgramCache`, which is the one to use, makes it, and has its options.
     """
 
     _ROOT = Root
     _root: Root
+    _max_size_bytes: int | None
+    _durability: str
+    _strict: bool
+    _said_shared: bool
     _alone = True  # what isn't here is nowhere else, either
 
-    def __new__(
-        cls,
-        path: str | os.PathLike[str] | None = None,
-        *,
-        max_size_bytes: int | None = None,
-        durability: str = "fsync",
-        shared: bool = False,
-        strict: bool = False,  # noqa: ARG004 - __init__ takes it
-        tiers: Any = None,
-    ) -> Self:
-        """Make a store on the directory; on memory, where there is no default directory to be had."""
-        check_size_cap(max_size_bytes)
-        if durability not in DURABILITIES:
-            raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}")
-        made = super().__new__(cls)
-        if path is not None:
-            made._root = cls._ROOT(os.path.abspath(os.fspath(path)), shared=shared)  # a later chdir must not move it
-            return made
-        where = ""
-        try:
-            where = default_root()
-            made._root = cls._ROOT(where, shared=shared)
-            made._root.open()
-            if not made._root.writable():
-                raise PermissionError(errno.EACCES, "no permission, or a read-only file system", made._root.staging)
-        except UnsafeRootError:
-            raise
-        except OSError as exc:
-            from cuda_progcache.store.fallback import KeptInMemory
-
-            return KeptInMemory.instead_of(  # type: ignore[return-value]
-                where, exc, shared=shared, max_size_bytes=max_size_bytes, tiers=tiers
-            )
-        return made
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        *,
-        max_size_bytes: int | None = None,
-        durability: str = "fsync",
-        shared: bool = False,
-        strict: bool = False,
-        mode: str | None = None,
-    ) -> None:
-        if self.mode is None:
-            self.mode = mode
-        if path is None and max_size_bytes is None:
-            from cuda_progcache.store.default_cap import default_max_size
-
-            max_size_bytes = default_max_size()
+    def _begin(self, *, default: bool) -> None:
+        """Open the directory, unless it is the default one: that was opened to see whether it will do."""
         root = self._root
-        self._max_size_bytes = max_size_bytes
-        self._durability = durability
-        self._strict = strict
-        self._said_shared = shared
         self._counters = Counters()
         self._lock = self._counters.lock
         self._last_use = LastUse()
         self._cap_: SizeCap | None = None
         self._verified: dict[str, tuple[Signature, str]] = {}  # digest: file that was checked, its checksum
         self._recent = RecentRecords()
-        self._alone = path is not None
         self._writes_uses = True
         self._warned = False
         self._tally: Tally | None = None
-        if path is not None:
+        if not default:
             try:
                 root.open()
             except UnsafeRootError:
                 raise
             except OSError as exc:
                 error = StoreError(exc.errno, f"can't open a program cache here ({exc.strerror or exc})", root.path)
-                if strict or exc.errno in _WRONG_PATH:
+                if self._strict or exc.errno in _WRONG_PATH:
                     raise error from exc
-                self._warn_once(f"{error}; until it can be made, programs are compiled but not kept", level=3)
+                self._warn_once(f"{error}; until it can be made, programs are compiled but not kept", level=4)
         if not root.read_only:
             self._tally = Tally(root, self._counters)
             weakref.finalize(self, self._tally.write)
@@ -484,39 +428,9 @@ class DiskStore(ProgramCacheResource):
 
     def _discard(self, digest: str, *, keep: bool = False) -> bool:
         """Take an entry away; return whether there was one."""
-        from cuda_progcache.store import removal
+        from cuda_progcache.store import discard
 
-        entry = None
-        for pause in _REMOVAL_PAUSES:
-            time.sleep(pause)
-            entry = judge.lstat(self._root.entry_path(digest))
-            if entry is not None:
-                if self._discard_seen(digest, entry, keep=keep):
-                    return not stat.S_ISDIR(entry.st_mode)
-                there = judge.lstat(self._root.entry_path(digest))
-                if there is not None and identity(there) != identity(entry):
-                    return True  # a writer has replaced it, and then it is gone
-            # It lies there again, or may soon: another remover has put it back, or the whole tree is being removed.
-            if not removal.is_there(self._root, digest):
-                return False
-        if entry is None:
-            return False
-        raise PermissionError(errno.EACCES, "another process has it open", self._root.entry_path(digest))
-
-    def _discard_seen(self, digest: str, entry: os.stat_result, *, keep: bool) -> bool:
-        """Take this very entry away; return whether it was there."""
-        from cuda_progcache.store import removal
-
-        with self._cap.operation(digest) if self._accounted() else nullcontext() as operation:
-            charged = pairs.charged(entry, judge.lstat(self._root.record_path(digest)))
-            keep = keep or stat.S_ISDIR(entry.st_mode)
-            if not removal.take_away(self._root, digest, identity(entry), keep=keep):
-                return False
-            if operation is not None:
-                operation.done(-1, -charged)
-        self._last_use.pop(digest, None)
-        self._unpin_removed(digest)
-        return True
+        return discard.discard(self, digest, keep=keep)
 
     def clear(self, *, pinned: bool = True) -> None:
         """Remove every entry, record and quarantined file, and what was derived from compiles.
@@ -534,26 +448,9 @@ class DiskStore(ProgramCacheResource):
         StoreError
             The directory can't be written, and the store is ``strict``.
         """
-        from cuda_progcache.store import removal
-        from cuda_progcache.store.derived import DIRECTORIES, clear_derived
+        from cuda_progcache.store import discard
 
-        root = self._root
-        try:
-            spared = frozenset() if pinned else self.pins()
-            removal.clear(root, spared=spared)
-            for digest in self.pins() - spared:
-                self._unpin_removed(digest)
-            clear_derived(root.path, names=("failures",) if spared else DIRECTORIES)
-            removal.trim_quarantine(root)
-            removal.reclaim(root)
-        except OSError as exc:
-            self._failed("clear the program cache", exc, root.path)
-        finally:
-            self._verified.clear()
-            self._recent.clear()
-            self._last_use.clear()
-            if self._accounted():
-                self._cap.cleared()
+        discard.clear(self, pinned=pinned)
 
     def close(self) -> None:
         """Write down what was counted; the store can be used afterwards."""

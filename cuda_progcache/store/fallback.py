@@ -75,7 +75,7 @@ class KeptInMemory(FileStreamProgramCache):
                 f"{path} can't be written ({reason}): what lies there is used, "
                 "and what is compiled now is kept in memory only"
             )
-        warnings.warn(f"{told}; set CUDA_PROGCACHE_DIR to a directory of yours", ProgCacheWarning, stacklevel=4)
+        warnings.warn(f"{told}; set CUDA_PROGCACHE_DIR to a directory of yours", ProgCacheWarning, stacklevel=3)
         return made
 
     @property

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 
 from cuda_progcache._util import modes
 from cuda_progcache._util.digest import is_digest
-from cuda_progcache.errors import BundleError, StoreError
-from cuda_progcache.store.base import entry_digest
+from cuda_progcache.errors import BundleError, StoreError, UnsafeRootError
+from cuda_progcache.store.base import check_size_cap, entry_digest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.records import encode_record
+from cuda_progcache.store.root import default_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
     from cuda_progcache.store.verification import Verification
 
+DURABILITIES = ("fsync", "full", "none")
 #: In the place of tiers: those that are configured.
 _CONFIGURED = "configured"
 
@@ -97,15 +99,41 @@ class FileStreamProgramCache(DiskStore):
         ``max_size_bytes``, ``durability`` or ``CUDA_PROGCACHE_MAX_SIZE`` makes no sense.
     """
 
-    def __new__(
-        cls, path: str | os.PathLike[str] | None = None, *, shared: bool = False, mode: str | None = None, **more: Any
-    ) -> Self:
+    def __new__(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> Self:
         """Make a store on the directory, in its mode; on memory, where there is no default directory to be had."""
-        if cls is FileStreamProgramCache and (wanted := modes.chosen(mode)) != "rw":
+        # The options stand in __init__ alone; but a wrong one is refused here, before a directory is made.
+        known = FileStreamProgramCache.__init__.__kwdefaults__ or {}
+        if unknown := options.keys() - known.keys():
+            raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {min(unknown)!r}")
+        told = {**known, **options}
+        shared, max_size_bytes, durability = told["shared"], told["max_size_bytes"], told["durability"]
+        if cls is FileStreamProgramCache and (wanted := modes.chosen(told["mode"])) != "rw":
             from cuda_progcache.store.in_mode import blank
 
             return blank(wanted, path, shared=shared)  # type: ignore[return-value]
-        return super().__new__(cls, path, shared=shared, **more)
+        check_size_cap(max_size_bytes)
+        if durability not in DURABILITIES:
+            raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}")
+        made = super().__new__(cls)
+        if path is not None:
+            made._root = cls._ROOT(os.path.abspath(os.fspath(path)), shared=shared)  # a later chdir must not move it
+            return made
+        where = ""
+        try:
+            where = default_root()
+            made._root = cls._ROOT(where, shared=shared)
+            made._root.open()
+            if not made._root.writable():
+                raise PermissionError(errno.EACCES, "no permission, or a read-only file system", made._root.staging)
+        except UnsafeRootError:
+            raise
+        except OSError as exc:
+            from cuda_progcache.store.fallback import KeptInMemory
+
+            return KeptInMemory.instead_of(  # type: ignore[return-value]
+                where, exc, shared=shared, max_size_bytes=max_size_bytes, tiers=told["tiers"]
+            )
+        return made
 
     def __init__(
         self,
@@ -118,9 +146,17 @@ class FileStreamProgramCache(DiskStore):
         mode: str | None = None,
         tiers: Any = None,
     ) -> None:
-        super().__init__(
-            path, max_size_bytes=max_size_bytes, durability=durability, shared=shared, strict=strict, mode=mode
-        )
+        if self.mode is None:
+            self.mode = mode
+        if path is None and max_size_bytes is None:
+            from cuda_progcache.store.default_cap import default_max_size
+
+            max_size_bytes = default_max_size()
+        self._max_size_bytes = max_size_bytes
+        self._durability = durability
+        self._strict = strict
+        self._said_shared = shared
+        self._begin(default=path is None)
         self._stand_before(layers=path is None, tiers=tiers)
 
     # What lies behind it: the layers that packages bring, and tiers

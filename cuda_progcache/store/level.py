@@ -104,7 +104,7 @@ class Level:
         started = self._clock() if self._timeout is not None else 0.0
         try:
             value = operation(*args)
-        except NotImplementedError as exc:  # a plain store that can't list, say
+        except NotImplementedError as exc:  # a plain store that can't list, say: told where no level answers
             breaker.succeeded()
             self.error = exc
             return TROUBLE

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from ci import compiler_environment, lasting_options
@@ -53,10 +55,9 @@ def test_each_option_that_is_forgotten_is_scanned():
 
 @pytest.fixture(scope="module")
 def asked(tools):
-    try:
-        return compiler_environment.watch(tools, compiler_environment.jobs(tools, few=True))
-    except compiler_environment.NoWatcherError as error:
-        pytest.skip(str(error))
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler to build the watcher with: install gcc")
+    return compiler_environment.watch(tools, compiler_environment.jobs(tools, few=True))
 
 
 def test_each_variable_in_the_key_is_asked_for(asked):

@@ -43,9 +43,17 @@ def test_trouble_is_seen(place, made, served, edited, trouble):
     assert matrix._trouble(place, MADE | made, MADE | served, edited) == trouble
 
 
-def test_without_a_registry_it_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("wheels", "error"), [([], matrix.UnavailableError), (["nvidia_cuda_nvrtc-1.0-py3-none-any.whl"], RuntimeError)]
+)
+def test_without_a_registry_it_says_so(tmp_path, monkeypatch, wheels, error):
+    """One that has other releases alone is there: then the table of releases is wrong, and nothing is skipped."""
     monkeypatch.setattr(matrix, "ROOT", tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(matrix.UnavailableError, match="pip can't install nvidia-cuda-nvrtc"):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    for wheel in wheels:
+        (tmp_path / wheel).touch()
+    with pytest.raises(error, match="pip can't install nvidia-cuda-nvrtc") as raised:
         matrix.environment("13.0")
+    assert raised.type is error
     assert not (tmp_path / ".venv-nvrtc-13.0" / "progcache-matrix.json").exists()

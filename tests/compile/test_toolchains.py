@@ -216,6 +216,26 @@ def test_a_store_in_memory_says_it_by_its_records(compiled):
     }
 
 
+@pytest.mark.parametrize("made_up", [5, "nvrtc", [1], [{"name": "nvrtc"}], {"name": "nvrtc"}])
+def test_a_made_up_record_says_nothing(compiled, made_up):
+    store = InMemoryProgramCache()
+    compiled(store=store)
+    before = toolchains.made_for(store)
+    assert store.publish(b"k", b"v", {"toolchain": made_up})
+    assert toolchains.made_for(store) == before != {}
+
+
+def test_an_error_of_the_store_is_no_store_without_a_list():
+    """An AttributeError in its own code, that is."""
+
+    class Wrong(InMemoryProgramCache):
+        def entries(self):
+            return self.missing
+
+    with pytest.raises(AttributeError, match="missing"):
+        toolchains.made_for(Wrong())
+
+
 class Unreadable(InMemoryProgramCache):
     def entries(self):
         raise PermissionError(13, "Permission denied", "records")

@@ -318,10 +318,10 @@ def test_manifests_without_statuses_or_with_others(kept, stamps):
 
 def test_a_manifest_doesnt_grow_for_ever(tree):
     manifest = HeaderManifest(None)
-    for n in range(3 * headers._MAX_SETS):
+    for n in range(3 * headers.MAX_SETS):
         tree("one/a.h", str(n))
         manifest.add(read_set(tree, [(0, "one/a.h")]))
-    assert len(manifest.sets) == headers._MAX_SETS
+    assert len(manifest.sets) == headers.MAX_SETS
     assert manifest.match(tree.search) is manifest.sets[0]
 
 

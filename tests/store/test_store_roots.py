@@ -260,9 +260,22 @@ def test_durability(tmp_path, monkeypatch, durability):
     assert store[b"k"] == b"value"
 
 
-def test_an_unknown_durability(tmp_path):
-    with pytest.raises(ValueError, match="fsync, full, none"):
-        FileStreamProgramCache(tmp_path, durability="maybe")
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.parametrize(
+    ("option", "error", "told"),
+    [
+        ({"durability": "maybe"}, ValueError, "fsync, full, none"),
+        ({"max_size_bytes": -1}, ValueError, "max_size_bytes"),
+        ({"durabilty": "none"}, TypeError, "durabilty"),
+        ({"strict": True, "size": 1}, TypeError, "size"),
+    ],
+)
+def test_a_wrong_option_makes_nothing(tmp_path, monkeypatch, default, option, error, told):
+    monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "cache"))
+    for mode in (None, "ro") if error is TypeError else (None,):
+        with pytest.raises(error, match=told):
+            FileStreamProgramCache(None if default else tmp_path / "cache", mode=mode, **option)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

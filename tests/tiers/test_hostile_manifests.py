@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cuda_progcache import ProgramOptions
-from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, SearchPath, alike, file_digest, holds
+from cuda_progcache.keys.elsewhere import from_elsewhere
+from cuda_progcache.keys.headers import HeaderSet, SearchPath, file_digest, holds
 from cuda_progcache.keys.inputs import normalize
+from cuda_progcache.keys.plain_text import alike
 from cuda_progcache.keys.schema import base_key
 
 EMPTY = hashlib.sha256().hexdigest()
@@ -114,7 +116,7 @@ def looked_up(project, base, steps, now):
         for one in start["headers"]:
             one[1] = file_digest(str(folder / one[0][2]))
     content = json.dumps({"format": 4, "sets": [mutated(start, steps)]}).encode()
-    manifest = HeaderManifest.from_elsewhere(content)
+    manifest = from_elsewhere(content)
     found = [manifest.match(base.search), *(alike(one, base.search) for one in manifest.sets)]
     for headers in filter(None, found):
         base.with_headers(headers)
@@ -142,7 +144,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path, kind):
     if kind == "fifo":
         os.mkfifo(path)
     made = HeaderSet().to_json() | {"headers": [[["A", 0, path], EMPTY]]}
-    (one,) = HeaderManifest.from_elsewhere(json.dumps({"format": 4, "sets": [made]}).encode()).sets
+    (one,) = from_elsewhere(json.dumps({"format": 4, "sets": [made]}).encode()).sets
     answers = []
     asked = threading.Thread(target=lambda: answers.append(holds(one, SearchPath.of([], "k.cu", "/"))), daemon=True)
     asked.start()
@@ -152,7 +154,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path, kind):
 
 def test_a_manifest_has_a_few_sets_of_some_thousand_places():
     made = HeaderSet().to_json()
-    few = HeaderManifest.from_elsewhere(json.dumps({"format": 4, "sets": [made] * 1000}).encode())
+    few = from_elsewhere(json.dumps({"format": 4, "sets": [made] * 1000}).encode())
     assert len(few.sets) == 16
     many = made | {"absent": [["A", 0, "x"]] * 40_000}
-    assert HeaderManifest.from_elsewhere(json.dumps({"format": 4, "sets": [many, made]}).encode()).sets == [HeaderSet()]
+    assert from_elsewhere(json.dumps({"format": 4, "sets": [many, made]}).encode()).sets == [HeaderSet()]

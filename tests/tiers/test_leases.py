@@ -16,9 +16,11 @@ import pytest
 import redis
 
 from ci.fleet.server import RedisServer, why_no_server
+from ci.servers.faulty import FaultyServer
+from ci.servers.troubles import STALLS, troubles
 from cuda_progcache.compile import single_flight
 from cuda_progcache.errors import ProgCacheWarning
-from cuda_progcache.store.tiers import leases
+from cuda_progcache.store.tiers import deadline, leases
 from cuda_progcache.store.tiers.leases import FleetLeases
 from cuda_progcache.store.tiers.settings import parse_tier
 
@@ -308,3 +310,20 @@ def test_a_forked_child_neither_renews_nor_ends_what_its_parent_holds(host, clie
 
     assert one.lead("f", compile_, tier.look_up, 600.0) == b"binary"
     assert client.keys("*:l") == []
+
+
+@pytest.mark.parametrize("trouble", [one for one in troubles("redis") if "certificate" not in one])
+def test_a_server_in_any_trouble_holds_no_thread_and_raises_nothing(trouble, monkeypatch):
+    monkeypatch.setattr(leases, "PATIENCE", 0.0)
+    monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
+    seconds = 0.3 if trouble in STALLS else 30
+    with FaultyServer("redis", trouble, b"a program") as server:
+        url = f"redis://127.0.0.1:{server.port}?connect_timeout={seconds}&timeout={seconds}"
+        one = FleetLeases(parse_tier(url))
+        assert one.lead("f", lambda: b"made", lambda: None, 0.0) == b"made"
+        assert one.down
+        assert not one._well_again()
+        assert deadline._threads.stuck == 0
+        with pytest.warns(ProgCacheWarning, match="more than the limit" if "terabyte" in trouble else "can't be used"):
+            one.lead("g", lambda: b"made", lambda: None, 0.0)
+        one.close()

@@ -56,7 +56,7 @@ class Shelf(Engine):
         for name in names:
             self.objects.pop(name, None)
 
-    def list(self, prefix):
+    def list(self, prefix, *, until):
         return iter(())
 
     def close(self):
@@ -228,7 +228,7 @@ def test_a_slow_write_batch_or_listing_keeps_nobody_from_looking_up(shelf, tier,
         waiting.set()
         assert gate.wait(60)
 
-    def listed(prefix):
+    def listed(prefix, *, until):
         hang(None)
         return iter(())
 

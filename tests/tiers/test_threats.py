@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from cuda_progcache import FileStreamProgramCache, Program, ProgramCacheStack, ProgramOptions
 from cuda_progcache.errors import ProgCacheWarning
-from cuda_progcache.keys.headers import HeaderSet, for_elsewhere
+from cuda_progcache.keys.elsewhere import for_elsewhere
+from cuda_progcache.keys.headers import HeaderSet
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.records import Version, encode, encode_record

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
@@ -78,9 +77,9 @@ class LayerEngine(Engine):
             return None
         return pack(name, content, Version.of(content, b"{}", 0)) if len(content) <= limit else None
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """The programs and header manifests there."""
-        layer = self.layer(time.monotonic() + self._settings.write_timeout)
+        layer = self.layer(until)
         if not prefix.startswith(MANIFESTS):
             for entry in layer.entries():
                 name = object_name(PROGRAMS, entry.digest)

@@ -21,19 +21,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util import forks
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.warning import warn
 from cuda_progcache.errors import ProgCacheWarning, StoreError
-from cuda_progcache.store.tiers.deadline import within
 from cuda_progcache.store.tiers.engine import reason
 
 if TYPE_CHECKING:
-    import redis
-
+    from cuda_progcache.store.tiers.redis_client import RedisClient
     from cuda_progcache.store.tiers.settings import TierSettings
 
 T = TypeVar("T")
@@ -48,6 +46,8 @@ PATIENCE = 1.0
 FIRST_REST, LONGEST_REST = 0.25, 30.0
 #: Seconds that the word of a flight's end is kept: for those who looked into the cache before, and ask now.
 REMEMBERED = 10.0
+#: Bytes that a value of an answer may have.
+_LARGEST = 1 << 16
 
 #: KEYS: lease, word. ARGV: life (ms), who asks, the word that the asker knows.
 _LOOK_OR_LEASE = """
@@ -117,7 +117,7 @@ class FleetLeases:
     def reset(self) -> None:
         """Begin anew, as a forked child does: the leases that its parent holds are the parent's to renew and to end."""
         self._lock = threading.Lock()
-        self._client: redis.Redis | None = None
+        self._client: RedisClient | None = None
         self._held: dict[str, str] = {}
         self._heart: threading.Thread | None = None
         self._wake = threading.Event()
@@ -185,12 +185,14 @@ class FleetLeases:
 
     # The server
 
-    def _run(self, script: str, keys: tuple[str, ...], *args: str | int) -> Any:
-        """What a script answers; ``None`` where the server is in trouble."""
+    def _run(self, script: str, keys: tuple[str, ...], *args: str | int, sound: Callable[[Any], bool]) -> Any:
+        """What a script answers; ``None`` where the server is in trouble, as one is that answers something else."""
         while not self._down:
             began = time.monotonic()
             try:
-                answer = self._ask(lambda client: client.register_script(script)(keys=keys, args=args))
+                answer = self._ask("EVAL", script, len(keys), *keys, *args)
+                if not sound(answer):
+                    raise StoreError(errno.EPROTO, "the server answers something else than was asked", self.name)
             except OSError as error:
                 if not self._bears(error, began):
                     return None
@@ -201,22 +203,22 @@ class FleetLeases:
                 return answer
         return None
 
-    def _ask(self, question: Callable[[redis.Redis], T]) -> T:
-        """What a question of the client is answered with, in time or with an OSError."""
-        try:
-            client = self._redis()  # imported before the clock runs
-            return within(time.monotonic() + self._settings.timeout, lambda: question(client))
-        except OSError:
-            raise
-        except Exception as error:  # the client's own, and that it isn't installed
-            raise StoreError(errno.EIO, reason(error), self.name) from error
+    def _ask(self, *command: str | int) -> Any:
+        """What a command is answered with, in time or with an OSError."""
+        client = self._redis()  # imported before the clock runs
+        return client.ask(self._deadline(), _LARGEST, command, most_items=2)[0]
 
-    def _redis(self) -> redis.Redis:
+    def _deadline(self) -> float:
+        return time.monotonic() + self._settings.timeout
+
+    def _redis(self) -> RedisClient:
         with self._lock:
             if self._client is None:
-                from cuda_progcache.store.tiers.redis import client
-
-                self._client = client(self._settings)
+                try:
+                    from cuda_progcache.store.tiers.redis_client import RedisClient
+                except ImportError as error:
+                    raise StoreError(errno.ENOTSUP, reason(error), self.name) from error
+                self._client = RedisClient(self._settings)
             return self._client
 
     def _bears(self, error: OSError, began: float) -> bool:
@@ -261,8 +263,9 @@ class FleetLeases:
 
     def _look(self, flight: str, known: str = "") -> tuple[str, str]:
         """Take the lease if it is free: ``"leased"`` and its token, ``"held"``, ``"over"`` and the word, or trouble."""
-        answer = self._run(_LOOK_OR_LEASE, _keys(flight), int(self._life * 1000), str(current_owner()), known)
-        return ("trouble", "") if answer is None else (_text(answer[0]), _text(answer[1]))
+        life = int(self._life * 1000)
+        answer = self._run(_LOOK_OR_LEASE, _keys(flight), life, str(current_owner()), known, sound=_is_pair)
+        return ("trouble", "") if answer is None else (answer[0].decode(), answer[1].decode())
 
     def _wait(self, flight: str, deadline: float) -> tuple[str, str]:
         """Wait for the end of another's flight, or for its lease; ``"held"`` where that takes too long."""
@@ -277,21 +280,13 @@ class FleetLeases:
     @contextmanager
     def _listening(self, channel: str) -> Iterator[Callable[[float], object]]:
         """Subscribe; what is yielded waits for a message, or for so many seconds."""
-
-        def subscribed(client: redis.Redis) -> Any:
-            made: Any = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-            made.subscribe(channel)
-            return made
-
-        try:
-            subscription = self._ask(subscribed)
-        except OSError:
-            yield time.sleep  # the poll goes on, and finds the trouble
-            return
-        try:
-            yield lambda seconds: _listen(subscription, seconds)
-        finally:
-            subscription.close()
+        with ExitStack() as stack:
+            try:
+                wait = stack.enter_context(self._redis().listening(channel, self._deadline()))
+            except OSError:
+                yield time.sleep  # the poll goes on, and finds the trouble
+                return
+            yield lambda seconds: _listen(wait, seconds)
 
     # What is held
 
@@ -317,7 +312,7 @@ class FleetLeases:
 
     def _end(self, flight: str, token: str) -> None:
         """Give word that a flight is over. In trouble its lease runs out instead."""
-        self._run(_END, _keys(flight), token, int(REMEMBERED * 1000), _channel(flight))
+        self._run(_END, _keys(flight), token, int(REMEMBERED * 1000), _channel(flight), sound=_is_number)
 
     def _start_heart(self) -> None:
         with self._lock:
@@ -344,7 +339,7 @@ class FleetLeases:
                 self._renew(flight, token)
 
     def _renew(self, flight: str, token: str) -> None:
-        mine = self._run(_RENEW, _keys(flight), int(self._life * 1000), token)
+        mine = self._run(_RENEW, _keys(flight), int(self._life * 1000), token, sound=_is_number)
         if mine == 0:  # another host took it, since this process had stood still
             with self._lock:
                 if self._held.get(flight) == token:
@@ -354,8 +349,10 @@ class FleetLeases:
         """Ask a server that is in trouble, after a rest that gets longer each time."""
         time.sleep(self._rest * random.uniform(0.8, 1.2))  # noqa: S311 - so that a fleet doesn't come all at once
         try:
-            self._ask(lambda client: client.ping())
+            is_well = self._ask("PING") == b"PONG"
         except OSError:
+            is_well = False
+        if not is_well:
             self._rest = min(2 * self._rest, LONGEST_REST)
             return False
         self._clear()
@@ -378,18 +375,23 @@ def _channel(flight: str) -> str:
     return f"pc1:{{{flight}}}"
 
 
-def _listen(subscription: Any, seconds: float) -> None:
+def _listen(wait: Callable[[float], bool], seconds: float) -> None:
     """Wait for a message, or for so many seconds."""
-    from redis.exceptions import RedisError
-
     end = time.monotonic() + seconds
     try:
-        # An acknowledged subscription is no message.
-        while (left := end - time.monotonic()) > 0 and subscription.get_message(timeout=left) is None:
-            pass
-    except (RedisError, OSError):
+        wait(seconds)
+    except OSError:  # the poll goes on without it
         time.sleep(max(0.0, end - time.monotonic()))
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _is_number(answer: Any) -> bool:
+    return isinstance(answer, int)
+
+
+def _is_pair(answer: Any) -> bool:
+    """Whether it is two words."""
+    return (
+        isinstance(answer, list)
+        and len(answer) == 2
+        and all(isinstance(one, bytes) and one.isascii() for one in answer)
+    )

@@ -35,7 +35,7 @@ from cuda_progcache._util.user_dirs import user_cache_dir
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.engine import TooLargeError
 from cuda_progcache.store.tiers.layer import LayerEngine
-from cuda_progcache.store.tiers.timed_http import Answer, HttpClient
+from cuda_progcache.store.tiers.timed_http import Answer, HttpClient, authorization
 
 if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
@@ -288,13 +288,9 @@ class _Registry:
 
     def _enter(self, challenge: str) -> dict[str, str]:
         """What lets us in, by what a registry's 401 asks for: name and password, or a token that these get."""
-        from base64 import b64encode
-
-        user, password, token = self._settings.credentials
-        if token is not None:
-            return {"Authorization": f"Bearer {token.reveal()}"}
-        pair = ":".join("" if secret is None else secret.reveal() for secret in (user, password))
-        basic = {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"} if pair != ":" else {}
+        basic = authorization(self._settings.credentials)
+        if self._settings.credentials.token is not None:
+            return basic
         kind, _, rest = challenge.partition(" ")
         if kind.lower() != "bearer":
             return basic

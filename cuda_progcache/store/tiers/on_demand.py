@@ -74,12 +74,7 @@ class EngineOnDemand(Engine):
 
     def prepare(self) -> None:
         """Make the engine."""
-        import encodings.idna  # noqa: F401 - socket.getaddrinfo imports it
-
-        try:
-            self.engine.prepare()
-        except ImportError as exc:
-            raise self._lacks(exc) from exc
+        self.engine.prepare()
 
     def _lacks(self, exc: ImportError) -> NotInstalledError:
         extra = _ENGINES[self._settings.scheme][2]
@@ -115,16 +110,11 @@ class EngineOnDemand(Engine):
         """As the engine."""
         self.engine.delete(names, until=until)
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """As the engine."""
-        return self.engine.list(prefix)
+        return self.engine.list(prefix, until=until)
 
     def close(self) -> None:
         """As the engine, if it was made."""
         if self._made is not None:
             self._made.close()
-
-    def cut(self) -> None:
-        """As the engine, if it was made."""
-        if self._made is not None:
-            self._made.cut()

@@ -44,7 +44,7 @@ def pack_name(lock: str) -> str:
 
 def packs_on(tier: TierSide) -> Iterator[tuple[str, Listed]]:
     """The lockfiles' digests and the listings of all packs; reads none of them."""
-    for one in tier.engine.list(PACKS):
+    for one in tier.objects(PACKS):
         digest = one.name.removeprefix(PACKS).removesuffix(".tar")
         if is_digest(digest) and one.name == pack_name(digest):
             yield digest, one

@@ -272,7 +272,7 @@ class RemoteObjects:
     def list(self, prefix: str) -> list[Listed]:
         """The objects whose names begin so (OSError: the service can't list, or is in trouble)."""
 
-        def listed(*, until: float) -> list[Listed]:  # noqa: ARG001 - an engine's own are for each page
-            return [*self._engine.list(prefix)]
+        def listed(*, until: float) -> list[Listed]:
+            return [*self._engine.list(prefix, until=until)]
 
         return self._calls.make(_LISTING, listed)

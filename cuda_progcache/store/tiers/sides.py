@@ -47,6 +47,8 @@ R = TypeVar("R")
 _BATCH, _BATCH_BYTES = 64, 8 << 20
 #: How often a call is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 4, 0.2
+#: Seconds for a listing, of which each page has those of a write: some millions of objects.
+_LISTING = 600.0
 
 
 class Item(NamedTuple):
@@ -222,17 +224,26 @@ class TierSide:
             try:
                 if self.engine.keeps_time:
                     return operation(*args, **named, until=until)
-                return within(until, functools.partial(operation, *args, **named, until=until), self.engine.cut)
+                return within(until, functools.partial(operation, *args, **named, until=until))
             except OSError as exc:
                 tries -= 1
                 if not tries or exc.errno in _LASTING:
+                    if isinstance(exc, TimeoutError):
+                        raise StoreError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name) from exc
                     raise
             time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             pause *= 2
 
+    def objects(self, prefix: str) -> Iterator[Listed]:
+        """The listing of all objects whose names begin so (StoreError: it can't list, or takes too long)."""
+        try:
+            yield from self.engine.list(prefix, until=time.monotonic() + _LISTING)
+        except TimeoutError as exc:
+            raise StoreError(errno.ETIMEDOUT, f"the listing {exc.strerror or exc}", self.name) from exc
+
     def listed(self, tree: str) -> Iterator[tuple[str, Listed]]:
         """Digest and listing of all programs or manifests; reads none of them."""
-        for one in self.engine.list(tree):
+        for one in self.objects(tree):
             digest = digest_in(one.name)
             if is_digest(digest):
                 yield digest, one

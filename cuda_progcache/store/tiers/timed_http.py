@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP requests that end in time, whatever the server does, on urllib3.
 
-urllib3 bounds each wait, and not their sum: a server that sends a byte a second holds it for ever, and its time-out for
-connecting bounds a body that is sent, too. Here the sockets know when the request has to end, and each of their waits
-is bounded by what is left until then. No thread is needed but for a host's name, which no call resolves in time.
+urllib3 bounds each wait, and not their sum, and its time-out for connecting bounds a body that is sent, too. Here the
+sockets do it (:mod:`cuda_progcache.store.tiers.timed_sockets`).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import socket
-import ssl
-import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
@@ -23,102 +20,20 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError
 
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.tiers.deadline import within
 from cuda_progcache.store.tiers.engine import TooLargeError
+from cuda_progcache.store.tiers.timed_sockets import connect, hurry, left, tls_context
 
 if TYPE_CHECKING:
+    import socket
+
     from urllib3.response import BaseHTTPResponse
+
+    from cuda_progcache.store.tiers.settings import Credentials
 
 #: Connections to a server that are kept open; more are opened where more threads ask, and closed afterwards.
 _KEPT = 32
-#: Seconds by which a wait may overrun.
-_CLOSE_ENOUGH = 0.02
 #: What an answer of no interest may have for its connection to be worth keeping.
 _READ_AWAY = 64 << 10
-
-
-class _Patience(threading.local):
-    """When the request that this thread makes has to end."""
-
-    until = 0.0
-
-
-_patience = _Patience()
-
-
-def _left() -> float:
-    seconds = _patience.until - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError(errno.ETIMEDOUT, "took too long")
-    return seconds
-
-
-def _bound(waiting: socket.socket) -> None:
-    """Have a socket wait for no longer than the thread's request may take.
-
-    That is a system call, which is spared where the time that the socket has is as good.
-    """
-    left, set_to = _left(), waiting.gettimeout()
-    if set_to is None or not left <= set_to <= left + _CLOSE_ENOUGH:
-        waiting.settimeout(left)
-
-
-class _Socket(socket.socket):
-    """A socket whose waits end when the thread's request has to."""
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        _bound(self)
-        return super().recv_into(*args, **kwargs)
-
-    def send(self, *args: Any, **kwargs: Any) -> int:
-        _bound(self)
-        return super().send(*args, **kwargs)
-
-    def sendall(self, *args: Any, **kwargs: Any) -> None:
-        _bound(self)  # of all that is sent
-        super().sendall(*args, **kwargs)
-
-
-class _TlsSocket(ssl.SSLSocket):
-    """The same over TLS, where ``sendall`` is made of ``send``."""
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        _bound(self)
-        return super().recv_into(*args, **kwargs)
-
-    def send(self, *args: Any, **kwargs: Any) -> int:
-        _bound(self)
-        return super().send(*args, **kwargs)
-
-
-def _connect(host: str, port: int, seconds: float) -> socket.socket:
-    """A connection to one of a host's addresses, within so many seconds for all of them."""
-    until = min(time.monotonic() + seconds, _patience.until)
-    addresses = _addresses(host, port, until)
-    for number, (family, kind, protocol, _, address) in enumerate(addresses):
-        made = _Socket(family, kind, protocol)
-        try:
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            share = (until - time.monotonic()) / (len(addresses) - number)
-            if share <= 0:
-                raise TimeoutError(errno.ETIMEDOUT, "took too long to connect")
-            made.settimeout(share)
-            made.connect(address)
-            made.settimeout(_left())  # for the handshake of TLS
-        except BaseException as exc:
-            made.close()
-            if number + 1 == len(addresses) or not isinstance(exc, OSError):
-                raise
-        else:
-            return made
-    raise StoreError(errno.EADDRNOTAVAIL, f"no address found for {host}")
-
-
-def _addresses(host: str, port: int, until: float) -> list[Any]:
-    try:
-        return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        return within(until, lambda: socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
 
 
 class _Connection(HTTPConnection):
@@ -133,7 +48,7 @@ class _TlsConnection(HTTPSConnection):
 
 def _open(connection: HTTPConnection) -> socket.socket:
     try:
-        return _connect(connection.host, connection.port, float(connection.timeout or 0.0))
+        return connect(connection.host, connection.port, float(connection.timeout or 0.0))
     except TimeoutError as exc:  # which urllib3 would take for a broken connection
         raise ConnectTimeoutError(connection, str(exc)) from exc
 
@@ -230,9 +145,9 @@ class HttpClient:
         StoreError
             There was no connection, no whole answer, or one that proved larger than ``limit``.
         """
-        _patience.until = until
+        hurry(until)
         try:
-            left = _left()
+            seconds = left()
             pool = self._pool()
             response = pool.urlopen(
                 method,
@@ -242,7 +157,7 @@ class HttpClient:
                 retries=False,
                 redirect=False,
                 assert_same_host=False,
-                timeout=urllib3.Timeout(connect=self._connect_timeout, read=left),
+                timeout=urllib3.Timeout(connect=self._connect_timeout, read=seconds),
                 preload_content=False,
                 decode_content=False,
             )
@@ -295,9 +210,7 @@ class HttpClient:
         settings: dict[str, Any] = {"maxsize": _KEPT, "block": False, "headers": dict(self._headers())}
         made: urllib3.HTTPConnectionPool
         if self._parts.scheme == "https":
-            context = ssl.create_default_context(cafile=self._ca_file)
-            context.sslsocket_class = _TlsSocket
-            made = _TlsPool(host, port, ssl_context=context, **settings)
+            made = _TlsPool(host, port, ssl_context=tls_context(self._ca_file), **settings)
         else:
             made = _Pool(host, port, **settings)
         self._mine = os.getpid(), made
@@ -308,6 +221,17 @@ class HttpClient:
         mine, self._mine = self._mine, None
         if mine is not None and mine[0] == os.getpid():
             mine[1].close()
+
+
+def authorization(credentials: Credentials) -> dict[str, str]:
+    """The header that says who asks, as HTTP has it (RFC 7617, RFC 6750); none where nobody says so."""
+    user, password, token = credentials
+    if token is not None:
+        return {"Authorization": f"Bearer {token.reveal()}"}
+    if user is None and password is None:
+        return {}
+    pair = ":".join("" if secret is None else secret.reveal() for secret in (user, password))
+    return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
 
 
 def _reason(exc: BaseException) -> tuple[int, str]:
