@@ -104,7 +104,8 @@ class Account(NamedTuple):
         found = [f"{getattr(self, name)} {name}" for name in ("lost", "wrong", "failed") if getattr(self, name)]
         if self.most_by_host > 1:  # what ended lies in the host's directory
             found.append(f"a host compiled one program {self.most_by_host} times")
-        if self.needless > plan.hosts * plan.restarts:
+        # One that comes back empty has lost the lease of each process that was compiling.
+        if self.needless > plan.restarts * (plan.hosts if plan.lasting else plan.processes):
             found.append(f"{self.needless} needless compiles")
         if not plan.restarts and not plan.kills and (self.extra or self.unpublished):
             found.append(f"{self.extra} extra compiles and {self.unpublished} unpublished programs without any trouble")
@@ -203,7 +204,7 @@ class _Fleet:
         cache = open_cache(self._folder, host, f"{self._server.url}?connect_timeout=30&timeout=60")
         if self._plan.real:
             return Real(cache, self._log, host)
-        return StandIn(cache, self._log, host, self._plan.seconds, self._server.port)
+        return StandIn(cache, self._log, host, self._plan.seconds, self._server)
 
     def _wait(self) -> None:
         """Wait, in a process of the fleet, until all of them are there."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ci.fleet.log import Happened
+if TYPE_CHECKING:
+    from ci.fleet.log import Happened
 
 
 class Extra(NamedTuple):

@@ -6,29 +6,30 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import random
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import redis
-
-from ci.fleet.log import Log
 from cuda_progcache.compile import single_flight
 from cuda_progcache.compile.lookup import fleet, leases_dir
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.store import arrivals
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.file_stream import FileStreamProgramCache
-from cuda_progcache.store.tiers import behind, leases
+from cuda_progcache.store.tiers import behind, configuration, leases, on_demand
 from cuda_progcache.store.tiers import redis as engine
+
+if TYPE_CHECKING:
+    from ci.fleet.log import Log
+    from ci.fleet.server import RedisServer
 
 #: Bytes of a stand-in's program.
 _SIZE = 20_000
 #: What a process would import when it first needs it, in each of them at once: the parent has it.
-IMPORTED = (arrivals, engine, leases)
+IMPORTED = (arrivals, configuration, engine, leases, on_demand)
 
 
 def open_cache(folder: Path, host: int, url: str) -> FileStreamProgramCache:
@@ -57,22 +58,17 @@ class StandIn:
     host : int
     seconds : float
         That a compile takes.
-    port : int
-        Of the server, which is asked what the tier has when a compile begins.
+    server : RedisServer
+        Is asked what the tier has when a compile begins.
     """
 
-    def __init__(self, cache: FileStreamProgramCache, log: Log, host: int, seconds: float, port: int) -> None:
-        self._cache, self._log, self._host, self._seconds = cache, log, host, seconds
-        once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
-        self._server = redis.Redis(port=port, socket_timeout=30.0, retry=once)
-        (self._tier,) = behind.stores(cache.tiers)
+    def __init__(self, cache: FileStreamProgramCache, log: Log, host: int, seconds: float, server: RedisServer) -> None:
+        self._cache, self._log, self._host, self._seconds, self._server = cache, log, host, seconds, server
+        self._tier: Any = behind.stores(cache.tiers)[0]
 
     def _begin(self, key: int, name: bytes) -> None:
-        try:
-            what = "there" if self._server.exists(f"pc1:{{{entry_digest(name)}}}:e") else "begin"
-        except redis.RedisError:
-            what = "away"
-        self._log.add(what, key, self._host)
+        has = self._server.has(f"pc1:{{{entry_digest(name)}}}:e")
+        self._log.add("away" if has is None else "there" if has else "begin", key, self._host)
 
     def obtain(self, key: int) -> bytes:
         """The program: from the cache, or compiled once by whoever of the fleet is first."""
@@ -87,7 +83,7 @@ class StandIn:
             data = program(key)
             self._cache.publish(name, data, {"key": key})
             self._log.add("end", key, self._host)
-            self._tier._writes.then(lambda: self._log.add("landed", key, self._host))
+            self._tier._objects.writes.then(lambda: self._log.add("landed", key, self._host))
             return data
 
         def look_up() -> bytes | None:
@@ -136,7 +132,7 @@ class Real:
 
 
 def work(make: Callable[[], StandIn | Real], start: Callable[[], None], log: Log, host: int, order: list[int]) -> None:
-    """Want every program, in this order, once ``start`` returns; in a process that was forked for it, which this ends."""
+    """Want every program, in this order, once ``start`` returns; ends the process, which was forked for it."""
     status = 1
     try:
         warnings.simplefilter("ignore")  # of a server that is killed for the sake of it

@@ -248,7 +248,7 @@ class ProgramCacheStack(ProgramCacheResource):
             at_once = self._sought.pop(entry_digest(name), 0) is None or not self._has_copied
             disks = [] if at_once else [level for level in targets if level.store.directory is not None]
             self._has_copied = True
-            before = self._copy(name, entry, [level for level in targets if level not in disks], before)
+            before = self._copy(name, entry, [level for level in targets if level not in disks], before, wait=at_once)
             if disks:
                 owners = [getattr(level.store, "owner", level.store) for level in disks]
                 self._copies.put(entry_digest(name), _Copy(name, entry, disks, before, owners), len(entry.data))
