@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import socket
 import ssl
+import threading
 import time
 from contextlib import ExitStack
 from urllib.parse import unquote
@@ -20,6 +22,7 @@ from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers import sides, upkeep
 from cuda_progcache.store.tiers.on_demand import EngineOnDemand
 from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers.timed_http import HttpClient
 
 NAME = "v1/programs/ab/cdef"
 LIMIT = 1 << 20
@@ -149,7 +152,6 @@ def test_google_is_not_written_to_by_nobody():
 
 
 def test_a_server_that_cannot_list_says_what_can():
-    pytest.importorskip("urllib3")
     with FaultyServer("http", "HTML in place of the object") as server:
         engine = engine_of(f"http://127.0.0.1:{server.port}/prefix")
         with pytest.raises(StoreError, match="autoindex_format json"):
@@ -157,7 +159,7 @@ def test_a_server_that_cannot_list_says_what_can():
 
 
 def test_a_large_write_has_the_time_of_a_write_and_not_of_a_connection(nginx_url):
-    """urllib3 has the time for connecting bound what is sent, too."""
+    """A client's time for connecting often bounds what is sent, too."""
     engine = EngineOnDemand(parse_tier(nginx_url))
     body = bytes(32 << 20)
     engine.put(NAME, body, until=later())
@@ -184,7 +186,6 @@ ENDLESS_SCAN = b"*2\r\n$1\r\n1\r\n*0\r\n"
 
 
 def test_a_scan_that_never_ends_is_ended(answering, monkeypatch):
-    pytest.importorskip("redis")
     url, _ = answering("redis", ENDLESS_SCAN)
     with pytest.raises(TimeoutError):
         list(engine_of(url).list("v1/", until=time.monotonic() + 0.2))
@@ -194,7 +195,6 @@ def test_a_scan_that_never_ends_is_ended(answering, monkeypatch):
 
 
 def test_a_folder_that_is_in_itself_is_not_descended_for_ever(answering):
-    pytest.importorskip("urllib3")
     url, server = answering("http", b'[{"name": "v1", "type": "directory"}, {"name": "x", "size": 1, "mtime": 5}]')
     found = list(engine_of(url).list("", until=later()))
     assert [(one.name, one.size, one.modified) for one in found][:2] == [("v1/v1/v1/x", 1, 0.0), ("v1/v1/x", 1, 0.0)]
@@ -202,7 +202,6 @@ def test_a_folder_that_is_in_itself_is_not_descended_for_ever(answering):
 
 
 def test_a_foreign_listing_is_an_error_of_the_store(answering):
-    pytest.importorskip("urllib3")
     foreign = """{} 5 null "name" [5] [null] ["x"] [[]] [{}] [{"name":5,"size":1}] {"name":{}} [{"name":"x"}]
         [{"name":"x","size":"1"}] [{"name":"../x","size":1}] [{"name":"..","type":"directory"}]"""
     for answer in (*foreign.split(), "", 5000 * "["):
@@ -212,7 +211,6 @@ def test_a_foreign_listing_is_an_error_of_the_store(answering):
 
 
 def test_a_tls_context_is_made_once_and_connections_are_kept_above_descriptor_1023(answering, tmp_path, monkeypatch):
-    pytest.importorskip("redis")
     made, make = [], ssl.create_default_context
     monkeypatch.setattr(ssl, "create_default_context", lambda *given, **named: made.append(1) or make(*given, **named))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -231,7 +229,6 @@ def test_a_tls_context_is_made_once_and_connections_are_kept_above_descriptor_10
 
 
 def test_a_handshake_that_hangs_is_cut_off():
-    pytest.importorskip("redis")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         engine = engine_of(f"rediss://127.0.0.1:{server.getsockname()[1]}")
@@ -242,3 +239,59 @@ def test_a_handshake_that_hangs_is_cut_off():
             connection.settimeout(10)
             while connection.recv(1 << 16):
                 pass
+
+
+def test_a_server_that_wants_no_more_of_a_body_is_heard():
+    """It answers and closes the connection while the body is being sent, which is a broken pipe to who sends it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 12)
+                connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        engine = engine_of(f"http://127.0.0.1:{server.getsockname()[1]}/prefix")
+        with pytest.raises(StoreError, match="answered 413"):
+            engine.put(NAME, bytes(64 << 20), until=later())
+
+
+@pytest.mark.parametrize(
+    ("answer", "size", "kept"),
+    [
+        ("200 OK", 20, True),
+        ("404 Not Found", 20, True),
+        ("302 Found", 0, True),
+        ("500 Oops", 200_000, False),  # more than is worth reading
+        ("200 OK\r\nConnection: close", 20, False),
+        ("200 OK\r\nTransfer-Encoding: chunked", 20, True),
+        ("404 Not Found\r\nTransfer-Encoding: chunked", 20, False),
+        ("500 Oops\r\nConnection: close", 200_000, False),
+    ],
+)
+def test_connections_are_kept_and_what_is_left_of_an_answer_is_never_the_next_one(monkeypatch, answer, size, kept):
+    body = bytes(size)
+    chunked = answer.endswith("chunked")
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body) if chunked else body
+    length = "" if chunked else f"Content-Length: {size}\r\n"
+    monkeypatch.setitem(
+        TROUBLES["http"], "this answer", lambda *_: [f"HTTP/1.1 {answer}\r\n{length}\r\n".encode() + sent]
+    )
+    with FaultyServer("http", "this answer") as server:
+        client = HttpClient(f"http://127.0.0.1:{server.port}", connect_timeout=30)
+        for _ in range(3):
+            found = client.exchange("GET", "/x", until=later(), limit=LIMIT)
+            assert (found.status, found.data) == (int(answer[:3]), body if answer.startswith("200") else b"")
+        client.close()
+        gc.collect()  # a socket that was left open is warned of
+        assert (server.requests, server.connections) == (3, 1 if kept else 3)
+
+
+def test_a_target_that_is_no_ascii_is_trouble_like_any_other():
+    with FaultyServer("http") as server:
+        client = HttpClient(f"http://127.0.0.1:{server.port}", connect_timeout=30)
+        for target in ("/\xe4", "/a b", "/a\r\nX: y"):
+            with pytest.raises(StoreError, match="can't be reached"):
+                client.exchange("GET", target, until=later(), limit=LIMIT)
+        assert server.requests == 0

@@ -52,7 +52,7 @@ class HttpEngine(Engine):
             settings.url,
             connect_timeout=settings.connect_timeout,
             ca_file=settings.ca_file,
-            headers=lambda: {"User-Agent": "cuda-progcache", **authorization(settings.credentials)},
+            headers=lambda: authorization(settings.credentials),
         )
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:

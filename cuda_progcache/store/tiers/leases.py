@@ -214,10 +214,8 @@ class FleetLeases:
     def _redis(self) -> RedisClient:
         with self._lock:
             if self._client is None:
-                try:
-                    from cuda_progcache.store.tiers.redis_client import RedisClient
-                except ImportError as error:
-                    raise StoreError(errno.ENOTSUP, reason(error), self.name) from error
+                from cuda_progcache.store.tiers.redis_client import RedisClient
+
                 self._client = RedisClient(self._settings)
             return self._client
 

@@ -13,17 +13,17 @@ from cuda_progcache.store.tiers.engine import Engine, Listed, NotInstalledError
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
 
-#: The module and the class of a scheme's engine, and the extra that has its client.
+#: The module and the class of a scheme's engine.
 _ENGINES = {
-    "redis": ("redis", "RedisEngine", "redis"),
-    "rediss": ("redis", "RedisEngine", "redis"),
-    "http": ("http", "HttpEngine", "http"),
-    "https": ("http", "HttpEngine", "http"),
-    "s3": ("objects", "ObjectEngine", "s3"),
-    "gs": ("objects", "ObjectEngine", "s3"),
-    "az": ("objects", "ObjectEngine", "s3"),
-    "oci": ("oci", "OciEngine", "http"),
-    "file": ("layer", "LayerEngine", "test"),
+    "redis": ("redis", "RedisEngine"),
+    "rediss": ("redis", "RedisEngine"),
+    "http": ("http", "HttpEngine"),
+    "https": ("http", "HttpEngine"),
+    "s3": ("objects", "ObjectEngine"),
+    "gs": ("objects", "ObjectEngine"),
+    "az": ("objects", "ObjectEngine"),
+    "oci": ("oci", "OciEngine"),
+    "file": ("layer", "LayerEngine"),
 }
 
 
@@ -53,7 +53,7 @@ class EngineOnDemand(Engine):
         if self._lacking is not None:  # a failed import is searched for anew each time
             raise self._lacking
         if self._made is None:
-            home, name, _ = _ENGINES[self._settings.scheme]
+            home, name = _ENGINES[self._settings.scheme]
             try:
                 module = importlib.import_module(f"cuda_progcache.store.tiers.{home}")
             except ImportError as exc:
@@ -77,10 +77,9 @@ class EngineOnDemand(Engine):
         self.engine.prepare()
 
     def _lacks(self, exc: ImportError) -> NotInstalledError:
-        extra = _ENGINES[self._settings.scheme][2]
         self._lacking = NotInstalledError(
             errno.ENOTSUP,
-            f"needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'",
+            f"needs a package that isn't installed ({exc}): pip install 'cuda-progcache[s3]'",
             self.name,
         )
         return self._lacking

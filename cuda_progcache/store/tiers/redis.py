@@ -12,13 +12,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import redis
-
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.engine import BATCH_BYTES, Engine, Listed, TooLargeError
-from cuda_progcache.store.tiers.redis_client import MOST_ITEMS, SHORT, RedisClient, send
+from cuda_progcache.store.tiers.redis_client import MOST_ITEMS, SHORT, RedisClient, RefusedError
 
 if TYPE_CHECKING:
+    from cuda_progcache.store.tiers.redis_client import RedisConnection
     from cuda_progcache.store.tiers.settings import TierSettings
 
 _TREES = {"v1/programs/": "e", "v1/manifests/": "m"}
@@ -47,22 +46,22 @@ class RedisEngine(Engine):
         """See :meth:`Engine.get_many`; in one round trip, up to an object that is too large."""
         found: dict[str, bytes | None] = {}
 
-        def use(connection: Any) -> None:
-            send(connection, [("GET", _key(name)) for name in names])
+        def use(connection: RedisConnection) -> None:
+            connection.send([("GET", _key(name)) for name in names])
             size = 0
             for name in names:
                 try:
-                    found[name] = data = _value(connection._parser.read_response(), self.name)
+                    found[name] = data = _value(connection.answer(), self.name)
                 except TooLargeError:
                     found[name] = None
-                    connection.disconnect()  # the rest of the answers is behind it
+                    connection.close()  # the rest of the answers is behind it
                     return
-                except redis.ResponseError:
-                    connection.disconnect()
+                except RefusedError:
+                    connection.close()
                     raise
                 size += len(data or b"")
                 if size >= BATCH_BYTES and name != names[-1]:
-                    connection.disconnect()
+                    connection.close()
                     return
 
         if names:
@@ -105,9 +104,9 @@ class RedisEngine(Engine):
             return
         commands = [(*what, key) for key in names for what in (("MEMORY", "USAGE"), ("OBJECT", "IDLETIME"))]
 
-        def use(connection: Any) -> list[Any]:
-            send(connection, commands)
-            return [connection._parser.read_response() for _ in commands]
+        def use(connection: RedisConnection) -> list[Any]:
+            connection.send(commands)
+            return [connection.answer() for _ in commands]
 
         told = self._client.use(until, SHORT, use)
         now = time.time()

@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions of a Redis or Valkey server that are answered in time, through redis-py.
+"""Questions of a Redis or Valkey server that are answered in time, in version 2 of its protocol (RESP).
 
-redis-py authenticates and packs commands. What it doesn't bound is bounded here: sockets know when the request has to
-end (:mod:`cuda_progcache.store.tiers.timed_sockets`), and the answers are read by :class:`_Parser`, which refuses a
-value by its announced length. After trouble of any kind a connection is closed: its next answer would be another's.
+https://redis.io/docs/latest/develop/reference/protocol-spec describes it: a question is a list of strings, an answer a
+number, a string, a list or an error. Sockets know when the request has to end
+(:mod:`cuda_progcache.store.tiers.timed_sockets`), and a value or list is refused by its announced length. After trouble
+of any kind a connection is closed: its next answer would be another's.
+
+The clients that there are bound neither the time nor the size of an answer, and to import redis-py takes longer than to
+fetch 180 programs.
 """
 
 from __future__ import annotations
 
 import errno
-import inspect
-import os
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import redis
-from redis._parsers import BaseParser
-from redis.connection import AbstractConnection
-
-from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache._util.printable import one_line
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.connections import Connections
 from cuda_progcache.store.tiers.engine import TooLargeError
-from cuda_progcache.store.tiers.timed_sockets import connect, hurry, is_readable, left, tls_context
+from cuda_progcache.store.tiers.timed_sockets import connect, hurry, is_readable, tls_context
 
 if TYPE_CHECKING:
     import socket
@@ -39,44 +37,69 @@ R = TypeVar("R")
 SHORT, MOST_ITEMS, _DEEPEST = 1 << 16, 100_000, 4
 #: Connections that are kept for the next call.
 _KEPT = 8
-#: By what a connection tells the server of its library, in two more round trips, once set to None.
-_INTRODUCTION = {"driver_info"} & set(inspect.signature(AbstractConnection).parameters) or {"lib_name", "lib_version"}
+#: Bytes that are asked of a socket at once.
+_READ, _LARGE_READ = 1 << 16, 1 << 20
+#: Bytes of an error's text that are told.
+_TOLD = 200
 
 
-class _Parser(BaseParser):
-    """Reads answers (RESP 2), and no value that is too large.
+class RefusedError(StoreError):
+    """The server answered with an error, after which the connection is as good as before."""
+
+
+class RedisConnection:
+    """A connection to a server.
+
+    Parameters
+    ----------
+    opened : socket
+        A timed one.
 
     Attributes
     ----------
+    sock : socket or None
+        None once it is closed.
     limit : int
         Bytes that a value may have.
     most_items : int
         Items that a list may have.
     """
 
-    def __init__(self, socket_read_size: int = 1 << 16) -> None:
-        self._read_size = socket_read_size
-        self._socket: Any = None
+    def __init__(self, opened: socket.socket) -> None:
+        self.sock: socket.socket | None = opened
         self.limit = SHORT
         self.most_items = MOST_ITEMS
-
-    def on_connect(self, connection: Any) -> None:
-        """Take the connection's new socket."""
-        self._socket = connection._sock
         self._buffer = bytearray()
 
-    def on_disconnect(self) -> None:
-        """Let go of it."""
-        self._socket = None
-        self._buffer = bytearray()
+    def close(self) -> None:
+        """Close it."""
+        closing, self.sock = self.sock, None
+        if closing is not None:
+            closing.close()
 
-    def can_read(self, timeout: float = 0) -> bool:
-        """Whether there is something to be read."""
-        return bool(self._buffer) or is_readable(self._socket, timeout)
+    def send(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
+        """Send commands together, all by the end of the request."""
+        pieces: list[bytes] = []
+        for command in commands:
+            pieces.append(b"*%d\r\n" % len(command))
+            for part in command:
+                data = part if isinstance(part, bytes) else str(part).encode()
+                pieces.append(b"$%d\r\n%b\r\n" % (len(data), data))
+        self._open.sendall(b"".join(pieces))
 
-    def read_response(self, disable_decoding: bool = False, **_: Any) -> Any:  # noqa: ARG002, FBT001, FBT002
-        """The next answer; an error of the server as an exception that is returned."""
+    def has_answer(self, seconds: float) -> bool:
+        """Whether something of an answer is there within so many seconds."""
+        return bool(self._buffer) or is_readable(self._open, seconds)
+
+    def answer(self) -> Any:
+        """The next answer: bytes, a number, a list or None; an error of the server is given, and not raised."""
         return self._answer(0)
+
+    @property
+    def _open(self) -> socket.socket:
+        if self.sock is None:
+            raise StoreError(errno.ENOTCONN, "the connection is closed")
+        return self.sock
 
     def _answer(self, depth: int) -> Any:
         line = self._line()
@@ -84,24 +107,23 @@ class _Parser(BaseParser):
         if kind == b"$":
             return self._value(_number(rest))
         if kind == b"+":
-            return bytes(rest)
+            return rest
         if kind == b":":
             return _number(rest)
         if kind == b"-":
-            parse: Callable[[str], Exception] = self.parse_error
-            return parse(rest.decode("utf-8", "replace"))
+            return RefusedError(errno.EIO, one_line(rest[:_TOLD].decode("utf-8", "replace")))
         if kind == b"*":
             count = _number(rest)
             if count > self.most_items or depth >= _DEEPEST:
-                raise redis.InvalidResponse(f"the server sent a list of {count} items")
+                raise StoreError(errno.EPROTO, f"the server sent a list of {count} items")
             return None if count < 0 else [self._answer(depth + 1) for _ in range(count)]
-        raise redis.InvalidResponse("the server doesn't speak the Redis protocol")
+        raise _nonsense()
 
     def _line(self) -> bytes:
         while (end := self._buffer.find(b"\r\n")) < 0:
             if len(self._buffer) > SHORT:
-                raise redis.InvalidResponse("the server doesn't speak the Redis protocol")
-            self._buffer += self._receive(self._read_size)
+                raise _nonsense()
+            self._buffer += self._received(_READ)
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 2]
         return line
@@ -116,20 +138,20 @@ class _Parser(BaseParser):
             pieces = [bytes(self._buffer)]
             self._buffer.clear()
             while missing > 0:
-                pieces.append(self._receive(min(missing, 1 << 20)))
+                pieces.append(self._received(min(missing, _LARGE_READ)))
                 missing -= len(pieces[-1])
             whole = b"".join(pieces)
         else:
             whole = bytes(self._buffer[: length + 2])
             del self._buffer[: length + 2]
         if not whole.endswith(b"\r\n"):
-            raise redis.InvalidResponse("the value is longer than announced")
+            raise StoreError(errno.EPROTO, "the value is longer than announced")
         return whole[:-2]
 
-    def _receive(self, size: int) -> bytes:
-        received: bytes = self._socket.recv(size)
+    def _received(self, size: int) -> bytes:
+        received = self._open.recv(size)
         if not received:
-            raise redis.ConnectionError("the server closed the connection")
+            raise StoreError(errno.ECONNRESET, "the server closed the connection")
         return received
 
 
@@ -137,18 +159,11 @@ def _number(text: bytes) -> int:
     try:
         return int(text)
     except ValueError:
-        raise redis.InvalidResponse("the server doesn't speak the Redis protocol") from None
+        raise _nonsense() from None
 
 
-class _Connection(redis.Connection):
-    """A connection over a socket that has been opened."""
-
-    def __init__(self, opened: socket.socket, **options: Any) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]
-        self._opened = opened
-
-    def _connect(self) -> socket.socket:
-        return self._opened
+def _nonsense() -> StoreError:
+    return StoreError(errno.EPROTO, "the server doesn't speak the Redis protocol")
 
 
 class RedisClient:
@@ -166,56 +181,36 @@ class RedisClient:
         self.name = settings.url
         self._settings = settings
         self._tls: ssl.SSLContext | None = None
-        self._lock = ForkSafeLock()
-        self._kept: list[Any] = []
-        self._pid = os.getpid()
-        weakref.finalize(self, _disconnect, self._kept).atexit = False
+        self._connections = Connections(self._connect, _KEPT)
 
-    def _connected(self) -> Any:
-        """A connection that is open and silent."""
-        if self._pid != os.getpid():
-            with self._lock:
-                if self._pid != os.getpid():
-                    self.close()  # a socket that is used by parent and child gives each the other's answers
-                    self._pid = os.getpid()  # last: other threads go by it
-        while self._kept:
-            try:
-                connection = self._kept.pop()
-            except IndexError:
-                break
-            if not is_readable(connection._sock):
-                return connection
-            connection.disconnect()
-        return self._connect()
-
-    def _connect(self) -> Any:
+    def _connect(self) -> RedisConnection:
         settings = self._settings
-        entrance = settings.credentials
         opened: socket.socket = connect(settings.host, settings.port or 6379, settings.connect_timeout)
         try:
             if settings.scheme == "rediss":
                 if self._tls is None:
                     self._tls = tls_context(settings.ca_file)
                 opened = self._tls.wrap_socket(opened, server_hostname=settings.host)
-            connection = _Connection(
-                opened,
-                host=settings.host,
-                db=int(settings.path or 0),
-                username=None if entrance.user is None else entrance.user.reveal(),
-                password=None if entrance.password is None else entrance.password.reveal(),
-                socket_timeout=left(),
-                retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-                protocol=2,
-                parser_class=_Parser,
-                **dict.fromkeys(_INTRODUCTION),
-            )
-            connection.connect()  # type: ignore[no-untyped-call]
+            connection = RedisConnection(opened)
+            self._enter(connection)
         except BaseException:
             opened.close()
             raise
         return connection
 
-    def use(self, until: float, limit: int, use: Callable[[Any], R], most_items: int = 0) -> R:
+    def _enter(self, connection: RedisConnection) -> None:
+        """Say who asks, and of which database."""
+        user, password, _ = self._settings.credentials
+        commands: list[Sequence[str]] = []
+        if user is not None or password is not None:
+            secret = "" if password is None else password.reveal()
+            commands.append(("AUTH", secret) if user is None else ("AUTH", user.reveal(), secret))
+        if self._settings.path not in {"", "0"}:
+            commands.append(("SELECT", self._settings.path))
+        if commands:
+            _told(connection, commands)
+
+    def use(self, until: float, limit: int, use: Callable[[RedisConnection], R], most_items: int = 0) -> R:
         """What is done with a connection.
 
         Parameters
@@ -233,59 +228,40 @@ class RedisClient:
             It took longer.
         TooLargeError
             A value is larger than ``limit``.
+        RefusedError
+            The server answered with an error, the last of its answers.
         StoreError
-            There is no connection, or the server said no or nothing of sense.
+            There is no connection, or the server said nothing of sense.
         """
-        connection: Any = None
-        done = False
-        with self._errors():
-            try:
-                hurry(until)
-                connection = self._connected()
-                connection._parser.limit = limit
-                connection._parser.most_items = most_items
-                value = use(connection)
-                done = True
-                return value
-            except redis.ResponseError:
-                done = connection is not None  # an answer like others
-                raise
-            finally:
-                if connection is not None:
-                    if done and connection._sock is not None and len(self._kept) < _KEPT and self._pid == os.getpid():
-                        self._kept.append(connection)
-                    else:
-                        connection.disconnect()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Raise redis-py's errors as ours."""
+        hurry(until)
         try:
-            yield
-        except redis.TimeoutError as exc:
-            raise TimeoutError(errno.ETIMEDOUT, str(exc), self.name) from exc
-        except redis.RedisError as exc:
-            raise StoreError(errno.EIO, str(exc), self.name) from exc
+            connection = self._connections.take()
+            connection.limit, connection.most_items = limit, most_items
+            try:
+                value = use(connection)
+            except RefusedError:
+                self._connections.give_back(connection)
+                raise
+            except BaseException:
+                connection.close()
+                raise
+            self._connections.give_back(connection)
+            return value
         except StoreError as exc:
             exc.filename = self.name
             raise
-        except TimeoutError as exc:
-            raise TimeoutError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name) from exc
         except OSError as exc:
-            raise StoreError(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from exc
+            raise self._error(exc) from exc
 
-    def ask(self, until: float, limit: int, *commands: tuple[Any, ...], most_items: int = 0) -> list[Any]:
+    def _error(self, exc: OSError) -> OSError:
+        """An error of the system's as an engine has it."""
+        if isinstance(exc, TimeoutError):
+            return TimeoutError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name)
+        return StoreError(exc.errno or errno.EIO, exc.strerror or str(exc), self.name)
+
+    def ask(self, until: float, limit: int, *commands: Sequence[str | bytes | int], most_items: int = 0) -> list[Any]:
         """The answers to commands that are sent together; see :meth:`use`."""
-
-        def ask(connection: Any) -> list[Any]:
-            send(connection, commands)
-            answers = [connection._parser.read_response() for _ in commands]  # all, before the first error is raised
-            for answer in answers:
-                if isinstance(answer, Exception):
-                    raise answer
-            return answers
-
-        return self.use(until, limit, ask, most_items)
+        return self.use(until, limit, lambda connection: _told(connection, commands), most_items)
 
     @contextmanager
     def listening(self, channel: str, until: float) -> Iterator[Callable[[float], bool]]:
@@ -296,51 +272,55 @@ class RedisClient:
         callable
             Waits for a message, so many seconds at most: whether one came. OSError: the connection is in trouble.
         """
-        connection: Any = None
+        with self._errors():
+            hurry(until)
+            connection = self._connect()
         try:
             with self._errors():
-                hurry(until)
-                connection = self._connect()
-                connection._parser.most_items = 3  # kind, channel, message
-                send(connection, [("SUBSCRIBE", channel)])
-                self._message(connection)
+                connection.most_items = 3  # kind, channel, message
+                connection.send([("SUBSCRIBE", channel)])
+                _message(connection)
 
             def wait(seconds: float) -> bool:
                 with self._errors():
-                    if not connection._parser.can_read(seconds):
+                    if not connection.has_answer(seconds):
                         return False
                     hurry(time.monotonic() + self._settings.timeout)
-                    self._message(connection)
+                    _message(connection)
                 return True
 
             yield wait
         finally:
-            if connection is not None:
-                connection.disconnect()
+            connection.close()
 
-    def _message(self, connection: Any) -> None:
-        answer = connection._parser.read_response()
-        if isinstance(answer, Exception):
-            raise answer
-        if not isinstance(answer, list):
-            raise redis.InvalidResponse(f"the server sent a {type(answer).__name__} to a subscriber")
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as exc:
+            exc.filename = self.name
+            raise
+        except OSError as exc:
+            raise self._error(exc) from exc
 
     def close(self) -> None:
         """Close the connections that are kept; the next question opens one."""
-        _disconnect(self._kept)
+        self._connections.close()
 
 
-def _disconnect(connections: list[Any]) -> None:
-    """Close connections; of those that a parent process has, only this process's share."""
-    while connections:
-        try:
-            connection = connections.pop()
-        except IndexError:  # another thread took it
-            return
-        connection.disconnect()
+def _told(connection: RedisConnection, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+    """The answers to commands that are sent together (RefusedError: one of them)."""
+    connection.send(commands)
+    answers = [connection.answer() for _ in commands]  # all, before the first error is raised
+    for answer in answers:
+        if isinstance(answer, RefusedError):
+            raise answer
+    return answers
 
 
-def send(connection: Any, commands: Sequence[tuple[Any, ...]]) -> None:
-    """Send commands together, all by the end of the request."""
-    for piece in connection.pack_commands(commands):
-        connection._sock.sendall(piece)
+def _message(connection: RedisConnection) -> None:
+    answer = connection.answer()
+    if isinstance(answer, RefusedError):
+        raise answer
+    if not isinstance(answer, list):
+        raise StoreError(errno.EPROTO, f"the server sent a {type(answer).__name__} to a subscriber")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - socket.getaddrinfo imports it, in a thread
 import errno
-import selectors
+import select
 import socket
 import ssl
 import threading
@@ -22,8 +22,8 @@ from cuda_progcache.store.tiers.deadline import within
 
 #: Seconds by which a wait may overrun.
 _CLOSE_ENOUGH = 0.02
-#: ``poll``, where the system has it.
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+#: Where the system has it: ``select`` takes no descriptor above 1023, which a process with many files open has.
+_poll = getattr(select, "poll", None)
 
 
 class _Patience(threading.local):
@@ -137,15 +137,14 @@ def _addresses(host: str, port: int, until: float) -> list[Any]:
 
 
 def is_readable(sock: socket.socket, seconds: float = 0.0) -> bool:
-    """Whether bytes, or the end of the connection, can be read within so many seconds; of a closed one: yes.
-
-    ``select`` takes no descriptor above 1023, which a process with many files open has.
-    """
+    """Whether bytes, or the end of the connection, can be read within so many seconds; of a closed one: yes."""
     try:
         if isinstance(sock, ssl.SSLSocket) and sock.pending():
             return True
-        with _Selector() as selector:
-            selector.register(sock, selectors.EVENT_READ)
-            return bool(selector.select(max(seconds, 0.0)))
+        if _poll is None:
+            return bool(select.select([sock], [], [], max(seconds, 0.0))[0])
+        waiting = _poll()
+        waiting.register(sock, select.POLLIN)
+        return bool(waiting.poll(max(seconds, 0.0) * 1000))
     except (OSError, ValueError):  # closed
         return True
