@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -20,8 +21,11 @@ from ci.servers.faulty import FaultyServer
 from ci.servers.troubles import STALLS, troubles
 from cuda_progcache.compile import single_flight
 from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.tiers import deadline, leases
 from cuda_progcache.store.tiers.leases import FleetLeases
+from cuda_progcache.store.tiers.redis import RedisEngine
+from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.settings import parse_tier
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
@@ -234,8 +238,6 @@ def test_a_lease_lasts_until_the_tier_has_the_program(host, client):
 
 
 def test_a_directory_has_the_leases_of_the_tier_behind_it(server, tmp_path):
-    from cuda_progcache import FileStreamProgramCache
-
     shared = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
     assert shared.fleet is FileStreamProgramCache(tmp_path / "b", tiers=[server.url]).fleet
     assert shared.fleet.name == server.url
@@ -266,6 +268,23 @@ def test_an_interrupt_while_looking_leaves_no_lease(host, server, client):
     with pytest.raises(KeyboardInterrupt):
         host().lead("f", never, interrupted, 600.0)
     assert client.keys("*:l") == []
+
+
+def test_what_a_host_compiled_while_the_server_was_away_is_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "FIRST_REST", 0.02)
+    with RedisServer(tmp_path / "redis") as server:
+        cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
+        assert cache.fleet.lead("f", lambda: b"made", never, 600.0) == b"made"
+        server.kill()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ProgCacheWarning)
+            for n in range(3):
+                key = b"program %d" % n
+                cache.fleet.lead(f"g{n}", partial(cache.publish, key, b"binary", {}), partial(cache.load, key), 600.0)
+        server.start()
+        another = RemoteProgramCache(RedisEngine(parse_tier(server.url)), parse_tier(server.url))
+        until(lambda: len(another) == 3)
+        another.close()
 
 
 @pytest.mark.parametrize("trouble", ["refused", "silent"])
