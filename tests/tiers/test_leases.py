@@ -18,14 +18,13 @@ import redis
 
 from ci.fleet.server import RedisServer, why_no_server
 from ci.servers.faulty import FaultyServer
-from ci.servers.troubles import STALLS, troubles
+from ci.servers.troubles import STALLS, TROUBLES, WAIT, troubles
 from cuda_progcache.compile import single_flight
-from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.file_stream import FileStreamProgramCache
-from cuda_progcache.store.tiers import deadline, leases
+from cuda_progcache.store.tiers import deadline, leases, open_tier
 from cuda_progcache.store.tiers.leases import FleetLeases
-from cuda_progcache.store.tiers.redis import RedisEngine
-from cuda_progcache.store.tiers.remote import RemoteProgramCache
+from cuda_progcache.store.tiers.redis_client import RedisClient
 from cuda_progcache.store.tiers.settings import parse_tier
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
@@ -274,15 +273,16 @@ def test_what_a_host_compiled_while_the_server_was_away_is_published(tmp_path, m
     monkeypatch.setattr(leases, "FIRST_REST", 0.02)
     with RedisServer(tmp_path / "redis") as server:
         cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
-        assert cache.fleet.lead("f", lambda: b"made", never, 600.0) == b"made"
+        shared = cache.fleet
+        assert cache.load(b"program 0") is None
         server.kill()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ProgCacheWarning)
             for n in range(3):
                 key = b"program %d" % n
-                cache.fleet.lead(f"g{n}", partial(cache.publish, key, b"binary", {}), partial(cache.load, key), 600.0)
+                assert shared.lead(f"g{n}", partial(cache.publish, key, b"binary", {}), never, 600.0)
         server.start()
-        another = RemoteProgramCache(RedisEngine(parse_tier(server.url)), parse_tier(server.url))
+        another = open_tier(parse_tier(server.url))
         until(lambda: len(another) == 3)
         another.close()
 
@@ -345,4 +345,83 @@ def test_a_server_in_any_trouble_holds_no_thread_and_raises_nothing(trouble, mon
         assert deadline._threads.stuck == 0
         with pytest.warns(ProgCacheWarning, match="more than the limit" if "terabyte" in trouble else "can't be used"):
             one.lead("g", lambda: b"made", lambda: None, 0.0)
+        one.close()
+
+
+LEASED, HELD = b"*2\r\n$6\r\nleased\r\n$1\r\n1\r\n", b"*2\r\n$4\r\nheld\r\n$0\r\n\r\n"
+
+
+@pytest.fixture
+def mortal(monkeypatch):
+    """A server that keeps no program and gives every lease, until it answers nobody; it counts whom it leaves waiting.
+
+    ``dead`` has the commands that it doesn't answer any more, ``waiting`` those that it has left; with ``held`` set,
+    every lease is another's.
+    """
+
+    def answer(speaks, asked, body):
+        if asked.method in running.dead:
+            running.waiting.append(asked.method)
+            yield WAIT
+        elif asked.method == "EVAL":
+            yield b":1\r\n" if "PUBLISH" in asked.target else HELD if running.held else LEASED
+        else:
+            yield b"$-1\r\n"
+
+    monkeypatch.setitem(TROUBLES["redis"], "mortal", answer)
+    monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
+    with FaultyServer("redis", "mortal") as running:
+        running.dead, running.waiting, running.held = set(), [], False
+        running.url = f"redis://127.0.0.1:{running.port}?connect_timeout=0.3&timeout=0.3"
+        yield running
+
+
+@pytest.mark.filterwarnings("ignore::cuda_progcache.errors.ProgCacheWarning")
+@pytest.mark.parametrize("first", ["look-up", "lease"])
+def test_a_server_of_programs_and_leases_that_dies_is_waited_for_once(mortal, first):
+    tier = open_tier(parse_tier(mortal.url))
+    assert tier.get(b"a") is None
+    assert tier.fleet.lead("f", lambda: b"made", never, 0.0) == b"made"
+    mortal.dead = {"GET", "EVAL"}
+    if first == "look-up":
+        assert tier.get(b"b") is None
+        assert tier.fleet is None
+    else:
+        assert tier.fleet.lead("g", lambda: b"made", never, 0.0) == b"made"
+        assert tier.get(b"b") is None
+    assert mortal.waiting == ["GET" if first == "look-up" else "EVAL"]
+    tier.close()
+
+
+def test_a_server_that_answers_no_listener_is_waited_for_once(mortal):
+    mortal.held, mortal.dead = True, {"SUBSCRIBE"}
+    one = FleetLeases(parse_tier(mortal.url))
+    assert one.lead("f", lambda: b"made", lambda: None, 1.0) == b"made"
+    assert mortal.waiting == ["SUBSCRIBE"]
+    assert one.down
+    one.close()
+
+
+def test_half_a_message_holds_no_waiter(monkeypatch):
+    """It is waited for as long as for none, and what comes of that connection later is not taken for a message."""
+    looks = []
+
+    def answer(speaks, asked, body):
+        if asked.method == "SUBSCRIBE":
+            yield b"*3\r\n$9\r\nsubscribe\r\n$7\r\npc1:{f}\r\n:1\r\n*3\r\n"
+            yield WAIT
+        else:
+            looks.append(asked.method)
+            yield HELD if len(looks) < 4 else LEASED
+
+    monkeypatch.setitem(TROUBLES["redis"], "half a message", answer)
+    with FaultyServer("redis", "half a message") as running:
+        settings = parse_tier(f"redis://127.0.0.1:{running.port}?connect_timeout=30&timeout=600")
+        with RedisClient(settings).listening("pc1:{f}", time.monotonic() + 600) as wait:
+            with pytest.raises(TimeoutError):
+                wait(0.1)
+            with pytest.raises(StoreError):
+                wait(0.1)
+        one = FleetLeases(settings)
+        assert one.lead("f", lambda: b"made", lambda: None, 600.0) == b"made"
         one.close()

@@ -355,7 +355,9 @@ def test_what_is_put_off_has_its_bounds(shelf, tier, put_off, monkeypatch):
         shelf.trouble = ConnectionError("no permission")
         tier._well_again()
         assert tier.flush(60)
-    assert (tier.tier().waiting, tier.stats().dropped) == (0, 3), "one that works and takes no writes isn't tried for ever"
+    assert (tier.tier().waiting, tier.stats().dropped) == (0, 3), (
+        "one that works and takes no writes isn't tried for ever"
+    )
     shelf.trouble = None
     tier._well_again()
     tier.publish(b"k", CUBIN, {})

@@ -20,6 +20,7 @@ from ci.servers.faulty import FaultyServer
 from ci.servers.troubles import TROUBLES
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers import sides, upkeep
+from cuda_progcache.store.tiers.engine import TooLargeError
 from cuda_progcache.store.tiers.on_demand import EngineOnDemand
 from cuda_progcache.store.tiers.settings import parse_tier
 from cuda_progcache.store.tiers.timed_http import HttpClient
@@ -208,6 +209,40 @@ def test_a_foreign_listing_is_an_error_of_the_store(answering):
         url, _ = answering("http", answer.encode())
         with pytest.raises(StoreError, match="autoindex_format json"):
             list(engine_of(url).list("v1/", until=later()))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"*3\r\n" + 3 * (b"$60\r\n" + 60 * b"x" + b"\r\n"), TooLargeError),
+        (b"*3\r\n" + 3 * (b"+" + 60 * b"x" + b"\r\n"), TooLargeError),
+        (b"*2\r\n" + 2 * b"*4\r\n:1\r\n:2\r\n:3\r\n:4\r\n", StoreError),
+        (b"*2\r\n" + 2 * b"*4\r\n*0\r\n*0\r\n*0\r\n*0\r\n", StoreError),
+    ],
+    ids=["values", "lines", "numbers", "lists"],
+)
+def test_an_answer_is_bounded_as_a_whole(answering, answer, error):
+    pytest.importorskip("redis")
+    from cuda_progcache.store.tiers.redis_client import RedisClient
+
+    url, _ = answering("redis", answer)
+    client = RedisClient(parse_tier(url))
+    assert client.ask(later(), 600, ("ANY", "x"), most_items=20) != []
+    with pytest.raises(error):
+        client.ask(later(), 100, ("ANY", "x"), most_items=8)
+    client.close()
+
+
+def test_the_context_of_https_is_made_once(tmp_path, monkeypatch):
+    pytest.importorskip("urllib3")
+    made, make = [], ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda *given, **named: made.append(1) or make(*given, **named))
+    with FaultyServer("http", "a certificate nobody knows", b"a program", tmp_path) as server:
+        engine = engine_of(f"https://localhost:{server.port}/prefix?ca_file={tmp_path}/self-signed.pem")
+        for _ in range(2):
+            assert engine.get(NAME, limit=LIMIT, until=later()) == b"a program"
+            engine.close()
+        assert (server.connections, made) == (2, [1])
 
 
 def test_a_tls_context_is_made_once_and_connections_are_kept_above_descriptor_1023(answering, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ listen, and ask again every 100 ms, so that a lost message costs that.
 
 Nothing depends on a lease for being right: all that equal flights share is a reason to look into the cache again. One
 that is lost (evicted, expired under a process that stood still, gone with its server) costs a second compile. A server
-in trouble is given :data:`PATIENCE` once; after that each host compiles for itself, one process for all by its own
-leases, and a thread looks after the server until it is back.
+in trouble is given :data:`PATIENCE` once, or one deadline; after that each host compiles for itself, one process for
+all by its own leases, and a thread looks after the server until it is back.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class FleetLeases:
         default at once.
     news : callable, optional
         Called when others may have published what was missed here.
-    well : callable, optional
-        Called when the server works again after some trouble.
+    ill, well : callable, optional
+        Called when the server is found to be in trouble, and when it works again after some.
     life : float, optional
         Seconds that a lease lives; default: :data:`LIFE`.
     """
@@ -98,6 +98,7 @@ class FleetLeases:
         *,
         landed: Callable[[Callable[[], None]], object] | None = None,
         news: Callable[[], object] = lambda: None,
+        ill: Callable[[], object] = lambda: None,
         well: Callable[[], object] = lambda: None,
         life: float | None = None,
     ) -> None:
@@ -105,6 +106,7 @@ class FleetLeases:
         self._settings = settings
         self._landed = landed
         self._news = news
+        self._ill = ill
         self._well = well
         self._life = LIFE if life is None else life
         self._untold = ""
@@ -226,12 +228,13 @@ class FleetLeases:
             self._failures += 1
             if self._failing_since is None:
                 self._failing_since = began
-            if time.monotonic() - self._failing_since < PATIENCE:
+            if time.monotonic() - self._failing_since < PATIENCE and not isinstance(error, TimeoutError):
                 self._suspected = True
                 return True
             self._down = True
             if not self._told:
                 self._told, self._untold = True, reason(error)
+        self._ill()
         self.suspect()
         return False
 
@@ -280,12 +283,16 @@ class FleetLeases:
     def _listening(self, channel: str) -> Iterator[Callable[[float], object]]:
         """Subscribe; what is yielded waits for a message, or for so many seconds."""
         with ExitStack() as stack:
+            began = time.monotonic()
             try:
                 wait = stack.enter_context(self._redis().listening(channel, self._deadline()))
+            except TimeoutError as error:
+                self._bears(error, began)
+                yield time.sleep
             except OSError:
-                yield time.sleep  # the poll goes on, and finds the trouble
-                return
-            yield lambda seconds: _listen(wait, seconds)
+                yield time.sleep  # the poll goes on, and finds what trouble there is
+            else:
+                yield _Listener(wait).listen
 
     # What is held
 
@@ -374,13 +381,20 @@ def _channel(flight: str) -> str:
     return f"pc1:{{{flight}}}"
 
 
-def _listen(wait: Callable[[float], bool], seconds: float) -> None:
-    """Wait for a message, or for so many seconds."""
-    end = time.monotonic() + seconds
-    try:
-        wait(seconds)
-    except OSError:  # the poll goes on without it
-        time.sleep(max(0.0, end - time.monotonic()))
+class _Listener:
+    """Waits for messages; after trouble, for their time alone: the poll goes on without them."""
+
+    def __init__(self, wait: Callable[[float], object]) -> None:
+        self._wait = wait
+
+    def listen(self, seconds: float) -> None:
+        """Wait for a message, or for so many seconds."""
+        end = time.monotonic() + seconds
+        try:
+            self._wait(seconds)
+        except OSError:
+            self._wait = time.sleep
+            time.sleep(max(0.0, end - time.monotonic()))
 
 
 def _is_number(answer: Any) -> bool:

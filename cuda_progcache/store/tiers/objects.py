@@ -57,13 +57,29 @@ _KNOWN_TO_AZURE = (
 _STATUS = re.compile(r"status code: (\d{3})")
 _SYSTEM = re.compile(r'Os \{\s*code: (\d+),\s*kind: \w+,\s*message: "([^"]*)"')
 _LISTING = "a listing"
+#: PF_FORKNOEXEC of Linux: the process runs the program of the one that it was forked from.
+_FORKED = 0x40
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
+
+
+def _has_inherited_it() -> bool:
+    """Whether the process that this one was forked from, before this module was loaded, has obstore loaded."""
+    loaded = list(sys.modules)  # in that order
+    if loaded.index(obstore.__name__) > loaded.index(__name__):
+        return False
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            flags = int(file.read().rpartition(b")")[2].split()[6])  # proc_pid_stat(5)
+        with open(f"/proc/{os.getppid()}/maps", "rb") as file:
+            return bool(flags & _FORKED) and b"/obstore/" in file.read()
+    except (OSError, ValueError, IndexError):  # another system, or another user's process
+        return False
 
 
 class _Process:
     """What is true of this process: whether it was forked from one that had obstore loaded."""
 
-    forked_with_it = False
+    forked_with_it = _has_inherited_it()
 
 
 class ObjectEngine(Engine):

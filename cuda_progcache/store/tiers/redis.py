@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.redis_client import RedisConnection
     from cuda_progcache.store.tiers.settings import TierSettings
 
+#: Bytes of a page of keys, of which each has some 75.
+_PAGE = 16 << 20
 _TREES = {"v1/programs/": "e", "v1/manifests/": "m"}
 
 
@@ -93,7 +95,7 @@ class RedisEngine(Engine):
         while True:
             page_until = min(until, time.monotonic() + self._settings.timeout)
             scan = ("SCAN", cursor, "MATCH", _pattern(prefix), "COUNT", 1000)
-            cursor, keys = _page(self._client.ask(page_until, SHORT, scan, most_items=MOST_ITEMS)[0], self.name)
+            cursor, keys = _page(self._client.ask(page_until, _PAGE, scan, most_items=MOST_ITEMS)[0], self.name)
             names = {key: name for key in keys if (name := _name(key)) and name.startswith(prefix)}
             yield from self._listed(names, page_until)
             if cursor == b"0":

@@ -60,15 +60,16 @@ class RedisConnection:
     sock : socket or None
         None once it is closed.
     limit : int
-        Bytes that a value may have.
+        Bytes that the values of an answer may have.
     most_items : int
-        Items that a list may have.
+        Items that its lists may have.
     """
 
     def __init__(self, opened: socket.socket) -> None:
         self.sock: socket.socket | None = opened
         self.limit = SHORT
         self.most_items = MOST_ITEMS
+        self._bytes_left = self._items_left = 0  # of the answer that is being read
         self._buffer = bytearray()
 
     def close(self) -> None:
@@ -93,6 +94,7 @@ class RedisConnection:
 
     def answer(self) -> Any:
         """The next answer: bytes, a number, a list or None; an error of the server is given, and not raised."""
+        self._bytes_left, self._items_left = self.limit, self.most_items
         return self._answer(0)
 
     @property
@@ -107,6 +109,7 @@ class RedisConnection:
         if kind == b"$":
             return self._value(_number(rest))
         if kind == b"+":
+            self._take(len(rest))
             return rest
         if kind == b":":
             return _number(rest)
@@ -114,8 +117,9 @@ class RedisConnection:
             return RefusedError(errno.EIO, one_line(rest[:_TOLD].decode("utf-8", "replace")))
         if kind == b"*":
             count = _number(rest)
-            if count > self.most_items or depth >= _DEEPEST:
+            if count > self._items_left or depth >= _DEEPEST:
                 raise StoreError(errno.EPROTO, f"the server sent a list of {count} items")
+            self._items_left -= max(count, 0)
             return None if count < 0 else [self._answer(depth + 1) for _ in range(count)]
         raise _nonsense()
 
@@ -128,11 +132,17 @@ class RedisConnection:
         del self._buffer[: end + 2]
         return line
 
+    def _take(self, length: int) -> None:
+        """Note that so many bytes are to come, or refuse them."""
+        if length > self._bytes_left:
+            size = self.limit - self._bytes_left + length
+            raise TooLargeError(errno.EFBIG, f"the value has {size} bytes, more than the limit of {self.limit}")
+        self._bytes_left -= length
+
     def _value(self, length: int) -> bytes | None:
         if length < 0:
             return None
-        if length > self.limit:
-            raise TooLargeError(errno.EFBIG, f"the value has {length} bytes, more than the limit of {self.limit}")
+        self._take(length)
         missing = length + 2 - len(self._buffer)
         if missing > 0:
             pieces = [bytes(self._buffer)]
@@ -218,7 +228,7 @@ class RedisClient:
         until : float
             When it has to have ended, as :func:`time.monotonic` counts.
         limit, most_items : int
-            Bytes that a value of the answers may have, and items that a list may.
+            Bytes that each answer may have, and items that its lists may.
         use : callable
             Takes the connection, which is kept afterwards if it is open then.
 
@@ -227,7 +237,7 @@ class RedisClient:
         TimeoutError
             It took longer.
         TooLargeError
-            A value is larger than ``limit``.
+            An answer is larger than ``limit``.
         RefusedError
             The server answered with an error, the last of its answers.
         StoreError
@@ -270,7 +280,8 @@ class RedisClient:
         Yields
         ------
         callable
-            Waits for a message, so many seconds at most: whether one came. OSError: the connection is in trouble.
+            Waits for a message to begin, so many seconds at most, and as long again for its end: whether one came.
+            OSError: the connection is in trouble, now and for good.
         """
         with self._errors():
             hurry(until)
@@ -285,8 +296,12 @@ class RedisClient:
                 with self._errors():
                     if not connection.has_answer(seconds):
                         return False
-                    hurry(time.monotonic() + self._settings.timeout)
-                    _message(connection)
+                    hurry(time.monotonic() + seconds)
+                    try:
+                        _message(connection)
+                    except BaseException:
+                        connection.close()  # what comes next would be taken for a message
+                        raise
                 return True
 
             yield wait

@@ -109,15 +109,23 @@ class RemoteProgramCache(ProgramCacheResource):
     @property
     def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
         """The leases of those who publish there: on the Redis that the settings name for them, or that it is itself."""
-        if self._fleet is None and self._settings.mode == "rw":
-            kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
-            # A service that is out of use keeps no leases, either.
-            if kept is not None and (kept is not self._settings or self.breaker.state == "closed"):
-                from cuda_progcache.store.tiers.leases import FleetLeases
+        kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
+        if kept is None or self._settings.mode != "rw":
+            return None
+        shared: dict[str, Any] = {}
+        if kept is self._settings:  # what is found out about one holds for the other
+            if self.breaker.state != "closed":
+                return None
+            shared = {"ill": self._ill, "well": self._well_again}
+        if self._fleet is None:
+            from cuda_progcache.store.tiers.leases import FleetLeases
 
-                well = self._well_again if kept is self._settings else lambda: None
-                self._fleet = FleetLeases(kept, landed=self._objects.writes.then, news=self.forget_misses, well=well)
+            self._fleet = FleetLeases(kept, landed=self._objects.writes.then, news=self.forget_misses, **shared)
         return self._fleet
+
+    def _ill(self) -> None:
+        """Leave it alone for a while."""
+        self.breaker.failed(timed_out=True)
 
     def _well_again(self) -> None:
         """Have it in use again: what keeps its leases is the service itself, and answers."""

@@ -74,7 +74,8 @@ class WriteBack(Generic[T]):
         self._under_way: Mapping[str, tuple[T, int]] = {}
         self._later: dict[str, tuple[T, int]] = {}  # put off
         self.delayed = 0
-        self._vain = 0  # how often it was done again since a write was done
+        self._turns = 0  # how often the service was found to work again
+        self._vain = 0  # and something was done again, since a write was done
         self._calls: list[Callable[[], object]] = []
         self._due: list[Callable[[], object]] = []
         self._bytes = 0
@@ -128,7 +129,7 @@ class WriteBack(Generic[T]):
         return bool(self._waiting or self._under_way or self._calls or self._due)
 
     def then(self, call: Callable[[], object]) -> None:
-        """Have something called once all that is queued by now is sent, dropped or put off: by the thread, or at once."""
+        """Have something called, by the thread or at once, when all that is queued by now is sent, dropped or put off."""
         with self._lock:
             busy = self._is_busy()
             if busy:
@@ -160,6 +161,7 @@ class WriteBack(Generic[T]):
     def again(self) -> None:
         """Do what was put off."""
         with self._lock:
+            self._turns += 1  # for what is being given up this moment
             if not self._later:
                 return
             # What waits is newer.
@@ -218,7 +220,7 @@ class WriteBack(Generic[T]):
 
     def _do(self, batch: Mapping[str, tuple[T, int]]) -> None:
         items = {name: item for name, (item, _) in batch.items()}
-        pause = _PAUSE
+        pause, turns, keep = _PAUSE, self._turns, False
         for attempt in range(_TRIES):
             if attempt:
                 self._ending.wait(pause * (0.5 + os.urandom(1)[0] / 256))
@@ -228,15 +230,18 @@ class WriteBack(Generic[T]):
             try:
                 self._write(items)
             except OSError:
+                keep = self._puts_off()
                 continue
             except Exception:  # noqa: BLE001 - a warning that is an error here: the thread must live, and it is counted
                 break
             self.again()
             self._vain = 0
             return
-        dropped = self._put_off(batch) if self._vain < MOST_VAIN and self._puts_off() else len(batch)
+        dropped = self._put_off(batch) if keep and self._vain < MOST_VAIN else len(batch)
         if dropped:
             self._dropped(dropped)
+        if turns != self._turns:  # it works again since
+            self.again()
 
     def _put_off(self, batch: Mapping[str, tuple[T, int]]) -> int:
         """Keep a batch, as far as there is room, and nothing newer waits; for how many there is none."""
