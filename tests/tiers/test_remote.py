@@ -16,7 +16,7 @@ from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.records import Version, encode_record
-from cuda_progcache.store.tiers import connections, misses, redis, write_back
+from cuda_progcache.store.tiers import connections, redis, remote_objects, write_back
 from cuda_progcache.store.tiers.engine import Engine, TooLargeError
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
@@ -76,7 +76,7 @@ def shelf():
 
 @pytest.fixture
 def tier(shelf, monkeypatch):
-    monkeypatch.setattr(misses, "_REMEMBERED_FOR", 600.0)
+    monkeypatch.setattr(remote_objects, "_MISSED_FOR", 600.0)
     return RemoteProgramCache(shelf)
 
 

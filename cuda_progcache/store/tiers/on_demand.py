@@ -84,11 +84,6 @@ class EngineOnDemand(Engine):
         )
         return self._lacking
 
-    @property
-    def pinned(self) -> bool:  # type: ignore[override]
-        """As the engine."""
-        return self.engine.pinned
-
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """As the engine."""
         return self.engine.get(name, limit=limit, until=until)
