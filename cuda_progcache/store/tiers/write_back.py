@@ -129,7 +129,7 @@ class WriteBack(Generic[T]):
         return bool(self._waiting or self._under_way or self._calls or self._due)
 
     def then(self, call: Callable[[], object]) -> None:
-        """Have something called, by the thread or at once, when all that is queued by now is sent, dropped or put off."""
+        """Have something called once all that is queued by now is sent or given up: by the thread, or at once."""
         with self._lock:
             busy = self._is_busy()
             if busy:
