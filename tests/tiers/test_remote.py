@@ -509,6 +509,18 @@ def test_a_write_to_redis_has_one_deadline_for_all_its_pieces():
         assert sum(received) < 60 << 20
 
 
+def test_a_write_that_is_put_off_is_done_at_once_for_who_waits():
+    written = []
+    queue = write_back.WriteBack(lambda batch: written.append(dict(batch)), lambda _: None, delay=3600.0)
+    for end in (lambda: queue.flush(60), lambda: queue.end(time.monotonic() + 60)):
+        for number in range(3):
+            assert queue.put(str(number), number, 1)
+        assert (queue.find("1"), written) == (1, [])
+        end()
+        assert written == [{"0": 0, "1": 1, "2": 2}]
+        written.clear()
+
+
 def test_a_miss_is_remembered_for_a_moment(shelf, tier):
     for _ in range(5):
         assert tier.load(b"k") is None
