@@ -41,7 +41,7 @@ lock_option = click.option(
 )
 junit_option = click.option("--junit", type=OutputFile(), metavar="FILE", help="Also write a JUnit report.")
 
-LOCK_JSON = """\b
+LOCK_JSON = """
 --json: {"path": str, "programs": int, "unlocked": int (without a key: not in the cache), "toolchain": [{"name",
 "build"}]}
 """
@@ -104,21 +104,19 @@ def lock_command(
     output.line(f"{output.plural(len(lock.programs), 'program')} in {target}")
 
 
-CHECK_JSON = """\b
+CHECK_JSON = """
 --json: {"path": str, "archs": [str] (what was checked for; empty: no device here, any will do), "usable": int,
 "entries": [{"digest", "name", "target_type", "arch", "usable" (null: nobody can tell), "reasons"}]}
-with --lock or --manifest: {"path": str, "ok": bool, "counts": {"hit", "missing", "stale", "failed", "skipped",
-"unused"}, "programs": [{"title", "kernel", "parameters", "arch", "target", "status", "reasons", "command", "digest"}],
-"unused": [{"digest", "name", "arch", "target", "size"}]}
 
-\b
-Exit code 1: some programs are of no use here; with --lock or --manifest, some are missing or stale.
+With --lock or --manifest: {"path": str, "ok": bool, "counts": {"hit", "missing", "stale", "failed", "skipped",
+"unused"}, "programs": [{"title", "kernel", "parameters", "arch", "target", "status", "reasons", "command",
+"digest"}], "unused": [{"digest", "name", "arch", "target", "size"}]}
+
+Exit code 1: some programs can't be used here; with --lock or --manifest, some are missing or stale.
 """
 
 
-@click.command(
-    "check", short_help="Which programs can be used on this machine, and which are missing.", epilog=CHECK_JSON
-)
+@click.command("check", short_help="Which programs can be used here, and which are missing.", epilog=CHECK_JSON)
 @click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
 @lock_option
 @library_option("A folder with a manifest.toml: prove that its variants are there; with --lock, its kernels.")
@@ -140,11 +138,11 @@ def check_command(
 ) -> int:
     """Say which programs in PATH (a bundle or a cache directory; default: the cache) can be used on this machine.
 
-    It is if it runs on the device, and if the same program would have the same key here: compiler, headers, variables
-    and, where they are in what was compiled, paths. -I names folders with the programs' own headers.
+    A program can be used if it runs on the device and would have the same key here: the same compiler, headers and
+    variables, and the same paths if paths are in the binary. -I names folders with the programs' own headers.
 
-    With --lock or --manifest, say of each program that is needed whether it is there, and why a frozen run would refuse
-    it: missing; stale, with what differs. Entries that nothing needs are listed as unused, and are no failure.
+    With --lock or --manifest, say which of the programs that are needed are missing or stale, and why, as a frozen run
+    would. Entries that nothing needs are listed as unused; they are not a failure.
     """
     if lock_file is None and manifest is None:
         if junit is not None:

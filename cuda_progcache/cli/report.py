@@ -11,7 +11,7 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
 from cuda_progcache.cli.session import OutputFile, Session, common_options, library_at, manifest_option
 
-REPORT_JSON = """\b
+REPORT_JSON = """
 --json: {"root": str, "path": str, "bytes": int (of the file), "programs": int, "listings": int}
 """
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.tally import TierTotals
     from cuda_progcache.store.tiers.upkeep import Health, Progress
 
-TIERS_JSON = """\b
+TIERS_JSON = """
 --json: {"source": str (where they are configured; empty: named here), "tiers": [{"url", "mode", "trust", "ok": bool,
 "trouble": str, "latency": seconds or null, "objects", "bytes": int or null (--count), "breaker": "closed" or "open",
 "all_time": {"hits", "misses", "corrupt", "untrusted", "errors", "timeouts", "stored", "dropped", "bytes_in",
@@ -30,18 +30,16 @@ TIERS_JSON = """\b
 """
 
 
-@click.command(
-    "tiers", short_help="The stores behind the cache: whether they answer, and what they gave.", epilog=TIERS_JSON
-)
+@click.command("tiers", short_help="Whether the tiers answer, and what they gave.", epilog=TIERS_JSON)
 @click.argument("urls", nargs=-1, metavar="[TIER]...")
-@click.option("--count", is_flag=True, help="List what is there, which may take long.")
+@click.option("--count", is_flag=True, help="Count what is there, which may take long.")
 @common_options
 @click.pass_obj
 def tiers_command(session: Session, *, urls: tuple[str, ...], count: bool) -> None:
-    """Ask the configured tiers, or these, how they are. Exit code 1: one doesn't answer.
+    """Ask the configured tiers, or the given ones, whether they work. Exit code 1: one doesn't.
 
-    Hits, bytes and trouble are those of all processes on this cache. A tier in trouble is left alone by each of them,
-    for 30 seconds and longer each time; "breaker" says whether it would be, by what it answers now.
+    Hits, bytes and trouble are those of all processes on this cache. Each process leaves a failing tier alone for 30
+    seconds, and longer each time; "breaker" says whether it would do so now.
     """
     from cuda_progcache.store.tiers.configuration import configured
     from cuda_progcache.store.tiers.sides import settings_of
@@ -116,7 +114,7 @@ def _show(found: list[tuple[Health, TierTotals]]) -> None:
             output.line(f"{output.printable(one.url)} holds {held}")
 
 
-SYNC_JSON = """\b
+SYNC_JSON = """
 --json: {"source", "target", "dry_run": bool, "copied": int, "bytes": int, "there": int (in the target before),
 "missing": int (asked for, and not in the source), "unusable": int (damaged, or signed by nobody who is trusted),
 "refused": int (too large for the target), "manifests": int, "packed": int (programs of the pack; 0: none written)}
@@ -127,23 +125,27 @@ SYNC_JSON = """\b
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @lock_option
-@click.option("--pack", is_flag=True, help="Also write the lockfile's programs in one piece, for a prewarm --lock.")
-@click.option("--dry-run", is_flag=True, help="Copy nothing; say what would be.")
+@click.option(
+    "--pack",
+    is_flag=True,
+    help="Also write the lockfile's programs as one object, which prewarm --lock fetches in one call.",
+)
+@click.option("--dry-run", is_flag=True, help="Copy nothing; show what would be copied.")
 @common_options
 @click.pass_obj
 def sync_command(
     session: Session, *, source: str, target: str, lock_file: Path | None, pack: bool, dry_run: bool
 ) -> None:
-    """Copy what DST lacks of SRC: programs, and the header manifests that lead to them. Nothing is removed.
+    """Copy the programs that SRC has and DST lacks, with the header manifests that lead to them. Nothing is removed.
 
-    SRC and DST are each the directory of a cache, or a tier's URL; of one that is configured, the URL without options
-    is enough. Stopped, and run again, it goes on. Exit code 1: something of a lockfile isn't in SRC, or can't be used.
+    SRC and DST are each a cache directory or a tier's URL. For a configured tier the URL without options is enough. If
+    it is stopped, run it again: it continues. Exit code 1: a program of the lockfile isn't in SRC, or can't be used.
     """
     from cuda_progcache.store.tiers.sides import is_url
     from cuda_progcache.store.tiers.upkeep import sync
 
     if pack and (lock_file is None or not is_url(target)):
-        raise click.UsageError("--pack is of a lockfile's programs, and for a tier: give --lock, and a URL as DST")
+        raise click.UsageError("--pack writes a lockfile's programs to a tier: give --lock, and a URL as DST")
     only = None if lock_file is None else locked(lock_file)
     with _progress("copying") as progress:
         report = sync(
@@ -176,7 +178,7 @@ def sync_command(
         click.get_current_context().exit(1)
 
 
-GC_JSON = """\b
+GC_JSON = """
 --json: {"tier", "dry_run": bool, "removed": int, "bytes": int, "kept": int, "pinned": int (old, and in a lockfile),
 "undated": int (nobody knows how old), "manifests": int, "packs": int}; it needs --yes or --dry-run, for there is no
 one to ask
@@ -190,7 +192,7 @@ one to ask
     required=True,
     callback=parse_time,
     metavar="TIME",
-    help="What was written longer ago than, say, 12h or 90d; on Redis, used.",
+    help="Remove what was written longer ago than this, such as 12h or 90d; on Redis, what was last used.",
 )
 @click.option(
     "--keep-lock",
@@ -199,14 +201,17 @@ one to ask
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Keep a lockfile's programs and its pack, and all header manifests; repeatable.",
 )
-@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would be.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @common_options
 @click.pass_obj
 def gc_command(
     session: Session, *, tier: str, older_than: float, locks: tuple[Path, ...], dry_run: bool, yes: bool
 ) -> None:
-    """Remove from a tier what is old. It lists, reads no object, says what would go, and asks, unless --yes."""
+    """Remove old programs from a tier. Say what would be removed, and ask, unless --yes is given.
+
+    The tier is listed; no object is read.
+    """
     from cuda_progcache.store.tiers.upkeep import collect
 
     if session.json and not (yes or dry_run):
@@ -222,7 +227,7 @@ def gc_command(
             f"{output.plural(found.packs, 'pack')} are older than {output.age(older_than)}; {found.kept:,} stay"
         )
         if found.pinned:
-            output.line(f"{output.plural(found.pinned, 'program')} as old, and in a lockfile")
+            output.line(f"{output.plural(found.pinned, 'program')} as old, kept by a lockfile")
         if found.undated:
             output.note_line(f"{name} doesn't say how old {output.plural(found.undated, 'program')} may be: they stay")
     todo = found.removed + found.manifests + found.packs
