@@ -401,6 +401,7 @@ def print_next(session: Session, report: PrewarmReport) -> None:
         (f"where {largest.kernel} for {largest.arch} came from, and what it uses", f"{show} {prefix}"),
         ("its machine code, from the file as it lies", f"{cuobjdump()} -sass $({show} --path {prefix})"),
         ("what else is there", f"{session.command('list')} --arch {largest.arch}"),
+        ("all of it as one page for the browser, with plots", f"{session.command('report')} -o report.html"),
     ]
     if report.hits < len(report.items) - report.skipped:
         again = "make demo" if os.environ.get("MAKELEVEL") else session.command("demo")

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from cuda_progcache.service.proof import Proof
     from cuda_progcache.store.base import ProgramCacheResource
 
-#: Rows of a table that is printed; --json has all.
-_ROWS = 40
+#: Rows of a table that is printed, and of these, those of unused entries; --json has all.
+_ROWS, _UNUSED = 40, 10
 
 lock_option = click.option(
     "--lock",
@@ -98,8 +98,10 @@ def lock_command(
         output.emit(told)
         return
     if unlocked:
+        are = "isn't" if len(unlocked) == 1 else "aren't"
         output.note_line(
-            f"{output.plural(len(unlocked), 'program')} without a key: not in {session.root()}; prewarm, and lock again"
+            f"{output.plural(len(unlocked), 'program')} {are} in {session.root()} yet, and locked without a key; "
+            f"prewarm --lock {target} compiles what is missing, and lock, run again, writes the keys"
         )
     output.line(f"{output.plural(len(lock.programs), 'program')} in {target}")
 
@@ -192,7 +194,7 @@ def _print_proof(proof: Proof, where: Path) -> None:
         made.add_row(
             output.text(program.status, colour), output.text(program.title), output.text("; ".join(program.reasons))
         )
-    for entry in proof.unused[: max(0, _ROWS - len(wrong))]:
+    for entry in proof.unused[: max(0, min(_UNUSED, _ROWS - len(wrong)))]:
         about = f"{entry.name} {entry.target} {entry.arch}  {entry.digest[:12]}  {output.size(entry.size)}"
         made.add_row(output.text("unused", "dim"), output.text(about), output.text(""))
     if wrong or proof.unused:
@@ -204,10 +206,13 @@ def _print_proof(proof: Proof, where: Path) -> None:
         for command in list(commands)[:5]:
             output.line(f"  {command}")
     counts = Counter(program.status for program in proof.programs)
-    told = ", ".join(f"{counts[status]:,} {status}" for status in ("missing", "stale", "failed") if counts[status])
+    counts["unused"] = len(proof.unused)
+    rest = ("missing", "stale", "failed", "unused")
+    told = ", ".join(f"{counts[status]:,} {status}" for status in rest if counts[status])
     needed = len(proof.programs) - counts["skipped"]
     output.line(
-        f"{counts['hit']:,} of {output.plural(needed, 'program')} are in {where}" + (f"; {told}" if told else "")
+        f"{counts['hit']:,} of {output.plural(needed, 'program')} {'is' if needed == 1 else 'are'} in {where}"
+        + (f"; {told}" if told else "")
     )
 
 

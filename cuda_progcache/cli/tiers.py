@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.maintenance import parse_time
+from cuda_progcache.cli.progress import progress
 from cuda_progcache.cli.proof import lock_option
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.errors import LockError
@@ -20,7 +18,7 @@ from cuda_progcache.errors import LockError
 if TYPE_CHECKING:
     from cuda_progcache.service.lock import Lock
     from cuda_progcache.store.tiers.tally import TierTotals
-    from cuda_progcache.store.tiers.upkeep import Health, Progress
+    from cuda_progcache.store.tiers.upkeep import Health
 
 TIERS_JSON = """
 --json: {"source": str (where they are configured; empty: named here), "tiers": [{"url", "mode", "trust", "ok": bool,
@@ -147,14 +145,14 @@ def sync_command(
     if pack and (lock_file is None or not is_url(target)):
         raise click.UsageError("--pack writes a lockfile's programs to a tier: give --lock, and a URL as DST")
     only = None if lock_file is None else locked(lock_file)
-    with _progress("copying") as progress:
+    with progress("copying") as told:
         report = sync(
             source,
             target,
             digests=None if only is None else only.keys,
             pack=only.digest if only is not None and pack else None,
             dry_run=dry_run,
-            on_progress=progress,
+            on_progress=told,
         )
     names = {"source": _shown(source), "target": _shown(target)}
     if session.json:
@@ -234,14 +232,14 @@ def gc_command(
     if todo and not dry_run:
         if not yes:
             click.confirm("Remove them?", abort=True)
-        with _progress("removing") as progress:
+        with progress("removing") as told:
             found = collect(
                 tier,
                 older_than=older_than,
                 keep=keep,
                 keep_packs=packs,
                 dry_run=False,
-                on_progress=lambda done, total: progress(done, total, 0),
+                on_progress=lambda done, total: told(done, total, 0),
             )
         if not session.json:
             output.line(f"removed {output.plural(found.removed, 'program')} ({output.size(found.bytes)})")
@@ -267,39 +265,3 @@ def _shown(place: str) -> str:
     from cuda_progcache.store.tiers.sides import is_url, settings_of
 
     return settings_of(place).url if is_url(place) else place
-
-
-@contextmanager
-def _progress(doing: str) -> Iterator[Progress]:
-    """Show progress on stderr: a bar on a terminal, elsewhere a line now and then."""
-    if not sys.stderr.isatty():
-        yield _lines(doing)
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns: tuple[Any, ...] = (
-        progress.BarColumn(bar_width=20),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[size]}"),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as display:
-        task = display.add_task(doing, total=None, size="")
-
-        def show(done: int, total: int, size: int) -> None:
-            display.update(task, completed=done, total=total, size=output.size(size) if size else "")
-
-        yield show
-
-
-def _lines(doing: str) -> Callable[[int, int, int], None]:
-    said = 0
-
-    def show(done: int, total: int, size: int) -> None:
-        nonlocal said
-        if total and done and (done == total or done >= said + max(total // 10, 1000)):
-            said = done
-            output.line(f"{doing}: {done:,} of {total:,}{f', {output.size(size)}' if size else ''}", err=True)
-
-    return show
