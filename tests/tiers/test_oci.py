@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -22,8 +23,10 @@ import pytest
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.service.export import write_oci
+from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers.upkeep import sync
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -322,6 +325,9 @@ def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images,
     with FileStreamProgramCache(tmp_path / "signed", durability="none") as cache:
         cache.publish(KEY, b"ours", signer(entry_digest(KEY), b"ours", {"name": "k"}))
         cache.publish(b"not signed", b"theirs", {"name": "k"})
+        sets = [{"entry": entry_digest(KEY)}]
+        manifest_name, content = "ef" * 32, json.dumps({"format": 3, "sets": sets}, separators=(",", ":")).encode()
+        merge_manifest(str(cache.path), manifest_name, content)
         write_oci(cache, tmp_path / "image", lambda _: True)
     (manifest,) = json.loads((tmp_path / "image" / "index.json").read_text())["manifests"]
     for path in (tmp_path / "image" / "blobs" / "sha256").iterdir():
@@ -333,6 +339,14 @@ def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images,
         assert tier.load(KEY).data == b"ours"
         with pytest.warns(ProgCacheWarning, match="isn't signed"):
             assert tier.load(b"not signed") is None
+        assert tier.find_manifest(manifest_name) is None
+    trusting = f"?tls=no&trust=signed&keys={public}"
+    for reference, found in ((":tag", None), (f"@{manifest['digest']}", content)):
+        told = pytest.warns(ProgCacheWarning, match="isn't signed") if found is None else contextlib.nullcontext()
+        with told:
+            assert opened(reference, trust="signed", keys=public).find_manifest(manifest_name) == found
+        report = sync(f"oci://{registry.host}/team/kernels{reference}{trusting}", tmp_path / reference[1:4])
+        assert (report.copied, report.unusable, report.manifests) == (1, 1, 0 if found is None else 1)
 
 
 LONG_AGO = time.time() - 40 * 86400.0
@@ -373,7 +387,9 @@ def test_an_image_that_was_not_used_for_a_month_goes_when_another_is_unpacked(re
 HOLDER = """
 import os, sys
 from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers.upkeep import sync
 tier = open_tier(parse_tier(sys.argv[1]))
 assert tier.load(b"a key").data == b"binary"
 if sys.argv[2] == "forked" and os.fork():
