@@ -327,12 +327,23 @@ def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images,
     for path in (tmp_path / "image" / "blobs" / "sha256").iterdir():
         registry.answers[f"/v2/team/kernels/blobs/sha256:{path.name}"] = (200, {}, path.read_bytes())
     body = registry.answers[f"/v2/team/kernels/blobs/{manifest['digest']}"]
-    registry.answers["/v2/team/kernels/manifests/tag"] = body
+    pinned, signed = f"@{manifest['digest']}", {"trust": "signed", "keys": public}
+    for reference in ("tag", manifest["digest"]):
+        registry.answers[f"/v2/team/kernels/manifests/{reference}"] = body
     layer = f"file://{tmp_path / 'signed'}?trust=signed&keys={public}"
-    for tier in (opened(trust="signed", keys=public), open_tier(parse_tier(layer))):
+    for tier in (opened(**signed), opened(pinned, **signed), open_tier(parse_tier(layer))):
         assert tier.load(KEY).data == b"ours"
         with pytest.warns(ProgCacheWarning, match="isn't signed"):
             assert tier.load(b"not signed") is None
+
+
+def test_a_header_manifest_is_believed_by_the_digest_in_the_url(registry, opened):
+    name, content = "ab" * 32, b'{"format":1,"sets":[]}'
+    digest = registry.image(archive(member(f"manifests/{name[:2]}/{name[2:]}", content)))
+    signed = {"trust": "signed", "keys": "ab" * 32}
+    assert opened(f"@{digest}", **signed).find_manifest(name) == content
+    with pytest.warns(ProgCacheWarning, match="isn't signed"):
+        assert opened(**signed).find_manifest(name) is None
 
 
 LONG_AGO = time.time() - 40 * 86400.0

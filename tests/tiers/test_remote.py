@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.records import Version, encode_record
-from cuda_progcache.store.tiers import connections, misses, redis, write_back
-from cuda_progcache.store.tiers.engine import Engine, TooLargeError
+from cuda_progcache.store.tiers import connections, misses, redis, remote_objects, trees, write_back
+from cuda_progcache.store.tiers.engine import Engine, Listed, TooLargeError
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
@@ -110,6 +110,10 @@ def test_nothing_else_is_taken_for_an_object():
         unpack(entry_digest(b"other"), packed)
     for at in range(len(packed)):
         altered = packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]
+        if at < 16:  # the format, and the lengths
+            with pytest.raises(DamagedObjectError):
+                unpack(digest, altered)
+            continue
         try:
             data, version = unpack(digest, altered)
         except DamagedObjectError:
@@ -151,7 +155,9 @@ def test_an_entry_that_nobody_who_is_trusted_has_signed_is_a_miss(shelf, until):
     until(lambda: name_of(b"unsigned") in shelf.objects)
     with pytest.warns(ProgCacheWarning, match="isn't trusted"):
         assert trusting.get(b"unsigned") is None
-    assert trusting.tier().untrusted == 1
+    asked = len(shelf.calls)
+    assert trusting.get(b"unsigned") is None
+    assert (trusting.tier().untrusted, len(shelf.calls)) == (1, asked)
 
 
 # Manifests
@@ -173,6 +179,18 @@ def test_a_manifest_gets_the_sets_of_all_who_write_it(shelf):
         writer.keep_manifest(name, manifest(set_name + "2"))
         assert writer.flush()
     assert set(sets(RemoteProgramCache(shelf).find_manifest(name))) == {"a", "a2", "b", "b2", "c", "c2"}
+
+
+@pytest.mark.parametrize("theirs", [manifest("x" * 3000), b"no manifest"])
+def test_a_manifest_that_does_not_go_together_with_the_one_there_takes_its_place(shelf, monkeypatch, theirs):
+    """Sets that would make it too large for a look-up, and what is none."""
+    name = entry_digest(b"m")
+    for content in (theirs, manifest("y" * 2000)):
+        writer = RemoteProgramCache(shelf)
+        writer.keep_manifest(name, content)
+        assert writer.flush(60)
+        monkeypatch.setattr(trees, "MOST_OF_MANIFEST", remote_objects._ROOM + 4000)
+    assert sets(RemoteProgramCache(shelf).find_manifest(name)) == ["y" * 2000]
 
 
 # Time and trouble
@@ -264,6 +282,7 @@ def test_a_client_that_is_not_installed_is_sought_once(open_url, monkeypatch):
         for number in range(20):
             assert tier.load(b"%d" % number) is None
             assert not tier.publish(b"%d" % number, CUBIN, {})
+        assert tier.stats().dropped == 20
         tier.breaker._resting_until = time.monotonic()  # its rest is over
         assert tier.load(b"k") is None
         assert list(tier.load_many([b"1", b"2"])) == []
@@ -322,6 +341,8 @@ def test_a_full_queue_drops_and_counts(shelf, tier, monkeypatch, until):
     assert [tier.publish(b"%d" % number, CUBIN, {}) for number in range(1, 5)] == [True, True, False, False]
     assert tier.get(b"2") == CUBIN  # on its way
     assert tier.get(b"0") == CUBIN
+    shelf.trouble = None
+    assert sorted(key for key, _ in tier.load_many([b"0", b"1", b"2", b"3"])) == [b"0", b"1", b"2"]
     gate.set()
     assert tier.flush(60)
     assert (tier.stats().dropped, len(shelf.objects)) == (2, 3)
@@ -383,6 +404,19 @@ def test_an_object_that_is_too_large_is_refused(shelf):
     assert shelf.calls == []
 
 
+def test_a_signature_is_reckoned_with_in_the_size(shelf):
+    plain = len(pack(entry_digest(b"k"), CUBIN, Version.of(CUBIN, b"{}", time.time())))
+    for signer, most, fits in [
+        (None, plain, True),
+        (None, plain - 8, False),
+        (dict, plain + 2048, True),
+        (dict, plain + 2040, False),
+    ]:
+        tier = RemoteProgramCache(shelf, TierSettings("", max_bytes=most), signer=signer and (lambda *_: {}))
+        assert tier.publish(b"k", CUBIN, {}) is fits
+        assert tier.flush(60)
+
+
 def test_an_object_there_that_is_too_large_is_a_miss_and_no_trouble(shelf, tier):
     keys = [b"%d" % number for number in range(6)]
     for key in keys:
@@ -399,10 +433,16 @@ def test_an_object_there_that_is_too_large_is_a_miss_and_no_trouble(shelf, tier)
     shelf.get = get
     with pytest.warns(ProgCacheWarning, match="too large") as caught:
         assert [tier.load(key) for key in keys[1:5]] == [None] * 4
-    assert len(caught) == 1
+        asked = len(shelf.calls)
+        assert tier.load(keys[1]) is None  # which it remembers
+    assert (len(caught), len(shelf.calls)) == (1, asked)
     assert (tier.stats().refused, tier.tier().state, tier.tier().errors) == (4, "closed", 0)
     tier.forget_misses()
+    before = tier.tier().bytes_in
     assert {key for key, _ in tier.load_many(keys)} == {keys[0], keys[5]}
+    assert tier.tier().bytes_in - before == len(shelf.objects[name_of(keys[0])]) + len(shelf.objects[name_of(keys[5])])
+    del tier[keys[1]]  # large as it is
+    assert name_of(keys[1]) not in shelf.objects
 
 
 @pytest.mark.parametrize(("objects", "calls"), [(0.5, 7), (1.5, 5), (99, 3)])
@@ -447,6 +487,50 @@ def test_a_miss_is_remembered_for_a_moment(shelf, tier):
     assert len(shelf.calls) == 1
     tier.publish(b"k", CUBIN, {})
     assert tier.load(b"k") == (CUBIN, {})
+
+
+def test_the_latest_misses_are_remembered_until_their_time_is_over(monkeypatch):
+    monkeypatch.setattr(misses, "_MOST", 2)
+    remembered = misses.RecentMisses()
+    monkeypatch.setattr(misses, "_REMEMBERED_FOR", 600.0)
+    for name in "abac":
+        remembered.add(name)
+    assert [name in remembered for name in "abc"] == [True, False, True]
+    monkeypatch.setattr(misses, "_REMEMBERED_FOR", 0.0)
+    remembered.add("a")
+    assert "a" not in remembered
+
+
+def test_who_answers_none_of_several_questions_is_asked_once():
+    asked = []
+    with pytest.raises(StoreError, match="answered none"):
+        list(trees.each_of("abc", lambda names: {} if asked.append(names) is None and len(asked) == 1 else 1 / 0, "t"))
+
+
+def test_a_removal_that_fails_is_counted(shelf, tier):
+    tier.publish(b"k", CUBIN, {})
+    assert tier.flush(60)
+    shelf.trouble = ConnectionError("reset")
+    with pytest.warns(ProgCacheWarning, match="reset"):
+        del tier[b"k"]  # whether it was there nobody knows
+    shelf.list = shelf.get
+    tier.clear()
+    assert tier.stats().failed == 2
+
+
+def test_what_is_on_its_way_is_cleared_too(shelf, tier, until):
+    gate = threading.Event()
+    shelf.trouble = lambda until: gate.wait(60)
+    shelf.list = lambda prefix, *, until: [Listed(name, 1, 0.0) for name in shelf.objects if name.startswith(prefix)]
+    tier.publish(b"0", CUBIN, {})
+    until(lambda: shelf.calls)
+    tier.publish(b"k", CUBIN, {})
+    forget = tier._objects.writes.forget
+    tier._objects.writes.forget = lambda: (forget(), gate.set())
+    tier.clear()
+    assert tier.flush(60)
+    assert shelf.objects == {}
+    assert tier.tier().stored == 1
 
 
 # Processes
