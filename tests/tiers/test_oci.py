@@ -22,8 +22,10 @@ import pytest
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.service.export import write_oci
+from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers.upkeep import sync
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -322,28 +324,29 @@ def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images,
     with FileStreamProgramCache(tmp_path / "signed", durability="none") as cache:
         cache.publish(KEY, b"ours", signer(entry_digest(KEY), b"ours", {"name": "k"}))
         cache.publish(b"not signed", b"theirs", {"name": "k"})
+        sets = [{"entry": entry_digest(KEY)}]
+        manifest_name, content = "ef" * 32, json.dumps({"format": 3, "sets": sets}, separators=(",", ":")).encode()
+        merge_manifest(str(cache.path), manifest_name, content)
         write_oci(cache, tmp_path / "image", lambda _: True)
     (manifest,) = json.loads((tmp_path / "image" / "index.json").read_text())["manifests"]
     for path in (tmp_path / "image" / "blobs" / "sha256").iterdir():
         registry.answers[f"/v2/team/kernels/blobs/sha256:{path.name}"] = (200, {}, path.read_bytes())
     body = registry.answers[f"/v2/team/kernels/blobs/{manifest['digest']}"]
-    pinned, signed = f"@{manifest['digest']}", {"trust": "signed", "keys": public}
-    for reference in ("tag", manifest["digest"]):
-        registry.answers[f"/v2/team/kernels/manifests/{reference}"] = body
+    registry.answers["/v2/team/kernels/manifests/tag"] = body
     layer = f"file://{tmp_path / 'signed'}?trust=signed&keys={public}"
-    for tier in (opened(**signed), opened(pinned, **signed), open_tier(parse_tier(layer))):
+    for tier in (opened(trust="signed", keys=public), open_tier(parse_tier(layer))):
         assert tier.load(KEY).data == b"ours"
         with pytest.warns(ProgCacheWarning, match="isn't signed"):
             assert tier.load(b"not signed") is None
-
-
-def test_a_header_manifest_is_believed_by_the_digest_in_the_url(registry, opened):
-    name, content = "ab" * 32, b'{"format":1,"sets":[]}'
-    digest = registry.image(archive(member(f"manifests/{name[:2]}/{name[2:]}", content)))
-    signed = {"trust": "signed", "keys": "ab" * 32}
-    assert opened(f"@{digest}", **signed).find_manifest(name) == content
-    with pytest.warns(ProgCacheWarning, match="isn't signed"):
-        assert opened(**signed).find_manifest(name) is None
+        assert tier.find_manifest(manifest_name) is None
+    trusting = f"?tls=no&trust=signed&keys={public}"
+    for reference, found in ((":tag", None), (f"@{manifest['digest']}", content)):
+        tier = opened(reference, trust="signed", keys=public)
+        with pytest.warns(ProgCacheWarning, match="isn't signed"):
+            assert tier.load(b"not signed") is None  # the URL's digest vouches for manifests alone
+        assert tier.find_manifest(manifest_name) == found
+        report = sync(f"oci://{registry.host}/team/kernels{reference}{trusting}", tmp_path / reference[1:4])
+        assert (report.copied, report.unusable, report.manifests) == (1, 1, 0 if found is None else 1)
 
 
 LONG_AGO = time.time() - 40 * 86400.0
@@ -384,7 +387,9 @@ def test_an_image_that_was_not_used_for_a_month_goes_when_another_is_unpacked(re
 HOLDER = """
 import os, sys
 from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers.upkeep import sync
 tier = open_tier(parse_tier(sys.argv[1]))
 assert tier.load(b"a key").data == b"binary"
 if sys.argv[2] == "forked" and os.fork():

@@ -12,8 +12,7 @@ from cuda_progcache.errors import StoreError
 from cuda_progcache.store.derived import manifest_path, manifests_in
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.tiers.engine import Engine, Listed, TooLargeError
-from cuda_progcache.store.tiers.envelope import pack
-from cuda_progcache.store.tiers.trees import MANIFESTS, PROGRAMS, digest_in, object_name
+from cuda_progcache.store.tiers.envelope import MANIFESTS, PROGRAMS, digest_in, object_name, pack
 
 if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache

@@ -74,11 +74,6 @@ class OciEngine(LayerEngine):
         """Make the lock anew: in a forked child nobody pulls."""
         self._lock = threading.Lock()
 
-    @property
-    def pinned(self) -> bool:  # type: ignore[override]
-        """Whether the URL names the image by its digest."""
-        return self._wanted is not None
-
     # Getting it
 
     def layer(self, until: float) -> FileStreamProgramCache:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.engine import BATCH_BYTES, Engine, Listed, TooLargeError
+from cuda_progcache.store.tiers.envelope import MANIFESTS, PROGRAMS, digest_in, object_name
 from cuda_progcache.store.tiers.redis_client import MOST_ITEMS, SHORT, RedisClient, RefusedError
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a page of keys, of which each has some 75.
 _PAGE = 16 << 20
-_TREES = {"v1/programs/": "e", "v1/manifests/": "m"}
+#: What the keys of a tree end with.
+_TREES = {PROGRAMS: "e", MANIFESTS: "m"}
 
 
 class RedisEngine(Engine):
@@ -143,7 +145,7 @@ def _key(name: str) -> str:
     """The key of an object."""
     for tree, suffix in _TREES.items():
         if name.startswith(tree):
-            return f"pc1:{{{name[len(tree) :].replace('/', '')}}}:{suffix}"
+            return f"pc1:{{{digest_in(name)}}}:{suffix}"
     return f"pc1:{name}"
 
 
@@ -152,8 +154,7 @@ def _name(key: bytes) -> str | None:
     text = key.decode("utf-8", "replace").removeprefix("pc1:")
     for tree, suffix in _TREES.items():
         if text.startswith("{") and text.endswith(f"}}:{suffix}"):
-            digest = text[1 : -len(suffix) - 2]
-            return f"{tree}{digest[:2]}/{digest[2:]}"
+            return object_name(tree, text[1 : -len(suffix) - 2])
     return None if text.startswith("{") else text
 
 

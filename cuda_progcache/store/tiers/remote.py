@@ -23,11 +23,11 @@ from cuda_progcache.store.derived import merged_manifest
 from cuda_progcache.store.stats import Counters, StoreStats
 from cuda_progcache.store.tiers import write_back
 from cuda_progcache.store.tiers.calls import Calls
+from cuda_progcache.store.tiers.envelope import MANIFESTS, PACKS, PROGRAMS, digest_in, object_name
 from cuda_progcache.store.tiers.remote_objects import RemoteObjects
 from cuda_progcache.store.tiers.settings import TierSettings
-from cuda_progcache.store.tiers.tier_stats import TierStats
-from cuda_progcache.store.tiers.trees import MANIFESTS, PACKS, PROGRAMS, digest_in, object_name
-from cuda_progcache.store.tiers.trust import Trust
+from cuda_progcache.store.tiers.signing import Trust
+from cuda_progcache.store.tiers.tally import TierStats
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, Value
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.records import Version
     from cuda_progcache.store.tiers.engine import Engine
     from cuda_progcache.store.tiers.leases import FleetLeases
-    from cuda_progcache.store.tiers.trust import Signer, Verifier
+    from cuda_progcache.store.tiers.signing import Doubt, Sign
 
 #: What is asked for to see whether a service works again: nothing has this name.
 _NOTHING = object_name(PROGRAMS, 64 * "0")
@@ -57,7 +57,7 @@ class RemoteProgramCache(ProgramCacheResource):
     settings : TierSettings, optional
         Whence the times and sizes are taken; by default, those of a URL that says nothing of them.
     verifier, signer, voucher : callable, optional
-        See :class:`~cuda_progcache.store.tiers.trust.Trust`.
+        See :class:`~cuda_progcache.store.tiers.signing.Trust`.
 
     Attributes
     ----------
@@ -72,12 +72,12 @@ class RemoteProgramCache(ProgramCacheResource):
         engine: Engine,
         settings: TierSettings = _PLAIN,
         *,
-        verifier: Verifier | None = None,
-        signer: Signer | None = None,
-        voucher: Verifier | None = None,
+        verifier: Doubt | None = None,
+        signer: Sign | None = None,
+        voucher: Doubt | None = None,
     ) -> None:
         self.engine = engine
-        self.trust = Trust(verifier, signer, voucher)
+        self.trust = Trust(verifier, signer, voucher, settings.pinned)
         self._settings = settings
         patience = min(settings.connect_timeout, settings.timeout)
         self._calls = Calls(engine, self._probe, self._in_trouble, patience=patience)

@@ -227,6 +227,11 @@ class TierSettings:
         return unquote(path) if self.scheme == "file" else path.strip("/")
 
     @property
+    def pinned(self) -> bool:
+        """Whether the URL has the digest of all that lies there, so that nobody can have put anything else there."""
+        return self.scheme == "oci" and "@" in self.path
+
+    @property
     def lease_url(self) -> str | None:
         """Where a fleet's leases lie, where that is another Redis."""
         return None if self.lease is None else self.lease.url
