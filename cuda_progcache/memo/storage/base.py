@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, overload
 
 from cuda_progcache.errors import AmbiguousDigestError
-from cuda_progcache.memo.call import DigestedCall, QueryCall, digests_of
+from cuda_progcache.memo.call import DigestedCall, QueryCall
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 from cuda_progcache.memo.tagged_json import SaveError as SaveError  # noqa: PLC0414 - a name of this module, too
 from cuda_progcache.memo.tagged_json import decode_json, encode_json
@@ -289,18 +289,6 @@ class CallStorage(KeyManagement):
     def _inlines(self) -> Iterator[Mapping[Digest, bytes]]:
         """The values in each record, where there is no index."""
         return (call.inline for call in self.query(QueryCall())) if self.inline_limit else iter(())
-
-    def references(self, values: set[Digest]) -> set[Digest]:
-        """Those of ``values`` to which some call refers itself (not through a container)."""
-        if self.index is not None:
-            return self.index.references(values)
-        found: set[Digest] = set()
-        for key in tuple(self.list()):
-            try:
-                found.update(value for value in digests_of(self.peek(key)) if value in values)
-            except KeyError:
-                continue
-        return found
 
     def transform(self, function: Callable[[DigestedCall], DigestedCall] | None = None) -> None:
         """Replace every call by what ``function`` makes of it (None: itself), under the key that that has."""
