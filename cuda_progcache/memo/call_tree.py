@@ -139,7 +139,7 @@ def restore(call: DigestedCall, hash_: str, outfile: Path) -> None:
         files = call.metadata.get("files") or {}
         algo = next((about["algo"] for about in files.values()), "xxhash64")
         found = graph.setdefault(node, _new(node, call.name, hash_, outfile, algo))
-        found["created"] = (call.metadata.get("runtime") or {}).get("timestart") or found["created"]
+        found["created"] = call.runtime.get("timestart") or found["created"]
         found["key"] = str(call.to_lookup_key())
         found["links"] = call.metadata.get("links") or {}
         add_files(

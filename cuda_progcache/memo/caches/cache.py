@@ -121,10 +121,7 @@ class Cache(PerKeyLockMixin, BaseCache):
             with self._writing():
                 for name, value in stored.items():
                     arguments[name] = self._keep_argument(call.name, name, value, arguments[name])
-        sealed = DigestedCall(
-            call.name, arguments, None, call.metadata, call.module, call.version, call.code_digest, call.key, inline,
-            call.sealed,
-        )  # fmt: skip
+        sealed = call.in_form(DigestedCall, arguments=arguments, inline=inline, sealed=call.sealed)
         return PreparedCall(sealed, self, release)
 
     def _inlined(self, value: Any) -> bytes | None:
