@@ -48,7 +48,6 @@ from cuda_progcache.memo.tagged_json import SaveError, encode_json
 if TYPE_CHECKING:
     from cuda_progcache.memo.digest import Digest
 
-#: By backend name; what the files of older tools are called can be had, too. All hold the same.
 SUFFIX = ".pkl"
 _FOOTER = struct.Struct(">QQ8s")
 _MAGIC = b"PROGMEM2"

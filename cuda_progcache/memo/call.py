@@ -89,7 +89,7 @@ def head_bytes(name: str, module: str | None, version: str | int | None, code: s
 
 
 def key_from_head(
-    head: bytes, arguments: Mapping[str, Any], otherwise: Callable[[Any], bytes] | None = None
+    head: bytes, arguments: Mapping[str, Any], otherwise: Callable[[Any], Digest] | None = None
 ) -> tuple[Digest, dict[str, bytes]]:
     """The key of a call from :func:`head_bytes` and the arguments, and the arguments' digests as ASCII.
 
@@ -103,7 +103,7 @@ def key_from_head(
         except Indigestible:
             if otherwise is None:
                 raise
-            digests[name] = otherwise(value)
+            digests[name] = otherwise(value).encode("ascii")
     pairs = sorted([_name_bytes(name) + b"=" + found for name, found in digests.items()])
     made = _call_bytes(head, hash_tagged(b"dict:", b",".join(pairs)), *_NOTHING_YET)
     return Digest(made.decode("ascii")), digests
@@ -320,7 +320,7 @@ class PreparedCall:
 
     digested: DigestedCall
     cache: Home
-    release: Callable[[], None] | None = field(default=None, repr=False)
+    release: Callable[[], object] | None = field(default=None, repr=False)
     result: Any = field(default=NO_RESULT, init=False, repr=False)
     _finished: bool = field(default=False, init=False, repr=False)
 

@@ -341,11 +341,11 @@ class Cache(PerKeyLockMixin, BaseCache):
             reached |= frontier
         return reached
 
-    def _hold(self, keys: list[Digest]) -> Callable[[], None]:
+    def _hold(self, keys: list[Digest]) -> Callable[[], object]:
         """Keep values from collection until the result is called."""
         flights = _flights_of(self.values)
         if flights is None:
-            release: Callable[[], None] = self.values.pin(keys)  # type: ignore[attr-defined]
+            release: Callable[[], object] = self.values.pin(keys)  # type: ignore[attr-defined]
             return release
         with flights.lock:
             flights.values.update(keys)
