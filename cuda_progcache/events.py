@@ -69,6 +69,8 @@ class Event(NamedTuple):
 Subscriber = Callable[[Event], object]
 
 _subscribers: list[list[Subscriber]] = []
+#: What ``CUDA_PROGCACHE_LOG`` may be.
+LOGS = ("", "explain", "all")
 
 
 def subscribe(callback: Subscriber) -> Callable[[], None]:
@@ -104,7 +106,15 @@ def wanted(kind: str) -> bool:
 @functools.cache
 def _asked() -> str:
     """What the environment asks for; looked up once, since that takes a microsecond of every hit."""
-    return os.environ.get("CUDA_PROGCACHE_LOG", "")
+    told = os.environ.get("CUDA_PROGCACHE_LOG", "")
+    if told not in LOGS:
+        import warnings
+
+        from cuda_progcache.errors import ProgCacheWarning
+
+        message = f"CUDA_PROGCACHE_LOG={told!r} is neither explain nor all: nothing is printed"
+        warnings.warn(message, ProgCacheWarning, stacklevel=2)
+    return told
 
 
 @functools.cache

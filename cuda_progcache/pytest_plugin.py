@@ -110,7 +110,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for option in _OPTIONS:
         _settle(config, option)
     if (mode := config.option.progcache) and mode not in _MODES:
-        raise pytest.UsageError(f"--progcache={mode} is no mode of the cache: it is one of {', '.join(_MODES)}")
+        raise pytest.UsageError(f"--progcache={mode} isn't a mode of the cache ({', '.join(_MODES)})")
     if config.option.progcache_max_size:
         _max_size(config)
     for option in _OPTIONS:

@@ -6,6 +6,7 @@ A server that can't be had here leaves its rows out; ``make servers`` installs t
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import subprocess
@@ -28,6 +29,12 @@ ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 #: Programs for a benchmark of hits: each is asked for once, since it is on the disk then.
 _FILLED = 1500
 Server = Callable[[Path], AbstractContextManager[servers.Served]]
+#: A server of each kind, and the client that ours is measured beside.
+_SERVERS: dict[str, tuple[Server, str]] = {
+    "redis": (servers.redis, "redis"),
+    "http": (servers.nginx, "urllib3"),
+    "s3": (servers.nanio, "obstore"),
+}
 
 
 def _key(number: int) -> bytes:
@@ -189,8 +196,7 @@ def _write_back(server: Server) -> Callable[[Path, float], Mapping[str, list[flo
 
 
 def _rows() -> Iterator[Benchmark]:
-    known: dict[str, Server] = {"redis": servers.redis, "http": servers.nginx, "s3": servers.nanio}
-    here = {name: server for name, server in known.items() if _is_here(server)}
+    here = {name: server for name, (server, client) in _SERVERS.items() if _is_here(server, client)}
     for name, server in here.items():
         what = f"20 kB from {server.__name__}, verified, beside its client's get"
         yield Benchmark(f"tiers.hit_{name}", what, over(BARE, 60e-6), _hit(server, keeps=False), 40, 25)
@@ -213,9 +219,9 @@ def _rows() -> Iterator[Benchmark]:
     yield Benchmark("tiers.local_hit", what, ratio(1.05, DISK), _local_hit, rounds=200)
 
 
-def _is_here(server: Server) -> bool:
-    """Whether a server's program can be had; it isn't started."""
-    return servers.why_not(server.__name__) is None
+def _is_here(server: Server, client: str) -> bool:
+    """Whether a server's program, and the client that ours is beside, can be had; none is started."""
+    return servers.why_not(server.__name__) is None and importlib.util.find_spec(client) is not None
 
 
 BENCHMARKS = tuple(_rows())

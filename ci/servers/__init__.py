@@ -115,8 +115,8 @@ def found(*names: str, package: str) -> str:
 
 #: What a server is: a program, or modules; and the client of a tier on it.
 _PARTS = {
-    "nginx": (("nginx",), "nginx-light", ("urllib3",)),
-    "redis": (("redis-server", "valkey-server"), "redis-server", ("redis",)),
+    "nginx": (("nginx",), "nginx-light", ()),
+    "redis": (("redis-server", "valkey-server"), "redis-server", ()),
     "nanio": ((), "", ("nanio", "obstore")),
     "moto": ((), "", ("moto", "flask", "obstore")),
 }

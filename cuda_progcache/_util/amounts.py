@@ -16,7 +16,9 @@ def size(count: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Write a duration: ``412 us``, ``85 ms``, ``12.4 s``, ``3 min 20 s``."""
+    """Write a duration: ``412 us``, ``85 ms``, ``12.4 s``, ``3 min 20 s``; nothing at all is ``0 s``."""
+    if not value:
+        return "0 s"
     if value < 1e-3:
         return f"{value * 1e6:.0f} us"
     if value < 0.9995:

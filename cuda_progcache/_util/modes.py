@@ -54,6 +54,12 @@ def of(cache: object) -> str:
     return own if own in MODES else current()
 
 
+def why_dropped(cache: object) -> str:
+    """Why a cache didn't take a program that was compiled for it."""
+    mode = of(cache)
+    return "the cache dropped it (see its warning)" if mode == "rw" else f"nothing is kept in mode {mode!r}"
+
+
 def checked(mode: str, where: str) -> str:
     """The mode, if it is one.
 
@@ -69,4 +75,4 @@ def checked(mode: str, where: str) -> str:
 
     near = nearest(str(mode), MODES)
     hint = f"; did you mean {near!r}?" if near else ""
-    raise ModeError(f"{where}={mode!r} is no mode of the cache: it is one of {', '.join(MODES)}{hint}")
+    raise ModeError(f"{where}={mode!r} isn't a mode of the cache ({', '.join(MODES)}){hint}")

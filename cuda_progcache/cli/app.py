@@ -46,7 +46,7 @@ Exit codes:
     2  wrong usage: unknown command, option, kernel, parameter or architecture, bad manifest
     3  the cache can't be used: unsafe, unreadable, not a directory, disk full
     4  a compiler library, header package or inspection tool is missing
-    5  no entry has this digest, or more than one does
+    5  nothing in the cache fits, or more than one program does
    70  a defect in cuda-progcache itself (CUDA_PROGCACHE_TRACEBACK=1 shows where)
   130  interrupted; 143: terminated; 141: the reader of the output went away
 
@@ -107,6 +107,7 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (errors.UncacheableError, ExitCode.USAGE),
     (errors.OptionError, ExitCode.USAGE),
     (errors.ConfigError, ExitCode.USAGE),
+    (errors.ModeError, ExitCode.USAGE),
     (errors.RecordingError, ExitCode.USAGE),
     (errors.LockError, ExitCode.USAGE),
     (errors.ProgCacheError, ExitCode.FAILED),
@@ -115,7 +116,7 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
 
 
 class NoEntryError(click.ClickException):
-    """No entry of the cache has the digest that was asked for."""
+    """Nothing in the cache fits what was asked for."""
 
     exit_code = ExitCode.NO_ENTRY
 

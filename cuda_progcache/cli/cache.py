@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -61,19 +62,20 @@ def stats_command(session: Session) -> None:
         ("cache", str(session.root())),
         ("entries", f"{held.entries:,}"),
         ("size", output.size(held.bytes)),
-        ("compiled in", f"{output.seconds(held.seconds)} in all"),
     ]
     if held.entries:
-        lines.append(("targets", ", ".join(f"{count:,} {name}" for name, count in held.targets.most_common())))
-        lines.append(("archs", ", ".join(f"{count:,} {name}" for name, count in sorted(held.archs.items()))))
+        lines.append(("compile time", f"{output.seconds(held.seconds)} in all"))
+        lines.append(("targets", _numbered(held.targets.most_common())))
+        lines.append(("archs", _numbered(sorted(held.archs.items()))))
     if pinned:
         lines.append(("pinned", f"{pinned:,}"))
     lookups = counted.hits + counted.misses
     if lookups:
-        lines.append(("lookups", f"{lookups:,}, {counted.hits / lookups:.1%} hits (all time)"))
+        hits = f"{output.plural(counted.hits, 'hit')} ({counted.hits / lookups:.1%})"
+        lines.append(("lookups", f"{lookups:,}, {hits}, all time"))
     others = [(getattr(counted, name), name.replace("_", " ")) for name in counted._fields[2:]]
     if any(count for count, _ in others):
-        lines.append(("counted", ", ".join(f"{count:,} {name}" for count, name in others if count) + " (all time)"))
+        lines.append(("programs", ", ".join(f"{count:,} {name}" for count, name in others if count) + ", all time"))
     if unkept:
         kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in unkept.items())
         lines.append(("not kept", f"{kinds} ({session.command('list')} --unkept says why)"))
@@ -83,7 +85,12 @@ def stats_command(session: Session) -> None:
         kept = f"{templates['file_count']:,} compiled, {output.size(templates['total_bytes'])}"
         lines.append(("templates", f"{kept} in {templates['directory']}"))
     for name, value in lines:
-        output.line(f"{name:<13}{value}")
+        output.line(f"{name:<14}{value}")
+
+
+def _numbered(counts: Iterable[tuple[str, int]]) -> str:
+    """Write how many there are of each; what was put into the cache without a record has neither target nor arch."""
+    return ", ".join(f"{count:,} {'without a record' if name == 'unknown' else name}" for name, count in counts)
 
 
 def _compiled_templates() -> dict[str, Any]:

@@ -15,6 +15,7 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import archs, kernels
 from cuda_progcache.cli.session import (
+    OutputFile,
     Session,
     common_options,
     include_option,
@@ -118,7 +119,14 @@ class _CompileCommand(click.Command):
 )
 @parameter_option
 @manifest_option
-@click.option("-o", "--output", "target", metavar="OUT", help="Write the binary here; - is stdout.")
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=OutputFile(allow_dash=True),
+    metavar="FILE",
+    help="Write the binary here; - is stdout.",
+)
 @verbose_option
 @common_options
 @click.pass_obj
@@ -168,7 +176,7 @@ def compile_command(
             name_expressions=name_expressions,
         )
     else:
-        raise click.UsageError("give a FILE or --kernel NAME, one of them")
+        raise click.UsageError("give a FILE or --kernel NAME, not both")
     elapsed = time.perf_counter() - start
     if target == "-":
         output.write(program.data)
@@ -327,7 +335,7 @@ def _tell(
     if target is not None and not aside:
         lines.append(f"  output  {target}")
     if path is None or program.digest is None:
-        lines.append(f"  not cached: {program.reason or f'{session.root()} can not be written'}")
+        lines.append(f"  not cached: {program.reason or _why_not(session)}")
     else:
         lines.append(f"  entry   {path}")
         lines.append(f"  next    {session.command('show')} {program.digest[:12]}")
@@ -338,6 +346,14 @@ def _tell(
             "there is no kernel in it: a kernel is declared __global__, and a template is compiled for what "
             "--name-expression (in a manifest, name_expressions) names, as 'scale<float>'"
         )
+
+
+def _why_not(session: Session) -> str:
+    """Why there is no entry on the disk of a program that has nothing against being kept."""
+    from cuda_progcache._util import modes
+
+    mode = modes.current()
+    return f"{session.root()} can't be written" if mode == "rw" else f"nothing is kept in mode {mode!r}"
 
 
 def _text(name: str | bytes) -> str:

@@ -12,7 +12,7 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.inspection import block_option, diff_json, limiters_text, program_at, shared_option
-from cuda_progcache.cli.session import Session, common_options, manifest_option
+from cuda_progcache.cli.session import OutputFile, Session, common_options, manifest_option
 
 if TYPE_CHECKING:
     from cuda_progcache.inspect import KernelDiff
@@ -34,7 +34,7 @@ code doesn't), "key" (only what it was compiled from), "added", "removed" or "un
 @click.option("--lock", "locks", is_flag=True, help="BEFORE and AFTER are lockfiles.")
 @click.option(
     "--markdown",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     metavar="FILE",
     help="With --lock: also write Markdown for a pull request.",
 )

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.compile.record import names_of, options_of, program_name, variant_text
 from cuda_progcache.service.described import all_described, described
-from cuda_progcache.service.selection import Selection
+from cuda_progcache.service.selection import Selection, fits
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 
 def entry_json(entry: EntryInfo, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -124,8 +126,6 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
     AmbiguousDigestError
         More than one starts with these digits.
     """
-    from cuda_progcache._util.suggest import did_you_mean
-
     cache = session.existing_cache(looking=looking)
     wanted = key.strip().lower()
     digits = 4 <= len(wanted) <= 64 and not set(wanted) - set("0123456789abcdef")
@@ -148,12 +148,7 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
 
     fitting = [] if cache is None else [entry for entry in all_described(cache.entries()) if meant(entry)]
     if not fitting:
-        named = f"no program in {session.root()} is called {output.one_line(key)}"
-        near = did_you_mean(selection.name, [name for name in seen if name != selection.name])
-        nothing = (
-            f"no program in {session.root()} has a digest that starts with {wanted}, or that name" if digits else named
-        )
-        raise NoEntryError(f"{nothing}{near}; {session.command('list')} prints what is there")
+        raise NoEntryError(_nothing_called(session, key, selection, seen, digits=digits))
     if len(fitting) > 1:
         told = f"{len(fitting):,} programs are called {output.one_line(key)}"
         more = f"{session.command('list')} --kernel {selection.name} tells them apart"
@@ -162,6 +157,44 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
         output.note_line(f"{told}; this is the one compiled last ({more})")
     now = time.time() + 1
     return max(fitting, key=lambda entry: (entry.created <= now, entry.created))
+
+
+def _nothing_called(session: Session, key: str, selection: Selection, names: Iterable[str], *, digits: bool) -> str:
+    """Say that nothing has a digest or name, and what to type instead."""
+    from cuda_progcache._util.suggest import nearest
+
+    listing = session.command("list")
+    if (selection.parameters or selection.arch) and any(fits(name, selection.name) for name in names):
+        named = f"no program in {session.root()} fits {key}"
+        return output.one_line(f"{named}; {listing} --kernel {shlex.quote(selection.name)} shows what is there")
+    told = f"is called {key}"
+    if digits:
+        told = f"has a digest that starts with {key.strip().lower()}, or that name"
+    near = nearest(selection.name, names)
+    hint = f" did you mean {near!r}?" if near else ""
+    return output.one_line(f"no program in {session.root()} {told};{hint} {listing} shows what is there")
+
+
+def note_nothing(session: Session, cache: FileStreamProgramCache | None, name: str | None = None) -> None:
+    """Say why nothing is listed; of a missing cache, opening it has said so.
+
+    Parameters
+    ----------
+    session : Session
+    cache : FileStreamProgramCache or None
+    name : str, optional
+        The program's name that was asked for; if it is misspelt, the nearest is named.
+    """
+    from cuda_progcache._util.suggest import nearest
+
+    if cache is None:
+        return
+    if not cache:
+        output.note_line(f"the cache at {session.root()} is empty")
+        return
+    there = {program_name(entry.record) for entry in all_described(cache.entries())} if name else set()
+    near = None if name is None or any(fits(one, name) for one in there) else nearest(name, there)
+    output.note_line("no program matches" + (f"; did you mean {near!r}?" if near else ""))
 
 
 def _describe(

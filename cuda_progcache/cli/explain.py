@@ -75,10 +75,11 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
     told = " ".join(filter(None, [program_name(record), variant_text(record)]))
     about = output.one_line(f"{told} ({record.get('target_type')}, {record.get('arch')})")
     took = "" if record.get("duration") is None else f" in {output.seconds(record['duration'])}"
-    by = f" by {output.made_by(who)}" if who else ""
-    output.line(f"{entry.digest[:12]} {about} was compiled{took}{by}:")
+    output.line(f"{entry.digest[:12]} {about} was compiled{took}:")
     for reason in reasons:
         output.line(f"  {output.one_line(reason)}")
+    if who:
+        output.line(f"compiled by {output.made_by(who)}")
 
 
 def _last(cache: FileStreamProgramCache | None) -> EntryInfo | None:

@@ -15,7 +15,7 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import names
 from cuda_progcache.cli.maintenance import arch_option, parse_time
 from cuda_progcache.cli.proof import lock_option
-from cuda_progcache.cli.session import Session, common_options, include_option, library_at, library_option
+from cuda_progcache.cli.session import OutputFile, Session, common_options, include_option, library_at, library_option
 from cuda_progcache.compile.record import program_name
 from cuda_progcache.service.selection import fits
 
@@ -33,7 +33,7 @@ Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was w
 
 
 @click.command("export", short_help="Write programs to a bundle, an image or a wheel.", epilog=EXPORT_JSON)
-@click.argument("bundle", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("bundle", required=False, type=OutputFile())
 @lock_option
 @library_option("Only what this library lists for each --arch; with --lock, its kernels.")
 @arch_option

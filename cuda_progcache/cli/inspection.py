@@ -11,7 +11,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import archs, names, programs
-from cuda_progcache.cli.entries import entry_json, find_entry, parameters_text
+from cuda_progcache.cli.entries import entry_json, find_entry, note_nothing, parameters_text
 from cuda_progcache.cli.session import (
     Session,
     common_options,
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from cuda_progcache.inspect import Cliff, Instruction, Occupancy, Resources, Source
     from cuda_progcache.service.comparison import KernelUse, ProgramDiff
     from cuda_progcache.store.base import EntryInfo
+
+#: Suffixes of files that are compiled: a program in the cache has such a name, and machine code isn't in the file.
+_SOURCES = (".cu", ".cuh", ".cpp", ".cc", ".cxx", ".ll", ".bc", ".nvvm")
 
 block_option = click.option(
     "--block-size",
@@ -90,7 +93,7 @@ def resources_command(
     elif found:
         output.show(_uses(found))
     else:
-        output.note_line("no cubin fits" if cache is not None and cache else f"the cache at {session.root()} is empty")
+        note_nothing(session, cache, kernel)
 
 
 def _parameters(entry: EntryInfo) -> str:
@@ -273,7 +276,7 @@ def program_at(
     from cuda_progcache.service.comparison import binary_of
 
     path = Path(program)
-    if path.is_file():
+    if path.is_file() and path.suffix.lower() not in _SOURCES:
         return path.read_bytes(), None
     asked = of_library(program)
     if asked is None:
@@ -350,7 +353,7 @@ def top_command(session: Session, by: str, limit: int) -> None:
         output.emit({"root": session.root(), "by": by, "entries": listed})
         return
     if not found:
-        output.note_line(f"the cache at {session.root()} is empty")
+        note_nothing(session, cache)
         return
     numbers = ("size", "cost", "age", "last used")
     made = output.table(("digest", "name", "variant", "target", "arch", *numbers), right=numbers, title=_TOPS[by])

@@ -11,6 +11,7 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import kernels
 from cuda_progcache.cli.session import (
+    OutputFile,
     Session,
     common_options,
     library_at,
@@ -34,7 +35,7 @@ with --list-parameters: {"kernel", "parameters": [{"name", "type", "values", "de
 @parameter_option
 @click.option("--module", metavar="NAME", help="Print one module of a kernel that is linked from several.")
 @click.option("--list-parameters", is_flag=True, help="Print the kernel's parameters instead.")
-@click.option("-o", "--output", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
+@click.option("-o", "--output", "target", type=OutputFile(), metavar="FILE", help="Write to this file.")
 @manifest_option
 @common_options
 @click.pass_obj

@@ -13,7 +13,7 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import archs, names
-from cuda_progcache.cli.entries import entry_json, iso
+from cuda_progcache.cli.entries import entry_json, iso, note_nothing
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.compile.record import program_name, variant_text
 from cuda_progcache.service.described import all_described, described
@@ -141,9 +141,7 @@ def list_command(
         output.write("".join(f"{entry.digest}\n" for entry in shown))
         return
     if not shown:
-        output.note_line(
-            "no program matches" if cache is not None and cache else f"the cache at {session.root()} is empty"
-        )
+        note_nothing(session, cache, None if kernel is None else kernel.name)
         return
     digits = output.prefix_length(() if cache is None else cache.digests())
     now = time.time()
@@ -194,6 +192,8 @@ def _list_unkept(session: Session, cache: FileStreamProgramCache | None, wanted:
         output.emit({"root": session.root(), "unkept": found})
         return
     if not shown:
+        if cache is None:
+            return
         output.note_line("nothing to list: every program that was compiled here was kept")
         return
     now = time.time()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from cuda_progcache.cli.app import ExitCode, Terminated
 from cuda_progcache.cli.entries import cuobjdump, parameters_text
 from cuda_progcache.cli.proof import junit_option, lock_option
 from cuda_progcache.cli.session import (
+    OutputFile,
     Session,
     archs_option,
     common_options,
@@ -80,7 +82,7 @@ _jobs_option = click.option(
 @click.option(
     "--report",
     "report_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     metavar="FILE",
     help="Also write what --json prints to this file.",
 )
@@ -109,15 +111,14 @@ def prewarm_command(
     --manifest names the library of a lockfile's kernels.
     """
     if lock_file is not None and archs:
-        raise click.UsageError("--lock says for which architectures: leave out --arch")
-    for path in filter(None, (report_file, junit)):  # seen now, not after an hour of compiling
-        if not path.absolute().parent.is_dir():
-            raise click.UsageError(f"there is no folder {path.absolute().parent}")
+        raise click.UsageError("a lockfile names its architectures: leave out --arch")
     library = library_at(manifest)
     for name in kernels:
         library[name]  # an unknown one is refused, with the nearest name, before any compile
     looking = dry_run or require_hits
     service = session.service(library, include_paths, make=not looking)
+    if not looking:
+        _must_outlive(session, service)
     with _executor(dask if not looking else None) as executor:
         report = run_prewarm(
             session,
@@ -140,6 +141,15 @@ def prewarm_command(
         print_report(session, report)
     if not report.ok or (require_hits and report.missing):
         raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+def _must_outlive(session: Session, service: CompileService) -> None:
+    """Refuse a cache in memory with nothing behind it: what is compiled into it ends with this process."""
+    from cuda_progcache.errors import StoreError
+    from cuda_progcache.store.fallback import KeptInMemory
+
+    if isinstance(service.cache, KeptInMemory) and not service.cache.tiers:
+        raise StoreError(errno.ENOTSUP, "can't prewarm: the programs are kept in memory only", str(session.root()))
 
 
 @contextmanager

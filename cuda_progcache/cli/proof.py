@@ -14,6 +14,7 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.session import (
+    OutputFile,
     Session,
     archs_option,
     common_options,
@@ -38,9 +39,7 @@ lock_option = click.option(
     metavar="FILE",
     help="The programs of a lockfile (cuda-progcache lock).",
 )
-junit_option = click.option(
-    "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also write a JUnit report."
-)
+junit_option = click.option("--junit", type=OutputFile(), metavar="FILE", help="Also write a JUnit report.")
 
 LOCK_JSON = """\b
 --json: {"path": str, "programs": int, "unlocked": int (without a key: not in the cache), "toolchain": [{"name",
@@ -64,8 +63,9 @@ LOCK_JSON = """\b
     "-o",
     "--output",
     "target",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("progcache.lock"),
+    type=OutputFile(),
+    metavar="FILE",
+    default="progcache.lock",
     show_default=True,
     help="The lockfile.",
 )
@@ -239,8 +239,8 @@ def _check_host(session: Session, path: Path | None, archs: tuple[str, ...], inc
     if session.json:
         output.emit({"path": where, "archs": asked, "usable": usable, "entries": [e._asdict() for e in checked]})
     else:
-        if not asked:
-            output.note_line("no CUDA device here: architectures aren't checked (--arch sm_90 does)")
+        if not asked and checked:
+            output.note_line("no CUDA device here: architectures aren't checked; give --arch, such as sm_90")
         reasons = Counter(reason for entry in checked for reason in entry.reasons)
         for reason, count in reasons.most_common():
             output.line(f"{count:,}: {reason}")

@@ -15,8 +15,8 @@ import click
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
 from cuda_progcache.cli.completion import programs
-from cuda_progcache.cli.entries import entry_json
-from cuda_progcache.cli.session import Session, common_options
+from cuda_progcache.cli.entries import entry_json, find_entry
+from cuda_progcache.cli.session import OutputFile, Session, common_options
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches import BaseCache
@@ -48,7 +48,7 @@ _calls_option = click.option(
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Where memoize or cache_file keeps results; repeatable. --cache-dir may be such a directory, too.",
+    help="A directory where memoize or cache_file keeps results; repeatable. --cache-dir may be one, too.",
 )
 
 
@@ -62,11 +62,11 @@ _calls_option = click.option(
     "key_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="KEY.PEM",
-    help="Sign the statement with this private key (slsa alone; needs the extra: sign).",
+    help="Sign the statement with this private key (only for slsa; needs cuda-progcache[sign]).",
 )
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write to this file.")
+@click.option("-o", "--output", "out", type=OutputFile(), metavar="FILE", help="Write to this file.")
 @click.option(
-    "--all", "everything", is_flag=True, help="List every header; of a prewarm run, walk on from each program."
+    "--all", "everything", is_flag=True, help="List every header; for a prewarm run, go on from each program."
 )
 @_calls_option
 @common_options
@@ -83,8 +83,9 @@ def provenance_command(
 ) -> None:
     """Walk from a result to its source, template, parameters, headers and compiler files, with their digests.
 
-    KEY is the start, four digits or more, of a program's digest, as list prints it; or of the key of another call that
-    this command names: a rendering, an analysis, a prewarm run, or a call of a memoized function.
+    KEY is the start of a program's digest, as list prints it (four digits or more), or its name, such as
+    'softmax?dtype=float16@sm_90'; or the start of the key of another call that this command prints: a rendering, an
+    analysis, a prewarm run, or a call of a memoized function.
     """
     if session.json:
         if form not in {None, "json"}:
@@ -117,9 +118,11 @@ def _walk(
     from cuda_progcache.provenance.walk import walk
 
     wanted = key.strip().lower()
-    if len(wanted) < 4 or len(wanted) > 64 or set(wanted) - set("0123456789abcdef"):
-        raise click.BadParameter(f"{key!r} isn't the start of a digest: four or more hex digits", param_hint="KEY")
     store, calls = _places(session, directories)
+    if len(wanted) < 4 or len(wanted) > 64 or set(wanted) - set("0123456789abcdef"):
+        if store is None:
+            raise click.BadParameter(f"{key!r} isn't the start of a digest: four or more hex digits", param_hint="KEY")
+        wanted = find_entry(session, key, newest=True, looking=True).digest
     try:
         return walk(wanted, store, calls, whole=whole), store
     except KeyError:
@@ -193,10 +196,10 @@ program or call whose result it used), "named", "current"}]}
 @common_options
 @click.pass_obj
 def affected_command(session: Session, file: Path, directories: tuple[Path, ...], *, quiet: bool) -> None:
-    """List every program whose record names FILE: a header, a template, a source, or a file of a compiler.
+    """List what an edit of FILE would invalidate; FILE is a header, a template, a source, or a file of a compiler.
 
-    And the programs that those were linked into, and the memoized calls that read FILE or used such a program. Ask
-    before an edit or an upgrade. FILE needn't be there any more; then its name decides alone.
+    Listed are the programs that were made from it, those that they were linked into, and the memoized calls that read
+    FILE or used such a program. If FILE doesn't exist any more, its name alone decides.
     """
     from cuda_progcache.provenance.affected import affected
 
@@ -206,6 +209,8 @@ def affected_command(session: Session, file: Path, directories: tuple[Path, ...]
         output.emit(_affected_json(file, found))
     elif quiet:
         output.write("".join(f"{hit.key}\n" for hit in found))
+    elif not found and store is None and not calls:
+        return  # that there is no cache has been said
     elif not found:
         output.note_line(f"no program or call in {session.root()} depends on {file}")
     else:

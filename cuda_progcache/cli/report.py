@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from cuda_progcache.cli import output
-from cuda_progcache.cli.session import Session, common_options, library_at, manifest_option
+from cuda_progcache.cli.app import NoEntryError
+from cuda_progcache.cli.session import OutputFile, Session, common_options, library_at, manifest_option
 
 REPORT_JSON = """\b
 --json: {"root": str, "path": str, "bytes": int (of the file), "programs": int, "listings": int}
@@ -20,7 +21,8 @@ REPORT_JSON = """\b
     "-o",
     "--output",
     "out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
+    metavar="FILE",
     default="report.html",
     show_default=True,
     help="Write it here.",
@@ -50,7 +52,7 @@ def report_command(session: Session, out: Path, listed: int, *, no_plots: bool, 
 
     cache = session.existing_cache()
     if cache is None:
-        raise click.ClickException(f"there is nothing to report: {session.root()} has no cache that can be read")
+        raise NoEntryError(f"there is nothing to report: no cache at {session.root()} can be read")
     found = data.collect(cache, _cap(session))
     drawn = [] if no_plots else plots.plots(found)
     last = sorted(found.programs, key=lambda one: -one.last_used)[:listed]

@@ -187,6 +187,21 @@ def common_options(command: F) -> F:
     )(command)
 
 
+class OutputFile(click.Path):
+    """A file, or with ``-`` stdout, that will be written; a folder that isn't there is told before any work."""
+
+    def __init__(self, *, allow_dash: bool = False) -> None:
+        super().__init__(dir_okay=False, allow_dash=allow_dash, path_type=None if allow_dash else Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check the folder as well."""
+        found = super().convert(value, param, ctx)
+        folder = Path(os.fsdecode(found)).absolute().parent
+        if not folder.is_dir():
+            self.fail(f"there is no folder {folder}", param, ctx)
+        return found
+
+
 def _explain_misses(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
     """Print the reason of every miss on stderr while the command runs, those of worker processes too."""
     if not value or os.environ.get("CUDA_PROGCACHE_LOG") in {"explain", "all"}:

@@ -57,7 +57,7 @@ def tiers_command(session: Session, *, urls: tuple[str, ...], count: bool) -> No
         ]
         output.emit({"source": "" if urls else known.source, "tiers": told})
     elif not found:
-        output.line("no tiers: CUDA_PROGCACHE_TIERS, or tiers in cuda_progcache.toml, names some")
+        output.line("no tiers are configured; set CUDA_PROGCACHE_TIERS, or tiers in cuda_progcache.toml")
     else:
         _show(found)
     if not all(one.ok for one, _ in found):
@@ -93,7 +93,7 @@ def _show(found: list[tuple[Health, TierTotals]]) -> None:
             output.text(one.url),
             one.mode,
             one.trust,
-            output.text("ok" if one.ok else "no answer"),
+            output.text("ok" if one.ok else "failed"),
             "-" if one.latency is None else output.seconds(one.latency),
             f"{lookups:,}",
             f"{counted.hits / lookups:.0%}" if lookups else "-",

@@ -31,8 +31,8 @@ def with_arch(options: Any) -> Any:
         return replace(options, arch=f"sm_{Device().arch}")
     except Exception as error:  # the driver's absence shows as several exception types
         raise ArchError(
-            f"no architecture was given, and there is no CUDA device to take it from ({type(error).__name__}); "
-            f"set arch= to one of {', '.join(_supported())}"
+            "no architecture was given, and there is no CUDA device to take it from; "
+            f"give arch (--arch): one of {', '.join(_supported())}"
         ) from error
 
 
@@ -82,10 +82,10 @@ def about_arch(arch: str) -> str:
     supported = _supported()
     number = arch.lower().removeprefix("sm").removeprefix("compute").removeprefix("_")
     if f"sm_{number}" in supported and arch == f"sm_{number}":
-        return f"the compiler takes no architecture {arch!r} here"
+        return f"the compiler doesn't take the architecture {arch!r} here"
     hint = did_you_mean(f"sm_{number}", supported, listing="it compiles for")
     known = "" if "compiles for" in hint else f" It compiles for {', '.join(supported)}."
-    return f"this NVRTC knows no architecture {arch!r}{hint}{known}"
+    return f"this NVRTC doesn't know the architecture {arch!r}{hint}{known}"
 
 
 def _parsed(text: object) -> Arch | None:

@@ -330,15 +330,16 @@ def _same_before(cache: Any, record: Mapping[str, Any], digest: str) -> Mapping[
 
 
 def _akin(cache: Any, info: Any) -> list[Mapping[str, Any]]:
-    """Records of the same kernel among the last few thousand before it; else of its templates."""
+    """Records of the same kernel among the last few thousand before it; else of the same templates, as when renamed."""
     record = info.record
     older = cache.first(
         _COMPARED,
         by="created",
         matches=lambda other: other.created < info.created and other.digest != info.digest and is_compiled(other),
     )
+    templates = _templates(record)
     return [o.record for o in older if _kernel(o.record) == _kernel(record)] or [
-        o.record for o in older if _templates(o.record) & _templates(record)
+        o.record for o in older if templates and _templates(o.record) == templates
     ]
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from cuda_progcache import events
+from cuda_progcache._util import modes
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.running import asked_by, note_child
@@ -280,9 +281,7 @@ def publish(
     why = _why(cache, record, digest, reason) if events.wanted("miss") else ()
     if reason is None:
         if ours:
-            reason = (
-                None if cache.publish(key.digest, output.data, record) else "the cache dropped it (see its warning)"
-            )
+            reason = None if cache.publish(key.digest, output.data, record) else modes.why_dropped(cache)
         else:
             try:
                 cache[key.digest] = output.data

@@ -228,7 +228,7 @@ class WatchedCall:
         elif self._stored is not None:
             events.emit(events.Event("miss", *about, self._digest, self._reasons))
             events.emit(events.Event("compile", *about, self._digest, seconds=self._seconds))
-            why = ("the cache dropped it (see its warning)",)
+            why = (modes.why_dropped(self._kwargs.get("cache")),)
             kept = events.Event("store", *about, self._digest)
             events.emit(kept if self._stored else events.Event("drop", *about, None, why))
         elif not self._cached:

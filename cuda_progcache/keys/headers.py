@@ -45,6 +45,8 @@ MAX_SETS = 16
 _READ_FLAGS = os.O_RDONLY
 for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
     _READ_FLAGS |= getattr(os, _flag, 0)
+#: Bytes of a header; the largest that are known, of amalgamated libraries, have some 10 MB.
+_LARGEST = 64 << 20
 _MOST_TWINS = 4
 
 Stamp = tuple[int, int, int, int, int]
@@ -347,12 +349,17 @@ def remember_digest(path: str, before: os.stat_result, digest: str) -> None:
 
 
 def read_file(path: str) -> bytes | None:
-    """A regular file's content; None if it can't be read, or is something else."""
+    """A regular file's content; None if it can't be read, is something else, or larger than any header."""
     try:
-        # A manifest of a tier may name anything: a FIFO would hang for ever, and a device has no end.
+        # A manifest of a tier may name anything: a FIFO would hang for ever, and a device, or a file of /proc, has no
+        # end.
         fd = os.open(path, _READ_FLAGS)
         with open(fd, "rb") as file:
-            return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+                return None
+            content = file.read() if status.st_size else file.read(_LARGEST + 1)
+            return content if len(content) <= _LARGEST else None
     except OSError:
         return None
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 
+from cuda_progcache._util.amounts import plural, size
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ProgCacheError
 
@@ -179,6 +180,7 @@ def _driver() -> Finding:
 def _settings() -> Iterator[Finding]:
     from cuda_progcache._util import modes
     from cuda_progcache._util.suggest import did_you_mean
+    from cuda_progcache.events import LOGS
     from cuda_progcache.service.settings import SETTINGS, unknown_settings, value_of
 
     known = [setting.name for setting in SETTINGS]
@@ -187,7 +189,9 @@ def _settings() -> Iterator[Finding]:
     )
     for name in known[1:]:
         if name in os.environ:
-            yield Finding("settings", name, value_of(name) or "")
+            odd = name == "CUDA_PROGCACHE_LOG" and os.environ[name] not in LOGS
+            told = ("nothing is printed", f"set {' or '.join(filter(None, LOGS))}, or unset it") if odd else ("", "")
+            yield Finding("settings", name, value_of(name) or "", *told)
     for name in unknown_settings():
         hint = did_you_mean(name, known, listing="there are").lstrip("; ")
         yield Finding("settings", name, value_of(name) or "", "nothing reads this variable", hint)
@@ -223,7 +227,7 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
     yield _checked("cache", "size cap", lambda: _cap_text(default_max_size()), "give a size such as 5GB, or 0 for none")
     elsewhere = "set CUDA_PROGCACHE_DIR to a directory that this user can write to"
     if not os.path.isdir(above):
-        yield Finding("cache", "directory", root, f"{above} is no directory", elsewhere)
+        yield Finding("cache", "directory", root, f"{above} isn't a directory", elsewhere)
         return
     if above != root:
         may = os.access(above, os.W_OK | os.X_OK)
@@ -241,7 +245,7 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
     yield Finding(
         "cache",
         "directory",
-        f"{root}: {stats.bytes:,} bytes in {stats.entries:,} {'entry' if stats.entries == 1 else 'entries'}",
+        f"{root}: {plural(stats.entries, 'entry')}, {size(stats.bytes)}",
         "" if writable or not wanted else "it can only be read: what is compiled isn't kept",
         "" if writable or not wanted else "let this user write there, or say so: CUDA_PROGCACHE=ro",
     )

@@ -365,7 +365,7 @@ def dask(address: str) -> Iterator[Executor]:
     kind, _, rest = address.partition(":")
     if kind == "local":
         if not rest.isdecimal() or int(rest) < 1:
-            raise ValueError(f"{address!r} is no local cluster; local:2 is one of two processes")
+            raise ValueError(f"{address!r} isn't a local cluster; local:2 is one of two processes")
         with (
             tempfile.TemporaryDirectory(prefix="progcache-dask-") as folder,
             LocalCluster(
@@ -381,7 +381,7 @@ def dask(address: str) -> Iterator[Executor]:
             yield executor
         return
     if kind not in {"tcp", "tls", "ws", "wss", "ucx"} or not rest:
-        raise ValueError(f"{address!r} is no address of a Dask scheduler, such as tcp://host:8786, and not local:2")
+        raise ValueError(f"{address!r} isn't the address of a Dask scheduler, such as tcp://host:8786, or local:2")
     try:
         client = Client(address, timeout=10)
     except OSError as error:

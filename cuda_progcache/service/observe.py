@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-    from cuda_progcache.store.tiers.tier_stats import TierStats
+    from cuda_progcache.store.tiers.tally import TierStats
 
 #: Bounds of the buckets of compile times, in seconds.
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)

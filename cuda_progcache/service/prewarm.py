@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.amounts import plural
 from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile.arch import known_arch
-from cuda_progcache.errors import ArchError, KernelNotFoundError
+from cuda_progcache.errors import ArchError, KernelNotFoundError, ModeError
 from cuda_progcache.provenance.steps import PrewarmRun
 from cuda_progcache.service.batch import Answer, Batch, Job, compile_batch
 from cuda_progcache.service.farm import compile_on, workers_of
@@ -202,6 +203,7 @@ def prewarm(
         units = Units(compiler, library)
         units.fetch_pack(lock)
         missing = _look_up(units, wanted, finished)
+        _refuse_to_lose(compiler, 0 if dry_run else len(missing), total)
         if dry_run:
             frozen = compiler.frozen()
             for job in missing:
@@ -220,6 +222,15 @@ def prewarm(
         if not run.record(steps, told, [item.digest for item in report.items if item.digest], since):
             report = replace(report, call=None)
     return report
+
+
+def _refuse_to_lose(compiler: CachedCompiler, missing: int, total: int) -> None:
+    """Refuse compiles in a mode that keeps none (ModeError); a cache in memory takes them in each."""
+    if missing and compiler.mode in {"ro", "off"} and compiler.settings is not None:
+        raise ModeError(
+            f"{plural(missing, 'program')} of {total:,} can't be prewarmed: nothing is kept in mode {compiler.mode!r}; "
+            "use mode 'rw', or a dry run, which only looks"
+        )
 
 
 def checked_archs(archs: Iterable[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     ValueError
-        It is no size.
+        It isn't a size.
     """
     written = text.strip().lower()
     number = written.rstrip("kmgtib ")
@@ -32,8 +32,8 @@ def default_max_size() -> int | None:
 
     Raises
     ------
-    ValueError
-        The variable is no size.
+    ConfigError
+        The variable isn't a size.
     """
     told = os.environ.get("CUDA_PROGCACHE_MAX_SIZE")
     if not told:
@@ -41,4 +41,6 @@ def default_max_size() -> int | None:
     try:
         return parse_size(told) or None
     except ValueError as exc:
-        raise ValueError(f"CUDA_PROGCACHE_MAX_SIZE: {exc}") from None
+        from cuda_progcache.errors import ConfigError
+
+        raise ConfigError(f"CUDA_PROGCACHE_MAX_SIZE: {exc}") from None

@@ -85,7 +85,8 @@ def test_output_files_and_stdout(cli, process, saxpy, tmp_path):
 
 
 def test_output_that_can_not_be_written_is_a_failure(cli, saxpy, tmp_path):
-    assert "nowhere" in cli("compile", saxpy, "--arch", "sm_90", "-o", tmp_path / "nowhere" / "x", code=1).stderr
+    assert "nowhere" in cli("compile", saxpy, "--arch", "sm_90", "-o", tmp_path / "nowhere" / "x", code=2).stderr
+    assert "No space left" in cli("compile", saxpy, "--arch", "sm_90", "-o", "/dev/full", code=1).stderr
 
 
 def test_stdin_needs_its_code_type(cli, cli_json):
@@ -277,7 +278,7 @@ def test_a_default_root_that_can_not_be_written_is_said(cli, cli_json, saxpy, mo
     """For root every directory can be written, so the answer to "can it?" is injected."""
     monkeypatch.setattr("cuda_progcache.store.root.Root.writable", lambda _: False)
     done = cli("compile", saxpy, "--arch", "sm_90")
-    assert re.search(r"not cached: .* can not be written", done.stdout)
+    assert re.search(r"not cached: .* can't be written", done.stdout)
     assert "cuda-progcache: warning: " in done.stderr
     assert cli_json("compile", saxpy, "--arch", "sm_90")["path"] is None
 

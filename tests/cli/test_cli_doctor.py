@@ -32,7 +32,7 @@ def test_all_is_well(cli, cli_json, root):
         cache["k"] = b"12345"
     text = cli("doctor").stdout
     assert text.endswith("no problems\n")
-    assert f"{root}: 5 bytes in 1 entry" in text
+    assert f"{root}: 1 entry, 5 B" in text
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,9 @@ def test_all_is_well(cli, cli_json, root):
     [
         ("CUDA_PROGCACHE_NVRTC", "{here}", "nvrtc", "can't be loaded", "reinstall nvidia-cuda-nvrtc"),
         ("CUDA_PROGCACHE_NVRTC", "{here}.none", "nvrtc", "none", "pip install nvidia-cuda-nvrtc"),
-        ("CUDA_PROGCACHE", "readonly", "mode", "no mode of the cache", "rw, ro, off, frozen"),
+        ("CUDA_PROGCACHE", "readonly", "mode", "isn't a mode of the cache", "rw, ro, off, frozen"),
         ("CUDA_PROGCACHE_MAX_SIZE", "1y", "size cap", "isn't a size", "5GB"),
+        ("CUDA_PROGCACHE_LOG", "yes", "CUDA_PROGCACHE_LOG", "nothing is printed", "explain or all"),
         ("CUDA_PROGCACHE_MODE", "ro", "CUDA_PROGCACHE_MODE", "nothing reads", "did you mean"),
         ("CUDA_PROGCACHE_DIR", "{here}", "directory", "", "CUDA_PROGCACHE_DIR"),
     ],

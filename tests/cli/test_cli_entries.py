@@ -238,7 +238,7 @@ def test_stats(cli, cli_json, kept, root, monkeypatch):
     text = cli("stats").stdout
     assert str(root) in text
     assert "5.1 kB" in text
-    assert "compiled in  375 ms in all" in text
+    assert "compile time  375 ms in all" in text
     assert cli_json("stats") == {
         "root": str(root),
         "entries": 3,

@@ -23,14 +23,31 @@ def compiles():
 
 def test_the_last_and_any(cli, cli_json, compiles):
     told = cli("explain", "--last").stdout
-    about, reason = told.splitlines()
+    about, reason, by = told.splitlines()
     assert about.startswith(f"{compiles[1][:12]} k.cu --maxrregcount=32 (cubin, sm_80) was compiled in ")
-    assert f" by process {os.getpid()} on {os.uname().nodename}, " in about
+    assert by.startswith(f"compiled by process {os.getpid()} on {os.uname().nodename}, ")
     assert reason == "  option max_register_count unset → 32"
     assert cli("explain", "k.cu").stdout == told
     assert "first compile of this program" in cli("explain", compiles[0][:10]).stdout
     found = cli_json("explain", compiles[1])
     assert (found["digest"], found["reasons"]) == (compiles[1], ["option max_register_count unset → 32"])
+
+
+def test_a_kernel_is_compared_with_itself_or_what_it_was_called_before(cli, library):
+    """Of another kernel it may share a header of templates; under another name it is of the same templates."""
+    (library / "pack.cuh.j2").write_text("// shared\n")
+    for template in ("scale.cu.j2", "fill.cu.j2"):
+        path = library / template
+        path.write_text('{% include "pack.cuh.j2" %}\n' + path.read_text())
+    ask = ("compile", "--manifest", library, "--arch", "sm_80", "--kernel")
+    cli(*ask, "scale")
+    cli(*ask, "fill")
+    assert cli("explain", "--last").stdout.splitlines()[1] == "  first compile of this program"
+    manifest = library / "manifest.toml"
+    manifest.write_text(manifest.read_text().replace("kernels.fill", "kernels.filled"))
+    (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text().replace("= 3", "= 4"))
+    cli(*ask, "filled")
+    assert "\n  template fill.cu.j2 changed (" in cli("explain", "--last").stdout
 
 
 def test_wrong_calls(cli, compiles):

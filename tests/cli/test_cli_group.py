@@ -91,6 +91,8 @@ def test_version(cli):
         (errors.ArchError("no"), 2),
         (errors.ManifestError("no"), 2),
         (errors.OptionError("no"), 2),
+        (errors.ModeError("no"), 2),
+        (errors.ConfigError("no"), 2),
         (errors.UnsafeRootError("no"), 3),
         (errors.StoreError(28, "No space left on device", "/somewhere"), 3),
         (errors.ToolchainError("no"), 4),
@@ -111,6 +113,91 @@ def test_each_error_has_its_code_and_one_line(cli, monkeypatch, error, code):
     lines = cli("stats", code=code).stderr.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("cuda-progcache: error: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("CUDA_PROGCACHE", "frozn", "did you mean 'frozen'?"),
+        ("CUDA_PROGCACHE_MAX_SIZE", "5 apples", "isn't a size such as"),
+        ("CUDA_PROGCACHE_TIERS", "cache", "isn't a URL"),
+    ],
+)
+def test_a_wrong_setting_is_wrong_usage(cli, monkeypatch, tmp_path, variable, value, told):
+    """One line that names the variable; none is a defect of ours."""
+    (tmp_path / "k.cu").write_text('extern "C" __global__ void k() {}')
+    monkeypatch.setenv(variable, value)
+    (line,) = cli("compile", tmp_path / "k.cu", "--arch", "sm_90", code=2).stderr.splitlines()
+    assert variable in line and told in line
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_a_log_that_is_none_is_said(process):
+    script = "compile", "-", "--code-type", "c++", "--arch", "sm_90", "--mode", "off"
+    done = process(*script, env={"CUDA_PROGCACHE_LOG": "yes"}, input='extern "C" __global__ void k() {}')
+    assert (done.returncode, done.stderr.count("CUDA_PROGCACHE_LOG='yes' is neither explain nor all")) == (0, 1)
+
+
+NOTHING_THERE = (
+    "list", "resources", "top", "stats", "verify", "pin --list", "clear --yes", "prune --older-than 1d", "check",
+    "affected x.cu", "list --unkept",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NOTHING_THERE)
+def test_that_there_is_no_cache_is_said_once(cli, root, command):
+    (line,) = cli(*command.split()).stderr.splitlines()
+    assert line.startswith("cuda-progcache: there is no cache at")
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("command", ["show", "explain", "sass", "provenance", "export out.tar", "report"])
+def test_what_is_about_a_program_fails_alike_without_a_cache(cli, root, command):
+    name = [] if " " in command or command == "report" else ["beef"]
+    assert "error: " in cli(*command.split(), *name, code=ExitCode.NO_ENTRY).stderr
+    assert not root.exists()
+
+
+WRITING = (
+    "compile k.cu --arch sm_90 -o", "render axpby -o", "lock --arch sm_90 -o", "export", "report -o",
+    "provenance beef -o", "prewarm --report", "prewarm --junit", "check --lock k.cu --junit", "diff a b --markdown",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_a_folder_that_is_not_there_is_told_before_any_work(cli, root, monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "k.cu").write_text('extern "C" __global__ void k() {}')
+    told = cli(*command.split(), "no/such/file", code=ExitCode.USAGE).stderr
+    assert f"there is no folder {tmp_path}/no/such\n" in told
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("command", ["list --kernel", "resources --kernel"])
+def test_a_misspelt_name_is_answered_with_the_nearest(cli, kept, command):
+    assert "no program matches; did you mean 'softmax'?" in cli(*command.split(), "sofmax").stderr
+    assert "did you mean" not in cli(*command.split(), "softmax", "--arch", "sm_75").stderr
+
+
+@pytest.mark.parametrize("command", ["show", "explain", "sass", "pin"])
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("sofmax", "is called sofmax; did you mean 'softmax'? cuda-progcache list shows"),
+        ("zzzz", "is called zzzz; cuda-progcache list shows"),
+        ("0123456", "has a digest that starts with 0123456, or that name; cuda-progcache list shows"),
+    ],
+)
+def test_a_program_that_is_not_there(cli, kept, command, asked, told):
+    (line,) = cli(command, asked, code=ExitCode.NO_ENTRY).stderr.splitlines()
+    assert told in line.replace("python -m cuda_progcache", "cuda-progcache")
+
+
+@pytest.mark.parametrize("asked", ["softmax?dtype=float64", "softmax?dtyp=float16", "softmax@sm_75"])
+def test_a_variant_that_is_not_there_is_told_from_the_name(cli, kept, asked):
+    (line,) = cli("show", asked, code=ExitCode.NO_ENTRY).stderr.splitlines()
+    assert "no program in" in line and f" fits {asked}; " in line
+    assert line.endswith("list --kernel softmax shows what is there")
 
 
 def test_a_defect_shows_its_traceback_when_asked(process, tmp_path):

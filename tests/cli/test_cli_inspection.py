@@ -47,6 +47,18 @@ def digests(root, monkeypatch):
         return {entry.record["name"].removesuffix(".cu"): entry.digest[:12] for entry in cache.entries()}
 
 
+def test_a_source_file_means_the_program_of_its_name(cli, digests, tmp_path, monkeypatch):
+    """There is no machine code in a source; in a cubin that lies there, there is."""
+    monkeypatch.chdir(tmp_path)
+    Path("old.cu").write_text(SOURCE)
+    told = cli("sass", "old.cu").stdout
+    assert told == cli("sass", digests["old"]).stdout
+    Path("none.cu").write_text(SOURCE)
+    assert "is called none.cu; " in cli("sass", "none.cu", code=5).stderr
+    shutil.copy(cli("show", "--path", "new.cu").stdout.strip(), "old.cubin")
+    assert cli("diff", "old.cubin", "new.cu", "--stat").stdout == "the binaries are equal\n"
+
+
 def test_resources_have_a_row_for_each_kernel(cli, cli_json, digests):
     found = cli_json("resources")["kernels"]
     assert [one["program"] for one in found] == ["lines.cu", "new.cu", "old.cu"]  # PTX uses nothing yet

@@ -177,7 +177,7 @@ def test_a_damaged_bundle_is_refused(cli, cli_json, kept, tmp_path):
 
 
 def test_an_export_to_nowhere_is_one_line(cli, kept, tmp_path):
-    error = cli("export", tmp_path / "none" / "b", code=3).stderr
+    error = cli("export", tmp_path / "none" / "b", code=2).stderr
     assert "none" in error
 
 
@@ -230,8 +230,8 @@ def test_stats_tell_what_all_processes_counted(cli, cli_json, kept, process):
             cache.get(b"one")
         cache.get(b"none")
     text = cli("stats").stdout
-    assert "4, 75.0% hits (all time)" in text
-    assert "3 stored (all time)" in text
+    assert "4, 3 hits (75.0%), all time" in text
+    assert "3 stored, all time" in text
     counted = cli_json("stats")["all_time"]
     assert (counted["hits"], counted["misses"], counted["stored"]) == (3, 1, 3)
     assert process("stats").returncode == 0

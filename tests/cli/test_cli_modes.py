@@ -43,3 +43,38 @@ def test_a_mode_that_is_none_is_usage(cli):
 def test_what_would_change_the_cache_is_refused(cli, kept):
     assert "in mode 'frozen'" in cli("clear", "--yes", "--mode", "frozen", code=3).stderr
     assert "in mode 'ro'" in cli("prune", "--max-size", "0", "--mode", "ro", code=3).stderr
+
+
+@pytest.mark.parametrize("mode", ["ro", "off"])
+def test_nothing_is_prewarmed_where_nothing_is_kept(mode, cli, library, root):
+    """It says so before any compile; what is there already is a hit in mode ro."""
+    ask = ("prewarm", "--manifest", library, "--kernel", "fill", "--arch", "sm_90")
+    done = cli(*ask, "--mode", mode, code=2)
+    assert f"1 program of 1 can't be prewarmed: nothing is kept in mode '{mode}'" in done.stderr
+    assert "compiled" not in done.stderr + done.stdout
+    assert not root.exists()
+    cli(*ask)
+    assert "100% hits" in cli(*ask, "--mode", "ro").stdout
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_a_prewarm_into_memory_is_refused(cli, library, monkeypatch):
+    """For root every directory can be written, so the answer to "can it?" is injected."""
+    monkeypatch.setattr("cuda_progcache.store.root.Root.writable", lambda _: False)
+    done = cli("prewarm", "--manifest", library, "--kernel", "fill", "--arch", "sm_90", code=3)
+    assert "can't prewarm: the programs are kept in memory only" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("mode", ["ro", "off", "frozen"])
+def test_why_there_is_no_entry_is_told_by_the_mode(mode, cli, tmp_path, monkeypatch):
+    """Of a miss, and of a hit that a tier gave."""
+    tier, ask = tmp_path / "tier", ("compile", "--kernel", "axpby", "--arch", "sm_90", "--mode", mode)
+    cli("compile", "--kernel", "axpby", "--arch", "sm_90", "--cache-dir", tier)
+    told = [] if mode == "frozen" else [cli(*ask).stdout]
+    if mode != "off":
+        monkeypatch.setenv("CUDA_PROGCACHE_TIERS", f"file:{tier}")
+        told.append(cli(*ask).stdout)
+        assert told[-1].startswith("hit ")
+    for each in told:
+        assert f"not cached: nothing is kept in mode '{mode}'" in each

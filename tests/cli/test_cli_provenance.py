@@ -27,6 +27,11 @@ def kernel(cli_json, library):
     ]
 
 
+def test_a_name_serves_as_a_digest_does(cli, compiled, kernel):
+    for name, digest in (("k.cu", compiled), ("scale", kernel), ("scale?block=64@sm_80", kernel)):
+        assert cli("provenance", name).stdout == cli("provenance", digest).stdout
+
+
 def test_the_tree(cli, compiled, kernel):
     told = cli("provenance", compiled[:12]).stdout
     for part in (
@@ -80,7 +85,8 @@ def test_wrong_calls(cli, compiled, tmp_path):
     assert "--format dot" in cli("provenance", compiled, "--json", "--format", "dot", code=2).stderr
     told = cli("provenance", "0000", code=5).stderr
     assert "no program and no call starts with 0000 in" in told
-    assert "four or more hex digits" in cli("provenance", "abc", code=2).stderr
+    assert "is called abc; " in cli("provenance", "abc", code=5).stderr
+    assert "four or more hex digits" in cli("provenance", "abc", "--cache-dir", tmp_path / "none", code=2).stderr
     assert "no calls are recorded in" in cli("provenance", compiled, "--calls", tmp_path, code=1).stderr
 
 

@@ -317,8 +317,10 @@ def test_locks_go_before_any_storage_and_a_limit_before_any_cache(mixin):
             return min(keys)
 
     cache = Limited(Values({}), Calls({}), 1)
-    keys = [cache.save(Call("f", {"x": x}, result=x)) for x in range(2)]
-    assert [cache.contains(key) for key in keys] == [False, True]
+    for x in range(6):
+        key = cache.save(Call("f", {"x": x}, result=x))
+        assert [call.to_lookup_key() for call in cache.query()] == [key]  # whatever else goes, it isn't the new one
+    assert not issubclass(SizeLimitedMixin, Cache)  # it goes before other caches, too
 
 
 def test_a_backfill_happens_once_under_concurrency(at_once):

@@ -72,7 +72,7 @@ def test_the_command_line_wins_over_the_ini(pytester, in_process):
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
-        ("--progcache=wr", "*--progcache=wr is no mode of the cache: it is one of rw, ro, off, frozen*"),
+        ("--progcache=wr", "*--progcache=wr isn't a mode of the cache (rw, ro, off, frozen)*"),
         ("--progcache-max-size=big", "*--progcache-max-size: 'big' isn't a size such as 500MB, 2GiB or 0*"),
     ],
 )

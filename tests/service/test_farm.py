@@ -119,9 +119,15 @@ class Gone(Executor):
 
 
 def test_what_a_pool_could_not_be_handed_is_compiled_here(service):
+    told = []
+
+    def tell(item, done, total):
+        told.append((done, total))
+
     with pytest.warns(ProgCacheWarning, match="the executor is broken"):
-        made = service.prewarm(archs=["sm_80"], kernels=["fill", "ir"], executor=Gone(), jobs=1)
+        made = service.prewarm(archs=["sm_80"], kernels=["fill", "ir"], executor=Gone(), jobs=1, on_progress=tell)
     assert (made.ok, made.compiled + made.hits) == (True, 3)
+    assert told == [(1, 3), (2, 3), (3, 3)]  # each once
 
 
 class Dying(Executor):

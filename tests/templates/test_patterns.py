@@ -36,6 +36,11 @@ FILLED = [
         {"a": "x", "body": ast.Name("y", ast.Load(), lineno=1, col_offset=0)},
         "if x:\n    y\n    b = 1",
     ),
+    (
+        "if $a: $body",
+        {"a": "x", "body": [ast.Pass(lineno=1, col_offset=0), ast.Return(None, lineno=1, col_offset=0)]},
+        "if x:\n    pass\n    return",
+    ),
     ("def $f($args): $body", {"f": "f", "args": ["x", "y"], "body": []}, "def f(x, y):\n    pass"),
     ("from $package import $name as n", {"package": "p.q", "name": "r"}, "from p.q import r as n"),
     ("for i in x: continue", {}, "for i in x:\n    continue"),
@@ -53,10 +58,10 @@ def test_holes_are_filled_each_time_anew(pattern, parts, filled):
 
 def test_nodes_are_at_the_builders_line():
     made = builder()
-    made.lines("for i in x:\n    continue")
-    made.line = 9
-    for node in made.lines("for i in x:\n    if not i: continue\n    f(i + 1, '$a')", a=1):
-        assert {inner.lineno for inner in ast.walk(node) if hasattr(inner, "lineno")} == {9}
+    for made.line in (7, 9, 8):
+        for node in made.lines("for i in x:\n    if not i: continue\n    f(i + 1, '$a')", a=1):
+            placed = [inner for inner in ast.walk(node) if isinstance(inner, ast.stmt | ast.expr)]
+            assert {inner.lineno for inner in placed} == {made.line}
 
 
 def test_async_falls_away_where_the_environment_is_not_async():

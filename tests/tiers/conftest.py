@@ -94,7 +94,6 @@ def serve(tmp_path_factory):
 @pytest.fixture(scope="session")
 def redis_server(serve):
     """The URL of a Redis server of this session's."""
-    pytest.importorskip("redis", reason="redis-py isn't installed: pip install 'cuda-progcache[redis]'")
     binary = shutil.which("redis-server") or shutil.which("valkey-server")
     if binary is None:
         pytest.skip("no redis-server (apt-get install redis-server)")
@@ -118,7 +117,7 @@ def started(server, factory, *clients):
 @pytest.fixture(scope="session")
 def nginx(tmp_path_factory):
     """An nginx of this session's, by ``ci/servers/nginx.conf``: everybody reads, who has a password writes."""
-    yield from started(servers.nginx, tmp_path_factory, "urllib3")
+    yield from started(servers.nginx, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -167,18 +167,24 @@ def test_a_strangers_file_is_passed_over(project, monkeypatch):
 def test_what_is_put_in_a_files_place_is_not_read(project, monkeypatch):
     """The file that is judged is the one that is read, and nobody waits for a pipe."""
     path = write(project / "cuda_progcache.toml", 'tiers = ["redis://h"]\n')
-    judged = configuration._is_trusted
 
-    def swap(name, status, here):
-        if name == path:
-            os.unlink(path)
-            write(project / "cuda_progcache.toml", 'tiers = ["redis://stranger"]\n')
-            os.chown(path, 4321, 4321)
-        return judged(name, status, here)
+    class Os:
+        """The module, with another's file in the place of this one just after it is opened."""
 
-    monkeypatch.setattr(configuration, "_is_trusted", swap)
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def open(self, name, flags):
+            file = os.open(name, flags)
+            if name == path:
+                os.unlink(path)
+                write(project / "cuda_progcache.toml", 'tiers = ["redis://stranger"]\n')
+                os.chown(path, 4321, 4321)
+            return file
+
+    monkeypatch.setattr(configuration, "os", Os())
     assert urls() == ["redis://h"]
-    monkeypatch.setattr(configuration, "_is_trusted", judged)
+    monkeypatch.setattr(configuration, "os", os)
     os.unlink(path)
     os.mkfifo(path)
     os.chown(path, 4321, 4321)

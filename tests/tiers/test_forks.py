@@ -15,8 +15,11 @@ import pytest
 #: What a script does in a child, and what it brings back; ``value(n)`` is the program that lies under ``key(n)``.
 CHILDREN = """
 import json, os, signal, sys, threading, time, warnings
-from cuda_progcache.store.tiers import open_tier
-from cuda_progcache.store.tiers.settings import parse_tier
+
+def open_tier(url):
+    from cuda_progcache.store import tiers
+    from cuda_progcache.store.tiers.settings import parse_tier
+    return tiers.open_tier(parse_tier(url))
 
 url = sys.argv[1]
 
@@ -64,7 +67,7 @@ def in_child(work, meanwhile=lambda: time.sleep(0.002)):
 """
 
 USED = """
-tier = open_tier(parse_tier(url))
+tier = open_tier(url)
 fill(tier, range(8))
 numbers = list(range(8))
 before = ask(tier, numbers)
@@ -74,7 +77,7 @@ def in_parent_s_child():
     tier.publish(key(100), value(100), {})
     tier.flush(60)
     grandchild = in_child(lambda: ask(tier, numbers))
-    another = open_tier(parse_tier(url))
+    another = open_tier(url)
     return {"first": first, "again": ask(tier, numbers), "grandchild": grandchild, "another": ask(another, numbers)}
 
 # Both ask at once: over one connection each would get the other's answers.
@@ -82,12 +85,12 @@ meanwhile = []
 told = in_child(in_parent_s_child, lambda: meanwhile.append(ask(tier, numbers)))
 fill(tier, range(8, 12))
 after = ask(tier, list(range(12)))
-fresh = open_tier(parse_tier(url))
+fresh = open_tier(url)
 print(json.dumps({"before": before, "child": told, "meanwhile": meanwhile, "after": after, "kept": ask(fresh, [100])}))
 """
 
 CROWD = """
-tier = open_tier(parse_tier(url))
+tier = open_tier(url)
 fill(tier, range(8))
 numbers = list(range(8))
 ending, wrong, rounds = threading.Event(), [], []
@@ -120,8 +123,24 @@ for thread in threads:
 print(json.dumps({"children": told, "wrong": wrong, "after": ask(tier, numbers)}))
 """
 
+OF_THE_APPLICATION = """
+import obstore
+from obstore.store import S3Store
+
+def use():
+    store = S3Store("b", endpoint="http://127.0.0.1:9", region="r", skip_signature=True, allow_http=True)
+    try:
+        obstore.get(store, "x")
+    except Exception as exc:
+        return type(exc).__name__
+
+if "early" in sys.argv:
+    tier = open_tier(url)
+print(json.dumps([use(), in_child(lambda: ask(open_tier(url), [0, 1])), use()]))
+"""
+
 UNUSED = """
-tier = open_tier(parse_tier(url))
+tier = open_tier(url)
 
 def fill_and_ask():
     fill(tier, range(4))
@@ -182,3 +201,29 @@ def test_children_of_one_that_has_not_used_it(forked):
     """What was configured before a fork works after it, whatever the client."""
     told, _ = forked(UNUSED)
     assert told == [RIGHT, RIGHT, RIGHT]
+
+
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_a_child_of_one_that_has_used_obstore_itself(python, when):
+    """The store may be opened before the fork, or the whole package be loaded after it."""
+    pytest.importorskip("obstore")
+    url = "s3://someone:something@bucket?endpoint=http://127.0.0.1:9"
+    before, child, after = json.loads(python(CHILDREN + OF_THE_APPLICATION, url, when))
+    assert before == after
+    assert skipped(child), child
+    assert "forked" in child[1][0]
+
+
+def test_a_child_that_has_loaded_obstore_itself(python, s3_server):
+    """A server's worker, which was forked before."""
+    pytest.importorskip("obstore")
+    script = """
+        def work():
+            import obstore
+            tier = open_tier(url)
+            fill(tier, range(4))
+            return ask(tier, list(range(4)))
+
+        print(json.dumps(in_child(work)))
+    """
+    assert json.loads(python(CHILDREN + textwrap.dedent(script), s3_server)) == RIGHT

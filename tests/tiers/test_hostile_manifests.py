@@ -138,11 +138,14 @@ def test_no_manifest_fails_or_misleads_a_lookup(project, base, steps, now):
     looked_up(project, base, steps, now)
 
 
-@pytest.mark.parametrize("kind", ["fifo", "device"])
-def test_what_is_no_regular_file_is_not_read(tmp_path, kind):
-    path = str(tmp_path / "fifo") if kind == "fifo" else "/dev/zero"
+@pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
+def test_what_is_no_regular_file_of_a_header_s_size_is_not_read(tmp_path, kind):
+    path = "/dev/zero" if kind == "device" else str(tmp_path / kind)
     if kind == "fifo":
         os.mkfifo(path)
+    elif kind == "huge":
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
     made = HeaderSet().to_json() | {"headers": [[["A", 0, path], EMPTY]]}
     (one,) = from_elsewhere(json.dumps({"format": 4, "sets": [made]}).encode()).sets
     answers = []

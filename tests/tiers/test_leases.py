@@ -16,10 +16,13 @@ import pytest
 import redis
 
 from ci.fleet.server import RedisServer, why_no_server
+from ci.servers.faulty import FaultyServer
+from ci.servers.troubles import STALLS, TROUBLES, WAIT, troubles
 from cuda_progcache.compile import single_flight
-from cuda_progcache.errors import ProgCacheWarning
-from cuda_progcache.store.tiers import leases
+from cuda_progcache.errors import ProgCacheWarning, StoreError
+from cuda_progcache.store.tiers import deadline, leases, open_tier
 from cuda_progcache.store.tiers.leases import FleetLeases
+from cuda_progcache.store.tiers.redis_client import RedisClient
 from cuda_progcache.store.tiers.settings import parse_tier
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
@@ -308,3 +311,99 @@ def test_a_forked_child_neither_renews_nor_ends_what_its_parent_holds(host, clie
 
     assert one.lead("f", compile_, tier.look_up, 600.0) == b"binary"
     assert client.keys("*:l") == []
+
+
+@pytest.mark.parametrize("trouble", [one for one in troubles("redis") if "certificate" not in one])
+def test_a_server_in_any_trouble_holds_no_thread_and_raises_nothing(trouble, monkeypatch):
+    monkeypatch.setattr(leases, "PATIENCE", 0.0)
+    monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
+    seconds = 0.3 if trouble in STALLS else 30
+    with FaultyServer("redis", trouble, b"a program") as server:
+        url = f"redis://127.0.0.1:{server.port}?connect_timeout={seconds}&timeout={seconds}"
+        one = FleetLeases(parse_tier(url))
+        assert one.lead("f", lambda: b"made", lambda: None, 0.0) == b"made"
+        assert one.down
+        assert not one._well_again()
+        assert deadline._threads.stuck == 0
+        with pytest.warns(ProgCacheWarning, match="more than the limit" if "terabyte" in trouble else "can't be used"):
+            one.lead("g", lambda: b"made", lambda: None, 0.0)
+        one.close()
+
+
+LEASED, HELD = b"*2\r\n$6\r\nleased\r\n$1\r\n1\r\n", b"*2\r\n$4\r\nheld\r\n$0\r\n\r\n"
+
+
+@pytest.fixture
+def mortal(monkeypatch):
+    """A server that keeps no program and gives every lease, until it answers nobody; it counts whom it leaves waiting.
+
+    ``dead`` has the commands that it doesn't answer any more, ``waiting`` those that it has left; with ``held`` set,
+    every lease is another's.
+    """
+
+    def answer(speaks, asked, body):
+        if asked.method in running.dead:
+            running.waiting.append(asked.method)
+            yield WAIT
+        elif asked.method == "EVAL":
+            yield b":1\r\n" if "PUBLISH" in asked.target else HELD if running.held else LEASED
+        else:
+            yield b"$-1\r\n"
+
+    monkeypatch.setitem(TROUBLES["redis"], "mortal", answer)
+    monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
+    with FaultyServer("redis", "mortal") as running:
+        running.dead, running.waiting, running.held = set(), [], False
+        running.url = f"redis://127.0.0.1:{running.port}?connect_timeout=0.3&timeout=0.3"
+        yield running
+
+
+@pytest.mark.filterwarnings("ignore::cuda_progcache.errors.ProgCacheWarning")
+@pytest.mark.parametrize("first", ["look-up", "lease"])
+def test_a_server_of_programs_and_leases_that_dies_is_waited_for_once(mortal, first):
+    tier = open_tier(parse_tier(mortal.url))
+    assert tier.get(b"a") is None
+    assert tier.fleet.lead("f", lambda: b"made", never, 0.0) == b"made"
+    mortal.dead = {"GET", "EVAL"}
+    if first == "look-up":
+        assert tier.get(b"b") is None
+        assert tier.fleet is None
+    else:
+        assert tier.fleet.lead("g", lambda: b"made", never, 0.0) == b"made"
+        assert tier.get(b"b") is None
+    assert mortal.waiting == ["GET" if first == "look-up" else "EVAL"]
+    tier.close()
+
+
+def test_a_server_that_answers_no_listener_is_waited_for_once(mortal):
+    mortal.held, mortal.dead = True, {"SUBSCRIBE"}
+    one = FleetLeases(parse_tier(mortal.url))
+    assert one.lead("f", lambda: b"made", lambda: None, 1.0) == b"made"
+    assert mortal.waiting == ["SUBSCRIBE"]
+    assert one.down
+    one.close()
+
+
+def test_half_a_message_holds_no_waiter(monkeypatch):
+    """It is waited for as long as for none, and what comes of that connection later is not taken for a message."""
+    looks = []
+
+    def answer(speaks, asked, body):
+        if asked.method == "SUBSCRIBE":
+            yield b"*3\r\n$9\r\nsubscribe\r\n$7\r\npc1:{f}\r\n:1\r\n*3\r\n"
+            yield WAIT
+        else:
+            looks.append(asked.method)
+            yield HELD if len(looks) < 4 else LEASED
+
+    monkeypatch.setitem(TROUBLES["redis"], "half a message", answer)
+    with FaultyServer("redis", "half a message") as running:
+        settings = parse_tier(f"redis://127.0.0.1:{running.port}?connect_timeout=30&timeout=600")
+        with RedisClient(settings).listening("pc1:{f}", time.monotonic() + 600) as wait:
+            with pytest.raises(TimeoutError):
+                wait(0.1)
+            with pytest.raises(StoreError):
+                wait(0.1)
+        one = FleetLeases(settings)
+        assert one.lead("f", lambda: b"made", lambda: None, 600.0) == b"made"
+        one.close()

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gzip
 import hashlib
 import io
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import threading
+import time
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -18,8 +23,10 @@ import pytest
 from cuda_progcache import FileStreamProgramCache, Program, ProgramOptions
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.service.export import write_oci
+from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers.upkeep import sync
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -206,6 +213,8 @@ HAZARDS = {
     "a pipe": [member("entries/pipe", b"", type=tarfile.FIFOTYPE)],
     "one file twice": [member(ENTRY)],
     "a file in the place of a folder": [member("entries/ab", b"x")],
+    "a long header": [member("entries/ab/x", pax_headers={"comment": "x" * (2 << 20)})],
+    "a map of holes": [member("entries/ab/x", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})],
 }
 
 
@@ -230,6 +239,32 @@ def test_bombs_are_not_unpacked(registry, opened, images):
     assert len(bomb) < 1 << 17
     registry.image(bomb)
     refused(opened, images, "an implausible size")
+
+
+def test_headers_without_an_end_are_not_read(registry, opened, images):
+    """Each is about the next one, and tarfile goes down a level for each."""
+    header = tarfile.TarInfo("entries/ab/x")
+    header.type = tarfile.XGLTYPE
+    registry.image(gzip.compress(header.tobuf() * 20_000, mtime=0))
+    refused(opened, images, r"failed \(the layer")
+
+
+@pytest.mark.parametrize(
+    "pack", [bytes, functools.partial(gzip.compress, compresslevel=1, mtime=0)], ids=["tar", "gzip"]
+)
+def test_a_layer_is_unpacked_in_little_memory(registry, opened, images, pack, monkeypatch):
+    big = os.urandom(4 << 20) * 6
+    registry.image(pack(gzip.decompress(archive(member("records/" + "a" * 64, big)))))
+    tier = opened()
+    tracemalloc.start()
+    try:
+        assert tier.load(KEY) is None
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    (image,) = images.iterdir()
+    assert (image / "records" / ("a" * 64)).read_bytes() == big
+    assert peak < len(big) / 2
 
 
 def test_what_is_not_as_its_digest_says_is_not_used(registry, opened, images, filled):
@@ -290,6 +325,9 @@ def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images,
     with FileStreamProgramCache(tmp_path / "signed", durability="none") as cache:
         cache.publish(KEY, b"ours", signer(entry_digest(KEY), b"ours", {"name": "k"}))
         cache.publish(b"not signed", b"theirs", {"name": "k"})
+        sets = [{"entry": entry_digest(KEY)}]
+        manifest_name, content = "ef" * 32, json.dumps({"format": 3, "sets": sets}, separators=(",", ":")).encode()
+        merge_manifest(str(cache.path), manifest_name, content)
         write_oci(cache, tmp_path / "image", lambda _: True)
     (manifest,) = json.loads((tmp_path / "image" / "index.json").read_text())["manifests"]
     for path in (tmp_path / "image" / "blobs" / "sha256").iterdir():
@@ -301,6 +339,83 @@ def test_a_signed_image_needs_no_trust_in_the_registry(registry, opened, images,
         assert tier.load(KEY).data == b"ours"
         with pytest.warns(ProgCacheWarning, match="isn't signed"):
             assert tier.load(b"not signed") is None
+        assert tier.find_manifest(manifest_name) is None
+    trusting = f"?tls=no&trust=signed&keys={public}"
+    for reference, found in ((":tag", None), (f"@{manifest['digest']}", content)):
+        told = pytest.warns(ProgCacheWarning, match="isn't signed") if found is None else contextlib.nullcontext()
+        with told:
+            assert opened(reference, trust="signed", keys=public).find_manifest(manifest_name) == found
+        report = sync(f"oci://{registry.host}/team/kernels{reference}{trusting}", tmp_path / reference[1:4])
+        assert (report.copied, report.unusable, report.manifests) == (1, 1, 0 if found is None else 1)
+
+
+LONG_AGO = time.time() - 40 * 86400.0
+
+
+def age(images, moment=LONG_AGO):
+    """Have everything that lies there be as old as that."""
+    for path in (images, *images.rglob("*")):
+        os.utime(path, (moment, moment))
+
+
+def pull(registry, opened, number):
+    """Have another image, and get it; its directory's name."""
+    digest = registry.image(archive(member(f"records/{number:064x}")))
+    tier = opened()
+    assert tier.load(b"none of it") is None
+    tier.close()
+    return digest.replace(":", "-")
+
+
+def test_an_image_that_was_not_used_for_a_month_goes_when_another_is_unpacked(registry, opened, images):
+    pull(registry, opened, 1)
+    (images / ".unpacking-killed" / "entries").mkdir(parents=True)
+    age(images)
+    recent = pull(registry, opened, 2)
+    assert os.listdir(images) == [recent]
+    age(images, time.time() - 20 * 86400.0)
+    latest = pull(registry, opened, 3)
+    assert {*os.listdir(images)} == {recent, latest}, "a program may want it next week"
+    age(images)
+    tier = opened(f"@{recent.replace('-', ':')}")
+    assert tier.load(KEY) is None
+    tier.close()
+    newest = pull(registry, opened, 4)
+    assert {*os.listdir(images)} == {recent, newest}
+
+
+HOLDER = """
+import os, sys
+from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.derived import merge_manifest
+from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers.upkeep import sync
+tier = open_tier(parse_tier(sys.argv[1]))
+assert tier.load(b"a key").data == b"binary"
+if sys.argv[2] == "forked" and os.fork():
+    os._exit(0)
+print("ready", flush=True)
+sys.stdin.read()
+print(tier.load(b"a key").data.decode(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("who", ["this", "forked"])
+def test_an_image_that_another_process_uses_stays(registry, opened, filled, images, who):
+    digest = registry.image(filled[1])
+    url = f"oci://{registry.host}/team/kernels:tag?tls=no&timeout=60"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, url, who], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "ready\n"
+        age(images)
+        pull(registry, opened, 1)
+        assert digest.replace(":", "-") in os.listdir(images)
+        told, _ = holder.communicate("")
+        assert told == "binary\n"
+    age(images)
+    latest = pull(registry, opened, 2)
+    assert os.listdir(images) == [latest], "nobody uses it any more"
 
 
 def test_a_real_registry(real_registry, tmp_path):

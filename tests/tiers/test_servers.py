@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import resource
+import socket
+import ssl
+import threading
 import time
+from contextlib import ExitStack
 from urllib.parse import unquote
 
 import pytest
 
 from ci import servers
 from ci.servers.faulty import FaultyServer
+from ci.servers.troubles import TROUBLES
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers import sides, upkeep
+from cuda_progcache.store.tiers.engine import TooLargeError
 from cuda_progcache.store.tiers.on_demand import EngineOnDemand
 from cuda_progcache.store.tiers.settings import parse_tier
+from cuda_progcache.store.tiers.timed_http import HttpClient
 
 NAME = "v1/programs/ab/cdef"
 LIMIT = 1 << 20
@@ -50,15 +61,15 @@ def use(engine):
 def look_around(engine, names):
     """What a listing says, and removals."""
     now = time.time()
-    listed = {one.name: one for one in engine.list("v1/programs/")}
+    listed = {one.name: one for one in engine.list("v1/programs/", until=later())}
     assert listed.keys() == {NAME, *names}
     assert listed[NAME].size == len(b"second")
     assert abs(listed[NAME].modified - now) < 3600
-    assert [one.name for one in engine.list("v1/programs/ab/c")] == [NAME]
-    assert [one.name for one in engine.list("v1/programs/ab/x")] == []
-    assert list(engine.list("v1/nothing/")) == []
+    assert [one.name for one in engine.list("v1/programs/ab/c", until=later())] == [NAME]
+    assert [one.name for one in engine.list("v1/programs/ab/x", until=later())] == []
+    assert list(engine.list("v1/nothing/", until=later())) == []
     engine.delete([*names, NAME, "v1/programs/no/ne"], until=later())
-    assert [one.name for one in engine.list("")] == ["packs/large"]
+    assert [one.name for one in engine.list("", until=later())] == ["packs/large"]
     assert engine.get(NAME, limit=LIMIT, until=later()) is None
     engine.delete([], until=later())
 
@@ -142,16 +153,180 @@ def test_google_is_not_written_to_by_nobody():
 
 
 def test_a_server_that_cannot_list_says_what_can():
-    pytest.importorskip("urllib3")
     with FaultyServer("http", "HTML in place of the object") as server:
         engine = engine_of(f"http://127.0.0.1:{server.port}/prefix")
         with pytest.raises(StoreError, match="autoindex_format json"):
-            list(engine.list("v1/"))
+            list(engine.list("v1/", until=later()))
 
 
 def test_a_large_write_has_the_time_of_a_write_and_not_of_a_connection(nginx_url):
-    """urllib3 has the time for connecting bound what is sent, too."""
+    """A client's time for connecting often bounds what is sent, too."""
     engine = EngineOnDemand(parse_tier(nginx_url))
     body = bytes(32 << 20)
     engine.put(NAME, body, until=later())
     assert engine.get(NAME, limit=len(body), until=later()) == body
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """Start a server that gives the same answer to everything; the URL of a tier there, and the server."""
+    with ExitStack() as stack:
+
+        def start(protocol, *answer, **more):
+            def script(speaks, asked, _):
+                yield from answer if protocol == "redis" else (speaks.head(asked, len(answer[0])), *answer)
+
+            monkeypatch.setitem(TROUBLES[protocol], "this answer", script)
+            server = stack.enter_context(FaultyServer(protocol, "this answer", **more))
+            return f"{protocol}://127.0.0.1:{server.port}", server
+
+        yield start
+
+
+ENDLESS_SCAN = b"*2\r\n$1\r\n1\r\n*0\r\n"
+
+
+def test_a_scan_that_never_ends_is_ended(answering, monkeypatch):
+    url, _ = answering("redis", ENDLESS_SCAN)
+    with pytest.raises(TimeoutError):
+        list(engine_of(url).list("v1/", until=time.monotonic() + 0.2))
+    monkeypatch.setattr(sides, "_LISTING", 0.2)
+    with pytest.raises(StoreError, match="the listing took too long"):
+        upkeep.collect(url, older_than=1.0)
+
+
+def test_a_folder_that_is_in_itself_is_not_descended_for_ever(answering):
+    url, server = answering("http", b'[{"name": "v1", "type": "directory"}, {"name": "x", "size": 1, "mtime": 5}]')
+    found = list(engine_of(url).list("", until=later()))
+    assert [(one.name, one.size, one.modified) for one in found][:2] == [("v1/v1/v1/x", 1, 0.0), ("v1/v1/x", 1, 0.0)]
+    assert (len(found), server.requests) == (4, 4)
+
+
+def test_a_foreign_listing_is_an_error_of_the_store(answering):
+    foreign = """{} 5 null "name" [5] [null] ["x"] [[]] [{}] [{"name":5,"size":1}] {"name":{}} [{"name":"x"}]
+        [{"name":"x","size":"1"}] [{"name":"../x","size":1}] [{"name":"..","type":"directory"}]"""
+    for answer in (*foreign.split(), "", 5000 * "["):
+        url, _ = answering("http", answer.encode())
+        with pytest.raises(StoreError, match="autoindex_format json"):
+            list(engine_of(url).list("v1/", until=later()))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"*3\r\n" + 3 * (b"$60\r\n" + 60 * b"x" + b"\r\n"), TooLargeError),
+        (b"*3\r\n" + 3 * (b"+" + 60 * b"x" + b"\r\n"), TooLargeError),
+        (b"*2\r\n" + 2 * b"*4\r\n:1\r\n:2\r\n:3\r\n:4\r\n", StoreError),
+        (b"*2\r\n" + 2 * b"*4\r\n*0\r\n*0\r\n*0\r\n*0\r\n", StoreError),
+    ],
+    ids=["values", "lines", "numbers", "lists"],
+)
+def test_an_answer_is_bounded_as_a_whole(answering, answer, error):
+    pytest.importorskip("redis")
+    from cuda_progcache.store.tiers.redis_client import RedisClient
+
+    url, _ = answering("redis", answer)
+    client = RedisClient(parse_tier(url))
+    assert client.ask(later(), 600, ("ANY", "x"), most_items=20) != []
+    with pytest.raises(error):
+        client.ask(later(), 100, ("ANY", "x"), most_items=8)
+    client.close()
+
+
+def test_the_context_of_https_is_made_once(tmp_path, monkeypatch):
+    pytest.importorskip("urllib3")
+    made, make = [], ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda *given, **named: made.append(1) or make(*given, **named))
+    with FaultyServer("http", "a certificate nobody knows", b"a program", tmp_path) as server:
+        engine = engine_of(f"https://localhost:{server.port}/prefix?ca_file={tmp_path}/self-signed.pem")
+        for _ in range(2):
+            assert engine.get(NAME, limit=LIMIT, until=later()) == b"a program"
+            engine.close()
+        assert (server.connections, made) == (2, [1])
+
+
+def test_a_tls_context_is_made_once_and_connections_are_kept_above_descriptor_1023(answering, tmp_path, monkeypatch):
+    made, make = [], ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda *given, **named: made.append(1) or make(*given, **named))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2000), hard), hard))
+    with FaultyServer("redis", "a certificate nobody knows", b"a program", tmp_path) as server, ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        engine = engine_of(f"rediss://localhost:{server.port}?ca_file={tmp_path}/self-signed.pem")
+        while stack.enter_context(open(os.devnull, "rb")).fileno() < 1100:
+            pass
+        assert [engine.get(NAME, limit=LIMIT, until=later()) for _ in range(3)] == [b"a program"] * 3
+        assert server.connections == 1
+        engine.close()
+        assert engine.get(NAME, limit=LIMIT, until=later()) == b"a program"
+        assert (server.connections, made) == (2, [1])
+        engine.close()
+
+
+def test_a_handshake_that_hangs_is_cut_off():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        engine = engine_of(f"rediss://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(TimeoutError):
+            engine.get(NAME, limit=LIMIT, until=time.monotonic() + 0.3)
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(10)
+            while connection.recv(1 << 16):
+                pass
+
+
+def test_a_server_that_wants_no_more_of_a_body_is_heard():
+    """It answers and closes the connection while the body is being sent, which is a broken pipe to who sends it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 12)
+                connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        engine = engine_of(f"http://127.0.0.1:{server.getsockname()[1]}/prefix")
+        with pytest.raises(StoreError, match="answered 413"):
+            engine.put(NAME, bytes(64 << 20), until=later())
+
+
+@pytest.mark.parametrize(
+    ("answer", "size", "kept"),
+    [
+        ("200 OK", 20, True),
+        ("404 Not Found", 20, True),
+        ("302 Found", 0, True),
+        ("500 Oops", 200_000, False),  # more than is worth reading
+        ("200 OK\r\nConnection: close", 20, False),
+        ("200 OK\r\nTransfer-Encoding: chunked", 20, True),
+        ("404 Not Found\r\nTransfer-Encoding: chunked", 20, False),
+        ("500 Oops\r\nConnection: close", 200_000, False),
+    ],
+)
+def test_connections_are_kept_and_what_is_left_of_an_answer_is_never_the_next_one(monkeypatch, answer, size, kept):
+    body = bytes(size)
+    chunked = answer.endswith("chunked")
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body) if chunked else body
+    length = "" if chunked else f"Content-Length: {size}\r\n"
+    monkeypatch.setitem(
+        TROUBLES["http"], "this answer", lambda *_: [f"HTTP/1.1 {answer}\r\n{length}\r\n".encode() + sent]
+    )
+    with FaultyServer("http", "this answer") as server:
+        client = HttpClient(f"http://127.0.0.1:{server.port}", connect_timeout=30)
+        for _ in range(3):
+            found = client.exchange("GET", "/x", until=later(), limit=LIMIT)
+            assert (found.status, found.data) == (int(answer[:3]), body if answer.startswith("200") else b"")
+        client.close()
+        gc.collect()  # a socket that was left open is warned of
+        assert (server.requests, server.connections) == (3, 1 if kept else 3)
+
+
+def test_a_target_that_is_no_ascii_is_trouble_like_any_other():
+    with FaultyServer("http") as server:
+        client = HttpClient(f"http://127.0.0.1:{server.port}", connect_timeout=30)
+        for target in ("/\xe4", "/a b", "/a\r\nX: y"):
+            with pytest.raises(StoreError, match="can't be reached"):
+                client.exchange("GET", target, until=later(), limit=LIMIT)
+        assert server.requests == 0

@@ -20,11 +20,10 @@ from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.settings import parse_tier
 
-pytest.importorskip("urllib3")
 LOOK_UPS = 20
 #: Where every look-up is answered, if with nothing of use.
 ANSWERED = {"404 with HTML", "a terabyte, it says", "a length below zero"}
-CLIENTS = {"redis": "redis", "http": "urllib3", "s3": "obstore"}
+CLIENTS = {"redis": "cuda_progcache", "http": "cuda_progcache", "s3": "obstore"}
 CASES = [(tier, trouble) for tier, protocol in tier_faults.TIERS.items() for trouble in troubles(protocol)]
 
 

@@ -223,6 +223,24 @@ def test_tiers_tells_what_all_processes_have_counted(redis_url, tmp_path, run, m
     assert plain in run("tiers")
 
 
+@pytest.mark.parametrize("place", ["redis", "http://ci:{}@127.0.0.1:1/p", "s3://ci:{}@b/p?region=x"])
+def test_a_secret_that_can_not_be_had_is_told_by_its_place(run, request, place, tmp_path):
+    """Its variable or its file, whatever the client library makes of the error."""
+    if place == "redis":  # which asks for the password once it is connected
+        place = request.getfixturevalue("redis_url").partition("?")[0].replace("//", "//ci:{}@")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    plain = place.replace("ci:{}@", "")
+    mark = "&" if "?" in plain else "?"
+    for url, told in (
+        (place.format("${NOT_SET_ANYWHERE}"), "NOT_SET_ANYWHERE"),
+        (f"{plain}{mark}user=ci&password_file={tmp_path}/none", f"{tmp_path}/none (No such file or directory)"),
+        (f"{plain}{mark}user=ci&password_file={tmp_path}/binary", f"{tmp_path}/binary (it is not UTF-8)"),
+    ):
+        trouble = run("tiers", url, "--json", code=1)["tiers"][0]["trouble"]
+        assert told in trouble
+        assert "None" not in trouble
+
+
 def test_tiers_tells_of_one_that_does_not_answer(run, tmp_path, monkeypatch):
     url = f"redis://:{SECRET}@127.0.0.1:1?connect_timeout=0.2"
     told = run("tiers", url, "--json", code=1)
@@ -249,14 +267,14 @@ def test_a_server_that_answers_all_with_a_page_is_in_trouble(run, monkeypatch):
 def test_a_layer_lists_its_manifests(tmp_path, compiled):
     """So that a sync of an image copies them."""
     engine = LayerEngine(parse_tier(f"file://{tmp_path}/here"))
-    found = list(engine.list("v1/manifests/"))
+    found = list(engine.list("v1/manifests/", until=time.monotonic() + 600))
     for listed in found:
         digest = "".join(listed.name.rsplit("/", 2)[-2:])
         content, _ = unpack(digest, engine.get(listed.name, limit=1 << 20, until=time.monotonic() + 600))
         assert (listed.size, listed.modified > 0) == (len(content), True)
     assert len(found) == len(list((tmp_path / "here" / "manifests").glob("??/*"))) > 0
-    assert len(list(engine.list("v1/programs/"))) == 1
-    assert len(list(engine.list("v1/"))) == 1 + len(found)
+    assert len(list(engine.list("v1/programs/", until=time.monotonic() + 600))) == 1
+    assert len(list(engine.list("v1/", until=time.monotonic() + 600))) == 1 + len(found)
 
 
 def test_a_listing_that_takes_too_long_is_none(redis_url, tmp_path, monkeypatch):

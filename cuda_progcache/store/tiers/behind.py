@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
     from cuda_progcache.store.root import Root
     from cuda_progcache.store.tiers.settings import TierSettings
-    from cuda_progcache.store.tiers.tier_stats import TierStats
+    from cuda_progcache.store.tiers.tally import TierStats
 
 _opened: dict[TierSettings, ProgramCacheResource | None] = {}
 _opening = ForkSafeLock()
@@ -102,6 +102,11 @@ class _Here(ProgramCacheResource):
     def path(self) -> Path:
         """The store's directory."""
         return self._store.path
+
+    @property
+    def directory(self) -> str:
+        """The store's directory, as a string."""
+        return self._store.directory
 
     @property
     def roots(self) -> tuple[Path, ...]:

@@ -133,7 +133,7 @@ class Calls:
             if self._engine.keeps_time:
                 value = operation(*args, **named, until=until)
             else:
-                value = within(until, functools.partial(operation, *args, **named, until=until), self._engine.cut)
+                value = within(until, functools.partial(operation, *args, **named, until=until))
         except TooLargeError:
             self._answered(started)
             raise

@@ -74,7 +74,7 @@ class _Threads:
                 return self.idle.get(timeout=max(until - time.monotonic(), 0.0))
             except queue.Empty:
                 pass
-        raise TimeoutError(errno.ETIMEDOUT, f"all {MOST} threads that call tiers are stuck")
+        raise TimeoutError(errno.ETIMEDOUT, f"all {MOST} tier threads are busy")
 
     def _start(self) -> queue.SimpleQueue[_Job]:
         inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -110,7 +110,7 @@ class _Threads:
 _threads = _Threads()
 
 
-def within(until: float, call: Callable[[], R], cut: Callable[[], object] = lambda: None) -> R:
+def within(until: float, call: Callable[[], R]) -> R:
     """What a call returns or raises, if it does so in time.
 
     Parameters
@@ -119,13 +119,11 @@ def within(until: float, call: Callable[[], R], cut: Callable[[], object] = lamb
         The end of the caller's patience, as :func:`time.monotonic` counts.
     call : callable
         Goes on by itself where it takes longer; what becomes of it then is nobody's concern.
-    cut : callable
-        Called then: shuts down what the call waits for.
 
     Raises
     ------
     TimeoutError
-        It took longer, or all threads are stuck.
+        It took longer, or all threads are busy with calls that were left behind.
     StoreError
         There can be no more threads.
     """
@@ -138,7 +136,6 @@ def within(until: float, call: Callable[[], R], cut: Callable[[], object] = lamb
         raise
     inbox.put(job)
     if not job.wait(until - time.monotonic()) and _threads.leave(job):
-        cut()
         raise TimeoutError(errno.ETIMEDOUT, "took too long")
     if job.error is not None:
         try:

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import errno
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache.errors import StoreError
 
+#: Objects that are asked for, or removed, in one call for many.
+BATCH = 100
 #: Bytes of the objects of one call for many, after which no more are asked for.
 BATCH_BYTES = 256 << 20
+#: Requests at once to a service without a call for many: at 5 ms to the server a thousand objects take 0.3 s.
+MANY = 32
 
 
 def reason(exc: Exception) -> str:
@@ -65,16 +70,13 @@ class Engine(abc.ABC):
     survives_fork : bool
         Whether it can be used in a child of a process that has used it.
     threads : int
-        On which many objects are asked for.
-    pinned : bool
-        Whether its URL has the digest of all that it gives, so that nobody can have put anything else there.
+        On which many objects are asked for, or written.
     """
 
     name: str
     keeps_time: bool = False
     survives_fork: bool = True
     threads: int = 1
-    pinned: bool = False
 
     def prepare(self) -> None:  # noqa: B027
         """Load all that a call needs (:class:`NotInstalledError`: that can't be had).
@@ -128,20 +130,59 @@ class Engine(abc.ABC):
 
     def put_many(self, objects: Mapping[str, bytes], *, until: float) -> None:
         """Write several objects; an engine with a call for many overrides this."""
-        for name, data in objects.items():
-            self.put(name, data, until=until)
+        for_each(objects.items(), lambda pair: self.put(*pair, until=until), self.threads)
 
     @abc.abstractmethod
     def delete(self, names: Iterable[str], *, until: float) -> None:
         """Remove objects; one that isn't there is none to be removed."""
 
     @abc.abstractmethod
-    def list(self, prefix: str) -> Iterator[Listed]:
-        """The objects whose names begin so; reads none of them. StoreError where the service can't list."""
+    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
+        """The objects whose names begin so; reads none of them.
+
+        Parameters
+        ----------
+        prefix : str
+            What their names begin with.
+        until : float
+            The end of the caller's patience with the whole listing; no page of it may take longer than a write.
+
+        Raises
+        ------
+        TimeoutError
+            It doesn't end in time.
+        StoreError
+            The service can't list.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
         """Close what is open; the engine can be used afterwards."""
 
-    def cut(self) -> None:  # noqa: B027
-        """Shut the connections of calls that have overrun down, from another thread, so that they end."""
+
+def each_of(
+    names: Iterable[str], ask: Callable[[Sequence[str]], Mapping[str, bytes | None]], where: str
+) -> Iterator[tuple[str, bytes | None]]:
+    """Each name with its object, ``None`` where there is none, in as many calls as the engine wants for them.
+
+    Parameters
+    ----------
+    names : iterable of str
+    ask : callable
+        Makes a call of :meth:`Engine.get_many`, which may leave some for the next.
+    where : str
+        The tier's name.
+
+    Raises
+    ------
+    StoreError
+        A call left all of them.
+    """
+    waiting = list(names)
+    while waiting:
+        batch, waiting = waiting[:BATCH], waiting[BATCH:]
+        found = ask(batch)
+        if not found:
+            raise StoreError(errno.EPROTO, "the server answered none of several questions", where)
+        waiting = [name for name in batch if name not in found] + waiting
+        yield from found.items()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The one object that a tier keeps per program or header manifest: its sidecar and its bytes, never two keys.
+r"""A tier's objects: their names, and the one format of programs and header manifests.
+
+``v1/programs/`` and ``v1/manifests/`` have an object for each digest, its sidecar and its bytes in one; ``packs/`` has
+bundles.
 
 ::
 
@@ -19,12 +22,30 @@ import struct
 from cuda_progcache.store.judge import judge
 from cuda_progcache.store.records import Version, encode
 
+PROGRAMS, MANIFESTS, PACKS = "v1/programs/", "v1/manifests/", "packs/"
+#: Bytes of a header manifest's object, at most.
+MOST_OF_MANIFEST = 4 << 20
 _MAGIC = b"CPCO\x01\0\0\0"
 _HEAD = struct.Struct("<8sII")
 
 
 class DamagedObjectError(ValueError):
     """Not the object that was asked for. Never leaves the room: a lookup that meets it is a miss."""
+
+
+def object_name(tree: str, digest: str) -> str:
+    """The name of a program's, or a manifest's, object."""
+    return f"{tree}{digest[:2]}/{digest[2:]}"
+
+
+def digest_in(name: str) -> str:
+    """The digest in an object's name, if it is one."""
+    return "".join(name.rsplit("/", 2)[-2:])
+
+
+def most_bytes(name: str, limit: int) -> int:
+    """Bytes that an object, or those of a tree, may have on a tier with this limit."""
+    return min(limit, MOST_OF_MANIFEST) if name.startswith(MANIFESTS) else limit
 
 
 def pack(digest: str, data: bytes, version: Version) -> bytes:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import json
 import time
-from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -15,19 +14,19 @@ from urllib.parse import quote
 
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.tiers.engine import Engine, Listed
-from cuda_progcache.store.tiers.timed_http import HttpClient
+from cuda_progcache.store.tiers.engine import MANY, Engine, Listed
+from cuda_progcache.store.tiers.timed_http import HttpClient, authorization
 
 if TYPE_CHECKING:
-    from cuda_progcache.store.tiers.settings import Credentials, TierSettings
+    from cuda_progcache.store.tiers.settings import TierSettings
 
 _ABSENT = (404, 410)
 _DONE = (200, 201, 202, 204)
 _REFUSED = {401: errno.EACCES, 403: errno.EACCES, 405: errno.EROFS, 413: errno.EFBIG, 507: errno.ENOSPC}
-#: Requests at once: at 5 ms to the server a thousand objects take 0.3 s.
-THREADS = 32
 #: What the listing of one directory may have: some hundred thousand names.
 _LISTING = 64 << 20
+#: Folders that an object may lie in, one in the other: ``v1/programs/ab/``.
+_DEEPEST = 3
 
 
 class HttpEngine(Engine):
@@ -43,7 +42,7 @@ class HttpEngine(Engine):
     """
 
     keeps_time = True
-    threads = THREADS
+    threads = MANY
 
     def __init__(self, settings: TierSettings) -> None:
         self.name = settings.url
@@ -53,7 +52,7 @@ class HttpEngine(Engine):
             settings.url,
             connect_timeout=settings.connect_timeout,
             ca_file=settings.ca_file,
-            headers=lambda: _headers(settings.credentials),
+            headers=lambda: authorization(settings.credentials),
         )
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
@@ -71,36 +70,33 @@ class HttpEngine(Engine):
         if answer.status not in _DONE:
             self._refuse(f"PUT of {name}", answer.status)
 
-    def put_many(self, objects: Mapping[str, bytes], *, until: float) -> None:
-        """Write several objects, on several threads."""
-        for_each(objects.items(), lambda pair: self.put(*pair, until=until), THREADS)
-
     def delete(self, names: Iterable[str], *, until: float) -> None:
         """Remove objects by DELETE, on several threads."""
-        for_each(names, lambda name: self._delete(name, until), THREADS)
+        for_each(names, lambda name: self._delete(name, until), self.threads)
 
     def _delete(self, name: str, until: float) -> None:
         answer = self._client.exchange("DELETE", f"{self._path}/{quote(name)}", until=until)
         if answer.status not in _DONE + _ABSENT:
             self._refuse(f"DELETE of {name}", answer.status)
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """The objects whose names begin so, from the server's listings of its directories."""
         folder = prefix.rpartition("/")[0]
-        return self._below(f"{folder}/" if folder else "", prefix)
+        return self._below(f"{folder}/" if folder else "", prefix, until)
 
-    def _below(self, folder: str, prefix: str) -> Iterator[Listed]:
-        for entry in self._entries(folder):
+    def _below(self, folder: str, prefix: str, until: float) -> Iterator[Listed]:
+        for entry in self._entries(folder, until):
             name = f"{folder}{entry['name']}"
             if entry.get("type") == "directory":
-                if f"{name}/".startswith(prefix) or prefix.startswith(f"{name}/"):
-                    yield from self._below(f"{name}/", prefix)
+                leads_there = f"{name}/".startswith(prefix) or prefix.startswith(f"{name}/")
+                if leads_there and folder.count("/") < _DEEPEST:
+                    yield from self._below(f"{name}/", prefix, until)
             elif name.startswith(prefix):
-                yield Listed(name, int(entry["size"]), _time(entry.get("mtime")))
+                yield Listed(name, entry["size"], _time(entry.get("mtime")))
 
-    def _entries(self, folder: str) -> Sequence[Mapping[str, Any]]:
+    def _entries(self, folder: str, until: float) -> Sequence[Mapping[str, Any]]:
         """What nginx's listing has of a directory: name, type, size, and time in GMT."""
-        until = time.monotonic() + self._patience
+        until = min(until, time.monotonic() + self._patience)
         answer = self._client.exchange("GET", f"{self._path}/{quote(folder)}", until=until, limit=_LISTING)
         if answer.status in _ABSENT:
             return ()
@@ -108,10 +104,10 @@ class HttpEngine(Engine):
             self._refuse(f"GET of the listing of {folder or '/'}", answer.status)
         try:
             entries = json.loads(answer.data)
-            if all(_is_entry(entry) for entry in entries):
-                return entries  # type: ignore[no-any-return]
-        except (ValueError, TypeError, RecursionError):
-            pass  # said below
+        except (ValueError, RecursionError):
+            entries = None
+        if isinstance(entries, list) and all(map(_is_entry, entries)):
+            return entries
         raise StoreError(
             errno.ENOTSUP,
             "the server's listing can't be read; nginx needs 'autoindex on; autoindex_format json;'",
@@ -126,26 +122,14 @@ class HttpEngine(Engine):
         self._client.close()
 
 
-def _headers(credentials: Credentials) -> Mapping[str, str]:
-    """Who asks, as HTTP has it (RFC 7617, RFC 6750)."""
-    headers = {"User-Agent": "cuda-progcache"}
-    user, password, token = credentials
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token.reveal()}"
-    elif user is not None or password is not None:
-        pair = ":".join("" if secret is None else secret.reveal() for secret in (user, password))
-        headers["Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
-    return headers
-
-
 def _is_entry(entry: Any) -> bool:
-    name = entry["name"]
+    name = entry.get("name") if isinstance(entry, dict) else None
     plain = isinstance(name, str) and name not in {"", ".", ".."} and "/" not in name
-    return plain and (entry.get("type") == "directory" or isinstance(entry["size"], int))
+    return plain and (entry.get("type") == "directory" or isinstance(entry.get("size"), int))
 
 
 def _time(text: Any) -> float:
     try:
-        return parsedate_to_datetime(text).replace(tzinfo=UTC).timestamp()
-    except (TypeError, ValueError, IndexError):
+        return parsedate_to_datetime(text).replace(tzinfo=UTC).timestamp() if isinstance(text, str) else 0.0
+    except (TypeError, ValueError, IndexError, OverflowError):
         return 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
@@ -13,8 +12,7 @@ from cuda_progcache.errors import StoreError
 from cuda_progcache.store.derived import manifest_path, manifests_in
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.tiers.engine import Engine, Listed, TooLargeError
-from cuda_progcache.store.tiers.envelope import pack
-from cuda_progcache.store.tiers.trees import MANIFESTS, PROGRAMS, digest_in, object_name
+from cuda_progcache.store.tiers.envelope import MANIFESTS, PROGRAMS, digest_in, object_name, pack
 
 if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
@@ -78,9 +76,9 @@ class LayerEngine(Engine):
             return None
         return pack(name, content, Version.of(content, b"{}", 0)) if len(content) <= limit else None
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """The programs and header manifests there."""
-        layer = self.layer(time.monotonic() + self._settings.write_timeout)
+        layer = self.layer(until)
         if not prefix.startswith(MANIFESTS):
             for entry in layer.entries():
                 name = object_name(PROGRAMS, entry.digest)

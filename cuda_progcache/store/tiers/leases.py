@@ -9,8 +9,8 @@ listen, and ask again every 100 ms, so that a lost message costs that.
 
 Nothing depends on a lease for being right: all that equal flights share is a reason to look into the cache again. One
 that is lost (evicted, expired under a process that stood still, gone with its server) costs a second compile. A server
-in trouble is given :data:`PATIENCE` once; after that each host compiles for itself, one process for all by its own
-leases, and a thread looks after the server until it is back.
+in trouble is given :data:`PATIENCE` once, or one deadline; after that each host compiles for itself, one process for
+all by its own leases, and a thread looks after the server until it is back.
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util import forks
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.warning import warn
 from cuda_progcache.errors import ProgCacheWarning, StoreError
-from cuda_progcache.store.tiers.deadline import within
 from cuda_progcache.store.tiers.engine import reason
 
 if TYPE_CHECKING:
-    import redis
-
+    from cuda_progcache.store.tiers.redis_client import RedisClient
     from cuda_progcache.store.tiers.settings import TierSettings
 
 T = TypeVar("T")
@@ -48,6 +46,8 @@ PATIENCE = 1.0
 FIRST_REST, LONGEST_REST = 0.25, 30.0
 #: Seconds that the word of a flight's end is kept: for those who looked into the cache before, and ask now.
 REMEMBERED = 10.0
+#: Bytes that a value of an answer may have.
+_LARGEST = 1 << 16
 
 #: KEYS: lease, word. ARGV: life (ms), who asks, the word that the asker knows.
 _LOOK_OR_LEASE = """
@@ -85,8 +85,8 @@ class FleetLeases:
         default at once.
     news : callable, optional
         Called when others may have published what was missed here.
-    well : callable, optional
-        Called when the server works again after some trouble.
+    ill, well : callable, optional
+        Called when the server is found to be in trouble, and when it works again after some.
     life : float, optional
         Seconds that a lease lives; default: :data:`LIFE`.
     """
@@ -97,6 +97,7 @@ class FleetLeases:
         *,
         landed: Callable[[Callable[[], None]], object] | None = None,
         news: Callable[[], object] = lambda: None,
+        ill: Callable[[], object] = lambda: None,
         well: Callable[[], object] = lambda: None,
         life: float | None = None,
     ) -> None:
@@ -104,6 +105,7 @@ class FleetLeases:
         self._settings = settings
         self._landed = landed
         self._news = news
+        self._ill = ill
         self._well = well
         self._life = LIFE if life is None else life
         self._untold = ""
@@ -117,7 +119,7 @@ class FleetLeases:
     def reset(self) -> None:
         """Begin anew, as a forked child does: the leases that its parent holds are the parent's to renew and to end."""
         self._lock = threading.Lock()
-        self._client: redis.Redis | None = None
+        self._client: RedisClient | None = None
         self._held: dict[str, str] = {}
         self._heart: threading.Thread | None = None
         self._wake = threading.Event()
@@ -185,12 +187,14 @@ class FleetLeases:
 
     # The server
 
-    def _run(self, script: str, keys: tuple[str, ...], *args: str | int) -> Any:
-        """What a script answers; ``None`` where the server is in trouble."""
+    def _run(self, script: str, keys: tuple[str, ...], *args: str | int, sound: Callable[[Any], bool]) -> Any:
+        """What a script answers; ``None`` where the server is in trouble, as one is that answers something else."""
         while not self._down:
             began = time.monotonic()
             try:
-                answer = self._ask(lambda client: client.register_script(script)(keys=keys, args=args))
+                answer = self._ask("EVAL", script, len(keys), *keys, *args)
+                if not sound(answer):
+                    raise StoreError(errno.EPROTO, "the server answers something else than was asked", self.name)
             except OSError as error:
                 if not self._bears(error, began):
                     return None
@@ -201,22 +205,20 @@ class FleetLeases:
                 return answer
         return None
 
-    def _ask(self, question: Callable[[redis.Redis], T]) -> T:
-        """What a question of the client is answered with, in time or with an OSError."""
-        try:
-            client = self._redis()  # imported before the clock runs
-            return within(time.monotonic() + self._settings.timeout, lambda: question(client))
-        except OSError:
-            raise
-        except Exception as error:  # the client's own, and that it isn't installed
-            raise StoreError(errno.EIO, reason(error), self.name) from error
+    def _ask(self, *command: str | int) -> Any:
+        """What a command is answered with, in time or with an OSError."""
+        client = self._redis()  # imported before the clock runs
+        return client.ask(self._deadline(), _LARGEST, command, most_items=2)[0]
 
-    def _redis(self) -> redis.Redis:
+    def _deadline(self) -> float:
+        return time.monotonic() + self._settings.timeout
+
+    def _redis(self) -> RedisClient:
         with self._lock:
             if self._client is None:
-                from cuda_progcache.store.tiers.redis import client
+                from cuda_progcache.store.tiers.redis_client import RedisClient
 
-                self._client = client(self._settings)
+                self._client = RedisClient(self._settings)
             return self._client
 
     def _bears(self, error: OSError, began: float) -> bool:
@@ -225,12 +227,13 @@ class FleetLeases:
             self._failures += 1
             if self._failing_since is None:
                 self._failing_since = began
-            if time.monotonic() - self._failing_since < PATIENCE:
+            if time.monotonic() - self._failing_since < PATIENCE and not isinstance(error, TimeoutError):
                 self._suspected = True
                 return True
             self._down = True
             if not self._told:
                 self._told, self._untold = True, reason(error)
+        self._ill()
         self.suspect()
         return False
 
@@ -261,8 +264,9 @@ class FleetLeases:
 
     def _look(self, flight: str, known: str = "") -> tuple[str, str]:
         """Take the lease if it is free: ``"leased"`` and its token, ``"held"``, ``"over"`` and the word, or trouble."""
-        answer = self._run(_LOOK_OR_LEASE, _keys(flight), int(self._life * 1000), str(current_owner()), known)
-        return ("trouble", "") if answer is None else (_text(answer[0]), _text(answer[1]))
+        life = int(self._life * 1000)
+        answer = self._run(_LOOK_OR_LEASE, _keys(flight), life, str(current_owner()), known, sound=_is_pair)
+        return ("trouble", "") if answer is None else (answer[0].decode(), answer[1].decode())
 
     def _wait(self, flight: str, deadline: float) -> tuple[str, str]:
         """Wait for the end of another's flight, or for its lease; ``"held"`` where that takes too long."""
@@ -277,21 +281,17 @@ class FleetLeases:
     @contextmanager
     def _listening(self, channel: str) -> Iterator[Callable[[float], object]]:
         """Subscribe; what is yielded waits for a message, or for so many seconds."""
-
-        def subscribed(client: redis.Redis) -> Any:
-            made: Any = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-            made.subscribe(channel)
-            return made
-
-        try:
-            subscription = self._ask(subscribed)
-        except OSError:
-            yield time.sleep  # the poll goes on, and finds the trouble
-            return
-        try:
-            yield lambda seconds: _listen(subscription, seconds)
-        finally:
-            subscription.close()
+        with ExitStack() as stack:
+            began = time.monotonic()
+            try:
+                wait = stack.enter_context(self._redis().listening(channel, self._deadline()))
+            except TimeoutError as error:
+                self._bears(error, began)
+                yield time.sleep
+            except OSError:
+                yield time.sleep  # the poll goes on, and finds what trouble there is
+            else:
+                yield _Listener(wait).listen
 
     # What is held
 
@@ -317,7 +317,7 @@ class FleetLeases:
 
     def _end(self, flight: str, token: str) -> None:
         """Give word that a flight is over. In trouble its lease runs out instead."""
-        self._run(_END, _keys(flight), token, int(REMEMBERED * 1000), _channel(flight))
+        self._run(_END, _keys(flight), token, int(REMEMBERED * 1000), _channel(flight), sound=_is_number)
 
     def _start_heart(self) -> None:
         with self._lock:
@@ -344,7 +344,7 @@ class FleetLeases:
                 self._renew(flight, token)
 
     def _renew(self, flight: str, token: str) -> None:
-        mine = self._run(_RENEW, _keys(flight), int(self._life * 1000), token)
+        mine = self._run(_RENEW, _keys(flight), int(self._life * 1000), token, sound=_is_number)
         if mine == 0:  # another host took it, since this process had stood still
             with self._lock:
                 if self._held.get(flight) == token:
@@ -354,8 +354,10 @@ class FleetLeases:
         """Ask a server that is in trouble, after a rest that gets longer each time."""
         time.sleep(self._rest * random.uniform(0.8, 1.2))  # noqa: S311 - so that a fleet doesn't come all at once
         try:
-            self._ask(lambda client: client.ping())
+            is_well = self._ask("PING") == b"PONG"
         except OSError:
+            is_well = False
+        if not is_well:
             self._rest = min(2 * self._rest, LONGEST_REST)
             return False
         self._clear()
@@ -378,18 +380,30 @@ def _channel(flight: str) -> str:
     return f"pc1:{{{flight}}}"
 
 
-def _listen(subscription: Any, seconds: float) -> None:
-    """Wait for a message, or for so many seconds."""
-    from redis.exceptions import RedisError
+class _Listener:
+    """Waits for messages; after trouble, for their time alone: the poll goes on without them."""
 
-    end = time.monotonic() + seconds
-    try:
-        # An acknowledged subscription is no message.
-        while (left := end - time.monotonic()) > 0 and subscription.get_message(timeout=left) is None:
-            pass
-    except (RedisError, OSError):
-        time.sleep(max(0.0, end - time.monotonic()))
+    def __init__(self, wait: Callable[[float], object]) -> None:
+        self._wait = wait
+
+    def listen(self, seconds: float) -> None:
+        """Wait for a message, or for so many seconds."""
+        end = time.monotonic() + seconds
+        try:
+            self._wait(seconds)
+        except OSError:
+            self._wait = time.sleep
+            time.sleep(max(0.0, end - time.monotonic()))
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _is_number(answer: Any) -> bool:
+    return isinstance(answer, int)
+
+
+def _is_pair(answer: Any) -> bool:
+    """Whether it is two words."""
+    return (
+        isinstance(answer, list)
+        and len(answer) == 2
+        and all(isinstance(one, bytes) and one.isascii() for one in answer)
+    )

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -25,15 +25,13 @@ from cuda_progcache._util.parallel import for_each
 from cuda_progcache._util.printable import one_line
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.deadline import within
-from cuda_progcache.store.tiers.engine import Engine, Listed, TooLargeError
+from cuda_progcache.store.tiers.engine import MANY, Engine, Listed, TooLargeError
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
 
 R = TypeVar("R")
 
-#: Requests at once: at 5 ms to the server a thousand objects take 0.3 s.
-THREADS = 32
 #: The part of its time that a request is given, so that it has ended before its caller's patience has.
 _SHARE = 0.97
 #: Variables with which the environment says who asks.
@@ -59,13 +57,29 @@ _KNOWN_TO_AZURE = (
 _STATUS = re.compile(r"status code: (\d{3})")
 _SYSTEM = re.compile(r'Os \{\s*code: (\d+),\s*kind: \w+,\s*message: "([^"]*)"')
 _LISTING = "a listing"
+#: PF_FORKNOEXEC of Linux: the process runs the program of the one that it was forked from.
+_FORKED = 0x40
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
+
+
+def _has_inherited_it() -> bool:
+    """Whether the process that this one was forked from, before this module was loaded, has obstore loaded."""
+    loaded = list(sys.modules)  # in that order
+    if loaded.index(obstore.__name__) > loaded.index(__name__):
+        return False
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            flags = int(file.read().rpartition(b")")[2].split()[6])  # proc_pid_stat(5)
+        with open(f"/proc/{os.getppid()}/maps", "rb") as file:
+            return bool(flags & _FORKED) and b"/obstore/" in file.read()
+    except (OSError, ValueError, IndexError):  # another system, or another user's process
+        return False
 
 
 class _Process:
     """What is true of this process: whether it was forked from one that had obstore loaded."""
 
-    forked_with_it = False
+    forked_with_it = _has_inherited_it()
 
 
 class ObjectEngine(Engine):
@@ -81,7 +95,7 @@ class ObjectEngine(Engine):
     """
 
     keeps_time = True
-    threads = THREADS
+    threads = MANY
     survives_fork = False
 
     def __init__(self, settings: TierSettings) -> None:
@@ -89,11 +103,6 @@ class ObjectEngine(Engine):
         self._settings = settings
         self._stores: dict[float, Any] = {}  # by the seconds that a request may take
         self._is_anonymous = False
-
-    def prepare(self) -> None:
-        """Load obstore, where it can be used."""
-        if not _Process.forked_with_it:
-            import obstore.store  # noqa: F401
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name; ``None`` if there is none."""
@@ -114,10 +123,6 @@ class ObjectEngine(Engine):
                 errno.ENOENT, "the server answered 404 to a put: does the bucket exist?", self.name
             ) from None
 
-    def put_many(self, objects: Mapping[str, bytes], *, until: float) -> None:
-        """Write several objects, on several threads."""
-        for_each(objects.items(), lambda pair: self.put(*pair, until=until), THREADS)
-
     def delete(self, names: Iterable[str], *, until: float) -> None:
         """Remove objects, a thousand in a request where the service can."""
         store, wanted = self._store(self._settings.write_timeout), list(names)
@@ -126,7 +131,7 @@ class ObjectEngine(Engine):
         try:
             self._write(lambda: obstore.delete(store, wanted), until, "a delete")
         except FileNotFoundError:  # of a service that removes them one by one; some of the others may be there
-            for_each(wanted, lambda name: self._delete(store, name, until), THREADS)
+            for_each(wanted, lambda name: self._delete(store, name, until), self.threads)
 
     def _delete(self, store: Any, name: str, until: float) -> None:
         try:
@@ -134,14 +139,14 @@ class ObjectEngine(Engine):
         except FileNotFoundError:
             return
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """The objects whose names begin so."""
         store = self._store(self._settings.write_timeout)
         folder = prefix.rpartition("/")[0]
         pages = iter(obstore.list(store, folder or None, chunk_size=1000))
         while True:
-            until = time.monotonic() + self._settings.write_timeout
-            page: Any = self._write(lambda: next(pages, None), until, _LISTING)
+            page_until = min(until, time.monotonic() + self._settings.write_timeout)
+            page: Any = self._write(lambda: next(pages, None), page_until, _LISTING)
             if page is None:
                 return
             for one in page:
@@ -238,7 +243,8 @@ def _get(store: Any, name: str, limit: int) -> bytes | None:
         if missing is not None:
             raise StoreError(errno.ENOENT, f"no such bucket ({missing[1]})") from None
         return None
-    size = found.meta["size"]
+    start, end = found.range  # of the object, all of which was asked for; its metadata would take a while to be made
+    size = end - start
     if size > limit:  # obstore would make room for it, and abort the process where there is none
         raise TooLargeError(errno.EFBIG, f"{name} has {size} bytes, more than the limit of {limit}")
     data = found.bytes().to_bytes()

@@ -13,17 +13,17 @@ from cuda_progcache.store.tiers.engine import Engine, Listed, NotInstalledError
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
 
-#: The module and the class of a scheme's engine, and the extra that has its client.
+#: The module and the class of a scheme's engine.
 _ENGINES = {
-    "redis": ("redis", "RedisEngine", "redis"),
-    "rediss": ("redis", "RedisEngine", "redis"),
-    "http": ("http", "HttpEngine", "http"),
-    "https": ("http", "HttpEngine", "http"),
-    "s3": ("objects", "ObjectEngine", "s3"),
-    "gs": ("objects", "ObjectEngine", "s3"),
-    "az": ("objects", "ObjectEngine", "s3"),
-    "oci": ("oci", "OciEngine", "http"),
-    "file": ("layer", "LayerEngine", "test"),
+    "redis": ("redis", "RedisEngine"),
+    "rediss": ("redis", "RedisEngine"),
+    "http": ("http", "HttpEngine"),
+    "https": ("http", "HttpEngine"),
+    "s3": ("objects", "ObjectEngine"),
+    "gs": ("objects", "ObjectEngine"),
+    "az": ("objects", "ObjectEngine"),
+    "oci": ("oci", "OciEngine"),
+    "file": ("layer", "LayerEngine"),
 }
 
 
@@ -53,7 +53,7 @@ class EngineOnDemand(Engine):
         if self._lacking is not None:  # a failed import is searched for anew each time
             raise self._lacking
         if self._made is None:
-            home, name, _ = _ENGINES[self._settings.scheme]
+            home, name = _ENGINES[self._settings.scheme]
             try:
                 module = importlib.import_module(f"cuda_progcache.store.tiers.{home}")
             except ImportError as exc:
@@ -65,7 +65,7 @@ class EngineOnDemand(Engine):
     @property
     def keeps_time(self) -> bool:  # type: ignore[override]
         """As the engine."""
-        return self.engine.keeps_time
+        return (self._made or self.engine).keeps_time
 
     @property
     def survives_fork(self) -> bool:  # type: ignore[override]
@@ -74,30 +74,19 @@ class EngineOnDemand(Engine):
 
     def prepare(self) -> None:
         """Make the engine."""
-        import encodings.idna  # noqa: F401 - socket.getaddrinfo imports it
-
-        try:
-            self.engine.prepare()
-        except ImportError as exc:
-            raise self._lacks(exc) from exc
+        self.engine.prepare()
 
     def _lacks(self, exc: ImportError) -> NotInstalledError:
-        extra = _ENGINES[self._settings.scheme][2]
         self._lacking = NotInstalledError(
             errno.ENOTSUP,
-            f"needs a package that isn't installed ({exc}): pip install 'cuda-progcache[{extra}]'",
+            f"needs a package that isn't installed ({exc}): pip install 'cuda-progcache[s3]'",
             self.name,
         )
         return self._lacking
 
-    @property
-    def pinned(self) -> bool:  # type: ignore[override]
-        """As the engine."""
-        return self.engine.pinned
-
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """As the engine."""
-        return self.engine.get(name, limit=limit, until=until)
+        return (self._made or self.engine).get(name, limit=limit, until=until)
 
     def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes | None]:
         """As the engine."""
@@ -115,16 +104,11 @@ class EngineOnDemand(Engine):
         """As the engine."""
         self.engine.delete(names, until=until)
 
-    def list(self, prefix: str) -> Iterator[Listed]:
+    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """As the engine."""
-        return self.engine.list(prefix)
+        return self.engine.list(prefix, until=until)
 
     def close(self) -> None:
         """As the engine, if it was made."""
         if self._made is not None:
             self._made.close()
-
-    def cut(self) -> None:
-        """As the engine, if it was made."""
-        if self._made is not None:
-            self._made.cut()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import io
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,9 +23,9 @@ from cuda_progcache.store.bundle import opened_file, write
 from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
+from cuda_progcache.store.tiers.envelope import PACKS, PROGRAMS
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.sides import Item, Side, TierSide, batches, leading_to, manifests_of
-from cuda_progcache.store.tiers.trees import PACKS, PROGRAMS
 
 if TYPE_CHECKING:
     from cuda_progcache.store.bundle import Bundle
@@ -44,7 +45,7 @@ def pack_name(lock: str) -> str:
 
 def packs_on(tier: TierSide) -> Iterator[tuple[str, Listed]]:
     """The lockfiles' digests and the listings of all packs; reads none of them."""
-    for one in tier.engine.list(PACKS):
+    for one in tier.objects(PACKS):
         digest = one.name.removeprefix(PACKS).removesuffix(".tar")
         if is_digest(digest) and one.name == pack_name(digest):
             yield digest, one
@@ -75,7 +76,6 @@ def write_pack(source: Side, tier: TierSide, lock: str, digests: Collection[str]
         The tier can't be written, or the pack would be too large.
     """
     name, file = pack_name(lock), io.BytesIO()
-    signer = tier._remote.trust.signer
 
     def fits() -> None:
         if file.tell() > MAX_BYTES:
@@ -88,21 +88,21 @@ def write_pack(source: Side, tier: TierSide, lock: str, digests: Collection[str]
                 raise _NotWholeError
             for digest in batch:
                 _, data, record = found[digest]
-                yield digest, data, tier.version(digest, data, record)
+                yield digest, data, tier.trust.version(digest, data, record, time.time())
                 fits()
 
     def manifests(digests: Collection[str]) -> Iterator[tuple[str, bytes]]:
         return ((one.digest, one.data) for items in manifests_of(source, digests) for one in items)
 
     def seal(files: bytes) -> Mapping[str, Any]:
-        return {} if signer is None else signer(name, files, {})
+        return {} if tier.trust.signer is None else tier.trust.signer(name, files, {})
 
     try:
         count = write(file, programs(), manifests, seal)
     except _NotWholeError:
         return 0
     fits()
-    tier.call(tier._settings.write_timeout, tier.engine.put, name, file.getvalue())
+    tier.put(name, file.getvalue())
     return count
 
 
@@ -175,20 +175,20 @@ def _verified(remote: RemoteProgramCache, name: str, bundle: Bundle, wanted: Col
     asked = [digest for digest in bundle.digests if digest in wanted]
     if not asked:
         raise bundle.refuse("it has nothing of this lockfile")
-    trust = remote.trust
+    verifier = remote.trust.verifier_of(PACKS)
     programs = []
     why = None
     for digest in asked:
         version, record = bundle.version(digest)
         data = bundle.entry(digest, version)
-        doubt = trust.doubt(digest, data, record)
+        doubt = None if verifier is None else verifier(digest, data, record)
         if doubt is None:
             programs.append((digest, data, version))
         else:
             remote._objects.count("untrusted")
             why = doubt
     found = list(bundle.manifests())
-    if (doubt := trust.doubt(name, bundle.files, bundle.seal)) is not None:
+    if verifier is not None and (doubt := verifier(name, bundle.files, bundle.seal)) is not None:
         found, why = [], doubt
     if why is not None:
         remote._calls.note("untrusted pack", f"has {name}, of which not all is trusted ({why}); that is left out")

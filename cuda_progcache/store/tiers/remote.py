@@ -23,11 +23,11 @@ from cuda_progcache.store.derived import merged_manifest
 from cuda_progcache.store.stats import Counters, StoreStats
 from cuda_progcache.store.tiers import write_back
 from cuda_progcache.store.tiers.calls import Calls
+from cuda_progcache.store.tiers.envelope import MANIFESTS, PACKS, PROGRAMS, digest_in, object_name
 from cuda_progcache.store.tiers.remote_objects import RemoteObjects
 from cuda_progcache.store.tiers.settings import TierSettings
-from cuda_progcache.store.tiers.tier_stats import TierStats
-from cuda_progcache.store.tiers.trees import MANIFESTS, PACKS, PROGRAMS, digest_in, object_name
-from cuda_progcache.store.tiers.trust import Trust
+from cuda_progcache.store.tiers.signing import Trust
+from cuda_progcache.store.tiers.tally import TierStats
 
 if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, Value
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.records import Version
     from cuda_progcache.store.tiers.engine import Engine
     from cuda_progcache.store.tiers.leases import FleetLeases
-    from cuda_progcache.store.tiers.trust import Signer, Verifier
+    from cuda_progcache.store.tiers.signing import Doubt, Sign
 
 #: What is asked for to see whether a service works again: nothing has this name.
 _NOTHING = object_name(PROGRAMS, 64 * "0")
@@ -57,7 +57,7 @@ class RemoteProgramCache(ProgramCacheResource):
     settings : TierSettings, optional
         Whence the times and sizes are taken; by default, those of a URL that says nothing of them.
     verifier, signer, voucher : callable, optional
-        See :class:`~cuda_progcache.store.tiers.trust.Trust`.
+        See :class:`~cuda_progcache.store.tiers.signing.Trust`.
 
     Attributes
     ----------
@@ -72,12 +72,12 @@ class RemoteProgramCache(ProgramCacheResource):
         engine: Engine,
         settings: TierSettings = _PLAIN,
         *,
-        verifier: Verifier | None = None,
-        signer: Signer | None = None,
-        voucher: Verifier | None = None,
+        verifier: Doubt | None = None,
+        signer: Sign | None = None,
+        voucher: Doubt | None = None,
     ) -> None:
         self.engine = engine
-        self.trust = Trust(verifier, signer, voucher)
+        self.trust = Trust(verifier, signer, voucher, settings.pinned)
         self._settings = settings
         patience = min(settings.connect_timeout, settings.timeout)
         self._calls = Calls(engine, self._probe, self._in_trouble, patience=patience)
@@ -109,15 +109,23 @@ class RemoteProgramCache(ProgramCacheResource):
     @property
     def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
         """The leases of those who publish there: on the Redis that the settings name for them, or that it is itself."""
-        if self._fleet is None and self._settings.mode == "rw":
-            kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
-            # A service that is out of use keeps no leases, either.
-            if kept is not None and (kept is not self._settings or self.breaker.state == "closed"):
-                from cuda_progcache.store.tiers.leases import FleetLeases
+        kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
+        if kept is None or self._settings.mode != "rw":
+            return None
+        shared: dict[str, Any] = {}
+        if kept is self._settings:  # what is found out about one holds for the other
+            if self.breaker.state != "closed":
+                return None
+            shared = {"ill": self._ill, "well": self._well_again}
+        if self._fleet is None:
+            from cuda_progcache.store.tiers.leases import FleetLeases
 
-                well = self._well_again if kept is self._settings else lambda: None
-                self._fleet = FleetLeases(kept, landed=self._objects.writes.then, news=self.forget_misses, well=well)
+            self._fleet = FleetLeases(kept, landed=self._objects.writes.then, news=self.forget_misses, **shared)
         return self._fleet
+
+    def _ill(self) -> None:
+        """Leave it alone for a while."""
+        self.breaker.failed(timed_out=True)
 
     def _well_again(self) -> None:
         """Have it in use again: what keeps its leases is the service itself, and answers."""

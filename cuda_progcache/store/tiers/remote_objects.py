@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,16 @@ from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.store.derived import merged_manifest
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.tiers.calls import OutOfUseError
-from cuda_progcache.store.tiers.engine import TooLargeError, reason
-from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
-from cuda_progcache.store.tiers.misses import RecentMisses
-from cuda_progcache.store.tiers.trees import BATCH, MANIFESTS, digest_in, each_of, most_bytes, object_name
+from cuda_progcache.store.tiers.engine import BATCH, TooLargeError, each_of, reason
+from cuda_progcache.store.tiers.envelope import (
+    MANIFESTS,
+    DamagedObjectError,
+    digest_in,
+    most_bytes,
+    object_name,
+    pack,
+    unpack,
+)
 from cuda_progcache.store.tiers.write_back import WriteBack
 
 if TYPE_CHECKING:
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.calls import Calls
     from cuda_progcache.store.tiers.engine import Engine, Listed
     from cuda_progcache.store.tiers.settings import TierSettings
-    from cuda_progcache.store.tiers.trust import Trust, Verifier
+    from cuda_progcache.store.tiers.signing import Doubt, Trust
 
 #: Seconds for a listing.
 _LISTING = 60.0
@@ -30,6 +37,38 @@ _LISTING = 60.0
 _ROOM = 1 << 14
 #: Bytes that a signature takes in a record, at most.
 _SIGNATURE = 2048
+#: Seconds for which a miss is remembered, and how many are.
+_MISSED_FOR, _MOST_MISSED = 2.0, 4096
+
+
+class RecentMisses:
+    """Names of objects that weren't there, each remembered for a moment."""
+
+    def __init__(self) -> None:
+        self._lock = ForkSafeLock()
+        self._until: OrderedDict[str, float] = OrderedDict()  # by name
+
+    def __contains__(self, name: str) -> bool:
+        until = self._until.get(name)
+        return until is not None and time.monotonic() < until
+
+    def add(self, name: str) -> None:
+        """Remember one."""
+        with self._lock:
+            self._until[name] = time.monotonic() + _MISSED_FOR
+            self._until.move_to_end(name)
+            if len(self._until) > _MOST_MISSED:
+                self._until.popitem(last=False)
+
+    def forget(self, name: str) -> None:
+        """Forget one: it is about to be written."""
+        with self._lock:
+            self._until.pop(name, None)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        with self._lock:
+            self._until.clear()
 
 
 class RemoteObjects:
@@ -94,7 +133,7 @@ class RemoteObjects:
         if name in self.misses:
             return None
         packed = self._fetch(self._calls.look_up, self._settings.timeout, name, self._limit(name))
-        return None if packed is None else self._verified(name, packed, self._trust.verifier)
+        return None if packed is None else self._verified(name, packed, self._trust.verifier_of(tree))
 
     def fetch(self, name: str, *, limit: int) -> bytes | None:
         """A large object, as it was sent; whatever is wrong is a miss."""
@@ -138,7 +177,7 @@ class RemoteObjects:
                 self.misses.add(name)
                 continue
             self.count("bytes_in", len(packed))
-            verified = self._verified(name, packed, self._trust.verifier)
+            verified = self._verified(name, packed, self._trust.verifier_of(tree))
             if verified is not None:
                 yield digest_in(name), *verified
 
@@ -149,7 +188,7 @@ class RemoteObjects:
             names, lambda some: self._calls.make(seconds, self._engine.get_many, some, limit=limit), self._engine.name
         )
 
-    def _verified(self, name: str, packed: bytes, verifier: Verifier | None) -> tuple[bytes, Version] | None:
+    def _verified(self, name: str, packed: bytes, verifier: Doubt | None) -> tuple[bytes, Version] | None:
         digest = digest_in(name)
         try:
             data, version = unpack(digest, packed)
@@ -158,8 +197,7 @@ class RemoteObjects:
             self.misses.add(name)
             return None
         self._calls.judge(is_sound=True)
-        vouched = name.startswith(MANIFESTS) and self._engine.pinned  # whose own digest is in the URL
-        if verifier is not None and not vouched and (why := verifier(digest, data, version.record())) is not None:
+        if verifier is not None and (why := verifier(digest, data, version.record())) is not None:
             self.count("untrusted")
             self._calls.note("untrusted", f"has {name}, which isn't trusted ({why}); this counts as a miss")
             self.misses.add(name)
@@ -207,7 +245,8 @@ class RemoteObjects:
             return objects
         merged = dict(objects)
         # Who signs vouches for all of it.
-        verifier = self._trust.verifier if self._trust.signer is None else self._trust.doubt_in_own_name
+        signs = self._trust.signer is not None
+        verifier = self._trust.doubt_in_own_name if signs else self._trust.verifier_of(MANIFESTS)
         for name, packed in self._get_many(MANIFESTS, manifests, self._settings.write_timeout):
             theirs = None if packed is None else self._verified(name, packed, verifier)
             if theirs is not None:
@@ -272,7 +311,7 @@ class RemoteObjects:
     def list(self, prefix: str) -> list[Listed]:
         """The objects whose names begin so (OSError: the service can't list, or is in trouble)."""
 
-        def listed(*, until: float) -> list[Listed]:  # noqa: ARG001 - an engine's own are for each page
-            return [*self._engine.list(prefix)]
+        def listed(*, until: float) -> list[Listed]:
+            return [*self._engine.list(prefix, until=until)]
 
         return self._calls.make(_LISTING, listed)

@@ -8,6 +8,7 @@ message repeats a text that couldn't be read.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -88,19 +89,20 @@ class Secret:
         if self._kind == "environment":
             if (value := os.environ.get(self._text)) is not None:
                 return value
-            raise StoreError(f"a tier's settings refer to the variable {self._text}, which isn't set")
+            raise StoreError(errno.EINVAL, f"the variable {self._text}, which a tier's settings name, isn't set")
         if self._kind == "file":
             try:
                 with open(self._text, encoding="utf-8") as file:
                     return file.read().rstrip("\r\n")
             except OSError as exc:
-                raise StoreError(exc.errno, f"can't read a tier's secret ({exc.strerror})", self._text) from exc
+                raise StoreError(exc.errno, f"can't read a tier's secret from {self._text} ({exc.strerror})") from exc
             except UnicodeDecodeError:
                 pass  # whose message has the bytes
-            raise StoreError(None, "can't read a tier's secret (it is not UTF-8)", self._text)
+            raise StoreError(errno.EINVAL, f"can't read a tier's secret from {self._text} (it is not UTF-8)")
         raise StoreError(
+            errno.EINVAL,
             "a tier's secret isn't passed to another process; give it as ${NAME} or password_file, which each process "
-            "reads for itself"
+            "reads for itself",
         )
 
     def for_child(self) -> tuple[str, str]:
@@ -223,6 +225,11 @@ class TierSettings:
         """What follows the host, without the slashes at its ends: a prefix; of a directory, its absolute path."""
         path = urlsplit(self.url).path
         return unquote(path) if self.scheme == "file" else path.strip("/")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the URL has the digest of all that lies there, so that nobody can have put anything else there."""
+        return self.scheme == "oci" and "@" in self.path
 
     @property
     def lease_url(self) -> str | None:

@@ -32,21 +32,32 @@ from cuda_progcache.store.records import encode_record
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.configuration import configured
 from cuda_progcache.store.tiers.deadline import within
-from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
+from cuda_progcache.store.tiers.engine import each_of
+from cuda_progcache.store.tiers.envelope import (
+    MANIFESTS,
+    PROGRAMS,
+    DamagedObjectError,
+    digest_in,
+    most_bytes,
+    object_name,
+    pack,
+    unpack,
+)
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
 from cuda_progcache.store.tiers.signing import SIGNATURE
-from cuda_progcache.store.tiers.trees import MANIFESTS, PROGRAMS, digest_in, each_of, most_bytes, object_name
 
 if TYPE_CHECKING:
-    from cuda_progcache.store.records import Version
     from cuda_progcache.store.tiers.engine import Engine, Listed
+    from cuda_progcache.store.tiers.signing import Trust
 
 R = TypeVar("R")
 #: Objects and bytes of one call.
 _BATCH, _BATCH_BYTES = 64, 8 << 20
 #: How often a call is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 4, 0.2
+#: Seconds for a listing, of which each page has those of a write: some millions of objects.
+_LISTING = 600.0
 
 
 class Item(NamedTuple):
@@ -214,6 +225,11 @@ class TierSide:
         """What it stands on."""
         return self._remote.engine
 
+    @property
+    def trust(self) -> Trust:
+        """Whom it trusts, and in whose name it is written."""
+        return self._remote.trust
+
     def call(self, seconds: float, operation: Callable[..., R], *args: Any, tries: int = _TRIES, **named: Any) -> R:
         """What a call of the engine gives, tried a few times (OSError: it is in trouble)."""
         pause = _PAUSE
@@ -222,17 +238,26 @@ class TierSide:
             try:
                 if self.engine.keeps_time:
                     return operation(*args, **named, until=until)
-                return within(until, functools.partial(operation, *args, **named, until=until), self.engine.cut)
+                return within(until, functools.partial(operation, *args, **named, until=until))
             except OSError as exc:
                 tries -= 1
                 if not tries or exc.errno in _LASTING:
+                    if isinstance(exc, TimeoutError):
+                        raise StoreError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name) from exc
                     raise
             time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             pause *= 2
 
+    def objects(self, prefix: str) -> Iterator[Listed]:
+        """The listing of all objects whose names begin so (StoreError: it can't list, or takes too long)."""
+        try:
+            yield from self.engine.list(prefix, until=time.monotonic() + _LISTING)
+        except TimeoutError as exc:
+            raise StoreError(errno.ETIMEDOUT, f"the listing {exc.strerror or exc}", self.name) from exc
+
     def listed(self, tree: str) -> Iterator[tuple[str, Listed]]:
         """Digest and listing of all programs or manifests; reads none of them."""
-        for one in self.engine.list(tree):
+        for one in self.objects(tree):
             digest = digest_in(one.name)
             if is_digest(digest):
                 yield digest, one
@@ -243,6 +268,7 @@ class TierSide:
 
     def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
         """See :class:`Side`."""
+        verifier = self.trust.verifier_of(tree)
         names = {object_name(tree, digest): digest for digest in digests}
         ask = functools.partial(self.call, self._settings.write_timeout, self.engine.get_many, limit=self._limit(tree))
         for name, packed in each_of(names, ask, self.name):
@@ -255,8 +281,7 @@ class TierSide:
             except DamagedObjectError:
                 yield digest
                 continue
-            doubt = self._remote.trust.doubt(digest, data, record)
-            yield Item(digest, data, record) if doubt is None else digest
+            yield digest if verifier is not None and verifier(digest, data, record) else Item(digest, data, record)
 
     def write(self, tree: str, items: Sequence[Item]) -> int:
         """See :class:`Side`."""
@@ -264,7 +289,7 @@ class TierSide:
             items = self._with_theirs(items)
         packed = {}
         for digest, data, record in items:
-            content = pack(digest, data, self.version(digest, data, record))
+            content = pack(digest, data, self.trust.version(digest, data, record, time.time()))
             if len(content) <= self._limit(tree):
                 packed[object_name(tree, digest)] = content
         for batch in batches(packed, lambda name: len(packed[name])):
@@ -273,10 +298,6 @@ class TierSide:
 
     def _limit(self, tree: str) -> int:
         return most_bytes(tree, self._settings.max_bytes)
-
-    def version(self, digest: str, data: bytes, record: Mapping[str, Any]) -> Version:
-        """What vouches for an entry there: its record, signed where this tier's publishers sign."""
-        return self._remote.trust.version(digest, data, record, time.time())
 
     def _with_theirs(self, items: Sequence[Item]) -> list[Item]:
         """Manifests with the sets that the tier's have."""
@@ -300,6 +321,10 @@ class TierSide:
             elif merged_manifest(there.data, item.data) != there.data:
                 merged.append(Item(item.digest, content, {}))
         return merged
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write one object."""
+        self.call(self._settings.write_timeout, self.engine.put, name, content)
 
     def delete(self, names: Sequence[str]) -> None:
         """Remove objects."""

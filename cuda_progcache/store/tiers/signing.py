@@ -13,14 +13,15 @@ version has another name, and nothing is asked for by that.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util import dsse
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.json_text import loads
 from cuda_progcache.errors import ProgCacheError, StoreError
-from cuda_progcache.store.records import encode_record
+from cuda_progcache.store.records import Version, encode_record
+from cuda_progcache.store.tiers.envelope import MANIFESTS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 #: The record's field that has the envelope.
 SIGNATURE = "signature"
 PREDICATE_TYPE = "pkg:pypi/cuda-progcache#object/v1"
+
+
+#: Says why an entry isn't to be trusted; ``None``: it is. Takes digest, bytes and record.
+Doubt = Callable[[str, bytes, Mapping[str, Any]], str | None]
+#: The record to store in the place of the one given. Takes digest, bytes and record.
+Sign = Callable[[str, bytes, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def statement(name: str, data: bytes, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,3 +156,48 @@ def _difference(signed: Any, found: Mapping[str, Any]) -> str:
     except (KeyError, TypeError, ValueError):
         return "its signature is for a different kind of statement"
     return "its record isn't the one that was signed"
+
+
+class Trust(NamedTuple):
+    """What is asked about an object before it is used or sent.
+
+    Attributes
+    ----------
+    verifier : callable or None
+        A :data:`Doubt` of what is used; None: it is anyone's.
+    signer : callable or None
+        A :data:`Sign` of what is sent; None: it is sent as it is.
+    voucher : callable or None
+        A :data:`Doubt` of what others made and the signer may sign; None: nothing of others.
+    pinned : bool
+        Whether the tier's URL has the digest of all that lies there.
+    """
+
+    verifier: Doubt | None = None
+    signer: Sign | None = None
+    voucher: Doubt | None = None
+    pinned: bool = False
+
+    def verifier_of(self, tree: str) -> Doubt | None:
+        """What verifies the objects of a tree; None: nothing has to.
+
+        Header manifests in an image aren't signed; the image's digest, where the URL has it, covers them.
+        """
+        return None if tree == MANIFESTS and self.pinned else self.verifier
+
+    def doubt_in_own_name(self, name: str, data: bytes, record: Mapping[str, Any]) -> str | None:
+        """Why what others made isn't to be sent on in the signer's name; ``None``: it is, or nothing is signed."""
+        if self.signer is None:
+            return None
+        return "nobody vouches for what others publish" if self.voucher is None else self.voucher(name, data, record)
+
+    def version(self, digest: str, data: bytes, record: Mapping[str, Any], created: float) -> Version:
+        """What vouches for an entry there: its record, signed where the tier's publishers sign.
+
+        Raises
+        ------
+        StoreError
+            It can't be signed.
+        """
+        signed = record if self.signer is None else self.signer(digest, data, record)
+        return Version.of(data, encode_record(signed), created)

@@ -1,149 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP requests that end in time, whatever the server does, on urllib3.
+"""HTTP requests that end in time, whatever the server does, on the standard library's client.
 
-urllib3 bounds each wait, and not their sum: a server that sends a byte a second holds it for ever, and its time-out for
-connecting bounds a body that is sent, too. Here the sockets know when the request has to end, and each of their waits
-is bounded by what is left until then. No thread is needed but for a host's name, which no call resolves in time.
+That one bounds each wait, and not their sum. Here the sockets do it
+(:mod:`cuda_progcache.store.tiers.timed_sockets`). It gives the length of an answer before its body is read, follows no
+redirect, asks for no proxy and tries nothing again, which is all that a tier wants of a client.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import socket
-import ssl
-import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError
-
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.tiers.deadline import within
+from cuda_progcache.store.tiers.connections import Connections
 from cuda_progcache.store.tiers.engine import TooLargeError
+from cuda_progcache.store.tiers.timed_sockets import connect, hurry, left, tls_context
 
 if TYPE_CHECKING:
-    from urllib3.response import BaseHTTPResponse
+    import ssl
+    from http.client import HTTPMessage
 
-#: Connections to a server that are kept open; more are opened where more threads ask, and closed afterwards.
+    from cuda_progcache.store.tiers.settings import Credentials
+
+#: Connections to a server that are kept open.
 _KEPT = 32
-#: Seconds by which a wait may overrun.
-_CLOSE_ENOUGH = 0.02
 #: What an answer of no interest may have for its connection to be worth keeping.
 _READ_AWAY = 64 << 10
-
-
-class _Patience(threading.local):
-    """When the request that this thread makes has to end."""
-
-    until = 0.0
-
-
-_patience = _Patience()
-
-
-def _left() -> float:
-    seconds = _patience.until - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError(errno.ETIMEDOUT, "took too long")
-    return seconds
-
-
-def _bound(waiting: socket.socket) -> None:
-    """Have a socket wait for no longer than the thread's request may take.
-
-    That is a system call, which is spared where the time that the socket has is as good.
-    """
-    left, set_to = _left(), waiting.gettimeout()
-    if set_to is None or not left <= set_to <= left + _CLOSE_ENOUGH:
-        waiting.settimeout(left)
-
-
-class _Socket(socket.socket):
-    """A socket whose waits end when the thread's request has to."""
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        _bound(self)
-        return super().recv_into(*args, **kwargs)
-
-    def send(self, *args: Any, **kwargs: Any) -> int:
-        _bound(self)
-        return super().send(*args, **kwargs)
-
-    def sendall(self, *args: Any, **kwargs: Any) -> None:
-        _bound(self)  # of all that is sent
-        super().sendall(*args, **kwargs)
-
-
-class _TlsSocket(ssl.SSLSocket):
-    """The same over TLS, where ``sendall`` is made of ``send``."""
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        _bound(self)
-        return super().recv_into(*args, **kwargs)
-
-    def send(self, *args: Any, **kwargs: Any) -> int:
-        _bound(self)
-        return super().send(*args, **kwargs)
-
-
-def _connect(host: str, port: int, seconds: float) -> socket.socket:
-    """A connection to one of a host's addresses, within so many seconds for all of them."""
-    until = min(time.monotonic() + seconds, _patience.until)
-    addresses = _addresses(host, port, until)
-    for number, (family, kind, protocol, _, address) in enumerate(addresses):
-        made = _Socket(family, kind, protocol)
-        try:
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            share = (until - time.monotonic()) / (len(addresses) - number)
-            if share <= 0:
-                raise TimeoutError(errno.ETIMEDOUT, "took too long to connect")
-            made.settimeout(share)
-            made.connect(address)
-            made.settimeout(_left())  # for the handshake of TLS
-        except BaseException as exc:
-            made.close()
-            if number + 1 == len(addresses) or not isinstance(exc, OSError):
-                raise
-        else:
-            return made
-    raise StoreError(errno.EADDRNOTAVAIL, f"no address found for {host}")
-
-
-def _addresses(host: str, port: int, until: float) -> list[Any]:
-    try:
-        return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        return within(until, lambda: socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
-
-
-class _Connection(HTTPConnection):
-    def _new_conn(self) -> socket.socket:
-        return _open(self)
-
-
-class _TlsConnection(HTTPSConnection):
-    def _new_conn(self) -> socket.socket:
-        return _open(self)
-
-
-def _open(connection: HTTPConnection) -> socket.socket:
-    try:
-        return _connect(connection.host, connection.port, float(connection.timeout or 0.0))
-    except TimeoutError as exc:  # which urllib3 would take for a broken connection
-        raise ConnectTimeoutError(connection, str(exc)) from exc
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
+#: Bytes of a body that is taken piece by piece.
+_PIECE = 1 << 18
 
 
 class Answer(NamedTuple):
@@ -153,14 +42,14 @@ class Answer(NamedTuple):
     ----------
     status : int
         The status code.
-    headers : mapping
+    headers : HTTPMessage
         By name, in any case.
     data : bytes
         The body of an answer with status 200, where it is wanted; else empty.
     """
 
     status: int
-    headers: Mapping[str, str]
+    headers: HTTPMessage
     data: bytes
 
 
@@ -178,7 +67,7 @@ class HttpClient:
     ca_file : str, optional
         Certificates (PEM) by which the server is known; None: the system's.
     headers : callable, optional
-        Gives the headers of every request; asked anew after an answer of 401.
+        Gives the headers of every request, beside ``User-Agent``; asked anew after an answer of 401.
     """
 
     def __init__(
@@ -193,8 +82,29 @@ class HttpClient:
         self._parts = urlsplit(url)
         self._connect_timeout = connect_timeout
         self._ca_file = ca_file
+        self._tls: ssl.SSLContext | None = None
         self._headers = headers
-        self._mine: tuple[int, urllib3.HTTPConnectionPool] | None = None
+        self._known: Mapping[str, str] | None = None  # the headers, once they have been asked for
+        self._connections = Connections(self._connect, _KEPT)
+
+    def _connect(self) -> HTTPConnection:
+        host, is_tls = self._parts.hostname or "", self._parts.scheme == "https"
+        port = self._parts.port or (443 if is_tls else 80)
+        opened = connect(host, port, self._connect_timeout)
+        made = HTTPConnection(host, port)
+        try:
+            if is_tls:
+                made.default_port = 443  # which the Host header leaves out
+                if self._tls is None:
+                    self._tls = tls_context(self._ca_file)
+                made.sock = self._tls.wrap_socket(opened, server_hostname=host)
+            else:
+                made.sock = opened
+        except BaseException:
+            opened.close()
+            raise
+        made.auto_open = 0
+        return made
 
     def exchange(
         self,
@@ -205,6 +115,7 @@ class HttpClient:
         limit: int | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        into: Callable[[bytes], None] | None = None,
     ) -> Answer:
         """Make a request, and read its answer.
 
@@ -220,6 +131,8 @@ class HttpClient:
             What is sent.
         headers : mapping, optional
             Beside the client's own.
+        into : callable, optional
+            Takes the body of an answer with status 200, piece by piece, and the answer has none.
 
         Raises
         ------
@@ -230,94 +143,95 @@ class HttpClient:
         StoreError
             There was no connection, no whole answer, or one that proved larger than ``limit``.
         """
-        _patience.until = until
+        hurry(until)
+        known = self._known
+        if known is None:
+            known = self._known = {"User-Agent": "cuda-progcache", **self._headers()}
         try:
-            left = _left()
-            pool = self._pool()
-            response = pool.urlopen(
-                method,
-                target,
-                body=body,
-                headers={**pool.headers, **headers} if headers else None,
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                timeout=urllib3.Timeout(connect=self._connect_timeout, read=left),
-                preload_content=False,
-                decode_content=False,
-            )
-        except (HTTPError, OSError) as exc:
+            left()
+            connection = self._connections.take()
+            try:
+                with _ask(connection, method, target, body, {**known, **headers} if headers else known) as response:
+                    data = _read(response, limit, into)
+                    is_whole = response.isclosed()
+                if not is_whole:  # what is left of it would be taken for the next answer
+                    connection.close()
+            except BaseException:
+                connection.close()
+                raise
+            self._connections.give_back(connection)
+        except (HTTPException, OSError, UnicodeError) as exc:  # of a redirect's target that isn't ASCII
             self._fail(exc, until)
-        try:
-            data = self._read(response, limit)
-        except (HTTPError, OSError) as exc:
-            self._fail(exc, until)
-        finally:
-            if not response.closed:
-                response.close()  # what is left of it would be taken for the next answer
-            response.release_conn()
         if response.status == 401:
-            self.close()
+            self._known = None
         return Answer(response.status, response.headers, data)
-
-    def _read(self, response: BaseHTTPResponse, limit: int | None) -> bytes:
-        length = getattr(response, "length_remaining", None)
-        if response.status != 200 or limit is None:
-            if length is not None and length <= _READ_AWAY:
-                response.read(length)
-            return b""
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding != "identity":
-            raise StoreError(errno.EPROTO, f"the response has an encoding that wasn't requested ({encoding[:40]!r})")
-        if length is not None and length > limit:
-            raise TooLargeError(errno.EFBIG, f"the response has {length} bytes, more than the limit of {limit}")
-        data = response.read(limit + 1 if length is None else length)
-        if len(data) > limit:
-            raise StoreError(errno.EFBIG, f"the response has more bytes than the limit of {limit}")
-        if length is not None and len(data) != length:
-            raise StoreError(errno.EPROTO, f"the response has {len(data)} bytes instead of {length}")
-        return data
 
     def _fail(self, exc: Exception, until: float) -> NoReturn:
         if isinstance(exc, StoreError):
             raise type(exc)(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from None
-        # NewConnectionError, which isn't raised here, would be of urllib3's TimeoutError, too.
-        if time.monotonic() >= until or isinstance(exc, TimeoutError | urllib3.exceptions.TimeoutError):
+        if time.monotonic() >= until or isinstance(exc, TimeoutError):
             raise TimeoutError(errno.ETIMEDOUT, "took too long", self.name) from exc
         code, why = _reason(exc)
         raise StoreError(code, f"can't be reached ({why})", self.name) from exc
 
-    def _pool(self) -> urllib3.HTTPConnectionPool:
-        mine = self._mine
-        if mine is not None and mine[0] == os.getpid():
-            return mine[1]
-        host, port = self._parts.hostname or "", self._parts.port
-        settings: dict[str, Any] = {"maxsize": _KEPT, "block": False, "headers": dict(self._headers())}
-        made: urllib3.HTTPConnectionPool
-        if self._parts.scheme == "https":
-            context = ssl.create_default_context(cafile=self._ca_file)
-            context.sslsocket_class = _TlsSocket
-            made = _TlsPool(host, port, ssl_context=context, **settings)
-        else:
-            made = _Pool(host, port, **settings)
-        self._mine = os.getpid(), made
-        return made
-
     def close(self) -> None:
         """Close what is open; the next request opens it anew."""
-        mine, self._mine = self._mine, None
-        if mine is not None and mine[0] == os.getpid():
-            mine[1].close()
+        self._connections.close()
 
 
-def _reason(exc: BaseException) -> tuple[int, str]:
-    """The number and the words for what went wrong at the bottom of an error of urllib3."""
-    inner: BaseException = exc
-    for part in exc.args:
-        if isinstance(part, BaseException):
-            inner = part
-    if inner is exc and isinstance(exc.__cause__, Exception):
-        inner = exc.__cause__
-    code = inner.errno if isinstance(inner, OSError) and inner.errno else errno.EIO
-    words = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner) or type(inner).__name__
+def _ask(
+    connection: HTTPConnection, method: str, target: str, body: bytes | None, headers: Mapping[str, str]
+) -> HTTPResponse:
+    """Send a request; the answer as far as its headers."""
+    try:
+        connection.request(method, target, body, headers)
+    except (BrokenPipeError, ConnectionResetError):
+        if body is None:
+            raise
+        # The server wants no more of the body, and may have said why.
+    return connection.getresponse()
+
+
+def _read(response: HTTPResponse, limit: int | None, into: Callable[[bytes], None] | None) -> bytes:
+    """The body of an answer, if it is wanted; piece by piece where something takes it."""
+    length = response.length  # None: it ends with the connection, or comes in chunks
+    if response.status != 200 or limit is None:
+        if length is not None and length <= _READ_AWAY:
+            response.read(length)
+        return b""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise StoreError(errno.EPROTO, f"the response has an encoding that wasn't requested ({encoding[:40]!r})")
+    if length is not None and length > limit:
+        raise TooLargeError(errno.EFBIG, f"the response has {length} bytes, more than the limit of {limit}")
+    wanted = limit + 1 if length is None else length
+    data, size = b"", 0
+    if into is None:
+        data = response.read(wanted)
+        size = len(data)
+    while into is not None and size < wanted and (piece := response.read(min(_PIECE, wanted - size))):
+        into(piece)
+        size += len(piece)
+    if size > limit:
+        raise StoreError(errno.EFBIG, f"the response has more bytes than the limit of {limit}")
+    if length is not None and size != length:
+        raise StoreError(errno.EPROTO, f"the response has {size} bytes instead of {length}")
+    return data
+
+
+def authorization(credentials: Credentials) -> dict[str, str]:
+    """The header that says who asks, as HTTP has it (RFC 7617, RFC 6750); none where nobody says so."""
+    user, password, token = credentials
+    if token is not None:
+        return {"Authorization": f"Bearer {token.reveal()}"}
+    if user is None and password is None:
+        return {}
+    pair = ":".join("" if secret is None else secret.reveal() for secret in (user, password))
+    return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+
+
+def _reason(exc: Exception) -> tuple[int, str]:
+    """The number and the words for what went wrong."""
+    code = exc.errno if isinstance(exc, OSError) and exc.errno else errno.EIO
+    words = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc) or type(exc).__name__
     return (code if code > 0 else errno.EIO), " ".join(str(words).split())[:200]

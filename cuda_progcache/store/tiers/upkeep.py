@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.envelope import MANIFESTS, PROGRAMS, object_name
 from cuda_progcache.store.tiers.packs import packs_on, write_pack
 from cuda_progcache.store.tiers.sides import (
     Item,
@@ -21,7 +22,6 @@ from cuda_progcache.store.tiers.sides import (
     side,
     side_of,
 )
-from cuda_progcache.store.tiers.trees import MANIFESTS, PROGRAMS, object_name
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings

@@ -42,11 +42,17 @@ class WriteBack(Generic[T]):
         Does a batch, by name; raises OSError where that can't be done now.
     dropped : callable
         Told how many are dropped, from any thread.
+    delay : float
+        Seconds that the thread lets pass before it begins, unless somebody waits for it: who asks for many programs in
+        a row would else share the interpreter with it at each of them.
     """
 
-    def __init__(self, write: Callable[[Mapping[str, T]], None], dropped: Callable[[int], None]) -> None:
+    def __init__(
+        self, write: Callable[[Mapping[str, T]], None], dropped: Callable[[int], None], *, delay: float = 0.0
+    ) -> None:
         self._write = write
         self._dropped = dropped
+        self._delay = delay
         self._lock = ForkSafeLock()
         self.renew()
         forks.in_child(self.renew)
@@ -63,6 +69,7 @@ class WriteBack(Generic[T]):
         self._more = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
+        self._hurry = threading.Event()  # somebody waits
         self._ending = threading.Event()
 
     def put(self, name: str, item: T, size: int) -> bool:
@@ -75,11 +82,13 @@ class WriteBack(Generic[T]):
                 self._waiting.pop(name, None)  # it goes to the end
                 self._waiting[name] = (item, size)
                 self._bytes += size - before
-                self._idle.clear()
-        if not fits or not self._at_work():
+                if self._idle.is_set():
+                    self._idle.clear()
+        if not fits or not (self._has_thread or self._at_work()):
             self._dropped(1)
             return False
-        self._more.set()
+        if not self._more.is_set():
+            self._more.set()
         return True
 
     def _at_work(self) -> bool:
@@ -134,6 +143,8 @@ class WriteBack(Generic[T]):
 
     def flush(self, seconds: float) -> bool:
         """Wait until all is done or dropped; False where that takes longer."""
+        if not self._idle.is_set():
+            self._hurry.set()
         return self._idle.wait(seconds)
 
     def end(self, until: float) -> None:
@@ -149,6 +160,8 @@ class WriteBack(Generic[T]):
         while True:
             more.wait()
             more.clear()
+            if self._delay and not self._ending.is_set():
+                self._hurry.wait(self._delay)
             while self._take():
                 if self._under_way:
                     self._do(self._under_way)
@@ -162,6 +175,7 @@ class WriteBack(Generic[T]):
                 with self._lock:
                     self._due = []
                     if not self._is_busy():
+                        self._hurry.clear()
                         idle.set()
 
     def _take(self) -> bool:

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions of a Redis or Valkey server that are answered in time, in version 2 of its protocol (RESP).
+
+https://redis.io/docs/latest/develop/reference/protocol-spec describes it: a question is a list of strings, an answer a
+number, a string, a list or an error. Sockets know when the request has to end
+(:mod:`cuda_progcache.store.tiers.timed_sockets`), and a value or list is refused by its announced length. After trouble
+of any kind a connection is closed: its next answer would be another's.
+
+The clients that there are bound neither the time nor the size of an answer, and to import redis-py takes longer than to
+fetch 180 programs.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cuda_progcache._util.printable import one_line
+from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.connections import Connections
+from cuda_progcache.store.tiers.engine import TooLargeError
+from cuda_progcache.store.tiers.timed_sockets import connect, hurry, is_readable, tls_context
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+
+    from cuda_progcache.store.tiers.settings import TierSettings
+
+R = TypeVar("R")
+
+#: Bytes of a line, or of a value that no object is; items of a list, and lists in lists, that an honest server doesn't
+#: exceed.
+SHORT, MOST_ITEMS, _DEEPEST = 1 << 16, 100_000, 4
+#: Connections that are kept for the next call.
+_KEPT = 8
+#: Bytes that are asked of a socket at once.
+_READ, _LARGE_READ = 1 << 16, 1 << 20
+#: Bytes of an error's text that are told.
+_TOLD = 200
+
+
+class RefusedError(StoreError):
+    """The server answered with an error, after which the connection is as good as before."""
+
+
+class RedisConnection:
+    """A connection to a server.
+
+    Parameters
+    ----------
+    opened : socket
+        A timed one.
+
+    Attributes
+    ----------
+    sock : socket or None
+        None once it is closed.
+    limit : int
+        Bytes that the values of an answer may have.
+    most_items : int
+        Items that its lists may have.
+    """
+
+    def __init__(self, opened: socket.socket) -> None:
+        self.sock: socket.socket | None = opened
+        self.limit = SHORT
+        self.most_items = MOST_ITEMS
+        self._bytes_left = self._items_left = 0  # of the answer that is being read
+        self._buffer = bytearray()
+
+    def close(self) -> None:
+        """Close it."""
+        closing, self.sock = self.sock, None
+        if closing is not None:
+            closing.close()
+
+    def send(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
+        """Send commands together, all by the end of the request."""
+        pieces: list[bytes] = []
+        for command in commands:
+            pieces.append(b"*%d\r\n" % len(command))
+            for part in command:
+                data = part if isinstance(part, bytes) else str(part).encode()
+                pieces.append(b"$%d\r\n%b\r\n" % (len(data), data))
+        self._open.sendall(b"".join(pieces))
+
+    def has_answer(self, seconds: float) -> bool:
+        """Whether something of an answer is there within so many seconds."""
+        return bool(self._buffer) or is_readable(self._open, seconds)
+
+    def answer(self) -> Any:
+        """The next answer: bytes, a number, a list or None; an error of the server is given, and not raised."""
+        self._bytes_left, self._items_left = self.limit, self.most_items
+        return self._answer(0)
+
+    @property
+    def _open(self) -> socket.socket:
+        if self.sock is None:
+            raise StoreError(errno.ENOTCONN, "the connection is closed")
+        return self.sock
+
+    def _answer(self, depth: int) -> Any:
+        line = self._line()
+        kind, rest = line[:1], line[1:]
+        if kind == b"$":
+            return self._value(_number(rest))
+        if kind == b"+":
+            self._take(len(rest))
+            return rest
+        if kind == b":":
+            return _number(rest)
+        if kind == b"-":
+            return RefusedError(errno.EIO, one_line(rest[:_TOLD].decode("utf-8", "replace")))
+        if kind == b"*":
+            count = _number(rest)
+            if count > self._items_left or depth >= _DEEPEST:
+                raise StoreError(errno.EPROTO, f"the server sent a list of {count} items")
+            self._items_left -= max(count, 0)
+            return None if count < 0 else [self._answer(depth + 1) for _ in range(count)]
+        raise _nonsense()
+
+    def _line(self) -> bytes:
+        while (end := self._buffer.find(b"\r\n")) < 0:
+            if len(self._buffer) > SHORT:
+                raise _nonsense()
+            self._buffer += self._received(_READ)
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 2]
+        return line
+
+    def _take(self, length: int) -> None:
+        """Note that so many bytes are to come, or refuse them."""
+        if length > self._bytes_left:
+            size = self.limit - self._bytes_left + length
+            raise TooLargeError(errno.EFBIG, f"the value has {size} bytes, more than the limit of {self.limit}")
+        self._bytes_left -= length
+
+    def _value(self, length: int) -> bytes | None:
+        if length < 0:
+            return None
+        self._take(length)
+        missing = length + 2 - len(self._buffer)
+        if missing > 0:
+            pieces = [bytes(self._buffer)]
+            self._buffer.clear()
+            while missing > 0:
+                pieces.append(self._received(min(missing, _LARGE_READ)))
+                missing -= len(pieces[-1])
+            whole = b"".join(pieces)
+        else:
+            whole = bytes(self._buffer[: length + 2])
+            del self._buffer[: length + 2]
+        if not whole.endswith(b"\r\n"):
+            raise StoreError(errno.EPROTO, "the value is longer than announced")
+        return whole[:-2]
+
+    def _received(self, size: int) -> bytes:
+        received = self._open.recv(size)
+        if not received:
+            raise StoreError(errno.ECONNRESET, "the server closed the connection")
+        return received
+
+
+def _number(text: bytes) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise _nonsense() from None
+
+
+def _nonsense() -> StoreError:
+    return StoreError(errno.EPROTO, "the server doesn't speak the Redis protocol")
+
+
+class RedisClient:
+    """Asks a server, on connections that are kept; one attempt each.
+
+    A forked child opens connections of its own.
+
+    Parameters
+    ----------
+    settings : TierSettings
+        Of a ``redis`` or ``rediss`` URL.
+    """
+
+    def __init__(self, settings: TierSettings) -> None:
+        self.name = settings.url
+        self._settings = settings
+        self._tls: ssl.SSLContext | None = None
+        self._connections = Connections(self._connect, _KEPT)
+
+    def _connect(self) -> RedisConnection:
+        settings = self._settings
+        opened: socket.socket = connect(settings.host, settings.port or 6379, settings.connect_timeout)
+        try:
+            if settings.scheme == "rediss":
+                if self._tls is None:
+                    self._tls = tls_context(settings.ca_file)
+                opened = self._tls.wrap_socket(opened, server_hostname=settings.host)
+            connection = RedisConnection(opened)
+            self._enter(connection)
+        except BaseException:
+            opened.close()
+            raise
+        return connection
+
+    def _enter(self, connection: RedisConnection) -> None:
+        """Say who asks, and of which database."""
+        user, password, _ = self._settings.credentials
+        commands: list[Sequence[str]] = []
+        if user is not None or password is not None:
+            secret = "" if password is None else password.reveal()
+            commands.append(("AUTH", secret) if user is None else ("AUTH", user.reveal(), secret))
+        if self._settings.path not in {"", "0"}:
+            commands.append(("SELECT", self._settings.path))
+        if commands:
+            _told(connection, commands)
+
+    def use(self, until: float, limit: int, use: Callable[[RedisConnection], R], most_items: int = 0) -> R:
+        """What is done with a connection.
+
+        Parameters
+        ----------
+        until : float
+            When it has to have ended, as :func:`time.monotonic` counts.
+        limit, most_items : int
+            Bytes that each answer may have, and items that its lists may.
+        use : callable
+            Takes the connection, which is kept afterwards if it is open then.
+
+        Raises
+        ------
+        TimeoutError
+            It took longer.
+        TooLargeError
+            An answer is larger than ``limit``.
+        RefusedError
+            The server answered with an error, the last of its answers.
+        StoreError
+            There is no connection, or the server said nothing of sense.
+        """
+        hurry(until)
+        try:
+            connection = self._connections.take()
+            connection.limit, connection.most_items = limit, most_items
+            try:
+                value = use(connection)
+            except RefusedError:
+                self._connections.give_back(connection)
+                raise
+            except BaseException:
+                connection.close()
+                raise
+            self._connections.give_back(connection)
+            return value
+        except StoreError as exc:
+            exc.filename = self.name
+            raise
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    def _error(self, exc: OSError) -> OSError:
+        """An error of the system's as an engine has it."""
+        if isinstance(exc, TimeoutError):
+            return TimeoutError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name)
+        return StoreError(exc.errno or errno.EIO, exc.strerror or str(exc), self.name)
+
+    def ask(self, until: float, limit: int, *commands: Sequence[str | bytes | int], most_items: int = 0) -> list[Any]:
+        """The answers to commands that are sent together; see :meth:`use`."""
+        return self.use(until, limit, lambda connection: _told(connection, commands), most_items)
+
+    @contextmanager
+    def listening(self, channel: str, until: float) -> Iterator[Callable[[float], bool]]:
+        """Subscribe to a channel, by a deadline; for as long as the context lasts, on a connection of its own.
+
+        Yields
+        ------
+        callable
+            Waits for a message to begin, so many seconds at most, and as long again for its end: whether one came.
+            OSError: the connection is in trouble, now and for good.
+        """
+        with self._errors():
+            hurry(until)
+            connection = self._connect()
+        try:
+            with self._errors():
+                connection.most_items = 3  # kind, channel, message
+                connection.send([("SUBSCRIBE", channel)])
+                _message(connection)
+
+            def wait(seconds: float) -> bool:
+                with self._errors():
+                    if not connection.has_answer(seconds):
+                        return False
+                    hurry(time.monotonic() + seconds)
+                    try:
+                        _message(connection)
+                    except BaseException:
+                        connection.close()  # what comes next would be taken for a message
+                        raise
+                return True
+
+            yield wait
+        finally:
+            connection.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as exc:
+            exc.filename = self.name
+            raise
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    def close(self) -> None:
+        """Close the connections that are kept; the next question opens one."""
+        self._connections.close()
+
+
+def _told(connection: RedisConnection, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+    """The answers to commands that are sent together (RefusedError: one of them)."""
+    connection.send(commands)
+    answers = [connection.answer() for _ in commands]  # all, before the first error is raised
+    for answer in answers:
+        if isinstance(answer, RefusedError):
+            raise answer
+    return answers
+
+
+def _message(connection: RedisConnection) -> None:
+    answer = connection.answer()
+    if isinstance(answer, RefusedError):
+        raise answer
+    if not isinstance(answer, list):
+        raise StoreError(errno.EPROTO, f"the server sent a {type(answer).__name__} to a subscriber")

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets whose waits end when the request of their thread has to, whatever the server does.
+
+A socket's own time-out bounds each wait, and not their sum: a server that sends a byte a second holds a client for
+ever. These know the end of the request (:func:`hurry`), and each wait is bounded by what is left until then. No thread
+is needed but for a host's name, which no call resolves in time.
+"""
+
+from __future__ import annotations
+
+import encodings.idna  # noqa: F401 - socket.getaddrinfo imports it, in a thread
+import errno
+import select
+import socket
+import ssl
+import threading
+import time
+from typing import Any
+
+from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.deadline import within
+
+#: Seconds by which a wait may overrun.
+_CLOSE_ENOUGH = 0.02
+#: Where the system has it: ``select`` takes no descriptor above 1023, which a process with many files open has.
+_poll = getattr(select, "poll", None)
+
+
+class _Patience(threading.local):
+    """When the request that this thread makes has to end."""
+
+    until = 0.0
+
+
+_patience = _Patience()
+
+
+def hurry(until: float) -> None:
+    """Have this thread's next requests end by then, as :func:`time.monotonic` counts."""
+    _patience.until = until
+
+
+def left() -> float:
+    """Seconds that this thread's request may still take (TimeoutError: none)."""
+    seconds = _patience.until - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError(errno.ETIMEDOUT, "took too long")
+    return seconds
+
+
+def _bound(waiting: socket.socket) -> None:
+    """Have a socket wait for no longer than the thread's request may take.
+
+    That is a system call, which is spared where the time that the socket has is as good.
+    """
+    seconds, set_to = left(), waiting.gettimeout()
+    if set_to is None or not seconds <= set_to <= seconds + _CLOSE_ENOUGH:
+        waiting.settimeout(seconds)
+
+
+class _Timed(socket.socket):
+    """What is the same with and without TLS."""
+
+    def recv(self, *args: Any, **kwargs: Any) -> bytes:
+        _bound(self)
+        return super().recv(*args, **kwargs)
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        _bound(self)
+        return super().recv_into(*args, **kwargs)
+
+    def send(self, *args: Any, **kwargs: Any) -> int:
+        _bound(self)
+        return super().send(*args, **kwargs)
+
+
+class TimedSocket(_Timed):
+    """A socket without TLS."""
+
+    def sendall(self, *args: Any, **kwargs: Any) -> None:
+        """Send all of it by the end of the request."""
+        _bound(self)
+        super().sendall(*args, **kwargs)
+
+
+class TimedTlsSocket(_Timed, ssl.SSLSocket):
+    """A socket with TLS, where ``sendall`` is made of ``send``."""
+
+
+def tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """What checks a server's certificate and makes timed sockets; reading the certificates takes some 20 ms.
+
+    Parameters
+    ----------
+    ca_file : str or None
+        Certificates (PEM) by which the server is known; None: the system's.
+    """
+    context = ssl.create_default_context(cafile=ca_file)
+    context.sslsocket_class = TimedTlsSocket
+    return context
+
+
+def connect(host: str, port: int, seconds: float) -> TimedSocket:
+    """A connection to one of a host's addresses, within so many seconds for all of them.
+
+    Raises
+    ------
+    OSError
+        None of them took it; TimeoutError: in time.
+    """
+    until = min(time.monotonic() + seconds, _patience.until)
+    addresses = _addresses(host, port, until)
+    for number, (family, kind, protocol, _, address) in enumerate(addresses):
+        made = TimedSocket(family, kind, protocol)
+        try:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            share = (until - time.monotonic()) / (len(addresses) - number)
+            if share <= 0:
+                raise TimeoutError(errno.ETIMEDOUT, "took too long to connect")
+            made.settimeout(share)
+            made.connect(address)
+            made.settimeout(left())  # for the handshake of TLS
+        except BaseException as exc:
+            made.close()
+            if number + 1 == len(addresses) or not isinstance(exc, OSError):
+                raise
+        else:
+            return made
+    raise StoreError(errno.EADDRNOTAVAIL, f"no address found for {host}")
+
+
+def _addresses(host: str, port: int, until: float) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return within(until, lambda: socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
+
+
+def is_readable(sock: socket.socket, seconds: float = 0.0) -> bool:
+    """Whether bytes, or the end of the connection, can be read within so many seconds; of a closed one: yes."""
+    try:
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():
+            return True
+        if _poll is None:
+            return bool(select.select([sock], [], [], max(seconds, 0.0))[0])
+        waiting = _poll()
+        waiting.register(sock, select.POLLIN)
+        return bool(waiting.poll(max(seconds, 0.0) * 1000))
+    except (OSError, ValueError):  # closed
+        return True
