@@ -252,7 +252,7 @@ class ProgramCacheStack(ProgramCacheResource):
             at_once = self._sought.pop(digest, 0) is None or not self._has_copied
             self._has_copied = True
             now = [level for level in source.above if at_once or not level.is_disk]
-            before = self._copy(name, entry, now, before)
+            before = self._copy(name, entry, now, before, wait=at_once)
             disks = [] if at_once else [level for level in source.above if level.is_disk]
             if disks:
                 owners = [getattr(level.store, "owner", level.store) for level in disks]

@@ -48,7 +48,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     It costs a caller at most its deadline once, then nothing, and never an error: trouble is a miss, counted and warned
     about once per kind. What comes back is checked as a file would be, and against the signers that are trusted. Writes
-    are queued, and sent by a thread; a look-up here finds what is on its way.
+    are queued, and sent by a thread, once the service works again if need be; a look-up here finds what is on its way.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class RemoteProgramCache(ProgramCacheResource):
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
         self._objects.reset()
-        self._unsent = 0  # dropped or refused, when has_published() was last asked
+        self._unsent = 0  # dropped, refused or put off, when has_published() was last asked
 
     @property
     def name(self) -> str:
@@ -131,6 +131,7 @@ class RemoteProgramCache(ProgramCacheResource):
         """Have it in use again: what keeps its leases is the service itself, and answers."""
         if self.breaker.state != "closed":
             self.breaker.succeeded()
+        self._objects.writes.again()
 
     def _in_trouble(self) -> None:
         """Tell the leases that are kept there, once it is out of use."""
@@ -138,8 +139,9 @@ class RemoteProgramCache(ProgramCacheResource):
             self._fleet.suspect()
 
     def _probe(self) -> None:
-        """Ask for something that isn't there."""
+        """Ask for something that isn't there; once that is answered, write what was put off."""
         self._calls.attempt(self._settings.timeout, self._get_nothing)
+        self._objects.writes.again()
 
     def _get_nothing(self, *, until: float) -> None:
         if self.engine.get(_NOTHING, limit=self._settings.max_bytes, until=until) is not None:
@@ -320,7 +322,7 @@ class RemoteProgramCache(ProgramCacheResource):
         )
 
     def flush(self, seconds: float | None = None) -> bool:
-        """Wait until what is queued is sent or dropped, for 2 seconds if not told; False where that takes longer."""
+        """Wait until what is queued is sent, dropped or put off; 2 seconds if not told. False where it takes longer."""
         done = self._objects.writes.flush(write_back.AT_EXIT if seconds is None else seconds)
         self._calls.tell()
         return done
@@ -329,7 +331,7 @@ class RemoteProgramCache(ProgramCacheResource):
         """Whether all that was published since this was last asked has been sent, which is waited for."""
         sent = self.flush(2 * self._settings.write_timeout)
         counted = self._counters.totals()
-        before, self._unsent = self._unsent, counted.dropped + counted.refused
+        before, self._unsent = self._unsent, counted.dropped + counted.refused + self._objects.writes.delayed
         return sent and self._unsent == before
 
     def close(self) -> None:
