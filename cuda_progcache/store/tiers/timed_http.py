@@ -19,10 +19,9 @@ from urllib.parse import urlsplit
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.connections import Connections, HungUpError
 from cuda_progcache.store.tiers.engine import TooLargeError
-from cuda_progcache.store.tiers.timed_sockets import connect, hurry, left, tls_context
+from cuda_progcache.store.tiers.timed_sockets import Tls, connect, hurry, left
 
 if TYPE_CHECKING:
-    import ssl
     from http.client import HTTPMessage
 
     from cuda_progcache.store.tiers.settings import Credentials
@@ -103,28 +102,18 @@ class HttpClient:
         self.name = url
         self._parts = urlsplit(url)
         self._connect_timeout = connect_timeout
-        self._ca_file = ca_file
-        self._tls: ssl.SSLContext | None = None
+        self._tls = Tls(ca_file) if self._parts.scheme == "https" else None
         self._headers = headers
         self._known: Mapping[str, str] | None = None  # the headers, once they have been asked for
         self._connections = Connections(self._connect, _KEPT)
 
     def _connect(self) -> HTTPConnection:
-        host, is_tls = self._parts.hostname or "", self._parts.scheme == "https"
+        host, is_tls = self._parts.hostname or "", self._tls is not None
         port = self._parts.port or (443 if is_tls else 80)
-        opened = connect(host, port, self._connect_timeout)
         made = _Connection(host, port)
-        try:
-            if is_tls:
-                made.default_port = 443  # which the Host header leaves out
-                if self._tls is None:
-                    self._tls = tls_context(self._ca_file)
-                made.sock = self._tls.wrap_socket(opened, server_hostname=host)
-            else:
-                made.sock = opened
-        except BaseException:
-            opened.close()
-            raise
+        if is_tls:
+            made.default_port = 443  # which the Host header leaves out
+        made.sock = connect(host, port, self._connect_timeout, self._tls)
         made.auto_open = 0
         return made
 
