@@ -292,6 +292,33 @@ def test_no_operation_fails_otherwise_than_by_our_errors(protocol, tmp_path):
     assert set(failed) == {(True, True)}
 
 
+@pytest.mark.parametrize("ends", [CLOSE, RESET], ids=["closes", "resets"])
+@pytest.mark.parametrize("protocol", ["redis", "http"])
+def test_an_answer_that_is_cut_anywhere_is_none(monkeypatch, protocol, ends):
+    """And the next one is whole again."""
+    cut_at = []
+
+    def script(speaks, asked, body):
+        whole = speaks.head(asked, len(body)) + body + speaks.tail
+        if not cut_at:
+            cut_at.extend(range(len(whole)))
+            yield whole
+        else:
+            yield whole[: cut_at.pop()]
+            yield ends
+
+    monkeypatch.setitem(TROUBLES[protocol], "cut", script)
+    with FaultyServer(protocol, "cut", b"a program") as server:
+        engine = engine_of(f"{protocol}://127.0.0.1:{server.port}")
+        assert engine.get(NAME, limit=LIMIT, until=later()) == b"a program"
+        engine.close()
+        while cut_at:
+            with pytest.raises(StoreError):
+                engine.get(NAME, limit=LIMIT, until=later())
+        assert engine.get(NAME, limit=LIMIT, until=later()) == b"a program"
+        engine.close()
+
+
 @pytest.mark.parametrize("size", ["-1", "-5", "-FFFF"])
 def test_a_chunk_has_no_size_below_zero(monkeypatch, size):
     def script(speaks, asked, body):

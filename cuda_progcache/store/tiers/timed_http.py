@@ -9,11 +9,12 @@ redirect, asks for no proxy and tries nothing again, which is all that a tier wa
 from __future__ import annotations
 
 import errno
+import io
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from cuda_progcache.errors import StoreError
@@ -52,8 +53,25 @@ class Answer(NamedTuple):
     data: bytes
 
 
+class _Lines(io.BufferedReader):
+    """What a server sends; an end that comes after the first line and before another's is none of a head."""
+
+    has_begun = False
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if self.has_begun and not line.endswith(b"\n") and len(line) != size:
+            raise HTTPException("the response ends within its head")
+        self.has_begun = True
+        return line
+
+
 class _Response(HTTPResponse):
-    """An answer as the standard library reads it, but for two things that it doesn't know."""
+    """An answer as the standard library reads it, but for three things that it doesn't know."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.fp: Any = _Lines(self.fp.detach())
 
     def _read_status(self) -> tuple[str, int, str]:
         """The status of the answer itself, not of those that go before it (RFC 9110, section 15.2)."""
