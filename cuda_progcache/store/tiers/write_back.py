@@ -20,13 +20,12 @@ from typing import Any, Generic, TypeVar
 
 from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.store.tiers.engine import batches
 
 T = TypeVar("T")
 
 #: Items and bytes that may wait; beyond that, writes are dropped.
 MOST_ITEMS, MOST_BYTES = 4096, 256 << 20
-#: Items and bytes of one batch.
-_BATCH, _BATCH_BYTES = 100, 8 << 20
 #: How often a batch is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 3, 0.25
 #: Seconds that the end of a process waits for the writes.
@@ -166,17 +165,10 @@ class WriteBack(Generic[T]):
 
     def _take(self) -> bool:
         with self._lock:
-            batch: dict[str, T] = {}
-            size = 0
-            for name, (item, its_size) in self._waiting.items():
-                if batch and (len(batch) >= _BATCH or size + its_size > _BATCH_BYTES):
-                    break
-                batch[name] = item
-                size += its_size
-            for name in batch:
-                del self._waiting[name]
-            self._bytes -= size
-            self._under_way = batch
+            names = next(batches(self._waiting, lambda name: self._waiting[name][1]), [])
+            taken = {name: self._waiting.pop(name) for name in names}
+            self._bytes -= sum(size for _, size in taken.values())
+            batch = self._under_way = {name: item for name, (item, _) in taken.items()}
             if not self._waiting:
                 self._due, self._calls = self._calls, []
         return bool(batch or self._due)
