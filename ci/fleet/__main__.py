@@ -27,7 +27,8 @@ SMALL = {
     "holders and the server": Plan(processes=12, keys=30, seconds=0.05, kills=3, restarts=1),
     "NVRTC": Plan(hosts=2, processes=4, keys=3, real=True),
 }
-_COLUMNS = ("compiles", "extra", "most_by_host", "killed", "lost", "wrong", "failed", "unpublished")
+_WHY = ("needless", "away", "gone")
+_COLUMNS = ("most_by_host", "killed", "lost", "wrong", "failed", "unpublished")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,8 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _told(account: Account) -> str:
+    extra = ", ".join(f"{getattr(account, why)} {why}" for why in _WHY)
     counts = ", ".join(f"{getattr(account, column)} {column.replace('_', ' ')}" for column in _COLUMNS)
-    return f"{account.seconds:.1f} s; {counts}"
+    return (
+        f"{account.seconds:.1f} s after a start of {account.start:.1f} s, {account.busy:.1f} s of processors; "
+        f"{account.compiles} compiles, {account.extra} extra ({extra}), {counts}"
+    )
 
 
 if __name__ == "__main__":

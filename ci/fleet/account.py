@@ -9,12 +9,13 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ci.fleet.log import Log
 from ci.fleet.server import RedisServer
-from ci.fleet.workers import Log, Real, StandIn, open_cache, program_name, work
+from ci.fleet.verdicts import judge
+from ci.fleet.workers import Real, StandIn, open_cache, program, program_name, work
 
 
 class Plan(NamedTuple):
@@ -56,12 +57,19 @@ class Account(NamedTuple):
 
     Attributes
     ----------
+    start : float
+        Seconds in which the processes were started.
     seconds : float
-        Wall time.
+        From then until the last one had every program, and had sent what it compiled.
+    busy : float
+        Seconds of processors that they took in all.
     compiles : int
         That ended.
     extra : int
-        Of them, those of programs that had been compiled before.
+        Of them, those of programs that had been compiled before: they are ``needless``, or had to be made since the
+        server was ``away``, or since the program was ``gone`` with whoever had it; see
+        :class:`~ci.fleet.verdicts.Extra`.
+    needless, away, gone : int
     most_by_host : int
         Compiles of one program by one host, at most.
     killed : int
@@ -73,13 +81,17 @@ class Account(NamedTuple):
     failed : int
         Processes that ended by themselves before they had all.
     unpublished : int
-        Programs that a new host doesn't find in the tier at the end: those that were compiled while it was away for
-        longer than a write waits, or before it came back empty.
+        Programs that a new host doesn't find in the tier at the end.
     """
 
+    start: float
     seconds: float
+    busy: float
     compiles: int
     extra: int
+    needless: int
+    away: int
+    gone: int
     most_by_host: int
     killed: int
     lost: int
@@ -92,6 +104,9 @@ class Account(NamedTuple):
         found = [f"{getattr(self, name)} {name}" for name in ("lost", "wrong", "failed") if getattr(self, name)]
         if self.most_by_host > 1:  # what ended lies in the host's directory
             found.append(f"a host compiled one program {self.most_by_host} times")
+        # One that comes back empty has lost the lease of each process that was compiling.
+        if self.needless > plan.restarts * (plan.hosts if plan.lasting else plan.processes):
+            found.append(f"{self.needless} needless compiles")
         if not plan.restarts and not plan.kills and (self.extra or self.unpublished):
             found.append(f"{self.extra} extra compiles and {self.unpublished} unpublished programs without any trouble")
         return found
@@ -110,13 +125,16 @@ def simulate(plan: Plan, folder: Path, seed: int = 0) -> Account:
     """
     log = Log(folder / "log")
     with RedisServer(folder / "redis", lasting=plan.lasting) as server:
+        for key in range(plan.keys):
+            program(key)  # which each process would make for itself
+        began = time.perf_counter()
+        fleet = _Fleet(plan, folder, server, log, seed)
         started = time.perf_counter()
-        # So many processes on so few processors: what takes long is not the server.
-        url = f"{server.url}?connect_timeout=30&timeout=60"
-        children = {_fork(plan, folder, url, log, n, seed): n for n in range(plan.processes)}
-        killed, failed = _disturb(plan, server, log, children, random.Random(seed))  # noqa: S311 - no secret
+        fleet.start()
+        fleet.disturb(random.Random(seed))  # noqa: S311 - no secret
         seconds = time.perf_counter() - started
-        happened = list(Log(log.path).read())
+        happened = log.all()
+        log.close()
         ended = Counter(line.key for line in happened if line.what == "end")
         by_host = Counter((line.key, line.host) for line in happened if line.what == "end")
         got = {(line.key, line.host) for line in happened if line.what == "got"}
@@ -125,64 +143,111 @@ def simulate(plan: Plan, folder: Path, seed: int = 0) -> Account:
         for host in range(plan.hosts):
             gone &= set(_missing(plan, folder, "redis://127.0.0.1:1", host)) if gone else gone
         return Account(
+            start=started - began,
             seconds=seconds,
+            busy=fleet.busy,
             compiles=ended.total(),
             extra=sum(count - 1 for count in ended.values()),
+            **judge(happened)._asdict(),
             most_by_host=max(by_host.values(), default=0),
-            killed=killed,
+            killed=len(fleet.killed),
             lost=plan.keys * plan.hosts - len(got) + len(gone),
             wrong=sum(line.what == "wrong" for line in happened),
-            failed=failed,
+            failed=fleet.failed,
             unpublished=len(missing),
         )
 
 
-def _fork(plan: Plan, folder: Path, url: str, log: Log, number: int, seed: int) -> int:
-    host = number % plan.hosts
-    child = os.fork()
-    if not child:
-        work(_maker(plan, folder, url, log, host), log, host, plan.keys, seed * plan.processes + number)
-    return child
+class _Fleet:
+    """The processes, from when all of them are ready.
 
+    Attributes
+    ----------
+    killed : set of int
+        Processes.
+    failed : int
+        Processes that ended by themselves before they had all.
+    busy : float
+        Seconds of processors that those that ended took.
+    """
 
-def _maker(plan: Plan, folder: Path, url: str, log: Log, host: int) -> Callable[[], StandIn | Real]:
-    def make() -> StandIn | Real:
-        cache = open_cache(folder, host, url)
-        return Real(cache, log, host) if plan.real else StandIn(cache, log, host, plan.seconds)
+    def __init__(self, plan: Plan, folder: Path, server: RedisServer, log: Log, seed: int) -> None:
+        self._plan, self._folder, self._server, self._log = plan, folder, server, log
+        self.killed = set[int]()
+        self.failed, self.busy = 0, 0.0
+        ready, self._ready = os.pipe()
+        self._gate, self._barrier = os.pipe()
+        self._left = {self._fork(n, seed) for n in range(plan.processes)}
+        os.close(self._ready)
+        os.close(self._gate)
+        missing = plan.processes
+        while missing and (told := os.read(ready, missing)):
+            missing -= len(told)
+        os.close(ready)
 
-    return make
+    def start(self) -> None:
+        """Let them go."""
+        os.close(self._barrier)
 
+    def _fork(self, number: int, seed: int) -> int:
+        plan, host = self._plan, number % self._plan.hosts
+        order = list(range(plan.keys))
+        random.Random(seed * plan.processes + number).shuffle(order)  # noqa: S311 - no secret
+        child = os.fork()
+        if not child:
+            os.close(self._barrier)
+            work(lambda: self._worker(host), self._wait, self._log, host, order)
+        return child
 
-def _disturb(
-    plan: Plan, server: RedisServer, log: Log, children: dict[int, int], chance: random.Random
-) -> tuple[int, int]:
-    """Kill holders and the server, evenly over the programs; wait for all. The numbers of killed and of failed."""
-    left, killed, failed, restarts = dict(children), set[int](), 0, 0
-    working, compiled = set[tuple[int, int]](), set[int]()  # process and key
-    while left:
-        for child in list(left):
-            ended, status = os.waitpid(child, os.WNOHANG)
+    def _worker(self, host: int) -> StandIn | Real:
+        # So many processes on so few processors: what takes long is not the server.
+        cache = open_cache(self._folder, host, f"{self._server.url}?connect_timeout=30&timeout=60")
+        if self._plan.real:
+            return Real(cache, self._log, host)
+        return StandIn(cache, self._log, host, self._plan.seconds, self._server)
+
+    def _wait(self) -> None:
+        """Wait, in a process of the fleet, until all of them are there."""
+        os.write(self._ready, b".")
+        os.close(self._ready)
+        os.read(self._gate, 1)
+
+    def disturb(self, chance: random.Random) -> None:
+        """Kill holders and the server, evenly over the programs; wait for all."""
+        plan, restarts = self._plan, 0
+        working, compiled = set[tuple[int, int]](), set[int]()  # process and key
+        while self._left:
+            self._collect()
+            for line in self._log.news():
+                if line.what in {"begin", "there", "away"}:
+                    working.add((line.process, line.key))
+                elif line.what == "end":
+                    working.discard((line.process, line.key))
+                    compiled.add(line.key)
+            share = len(compiled) / plan.keys
+            victims = sorted({process for process, _ in working if process in self._left} - self.killed)
+            if victims and len(self.killed) < plan.kills and share * plan.kills >= len(self.killed):
+                self._kill(chance.choice(victims))
+            if restarts < plan.restarts and share >= (restarts + 1) / (plan.restarts + 1):
+                restarts += 1
+                self._server.kill()
+                time.sleep(plan.away)
+                self._server.start()
+            time.sleep(0.005)
+
+    def _kill(self, victim: int) -> None:
+        self.killed.add(victim)
+        os.kill(victim, signal.SIGKILL)
+        os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)  # then it writes no more
+        self._log.add("killed", -1, -1, victim)
+
+    def _collect(self) -> None:
+        for child in list(self._left):
+            ended, status, used = os.wait4(child, os.WNOHANG)
             if ended:
-                del left[child]
-                failed += child not in killed and status != 0
-        for line in log.read():
-            if line.what == "begin":
-                working.add((line.process, line.key))
-            elif line.what == "end":
-                working.discard((line.process, line.key))
-                compiled.add(line.key)
-        share = len(compiled) / plan.keys
-        victims = sorted({process for process, _ in working if process in left} - killed)
-        if victims and len(killed) < plan.kills and share * plan.kills >= len(killed):
-            killed.add(victim := chance.choice(victims))
-            os.kill(victim, signal.SIGKILL)
-        if restarts < plan.restarts and share >= (restarts + 1) / (plan.restarts + 1):
-            restarts += 1
-            server.kill()
-            time.sleep(plan.away)
-            server.start()
-        time.sleep(0.005)
-    return len(killed), failed
+                self._left.remove(child)
+                self.busy += used.ru_utime + used.ru_stime
+                self.failed += child not in self.killed and status != 0
 
 
 def _missing(plan: Plan, folder: Path, url: str, host: int) -> list[int]:

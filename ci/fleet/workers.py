@@ -3,63 +3,33 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.compile import single_flight
 from cuda_progcache.compile.lookup import fleet, leases_dir
 from cuda_progcache.compile.single_flight import fly
+from cuda_progcache.store import arrivals
+from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.file_stream import FileStreamProgramCache
-from cuda_progcache.store.tiers import leases, redis
+from cuda_progcache.store.tiers import behind, configuration, leases, on_demand
+from cuda_progcache.store.tiers import redis as engine
+
+if TYPE_CHECKING:
+    from ci.fleet.log import Log
+    from ci.fleet.server import RedisServer
 
 #: Bytes of a stand-in's program.
 _SIZE = 20_000
 #: What a process would import when it first needs it, in each of them at once: the parent has it.
-IMPORTED = (leases, redis)
-
-
-class Happened(NamedTuple):
-    """A line of the log: what a process of a host did with a program."""
-
-    what: str
-    key: int
-    host: int
-    process: int
-
-
-class Log:
-    """What happened, a line each; whole lines only, whoever is killed while writing."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._read = 0
-
-    def add(self, what: str, key: int, host: int) -> None:
-        """Append a line."""
-        line = f"{what} {key} {host} {os.getpid()}\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
-
-    def read(self) -> Iterator[Happened]:
-        """The lines that this hasn't given yet."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                new = file.read()
-            self._read += len(new)
-            for line in new.decode().splitlines():
-                what, *numbers = line.split()
-                yield Happened(what, *map(int, numbers))
+IMPORTED = (arrivals, configuration, engine, leases, on_demand)
 
 
 def open_cache(folder: Path, host: int, url: str) -> FileStreamProgramCache:
@@ -72,6 +42,7 @@ def program_name(key: int) -> bytes:
     return f"key {key}".encode()
 
 
+@functools.cache
 def program(key: int) -> bytes:
     """What a compile of that key gives, whoever does it."""
     return hashlib.shake_128(f"program {key}".encode()).digest(_SIZE)
@@ -87,10 +58,17 @@ class StandIn:
     host : int
     seconds : float
         That a compile takes.
+    server : RedisServer
+        Is asked what the tier has when a compile begins.
     """
 
-    def __init__(self, cache: FileStreamProgramCache, log: Log, host: int, seconds: float) -> None:
-        self._cache, self._log, self._host, self._seconds = cache, log, host, seconds
+    def __init__(self, cache: FileStreamProgramCache, log: Log, host: int, seconds: float, server: RedisServer) -> None:
+        self._cache, self._log, self._host, self._seconds, self._server = cache, log, host, seconds, server
+        self._tier: Any = behind.stores(cache.tiers)[0]
+
+    def _begin(self, key: int, name: bytes) -> None:
+        has = self._server.has(f"pc1:{{{entry_digest(name)}}}:e")
+        self._log.add("away" if has is None else "there" if has else "begin", key, self._host)
 
     def obtain(self, key: int) -> bytes:
         """The program: from the cache, or compiled once by whoever of the fleet is first."""
@@ -100,11 +78,12 @@ class StandIn:
             return entry.data
 
         def compile_() -> bytes:
-            self._log.add("begin", key, self._host)
+            self._begin(key, name)
             time.sleep(self._seconds)
             data = program(key)
             self._cache.publish(name, data, {"key": key})
             self._log.add("end", key, self._host)
+            self._tier._objects.writes.then(lambda: self._log.add("landed", key, self._host))
             return data
 
         def look_up() -> bytes | None:
@@ -116,6 +95,10 @@ class StandIn:
     def right(self, key: int, data: bytes) -> bool:
         """Whether that is the program."""
         return data == program(key)
+
+    def close(self) -> None:
+        """Send what is queued for the tier."""
+        self._cache.close()
 
 
 class Real:
@@ -143,19 +126,22 @@ class Real:
         """Whether that is the program."""
         return data.startswith(b"\x7fELF") and f"k{key}".encode() in data
 
+    def close(self) -> None:
+        """Send what is queued for the tier."""
+        self._cache.close()
 
-def work(make: Callable[[], StandIn | Real], log: Log, host: int, keys: int, seed: int) -> None:
-    """Want every program, shuffled; in a process that was forked for it, which this ends."""
+
+def work(make: Callable[[], StandIn | Real], start: Callable[[], None], log: Log, host: int, order: list[int]) -> None:
+    """Want every program, in this order, once ``start`` returns; ends the process, which was forked for it."""
     status = 1
     try:
         warnings.simplefilter("ignore")  # of a server that is killed for the sake of it
         single_flight.STANDSTILL = 60.0  # so many processes on so few processors: who doesn't move isn't stuck
-        order = list(range(keys))
-        random.Random(seed).shuffle(order)  # noqa: S311 - no secret
         worker = make()
+        start()
         for key in order:
             log.add("got" if worker.right(key, worker.obtain(key)) else "wrong", key, host)
-        worker._cache.close()
+        worker.close()
         status = 0
     except BaseException as error:  # noqa: BLE001 - told, and the end of this process
         print(f"process {os.getpid()} of host {host}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 from cuda_progcache._util import forks
@@ -44,6 +44,8 @@ class Level:
         self.policy = policy
         own = store.breaker
         self.is_remote = store.is_remote
+        self.is_disk = store.directory is not None
+        self.above: Sequence[Level] = ()  # the faster ones that take writes
         self.minds_itself = own is not None
         self.reads, self.writes = (breaker(), breaker()) if own is None else (own, own)
         self._lock = ForkSafeLock()

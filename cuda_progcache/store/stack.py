@@ -45,6 +45,8 @@ WRITE_POLICIES = ("through", "skip")
 _READ_ONLY = "read-only"
 #: Keys whose last write is remembered, so that a slow lookup doesn't copy what it found over a later write.
 _REMEMBERED = 4096
+#: Seconds after which what came from afar is copied to a disk: a burst of look-ups is over by then.
+_CALM = 0.02
 #: Seconds that closing waits for copies on their way to a disk.
 _CLOSING = 2.0
 
@@ -105,6 +107,8 @@ class ProgramCacheStack(ProgramCacheResource):
             Level(store, policy, lambda: CircuitBreaker(threshold=failures, rest=rest, clock=clock), timeout, clock)
             for store, policy in zip(stores, _policies(stores, write_policy), strict=True)
         )
+        for number, level in enumerate(self._levels):
+            level.above = [faster for faster in self._levels[:number] if faster.writable]
         self._clock = clock
         self._has_copied = False
         self._sought: dict[str, None] = {}  # digests of what was missed
@@ -241,28 +245,28 @@ class ProgramCacheStack(ProgramCacheResource):
 
     def _copy_up(self, name: bytes, entry: Entry, source: Level, before: int) -> None:
         """Put what a level had into those above it; what came from afar goes to a disk later, on another thread."""
-        targets = self._above(source)
         if source.is_remote:
             # At once, what this process has missed before: it may hold a lease that others of this host wait for, to
             # look on the disk. And the first one, which imports what others need: no thread may (see Engine.prepare).
-            at_once = self._sought.pop(entry_digest(name), 0) is None or not self._has_copied
-            disks = [] if at_once else [level for level in targets if level.store.directory is not None]
+            digest = entry_digest(name)
+            at_once = self._sought.pop(digest, 0) is None or not self._has_copied
             self._has_copied = True
-            before = self._copy(name, entry, [level for level in targets if level not in disks], before)
+            now = [level for level in source.above if at_once or not level.is_disk]
+            before = self._copy(name, entry, now, before, wait=at_once)
+            disks = [] if at_once else [level for level in source.above if level.is_disk]
             if disks:
                 owners = [getattr(level.store, "owner", level.store) for level in disks]
-                self._copies.put(entry_digest(name), _Copy(name, entry, disks, before, owners), len(entry.data))
+                self._copies.put(digest, _Copy(name, entry, disks, before, owners), len(entry.data))
         else:
-            self._copy(name, entry, targets, before)
-
-    def _above(self, source: Level) -> list[Level]:
-        return [level for level in self._levels[: self._levels.index(source)] if level.writable]
+            self._copy(name, entry, source.above, before)
 
     def _copy(self, name: bytes, entry: Entry, targets: Sequence[Level], before: int, *, wait: bool = False) -> int:
         """Copy to some levels, unless another thread does or did, or wrote the key; the number of the last write."""
+        if not targets:
+            return before
         digest = entry_digest(name)
         lock = self._stripes.of(digest)
-        if not targets or not lock.acquire(blocking=wait):
+        if not lock.acquire(blocking=wait):
             return before
         with held():
             try:
@@ -284,7 +288,7 @@ class ProgramCacheStack(ProgramCacheResource):
             for copy in batch.values():
                 self._copy(*copy[:4], wait=True)
 
-        return WriteBack(write, lambda _: None)  # what is lost can be had again
+        return WriteBack(write, lambda _: None, delay=_CALM)  # what is lost can be had again
 
     def _on_its_way(self, name: bytes) -> Entry | None:
         """What came from afar and isn't on a disk yet, unless it was written or removed since."""
@@ -322,7 +326,7 @@ class ProgramCacheStack(ProgramCacheResource):
                 found = iter(level.store.load_many(list(missing)))
                 while (pair := level.ask(next, found, None)) is not None and not isinstance(pair, Trouble):
                     level.count("hits")
-                    self._copy(*pair, self._above(level), before)
+                    self._copy(*pair, level.above, before)
                     del missing[pair[0]]
                     came += 1
         return came

@@ -168,6 +168,41 @@ def test_many_threads_copy_a_key_once(disk):
     assert stack.stats().hits == 8
 
 
+class Remote(InMemoryProgramCache):
+    """What lies beyond this machine, as far as the stack is told."""
+
+    is_remote = True
+
+
+class WrittenByAnother:
+    """The lock of a key that another thread writes: free for one that waits."""
+
+    def acquire(self, blocking=True):
+        return blocking
+
+    def release(self):
+        pass
+
+    def __enter__(self):
+        self.acquire()
+
+    def __exit__(self, *_):
+        self.release()
+
+
+def test_what_was_missed_and_came_from_afar_lies_on_the_disk_whoever_writes_meanwhile(disk):
+    """Others of this host wait for the one that looks again, and look on the disk; many keys share a lock."""
+    remote = Remote()
+    stack = ProgramCacheStack([disk, remote])
+    remote.publish(b"first", b"cubin", {})
+    assert stack.load(b"first").data == b"cubin"  # which is copied at once, whatever it is
+    assert stack.load(b"k") is None
+    remote.publish(b"k", b"cubin", {})
+    stack._stripes.locks = [WrittenByAnother()] * 64
+    assert stack.load_again(b"k").data == b"cubin"
+    assert disk.get(b"k") == b"cubin"
+
+
 def test_a_copy_never_undoes_a_write_that_came_after_the_lookup():
     class Slow(InMemoryProgramCache):
         between = None

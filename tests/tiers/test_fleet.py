@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from ci.fleet.log import Happened
 from ci.fleet.server import why_no_server
+from ci.fleet.verdicts import Extra, judge
 
 
 @pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
@@ -22,3 +24,23 @@ def test_nothing_is_lost_or_wrong_whoever_dies(tmp_path):
     assert told["nothing happens"]["compiles"] == 30
     assert told["holders and the server"]["killed"] == 3
     assert told["NVRTC"]["compiles"] == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "extra"),
+    [
+        ("begin:1 end:1 landed:1", Extra(0, 0, 0)),
+        ("begin:1 end:1 landed:1 there:2 end:2", Extra(1, 0, 0)),
+        ("begin:1 begin:2 end:2 end:1", Extra(1, 0, 0)),
+        ("begin:1 end:1 begin:2 landed:1 end:2", Extra(1, 0, 0)),
+        ("begin:1 killed:1 begin:2 end:2", Extra(0, 0, 0)),
+        ("begin:1 end:1 killed:1 begin:2 end:2", Extra(0, 0, 1)),
+        ("begin:1 end:1 landed:1 begin:2 end:2", Extra(0, 0, 1)),
+        ("away:1 away:2 end:1 end:2", Extra(0, 1, 0)),
+        ("away:1 end:1 landed:1 begin:2 end:2 landed:2 there:3 end:3", Extra(1, 0, 1)),
+    ],
+)
+def test_why_a_program_was_compiled_again(said, extra):
+    """By what each one that compiled could have known as it began: needless, away, gone."""
+    happened = [Happened(what, 0, 0, int(process)) for what, process in (one.split(":") for one in said.split())]
+    assert judge(happened) == extra

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -20,6 +21,7 @@ from ci.servers.faulty import FaultyServer
 from ci.servers.troubles import STALLS, TROUBLES, WAIT, troubles
 from cuda_progcache.compile import single_flight
 from cuda_progcache.errors import ProgCacheWarning, StoreError
+from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.tiers import deadline, leases, open_tier
 from cuda_progcache.store.tiers.leases import FleetLeases
 from cuda_progcache.store.tiers.redis_client import RedisClient
@@ -235,8 +237,6 @@ def test_a_lease_lasts_until_the_tier_has_the_program(host, client):
 
 
 def test_a_directory_has_the_leases_of_the_tier_behind_it(server, tmp_path):
-    from cuda_progcache import FileStreamProgramCache
-
     shared = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
     assert shared.fleet is FileStreamProgramCache(tmp_path / "b", tiers=[server.url]).fleet
     assert shared.fleet.name == server.url
@@ -267,6 +267,24 @@ def test_an_interrupt_while_looking_leaves_no_lease(host, server, client):
     with pytest.raises(KeyboardInterrupt):
         host().lead("f", never, interrupted, 600.0)
     assert client.keys("*:l") == []
+
+
+def test_what_a_host_compiled_while_the_server_was_away_is_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "FIRST_REST", 0.02)
+    with RedisServer(tmp_path / "redis") as server:
+        cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
+        shared = cache.fleet
+        assert cache.load(b"program 0") is None
+        server.kill()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ProgCacheWarning)
+            for n in range(3):
+                key = b"program %d" % n
+                assert shared.lead(f"g{n}", partial(cache.publish, key, b"binary", {}), never, 600.0)
+        server.start()
+        another = open_tier(parse_tier(server.url))
+        until(lambda: len(another) == 3)
+        another.close()
 
 
 @pytest.mark.parametrize("trouble", ["refused", "silent"])

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -291,11 +292,78 @@ def test_trouble_with_writes_opens_the_breaker(shelf, tier, monkeypatch):
     with pytest.warns(ProgCacheWarning, match="reset"):
         assert tier.flush(60)
     assert tier.tier().state == "open"
-    assert tier.stats().dropped == 1
+    assert (tier.tier().waiting, tier.stats().dropped) == (1, 0)
     tier.publish(b"l", CUBIN, {})
     assert tier.flush(60)
-    assert tier.stats().dropped == 2
+    assert (tier.tier().waiting, tier.stats().dropped) == (2, 0)
     assert len(shelf.calls) == 3
+    tier._objects.writes.end(time.monotonic())
+    assert tier.stats().dropped == 2
+
+
+@pytest.fixture
+def put_off(shelf, tier, monkeypatch):
+    """Publish programs while the service is in trouble."""
+    monkeypatch.setattr(write_back, "_PAUSE", 0.001)
+
+    def publish(*keys, data=CUBIN):
+        shelf.trouble = ConnectionError("reset")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ProgCacheWarning)
+            for key in keys:
+                tier.publish(key, data, {})
+            assert tier.flush(60)
+        shelf.trouble = None
+
+    return publish
+
+
+def test_what_could_not_be_written_is_written_when_the_service_works_again(shelf, tier, put_off, until):
+    put_off(b"k", b"l")
+    assert tier.get(b"k") == CUBIN, "it is on its way"
+    assert not tier.has_published()
+    tier.breaker._resting_until = time.monotonic()  # its rest is over
+    assert tier.load(b"another") is None  # somebody asks, and has it tried
+    until(lambda: tier.tier().stored == 2)
+    assert {name_of(b"k"), name_of(b"l")} <= set(shelf.objects)
+    assert (tier.tier().waiting, tier.stats().dropped) == (0, 0)
+
+
+def test_what_was_put_off_is_superseded_and_removed_as_what_waits_is(shelf, tier, put_off):
+    put_off(b"k", b"l", b"m")
+    put_off(b"k", data=b"newer")
+    assert tier.tier().waiting == 3
+    assert tier.get(b"k") == b"newer"
+    del tier[b"l"]
+    tier._well_again()
+    assert tier.flush(60)
+    assert set(shelf.objects) == {name_of(b"k"), name_of(b"m")}
+    tier.forget_misses()
+    assert tier.get(b"k") == b"newer"
+    put_off(b"k")
+    tier.clear()
+    tier._well_again()
+    assert tier.tier().waiting == 0
+
+
+def test_what_is_put_off_has_its_bounds(shelf, tier, put_off, monkeypatch):
+    monkeypatch.setattr(write_back, "MOST_PUT_OFF", 3500)
+    put_off(b"k", b"l", data=bytes(1000))
+    put_off(b"m", data=bytes(1000))
+    assert (tier.tier().waiting, tier.stats().dropped) == (2, 1)
+    for _ in range(write_back.MOST_VAIN):
+        shelf.trouble = ConnectionError("no permission")
+        tier._well_again()
+        assert tier.flush(60)
+    assert (tier.tier().waiting, tier.stats().dropped) == (0, 3), (
+        "one that works and takes no writes isn't tried for ever"
+    )
+    shelf.trouble = None
+    tier._well_again()
+    tier.publish(b"k", CUBIN, {})
+    assert tier.flush(60)
+    put_off(b"l")
+    assert tier.tier().waiting == 1
 
 
 def test_a_write_is_tried_again(shelf, tier, monkeypatch):
@@ -439,6 +507,18 @@ def test_a_write_to_redis_has_one_deadline_for_all_its_pieces():
             engine.put_many({f"packs/{n}": bytes(1 << 20) for n in range(64)}, until=time.monotonic() + 0.3)
         ended.set()
         assert sum(received) < 60 << 20
+
+
+def test_a_write_that_is_put_off_is_done_at_once_for_who_waits():
+    written = []
+    queue = write_back.WriteBack(lambda batch: written.append(dict(batch)), lambda _: None, delay=3600.0)
+    for end in (lambda: queue.flush(60), lambda: queue.end(time.monotonic() + 60)):
+        for number in range(3):
+            assert queue.put(str(number), number, 1)
+        assert (queue.find("1"), written) == (1, [])
+        end()
+        assert written == [{"0": 0, "1": 1, "2": 2}]
+        written.clear()
 
 
 def test_a_miss_is_remembered_for_a_moment(shelf, tier):

@@ -104,6 +104,11 @@ class _Here(ProgramCacheResource):
         return self._store.path
 
     @property
+    def directory(self) -> str:
+        """The store's directory, as a string."""
+        return self._store.directory
+
+    @property
     def roots(self) -> tuple[Path, ...]:
         """The store's own directory."""
         return (self._store.path,)

@@ -42,8 +42,9 @@ LIFE = 4.0
 POLL = 0.1
 #: Seconds after the first of several failures in a row for which the server is tried again by those who need it.
 PATIENCE = 1.0
-#: Seconds between looks at a server that is out of order: at first, and at most.
-FIRST_REST, LONGEST_REST = 0.25, 30.0
+#: Seconds between looks at a server that is out of order: at first, and at most; each rest is so much longer than the
+#: last, so that one lasts a quarter of the time that the server has been away.
+FIRST_REST, LONGEST_REST, LONGER = 0.25, 30.0, 1.25
 #: Seconds that the word of a flight's end is kept: for those who looked into the cache before, and ask now.
 REMEMBERED = 10.0
 #: Bytes that a value of an answer may have.
@@ -358,7 +359,7 @@ class FleetLeases:
         except OSError:
             is_well = False
         if not is_well:
-            self._rest = min(2 * self._rest, LONGEST_REST)
+            self._rest = min(LONGER * self._rest, LONGEST_REST)
             return False
         self._clear()
         return True

@@ -65,7 +65,7 @@ class EngineOnDemand(Engine):
     @property
     def keeps_time(self) -> bool:  # type: ignore[override]
         """As the engine."""
-        return self.engine.keeps_time
+        return (self._made or self.engine).keeps_time
 
     @property
     def survives_fork(self) -> bool:  # type: ignore[override]
@@ -86,7 +86,7 @@ class EngineOnDemand(Engine):
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """As the engine."""
-        return self.engine.get(name, limit=limit, until=until)
+        return (self._made or self.engine).get(name, limit=limit, until=until)
 
     def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes | None]:
         """As the engine."""

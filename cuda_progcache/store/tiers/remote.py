@@ -48,7 +48,8 @@ class RemoteProgramCache(ProgramCacheResource):
 
     A service that is down costs its callers one deadline in all, and never an error: trouble is a miss, counted, and
     warned about once per kind. Objects are verified as files are, and so are their signatures where the tier demands
-    them. Writes are queued, and sent by a thread; look-ups find what is queued.
+    them. Writes are queued, and sent by a thread, if need be once the service works again; look-ups find what is
+    queued.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ class RemoteProgramCache(ProgramCacheResource):
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
         self._objects.reset()
-        self._unsent = 0  # dropped or refused, when has_published() was last asked
+        self._unsent = 0  # dropped, refused or put off, when has_published() was last asked
 
     @property
     def name(self) -> str:
@@ -131,6 +132,7 @@ class RemoteProgramCache(ProgramCacheResource):
         """Use the service again: its leases lie on it, and it answers."""
         if self.breaker.state != "closed":
             self.breaker.succeeded()
+        self._objects.writes.again()
 
     def _in_trouble(self) -> None:
         """Tell the leases that lie on the service, once it is out of use."""
@@ -138,8 +140,9 @@ class RemoteProgramCache(ProgramCacheResource):
             self._fleet.suspect()
 
     def _probe(self) -> None:
-        """Ask for an object that isn't there, to see whether the service works again."""
+        """Ask for an object that isn't there; once that is answered, write what was put off."""
         self._calls.attempt(self._settings.timeout, self._get_nothing)
+        self._objects.writes.again()
 
     def _get_nothing(self, *, until: float) -> None:
         if self.engine.get(_NOTHING, limit=self._settings.max_bytes, until=until) is not None:
@@ -321,7 +324,7 @@ class RemoteProgramCache(ProgramCacheResource):
         )
 
     def flush(self, seconds: float | None = None) -> bool:
-        """Wait until what is queued is sent or dropped, for 2 seconds if not told; False where that takes longer."""
+        """Wait until what is queued is sent, dropped or put off; 2 seconds if not told. False where it takes longer."""
         done = self._objects.writes.flush(write_back.AT_EXIT if seconds is None else seconds)
         self._calls.tell()
         return done
@@ -330,7 +333,7 @@ class RemoteProgramCache(ProgramCacheResource):
         """Whether all that was published since this was last asked has been sent, which is waited for."""
         sent = self.flush(2 * self._settings.write_timeout)
         counted = self._counters.totals()
-        before, self._unsent = self._unsent, counted.dropped + counted.refused
+        before, self._unsent = self._unsent, counted.dropped + counted.refused + self._objects.writes.delayed
         return sent and self._unsent == before
 
     def close(self) -> None:

@@ -97,7 +97,7 @@ class RemoteObjects:
         self._counters = counters
         self._lock = ForkSafeLock()
         self.misses = RecentMisses()
-        self.writes = WriteBack(self._send, self._dropped)
+        self.writes = WriteBack(self._send, self._dropped, lambda: calls.breaker.state != "closed")
         self.reset()
 
     def reset(self) -> None:
@@ -279,6 +279,7 @@ class RemoteObjects:
         found = self.writes.find(name) is not None
         self.writes.forget([name])
         self.writes.flush(self._settings.write_timeout)  # it may be under way
+        self.writes.forget([name])  # and was put off
         try:
             if self._is_there(name):
                 found = True
@@ -300,6 +301,7 @@ class RemoteObjects:
         """Remove all objects of these trees, and all that is queued."""
         self.writes.forget()
         self.writes.flush(self._settings.write_timeout)
+        self.writes.forget()
         try:
             for tree in trees:
                 names = [listed.name for listed in self.list(tree)]

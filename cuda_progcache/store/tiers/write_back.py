@@ -3,8 +3,9 @@
 
 A tier has one for what is written there, and a stack before tiers one for what it copies from there to its disk. What
 is queued can be found in it. A write that can't be done is tried again, with pauses that differ from process to
-process, and then dropped and counted. At the end of the process the threads are given :data:`AT_EXIT` seconds; a forked
-child starts with an empty queue, since its parent does what was in it.
+process. Then it is dropped and counted, or, while the service is out of use, put off until that works again. At the end
+of the process the threads are given :data:`AT_EXIT` seconds; a forked child starts with an empty queue, since its
+parent does what was in it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 #: Items and bytes that may wait; beyond that, writes are dropped.
 MOST_ITEMS, MOST_BYTES = 4096, 256 << 20
+#: Bytes that may be put off, and how often in a row what was put off may fail again.
+MOST_PUT_OFF, MOST_VAIN = 32 << 20, 3
 #: How often a batch is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 3, 0.25
 #: Seconds that the end of a process waits for the writes.
@@ -41,11 +44,30 @@ class WriteBack(Generic[T]):
         Does a batch, by name; raises OSError where that can't be done now.
     dropped : callable
         Told how many are dropped, from any thread.
+    puts_off : callable, optional
+        Whether to keep what can't be written now, for :meth:`again`; by default never.
+    delay : float
+        Seconds that the thread lets pass before it begins, unless somebody waits for it: who asks for many programs in
+        a row would else share the interpreter with it at each of them.
+
+    Attributes
+    ----------
+    delayed : int
+        How many have been put off in all, whatever became of them.
     """
 
-    def __init__(self, write: Callable[[Mapping[str, T]], None], dropped: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        write: Callable[[Mapping[str, T]], None],
+        dropped: Callable[[int], None],
+        puts_off: Callable[[], bool] = lambda: False,
+        *,
+        delay: float = 0.0,
+    ) -> None:
         self._write = write
         self._dropped = dropped
+        self._puts_off = puts_off
+        self._delay = delay
         self._lock = ForkSafeLock()
         self.renew()
         forks.in_child(self.renew)
@@ -54,7 +76,11 @@ class WriteBack(Generic[T]):
     def renew(self) -> None:
         """Start with nothing to do, and no thread, as in a forked child: its parent does what waits there."""
         self._waiting: dict[str, tuple[T, int]] = {}  # with their sizes
-        self._under_way: Mapping[str, T] = {}
+        self._under_way: Mapping[str, tuple[T, int]] = {}
+        self._later: dict[str, tuple[T, int]] = {}  # put off
+        self.delayed = 0
+        self._turns = 0  # how often the service was found to work again
+        self._vain = 0  # and something was done again, since a write was done
         self._calls: list[Callable[[], object]] = []
         self._due: list[Callable[[], object]] = []
         self._bytes = 0
@@ -62,6 +88,7 @@ class WriteBack(Generic[T]):
         self._more = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
+        self._hurry = threading.Event()  # somebody waits
         self._ending = threading.Event()
 
     def put(self, name: str, item: T, size: int) -> bool:
@@ -73,12 +100,15 @@ class WriteBack(Generic[T]):
             if fits:
                 self._waiting.pop(name, None)  # it goes to the end
                 self._waiting[name] = (item, size)
+                self._later.pop(name, None)
                 self._bytes += size - before
-                self._idle.clear()
-        if not fits or not self._at_work():
+                if self._idle.is_set():
+                    self._idle.clear()
+        if not fits or not (self._has_thread or self._at_work()):
             self._dropped(1)
             return False
-        self._more.set()
+        if not self._more.is_set():
+            self._more.set()
         return True
 
     def _at_work(self) -> bool:
@@ -100,14 +130,14 @@ class WriteBack(Generic[T]):
 
     def find(self, name: str) -> T | None:
         """What is on its way under a name."""
-        waiting = self._waiting.get(name)
-        return waiting[0] if waiting is not None else self._under_way.get(name)
+        found = self._waiting.get(name) or self._under_way.get(name) or self._later.get(name)
+        return None if found is None else found[0]
 
     def _is_busy(self) -> bool:
         return bool(self._waiting or self._under_way or self._calls or self._due)
 
     def then(self, call: Callable[[], object]) -> None:
-        """Have something called once all that is queued by now is sent or dropped: by the thread, or at once."""
+        """Have something called once all that is queued by now is sent or given up: by the thread, or at once."""
         with self._lock:
             busy = self._is_busy()
             if busy:
@@ -119,27 +149,45 @@ class WriteBack(Generic[T]):
 
     @property
     def count(self) -> int:
-        """How many are on their way."""
-        return len(self._waiting) + len(self._under_way)
+        """How many are on their way, or put off."""
+        return len(self._waiting) + len(self._under_way) + len(self._later)
 
     def forget(self, names: Iterable[str] | None = None) -> None:
         """Don't do what waits, all of it or what has one of these names."""
         with self._lock:
-            for name in list(self._waiting if names is None else names):
+            for name in [*self._waiting, *self._later] if names is None else names:
                 self._bytes -= self._waiting.pop(name, (None, 0))[1]
+                self._later.pop(name, None)
             if not self._is_busy():
                 self._idle.set()
         self._more.set()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all is done or dropped; False where that takes longer."""
+        """Wait until all is done, dropped or put off; False where that takes longer."""
+        if not self._idle.is_set():
+            self._hurry.set()
         return self._idle.wait(seconds)
+
+    def again(self) -> None:
+        """Do what was put off."""
+        with self._lock:
+            self._turns += 1  # for what is being given up this moment
+            if not self._later:
+                return
+            # What waits is newer.
+            self._bytes += sum(size for name, (_, size) in self._later.items() if name not in self._waiting)
+            self._waiting = self._later | self._waiting
+            self._later = {}
+            self._vain += 1
+            self._idle.clear()
+        self._more.set()
 
     def end(self, until: float) -> None:
         """Do what can be done by then; a batch that fails isn't tried again."""
         self._ending.set()
-        if not self.flush(max(until - time.monotonic(), 0.0)):
-            self._dropped(self.count)
+        self.flush(max(until - time.monotonic(), 0.0))
+        if count := self.count:
+            self._dropped(count)
 
     # The thread
 
@@ -148,6 +196,8 @@ class WriteBack(Generic[T]):
         while True:
             more.wait()
             more.clear()
+            if self._delay and not self._ending.is_set():
+                self._hurry.wait(self._delay)
             while self._take():
                 if self._under_way:
                     self._do(self._under_way)
@@ -161,20 +211,23 @@ class WriteBack(Generic[T]):
                 with self._lock:
                     self._due = []
                     if not self._is_busy():
+                        self._hurry.clear()
                         idle.set()
 
     def _take(self) -> bool:
         with self._lock:
             names = next(batches(self._waiting, lambda name: self._waiting[name][1]), [])
-            taken = {name: self._waiting.pop(name) for name in names}
-            self._bytes -= sum(size for _, size in taken.values())
-            batch = self._under_way = {name: item for name, (item, _) in taken.items()}
+            batch = self._under_way = {name: self._waiting[name] for name in names}  # first: find() takes no lock
+            for name in names:
+                del self._waiting[name]
+            self._bytes -= sum(size for _, size in batch.values())
             if not self._waiting:
                 self._due, self._calls = self._calls, []
         return bool(batch or self._due)
 
-    def _do(self, batch: Mapping[str, T]) -> None:
-        pause = _PAUSE
+    def _do(self, batch: Mapping[str, tuple[T, int]]) -> None:
+        items = {name: item for name, (item, _) in batch.items()}
+        pause, turns, keep = _PAUSE, self._turns, False
         for attempt in range(_TRIES):
             if attempt:
                 self._ending.wait(pause * (0.5 + os.urandom(1)[0] / 256))
@@ -182,13 +235,34 @@ class WriteBack(Generic[T]):
                     break
                 pause *= 2
             try:
-                self._write(batch)
+                self._write(items)
             except OSError:
+                keep = self._puts_off()
                 continue
             except Exception:  # noqa: BLE001 - a warning that is an error here: the thread must live, and it is counted
                 break
+            self.again()
+            self._vain = 0
             return
-        self._dropped(len(batch))
+        dropped = self._put_off(batch) if keep and self._vain < MOST_VAIN else len(batch)
+        if dropped:
+            self._dropped(dropped)
+        if turns != self._turns:  # it works again since
+            self.again()
+
+    def _put_off(self, batch: Mapping[str, tuple[T, int]]) -> int:
+        """Keep a batch, as far as there is room, and nothing newer waits; for how many there is none."""
+        dropped = 0
+        with self._lock:
+            room = MOST_PUT_OFF - sum(size for _, size in self._later.values())
+            for name, (item, size) in batch.items():
+                if size > room or len(self._later) >= MOST_ITEMS:
+                    dropped += 1
+                elif name not in self._waiting:
+                    self._later[name] = (item, size)
+                    self.delayed += 1
+                    room -= size
+        return dropped
 
 
 _all: weakref.WeakSet[WriteBack[Any]] = weakref.WeakSet()

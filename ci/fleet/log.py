@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens in a simulated fleet, in the order in which it does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Happened(NamedTuple):
+    """A line of the log: what a process of a host did with a program.
+
+    ``what`` is ``begin``, ``there`` or ``away`` (a compile begins: the tier lacks the program, has it, or doesn't
+    answer), ``end`` (the host's directory has it), ``landed`` (the tier has it, or can't be written), ``got``,
+    ``wrong``, or ``killed``.
+    """
+
+    what: str
+    key: int
+    host: int
+    process: int
+
+
+class Log:
+    """What happened, a line each; whole lines only, whoever is killed while writing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)  # forked children have it, too
+
+    def add(self, what: str, key: int, host: int, process: int | None = None) -> None:
+        """Append a line."""
+        os.write(self._descriptor, f"{what} {key} {host} {process or os.getpid()}\n".encode())
+
+    def news(self) -> Iterator[Happened]:
+        """The lines that this hasn't given yet."""
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        self._read += len(new)
+        return _lines(new)
+
+    def all(self) -> list[Happened]:
+        """Every line."""
+        return list(_lines(self._path.read_bytes()))
+
+    def close(self) -> None:
+        """Close the file; it can still be read."""
+        os.close(self._descriptor)
+
+
+def _lines(text: bytes) -> Iterator[Happened]:
+    for line in text.decode().splitlines():
+        what, *numbers = line.split()
+        yield Happened(what, *map(int, numbers))
