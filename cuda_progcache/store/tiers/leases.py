@@ -43,8 +43,8 @@ POLL = 0.1
 #: Seconds after the first of several failures in a row for which the server is tried again by those who need it.
 PATIENCE = 1.0
 #: Seconds between looks at a server that is out of order: at first, and at most; each rest is so much longer than the
-#: last, so that one lasts a quarter of the time that the server has been away.
-FIRST_REST, LONGEST_REST, LONGER = 0.25, 30.0, 1.25
+#: last that one lasts a tenth of the time that the server has been away.
+FIRST_REST, LONGEST_REST, LONGER = 0.1, 30.0, 1.1
 #: Seconds that the word of a flight's end is kept: for those who looked into the cache before, and ask now.
 REMEMBERED = 10.0
 #: Bytes that a value of an answer may have.
