@@ -62,8 +62,8 @@ class FaultyServer:
 
     @property
     def tls(self) -> bool:
-        """Whether it speaks TLS."""
-        return self.trouble == "a certificate nobody knows"
+        """Whether it speaks TLS, or seems to."""
+        return self.trouble in {"a certificate nobody knows", "TLS, a byte a second"}
 
     def __enter__(self) -> Self:
         self._listener = socket.socket()
@@ -80,7 +80,7 @@ class FaultyServer:
                     client.connect(("127.0.0.1", self.port))
                 self._open.add(client)
             return self
-        if self.tls:
+        if self.trouble == "a certificate nobody knows":
             if self._folder is None:
                 raise ValueError("a certificate has to be made in some folder")
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -117,6 +117,9 @@ class FaultyServer:
         talking = connection
         try:
             connection.settimeout(PATIENCE)
+            if self.trouble == "TLS, a byte a second":
+                self._drip(connection, b"\x16\x03\x03\x40\x00" + bytes(0x4000))  # the head of a record, and so on
+                return
             if self._tls is not None:
                 talking = self._tls.wrap_socket(connection, server_side=True)
             with talking.makefile("rb") as incoming:
@@ -145,15 +148,21 @@ class FaultyServer:
             if isinstance(step, bytes):
                 connection.sendall(step)
             elif step.what == "drip":
-                for byte in step.data:
-                    connection.sendall(bytes([byte]))
-                    if self._ended.wait(1.0):
-                        return False
+                if not self._drip(connection, step.data):
+                    return False
             else:
                 if step.what == "wait":
                     self._ended.wait(PATIENCE)
                 elif step.what == "reset":
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return False
+        return True
+
+    def _drip(self, connection: socket.socket, data: bytes) -> bool:
+        """Send a byte a second; False where the end comes first."""
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            if self._ended.wait(1.0):
                 return False
         return True
 

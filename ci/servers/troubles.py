@@ -178,6 +178,24 @@ def _endless_body(_: Protocol, __: Asked, ___: bytes) -> Script:
         yield b"10000\r\n" + 0x10000 * b"x" + b"\r\n"
 
 
+def _chunks(more: bytes, endless: bytes) -> Trouble:
+    def script(_: Protocol, __: Asked, ___: bytes) -> Script:
+        yield b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + more
+        while True:
+            yield endless
+
+    return script
+
+
+def _early_hints(protocol: Protocol, asked: Asked, body: bytes) -> Script:
+    yield b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + protocol.head(asked, len(body)) + body
+
+
+def _gone_and_closed(_: Protocol, asked: Asked, __: bytes) -> Script:
+    yield http_head(asked, len(HTML), "404 Not Found") + HTML
+    yield CLOSE
+
+
 @functools.cache
 def _packed() -> bytes:
     packer = zlib.compressobj(wbits=31)
@@ -189,6 +207,15 @@ def _bomb(_: Protocol, asked: Asked, __: bytes) -> Script:
 
 
 # Of Redis
+
+
+def _twice(protocol: Protocol, asked: Asked, body: bytes) -> Script:
+    yield 2 * (protocol.head(asked, len(body)) + body + protocol.tail)
+
+
+def _nil_and_closed(_: Protocol, __: Asked, ___: bytes) -> Script:
+    yield b"$-1\r\n"
+    yield CLOSE
 
 
 def _line(text: str) -> Trouble:
@@ -242,6 +269,13 @@ TROUBLES: dict[str, dict[str, Trouble]] = {
         "an endless line": _endless_line,
         "an endless body": _endless_body,
         "a gzip bomb": _bomb,
+        "a chunk of -1 bytes": _chunks(b"-1\r\n", 0x10000 * b"x"),
+        "a chunk of -5 bytes": _chunks(b"-5\r\n", b"x"),
+        "a chunk of a googol": _chunks(100 * b"9" + b"\r\n", 0x10000 * b"x"),
+        "endless trailers": _chunks(b"2\r\nab\r\n0\r\n", b"X: y\r\n"),
+        "early hints before another's object": _early_hints,
+        "101": _status("101 Switching Protocols", body=b""),
+        "404, and closed without a word": _gone_and_closed,
     },
     "redis": _OF_ALL
     | {
@@ -257,10 +291,17 @@ TROUBLES: dict[str, dict[str, Trouble]] = {
         "endless arrays in arrays": _nested,
         "an endless line": _endless_line,
         "HTTP": _http_at_redis,
+        "an answer too many": _twice,
+        "a push message": _line(">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nb"),
+        "a map": _line("%1\r\n+a\r\n:1"),
+        "a number of 60,000 digits": _line(":" + 60_000 * "9"),
+        "a length of 60,000 digits": _line("$" + 60_000 * "9"),
+        "read-only": _line("-READONLY You can't write against a read only replica."),
+        "nothing, and closed without a word": _nil_and_closed,
     },
 }
 #: Kinds of trouble that are the listening socket's, or TLS's.
-OF_THE_PORT = ("refused", "full backlog", "a certificate nobody knows")
+OF_THE_PORT = ("refused", "full backlog", "a certificate nobody knows", "TLS, a byte a second")
 #: Those that a client sees the end of only by its own clock.
 STALLS = frozenset(
     {
@@ -270,6 +311,8 @@ STALLS = frozenset(
         "a byte a second, from the head on",
         "a byte a second of the body",
         "an endless row of 100 Continue",
+        "endless trailers",
+        "TLS, a byte a second",
     }
 )
 HONEST = "honest"

@@ -19,6 +19,7 @@ import click
 
 from cuda_progcache import errors
 from cuda_progcache._util.secrets import masked
+from cuda_progcache.cli.help import GROUPS, Context
 from cuda_progcache.cli.output import emit, fail_line, line, warning_line
 from cuda_progcache.cli.session import common_options
 
@@ -41,9 +42,9 @@ class ExitCode(IntEnum):
 EXIT_CODES = """\b
 Exit codes:
     0  done
-    1  a compile, a render or a part of a prewarm failed, verify or check found something, what was compared differs, a
-       bundle is damaged, or the output can't be written
-    2  wrong usage: unknown command, option, kernel, parameter or architecture, bad manifest
+    1  a compile, a render or part of a prewarm failed; verify or check found something; what was compared differs; a \
+bundle is damaged; or the output can't be written
+    2  wrong usage: an unknown command, option, kernel, parameter or architecture, a bad setting or manifest
     3  the cache can't be used: unsafe, unreadable, not a directory, disk full
     4  a compiler library, header package or inspection tool is missing
     5  nothing in the cache fits, or more than one program does
@@ -62,13 +63,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile", "Compile a source file or a library kernel, through the cache."),
     "render": ("library", "Print the source of a kernel template with its parameters."),
     "kernels": ("library", "The library's kernels and their parameters."),
-    "prewarm": ("prewarm", "Compile a kernel library's variants into the cache before they are needed."),
-    "demo": ("prewarm", "Prewarm the bundled kernels for four architectures and show what happened."),
+    "prewarm": ("prewarm", "Compile a library's variants before they are needed."),
+    "demo": ("prewarm", "Compile the bundled kernels for four architectures."),
     "list": ("listing", "The programs in the cache."),
     "show": ("entries", "Everything about one program: its origin, and what it uses."),
     "explain": ("explain", "Why a program had to be compiled."),
     "compare": ("compare", "What differs between two caches, and why."),
-    "resources": ("inspection", "Registers, spills, shared memory and occupancy of the kernels in the cache."),
+    "resources": ("inspection", "Registers, spills, shared memory and occupancy of kernels."),
     "sass": ("inspection", "The machine code of a program."),
     "diff": ("diff", "What differs between two programs, or two lockfiles."),
     "top": ("inspection", "The largest, costliest, newest or least used programs."),
@@ -84,11 +85,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pin": ("maintenance", "Keep programs from being evicted or pruned."),
     "export": ("export", "Write programs to a bundle, an image or a wheel."),
     "import": ("maintenance", "Add a bundle's programs to the cache."),
-    "tiers": ("tiers", "The stores behind the cache: whether they answer, and what they gave."),
+    "tiers": ("tiers", "Whether the tiers answer, and what they gave."),
     "sync": ("tiers", "Copy programs between caches and tiers."),
     "gc": ("tiers", "Remove old programs from a tier."),
     "lock": ("proof", "Write down the programs that a deploy needs."),
-    "check": ("proof", "Which programs can be used on this machine, and which are missing."),
+    "check": ("proof", "Which programs can be used here, and which are missing."),
     "clear": ("cache", "Remove every entry."),
 }
 """Command name: the module under ``cuda_progcache.cli`` that has it, and its line in ``--help``."""
@@ -150,6 +151,8 @@ def _terminable() -> Iterator[None]:
 class CommandGroup(click.Group):
     """A group whose commands are imported when they are called and whose errors are one line on stderr."""
 
+    context_class = Context
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Give the command names in the order of the help."""
         return list(COMMANDS)
@@ -160,12 +163,15 @@ class CommandGroup(click.Group):
             return None
         module = import_module(f"cuda_progcache.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
+        command.context_class = Context
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
         """Write the list of commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for group, names in GROUPS.items():
+            with formatter.section(group):
+                formatter.write_dl([(name.ljust(width), COMMANDS[name][1]) for name in names])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -20,11 +20,11 @@ from cuda_progcache.store.stats import Totals
 if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-STATS_JSON = """\b
---json: {"root": str, "entries": int, "bytes": int, "compile_seconds": float (what compiling them took),
-"by_target": {target: count}, "by_arch": {arch: count}, "pinned": int, "all_time": {"hits", "misses", "corrupt",
-"evicted", "dropped", "refused", "read_errors", "stored", "unkeyed"} (what every process on this cache has counted),
-"unkept": {kind of reason: programs that were compiled here and can't be kept; list --unkept names them}, "templates":
+STATS_JSON = """
+--json: {"root": str, "entries": int, "bytes": int, "compile_seconds": float (what compiling them took), "by_target":
+{target: count}, "by_arch": {arch: count}, "pinned": int, "all_time": {"hits", "misses", "corrupt", "evicted",
+"dropped", "refused", "read_errors", "stored", "unkeyed"} (what every process on this cache has counted), "unkept":
+{kind of reason: programs that were compiled here and can't be kept; list --unkept names them}, "templates":
 {"directory": str or null (off), "file_count", "total_bytes", "refused": str or null} (the compiled kernel templates)}
 """
 
@@ -107,7 +107,7 @@ def _compiled_templates() -> dict[str, Any]:
     return found
 
 
-CLEAR_JSON = """\b
+CLEAR_JSON = """
 --json: {"root": str, "removed": int, "bytes": int}; needs --yes: there is no one to ask
 """
 
@@ -118,7 +118,7 @@ CLEAR_JSON = """\b
 @common_options
 @click.pass_obj
 def clear_command(session: Session, *, yes: bool, keep_pinned: bool) -> None:
-    """Remove every entry from the cache, including pinned ones unless --keep-pinned is given. Ask first."""
+    """Remove every entry from the cache, including pinned ones unless --keep-pinned is given. Ask, unless --yes is."""
     if session.json and not yes:
         raise click.UsageError("clear --json needs --yes: there is no one to ask")
     cache = session.existing_cache()

@@ -15,13 +15,12 @@ from cuda_progcache.cli.session import Session, common_options
 if TYPE_CHECKING:
     from cuda_progcache.service.two_caches import Held
 
-COMPARE_JSON = """\b
+COMPARE_JSON = """
 --json: {"old": str, "new": str, "same": int, "seconds": float (compiling what the old one doesn't have took it),
-"causes": [{"reason", "count", "seconds"}], "made_by": [{"host", "command", "count", "seconds"}],
-"changed": [{program, "old_digest", "reasons"}], "added": [program], "gone": [program]};
-program: "digest", "name", "variant", "target_type", "arch", "seconds", "made_by"
+"causes": [{"reason", "count", "seconds"}], "made_by": [{"host", "command", "count", "seconds"}], "changed":
+[{program, "old_digest", "reasons"}], "added": [program], "gone": [program]}; each program has "digest", "name",
+"variant", "target_type", "arch", "seconds", "made_by"
 
-\b
 Exit code 1: they differ.
 """
 
@@ -34,6 +33,7 @@ Exit code 1: they differ.
     type=click.IntRange(min=0),
     default=10,
     show_default=True,
+    metavar="N",
     help="Show at most this many programs of each kind.",
 )
 @common_options

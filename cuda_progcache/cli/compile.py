@@ -42,10 +42,10 @@ _CODE_TYPES = {
     ".nvvm": "nvvm",
 }
 
-COMPILE_JSON = """\b
---json: {"name", "kernel", "code_type", "target_type", "arch", "hit": bool, "digest" (null: not cached), "reason" (why),
-"path", "size" (bytes), "seconds" (this call), "compile_seconds" (what the compile took, now or then), "symbol_mapping",
-"log", "output"}
+COMPILE_JSON = """
+--json: {"name", "kernel", "code_type", "target_type", "arch", "hit": bool, "digest" (null: not cached), "reason"
+(why), "path", "size" (bytes), "seconds" (this call), "compile_seconds" (what the compile took, now or then),
+"symbol_mapping", "log", "output"}
 
 \b
 Examples:
@@ -104,7 +104,7 @@ class _CompileCommand(click.Command):
     "name_expressions",
     multiple=True,
     metavar="EXPR",
-    help="Instantiate this template, as 'scale<float>'; repeatable.",
+    help="Instantiate this template, such as 'scale<float>'; repeatable.",
 )
 @click.option(
     "-O",
@@ -112,7 +112,7 @@ class _CompileCommand(click.Command):
     "fields",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Set any field of ProgramOptions, as lineinfo=true; repeatable.",
+    help="Set any field of ProgramOptions, such as lineinfo=true; repeatable.",
 )
 @click.option(
     "--kernel", metavar="NAME", shell_complete=kernels, help="Compile this kernel of the library instead of a file."
@@ -343,8 +343,8 @@ def _tell(
         output.line(line, err=aside)
     if not record.get("resource_usage", True) and program.target_type == "cubin":
         output.note_line(
-            "there is no kernel in it: a kernel is declared __global__, and a template is compiled for what "
-            "--name-expression (in a manifest, name_expressions) names, as 'scale<float>'"
+            "there is no kernel in it: declare kernels __global__, and name the instances of a template with "
+            "--name-expression, such as 'scale<float>' (in a manifest, with name_expressions)"
         )
 
 

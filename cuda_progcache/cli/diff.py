@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from cuda_progcache.inspect import KernelDiff
     from cuda_progcache.service.comparison import ProgramDiff
 
-DIFF_JSON = """\b
+DIFF_JSON = """
 --json: {"equal": bool (the bytes), "same_code": bool, "key": [a sentence per difference of what they were compiled
 from], "kernels": [{"name", "kind": "same", "changed", "added" or "removed", "deltas": {field: [before, after]},
 "lines": [of a unified diff of the machine code]}], "lines": [the same of two PTX texts]}
-with --lock: {"programs": [{"program", "status": "code" (other machine code), "bytes" (the file differs, the machine
+
+With --lock: {"programs": [{"program", "status": "code" (other machine code), "bytes" (the file differs, the machine
 code doesn't), "key" (only what it was compiled from), "added", "removed" or "unknown" (a binary isn't in the cache),
 "before", "after" (digests, or null), "diff" (as above, or null)}]}
 """
@@ -40,7 +41,13 @@ code doesn't), "key" (only what it was compiled from), "added", "removed" or "un
 )
 @click.option("--stat", is_flag=True, help="Leave out the machine code.")
 @click.option(
-    "-U", "--unified", "context", type=click.IntRange(min=0), default=3, metavar="N", help="Lines of context."
+    "-U",
+    "--unified",
+    "context",
+    type=click.IntRange(min=0),
+    default=3,
+    metavar="N",
+    help="Lines of context. [default: 3]",
 )
 @block_option
 @shared_option
@@ -63,11 +70,11 @@ def diff_command(
     """Say what differs between two programs: what they were compiled from, what they use, and their machine code.
 
     BEFORE and AFTER are files, what show takes, or kernels of the library: 'softmax?dtype=float16@sm_90'. Machine code
-    is compared kernel by kernel, without addresses, so what only moved is equal. Exit code 1: they differ. Takes
-    nvdisasm for cubins.
+    is compared kernel by kernel, without addresses, so code that only moved is equal. Exit code 1: they differ. Cubins
+    need nvdisasm.
 
-    With --lock it says of two lockfiles which programs' machine code changed, and which only their keys, by the
-    binaries in the cache: prewarm --lock puts them there. Exit code 1: machine code changed.
+    With --lock, compare two lockfiles by the binaries in the cache, where prewarm --lock puts them: for which programs
+    the machine code changed, and for which only the key. Exit code 1: machine code changed.
     """
     from cuda_progcache.service.comparison import compare
 

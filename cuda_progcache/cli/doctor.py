@@ -9,7 +9,7 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.errors import ConfigError
 
-DOCTOR_JSON = """\b
+DOCTOR_JSON = """
 --json: {"ok": bool, "findings": [{"topic", "name", "value", "problem" (empty: none), "advice"}]}
 """
 
@@ -43,11 +43,11 @@ def doctor_command(session: Session) -> None:
         click.get_current_context().exit(1)
 
 
-CONFIG_JSON = """\b
+CONFIG_JSON = """
 --json: {"root": str, "mode": str, "settings": [{"name", "value" (null: not set), "source" ("environment" or
-"default"), "default", "meaning"}], "tiers": {"source": str (a variable, or the path of a file; empty: there are none),
-"problem": str (empty: none), "tiers": [{"url", "mode", "trust", "keys", "max_bytes", "connect_timeout", "timeout",
-"write_timeout", and what else is set; of a secret, where it comes from}]}}
+"default"), "default", "meaning"}], "tiers": {"source": str (a variable, or the path of a file; empty: there are
+none), "problem": str (empty: none), "tiers": [{"url", "mode", "trust", "keys", "max_bytes", "connect_timeout",
+"timeout", "write_timeout", and what else is set; of a secret, where it comes from}]}}
 """
 
 
@@ -55,9 +55,9 @@ CONFIG_JSON = """\b
 @common_options
 @click.pass_obj
 def config_command(session: Session) -> None:
-    """Show every setting, its value here and where that comes from, and what holds without it.
+    """Show every setting: its value, where that comes from, and the default.
 
-    Of secrets it shows where they come from. Exit code 2: the tiers can't be used as they are written.
+    Secrets aren't shown, only where they come from. Exit code 2: the tiers can't be used as they are written.
     """
     from cuda_progcache._util import modes
     from cuda_progcache.service.settings import SETTINGS, value_of

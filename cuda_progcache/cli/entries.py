@@ -62,12 +62,12 @@ def iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
 
 
-SHOW_JSON = """\b
---json: what list gives of an entry, and "checksum", "resource_usage" ({kernel: {"registers", "spill_store_bytes",
-"spill_load_bytes", "stack_bytes", "shared_bytes" (static), "local_bytes", "constant_bytes", "literal_bytes",
-"barriers", "max_threads", "code_bytes"}}, the figures of ptxas -v; null where there is none, as in PTX) and "record":
-the record as it was kept (name, code_type, target_type, arch, key, components, headers, toolchain, log,
-symbol_mapping, duration in seconds, created, resource_usage, kernel)
+SHOW_JSON = """
+--json: the fields that list gives of an entry, and "checksum", "resource_usage" ({kernel: {"registers",
+"spill_store_bytes", "spill_load_bytes", "stack_bytes", "shared_bytes" (static), "local_bytes", "constant_bytes",
+"literal_bytes", "barriers", "max_threads", "code_bytes"}}, the figures of ptxas -v; null where there is none, as in
+PTX) and "record": the record as it was kept (name, code_type, target_type, arch, key, components, headers, toolchain,
+log, symbol_mapping, duration in seconds, created, resource_usage, kernel)
 
 \b
 For scripts:

@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-EXPLAIN_JSON = """\b
---json: what list gives of the entry, and "reasons": [a sentence per difference from the nearest compile before it;
-"first compile of this program" where there was none]; of a program that isn't kept, what list --unkept gives, and
-"reasons": [why it isn't]
+EXPLAIN_JSON = """
+--json: the fields that list gives of the entry, and "reasons": [a sentence per difference from the nearest compile
+before it; "first compile of this program" where there was none]; of a program that isn't kept, the fields that list
+--unkept gives, and "reasons": [why it isn't]
 
-\b
 While a program runs, CUDA_PROGCACHE_LOG=explain prints the reasons of each miss as it happens.
 """
 

@@ -22,12 +22,12 @@ from cuda_progcache.service.selection import fits
 if TYPE_CHECKING:
     from cuda_progcache.store.base import EntryInfo
 
-EXPORT_JSON = """\b
+EXPORT_JSON = """
 --json: {"root": str, "path": str, "entries": int, "bytes": int (of the bundle; of an image or a wheel: of its
 entries), "damaged": int (left out)}
 
-\b
 A bundle is a tar archive: tar -tf lists it, and tar -xf -C DIR makes a cache directory of it.
+
 Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was written.
 """
 
@@ -54,7 +54,7 @@ Exit code 1: a program of --lock or --manifest isn't in the cache; nothing was w
 @click.option(
     "--wheel", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write a wheel to this directory."
 )
-@click.option("--name", metavar="NAME", help="The wheel's name, as my-kernels-sm90.")
+@click.option("--name", metavar="NAME", help="The wheel's name, such as my-kernels-sm90.")
 @click.option("--wheel-version", default="1.0", show_default=True, metavar="VERSION", help="The wheel's version.")
 @include_option
 @common_options
@@ -143,7 +143,7 @@ def _since(entries: Sequence[EntryInfo], when: str) -> list[EntryInfo]:
             moment = time.time() - (parse_time(None, None, when) or 0.0)
         except click.BadParameter:
             raise click.BadParameter(
-                f"{when!r} is no time (12h, 30d, 2026-01-31T12:00), nor a lockfile that is there", param_hint="--since"
+                f"{when!r} is neither a time (12h, 30d, 2026-01-31T12:00) nor a lockfile", param_hint="--since"
             ) from None
     return [entry for entry in entries if entry.created >= moment]
 

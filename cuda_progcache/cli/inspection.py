@@ -35,22 +35,22 @@ block_option = click.option(
     "--block-size",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads of a block. [default: the most that the kernel declares, or 256]",
+    help="Threads per block. [default: the most that the kernel declares, or 256]",
 )
 shared_option = click.option(
-    "--dynamic-shared", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Dynamic shared memory of a block."
+    "--dynamic-shared", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Dynamic shared memory per block."
 )
 
-RESOURCES_JSON = """\b
---json: {"root": str, "kernels": [{"digest", "program", "parameters", "arch", "kernel", "resources" (as show has them),
-"occupancy": {"block_size", "dynamic_shared_bytes", "blocks", "warps", "most_warps", "limiters", "cliffs": [{"resource",
-"fewer", "warps"}]} or null}]}
+RESOURCES_JSON = """
+--json: {"root": str, "kernels": [{"digest", "program", "parameters", "arch", "kernel", "resources" (as show has
+them), "occupancy": {"block_size", "dynamic_shared_bytes", "blocks", "warps", "most_warps", "limiters", "cliffs":
+[{"resource", "fewer", "warps"}]} or null}]}
 """
 
 
 @click.command(
     "resources",
-    short_help="Registers, spills, shared memory and occupancy of the kernels in the cache.",
+    short_help="Registers, spills, shared memory and occupancy of kernels.",
     epilog=RESOURCES_JSON,
 )
 @click.option("--kernel", metavar="NAME", shell_complete=names, help="Only programs of this name; may hold * and ?.")
@@ -174,9 +174,9 @@ def cliff_text(cliff: Cliff, runs: Occupancy) -> str:
     return f"{less}: {cliff.warps / runs.most_warps:.0%}"
 
 
-SASS_JSON = """\b
---json: {"kernels": {name: {"instructions": [{"offset", "labels", "text", "live" (registers in use, or null), "source":
-{"file", "line"} or null}], "mix": {class: count}, "live_peak": int}}}
+SASS_JSON = """
+--json: {"kernels": {name: {"instructions": [{"offset", "labels", "text", "live" (registers in use, or null),
+"source": {"file", "line"} or null}], "mix": {class: count}, "live_peak": int}}}
 """
 
 
@@ -195,7 +195,7 @@ def sass_command(
 
     PROGRAM is a file, what show takes, or a kernel of the library with parameters or architecture:
     'softmax?dtype=float16@sm_90'. Source lines need a program compiled with line information (-O lineinfo=true); a
-    kernel of the library is compiled so, and its lines are its template's. Takes nvdisasm.
+    kernel of the library is compiled that way, and its lines are those of its template. Needs nvdisasm.
     """
     from cuda_progcache.inspect import instructions, live_peak, mix
 
@@ -320,8 +320,9 @@ _TOPS = {
     "unused": "not used for the longest time",
 }
 
-TOP_JSON = """\b
---json: {"root": str, "by": str, "entries": [what list gives of an entry, and "seconds" (of its compile, or null)]}
+TOP_JSON = """
+--json: {"root": str, "by": str, "entries": [the fields that list gives of an entry, and "seconds" (of its compile, or
+null)]}
 """
 
 

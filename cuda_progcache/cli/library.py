@@ -23,10 +23,11 @@ from cuda_progcache.cli.session import (
 if TYPE_CHECKING:
     from cuda_progcache.service.manifest import KernelLibrary, KernelSpec, Parameter
 
-RENDER_JSON = """\b
+RENDER_JSON = """
 --json: {"kernel", "parameters": {name: value}, "modules": [{"name", "template", "source"}], "entry_points": [str],
 "name_expressions": [str], "templates": {file: SHA-256}}
-with --list-parameters: {"kernel", "parameters": [{"name", "type", "values", "default", "min", "max", "description"}]}
+
+With --list-parameters: {"kernel", "parameters": [{"name", "type", "values", "default", "min", "max", "description"}]}
 """
 
 
@@ -91,10 +92,11 @@ def _ended(source: str) -> str:
     return source if source.endswith("\n") else source + "\n"
 
 
-KERNELS_JSON = """\b
+KERNELS_JSON = """
 --json: {"kernels": [{"name", "description", "code_type", "templates", "min_arch", "variants": [{parameter: value}],
 "parameters": [{"name", "type", "values", "default", "min", "max", "description"}]}]}
-with --check: {"problems": [str]}
+
+With --check: {"problems": [str]}
 """
 
 

@@ -75,12 +75,13 @@ def _selection(_ctx: click.Context, _param: click.Parameter, value: str | None) 
         raise click.BadParameter(str(error)) from None
 
 
-LIST_JSON = """\b
+LIST_JSON = """
 --json: {"root": str, "entries": [{"digest", "name", "kernel" (null for a program that isn't a library kernel),
-"parameters", "names" (name expressions), "options", "variant" (these in one line), "code_type", "target_type", "arch",
-"size" (bytes), "seconds" (its compile), "created", "last_used" (ISO 8601, UTC), "made_by" ({"at", "host", "pid",
-"command"}; null where it isn't known), "path"}]}; compare takes it
-with --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", "code_type", "target_type", "arch",
+"parameters", "names" (name expressions), "options", "variant" (these in one line), "code_type", "target_type",
+"arch", "size" (bytes), "seconds" (its compile), "created", "last_used" (ISO 8601, UTC), "made_by" ({"at", "host",
+"pid", "command"}; null where it isn't known), "path"}]}; compare takes it
+
+With --unkept: {"root": str, "unkept": [{"digest" (that it would have), "name", "code_type", "target_type", "arch",
 "kind", "reason", "when", "advice"}]}
 """
 

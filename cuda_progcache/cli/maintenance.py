@@ -21,7 +21,7 @@ from cuda_progcache.store.default_cap import parse_size as in_bytes
 if TYPE_CHECKING:
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
-arch_option = archs_option("Only programs for this architecture, as sm_90; repeatable.")
+arch_option = archs_option("Only programs for this architecture, such as sm_90; repeatable.")
 
 
 _TIMES = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -47,19 +47,19 @@ def parse_time(_ctx: click.Context | None, _param: click.Parameter | None, value
     return float(match[1]) * _TIMES[match[2]]
 
 
-VERIFY_JSON = """\b
+VERIFY_JSON = """
 --json: {"root": str, "ok": bool (nothing is wrong, or it was repaired), "whole": int, "bytes": int (of the whole
-entries), "findings": [{"kind", "path",
-"digest" (or null), "size" (bytes), "advice", "repaired": bool}]}; kinds: corrupt, damaged-record, no-record,
-no-entry, unreadable, foreign, stale-staging
+entries), "findings": [{"kind", "path", "digest" (or null), "size" (bytes), "advice", "repaired": bool}]}; kinds:
+corrupt, damaged-record, no-record, no-entry, unreadable, foreign, stale-staging
 
-\b
 Exit code 1: something is wrong, and wasn't repaired.
 """
 
 
 @click.command("verify", short_help="Check every byte of the cache.", epilog=VERIFY_JSON)
-@click.option("--repair", is_flag=True, help="Move damaged files to the quarantine, and remove what dead writers left.")
+@click.option(
+    "--repair", is_flag=True, help="Move damaged files to the quarantine, and remove what killed writers left."
+)
 @common_options
 @click.pass_obj
 def verify_command(session: Session, *, repair: bool) -> int:
@@ -99,7 +99,7 @@ def _wrong(count: int) -> str:
     return "nothing wrong" if not count else f"{output.plural(count, 'file')} wrong"
 
 
-PRUNE_JSON = """\b
+PRUNE_JSON = """
 --json: {"root": str, "dry_run": bool, "removed": int, "bytes": int (freed), "left": int, "left_bytes": int, "pinned":
 int (spared)}; with --dry-run: what would be removed, freed and left
 """
@@ -110,13 +110,13 @@ int (spared)}; with --dry-run: what would be removed, freed and left
     "--max-size",
     callback=parse_size,
     metavar="SIZE",
-    help="Remove entries until the cache is no larger than this, as 500MB or 2GiB.",
+    help="Remove entries until the cache is no larger than this, such as 500MB or 2GiB.",
 )
 @click.option(
     "--older-than",
     callback=parse_time,
     metavar="TIME",
-    help="Remove entries not used for this long, as 90min, 12h or 30d.",
+    help="Remove entries not used for this long, such as 90min, 12h or 30d.",
 )
 @click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
 @common_options
@@ -124,7 +124,7 @@ int (spared)}; with --dry-run: what would be removed, freed and left
 def prune_command(session: Session, max_size: int | None, older_than: float | None, *, dry_run: bool) -> None:
     """Remove entries, the least recently used first. Pinned ones stay.
 
-    Sizes are those of the entries, as stats has them. --max-size and the size cap count long records, too.
+    Sizes are those of the entries, as in stats. --max-size and the size cap count long records as well.
     """
     if max_size is None and older_than is None:
         raise click.UsageError("give --max-size, --older-than or both")
@@ -147,7 +147,7 @@ def prune_command(session: Session, max_size: int | None, older_than: float | No
     )
 
 
-PIN_JSON = """\b
+PIN_JSON = """
 --json: {"root": str, "pins": [{"digest", "name" (null: the entry is gone, and stays pinned when it comes back),
 "arch", "size"}]}: all that is pinned afterwards
 """
@@ -160,9 +160,9 @@ PIN_JSON = """\b
 @common_options
 @click.pass_obj
 def pin_command(session: Session, keys: tuple[str, ...], *, unpin: bool, listing: bool) -> None:
-    """Pin programs: the size cap and prune spare them. KEY is the start of a digest, as list prints it.
+    """Pin programs, so that the size cap and prune spare them. KEY is the start of a digest, as list prints it.
 
-    clear removes pinned programs, too, and a write can still replace one.
+    clear still removes pinned programs, and a write can still replace one.
     """
     if bool(keys) == listing or (unpin and listing):
         raise click.UsageError("give the start of a digest, with or without --unpin, or --list")
@@ -215,12 +215,12 @@ def _pin_json(cache: FileStreamProgramCache | None, digest: str) -> dict[str, An
     }
 
 
-IMPORT_JSON = """\b
+IMPORT_JSON = """
 --json: {"root": str, "imported": int, "bytes": int, "present": int (were here), "filtered": int (other
 architectures), "refused": int (larger than the size cap), "differing": int (of "present": with other bytes here)}
 
-\b
 Exit code 1: the file is damaged or not a bundle; nothing was imported.
+
 Checksums show damage, not who made a bundle: import only what you would run.
 """
 

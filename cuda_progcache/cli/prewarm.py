@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 
 DEMO_ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
-PREWARM_JSON = """\b
+PREWARM_JSON = """
 --json: {"ok": bool, "call" (the run's key, for provenance), "archs", "kernels": int, "variants": int, "jobs",
 "compiled", "hits", "failed", "skipped", "missing" (of --dry-run), "bytes", "seconds" (this call), "compile_seconds",
 "saved_seconds" (compile time that hits spared), "root", "items": [{"kernel", "variant": {parameter: value}, "arch",
 "status": "hit" | "compiled" | "failed" | "skipped" (the kernel needs a later architecture) | "missing" (of
 --dry-run), "seconds", "saved", "size", "digest", "error", "target", "reasons": [str] (why it is missing)}]}
-Exit code 1: something failed (the rest is compiled and kept), or with --require-hits something is missing.
-130 (Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, and the
-same command continues.
+
+Exit code 1: something failed (the rest is compiled and kept), or with --require-hits something is missing. 130
+(Ctrl-C) or 143 (SIGTERM): stopped; what was compiled is kept, and the same command continues.
 """
 
 
@@ -63,7 +63,7 @@ _jobs_option = click.option(
 
 @click.command(
     "prewarm",
-    short_help="Compile a kernel library's variants into the cache before they are needed.",
+    short_help="Compile a library's variants before they are needed.",
     epilog=PREWARM_JSON,
 )
 @manifest_option
@@ -73,7 +73,7 @@ _jobs_option = click.option(
 @click.option(
     "--dask",
     metavar="ADDRESS",
-    help="Compile on a Dask cluster whose workers share a tier: tcp://HOST:8786, or local:2 for two processes here.",
+    help="Compile on a Dask cluster whose workers share a tier: tcp://HOST:8786; or local:2, two processes here.",
 )
 @lock_option
 @click.option("--dry-run", is_flag=True, help="Compile nothing; show what would be compiled, and why.")
@@ -168,9 +168,7 @@ def _executor(address: str | None) -> Iterator[Executor | None]:
         yield executor
 
 
-@click.command(
-    "demo", short_help="Prewarm the bundled kernels for four architectures and show what happened.", epilog=PREWARM_JSON
-)
+@click.command("demo", short_help="Compile the bundled kernels for four architectures.", epilog=PREWARM_JSON)
 @_jobs_option
 @verbose_option
 @common_options
@@ -403,6 +401,7 @@ def print_next(session: Session, report: PrewarmReport) -> None:
         (f"where {largest.kernel} for {largest.arch} came from, and what it uses", f"{show} {prefix}"),
         ("its machine code, from the file as it lies", f"{cuobjdump()} -sass $({show} --path {prefix})"),
         ("what else is there", f"{session.command('list')} --arch {largest.arch}"),
+        ("all of it as one page for the browser, with plots", f"{session.command('report')} -o report.html"),
     ]
     if report.hits < len(report.items) - report.skipped:
         again = "make demo" if os.environ.get("MAKELEVEL") else session.command("demo")

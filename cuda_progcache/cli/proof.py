@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from cuda_progcache.service.proof import Proof
     from cuda_progcache.store.base import ProgramCacheResource
 
-#: Rows of a table that is printed; --json has all.
-_ROWS = 40
+#: Rows of a table that is printed, and of these, those of unused entries; --json has all.
+_ROWS, _UNUSED = 40, 10
 
 lock_option = click.option(
     "--lock",
@@ -41,7 +41,7 @@ lock_option = click.option(
 )
 junit_option = click.option("--junit", type=OutputFile(), metavar="FILE", help="Also write a JUnit report.")
 
-LOCK_JSON = """\b
+LOCK_JSON = """
 --json: {"path": str, "programs": int, "unlocked": int (without a key: not in the cache), "toolchain": [{"name",
 "build"}]}
 """
@@ -98,27 +98,27 @@ def lock_command(
         output.emit(told)
         return
     if unlocked:
+        are = "isn't" if len(unlocked) == 1 else "aren't"
         output.note_line(
-            f"{output.plural(len(unlocked), 'program')} without a key: not in {session.root()}; prewarm, and lock again"
+            f"{output.plural(len(unlocked), 'program')} {are} in {session.root()} yet, and locked without a key; "
+            f"prewarm --lock {target} compiles what is missing, and lock, run again, writes the keys"
         )
     output.line(f"{output.plural(len(lock.programs), 'program')} in {target}")
 
 
-CHECK_JSON = """\b
+CHECK_JSON = """
 --json: {"path": str, "archs": [str] (what was checked for; empty: no device here, any will do), "usable": int,
 "entries": [{"digest", "name", "target_type", "arch", "usable" (null: nobody can tell), "reasons"}]}
-with --lock or --manifest: {"path": str, "ok": bool, "counts": {"hit", "missing", "stale", "failed", "skipped",
-"unused"}, "programs": [{"title", "kernel", "parameters", "arch", "target", "status", "reasons", "command", "digest"}],
-"unused": [{"digest", "name", "arch", "target", "size"}]}
 
-\b
-Exit code 1: some programs are of no use here; with --lock or --manifest, some are missing or stale.
+With --lock or --manifest: {"path": str, "ok": bool, "counts": {"hit", "missing", "stale", "failed", "skipped",
+"unused"}, "programs": [{"title", "kernel", "parameters", "arch", "target", "status", "reasons", "command",
+"digest"}], "unused": [{"digest", "name", "arch", "target", "size"}]}
+
+Exit code 1: some programs can't be used here; with --lock or --manifest, some are missing or stale.
 """
 
 
-@click.command(
-    "check", short_help="Which programs can be used on this machine, and which are missing.", epilog=CHECK_JSON
-)
+@click.command("check", short_help="Which programs can be used here, and which are missing.", epilog=CHECK_JSON)
 @click.argument("path", required=False, type=click.Path(exists=True, path_type=Path))
 @lock_option
 @library_option("A folder with a manifest.toml: prove that its variants are there; with --lock, its kernels.")
@@ -140,11 +140,11 @@ def check_command(
 ) -> int:
     """Say which programs in PATH (a bundle or a cache directory; default: the cache) can be used on this machine.
 
-    It is if it runs on the device, and if the same program would have the same key here: compiler, headers, variables
-    and, where they are in what was compiled, paths. -I names folders with the programs' own headers.
+    A program can be used if it runs on the device and would have the same key here: the same compiler, headers and
+    variables, and the same paths if paths are in the binary. -I names folders with the programs' own headers.
 
-    With --lock or --manifest, say of each program that is needed whether it is there, and why a frozen run would refuse
-    it: missing; stale, with what differs. Entries that nothing needs are listed as unused, and are no failure.
+    With --lock or --manifest, say which of the programs that are needed are missing or stale, and why, as a frozen run
+    would. Entries that nothing needs are listed as unused; they are not a failure.
     """
     if lock_file is None and manifest is None:
         if junit is not None:
@@ -194,7 +194,7 @@ def _print_proof(proof: Proof, where: Path) -> None:
         made.add_row(
             output.text(program.status, colour), output.text(program.title), output.text("; ".join(program.reasons))
         )
-    for entry in proof.unused[: max(0, _ROWS - len(wrong))]:
+    for entry in proof.unused[: max(0, min(_UNUSED, _ROWS - len(wrong)))]:
         about = f"{entry.name} {entry.target} {entry.arch}  {entry.digest[:12]}  {output.size(entry.size)}"
         made.add_row(output.text("unused", "dim"), output.text(about), output.text(""))
     if wrong or proof.unused:
@@ -206,10 +206,13 @@ def _print_proof(proof: Proof, where: Path) -> None:
         for command in list(commands)[:5]:
             output.line(f"  {command}")
     counts = Counter(program.status for program in proof.programs)
-    told = ", ".join(f"{counts[status]:,} {status}" for status in ("missing", "stale", "failed") if counts[status])
+    counts["unused"] = len(proof.unused)
+    rest = ("missing", "stale", "failed", "unused")
+    told = ", ".join(f"{counts[status]:,} {status}" for status in rest if counts[status])
     needed = len(proof.programs) - counts["skipped"]
     output.line(
-        f"{counts['hit']:,} of {output.plural(needed, 'program')} are in {where}" + (f"; {told}" if told else "")
+        f"{counts['hit']:,} of {output.plural(needed, 'program')} {'is' if needed == 1 else 'are'} in {where}"
+        + (f"; {told}" if told else "")
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cuda_progcache.provenance.graph import Graph
     from cuda_progcache.store.base import ProgramCacheResource
 
-PROVENANCE_JSON = """\b
+PROVENANCE_JSON = """
 --json: {"format": 1, "start": id, "nodes": [{"id", "kind", "label", "digest", and what is known of its kind}],
 "edges": [{"from", "to", "relation": "used", "made by" or "called by"}]}, as --format json; an edge points at what is
 depended on. Kinds: binary, source, template, header, tool, file, value, input; and steps: render, compile, link,
@@ -179,11 +179,11 @@ def _written(
     return json.dumps(document, indent=2) + "\n"
 
 
-AFFECTED_JSON = """\b
---json: {"file": path, "affected": [what list gives of an entry, and "as" ("header", "template", "tool", "source", or
-"input": through a binary that was linked in), "named" (as its record calls it), "current" (bool: it was compiled with
-what the file holds now, so that an edit invalidates it)], "calls": [{"key", "name", "as" ("file", or "call": through a
-program or call whose result it used), "named", "current"}]}
+AFFECTED_JSON = """
+--json: {"file": path, "affected": [the fields that list gives of an entry, and "as" ("header", "template", "tool",
+"source", or "input": through a binary that was linked in), "named" (as its record calls it), "current" (bool: it was
+compiled with what the file holds now, so that an edit invalidates it)], "calls": [{"key", "name", "as" ("file", or
+"call": through a program or call whose result it used), "named", "current"}]}
 """
 
 

@@ -9,9 +9,10 @@ import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
+from cuda_progcache.cli.progress import progress
 from cuda_progcache.cli.session import OutputFile, Session, common_options, library_at, manifest_option
 
-REPORT_JSON = """\b
+REPORT_JSON = """
 --json: {"root": str, "path": str, "bytes": int (of the file), "programs": int, "listings": int}
 """
 
@@ -56,7 +57,12 @@ def report_command(session: Session, out: Path, listed: int, *, no_plots: bool, 
     found = data.collect(cache, _cap(session))
     drawn = [] if no_plots else plots.plots(found)
     last = sorted(found.programs, key=lambda one: -one.last_used)[:listed]
-    made = list(listings.listings(cache, [one.digest for one in last], library_at(manifest).path))
+    made = []
+    with progress("reading machine code") as told:
+        told(0, len(last), 0)
+        for listing in listings.listings(cache, [one.digest for one in last], library_at(manifest).path):
+            made.append(listing)
+            told(len(made), len(last), 0)
     text = page.write(found, made, drawn, __version__).encode("utf-8")
     out.write_bytes(text)
     if session.json:

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from cuda_progcache.cli import output
 from cuda_progcache.cli.maintenance import parse_time
+from cuda_progcache.cli.progress import progress
 from cuda_progcache.cli.proof import lock_option
 from cuda_progcache.cli.session import Session, common_options
 from cuda_progcache.errors import LockError
@@ -20,9 +18,9 @@ from cuda_progcache.errors import LockError
 if TYPE_CHECKING:
     from cuda_progcache.service.lock import Lock
     from cuda_progcache.store.tiers.tally import TierTotals
-    from cuda_progcache.store.tiers.upkeep import Health, Progress
+    from cuda_progcache.store.tiers.upkeep import Health
 
-TIERS_JSON = """\b
+TIERS_JSON = """
 --json: {"source": str (where they are configured; empty: named here), "tiers": [{"url", "mode", "trust", "ok": bool,
 "trouble": str, "latency": seconds or null, "objects", "bytes": int or null (--count), "breaker": "closed" or "open",
 "all_time": {"hits", "misses", "corrupt", "untrusted", "errors", "timeouts", "stored", "dropped", "bytes_in",
@@ -30,18 +28,16 @@ TIERS_JSON = """\b
 """
 
 
-@click.command(
-    "tiers", short_help="The stores behind the cache: whether they answer, and what they gave.", epilog=TIERS_JSON
-)
+@click.command("tiers", short_help="Whether the tiers answer, and what they gave.", epilog=TIERS_JSON)
 @click.argument("urls", nargs=-1, metavar="[TIER]...")
-@click.option("--count", is_flag=True, help="List what is there, which may take long.")
+@click.option("--count", is_flag=True, help="Count what is there, which may take long.")
 @common_options
 @click.pass_obj
 def tiers_command(session: Session, *, urls: tuple[str, ...], count: bool) -> None:
-    """Ask the configured tiers, or these, how they are. Exit code 1: one doesn't answer.
+    """Ask the configured tiers, or the given ones, whether they work. Exit code 1: one doesn't.
 
-    Hits, bytes and trouble are those of all processes on this cache. A tier in trouble is left alone by each of them,
-    for 30 seconds and longer each time; "breaker" says whether it would be, by what it answers now.
+    Hits, bytes and trouble are those of all processes on this cache. Each process leaves a failing tier alone for 30
+    seconds, and longer each time; "breaker" says whether it would do so now.
     """
     from cuda_progcache.store.tiers.configuration import configured
     from cuda_progcache.store.tiers.sides import settings_of
@@ -116,7 +112,7 @@ def _show(found: list[tuple[Health, TierTotals]]) -> None:
             output.line(f"{output.printable(one.url)} holds {held}")
 
 
-SYNC_JSON = """\b
+SYNC_JSON = """
 --json: {"source", "target", "dry_run": bool, "copied": int, "bytes": int, "there": int (in the target before),
 "missing": int (asked for, and not in the source), "unusable": int (damaged, or signed by nobody who is trusted),
 "refused": int (too large for the target), "manifests": int, "packed": int (programs of the pack; 0: none written)}
@@ -127,32 +123,36 @@ SYNC_JSON = """\b
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @lock_option
-@click.option("--pack", is_flag=True, help="Also write the lockfile's programs in one piece, for a prewarm --lock.")
-@click.option("--dry-run", is_flag=True, help="Copy nothing; say what would be.")
+@click.option(
+    "--pack",
+    is_flag=True,
+    help="Also write the lockfile's programs as one object, which prewarm --lock fetches in one call.",
+)
+@click.option("--dry-run", is_flag=True, help="Copy nothing; show what would be copied.")
 @common_options
 @click.pass_obj
 def sync_command(
     session: Session, *, source: str, target: str, lock_file: Path | None, pack: bool, dry_run: bool
 ) -> None:
-    """Copy what DST lacks of SRC: programs, and the header manifests that lead to them. Nothing is removed.
+    """Copy the programs that SRC has and DST lacks, with the header manifests that lead to them. Nothing is removed.
 
-    SRC and DST are each the directory of a cache, or a tier's URL; of one that is configured, the URL without options
-    is enough. Stopped, and run again, it goes on. Exit code 1: something of a lockfile isn't in SRC, or can't be used.
+    SRC and DST are each a cache directory or a tier's URL. For a configured tier the URL without options is enough. If
+    it is stopped, run it again: it continues. Exit code 1: a program of the lockfile isn't in SRC, or can't be used.
     """
     from cuda_progcache.store.tiers.sides import is_url
     from cuda_progcache.store.tiers.upkeep import sync
 
     if pack and (lock_file is None or not is_url(target)):
-        raise click.UsageError("--pack is of a lockfile's programs, and for a tier: give --lock, and a URL as DST")
+        raise click.UsageError("--pack writes a lockfile's programs to a tier: give --lock, and a URL as DST")
     only = None if lock_file is None else locked(lock_file)
-    with _progress("copying") as progress:
+    with progress("copying") as told:
         report = sync(
             source,
             target,
             digests=None if only is None else only.keys,
             pack=only.digest if only is not None and pack else None,
             dry_run=dry_run,
-            on_progress=progress,
+            on_progress=told,
         )
     names = {"source": _shown(source), "target": _shown(target)}
     if session.json:
@@ -176,7 +176,7 @@ def sync_command(
         click.get_current_context().exit(1)
 
 
-GC_JSON = """\b
+GC_JSON = """
 --json: {"tier", "dry_run": bool, "removed": int, "bytes": int, "kept": int, "pinned": int (old, and in a lockfile),
 "undated": int (nobody knows how old), "manifests": int, "packs": int}; it needs --yes or --dry-run, for there is no
 one to ask
@@ -190,7 +190,7 @@ one to ask
     required=True,
     callback=parse_time,
     metavar="TIME",
-    help="What was written longer ago than, say, 12h or 90d; on Redis, used.",
+    help="Remove what was written longer ago than this, such as 12h or 90d; on Redis, what was last used.",
 )
 @click.option(
     "--keep-lock",
@@ -199,14 +199,17 @@ one to ask
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Keep a lockfile's programs and its pack, and all header manifests; repeatable.",
 )
-@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would be.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; show what would be removed.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @common_options
 @click.pass_obj
 def gc_command(
     session: Session, *, tier: str, older_than: float, locks: tuple[Path, ...], dry_run: bool, yes: bool
 ) -> None:
-    """Remove from a tier what is old. It lists, reads no object, says what would go, and asks, unless --yes."""
+    """Remove old programs from a tier. Say what would be removed, and ask, unless --yes is given.
+
+    The tier is listed; no object is read.
+    """
     from cuda_progcache.store.tiers.upkeep import collect
 
     if session.json and not (yes or dry_run):
@@ -222,21 +225,21 @@ def gc_command(
             f"{output.plural(found.packs, 'pack')} are older than {output.age(older_than)}; {found.kept:,} stay"
         )
         if found.pinned:
-            output.line(f"{output.plural(found.pinned, 'program')} as old, and in a lockfile")
+            output.line(f"{output.plural(found.pinned, 'program')} as old, kept by a lockfile")
         if found.undated:
             output.note_line(f"{name} doesn't say how old {output.plural(found.undated, 'program')} may be: they stay")
     todo = found.removed + found.manifests + found.packs
     if todo and not dry_run:
         if not yes:
             click.confirm("Remove them?", abort=True)
-        with _progress("removing") as progress:
+        with progress("removing") as told:
             found = collect(
                 tier,
                 older_than=older_than,
                 keep=keep,
                 keep_packs=packs,
                 dry_run=False,
-                on_progress=lambda done, total: progress(done, total, 0),
+                on_progress=lambda done, total: told(done, total, 0),
             )
         if not session.json:
             output.line(f"removed {output.plural(found.removed, 'program')} ({output.size(found.bytes)})")
@@ -262,39 +265,3 @@ def _shown(place: str) -> str:
     from cuda_progcache.store.tiers.sides import is_url, settings_of
 
     return settings_of(place).url if is_url(place) else place
-
-
-@contextmanager
-def _progress(doing: str) -> Iterator[Progress]:
-    """Show progress on stderr: a bar on a terminal, elsewhere a line now and then."""
-    if not sys.stderr.isatty():
-        yield _lines(doing)
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns: tuple[Any, ...] = (
-        progress.BarColumn(bar_width=20),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[size]}"),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as display:
-        task = display.add_task(doing, total=None, size="")
-
-        def show(done: int, total: int, size: int) -> None:
-            display.update(task, completed=done, total=total, size=output.size(size) if size else "")
-
-        yield show
-
-
-def _lines(doing: str) -> Callable[[int, int, int], None]:
-    said = 0
-
-    def show(done: int, total: int, size: int) -> None:
-        nonlocal said
-        if total and done and (done == total or done >= said + max(total // 10, 1000)):
-            said = done
-            output.line(f"{doing}: {done:,} of {total:,}{f', {output.size(size)}' if size else ''}", err=True)
-
-    return show

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from cuda_progcache.service.watch import Seen, Stored, Watch
     from cuda_progcache.store.stats import Totals
 
-WATCH_JSON = """\b
---json: {"at": str (ISO 8601, UTC), "event": str, ...}, one such object a line; by event:
-  "stored": what list gives of an entry, and "reasons" (why it was compiled)
-  "unkept": what list --unkept gives
-  "counted": what stats has as "all_time", since the last line of this kind
+WATCH_JSON = """
+--json: {"at": str (ISO 8601, UTC), "event": str, ...}, one such object per line
 
 \b
+Events:
+  stored   the fields that list gives of an entry, and "reasons" (why it was compiled)
+  unkept   the fields that list --unkept gives
+  counted  the fields of "all_time" that stats gives, since the last line of this kind
+
 Programs are shown as they are stored. Lookups are shown when a process writes its counters: every five seconds while
 it uses the cache, and when it ends. A process in mode ro or frozen, or without permission to write, isn't counted.
 """
@@ -42,9 +44,11 @@ it uses the cache, and when it ends. A process in mode ro or frozen, or without 
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Seconds between looks.",
+    help="How often to look.",
 )
-@click.option("--for", "duration", callback=parse_time, metavar="TIME", help="Stop after this long, as 30s or 10min.")
+@click.option(
+    "--for", "duration", callback=parse_time, metavar="TIME", help="Stop after this long, such as 30s or 10min."
+)
 @common_options
 @click.pass_obj
 def watch_command(session: Session, interval: float, duration: float | None) -> None:

@@ -83,7 +83,8 @@ class Parameter:
                 return dtype_name(value)
             except ParameterError as error:
                 near = self._nearest(value)
-                hint = f"; nearest of this kernel's: {near!r}" if near is not None else ""
+                said = near is None or repr(near) in str(error)
+                hint = "" if said else f"; nearest of this kernel's: {near!r}"
                 raise ParameterError(f"{self.name}: {error}{hint}") from None
         plain = value
         if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "shape", None) == ():

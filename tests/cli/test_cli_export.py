@@ -49,7 +49,7 @@ def test_exactly_what_a_lock_needs(cli, cli_json, locked, library, root, tmp_pat
     assert cli_json("export", tmp_path / "new.tar", "--since", tmp_path / "a.lock")["entries"] == 1
     assert cli_json("export", tmp_path / "late.tar", "--since", "1h")["entries"] == 4
     assert "nothing to export" in cli("export", tmp_path / "no.tar", "--since", "2999-01-01", code=5).stderr
-    assert "is no time" in cli("export", tmp_path / "no.tar", "--since", "then", code=2).stderr
+    assert "is neither a time" in cli("export", tmp_path / "no.tar", "--since", "then", code=2).stderr
     assert "--oci" in cli("export", code=2).stderr
     assert "go together" in cli("export", "--wheel", tmp_path, code=2).stderr
     (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text() + "__device__ int edited;\n")

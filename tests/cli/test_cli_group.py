@@ -14,6 +14,7 @@ import pytest
 
 from cuda_progcache import errors
 from cuda_progcache.cli.app import COMMANDS, ExitCode, app
+from cuda_progcache.cli.help import GROUPS
 
 EVERY = list(COMMANDS)
 
@@ -27,12 +28,32 @@ def test_help_lists_every_command_and_exit_code(cli):
         assert re.search(rf"\b{int(code)}\b", text), code
 
 
+def test_every_command_is_in_one_group_of_the_help(cli):
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
+    lines = cli("--help").stdout.splitlines()
+    for group, names in GROUPS.items():
+        start = lines.index(f"{group}:") + 1
+        assert [line.split()[0] for line in lines[start : start + len(names)]] == list(names)
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 118])
+def test_the_help_fits_the_terminal(width):
+    """But for commands to be copied, which stay in one line."""
+    for name in ("", *EVERY):
+        command = app.get_command(click.Context(app), name) if name else app
+        text = command.context_class(command, info_name=name, terminal_width=width).get_help()
+        long = [line for line in text.splitlines() if len(line) > width]
+        assert all(re.match(r"    (cuda-progcache|cuobjdump|eval) ", line) for line in long), (name, long)
+        if name in {"compile", "show"}:
+            assert "\n    cu" in text  # the examples
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_each_command_helps_and_speaks_json(cli, name):
     text = cli(name, "--help").stdout
     assert "--json" in text
     assert "--cache-dir" in text
-    assert '--json: {"' in text or "--json: what list gives" in text
+    assert '--json: {"' in text or "--json: the fields that list gives" in text
     command = app.get_command(click.Context(app), name)
     assert command.short_help == COMMANDS[name][1]
 

@@ -45,6 +45,21 @@ def test_locked_prewarmed_and_proved(cli, cli_json, library, root, tmp_path):
     assert proof["counts"] == {"hit": 2, "missing": 0, "stale": 1, "failed": 0, "skipped": 0, "unused": 1}
 
 
+def test_what_nothing_needs_hides_nothing_else(cli, library, tmp_path):
+    """A few rows, and their number, in a cache of many programs."""
+    manifest = ("--manifest", library)
+    for block in range(32, 480, 32):
+        cli("compile", "--kernel", "scale", "-p", f"block={block}", "--arch", "sm_90", *manifest)
+    told = cli("lock", "--kernel", "fill", "--arch", "sm_90", *manifest, "-o", tmp_path / "a.lock")
+    assert "1 program isn't in" in told.stderr and f"prewarm --lock {tmp_path}/a.lock compiles" in told.stderr
+    cli("prewarm", "--lock", tmp_path / "a.lock", *manifest)
+    lines = cli("check", "--lock", tmp_path / "a.lock", *manifest).stdout.splitlines()
+    assert sum(line.startswith("unused") for line in lines) == 10
+    assert lines[-2:] == ["and 4 more (--json has all)", lines[-1]]
+    assert lines[-1].startswith("1 of 1 program is in ")
+    assert lines[-1].endswith("; 14 unused")
+
+
 def test_wrong_usage(cli, tmp_path):
     (tmp_path / "x.lock").write_text("{}")
     assert "--from" in cli("lock", code=2).stderr

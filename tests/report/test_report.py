@@ -174,7 +174,10 @@ def test_the_command_writes_the_file(small, tmp_path):
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert (told["bytes"], told["programs"], told["listings"]) == (out.stat().st_size, len(small), 0)
-    assert CliRunner().invoke(app, ["report", "--cache-dir", str(tmp_path / "none")]).exit_code == 1
+    assert CliRunner().invoke(app, ["report", "--cache-dir", str(tmp_path / "none")]).exit_code == 5
+    asked = [each for each in asked if each != "--json"]
+    shown = CliRunner().invoke(app, [*asked[:-2], "1", "--no-plots"])
+    assert "reading machine code: 1 of 1" in shown.stderr  # a second for each
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,10 @@ from ci import servers
 from cuda_progcache.cli import main
 from cuda_progcache.store import stack
 from cuda_progcache.store.breaker import CircuitBreaker
-from cuda_progcache.store.tiers import behind, configuration, open_tier, write_back
+from cuda_progcache.store.tiers import behind, configuration, open_tier, remote_objects, write_back
+from cuda_progcache.store.tiers.remote import RemoteProgramCache
 from cuda_progcache.store.tiers.settings import parse_tier
+from tests.tiers.shelf import Shelf
 
 #: The fixture of each kind of server.
 SERVERS = ("redis_server", "nginx_server", "s3_server")
@@ -202,6 +204,26 @@ def open_url():
     yield make
     for tier in opened:
         tier.close()
+
+
+@pytest.fixture
+def shelf():
+    """A service in memory."""
+    return Shelf()
+
+
+@pytest.fixture
+def tier(shelf, monkeypatch):
+    """A store on it, which remembers a miss for as long as a test takes."""
+    monkeypatch.setattr(remote_objects, "_MISSED_FOR", 600.0)
+    return RemoteProgramCache(shelf)
+
+
+@pytest.fixture
+def black_hole():
+    """The address of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture

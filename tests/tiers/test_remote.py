@@ -5,86 +5,23 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 import warnings
 
 import pytest
 
-from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store import FileStreamProgramCache, InMemoryProgramCache, ProgramCacheStack
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.records import Version, encode_record
-from cuda_progcache.store.tiers import connections, redis, remote_objects, write_back
-from cuda_progcache.store.tiers.engine import Engine, TooLargeError
+from cuda_progcache.store.tiers import connections, envelope, redis, remote_objects, write_back
+from cuda_progcache.store.tiers.engine import TooLargeError, each_of
 from cuda_progcache.store.tiers.envelope import DamagedObjectError, pack, unpack
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
-from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
+from tests.tiers.shelf import CUBIN, name_of
 
-CUBIN = b"\x7fELF" + bytes(range(256))
 CLIENTS = ("cuda_progcache.store.tiers.redis", "cuda_progcache.store.tiers.http", "http.client", "obstore")
-
-
-class Shelf(Engine):
-    """Objects in memory, behind a switch for the trouble that a service can be in."""
-
-    keeps_time = True
-
-    def __init__(self, name="shelf://here"):
-        self.name = name
-        self.objects = {}
-        self.calls = []
-        self.trouble = None
-
-    def _asked(self, what, names, until):
-        self.calls.append((what, threading.current_thread().name))
-        if callable(self.trouble):
-            self.trouble(until)
-        elif self.trouble is not None:
-            raise self.trouble
-
-    def get(self, name, *, limit, until):
-        self._asked("get", [name], until)
-        return self.objects.get(name)
-
-    def put(self, name, data, *, until):
-        self._asked("put", [name], until)
-        self.objects[name] = data
-
-    def delete(self, names, *, until):
-        self._asked("delete", names, until)
-        for name in names:
-            self.objects.pop(name, None)
-
-    def list(self, prefix, *, until):
-        return iter(())
-
-    def close(self):
-        pass
-
-
-def name_of(key):
-    digest = entry_digest(key)
-    return f"v1/programs/{digest[:2]}/{digest[2:]}"
-
-
-@pytest.fixture
-def shelf():
-    return Shelf()
-
-
-@pytest.fixture
-def tier(shelf, monkeypatch):
-    monkeypatch.setattr(remote_objects, "_MISSED_FOR", 600.0)
-    return RemoteProgramCache(shelf)
-
-
-@pytest.fixture
-def black_hole():
-    """The address of a server that takes connections and never says a word."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"redis://127.0.0.1:{server.getsockname()[1]}"
 
 
 # Objects
@@ -111,6 +48,10 @@ def test_nothing_else_is_taken_for_an_object():
         unpack(entry_digest(b"other"), packed)
     for at in range(len(packed)):
         altered = packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]
+        if at < 16:  # the format, and the lengths
+            with pytest.raises(DamagedObjectError):
+                unpack(digest, altered)
+            continue
         try:
             data, version = unpack(digest, altered)
         except DamagedObjectError:
@@ -152,7 +93,9 @@ def test_an_entry_that_nobody_who_is_trusted_has_signed_is_a_miss(shelf, until):
     until(lambda: name_of(b"unsigned") in shelf.objects)
     with pytest.warns(ProgCacheWarning, match="isn't trusted"):
         assert trusting.get(b"unsigned") is None
-    assert trusting.tier().untrusted == 1
+    asked = len(shelf.calls)
+    assert trusting.get(b"unsigned") is None
+    assert (trusting.tier().untrusted, len(shelf.calls)) == (1, asked)
 
 
 # Manifests
@@ -174,6 +117,18 @@ def test_a_manifest_gets_the_sets_of_all_who_write_it(shelf):
         writer.keep_manifest(name, manifest(set_name + "2"))
         assert writer.flush()
     assert set(sets(RemoteProgramCache(shelf).find_manifest(name))) == {"a", "a2", "b", "b2", "c", "c2"}
+
+
+@pytest.mark.parametrize("theirs", [manifest("x" * 3000), b"no manifest"])
+def test_a_manifest_that_does_not_go_together_with_the_one_there_takes_its_place(shelf, monkeypatch, theirs):
+    """Sets that would make it too large for a look-up, and what is none."""
+    name = entry_digest(b"m")
+    for content in (theirs, manifest("y" * 2000)):
+        writer = RemoteProgramCache(shelf)
+        writer.keep_manifest(name, content)
+        assert writer.flush(60)
+        monkeypatch.setattr(envelope, "MOST_OF_MANIFEST", remote_objects._ROOM + 4000)
+    assert sets(RemoteProgramCache(shelf).find_manifest(name)) == ["y" * 2000]
 
 
 # Time and trouble
@@ -265,6 +220,7 @@ def test_a_client_that_is_not_installed_is_sought_once(open_url, monkeypatch):
         for number in range(20):
             assert tier.load(b"%d" % number) is None
             assert not tier.publish(b"%d" % number, CUBIN, {})
+        assert tier.stats().dropped == 20
         tier.breaker._resting_until = time.monotonic()  # its rest is over
         assert tier.load(b"k") is None
         assert list(tier.load_many([b"1", b"2"])) == []
@@ -366,91 +322,6 @@ def test_what_is_put_off_has_its_bounds(shelf, tier, put_off, monkeypatch):
     assert tier.tier().waiting == 1
 
 
-def test_a_write_is_tried_again(shelf, tier, monkeypatch):
-    monkeypatch.setattr(write_back, "_PAUSE", 0.001)
-    errors = [ConnectionError("reset"), ConnectionError("reset")]
-
-    def fail(until):
-        if errors:
-            raise errors.pop()
-
-    shelf.trouble = fail
-    tier.publish(b"k", CUBIN, {})
-    with pytest.warns(ProgCacheWarning, match="reset"):
-        assert tier.flush(60)
-    assert (tier.stats().dropped, tier.stats().stored, tier.tier().state) == (0, 1, "closed")
-
-
-def test_a_full_queue_drops_and_counts(shelf, tier, monkeypatch, until):
-    monkeypatch.setattr(write_back, "MOST_ITEMS", 2)
-    gate = threading.Event()
-    shelf.trouble = lambda until: gate.wait(60)
-    assert tier.publish(b"0", CUBIN, {})
-    until(lambda: shelf.calls)
-    assert [tier.publish(b"%d" % number, CUBIN, {}) for number in range(1, 5)] == [True, True, False, False]
-    assert tier.get(b"2") == CUBIN  # on its way
-    assert tier.get(b"0") == CUBIN
-    gate.set()
-    assert tier.flush(60)
-    assert (tier.stats().dropped, len(shelf.objects)) == (2, 3)
-
-
-def test_a_write_without_room_leaves_the_one_before_it(shelf, tier, monkeypatch, until):
-    gate = threading.Event()
-    shelf.trouble = lambda until: gate.wait(60)
-    assert tier.publish(b"0", CUBIN, {})
-    until(lambda: shelf.calls)
-    assert tier.publish(b"k", CUBIN, {})
-    monkeypatch.setattr(write_back, "MOST_BYTES", len(tier._objects.writes.find(name_of(b"k"))) + 50)
-    assert tier.publish(b"k", bytes(3000), {}) is False
-    assert tier.get(b"k") == CUBIN
-    for data in (b"another", CUBIN, b"another"):  # each has the room of the one whose place it takes
-        assert tier.publish(b"k", data, {})
-    gate.set()
-    assert tier.flush(60)
-    tier.forget_misses()
-    assert tier.get(b"k") == b"another"
-
-
-def test_what_is_removed_while_it_waits_is_not_sent(shelf, tier, until):
-    gate = threading.Event()
-    shelf.trouble = lambda until: gate.wait(60)
-    tier.publish(b"0", CUBIN, {})
-    until(lambda: shelf.calls)
-    tier.publish(b"k", CUBIN, {})
-    forget = tier._objects.writes.forget
-    tier._objects.writes.forget = lambda names: (forget(names), gate.set())
-    del tier[b"k"]  # it was there, for whoever asked
-    with pytest.raises(KeyError):
-        del tier[b"k"]
-    assert "put" in [what for what, _ in shelf.calls]
-    assert name_of(b"k") not in shelf.objects
-    assert tier.tier().stored == 1
-
-
-def test_what_was_refused_was_not_published(shelf):
-    tier = RemoteProgramCache(shelf, TierSettings("", max_bytes=1000, write_timeout=0.01))
-    gate = threading.Event()
-    shelf.trouble = lambda until: gate.wait(60)
-    tier.publish(b"k", b"small", {})
-    assert not tier.has_published()  # it is still under way
-    gate.set()
-    assert tier.flush(60)
-    assert tier.has_published()
-    tier.publish(b"l", bytes(1000), {})
-    assert not tier.has_published()
-    assert tier.has_published()
-    tier.reset()  # as in a forked child, whose counters are zero, too
-    assert tier._unsent == 0
-
-
-def test_an_object_that_is_too_large_is_refused(shelf):
-    tier = RemoteProgramCache(shelf, TierSettings("", max_bytes=1000))
-    assert tier.publish(b"k", bytes(1000), {}) is False
-    assert tier.stats().refused == 1
-    assert shelf.calls == []
-
-
 def test_an_object_there_that_is_too_large_is_a_miss_and_no_trouble(shelf, tier):
     keys = [b"%d" % number for number in range(6)]
     for key in keys:
@@ -467,10 +338,16 @@ def test_an_object_there_that_is_too_large_is_a_miss_and_no_trouble(shelf, tier)
     shelf.get = get
     with pytest.warns(ProgCacheWarning, match="too large") as caught:
         assert [tier.load(key) for key in keys[1:5]] == [None] * 4
-    assert len(caught) == 1
+        asked = len(shelf.calls)
+        assert tier.load(keys[1]) is None  # which it remembers
+    assert (len(caught), len(shelf.calls)) == (1, asked)
     assert (tier.stats().refused, tier.tier().state, tier.tier().errors) == (4, "closed", 0)
     tier.forget_misses()
+    before = tier.tier().bytes_in
     assert {key for key, _ in tier.load_many(keys)} == {keys[0], keys[5]}
+    assert tier.tier().bytes_in - before == len(shelf.objects[name_of(keys[0])]) + len(shelf.objects[name_of(keys[5])])
+    del tier[keys[1]]  # large as it is
+    assert name_of(keys[1]) not in shelf.objects
 
 
 @pytest.mark.parametrize(("objects", "calls"), [(0.5, 7), (1.5, 5), (99, 3)])
@@ -491,42 +368,41 @@ def test_a_batch_from_redis_leaves_out_what_is_too_large_and_is_read_in_parts(
     assert reader.load(keys[0]) == (bytes(10), {})
 
 
-def test_a_write_to_redis_has_one_deadline_for_all_its_pieces():
-    received, ended = [], threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def drain():
-            connection, _ = server.accept()
-            with connection:
-                while not ended.wait(0.005) and (data := connection.recv(1 << 16)):
-                    received.append(len(data))
-
-        threading.Thread(target=drain, daemon=True).start()
-        engine = redis.RedisEngine(parse_tier(f"redis://127.0.0.1:{server.getsockname()[1]}"))
-        with pytest.raises(TimeoutError):
-            engine.put_many({f"packs/{n}": bytes(1 << 20) for n in range(64)}, until=time.monotonic() + 0.3)
-        ended.set()
-        assert sum(received) < 60 << 20
-
-
-def test_a_write_that_is_put_off_is_done_at_once_for_who_waits():
-    written = []
-    queue = write_back.WriteBack(lambda batch: written.append(dict(batch)), lambda _: None, delay=3600.0)
-    for end in (lambda: queue.flush(60), lambda: queue.end(time.monotonic() + 60)):
-        for number in range(3):
-            assert queue.put(str(number), number, 1)
-        assert (queue.find("1"), written) == (1, [])
-        end()
-        assert written == [{"0": 0, "1": 1, "2": 2}]
-        written.clear()
-
-
 def test_a_miss_is_remembered_for_a_moment(shelf, tier):
     for _ in range(5):
         assert tier.load(b"k") is None
     assert len(shelf.calls) == 1
     tier.publish(b"k", CUBIN, {})
     assert tier.load(b"k") == (CUBIN, {})
+
+
+def test_the_latest_misses_are_remembered_until_their_time_is_over(monkeypatch):
+    monkeypatch.setattr(remote_objects, "_MOST_MISSED", 2)
+    remembered = remote_objects.RecentMisses()
+    monkeypatch.setattr(remote_objects, "_MISSED_FOR", 600.0)
+    for name in "abac":
+        remembered.add(name)
+    assert [name in remembered for name in "abc"] == [True, False, True]
+    monkeypatch.setattr(remote_objects, "_MISSED_FOR", 0.0)
+    remembered.add("a")
+    assert "a" not in remembered
+
+
+def test_who_answers_none_of_several_questions_is_asked_once():
+    asked = []
+    with pytest.raises(StoreError, match="answered none"):
+        list(each_of("abc", lambda names: {} if asked.append(names) is None and len(asked) == 1 else 1 / 0, "t"))
+
+
+def test_a_removal_that_fails_is_counted(shelf, tier):
+    tier.publish(b"k", CUBIN, {})
+    assert tier.flush(60)
+    shelf.trouble = ConnectionError("reset")
+    with pytest.warns(ProgCacheWarning, match="reset"):
+        del tier[b"k"]  # whether it was there nobody knows
+    shelf.list = shelf.get
+    tier.clear()
+    assert tier.stats().failed == 2
 
 
 # Processes
@@ -546,32 +422,6 @@ print([name for name in sys.argv[3:] if name in sys.modules], threading.active_c
     with FileStreamProgramCache(tmp_path) as disk:
         disk[b"k"] = b"v"
     assert python(script, black_hole, tmp_path, *CLIENTS) == "[] 1\n"
-
-
-def test_writes_reach_the_tier_before_the_process_ends(redis_url, open_url, python):
-    script = """
-import sys
-from cuda_progcache.store.tiers import open_tier, write_back
-from cuda_progcache.store.tiers.settings import parse_tier
-tier = open_tier(parse_tier(sys.argv[1]))
-for number in range(200):
-    tier.publish(b"%d" % number, bytes(1000), {"n": number})
-write_back.AT_EXIT = 60.0
-"""
-    python(script, redis_url)
-    assert len(open_url(redis_url)) == 200
-
-
-def test_the_end_of_a_process_waits_for_a_dead_tier_no_longer_than_it_says(black_hole, python):
-    script = """
-import sys, time
-from cuda_progcache.store.tiers import open_tier, write_back
-from cuda_progcache.store.tiers.settings import parse_tier
-tier = open_tier(parse_tier(sys.argv[1]))
-write_back.AT_EXIT = 0.2
-tier.publish(b"k", b"v", {})
-"""
-    python(script, f"{black_hole}?write_timeout=3000&timeout=3000")  # which gives up after 60 seconds
 
 
 def test_nothing_is_imported_by_a_thread(tier_url, python, tmp_path):
@@ -645,36 +495,11 @@ assert len(tier) == 50 * 6, len(tier)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_fork_while_writes_are_on_their_way_doubles_and_loses_none(redis_url, open_url, python):
-    script = """
-import multiprocessing, os, sys
-from cuda_progcache.store.tiers import open_tier, write_back
-from cuda_progcache.store.tiers.settings import parse_tier
-tier = open_tier(parse_tier(sys.argv[1]))
-
-write_back.AT_EXIT = 60.0
-
-def child():
-    assert tier.tier().waiting == 0
-    tier.publish(b"child", b"x", {})  # sent as the worker ends
-
-for number in range(300):
-    tier.publish(b"%d" % number, bytes(5000), {})
-process = multiprocessing.get_context("fork").Process(target=child)
-process.start()
-process.join()
-assert process.exitcode == 0
-"""
-    python(script, redis_url)
-    assert len(open_url(redis_url)) == 301
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_client_that_cannot_be_forked_is_left_alone_in_a_child(python):
     script = """
 import os, sys, warnings
 sys.path.insert(0, sys.argv[1])
-from test_remote import Shelf, CUBIN
+from shelf import CUBIN, Shelf
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
 shelf = Shelf()
 shelf.survives_fork = False

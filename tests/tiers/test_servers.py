@@ -17,9 +17,9 @@ import pytest
 
 from ci import servers
 from ci.servers.faulty import FaultyServer
-from ci.servers.troubles import TROUBLES
+from ci.servers.troubles import CLOSE, RESET, STALLS, TROUBLES, troubles
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.tiers import sides, upkeep
+from cuda_progcache.store.tiers import connections, sides, upkeep
 from cuda_progcache.store.tiers.engine import TooLargeError
 from cuda_progcache.store.tiers.on_demand import EngineOnDemand
 from cuda_progcache.store.tiers.settings import parse_tier
@@ -184,6 +184,125 @@ def answering(monkeypatch):
 
 
 ENDLESS_SCAN = b"*2\r\n$1\r\n1\r\n*0\r\n"
+
+
+@pytest.fixture
+def telling(monkeypatch):
+    """Start a server that answers each request by the next of some scripts; the URL of a tier there, and the server."""
+    with ExitStack() as stack:
+
+        def start(protocol, *scripts):
+            left = list(scripts)
+
+            def script(speaks, asked, _):
+                steps = left.pop(0)
+                bodies = [one for one in steps if isinstance(one, bytes)]
+                yield b"".join(speaks.head(asked, len(body)) + body + speaks.tail for body in bodies)
+                yield from steps[len(bodies) :]
+
+            monkeypatch.setitem(TROUBLES[protocol], "these answers", script)
+            server = stack.enter_context(FaultyServer(protocol, "these answers"))
+            return engine_of(f"{protocol}://127.0.0.1:{server.port}"), server
+
+        yield start
+
+
+@pytest.mark.parametrize("ends", [CLOSE, RESET], ids=["closes", "resets"])
+@pytest.mark.parametrize("protocol", ["redis", "http"])
+def test_a_connection_that_is_closed_when_it_is_used_is_replaced(telling, protocol, ends):
+    engine, server = telling(protocol, [b"one"], [ends], [b"two"], [ends], [b"OK"], [ends], [ends])
+    assert engine.get(NAME, limit=LIMIT, until=later()) == b"one"
+    assert engine.get(NAME, limit=LIMIT, until=later()) == b"two"
+    engine.put(NAME, b"data", until=later())
+    assert (server.connections, server.requests) == (3, 5)
+    with pytest.raises(StoreError):  # of a new one, too
+        engine.get(NAME, limit=LIMIT, until=later())
+    assert (server.connections, server.requests) == (4, 7)
+    engine.close()
+
+
+@pytest.mark.parametrize("protocol", ["redis", "http"])
+def test_a_connection_that_nobody_used_for_long_is_not_used(telling, protocol, monkeypatch):
+    monkeypatch.setattr(connections, "IDLE", 0.0)
+    engine, server = telling(protocol, [b"one"], [b"two"])
+    assert [engine.get(NAME, limit=LIMIT, until=later()) for _ in range(2)] == [b"one", b"two"]
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("protocol", ["redis", "http"])
+def test_an_answer_that_nobody_asked_for_is_none(telling, protocol):
+    engine, _ = telling(protocol, [b"one", b"two"], [b"three"])
+    assert [engine.get(NAME, limit=LIMIT, until=later()) for _ in range(2)] == [b"one", b"three"]
+    engine.close()
+
+
+def test_what_redis_has_not_confirmed_is_not_written(answering):
+    pytest.importorskip("redis")
+    for answer in (b"+QUEUED\r\n", b":1\r\n", b"$-1\r\n", b"$4\r\n<ht>\r\n", b"*0\r\n"):
+        url, _ = answering("redis", answer)
+        engine = engine_of(url)
+        with pytest.raises(StoreError):
+            engine.put(NAME, b"data", until=later())
+        with pytest.raises(StoreError):
+            engine.put_many({NAME: b"data"}, until=later())
+
+
+@pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints"])
+def test_an_answer_may_have_others_before_it(monkeypatch, status):
+    def script(speaks, asked, body):
+        yield 3 * f"HTTP/1.1 {status}\r\nLink: <x>\r\n\r\n".encode() + speaks.head(asked, len(body)) + body
+
+    monkeypatch.setitem(TROUBLES["http"], "others before it", script)
+    with FaultyServer("http", "others before it", b"a program") as server:
+        engine = engine_of(f"http://127.0.0.1:{server.port}")
+        for _ in range(2):
+            assert engine.get(NAME, limit=LIMIT, until=later()) == b"a program"
+        engine.put(NAME, b"data", until=later())
+        assert server.connections == 1
+
+
+#: Everything that an engine does.
+CALLS = (
+    lambda engine: engine.get(NAME, limit=1000, until=later()),
+    lambda engine: engine.get_many([NAME, "x"], limit=1000, until=later()),
+    lambda engine: engine.put(NAME, b"data", until=later()),
+    lambda engine: engine.put_many({NAME: b"data", "x": b"data"}, until=later()),
+    lambda engine: engine.delete([NAME, "x"], until=later()),
+    lambda engine: list(engine.list("v1/", until=later())),
+)
+
+
+@pytest.mark.parametrize("protocol", ["redis", "http"])
+def test_no_operation_fails_otherwise_than_by_our_errors(protocol, tmp_path):
+    """With the tier's name, and a reason."""
+    failed = []
+    for trouble in troubles(protocol):
+        if trouble in STALLS:
+            continue
+        with FaultyServer(protocol, trouble, b"a program", tmp_path) as server:
+            secure = "s" if server.tls else ""
+            engine = engine_of(f"{protocol}{secure}://127.0.0.1:{server.port}")
+            for call in CALLS:
+                try:
+                    call(engine)
+                except StoreError as exc:
+                    failed.append((bool(exc.strerror), exc.filename == engine.name))
+            engine.close()
+    assert set(failed) == {(True, True)}
+
+
+@pytest.mark.parametrize("size", ["-1", "-5", "-FFFF"])
+def test_a_chunk_has_no_size_below_zero(monkeypatch, size):
+    def script(speaks, asked, body):
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        yield head + size.encode() + b"\r\nabcde\r\n0\r\n\r\n"
+        yield CLOSE
+
+    monkeypatch.setitem(TROUBLES["http"], "such a chunk", script)
+    with FaultyServer("http", "such a chunk") as server:
+        engine = engine_of(f"http://127.0.0.1:{server.port}")
+        with pytest.raises(StoreError, match="a chunk of -"):
+            engine.get(NAME, limit=LIMIT, until=later())
 
 
 def test_a_scan_that_never_ends_is_ended(answering, monkeypatch):

@@ -78,6 +78,7 @@ def test_what_was_signed_is_trusted_by_either_form_of_the_key(ours, theirs, sign
         assert Verifier(keys)(NAME, DATA, signed) is None
     assert "none of the listed keys" in Verifier([theirs.hex])(NAME, DATA, signed)
     assert Verifier([ours.hex])(NAME, DATA, RECORD) == "it isn't signed"
+    assert Verifier([ours.hex])(NAME, DATA, dict(reversed(signed.items()))) is None, "the order says nothing"
     assert Verifier([])(NAME, DATA, signed) is not None
 
 

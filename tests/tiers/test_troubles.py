@@ -22,9 +22,21 @@ from cuda_progcache.store.tiers.settings import parse_tier
 
 LOOK_UPS = 20
 #: Where every look-up is answered, if with nothing of use.
-ANSWERED = {"404 with HTML", "a terabyte, it says", "a length below zero"}
+ANSWERED = {
+    "404 with HTML",
+    "404, and closed without a word",
+    "nothing, and closed without a word",
+    "a terabyte, it says",
+    "a length below zero",
+}
 CLIENTS = {"redis": "cuda_progcache", "http": "cuda_progcache", "s3": "obstore"}
-CASES = [(tier, trouble) for tier, protocol in tier_faults.TIERS.items() for trouble in troubles(protocol)]
+CASES = [
+    (tier, trouble)
+    for tier, protocol in tier_faults.TIERS.items()
+    for trouble in troubles(protocol)
+    # obstore may use a connection just when it's being closed, and makes no request anew.
+    if (tier, trouble) != ("s3", "404, and closed without a word")
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +48,7 @@ def certificates(tmp_path_factory):
 @pytest.mark.parametrize(("tier", "trouble"), CASES, ids=lambda value: value.replace(" ", "-"))
 def test_costs_its_deadline_once_and_never_an_error(tier, trouble, certificates):
     pytest.importorskip(CLIENTS[tier])
-    stalls = trouble in STALLS
+    stalls = trouble in STALLS and (tier, trouble) != ("s3", "endless trailers")  # obstore takes no chunks
     # What is answered gets all the time that a busy machine may take.
     times = (0.2, 0.3, 0.3) if stalls else (30.0, 30.0, 30.0)
     outcome = tier_faults.try_trouble(tier, trouble, certificates, times, LOOK_UPS, 3)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.timed_sockets import is_readable
 
 if TYPE_CHECKING:
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
 
 
 C = TypeVar("C", bound="Connection")
+R = TypeVar("R")
+
+#: Seconds that a connection is kept unused; load balancers forget one after a minute or more, and tell nobody.
+IDLE = 30.0
+
+
+class HungUpError(StoreError):
+    """The server closed the connection before it answered anything."""
 
 
 class Connections(Generic[C]):
@@ -40,11 +50,46 @@ class Connections(Generic[C]):
         self._connect = connect
         self._most = most
         self._lock = ForkSafeLock()
-        self._kept: list[C] = []
+        self._kept: list[tuple[float, C]] = []  # since when
         self._pid = os.getpid()
         weakref.finalize(self, _close, self._kept).atexit = False
 
-    def take(self) -> C:
+    def use(self, call: Callable[[C], R]) -> R:
+        """What a call gives that is made on a connection, which is kept if it is open afterwards.
+
+        A server may close a connection that is kept just when it is used. Then the call is made on a new one.
+
+        Parameters
+        ----------
+        call : callable
+            Takes a connection, and reads all that it has asked for.
+
+        Raises
+        ------
+        HungUpError
+            The server closes a new connection, too.
+        """
+        kept = self._take()
+        if kept is not None:
+            try:
+                return self._used(kept, call)
+            except HungUpError:
+                self.close()  # those that are as old
+        return self._used(self._connect(), call)
+
+    def _used(self, connection: C, call: Callable[[C], R]) -> R:
+        try:
+            value = call(connection)
+        except BaseException:
+            connection.close()
+            raise
+        if connection.sock is not None and len(self._kept) < self._most and self._pid == os.getpid():
+            self._kept.append((time.monotonic(), connection))
+        else:
+            connection.close()
+        return value
+
+    def _take(self) -> C | None:
         """A connection that is open, and on which nothing lies that nobody has asked for."""
         if self._pid != os.getpid():
             with self._lock:
@@ -53,20 +98,13 @@ class Connections(Generic[C]):
                     self._pid = os.getpid()  # last: other threads go by it
         while self._kept:
             try:
-                connection = self._kept.pop()
+                since, connection = self._kept.pop()
             except IndexError:  # another thread took it
                 break
-            if not is_readable(connection.sock):
+            if time.monotonic() - since < IDLE and not is_readable(connection.sock):
                 return connection
             connection.close()
-        return self._connect()
-
-    def give_back(self, connection: C) -> None:
-        """Keep a connection whose last answer was read to its end; one that is closed is forgotten."""
-        if connection.sock is not None and len(self._kept) < self._most and self._pid == os.getpid():
-            self._kept.append(connection)
-        else:
-            connection.close()
+        return None
 
     def close(self) -> None:
         """Close those that are kept; the next request opens one."""
@@ -77,7 +115,7 @@ def _close(connections: list[Any]) -> None:
     """Close connections; of those that a parent process has, only this process's share."""
     while connections:
         try:
-            connection = connections.pop()
+            _, connection = connections.pop()
         except IndexError:  # another thread took it
             return
         connection.close()

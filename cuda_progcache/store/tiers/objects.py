@@ -24,6 +24,7 @@ from cuda_progcache._util import forks
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache._util.printable import one_line
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.connections import IDLE
 from cuda_progcache.store.tiers.deadline import within
 from cuda_progcache.store.tiers.engine import MANY, Engine, Listed, TooLargeError
 
@@ -222,6 +223,7 @@ class ObjectEngine(Engine):
                     "connect_timeout": timedelta(seconds=min(settings.connect_timeout, seconds)),
                     "timeout": timedelta(seconds=_SHARE * seconds),
                     "allow_http": endpoint.startswith("http://"),
+                    "pool_idle_timeout": timedelta(seconds=IDLE),
                     "user_agent": "cuda-progcache",
                 },
                 retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=seconds)},

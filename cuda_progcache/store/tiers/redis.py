@@ -74,12 +74,14 @@ class RedisEngine(Engine):
 
     def put(self, name: str, data: bytes, *, until: float) -> None:
         """See :meth:`Engine.put`."""
-        self._client.ask(until, SHORT, ("SET", _key(name), data))
+        self.put_many({name: data}, until=until)
 
     def put_many(self, objects: Mapping[str, bytes], *, until: float) -> None:
         """See :meth:`Engine.put_many`; in one round trip."""
         if objects:
-            self._client.ask(until, SHORT, *[("SET", _key(name), data) for name, data in objects.items()])
+            answers = self._client.ask(until, SHORT, *[("SET", _key(name), data) for name, data in objects.items()])
+            if any(answer != b"OK" for answer in answers):
+                raise StoreError(errno.EPROTO, "the server answered SET with something other than OK", self.name)
 
     def delete(self, names: Iterable[str], *, until: float) -> None:
         """See :meth:`Engine.delete`."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util.printable import one_line
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.tiers.connections import Connections
+from cuda_progcache.store.tiers.connections import Connections, HungUpError
 from cuda_progcache.store.tiers.engine import TooLargeError
 from cuda_progcache.store.tiers.timed_sockets import connect, hurry, is_readable, tls_context
 
@@ -71,6 +71,7 @@ class RedisConnection:
         self.most_items = MOST_ITEMS
         self._bytes_left = self._items_left = 0  # of the answer that is being read
         self._buffer = bytearray()
+        self._was_answered = False
 
     def close(self) -> None:
         """Close it."""
@@ -86,7 +87,16 @@ class RedisConnection:
             for part in command:
                 data = part if isinstance(part, bytes) else str(part).encode()
                 pieces.append(b"$%d\r\n%b\r\n" % (len(data), data))
-        self._open.sendall(b"".join(pieces))
+        self._was_answered = False
+        try:
+            self._open.sendall(b"".join(pieces))
+        except ConnectionError as exc:
+            raise self._hung_up() from exc
+
+    def close_if_ahead(self) -> None:
+        """Close it where an answer has come that nobody asked for: the next question would get that."""
+        if self._buffer:
+            self.close()
 
     def has_answer(self, seconds: float) -> bool:
         """Whether something of an answer is there within so many seconds."""
@@ -159,10 +169,18 @@ class RedisConnection:
         return whole[:-2]
 
     def _received(self, size: int) -> bytes:
-        received = self._open.recv(size)
+        try:
+            received = self._open.recv(size)
+        except ConnectionError as exc:
+            raise self._hung_up() from exc
         if not received:
-            raise StoreError(errno.ECONNRESET, "the server closed the connection")
+            raise self._hung_up()
+        self._was_answered = True
         return received
+
+    def _hung_up(self) -> StoreError:
+        kind = StoreError if self._was_answered else HungUpError
+        return kind(errno.ECONNRESET, "the server closed the connection")
 
 
 def _number(text: bytes) -> int:
@@ -244,24 +262,23 @@ class RedisClient:
             There is no connection, or the server said nothing of sense.
         """
         hurry(until)
-        try:
-            connection = self._connections.take()
+        refused: list[RefusedError] = []
+
+        def call(connection: RedisConnection) -> list[R]:
             connection.limit, connection.most_items = limit, most_items
             try:
-                value = use(connection)
-            except RefusedError:
-                self._connections.give_back(connection)
-                raise
-            except BaseException:
-                connection.close()
-                raise
-            self._connections.give_back(connection)
-            return value
-        except StoreError as exc:
-            exc.filename = self.name
-            raise
-        except OSError as exc:
-            raise self._error(exc) from exc
+                return [use(connection)]
+            except RefusedError as exc:
+                refused.append(exc)
+                return []
+            finally:
+                connection.close_if_ahead()
+
+        with self._errors():
+            used = self._connections.use(call)
+            if refused:
+                raise refused[0]
+        return used[0]
 
     def _error(self, exc: OSError) -> OSError:
         """An error of the system's as an engine has it."""

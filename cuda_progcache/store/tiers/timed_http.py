@@ -12,12 +12,12 @@ import errno
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.tiers.connections import Connections
+from cuda_progcache.store.tiers.connections import Connections, HungUpError
 from cuda_progcache.store.tiers.engine import TooLargeError
 from cuda_progcache.store.tiers.timed_sockets import connect, hurry, left, tls_context
 
@@ -51,6 +51,28 @@ class Answer(NamedTuple):
     status: int
     headers: HTTPMessage
     data: bytes
+
+
+class _Response(HTTPResponse):
+    """An answer as the standard library reads it, but for two things that it doesn't know."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """The status of the answer itself, not of those that go before it (RFC 9110, section 15.2)."""
+        told: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+        while 100 <= told[1] < 200 and told[1] != 101:
+            parse_headers(self.fp)
+            told = super()._read_status()  # type: ignore[misc]
+        return told
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:  # of -1 bytes, all would be read that the server sends
+            raise HTTPException(f"a chunk of {size} bytes")
+        return size
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
 
 
 class HttpClient:
@@ -91,7 +113,7 @@ class HttpClient:
         host, is_tls = self._parts.hostname or "", self._parts.scheme == "https"
         port = self._parts.port or (443 if is_tls else 80)
         opened = connect(host, port, self._connect_timeout)
-        made = HTTPConnection(host, port)
+        made = _Connection(host, port)
         try:
             if is_tls:
                 made.default_port = 443  # which the Host header leaves out
@@ -147,24 +169,24 @@ class HttpClient:
         known = self._known
         if known is None:
             known = self._known = {"User-Agent": "cuda-progcache", **self._headers()}
+        sent = {**known, **headers} if headers else known
+
+        def call(connection: HTTPConnection) -> Answer:
+            with _ask(connection, method, target, body, sent) as response:
+                data = _read(response, limit, into)
+                is_whole = response.isclosed() and response.status >= 200
+            if not is_whole:  # what is left of it would be taken for the next answer
+                connection.close()
+            return Answer(response.status, response.headers, data)
+
         try:
             left()
-            connection = self._connections.take()
-            try:
-                with _ask(connection, method, target, body, {**known, **headers} if headers else known) as response:
-                    data = _read(response, limit, into)
-                    is_whole = response.isclosed()
-                if not is_whole:  # what is left of it would be taken for the next answer
-                    connection.close()
-            except BaseException:
-                connection.close()
-                raise
-            self._connections.give_back(connection)
+            answer = self._connections.use(call)
         except (HTTPException, OSError, UnicodeError) as exc:  # of a redirect's target that isn't ASCII
             self._fail(exc, until)
-        if response.status == 401:
+        if answer.status == 401:
             self._known = None
-        return Answer(response.status, response.headers, data)
+        return answer
 
     def _fail(self, exc: Exception, until: float) -> NoReturn:
         if isinstance(exc, StoreError):
@@ -184,12 +206,16 @@ def _ask(
 ) -> HTTPResponse:
     """Send a request; the answer as far as its headers."""
     try:
-        connection.request(method, target, body, headers)
-    except (BrokenPipeError, ConnectionResetError):
-        if body is None:
-            raise
-        # The server wants no more of the body, and may have said why.
-    return connection.getresponse()
+        try:
+            connection.request(method, target, body, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            if body is None:
+                raise
+            # The server wants no more of the body, and may have said why.
+        return connection.getresponse()
+    except ConnectionError as exc:
+        code, why = _reason(exc)
+        raise HungUpError(code, f"can't be reached ({why})") from exc
 
 
 def _read(response: HTTPResponse, limit: int | None, into: Callable[[bytes], None] | None) -> bytes:
