@@ -43,12 +43,11 @@ from cuda_progcache.memo.call import DigestedCall, Metadata, QueryCall, Unstored
 from cuda_progcache.memo.storage import records
 from cuda_progcache.memo.storage.base import CallMixin, StorageBackend, ValueMixin
 from cuda_progcache.memo.storage.tree import is_private
-from cuda_progcache.memo.tagged_json import SaveError, decode_json, encode_json
+from cuda_progcache.memo.tagged_json import SaveError, encode_json
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.digest import Digest
 
-#: By backend name; what the files of older tools are called can be had, too. All hold the same.
 SUFFIX = ".pkl"
 _FOOTER = struct.Struct(">QQ8s")
 _MAGIC = b"PROGMEM2"
@@ -321,9 +320,7 @@ def directory_cache(directory: str | os.PathLike[str]) -> DirectoryCache:
 def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
     """What lies beside the result for other tools."""
     inputs = call.metadata.get("inputs") or {}
-    shown = {
-        name: decode_json(call.inline[d]) if d in call.inline else str(d)[:12] for name, d in call.arguments.items()
-    }
+    shown = {name: str(found)[:12] for name, found in call.arguments.items()} | call.recorded_arguments()
     return {
         "call": shown,
         "closure": call.code_digest,
@@ -340,10 +337,9 @@ def _pickled_metadata(call: DigestedCall) -> dict[str, Any]:
 
 
 def _circumstances(call: DigestedCall) -> dict[str, Any]:
-    runtime, links = call.metadata.get("runtime") or {}, call.metadata.get("links") or {}
     return {
-        "fname": call.name, "created": runtime.get("timestart"), "duration": runtime.get("duration"),
-        "parents": links.get("parents") or [], "children": links.get("children") or [],
+        "fname": call.name, "created": call.runtime.get("timestart"), "duration": call.runtime.get("duration"),
+        "parents": call.links("parents"), "children": call.links("children"),
     }  # fmt: skip
 
 
@@ -498,10 +494,8 @@ def cache_stats(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _argument_texts(call: DigestedCall) -> dict[str, str]:
     """Arguments as texts."""
-    return {
-        name: repr(decode_json(call.inline[digest])) if digest in call.inline else f"<{str(digest)[:12]}>"
-        for name, digest in call.arguments.items()
-    }
+    known = {name: repr(value) for name, value in call.recorded_arguments().items()}
+    return {name: f"<{str(found)[:12]}>" for name, found in call.arguments.items()} | known
 
 
 def cache_prune(cache_dir: str | os.PathLike[str], days_old: float = 30) -> int:

@@ -42,6 +42,7 @@ from cuda_progcache.memo import cache_dir as layout
 from cuda_progcache.memo import call_tree, frames
 from cuda_progcache.memo.cache_dir import DirectoryCache, cache_info, cache_list, cache_prune, cache_stats
 from cuda_progcache.memo.call_tree import (
+    cache_tree_changed_files,
     cache_tree_files,
     cache_tree_for_file,
     cache_tree_load,
@@ -54,15 +55,14 @@ from cuda_progcache.memo.call_tree import (
 )
 from cuda_progcache.memo.code import argument_digest, closure, get_recursive_closure_hash
 from cuda_progcache.memo.explain import differences
-from cuda_progcache.memo.files import PathRule, Watched, hash_file, hash_text, is_there, shared
+from cuda_progcache.memo.files import PathRule, Watched, hash_file, is_there, new_hasher, shared
 from cuda_progcache.memo.frames import refreshing
 from cuda_progcache.memo.memoize import Memoized
 from cuda_progcache.memo.runner import Settings
 from cuda_progcache.memo.syntax import find_path_specs
+from cuda_progcache.memo.tree_plot import plot_cache_graph
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from cuda_progcache.memo.call_key import Key
     from cuda_progcache.memo.files import Pattern
 
@@ -207,11 +207,10 @@ class CacheDecorator:
     def __init__(self, options: Options) -> None:
         if str(options.backend).lower() != "pickle":
             raise OptionError(f"backend={options.backend!r} isn't known; valid: pickle")
-        hash_text("", options.algo)  # raises where it isn't known
+        new_hasher(options.algo)  # raises where it isn't known
         if callable(options.cache_dir):
             raise TypeError("cache_file takes a directory as its first argument: write @cache_file() above a function")
-        chosen = options.cache_dir
-        directory = os.path.abspath(os.fspath(chosen)) if chosen is not None else default_directory()
+        directory = os.path.abspath(cache_default_dir() if options.cache_dir is None else options.cache_dir)
         try:
             _make(directory)
         except OSError as error:
@@ -339,17 +338,6 @@ class CachedFunction(Memoized[..., Any]):
             self._log(f"cache miss: {'; '.join(found or [gone])}", key)
 
 
-def default_directory() -> str:
-    """The directory for functions that name none; made, unless nothing is to be written."""
-    chosen = os.environ.get("CACHER_DIR")
-    if not chosen:
-        from platformdirs import user_cache_path
-
-        chosen = str(user_cache_path("cuda_progcache") / "calls")
-    _make(chosen)
-    return os.path.abspath(chosen)
-
-
 def _make(directory: str) -> None:
     """Make a directory for results, unless nothing is to be written."""
     if modes.current() == "rw":
@@ -384,26 +372,6 @@ def track_file(path: str | os.PathLike[str]) -> Path:
     return Path(real)
 
 
-def cache_tree_changed_files() -> dict[str, dict[str, Any]]:
-    """Calls of the tree with a file that changed, or went, since.
-
-    Returns
-    -------
-    dict
-        By id of the call: ``node``, and ``changed_files``, a list of Path.
-    """
-    found = {}
-    for name, node in cache_tree_nodes().items():
-        changed = [
-            Path(path)
-            for path, digest in node["file_hashes"].items()
-            if shared.of_path(path, node.get("algo") or "xxhash64", node.get("patterns", {}).get(path)) != digest
-        ]
-        if changed:
-            found[name] = {"node": node, "changed_files": changed}
-    return found
-
-
 def cache_tree_sync(cache_dir: str | os.PathLike[str]) -> dict[str, call_tree.Node]:
     """Merge the calls that are recorded in a cache directory into the tree; returns the tree's nodes."""
     for row, call in layout.recorded(os.fspath(cache_dir)):
@@ -411,31 +379,6 @@ def cache_tree_sync(cache_dir: str | os.PathLike[str]) -> dict[str, call_tree.No
             call_tree.restore(call, row.hash, Path(row.path))
     call_tree.complete()
     return cache_tree_nodes()
-
-
-def plot_cache_graph(output: str | os.PathLike[str] | None = None, highlight_stale: bool = True) -> Figure:  # noqa: FBT001, FBT002
-    """Draw the call tree with matplotlib.
-
-    Parameters
-    ----------
-    output : path-like, optional
-        Save the picture there, in the format of its suffix.
-    highlight_stale : bool
-        Whether calls with a file that changed since are in amber; otherwise their files aren't looked at.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Navy: saved. Amber: a file changed. Grey: the saved result is gone. Light blue: a file.
-
-    Raises
-    ------
-    ImportError
-        matplotlib isn't installed (extra: ``plot``).
-    """
-    from cuda_progcache.memo.tree_plot import plot
-
-    return plot(cache_tree_nodes(), set(cache_tree_changed_files()) if highlight_stale else set(), output)
 
 
 def _wait_for_sentinel(
@@ -467,7 +410,13 @@ def _wait_for_sentinel(
 
 def cache_default_dir() -> Path:
     """The directory for functions that name none: ``$CACHER_DIR``, or ``calls`` in the user's cache directory; made."""
-    return Path(default_directory())
+    chosen = os.environ.get("CACHER_DIR")
+    if not chosen:
+        from platformdirs import user_cache_path
+
+        chosen = str(user_cache_path("cuda_progcache") / "calls")
+    _make(chosen)
+    return Path(os.path.abspath(chosen))
 
 
 def cache_file_state_info() -> dict[str, Any]:

@@ -21,7 +21,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 from cuda_progcache.memo import digest as _digest
 from cuda_progcache.memo.digest import Digest, Indigestible, child_bytes, hash_tagged
@@ -36,6 +36,7 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 Metadata: TypeAlias = dict[str, dict[str, Any]]
+Form = TypeVar("Form")
 
 
 class Home(Protocol):
@@ -88,7 +89,7 @@ def head_bytes(name: str, module: str | None, version: str | int | None, code: s
 
 
 def key_from_head(
-    head: bytes, arguments: Mapping[str, Any], otherwise: Callable[[Any], bytes] | None = None
+    head: bytes, arguments: Mapping[str, Any], otherwise: Callable[[Any], Digest] | None = None
 ) -> tuple[Digest, dict[str, bytes]]:
     """The key of a call from :func:`head_bytes` and the arguments, and the arguments' digests as ASCII.
 
@@ -102,7 +103,7 @@ def key_from_head(
         except Indigestible:
             if otherwise is None:
                 raise
-            digests[name] = otherwise(value)
+            digests[name] = otherwise(value).encode("ascii")
     pairs = sorted([_name_bytes(name) + b"=" + found for name, found in digests.items()])
     made = _call_bytes(head, hash_tagged(b"dict:", b",".join(pairs)), *_NOTHING_YET)
     return Digest(made.decode("ascii")), digests
@@ -136,6 +137,7 @@ class _Record:
     version: str | int | None
     code_digest: str | None
     key: Digest | None
+    metadata: Metadata
 
     @abc.abstractmethod  # for the type checker: with ABCMeta, each isinstance(call, Call) would take longer
     def _parts(self) -> tuple[Mapping[str, Any], Any, Metadata]:
@@ -153,6 +155,20 @@ class _Record:
         made.__dict__.update(self.__dict__)
         made.__dict__.update(fields)
         return made
+
+    def in_form(self, kind: type[Form], **fields: Any) -> Form:
+        """The same call in another form, which has these fields, and the others from here."""
+        shared = ("name", "metadata", "module", "version", "code_digest", "key")
+        return kind(**{name: getattr(self, name) for name in shared} | fields)
+
+    @property
+    def runtime(self) -> Mapping[str, Any]:
+        """When it ran, and how long; see the module."""
+        return (self.metadata or {}).get("runtime") or {}
+
+    def links(self, which: str) -> list[str]:
+        """Keys of its ``parents`` or ``children``."""
+        return list((self.metadata.get("links") or {}).get(which) or ())
 
     def to_lookup_key(self) -> Digest:
         """The key under which caches keep this call."""
@@ -235,9 +251,7 @@ class Call(_Record):
             except SaveError as error:
                 _logger.debug("argument %s of %s is stored as a digest only: %s", name, self.name, error)
                 arguments[name] = Unstored(_digest.digest(value))
-        return DigestedCall(
-            self.name, arguments, result, self.metadata, self.module, self.version, self.code_digest, key=self.key
-        )
+        return self.in_form(DigestedCall, arguments=arguments, result=result)
 
 
 @dataclass(eq=False)
@@ -284,10 +298,11 @@ class DigestedCall(_Record):
 
     def fetch(self, cache: Home) -> LazyCall:
         """The call with values that load from ``cache``."""
-        return LazyCall(
-            self.name, self.arguments, self.result, cache, self.metadata, self.module, self.version, self.code_digest,
-            self.key, self.inline,
-        )  # fmt: skip
+        return self.in_form(LazyCall, _arguments=self.arguments, _result=self.result, _cache=cache, _inline=self.inline)
+
+    def recorded_arguments(self) -> dict[str, Any]:
+        """The arguments that lie in the record itself."""
+        return {name: decode_json(self.inline[key]) for name, key in self.arguments.items() if key in self.inline}
 
 
 @dataclass
@@ -305,7 +320,7 @@ class PreparedCall:
 
     digested: DigestedCall
     cache: Home
-    release: Callable[[], None] | None = field(default=None, repr=False)
+    release: Callable[[], object] | None = field(default=None, repr=False)
     result: Any = field(default=NO_RESULT, init=False, repr=False)
     _finished: bool = field(default=False, init=False, repr=False)
 
@@ -442,22 +457,13 @@ class LazyCall(_Record):
     def fetch(self) -> Call:
         """The call with all its values loaded; KeyError where one is gone."""
         result = NO_RESULT if self._result is None else self.result
-        return Call(
-            self.name,
-            dict(self.arguments),
-            self.metadata,
-            self.module,
-            self.version,
-            self.code_digest,
-            result,
-            self.key,
-        )
+        return self.in_form(Call, arguments=dict(self.arguments), result=result)
 
     def detach(self) -> DigestedCall:
         """The call without its cache: it can be pickled and sent."""
-        return DigestedCall(
-            self.name, dict(self._arguments), self._result, dict(self.metadata), self.module, self.version,
-            self.code_digest, self.key, self._inline,
+        return self.in_form(
+            DigestedCall, arguments=dict(self._arguments), result=self._result, metadata=dict(self.metadata),
+            inline=self._inline,
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cuda_progcache.memo.code import Closure, argument_digest, closure
+from cuda_progcache.memo.code import Closure, closure
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import Metadata
@@ -59,8 +59,3 @@ def closure_of_class(kind: type) -> Closure:
     if known is None or not known.holds():
         known = _classes[kind] = closure(kind)
     return known
-
-
-def argument_bytes(value: Any) -> bytes:
-    """The digest of an argument, as ASCII."""
-    return argument_digest(value).encode("ascii")

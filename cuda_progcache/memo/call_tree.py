@@ -24,7 +24,7 @@ from cuda_progcache._util.dot import digraph
 from cuda_progcache._util.files import put_in_place
 from cuda_progcache._util.running import running, under_way
 from cuda_progcache.errors import ProgCacheError
-from cuda_progcache.memo.files import Watched
+from cuda_progcache.memo.files import Watched, shared
 from cuda_progcache.memo.frames import Frame, _under_way, enter
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def restore(call: DigestedCall, hash_: str, outfile: Path) -> None:
         files = call.metadata.get("files") or {}
         algo = next((about["algo"] for about in files.values()), "xxhash64")
         found = graph.setdefault(node, _new(node, call.name, hash_, outfile, algo))
-        found["created"] = (call.metadata.get("runtime") or {}).get("timestart") or found["created"]
+        found["created"] = call.runtime.get("timestart") or found["created"]
         found["key"] = str(call.to_lookup_key())
         found["links"] = call.metadata.get("links") or {}
         add_files(
@@ -176,6 +176,26 @@ def cache_tree_reset() -> None:
     with _lock:
         graph.clear()
         stack.clear()
+
+
+def cache_tree_changed_files() -> dict[str, dict[str, Any]]:
+    """Calls of the tree with a file that changed, or went, since.
+
+    Returns
+    -------
+    dict
+        By id of the call: ``node``, and ``changed_files``, a list of Path.
+    """
+    found = {}
+    for name, node in cache_tree_nodes().items():
+        changed = [
+            Path(path)
+            for path, digest in node["file_hashes"].items()
+            if shared.of_path(path, node.get("algo") or "xxhash64", node.get("patterns", {}).get(path)) != digest
+        ]
+        if changed:
+            found[name] = {"node": node, "changed_files": changed}
+    return found
 
 
 def cache_tree_for_file(path: str | os.PathLike[str]) -> dict[str, Node]:

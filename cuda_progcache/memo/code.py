@@ -17,6 +17,7 @@ interpreter. Locks, files, threads and the like count by their class: they are t
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import os
 import sys
@@ -201,9 +202,7 @@ class _Walker(Instances):
         if package is not None:
             return self._foreign_function(function, package)
         read = references_of(function)
-        self.watch(
-            watching.same_function, function, (function.__code__, function.__defaults__, function.__kwdefaults__)
-        )
+        self.watch(lambda: (function.__code__, function.__defaults__, function.__kwdefaults__))
         around = self.strict, self._name
         self.strict = False  # what code uses, as a lock, needn't be a value
         self._name = ""  # what it changes is told of by the name that it has there
@@ -217,7 +216,6 @@ class _Walker(Instances):
         parts.append(self.value(function.__defaults__))
         parts.append(self.value(function.__kwdefaults__))
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False))
-        names, values = [], []
         self.asks_subclasses |= "__subclasses__" in read.attributes
         for name, attributes in read.names:
             with self.under(name):
@@ -225,21 +223,16 @@ class _Walker(Instances):
                     found = self._cell(cells[name], (id(function.__globals__), name))
                 else:
                     found = self._global(function.__globals__, name)
-                    if (id(function.__globals__), name) not in self.state:
-                        names.append(name)
-                        values.append(function.__globals__.get(name, _MISSING))
                 parts += [name, ".".join(attributes), self.attributes(found, attributes, (name, *attributes), read)]
                 if any(found is reach for reach in _REACH_ALL):
                     parts.append(self._namespace(function.__globals__))
-        if names:
-            self.watch(watching.same_names, function.__globals__, tuple(zip(names, values, strict=True)))
         attributes_of = {
             name: value for name, value in function.__dict__.items() if name not in {"__wrapped__", "__signature__"}
         }
         for name in sorted(attributes_of):
             with self.under(f"{function.__name__}.{name}"):
                 parts += [name, self.value(attributes_of[name])]
-        self.watch(watching.same_items, function.__dict__, watching.items(function.__dict__))
+        self.watch_items(function.__dict__)
         for wanted in read.imports:
             parts += ["import", wanted.name, *self._imported(wanted)]
         return parts
@@ -255,16 +248,12 @@ class _Walker(Instances):
         return hash_parts(*parts)
 
     def _cell(self, cell: types.CellType, name: tuple[int, str]) -> Any:
-        value = watching.content(cell)
-        if name in self.state:
-            return _State
-        self.watch(watching.same_content, cell, value)
-        return value
+        return _State if name in self.state else self.watch(lambda: (watching.content(cell),))[0]
 
     def _global(self, namespace: Mapping[str, Any], name: str) -> Any:
         if (id(namespace), name) in self.state:
             return _State
-        found = namespace.get(name, _MISSING)
+        found = self.watch_name(namespace, name)
         return getattr(builtins, name, _MISSING) if found is _MISSING else found
 
     def attributes(
@@ -292,17 +281,14 @@ class _Walker(Instances):
                 namespace = vars(value)
                 if (id(namespace), attributes[0]) in self.state:
                     return hash_parts("state")
-                found = namespace.get(attributes[0], _MISSING)
-                self.watch(watching.same_names, namespace, ((attributes[0], found),))
+                found = self.watch_name(namespace, attributes[0])
                 if found is _MISSING:
                     found = getattr(value, attributes[0], _MISSING)  # a module's own __getattr__
                 with self.under(attributes[0]):
                     return self.attributes(found, attributes[1:], chain, read)
             return self.module(value)
         if attributes and type(value) is types.SimpleNamespace:
-            namespace = vars(value)
-            found = namespace.get(attributes[0], _MISSING)
-            self.watch(watching.same_names, namespace, ((attributes[0], found),))
+            found = self.watch_name(vars(value), attributes[0])
             with self.under(attributes[0]):
                 return self.attributes(found, attributes[1:], chain, read)
         return self.value(value)
@@ -346,7 +332,7 @@ class _Walker(Instances):
         again = self.again(namespace)
         if again is not None:
             return again
-        self.watch(watching.same_items, namespace, watching.items(namespace))
+        self.watch_items(namespace)
         parts: list[str | bytes] = ["namespace"]
         for name in sorted(namespace):
             if name not in _MODULE_FURNITURE and (id(namespace), name) not in self.state:
@@ -365,13 +351,12 @@ class _Walker(Instances):
             self.note(package)
             by_hand = sys.modules.get(top)
             if by_hand is not None and by_hand.__spec__ is None:  # it says itself which version it is
-                version = vars(by_hand).get("__version__", _MISSING)
-                self.watch(watching.same_names, sys.modules, ((top, by_hand),))
-                self.watch(watching.same_names, vars(by_hand), (("__version__", version),))
+                self.watch_name(sys.modules, top)
+                self.watch_name(vars(by_hand), "__version__")
             return [hash_parts("external")]
         if module is None:
             return [self._unloaded(wanted.name)]
-        self.watch(watching.same_names, sys.modules, ((wanted.name, module),))
+        self.watch_name(sys.modules, wanted.name)
         if not wanted.wanted:
             found = [self.module(module)]
             return found + (self._imported(Import(wanted.name.rpartition(".")[0], ())) if rest else [])
@@ -398,15 +383,15 @@ class _Walker(Instances):
                 continue
             loaded = sys.modules.get(module)
             if loaded is not None and module != "__main__":
-                self.watch(watching.same_names, sys.modules, ((module, loaded),))
+                self.watch_name(sys.modules, module)
                 found[module] = self.module(loaded)
                 continue
-            self.watch(watching.same_names, sys.modules, ((module, _MISSING),))
+            self.watch_name(sys.modules, module)
             spec = locate(module)
             if spec is None or spec.origin is None or not spec.has_location:
                 continue  # a name in a module, a folder, or nowhere
             self.unloaded = True
-            self.watch(watching.same_source, spec.origin, stamp_of(spec.origin))
+            self.watch(functools.partial(stamp_of, spec.origin), by_value=True)
             source = source_of(module, spec.origin)
             if source is None:
                 found[module] = b"unreadable"

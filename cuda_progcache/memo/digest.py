@@ -350,7 +350,7 @@ def _encoder_of(kind: type) -> Encoder:
         if foreign is not None:
             return foreign if base is kind else functools.partial(_derived, kind, foreign)
     inner = next((_EXACT[base] for base in kind.__mro__[1:] if base in _EXACT and base is not type(None)), None)
-    names = _field_names(kind)
+    names = field_names(kind)
     if names is not None:
         collected = inner if inner is not None else _collection_of(kind)
         return functools.partial(_record, kind, names, collected)
@@ -360,7 +360,7 @@ def _encoder_of(kind: type) -> Encoder:
     return _refuse if collection is None else functools.partial(_subclassed, kind, collection)
 
 
-def _field_names(kind: type) -> list[str] | None:
+def field_names(kind: type) -> list[str] | None:
     """The fields of a dataclass, attrs class, msgspec struct; None if it is none."""
     if dataclasses.is_dataclass(kind):
         return [field.name for field in dataclasses.fields(kind)]

@@ -50,12 +50,12 @@ def explain(cache: Home, call: str | AnyCall) -> tuple[str, ...]:
 
 def differences(cache: Home, call: AnyCall) -> list[str] | None:
     """What tells a call from the nearest one that ran before it, a sentence each; None where it is the first."""
-    key, mine, before = call.to_lookup_key(), _components(call), _runtime(call).get("timestart")
+    key, mine, before = call.to_lookup_key(), _components(call), call.runtime.get("timestart")
     earlier = [
         other for other in cache.query(name=call.name)
-        if other.to_lookup_key() != key and (before is None or _runtime(other).get("timestop", 0.0) <= before)
+        if other.to_lookup_key() != key and (before is None or other.runtime.get("timestop", 0.0) <= before)
     ]  # fmt: skip
-    earlier.sort(key=lambda other: -_runtime(other).get("timestop", 0.0))
+    earlier.sort(key=lambda other: -other.runtime.get("timestop", 0.0))
     nearest = min(
         ((other, _components(other)) for other in earlier[:_CONSIDERED]),
         key=lambda found: len(_differing(mine, found[1])), default=None,
@@ -64,11 +64,6 @@ def differences(cache: Home, call: AnyCall) -> list[str] | None:
         return None
     other, theirs = nearest
     return [_sentence(name, call, mine, other, theirs) for name in _differing(mine, theirs)]
-
-
-def _runtime(call: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = (call.metadata or {}).get("runtime", {})
-    return found
 
 
 def _components(call: AnyCall) -> dict[str, Any]:

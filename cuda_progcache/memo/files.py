@@ -46,14 +46,6 @@ def new_hasher(algo: str) -> Any:
     raise OptionError(f"algo={algo!r} is not a known hash; valid: xxhash64, sha256")
 
 
-def hash_text(text: str, algo: str) -> str:
-    """Hexadecimal hash of a text."""
-    hasher = new_hasher(algo)
-    hasher.update(text.encode("utf-8", "surrogatepass"))
-    digest: str = hasher.hexdigest()
-    return digest
-
-
 def hash_file(path: str, algo: str) -> tuple[str, os.stat_result]:
     """Hash a file's whole content; gives also its status from before it was read. OSError where it can't be read."""
     hasher = new_hasher(algo)

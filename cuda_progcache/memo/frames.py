@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -41,18 +42,13 @@ refreshing: ContextVar[bool] = ContextVar("cuda_progcache_refreshing", default=F
 _under_way: dict[int, Frame] = {}
 
 
-def frame_here() -> Frame | None:
-    """The innermost memoized call whose body runs in this thread or task."""
-    return next((call for call in under_way() if isinstance(call, Frame)), None)
-
-
 def frames_here() -> list[Frame]:
-    """The calls that depend on what is read here.
+    """The calls that depend on what is read here: the innermost whose body runs in this thread or task.
 
     A thread that was started by a body doesn't know which one: then it may be any that runs in this process.
     """
-    frame = frame_here()
-    return [frame] if frame is not None else list(_under_way.values())
+    here = (call for call in under_way() if isinstance(call, Frame))
+    return list(itertools.islice(here, 1)) or list(_under_way.values())
 
 
 #: Of Python's stack, what the engine takes between a call and its body at least: so much deeper may the body go, and no

@@ -131,20 +131,6 @@ class Index:
 
         return self._ask(find)
 
-    def references(self, values: set[Digest]) -> set[Digest]:
-        """Those of ``values`` that are some call's result or argument."""
-
-        def find(connection: sqlite3.Connection) -> set[Digest]:
-            return {
-                value for value in values
-                if connection.execute(
-                    "SELECT 1 FROM calls WHERE result = ? UNION ALL SELECT 1 FROM arguments WHERE digest = ? LIMIT 1",
-                    (value, value),
-                ).fetchone()
-            }  # fmt: skip
-
-        return self._ask(find)
-
     def count(self) -> int:
         """How many calls there are."""
         return self._ask(lambda connection: int(connection.execute("SELECT count(*) FROM calls").fetchone()[0]))

@@ -20,7 +20,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from cuda_progcache.memo import watching
@@ -33,6 +33,7 @@ from cuda_progcache.memo.modules import (
     package_of_module,
 )
 
+_MISSING = watching.MISSING
 #: Of a class: what Python puts there by itself, or makes of the rest.
 _FURNITURE = frozenset(
     ["__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__firstlineno__", "__static_attributes__",
@@ -98,9 +99,20 @@ class Instances:
         if package.name:
             self.packages[package.name] = package.version
 
-    def watch(self, check: Callable[[Any, Any], bool], owner: Any, before: Any) -> None:
-        """Note what an object holds, to be looked at again."""
-        self.watches.append(watching.Watch(check, owner, before, self._name))
+    def watch(self, ask: Callable[[], Any], *, by_value: bool = False) -> Any:
+        """Note what an object holds, to be asked again (see :class:`~watching.Watch`); gives the answer."""
+        found = ask() if by_value else tuple(ask())
+        self.watches.append(watching.Watch(ask, found, by_value, self._name))
+        return found
+
+    def watch_items(self, mapping: Mapping[Any, Any]) -> None:
+        """Note the keys and values of a mapping."""
+        if self.watch(lambda: mapping):
+            self.watch(mapping.values)
+
+    def watch_name(self, namespace: Mapping[str, Any], name: str) -> Any:
+        """Note what a name is bound to; gives that, or ``MISSING``."""
+        return self.watch(lambda: (namespace.get(name, _MISSING),))[0]
 
     @contextlib.contextmanager
     def under(self, name: str) -> Iterator[None]:
@@ -181,16 +193,10 @@ class Instances:
             yield key
             yield self.value(item)
 
-    def _plain(self, value: Any) -> bytes:
-        if type(value) is bytearray:
-            self.watch(watching.same_digest, lambda: digest(value), digest(value))
-        return digest(value).encode()
-
     def variables(self, names: Iterable[str] | None) -> bytes:
         """Digest of variables of the environment; None: of all of them."""
         known = None if names is None else tuple(sorted(names))
-        found = watching.variables(known)
-        self.watch(watching.same_variables, known, found)
+        found = self.watch(lambda: watching.variables(known), by_value=True)
         return hash_parts("environment", digest(found))
 
     # Callables that hold others
@@ -243,20 +249,18 @@ class Instances:
         return hash_parts("lru_cache", *map(self.value, inner))
 
     def _reference(self, value: Any) -> bytes:
-        found = value()
-        self.watch(watching.same_result, value, found)
+        (found,) = self.watch(lambda: (value(),))
         return hash_parts("weak reference", self.value(found))
 
     def _context_variable(self, value: contextvars.ContextVar[Any]) -> bytes:
-        def ask() -> Any:
+        def ask() -> tuple[Any]:
             try:
-                return value.get()
+                return (value.get(),)
             except LookupError:
-                return watching.MISSING
+                return (_MISSING,)
 
-        found = ask()
-        self.watch(watching.same_result, ask, found)
-        return hash_parts("context variable", "" if found is watching.MISSING else self.value(found))
+        (found,) = self.watch(ask)
+        return hash_parts("context variable", "" if found is _MISSING else self.value(found))
 
     def _alias(self, value: Any) -> bytes:
         return self.data(value, lambda: ("alias", self.value(value.__origin__), self.value(value.__args__)))
@@ -279,7 +283,8 @@ class Instances:
         again = self.again(kind)
         if again is not None:
             return again
-        self.watch(watching.same_class, kind, (kind.__bases__, watching.items(vars(kind))))
+        self.watch(lambda: kind.__bases__)
+        self.watch_items(vars(kind))
         strict, self.strict = self.strict, False  # what a class uses, as a lock, needn't be a value
         try:
             return hash_parts(*self._class(kind, label))
@@ -302,9 +307,7 @@ class Instances:
                 with self.under(name):
                     parts += [name, self.value(member)]
         if self.subclasses:
-            found: list[type] = type.__subclasses__(kind)
-            self.watch(watching.same_subclasses, kind, found)
-            parts += sorted(self.alone(each) for each in found)
+            parts += sorted(map(self.alone, self.watch(lambda: type.__subclasses__(kind))))
         return parts
 
     # Instances
@@ -342,7 +345,7 @@ class Instances:
                 parts = []
         if package is not None and parts:
             return [*parts, *self._state(value, kind)]
-        made = None if package is None and (parts or not _has_foreign_base(kind)) else self._recipe(value, kind)
+        made = None if package is None and (parts or not _has_foreign_base(kind)) else self._recipe(value)
         if package is None:
             return [*parts, *(made or ()), *self._state(value, kind)]
         if made is not None:
@@ -356,51 +359,54 @@ class Instances:
         return [*parts, *self._state(value, kind)]
 
     def _leaf(self, value: Any) -> bytes:
-        found = digest(value).encode()
-        by_content: object = type(value).__hash__
-        if by_content is None or by_content is object.__hash__ or is_taught(type(value)):
-            # What can't be hashed by content can change in place: arrays, tables, records.
-            self.watch(watching.same_digest, lambda: digest(value).encode(), found)
+        def take() -> bytes:
+            return digest(value).encode()
+
+        found: bytes = self.watch(take, by_value=True) if _can_change(value) or is_taught(type(value)) else take()
         return found
 
     def _builtin_content(self, value: Any, kind: type) -> Iterable[str | bytes]:
         """What an instance of a built-in type, or of a class derived from one, has as that type."""
         if isinstance(value, dict):
-            self.watch(watching.same_items, value, watching.items(value))
+            self.watch_items(value)
             yield b"mapping"
             yield self.value(getattr(value, "default_factory", None))
             yield from self._pairs(value, ordered=isinstance(value, OrderedDict))
         elif isinstance(value, (list, tuple, deque)):
             if not isinstance(value, tuple):
-                self.watch(watching.same_elements, value, tuple(value))
+                self.watch(lambda: value)
             fields = getattr(kind, "_fields", "")
             yield f"{'tuple' if isinstance(value, tuple) else 'list'} {fields!r} {getattr(value, 'maxlen', '')}"
             yield from map(self.value, tuple(value))
         elif isinstance(value, (set, frozenset)):
             if isinstance(value, set):
-                self.watch(watching.same_elements, value, tuple(value))
+                self.watch(lambda: value)
             yield "set" if isinstance(value, set) else "frozenset"
             yield from sorted(map(self.alone, value))
         elif isinstance(value, (str, bytes, bytearray, int, float, complex)):
             yield from ("scalar", content_as(value))
         elif isinstance(value, types.MappingProxyType):
+            self.watch_items(value)
             yield from ("proxy", self.value(dict(value)))
-            self.watch(watching.same_items, value, watching.items(value))
 
     def _state(self, value: Any, kind: type) -> list[str | bytes]:
         """Attributes of an instance, by name."""
         attributes = getattr(value, "__dict__", None)
         attributes = attributes if isinstance(attributes, dict) else {}
-        slots = tuple((name, getattr(value, name)) for name in _slots(kind) if hasattr(value, name))
-        if slots or attributes or hasattr(value, "__dict__"):
-            self.watch(watching.same_state, value, (kind, watching.items(attributes), slots))
+        slots = _slots(kind)
+
+        self.watch(
+            lambda: (type(value), getattr(value, "__dict__", None), *(getattr(value, name, _MISSING) for name in slots))
+        )
+        self.watch_items(attributes)
+        everything = attributes | {name: getattr(value, name) for name in slots if hasattr(value, name)}
         parts: list[str | bytes] = ["state"]
-        for name, held in sorted({**attributes, **dict(slots)}.items(), key=lambda item: str(item[0])):
+        for name, held in sorted(everything.items(), key=lambda item: str(item[0])):
             if (id(attributes), name) not in self.state and name != "__orig_class__":
                 parts += [str(name), self.value(held)]
         return parts
 
-    def _recipe(self, value: Any, kind: type) -> list[str | bytes] | None:
+    def _recipe(self, value: Any) -> list[str | bytes] | None:
         """Digest of what pickle would make an object of again; None where it can't, or part of that has no content."""
         recipe = _pickled(value)
         if recipe is None:
@@ -414,14 +420,13 @@ class Instances:
             return None
         finally:
             self.strict = strict
-        by_content: object = kind.__hash__
-        if not isinstance(value, _FIXED) and (by_content is None or by_content is object.__hash__):
 
-            def take() -> bytes:
-                walker = type(self)(strict=True)
-                return hash_parts(*map(walker.value, _pickled(value) or ()))
+        def take() -> bytes:
+            walker = type(self)(strict=True)
+            return hash_parts(*map(walker.value, _pickled(value) or ()))
 
-            self.watch(watching.same_digest, take, take())
+        if not isinstance(value, _FIXED) and _can_change(value):
+            self.watch(take, by_value=True)
         return ["recipe", *made]
 
 
@@ -439,8 +444,14 @@ _HANDLERS: dict[type, Any] = {
     contextvars.ContextVar: Instances._context_variable,
     types.GenericAlias: Instances._alias,
     **dict.fromkeys(_DESCRIPTORS, Instances._descriptor),
-    **dict.fromkeys((bytearray, range, slice), Instances._plain),
+    **dict.fromkeys((bytearray, range, slice), Instances._leaf),
 }
+
+
+def _can_change(value: Any) -> bool:
+    """Whether a value may change in place: it can't be hashed by its content, as arrays, tables and records."""
+    by_content: object = type(value).__hash__
+    return by_content is None or by_content is object.__hash__
 
 
 def _is_tool(kind: type) -> bool:

@@ -93,13 +93,14 @@ class _Claims(NamedTuple):
 
 
 def _claimed(folder: str, path: str) -> Package | None:
+    """The distribution in a folder that claims a file below it."""
     top = path.partition(os.sep)[0]
-    quick = _named_like(folder, top.removesuffix(".py"))
-    if quick is not None and _records(quick, path):
-        return _package(quick, top)
+    path = path.replace(os.sep, "/")
+    namesake = _metadata(folder).get(_normalized(top.removesuffix(".py")))  # it is this one, as a rule
+    if namesake is not None and f"\n{path}," in "\n" + _text(namesake, "RECORD"):
+        return _package(namesake, top)
     claims = _claims(folder)
-    found = claims.files.get(path.replace(os.sep, "/"))
-    return found if found is not None else claims.tops.get(top)
+    return claims.files.get(path) or claims.tops.get(top)
 
 
 @functools.lru_cache(maxsize=64)
@@ -118,14 +119,6 @@ def _metadata(folder: str) -> dict[str, str]:
 
 def _normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "_", name).lower()
-
-
-def _named_like(folder: str, top: str) -> str | None:
-    return _metadata(folder).get(_normalized(top))
-
-
-def _records(metadata: str, path: str) -> bool:
-    return f"\n{path.replace(os.sep, '/')}," in "\n" + _text(metadata, "RECORD")
 
 
 def _text(metadata: str, name: str) -> str:

@@ -134,7 +134,7 @@ class QueryIterator(Iterable[LazyCall]):
         timed = [
             (float(stop), place, call)
             for place, call in enumerate(calls)
-            if (stop := call.metadata.get("runtime", {}).get("timestop")) is not None
+            if (stop := call.runtime.get("timestop")) is not None
         ]
         if not timed:
             raise ValueError(f"can't tell which call is the {which}: none has a timestop in its Runtime metadata")

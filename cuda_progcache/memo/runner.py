@@ -30,7 +30,7 @@ from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.memo import flights, frames
 from cuda_progcache.memo.caches.base import BaseCache
 from cuda_progcache.memo.call import Call, Metadata, PreparedCall, head_bytes, key_from_head
-from cuda_progcache.memo.call_key import Identity, Key, argument_bytes, closure_of_class
+from cuda_progcache.memo.call_key import Identity, Key, closure_of_class
 from cuda_progcache.memo.code import Closure, argument_digest, closure
 from cuda_progcache.memo.digest import Digest, Indigestible, classes_met, digest, hash_tagged
 from cuda_progcache.memo.files import PathRule, Watched, state_of
@@ -208,11 +208,6 @@ class Runner:
             if kinds <= ATOMS:
                 made, digests = key_from_head(identity.head, arguments)
                 return Key(made, arguments, digests, identity, _NOTHING, _NOTHING, ())
-            with classes_met() as met:
-                made, digests = key_from_head(identity.head, arguments, argument_bytes)
-            if not met:
-                return Key(made, arguments, digests, identity, {}, {}, ())
-            return self._with_inputs(made, arguments, digests, identity, {}, {}, met)
         watched: dict[str, Watched] = {}
         shown = arguments
         paths = self.settings.paths
@@ -220,12 +215,12 @@ class Runner:
             shown = {name: paths.argument(name, value, watched) for name, value in arguments.items()}
             paths.add_others(watched)
         with classes_met() as met:
-            made, digests = key_from_head(identity.head, shown, argument_bytes)
+            made, digests = key_from_head(identity.head, shown, argument_digest)
         inputs: dict[str, dict[str, str]] = {}
         if watched and paths is not None:
             inputs["files"] = paths.inputs(watched)
         if self.settings.env:
-            inputs["environment"] = {name: repr(value) for name, value in self._environment().items()}
+            inputs["environment"] = {name: repr(value) for name, value in self._variables().items()}
         if self.settings.depends_on:
             inputs["depends_on"] = {name: str(argument_digest(v)) for name, v in self.settings.depends_on.items()}
         return self._with_inputs(made, arguments, digests, identity, inputs, watched, met)
@@ -267,7 +262,8 @@ class Runner:
         made = hash_tagged(b"call with inputs:", f"{plain} {named!r}".encode("utf-8", "surrogatepass"))
         return Key(Digest(made.decode()), arguments, digests, identity, inputs, watched, tuple(classes))
 
-    def _environment(self) -> dict[str, str | None]:
+    def _variables(self) -> dict[str, str | None]:
+        """The variables of the environment that were named as counting."""
         return {name: os.environ.get(name) for name in self.settings.env}
 
     def _now(self) -> Identity:
@@ -321,7 +317,7 @@ class Runner:
             if any(os.environ.get(name) != value for name, value in (variables or {}).items()):
                 return None
             found = {**{item.path: item for item in watched}, **key.watched}
-            frames.hand_up(frames.frames_here(), found.values(), {**(variables or {}), **self._environment()})
+            frames.hand_up(frames.frames_here(), found.values(), {**(variables or {}), **self._variables()})
             self._seen(key, found)
         if not again:
             self.counters["hits"] += 1
@@ -434,7 +430,7 @@ class Runner:
         self._leases_left = _SLOW_FOR if seconds >= WORTH_A_LEASE else max(self._leases_left - 1, 0)
         watched = {**frame.watched, **key.watched}
         if watched or frame.variables or self.settings.env:
-            frames.hand_up(run.above, watched.values(), {**frame.variables, **self._environment()})
+            frames.hand_up(run.above, watched.values(), {**frame.variables, **self._variables()})
         self._seen(key, watched)
         if run.prepared is None:
             return
@@ -503,7 +499,7 @@ class Runner:
         metadata: Metadata = {
             **key.described(),
             "runtime": {"status": "done", "timestart": started, "timestop": started + seconds, "duration": seconds},
-            "environment": _environment(),
+            "environment": _circumstances(),
         }
         links = {}
         if frame.parent is not None:
@@ -576,7 +572,7 @@ async def _as_awaitable(result: Any) -> Any:
 
 
 @functools.cache
-def _environment() -> dict[str, str]:
+def _circumstances() -> dict[str, str]:
     return {
         "host": platform.node(), "python": platform.python_version(), "implementation": sys.implementation.name,
         "platform": sys.platform, "machine": platform.machine(),

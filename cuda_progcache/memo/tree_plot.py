@@ -7,6 +7,8 @@ import os
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache.memo.call_tree import cache_tree_changed_files, cache_tree_nodes
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -21,24 +23,25 @@ COLOURS = {
 _COLUMN, _ROW, _LONGEST = 2.6, 0.55, 600.0
 
 
-def plot(
-    nodes: Mapping[str, Mapping[str, Any]], stale: Collection[str], output: str | os.PathLike[str] | None = None
-) -> Figure:
-    """Draw calls and the files they depend on.
+def plot_cache_graph(output: str | os.PathLike[str] | None = None, highlight_stale: bool = True) -> Figure:  # noqa: FBT001, FBT002
+    """Draw the call tree with matplotlib.
 
     Parameters
     ----------
-    nodes : mapping
-        Of the call tree.
-    stale : collection of str
-        Ids of calls with a file that changed since.
     output : path-like, optional
-        Save it there too, in the format of its suffix.
+        Save the picture there, in the format of its suffix.
+    highlight_stale : bool
+        Whether calls with a file that changed since are in amber; otherwise their files aren't looked at.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Navy: saved. Amber: a file changed. Grey: the saved result is gone. Light blue: a file.
 
     Raises
     ------
     ImportError
-        matplotlib isn't installed.
+        matplotlib isn't installed (extra: ``plot``).
     """
     try:
         import matplotlib as mpl  # noqa: F401 - says by its own name that it is missing
@@ -46,6 +49,8 @@ def plot(
         from matplotlib.patches import FancyBboxPatch
     except ImportError as error:
         raise ImportError(f"plot_cache_graph needs matplotlib: pip install 'cuda-progcache[plot]' ({error})") from error
+    nodes = cache_tree_nodes()
+    stale = cache_tree_changed_files() if highlight_stale else {}
     edges = [(name, child) for name, node in nodes.items() for child in node["children"] if child in nodes]
     edges += [(name, path) for name, node in nodes.items() for path in node["file_hashes"]]
     places = _places(nodes, edges)

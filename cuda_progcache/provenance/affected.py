@@ -15,7 +15,7 @@ from cuda_progcache.keys import toolchain
 from cuda_progcache.memo.files import shared
 from cuda_progcache.provenance.nodes import Part, parts_of
 from cuda_progcache.provenance.step_records import Steps
-from cuda_progcache.provenance.steps import kind_of, links, links_of, rendering_of
+from cuda_progcache.provenance.steps import kind_of, links_of, rendering_of
 
 if TYPE_CHECKING:
     from typing import Any
@@ -128,7 +128,7 @@ def _look_at_call(
 ) -> None:
     """Find whether a call of a user's function read a file, and note what it used."""
     key = str(call.to_lookup_key())
-    for child in links(call, "children"):
+    for child in call.links("children"):
         users.setdefault(child, []).append(Affected(key, call.name, "call", "", False))
     for name, about in (call.metadata.get("files") or {}).items():
         if name == real or (os.path.isdir(name) and real.startswith(os.path.join(name, ""))):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache.compile.record import components, program_name, rendered_kernel
 from cuda_progcache.provenance.graph import Node
-from cuda_progcache.provenance.steps import kind_of, links
+from cuda_progcache.provenance.steps import kind_of
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall
@@ -69,13 +69,13 @@ def call_node(call: DigestedCall) -> Node:
     """A call as a step: of a memoized function, a prewarm run, or an analysis."""
     kind = kind_of(call)
     about = {"key": call.to_lookup_key(), **times_of_call(call)}
-    children = links(call, "children")
+    children = call.links("children")
     if kind is None:
         about |= {"module": call.module, "version": call.version, "code": call.code_digest, "children": children}
         return Node.of("call", about["key"], call.name, **about)
     about |= {"result": recorded_result(call), **(call.metadata.get(call.name) or {})}
     if kind == "prewarm":
-        asked = recorded_arguments(call)
+        asked = call.recorded_arguments()
         about |= {name: list(asked.get(name) or ()) for name in ("archs", "kernels")}
         about |= {"manifest": asked.get("manifest"), "programs": len(children)}
         return Node.of("prewarm", about["key"], "prewarm", **about)
@@ -113,7 +113,7 @@ def times(record: Mapping[str, Any]) -> dict[str, str]:
 
 def times_of_call(call: DigestedCall) -> dict[str, Any]:
     """When a call ran (RFC 3339 in UTC) and how long (seconds)."""
-    runtime = call.metadata.get("runtime") or {}
+    runtime = call.runtime
     found: dict[str, Any] = {"duration": runtime.get("duration")}
     started: float | None = runtime.get("timestart")
     if started is not None:
@@ -128,14 +128,7 @@ def _utc(seconds: float) -> str:
 def callers(call: DigestedCall) -> list[dict[str, str]]:
     """The parents of a call, with the names that its record has of them."""
     names = call.metadata.get("asked_by") or {}
-    return [{"key": key, "name": names.get(key, "")} for key in links(call, "parents")]
-
-
-def recorded_arguments(call: DigestedCall) -> dict[str, Any]:
-    """The arguments that lie in a call's record."""
-    from cuda_progcache.memo.tagged_json import decode_json
-
-    return {name: decode_json(call.inline[key]) for name, key in call.arguments.items() if key in call.inline}
+    return [{"key": key, "name": names.get(key, "")} for key in call.links("parents")]
 
 
 def recorded_result(call: DigestedCall) -> Any:

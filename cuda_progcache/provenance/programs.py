@@ -40,7 +40,7 @@ from cuda_progcache.memo.storage.base import CallStorage, ValueStorage
 from cuda_progcache.memo.storage.tree import FileTree, Signature
 from cuda_progcache.memo.tagged_json import SaveError
 from cuda_progcache.provenance.step_records import Steps
-from cuda_progcache.provenance.steps import inlined, kind_of, links, links_of
+from cuda_progcache.provenance.steps import inlined, kind_of, links_of
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import LazyCall
@@ -332,9 +332,9 @@ class ProgramCalls(Cache):
         steps: dict[Digest, list[str]] = {}
         for call in self.query():
             if kind_of(call) is not None:
-                steps[call.to_lookup_key()] = links(call, "children") + links(call, "parents")
+                steps[call.to_lookup_key()] = call.links("children") + call.links("parents")
             elif "record" in call.metadata:
                 programs.add(call.to_lookup_key())
-                needed.update(links(call, "parents"))
+                needed.update(call.links("parents"))
         unneeded = [key for key, around in steps.items() if key not in needed and programs.isdisjoint(around)]
         return {key for key in unneeded if self.calls.steps.remove(key)}

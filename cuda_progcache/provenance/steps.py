@@ -54,11 +54,6 @@ def kind_of(call: Any) -> str | None:
     return call.name if (call.name, call.module) in KINDS else None
 
 
-def links(call: Any, which: str) -> list[str]:
-    """Keys of a call's ``parents`` or ``children``."""
-    return list((call.metadata.get("links") or {}).get(which) or ())
-
-
 def render_arguments(kernel: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a rendering, from what the record of its compile has as ``kernel`` or ``part_of``."""
     found = {
@@ -201,6 +196,6 @@ class PrewarmRun:
 
     def _recorded_children(self, steps: Steps) -> list[str] | None:
         try:
-            return links(steps.load(self.key), "children")
+            return steps.load(self.key).links("children")
         except KeyError:
             return None

@@ -26,10 +26,9 @@ from cuda_progcache.provenance.nodes import (
     callers,
     making_node,
     parts_of,
-    recorded_arguments,
     times_of_call,
 )
-from cuda_progcache.provenance.steps import PREWARM, RESOURCE_USAGE, SASS, kind_of, links, render_key, rendering_of
+from cuda_progcache.provenance.steps import PREWARM, RESOURCE_USAGE, SASS, kind_of, render_key, rendering_of
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches import BaseCache
@@ -217,7 +216,7 @@ class _Walk:
     # Calls that made no program
 
     def _add_rendered(self, call: DigestedCall) -> str:
-        arguments = recorded_arguments(call)
+        arguments = call.recorded_arguments()
         files = [{"name": name, "digest": digest} for name, digest in (arguments.get("files") or {}).items()]
         rendering = {"name": arguments["template"], "parameters": arguments.get("parameters"), "templates": files}
         if "module" in arguments:
@@ -234,7 +233,7 @@ class _Walk:
         prewarm = kind_of(call) == "prewarm"
         if prewarm:
             self._asking.add(step)
-        programs = links(call, "children") if prewarm else [recorded_arguments(call)["program"]]
+        programs = call.links("children") if prewarm else [call.recorded_arguments()["program"]]
         for key in programs:
             entry = self.entry(key)
             if entry is None:
@@ -253,7 +252,7 @@ class _Walk:
         while pending:
             asking = pending.pop()
             step = f"call:{asking.to_lookup_key()}"
-            for key in links(asking, "children"):
+            for key in asking.links("children"):
                 known = f"call:{key}" in self.graph.nodes
                 child = None if self.entry(key) is not None else self.call(key)
                 if child is None or kind_of(child) is not None:
@@ -268,7 +267,7 @@ class _Walk:
         graph = self.graph
         step = graph.add(call_node(call))
         self._asking.add(step)
-        known = recorded_arguments(call)
+        known = call.recorded_arguments()
         for name, value in call.arguments.items():
             label = f"{name} = {abridged(known[name])}" if name in known else name
             graph.link(step, Node.of("value", f"{name}:{value}", label, str(value)), "used")
@@ -329,11 +328,11 @@ class _Walk:
                 (self.own, {"name": PREWARM[0], "module": PREWARM[1]}, "children"),
             ]
         if self.own is not None and root.kind == "source":
-            arguments = recorded_arguments(self.own.load(key).detach())
+            arguments = self.own.load(key).detach().recorded_arguments()
             which = "part_of" if "module" in arguments else "kernel"
             asked.append((self.own, {"arguments": {which: arguments["template"]}}, "parents"))
         asked += [(place, {}, "children") for place in self.others]
         for place, pattern, relation in asked:
             for call in place.query(**pattern):
-                if key in links(call, relation):
+                if key in call.links(relation):
                     yield call.detach()

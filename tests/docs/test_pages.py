@@ -170,6 +170,16 @@ def test_the_benchmark_table_can_be_written(tmp_path):
     assert "missing" not in table
 
 
+def test_the_readme_counts_right():
+    from cuda_progcache import KernelLibrary
+    from cuda_progcache.cli.prewarm import DEMO_ARCHS
+    from cuda_progcache.service.prewarm import variants
+
+    (told,) = re.findall(r"a library of (\d+) kernels for four architectures \((\d+) programs", README)
+    library = KernelLibrary()
+    assert tuple(map(int, told)) == (len(library), len(variants(library, DEMO_ARCHS, None)))
+
+
 def test_the_pages_name_kernels_that_exist():
     from cuda_progcache import KernelLibrary
 

@@ -120,6 +120,15 @@ def test_what_the_code_changes_itself_is_declared_as_its_state_or_the_result_is_
     assert g.counters == {"misses": 2, "changed": 2} and count == 4
 
 
+@pytest.mark.parametrize("through", ["itself", "a helper"])
+def test_a_global_that_the_code_binds_anew_is_told_by_its_name(module, cache, through):
+    body = module.body if through == "itself" else lambda x: module.body(x) + 0
+    g = memoize(cache, body, state=("RUNS", "module.RUNS"))
+    with pytest.warns(RuntimeWarning, match=r"run changed \S*COUNT, which counts"):
+        assert g(1) == g(1) == module.body(1)
+    assert g.counters == {"misses": 2, "changed": 2}
+
+
 def test_locks_events_and_mocks_do_not_make_misses(cache, at_once):
     from unittest.mock import Mock
 

@@ -684,3 +684,18 @@ def test_memoize_without_a_cache_over_a_function_without_parameters_says_so():
 
     with pytest.raises(TypeError, match=r"write @memoize\(cache\) above <function .*f at"):
         f()
+
+
+class Plain:
+    """Has no digest as a value, and counts as an argument by its class and attributes."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+@pytest.mark.parametrize("around", [list, tuple, lambda pair: dict(enumerate(pair)), lambda pair: [pair, {"in": pair}]])
+def test_containers_of_ones_own_instances_are_arguments_like_any_other(cache, around):
+    f = memoize(cache, len)
+    for x in (1, 1, 2):
+        assert f(around([Plain(0), Plain(x)])) == 2
+    assert f.counters == {"misses": 2, "hits": 1}

@@ -8,14 +8,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from cuda_progcache.errors import ProgCacheError
 from cuda_progcache.memo.call import Call, DigestedCall, LazyCall, Metadata, PreparedCall, QueryCall
 from cuda_progcache.memo.digest import Digest, Indigestible
 from cuda_progcache.memo.explain import explain
 from cuda_progcache.memo.query import QueryIterator
-from cuda_progcache.memo.storage.base import Intent, OperationContext, _combine_expand, _combine_shrink, one_or_all
+from cuda_progcache.memo.storage.base import Intent, Shrinking, _combine_expand, _combine_shrink
 from cuda_progcache.memo.storage.locking import PerKeyLockMixin
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Rejected(ProgCacheError):  # noqa: N818 - an established name
     """A cache refused a call: it is read-only, or its storage can't keep it. What was computed is not lost by it."""
 
 
-class BaseCache(OperationContext):
+class BaseCache(Shrinking):
     """A cache of calls: saved under their keys, loaded with values that come when they are asked for."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -75,9 +75,6 @@ class BaseCache(OperationContext):
         AmbiguousDigestError
             Several have it.
         """
-
-    @abc.abstractmethod
-    def _shrink(self, *keys: str) -> tuple[Digest, ...]: ...
 
     @abc.abstractmethod
     def _query(self, template: QueryCall) -> Iterable[LazyCall]: ...
@@ -145,24 +142,6 @@ class BaseCache(OperationContext):
     def push(self, cache: BaseCache) -> CacheStack:
         """The same cache with another one in front of it."""
         return CacheStack((cache, self))
-
-    @overload
-    def shrink(self, key: str, /) -> Digest: ...
-    @overload
-    def shrink(self, key: str, /, *keys: str) -> tuple[Digest, ...]: ...
-    def shrink(self, *keys: str) -> Digest | tuple[Digest, ...]:
-        """The shortest prefixes (4 characters at least) that are unambiguous here; of one key one, of several a tuple.
-
-        For people: what is unambiguous now needn't be when more calls are recorded.
-
-        Raises
-        ------
-        KeyError
-            A key isn't here.
-        AmbiguousDigestError
-            Only the whole key is unambiguous.
-        """
-        return one_or_all(keys, self._shrink)
 
     def query(self, template: QueryCall | None = None, **fields: Any) -> QueryIterator:
         """Calls that fit a pattern.

@@ -121,10 +121,7 @@ class Cache(PerKeyLockMixin, BaseCache):
             with self._writing():
                 for name, value in stored.items():
                     arguments[name] = self._keep_argument(call.name, name, value, arguments[name])
-        sealed = DigestedCall(
-            call.name, arguments, None, call.metadata, call.module, call.version, call.code_digest, call.key, inline,
-            call.sealed,
-        )  # fmt: skip
+        sealed = call.in_form(DigestedCall, arguments=arguments, inline=inline, sealed=call.sealed)
         return PreparedCall(sealed, self, release)
 
     def _inlined(self, value: Any) -> bytes | None:
@@ -344,11 +341,11 @@ class Cache(PerKeyLockMixin, BaseCache):
             reached |= frontier
         return reached
 
-    def _hold(self, keys: list[Digest]) -> Callable[[], None]:
+    def _hold(self, keys: list[Digest]) -> Callable[[], object]:
         """Keep values from collection until the result is called."""
         flights = _flights_of(self.values)
         if flights is None:
-            release: Callable[[], None] = self.values.pin(keys)  # type: ignore[attr-defined]
+            release: Callable[[], object] = self.values.pin(keys)  # type: ignore[attr-defined]
             return release
         with flights.lock:
             flights.values.update(keys)

@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, overload
 
 from cuda_progcache.errors import AmbiguousDigestError
-from cuda_progcache.memo.call import DigestedCall, QueryCall, digests_of
+from cuda_progcache.memo.call import DigestedCall, QueryCall
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest, digest
 from cuda_progcache.memo.tagged_json import SaveError as SaveError  # noqa: PLC0414 - a name of this module, too
 from cuda_progcache.memo.tagged_json import decode_json, encode_json
@@ -51,6 +51,34 @@ class OperationContext(abc.ABC):  # noqa: B024 - a base for mixins; nothing in i
         return _NOTHING
 
 
+class Shrinking(OperationContext):
+    """Keys that people may give by their first characters."""
+
+    @overload
+    def shrink(self, key: str, /) -> Digest: ...
+    @overload
+    def shrink(self, key: str, /, *keys: str) -> tuple[Digest, ...]: ...
+    def shrink(self, *keys: str) -> Digest | tuple[Digest, ...]:
+        """The shortest prefixes (4 characters at least) that are unambiguous here; of one key one, of several a tuple.
+
+        For people: what is unambiguous now needn't be when more is stored.
+
+        Raises
+        ------
+        KeyError
+            A key isn't here.
+        AmbiguousDigestError
+            Only the whole key is unambiguous.
+        """
+        if not keys:
+            raise TypeError("shrink() takes at least one key")
+        found = self._shrink(*keys)
+        return found[0] if len(keys) == 1 else found
+
+    @abc.abstractmethod
+    def _shrink(self, *keys: str) -> tuple[Digest, ...]: ...
+
+
 def _resolve_prefix(prefix: str, candidates: Iterable[Digest], *, dedupe: bool = False) -> Digest:
     """The one candidate; KeyError for none, AmbiguousDigestError for several. With ``dedupe`` equal ones are one."""
     found = sorted(set(candidates)) if dedupe else list(candidates)
@@ -74,7 +102,7 @@ def _combine_shrink(key: str, results: Iterable[Digest]) -> Digest:
     return max(digests, key=len)
 
 
-class KeyManagement(OperationContext):
+class KeyManagement(Shrinking):
     """What every storage can do with keys; it needs ``list``, ``_contains`` and ``_evict``."""
 
     @abc.abstractmethod
@@ -122,23 +150,7 @@ class KeyManagement(OperationContext):
         """Keys with this prefix, sorted; the first two if there are several."""
         return heapq.nsmallest(2, (key for key in self.list() if key.startswith(prefix)))
 
-    @overload
-    def shrink(self, key: Digest | str, /) -> Digest: ...
-    @overload
-    def shrink(self, key: Digest | str, /, *keys: Digest | str) -> tuple[Digest, ...]: ...
-    def shrink(self, *keys: Digest | str) -> Digest | tuple[Digest, ...]:
-        """The shortest prefixes (4 characters at least) that fit only these keys; of one key one, of several a tuple.
-
-        Raises
-        ------
-        KeyError
-            A key isn't there.
-        AmbiguousDigestError
-            Only the whole key is unambiguous.
-        """
-        return one_or_all(keys, self._shrink)
-
-    def _shrink(self, *keys: Digest | str) -> tuple[Digest, ...]:
+    def _shrink(self, *keys: str) -> tuple[Digest, ...]:
         with contextlib.ExitStack() as entered:
             for key in keys:
                 entered.enter_context(self._operation_context(key, intent=Intent.READ))
@@ -149,16 +161,6 @@ class KeyManagement(OperationContext):
         if len(key) < DIGEST_LENGTH:
             return self.expand(key)
         return key if type(key) is Digest else Digest(key)
-
-
-def one_or_all(
-    keys: tuple[Digest | str, ...], shrink: Callable[..., tuple[Digest, ...]]
-) -> Digest | tuple[Digest, ...]:
-    """Shrink keys: of one key the prefix, of several a tuple of them; TypeError for none."""
-    if not keys:
-        raise TypeError("shrink() takes at least one key")
-    found = shrink(*keys)
-    return found[0] if len(keys) == 1 else found
 
 
 def shortest_prefix(key: str, known: Sequence[str]) -> Digest:
@@ -289,18 +291,6 @@ class CallStorage(KeyManagement):
     def _inlines(self) -> Iterator[Mapping[Digest, bytes]]:
         """The values in each record, where there is no index."""
         return (call.inline for call in self.query(QueryCall())) if self.inline_limit else iter(())
-
-    def references(self, values: set[Digest]) -> set[Digest]:
-        """Those of ``values`` to which some call refers itself (not through a container)."""
-        if self.index is not None:
-            return self.index.references(values)
-        found: set[Digest] = set()
-        for key in tuple(self.list()):
-            try:
-                found.update(value for value in digests_of(self.peek(key)) if value in values)
-            except KeyError:
-                continue
-        return found
 
     def transform(self, function: Callable[[DigestedCall], DigestedCall] | None = None) -> None:
         """Replace every call by what ``function`` makes of it (None: itself), under the key that that has."""

@@ -9,19 +9,17 @@ flat lists of them, of 0 or less nothing.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
 from numbers import Number
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
-from cuda_progcache.memo.digest import Digest, digest, digest_fields
+from cuda_progcache.memo.digest import Digest, Indigestible, digest, digest_fields, field_names
 from cuda_progcache.memo.storage.base import ValueStorage
 
 _OPAQUE = float("inf")
-
-#: Store a child, or leave it: what stands for it, and how deep it is.
-Intern = Callable[[Any], tuple[Any, float]]
 
 
 class Digested(abc.ABC):
@@ -32,19 +30,19 @@ class Digested(abc.ABC):
         """The container with digests in it."""
 
     @abc.abstractmethod
-    def mend(self, storage: ValueStorage) -> Any:
-        """The container with its elements loaded from ``storage``; KeyError where one is gone."""
-
-    @abc.abstractmethod
     def children(self) -> Iterable[Any]:
         """Elements, digests among them."""
 
+    @abc.abstractmethod
+    def with_each(self, change: Callable[[Any], Any]) -> Self:
+        """The same with every element replaced."""
+
+    def mend(self, storage: ValueStorage) -> Any:
+        """The container with its elements loaded from ``storage``; KeyError where one is gone."""
+        return self.with_each(lambda part: storage.load(part) if isinstance(part, Digest) else part).underlying()
+
     def __digest__(self) -> Digest:
         return digest(self.underlying())
-
-
-def _loaded(storage: ValueStorage, element: Any) -> Any:
-    return storage.load(element) if isinstance(element, Digest) else element
 
 
 @dataclasses.dataclass
@@ -57,21 +55,13 @@ class DigestedIterable(Digested):
         """The list or tuple with digests in it."""
         return self.items
 
-    def mend(self, storage: ValueStorage) -> Any:
-        """The list or tuple with its elements loaded."""
-        return type(self.items)(_loaded(storage, item) for item in self.items)
-
     def children(self) -> Iterable[Any]:
         """Elements."""
         return list(self.items)
 
-    @classmethod
-    def take_apart(cls, value: Any, intern: Intern) -> tuple[Any, float]:
-        """What is stored for ``value``, and its depth."""
-        parts = [intern(item) for item in value]
-        items = type(value)(item for item, _ in parts)
-        kept = cls(items) if any(isinstance(item, Digest) for item, _ in parts) else items
-        return kept, 1 + max(depth for _, depth in parts)
+    def with_each(self, change: Callable[[Any], Any]) -> Self:
+        """The same with every element replaced."""
+        return type(self)(type(self.items)(map(change, self.items)))
 
 
 @dataclasses.dataclass
@@ -84,21 +74,13 @@ class DigestedDict(Digested):
         """The dict with digests in it."""
         return self.items
 
-    def mend(self, storage: ValueStorage) -> Any:
-        """The dict with keys and values loaded."""
-        return {_loaded(storage, key): _loaded(storage, value) for key, value in self.items.items()}
-
     def children(self) -> Iterable[Any]:
         """Keys and values."""
         return [*self.items, *self.items.values()]
 
-    @classmethod
-    def take_apart(cls, value: dict[Any, Any], intern: Intern) -> tuple[Any, float]:
-        """What is stored for ``value``, and its depth."""
-        parts = [(intern(key), intern(item)) for key, item in value.items()]
-        items = {key: item for (key, _), (item, _) in parts}
-        taken = any(isinstance(part, Digest) for pair in items.items() for part in pair)
-        return (cls(items) if taken else items), 1 + max(max(k[1], v[1]) for k, v in parts)
+    def with_each(self, change: Callable[[Any], Any]) -> Self:
+        """The same with every key and value replaced."""
+        return type(self)({change(key): change(item) for key, item in self.items.items()})
 
 
 @dataclasses.dataclass
@@ -109,48 +91,35 @@ class DigestedFields(Digested):
     fields: dict[str, Any]
 
     def underlying(self) -> Any:
-        """The fields with digests in them."""
-        return self.fields
-
-    def __digest__(self) -> Digest:
-        return Digest(digest_fields(self.cls, self.fields).decode("ascii"))
-
-    def mend(self, storage: ValueStorage) -> Any:
-        """The instance with its fields loaded."""
+        """The instance with digests in it."""
         made: Any = object.__new__(self.cls)
         for name, value in self.fields.items():
-            object.__setattr__(made, name, _loaded(storage, value))
+            object.__setattr__(made, name, value)
         return made
 
     def children(self) -> Iterable[Any]:
         """Values of the fields."""
         return list(self.fields.values())
 
-    @classmethod
-    def take_apart(cls, value: Any, intern: Intern) -> tuple[Any, float]:
-        """What is stored for ``value``, and its depth; one that lacks a field is left whole."""
-        if dataclasses.is_dataclass(value):
-            names = [field.name for field in dataclasses.fields(value)]
-        else:
-            names = [attribute.name for attribute in type(value).__attrs_attrs__]
-        if not names:
-            return value, 0
-        try:
-            parts = {name: intern(getattr(value, name)) for name in names}
-        except (AttributeError, TypeError):
-            return value, _OPAQUE
-        depth = 1 + max(depth for _, depth in parts.values())
-        if any(isinstance(part, Digest) for part, _ in parts.values()):
-            return cls(type(value), {name: part for name, (part, _) in parts.items()}), depth
-        return value, depth
+    def with_each(self, change: Callable[[Any], Any]) -> Self:
+        """The same with the value of every field replaced."""
+        return type(self)(self.cls, {name: change(value) for name, value in self.fields.items()})
+
+    def __digest__(self) -> Digest:
+        return Digest(digest_fields(self.cls, self.fields).decode("ascii"))
 
 
-_TAKERS: list[tuple[Callable[[Any], bool], Callable[[Any, Intern], tuple[Any, float]]]] = [
-    (lambda v: type(v) in {list, tuple}, DigestedIterable.take_apart),
-    (lambda v: type(v) is dict, DigestedDict.take_apart),
-    (lambda v: dataclasses.is_dataclass(v) and not isinstance(v, type), DigestedFields.take_apart),
-    (lambda v: hasattr(type(v), "__attrs_attrs__"), DigestedFields.take_apart),
-]
+def _as_digested(value: Any) -> Digested | None:
+    """A container, as one that can be taken apart; None for what is empty, or no container, or lacks a field."""
+    kind = type(value)
+    if kind in {list, tuple}:
+        return DigestedIterable(value) if value else None
+    if kind is dict:
+        return DigestedDict(value) if value else None
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "__attrs_attrs__"):
+        with contextlib.suppress(AttributeError):
+            return DigestedFields(kind, {name: getattr(value, name) for name in field_names(kind) or ()})
+    return None
 
 
 @runtime_checkable
@@ -175,7 +144,7 @@ class DestructuringMixin(ValueStorage):
 
     def save(self, value: Any, key: Digest | None = None) -> Digest:
         """Keep a value, under its digest or under ``key``; elements by themselves."""
-        if not self._divides(value):
+        if _as_digested(value) is None:
             return super().save(value, key)  # type: ignore[safe-super]
         kept, depth = self._intern(value, key)
         return super().save(kept, key) if depth < self.remaining_depth else kept  # type: ignore[safe-super]
@@ -197,22 +166,11 @@ class DestructuringMixin(ValueStorage):
             counts.update(child for child in self.child_digests(key) if child in counts)
         return counts
 
-    def _divides(self, value: Any) -> bool:
-        if isinstance(value, (list, tuple, dict)) and not value:
-            return False
-        return any(fits(value) for fits, _ in _TAKERS)
-
     def _intern(self, value: Any, key: Digest | None = None) -> tuple[Any, float]:
+        """Store a value, or leave it to its container; gives what stands for it, and how deep it is."""
         if isinstance(value, Digest):
             return value, -1
-        depth = _OPAQUE
-        if isinstance(value, (Number, str, bytes)) or (isinstance(value, (dict, list, tuple)) and not value):
-            depth = 0
-        else:
-            for fits, take_apart in _TAKERS:
-                if fits(value):
-                    value, depth = take_apart(value, self._intern)
-                    break
+        value, depth = self._taken_apart(value)
         if depth < self.remaining_depth:
             return value, depth
         if key is None:
@@ -220,3 +178,23 @@ class DestructuringMixin(ValueStorage):
             if self._contains(key):
                 return key, depth  # an equal one isn't written over
         return super().save(value, key), depth  # type: ignore[safe-super]
+
+    def _taken_apart(self, value: Any) -> tuple[Any, float]:
+        """A value with digests in place of those elements that are stored by themselves, and how deep it is."""
+        if isinstance(value, (Number, str, bytes)) or (isinstance(value, (dict, list, tuple)) and not value):
+            return value, 0
+        whole = _as_digested(value)
+        if whole is None:
+            return value, _OPAQUE
+        depths = [-1.0]
+
+        def intern(part: Any) -> Any:
+            kept, depth = self._intern(part)
+            depths.append(depth)
+            return kept
+
+        try:
+            taken = whole.with_each(intern)
+        except Indigestible:
+            return value, _OPAQUE  # an element can't be stored by itself
+        return taken if any(isinstance(part, Digest) for part in taken.children()) else value, 1 + max(depths)

@@ -13,6 +13,8 @@ in :mod:`~cuda_progcache.memo.storage.records`. Damage of any kind is a miss, se
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import threading
@@ -47,6 +49,7 @@ FORMAT = 1
 INLINE_LIMIT = 1024
 #: How many records are remembered, and how many bytes these may have.
 _MOST_READ, _SMALL = 1000, 4096
+_serial = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
             return signed and (codec in codecs.SAFE or self.codec == "pickle")
         return codec in codecs.SAFE or (self.codec == "pickle" and self.tree.is_private(key))
 
-    def pin(self, keys: Iterable[Digest]) -> Callable[[], None]:
+    def pin(self, keys: Iterable[Digest]) -> Callable[[], object]:
         """Keep values of a call in flight from garbage collection, in every process, until the result is called."""
         path = f"{self.root}/pins/{current_owner()}.{threading.get_ident()}-{next(_serial)}"
         content = "".join(f"{key}\n" for key in keys).encode()
@@ -188,8 +191,8 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
             file_system.write_new(path, content, mode=0o644, sync=False)
         except OSError:
-            return _nothing  # read-only or full: then no value is stored either
-        return lambda: _unpin(path)
+            return lambda: None  # read-only or full: then no value is stored either
+        return functools.partial(file_system.unlink_quietly, path)
 
     def pinned(self) -> tuple[set[Digest], float | None]:
         """Values of calls in flight, and when the first of them was pinned (seconds since the epoch; None: no call).
@@ -342,21 +345,5 @@ class FileCallStorage(PerKeyLocks, CallMixin, FileBackend):
         """Records of a shard as they are now."""
         return self.tree.scan(shard)
 
-    def settled(self, mtime_ns: int) -> bool:
-        """Whether an mtime will move with the next change."""
-        return self.tree.settled(mtime_ns)
-
-    def decode(self, record: bytes) -> DigestedCall:
-        """The call in the JSON of a record."""
-        return records.decode(record)
-
-
-def _nothing() -> None:
-    """Release nothing."""
-
-
-def _unpin(path: str) -> None:
-    file_system.unlink_quietly(path)
-
-
-_serial = iter(range(1 << 62))
+    settled = staticmethod(FileTree.settled)
+    decode = staticmethod(records.decode)
