@@ -304,6 +304,11 @@ class DigestedCall(_Record):
         """The arguments that lie in the record itself."""
         return {name: decode_json(self.inline[key]) for name, key in self.arguments.items() if key in self.inline}
 
+    def recorded_result(self) -> Any:
+        """The result, where it lies in the record itself; else None."""
+        text = None if self.result is None else self.inline.get(self.result)
+        return None if text is None else decode_json(text)
+
 
 @dataclass
 class PreparedCall:
@@ -499,20 +504,13 @@ class QueryCall:
             version=known.version,
         )  # fmt: skip
 
-    def wanted(self) -> dict[str, Digest]:
-        """Digests that fields have to have, by field; Indigestible where a value has none."""
-        fields = {name: getattr(self, name) for name in ("name", "module", "version", "code_digest", "result")}
-        return {name: _digest.digest(value) for name, value in fields.items() if value is not None}
-
-    def wanted_arguments(self) -> dict[str, Digest | None]:
-        """Digests that arguments have to have, by parameter; None: it has to be there."""
-        return {
-            name: None if value is None else _digest.digest(value) for name, value in (self.arguments or {}).items()
-        }
-
     def matcher(self) -> Callable[[Call | LazyCall | DigestedCall], bool]:
-        """:meth:`matches` for many calls: what is asked for is digested once."""
-        wanted, arguments, metadata = self.wanted(), self.wanted_arguments(), self.metadata or {}
+        """:meth:`matches` for many calls: what is asked for is digested once. Indigestible where it has no content."""
+        fields = {name: getattr(self, name) for name in ("name", "module", "version", "code_digest", "result")}
+        wanted = {name: _digest.digest(value) for name, value in fields.items() if value is not None}
+        # None: the argument has to be there.
+        arguments = {n: None if value is None else _digest.digest(value) for n, value in (self.arguments or {}).items()}
+        metadata = self.metadata or {}
 
         def matches(call: Call | LazyCall | DigestedCall) -> bool:
             have, result, about = call._parts()

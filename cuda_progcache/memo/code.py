@@ -202,7 +202,8 @@ class _Walker(Instances):
         if package is not None:
             return self._foreign_function(function, package)
         read = references_of(function)
-        self.watch(lambda: (function.__code__, function.__defaults__, function.__kwdefaults__))
+        own = function.__dict__
+        self.watch(lambda: (function.__code__, function.__defaults__, function.__kwdefaults__, *own, *own.values()))
         around = self.strict, self._name
         self.strict = False  # what code uses, as a lock, needn't be a value
         self._name = ""  # what it changes is told of by the name that it has there
@@ -232,7 +233,6 @@ class _Walker(Instances):
         for name in sorted(attributes_of):
             with self.under(f"{function.__name__}.{name}"):
                 parts += [name, self.value(attributes_of[name])]
-        self.watch_items(function.__dict__)
         for wanted in read.imports:
             parts += ["import", wanted.name, *self._imported(wanted)]
         return parts

@@ -73,7 +73,7 @@ def call_node(call: DigestedCall) -> Node:
     if kind is None:
         about |= {"module": call.module, "version": call.version, "code": call.code_digest, "children": children}
         return Node.of("call", about["key"], call.name, **about)
-    about |= {"result": recorded_result(call), **(call.metadata.get(call.name) or {})}
+    about |= {"result": call.recorded_result(), **(call.metadata.get(call.name) or {})}
     if kind == "prewarm":
         asked = call.recorded_arguments()
         about |= {name: list(asked.get(name) or ()) for name in ("archs", "kernels")}
@@ -129,14 +129,6 @@ def callers(call: DigestedCall) -> list[dict[str, str]]:
     """The parents of a call, with the names that its record has of them."""
     names = call.metadata.get("asked_by") or {}
     return [{"key": key, "name": names.get(key, "")} for key in call.links("parents")]
-
-
-def recorded_result(call: DigestedCall) -> Any:
-    """A call's result, where it lies in its record; else None."""
-    from cuda_progcache.memo.tagged_json import decode_json
-
-    text = None if call.result is None else call.inline.get(call.result)
-    return None if text is None else decode_json(text)
 
 
 def abridged(value: object) -> str:

@@ -33,6 +33,7 @@ from cuda_progcache._util.running import asked_by, note_child, run
 from cuda_progcache.compile.record import rendered_kernel
 from cuda_progcache.memo.call import Call, DigestedCall
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
+from cuda_progcache.memo.tagged_json import SaveError, encode_json
 
 if TYPE_CHECKING:
     from cuda_progcache.provenance.step_records import Steps
@@ -91,8 +92,6 @@ def links_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def inlined(values: Mapping[str, Any]) -> tuple[dict[str, Digest], dict[Digest, bytes]]:
     """Digests of arguments by name, and the arguments as they lie in a record by digest."""
-    from cuda_progcache.memo.tagged_json import encode_json
-
     digests = {name: digest(value) for name, value in values.items()}
     return digests, {digests[name]: encode_json(value) for name, value in values.items()}
 
@@ -124,8 +123,6 @@ def call_as_recorded(
 
 def _record(steps: Steps, *call: Any, **around: Any) -> None:
     """Keep a :func:`call_as_recorded`; what can't be kept is counted, and costs nothing that has been made."""
-    from cuda_progcache.memo.tagged_json import SaveError
-
     try:
         steps.save(call_as_recorded(*call, **around))
     except (SaveError, Indigestible) as error:

@@ -129,6 +129,18 @@ def test_a_global_that_the_code_binds_anew_is_told_by_its_name(module, cache, th
     assert g.counters == {"misses": 2, "changed": 2}
 
 
+def test_an_attribute_of_a_function_that_the_run_changes_is_told(cache):
+    def helper(x):
+        helper.calls += 1
+        return x
+
+    helper.calls = 0
+    f = memoize(cache, lambda x: helper(x) + 1)
+    with pytest.warns(RuntimeWarning, match="run changed helper, which counts"):
+        assert f(1) == f(1) == 2
+    assert f.counters == {"misses": 2, "changed": 2}
+
+
 def test_locks_events_and_mocks_do_not_make_misses(cache, at_once):
     from unittest.mock import Mock
 

@@ -332,7 +332,7 @@ def test_what_cant_be_recorded_costs_no_compile(files, monkeypatch):
         raise tagged_json.SaveError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(tagged_json, "encode_json", refuse)
+        patched.setattr(steps, "encode_json", refuse)
         done = files.kernel("add", arch="sm_80")
         assert done.resource_usage()
     assert done.digest and files._compiler.steps.counters["dropped"] == 2 and not calls(files, "render")

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from urllib.parse import unquote
 
@@ -291,6 +292,33 @@ def test_no_operation_fails_otherwise_than_by_our_errors(protocol, tmp_path):
     assert set(failed) == {(True, True)}
 
 
+@pytest.mark.parametrize("ends", [CLOSE, RESET], ids=["closes", "resets"])
+@pytest.mark.parametrize("protocol", ["redis", "http"])
+def test_an_answer_that_is_cut_anywhere_is_none(monkeypatch, protocol, ends):
+    """And the next one is whole again."""
+    cut_at = []
+
+    def script(speaks, asked, body):
+        whole = speaks.head(asked, len(body)) + body + speaks.tail
+        if not cut_at:
+            cut_at.extend(range(len(whole)))
+            yield whole
+        else:
+            yield whole[: cut_at.pop()]
+            yield ends
+
+    monkeypatch.setitem(TROUBLES[protocol], "cut", script)
+    with FaultyServer(protocol, "cut", b"a program") as server:
+        engine = engine_of(f"{protocol}://127.0.0.1:{server.port}")
+        assert engine.get(NAME, limit=LIMIT, until=later()) == b"a program"
+        engine.close()
+        while cut_at:
+            with pytest.raises(StoreError):
+                engine.get(NAME, limit=LIMIT, until=later())
+        assert engine.get(NAME, limit=LIMIT, until=later()) == b"a program"
+        engine.close()
+
+
 @pytest.mark.parametrize("size", ["-1", "-5", "-FFFF"])
 def test_a_chunk_has_no_size_below_zero(monkeypatch, size):
     def script(speaks, asked, body):
@@ -350,6 +378,29 @@ def test_an_answer_is_bounded_as_a_whole(answering, answer, error):
     with pytest.raises(error):
         client.ask(later(), 100, ("ANY", "x"), most_items=8)
     client.close()
+
+
+def test_threads_that_connect_at_once_make_one_context(tmp_path, monkeypatch):
+    made, make, together = [], ssl.create_default_context, threading.Barrier(4)
+
+    def slowly(*given, **named):
+        made.append(1)
+        time.sleep(0.05)  # so that the others come meanwhile
+        return make(*given, **named)
+
+    monkeypatch.setattr(ssl, "create_default_context", slowly)
+    with FaultyServer("http", "a certificate nobody knows", b"a program", tmp_path) as server:
+        engine = engine_of(f"https://localhost:{server.port}/prefix?ca_file={tmp_path}/self-signed.pem")
+        engine.prepare()
+
+        def ask(_):
+            together.wait(60)
+            return engine.get(NAME, limit=LIMIT, until=later())
+
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(ask, range(4))) == {b"a program"}
+        assert made == [1]
+        engine.close()
 
 
 def test_the_context_of_https_is_made_once(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.records import Version
+from cuda_progcache.store.tiers import engine as engine_module
 from cuda_progcache.store.tiers import redis, write_back
 from cuda_progcache.store.tiers.engine import Listed
 from cuda_progcache.store.tiers.envelope import pack
@@ -220,8 +221,8 @@ assert process.exitcode == 0
 
 
 def test_batches_are_of_so_many_items_and_bytes(monkeypatch):
-    monkeypatch.setattr(write_back, "_BATCH", 3)
-    monkeypatch.setattr(write_back, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(engine_module, "_OBJECTS", 3)
+    monkeypatch.setattr(engine_module, "_BYTES", 100)
     begun, gate, sizes = threading.Event(), threading.Event(), [50, 40, 40, 40, 200, 1, 1, 1, 1]
     batches = []
 

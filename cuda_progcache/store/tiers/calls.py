@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls of an engine: they end in time, are spared while it is out of order, and their trouble is told once."""
+"""Calls of an engine: each ends in time, none is made while the service is out of order, trouble is reported once."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ _MOST_RUBBISH = 3
 
 
 class OutOfUseError(StoreError):
-    """The service is left alone for now."""
+    """The call wasn't made: the service is out of order, or can't be used in this process."""
 
 
 class Calls:
-    """Makes the calls of one engine for all threads.
+    """Calls one engine, for all threads.
 
     Parameters
     ----------
     engine : Engine
     probe : callable
-        Makes a call by :meth:`attempt` to see whether the service works again; called off every caller's path.
+        Calls the service with :meth:`attempt` to see whether it works again. It runs on another thread.
     in_trouble : callable
         Called after each call that failed.
     patience : float
-        Seconds after which a look-up that is under way keeps others from joining it in its wait.
+        Seconds. While a look-up has been waiting for longer than this, others fail at once.
 
     Attributes
     ----------
     breaker : CircuitBreaker
     made, errors, timeouts, skipped : int
-        Calls that were answered; that failed, and those of them that ran out of time; and that were spared.
+        Calls that were answered; that failed; those of them that ran out of time; and that weren't made.
     seconds : float
-        What the answered ones took in all.
+        The time that the answered calls took in all.
     error : str
         The latest trouble.
     """
@@ -79,29 +79,29 @@ class Calls:
         self.error = ""
 
     def make(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        """What a method of the engine returns; for writes, listings and calls for many, which may be slow and well.
+        """Call a method of the engine, for writes, listings and many objects: these may take long in good order.
 
         Parameters
         ----------
         seconds : float
-            That it may take in all.
+            The time that it may take in all.
         operation : callable
             Takes ``until`` beside these arguments.
 
         Raises
         ------
         OutOfUseError
-            It was spared the call.
+            The call wasn't made.
         TooLargeError
-            What was asked for is larger than it may be, which is an answer.
+            The object is larger than it may be. The service answered.
         OSError
-            It is in trouble.
+            The call failed.
         """
         self._admit()
         return self.attempt(seconds, operation, *args, **named)
 
     def look_up(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        """As :meth:`make`, for one object: spared, too, while another such call has been waiting for long."""
+        """As :meth:`make`, for one object; not made either while another look-up has been waiting for long."""
         self._admit()
         if not self.breaker.allows():
             raise self._spared()
@@ -156,7 +156,7 @@ class Calls:
             self.seconds += time.monotonic() - started
 
     def judge(self, *, is_sound: bool) -> None:
-        """Note whether an answer was one; one that sends rubbish time and again, as a proxy may, is in trouble."""
+        """Note whether an answer was sound; a service that often sends something else, as a proxy may, is down."""
         self._rubbish = 0 if is_sound else self._rubbish + 1
         if self._rubbish >= _MOST_RUBBISH:
             self._rubbish = 0
@@ -231,14 +231,14 @@ class Calls:
         return self._pid in {None, os.getpid()}
 
     def note(self, kind: str, said: str) -> None:
-        """Have the next caller warned, once per kind of trouble: the thread that met it may be nobody's."""
+        """Keep a warning for the next caller, one per kind of trouble: the thread that met it may have no caller."""
         with self._lock:
             if kind not in self._told:
                 self._told.add(kind)
                 self._untold.append(said)
 
     def tell(self) -> None:
-        """Warn of what nobody has been told."""
+        """Issue the warnings that were kept."""
         while self._untold:
             try:
                 said = self._untold.pop(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tier stands on: a service that keeps named objects, reached through its own client library."""
+"""The interface to a tier's service, which keeps named objects."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import NamedTuple
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache.errors import StoreError
 
-#: Objects that are asked for, or removed, in one call for many.
-BATCH = 100
+#: Objects of one call for many, and their bytes where these are sent.
+_OBJECTS, _BYTES = 100, 8 << 20
 #: Bytes of the objects of one call for many, after which no more are asked for.
 BATCH_BYTES = 256 << 20
 #: Requests at once to a service without a call for many: at 5 ms to the server a thousand objects take 0.3 s.
@@ -92,7 +92,7 @@ class Engine(abc.ABC):
         Parameters
         ----------
         name : str
-            Below the tier's prefix: ``programs/ab/cdef...``.
+            Below the tier's prefix: ``v1/programs/ab/cdef...``.
         limit : int
             Bytes that it may have (:class:`TooLargeError`, before its body is read: it is larger).
         until : float
@@ -163,7 +163,7 @@ class Engine(abc.ABC):
 def each_of(
     names: Iterable[str], ask: Callable[[Sequence[str]], Mapping[str, bytes | None]], where: str
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Each name with its object, ``None`` where there is none, in as many calls as the engine wants for them.
+    """Get many objects, in as many calls as the engine wants: each name with its object, ``None`` where there is none.
 
     Parameters
     ----------
@@ -180,9 +180,30 @@ def each_of(
     """
     waiting = list(names)
     while waiting:
-        batch, waiting = waiting[:BATCH], waiting[BATCH:]
+        batch, waiting = waiting[:_OBJECTS], waiting[_OBJECTS:]
         found = ask(batch)
         if not found:
             raise StoreError(errno.EPROTO, "the server answered none of several questions", where)
         waiting = [name for name in batch if name not in found] + waiting
         yield from found.items()
+
+
+def batches(names: Iterable[str], size: Callable[[str], int]) -> Iterator[list[str]]:
+    """Group names so that the objects of each group fit one call.
+
+    Parameters
+    ----------
+    names : iterable of str
+    size : callable
+        Gives the bytes that an object adds to a call.
+    """
+    batch: list[str] = []
+    total = 0
+    for name in names:
+        if batch and (len(batch) >= _OBJECTS or total + size(name) > _BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(name)
+        total += size(name)
+    if batch:
+        yield batch

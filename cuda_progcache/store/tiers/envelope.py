@@ -30,11 +30,11 @@ _HEAD = struct.Struct("<8sII")
 
 
 class DamagedObjectError(ValueError):
-    """Not the object that was asked for. Never leaves the room: a lookup that meets it is a miss."""
+    """Not the object that was asked for. It is caught where objects are read: a look-up that meets it is a miss."""
 
 
 def object_name(tree: str, digest: str) -> str:
-    """The name of a program's, or a manifest's, object."""
+    """Name the object of a program or header manifest."""
     return f"{tree}{digest[:2]}/{digest[2:]}"
 
 
@@ -44,7 +44,7 @@ def digest_in(name: str) -> str:
 
 
 def most_bytes(name: str, limit: int) -> int:
-    """Bytes that an object, or those of a tree, may have on a tier with this limit."""
+    """Bytes that an object of this name, or in this tree, may have on a tier with this limit."""
     return min(limit, MOST_OF_MANIFEST) if name.startswith(MANIFESTS) else limit
 
 

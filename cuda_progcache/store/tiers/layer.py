@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A read-only directory of a cache as the objects of a tier, so that what lies there is judged as a tier's is."""
+"""A cache directory as a read-only tier: what lies in it is verified as a tier's objects are."""
 
 from __future__ import annotations
 

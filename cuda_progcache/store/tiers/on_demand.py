@@ -69,7 +69,7 @@ class EngineOnDemand(Engine):
 
     @property
     def survives_fork(self) -> bool:  # type: ignore[override]
-        """As the engine; before it is made, there is nothing that could not."""
+        """As the engine; True until it is made."""
         return self._made is None or self._made.survives_fork
 
     def prepare(self) -> None:

@@ -23,9 +23,10 @@ from cuda_progcache.store.bundle import opened_file, write
 from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
+from cuda_progcache.store.tiers.engine import batches
 from cuda_progcache.store.tiers.envelope import PACKS, PROGRAMS
 from cuda_progcache.store.tiers.remote import RemoteProgramCache
-from cuda_progcache.store.tiers.sides import Item, Side, TierSide, batches, leading_to, manifests_of
+from cuda_progcache.store.tiers.sides import Item, Side, TierSide, leading_to, manifests_of
 
 if TYPE_CHECKING:
     from cuda_progcache.store.bundle import Bundle
@@ -117,7 +118,7 @@ class _Pack(NamedTuple):
 
 
 def fetch_pack(cache: object, lock: Callable[[], str], digests: Collection[str]) -> int:
-    """Have a lockfile's programs here by its pack, where many are missing; the number of those that came.
+    """Fetch a lockfile's pack where many of its programs are missing; return how many came.
 
     Parameters
     ----------
@@ -152,7 +153,7 @@ def fetch_pack(cache: object, lock: Callable[[], str], digests: Collection[str])
 
 
 def _load(remote: RemoteProgramCache, name: str, wanted: Collection[str]) -> _Pack:
-    """What a tier's pack has of the programs that are wanted."""
+    """Read from a tier's pack the programs that are wanted; whatever is wrong is a miss."""
     pack = _Pack([], [])
     packed = remote._objects.fetch(name, limit=MAX_BYTES)
     if packed is None:

@@ -139,7 +139,7 @@ def _value(answer: Any, tier: str) -> bytes | None:
     if isinstance(answer, Exception):
         raise answer
     if answer is not None and not isinstance(answer, bytes):
-        raise StoreError(errno.EPROTO, f"the server answered GET with a {type(answer).__name__}", tier)
+        raise StoreError(errno.EPROTO, "the server answered GET with something other than a value", tier)
     return answer
 
 

@@ -22,11 +22,10 @@ from cuda_progcache._util.printable import one_line
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.connections import Connections, HungUpError
 from cuda_progcache.store.tiers.engine import TooLargeError
-from cuda_progcache.store.tiers.timed_sockets import connect, hurry, is_readable, tls_context
+from cuda_progcache.store.tiers.timed_sockets import Tls, connect, hurry, is_readable
 
 if TYPE_CHECKING:
     import socket
-    import ssl
 
     from cuda_progcache.store.tiers.settings import TierSettings
 
@@ -127,7 +126,9 @@ class RedisConnection:
             return RefusedError(errno.EIO, one_line(rest[:_TOLD].decode("utf-8", "replace")))
         if kind == b"*":
             count = _number(rest)
-            if count > self._items_left or depth >= _DEEPEST:
+            if depth >= _DEEPEST:
+                raise StoreError(errno.EPROTO, f"the server sent more than {_DEEPEST} lists in each other")
+            if count > self._items_left:
                 raise StoreError(errno.EPROTO, f"the server sent a list of {count} items")
             self._items_left -= max(count, 0)
             return None if count < 0 else [self._answer(depth + 1) for _ in range(count)]
@@ -208,21 +209,17 @@ class RedisClient:
     def __init__(self, settings: TierSettings) -> None:
         self.name = settings.url
         self._settings = settings
-        self._tls: ssl.SSLContext | None = None
+        self._tls = Tls(settings.ca_file) if settings.scheme == "rediss" else None
         self._connections = Connections(self._connect, _KEPT)
 
     def _connect(self) -> RedisConnection:
         settings = self._settings
-        opened: socket.socket = connect(settings.host, settings.port or 6379, settings.connect_timeout)
+        opened = connect(settings.host, settings.port or 6379, settings.connect_timeout, self._tls)
+        connection = RedisConnection(opened)
         try:
-            if settings.scheme == "rediss":
-                if self._tls is None:
-                    self._tls = tls_context(settings.ca_file)
-                opened = self._tls.wrap_socket(opened, server_hostname=settings.host)
-            connection = RedisConnection(opened)
             self._enter(connection)
         except BaseException:
-            opened.close()
+            connection.close()
             raise
         return connection
 
@@ -283,7 +280,7 @@ class RedisClient:
     def _error(self, exc: OSError) -> OSError:
         """An error of the system's as an engine has it."""
         if isinstance(exc, TimeoutError):
-            return TimeoutError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name)
+            return TimeoutError(errno.ETIMEDOUT, exc.strerror or "took too long", self.name)
         return StoreError(exc.errno or errno.EIO, exc.strerror or str(exc), self.name)
 
     def ask(self, until: float, limit: int, *commands: Sequence[str | bytes | int], most_items: int = 0) -> list[Any]:

@@ -37,25 +37,26 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.leases import FleetLeases
     from cuda_progcache.store.tiers.signing import Doubt, Sign
 
-#: What is asked for to see whether a service works again: nothing has this name.
+#: The object that a probe asks for: no program has this digest.
 _NOTHING = object_name(PROGRAMS, 64 * "0")
-#: Of a service that has no URL: nothing but what :class:`TierSettings` says of any.
+#: The settings of a service without a URL: all defaults.
 _PLAIN = TierSettings("")
 
 
 class RemoteProgramCache(ProgramCacheResource):
     """Programs, and the header manifests that they are found by, on a service beyond this machine.
 
-    It costs a caller at most its deadline once, then nothing, and never an error: trouble is a miss, counted and warned
-    about once per kind. What comes back is checked as a file would be, and against the signers that are trusted. Writes
-    are queued, and sent by a thread, once the service works again if need be; a look-up here finds what is on its way.
+    A service that is down costs its callers one deadline in all, and never an error: trouble is a miss, counted, and
+    warned about once per kind. Objects are verified as files are, and so are their signatures where the tier demands
+    them. Writes are queued, and sent by a thread, if need be once the service works again; look-ups find what is
+    queued.
 
     Parameters
     ----------
     engine : Engine
         The service.
     settings : TierSettings, optional
-        Whence the times and sizes are taken; by default, those of a URL that says nothing of them.
+        Its times and sizes. Default: those of a URL without options.
     verifier, signer, voucher : callable, optional
         See :class:`~cuda_progcache.store.tiers.signing.Trust`.
 
@@ -108,7 +109,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     @property
     def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
-        """The leases of those who publish there: on the Redis that the settings name for them, or that it is itself."""
+        """The leases of those who publish there, on the Redis that the settings name for them, or on this one."""
         kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
         if kept is None or self._settings.mode != "rw":
             return None
@@ -124,22 +125,22 @@ class RemoteProgramCache(ProgramCacheResource):
         return self._fleet
 
     def _ill(self) -> None:
-        """Leave it alone for a while."""
+        """Stop using the service: its leases lie on it, and it is in trouble."""
         self.breaker.failed(timed_out=True)
 
     def _well_again(self) -> None:
-        """Have it in use again: what keeps its leases is the service itself, and answers."""
+        """Use the service again: its leases lie on it, and it answers."""
         if self.breaker.state != "closed":
             self.breaker.succeeded()
         self._objects.writes.again()
 
     def _in_trouble(self) -> None:
-        """Tell the leases that are kept there, once it is out of use."""
+        """Tell the leases that lie on the service, once it is out of use."""
         if self._fleet is not None and self._settings.lease is None and self.breaker.state == "open":
             self._fleet.suspect()
 
     def _probe(self) -> None:
-        """Ask for something that isn't there; once that is answered, write what was put off."""
+        """Ask for an object that isn't there; once that is answered, write what was put off."""
         self._calls.attempt(self._settings.timeout, self._get_nothing)
         self._objects.writes.again()
 
@@ -177,7 +178,7 @@ class RemoteProgramCache(ProgramCacheResource):
         return found
 
     def forget_misses(self) -> None:
-        """Ask for everything anew."""
+        """Forget which objects weren't there a moment ago, so that they are asked for again."""
         self._objects.misses.clear()
 
     # Header manifests
@@ -195,7 +196,7 @@ class RemoteProgramCache(ProgramCacheResource):
         return found
 
     def keep_manifest(self, name: str, content: bytes) -> None:
-        """Add a header manifest's sets to those that the service has, before long."""
+        """Queue a header manifest, whose sets are added to those that the service has."""
         waiting = self._objects.waiting(MANIFESTS, name)
         if waiting is not None:
             content = merged_manifest(content, waiting[0]) or content
@@ -241,11 +242,12 @@ class RemoteProgramCache(ProgramCacheResource):
         return self.publish(key, entry.data, entry.record)
 
     def may_sign(self, digest: str, data: bytes, record: Mapping[str, Any]) -> bool:
-        """Whether what others made may be sent on from here: to a signing tier, only what one of its keys signed.
+        """Whether an entry that others made may be published here.
 
-        Else anybody's programs and header sets would get this publisher's signature.
+        Where it would be signed, only if one of the tier's keys has signed it: else anybody's programs and header sets
+        would get this publisher's signature.
         """
-        return self.trust.doubt_in_own_name(digest, data, record) is None
+        return self.trust.why_not_sign(digest, data, record) is None
 
     def __delitem__(self, key: Key) -> None:
         try:
@@ -308,7 +310,7 @@ class RemoteProgramCache(ProgramCacheResource):
         return self._counters.stats(entries=len(sizes), size=sum(size for _, size in sizes), record_size=0)
 
     def tier(self) -> TierStats:
-        """What it has cost and given; asks the service nothing."""
+        """What it has cost and given in this process; the service isn't asked."""
         counted, calls = self._counters.totals()._asdict(), self._calls
         return TierStats(
             name=self.name,

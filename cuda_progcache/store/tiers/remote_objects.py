@@ -12,7 +12,7 @@ from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.store.derived import merged_manifest
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.tiers.calls import OutOfUseError
-from cuda_progcache.store.tiers.engine import BATCH, TooLargeError, each_of, reason
+from cuda_progcache.store.tiers.engine import TooLargeError, batches, each_of, reason
 from cuda_progcache.store.tiers.envelope import (
     MANIFESTS,
     DamagedObjectError,
@@ -53,7 +53,7 @@ class RecentMisses:
         return until is not None and time.monotonic() < until
 
     def add(self, name: str) -> None:
-        """Remember one."""
+        """Remember a name."""
         with self._lock:
             self._until[name] = time.monotonic() + _MISSED_FOR
             self._until.move_to_end(name)
@@ -61,7 +61,7 @@ class RecentMisses:
                 self._until.popitem(last=False)
 
     def forget(self, name: str) -> None:
-        """Forget one: it is about to be written."""
+        """Forget a name, which is about to be written."""
         with self._lock:
             self._until.pop(name, None)
 
@@ -74,16 +74,16 @@ class RecentMisses:
 class RemoteObjects:
     """Finds and writes the programs and header manifests of a service.
 
-    Whatever is wrong with one is a miss, counted, and noted for the next caller. Writes are queued; what is on its way
-    is found.
+    Whatever is wrong with an object is a miss, counted, and noted for the next caller. Writes are queued, and look-ups
+    find what is queued.
 
     Parameters
     ----------
     engine : Engine
     calls : Calls
-        That are made of it.
+        Its calls.
     settings : TierSettings
-        Whence times and sizes are taken.
+        Its times and sizes.
     trust : Trust
     counters : Counters
         Of the store.
@@ -120,12 +120,12 @@ class RemoteObjects:
     # Look-ups
 
     def waiting(self, tree: str, digest: str) -> tuple[bytes, Version] | None:
-        """An entry or manifest that is on its way there."""
+        """A queued entry or manifest; ``None`` if there is none."""
         packed = self.writes.find(object_name(tree, digest))
         return None if packed is None else unpack(digest, packed)
 
     def find(self, tree: str, digest: str) -> tuple[bytes, Version] | None:
-        """A verified entry or manifest; whatever is wrong is a miss."""
+        """An entry or manifest, verified; ``None`` on a miss, and whatever is wrong is one."""
         found = self.waiting(tree, digest)
         if found is not None:
             return found
@@ -136,7 +136,7 @@ class RemoteObjects:
         return None if packed is None else self._verified(name, packed, self._trust.verifier_of(tree))
 
     def fetch(self, name: str, *, limit: int) -> bytes | None:
-        """A large object, as it was sent; whatever is wrong is a miss."""
+        """A large object as it was sent, not verified; ``None`` on a miss, and whatever is wrong is one."""
         return self._fetch(self._calls.make, self._settings.write_timeout, name, limit)
 
     def _fetch(self, call: Callable[..., bytes | None], seconds: float, name: str, limit: int) -> bytes | None:
@@ -246,7 +246,7 @@ class RemoteObjects:
         merged = dict(objects)
         # Who signs vouches for all of it.
         signs = self._trust.signer is not None
-        verifier = self._trust.doubt_in_own_name if signs else self._trust.verifier_of(MANIFESTS)
+        verifier = self._trust.why_not_sign if signs else self._trust.verifier_of(MANIFESTS)
         for name, packed in self._get_many(MANIFESTS, manifests, self._settings.write_timeout):
             theirs = None if packed is None else self._verified(name, packed, verifier)
             if theirs is not None:
@@ -274,7 +274,7 @@ class RemoteObjects:
         return made
 
     def remove(self, tree: str, digest: str) -> bool:
-        """Remove an entry or manifest; ``False`` where there was none, there or on its way."""
+        """Remove an entry or manifest; ``False`` where there was none, nor one queued."""
         name = object_name(tree, digest)
         found = self.writes.find(name) is not None
         self.writes.forget([name])
@@ -298,15 +298,15 @@ class RemoteObjects:
             return True
 
     def clear(self, trees: Iterable[str]) -> None:
-        """Remove all objects of these trees, and what is on its way to any."""
+        """Remove all objects of these trees, and all that is queued."""
         self.writes.forget()
         self.writes.flush(self._settings.write_timeout)
         self.writes.forget()
         try:
             for tree in trees:
                 names = [listed.name for listed in self.list(tree)]
-                for at in range(0, len(names), BATCH):
-                    self._calls.make(self._settings.write_timeout, self._engine.delete, names[at : at + BATCH])
+                for batch in batches(names, lambda _: 0):
+                    self._calls.make(self._settings.write_timeout, self._engine.delete, batch)
         except OSError:
             self._counters.count("failed")
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A directory or a tier as something to copy from and to: its programs and header manifests, by name.
 
-Of a tier no more is asked than its engine: what waits for it, its breaker and its memory of misses are a compile's
-business. Trouble is an error here, after a few tries.
+A tier is used through its engine alone; its write queue, breaker and memory of misses are for compiles. Trouble is an
+error here, after a few tries.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cuda_progcache.store.records import encode_record
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.configuration import configured
 from cuda_progcache.store.tiers.deadline import within
-from cuda_progcache.store.tiers.engine import each_of
+from cuda_progcache.store.tiers.engine import batches, each_of
 from cuda_progcache.store.tiers.envelope import (
     MANIFESTS,
     PROGRAMS,
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.signing import Trust
 
 R = TypeVar("R")
-#: Objects and bytes of one call.
-_BATCH, _BATCH_BYTES = 64, 8 << 20
 #: How often a call is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 4, 0.2
 #: Seconds for a listing, of which each page has those of a write: some millions of objects.
@@ -231,7 +229,7 @@ class TierSide:
         return self._remote.trust
 
     def call(self, seconds: float, operation: Callable[..., R], *args: Any, tries: int = _TRIES, **named: Any) -> R:
-        """What a call of the engine gives, tried a few times (OSError: it is in trouble)."""
+        """Call the engine, a few times if need be (OSError: the last one failed, too)."""
         pause = _PAUSE
         while True:
             until = time.monotonic() + seconds
@@ -331,7 +329,7 @@ class TierSide:
         self.call(self._settings.write_timeout, self.engine.delete, names)
 
     def asked(self) -> float:
-        """Seconds that a look-up takes of something that can't be there (OSError: it is in trouble)."""
+        """Seconds that a look-up takes of something that isn't there (OSError: it failed)."""
         started = time.perf_counter()
         self.call(self._settings.timeout, self._remote._get_nothing, tries=1)
         return time.perf_counter() - started
@@ -345,24 +343,10 @@ class TierSide:
 _LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EINVAL, errno.EFBIG})
 
 
-def batches(names: Iterable[str], size: Callable[[str], int]) -> Iterator[list[str]]:
-    """Names in groups that fit one call."""
-    batch: list[str] = []
-    total = 0
-    for name in names:
-        if batch and (len(batch) >= _BATCH or total + size(name) > _BATCH_BYTES):
-            yield batch
-            batch, total = [], 0
-        batch.append(name)
-        total += size(name)
-    if batch:
-        yield batch
-
-
 def leading_to(content: bytes, digests: Iterable[str] | None) -> bytes | None:
-    """A manifest as it travels: without stamps of files, and only with the sets that lead to these programs, if any.
+    """Cut a manifest to the sets that lead to these programs, without stamps of files; ``None`` if nothing is left.
 
-    The very bytes, where there is nothing to leave out: they may be signed.
+    Where there is nothing to leave out, the very bytes are returned: they may be signed.
     """
     known = manifest_sets(content)
     if known is None:

@@ -32,9 +32,9 @@ SIGNATURE = "signature"
 PREDICATE_TYPE = "pkg:pypi/cuda-progcache#object/v1"
 
 
-#: Says why an entry isn't to be trusted; ``None``: it is. Takes digest, bytes and record.
+#: Takes an object's digest, bytes and record; says why it isn't trusted, or ``None``: it is.
 Doubt = Callable[[str, bytes, Mapping[str, Any]], str | None]
-#: The record to store in the place of the one given. Takes digest, bytes and record.
+#: Takes an object's digest, bytes and record; returns the record to write.
 Sign = Callable[[str, bytes, Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -159,16 +159,16 @@ def _difference(signed: Any, found: Mapping[str, Any]) -> str:
 
 
 class Trust(NamedTuple):
-    """What is asked about an object before it is used or sent.
+    """Whose objects a tier gives, and in whose name they are written there.
 
     Attributes
     ----------
     verifier : callable or None
-        A :data:`Doubt` of what is used; None: it is anyone's.
+        A :data:`Doubt`: verifies what is used. None: objects of anyone are.
     signer : callable or None
-        A :data:`Sign` of what is sent; None: it is sent as it is.
+        A :data:`Sign`: signs what is written. None: it is written as it is.
     voucher : callable or None
-        A :data:`Doubt` of what others made and the signer may sign; None: nothing of others.
+        A :data:`Doubt`: tells which objects of others the signer may sign. None: none of them.
     pinned : bool
         Whether the tier's URL has the digest of all that lies there.
     """
@@ -179,20 +179,20 @@ class Trust(NamedTuple):
     pinned: bool = False
 
     def verifier_of(self, tree: str) -> Doubt | None:
-        """What verifies the objects of a tree; None: nothing has to.
+        """The verifier of the objects in a tree; None: they are used as they are.
 
-        Header manifests in an image aren't signed; the image's digest, where the URL has it, covers them.
+        Header manifests in an image aren't signed; where the URL has the image's digest, that covers them.
         """
         return None if tree == MANIFESTS and self.pinned else self.verifier
 
-    def doubt_in_own_name(self, name: str, data: bytes, record: Mapping[str, Any]) -> str | None:
-        """Why what others made isn't to be sent on in the signer's name; ``None``: it is, or nothing is signed."""
+    def why_not_sign(self, name: str, data: bytes, record: Mapping[str, Any]) -> str | None:
+        """Why an object of others can't be written here; ``None``: it can, or nothing is signed."""
         if self.signer is None:
             return None
         return "nobody vouches for what others publish" if self.voucher is None else self.voucher(name, data, record)
 
     def version(self, digest: str, data: bytes, record: Mapping[str, Any], created: float) -> Version:
-        """What vouches for an entry there: its record, signed where the tier's publishers sign.
+        """Make the version that vouches for an entry there: its record, signed where the tier's publishers sign.
 
         Raises
         ------

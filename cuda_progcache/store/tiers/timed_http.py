@@ -9,20 +9,20 @@ redirect, asks for no proxy and tries nothing again, which is all that a tier wa
 from __future__ import annotations
 
 import errno
+import io
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.connections import Connections, HungUpError
 from cuda_progcache.store.tiers.engine import TooLargeError
-from cuda_progcache.store.tiers.timed_sockets import connect, hurry, left, tls_context
+from cuda_progcache.store.tiers.timed_sockets import Tls, connect, hurry, left
 
 if TYPE_CHECKING:
-    import ssl
     from http.client import HTTPMessage
 
     from cuda_progcache.store.tiers.settings import Credentials
@@ -53,8 +53,25 @@ class Answer(NamedTuple):
     data: bytes
 
 
+class _Lines(io.BufferedReader):
+    """What a server sends; an end that comes after the first line and before another's is none of a head."""
+
+    has_begun = False
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if self.has_begun and not line.endswith(b"\n") and len(line) != size:
+            raise HTTPException("the response ends within its head")
+        self.has_begun = True
+        return line
+
+
 class _Response(HTTPResponse):
-    """An answer as the standard library reads it, but for two things that it doesn't know."""
+    """An answer as the standard library reads it, but for three things that it doesn't know."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.fp: Any = _Lines(self.fp.detach())
 
     def _read_status(self) -> tuple[str, int, str]:
         """The status of the answer itself, not of those that go before it (RFC 9110, section 15.2)."""
@@ -103,28 +120,18 @@ class HttpClient:
         self.name = url
         self._parts = urlsplit(url)
         self._connect_timeout = connect_timeout
-        self._ca_file = ca_file
-        self._tls: ssl.SSLContext | None = None
+        self._tls = Tls(ca_file) if self._parts.scheme == "https" else None
         self._headers = headers
         self._known: Mapping[str, str] | None = None  # the headers, once they have been asked for
         self._connections = Connections(self._connect, _KEPT)
 
     def _connect(self) -> HTTPConnection:
-        host, is_tls = self._parts.hostname or "", self._parts.scheme == "https"
+        host, is_tls = self._parts.hostname or "", self._tls is not None
         port = self._parts.port or (443 if is_tls else 80)
-        opened = connect(host, port, self._connect_timeout)
         made = _Connection(host, port)
-        try:
-            if is_tls:
-                made.default_port = 443  # which the Host header leaves out
-                if self._tls is None:
-                    self._tls = tls_context(self._ca_file)
-                made.sock = self._tls.wrap_socket(opened, server_hostname=host)
-            else:
-                made.sock = opened
-        except BaseException:
-            opened.close()
-            raise
+        if is_tls:
+            made.default_port = 443  # which the Host header leaves out
+        made.sock = connect(host, port, self._connect_timeout, self._tls)
         made.auto_open = 0
         return made
 

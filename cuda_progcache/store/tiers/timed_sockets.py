@@ -17,6 +17,7 @@ import threading
 import time
 from typing import Any
 
+from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.deadline import within
 
@@ -87,20 +88,32 @@ class TimedTlsSocket(_Timed, ssl.SSLSocket):
     """A socket with TLS, where ``sendall`` is made of ``send``."""
 
 
-def tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """What checks a server's certificate and makes timed sockets; reading the certificates takes some 20 ms.
+class Tls:
+    """How a server is known by its certificate.
 
     Parameters
     ----------
     ca_file : str or None
-        Certificates (PEM) by which the server is known; None: the system's.
+        Certificates (PEM) by which it is known; None: the system's.
     """
-    context = ssl.create_default_context(cafile=ca_file)
-    context.sslsocket_class = TimedTlsSocket
-    return context
+
+    def __init__(self, ca_file: str | None) -> None:
+        self._ca_file = ca_file
+        self._lock = ForkSafeLock()
+        self._context: ssl.SSLContext | None = None
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What makes timed sockets; made once, since reading the certificates takes some 20 ms."""
+        with self._lock:
+            if self._context is None:
+                context = ssl.create_default_context(cafile=self._ca_file)
+                context.sslsocket_class = TimedTlsSocket
+                self._context = context
+            return self._context
 
 
-def connect(host: str, port: int, seconds: float) -> TimedSocket:
+def connect(host: str, port: int, seconds: float, tls: Tls | None = None) -> socket.socket:
     """A connection to one of a host's addresses, within so many seconds for all of them.
 
     Raises
@@ -108,6 +121,16 @@ def connect(host: str, port: int, seconds: float) -> TimedSocket:
     OSError
         None of them took it; TimeoutError: in time.
     """
+    context = None if tls is None else tls.context  # before the waits are bounded
+    opened = _connected(host, port, seconds)
+    try:
+        return opened if context is None else context.wrap_socket(opened, server_hostname=host)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _connected(host: str, port: int, seconds: float) -> TimedSocket:
     until = min(time.monotonic() + seconds, _patience.until)
     addresses = _addresses(host, port, until)
     for number, (family, kind, protocol, _, address) in enumerate(addresses):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done with tiers by hand: copying between them and directories, removing what is old, asking how they are."""
+"""Maintenance of tiers: copy between them and directories, remove what is old, measure how they are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.engine import batches
 from cuda_progcache.store.tiers.envelope import MANIFESTS, PROGRAMS, object_name
 from cuda_progcache.store.tiers.packs import packs_on, write_pack
 from cuda_progcache.store.tiers.sides import (
@@ -16,7 +17,6 @@ from cuda_progcache.store.tiers.sides import (
     NotMade,
     Side,
     TierSide,
-    batches,
     is_url,
     manifests_of,
     side,

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache.store.tiers.engine import batches
 
 T = TypeVar("T")
 
@@ -28,8 +29,6 @@ T = TypeVar("T")
 MOST_ITEMS, MOST_BYTES = 4096, 256 << 20
 #: Bytes that may be put off, and how often in a row what was put off may fail again.
 MOST_PUT_OFF, MOST_VAIN = 32 << 20, 3
-#: Items and bytes of one batch.
-_BATCH, _BATCH_BYTES = 100, 8 << 20
 #: How often a batch is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 3, 0.25
 #: Seconds that the end of a process waits for the writes.
@@ -216,17 +215,11 @@ class WriteBack(Generic[T]):
 
     def _take(self) -> bool:
         with self._lock:
-            batch: dict[str, tuple[T, int]] = {}
-            size = 0
-            for name, (item, its_size) in self._waiting.items():
-                if batch and (len(batch) >= _BATCH or size + its_size > _BATCH_BYTES):
-                    break
-                batch[name] = (item, its_size)
-                size += its_size
-            for name in batch:
+            names = next(batches(self._waiting, lambda name: self._waiting[name][1]), [])
+            batch = self._under_way = {name: self._waiting[name] for name in names}  # first: find() takes no lock
+            for name in names:
                 del self._waiting[name]
-            self._bytes -= size
-            self._under_way = batch
+            self._bytes -= sum(size for _, size in batch.values())
             if not self._waiting:
                 self._due, self._calls = self._calls, []
         return bool(batch or self._due)
