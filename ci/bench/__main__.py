@@ -62,10 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         for benchmark in chosen:
             print(f"{benchmark.name:32} {benchmark.what}")
         return 0
-    started = time.perf_counter()
+    started, before = time.perf_counter(), _load()
     with _directory() as directory:
         results = [_run(benchmark, directory, effort) for benchmark in chosen]
-    report = _report(results, effort, time.perf_counter() - started)
+    report = _report(results, effort, time.perf_counter() - started, before)
     _print(results, report)
     target = options.json or str(RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     if target == "-":
@@ -110,7 +110,12 @@ def _run(benchmark: Benchmark, directory: Path, effort: float) -> Result:
     return measure(benchmark, own, effort)
 
 
-def _report(results: list[Result], effort: float, seconds: float) -> dict[str, Any]:
+def _load() -> float | None:
+    """How many processes have wanted to run, on average of the last minute; None where the system doesn't count."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _report(results: list[Result], effort: float, seconds: float, before: float | None) -> dict[str, Any]:
     versions: dict[str, str | None] = {}
     for package in (
         "cuda-core",
@@ -138,6 +143,7 @@ def _report(results: list[Result], effort: float, seconds: float) -> dict[str, A
         "versions": versions,
         "effort": effort,
         "seconds": seconds,
+        "load": None if before is None else [before, _load()],
         "benchmarks": [result.to_dict() for result in results],
     }
 
@@ -165,8 +171,9 @@ def _print(results: list[Result], report: dict[str, Any]) -> None:
         times = result.times
         peer = duration(times[PEER]) if PEER in times else "refused" if PEER in result.refused else "—"
         others = ", ".join(f"{side} {duration(took)}" for side, took in times.items() if side not in {OURS, PEER})
+        extra = f"\n[dim]{result.extra}[/dim]" if result.extra else ""
         table.add_row(
-            f"{result.benchmark.name}\n[dim]{result.benchmark.what}[/dim]",
+            f"{result.benchmark.name}\n[dim]{result.benchmark.what}[/dim]{extra}",
             duration(times[OURS]),
             peer,
             "" if result.ratio is None else f"{result.ratio:.2f}×",
@@ -180,6 +187,8 @@ def _print(results: list[Result], report: dict[str, Any]) -> None:
             console.print(f"[dim]{result.benchmark.name}: {side} refuses: {reason[:160]}[/dim]", highlight=False)
     reached = sum(result.met for result in results)
     console.print(f"{reached} of {len(results)} figures reached in {report['seconds']:.0f} s")
+    if report["load"] is not None:
+        console.print(f"[dim]load {report['load'][0]:.1f} before, {report['load'][1]:.1f} after[/dim]")
 
 
 def _effort(text: str) -> str:

@@ -86,6 +86,8 @@ class Benchmark:
         same run lie beside it) and the effort, and gives the seconds that each call took, by side.
     statistic : {"median", "mean", "p99"}
         What of the calls' times counts.
+    beside : str, optional
+        A side; the table says how much longer ours takes, by the least, the 10th percentile and the median.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Benchmark:
     calls: int = 50
     samples: Callable[[Path, float], Mapping[str, Sequence[float]]] | None = None
     statistic: str = "median"
+    beside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,9 @@ class Measured:
         The median and the quartiles.
     mean, p99 : float
         The mean, and what 99 % of the calls stay within.
+    least, p10 : float
+        The shortest, and what 10 % stay within: on a machine that is busy with other things, the nearest to what a call
+        takes by itself.
     calls : int
         How many calls were timed.
     """
@@ -117,6 +123,8 @@ class Measured:
     high: float
     mean: float
     p99: float
+    least: float
+    p10: float
     calls: int
 
 
@@ -150,6 +158,20 @@ class Result:
         return times[OURS] / times[PEER] if PEER in times else None
 
     @property
+    def extra(self) -> str:
+        """By how much ours takes longer than what it is measured beside."""
+        beside = self.benchmark.beside
+        if beside is None or beside not in self.measured:
+            return ""
+        ours, theirs = self.measured[OURS], self.measured[beside]
+        told = [
+            f"{name} {'-' if extra < 0 else '+'}{duration(abs(extra))}"
+            for name in ("least", "p10", "median")
+            for extra in [getattr(ours, name) - getattr(theirs, name)]
+        ]
+        return f"over {beside}: {', '.join(told)}"
+
+    @property
     def met(self) -> bool:
         """Whether the figure to reach is reached."""
         return self.benchmark.goal.met(self.times)
@@ -169,6 +191,8 @@ class Result:
                     "quartiles": [m.low, m.high],
                     "mean": m.mean,
                     "p99": m.p99,
+                    "least": m.least,
+                    "p10": m.p10,
                     "calls": m.calls,
                 }
                 for side, m in self.measured.items()
@@ -224,8 +248,9 @@ def _time(side: Side, calls: int, into: list[float]) -> None:
 
 def _summary(values: Sequence[float]) -> Measured:
     low, median, high = statistics.quantiles([*values, *values], n=4, method="inclusive")  # twice: there may be one
-    p99 = sorted(values)[min(len(values) - 1, len(values) * 99 // 100)]
-    return Measured(median, low, high, statistics.fmean(values), p99, len(values))
+    ordered, last = sorted(values), len(values) - 1
+    p99, p10 = (ordered[min(last, len(values) * percent // 100)] for percent in (99, 10))
+    return Measured(median, low, high, statistics.fmean(values), p99, ordered[0], p10, len(values))
 
 
 def duration(seconds: float) -> str:

@@ -102,6 +102,16 @@ def test_goals(harness):
     assert harness.over("bare", 0.1, share=0.4).met(medians)
 
 
+def test_what_a_side_costs_over_another_is_told_by_least_p10_and_median(harness, tmp_path):
+    taken = {"ours": [3.0, *[5.0] * 8, 9.0, 9.0], "bare": [1.0, *[4.0] * 8, 11.0, 11.0]}
+    told = harness.Benchmark("a.b", "", harness.over("bare", 1.0), samples=lambda *_: taken, beside="bare")
+    result = harness.measure(told, tmp_path)
+    assert result.extra == "over bare: least +2 s, p10 +1 s, median +1 s"
+    assert (result.to_dict()["sides"]["bare"]["least"], result.to_dict()["sides"]["ours"]["p10"]) == (1.0, 5.0)
+    taken["ours"] = [0.5]
+    assert "least -500 ms" in harness.measure(told, tmp_path).extra
+
+
 def test_a_peer_that_no_longer_refuses_is_noticed(harness):
     with pytest.raises(AssertionError, match="give it a side"):
         harness.Refused(lambda: None, ValueError)
