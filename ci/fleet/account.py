@@ -16,6 +16,7 @@ from ci.fleet.log import Log
 from ci.fleet.server import RedisServer
 from ci.fleet.verdicts import judge
 from ci.fleet.workers import Real, StandIn, open_cache, program, program_name, work
+from cuda_progcache.store.tiers import leases
 
 
 class Plan(NamedTuple):
@@ -104,8 +105,10 @@ class Account(NamedTuple):
         found = [f"{getattr(self, name)} {name}" for name in ("lost", "wrong", "failed") if getattr(self, name)]
         if self.most_by_host > 1:  # what ended lies in the host's directory
             found.append(f"a host compiled one program {self.most_by_host} times")
-        # One that comes back empty has lost the lease of each process that was compiling.
-        if self.needless > plan.restarts * (plan.hosts if plan.lasting else plan.processes):
+        # A server that is back within a second is waited for. One that comes back later, or empty, finds each process
+        # at a compile that no other host knows of.
+        soon = plan.lasting and plan.away < leases.PATIENCE
+        if self.needless > plan.restarts * (plan.hosts if soon else plan.processes):
             found.append(f"{self.needless} needless compiles")
         if not plan.restarts and not plan.kills and (self.extra or self.unpublished):
             found.append(f"{self.extra} extra compiles and {self.unpublished} unpublished programs without any trouble")

@@ -361,6 +361,45 @@ def test_a_breaker_lets_one_probe_through_and_gives_up_one_that_never_reports():
             CircuitBreaker(**wrong)
 
 
+def from_elsewhere(call):
+    """What a call gives to another thread."""
+    given = []
+    thread = threading.Thread(target=lambda: given.append(call()))
+    thread.start()
+    thread.join()
+    return given[0]
+
+
+def test_a_breaker_rests_twice_as_long_after_each_probe_that_fails():
+    clock = Clock()
+    breaker = CircuitBreaker(threshold=2, rest=10, longest_rest=25, clock=clock)
+    for rests in ([10, 20, 25, 25], [10, 20]):  # from the beginning, once it has been well
+        breaker.failed(timed_out=True)
+        for rest in rests:
+            clock.now += rest - 1
+            assert (breaker.state, breaker.allows()) == ("open", False)
+            clock.now += 1
+            assert (breaker.state, breaker.allows()) == ("half-open", True)
+            from_elsewhere(lambda: breaker.failed(timed_out=True))  # it was under way when others found out
+            clock.now += 1  # what the probe takes
+            breaker.failed()
+        breaker.succeeded()
+        assert breaker.state == "closed"
+
+
+def test_nobody_joins_a_call_that_has_been_under_way_for_long():
+    clock = Clock()
+    breaker = CircuitBreaker(threshold=2, patience=0.5, clock=clock)
+    for end in (breaker.succeeded, breaker.failed, breaker.forget_threads):
+        assert breaker.allows()
+        clock.now += 0.5
+        assert from_elsewhere(lambda: (breaker.allows(), breaker.succeeded())[0])
+        clock.now += 0.25
+        assert not from_elsewhere(breaker.allows)
+        end()
+        assert from_elsewhere(lambda: (breaker.allows(), breaker.succeeded())[0])
+
+
 # Writes
 
 

@@ -287,6 +287,69 @@ def test_what_a_host_compiled_while_the_server_was_away_is_published(tmp_path, m
         another.close()
 
 
+def test_hosts_share_one_compile_though_the_server_is_restarted_meanwhile(tmp_path, monkeypatch):
+    """Look-ups find it gone first, and put it out of use as a tier; as what keeps the leases it is waited for."""
+    monkeypatch.setattr(leases, "PATIENCE", 600.0)
+    with RedisServer(tmp_path / "redis", lasting=True) as server, ThreadPoolExecutor(1) as pool:
+        cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
+        assert cache.load(b"k") is None
+        assert cache.fleet.lead("f", lambda: b"made", never, 600.0) == b"made"
+        server.kill()
+        with pytest.warns(ProgCacheWarning):
+            for n in range(3):
+                assert cache.load(b"k%d" % n) is None
+        assert cache.fleet is not None, "the process goes on as if there were no other host"
+        failures = cache.fleet._failures
+        found = pool.submit(cache.fleet.lead, "f", never, lambda: b"theirs", 600.0)
+        until(lambda: cache.fleet._failures > failures)
+        server.start()
+        assert found.result() == b"theirs"
+
+
+def test_a_server_that_refuses_is_asked_before_each_compile(tmp_path, monkeypatch):
+    """Which costs nothing, and finds it as soon as it is back; nobody else looks after it here."""
+    monkeypatch.setattr(leases, "PATIENCE", 0.0)
+    monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
+    with RedisServer(tmp_path / "redis") as server:
+        cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
+        assert cache.load(b"k") is None
+        assert cache.fleet.lead("f", lambda: b"made", never, 600.0) == b"made"
+        server.kill()
+        with pytest.warns(ProgCacheWarning):
+            for n in range(3):
+                assert cache.load(b"k%d" % n) is None
+                assert cache.fleet.lead(f"g{n}", lambda: b"made", never, 600.0) == b"made"
+        assert cache.fleet.down
+        server.start()
+        cache.publish(b"k", b"binary", {})
+        assert cache.fleet.lead("h", never, partial(cache.get, b"k"), 600.0) == b"binary", "it was shut out"
+        assert not cache.fleet.down
+
+
+def test_what_is_compiled_when_the_server_comes_back_has_a_lease_from_then_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "PATIENCE", 0.0)
+    monkeypatch.setattr(leases, "FIRST_REST", 0.02)
+    tier, go = Tier(), threading.Event()
+    with RedisServer(tmp_path / "redis") as server, ThreadPoolExecutor(2) as pool:
+        one, other = FleetLeases(parse_tier(server.url)), FleetLeases(parse_tier(server.url))
+        server.kill()
+        with pytest.warns(ProgCacheWarning):
+            one.lead("f", lambda: b"made", never, 600.0)
+            one.lead("f", lambda: b"made", never, 600.0)
+        made = pool.submit(one.lead, "f", lambda: tier.compile(1, go), never, 600.0)
+        until(lambda: tier.compiles)
+        server.start()
+        with redis.Redis(port=server.port) as client:
+            until(lambda: client.exists("pc1:{f}:l"))
+            waits = pool.submit(other.lead, "f", never, tier.look_up, 600.0)
+            until(lambda: waiting(client, 1))
+            go.set()
+            assert made.result() == waits.result() == b"binary"
+            assert not client.exists("pc1:{f}:l")
+        one.close()
+        other.close()
+
+
 @pytest.mark.parametrize("trouble", ["refused", "silent"])
 def test_a_server_in_trouble_costs_its_patience_once(tmp_path, trouble, monkeypatch):
     monkeypatch.setattr(leases, "FIRST_REST", 0.02)

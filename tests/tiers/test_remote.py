@@ -77,6 +77,27 @@ def test_what_a_service_sends_instead_is_a_miss_told_once_and_healed_by_the_next
     assert shelf.objects[name_of(b"k")] != whole
 
 
+def test_a_service_that_sends_something_else_three_times_in_a_row_is_left_alone(shelf, tier):
+    keys = [b"%d" % number for number in range(10)]
+    for key in keys:
+        tier.publish(key, CUBIN, {})
+    assert tier.flush(60)
+    for key in keys[1:]:
+        shelf.objects[name_of(key)] = b"<html>"
+    before = tier.tier()
+    with pytest.warns(ProgCacheWarning, match="sent something else"):
+        for key in (*keys[1:3], keys[0], *keys[3:5], b"none", *keys[5:7]):  # an answer, or a miss, is none of that
+            tier.load(key)
+        assert tier.tier().state == "closed"
+        tier.load(keys[7])
+    told = tier.tier()
+    assert (told.state, told.errors, told.calls - before.calls) == ("open", 1, 9)
+    assert told.error == "the server sends something other than what was asked for"
+    assert 0 <= told.seconds - before.seconds < 60
+    assert tier.load(keys[8]) is None
+    assert tier.tier().skipped == 1
+
+
 def test_an_entry_that_nobody_who_is_trusted_has_signed_is_a_miss(shelf, until):
     signed = RemoteProgramCache(shelf, signer=lambda digest, data, record: {**record, "by": digest[:8]})
     signed.publish(b"k", CUBIN, {"n": 1})

@@ -126,12 +126,13 @@ def test_an_object_that_is_too_large_is_refused(shelf):
 
 
 def test_a_signature_is_reckoned_with_in_the_size(shelf):
-    plain = len(pack(entry_digest(b"k"), CUBIN, Version.of(CUBIN, b"{}", time.time())))
+    # A moment has 7 digits after the point, or up to 6 fewer.
+    plain = len(pack(entry_digest(b"k"), CUBIN, Version.of(CUBIN, b"{}", 1764445556.1234567)))
     for signer, most, fits in [
         (None, plain, True),
-        (None, plain - 8, False),
+        (None, plain - 7, False),
         (dict, plain + 2048, True),
-        (dict, plain + 2040, False),
+        (dict, plain + 2041, False),
     ]:
         tier = RemoteProgramCache(shelf, TierSettings("", max_bytes=most), signer=signer and (lambda *_: {}))
         assert tier.publish(b"k", CUBIN, {}) is fits
@@ -280,3 +281,50 @@ def test_where_there_can_be_no_thread_a_write_is_dropped(monkeypatch):
     assert writes.put("b", 2, 50)
     assert writes.flush(60)
     assert (written, dropped) == ({"b": 2}, [1])
+
+
+def test_a_call_is_made_once_what_was_queued_before_it_is_done():
+    made, written, begun, gate, held, go = [], [], *(threading.Event() for _ in range(4))
+
+    def write(batch):
+        begun.set()
+        assert gate.wait(60)
+        written.extend(batch)
+
+    writes = WriteBack(write, made.append)
+    writes.then(lambda: made.append("at once"))
+    assert made == ["at once"]
+    assert writes.put("a", 1, 1)
+    assert begun.wait(60)
+    writes.then(lambda: 1 / 0)  # which is the caller's own trouble
+    assert writes.put("b", 2, 1)
+    writes.then(lambda: made.append([*written]))
+    writes.then(lambda: (held.set(), go.wait(60)))
+    assert (made, writes.count) == (["at once"], 2)
+    gate.set()
+    assert held.wait(60)
+    writes.then(lambda: made.append("in turn"))
+    assert (made, writes.flush(0)) == (["at once", ["a", "b"]], False)
+    go.set()
+    assert writes.flush(60)
+    assert made == ["at once", ["a", "b"], "in turn"]
+
+
+def test_the_end_drops_what_is_left_and_tries_nothing_again():
+    tried, dropped, begun, gate = [], [], threading.Event(), threading.Event()
+
+    def fail(batch):
+        tried.append(list(batch))
+        begun.set()
+        assert gate.wait(60)
+        raise ConnectionError("reset")
+
+    writes = WriteBack(fail, dropped.append)
+    assert writes.put("a", 1, 1)
+    assert begun.wait(60)
+    assert writes.put("b", 2, 1)
+    writes.end(time.monotonic() - 1.0)
+    assert dropped == [2]
+    gate.set()
+    assert writes.flush(60)
+    assert tried == [["a"], ["b"]]

@@ -54,6 +54,8 @@ class Calls:
         The time that the answered calls took in all.
     error : str
         The latest trouble.
+    late : bool
+        Whether that was a call that ran out of time.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Calls:
         self._rubbish = 0  # answers in a row
         self.seconds = 0.0
         self.error = ""
+        self.late = False
 
     def make(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
         """Call a method of the engine, for writes, listings and many objects: these may take long in good order.
@@ -173,6 +176,7 @@ class Calls:
         with self._lock:
             self.errors += 1
             self.timeouts += late
+            self.late = late
             self.error = said
         self._in_trouble()
         self.note("late" if late else "trouble", f"failed ({said}); programs are compiled without it")

@@ -43,8 +43,10 @@ POLL = 0.1
 #: Seconds after the first of several failures in a row for which the server is tried again by those who need it.
 PATIENCE = 1.0
 #: Seconds between looks at a server that is out of order: at first, and at most; each rest is so much longer than the
-#: last, so that one lasts a quarter of the time that the server has been away.
-FIRST_REST, LONGEST_REST, LONGER = 0.25, 30.0, 1.25
+#: last that one lasts a tenth of the time that the server has been away.
+FIRST_REST, LONGEST_REST, LONGER = 0.1, 30.0, 1.1
+#: What a server says at once in its trouble: nobody listens there, or it refuses (it reads its files yet, say).
+_AT_ONCE = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EIO})
 #: Seconds that the word of a flight's end is kept: for those who looked into the cache before, and ask now.
 REMEMBERED = 10.0
 #: Bytes that a value of an answer may have.
@@ -126,13 +128,18 @@ class FleetLeases:
         self._wake = threading.Event()
         self._failures = 1
         self._failing_since: float | None = None
-        self._suspected = self._down = False
+        self._suspected = self._down = self._refuses = False
         self._rest = FIRST_REST
 
     @property
     def down(self) -> bool:
-        """Whether the server is out of order, so that nobody asks it but the thread that looks after it."""
+        """Whether the server is out of order, and isn't waited for."""
         return self._down
+
+    @property
+    def costs_nothing(self) -> bool:
+        """Whether to ask: the server works, or says at once that it doesn't."""
+        return not self._down or self._refuses
 
     def lead(self, flight: str, compile_: Callable[[], T], look_up: Callable[[], T | None], longest_wait: float) -> T:
         """Compile, unless another host is at it: then wait for it and take what it made.
@@ -165,8 +172,9 @@ class FleetLeases:
             self._news()
             if (found := look_up()) is not None:
                 return found
-        if said != "leased":
-            # Its compile failed or can't be kept, or went on for too long, or the server is in trouble.
+        if said == "trouble":  # once the server is back, a renewal tells the others
+            word = f"{time.time()}.{current_owner()}"
+        elif said != "leased":  # its compile failed or can't be kept, or went on for too long
             return compile_()
         return self._holding(flight, word, compile_)
 
@@ -190,7 +198,7 @@ class FleetLeases:
 
     def _run(self, script: str, keys: tuple[str, ...], *args: str | int, sound: Callable[[Any], bool]) -> Any:
         """What a script answers; ``None`` where the server is in trouble, as one is that answers something else."""
-        while not self._down:
+        while self.costs_nothing:
             began = time.monotonic()
             try:
                 answer = self._ask("EVAL", script, len(keys), *keys, *args)
@@ -225,10 +233,14 @@ class FleetLeases:
     def _bears(self, error: OSError, began: float) -> bool:
         """Whether to ask a server in trouble again; else nobody does until the thread has found it well."""
         with self._lock:
+            now = time.monotonic()
             self._failures += 1
+            self._refuses = error.errno in _AT_ONCE
+            if self._down:
+                return False
             if self._failing_since is None:
                 self._failing_since = began
-            if time.monotonic() - self._failing_since < PATIENCE and not isinstance(error, TimeoutError):
+            if now - self._failing_since < PATIENCE and not isinstance(error, TimeoutError):
                 self._suspected = True
                 return True
             self._down = True
@@ -249,8 +261,8 @@ class FleetLeases:
         """The server works again."""
         with self._lock:
             self._rest, self._failing_since = FIRST_REST, None
-            self._suspected = self._down = False
-            self._wake.clear()
+            self._suspected = self._down = self._refuses = False
+            self._wake.set()  # so that what is held is renewed
         self._well()
 
     def _tell(self) -> None:
@@ -337,6 +349,8 @@ class FleetLeases:
             if self._suspected and not self._well_again():
                 continue
             with self._lock:
+                if not self._suspected:
+                    self._wake.clear()
                 held = list(self._held.items())
                 idle = 0 if held else idle + 1
                 if idle >= 3:

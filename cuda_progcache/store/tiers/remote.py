@@ -115,7 +115,7 @@ class RemoteProgramCache(ProgramCacheResource):
             return None
         shared: dict[str, Any] = {}
         if kept is self._settings:  # what is found out about one holds for the other
-            if self.breaker.state != "closed":
+            if self.breaker.state != "closed" and not self._is_worth_asking():
                 return None
             shared = {"ill": self._ill, "well": self._well_again}
         if self._fleet is None:
@@ -123,6 +123,10 @@ class RemoteProgramCache(ProgramCacheResource):
 
             self._fleet = FleetLeases(kept, landed=self._objects.writes.then, news=self.forget_misses, **shared)
         return self._fleet
+
+    def _is_worth_asking(self) -> bool:
+        """Whether a service that is out of use may be back, and costs nothing else: one that is being restarted."""
+        return self._fleet is not None and self._fleet.costs_nothing and not self._calls.late
 
     def _ill(self) -> None:
         """Stop using the service: its leases lie on it, and it is in trouble."""

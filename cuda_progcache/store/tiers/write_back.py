@@ -160,7 +160,6 @@ class WriteBack(Generic[T]):
                 self._later.pop(name, None)
             if not self._is_busy():
                 self._idle.set()
-        self._more.set()
 
     def flush(self, seconds: float) -> bool:
         """Wait until all is done, dropped or put off; False where that takes longer."""
