@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 
 from cuda_progcache import (
     CompileService,
@@ -26,7 +29,9 @@ from cuda_progcache import (
 from cuda_progcache.service.cached_compiler import CachedCompiler
 from cuda_progcache.service.wanted import Wanted
 from cuda_progcache.service.worker import Worker
-from cuda_progcache.store.tiers import behind
+from cuda_progcache.store.root import Root
+from cuda_progcache.store.tiers import behind, tally
+from cuda_progcache.store.tiers.settings import parse_tier
 
 SOURCE = '#include "value.h"\nextern "C" __global__ void headed(int *a) { *a = VALUE; }'
 PLAIN = 'extern "C" __global__ void plain(int *a) { *a = 1; }'
@@ -318,3 +323,19 @@ def test_a_command_reaches_the_tiers(redis_url, tmp_path, headers):
         return json.loads(done.stdout)
 
     assert [run("first")["hit"], run("second")["hit"]] == [False, True]
+
+
+def test_what_is_sent_after_a_stores_end_is_counted(redis_url, tmp_path):
+    def publish():
+        FileStreamProgramCache(tmp_path, tiers=[redis_url]).publish(b"k", b"cubin", {})
+
+    place = urlsplit(redis_url)
+    with redis.Redis(port=place.port) as server:
+        server.client_pause(300, all=False)  # writes alone
+    publish()
+    gc.collect()
+    (tier,) = behind.stores((parse_tier(redis_url),))
+    assert tier.tier().stored == 0  # so it is still under way, and this test sees what there is
+    assert tier.flush(60)
+    counted = tally.counted(Root(str(tmp_path), shared=False), tier.name)
+    assert (counted.stored, counted.bytes_out) == (1, tier.tier().bytes_out)

@@ -79,10 +79,16 @@ def stack(store: FileStreamProgramCache, tiers: tuple[TierSettings, ...], *, wri
 def tallies(store: FileStreamProgramCache, root: Root, tiers: tuple[TierSettings, ...]) -> tuple[TierTally, ...]:
     """What the tiers count, on its way to files in the store's directory, written at the store's end at the latest."""
     remotes = [getattr(one, "_inner", one) for one in stores(tiers)]
-    found = tuple(TierTally(root, one) for one in remotes if isinstance(one, RemoteProgramCache))
-    for tally in found:
-        weakref.finalize(store, tally.write)
-    return found
+    found = [(TierTally(root, one), one) for one in remotes if isinstance(one, RemoteProgramCache)]
+    for tally, remote in found:
+        weakref.finalize(store, _write_down, tally, remote)
+    return tuple(tally for tally, _ in found)
+
+
+def _write_down(tally: TierTally, remote: RemoteProgramCache) -> None:
+    """Write down what a tier has counted: now, and once what is on its way there has come to an end."""
+    tally.write()
+    remote.then(tally.write)
 
 
 class _Here(ProgramCacheResource):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util import forks, modes
@@ -332,6 +332,10 @@ class RemoteProgramCache(ProgramCacheResource):
         done = self._objects.writes.flush(write_back.AT_EXIT if seconds is None else seconds)
         self._calls.tell()
         return done
+
+    def then(self, call: Callable[[], object]) -> None:
+        """Have something called once all that is queued by now is sent, dropped or put off, from any thread."""
+        self._objects.writes.then(call)
 
     def has_published(self) -> bool:
         """Whether all that was published since this was last asked has been sent, which is waited for."""
