@@ -8,7 +8,10 @@ server for ever ends with the server, and fails.
 from __future__ import annotations
 
 import json
+import math
 import textwrap
+import threading
+import time
 
 import pytest
 
@@ -17,7 +20,7 @@ from ci.servers import Unavailable
 from ci.servers.faulty import FaultyServer
 from ci.servers.troubles import STALLS, troubles
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers import deadline, open_tier
 from cuda_progcache.store.tiers.settings import parse_tier
 
 LOOK_UPS = 20
@@ -72,6 +75,21 @@ def test_what_sends_rubbish_is_not_taken_for_well_again():
         tier = open_tier(parse_tier(f"http://127.0.0.1:{server.port}/prefix?connect_timeout=30&timeout=30"))
         with pytest.raises(StoreError, match="something other than what was asked for"):
             tier._probe()
+
+
+def test_while_all_threads_are_stuck_a_call_fails_at_once(monkeypatch, until):
+    monkeypatch.setattr(deadline, "MOST", 2)
+    monkeypatch.setattr(deadline, "_threads", deadline._Threads())
+    gate = threading.Event()
+    for _ in range(2):
+        with pytest.raises(TimeoutError, match="took too long"):
+            deadline.within(time.monotonic() + 0.01, gate.wait)
+    with pytest.raises(TimeoutError, match="all 2 tier threads"):
+        deadline.within(math.inf, lambda: 1)  # which no lock can wait for
+    assert not deadline.aside(lambda: 1)
+    gate.set()
+    until(lambda: deadline._threads.stuck == 0)
+    assert deadline.within(time.monotonic() + 60, lambda: 1) == 1
 
 
 def test_a_dead_resolver_holds_nobody(python, tmp_path):
