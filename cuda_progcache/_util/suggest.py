@@ -26,7 +26,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
     choices = sorted(set(candidates))
     folded = {choice.casefold(): choice for choice in choices}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.55)
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
     if close:
         return folded[close[0]]
     # difflib's ratio is low for an abbreviation ("block" for "threads_per_block").

@@ -256,7 +256,7 @@ def test_what_an_owner_asks_for_is_refused(mode, tmp_path):
     assert cache.settings["mode"] == mode
 
 
-@pytest.mark.parametrize(("text", "nearest"), [("on", None), ("OF", "off"), ("readonly", None), ("freeze", "frozen")])
+@pytest.mark.parametrize(("text", "nearest"), [("OF", "off"), ("readonly", None), ("freeze", "frozen")])
 def test_a_mode_that_does_not_exist_is_told_of(text, nearest, tmp_path, monkeypatch):
     told = rf"={text!r} isn't a mode of the cache \(rw, ro, off, frozen\)"
     told += "$" if nearest is None else rf"; did you mean {nearest!r}\?$"
