@@ -256,12 +256,14 @@ def test_what_an_owner_asks_for_is_refused(mode, tmp_path):
     assert cache.settings["mode"] == mode
 
 
-@pytest.mark.parametrize("text", ["on", "OF", "readonly"])
-def test_a_mode_that_does_not_exist_is_told_of(text, tmp_path, monkeypatch):
-    with pytest.raises(ModeError, match="is one of rw, ro, off, frozen"):
+@pytest.mark.parametrize(("text", "nearest"), [("OF", "off"), ("readonly", None), ("freeze", "frozen")])
+def test_a_mode_that_does_not_exist_is_told_of(text, nearest, tmp_path, monkeypatch):
+    told = rf"={text!r} isn't a mode of the cache \(rw, ro, off, frozen\)"
+    told += "$" if nearest is None else rf"; did you mean {nearest!r}\?$"
+    with pytest.raises(ModeError, match=f"mode{told}"):
         FileStreamProgramCache(tmp_path / "cache", mode=text)
     monkeypatch.setenv("CUDA_PROGCACHE", text)
-    with pytest.raises(ModeError, match=f"CUDA_PROGCACHE='{text}' is no mode"):
+    with pytest.raises(ModeError, match=f"CUDA_PROGCACHE{told}"):
         CompileService(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -329,13 +329,13 @@ def test_what_is_sent_after_a_stores_end_is_counted(redis_url, tmp_path):
     def publish():
         FileStreamProgramCache(tmp_path, tiers=[redis_url]).publish(b"k", b"cubin", {})
 
-    place = urlsplit(redis_url)
-    with redis.Redis(port=place.port) as server:
-        server.client_pause(300, all=False)  # writes alone
-    publish()
-    gc.collect()
-    (tier,) = behind.stores((parse_tier(redis_url),))
-    assert tier.tier().stored == 0  # so it is still under way, and this test sees what there is
+    with redis.Redis(port=urlsplit(redis_url).port) as server:
+        server.client_pause(60_000, all=False)  # writes alone
+        publish()
+        gc.collect()
+        (tier,) = behind.stores((parse_tier(redis_url),))
+        assert tier.tier().stored == 0  # so it is still under way, and this test sees what there is
+        server.client_unpause()
     assert tier.flush(60)
     counted = tally.counted(Root(str(tmp_path), shared=False), tier.name)
     assert (counted.stored, counted.bytes_out) == (1, tier.tier().bytes_out)
