@@ -38,13 +38,14 @@ class Source:
         Whether it can read a header.
     """
 
-    __slots__ = ("_mentions_file", "_time_macro", "identity", "may_include", "text")
+    __slots__ = ("_may_paste", "_mentions_file", "_time_macro", "identity", "may_include", "text")
 
     def __init__(self, text: str | bytes) -> None:
         code = text.encode() if isinstance(text, str) else text
         self.text = text
         self.identity = f"{len(code)} bytes, sha256:{sha256(code).hexdigest()}".encode()
         self.may_include = may_include(code)
+        self._may_paste = may_paste(code)
         self._time_macro: str | None = None  # "" is none; None: not looked for yet
         self._mentions_file: bool | None = None
 
@@ -62,13 +63,17 @@ class Source:
 
     def _find_time_macro(self) -> str | None:
         uncut = isinstance(self.text, str) and "\\" not in self.text and "?" not in self.text
-        if time_macro(self.text if uncut else whole_words(self.code)) is None:
-            found = pieces(self.code) if may_paste(self.code) else frozenset()
-            if not any(can_paste(macro, found) for macro in (b"__TIME__", b"__DATE__", b"__TIMESTAMP__")):
-                return None
+        if time_macro(self.text if uncut else whole_words(self.code)) is None and not self._pastes_a_time_macro():
+            return None
         from cuda_progcache.keys import include_text  # most sources aren't read so closely
 
         return include_text.time_macro(self.code)
+
+    def _pastes_a_time_macro(self) -> bool:
+        if not self._may_paste:
+            return False
+        found = pieces(self.code)
+        return any(can_paste(macro, found) for macro in (b"__TIME__", b"__DATE__", b"__TIMESTAMP__"))
 
     @property
     def mentions_file(self) -> bool:
