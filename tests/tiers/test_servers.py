@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from urllib.parse import unquote
 
 import pytest
+import redis
 
 from ci import servers
 from ci.servers.faulty import FaultyServer
@@ -238,7 +239,6 @@ def test_an_answer_that_nobody_asked_for_is_none(telling, protocol):
 
 
 def test_what_redis_has_not_confirmed_is_not_written(answering):
-    pytest.importorskip("redis")
     for answer in (b"+QUEUED\r\n", b":1\r\n", b"$-1\r\n", b"$4\r\n<ht>\r\n", b"*0\r\n"):
         url, _ = answering("redis", answer)
         engine = engine_of(url)
@@ -369,7 +369,6 @@ def test_a_foreign_listing_is_an_error_of_the_store(answering):
     ids=["values", "lines", "numbers", "lists"],
 )
 def test_an_answer_is_bounded_as_a_whole(answering, answer, error):
-    pytest.importorskip("redis")
     from cuda_progcache.store.tiers.redis_client import RedisClient
 
     url, _ = answering("redis", answer)
@@ -404,7 +403,6 @@ def test_threads_that_connect_at_once_make_one_context(tmp_path, monkeypatch):
 
 
 def test_the_context_of_https_is_made_once(tmp_path, monkeypatch):
-    pytest.importorskip("urllib3")
     made, make = [], ssl.create_default_context
     monkeypatch.setattr(ssl, "create_default_context", lambda *given, **named: made.append(1) or make(*given, **named))
     with FaultyServer("http", "a certificate nobody knows", b"a program", tmp_path) as server:
@@ -500,3 +498,18 @@ def test_a_target_that_is_no_ascii_is_trouble_like_any_other():
             with pytest.raises(StoreError, match="can't be reached"):
                 client.exchange("GET", target, until=later(), limit=LIMIT)
         assert server.requests == 0
+
+
+def test_a_redis_that_refuses_to_list_is_not_empty(redis_url):
+    """The user may lack the right to ask for sizes."""
+    engine = EngineOnDemand(parse_tier(redis_url))
+    engine.put(NAME, b"data", until=later())
+    engine.close()
+    with redis.Redis.from_url(redis_url.partition("?")[0]) as client:
+        client.acl_setuser("reader", enabled=True, passwords=["+secret"], keys="*", commands=["+@all", "-memory"])
+    reader = EngineOnDemand(parse_tier(redis_url.replace("redis://", "redis://reader:secret@")))
+    assert reader.get(NAME, limit=LIMIT, until=later()) == b"data"
+    with pytest.raises(StoreError, match="NOPERM") as told:
+        list(reader.list("v1/programs/", until=later()))
+    assert told.value.filename == reader.name
+    reader.close()
