@@ -27,7 +27,7 @@ from cuda_progcache.store.derived import (
     merged_manifest,
 )
 from cuda_progcache.store.file_stream import FileStreamProgramCache
-from cuda_progcache.store.readonly import ReadOnlyProgramCache, look_into
+from cuda_progcache.store.readonly import look_into
 from cuda_progcache.store.records import encode_record
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.configuration import configured
@@ -43,7 +43,7 @@ from cuda_progcache.store.tiers.envelope import (
     pack,
     unpack,
 )
-from cuda_progcache.store.tiers.remote import RemoteProgramCache
+from cuda_progcache.store.tiers.remote import remote_in
 from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
 from cuda_progcache.store.tiers.signing import SIGNATURE
 
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 #: How often a call is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 4, 0.2
+#: Trouble that another try doesn't mend.
+_LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EINVAL, errno.EFBIG})
 #: Seconds for a listing, of which each page has those of a write: some millions of objects.
 _LISTING = 600.0
 
@@ -210,9 +212,8 @@ class TierSide:
     """
 
     def __init__(self, settings: TierSettings) -> None:
-        store = open_tier(settings)
-        remote = store._inner if isinstance(store, ReadOnlyProgramCache) else store
-        if not isinstance(remote, RemoteProgramCache):
+        remote = remote_in(open_tier(settings))
+        if remote is None:
             raise StoreError(errno.EINVAL, "not a remote service", settings.url)
         self._remote = remote
         self._settings = settings
@@ -337,10 +338,6 @@ class TierSide:
     def close(self) -> None:
         """Close the connections."""
         self.engine.close()
-
-
-#: Trouble that another try doesn't mend.
-_LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EINVAL, errno.EFBIG})
 
 
 def leading_to(content: bytes, digests: Iterable[str] | None) -> bytes | None:
