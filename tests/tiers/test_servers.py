@@ -238,7 +238,6 @@ def test_an_answer_that_nobody_asked_for_is_none(telling, protocol):
 
 
 def test_what_redis_has_not_confirmed_is_not_written(answering):
-    pytest.importorskip("redis")
     for answer in (b"+QUEUED\r\n", b":1\r\n", b"$-1\r\n", b"$4\r\n<ht>\r\n", b"*0\r\n"):
         url, _ = answering("redis", answer)
         engine = engine_of(url)
@@ -369,7 +368,6 @@ def test_a_foreign_listing_is_an_error_of_the_store(answering):
     ids=["values", "lines", "numbers", "lists"],
 )
 def test_an_answer_is_bounded_as_a_whole(answering, answer, error):
-    pytest.importorskip("redis")
     from cuda_progcache.store.tiers.redis_client import RedisClient
 
     url, _ = answering("redis", answer)
@@ -404,7 +402,6 @@ def test_threads_that_connect_at_once_make_one_context(tmp_path, monkeypatch):
 
 
 def test_the_context_of_https_is_made_once(tmp_path, monkeypatch):
-    pytest.importorskip("urllib3")
     made, make = [], ssl.create_default_context
     monkeypatch.setattr(ssl, "create_default_context", lambda *given, **named: made.append(1) or make(*given, **named))
     with FaultyServer("http", "a certificate nobody knows", b"a program", tmp_path) as server:
