@@ -350,7 +350,7 @@ def _tell(
 
 
 def _why_not(session: Session) -> str:
-    """Why there is no entry on the disk of a program that has nothing against being kept."""
+    """Why a program that can be kept has no entry on the disk."""
     from cuda_progcache._util import modes
 
     mode = modes.current()
