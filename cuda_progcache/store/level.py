@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A level of a stack: a store that may fail, and be left alone for it; and the order of writes to one key."""
+"""A level of a stack: a store that may fail and is then left alone, how it is written, and the order of writes."""
 
 from __future__ import annotations
 
 import errno
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
 
 from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.errors import ProgCacheWarning
+from cuda_progcache.store.base import ProgramCacheResource
 from cuda_progcache.store.stats import LevelStats
 
 if TYPE_CHECKING:
-    from cuda_progcache.store.base import ProgramCacheResource
+    from cuda_progcache.store.base import Entry
     from cuda_progcache.store.breaker import CircuitBreaker
 
 R = TypeVar("R")
@@ -188,6 +189,31 @@ class Level:
         except Exception as exc:  # noqa: BLE001 - as above
             self.count("errors")
             self.error = exc
+
+
+def publish_to(store: ProgramCacheResource, name: bytes, data: bytes, record: Mapping[str, Any]) -> bool:
+    """Write an entry to a store, by the method of its class that raises in trouble; False: it wasn't taken."""
+    if type(store).publish is not ProgramCacheResource.publish:
+        return store.publish(name, data, record)
+    return assign_to(store, name, data)
+
+
+def copy_to(store: ProgramCacheResource, name: bytes, entry: Entry) -> bool:
+    """Copy an entry of another store to a store; False: it wasn't taken."""
+    kind = type(store)
+    owner = next(cls for cls in kind.__mro__ if "copy" in vars(cls) or "publish" in vars(cls))
+    if "copy" in vars(owner) and owner is not ProgramCacheResource:
+        return store.copy(name, entry)
+    return publish_to(store, name, entry.data, entry.record)  # of a class that knows nothing of copies
+
+
+def assign_to(store: ProgramCacheResource, name: bytes, data: bytes) -> bool:
+    """Write bytes without a record to a store; False: they weren't taken."""
+    owner = next(cls for cls in type(store).__mro__ if "__setitem__" in vars(cls))
+    if "_assign" in vars(owner):
+        return store._assign(name, data)
+    store[name] = data  # of a class that knows nothing of _assign
+    return True
 
 
 class Stripes:

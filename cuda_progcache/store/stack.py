@@ -28,7 +28,7 @@ from cuda_progcache.store.breaker import CircuitBreaker
 from cuda_progcache.store.derived import forget_derived
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.in_memory import InMemoryProgramCache
-from cuda_progcache.store.level import Level, Stripes, Trouble
+from cuda_progcache.store.level import Level, Stripes, Trouble, assign_to, copy_to, publish_to
 from cuda_progcache.store.readonly import ReadOnlyProgramCache
 from cuda_progcache.store.records import encode_record
 from cuda_progcache.store.stats import Counters, StoreStats
@@ -273,7 +273,7 @@ class ProgramCacheStack(ProgramCacheResource):
                 if self._touched.get(digest, self._forgotten) > before:
                     return before
                 for level in targets:
-                    kept = level.write(_copy, level.store, name, entry)
+                    kept = level.write(copy_to, level.store, name, entry)
                     level.count("backfilled" if kept is True else "backfill_failed")
                 return self._touch(digest)
             finally:
@@ -376,7 +376,7 @@ class ProgramCacheStack(ProgramCacheResource):
     def __setitem__(self, key: Key, value: Value) -> None:
         name, data = key_bytes(key), program_bytes(value)
         del value  # a frame that can raise holds no ObjectCode
-        if not self._put(name, lambda store: _assign(store, name, data)):
+        if not self._put(name, lambda store: assign_to(store, name, data)):
             trouble = [level for level in self._levels if level.writable and level.raised]
             if trouble:
                 raise self._none_did("store a program", trouble)
@@ -386,7 +386,7 @@ class ProgramCacheStack(ProgramCacheResource):
         name, payload = key_bytes(key), program_bytes(data)
         del data  # as above
         encode_record(record)  # what is no JSON object is the caller's error, and not a level's trouble
-        return self._put(name, lambda store: _publish(store, name, payload, record))
+        return self._put(name, lambda store: publish_to(store, name, payload, record))
 
     def _put(self, name: bytes, put: Callable[[ProgramCacheResource], bool]) -> bool:
         digest = entry_digest(name)
@@ -551,30 +551,6 @@ class _Copy(NamedTuple):
     targets: Sequence[Level]
     before: int
     owners: Sequence[object]
-
-
-def _publish(store: ProgramCacheResource, name: bytes, data: bytes, record: Mapping[str, Any]) -> bool:
-    """Whether a store took a write; what it raises is to be seen."""
-    if type(store).publish is not ProgramCacheResource.publish:
-        return store.publish(name, data, record)
-    return _assign(store, name, data)
-
-
-def _copy(store: ProgramCacheResource, name: bytes, entry: Entry) -> bool:
-    """Whether a store took a copy."""
-    kind = type(store)
-    owner = next(cls for cls in kind.__mro__ if "copy" in vars(cls) or "publish" in vars(cls))
-    if "copy" in vars(owner) and owner is not ProgramCacheResource:
-        return store.copy(name, entry)
-    return _publish(store, name, entry.data, entry.record)  # of a class that knows nothing of copies
-
-
-def _assign(store: ProgramCacheResource, name: bytes, data: bytes) -> bool:
-    owner = next(cls for cls in type(store).__mro__ if "__setitem__" in vars(cls))
-    if "_assign" in vars(owner):
-        return store._assign(name, data)
-    store[name] = data  # of a class that knows nothing of _assign
-    return True
 
 
 def _check(stores: tuple[ProgramCacheResource, ...]) -> None:

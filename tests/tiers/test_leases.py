@@ -287,17 +287,23 @@ def test_what_a_host_compiled_while_the_server_was_away_is_published(tmp_path, m
         another.close()
 
 
+def lose(server, cache, make=lambda n: b"made"):
+    """Kill a server that was in use, and have look-ups and compiles find out."""
+    assert cache.load(b"k") is None
+    assert cache.fleet.lead("f", lambda: b"made", never, 600.0) == b"made"
+    server.kill()
+    with pytest.warns(ProgCacheWarning):
+        for n in range(3):
+            assert cache.load(b"k%d" % n) is None
+            assert make(n) == b"made"
+
+
 def test_hosts_share_one_compile_though_the_server_is_restarted_meanwhile(tmp_path, monkeypatch):
     """Look-ups find it gone first, and put it out of use as a tier; as what keeps the leases it is waited for."""
     monkeypatch.setattr(leases, "PATIENCE", 600.0)
     with RedisServer(tmp_path / "redis", lasting=True) as server, ThreadPoolExecutor(1) as pool:
         cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
-        assert cache.load(b"k") is None
-        assert cache.fleet.lead("f", lambda: b"made", never, 600.0) == b"made"
-        server.kill()
-        with pytest.warns(ProgCacheWarning):
-            for n in range(3):
-                assert cache.load(b"k%d" % n) is None
+        lose(server, cache)
         assert cache.fleet is not None, "the process goes on as if there were no other host"
         failures = cache.fleet._failures
         found = pool.submit(cache.fleet.lead, "f", never, lambda: b"theirs", 600.0)
@@ -312,13 +318,7 @@ def test_a_server_that_refuses_is_asked_before_each_compile(tmp_path, monkeypatc
     monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
     with RedisServer(tmp_path / "redis") as server:
         cache = FileStreamProgramCache(tmp_path / "a", tiers=[server.url])
-        assert cache.load(b"k") is None
-        assert cache.fleet.lead("f", lambda: b"made", never, 600.0) == b"made"
-        server.kill()
-        with pytest.warns(ProgCacheWarning):
-            for n in range(3):
-                assert cache.load(b"k%d" % n) is None
-                assert cache.fleet.lead(f"g{n}", lambda: b"made", never, 600.0) == b"made"
+        lose(server, cache, lambda n: cache.fleet.lead(f"g{n}", lambda: b"made", never, 600.0))
         assert cache.fleet.down
         server.start()
         cache.publish(b"k", b"binary", {})

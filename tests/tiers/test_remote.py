@@ -152,6 +152,41 @@ def test_a_manifest_that_does_not_go_together_with_the_one_there_takes_its_place
     assert sets(RemoteProgramCache(shelf).find_manifest(name)) == ["y" * 2000]
 
 
+def test_a_manifest_is_found_at_once_where_it_took_the_place_of_something_else(shelf, tier):
+    digest = entry_digest(b"m")
+    tier.keep_manifest(digest, manifest("a"))
+    assert tier.flush(60)
+    (name,) = shelf.objects
+    shelf.objects[name] = b"<html>"
+    with pytest.warns(ProgCacheWarning, match="sent something else"):
+        tier.keep_manifest(digest, manifest("b"))
+        assert tier.flush(60)
+    assert sets(tier.find_manifest(digest)) == ["b"]
+
+
+def test_what_is_queued_is_found_without_a_call(shelf, until):
+    """One by one and together; its signature is made when it is sent."""
+    gate, digest = threading.Event(), entry_digest(b"m")
+    tier = RemoteProgramCache(
+        shelf,
+        signer=lambda digest, data, record: {**record, "by": digest},
+        voucher=lambda digest, data, record: "nobody has signed it",
+        verifier=lambda digest, data, record: None if record.get("by") == digest else "nobody has signed it",
+    )
+    shelf.trouble = lambda until: gate.wait(60)
+    tier.publish(b"0", CUBIN, {})
+    until(lambda: shelf.calls)
+    tier.publish(b"k", CUBIN, {"n": 1})
+    tier.keep_manifest(digest, manifest("a"))
+    assert tier.load(b"k") == dict(tier.load_many([b"k", b"0"]))[b"k"] == (CUBIN, {"n": 1})
+    assert tier.find_manifests([digest]) == {digest: manifest("a")}
+    assert [what for what, _ in shelf.calls] == ["put"]
+    gate.set()
+    assert tier.flush(60)
+    told = tier.tier()
+    assert (told.hits, told.misses, told.untrusted, told.bytes_in) == (3, 0, 0, 0)
+
+
 # Time and trouble
 
 

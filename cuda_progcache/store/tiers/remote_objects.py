@@ -61,7 +61,7 @@ class RecentMisses:
                 self._until.popitem(last=False)
 
     def forget(self, name: str) -> None:
-        """Forget a name, which is about to be written."""
+        """Forget a name, which has been written."""
         with self._lock:
             self._until.pop(name, None)
 
@@ -160,26 +160,29 @@ class RemoteObjects:
         return packed
 
     def find_many(self, tree: str, digests: Iterable[str]) -> Iterator[tuple[str, bytes, Version]]:
-        """Those of the entries or manifests that are there, with their digests."""
-        names = [name for name in (object_name(tree, digest) for digest in digests) if name not in self.misses]
+        """Those of the entries or manifests that are there, with their digests; see :meth:`find`."""
+        names = []
+        for digest in digests:
+            found = self.waiting(tree, digest)
+            if found is not None:
+                yield digest, *found
+            elif (name := object_name(tree, digest)) not in self.misses:
+                names.append(name)
         timeout = self._settings.timeout if len(names) == 1 else self._settings.write_timeout
-        answers = self._get_many(tree, names, timeout)
-        while True:
-            try:
-                name, theirs = next(answers)
-            except (StopIteration, OutOfUseError):
-                return
-            except OSError:
-                self._counters.count("read_errors")
-                return
-            packed = self.writes.find(name) or theirs
-            if packed is None:
-                self.misses.add(name)
-                continue
-            self.count("bytes_in", len(packed))
-            verified = self._verified(name, packed, self._trust.verifier_of(tree))
-            if verified is not None:
-                yield digest_in(name), *verified
+        verifier = self._trust.verifier_of(tree)
+        try:
+            for name, packed in self._get_many(tree, names, timeout):
+                if packed is None:
+                    self.misses.add(name)
+                    continue
+                self.count("bytes_in", len(packed))
+                verified = self._verified(name, packed, verifier)
+                if verified is not None:
+                    yield digest_in(name), *verified
+        except OutOfUseError:
+            return
+        except OSError:
+            self._counters.count("read_errors")
 
     def _get_many(self, tree: str, names: Iterable[str], seconds: float) -> Iterator[tuple[str, bytes | None]]:
         """Each name with its object, in calls for many of so many seconds (OSError: one failed)."""
@@ -222,7 +225,6 @@ class RemoteObjects:
         if not self._calls.is_ready():
             self._dropped(1)
             return False
-        self.misses.forget(name)
         return self.writes.put(name, packed, len(packed))
 
     def _dropped(self, count: int) -> None:
@@ -232,6 +234,8 @@ class RemoteObjects:
         """Write objects, on the thread that does so."""
         objects = self._signed(self._with_theirs(objects))
         self._calls.make(self._settings.write_timeout, self._engine.put_many, objects)
+        for name in objects:
+            self.misses.forget(name)
         self._counters.count("stored", len(objects))
         self.count("bytes_out", sum(map(len, objects.values())))
 
