@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import BundleError, StoreError
 from cuda_progcache.store.bundle import opened_file, write
-from cuda_progcache.store.derived import merge_manifest
+from cuda_progcache.store.derived import leading_to, merge_manifest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
 from cuda_progcache.store.tiers.engine import batches
 from cuda_progcache.store.tiers.envelope import PACKS, PROGRAMS
 from cuda_progcache.store.tiers.remote import remote_in
-from cuda_progcache.store.tiers.sides import Item, Side, TierSide, leading_to, manifests_of
+from cuda_progcache.store.tiers.sides import Item, Side, TierSide, manifests_of
 
 if TYPE_CHECKING:
     from cuda_progcache.store.bundle import Bundle

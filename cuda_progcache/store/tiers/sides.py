@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import ReadOnlyError, StoreError
 from cuda_progcache.store.derived import (
-    leads_to,
-    manifest_path,
-    manifest_sets,
+    leading_to,
     manifests_in,
     merge_manifest,
     merged_manifest,
+    read_manifest,
 )
 from cuda_progcache.store.file_stream import FileStreamProgramCache
 from cuda_progcache.store.readonly import look_into
@@ -154,11 +152,9 @@ class _Directory:
     def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
         for digest in digests:
             if tree == MANIFESTS:
-                try:
-                    with open(manifest_path(self.name, digest), "rb") as file:
-                        yield Item(digest, file.read(), {})
-                except OSError:
-                    continue  # it was removed just now
+                content = read_manifest(self.name, digest)
+                if content is not None:
+                    yield Item(digest, content, {})
                 continue
             found = self._cache._examine(digest, with_record=True)
             if found is not None:
@@ -338,25 +334,6 @@ class TierSide:
     def close(self) -> None:
         """Close the connections."""
         self.engine.close()
-
-
-def leading_to(content: bytes, digests: Iterable[str] | None) -> bytes | None:
-    """Cut a manifest to the sets that lead to these programs, without stamps of files; ``None`` if nothing is left.
-
-    Where there is nothing to leave out, the very bytes are returned: they may be signed.
-    """
-    known = manifest_sets(content)
-    if known is None:
-        return None
-    wanted = None if digests is None else frozenset(digests)
-    sets = [
-        {name: value for name, value in one.items() if name != "stamps" or not value}
-        for one in known[1]
-        if (isinstance(one, dict) if wanted is None else leads_to(one, wanted))
-    ]
-    if sets == known[1]:
-        return content if sets else None
-    return json.dumps({"format": known[0], "sets": sets}, separators=(",", ":")).encode() if sets else None
 
 
 def manifests_of(source: Side, digests: Collection[str] | None) -> Iterator[list[Item]]:
