@@ -29,6 +29,17 @@ def _own_cache_dir(_session_cache_dir, monkeypatch, tmp_path_factory, request):
     monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path_factory.getbasetemp() / "progcache" / name))
 
 
+@pytest.fixture(scope="session")
+def oldest_release():
+    """The interpreter of an environment with the oldest CUDA release of the matrix; skipped without a registry."""
+    from ci import matrix
+
+    try:
+        return matrix.environment(next(iter(matrix.RELEASES)))
+    except matrix.UnavailableError as error:
+        pytest.skip(str(error))
+
+
 @cache
 def why_no_gpu():
     """Say why there is no CUDA device; None where there is one. A driver that fails in another way is an error."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ci.fleet.account import Account, Plan, simulate
 from ci.fleet.server import why_no_server
+from ci.fleet.verdicts import Extra
 
 #: What happens, by the name of a row.
 SCENES = {
@@ -27,7 +28,6 @@ SMALL = {
     "holders and the server": Plan(processes=12, keys=30, seconds=0.05, kills=3, restarts=1),
     "NVRTC": Plan(hosts=2, processes=4, keys=3, real=True),
 }
-_WHY = ("needless", "away", "gone")
 _COLUMNS = ("most_by_host", "killed", "lost", "wrong", "failed", "unpublished")
 
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _told(account: Account) -> str:
-    extra = ", ".join(f"{getattr(account, why)} {why}" for why in _WHY)
+    extra = ", ".join(f"{getattr(account, why)} {why}" for why in Extra._fields)
     counts = ", ".join(f"{getattr(account, column)} {column.replace('_', ' ')}" for column in _COLUMNS)
     return (
         f"{account.seconds:.1f} s after a start of {account.start:.1f} s, {account.busy:.1f} s of processors; "

@@ -21,7 +21,7 @@ class Extra(NamedTuple):
     away : int
         The server was away.
     gone : int
-        No tier had the program and nobody was at it: it had gone with its process, or with the server.
+        No tier had the program, and nobody was compiling or sending it: it was lost with its process, or the server.
     """
 
     needless: int

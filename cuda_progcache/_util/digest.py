@@ -54,3 +54,8 @@ def is_hex(text: str) -> bool:
 def is_digest(text: str) -> bool:
     """Whether it is a SHA-256 as programs, headers and their entries are named by it: 64 lower-case hex digits."""
     return len(text) == 64 and is_hex(text)
+
+
+def is_digest_prefix(text: str) -> bool:
+    """Whether it may be given for a digest that starts with it: 4 to 64 lower-case hex digits."""
+    return 4 <= len(text) <= 64 and is_hex(text)

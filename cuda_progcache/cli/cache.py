@@ -89,7 +89,7 @@ def stats_command(session: Session) -> None:
 
 
 def _numbered(counts: Iterable[tuple[str, int]]) -> str:
-    """Write how many there are of each; what was put into the cache without a record has neither target nor arch."""
+    """Write how many there are of each; entries without a record have neither target nor arch."""
     return ", ".join(f"{count:,} {'without a record' if name == 'unknown' else name}" for name, count in counts)
 
 
@@ -118,7 +118,7 @@ CLEAR_JSON = """
 @common_options
 @click.pass_obj
 def clear_command(session: Session, *, yes: bool, keep_pinned: bool) -> None:
-    """Remove every entry from the cache, including pinned ones unless --keep-pinned is given. Ask, unless --yes is."""
+    """Remove every entry, pinned ones too unless --keep-pinned is given. Ask first, unless --yes is given."""
     if session.json and not yes:
         raise click.UsageError("clear --json needs --yes: there is no one to ask")
     cache = session.existing_cache()

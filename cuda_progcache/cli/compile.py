@@ -30,7 +30,7 @@ from cuda_progcache.cli.session import (
 if TYPE_CHECKING:
     from cuda_progcache import CompiledProgram
 
-_CODE_TYPES = {
+SUFFIXES = {
     ".cu": "c++",
     ".cuh": "c++",
     ".cpp": "c++",
@@ -41,6 +41,7 @@ _CODE_TYPES = {
     ".bc": "nvvm",
     ".nvvm": "nvvm",
 }
+"""Suffixes of files, and the type of the code in them."""
 
 COMPILE_JSON = """
 --json: {"name", "kernel", "code_type", "target_type", "arch", "hit": bool, "digest" (null: not cached), "reason"
@@ -197,10 +198,10 @@ def _joined(own: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
 
 def _code_type(file: str) -> str:
     suffix = Path(file).suffix.lower()
-    if suffix not in _CODE_TYPES:
+    if suffix not in SUFFIXES:
         what = "stdin has no suffix" if file == "-" else f"the suffix {suffix!r} of {file} says nothing"
-        raise click.UsageError(f"{what}: give --code-type c++, ptx or nvvm (known: {' '.join(_CODE_TYPES)})")
-    return _CODE_TYPES[suffix]
+        raise click.UsageError(f"{what}: give --code-type c++, ptx or nvvm (known: {' '.join(SUFFIXES)})")
+    return SUFFIXES[suffix]
 
 
 def _name(file: str) -> str:
@@ -349,7 +350,7 @@ def _tell(
 
 
 def _why_not(session: Session) -> str:
-    """Why there is no entry on the disk of a program that has nothing against being kept."""
+    """Why a program that can be kept has no entry on the disk."""
     from cuda_progcache._util import modes
 
     mode = modes.current()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from click.shell_completion import CompletionItem
 
+from cuda_progcache._util.digest import is_hex
 from cuda_progcache.errors import ProgCacheError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _MOMENT, _DIGITS = 0.3, 12
 
 def programs(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
     """The programs in the cache: digests once two digits are typed, and names."""
-    digits = len(typed) >= 2 and not set(typed) - set("0123456789abcdef")
+    digits = len(typed) >= 2 and is_hex(typed)
     with _nothing_on_trouble() as found:
         found.extend(_by_digest(ctx, typed) if digits else ())
         found.extend(_by_name(ctx, typed))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cuda_progcache._util.digest import is_digest_prefix
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
 from cuda_progcache.cli.completion import programs
@@ -128,7 +129,7 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
     """
     cache = session.existing_cache(looking=looking)
     wanted = key.strip().lower()
-    digits = 4 <= len(wanted) <= 64 and not set(wanted) - set("0123456789abcdef")
+    digits = is_digest_prefix(wanted)
     if digits and cache is not None:
         try:
             return described(cache.info(cache.resolve(wanted)))

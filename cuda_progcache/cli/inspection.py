@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cuda_progcache.cli import output
+from cuda_progcache.cli.compile import SUFFIXES
 from cuda_progcache.cli.completion import archs, names, programs
 from cuda_progcache.cli.entries import entry_json, find_entry, note_nothing, parameters_text
 from cuda_progcache.cli.session import (
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from cuda_progcache.service.comparison import KernelUse, ProgramDiff
     from cuda_progcache.store.base import EntryInfo
 
-#: Suffixes of files that are compiled: a program in the cache has such a name, and machine code isn't in the file.
-_SOURCES = (".cu", ".cuh", ".cpp", ".cc", ".cxx", ".ll", ".bc", ".nvvm")
+#: Suffixes of sources: a program in the cache has such a name, and the file itself has no machine code.
+_SOURCES = frozenset(suffix for suffix, code_type in SUFFIXES.items() if code_type != "ptx")
 
 block_option = click.option(
     "--block-size",

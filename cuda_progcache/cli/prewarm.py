@@ -144,12 +144,16 @@ def prewarm_command(
 
 
 def _must_outlive(session: Session, service: CompileService) -> None:
-    """Refuse a cache in memory with nothing behind it: what is compiled into it ends with this process."""
+    """Refuse a cache in memory with no tier behind it: its programs end with this process."""
     from cuda_progcache.errors import StoreError
     from cuda_progcache.store.fallback import KeptInMemory
 
     if isinstance(service.cache, KeptInMemory) and not service.cache.tiers:
-        raise StoreError(errno.ENOTSUP, "can't prewarm: the programs are kept in memory only", str(session.root()))
+        raise StoreError(
+            errno.ENOTSUP,
+            "can't prewarm: the programs are kept in memory only; give a directory that can be written (--cache-dir)",
+            str(session.root()),
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cuda_progcache._util.digest import is_digest_prefix
 from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
 from cuda_progcache.cli.completion import programs
@@ -119,7 +120,7 @@ def _walk(
 
     wanted = key.strip().lower()
     store, calls = _places(session, directories)
-    if len(wanted) < 4 or len(wanted) > 64 or set(wanted) - set("0123456789abcdef"):
+    if not is_digest_prefix(wanted):
         if store is None:
             raise click.BadParameter(f"{key!r} isn't the start of a digest: four or more hex digits", param_hint="KEY")
         wanted = find_entry(session, key, newest=True, looking=True).digest

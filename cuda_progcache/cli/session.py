@@ -188,7 +188,7 @@ def common_options(command: F) -> F:
 
 
 class OutputFile(click.Path):
-    """A file, or with ``-`` stdout, that will be written; a folder that isn't there is told before any work."""
+    """A file that will be written, or ``-`` for stdout; a missing folder is an error before any work."""
 
     def __init__(self, *, allow_dash: bool = False) -> None:
         super().__init__(dir_okay=False, allow_dash=allow_dash, path_type=None if allow_dash else Path)

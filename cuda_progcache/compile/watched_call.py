@@ -335,4 +335,4 @@ def _seconds_spared(cache: Any, digest: str) -> float:
     try:
         return seconds_of(cache.info(digest).record)
     except (KeyError, OSError, NotImplementedError):
-        return 0.0  # removed since, in trouble, or a store that can't list: the hit stands, its time is only told
+        return 0.0  # removed since, in trouble, or a store that can't list: the hit stands, its time unknown

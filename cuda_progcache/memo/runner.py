@@ -169,7 +169,10 @@ class Runner:
         return result
 
     def _controlled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make a call with arguments that are the wrapper's own; a subclass that sets ``_controls`` defines it."""
+        """Make a call with arguments that are the wrapper's own; a subclass that sets ``_controls`` defines it.
+
+        An override of ``__call__`` would add a stack frame to each call, and a recursion could go half as deep.
+        """
         raise NotImplementedError
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:

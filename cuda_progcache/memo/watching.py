@@ -22,7 +22,7 @@ ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None), type(...),
 
 
 class Watch(NamedTuple):
-    """A question, and the answer that it had; ``name`` is through which code reaches what is asked about.
+    """What is asked about an object, and the answer at first; ``name`` is that by which code reaches the object.
 
     The answer is a collection, and the same while that has the very objects that it had, in their order; or it is any
     value (``by_value``), and the same while it is equal.

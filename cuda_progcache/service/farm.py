@@ -186,7 +186,7 @@ def _had(compiler: CachedCompiler, answer: Answer) -> Answer:
         return answer
     error = (
         f"it was compiled on {answer.get('host')}, and isn't in this cache: give the service a tier that its workers "
-        f"share and may write to, or a directory that they do"
+        "share and may write to, or a directory that they share"
     )
     return {**answer, "error": error}
 

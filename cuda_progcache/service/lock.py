@@ -191,7 +191,7 @@ class Lock(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its text, by which tiers keep its pack; however the file is laid out."""
+        """SHA-256 of its text as :meth:`write` lays it out; a tier keeps the lockfile's pack under it."""
         return sha256(self._data()).hexdigest()
 
     def _data(self) -> bytes:

@@ -176,7 +176,7 @@ def prewarm(
 ) -> PrewarmReport:
     """Compile programs into a cache (see :meth:`CompileService.prewarm`); ``archs`` and ``kernels`` are recorded.
 
-    ``lock`` is the lockfile, where all of it is wanted: a tier may have it in one piece.
+    ``lock`` is the lockfile if all of it is wanted: a tier may have its pack.
     """
     since, started = time.time(), time.perf_counter()
     if jobs is None:
@@ -225,7 +225,7 @@ def prewarm(
 
 
 def _refuse_to_lose(compiler: CachedCompiler, missing: int, total: int) -> None:
-    """Refuse compiles in a mode that keeps none (ModeError); a cache in memory takes them in each."""
+    """Refuse compiles in a mode that keeps none (ModeError); a cache in memory keeps them in every mode."""
     if missing and compiler.mode in {"ro", "off"} and compiler.settings is not None:
         raise ModeError(
             f"{plural(missing, 'program')} of {total:,} can't be prewarmed: nothing is kept in mode {compiler.mode!r}; "

@@ -175,14 +175,14 @@ class Units:
         return self._compiler.mode == "rw" and getattr(self._compiler.cache, "reaches_beyond", False)
 
     def fetch_pack(self, lock: Lock | None) -> None:
-        """Have here what a pack beyond this machine has of a lockfile's programs, where many are missing."""
+        """Fetch a lockfile's pack from a tier if many of its programs are missing here."""
         if lock is not None and self.reach_beyond:
             from cuda_progcache.store.tiers.packs import fetch_pack
 
             fetch_pack(self._compiler.cache, lambda: lock.digest, lock.keys)
 
     def fetch(self, units: Iterable[KernelUnit | SourceUnit]) -> None:
-        """Have here what lies beyond this machine of these, asked for together and not one by one.
+        """Fetch what the tiers have of these, together rather than one by one.
 
         What can't be keyed is left out: its own look-up tells why.
         """

@@ -20,7 +20,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from cuda_progcache._util.digest import is_hex, sha256
+from cuda_progcache._util.digest import is_digest_prefix, sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import AmbiguousDigestError
 
@@ -468,7 +468,7 @@ class ProgramCacheResource(abc.ABC):
             Several fit.
         """
         wanted = prefix.lower()
-        if not (4 <= len(wanted) <= 64 and is_hex(wanted)):
+        if not is_digest_prefix(wanted):
             raise KeyError(f"{prefix!r} is not a digest prefix (4 to 64 hex digits)")
         matches = sorted(self._digests(wanted))
         if not matches:

@@ -32,7 +32,6 @@ ANSWERED = {
     "a terabyte, it says",
     "a length below zero",
 }
-CLIENTS = {"redis": "cuda_progcache", "http": "cuda_progcache", "s3": "obstore"}
 CASES = [
     (tier, trouble)
     for tier, protocol in tier_faults.TIERS.items()
@@ -50,7 +49,8 @@ def certificates(tmp_path_factory):
 
 @pytest.mark.parametrize(("tier", "trouble"), CASES, ids=lambda value: value.replace(" ", "-"))
 def test_costs_its_deadline_once_and_never_an_error(tier, trouble, certificates):
-    pytest.importorskip(CLIENTS[tier])
+    if tier == "s3":
+        pytest.importorskip("obstore")
     stalls = trouble in STALLS and (tier, trouble) != ("s3", "endless trailers")  # obstore takes no chunks
     # What is answered gets all the time that a busy machine may take.
     times = (0.2, 0.3, 0.3) if stalls else (30.0, 30.0, 30.0)
@@ -103,13 +103,13 @@ def test_a_dead_resolver_holds_nobody(python, tmp_path):
         from pathlib import Path
 
         told = {}
-        for tier, client in json.loads(sys.argv[1]).items():
-            if importlib.util.find_spec(client) is not None:
+        for tier in tier_faults.TIERS:
+            if tier != "s3" or importlib.util.find_spec("obstore") is not None:
                 outcome = tier_faults.try_trouble(tier, tier_faults.RESOLVER, Path("."), (0.2, 0.3, 0.3), 20, 3)
                 told[tier] = outcome._asdict()
         print(json.dumps(told))
     """
-    told = json.loads(python(textwrap.dedent(script), json.dumps(CLIENTS), **environment))
-    assert told
+    told = json.loads(python(textwrap.dedent(script), **environment))
+    assert {"redis", "http"} <= told.keys()
     for outcome in told.values():
         assert (outcome["raised"], outcome["wrong"], outcome["state"]) == ([], 0, "open")

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cuda_progcache._util import files, modes
+from cuda_progcache._util.digest import is_hex
 from cuda_progcache.memo.digest import DIGEST_LENGTH, Digest
 
-_HEX = frozenset("0123456789abcdef")
 _SIGNED = (1 << 63) - 1
 #: Nanoseconds within which two changes of a directory may have one mtime (the kernel's clock ticks every 1 to 10 ms).
 _TICK = 50_000_000
@@ -128,7 +128,7 @@ class FileTree:
         except OSError:
             return found
         for name in names:
-            if len(name) == 2 and name[0] in _HEX and name[1] in _HEX:
+            if len(name) == 2 and is_hex(name):
                 try:
                     found[name] = os.stat(f"{self.root}/{name}").st_mtime_ns
                 except OSError:
