@@ -11,7 +11,7 @@ import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from urllib.parse import unquote
 
 import pytest
@@ -236,6 +236,27 @@ def test_an_answer_that_nobody_asked_for_is_none(telling, protocol):
     engine, _ = telling(protocol, [b"one", b"two"], [b"three"])
     assert [engine.get(NAME, limit=LIMIT, until=later()) for _ in range(2)] == [b"one", b"three"]
     engine.close()
+
+
+@pytest.mark.parametrize("answer", [b"$9000\r\n", b"$4\r\ndata\r\n", b"-ERR no\r\n"], ids=["large", "last", "refused"])
+def test_a_batch_that_is_left_early_leaves_no_answer_to_the_next(monkeypatch, answer):
+    """Its other answers are still under way, so that nothing can be seen of them."""
+    asked_for = []
+
+    def script(speaks, asked, _):
+        asked_for.append(asked.target)
+        if len(asked_for) % 2:
+            yield answer
+
+    monkeypatch.setitem(TROUBLES["redis"], "the first alone", script)
+    monkeypatch.setattr("cuda_progcache.store.tiers.redis.BATCH_BYTES", 4)
+    with FaultyServer("redis", "the first alone") as server:
+        engine = engine_of(f"redis://127.0.0.1:{server.port}")
+        for number in (1, 2):
+            with suppress(StoreError):
+                assert engine.get_many([NAME, "x"], limit=1000, until=later()).keys() == {NAME}
+            assert server.connections == number
+        engine.close()
 
 
 def test_what_redis_has_not_confirmed_is_not_written(answering):

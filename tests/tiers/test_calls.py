@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of a tier's engine, and the connections on which they are made."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import socket
+
+import pytest
+
+from cuda_progcache.errors import ProgCacheWarning, StoreError
+from cuda_progcache.store import InMemoryProgramCache, ProgramCacheStack
+from cuda_progcache.store.tiers.connections import Connections, HungUpError
+from tests.tiers.shelf import CUBIN
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: store.load(b"k"),
+        lambda store: store.get(b"k"),
+        lambda store: store.find_manifest("0" * 64),
+        lambda store: list(store.load_many([b"k"])),
+        lambda store: store.publish(b"k", CUBIN, {}),
+    ],
+    ids=["load", "get", "find_manifest", "load_many", "publish"],
+)
+def test_a_warning_points_at_the_line_that_called_the_package(tier, use, stacked):
+    store = ProgramCacheStack([InMemoryProgramCache(), tier]) if stacked else tier
+    tier._calls.note("trouble", "failed (reset)")
+    with pytest.warns(ProgCacheWarning, match="reset") as caught:
+        use(store)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_an_interrupted_look_up_keeps_nobody_waiting(shelf, tier):
+    def interrupt(until):
+        raise KeyboardInterrupt
+
+    tier.breaker._patience = -1.0  # whatever is under way has been for too long
+    shelf.trouble = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        tier.load(b"k")
+    shelf.trouble = None
+    assert tier.load(b"k") is None
+    assert (tier.tier().skipped, len(shelf.calls)) == (0, 2)
+
+
+def test_an_engine_that_cannot_be_prepared_is_left_alone_like_one_that_fails(shelf, tier):
+    prepared = []
+
+    def prepare():
+        prepared.append(1)
+        raise StoreError(errno.EIO, "no library")
+
+    shelf.prepare = prepare
+    with pytest.warns(ProgCacheWarning, match="no library") as caught:
+        assert [tier.publish(b"k", CUBIN, {}) for _ in range(9)] == [False] * 9
+        assert tier.load(b"k") is None
+    assert (len(prepared), len(caught), shelf.calls) == (3, 1, [])
+    assert (tier.tier().errors, tier.tier().dropped) == (3, 9)
+
+
+@pytest.fixture
+def opened():
+    """What :func:`connect` has opened."""
+    made = []
+    yield made
+    for one in made:
+        one.close()
+        one.other.close()
+
+
+@pytest.fixture
+def connect(opened):
+    """Open a connection to nobody, who says nothing."""
+
+    class Connection:
+        def __init__(self):
+            self.sock, self.other = socket.socketpair()
+            opened.append(self)
+
+        def close(self):
+            if self.sock is not None:
+                self.sock.close()
+                self.sock = None
+
+    return Connection
+
+
+def at_once(connections, count):
+    """Use so many connections at the same time."""
+    connections.use(lambda _: count > 1 and at_once(connections, count - 1))
+
+
+def test_no_more_connections_are_kept_than_asked_for(connect, opened):
+    connections = Connections(connect, 2)
+    at_once(connections, 5)
+    assert [one.sock is None for one in opened].count(False) == 2
+    del connections
+    gc.collect()
+    assert all(one.sock is None for one in opened)
+
+
+def test_where_a_kept_connection_was_closed_those_as_old_are_not_tried(connect, opened):
+    connections = Connections(connect, 5)
+    at_once(connections, 3)
+    old, used = opened[:], []
+
+    def call(connection):
+        used.append(connection)
+        if connection in old:
+            raise HungUpError(errno.ECONNRESET, "the server closed the connection")
+
+    connections.use(call)
+    assert used == [used[0], opened[3]]
+    assert all(one.sock is None for one in old)
