@@ -358,6 +358,7 @@ def read_file(path: str) -> bytes | None:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
                 return None
+            # A limited read allocates the whole limit first: that is for files that don't tell their size.
             content = file.read() if status.st_size else file.read(_LARGEST + 1)
             return content if len(content) <= _LARGEST else None
     except OSError:

@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from cuda_progcache._util.files import CREATE_FLAGS, replace, unlink_quietly
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache.errors import BundleError
-from cuda_progcache.store.derived import manifest_sets, manifests_leading_to, merge_manifest
+from cuda_progcache.store.derived import leading_to, manifest_sets, manifests_leading_to, merge_manifest
 from cuda_progcache.store.judge import judge, look, lstat
 from cuda_progcache.store.records import DamagedRecordError, Version, decode, encode
 
@@ -375,7 +375,8 @@ def import_bundle(
             else:
                 refused += 1
         for manifest, content in manifests:
-            merge_manifest(root.path, manifest, content)
+            if (travelling := leading_to(content, None)) is not None:
+                merge_manifest(root.path, manifest, travelling)
         report = ImportReport(imported, size, present, len(bundle.digests) - len(wanted), refused)
         report.differing = differing
         return report

@@ -13,7 +13,7 @@ import threading
 import weakref
 
 from cuda_progcache._util.digest import is_digest
-from cuda_progcache._util.files import put_in_place, write_new
+from cuda_progcache._util.files import LARGE, put_in_place, read_regular, write_new
 from cuda_progcache.store.sharing import Sharing
 
 TYPE_CHECKING = False
@@ -130,14 +130,51 @@ def manifest_sets(content: bytes) -> tuple[Any, list[Any]] | None:
     return (known, sets) if isinstance(sets, list) and len(sets) <= _MOST_SETS else None
 
 
-def leads_to(one: Any, digests: Collection[str]) -> bool:
+def _leads_to(one: Any, digests: Collection[str]) -> bool:
     """Whether a header set of a manifest, which may be anybody's JSON, leads to one of these entries."""
     entry = one.get("entry") if isinstance(one, dict) else None
     return isinstance(entry, str) and entry in digests
 
 
+def leading_to(content: bytes, digests: Collection[str] | None) -> bytes | None:
+    """Cut a manifest to the sets that lead to these entries, without stamps of files; ``None`` if nothing is left.
+
+    Where there is nothing to leave out, the very bytes are returned: they may be signed.
+    """
+    known = manifest_sets(content)
+    if known is None:
+        return None
+    sets = [
+        _unstamped(one) if one.get("stamps") else one
+        for one in known[1]
+        if (isinstance(one, dict) if digests is None else _leads_to(one, digests))
+    ]
+    if sets == known[1]:
+        return content if sets else None
+    return _manifest_of(known[0], sets) if sets else None
+
+
+def _unstamped(one: Any) -> Any:
+    """A header set without the stamps of its files, which say nothing on another machine."""
+    return {name: value for name, value in one.items() if name != "stamps"} if isinstance(one, dict) else one
+
+
+def _manifest_of(known: Any, sets: list[Any]) -> bytes:
+    import json
+
+    return json.dumps({"format": known, "sets": sets}, separators=(",", ":")).encode("ascii")
+
+
+def read_manifest(root: str, manifest: str, *, largest: int = LARGE) -> bytes | None:
+    """A header manifest of a directory; ``None`` if it isn't there, is no regular file or can't be read."""
+    try:
+        return read_regular(manifest_path(root, manifest), largest=largest)[0]
+    except OSError:
+        return None  # without it, a program is compiled once more
+
+
 def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """The manifests by which entries are found, cut down to what leads to them.
+    """The manifests by which entries are found, as :func:`leading_to` cuts them.
 
     An entry may have several: two programs that differ in the spelling of an include path have one output.
 
@@ -153,20 +190,10 @@ def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[
     tuple
         Name and content of a manifest, in order of name.
     """
-    import json
-
-    from cuda_progcache._util.files import read_regular
-
     for name in manifests_in(root):
-        try:
-            content, _ = read_regular(manifest_path(root, name))
-        except OSError:
-            continue  # removed just now, or damaged: a program is compiled once more
-        if (known := manifest_sets(content or b"")) is not None:
-            leading = [one for one in known[1] if leads_to(one, digests)]
-            if leading:
-                cut = {"format": known[0], "sets": leading}
-                yield name, json.dumps(cut, separators=(",", ":")).encode("ascii")
+        content = leading_to(read_manifest(root, name) or b"", digests)
+        if content is not None:
+            yield name, content
 
 
 def manifests_in(root: str) -> Iterator[str]:
@@ -186,28 +213,22 @@ def _names(directory: str) -> list[str]:
 
 
 def merged_manifest(first: bytes, then: bytes) -> bytes | None:
-    """The header sets of two manifests, those of the first in front; ``None`` if they don't go together."""
-    import json
+    """The header sets of two manifests, those of the first in front; ``None`` if they don't go together.
 
+    Sets that differ in the stamps of files are one set.
+    """
     ours, theirs = manifest_sets(first), manifest_sets(then)
     if ours is None or theirs is None or ours[0] != theirs[0]:
         return None
-    new = [one for one in theirs[1] if one not in ours[1]]
-    if not new:
-        return first
-    merged = {"format": ours[0], "sets": [*ours[1], *new][:_MOST_SETS]}
-    return json.dumps(merged, separators=(",", ":")).encode("ascii")
+    known = [_unstamped(one) for one in ours[1]]
+    new = [one for one in theirs[1] if _unstamped(one) not in known]
+    return _manifest_of(ours[0], [*ours[1], *new][:_MOST_SETS]) if new else first
 
 
 def merge_manifest(root: str, manifest: str, content: bytes) -> None:
     """Add the header sets of a manifest to those that are known here."""
-    from cuda_progcache._util.files import read_regular
-
     path = manifest_path(root, manifest)
-    try:
-        here, _ = read_regular(path)
-    except OSError:
-        here = None
+    here = read_manifest(root, manifest)
     if here is not None:
         content = merged_manifest(here, content) or content
         if content == here:

@@ -18,6 +18,7 @@ import pytest
 
 from cuda_progcache.errors import BundleError, ProgCacheError, StoreError
 from cuda_progcache.store import FileStreamProgramCache, entry_digest
+from cuda_progcache.store.bundle import write
 from cuda_progcache.store.records import Version, encode
 
 CUBIN = b"\x7fELF" + bytes(range(256)) * 8
@@ -421,6 +422,31 @@ def test_header_manifests_go_along_and_are_merged(tmp_path):
 
 
 SOURCE = '#include <cuda_fp16.h>\nextern "C" __global__ void b(__half* a) { *a = __float2half(1.f); }'
+
+
+def test_header_manifests_travel_without_stamps_of_files(tmp_path):
+    """They say nothing on another machine; and a set isn't doubled where it has some."""
+    cache, other = opened(tmp_path / "cache"), opened(tmp_path / "other")
+    cache.publish("a", b"1", {})
+    plain = {"entry": entry_digest("a"), "source": "s"}
+    stamped = {**plain, "stamps": [[1, 2, 3, 4, 5]]}
+    there = Path("manifests") / DIGEST[:2] / DIGEST[2:]
+    for place in (cache, other):
+        (place.path / there).parent.mkdir(parents=True)
+        (place.path / there).write_text(json.dumps({"format": 5, "sets": [stamped]}))
+    cache.export(tmp_path / "b")
+    other.import_(tmp_path / "b")
+    assert json.loads((other.path / there).read_text())["sets"] == [stamped]
+    new = opened(tmp_path / "new")
+    new.import_(tmp_path / "b")
+    assert json.loads((new.path / there).read_text())["sets"] == [plain]
+    # Of a version that exported them.
+    with open(tmp_path / "b", "wb") as file:
+        version = Version.of(b"1", b"{}", 1.0)
+        write(file, [(entry_digest("a"), b"1", version)], lambda _: [(DIGEST, (cache.path / there).read_bytes())])
+    newer = opened(tmp_path / "newer")
+    newer.import_(tmp_path / "b")
+    assert json.loads((newer.path / there).read_text())["sets"] == [plain]
 
 
 def test_a_program_with_headers_is_a_hit_where_its_bundle_was_imported(tmp_path):

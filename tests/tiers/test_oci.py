@@ -233,6 +233,24 @@ def test_hazards_in_a_layer_refuse_it_whole(registry, opened, images, hazard, tm
     assert not os.path.lexists("/tmp/outside")
 
 
+def test_a_cache_that_cannot_be_written_is_named(registry, opened, images, filled):
+    registry.image(filled[1])
+    images.parent.write_bytes(b"")  # a file in its place
+    tier = opened()
+    with pytest.warns(ProgCacheWarning, match=f"can't unpack the image in {images} "):
+        assert tier.load(KEY) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a home directory")
+def test_a_user_without_a_home_directory_is_told_so(registry, opened, filled, monkeypatch):
+    registry.image(filled[1])
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", "nowhere")
+    tier = opened()
+    with pytest.warns(ProgCacheWarning, match="in the user's cache .no home directory is known"):
+        assert tier.load(KEY) is None
+
+
 def test_bombs_are_not_unpacked(registry, opened, images):
     bomb = gzip.compress(b"\0" * (64 << 20), 9, mtime=0)
     assert len(bomb) < 1 << 17
@@ -387,9 +405,7 @@ def test_an_image_that_was_not_used_for_a_month_goes_when_another_is_unpacked(re
 HOLDER = """
 import os, sys
 from cuda_progcache.store.tiers import open_tier
-from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.tiers.settings import parse_tier
-from cuda_progcache.store.tiers.upkeep import sync
 tier = open_tier(parse_tier(sys.argv[1]))
 assert tier.load(b"a key").data == b"binary"
 if sys.argv[2] == "forked" and os.fork():

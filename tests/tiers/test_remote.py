@@ -671,3 +671,23 @@ def test_many_are_fetched_together(shelf, tier, tmp_path):
         assert len(disk) == 200
         assert stack.fetch(keys) == 0
         assert len(many) == 3  # the others are known to be missing
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: store.load(b"k"),
+        lambda store: store.get(b"k"),
+        lambda store: store.find_manifest("0" * 64),
+        lambda store: list(store.load_many([b"k"])),
+        lambda store: store.publish(b"k", CUBIN, {}),
+    ],
+    ids=["load", "get", "find_manifest", "load_many", "publish"],
+)
+def test_a_warning_points_at_the_line_that_called_the_package(tier, use, stacked):
+    store = ProgramCacheStack([InMemoryProgramCache(), tier]) if stacked else tier
+    tier._calls.note("trouble", "failed (reset)")
+    with pytest.warns(ProgCacheWarning, match="reset") as caught:
+        use(store)
+    assert {warning.filename for warning in caught} == {__file__}

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from urllib.parse import unquote
 
 import pytest
+import redis
 
 from ci import servers
 from ci.servers.faulty import FaultyServer
@@ -497,3 +498,18 @@ def test_a_target_that_is_no_ascii_is_trouble_like_any_other():
             with pytest.raises(StoreError, match="can't be reached"):
                 client.exchange("GET", target, until=later(), limit=LIMIT)
         assert server.requests == 0
+
+
+def test_a_redis_that_refuses_to_list_is_not_empty(redis_url):
+    """The user may lack the right to ask for sizes."""
+    engine = EngineOnDemand(parse_tier(redis_url))
+    engine.put(NAME, b"data", until=later())
+    engine.close()
+    with redis.Redis.from_url(redis_url.partition("?")[0]) as client:
+        client.acl_setuser("reader", enabled=True, passwords=["+secret"], keys="*", commands=["+@all", "-memory"])
+    reader = EngineOnDemand(parse_tier(redis_url.replace("redis://", "redis://reader:secret@")))
+    assert reader.get(NAME, limit=LIMIT, until=later()) == b"data"
+    with pytest.raises(StoreError, match="NOPERM") as told:
+        list(reader.list("v1/programs/", until=later()))
+    assert told.value.filename == reader.name
+    reader.close()

@@ -16,7 +16,7 @@ from cuda_progcache.service import doctor
 from cuda_progcache.service.lock import Lock, Locked
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.tiers import behind, sides, upkeep
-from cuda_progcache.store.tiers.envelope import unpack
+from cuda_progcache.store.tiers.envelope import MANIFESTS, object_name, unpack
 from cuda_progcache.store.tiers.layer import LayerEngine
 from cuda_progcache.store.tiers.settings import parse_tier
 from cuda_progcache.store.tiers.upkeep import collect, sync
@@ -275,6 +275,23 @@ def test_a_layer_lists_its_manifests(tmp_path, compiled):
     assert len(found) == len(list((tmp_path / "here" / "manifests").glob("??/*"))) > 0
     assert len(list(engine.list("v1/programs/", until=time.monotonic() + 600))) == 1
     assert len(list(engine.list("v1/", until=time.monotonic() + 600))) == 1 + len(found)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_what_is_no_regular_file_is_no_manifest_of_a_directory(tmp_path, kind):
+    """Whoever can write to a layer could else have any file read, or keep a reader waiting for ever."""
+    digest = fill(tmp_path / "here", 1)[0]
+    (tmp_path / "secret").write_text(json.dumps({"format": 4, "sets": [{"entry": digest}]}))
+    path = tmp_path / "here" / "manifests" / "ab" / ("ab" * 31)
+    path.parent.mkdir(parents=True)
+    if kind == "link":
+        path.symlink_to(tmp_path / "secret")
+    else:
+        os.mkfifo(path)
+    engine = LayerEngine(parse_tier(f"file://{tmp_path}/here"))
+    assert engine.get(object_name(MANIFESTS, "ab" * 32), limit=1 << 20, until=time.monotonic() + 600) is None
+    report = sync(tmp_path / "here", tmp_path / "there")
+    assert (report.copied, report.manifests) == (1, 0)
 
 
 def test_a_listing_that_takes_too_long_is_none(redis_url, tmp_path, monkeypatch):

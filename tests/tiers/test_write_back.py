@@ -269,6 +269,7 @@ def test_where_there_can_be_no_thread_a_write_is_dropped(monkeypatch):
             return getattr(threading, name)
 
         def Thread(self, **_):  # noqa: N802 - as the module has it
+            assert writes.put("another thread's", 0, 10)
             raise RuntimeError("can't start new thread")
 
     written, dropped = {}, []
@@ -280,7 +281,7 @@ def test_where_there_can_be_no_thread_a_write_is_dropped(monkeypatch):
     monkeypatch.setattr(write_back, "threading", threading)
     assert writes.put("b", 2, 50)
     assert writes.flush(60)
-    assert (written, dropped) == ({"b": 2}, [1])
+    assert (written, dropped) == ({"b": 2}, [2])
 
 
 def test_a_call_is_made_once_what_was_queued_before_it_is_done():

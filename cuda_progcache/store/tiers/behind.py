@@ -17,7 +17,7 @@ from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.engine import reason
-from cuda_progcache.store.tiers.remote import RemoteProgramCache
+from cuda_progcache.store.tiers.remote import remote_in
 from cuda_progcache.store.tiers.tally import TierTally
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Key, Value
     from cuda_progcache.store.file_stream import FileStreamProgramCache
     from cuda_progcache.store.root import Root
+    from cuda_progcache.store.tiers.remote import RemoteProgramCache
     from cuda_progcache.store.tiers.settings import TierSettings
     from cuda_progcache.store.tiers.tally import TierStats
 
@@ -55,8 +56,7 @@ def _store(settings: TierSettings) -> ProgramCacheResource | None:
 
 def in_use() -> list[TierStats]:
     """What each tier that was opened here has cost and given; asks no service."""
-    found = [getattr(one, "_inner", one) for one in list(_opened.values())]
-    return [one.tier() for one in found if isinstance(one, RemoteProgramCache)]
+    return [remote.tier() for one in list(_opened.values()) if (remote := remote_in(one)) is not None]
 
 
 def stack(store: FileStreamProgramCache, tiers: tuple[TierSettings, ...], *, writes: bool) -> ProgramCacheStack | None:
@@ -78,8 +78,8 @@ def stack(store: FileStreamProgramCache, tiers: tuple[TierSettings, ...], *, wri
 
 def tallies(store: FileStreamProgramCache, root: Root, tiers: tuple[TierSettings, ...]) -> tuple[TierTally, ...]:
     """What the tiers count, on its way to files in the store's directory, written at the store's end at the latest."""
-    remotes = [getattr(one, "_inner", one) for one in stores(tiers)]
-    found = [(TierTally(root, one), one) for one in remotes if isinstance(one, RemoteProgramCache)]
+    remotes = [remote for one in stores(tiers) if (remote := remote_in(one)) is not None]
+    found = [(TierTally(root, remote), remote) for remote in remotes]
     for tally, remote in found:
         weakref.finalize(store, _write_down, tally, remote)
     return tuple(tally for tally, _ in found)

@@ -7,12 +7,12 @@ import errno
 import functools
 import os
 import time
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util import forks
 from cuda_progcache._util.locks import ForkSafeLock
+from cuda_progcache._util.warning import warn
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store.breaker import CircuitBreaker
 from cuda_progcache.store.tiers.deadline import aside, within
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.engine import Engine
 
 R = TypeVar("R")
-
 
 #: Answers in a row that weren't what was asked for, after which a service is left alone.
 _MOST_RUBBISH = 3
@@ -104,7 +103,7 @@ class Calls:
         return self.attempt(seconds, operation, *args, **named)
 
     def look_up(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        """As :meth:`make`, for one object; not made either while another look-up has been waiting for long."""
+        """As :meth:`make`, for one object. While another look-up has been waiting for long, the call isn't made."""
         self._admit()
         if not self.breaker.allows():
             raise self._spared()
@@ -248,4 +247,4 @@ class Calls:
                 said = self._untold.pop(0)
             except IndexError:
                 return
-            warnings.warn(f"the tier {self._engine.name} {said}", ProgCacheWarning, stacklevel=4)
+            warn(f"the tier {self._engine.name} {said}", ProgCacheWarning)

@@ -55,14 +55,14 @@ class Connections(Generic[C]):
         weakref.finalize(self, _close, self._kept).atexit = False
 
     def use(self, call: Callable[[C], R]) -> R:
-        """What a call gives that is made on a connection, which is kept if it is open afterwards.
+        """Make a call on a connection, which is kept afterwards if it is still open.
 
-        A server may close a connection that is kept just when it is used. Then the call is made on a new one.
+        A server may close a kept connection just when it is used. Then the call is made again, on a new one.
 
         Parameters
         ----------
         call : callable
-            Takes a connection, and reads all that it has asked for.
+            Takes a connection, and reads all that it asks for. Its result is returned.
 
         Raises
         ------
@@ -90,7 +90,7 @@ class Connections(Generic[C]):
         return value
 
     def _take(self) -> C | None:
-        """A connection that is open, and on which nothing lies that nobody has asked for."""
+        """A kept connection that is open and has no unread bytes; ``None`` if there is none."""
         if self._pid != os.getpid():
             with self._lock:
                 if self._pid != os.getpid():
@@ -112,7 +112,7 @@ class Connections(Generic[C]):
 
 
 def _close(connections: list[Any]) -> None:
-    """Close connections; of those that a parent process has, only this process's share."""
+    """Close connections; in a forked child, only the child's copies of their descriptors."""
     while connections:
         try:
             _, connection = connections.pop()

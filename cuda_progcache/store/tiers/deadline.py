@@ -93,7 +93,6 @@ class _Threads:
             job.run()
             with self.lock:
                 self.stuck -= job.left_behind
-                job.left_behind = False
             del job
             idle.put(inbox)
 
@@ -118,7 +117,7 @@ def within(until: float, call: Callable[[], R]) -> R:
     until : float
         The end of the caller's patience, as :func:`time.monotonic` counts.
     call : callable
-        Goes on by itself where it takes longer; what becomes of it then is nobody's concern.
+        If it takes longer, it goes on by itself, and its outcome is dropped.
 
     Raises
     ------

@@ -105,8 +105,8 @@ class Engine(abc.ABC):
         Returns
         -------
         mapping
-            ``None`` for one that isn't there, or is too large. Once :data:`BATCH_BYTES` have come no more are asked
-            for, so that names may be left out; of the first names asked for there is always one that isn't.
+            ``None`` for one that isn't there, or is too large. Names are left out once :data:`BATCH_BYTES` have come;
+            at least one is always answered.
         """
         found: dict[str, bytes | None] = {}
         sizes: list[int] = []
@@ -134,7 +134,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def delete(self, names: Iterable[str], *, until: float) -> None:
-        """Remove objects; one that isn't there is none to be removed."""
+        """Remove objects; those that aren't there are skipped."""
 
     @abc.abstractmethod
     def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
@@ -183,7 +183,7 @@ def each_of(
         batch, waiting = waiting[:_OBJECTS], waiting[_OBJECTS:]
         found = ask(batch)
         if not found:
-            raise StoreError(errno.EPROTO, "the server answered none of several questions", where)
+            raise StoreError(errno.EPROTO, f"the server answered none of {len(batch)} requests", where)
         waiting = [name for name in batch if name not in found] + waiting
         yield from found.items()
 

@@ -90,6 +90,7 @@ class Images:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._root = ""
         try:
             self._root = os.path.join(user_cache_dir(), "cuda-progcache-images")
             os.makedirs(self._root, mode=0o700, exist_ok=True)
@@ -122,7 +123,8 @@ class Images:
             raise self._trouble(exc) from exc
 
     def _trouble(self, exc: OSError) -> StoreError:
-        return StoreError(exc.errno, f"can't unpack the image in the user's cache ({exc.strerror})", self._name)
+        where = self._root or "the user's cache"
+        return StoreError(exc.errno, f"can't unpack the image in {where} ({exc.strerror})", self._name)
 
     # Unpacking
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.derived import manifest_path, manifests_in
+from cuda_progcache.store.derived import manifest_path, manifests_in, read_manifest
 from cuda_progcache.store.records import Version, encode_record
 from cuda_progcache.store.tiers.engine import Engine, Listed, TooLargeError
 from cuda_progcache.store.tiers.envelope import MANIFESTS, PROGRAMS, digest_in, object_name, pack
@@ -69,12 +69,8 @@ class LayerEngine(Engine):
         return pack(digest, entry.data, Version.of(entry.data, encode_record(entry.record), info.created))
 
     def _manifest(self, name: str, limit: int, until: float) -> bytes | None:
-        try:
-            with open(manifest_path(self.layer(until).path, name), "rb") as file:
-                content = file.read(limit + 1)
-        except FileNotFoundError:
-            return None
-        return pack(name, content, Version.of(content, b"{}", 0)) if len(content) <= limit else None
+        content = read_manifest(self.layer(until).directory, name, largest=limit)
+        return None if content is None else pack(name, content, Version.of(content, b"{}", 0))
 
     def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """The programs and header manifests there."""

@@ -92,6 +92,11 @@ class FleetLeases:
         Called when the server is found to be in trouble, and when it works again after some.
     life : float, optional
         Seconds that a lease lives; default: :data:`LIFE`.
+
+    Attributes
+    ----------
+    down : bool
+        Whether the server is out of order, and isn't waited for.
     """
 
     def __init__(
@@ -126,20 +131,15 @@ class FleetLeases:
         self._held: dict[str, str] = {}
         self._heart: threading.Thread | None = None
         self._wake = threading.Event()
-        self._failures = 1
+        self._failures = 0
         self._failing_since: float | None = None
-        self._suspected = self._down = self._refuses = False
+        self._suspected = self.down = self._refuses = False
         self._rest = FIRST_REST
 
     @property
-    def down(self) -> bool:
-        """Whether the server is out of order, and isn't waited for."""
-        return self._down
-
-    @property
     def costs_nothing(self) -> bool:
-        """Whether to ask: the server works, or says at once that it doesn't."""
-        return not self._down or self._refuses
+        """Whether asking the server costs no wait: it works, or refuses at once."""
+        return not self.down or self._refuses
 
     def lead(self, flight: str, compile_: Callable[[], T], look_up: Callable[[], T | None], longest_wait: float) -> T:
         """Compile, unless another host is at it: then wait for it and take what it made.
@@ -156,9 +156,9 @@ class FleetLeases:
         What ``compile_`` returned, or what ``look_up`` found.
         """
         self._tell()
-        failures = 0 if self._suspected else self._failures
+        failures, suspected = self._failures, self._suspected
         said, word = self._look(flight)
-        if said == "leased" and failures != self._failures:  # who looked into the cache may have been shut out
+        if said == "leased" and (suspected or failures != self._failures):  # the look before this may have failed
             return self._look_again_and(flight, word, compile_, look_up)
         if said == "over":  # after we had looked
             self._news()
@@ -197,13 +197,13 @@ class FleetLeases:
     # The server
 
     def _run(self, script: str, keys: tuple[str, ...], *args: str | int, sound: Callable[[Any], bool]) -> Any:
-        """What a script answers; ``None`` where the server is in trouble, as one is that answers something else."""
+        """The answer of a script; ``None`` if the server is in trouble, or its answer isn't sound."""
         while self.costs_nothing:
             began = time.monotonic()
             try:
                 answer = self._ask("EVAL", script, len(keys), *keys, *args)
                 if not sound(answer):
-                    raise StoreError(errno.EPROTO, "the server answers something else than was asked", self.name)
+                    raise StoreError(errno.EPROTO, "the server sent something other than what was asked for", self.name)
             except OSError as error:
                 if not self._bears(error, began):
                     return None
@@ -215,7 +215,7 @@ class FleetLeases:
         return None
 
     def _ask(self, *command: str | int) -> Any:
-        """What a command is answered with, in time or with an OSError."""
+        """The answer to a command, by the deadline (OSError: there is none)."""
         client = self._redis()  # imported before the clock runs
         return client.ask(self._deadline(), _LARGEST, command, most_items=2)[0]
 
@@ -236,14 +236,14 @@ class FleetLeases:
             now = time.monotonic()
             self._failures += 1
             self._refuses = error.errno in _AT_ONCE
-            if self._down:
+            if self.down:
                 return False
             if self._failing_since is None:
                 self._failing_since = began
             if now - self._failing_since < PATIENCE and not isinstance(error, TimeoutError):
                 self._suspected = True
                 return True
-            self._down = True
+            self.down = True
             if not self._told:
                 self._told, self._untold = True, reason(error)
         self._ill()
@@ -251,7 +251,7 @@ class FleetLeases:
         return False
 
     def suspect(self) -> None:
-        """Have the thread look after the server, which is in trouble as the tier that it is."""
+        """Start checking the server in the thread: calls to it as a tier have failed."""
         with self._lock:
             self._suspected = True
             self._wake.set()
@@ -261,7 +261,7 @@ class FleetLeases:
         """The server works again."""
         with self._lock:
             self._rest, self._failing_since = FIRST_REST, None
-            self._suspected = self._down = self._refuses = False
+            self._suspected = self.down = self._refuses = False
             self._wake.set()  # so that what is held is renewed
         self._well()
 

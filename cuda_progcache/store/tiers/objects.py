@@ -64,9 +64,9 @@ _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
 
 
 def _has_inherited_it() -> bool:
-    """Whether the process that this one was forked from, before this module was loaded, has obstore loaded."""
-    loaded = list(sys.modules)  # in that order
-    if loaded.index(obstore.__name__) > loaded.index(__name__):
+    """Whether this process was forked, before it loaded this module, from one that had obstore loaded."""
+    loaded = list(sys.modules)  # in the order of loading
+    if loaded.index(obstore.__name__) > loaded.index(__name__):  # this module loaded it
         return False
     try:
         with open("/proc/self/stat", "rb") as file:
@@ -87,7 +87,7 @@ class ObjectEngine(Engine):
     """Objects of a bucket of S3 (``s3``) or Google's (``gs``), or of a container of Azure's (``az``).
 
     Without credentials, here or in the environment, requests aren't signed: obstore would ask the machine's metadata
-    service for them, which takes long where there is none. For S3, ``AWS_EC2_METADATA_DISABLED=false`` has it asked.
+    service for them, which takes long where there is none. For S3, ``AWS_EC2_METADATA_DISABLED=false`` allows that.
 
     Parameters
     ----------
@@ -108,9 +108,7 @@ class ObjectEngine(Engine):
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name; ``None`` if there is none."""
         patient = until - time.monotonic() > self._settings.timeout  # as it is for a pack
-        return self._get(name, limit, until, self._settings.write_timeout if patient else self._settings.timeout)
-
-    def _get(self, name: str, limit: int, until: float, seconds: float) -> bytes | None:
+        seconds = self._settings.write_timeout if patient else self._settings.timeout
         store = self._store(seconds)
         return self._call(lambda: _get(store, name, limit), seconds, until, f"a get of {name}")
 
@@ -156,19 +154,20 @@ class ObjectEngine(Engine):
 
     def _write(self, call: Callable[[], R], until: float, what: str) -> R:
         if self._is_anonymous and self._settings.scheme == "gs" and what != _LISTING:
-            # For a write obstore asks the metadata service all the same.
+            # For a write obstore asks the metadata service even so.
             raise StoreError(errno.EACCES, "can't write without credentials", self.name)
         return self._call(call, self._settings.write_timeout, until, what)
 
     def _call(self, call: Callable[[], R], seconds: float, until: float, what: str) -> R:
-        """What a call gives that obstore ends after ``seconds``, or a thread is left behind with."""
+        """Make a call that obstore ends after ``seconds``; on a thread, left behind then, if ``until`` is earlier."""
         left = until - time.monotonic()
         if left <= 0:
             raise TimeoutError(errno.ETIMEDOUT, "took too long", self.name)
         try:
             return call() if left >= _SHARE * seconds else within(until, call)
         except StoreError as exc:
-            raise type(exc)(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from exc
+            exc.filename = self.name
+            raise
         except FileNotFoundError:
             raise
         except Exception as exc:  # noqa: BLE001 - obstore's errors have no common class with pyo3's
@@ -179,7 +178,7 @@ class ObjectEngine(Engine):
             raise
 
     def _fail(self, exc: BaseException, until: float, what: str) -> NoReturn:
-        """Raise what went wrong in words of ours: obstore's go on for pages, and have what the server said."""
+        """Raise a short error: obstore's messages go on for pages, and quote what the server sent."""
         told = str(exc)
         if isinstance(exc, TimeoutError) or "TimedOut" in told or time.monotonic() >= until:
             raise TimeoutError(errno.ETIMEDOUT, "took too long", self.name) from None
@@ -256,7 +255,7 @@ def _get(store: Any, name: str, limit: int) -> bytes | None:
 
 
 def _first_words(told: str) -> str:
-    """Of obstore's message the reason, without the URL, in which Azure's secrets are."""
+    """The reason from obstore's message, without the URL, which has Azure's secrets."""
     line = re.sub(r"https?://\S+", "", told.partition("\n")[0])
     return one_line(re.sub(r"^Generic \w+ error: |Error performing .*? - ", "", line))[:150]
 

@@ -21,6 +21,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
@@ -99,14 +100,14 @@ class OciEngine(LayerEngine):
         found = None if self._wanted is None else images.find(self._wanted)
         if found is not None:
             return found
-        registry = _Registry(self._settings, self._repository)
-        digest, manifest = registry.image(self._wanted or self._reference)
-        found = images.find(digest)
-        if found is None:
-            layer = self._layer_of(manifest)
-            with images.scratch() as file:
-                registry.blob(layer["digest"], layer["size"], file)
-                found = images.unpack(digest, file)
+        with closing(_Registry(self._settings, self._repository)) as registry:
+            digest, manifest = registry.image(self._wanted or self._reference)
+            found = images.find(digest)
+            if found is None:
+                layer = self._layer_of(manifest)
+                with images.scratch() as file:
+                    registry.blob(layer["digest"], layer["size"], file)
+                    found = images.unpack(digest, file)
         return found
 
     def _layer_of(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +150,10 @@ class _Registry:
         self._base = f"{'https' if settings.tls else 'http'}://{settings.host}{port}"
         self._client = self._to(self._base)
         self._entrance: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
 
     def _to(self, url: str) -> HttpClient:
         return HttpClient(url, connect_timeout=self._settings.connect_timeout, ca_file=self._settings.ca_file)

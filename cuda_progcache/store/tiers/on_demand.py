@@ -39,7 +39,6 @@ class EngineOnDemand(Engine):
         self.name = settings.url
         self._settings = settings
         self._made: Engine | None = None
-        self._lacking: NotInstalledError | None = None
 
     @property
     def engine(self) -> Engine:
@@ -50,14 +49,16 @@ class EngineOnDemand(Engine):
         NotInstalledError
             It needs a client library, which isn't installed.
         """
-        if self._lacking is not None:  # a failed import is searched for anew each time
-            raise self._lacking
         if self._made is None:
             home, name = _ENGINES[self._settings.scheme]
             try:
                 module = importlib.import_module(f"cuda_progcache.store.tiers.{home}")
             except ImportError as exc:
-                raise self._lacks(exc) from exc
+                raise NotInstalledError(
+                    errno.ENOTSUP,
+                    f"needs a package that isn't installed ({exc}): pip install 'cuda-progcache[s3]'",
+                    self.name,
+                ) from exc
             made: Engine = getattr(module, name)(self._settings)
             self._made = made
         return self._made
@@ -65,7 +66,7 @@ class EngineOnDemand(Engine):
     @property
     def keeps_time(self) -> bool:  # type: ignore[override]
         """As the engine."""
-        return (self._made or self.engine).keeps_time
+        return self.engine.keeps_time
 
     @property
     def survives_fork(self) -> bool:  # type: ignore[override]
@@ -76,17 +77,9 @@ class EngineOnDemand(Engine):
         """Make the engine."""
         self.engine.prepare()
 
-    def _lacks(self, exc: ImportError) -> NotInstalledError:
-        self._lacking = NotInstalledError(
-            errno.ENOTSUP,
-            f"needs a package that isn't installed ({exc}): pip install 'cuda-progcache[s3]'",
-            self.name,
-        )
-        return self._lacking
-
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """As the engine."""
-        return (self._made or self.engine).get(name, limit=limit, until=until)
+        return self.engine.get(name, limit=limit, until=until)
 
     def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes | None]:
         """As the engine."""

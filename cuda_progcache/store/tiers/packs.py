@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import BundleError, StoreError
 from cuda_progcache.store.bundle import opened_file, write
-from cuda_progcache.store.derived import merge_manifest
+from cuda_progcache.store.derived import leading_to, merge_manifest
 from cuda_progcache.store.disk_store import DiskStore
 from cuda_progcache.store.stack import ProgramCacheStack
 from cuda_progcache.store.tiers.engine import batches
 from cuda_progcache.store.tiers.envelope import PACKS, PROGRAMS
-from cuda_progcache.store.tiers.remote import RemoteProgramCache
-from cuda_progcache.store.tiers.sides import Item, Side, TierSide, leading_to, manifests_of
+from cuda_progcache.store.tiers.remote import remote_in
+from cuda_progcache.store.tiers.sides import Item, Side, TierSide, manifests_of
 
 if TYPE_CHECKING:
     from cuda_progcache.store.bundle import Bundle
     from cuda_progcache.store.records import Version
     from cuda_progcache.store.tiers.engine import Listed
+    from cuda_progcache.store.tiers.remote import RemoteProgramCache
 
 #: Bytes of a pack.
 MAX_BYTES = 256 << 20
@@ -139,8 +140,8 @@ def fetch_pack(cache: object, lock: Callable[[], str], digests: Collection[str])
     missing = {one for one in digests if not any(stack._has(level, one) for level in stack._here)}
     came = 0
     for level in stack._levels:
-        remote = getattr(level.store, "_inner", level.store)
-        if len(missing) < max(_SEVERAL, _PART * len(digests)) or not isinstance(remote, RemoteProgramCache):
+        remote = remote_in(level.store)
+        if len(missing) < max(_SEVERAL, _PART * len(digests)) or remote is None:
             continue
         pack = _load(remote, pack_name(lock()), missing)
         for digest, data, version in pack.programs:

@@ -92,8 +92,8 @@ class RedisEngine(Engine):
     def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """See :meth:`Engine.list`.
 
-        Redis knows when a key was last used, and not when it was written: that is given, where its policy of eviction
-        has it count that. The size is what the value takes there. Neither looks like a use to Redis.
+        Redis knows when a key was last used, not when it was written. The last use is given, unless the server's
+        eviction policy doesn't track it. The size is what the value takes in memory. Neither question counts as a use.
         """
         cursor = b"0"
         while True:
@@ -117,6 +117,9 @@ class RedisEngine(Engine):
         told = self._client.use(until, SHORT, use)
         now = time.time()
         for name, size, idle in zip(names.values(), told[::2], told[1::2], strict=True):
+            if isinstance(size, RefusedError):
+                size.filename = self.name
+                raise size
             if isinstance(size, int):  # else it is gone
                 yield Listed(name, size, now - idle if isinstance(idle, int) else 0.0)
 
@@ -152,7 +155,7 @@ def _key(name: str) -> str:
 
 
 def _name(key: bytes) -> str | None:
-    """The object of a key; ``None`` if it is none's, such as a lease."""
+    """The name of the object under a key; ``None`` if the key has something else, such as a lease."""
     text = key.decode("utf-8", "replace").removeprefix("pc1:")
     for tree, suffix in _TREES.items():
         if text.startswith("{") and text.endswith(f"}}:{suffix}"):
@@ -161,7 +164,7 @@ def _name(key: bytes) -> str | None:
 
 
 def _pattern(prefix: str) -> str:
-    """What the keys of objects whose names begin so look like; it may fit others, too."""
+    """A pattern of the keys of objects whose names begin so; other keys may match it, too."""
     for tree, suffix in _TREES.items():
         if prefix.startswith(tree):
             return f"pc1:{{{prefix[len(tree) :].replace('/', '')}*}}:{suffix}"

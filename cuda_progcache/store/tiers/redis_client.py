@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions of a Redis or Valkey server that are answered in time, in version 2 of its protocol (RESP).
+"""A client of Redis and Valkey whose requests end in time.
 
-https://redis.io/docs/latest/develop/reference/protocol-spec describes it: a question is a list of strings, an answer a
-number, a string, a list or an error. Sockets know when the request has to end
+It speaks version 2 of the protocol (RESP), https://redis.io/docs/latest/develop/reference/protocol-spec: a request is a
+list of strings, an answer is a number, a string, a list or an error. Sockets know when the request has to end
 (:mod:`cuda_progcache.store.tiers.timed_sockets`), and a value or list is refused by its announced length. After trouble
 of any kind a connection is closed: its next answer would be another's.
 
-The clients that there are bound neither the time nor the size of an answer, and to import redis-py takes longer than to
-fetch 180 programs.
+Existing clients bound neither the time nor the size of an answer, and importing redis-py takes longer than fetching 180
+programs.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-#: Bytes of a line, or of a value that no object is; items of a list, and lists in lists, that an honest server doesn't
-#: exceed.
+#: What an honest server doesn't exceed: bytes of a line or of a value that isn't an object, items of a list, and the
+#: depth of nested lists.
 SHORT, MOST_ITEMS, _DEEPEST = 1 << 16, 100_000, 4
 #: Connections that are kept for the next call.
 _KEPT = 8
 #: Bytes that are asked of a socket at once.
 _READ, _LARGE_READ = 1 << 16, 1 << 20
-#: Bytes of an error's text that are told.
+#: Bytes of the server's error that a message quotes.
 _TOLD = 200
 
 
@@ -93,16 +93,16 @@ class RedisConnection:
             raise self._hung_up() from exc
 
     def close_if_ahead(self) -> None:
-        """Close it where an answer has come that nobody asked for: the next question would get that."""
+        """Close it if it holds bytes that nobody asked for: the next request would take them for its answer."""
         if self._buffer:
             self.close()
 
     def has_answer(self, seconds: float) -> bool:
-        """Whether something of an answer is there within so many seconds."""
+        """Whether an answer begins within so many seconds."""
         return bool(self._buffer) or is_readable(self._open, seconds)
 
     def answer(self) -> Any:
-        """The next answer: bytes, a number, a list or None; an error of the server is given, and not raised."""
+        """The next answer: bytes, a number, a list or None. An error of the server is returned, not raised."""
         self._bytes_left, self._items_left = self.limit, self.most_items
         return self._answer(0)
 
@@ -127,7 +127,7 @@ class RedisConnection:
         if kind == b"*":
             count = _number(rest)
             if depth >= _DEEPEST:
-                raise StoreError(errno.EPROTO, f"the server sent more than {_DEEPEST} lists in each other")
+                raise StoreError(errno.EPROTO, f"the server sent lists nested more than {_DEEPEST} deep")
             if count > self._items_left:
                 raise StoreError(errno.EPROTO, f"the server sent a list of {count} items")
             self._items_left -= max(count, 0)
@@ -144,7 +144,7 @@ class RedisConnection:
         return line
 
     def _take(self, length: int) -> None:
-        """Note that so many bytes are to come, or refuse them."""
+        """Count bytes of the answer that are about to be read (TooLargeError: they exceed the limit)."""
         if length > self._bytes_left:
             size = self.limit - self._bytes_left + length
             raise TooLargeError(errno.EFBIG, f"the value has {size} bytes, more than the limit of {self.limit}")
@@ -196,7 +196,7 @@ def _nonsense() -> StoreError:
 
 
 class RedisClient:
-    """Asks a server, on connections that are kept; one attempt each.
+    """Sends commands to a server, once each, on connections that are kept.
 
     A forked child opens connections of its own.
 
@@ -224,7 +224,7 @@ class RedisClient:
         return connection
 
     def _enter(self, connection: RedisConnection) -> None:
-        """Say who asks, and of which database."""
+        """Log in, and select the database."""
         user, password, _ = self._settings.credentials
         commands: list[Sequence[str]] = []
         if user is not None or password is not None:
@@ -236,7 +236,7 @@ class RedisClient:
             _told(connection, commands)
 
     def use(self, until: float, limit: int, use: Callable[[RedisConnection], R], most_items: int = 0) -> R:
-        """What is done with a connection.
+        """Do something with a connection.
 
         Parameters
         ----------
@@ -245,7 +245,7 @@ class RedisClient:
         limit, most_items : int
             Bytes that each answer may have, and items that its lists may.
         use : callable
-            Takes the connection, which is kept afterwards if it is open then.
+            Takes the connection, which is kept afterwards unless it was closed. Its result is returned.
 
         Raises
         ------
@@ -256,32 +256,24 @@ class RedisClient:
         RefusedError
             The server answered with an error, the last of its answers.
         StoreError
-            There is no connection, or the server said nothing of sense.
+            There is no connection, or the answer can't be understood.
         """
         hurry(until)
-        refused: list[RefusedError] = []
 
-        def call(connection: RedisConnection) -> list[R]:
+        def call(connection: RedisConnection) -> R | RefusedError:
             connection.limit, connection.most_items = limit, most_items
             try:
-                return [use(connection)]
+                return use(connection)
             except RefusedError as exc:
-                refused.append(exc)
-                return []
+                return exc  # raised, it would close the connection
             finally:
                 connection.close_if_ahead()
 
         with self._errors():
             used = self._connections.use(call)
-            if refused:
-                raise refused[0]
-        return used[0]
-
-    def _error(self, exc: OSError) -> OSError:
-        """An error of the system's as an engine has it."""
-        if isinstance(exc, TimeoutError):
-            return TimeoutError(errno.ETIMEDOUT, exc.strerror or "took too long", self.name)
-        return StoreError(exc.errno or errno.EIO, exc.strerror or str(exc), self.name)
+            if isinstance(used, RefusedError):
+                raise used
+            return used
 
     def ask(self, until: float, limit: int, *commands: Sequence[str | bytes | int], most_items: int = 0) -> list[Any]:
         """The answers to commands that are sent together; see :meth:`use`."""
@@ -294,8 +286,8 @@ class RedisClient:
         Yields
         ------
         callable
-            Waits for a message to begin, so many seconds at most, and as long again for its end: whether one came.
-            OSError: the connection is in trouble, now and for good.
+            Waits for a message: so many seconds for its beginning, and as long again for its end. Returns whether one
+            came (OSError: the connection has failed, and none will come).
         """
         with self._errors():
             hurry(until)
@@ -324,16 +316,19 @@ class RedisClient:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        """Raise the errors of an engine, with the tier's name, in place of the system's."""
         try:
             yield
         except StoreError as exc:
             exc.filename = self.name
             raise
+        except TimeoutError as exc:
+            raise TimeoutError(errno.ETIMEDOUT, exc.strerror or "took too long", self.name) from exc
         except OSError as exc:
-            raise self._error(exc) from exc
+            raise StoreError(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from exc
 
     def close(self) -> None:
-        """Close the connections that are kept; the next question opens one."""
+        """Close the connections that are kept; the next request opens one."""
         self._connections.close()
 
 

@@ -20,6 +20,7 @@ from cuda_progcache.store.base import (
     program_bytes,
 )
 from cuda_progcache.store.derived import merged_manifest
+from cuda_progcache.store.readonly import ReadOnlyProgramCache
 from cuda_progcache.store.stats import Counters, StoreStats
 from cuda_progcache.store.tiers import write_back
 from cuda_progcache.store.tiers.calls import Calls
@@ -351,6 +352,12 @@ class RemoteProgramCache(ProgramCacheResource):
             self._fleet.close()
         if self._calls.is_its_own:
             self.engine.close()
+
+
+def remote_in(store: object) -> RemoteProgramCache | None:
+    """The remote store that a store is, or that it is a read-only view of; ``None`` where it is neither."""
+    inner = store._inner if isinstance(store, ReadOnlyProgramCache) else store
+    return inner if isinstance(inner, RemoteProgramCache) else None
 
 
 def _entry(data: bytes, version: Version) -> Entry:

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import ReadOnlyError, StoreError
 from cuda_progcache.store.derived import (
-    leads_to,
-    manifest_path,
-    manifest_sets,
+    leading_to,
     manifests_in,
     merge_manifest,
     merged_manifest,
+    read_manifest,
 )
 from cuda_progcache.store.file_stream import FileStreamProgramCache
-from cuda_progcache.store.readonly import ReadOnlyProgramCache, look_into
+from cuda_progcache.store.readonly import look_into
 from cuda_progcache.store.records import encode_record
 from cuda_progcache.store.tiers import open_tier
 from cuda_progcache.store.tiers.configuration import configured
@@ -43,7 +41,7 @@ from cuda_progcache.store.tiers.envelope import (
     pack,
     unpack,
 )
-from cuda_progcache.store.tiers.remote import RemoteProgramCache
+from cuda_progcache.store.tiers.remote import remote_in
 from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
 from cuda_progcache.store.tiers.signing import SIGNATURE
 
@@ -54,6 +52,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 #: How often a call is tried, and the pause before it is tried again, in seconds; each one is twice as long.
 _TRIES, _PAUSE = 4, 0.2
+#: Trouble that another try doesn't mend.
+_LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EINVAL, errno.EFBIG})
 #: Seconds for a listing, of which each page has those of a write: some millions of objects.
 _LISTING = 600.0
 
@@ -152,11 +152,9 @@ class _Directory:
     def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
         for digest in digests:
             if tree == MANIFESTS:
-                try:
-                    with open(manifest_path(self.name, digest), "rb") as file:
-                        yield Item(digest, file.read(), {})
-                except OSError:
-                    continue  # it was removed just now
+                content = read_manifest(self.name, digest)
+                if content is not None:
+                    yield Item(digest, content, {})
                 continue
             found = self._cache._examine(digest, with_record=True)
             if found is not None:
@@ -210,9 +208,8 @@ class TierSide:
     """
 
     def __init__(self, settings: TierSettings) -> None:
-        store = open_tier(settings)
-        remote = store._inner if isinstance(store, ReadOnlyProgramCache) else store
-        if not isinstance(remote, RemoteProgramCache):
+        remote = remote_in(open_tier(settings))
+        if remote is None:
             raise StoreError(errno.EINVAL, "not a remote service", settings.url)
         self._remote = remote
         self._settings = settings
@@ -337,29 +334,6 @@ class TierSide:
     def close(self) -> None:
         """Close the connections."""
         self.engine.close()
-
-
-#: Trouble that another try doesn't mend.
-_LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EINVAL, errno.EFBIG})
-
-
-def leading_to(content: bytes, digests: Iterable[str] | None) -> bytes | None:
-    """Cut a manifest to the sets that lead to these programs, without stamps of files; ``None`` if nothing is left.
-
-    Where there is nothing to leave out, the very bytes are returned: they may be signed.
-    """
-    known = manifest_sets(content)
-    if known is None:
-        return None
-    wanted = None if digests is None else frozenset(digests)
-    sets = [
-        {name: value for name, value in one.items() if name != "stamps" or not value}
-        for one in known[1]
-        if (isinstance(one, dict) if wanted is None else leads_to(one, wanted))
-    ]
-    if sets == known[1]:
-        return content if sets else None
-    return json.dumps({"format": known[0], "sets": sets}, separators=(",", ":")).encode() if sets else None
 
 
 def manifests_of(source: Side, digests: Collection[str] | None) -> Iterator[list[Item]]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP requests that end in time, whatever the server does, on the standard library's client.
 
-That one bounds each wait, and not their sum. Here the sockets do it
-(:mod:`cuda_progcache.store.tiers.timed_sockets`). It gives the length of an answer before its body is read, follows no
-redirect, asks for no proxy and tries nothing again, which is all that a tier wants of a client.
+That client bounds each wait, but not their sum, which the sockets do here
+(:mod:`cuda_progcache.store.tiers.timed_sockets`). It tells the length of an answer before its body is read, follows no
+redirect, uses no proxy and retries nothing, which is all that a tier needs.
 """
 
 from __future__ import annotations
@@ -54,27 +54,27 @@ class Answer(NamedTuple):
 
 
 class _Lines(io.BufferedReader):
-    """What a server sends; an end that comes after the first line and before another's is none of a head."""
+    """What a server sends; an end within the head is an error, which the standard library takes for the head's end."""
 
     has_begun = False
 
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline(size)
         if self.has_begun and not line.endswith(b"\n") and len(line) != size:
-            raise HTTPException("the response ends within its head")
+            raise HTTPException("the response ends within a line, or before an expected one")
         self.has_begun = True
         return line
 
 
 class _Response(HTTPResponse):
-    """An answer as the standard library reads it, but for three things that it doesn't know."""
+    """An answer as the standard library reads it, with three of its gaps closed."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self.fp: Any = _Lines(self.fp.detach())
 
     def _read_status(self) -> tuple[str, int, str]:
-        """The status of the answer itself, not of those that go before it (RFC 9110, section 15.2)."""
+        """The status of the answer itself, after any interim ones (RFC 9110, section 15.2)."""
         told: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
         while 100 <= told[1] < 200 and told[1] != 101:
             parse_headers(self.fp)
@@ -83,7 +83,7 @@ class _Response(HTTPResponse):
 
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]
-        if size < 0:  # of -1 bytes, all would be read that the server sends
+        if size < 0:  # read(-1) would read all that the server sends
             raise HTTPException(f"a chunk of {size} bytes")
         return size
 
@@ -104,9 +104,9 @@ class HttpClient:
     connect_timeout : float
         Seconds.
     ca_file : str, optional
-        Certificates (PEM) by which the server is known; None: the system's.
+        The trusted certificates (PEM); None: the system's.
     headers : callable, optional
-        Gives the headers of every request, beside ``User-Agent``; asked anew after an answer of 401.
+        Returns the headers of every request, except ``User-Agent``; called again after an answer of 401.
     """
 
     def __init__(
@@ -197,7 +197,8 @@ class HttpClient:
 
     def _fail(self, exc: Exception, until: float) -> NoReturn:
         if isinstance(exc, StoreError):
-            raise type(exc)(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from None
+            exc.filename = self.name
+            raise exc
         if time.monotonic() >= until or isinstance(exc, TimeoutError):
             raise TimeoutError(errno.ETIMEDOUT, "took too long", self.name) from exc
         code, why = _reason(exc)
@@ -238,13 +239,14 @@ def _read(response: HTTPResponse, limit: int | None, into: Callable[[bytes], Non
     if length is not None and length > limit:
         raise TooLargeError(errno.EFBIG, f"the response has {length} bytes, more than the limit of {limit}")
     wanted = limit + 1 if length is None else length
-    data, size = b"", 0
     if into is None:
         data = response.read(wanted)
         size = len(data)
-    while into is not None and size < wanted and (piece := response.read(min(_PIECE, wanted - size))):
-        into(piece)
-        size += len(piece)
+    else:
+        data, size = b"", 0
+        while size < wanted and (piece := response.read(min(_PIECE, wanted - size))):
+            into(piece)
+            size += len(piece)
     if size > limit:
         raise StoreError(errno.EFBIG, f"the response has more bytes than the limit of {limit}")
     if length is not None and size != length:
@@ -253,7 +255,7 @@ def _read(response: HTTPResponse, limit: int | None, into: Callable[[bytes], Non
 
 
 def authorization(credentials: Credentials) -> dict[str, str]:
-    """The header that says who asks, as HTTP has it (RFC 7617, RFC 6750); none where nobody says so."""
+    """The ``Authorization`` header for these credentials (RFC 7617, RFC 6750); no header if there are none."""
     user, password, token = credentials
     if token is not None:
         return {"Authorization": f"Bearer {token.reveal()}"}

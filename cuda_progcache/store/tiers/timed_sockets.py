@@ -2,8 +2,8 @@
 """Sockets whose waits end when the request of their thread has to, whatever the server does.
 
 A socket's own time-out bounds each wait, and not their sum: a server that sends a byte a second holds a client for
-ever. These know the end of the request (:func:`hurry`), and each wait is bounded by what is left until then. No thread
-is needed but for a host's name, which no call resolves in time.
+ever. These know the end of the request (:func:`hurry`), and each wait is bounded by what is left until then. Only the
+look-up of a host's name needs a thread, since the system's call for it takes no time-out.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _patience = _Patience()
 
 
 def hurry(until: float) -> None:
-    """Have this thread's next requests end by then, as :func:`time.monotonic` counts."""
+    """Set the time by which this thread's next requests have to end, as :func:`time.monotonic` counts."""
     _patience.until = until
 
 
 def left() -> float:
-    """Seconds that this thread's request may still take (TimeoutError: none)."""
+    """Seconds that this thread's request may still take (TimeoutError: none are left)."""
     seconds = _patience.until - time.monotonic()
     if seconds <= 0:
         raise TimeoutError(errno.ETIMEDOUT, "took too long")
@@ -50,9 +50,9 @@ def left() -> float:
 
 
 def _bound(waiting: socket.socket) -> None:
-    """Have a socket wait for no longer than the thread's request may take.
+    """Bound a socket's waits by what is left of the thread's request.
 
-    That is a system call, which is spared where the time that the socket has is as good.
+    That takes a system call, which is skipped where the socket's time-out is close enough.
     """
     seconds, set_to = left(), waiting.gettimeout()
     if set_to is None or not seconds <= set_to <= seconds + _CLOSE_ENOUGH:
@@ -85,16 +85,16 @@ class TimedSocket(_Timed):
 
 
 class TimedTlsSocket(_Timed, ssl.SSLSocket):
-    """A socket with TLS, where ``sendall`` is made of ``send``."""
+    """A socket with TLS, whose ``sendall`` calls ``send``."""
 
 
 class Tls:
-    """How a server is known by its certificate.
+    """TLS to servers whose certificates are verified.
 
     Parameters
     ----------
     ca_file : str or None
-        Certificates (PEM) by which it is known; None: the system's.
+        The trusted certificates (PEM); None: the system's.
     """
 
     def __init__(self, ca_file: str | None) -> None:
@@ -104,7 +104,7 @@ class Tls:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """What makes timed sockets; made once, since reading the certificates takes some 20 ms."""
+        """The SSL context of timed sockets. It is made once, since reading the certificates takes some 20 ms."""
         with self._lock:
             if self._context is None:
                 context = ssl.create_default_context(cafile=self._ca_file)

@@ -321,21 +321,24 @@ def health(settings: TierSettings, *, count: bool = False) -> Health:
     told = (settings.url, settings.mode, settings.trust)
     try:
         opened = side_of(settings)
-        if not isinstance(opened, TierSide):
-            started = time.perf_counter()
-            sizes = opened.sizes(PROGRAMS)
-            latency = time.perf_counter() - started
-            return Health(*told, True, "", latency, len(sizes), sum(sizes.values()))
         try:
-            latency = min(opened.asked() for _ in range(3))
-            if not count:
-                return Health(*told, True, "", latency)
-            try:
-                sizes = opened.sizes(PROGRAMS)
-            except OSError:
-                return Health(*told, True, "", latency)
-            return Health(*told, True, "", latency, len(sizes), sum(sizes.values()))
+            return Health(*told, True, "", *_measured(opened, count=count))
         finally:
             opened.close()
     except OSError as exc:
         return Health(*told, False, exc.strerror or str(exc), None)
+
+
+def _measured(opened: Side, *, count: bool) -> tuple[float, int | None, int | None]:
+    """Seconds that a look-up takes, and the number and bytes of the programs; of a directory, a listing takes them."""
+    if isinstance(opened, TierSide):
+        latency = min(opened.asked() for _ in range(3))
+        try:
+            sizes = opened.sizes(PROGRAMS) if count else None
+        except OSError:
+            sizes = None
+    else:
+        started = time.perf_counter()
+        sizes = opened.sizes(PROGRAMS)
+        latency = time.perf_counter() - started
+    return latency, *((None, None) if sizes is None else (len(sizes), sum(sizes.values())))

@@ -104,15 +104,17 @@ class WriteBack(Generic[T]):
                 self._bytes += size - before
                 if self._idle.is_set():
                     self._idle.clear()
-        if not fits or not (self._has_thread or self._at_work()):
+        if not fits:
             self._dropped(1)
+            return False
+        if not (self._has_thread or self._at_work()):
             return False
         if not self._more.is_set():
             self._more.set()
         return True
 
     def _at_work(self) -> bool:
-        """Whether there is a thread, which is started if there is none."""
+        """Start the thread if there is none; ``False``, with all that waits dropped, where it can't be started."""
         with self._lock:
             start, self._has_thread = not self._has_thread, True
         if start:
@@ -121,9 +123,11 @@ class WriteBack(Generic[T]):
             except RuntimeError:  # the interpreter is ending, or there can be no more threads
                 with self._lock:
                     self._has_thread = False
+                    count = len(self._waiting)
                     self._waiting.clear()
                     self._bytes = 0
                     self._idle.set()
+                self._dropped(count)
                 return False
             _write_at_end_of_worker()
         return True
