@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What starts anew in a forked child: it has none of its parent's threads, and counts for itself."""
+"""Calls that a forked child makes to start anew: it has none of its parent's threads, and counts for itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _methods: dict[int, tuple[_Owner, Callable[[Any], Any]]] = {}
 
 
 def in_child(call: Callable[[], Any]) -> None:
-    """Have something called in each child that this process forks.
+    """Call something in each child that this process forks.
 
     Parameters
     ----------

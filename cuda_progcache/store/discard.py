@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking programs out of a store's directory, and out of the account of what lies there."""
+"""Removal of programs from a store's directory, and from the account of what lies there."""
 
 from __future__ import annotations
 

@@ -112,8 +112,8 @@ def opened(registry):
     """Open an image of the registry's."""
 
     def make(reference=":tag", **options):
-        given = "".join(f"&{name}={value}" for name, value in options.items())
-        return open_tier(parse_tier(f"oci://{registry.host}/team/kernels{reference}?tls=no&timeout=60{given}"))
+        given = "&".join(f"{name}={value}" for name, value in {"tls": "no", "timeout": 60, **options}.items())
+        return open_tier(parse_tier(f"oci://{registry.host}/team/kernels{reference}?{given}"))
 
     return make
 
@@ -374,6 +374,22 @@ def age(images, moment=LONG_AGO):
     """Have everything that lies there be as old as that."""
     for path in (images, *images.rglob("*")):
         os.utime(path, (moment, moment))
+
+
+def test_the_end_of_a_store_waits_for_no_pull(registry, opened, images, filled, until):
+    digest = registry.image(filled[1])
+    (path,) = (path for path in registry.answers if "/blobs/" in path)
+    answer, asked, gate = registry.answers[path], threading.Event(), threading.Event()
+    registry.answers[path] = lambda _: (asked.set(), gate.wait(60), answer)[2]
+    tier = opened(timeout=0.5)
+    with pytest.warns(ProgCacheWarning, match="took too long"):
+        assert tier.load(KEY) is None
+    assert asked.wait(60)
+    tier.close()
+    assert not images.exists() or digest.replace(":", "-") not in os.listdir(images)
+    gate.set()
+    until(lambda: digest.replace(":", "-") in os.listdir(images))
+    assert opened().load(KEY) is not None
 
 
 def pull(registry, opened, number):

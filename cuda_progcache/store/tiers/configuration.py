@@ -121,12 +121,12 @@ def _files(folder: str) -> Iterator[tuple[str, bytes]]:
 def _content(path: str, here: str) -> bytes | None:
     """What is in a file; None where there is none, or one that isn't trusted.
 
-    It is judged as it was opened: whoever may put another in its place can't have that one read.
+    The open file is judged, so that one that takes its place meanwhile isn't read.
     """
     from cuda_progcache.errors import ConfigError
 
     try:
-        # Whoever put a pipe there keeps nobody waiting.
+        # A pipe in its place keeps nobody waiting.
         opened = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -72,7 +72,7 @@ class OciEngine(LayerEngine):
         forks.in_child(self._renew)
 
     def _renew(self) -> None:
-        """Make the lock anew: in a forked child nobody pulls."""
+        """Make a new lock. A forked child has none of the threads that may hold its parent's."""
         self._lock = threading.Lock()
 
     # Getting it
@@ -125,11 +125,15 @@ class OciEngine(LayerEngine):
         )
 
     def close(self) -> None:
-        """Stop using the image, so that it can be removed."""
-        with self._lock:
+        """Stop using the image, so that it can be removed. A pull that is under way isn't waited for."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             image, self._image, self._layer = self._image, None, None
             if image is not None:
                 image.close()
+        finally:
+            self._lock.release()
 
 
 class _Registry:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine that is made when it is first used, since that imports its client library."""
+"""An engine that is made when it is first used, since its module may import a client library."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EngineOnDemand(Engine):
         Raises
         ------
         NotInstalledError
-            Its client library isn't installed.
+            It needs a client library, which isn't installed.
         """
         if self._made is None:
             home, name = _ENGINES[self._settings.scheme]

@@ -335,7 +335,7 @@ class RemoteProgramCache(ProgramCacheResource):
         return done
 
     def then(self, call: Callable[[], object]) -> None:
-        """Have something called once all that is queued by now is sent, dropped or put off, from any thread."""
+        """Call something once all that is queued by now is sent, dropped or put off; from any thread."""
         self._objects.writes.then(call)
 
     def has_published(self) -> bool:

@@ -85,10 +85,10 @@ class Side(Protocol):
         """Digest and size of all programs or manifests (StoreError: it can't list)."""
 
     def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
-        """Those of them that are there; of one that can't be used, its digest."""
+        """Read those that are there; an item that can't be used is given as its digest."""
 
     def write(self, tree: str, items: Sequence[Item]) -> int:
-        """Keep them; the number of those that were (StoreError: it takes no writes)."""
+        """Write them; return how many were kept (StoreError: it takes no writes)."""
 
     def close(self) -> None:
         """Close what is open."""
@@ -100,7 +100,7 @@ def is_url(place: str) -> bool:
 
 
 def settings_of(url: str) -> TierSettings:
-    """The settings of a tier by its URL; where one of that URL is configured, and no more is said, its own."""
+    """The settings of a URL; those of the configured tier with that URL, where the URL has no options of its own."""
     settings = parse_tier(url, where="the tier")
     if settings == TierSettings(settings.url, mode=settings.mode):
         return next((one for one in configured().tiers if one.url == settings.url), settings)
@@ -122,7 +122,7 @@ def side(place: str | os.PathLike[str], *, writes: bool) -> Side:
     ConfigError
         It is a URL of no tier.
     StoreError
-        It can't be opened, or not be written.
+        It can't be opened or written.
     """
     place = os.fspath(place)
     return side_of(settings_of(place), writes=writes) if is_url(place) else _Directory(place, writes=writes)
@@ -178,7 +178,7 @@ class _Directory:
 
 
 class NotMade:
-    """A directory that would be made: there is nothing in it yet."""
+    """A directory that a dry run doesn't make. It is empty."""
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -217,12 +217,12 @@ class TierSide:
 
     @property
     def engine(self) -> Engine:
-        """What it stands on."""
+        """The tier's engine."""
         return self._remote.engine
 
     @property
     def trust(self) -> Trust:
-        """Whom it trusts, and in whose name it is written."""
+        """Whose objects the tier gives, and in whose name they are written there."""
         return self._remote.trust
 
     def call(self, seconds: float, operation: Callable[..., R], *args: Any, tries: int = _TRIES, **named: Any) -> R:
@@ -326,7 +326,7 @@ class TierSide:
         self.call(self._settings.write_timeout, self.engine.delete, names)
 
     def asked(self) -> float:
-        """Seconds that a look-up takes of something that isn't there (OSError: it failed)."""
+        """Seconds that the look-up of a missing object takes (OSError: it failed)."""
         started = time.perf_counter()
         self.call(self._settings.timeout, self._remote._get_nothing, tries=1)
         return time.perf_counter() - started

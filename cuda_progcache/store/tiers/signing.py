@@ -107,7 +107,7 @@ class Signer:
 
 
 class Verifier:
-    """Says why an object of a tier isn't to be trusted.
+    """Verifies the signatures of a tier's objects.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class Verifier:
         self._keys: tuple[Ed25519PublicKey, ...] = ()
 
     def __call__(self, name: str, data: bytes, record: Mapping[str, Any]) -> str | None:
-        """Why not; ``None``: it is what one of the keys' owners has signed, under this name."""
+        """Say why an object isn't trusted; ``None`` if the owner of one of the keys has signed it under this name."""
         envelope = record.get(SIGNATURE)
         if envelope is None:
             return "it isn't signed"
@@ -144,7 +144,7 @@ class Verifier:
 
 
 def _difference(signed: Any, found: Mapping[str, Any]) -> str:
-    """What of an object isn't as it was signed."""
+    """Say which part of an object isn't as it was signed."""
     if not isinstance(signed, dict) or signed.get("predicateType") != PREDICATE_TYPE:
         return "its signature is for a different kind of statement"
     try:
@@ -186,7 +186,7 @@ class Trust(NamedTuple):
         return None if tree == MANIFESTS and self.pinned else self.verifier
 
     def why_not_sign(self, name: str, data: bytes, record: Mapping[str, Any]) -> str | None:
-        """Why an object of others can't be written here; ``None``: it can, or nothing is signed."""
+        """Say why an object of others can't be written here; ``None`` if it can, or nothing is signed."""
         if self.signer is None:
             return None
         return "nobody vouches for what others publish" if self.voucher is None else self.voucher(name, data, record)

@@ -47,8 +47,8 @@ class WriteBack(Generic[T]):
     puts_off : callable, optional
         Whether to keep what can't be written now, for :meth:`again`; by default never.
     delay : float
-        Seconds that the thread lets pass before it begins, unless somebody waits for it: who asks for many programs in
-        a row would else share the interpreter with it at each of them.
+        Seconds that the thread lets pass before it begins, unless somebody waits for it. Without a delay it would
+        compete for the interpreter with a caller that asks for many programs in a row.
 
     Attributes
     ----------
@@ -141,7 +141,7 @@ class WriteBack(Generic[T]):
         return bool(self._waiting or self._under_way or self._calls or self._due)
 
     def then(self, call: Callable[[], object]) -> None:
-        """Have something called once all that is queued by now is sent or given up: by the thread, or at once."""
+        """Call something once all that is queued by now is sent or given up: on the thread, or at once."""
         with self._lock:
             busy = self._is_busy()
             if busy:
@@ -157,7 +157,7 @@ class WriteBack(Generic[T]):
         return len(self._waiting) + len(self._under_way) + len(self._later)
 
     def forget(self, names: Iterable[str] | None = None) -> None:
-        """Don't do what waits, all of it or what has one of these names."""
+        """Take writes off the queue: those of these names, or all of them."""
         with self._lock:
             for name in [*self._waiting, *self._later] if names is None else names:
                 self._bytes -= self._waiting.pop(name, (None, 0))[1]
