@@ -6,11 +6,13 @@ from __future__ import annotations
 import errno
 import gc
 import socket
+import time
 
 import pytest
 
 from cuda_progcache.errors import ProgCacheWarning, StoreError
 from cuda_progcache.store import InMemoryProgramCache, ProgramCacheStack
+from cuda_progcache.store.tiers import timed_sockets
 from cuda_progcache.store.tiers.connections import Connections, HungUpError
 from tests.tiers.shelf import CUBIN
 
@@ -117,3 +119,21 @@ def test_where_a_kept_connection_was_closed_those_as_old_are_not_tried(connect, 
     connections.use(call)
     assert used == [used[0], opened[3]]
     assert all(one.sock is None for one in old)
+
+
+def test_each_address_of_a_host_gets_its_share_of_the_time(monkeypatch):
+    """Else one that never answers would leave none for those that do."""
+    given = []
+
+    class NobodyAnswers(timed_sockets.TimedSocket):
+        def connect(self, address):
+            given.append((address, self.gettimeout()))
+            raise TimeoutError
+
+    address = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+    monkeypatch.setattr(timed_sockets, "_addresses", lambda *_: [(*address, host) for host in "abc"])
+    monkeypatch.setattr(timed_sockets, "TimedSocket", NobodyAnswers)
+    timed_sockets.hurry(time.monotonic() + 6000)
+    with pytest.raises(TimeoutError):
+        timed_sockets.connect("host", 80, 600.0)
+    assert [(host, 100 * round(seconds / 100)) for host, seconds in given] == [("a", 200), ("b", 300), ("c", 600)]

@@ -456,6 +456,19 @@ def test_a_server_of_programs_and_leases_that_dies_is_waited_for_once(mortal, fi
     tier.close()
 
 
+def test_who_got_a_lease_only_at_the_second_try_looks_again_first(monkeypatch):
+    """The look before it may have failed as the first try did."""
+    monkeypatch.setattr(leases, "PATIENCE", 600.0)
+    answers = [b"-LOADING the dataset\r\n", LEASED, b":1\r\n"]
+    monkeypatch.setitem(TROUBLES["redis"], "loading", lambda *_: [answers.pop(0)])
+    monkeypatch.setattr(FleetLeases, "_start_heart", lambda _: None)
+    with FaultyServer("redis", "loading") as running:
+        one = FleetLeases(parse_tier(f"redis://127.0.0.1:{running.port}?connect_timeout=30&timeout=30"))
+        assert one.lead("f", never, lambda: b"theirs", 600.0) == b"theirs"
+        assert answers == []
+        one.close()
+
+
 def test_a_server_that_answers_no_listener_is_waited_for_once(mortal):
     mortal.held, mortal.dead = True, {"SUBSCRIBE"}
     one = FleetLeases(parse_tier(mortal.url))

@@ -340,6 +340,24 @@ def test_an_answer_that_is_cut_anywhere_is_none(monkeypatch, protocol, ends):
         engine.close()
 
 
+def test_credentials_are_read_again_once_they_were_refused(monkeypatch):
+    """As a token in a file is replaced while a process runs."""
+    answers = [b"200 OK", b"401 Unauthorized", b"200 OK", b"200 OK"]
+
+    def script(*_):
+        yield b"HTTP/1.1 " + answers.pop(0) + b"\r\nContent-Length: 0\r\n\r\n"
+
+    monkeypatch.setitem(TROUBLES["http"], "expired", script)
+    read = []
+    with FaultyServer("http", "expired") as server:
+        client = HttpClient(
+            f"http://127.0.0.1:{server.port}", connect_timeout=30, headers=lambda: read.append(1) or {"A": "b"}
+        )
+        seen = [(client.exchange("GET", "/x", until=later(), limit=LIMIT).status, len(read)) for _ in range(4)]
+        client.close()
+    assert seen == [(200, 1), (401, 1), (200, 2), (200, 2)]
+
+
 @pytest.mark.parametrize("size", ["-1", "-5", "-FFFF"])
 def test_a_chunk_has_no_size_below_zero(monkeypatch, size):
     def script(speaks, asked, body):
