@@ -210,7 +210,7 @@ def prewarm(
             for job in missing:
                 finished(job.index, _of(job.wanted, "missing", reasons=frozen.reasons(job.unit)))
         elif missing:
-            # Imported when something is compiled: where all is there already, that takes longer than the look-ups.
+            # Imported when something is compiled: a prewarm that finds all there does without.
             from cuda_progcache.service.batch import Batch, compile_batch
 
             if executor is not None:
