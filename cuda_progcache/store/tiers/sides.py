@@ -135,7 +135,10 @@ def side_of(settings: TierSettings, *, writes: bool = False) -> Side:
             raise ReadOnlyError(errno.EROFS, "a layer is read-only; to write there, give its path", settings.path)
         return _Directory(settings.path, writes=False)
     if writes and settings.mode == "ro":
-        raise ReadOnlyError(errno.EROFS, "this tier is read-only (mode=ro)", settings.url)
+        why = "an image is read-only; to make one, run cuda-progcache export --oci DIR, and push it to the registry"
+        raise ReadOnlyError(
+            errno.EROFS, why if settings.scheme == "oci" else "this tier is read-only (mode=ro)", settings.url
+        )
     return TierSide(settings)
 
 
