@@ -64,7 +64,7 @@ def reader(redis_url, open_url, pair):
 
 @pytest.fixture
 def anyone(redis_url, open_url):
-    return open_url(f"{redis_url}&max_bytes=100000&timeout=20")
+    return open_url(f"{redis_url}&max_bytes=100000")
 
 
 def place(key):
