@@ -11,7 +11,7 @@ from cuda_progcache._util import modes
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.lookup import check_cache, fleet, leases_dir, load, seconds_of
+from cuda_progcache.compile.lookup import check_cache, fleet, leases_dir, load
 from cuda_progcache.compile.manifests import headers_here, known_headers, remember_headers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
@@ -149,7 +149,7 @@ def obtain_linked(
     reasons = [own.unrepeatable] if cache is not None else []
     reason = next(filter(None, [*reasons, *(part.reason for part in parts if part is not None)]), None)
     key = _link_key(own, inputs, cache) if cache is not None and reason is None else None
-    spared = sum(seconds_of(part.record) for part in parts if part is not None)  # by a hit, beside the link
+    spared = sum(part.about.seconds for part in parts if part is not None)  # by a hit, beside the link
     if key is None:
         from cuda_progcache.compile.miss import tell_compiled
 

@@ -237,8 +237,7 @@ def _trim(shard: str) -> None:
     A few are looked at for each one that is written, once there are many: so those of evicted entries stay fewer than
     a third of the others.
     """
-    import random
-
+    from cuda_progcache._util.chance import chance
     from cuda_progcache._util.liveness import LITTER_AGE
 
     try:
@@ -246,7 +245,7 @@ def _trim(shard: str) -> None:
             names = [item.name for item in found]
         if len(names) <= _FEW:
             return
-        for name in random.sample(names, _LOOKED_AT):  # no secret: any will do
+        for name in chance.sample(names, _LOOKED_AT):
             path = os.path.join(shard, name)
             young = time.time() - os.lstat(path).st_mtime < LITTER_AGE  # its entry may just be on its way
             if not young and not any(_entry_is_there(shard, known.entry) for known in HeaderManifest.read(path).sets):

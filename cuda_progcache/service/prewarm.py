@@ -54,7 +54,7 @@ class PrewarmItem:
     seconds : float
         Wall time it took now.
     saved : float
-        Seconds of compiling that a hit spared.
+        Seconds of compiling that a hit saved.
     size : int
         Bytes of the binary.
     digest : str or None
@@ -148,7 +148,7 @@ class PrewarmReport:
 
     @property
     def saved_seconds(self) -> float:
-        """Time of compiling that the hits spared."""
+        """Compile time that the hits saved."""
         return sum(item.saved for item in self.items)
 
     def to_dict(self) -> dict[str, Any]:

@@ -125,8 +125,11 @@ def connect(host: str, port: int, seconds: float, tls: Tls | None = None) -> soc
     opened = _connected(host, port, seconds)
     try:
         return opened if context is None else context.wrap_socket(opened, server_hostname=host)
-    except BaseException:
+    except BaseException as exc:
         opened.close()
+        if isinstance(exc, ssl.SSLError) and exc.reason == "WRONG_VERSION_NUMBER":
+            why = "the server doesn't speak TLS: without it, use http://, redis:// or, with oci://, tls=no"
+            raise StoreError(errno.EPROTO, why) from exc
         raise
 
 
