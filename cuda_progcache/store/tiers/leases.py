@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util import forks
+from cuda_progcache._util.chance import chance
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.warning import warn
 from cuda_progcache.errors import ProgCacheWarning, StoreError
@@ -367,7 +367,7 @@ class FleetLeases:
 
     def _well_again(self) -> bool:
         """Ask a server that is in trouble, after a rest that gets longer each time."""
-        time.sleep(self._rest * random.uniform(0.8, 1.2))  # noqa: S311 - so that a fleet doesn't come all at once
+        time.sleep(self._rest * chance.uniform(0.8, 1.2))  # so that a fleet doesn't come all at once
         try:
             is_well = self._ask("PING") == b"PONG"
         except OSError:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from cuda_progcache._util.chance import chance
 from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import ReadOnlyError, StoreError
 from cuda_progcache.store.derived import (
@@ -243,7 +243,7 @@ class TierSide:
                     if isinstance(exc, TimeoutError):
                         raise StoreError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name) from exc
                     raise
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            time.sleep(pause * chance.uniform(0.5, 1.5))
             pause *= 2
 
     def objects(self, prefix: str) -> Iterator[Listed]:
