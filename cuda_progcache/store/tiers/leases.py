@@ -217,6 +217,7 @@ class FleetLeases:
     def _ask(self, *command: str | int) -> Any:
         """The answer to a command, by the deadline (OSError: there is none)."""
         client = self._redis()  # imported before the clock runs
+        client.prepare()
         return client.ask(self._deadline(), _LARGEST, command, most_items=2)[0]
 
     def _deadline(self) -> float:
