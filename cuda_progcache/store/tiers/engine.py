@@ -79,8 +79,15 @@ class Engine(abc.ABC):
     threads: int = 1
 
     def prepare(self) -> None:  # noqa: B027
-        """Import everything that calls need (:class:`NotInstalledError` if it isn't installed).
+        """Import and load all that calls need, before their time limits start.
 
+        Raises
+        ------
+        NotInstalledError
+            The client library isn't installed.
+
+        Notes
+        -----
         Calls may run on our threads, which must not import anything: a process that is shutting down can't import any
         more, and a child that is forked while a thread imports a module waits for that module forever.
         """

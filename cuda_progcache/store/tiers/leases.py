@@ -218,7 +218,8 @@ class FleetLeases:
 
     def _ask(self, *command: str | int) -> Any:
         """Send a command and return the answer (OSError if there is none within the deadline)."""
-        client = self._redis()  # imported before the clock starts
+        client = self._redis()  # imported before the time limit starts
+        client.prepare()
         return client.ask(self._deadline(), _LARGEST, command, most_items=2)[0]
 
     def _deadline(self) -> float:

@@ -8,6 +8,7 @@ looking up a host name needs a thread, since the system call for it has no time-
 
 from __future__ import annotations
 
+import contextlib
 import encodings.idna  # noqa: F401 - socket.getaddrinfo would import it in a thread
 import errno
 import select
@@ -111,6 +112,11 @@ class Tls:
                 context.sslsocket_class = TimedTlsSocket
                 self._context = context
             return self._context
+
+    def prepare(self) -> None:
+        """Make the context before a request's time runs; where it can't be made, a connection says why."""
+        with contextlib.suppress(OSError):
+            _ = self.context
 
 
 def connect(host: str, port: int, seconds: float, tls: Tls | None = None) -> socket.socket:
