@@ -51,7 +51,7 @@ lint: environment
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff --quiet .; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@said=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$said"; exit 1; }
-	@echo 'lint: ruff, mypy --strict and import-linter are content'
+	@echo 'lint: ruff, mypy --strict and import-linter found nothing'
 
 # Once for all: each worker would rewrite the assertions of every test, and each process of a test compile the
 # package, the more so where PYTHONDONTWRITEBYTECODE is set. What can't be collected, the run of the tests says.
