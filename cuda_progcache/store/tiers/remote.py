@@ -126,8 +126,8 @@ class RemoteProgramCache(ProgramCacheResource):
         return self._fleet
 
     def _is_worth_asking(self) -> bool:
-        """Whether a service that is out of use may be back, and costs nothing else: one that is being restarted."""
-        return self._fleet is not None and self._fleet.costs_nothing and not self._calls.late
+        """Whether a service that is out of use may be back, and answers at once if not: one that is being restarted."""
+        return self._fleet is not None and self._fleet.answers_at_once and not self._calls.late
 
     def _ill(self) -> None:
         """Stop using the service: its leases lie on it, and it is in trouble."""
