@@ -389,7 +389,7 @@ class FromTier(ProgramCacheStack):
         super().__init__((tier,), write_policy="skip")
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(answer=st.binary(max_size=300) | st.binary(max_size=40).map(lambda rest: b"CPCO\x01\0\0\0" + rest))
 def test_whatever_a_lying_server_answers_is_a_miss(anyone, attacker, answer):
     attacker.set(place(KEY), answer)
