@@ -24,12 +24,13 @@ from cuda_progcache.store.tiers.timed_sockets import Tls, connect, hurry, left
 
 if TYPE_CHECKING:
     from http.client import HTTPMessage
+    from socket import socket
 
     from cuda_progcache.store.tiers.settings import Credentials
 
 #: Connections to a server that are kept open.
 _KEPT = 32
-#: What an answer of no interest may have for its connection to be worth keeping.
+#: What an answer without an object may have to be read, so that its connection can be kept.
 _READ_AWAY = 64 << 10
 #: Bytes of a body that is taken piece by piece.
 _PIECE = 1 << 18
@@ -45,7 +46,7 @@ class Answer(NamedTuple):
     headers : HTTPMessage
         By name, in any case.
     data : bytes
-        The body of an answer with status 200, where it is wanted; else empty.
+        The body of an answer with status 200, where it is wanted; of any other, what has at most 64 KiB.
     """
 
     status: int
@@ -101,28 +102,35 @@ class HttpClient:
     ----------
     url : str
         Scheme, host, port and a path, without secrets.
+    name : str, optional
+        What errors call it; None: the URL.
     connect_timeout : float
         Seconds.
     ca_file : str, optional
         The trusted certificates (PEM); None: the system's.
     headers : callable, optional
         Returns the headers of every request, except ``User-Agent``; called again after an answer of 401.
+    dial : callable, optional
+        Opens a connection, by the end of the thread's request; None: one to the URL's host and port.
     """
 
     def __init__(
         self,
         url: str,
         *,
+        name: str | None = None,
         connect_timeout: float,
         ca_file: str | None = None,
         headers: Callable[[], Mapping[str, str]] = dict,
+        dial: Callable[[], socket] | None = None,
     ) -> None:
-        self.name = url
+        self.name = name or url
         self._parts = urlsplit(url)
         self._connect_timeout = connect_timeout
         self._tls = Tls(ca_file) if self._parts.scheme == "https" else None
         self._headers = headers
         self._known: Mapping[str, str] | None = None  # the headers, once they have been asked for
+        self._dial = dial
         self._connections = Connections(self._connect, _KEPT)
 
     def _connect(self) -> HTTPConnection:
@@ -131,7 +139,7 @@ class HttpClient:
         made = _Connection(host, port)
         if is_tls:
             made.default_port = 443  # which the Host header leaves out
-        made.sock = connect(host, port, self._connect_timeout, self._tls)
+        made.sock = self._dial() if self._dial else connect(host, port, self._connect_timeout, self._tls)
         made.auto_open = 0
         return made
 
@@ -155,7 +163,7 @@ class HttpClient:
         until : float
             When it has to have ended, as :func:`time.monotonic` counts.
         limit : int, optional
-            Bytes that the answer's body may have; of a larger one nothing is read. None: the body is of no interest.
+            Bytes that an object may have; of a larger one nothing is read. None: no object is asked for.
         body : bytes, optional
             What is sent.
         headers : mapping, optional
@@ -230,9 +238,7 @@ def _read(response: HTTPResponse, limit: int | None, into: Callable[[bytes], Non
     """The body of an answer, if it is wanted; piece by piece where something takes it."""
     length = response.length  # None: it ends with the connection, or comes in chunks
     if response.status != 200 or limit is None:
-        if length is not None and length <= _READ_AWAY:
-            response.read(length)
-        return b""
+        return _read_away(response)
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise StoreError(errno.EPROTO, f"the response has an encoding that wasn't requested ({encoding[:40]!r})")
@@ -252,6 +258,17 @@ def _read(response: HTTPResponse, limit: int | None, into: Callable[[bytes], Non
     if length is not None and size != length:
         raise StoreError(errno.EPROTO, f"the response has {size} bytes instead of {length}")
     return data
+
+
+def _read_away(response: HTTPResponse) -> bytes:
+    """What a server says beside its status; empty where that is long, or ends with the connection."""
+    length = response.length
+    if length is None and not response.chunked:
+        return b""
+    if length is not None and length > _READ_AWAY:
+        return b""
+    data = response.read(_READ_AWAY + 1 if length is None else length)
+    return data if len(data) <= _READ_AWAY else b""
 
 
 def authorization(credentials: Credentials) -> dict[str, str]:

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that runs obstore: ``python -m cuda_progcache.store.tiers.object_process``, started by a tier.
+
+Its standard input is a socket. A line of JSON comes first, the tier's settings; then connections, as descriptors
+(SCM_RIGHTS), on each of which it answers HTTP: GET, PUT and DELETE of objects, and GET of ``/?prefix`` for a listing.
+Trouble is an answer with status 502, and a number and words as JSON; ``{what}`` among them is what was asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import sys
+import threading
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import obstore
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from cuda_progcache._util.printable import one_line
+from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers import s3
+from cuda_progcache.store.tiers.connections import IDLE
+from cuda_progcache.store.tiers.settings import TierSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: The part of its time that a request is given, so that it has ended before its caller's patience has.
+_SHARE = 0.97
+#: Variables with which the environment says who asks.
+_KNOWN_TO_GOOGLE = (
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_PATH",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)
+_KNOWN_TO_AZURE = (
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_TOKEN",
+    "AZURE_STORAGE_CLIENT_SECRET",
+    "AZURE_FEDERATED_TOKEN_FILE",
+)
+_STATUS = re.compile(r"status code: (\d{3})")
+_SYSTEM = re.compile(r'Os \{\s*code: (\d+),\s*kind: \w+,\s*message: "([^"]*)"')
+_NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
+
+
+class _Bucket:
+    """A tier's bucket, or container."""
+
+    def __init__(self, settings: TierSettings) -> None:
+        self._settings = settings
+        self._stores: dict[float, Any] = {}  # by the seconds that a request may take
+        self._is_anonymous = False
+
+    def store(self, seconds: float) -> Any:
+        store = self._stores.get(seconds)
+        return self._stores.setdefault(seconds, self._opened(seconds)) if store is None else store
+
+    def check_writable(self) -> None:
+        if self._is_anonymous and self._settings.scheme == "gs":
+            # For a write obstore asks the metadata service even so.
+            raise StoreError(errno.EACCES, "can't write without credentials")
+
+    def _opened(self, seconds: float) -> Any:
+        settings = self._settings
+        kind: Any
+        kind, config = {
+            "s3": (S3Store, _s3),
+            "gs": (GCSStore, _google),
+            "az": (AzureStore, _azure),
+        }[settings.scheme]
+        given = config(settings)
+        self._is_anonymous = "skip_signature" in given
+        endpoint = given.get("endpoint") or given.get("base_url") or ""
+        try:
+            return kind(
+                settings.host,
+                prefix=settings.path or None,
+                config=given,
+                client_options={
+                    "connect_timeout": timedelta(seconds=min(settings.connect_timeout, seconds)),
+                    "timeout": timedelta(seconds=_SHARE * seconds),
+                    "allow_http": endpoint.startswith("http://"),
+                    "pool_idle_timeout": timedelta(seconds=IDLE),
+                    "user_agent": "cuda-progcache",
+                },
+                retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=seconds)},
+            )
+        except Exception:  # noqa: BLE001 - its message may have what it was given
+            raise StoreError(errno.EINVAL, "obstore can't open it with these settings") from None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers the requests of one connection."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Bucket  # type: ignore[assignment]
+
+    def do_GET(self) -> None:  # noqa: N802 - its name
+        if self.path.startswith("/?"):
+            self._do(self._list)
+        else:
+            self._do(self._get)
+
+    def do_PUT(self) -> None:  # noqa: N802 - its name
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self._do(lambda: self._write(lambda store: obstore.put(store, self._name, data, use_multipart=False)))
+
+    def do_DELETE(self) -> None:  # noqa: N802 - its name
+        self._do(lambda: self._write(lambda store: obstore.delete(store, self._name)))
+
+    @property
+    def _name(self) -> str:
+        return unquote(self.path.removeprefix("/"))
+
+    @property
+    def _store(self) -> Any:
+        return self.server.store(float(self.headers["X-Seconds"]))
+
+    def _do(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except FileNotFoundError as exc:
+            missing = _NO_BUCKET.search(str(exc)) if self.command == "GET" else None
+            if missing is None:
+                self._answer(404)
+            else:
+                self._fail(errno.ENOENT, f"no such bucket ({missing[1]})")
+        except StoreError as exc:
+            self._fail(exc.errno or errno.EIO, exc.strerror or str(exc))
+        except BrokenPipeError:
+            self.close_connection = True  # nobody waits for it any more
+        except BaseException as exc:  # noqa: BLE001 - a panic of Rust code is none of Exception's
+            self._fail(*_reason(exc))
+
+    def _get(self) -> None:
+        found = obstore.get(self._store, self._name)
+        start, end = found.range  # of the object, all of which was asked for; its metadata would take a while to be made
+        size = end - start
+        if size > int(self.headers["X-Limit"]):  # obstore would make room for it
+            self._head(200, size)  # which says enough
+            self.close_connection = True
+            return
+        data = found.bytes().to_bytes()
+        if len(data) != size:
+            raise StoreError(errno.EPROTO, f"{self._name} has {len(data)} bytes instead of {size}")
+        self._answer(200, data)
+
+    def _write(self, call: Callable[[Any], object]) -> None:
+        store = self._store
+        self.server.check_writable()
+        call(store)
+        self._answer(204)
+
+    def _list(self) -> None:
+        prefix = unquote(self.path.removeprefix("/?"))
+        told = [
+            (one["path"], one["size"], one["last_modified"].timestamp())
+            for page in obstore.list(self._store, prefix.rpartition("/")[0] or None, chunk_size=1000)
+            for one in page
+            if one["path"].startswith(prefix)
+        ]
+        self._answer(200, json.dumps(told).encode())
+
+    def _fail(self, code: int, why: str) -> None:
+        self._answer(502, json.dumps([code, why]).encode())
+
+    def _answer(self, status: int, body: bytes = b"") -> None:
+        self._head(status, len(body))
+        self.wfile.write(body)
+
+    def _head(self, status: int, length: int) -> None:
+        self.send_response_only(status)
+        if status != 204:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def _reason(exc: BaseException) -> tuple[int, str]:
+    """A number and a few words: obstore's messages go on for pages, and quote what the server sent."""
+    told = str(exc)
+    if isinstance(exc, TimeoutError) or "TimedOut" in told:
+        return errno.ETIMEDOUT, "took too long"
+    status, system = _STATUS.search(told), _SYSTEM.search(told)
+    if status is not None:
+        code = errno.EACCES if status[1] in {"401", "403"} else errno.EIO
+        return code, f"the server answered {status[1]} to {{what}}"
+    if system is not None:
+        return int(system[1]), f"can't be reached ({_plain(system[2])})"
+    words = "its certificate isn't trusted" if "InvalidCertificate" in told else _first_words(told)
+    return errno.EIO, f"the request failed ({_plain(words) or type(exc).__name__})"
+
+
+def _plain(words: str) -> str:
+    return words.replace("{", "(").replace("}", ")")
+
+
+def _first_words(told: str) -> str:
+    """The reason from obstore's message, without the URL, which has Azure's secrets."""
+    line = re.sub(r"https?://\S+", "", told.partition("\n")[0])
+    return one_line(re.sub(r"^Generic \w+ error: |Error performing .*? - ", "", line))[:150]
+
+
+def _s3(settings: TierSettings) -> dict[str, Any]:
+    user, password, token = settings.credentials
+    config = _revealed(access_key_id=user, secret_access_key=password, session_token=token)
+    if s3.is_anonymous(settings):
+        config["skip_signature"] = True
+    endpoint = s3.endpoint(settings)
+    return config | ({"endpoint": endpoint} if endpoint else {}) | {"region": s3.region(settings)}
+
+
+def _google(settings: TierSettings) -> dict[str, Any]:
+    _, password, token = settings.credentials
+    config = _revealed(service_account_key=password, bearer_token=token)
+    own = os.path.expanduser("~/.config/gcloud/application_default_credentials.json")
+    if not config and not any(os.environ.get(name) for name in _KNOWN_TO_GOOGLE) and not os.path.exists(own):
+        config["skip_signature"] = True
+    return config | ({"base_url": settings.endpoint} if settings.endpoint else {})
+
+
+def _azure(settings: TierSettings) -> dict[str, Any]:
+    user, password, token = settings.credentials
+    config = _revealed(account_name=user, account_key=password, sas_key=token)
+    if not config.keys() - {"account_name"} and not any(os.environ.get(name) for name in _KNOWN_TO_AZURE):
+        config["skip_signature"] = True
+    return config | ({"endpoint": settings.endpoint} if settings.endpoint else {})
+
+
+def _revealed(**secrets: Any) -> dict[str, Any]:
+    return {name: secret.reveal() for name, secret in secrets.items() if secret is not None}
+
+
+def _serve(connection: socket.socket, bucket: _Bucket) -> None:
+    with connection:
+        try:
+            _Handler(connection, ("", 0), bucket)  # type: ignore[arg-type]  # it asks nothing else of its server
+        except OSError:
+            return  # the other end has gone
+
+
+def main() -> None:
+    """Serve until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; this process ends with its parent
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    control = socket.socket(fileno=sys.stdin.fileno())
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = control.recv(1 << 16)
+        if not piece:
+            return
+        line += piece
+    bucket = _Bucket(TierSettings.of_parent(json.loads(line)))
+    control.sendall(b"r")
+    while True:
+        said, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not said:
+            os._exit(0)  # whatever obstore still waits for
+        for descriptor in descriptors:
+            connection = socket.socket(fileno=descriptor)
+            threading.Thread(target=_serve, args=(connection, bucket), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
