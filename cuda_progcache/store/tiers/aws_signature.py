@@ -11,8 +11,6 @@ import hashlib
 import hmac
 import time
 
-#: What is signed, sorted; a session token beside it.
-_SIGNED = "host;x-amz-content-sha256;x-amz-date"
 _EMPTY = hashlib.sha256().hexdigest()
 
 
@@ -39,7 +37,7 @@ class AwsSigner:
         self._key = ("", b"")  # of one day
 
     def headers(self, method: str, path: str, body: bytes | None) -> dict[str, str]:
-        """The headers of a request.
+        """The headers of a request, beside ``Host``.
 
         Parameters
         ----------
@@ -50,13 +48,12 @@ class AwsSigner:
         """
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         content = hashlib.sha256(body).hexdigest() if body else _EMPTY
-        told = {"Host": self._host, "x-amz-content-sha256": content, "x-amz-date": stamp}
-        names = _SIGNED
+        told = {"x-amz-content-sha256": content, "x-amz-date": stamp}
         if self._token is not None:
             told["x-amz-security-token"] = self._token
-            names += ";x-amz-security-token"
-        lines = "".join(f"{name.lower()}:{value}\n" for name, value in told.items())
-        asked = f"{method}\n{path}\n\n{lines}\n{names}\n{content}"
+        names = ";".join(["host", *told])
+        lines = "".join(f"{name}:{value}\n" for name, value in told.items())
+        asked = f"{method}\n{path}\n\nhost:{self._host}\n{lines}\n{names}\n{content}"
         scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(asked.encode()).hexdigest()}"
         signature = _hmac(self._day_key(stamp[:8]), text).hex()

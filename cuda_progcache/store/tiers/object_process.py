@@ -18,8 +18,7 @@ import socket
 import sys
 import threading
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 from urllib.parse import unquote
 
 import obstore
@@ -30,9 +29,7 @@ from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers import s3
 from cuda_progcache.store.tiers.connections import IDLE
 from cuda_progcache.store.tiers.settings import TierSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from cuda_progcache.store.tiers.timed_http import Headers
 
 #: The part of its time that a request is given, so that it has ended before its caller's patience has.
 _SHARE = 0.97
@@ -101,93 +98,76 @@ class _Bucket:
             raise StoreError(errno.EINVAL, "obstore can't open it with these settings") from None
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answers the requests of one connection."""
+class _Request:
+    """A request, as far as its head, and the stream that its answer goes to."""
 
-    protocol_version = "HTTP/1.1"
-    server: _Bucket  # type: ignore[assignment]
+    def __init__(self, stream: IO[bytes], line: bytes, bucket: _Bucket) -> None:
+        self._stream = stream
+        self._bucket = bucket
+        self._method, target, _ = line.decode().split(" ")
+        path, self._is_listing, prefix = target.partition("?")
+        self._name = unquote(prefix if self._is_listing else path[1:])
+        self._headers = Headers.read(stream)
+        self.is_last = False
 
-    def do_GET(self) -> None:  # noqa: N802 - its name
-        if self.path.startswith("/?"):
-            self._do(self._list)
-        else:
-            self._do(self._get)
-
-    def do_PUT(self) -> None:  # noqa: N802 - its name
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        self._do(lambda: self._write(lambda store: obstore.put(store, self._name, data, use_multipart=False)))
-
-    def do_DELETE(self) -> None:  # noqa: N802 - its name
-        self._do(lambda: self._write(lambda store: obstore.delete(store, self._name)))
-
-    @property
-    def _name(self) -> str:
-        return unquote(self.path.removeprefix("/"))
-
-    @property
-    def _store(self) -> Any:
-        return self.server.store(float(self.headers["X-Seconds"]))
-
-    def _do(self, action: Callable[[], None]) -> None:
+    def answer(self) -> None:
+        """Do what it asks for, and say what came of it."""
+        body = self._stream.read(int(self._headers.get("Content-Length", 0)))
         try:
-            action()
+            store = self._bucket.store(float(self._headers.get("X-Seconds")))
+            if self._is_listing:
+                self._say(200, json.dumps(self._listed(store)).encode())
+            elif self._method == "GET":
+                self._get(store)
+            else:
+                self._bucket.check_writable()
+                if self._method == "PUT":
+                    obstore.put(store, self._name, body, use_multipart=False)
+                else:
+                    obstore.delete(store, self._name)
+                self._say(200)
         except FileNotFoundError as exc:
-            missing = _NO_BUCKET.search(str(exc)) if self.command == "GET" else None
+            missing = _NO_BUCKET.search(str(exc)) if self._method == "GET" else None
             if missing is None:
-                self._answer(404)
+                self._say(404)
             else:
                 self._fail(errno.ENOENT, f"no such bucket ({missing[1]})")
         except StoreError as exc:
             self._fail(exc.errno or errno.EIO, exc.strerror or str(exc))
-        except BrokenPipeError:
-            self.close_connection = True  # nobody waits for it any more
         except BaseException as exc:  # noqa: BLE001 - a panic of Rust code is none of Exception's
             self._fail(*_reason(exc))
 
-    def _get(self) -> None:
-        found = obstore.get(self._store, self._name)
+    def _get(self, store: Any) -> None:
+        found = obstore.get(store, self._name)
         start, end = found.range  # of the object, all of which was asked for; its metadata would take a while to be made
         size = end - start
-        if size > int(self.headers["X-Limit"]):  # obstore would make room for it
+        if size > int(self._headers.get("X-Limit")):  # obstore would make room for it
             self._head(200, size)  # which says enough
-            self.close_connection = True
+            self.is_last = True
             return
         data = found.bytes().to_bytes()
         if len(data) != size:
             raise StoreError(errno.EPROTO, f"{self._name} has {len(data)} bytes instead of {size}")
-        self._answer(200, data)
+        self._say(200, data)
 
-    def _write(self, call: Callable[[Any], object]) -> None:
-        store = self._store
-        self.server.check_writable()
-        call(store)
-        self._answer(204)
-
-    def _list(self) -> None:
-        prefix = unquote(self.path.removeprefix("/?"))
-        told = [
+    def _listed(self, store: Any) -> list[tuple[str, int, float]]:
+        folder = self._name.rpartition("/")[0] or None
+        return [
             (one["path"], one["size"], one["last_modified"].timestamp())
-            for page in obstore.list(self._store, prefix.rpartition("/")[0] or None, chunk_size=1000)
+            for page in obstore.list(store, folder, chunk_size=1000)
             for one in page
-            if one["path"].startswith(prefix)
+            if one["path"].startswith(self._name)
         ]
-        self._answer(200, json.dumps(told).encode())
 
     def _fail(self, code: int, why: str) -> None:
-        self._answer(502, json.dumps([code, why]).encode())
+        self._say(502, json.dumps([code, why]).encode())
 
-    def _answer(self, status: int, body: bytes = b"") -> None:
+    def _say(self, status: int, body: bytes = b"") -> None:
         self._head(status, len(body))
-        self.wfile.write(body)
+        self._stream.write(body)
 
     def _head(self, status: int, length: int) -> None:
-        self.send_response_only(status)
-        if status != 204:
-            self.send_header("Content-Length", str(length))
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        self._stream.write(b"HTTP/1.1 %d -\r\nContent-Length: %d\r\n\r\n" % (status, length))
 
 
 def _reason(exc: BaseException) -> tuple[int, str]:
@@ -246,11 +226,16 @@ def _revealed(**secrets: Any) -> dict[str, Any]:
 
 
 def _serve(connection: socket.socket, bucket: _Bucket) -> None:
-    with connection:
-        try:
-            _Handler(connection, ("", 0), bucket)  # type: ignore[arg-type]  # it asks nothing else of its server
-        except OSError:
-            return  # the other end has gone
+    try:
+        with connection, connection.makefile("rwb", 1 << 15) as stream:
+            while line := stream.readline():
+                request = _Request(stream, line, bucket)
+                request.answer()
+                stream.flush()
+                if request.is_last:
+                    return
+    except OSError:
+        return  # the other end has gone
 
 
 def main() -> None:

@@ -108,8 +108,6 @@ class S3Engine(HttpEngine):
         )
         path = parts.path.rstrip("/") + quote(f"/{settings.host}/{settings.path}".rstrip("/"))
         super().__init__(settings, client, path)
-        usual = {"http": 80, "https": 443}[parts.scheme]
-        self._host = parts.netloc.removesuffix(f":{usual}")
         self._signer: AwsSigner | None = None
 
     def _exchange(
@@ -132,7 +130,7 @@ class S3Engine(HttpEngine):
         else:
             names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
             user, password, token = (os.environ.get(name) or None for name in names)
-        return AwsSigner(user or "", password or "", token, region(self._settings), self._host)
+        return AwsSigner(user or "", password or "", token, region(self._settings), self._client.host)
 
     def _refuse(self, what: str, answer: Answer) -> NoReturn:
         if answer.status == 404:  # to a put
