@@ -27,9 +27,7 @@ def start_module(module: str, env: Mapping[str, str] | None = None, **given: Any
     # -P: else a json.py in the working directory would be imported in place of Python's own.
     command = [next(interpreters(), sys.executable), "-P", "-m", module]
     environment = {**(os.environ if env is None else env), "PYTHONPATH": path}
-    return subprocess.Popen(
-        command, env=environment, **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **given}
-    )
+    return subprocess.Popen(command, env=environment, **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **given})
 
 
 def interpreters() -> Iterator[str]:

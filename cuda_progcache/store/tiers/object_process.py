@@ -139,7 +139,9 @@ class _Request:
 
     def _get(self, store: Any) -> None:
         found = obstore.get(store, self._name)
-        start, end = found.range  # of the object, all of which was asked for; its metadata would take a while to be made
+        start, end = (
+            found.range
+        )  # of the object, all of which was asked for; its metadata would take a while to be made
         size = end - start
         if size > int(self._headers.get("X-Limit")):  # obstore would make room for it
             self._head(200, size)  # which says enough
@@ -180,13 +182,9 @@ def _reason(exc: BaseException) -> tuple[int, str]:
         code = errno.EACCES if status[1] in {"401", "403"} else errno.EIO
         return code, f"the server answered {status[1]} to {{what}}"
     if system is not None:
-        return int(system[1]), f"can't be reached ({_plain(system[2])})"
+        return int(system[1]), f"can't be reached ({system[2]})"
     words = "its certificate isn't trusted" if "InvalidCertificate" in told else _first_words(told)
-    return errno.EIO, f"the request failed ({_plain(words) or type(exc).__name__})"
-
-
-def _plain(words: str) -> str:
-    return words.replace("{", "(").replace("}", ")")
+    return errno.EIO, f"the request failed ({words or type(exc).__name__})"
 
 
 def _first_words(told: str) -> str:
@@ -227,6 +225,7 @@ def _revealed(**secrets: Any) -> dict[str, Any]:
 
 def _serve(connection: socket.socket, bucket: _Bucket) -> None:
     try:
+        stream: Any
         with connection, connection.makefile("rwb", 1 << 15) as stream:
             while line := stream.readline():
                 request = _Request(stream, line, bucket)

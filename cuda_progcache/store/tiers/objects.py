@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Object stores as tiers: S3 and what speaks its protocol, Google's and Azure's.
+"""Object stores as tiers, through obstore: Google's and Azure's, and S3 where it takes more than an access key.
 
-What our own HTTP client can ask S3 for, it asks (:mod:`cuda_progcache.store.tiers.s3`). obstore does the rest, in a
-process of its own: it makes room for as many bytes as a server announces, and where there is none it ends the process;
-and its runtime hangs in a forked child.
+obstore runs in a process of its own. It makes room for as many bytes as a server announces, and where there is no such
+room it aborts its process; and its runtime hangs in a forked child.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from urllib.parse import quote
 from cuda_progcache._util import forks
 from cuda_progcache._util.children import start_module
 from cuda_progcache.errors import StoreError
-from cuda_progcache.store.tiers import s3
 from cuda_progcache.store.tiers.connections import HungUpError
-from cuda_progcache.store.tiers.engine import Engine, Listed
+from cuda_progcache.store.tiers.engine import Listed
 from cuda_progcache.store.tiers.http import LISTING, HttpEngine
 from cuda_progcache.store.tiers.timed_http import HttpClient
 from cuda_progcache.store.tiers.timed_sockets import TimedSocket, left
@@ -38,17 +36,6 @@ if TYPE_CHECKING:
 _MODULE = "cuda_progcache.store.tiers.object_process"
 #: Seconds in which a process that runs takes a connection.
 _TAKES = 1.0
-
-
-def object_engine(settings: TierSettings) -> Engine:
-    """The engine of an ``s3``, ``gs`` or ``az`` URL.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        It takes obstore, which isn't installed.
-    """
-    return S3Engine(settings) if settings.scheme == "s3" and s3.is_enough(settings) else ObjectEngine(settings)
 
 
 class ObjectEngine(HttpEngine):
@@ -97,7 +84,9 @@ class ObjectEngine(HttpEngine):
     ) -> Answer:
         return self._ask(method, f"/{quote(name)}", until=until, limit=limit, body=body)
 
-    def _ask(self, method: str, target: str, *, until: float, limit: int | None = None, body: bytes | None = None) -> Answer:
+    def _ask(
+        self, method: str, target: str, *, until: float, limit: int | None = None, body: bytes | None = None
+    ) -> Answer:
         # A pack may take as long as a write.
         is_patient = method != "GET" or until - time.monotonic() > self._settings.timeout
         seconds = self._settings.write_timeout if is_patient else self._settings.timeout
@@ -109,36 +98,16 @@ class ObjectEngine(HttpEngine):
 
     def _refuse(self, what: str, answer: Answer) -> NoReturn:
         if answer.status == 404:  # to a put
-            raise StoreError(
-                errno.ENOENT, f"the server answered 404 to {what}: does the bucket exist?", self.name
-            )
+            raise StoreError(errno.ENOENT, f"the server answered 404 to {what}: does the bucket exist?", self.name)
         code, why = json.loads(answer.data)
         if code == errno.ETIMEDOUT:
             raise TimeoutError(code, why, self.name)
-        raise StoreError(code, why.format(what=what), self.name)
+        raise StoreError(code, why.replace("{what}", what), self.name)
 
     def close(self) -> None:
         """Close the connections, and end the process."""
         super().close()
         self._process.end()
-
-
-class S3Engine(s3.S3Engine):
-    """Objects of a bucket of S3, whose listings take obstore."""
-
-    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
-        """The objects whose names begin so."""
-        try:
-            listing = ObjectEngine(self._settings)
-        except ModuleNotFoundError as exc:
-            raise StoreError(
-                errno.ENOTSUP, f"can't list without a package that isn't installed ({exc})", self.name
-            ) from exc
-        try:
-            listing.prepare()
-            yield from listing.list(prefix, until=until)
-        finally:
-            listing.close()
 
 
 class _Process:
@@ -151,13 +120,15 @@ class _Process:
 
     def __init__(self, settings: TierSettings) -> None:
         self._settings = settings
-        self._renew()
-        forks.in_child(self._renew)
-
-    def _renew(self) -> None:
         self._lock = threading.Lock()
         self._running: tuple[subprocess.Popen[Any], socket.socket] | None = None
         self._end: Any = None
+        forks.in_child(self._leave_it)
+
+    def _leave_it(self) -> None:
+        """In a forked child: the process is the parent's."""
+        self._lock = threading.Lock()
+        self._finish()
 
     def connection(self) -> socket.socket:
         """A new connection, by the end of the thread's request."""
@@ -224,6 +195,7 @@ class _Process:
 
 
 def _end(parent: int, process: subprocess.Popen[Any], control: socket.socket) -> None:
+    """End a process; in a forked child of its parent's, only close the copy of the socket to it."""
     control.close()
     if parent == os.getpid():
         process.kill()

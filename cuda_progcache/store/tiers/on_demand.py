@@ -19,9 +19,9 @@ _ENGINES = {
     "rediss": ("redis", "RedisEngine"),
     "http": ("http", "HttpEngine"),
     "https": ("http", "HttpEngine"),
-    "s3": ("objects", "object_engine"),
-    "gs": ("objects", "object_engine"),
-    "az": ("objects", "object_engine"),
+    "s3": ("s3", "s3_engine"),
+    "gs": ("objects", "ObjectEngine"),
+    "az": ("objects", "ObjectEngine"),
     "oci": ("oci", "OciEngine"),
     "file": ("layer", "LayerEngine"),
 }

@@ -11,14 +11,18 @@ import errno
 import os
 import re
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.aws_signature import AwsSigner
 from cuda_progcache.store.tiers.http import HttpEngine
+from cuda_progcache.store.tiers.objects import ObjectEngine
 from cuda_progcache.store.tiers.timed_http import HttpClient
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cuda_progcache.store.tiers.engine import Engine, Listed
     from cuda_progcache.store.tiers.settings import TierSettings
     from cuda_progcache.store.tiers.timed_http import Answer
 
@@ -75,21 +79,36 @@ def is_enough(settings: TierSettings) -> bool:
         has_key = None not in (user, password)
     else:
         has_key = bool(os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"))
-    is_plain = "//" not in settings.path and not any(name in os.environ for name in _MORE)
-    return (has_key or is_anonymous(settings)) and is_plain and not _has_proxy(_address(settings))
+    if not (has_key or is_anonymous(settings)) or "//" in settings.path or any(name in os.environ for name in _MORE):
+        return False
+    try:
+        parts = urlsplit(_address(settings))
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and not _has_proxy(parts)
+    except ValueError:  # it is no URL, and obstore says so
+        return False
 
 
 def _address(settings: TierSettings) -> str:
     return endpoint(settings) or f"https://s3.{region(settings)}.amazonaws.com"
 
 
-def _has_proxy(url: str) -> bool:
+def _has_proxy(parts: SplitResult) -> bool:
     if not any(name.lower().endswith("_proxy") for name in os.environ):
         return False
     from urllib.request import getproxies, proxy_bypass
 
-    parts, proxies = urlsplit(url), getproxies()
-    return bool(proxies.keys() & {parts.scheme, "all"}) and not proxy_bypass(parts.netloc)
+    return bool(getproxies().keys() & {parts.scheme, "all"}) and not proxy_bypass(parts.netloc)
+
+
+def s3_engine(settings: TierSettings) -> Engine:
+    """The engine of an ``s3`` URL: this module's, or that of obstore where it takes more.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        It takes obstore, which isn't installed.
+    """
+    return S3Engine(settings) if is_enough(settings) else ObjectEngine(settings)
 
 
 class S3Engine(HttpEngine):
@@ -114,9 +133,10 @@ class S3Engine(HttpEngine):
         self, method: str, name: str, *, until: float, limit: int | None = None, body: bytes | None = None
     ) -> Answer:
         target = f"{self._path}/{quote(name)}"
-        if self._signer is None and not is_anonymous(self._settings):
-            self._signer = self._new_signer()
-        headers = self._signer.headers(method, target, body) if self._signer else None
+        signer = self._signer
+        if signer is None and not is_anonymous(self._settings):
+            signer = self._signer = self._new_signer()
+        headers = signer.headers(method, target, body) if signer else None
         answer = self._client.exchange(method, target, until=until, limit=limit, body=body, headers=headers)
         if answer.status in _UNKNOWN:
             self._signer = None  # the key is read again: it may have been replaced
@@ -132,11 +152,23 @@ class S3Engine(HttpEngine):
             user, password, token = (os.environ.get(name) or None for name in names)
         return AwsSigner(user or "", password or "", token, region(self._settings), self._client.host)
 
+    def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
+        """The objects whose names begin so, from obstore."""
+        try:
+            listing = ObjectEngine(self._settings)
+        except ModuleNotFoundError as exc:
+            raise StoreError(
+                errno.ENOTSUP, f"can't list without a package that isn't installed ({exc})", self.name
+            ) from exc
+        try:
+            listing.prepare()
+            yield from listing.list(prefix, until=until)
+        finally:
+            listing.close()
+
     def _refuse(self, what: str, answer: Answer) -> NoReturn:
         if answer.status == 404:  # to a put
-            raise StoreError(
-                errno.ENOENT, f"the server answered 404 to {what}: does the bucket exist?", self.name
-            )
+            raise StoreError(errno.ENOENT, f"the server answered 404 to {what}: does the bucket exist?", self.name)
         code, home = _code(answer), answer.headers.get("x-amz-bucket-region", "")
         if re.fullmatch(r"[a-z0-9-]{1,40}", home) and home != region(self._settings):
             what += f"; its bucket is in the region {home}"

@@ -113,7 +113,8 @@ class _Response(HTTPResponse):
             version, status, headers = self._read_head()
         self.status = status
         self.version = 10 if version == "HTTP/1.0" else 11
-        self.headers = self.msg = headers  # type: ignore[assignment]
+        self.head = headers
+        self.headers: Any = headers
         self.chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
         self.chunk_left = None
         length = headers.get("Content-Length", "")
@@ -297,7 +298,7 @@ class HttpClient:
                 is_whole = response.isclosed() and response.status >= 200
             if not is_whole:  # what is left of it would be taken for the next answer
                 connection.close()
-            return Answer(response.status, response.headers, data)
+            return Answer(response.status, response.head, data)
 
         try:
             left()
