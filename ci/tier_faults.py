@@ -4,11 +4,14 @@
 For each tier and each trouble of :mod:`ci.servers.troubles` a program store of a memory level and the tier is asked for
 programs that aren't there: once, a thousand times more, by eight threads at once, and to keep one. A tier may cost at
 most its deadline once, then nothing, and never an error or a wrong byte.
+
+Then each call of each client gets an answer of a terabyte, in a process of its own, which must not end by it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -41,6 +44,43 @@ RESOLVER = "a dead resolver"
 PROGRAM = bytes(range(256)) * 80
 #: Seconds that connecting, a look-up and a write may take.
 TIMES = (0.5, 2.0, 10.0)
+#: Tiers on each client of HTTP, and the variables that have a tier of S3 be one of obstore's.
+CLIENTS: dict[str, tuple[str, dict[str, str]]] = {
+    "http": ("http://127.0.0.1:{port}/prefix?", {}),
+    "s3": ("s3://someone:something@bucket/prefix?endpoint=http://127.0.0.1:{port}&", {}),
+    "s3, obstore": (
+        "s3://someone:something@bucket/prefix?endpoint=http://127.0.0.1:{port}&",
+        {"AWS_SKIP_SIGNATURE": "false"},
+    ),
+    "gs": ("gs://bucket/prefix?endpoint=http://127.0.0.1:{port}&token=some-token&", {}),
+    "az": ("az://account:a2V5@bucket/prefix?endpoint=http://127.0.0.1:{port}&", {}),
+}
+TERABYTES = ("a terabyte, it says", "an error of a terabyte")
+_CALL = """
+import sys, time
+from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.on_demand import EngineOnDemand
+from cuda_progcache.store.tiers.settings import parse_tier
+
+engine, until = EngineOnDemand(parse_tier(sys.argv[1])), time.monotonic() + 60
+calls = {
+    "get": lambda: engine.get("v1/x", limit=1000, until=until),
+    "put": lambda: engine.put("v1/x", b"data", until=until),
+    "delete": lambda: engine.delete(["v1/x"], until=until),
+    "list": lambda: list(engine.list("v1/", until=until)),
+}
+for call in sys.argv[2:]:
+    try:
+        calls[call]()
+    except StoreError as exc:
+        print(f"{call}: {exc.strerror}")
+    except TimeoutError as exc:
+        print(f"{call}: {exc.strerror}")
+    else:
+        print(f"{call}: done")
+engine.close()
+"""
+CALLS = ("get", "put", "delete", "list")
 
 
 class Outcome(NamedTuple):
@@ -143,6 +183,31 @@ def try_trouble(
     return Outcome(tier, trouble, first, more, together, kept, len(found_), tuple(raised), requests, said, state)
 
 
+def try_terabyte(client: str, trouble: str, calls: Sequence[str] = CALLS) -> tuple[int, str]:
+    """Have calls answered with a terabyte, in a process; its exit status, and what it says of each.
+
+    Parameters
+    ----------
+    client : str
+        One of :data:`CLIENTS`.
+    trouble : str
+        One of :data:`TERABYTES`.
+    calls : sequence of str
+        Of :data:`CALLS`.
+    """
+    url, variables = CLIENTS[client]
+    with FaultyServer("http", trouble, PROGRAM) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", _CALL, url.format(port=server.port) + "connect_timeout=30&timeout=30", *calls],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    return done.returncode, done.stdout or done.stderr
+
+
 def _opened(settings: TierSettings) -> tuple[ProgramCacheStack, RemoteProgramCache]:
     remote = RemoteProgramCache(EngineOnDemand(settings), settings)
     return ProgramCacheStack([InMemoryProgramCache(), remote]), remote
@@ -224,8 +289,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         told = [outcome._asdict() for outcome in outcomes]
         Path(options.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    worse = [outcome for outcome in outcomes if not is_kept(outcome)]
+    worse: list[object] = [outcome for outcome in outcomes if not is_kept(outcome)]
     print(f"{len(outcomes) - len(worse)} of {len(outcomes)} within the promise")
+    for client, trouble, call in itertools.product(CLIENTS, TERABYTES, CALLS):
+        wanted = not options.tier or client in options.tier
+        if wanted and (options.trouble is None or options.trouble in trouble):
+            status, said = try_terabyte(client, trouble, [call])
+            print(f"{client:12}{trouble:24}{said.strip()[:110] if not status else f'ended with status {status}'}")
+            worse += [(client, trouble, call, status)] if status else []
     for outcome in worse:
         print(f"not: {outcome}")
     return 1 if worse else 0
