@@ -198,7 +198,7 @@ def try_terabyte(client: str, trouble: str, calls: Sequence[str] = CALLS) -> tup
     url, variables = CLIENTS[client]
     with FaultyServer("http", trouble, PROGRAM) as server:
         done = subprocess.run(
-            [sys.executable, "-c", _CALL, url.format(port=server.port) + "connect_timeout=30&timeout=30", *calls],
+            [sys.executable, "-P", "-c", _CALL, url.format(port=server.port) + "connect_timeout=30&timeout=30", *calls],
             env={**os.environ, **variables},
             capture_output=True,
             text=True,

@@ -126,11 +126,14 @@ print(json.dumps({"children": told, "wrong": wrong, "after": ask(tier, numbers)}
 """
 
 OF_THE_APPLICATION = """
+from datetime import timedelta
+
 import obstore
 from obstore.store import S3Store
 
 def use():
-    store = S3Store("b", endpoint="http://127.0.0.1:9", region="r", skip_signature=True, allow_http=True)
+    given = {"endpoint": "http://127.0.0.1:9", "region": "r", "skip_signature": True}
+    store = S3Store("b", **given, allow_http=True, retry_config={"max_retries": 0, "retry_timeout": timedelta(1)})
     try:
         obstore.get(store, "x")
     except Exception as exc:
@@ -161,7 +164,7 @@ RIGHT = [["right"], []]
 BY_OBSTORE = {"AWS_SKIP_SIGNATURE": "false"}
 
 
-@pytest.fixture(params=[*SERVERS, "s3_server, obstore"])
+@pytest.fixture(params=[*SERVERS, "s3_server,obstore"])
 def forked(request, python):
     """Run a script of forks with an empty tier, on each kind of server; gives what it prints."""
     server, comma, _ = request.param.partition(",")
@@ -183,6 +186,7 @@ def test_a_child_of_one_that_has_used_it(forked):
     assert told["kept"] == RIGHT
 
 
+@pytest.mark.parametrize("forked", SERVERS, indirect=True)
 def test_children_of_one_whose_threads_are_using_it(forked):
     told = forked(CROWD)
     assert told["wrong"] == []
@@ -190,6 +194,7 @@ def test_children_of_one_whose_threads_are_using_it(forked):
     assert all(child == RIGHT for child in told["children"]), told["children"]
 
 
+@pytest.mark.parametrize("forked", SERVERS, indirect=True)
 def test_children_of_one_that_has_not_used_it(forked):
     """What was configured before a fork works after it, whatever the client."""
     assert forked(UNUSED) == [RIGHT, RIGHT, RIGHT]

@@ -78,7 +78,7 @@ def look_around(engine, names):
     engine.delete([], until=later())
 
 
-@pytest.mark.parametrize("server", ["nginx_server", "s3_server", "moto_server", "s3_server, obstore"])
+@pytest.mark.parametrize("server", ["nginx_server", "s3_server", "moto_server", "s3_server,obstore"])
 def test_does_all_that_an_engine_does(server, request, monkeypatch):
     server, comma, _ = server.partition(",")
     url = request.getfixturevalue(server)
