@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cuda.core import ObjectCode
 
     from cuda_progcache.inspect import Occupancy
+    from cuda_progcache.store.compile_record import CompileRecord
 
     Recorder: TypeAlias = Callable[["CompiledProgram", str, Callable[[], Any]], Any]
 
@@ -38,7 +39,10 @@ class CompiledProgram:
     log : str
         The compiler's warnings and remarks, verbatim; replayed on a hit.
     record : mapping
-        The provenance that lies beside the entry; read when it, or the log, is first asked for.
+        The provenance that lies beside the entry, just as it was published; read when it, or the log, is first asked
+        for.
+    about : CompileRecord
+        What the record says of the compile.
     hit : bool
         Whether it came from the cache.
     digest : str or None
@@ -93,7 +97,8 @@ class CompiledProgram:
         if name not in {"log", "record"} or "_read" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         record = self._read()
-        self.__dict__.update(record=record, log=record.get("log") or "")
+        self.__dict__["record"] = record
+        self.__dict__["log"] = self.about.log
         return self.__dict__[name]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,6 +115,13 @@ class CompiledProgram:
     def _analysed(self, name: str, analyse: Callable[[], Any]) -> Any:
         recorder: Recorder | None = self.__dict__.get("_recorder")
         return analyse() if recorder is None else recorder(self, name, analyse)
+
+    @property
+    def about(self) -> CompileRecord:
+        """What the record says of the compile, each field of its own type."""
+        from cuda_progcache.store.compile_record import CompileRecord  # which a hit mostly does without
+
+        return CompileRecord(self.record)
 
     @property
     def code(self) -> bytes:

@@ -131,7 +131,7 @@ def _message(inputs: Step, where: str, reasons: tuple[str, ...], command: str) -
     there = f" isn't in {where}" if where else " would have to be compiled"
     return (
         f"the cache is frozen, and {inputs.name} ({inputs.target_type}, {inputs.arch}){there}: {'; '.join(reasons)}. "
-        f"Nothing was compiled. To mend it: {command}"
+        f"Nothing was compiled. To fix it: {command}"
     )
 
 

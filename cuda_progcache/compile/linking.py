@@ -11,7 +11,7 @@ from cuda_progcache._util import modes
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, replace
 from cuda_progcache.compile.compiled import CompiledProgram
-from cuda_progcache.compile.lookup import check_cache, fleet, leases_dir, load, seconds_of
+from cuda_progcache.compile.lookup import check_cache, fleet, leases_dir, load
 from cuda_progcache.compile.manifests import headers_here, known_headers, remember_headers
 from cuda_progcache.compile.pipeline import obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
@@ -19,7 +19,7 @@ from cuda_progcache.errors import CompileError, OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.flags import facts
-from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
+from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet, Holds, holds
 from cuda_progcache.keys.inputs import CompileInputs, unkeyed_files
 from cuda_progcache.keys.schema import SCHEMA, Component, ProgramKey, base_key, digest, refuse_side_effects
 
@@ -149,7 +149,7 @@ def obtain_linked(
     reasons = [own.unrepeatable] if cache is not None else []
     reason = next(filter(None, [*reasons, *(part.reason for part in parts if part is not None)]), None)
     key = _link_key(own, inputs, cache) if cache is not None and reason is None else None
-    spared = sum(seconds_of(part.record) for part in parts if part is not None)  # by a hit, beside the link
+    spared = sum(part.about.seconds for part in parts if part is not None)  # by a hit, beside the link
     if key is None:
         from cuda_progcache.compile.miss import tell_compiled
 
@@ -198,7 +198,9 @@ def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
     return {"name": item.name, "target_type": item.target_type, "digest": entry, "sha256": content}
 
 
-def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
+def look_up_linked(
+    inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any, holds: Holds = holds
+) -> CompiledProgram | None:
     """Look a link up in the cache, without compiling or linking; None is a miss."""
     if (mode := modes.of(cache)) != "rw":
         from cuda_progcache.store.in_mode import in_mode
@@ -206,22 +208,24 @@ def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, 
         cache = in_mode(cache, mode)
         if cache is None:
             return None
-    return _look_up(_link_step(inputs, options, target_type), inputs, cache)
+    return _look_up(_link_step(inputs, options, target_type), inputs, cache, holds)
 
 
-def linked_digest_here(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> bytes | None:
+def linked_digest_here(
+    inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any, holds: Holds = holds
+) -> bytes | None:
     """The key of a link, as far as it is known on this machine what its compiles read."""
     own = _link_step(inputs, options, target_type)
-    key = _link_key(own, inputs, cache, headers_here) if own.unrepeatable is None else None
+    key = _link_key(own, inputs, cache, holds, headers_here) if own.unrepeatable is None else None
     return None if key is None else key.digest
 
 
-def _look_up(own: LinkStep, inputs: Sequence[LinkInput], cache: Any) -> CompiledProgram | None:
+def _look_up(own: LinkStep, inputs: Sequence[LinkInput], cache: Any, holds: Holds = holds) -> CompiledProgram | None:
     if own.unrepeatable is not None:
         return None
 
     def look(again: bool = False) -> CompiledProgram | None:  # noqa: FBT001, FBT002 - as it is called
-        key = _link_key(own, inputs, cache)
+        key = _link_key(own, inputs, cache, holds)
         return None if key is None else load(key, own, cache, again=again)
 
     try:
@@ -245,7 +249,8 @@ def _link_key(
     own: LinkStep,
     inputs: Iterable[LinkInput],
     cache: Any,
-    headers_of: Callable[[BaseKey, Any], HeaderSet | None] = known_headers,
+    holds: Holds = holds,
+    headers_of: Callable[[BaseKey, Any, Holds], HeaderSet | None] = known_headers,
 ) -> ProgramKey | None:
     """The key of a link; None while what one of its compiles reads isn't known."""
     tools = toolchain.toolchain("ptx")
@@ -263,7 +268,7 @@ def _link_key(
             components.append(Component("input", item.data or b""))
             continue
         base = base_key(item.compile)
-        known = headers_of(base, cache) if item.compile.reads_headers else NO_HEADERS
+        known = headers_of(base, cache, holds) if item.compile.reads_headers else NO_HEADERS
         if known is None:
             return None
         key = base.with_headers(known, output=own.target_type)

@@ -12,7 +12,7 @@ from cuda_progcache import events
 from cuda_progcache._util.running import running
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.manifests import headers_alike, headers_here, known_headers, remember_headers
-from cuda_progcache.keys.headers import NO_HEADERS
+from cuda_progcache.keys.headers import NO_HEADERS, Holds, holds
 from cuda_progcache.keys.inputs import CompileInputs
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
     from cuda_progcache.compile.output import Label
     from cuda_progcache.keys.schema import BaseKey, ProgramKey
+    from cuda_progcache.store.base import Entry
 
 
-def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgram | None:
+def look_up(base: BaseKey, cache: Any, *, again: bool = False, holds: Holds = holds) -> CompiledProgram | None:
     """Look a program up in the cache. None is a miss; it is counted unless ``again`` is set."""
     inputs = base.inputs
-    headers = known_headers(base, cache) if inputs.reads_headers else NO_HEADERS
+    headers = known_headers(base, cache, holds) if inputs.reads_headers else NO_HEADERS
     key = base.with_headers(headers) if headers is not None else None
     if not is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
         return None if key is None else load(key, inputs, cache)
@@ -46,9 +47,9 @@ def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgra
     return None
 
 
-def digest_here(base: BaseKey, cache: Any) -> bytes | None:
+def digest_here(base: BaseKey, cache: Any, holds: Holds = holds) -> bytes | None:
     """The key of a program, as far as it is known on this machine what the program reads."""
-    headers = headers_here(base, cache) if base.inputs.reads_headers else NO_HEADERS
+    headers = headers_here(base, cache, holds) if base.inputs.reads_headers else NO_HEADERS
     return None if headers is None else base.with_headers(headers).digest
 
 
@@ -64,45 +65,41 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
         return None
     symbols: dict[str | bytes, bytes] = {}
     if label.name_expressions:
-        mangled = entry.record.get("symbol_mapping")
+        mangled = entry.about.symbol_mapping
         for expression in label.name_expressions:
-            # Stored by hand, or by someone who makes up records: bytes alone can't serve these expressions.
-            symbol = mangled.get(expression_text(expression)) if isinstance(mangled, Mapping) else None
-            if not isinstance(symbol, str):
-                return None
+            symbol = mangled.get(expression_text(expression))
+            if symbol is None:
+                return None  # stored by hand, or by someone who makes up records: bytes alone can't serve these
             symbols[expression] = symbol.encode("utf-8", "surrogateescape")
     digest = entry_digest(key.digest)
     if (around := running.get()) is not None:
         around.children[digest] = None
     if events.wanted("hit"):
         about = (label.name, label.target_type, label.arch, digest)
-        events.emit(events.Event("hit", *about, seconds=seconds_of(entry.record)))
+        events.emit(events.Event("hit", *about, seconds=entry.about.seconds))
     return CompiledProgram(
         entry.data,
         label.target_type,
         label.name,
         label.arch,
         symbols,
-        record=lambda: _as_here(entry.record, label),
+        record=lambda: _as_here(entry, label),
         hit=True,
         digest=digest,
     )
 
 
-def seconds_of(record: Mapping[str, Any]) -> float:
-    """The time that the compile of a record took; 0 where that isn't known."""
-    seconds = record.get("duration")
-    return float(seconds) if isinstance(seconds, int | float) else 0.0
-
-
-def _as_here(record: Mapping[str, Any], label: Label) -> Mapping[str, Any]:
+def _as_here(entry: Entry, label: Label) -> Mapping[str, Any]:
     """An entry's record, with the paths in its log as this caller spells them."""
-    files = record.get("log_files")
-    if not files or not isinstance(label, CompileInputs):
+    record = entry.record
+    if "log_files" not in record or not isinstance(label, CompileInputs):
+        return record
+    about = entry.about
+    if not (about.log and about.log_files):
         return record
     from cuda_progcache.keys.paths import relocated
 
-    return {**record, "log": relocated(record["log"], files, label.spelled)}
+    return {**record, "log": relocated(about.log, about.log_files, label.spelled)}
 
 
 @functools.cache

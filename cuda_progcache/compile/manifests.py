@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.keys import toolchain
-from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, read_file, with_stamps
+from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, Holds, holds, read_file, with_stamps
 from cuda_progcache.store.derived import manifest_path, write_beside
 
 TYPE_CHECKING = False
@@ -40,48 +40,48 @@ def _manifest_path(cache: object, manifest_id: str) -> str | None:
     return manifest_path(root, manifest_id) if root is not None else None
 
 
-def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
+def known_headers(base: BaseKey, cache: object, holds: Holds = holds) -> HeaderSet | None:
     """The header set of an earlier compile that still matches what is on disk; None if there is none."""
-    found = headers_here(base, cache)
+    found = headers_here(base, cache, holds)
     if found is None and (content := _beyond(base.manifest_id, cache)) is not None:
-        return _take(base, content, cache)
+        found = _take(base, content, cache, holds)
+    if found is None and (path := _manifest_path(cache, base.manifest_id)) is not None:
+        _recall_include_source(path)  # it will be compiled
     return found
 
 
-def fetch_manifests(bases: Iterable[BaseKey], cache: Any) -> None:
+def fetch_manifests(bases: Iterable[BaseKey], cache: Any, holds: Holds = holds) -> None:
     """Have the manifests here that these lack and that lie beyond this machine, asked for together."""
-    missing = {base.manifest_id: base for base in bases if headers_here(base, cache) is None}
+    missing = {base.manifest_id: base for base in bases if headers_here(base, cache, holds) is None}
     for manifest_id, content in cache.find_manifests(missing).items():
-        _take(missing[manifest_id], content, cache)
+        _take(missing[manifest_id], content, cache, holds)
 
 
-def headers_here(base: BaseKey, cache: object) -> HeaderSet | None:
+def headers_here(base: BaseKey, cache: object, holds: Holds = holds) -> HeaderSet | None:
     """:func:`known_headers`, of what lies on this machine."""
     path = _manifest_path(cache, base.manifest_id)
     slot = (path, base.manifest_id)
     search, recheck_after = base.search, base.inputs.header_policy.recheck_after
     manifest = _in_memory(slot)
-    if manifest is not None and (found := manifest.match(search, recheck_after)) is not None:
+    if manifest is not None and (found := manifest.match(search, recheck_after, holds)) is not None:
         return found
     if path is not None:
         manifest = HeaderManifest.read(path)  # another process may know better
         _keep_manifest(slot, manifest)
-        if (found := manifest.match(search)) is not None:
+        if (found := manifest.match(search, look=holds)) is not None:
             return found
     for layer in _layers(cache, base.manifest_id, path):
-        if (found := HeaderManifest.read(layer).match(search)) is not None:
+        if (found := HeaderManifest.read(layer).match(search, look=holds)) is not None:
             _keep_manifest(slot, HeaderManifest(path, [found, *(manifest.sets if manifest is not None else ())]))
             return found
-    if path is not None:
-        _recall_include_source(path)
     return None
 
 
-def _take(base: BaseKey, content: bytes, cache: object) -> HeaderSet | None:
+def _take(base: BaseKey, content: bytes, cache: object, holds: Holds) -> HeaderSet | None:
     """The header set that still matches, of a manifest that lay beyond this machine; it is kept here then."""
     from cuda_progcache.keys.elsewhere import from_elsewhere
 
-    found = from_elsewhere(content).match(base.search)
+    found = from_elsewhere(content).match(base.search, look=holds)
     if found is not None:
         found = with_stamps(found, base.search)
         _remember(base.manifest_id, found, cache)
@@ -237,8 +237,7 @@ def _trim(shard: str) -> None:
     A few are looked at for each one that is written, once there are many: so those of evicted entries stay fewer than
     a third of the others.
     """
-    import random
-
+    from cuda_progcache._util.chance import chance
     from cuda_progcache._util.liveness import LITTER_AGE
 
     try:
@@ -246,7 +245,7 @@ def _trim(shard: str) -> None:
             names = [item.name for item in found]
         if len(names) <= _FEW:
             return
-        for name in random.sample(names, _LOOKED_AT):  # no secret: any will do
+        for name in chance.sample(names, _LOOKED_AT):
             path = os.path.join(shard, name)
             young = time.time() - os.lstat(path).st_mtime < LITTER_AGE  # its entry may just be on its way
             if not young and not any(_entry_is_there(shard, known.entry) for known in HeaderManifest.read(path).sets):

@@ -22,6 +22,7 @@ from cuda_progcache._util import modes
 from cuda_progcache.compile.lookup import check_cache, fleet, leases_dir, look_up
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ToolchainError, UncacheableError
+from cuda_progcache.keys.headers import Holds, holds
 from cuda_progcache.keys.schema import base_key
 from cuda_progcache.keys.toolchain import NotInstalledError
 
@@ -131,7 +132,7 @@ def obtain(
     )
 
 
-def find(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
+def find(inputs: CompileInputs, cache: Any, holds: Holds = holds) -> CompiledProgram | None:
     """Look a program up in the cache, without compiling; None is a miss.
 
     Where the compiler isn't installed, those that made what is in the cache stand in for it.
@@ -143,8 +144,8 @@ def find(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
         if cache is None:
             return None
     try:
-        return look_up(base_key(inputs), cache)
+        return look_up(base_key(inputs), cache, holds=holds)
     except NotInstalledError:
         from cuda_progcache.compile.toolchains import without_compiler
 
-        return without_compiler(cache, lambda again: look_up(base_key(inputs), cache, again=again))
+        return without_compiler(cache, lambda again: look_up(base_key(inputs), cache, again=again, holds=holds))

@@ -11,7 +11,7 @@ from cuda_progcache._util import modes
 from cuda_progcache._util.lazy import kept_property
 from cuda_progcache.compile import history
 from cuda_progcache.compile.arch import with_arch
-from cuda_progcache.compile.lookup import fleet, is_theirs, leases_dir, seconds_of
+from cuda_progcache.compile.lookup import fleet, is_theirs, leases_dir
 from cuda_progcache.compile.single_flight import fly
 from cuda_progcache.errors import FrozenMissError, ProgCacheError
 from cuda_progcache.keys.headers import NO_HEADERS
@@ -333,6 +333,6 @@ def _seconds_spared(cache: Any, digest: str) -> float:
     if not isinstance(cache, ProgramCacheResource):
         return 0.0
     try:
-        return seconds_of(cache.info(digest).record)
+        return float(cache.info(digest).about.seconds)
     except (KeyError, OSError, NotImplementedError):
         return 0.0  # removed since, in trouble, or a store that can't list: the hit stands, its time unknown

@@ -12,6 +12,7 @@ of those of then.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
@@ -138,7 +139,10 @@ def relocated(log: str, files: Sequence[Sequence[Any]], spelled: Callable[[Root]
     -------
     str
     """
-    now = {path: spelled((root, index)) + rest for path, (root, index, rest) in files}
+    now = {}
+    for path, (root, index, rest) in files:
+        with contextlib.suppress(IndexError):  # a folder that isn't given: made up, and the path stays
+            now[path] = spelled((root, index)) + rest
     if all(path == new for path, new in now.items()):
         return log
     # NVRTC writes "path(line): ..." and "... at line N of path".

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cuda.core import ObjectCode
 
     from cuda_progcache.store.breaker import CircuitBreaker
+    from cuda_progcache.store.compile_record import CompileRecord
     from cuda_progcache.store.stats import StoreStats
     from cuda_progcache.store.tiers.leases import FleetLeases
 
@@ -63,7 +64,10 @@ class Entry:
     ----------
     data : bytes
     record : Mapping
-        Empty for a plain ``cache[key] = value``; the caller's own, to alter as it likes.
+        Just as it was published, of any shape; empty for a plain ``cache[key] = value``; the caller's own, to alter as
+        it likes.
+    about : CompileRecord
+        What the record says of a compile.
     """
 
     __slots__ = ("_json", "_record", "data")
@@ -94,6 +98,11 @@ class Entry:
         if callable(record):
             record = self._record = record()
         return record
+
+    @property
+    def about(self) -> CompileRecord:
+        """What the record says of a compile, each field of its own type."""
+        return _about(self.record)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.data, self.record))
@@ -130,7 +139,9 @@ class EntryInfo(NamedTuple):
     path : Path or None
         The file that holds the bytes; ``None`` in a store without files.
     record : Mapping
-        What was published with it.
+        What was published with it, just as it was: of any shape.
+    about : CompileRecord
+        What the record says of a compile.
     """
 
     digest: str
@@ -140,6 +151,17 @@ class EntryInfo(NamedTuple):
     checksum: str
     path: Path | None
     record: Mapping[str, Any]
+
+    @property
+    def about(self) -> CompileRecord:
+        """What the record says of a compile, each field of its own type."""
+        return _about(self.record)
+
+
+def _about(record: Mapping[str, Any]) -> CompileRecord:
+    from cuda_progcache.store.compile_record import CompileRecord  # which a hit mostly does without
+
+    return CompileRecord(record)
 
 
 #: What orders entries; the largest come first.

@@ -65,8 +65,10 @@ class ReadOnlyProgramCache(ProgramCacheResource):
 
     def __init__(self, inner: ProgramCacheResource | str | os.PathLike[str], *, shared: bool = False) -> None:
         if isinstance(inner, (str, os.PathLike)):
-            follows = self.mode is None and modes.current() in {"off", "frozen"}
-            inner = (FileStreamProgramCache if follows else Reader)(inner, shared=shared)
+            mode = modes.current() if self.mode is None else "rw"
+            if mode != "off":
+                reader = Reader(inner, shared=shared)  # which demands the directory in any mode
+            inner = FileStreamProgramCache(inner, shared=shared) if mode in {"off", "frozen"} else reader
         elif isinstance(inner, ReadOnlyProgramCache):
             inner = inner._inner
         elif type(inner) is FileStreamProgramCache:

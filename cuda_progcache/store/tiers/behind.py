@@ -48,7 +48,7 @@ def _store(settings: TierSettings) -> ProgramCacheResource | None:
         except StoreError as exc:
             from cuda_progcache._util.warning import warn
 
-            warn(f"the tier {settings.url} isn't used ({reason(exc)})", ProgCacheWarning)
+            warn(f"the tier {settings.url} isn't used: {reason(exc)}", ProgCacheWarning)
         with _opening:
             _opened.setdefault(settings, made)
     return _opened[settings]

@@ -178,7 +178,7 @@ class Calls:
             self.late = late
             self.error = said
         self._in_trouble()
-        self.note("late" if late else "trouble", f"failed ({said}); programs are compiled without it")
+        self.note("late" if late else "trouble", f"failed ({said}); it isn't used for now")
 
     def _try_again(self) -> None:
         if self.breaker.allows():
@@ -197,7 +197,7 @@ class Calls:
             return False  # the user has been told
         self.note(
             "fork",
-            "was used before this process was forked and can't be used in the child; programs are compiled without it",
+            "was used before this process was forked and can't be used in the child, which goes on without it",
         )
         return False
 
@@ -221,7 +221,7 @@ class Calls:
                 with self._lock:
                     self.errors += 1
                     self.error = reason(exc)
-                self.note("lacking", f"isn't used ({reason(exc)})")
+                self.note("lacking", f"isn't used: {reason(exc)}")
                 raise
             except OSError as exc:
                 self._failed(exc)

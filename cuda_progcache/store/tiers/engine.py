@@ -79,7 +79,7 @@ class Engine(abc.ABC):
     threads: int = 1
 
     def prepare(self) -> None:  # noqa: B027
-        """Load all that a call needs (:class:`NotInstalledError`: that can't be had).
+        """Load all that a call needs, before its time runs (:class:`NotInstalledError`: that can't be had).
 
         Calls are made on threads of ours, too, which must import nothing: a process that is about to end can't any
         more, and a child that is forked while a thread imports a module waits for that module for ever.

@@ -59,6 +59,10 @@ class HttpEngine(Engine):
             headers=lambda: authorization(settings.credentials),
         )
 
+    def prepare(self) -> None:
+        """See :meth:`Engine.prepare`."""
+        self._client.prepare()
+
     def _exchange(
         self, method: str, name: str, *, until: float, limit: int | None = None, body: bytes | None = None
     ) -> Answer:

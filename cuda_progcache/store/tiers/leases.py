@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util import forks
+from cuda_progcache._util.chance import chance
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.warning import warn
 from cuda_progcache.errors import ProgCacheWarning, StoreError
@@ -217,6 +217,7 @@ class FleetLeases:
     def _ask(self, *command: str | int) -> Any:
         """The answer to a command, by the deadline (OSError: there is none)."""
         client = self._redis()  # imported before the clock runs
+        client.prepare()
         return client.ask(self._deadline(), _LARGEST, command, most_items=2)[0]
 
     def _deadline(self) -> float:
@@ -367,7 +368,7 @@ class FleetLeases:
 
     def _well_again(self) -> bool:
         """Ask a server that is in trouble, after a rest that gets longer each time."""
-        time.sleep(self._rest * random.uniform(0.8, 1.2))  # noqa: S311 - so that a fleet doesn't come all at once
+        time.sleep(self._rest * chance.uniform(0.8, 1.2))  # so that a fleet doesn't come all at once
         try:
             is_well = self._ask("PING") == b"PONG"
         except OSError:

@@ -224,8 +224,12 @@ class _Registry:
         return answer
 
     def _refused(self, status: int) -> StoreError:
-        code = errno.EACCES if status in {401, 403} else errno.EIO
-        return StoreError(code, f"the registry answered {status}", self._name)
+        if status in {401, 403}:
+            why = f"the registry answered {status}: check the tier's user and password"
+            return StoreError(errno.EACCES, why, self._name)
+        if status == 404:
+            return StoreError(errno.ENOENT, "the registry has no such image (404): check its name and tag", self._name)
+        return StoreError(errno.EIO, f"the registry answered {status}", self._name)
 
     def _get(self, target: str, limit: int, headers: Mapping[str, str], into: Callable[[bytes], None] | None) -> Answer:
         headers = {**headers, **self._entrance}

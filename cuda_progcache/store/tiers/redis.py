@@ -42,6 +42,10 @@ class RedisEngine(Engine):
         self._settings = settings
         self._client = RedisClient(settings)
 
+    def prepare(self) -> None:
+        """See :meth:`Engine.prepare`."""
+        self._client.prepare()
+
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """See :meth:`Engine.get`."""
         return _value(self._client.ask(until, limit, ("GET", _key(name)))[0], self.name)

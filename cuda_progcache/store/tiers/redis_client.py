@@ -212,6 +212,11 @@ class RedisClient:
         self._tls = Tls(settings.ca_file) if settings.scheme == "rediss" else None
         self._connections = Connections(self._connect, _KEPT)
 
+    def prepare(self) -> None:
+        """Make what a connection needs, before the time of a request runs."""
+        if self._tls is not None:
+            self._tls.prepare()
+
     def _connect(self) -> RedisConnection:
         settings = self._settings
         opened = connect(settings.host, settings.port or 6379, settings.connect_timeout, self._tls)

@@ -73,8 +73,10 @@ class Secret:
 
     @property
     def origin(self) -> str:
-        """Where it comes from."""
-        return {"environment": f"variable {self._text}", "file": f"file {self._text}"}.get(self._kind, self._kind)
+        """Where it comes from; of a variable, also whether it isn't set."""
+        if self._kind == "environment":
+            return f"variable {self._text}" + ("" if self._text in os.environ else " (not set)")
+        return f"file {self._text}" if self._kind == "file" else self._kind
 
     def reveal(self) -> str:
         """The text itself.

@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from cuda_progcache._util.chance import chance
 from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import ReadOnlyError, StoreError
 from cuda_progcache.store.derived import (
@@ -135,7 +135,10 @@ def side_of(settings: TierSettings, *, writes: bool = False) -> Side:
             raise ReadOnlyError(errno.EROFS, "a layer is read-only; to write there, give its path", settings.path)
         return _Directory(settings.path, writes=False)
     if writes and settings.mode == "ro":
-        raise ReadOnlyError(errno.EROFS, "this tier is read-only (mode=ro)", settings.url)
+        why = "an image is read-only; to make one, run cuda-progcache export --oci DIR, and push it to the registry"
+        raise ReadOnlyError(
+            errno.EROFS, why if settings.scheme == "oci" else "this tier is read-only (mode=ro)", settings.url
+        )
     return TierSide(settings)
 
 
@@ -240,7 +243,7 @@ class TierSide:
                     if isinstance(exc, TimeoutError):
                         raise StoreError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name) from exc
                     raise
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            time.sleep(pause * chance.uniform(0.5, 1.5))
             pause *= 2
 
     def objects(self, prefix: str) -> Iterator[Listed]:

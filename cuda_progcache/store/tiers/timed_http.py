@@ -245,6 +245,11 @@ class HttpClient:
         self._dial = dial
         self._connections = Connections(self._connect, _KEPT)
 
+    def prepare(self) -> None:
+        """Make what a connection needs, before the time of a request runs."""
+        if self._tls is not None:
+            self._tls.prepare()
+
     def _connect(self) -> _Connection:
         sock = self._dial() if self._dial else connect(*self._address, self._connect_timeout, self._tls)
         return _Connection(sock, self.host)

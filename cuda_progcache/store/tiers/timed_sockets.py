@@ -8,6 +8,7 @@ look-up of a host's name needs a thread, since the system's call for it takes no
 
 from __future__ import annotations
 
+import contextlib
 import encodings.idna  # noqa: F401 - socket.getaddrinfo imports it, in a thread
 import errno
 import select
@@ -112,6 +113,11 @@ class Tls:
                 self._context = context
             return self._context
 
+    def prepare(self) -> None:
+        """Make the context before a request's time runs; where it can't be made, a connection says why."""
+        with contextlib.suppress(OSError):
+            _ = self.context
+
 
 def connect(host: str, port: int, seconds: float, tls: Tls | None = None) -> socket.socket:
     """A connection to one of a host's addresses, within so many seconds for all of them.
@@ -125,8 +131,11 @@ def connect(host: str, port: int, seconds: float, tls: Tls | None = None) -> soc
     opened = _connected(host, port, seconds)
     try:
         return opened if context is None else context.wrap_socket(opened, server_hostname=host)
-    except BaseException:
+    except BaseException as exc:
         opened.close()
+        if isinstance(exc, ssl.SSLError) and exc.reason == "WRONG_VERSION_NUMBER":
+            why = "the server doesn't speak TLS: without it, use http://, redis:// or, with oci://, tls=no"
+            raise StoreError(errno.EPROTO, why) from exc
         raise
 
 
