@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tier in trouble costs: ``python -m ci.tier_faults [--tier redis|http|s3] [--trouble PART] [--markdown FILE]``.
+"""What a tier in trouble costs: ``python -m ci.tier_faults [--tier NAME] [--trouble PART] [--markdown FILE]``.
 
 For each tier and each trouble of :mod:`ci.servers.troubles` a program store of a memory level and the tier is asked for
 programs that aren't there: once, a thousand times more, by eight threads at once, and to keep one. A tier may cost at
@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
                 again = [sys.executable, "-m", "ci.tier_faults", *(sys.argv[1:] if arguments is None else arguments)]
                 return subprocess.run(again, env=environment, check=False).returncode
         outcomes = []
-        for tier in options.tier or TIERS:
+        for tier in [tier for tier in TIERS if not options.tier or tier in options.tier]:
             kinds = troubles(TIERS[tier]) + ((RESOLVER,) if "LD_PRELOAD" in os.environ else ())
             for trouble in kinds:
                 if options.trouble is None or options.trouble in trouble:
@@ -291,12 +291,19 @@ def main(arguments: list[str] | None = None) -> int:
         Path(options.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     worse: list[object] = [outcome for outcome in outcomes if not is_kept(outcome)]
     print(f"{len(outcomes) - len(worse)} of {len(outcomes)} within the promise")
-    for client, trouble, call in itertools.product(CLIENTS, TERABYTES, CALLS):
-        wanted = not options.tier or client in options.tier
-        if wanted and (options.trouble is None or options.trouble in trouble):
-            status, said = try_terabyte(client, trouble, [call])
-            print(f"{client:12}{trouble:24}{said.strip()[:110] if not status else f'ended with status {status}'}")
-            worse += [(client, trouble, call, status)] if status else []
+    tried = [
+        case
+        for case in itertools.product(CLIENTS, TERABYTES, CALLS)
+        if not options.tier or case[0].partition(",")[0] in options.tier
+        if options.trouble is None or options.trouble in case[1]
+    ]
+    ended = []
+    for client, trouble, call in tried:
+        status, said = try_terabyte(client, trouble, [call])
+        print(f"{client:12}{trouble:24}{f'ended with status {status}' if status else said.strip()[:110]}", flush=True)
+        ended += [(client, trouble, call, status)] if status else []
+    print(f"{len(tried) - len(ended)} of {len(tried)} processes bore an answer of a terabyte")
+    worse += ended
     for outcome in worse:
         print(f"not: {outcome}")
     return 1 if worse else 0
@@ -339,7 +346,7 @@ def _print(outcome: Outcome) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ci.tier_faults", description="What a tier in trouble costs.")
-    parser.add_argument("--tier", action="append", choices=TIERS, help="repeatable; default: all")
+    parser.add_argument("--tier", action="append", choices=[*TIERS, "gs", "az"], help="repeatable; default: all")
     parser.add_argument("--trouble", metavar="PART", help="only troubles whose name has this")
     parser.add_argument("--markdown", metavar="FILE", help="write a table of them there")
     parser.add_argument("--json", metavar="FILE", help="write the outcomes there, too")

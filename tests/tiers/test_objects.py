@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 import time
 from types import SimpleNamespace
 
@@ -223,6 +224,42 @@ def test_a_process_that_ended_is_replaced_and_ends_with_its_tier(s3_server):
     assert second.returncode is not None
     engine.close()
     del engine
+
+
+def test_a_process_ends_with_its_parent_however_that_ends(python, s3_server, until):
+    pytest.importorskip("obstore")
+    script = """
+        import gc, os, sys
+        from cuda_progcache.store.tiers.objects import ObjectEngine
+        from cuda_progcache.store.tiers.settings import parse_tier
+
+        engine = ObjectEngine(parse_tier(sys.argv[1]))
+        engine.prepare()
+        print(engine._process._running[0].pid)
+        sys.stdout.flush()
+        if sys.argv[2] == "gone":
+            pid = engine._process._running[0].pid
+            del engine
+            gc.collect()
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                print("ended with its tier")
+        elif sys.argv[2] == "exit":
+            os._exit(0)
+    """
+    for how in ("gone", "exit", "usual"):
+        told = python(textwrap.dedent(script), s3_server, how).split(maxsplit=1)
+        assert told[1:] == (["ended with its tier\n"] if how == "gone" else [])
+        until(lambda pid=int(told[0]): not _is_running(pid))
+
+
+def _is_running(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"object_process" in file.read()
+    except OSError:
+        return False
 
 
 def test_a_process_that_cannot_start_is_trouble_like_any_other(monkeypatch):
