@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a program had to be compiled: its key against the nearest earlier compile's.
+"""Explains why a program had to be compiled, by comparing it with the nearest earlier compile.
 
-Beside the entries, ``latest/`` keeps a small file per program name with its
-latest compiles: a line each, the oldest first, of the entry's digest, its
-variant, and a JSON object that says when it was compiled, on which host, by
-which process and command line. A line is appended after a compile, and read
-when a miss is to be explained. The files are disposable: without them, a miss
-is "the first compile". They stay where they are: a record, and with it a
-bundle, says nothing of who compiled.
+``latest/`` in a cache has a small file per program name with its latest compiles, one line each, the oldest first: the
+entry's digest, its variant, and a JSON object that says when it was compiled, on which host, and by which process and
+command line. A line is appended after a compile, and the file is read to explain a miss. The files are disposable:
+without them, a miss is "the first compile". They are never copied: records, and so bundles, don't say who compiled.
 """
 
 from __future__ import annotations
@@ -30,30 +27,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Compiles that are looked at: of the same variant, else of the same name.
+#: The number of compiles to compare with: of the same variant, or else of the same name.
 _SAME, _OTHERS = 4, 16
-#: Compiles kept per program name, and bytes of their file from which it is cut down to them.
+#: The number of compiles kept per program name, and the file size in bytes from which it is cut down to these.
 _KEPT, _LARGEST = 256, 160_000
-#: Program names remembered: beyond, the oldest go.
+#: The maximum number of program names; beyond that, the oldest are removed.
 _NAMES = 4096
-#: Why a program that nothing earlier resembles was compiled.
+#: The reason for compiling a program that resembles no earlier one.
 FIRST = ("first compile of this program",)
 _GONE = "it was in the cache before, and was evicted, removed or damaged since"
 _THERE = "the cache has it, but not by these paths or headers; or it was compiled elsewhere at the same moment"
-#: Where no difference is told.
+#: The reason if there is no difference to report.
 ALIKE = ("the records don't differ",)
-#: Entries that one of them is compared with at most, the newest before it: 2,000 records are read in 60 ms.
+#: The maximum number of earlier entries that one is compared with, newest first: 2,000 records are read in 60 ms.
 _COMPARED = 2000
 
 
 class Compiled(NamedTuple):
-    """A compile that is remembered: its entry, and which variant of the program it was.
+    """An earlier compile: its entry, and the variant of the program.
 
     Attributes
     ----------
     digest, variant : str
     by : str
-        JSON: ``{"at": seconds since the epoch, "host", "pid", "command"}``; empty where that isn't known.
+        JSON: ``{"at": seconds since the epoch, "host", "pid", "command"}``; empty if unknown.
     """
 
     digest: str
@@ -62,14 +59,14 @@ class Compiled(NamedTuple):
 
     @property
     def line(self) -> str:
-        """As it lies in its file."""
+        """The compile as a line of its file."""
         return f"{self.digest} {self.variant} {self.by}".rstrip()
 
 
 def note(cache: Any, record: Mapping[str, Any], digest: str, *, made_here: bool = True) -> None:
-    """Remember the entry ``digest`` as the latest compile of the program of ``record``.
+    """Note the entry ``digest`` as the latest compile of the program of ``record``.
 
-    Who compiled it is remembered if this process did. A copy that travels doesn't say who made it.
+    If this process has compiled it, that is noted as well. Copies don't say who compiled them.
     """
     name, compiled = _name(record), Compiled(digest, _variant(record), _made_here() if made_here else "")
     path = _path(cache, name)
@@ -80,13 +77,13 @@ def note(cache: Any, record: Mapping[str, Any], digest: str, *, made_here: bool 
         if len(kept) > _NAMES:
             kept.pop(next(iter(kept)))
         return
-    with contextlib.suppress(OSError):  # disposable: a later miss has less to be compared with
+    with contextlib.suppress(OSError):  # disposable: a later miss has one compile less to compare with
         _append(cache, path, compiled)
 
 
 def _append(cache: Any, path: str, compiled: Compiled) -> None:
     size = lines.append(cache, path, compiled.line)
-    if not size and path.endswith("0"):  # one in sixteen new names looks at them all
+    if not size and path.endswith("0"):  # one in sixteen new names checks them all
         _forget_oldest(os.path.dirname(path))
     if size > _LARGEST:
         lines.rewrite(cache, path, [one.line for one in reversed(_read(path)[:_KEPT])])
@@ -99,14 +96,14 @@ def _made_here() -> str:
 
 
 class Makers:
-    """Who compiled what lies in a cache; each program name's file is read once."""
+    """Who compiled the entries of a cache. Each program name's file is read once."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
         self._by: dict[str, dict[str, str]] = {}
 
     def of(self, record: Mapping[str, Any], digest: str) -> dict[str, Any] | None:
-        """Who compiled an entry: ``{"at", "host", "pid", "command"}``; None where that isn't known, as of an import."""
+        """Who compiled an entry: ``{"at", "host", "pid", "command"}``; None if unknown, as for an imported one."""
         import json
 
         if not record.get("name"):
@@ -131,9 +128,9 @@ def _forget_oldest(folder: str) -> None:
 
 
 def latest(cache: Any, name: str) -> list[Compiled]:
-    """The latest compiles of the program of a name, newest first; folders before the name don't count.
+    """The latest compiles of the programs with a name, newest first. Folders in the name are ignored.
 
-    Those of this cache come before those of its layers that are only read.
+    Those of this cache come before those of its read-only layers.
     """
     own, file = _path(cache, name), _file(name)
     found = list(derived(cache, "latest").get(os.path.basename(name), ())) if own is None else _read(own)
@@ -166,7 +163,7 @@ def _name(record: Mapping[str, Any]) -> str:
 
 
 def _variant(record: Mapping[str, Any]) -> str:
-    """Names what a person would call the same program: a kernel's parameters, or a source's options and instances."""
+    """Identify a variant as users see it: by a kernel's parameters, or a source's options and instances."""
     kernel = rendered_kernel(record)
     if kernel:
         asked = (kernel.get("name"), kernel.get("module"), sorted((kernel.get("parameters") or {}).items()))
@@ -181,18 +178,18 @@ def _options(record: Mapping[str, Any]) -> list[str]:
 
 
 def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, headers: bool = True) -> tuple[str, ...]:
-    """Why the program of ``record`` wasn't served by an earlier compile.
+    """Why the program of ``record`` wasn't a hit.
 
     Parameters
     ----------
     cache : store
-        Ours.
+        One of our stores.
     record : mapping
-        Of the compile that was needed.
+        The record of the compile that was needed.
     digest : str or None
-        Its entry's digest, where that is known.
+        Its entry's digest, if known.
     headers : bool
-        Whether it is known which headers were read; else they aren't compared.
+        Whether the headers that were read are known; if not, they aren't compared.
 
     Returns
     -------
@@ -212,7 +209,7 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, header
 
 
 def without_headers(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A record as it would be, had the program read nothing and no path had reached its output."""
+    """The record as it would be if the program had read no headers and no path had reached its output."""
     from cuda_progcache.keys.explain import OF_HEADERS
 
     if record is None:
@@ -225,12 +222,12 @@ def _record(cache: Any, digest: str) -> Mapping[str, Any] | None:
     try:
         record: Mapping[str, Any] = cache.info(digest).record
     except (KeyError, OSError):
-        return None  # gone since
+        return None  # removed meanwhile
     return record if record.get("components") else None
 
 
 def _is_whole(cache: Any, digest: str) -> bool:
-    """Whether an entry can be served; a damaged one stays where a cache is only read."""
+    """Whether an entry is intact; a damaged one may stay in a read-only cache."""
     try:
         entry = cache.info(digest)
         return entry.path is None or checksum(entry.path.read_bytes()) == entry.checksum
@@ -239,16 +236,16 @@ def _is_whole(cache: Any, digest: str) -> bool:
 
 
 def nearest(record: Mapping[str, Any], others: Iterable[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
-    """The compile that another one is best compared with.
+    """The best compile to compare another one with.
 
     The same variant comes first (kernel, parameters, architecture and target, or name and options); then the same
-    options; then the one with the fewest differences to tell, and with the fewest components unlike.
+    options; then the one with the fewest differences to report, and with the fewest differing components.
 
     Parameters
     ----------
     record : mapping
     others : iterable of mapping or None
-        Newest first, which decides between equals; None is passed over.
+        Newest first, which decides between equals; None is skipped.
     """
     mine, variant, options = _components(record), _variant(record), _options(record)
 
@@ -264,7 +261,7 @@ def _components(record: Mapping[str, Any]) -> set[tuple[str, ...]]:
 
 
 def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
-    """What differs between two records' compiles, a sentence each; a template or parameter stands for its source."""
+    """The differences between two records' compiles, as sentences. Templates and parameters stand for the source."""
     from cuda_progcache.keys.explain import differing
     from cuda_progcache.keys.tool_versions import versions
 
@@ -279,7 +276,7 @@ def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
 
 
 def _rendered_otherwise(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
-    """Why the source of a library's kernel differs: its parameters, its templates."""
+    """Why the source of a library kernel differs: parameters or templates."""
     mine, theirs = (rendered_kernel(record) for record in (new, old))
     if not mine or not theirs:
         return []
@@ -299,17 +296,17 @@ def _rendered_otherwise(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[
 
 
 def is_compiled(entry: Any) -> bool:
-    """Whether an entry's record says what it was compiled from; one that was put there by hand has none."""
+    """Whether an entry's record says what it was compiled from; an entry that was added by hand doesn't have this."""
     return bool(entry.record.get("components"))
 
 
 def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
-    """Why an entry was compiled: its record against the nearest of the last few thousand before it.
+    """Why an entry was compiled, by comparing its record with the nearest of the last few thousand before it.
 
     Raises
     ------
     KeyError
-        If there is no such entry, or it is no program's (put there by hand).
+        If there is no such entry, or it wasn't compiled (but added by hand).
     """
     info = cache.info(digest)
     record = info.record
@@ -322,7 +319,7 @@ def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
 
 
 def _same_before(cache: Any, record: Mapping[str, Any], digest: str) -> Mapping[str, Any] | None:
-    """The compile of the same variant before an entry's, by the order of the file: a clock may have been wrong."""
+    """The previous compile of the same variant, by the order in the file, since a clock may have been wrong."""
     known = latest(cache, _name(record))
     at = next((n for n, one in enumerate(known) if one.digest == digest), len(known))
     same = [one for one in known[at + 1 :] if one.variant == _variant(record)][:_SAME]
@@ -330,7 +327,7 @@ def _same_before(cache: Any, record: Mapping[str, Any], digest: str) -> Mapping[
 
 
 def _akin(cache: Any, info: Any) -> list[Mapping[str, Any]]:
-    """Records of the same kernel among the last few thousand before it; else of the same templates, as when renamed."""
+    """Earlier records of the same kernel, of the last few thousand; else of the same templates, after a renaming."""
     record = info.record
     older = cache.first(
         _COMPARED,
@@ -344,7 +341,7 @@ def _akin(cache: Any, info: Any) -> list[Mapping[str, Any]]:
 
 
 def _kernel(record: Mapping[str, Any]) -> str:
-    """What people know a program by."""
+    """The name by which users know a program."""
     kernel = record.get("kernel") or {}
     return str(kernel.get("name") or _name(record))
 
