@@ -158,9 +158,9 @@ def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, s
     known = failures.recall(base, cache, seconds)
     if known is not None:
         refusal, age = known
-        _tell_refused(base.inputs, f"known for {age:.0f} s")
+        _tell_refused(base.inputs, f"remembered for {age:.0f} s")
         error = _error(base.inputs, refusal, lookup)
-        error.add_note(f"kept from a compile {age:.0f} s ago; nothing that it read has changed since")
+        error.add_note(f"remembered from a compile {age:.0f} s ago; nothing that it read has changed since")
         raise error
 
 
