@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -144,10 +145,9 @@ def table(columns: Sequence[str], *, right: Iterable[str] = (), title: str | Non
         A line above it.
     """
     from rich import box
-    from rich.table import Table
 
     plain = not sys.stdout.isatty()
-    made = Table(
+    made = _table_class()(
         title=title,
         title_justify="left",
         title_style="bold",
@@ -162,6 +162,19 @@ def table(columns: Sequence[str], *, right: Iterable[str] = (), title: str | Non
             column, justify="right" if column in numbers else "left", no_wrap=column in numbers or column == "digest"
         )
     return made
+
+
+@functools.cache
+def _table_class() -> type[Table]:
+    from rich.table import Table
+
+    class PlainTable(Table):
+        """A table that prints its cells as they are: brackets in them are no markup, and controls are escaped."""
+
+        def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+            super().add_row(*(text(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+    return PlainTable
 
 
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Iterable[str] = ()) -> None:
@@ -206,9 +219,7 @@ def _width(cell: str) -> int:
 
 def fields() -> Table:
     """Make a two-column table of names and values, without lines."""
-    from rich.table import Table
-
-    made = Table.grid(padding=(0, 2, 0, 0))
+    made = _table_class().grid(padding=(0, 2, 0, 0))
     made.add_column(style="cyan", no_wrap=True)
     made.add_column(overflow="fold")
     return made

@@ -86,7 +86,7 @@ hints = functools.cache(lambda of: get_type_hints(of, SCOPE))
 def hint(name):
     """What a property of a record is annotated with."""
     made = inspect.getattr_static(CompileRecord, name)
-    return hints(made.fget if isinstance(made, property) else made.func)["return"]
+    return hints(made.fget if isinstance(made, property) else made._make)["return"]
 
 
 def check(record):
