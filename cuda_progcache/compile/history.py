@@ -211,6 +211,11 @@ def reasons(cache: Any, about: CompileRecord, digest: str | None, *, headers: bo
     return FIRST
 
 
+def is_new(reasons: tuple[str, ...]) -> bool:
+    """Whether, by these reasons, the program was never compiled before, or for other architectures alone."""
+    return reasons == FIRST or any(reason.startswith("option arch ") for reason in reasons)
+
+
 def without_headers(about: CompileRecord) -> CompileRecord:
     """A compile as it would be, had the program read nothing and no path had reached its output."""
     from cuda_progcache.keys.explain import OF_HEADERS

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from cuda_progcache.errors import ArchError, ToolchainError
 from cuda_progcache.keys.arch import Arch
+from cuda_progcache.keys.explain import of_input
 from cuda_progcache.keys.headers import Header, HeaderManifest, HeaderSet, SearchPath, file_digest, read_file
 from cuda_progcache.keys.inputs import debug_sources_dir
 from cuda_progcache.keys.schema import SCHEMA
@@ -245,7 +246,7 @@ def _components_against(about: CompileRecord, host: Host) -> list[str]:
     found = []
     variables = set()
     for full_label, value in about.components:
-        label = full_label.split(" ", 2)[-1] if full_label.startswith("input ") else full_label  # of a link
+        _, label = of_input(full_label)
         if label == "schema":
             if value != host.schema:
                 found.append(f"its key is of schema {value}, and this version makes schema {host.schema}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile import recording
-from cuda_progcache.compile.history import FIRST
+from cuda_progcache.compile.history import is_new
 from cuda_progcache.errors import FrozenMissError, LockError
 from cuda_progcache.service.kernel_unit import KernelUnit
 from cuda_progcache.service.lock import Lock, Locked
@@ -33,8 +33,9 @@ class Proved(NamedTuple):
     kernel, arch, target : str
     parameters : mapping
     status : {"hit", "missing", "stale", "failed", "skipped"}
-        Missing: there is nothing like it. Stale: there is another one, from which it differs; or the one that is
-        there isn't the locked one. Failed: it can't be asked for. Skipped: its kernel needs a later architecture.
+        Missing: there is nothing like it for its architecture. Stale: there is another one, from which it differs; or
+        the one that is there isn't the locked one. Failed: it can't be asked for. Skipped: its kernel needs a later
+        architecture.
     reasons : tuple of str
         Why, in the words of a frozen run.
     command : str
@@ -137,7 +138,7 @@ def _prove_one(
         unit = units.unit(wanted)
         done = frozen.compile_kernel(unit)
     except FrozenMissError as miss:
-        status = "missing" if miss.reasons == FIRST else "stale"
+        status = "missing" if is_new(miss.reasons) else "stale"
         return about._replace(status=status, reasons=miss.reasons, command=miss.command), None
     except LockError as error:
         return about._replace(

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import json
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cuda_progcache
 from cuda_progcache import InMemoryProgramCache
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.store.compile_record import Caller, CompileRecord, File, Kernel, Linked, Tool
@@ -175,3 +178,65 @@ def test_a_store_gives_a_record_back_as_it_was_published(record):
     assert properties(entry.about) == properties(next(cache.entries()).about) == properties(CompileRecord(record))
     made = CompiledProgram(b"data", "cubin", "k", "sm_90", record=lambda: entry.record, hit=True)
     assert (made.log, made.record) == (entry.about.log, record)
+
+
+def packages():
+    """The package's modules, by path, as syntax."""
+    root = Path(cuda_progcache.__file__).parent
+    return {path.relative_to(root).as_posix(): ast.parse(path.read_text("utf-8")) for path in root.rglob("*.py")}
+
+
+def is_record(node):
+    """Whether an expression is a raw record: ``record``, ``x.record``, ``x.record()``."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    return isinstance(node, ast.Name | ast.Attribute) and "record" in {
+        getattr(node, "id", ""),
+        getattr(node, "attr", ""),
+    }
+
+
+def fields_read(tree):
+    """Where a field is read off a raw record: ``record["name"]``, ``record.get("name")``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            of, field = node.value, node.slice
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "get"
+            and node.args
+        ):
+            of, field = node.func.value, node.args[0]
+        else:
+            continue
+        if is_record(of) and isinstance(field, ast.Constant) and isinstance(field.value, str):
+            yield node.lineno
+
+
+def records_taken(tree):
+    """Where somebody takes the raw record of something, ``x.record``."""
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "record" and id(node) not in called:
+            yield node.lineno
+
+
+#: Who takes a record as it was published, apart from the stores: to give it on whole.
+WHOLE_RECORDS = {
+    "cli/entries.py",  # show --json prints it
+    "compile/compiled.py",
+    "compile/lookup.py",  # with the log as this caller spells it
+    "provenance/programs.py",  # a call that is transferred into another store takes it along
+    "service/described.py",  # with what the binary says
+}
+
+
+def test_nothing_else_reads_fields_off_a_record():
+    """Whoever wants one takes ``about``, which says of what type it is."""
+    assert list(fields_read(ast.parse("a = x.record['name']; b = record.get('name'); c = v.record().get('name')")))
+    assert list(records_taken(ast.parse("record = entry.record")))
+    modules = packages()
+    assert {path: lines for path, tree in modules.items() if (lines := list(fields_read(tree)))} == {}
+    taken = {path for path, tree in modules.items() if list(records_taken(tree))}
+    assert {path for path in taken if path.partition("/")[0] not in {"store", "testing"}} == WHOLE_RECORDS
