@@ -23,6 +23,7 @@ from cuda_progcache._util.amounts import plural as plural  # noqa: PLC0414 - the
 from cuda_progcache._util.amounts import seconds as seconds  # noqa: PLC0414
 from cuda_progcache._util.amounts import size as size  # noqa: PLC0414
 from cuda_progcache._util.json_values import json_value
+from cuda_progcache._util.own_stack import on_own_stack
 from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414
 from cuda_progcache._util.printable import printable as printable  # noqa: PLC0414
 
@@ -47,9 +48,11 @@ def json_line(data: Mapping[str, Any]) -> str:
 
 
 def json_text(data: Mapping[str, Any]) -> str:
-    """What ``--json`` prints."""
+    """What ``--json`` prints: in lines, unless a record that is printed nests too deeply for that."""
     try:
         return json.dumps(data, indent=2, default=_plain, allow_nan=False)
+    except RecursionError:
+        return on_own_stack(functools.partial(json.dumps, default=_plain, allow_nan=False), data)
     except ValueError:
         return json.dumps(json_value(data), indent=2, default=_plain)
 
