@@ -50,7 +50,7 @@ lint: environment
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff --quiet .; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@said=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$said"; exit 1; }
-	@echo 'lint: ruff, mypy --strict and import-linter are content'
+	@echo 'lint: ruff, mypy --strict and import-linter found nothing'
 
 servers:
 	@ci/servers/install.sh

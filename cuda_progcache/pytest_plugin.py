@@ -14,7 +14,7 @@ It is there in every run once ``cuda-progcache`` is installed, and does nothing 
         softmax = kernel("softmax", dtype="float16")
 
 Each option has a default in the ini file, under the same name with underscores (``progcache_dir``). The run ends with a
-summary, over xdist's workers: hits, misses by reason, what was compiled, what the hits spared. It counts compiles of
+summary, over xdist's workers: hits, misses by reason, what was compiled, what the hits saved. It counts compiles of
 this package and of ``cuda.core.Program``, with a cache and without one, in the processes of the tests.
 """
 
@@ -277,6 +277,13 @@ class _Run:
         """Print the summary, where anything was compiled or looked up."""
         if self._trouble:
             terminalreporter.write_line(f"progcache: {self._trouble}", red=True)
+        record = self._config.option.progcache_record
+        if record and not os.path.exists(record):
+            terminalreporter.write_line(
+                f"progcache: {record} wasn't written. Only what cuda_progcache.Program and CompileService compile is "
+                "recorded, not what cuda.core.Program compiles",
+                yellow=True,
+            )
         lines = [] if self._activity is None else self._activity.summary()
         if not lines:
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: no test touches the user's cache, and GPU tests run where there is a GPU."""
+"""For all tests: none touches the user's cache or fails for being slow, and GPU tests run where there is a GPU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import os
 from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 CUDA_ERROR_NO_DEVICE = 100
+
+# The machine may be busy: what takes long is no fault of an example.
+settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -259,4 +259,7 @@ def _missing(plan: Plan, folder: Path, url: str, host: int) -> list[int]:
         return []  # their keys are known to the compiler's path alone; the test lets a new host go through them
     with warnings.catch_warnings(), open_cache(folder, host, url) as cache:
         warnings.simplefilter("ignore")
-        return [key for key in range(plan.keys) if cache.load(program_name(key)) is None]
+        missing = [key for key in range(plan.keys) if cache.load(program_name(key)) is None]
+        if cache._stack is not None:  # what was found is on its way to the directory, which is about to be removed
+            cache._stack.flush(60.0)
+        return missing

@@ -131,9 +131,8 @@ def clear_command(session: Session, *, yes: bool, keep_pinned: bool) -> None:
             removed, total, pinned = removed - pinned, total - pinned_size, 0
         if removed and not yes:
             among = f", {pinned:,} of them pinned," if pinned else ""
-            click.confirm(
-                f"Remove {output.plural(removed, 'entry')} ({output.size(total)}){among} from {session.root()}?",
-                abort=True,
+            output.confirm(
+                f"Remove {output.plural(removed, 'entry')} ({output.size(total)}){among} from {session.root()}?"
             )
         cache.clear(pinned=not keep_pinned)
     if session.json:

@@ -325,8 +325,8 @@ def _tell(
     aside = target == "-"
     verb = click.style("hit", fg="green", bold=True) if program.hit else click.style("compiled", fg="cyan", bold=True)
     if program.hit:
-        spared = f", which spared {output.seconds(duration)} of compiling" if duration else ""
-        took = f"in {output.seconds(elapsed)}{spared}"
+        saved = f", which saved {output.seconds(duration)} of compiling" if duration else ""
+        took = f"in {output.seconds(elapsed)}{saved}"
     else:
         took = f"in {output.seconds(duration or elapsed)}"
     lines = [

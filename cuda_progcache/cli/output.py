@@ -37,6 +37,25 @@ _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 _WIDE = 10_000  # columns where no terminal limits them: nothing is cut or folded in a pipe
 
 
+def confirm(question: str) -> None:
+    """Ask a question on the terminal, and go on if the answer is yes.
+
+    Raises
+    ------
+    click.Abort
+        The answer is no, or the user pressed Ctrl-C.
+    click.UsageError
+        The input ended before an answer, as it does under cron.
+    """
+    try:
+        click.confirm(question, abort=True)
+    except click.Abort as answer:
+        if isinstance(answer.__context__, EOFError):
+            click.echo(err=True)  # ends the question's line
+            raise click.UsageError("there is no one to ask; give --yes", click.get_current_context()) from None
+        raise
+
+
 def emit(data: Mapping[str, Any]) -> None:
     """Print the one JSON object of a ``--json`` call."""
     write(json_text(data) + "\n")

@@ -43,7 +43,7 @@ DEMO_ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 PREWARM_JSON = """
 --json: {"ok": bool, "call" (the run's key, for provenance), "archs", "kernels": int, "variants": int, "jobs",
 "compiled", "hits", "failed", "skipped", "missing" (of --dry-run), "bytes", "seconds" (this call), "compile_seconds",
-"saved_seconds" (compile time that hits spared), "root", "items": [{"kernel", "variant": {parameter: value}, "arch",
+"saved_seconds" (compile time that hits saved), "root", "items": [{"kernel", "variant": {parameter: value}, "arch",
 "status": "hit" | "compiled" | "failed" | "skipped" (the kernel needs a later architecture) | "missing" (of
 --dry-run), "seconds", "saved", "size", "digest", "error", "target", "reasons": [str] (why it is missing)}]}
 
@@ -325,7 +325,7 @@ def write_junit(path: Path, report: PrewarmReport) -> None:
 
 
 def print_report(session: Session, report: PrewarmReport) -> None:
-    """Print the summary: a row per kernel, a total, failures with their reasons, what the hits spared."""
+    """Print the summary: a row per kernel, a total, failures with their reasons, what the hits saved."""
     rows: dict[str, list[PrewarmItem]] = defaultdict(list)
     for item in report.items:
         rows[item.kernel].append(item)

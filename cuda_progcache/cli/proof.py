@@ -202,7 +202,7 @@ def _print_proof(proof: Proof, where: Path) -> None:
     if (more := len(wrong) + len(proof.unused) - made.row_count) > 0:
         output.line(f"and {more:,} more (--json has all)")
     if commands := dict.fromkeys(program.command for program in wrong if program.command):
-        output.line("to mend it:")
+        output.line("to fix it:")
         for command in list(commands)[:5]:
             output.line(f"  {command}")
     counts = Counter(program.status for program in proof.programs)

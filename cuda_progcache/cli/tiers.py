@@ -102,11 +102,15 @@ def _show(found: list[tuple[Health, TierTotals]]) -> None:
     for one, counted in found:
         if one.trouble:
             output.fail_line(f"{one.url}: {one.trouble}")
-        kinds = {name: getattr(counted, name) for name in ("timeouts", "errors", "corrupt", "untrusted")}
-        kinds["errors"] -= kinds["timeouts"]
+        kinds = {
+            "time-out": counted.timeouts,
+            "error": counted.errors - counted.timeouts,
+            "damaged object": counted.corrupt,
+            "untrusted object": counted.untrusted,
+        }
         if any(kinds.values()):
-            told = ", ".join(f"{many:,} {name}" for name, many in kinds.items() if many)
-            output.line(f"{output.printable(one.url)} was in trouble: {told} (all time)")
+            listed = ", ".join(output.plural(many, kind) for kind, many in kinds.items() if many)
+            output.line(f"{output.printable(one.url)} has had {listed} (all time)")
         if one.objects is not None:
             held = f"{output.plural(one.objects, 'program')}, {output.size(one.bytes or 0)}"
             output.line(f"{output.printable(one.url)} holds {held}")
@@ -231,7 +235,7 @@ def gc_command(
     todo = found.removed + found.manifests + found.packs
     if todo and not dry_run:
         if not yes:
-            click.confirm("Remove them?", abort=True)
+            output.confirm("Remove them?")
         with progress("removing") as told:
             found = collect(
                 tier,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Architectures: the current device's as the default, and errors for unknown ones."""
+"""Architectures: the current device's as the default, and errors about unknown ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _WELL_KNOWN = {50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 
 
 
 def with_arch(options: Any) -> Any:
-    """Options with an architecture: the current device's, where none was given.
+    """Options with an architecture; if none was given, the current device's.
 
     Raises
     ------
     ArchError
-        If there is none and no device to ask; the message lists what the compiler supports.
+        There is neither an architecture nor a device; the message lists what the compiler supports.
     """
     if options.arch is not None:
         return options
@@ -29,7 +29,7 @@ def with_arch(options: Any) -> Any:
         from cuda.core import Device
 
         return replace(options, arch=f"sm_{Device().arch}")
-    except Exception as error:  # the driver's absence shows as several exception types
+    except Exception as error:  # a missing driver raises exceptions of several types
         raise ArchError(
             "no architecture was given, and there is no CUDA device to take it from; "
             f"give arch (--arch): one of {', '.join(_supported())}"
@@ -39,13 +39,13 @@ def with_arch(options: Any) -> Any:
 def known_arch(text: object) -> Arch:
     """Parse an architecture and check that it exists.
 
-    Well-known ones pass unasked: whether the installed compiler supports them shows when it compiles, and a hit needs
-    no compiler at all. Others are asked of the installed NVRTC.
+    Well-known ones are accepted without asking the compiler: a hit doesn't need one, and a compile shows whether it
+    supports them. For others, the installed NVRTC is asked.
 
     Raises
     ------
     ArchError
-        It isn't one, or this NVRTC doesn't know it; the message names the nearest that it knows.
+        It isn't an architecture, or this NVRTC doesn't know it; the message names the nearest one that it knows.
     """
     arch = _parsed(text)
     if arch is None or arch.capability not in _WELL_KNOWN:
@@ -54,7 +54,7 @@ def known_arch(text: object) -> Arch:
 
 
 def check_arch(arch: str) -> None:
-    """Refuse an architecture that the installed NVRTC doesn't know, naming the nearest.
+    """Raise an error for an architecture that the installed NVRTC doesn't know, naming the nearest.
 
     Raises
     ------

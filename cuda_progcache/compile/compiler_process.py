@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiler process does: take a job, call the compiler that it names, answer.
+"""The main loop of a compiler process: it reads a job, calls the compiler that the job names, and answers.
 
-A job and its answer are dictionaries, marshalled, each behind its length in 8 bytes. Jobs come on stdin, answers go
-out on stdout. The process ends as soon as stdin is closed, in the middle of a compile too, so it never outlives the
-one that started it; and when no job has come for a while.
+A job and its answer are marshalled dictionaries, each preceded by its length in 8 bytes. Jobs are read from stdin,
+answers are written to stdout. The process ends as soon as stdin is closed, even in the middle of a compile, so it never
+outlives the process that started it. It also ends if no job has come for a while.
 
-Little is imported here: the interpreter is started without ``site`` and loads a compiler 20 ms later.
+Few modules are imported here: the interpreter is started without ``site``, and loads a compiler after 20 ms.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # signal would import enum, which takes as long as all else here
+import _signal  # type: ignore[import-not-found]  # signal imports enum, which takes as long as the rest
 import _thread
 import marshal
 import os
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-#: What a compiler process says first, so that nothing else is taken for one.
+#: The first message of a compiler process, which identifies it.
 GREETING = f"cuda_progcache {sys.version}"
 
 _libraries: dict[str, Any] = {}
@@ -36,14 +36,14 @@ def perform(job: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     job : dict
-        ``library``, the path of its file; ``beside``, those of files that it will look for by name; ``call``, one of
-        :data:`_CALLS`; ``given``, its arguments.
+        ``library``, the path of the compiler's library; ``beside``, the paths of libraries that it loads by name;
+        ``call``, one of :data:`_CALLS`; ``given``, its arguments.
 
     Returns
     -------
     dict
-        ``made``, what the call returned; or ``refused``, the compiler's status, log and what it told of headers; or
-        ``trouble``, a message: there is no compiler here that could be asked.
+        ``made``, the result of the call; or ``refused``, the compiler's status, log and header trace; or ``trouble``, a
+        message that says why the compiler can't be called.
     """
     try:
         kind, method = _CALLS[job["call"]]
@@ -86,7 +86,7 @@ _CALLS: dict[str, tuple[Callable[[], type[Library]], str]] = {
 
 
 def send(descriptor: int, message: Any) -> None:
-    """Write a message to a pipe; raises OSError where nobody reads it."""
+    """Write a message to a pipe; OSError if nobody reads it."""
     content = marshal.dumps(message)
     rest = memoryview(len(content).to_bytes(8, "big") + content)
     while rest:
@@ -94,7 +94,7 @@ def send(descriptor: int, message: Any) -> None:
 
 
 def receive(descriptor: int, limit: int = 1 << 62) -> Any:
-    """Read a message of ``limit`` bytes at most from a pipe; raises EOFError where it was closed, or has none."""
+    """Read a message of ``limit`` bytes at most from a pipe; EOFError if it was closed or sends something else."""
     size = int.from_bytes(_read(descriptor, 8), "big")
     if size > limit:
         raise EOFError("what it sends is no message")
@@ -113,10 +113,10 @@ def _read(descriptor: int, size: int) -> bytes:
 
 
 def main(patience: float) -> None:
-    """Do what stdin asks for until it is closed, or silent for so many seconds."""
-    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the one who asked decides
+    """Serve jobs from stdin until it is closed, or until none has come for ``patience`` seconds."""
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # the caller decides about interrupts
     answers = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
+    os.dup2(2, 1)  # what a library prints must not be mixed with the answers
     send(answers, GREETING)
     _thread.start_new_thread(_end_with_caller, ())
     jobs = select.poll()
@@ -127,16 +127,16 @@ def main(patience: float) -> None:
             _move(job["cwd"], job["pwd"])
             send(answers, perform(job))
         except (EOFError, OSError):
-            break  # nobody asks any more
-    os._exit(0)  # not through the libraries' own ends: there is nothing that they would have to save
+            break  # no more jobs
+    os._exit(0)  # without the libraries' exit handlers, which have nothing to save
 
 
 def _move(cwd: str, pwd: str | None) -> None:
-    """Work where the caller does, under the name that it has for that place."""
+    """Change to the caller's working directory, under the caller's name for it."""
     try:
         os.chdir(cwd)
     except OSError:
-        os.chdir("/")  # it is gone: nothing that is given relative to it can be found
+        os.chdir("/")  # it is gone: paths relative to it can't be found anyway
     if pwd is not None:
         os.environ["PWD"] = pwd
     else:
@@ -144,7 +144,7 @@ def _move(cwd: str, pwd: str | None) -> None:
 
 
 def _end_with_caller() -> None:
-    """Wait until the other end of stdin is closed, by the caller or by its death."""
+    """Wait until the caller closes stdin or dies."""
     end = select.poll()
     end.register(0, 0)
     end.poll()

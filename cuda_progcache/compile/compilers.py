@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compilers: NVRTC, nvJitLink and libNVVM, each called in a process that nothing else has touched.
+"""The compilers NVRTC, nvJitLink and libNVVM, each called in a separate process that runs nothing else.
 
-The functions here are called with a program's inputs and give an :class:`~cuda_progcache.compile.output.Output`.
-:func:`_run` alone decides where a compiler runs: in a compiler process
-(:mod:`~cuda_progcache.compile.own_process`), or in this one, where it is itself one or where none can be started.
+The functions here take a program's inputs and return an :class:`~cuda_progcache.compile.output.Output`. Only
+:func:`_run` decides where a compiler runs: in a compiler process (:mod:`~cuda_progcache.compile.own_process`), or in
+this process if it is a compiler process itself or none can be started.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 _NO_HEADERS: Mapping[str, bytes] = MappingProxyType({})
 
-#: How each build of NVRTC tells what it includes, as far as this process knows.
+#: How each build of NVRTC reports included headers, as far as this process knows.
 include_sources: dict[str, str] = {}
 _archs: dict[str, list[int]] = {}
-#: Libraries that this process has loaded: path of each, and what its files were then.
+#: Libraries that this process has loaded: the path of each, and the identity of its files at that time.
 _loaded: dict[str, tuple[toolchain.ToolFile, ...]] = {}
 
-#: Whether this process is a compiler process, that is started with the variables in the key and ends with its batch.
-#: It compiles in itself what leaves no traces, and so can use the precompiled headers that it makes.
+#: Whether this process is a farm worker, which is started with the variables in the key and ends with its batch. It
+#: runs compiles that leave no state in itself, and so can use the precompiled headers that it makes.
 compiles_itself = False
 
 
@@ -51,7 +51,7 @@ def supported_archs() -> list[int]:
 
 
 def include_source() -> str:
-    """How this NVRTC tells which headers it opened: ``"trace"``, ``"time-trace"``, or ``"nothing"``.
+    """How this NVRTC reports the headers it opens: ``"trace"``, ``"time-trace"``, or ``"nothing"``.
 
     The trace isn't documented, so it is tried once per build, with two small headers.
     """
@@ -65,7 +65,7 @@ def include_source() -> str:
 def _try_include_sources() -> str:
     headers = {"outer.h": b'#include "sub/inner.h"\n', "sub/inner.h": b"\n"}
     for source, depths in ((TRACE, (0, 1)), (TIME_TRACE, (UNKNOWN, UNKNOWN))):
-        for front_end_only in (True, False):  # 12.0 can't stop there
+        for front_end_only in (True, False):  # NVRTC 12.0 can't stop after the front end
             flags = ["--fdevice-syntax-only"] if front_end_only else []
             given = ("ptx", (), headers, source, front_end_only)
             try:
@@ -106,13 +106,13 @@ def compile_cpp(
     name_expressions : sequence of str or bytes
         Templates to instantiate; their mangled names come back in ``symbols``.
     random_seed : str, optional
-        ``--frandom-seed``, unless ``flags`` has one: names of anonymous namespaces otherwise hold the process id.
+        ``--frandom-seed``, unless ``flags`` has one. Without it, names of anonymous namespaces contain the process ID.
     trace : bool
-        Whether to have the front end list the headers it opens, if this NVRTC can (:func:`include_source`).
+        Whether to make the front end list the headers it opens, if this NVRTC can (:func:`include_source`).
     front_end_only : bool
         Stop after the syntax check: ``data`` is empty.
     headers : mapping of str to bytes
-        Headers from memory, by the name that an ``#include`` gives; they come before those on disk.
+        Headers in memory, by their name in the ``#include``; they take precedence over those on disk.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def compile_cpp(
     CompilerRefusal
         With NVRTC's status and log.
     ToolchainError
-        If NVRTC isn't there, can't do it, or crashes.
+        If NVRTC isn't installed, can't do this, or crashes.
     """
     source = include_source() if trace else NOTHING
     extra: list[str] = []
@@ -137,7 +137,7 @@ def compile_cpp(
     except CompilerRefusal as refusal:
         if refusal.status != "NVRTC_ERROR_INVALID_OPTION" or not extra or front_end_only:
             raise
-        # An NVRTC too old for one of our own flags: the user's decide.
+        # This NVRTC is too old for one of our own flags: use only the user's.
         return _compile_cpp(code, name, list(flags), *given)
 
 
@@ -149,7 +149,7 @@ def _compile_cpp(
     name_expressions: Sequence[str | bytes],
     headers: Mapping[str, bytes],
     source: str,
-    front_end_only: bool,  # noqa: FBT001 - compile_cpp's arguments, handed on
+    front_end_only: bool,  # noqa: FBT001 - compile_cpp's arguments
 ) -> Output:
     given = {
         "code": code,
@@ -174,7 +174,7 @@ def _compile_cpp(
 
 
 def link(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: str) -> Output:
-    """Link with nvJitLink; where it isn't installed, with the driver's linker, which does what it can.
+    """Link with nvJitLink or, if it isn't installed, with the driver's linker, which supports less.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def link(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: st
     OptionError
         For an input that nvJitLink doesn't take.
     ToolchainError
-        If nvJitLink isn't there, can't do it, or crashes.
+        If nvJitLink isn't installed, can't do this, or crashes.
     """
     unknown = [i.target_type for i in inputs if i.target_type not in KINDS]
     if unknown:
@@ -214,7 +214,7 @@ def link(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: st
     return Output(made["data"], _CHATTER.sub("", made["log"]), unkept=unkept)
 
 
-# nvJitLink says this of every LTO-IR input that libNVVM made, and it tells nobody anything.
+# nvJitLink prints this for every LTO-IR input made by libNVVM; it is of no use.
 _CHATTER = re.compile(r"^INFO: \w+ LTOIR Container created \(\d+ bytes\)\n?", re.MULTILINE)
 
 
@@ -228,7 +228,7 @@ def compile_nvvm(modules: Sequence[tuple[str, bytes]], *, flags: Sequence[str], 
     flags : sequence of str
         libNVVM's flags; ``-gen-lto`` among them gives LTO-IR instead of PTX.
     libdevice : bool
-        Whether to add libdevice's math functions (only what is used is taken in).
+        Whether to add libdevice's math functions; only those used are linked in.
 
     Returns
     -------
@@ -239,7 +239,7 @@ def compile_nvvm(modules: Sequence[tuple[str, bytes]], *, flags: Sequence[str], 
     CompilerRefusal
         With libNVVM's status and log.
     ToolchainError
-        If libNVVM or libdevice isn't there, or it crashes.
+        If libNVVM or libdevice isn't installed, or libNVVM crashes.
     """
     given = {
         "modules": list(modules),
@@ -258,29 +258,29 @@ def _run(
     about: str,
     trace: Callable[[bytes | None], Trace | None] = lambda _: None,
 ) -> tuple[Any, str | None]:
-    """Call a compiler in the process that is right for it.
+    """Call a compiler in the right process.
 
     Parameters
     ----------
     call : str
-        As :func:`~cuda_progcache.compile.compiler_process.perform` knows it.
+        A call of :func:`~cuda_progcache.compile.compiler_process.perform`.
     code_type : str
-        Whose library it is.
+        The code type whose compiler is called.
     given : dict
         The call's arguments.
     flags : sequence of str
-        The compiler's flags among them.
+        The compiler's flags, which are among the arguments.
     about : str
         What is compiled, for messages.
     trace : callable
-        Reads what a compiler told of the headers.
+        Parses a compiler's header trace.
 
     Returns
     -------
     made : object
-        What it made.
+        The result of the call.
     unkept : str or None
-        Why that may not be the work of this compiler and these options alone.
+        Why other options or libraries may have affected the result.
     """
     library = toolchain.LIBRARY_OF[code_type]
     lasts = lasting(library, flags)
@@ -312,7 +312,7 @@ def _run(
 
 
 def reserve_pch_heap(size: int) -> bool:
-    """Have this process's NVRTC set aside so many bytes of address space for precompiled headers; False if it can't."""
+    """Make this process's NVRTC reserve address space for precompiled headers, in bytes; False if it can't."""
     if not compiles_itself:
         return False
     return bool(perform(_job("reserve", toolchain.toolchain("c++"), {"size": size})).get("made"))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles by ``cuda.core`` itself, told as ours are.
+"""Events and records for compiles by ``cuda.core`` itself.
 
-:func:`watch` puts a subclass in the place of :class:`cuda.core.Program` when ``cuda.core`` is imported. It does what
-that does; and it emits ``hit``, ``miss``, ``compile`` and ``refused`` events, of what is compiled past any cache, too.
-What goes to one of our stores is compiled once, however many processes ask for it, and gets a record there, so that a
-later miss can be explained. Where nobody listens, a call goes straight through.
+:func:`watch` replaces :class:`cuda.core.Program` by a subclass when ``cuda.core`` is imported. The subclass behaves the
+same, and emits ``hit``, ``miss``, ``compile`` and ``refused`` events, also for compiles without a cache. A program that
+goes to one of our stores is compiled once, however many processes ask for it, and gets a record, so that a later miss
+can be explained. Without subscribers, a call goes straight through.
 
-``cuda.core`` is compiled: its methods can't be replaced in place, and nothing else of it can be seen from outside.
+``cuda.core`` is a compiled extension: its methods can't be replaced in place, and the class is the only hook.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _HOME = "cuda.core._program"
 
 
 def watch() -> None:
-    """Have ``cuda.core`` tell of its compiles from now on, in this process; whether it is imported or not.
+    """Make ``cuda.core`` report its compiles in this process from now on, whether it is imported already or later.
 
-    Names that were taken out of it before (``from cuda.core import Program``) stay what they are.
+    Names that were imported from it before (``from cuda.core import Program``) keep the original class.
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
@@ -41,10 +41,10 @@ def watch() -> None:
 
 
 class _Finder:
-    """Finds that module as it would be found, and has it changed once it is loaded."""
+    """Finds the module with the other finders, and patches it once it is loaded."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """What the finders after this one say."""
+        """The spec from the finders after this one, with our loader."""
         if name != _HOME:
             return None
         for finder in sys.meta_path:
@@ -52,13 +52,13 @@ class _Finder:
             spec: ModuleSpec | None = None if finder is self or find is None else find(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # all that importing asks of one
+                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # has all that importing uses
                 return spec
         return None
 
 
 class _Loader:
-    """Loads a module as its own loader does, and puts that back."""
+    """Loads the module with its own loader, patches it, and restores its loader."""
 
     def __init__(self, inner: Loader) -> None:
         self._inner = inner
@@ -67,11 +67,11 @@ class _Loader:
         return getattr(self._inner, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the module's own loader does."""
+        """Create it with its own loader."""
         return self._inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Load it, and put the subclass in."""
+        """Load it, and replace the class."""
         if module.__spec__ is not None:
             module.__spec__.loader = self._inner
         module.__loader__ = self._inner
@@ -82,7 +82,7 @@ class _Loader:
 def _watch_in(module: ModuleType) -> None:
     theirs = getattr(module, "Program", None)
     if theirs is None or getattr(theirs, "_cuda_progcache_watched", False):
-        return  # another version of cuda.core; or done
+        return  # another version of cuda.core, or already replaced
     ours = _watched(theirs)
     for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
         setattr(ours, attribute, getattr(theirs, attribute))
@@ -107,7 +107,8 @@ def _watched(theirs: Any) -> type:
             from cuda_progcache.compile.watched_call import WatchedCall
 
             call = WatchedCall(super().compile, self._made_of, args, kwargs)
-            # Who keeps an error keeps this frame, and a Program that only the collector frees is cleaned up too late.
+            # A kept error keeps this frame alive, and a Program freed only by the garbage collector is cleaned up too
+            # late.
             del self
             try:
                 # Returned at once: a frame that can raise holds no ObjectCode, whose repr deadlocks without a driver.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source files for debuggers, for debug builds of programs without a name.
+"""Source files for debuggers, for debug builds of unnamed programs.
 
-Each file is named after its content, so it is never stale. It is written if it is missing, on a hit as well.
+Each file is named after its content, so it is never stale. It is written if it is missing, also on a hit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cuda_progcache.keys.inputs import CompileInputs
 
-#: How many files are kept, and how many of the least recently used are removed once there are more.
+#: The maximum number of files, and how many of the least recently used are removed when it is exceeded.
 _KEPT, _REMOVED = 1024, 128
 _told: set[str] = set()
 

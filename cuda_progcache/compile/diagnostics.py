@@ -25,11 +25,11 @@ _PTXAS_LINE = re.compile(
     r"^(?P<file>ptxas .*?), line (?P<line>\d+); (?P<severity>error|warning|fatal)\s*: (?P<message>.*)$"
 )
 
-# What `#line` takes: a line, and a file in quotes.
+# The arguments of `#line`: a line, and a file in quotes.
 _DIRECTIVE = re.compile(r'\s*#\s*line\s+(?P<line>\d+)\s+"(?P<file>(?:[^"\\]|\\.)*)"\s*')
 
 LineLookup = Callable[["int", "int | None"], "tuple[str, int] | None"]
-"""Generated line (from 1) and column (from 0, or None where the compiler gives none) to (template file, line)."""
+"""Generated line (from 1) and column (from 0, or None if the compiler gives none) to (template file, line)."""
 
 
 def parse_log(
@@ -40,13 +40,13 @@ def parse_log(
     Parameters
     ----------
     log : str
-        As the compiler gave it.
+        The compiler's log, unchanged.
     name : str
-        The program's name: messages for it are about ``source``.
+        The program's name; messages for a file of this name refer to ``source``.
     source : str
         The source that was compiled.
     lookup : callable, optional
-        From a line and a column of ``source`` to the template's file and line, where it was rendered from one.
+        Maps a line and a column of ``source`` to the template's file and line, if it was rendered from one.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def compile_error(
     source: str = "",
     lookup: LineLookup | None = None,
 ) -> CompileError:
-    """The error a caller sees for a compiler's refusal: what was compiled, where it went wrong, and the log."""
+    """The error for a compiler's refusal, with what was compiled, where it went wrong, and the log."""
     diagnostics = parse_log(refusal.log, name=name, source=source, lookup=lookup)
     errors = [d for d in diagnostics if d.severity != "warning"]
     log = refusal.log.strip()
@@ -154,14 +154,14 @@ def compile_error(
 
 
 def _missing_directories(refusal: CompilerRefusal, flags: Sequence[str]) -> list[str]:
-    """What to say of include directories that aren't there, where a header wasn't found."""
+    """Hints about missing include directories, if a header wasn't found."""
     if "cannot open source file" not in refusal.log:
         return []
     named = [flag.value for flag in read_flags(flags) if flag.name == "include-path" and flag.value]
     return [f"include directory {path} doesn't exist" for path in named if not os.path.isdir(path)]
 
 
-# What cuda.core raises, by code type: the module, if it is loaded, and the class.
+# The exceptions of cuda.core, by code type: the module, which may not be loaded, and the class.
 _THEIRS = {
     "c++": ("cuda.core._utils.cuda_utils", "NVRTCError"),
     "ptx": ("cuda.bindings.nvjitlink", "nvJitLinkError"),
@@ -171,7 +171,7 @@ _THEIRS = {
 
 
 def _refused_arch(refusal: CompilerRefusal, flags: Sequence[str]) -> str | None:
-    """The architecture, if that is what the compiler refused; else None."""
+    """The architecture, if the compiler refused it; else None."""
     arch = next((flag.value for flag in read_flags(flags) if flag.name == ARCH), None)
     if arch is None:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the installed CUDA driver can load PTX: a driver refuses PTX of a newer CUDA release than its own."""
+"""Checks whether the installed CUDA driver can load PTX: it refuses PTX of a newer CUDA release than its own."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import re
 
 from cuda_progcache._util.warning import warn
 
-# As NVRTC and libNVVM begin their PTX: "// Cuda compilation tools, release 13.5, V13.5.37".
+# The first line of PTX from NVRTC and libNVVM: "// Cuda compilation tools, release 13.5, V13.5.37".
 _RELEASE = re.compile(rb"^// Cuda compilation tools, release (\d+)\.(\d+)", re.MULTILINE)
 
 
 @functools.lru_cache(maxsize=1)
 def driver_version() -> int | None:
-    """The driver's CUDA version as it reports it, 13050 for 13.5; None without a driver.
+    """The CUDA version that the driver reports, 13050 for 13.5; None without a driver.
 
-    Nothing is initialized by asking.
+    This doesn't initialize the driver.
     """
     import ctypes
     import sys

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA driver's linker (``cuLink*``): PTX and cubins to one cubin, where nvJitLink isn't installed.
+"""The CUDA driver's linker (``cuLink*``), used if nvJitLink isn't installed: PTX and cubins to one cubin.
 
-It needs a driver and a device, and takes no LTO-IR. What it makes depends on the driver, whose files are in the key
-then (:func:`cuda_progcache.keys.toolchain.toolchain`), and nowhere else.
+It needs a driver and a device, and doesn't accept LTO-IR. Its output depends on the driver, so the key of such a link
+contains the driver's files (:func:`cuda_progcache.keys.toolchain.toolchain`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _WANTED = "install nvJitLink for that: `pip install nvidia-nvjitlink`"
 _LOG_SIZE = 1 << 16
 
-# Flag of nvJitLink -> option of the driver's linker; with a number behind "=", that is its value, else 1.
+# Flag of nvJitLink -> option of the driver's linker. Its value is the number after "=", or 1.
 _OPTIONS = {
     "-maxrregcount": "CU_JIT_MAX_REGISTERS",
     "-O": "CU_JIT_OPTIMIZATION_LEVEL",
@@ -30,21 +30,21 @@ _OPTIONS = {
     "-lineinfo": "CU_JIT_GENERATE_LINE_INFO",
     "-verbose": "CU_JIT_LOG_VERBOSE",
 }
-# About code generation from LTO-IR: PTX has its own say, and nvJitLink doesn't change it either.
+# These affect code generation from LTO-IR. PTX specifies this itself, and nvJitLink doesn't change it either.
 _FOR_LTO = ("-ftz=", "-prec-div=", "-prec-sqrt=", "-fma=")
 _FLAG = re.compile(r"(-O(?=\d)|-[\w-]+)=?(.*)")
 _ARCH = re.compile(r"-arch=(?:sm|compute)_(\d+)([af]?)")
 
 
 def link_by_driver(inputs: Sequence[LinkerInput], *, flags: Sequence[str], target_type: str) -> Output:
-    """Link; arguments and result as of :func:`cuda_progcache.compile.nvjitlink.link`.
+    """Link. Arguments and result are those of :func:`cuda_progcache.compile.nvjitlink.link`.
 
     Raises
     ------
     CompilerRefusal
         With the driver's status and log.
     OptionError
-        For an input, a target or a flag that only nvJitLink takes.
+        For an input, a target or a flag that only nvJitLink supports.
     ToolchainError
         If the driver has no device.
     """
@@ -73,11 +73,11 @@ def link_by_driver(inputs: Sequence[LinkerInput], *, flags: Sequence[str], targe
         try:
             for item in inputs:
                 kind = getattr(driver.CUjitInputType, kinds[item.target_type])
-                # PTX has to end in a NUL (NVRTC's does, a file doesn't).
+                # PTX must end in a NUL (NVRTC's does, a file doesn't).
                 data = item.data if item.target_type != "ptx" else item.data.rstrip(b"\0") + b"\0"
                 check(*driver.cuLinkAddData(state, kind, data, len(data), item.name.encode(), 0, [], []))
             address, size = check(*driver.cuLinkComplete(state))
-            return Output(ctypes.string_at(address, size), _text(logs["INFO"]))  # it goes with the state
+            return Output(ctypes.string_at(address, size), _text(logs["INFO"]))  # a copy: it is freed with the state
         finally:
             driver.cuLinkDestroy(state)
 
@@ -120,7 +120,7 @@ def _options(driver: Any, flags: Sequence[str]) -> tuple[list[Any], list[Any]]:
 
 @contextmanager
 def _context(driver: Any) -> Iterator[None]:
-    """Have a context: the caller's, or the first device's primary one for as long as this takes."""
+    """Make a context current: the caller's, or else the first device's primary one for the duration."""
 
     def check(status: Any, *results: Any) -> Any:
         if int(status):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Failed compiles, remembered for a while: off unless asked for.
+"""An optional, short-lived cache of failed compiles.
 
-A service that is asked again and again for a program that doesn't compile pays for the refusal each time. What is
-remembered is the compiler's status and log, under ``failures/`` of a cache on disk or in this process's memory, and it
-counts as long as it is young and every header that the compile read is as it was. Only what would come out the same
-again is remembered: not a header that wasn't found (it may be there now), not trouble with memory or files.
+Without it, a service that is asked repeatedly for a program that doesn't compile runs the compiler each time. The
+compiler's status and log are kept under ``failures/`` of a cache on disk, or in this process's memory. They are used
+while they are recent and every header that the compile read is unchanged. Only reproducible failures are kept: not a
+missing header, which may exist by now, and not trouble with memory or files.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from cuda_progcache.keys.schema import BaseKey
 
 _FORMAT = 1
-#: Failures remembered per cache that lies in memory.
+#: The maximum number of failures kept for a cache in memory.
 _KEPT = 256
-#: What the compilers' statuses for a wrong program have in them; others are about the machine.
+#: Parts of the compilers' statuses for an invalid program; other statuses are about the machine.
 _FINAL = ("COMPIL", "INVALID_IR", "INCORRECT_INPUT")
-#: What a log has in it where a file or the machine was in the way.
+#: Parts of a log that mean trouble with a file or the machine.
 _PASSING = ("catastrophic", "could not open", "cannot open", "out of memory")
 
 _lock = ForkSafeLock()
 
 
 def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, float] | None:
-    """A remembered refusal that this compile would meet again, and its age in seconds; None if there is none.
+    """A kept failure that this compile would repeat, and its age in seconds; None if there is none.
 
     Parameters
     ----------
     base : BaseKey
     cache : store
     seconds : float
-        How old it may be.
+        The maximum age.
     """
     path = _path(cache, base)
     if path is None:
@@ -55,7 +55,7 @@ def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, 
             return None
         seen_at, content = status.st_mtime, raw or b""
     age = time.time() - seen_at
-    if not 0 <= age <= seconds:  # one from the future tells nothing about its age
+    if not 0 <= age <= seconds:  # with a time stamp in the future, its age is unknown
         return None
     try:
         data = json.loads(content)
@@ -69,14 +69,14 @@ def recall(base: BaseKey, cache: Any, seconds: float) -> tuple[CompilerRefusal, 
 
 
 def remember(base: BaseKey, refusal: CompilerRefusal, headers: HeaderSet, cache: Any, seconds: float) -> bool:
-    """Keep a refusal, if it would come out the same again; says whether it was kept.
+    """Keep a failure if it is reproducible; return whether it was kept.
 
     Parameters
     ----------
     base : BaseKey
     refusal : CompilerRefusal
     headers : HeaderSet
-        What the compile read until then.
+        The headers that the compile read before it failed.
     cache : store
     seconds : float
         Older ones are removed.
@@ -103,7 +103,7 @@ def remember(base: BaseKey, refusal: CompilerRefusal, headers: HeaderSet, cache:
         write_beside(cache.path, path, content)
         _remove_old(os.path.dirname(path), seconds)
     except OSError:
-        return False  # disposable: the compiler is asked again
+        return False  # disposable: the compiler will be called again
     return True
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a frozen cache says of a program that it doesn't hold: why that would be compiled, and what would mend it.
+"""Errors for programs that a frozen cache doesn't have: why they would be compiled, and how to fix that.
 
-No compiler is asked and none is loaded, so what a compile would read is known as far as an earlier one has read it.
+No compiler is loaded, so the headers of a compile are known only if an earlier one has read them.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ if TYPE_CHECKING:
 
         @property
         def name(self) -> str:
-            """The program's."""
+            """The program's name."""
 
         @property
         def target_type(self) -> str:
-            """What it makes."""
+            """The type of its output."""
 
         @property
         def arch(self) -> str | None:
-            """For which architecture."""
+            """The architecture of its output."""
 
 
 _SHADOWED = "a file that would be read is gone, or another one lies before it"
 
 
 def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
-    """The error of a program that isn't there.
+    """The error for a missing program.
 
     Parameters
     ----------
     base : BaseKey
     cache : store
-        As :func:`~cuda_progcache.store.in_mode.in_mode` gives it.
+        A result of :func:`~cuda_progcache.store.in_mode.in_mode`.
     kernel : mapping, optional
         As for :func:`~cuda_progcache.compile.pipeline.obtain`.
     """
@@ -80,7 +80,7 @@ def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> Froze
 
 
 def no_cache(inputs: Step) -> FrozenMissError:
-    """The error of a program that is compiled without a cache."""
+    """The error for a compile without a cache."""
     reasons = ("no cache was given",)
     command = "pass cache=, or run it with CUDA_PROGCACHE=rw"
     _tell(inputs, reasons)
@@ -90,22 +90,22 @@ def no_cache(inputs: Step) -> FrozenMissError:
 def no_compiler(
     inputs: CompileInputs, cache: Any, kernel: Mapping[str, Any] | None, missing: Exception
 ) -> FrozenMissError:
-    """The error where the compiler isn't installed: that of the one that made what is there, if any did."""
+    """The error if the compiler isn't installed, as if the compilers that made the cache's entries were."""
     told = without_compiler(cache, lambda _: missed(base_key(inputs), cache, kernel))
     return (
         told
         if told is not None
-        else _error(inputs, cache, kernel, (str(missing), "no compiler that made what is there would make it so"))
+        else _error(inputs, cache, kernel, (str(missing), "and no compiler that made the cache's entries fits"))
     )
 
 
 def no_link(inputs: Step, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
-    """The error of a link that isn't there."""
+    """The error for a missing link."""
     return _error(inputs, cache, kernel, ("it was never linked from these inputs",))
 
 
 def _would_be(inputs: CompileInputs, kernel: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What its record would have of it before it is compiled."""
+    """The part of its record that is known before it is compiled."""
     part = kernel is not None and "module" in kernel
     return {
         "name": inputs.name,
@@ -135,12 +135,12 @@ def _message(inputs: Step, where: str, reasons: tuple[str, ...], command: str) -
     there = f" isn't in {where}" if where else " would have to be compiled"
     return (
         f"the cache is frozen, and {inputs.name} ({inputs.target_type}, {inputs.arch}){there}: {'; '.join(reasons)}. "
-        f"Nothing was compiled. To mend it: {command}"
+        f"Nothing was compiled. To fix it: {command}"
     )
 
 
 def _command(inputs: Step, where: str, kernel: Mapping[str, Any] | None) -> str:
-    """A command that puts it there; of a program that isn't a library's, what to do."""
+    """The command that adds the program; for one that isn't a library kernel, an advice."""
     if kernel is None:
         return "run it once with CUDA_PROGCACHE=rw"
     words = ["cuda-progcache", "compile", "--kernel", str(kernel["name"])]

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile from memory: the compiler gets the very header bytes that are in the key, and can't read others.
+"""Hermetic compiles: the compiler gets exactly the header bytes that are in the key, and can't read others.
 
-First the front end alone says which headers there are; their bytes are read, digested and kept. Then the real compile
-gets them as NVRTC's in-memory headers, with no include directory. NVRTC finds those by the name in the ``#include``
-alone (measured with 13.5: no folder of the includer, no search path; a file on disk comes after them), so each header
-goes in under every name that it is included by. One of these names has the content; the others include that one, or
-``#pragma once`` would take them for several files.
+First a run of the front end finds the headers; their bytes are read, hashed and kept. Then the real compile gets them
+as NVRTC's in-memory headers, without include directories. NVRTC finds those only by the name in the ``#include``
+(observed with 13.5: neither the includer's folder nor the search path counts, and files on disk come last), so each
+header is passed under every name by which it is included. One of these names has the content; the others include that
+one, because ``#pragma once`` would otherwise take them for several files.
 
-What was opened is compared in the end. Where a program can't be compiled so (one name for two headers, one
-``#include_next``, a header that changes all the time), it is compiled as ever, and isn't kept.
+Afterwards the opened headers are compared with the passed ones. A program that can't be compiled this way (two headers
+with the same name, an ``#include_next``, a header that keeps changing) is compiled as usual, and isn't kept.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ if TYPE_CHECKING:
     from cuda_progcache.keys.schema import BaseKey
 
 _ATTEMPTS = 3
-_ANY_TIME = Folders(1 << 63, {})  # no header is too young: what was recorded is what will be compiled
+_ANY_TIME = Folders(1 << 63, {})  # no header is too recent: the recorded bytes are the ones that will be compiled
 
-# Of a header that a __has_include asks for and nothing includes.
+# The content of a header that a __has_include asks for but nothing includes.
 _ONLY_LOOKED_FOR = b"#error it was looked for, and not included\n"
 
 
 class _NotHermeticError(Exception):
-    """Why a program can't be compiled from memory."""
+    """A program can't be compiled from memory; the message says why."""
 
 
 class _InMemory(NamedTuple):
-    """Headers for NVRTC, by name; ``forwarders`` are the names whose content is only an ``#include`` of ours."""
+    """Headers for NVRTC, by name; ``forwarders`` are the names whose content is only our ``#include``."""
 
     headers: dict[str, bytes]
     forwarders: frozenset[str]
 
 
 def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet]:
-    """Compile C++ with headers from memory; gives the output, and what it was made from.
+    """Compile C++ with headers from memory; return the output, and the headers it was made from.
 
     Parameters
     ----------
     base : BaseKey
-        Of a program that reads headers.
+        The key of a program that reads headers.
     random_seed : str
         As in :func:`~cuda_progcache.compile.nvrtc.compile_cpp`.
 
@@ -67,7 +67,7 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
     -------
     output : Output
     headers : HeaderSet
-        ``uncacheable`` says so where the headers had to be read from the disk.
+        Its ``uncacheable`` says why, if the headers had to be read from the disk.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def compile_hermetic(base: BaseKey, random_seed: str) -> tuple[Output, HeaderSet
             reason = str(error)
             break
         except CompilerRefusal as refusal:
-            if _edited_since(started, contents):  # what was recorded isn't what the front end saw
+            if _edited_since(started, contents):  # the recorded bytes aren't those that the front end saw
                 continue
             reason = f"the compiler refuses it with headers from memory ({refusal.status})"
             break
@@ -118,7 +118,7 @@ def _edited_since(time_ns: int, paths: Iterable[str]) -> bool:
 
 
 def _opened(trace: Trace, memory: _InMemory) -> list[bytes | None]:
-    """The contents that a compile opened, each once, in order; None for a file from the disk."""
+    """The header contents that a compile opened, each once, in order; None for a file from the disk."""
     return list(dict.fromkeys(memory.headers.get(name) for _, name in trace if name not in memory.forwarders))
 
 
@@ -127,7 +127,7 @@ def _in_memory(base: BaseKey, trace: Trace | None, contents: Mapping[str, bytes]
         raise _NotHermeticError("this NVRTC doesn't say which header includes which")
     inputs = base.inputs
     search = base.search
-    names: dict[str, str] = {}  # the name in the #include: the path it stands for
+    names: dict[str, str] = {}  # name in the #include: path of the header
     chain: list[str] = []
     for depth, spelled in trace:
         path = os.path.join(search.cwd, spelled)
@@ -159,7 +159,7 @@ def _included(text: bytes) -> set[str]:
 
 
 def _names_of(path: str, folders: list[str], search: SearchPath, written: set[str]) -> set[str]:
-    """The names by which a header may have been included; those that are written there, if any is (no macro)."""
+    """The names by which a header may have been included; only those in the source, if any is (not from a macro)."""
     places = [place[2] for place in search.places(path)]
     beside = [path[len(folder) + 1 :] for folder in folders if path.startswith(folder + "/")]
     names = {path, *places, *beside}
@@ -167,7 +167,7 @@ def _names_of(path: str, folders: list[str], search: SearchPath, written: set[st
 
 
 def _check_probes(base: BaseKey, search: SearchPath, contents: Mapping[str, bytes], names: dict[str, str]) -> None:
-    """See to it that each ``__has_include`` finds in memory what it finds on disk, and nothing more."""
+    """Ensure that each ``__has_include`` finds in memory exactly what it finds on disk."""
     dirs = [*search.include_dirs, *([search.bundled] if search.bundled else [])]
     texts = [(base.inputs.code, [search.source_dir]), *((text, [os.path.dirname(p)]) for p, text in contents.items())]
     missing: set[str] = set()

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a program had to be compiled: its key against the nearest earlier compile's.
+"""Explains why a program had to be compiled, by comparing it with the nearest earlier compile.
 
-Beside the entries, ``latest/`` keeps a small file per program name with its
-latest compiles: a line each, the oldest first, of the entry's digest, its
-variant, and a JSON object that says when it was compiled, on which host, by
-which process and command line. A line is appended after a compile, and read
-when a miss is to be explained. The files are disposable: without them, a miss
-is "the first compile". They stay where they are: a record, and with it a
-bundle, says nothing of who compiled.
+``latest/`` in a cache has a small file per program name with its latest compiles, one line each, the oldest first: the
+entry's digest, its variant, and a JSON object that says when it was compiled, on which host, and by which process and
+command line. A line is appended after a compile, and the file is read to explain a miss. The files are disposable:
+without them, a miss is "the first compile". They are never copied: records, and so bundles, don't say who compiled.
 """
 
 from __future__ import annotations
@@ -31,30 +28,30 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.compile_record import CompileRecord
 
-#: Compiles that are looked at: of the same variant, else of the same name.
+#: The number of compiles to compare with: of the same variant, or else of the same name.
 _SAME, _OTHERS = 4, 16
-#: Compiles kept per program name, and bytes of their file from which it is cut down to them.
+#: The number of compiles kept per program name, and the file size in bytes from which it is cut down to these.
 _KEPT, _LARGEST = 256, 160_000
-#: Program names remembered: beyond, the oldest go.
+#: The maximum number of program names; beyond that, the oldest are removed.
 _NAMES = 4096
-#: Why a program that nothing earlier resembles was compiled.
+#: The reason for compiling a program that resembles no earlier one.
 FIRST = ("first compile of this program",)
 _GONE = "it was in the cache before, and was evicted, removed or damaged since"
 _THERE = "the cache has it, but not by these paths or headers; or it was compiled elsewhere at the same moment"
-#: Where no difference is told.
+#: The reason if there is no difference to report.
 ALIKE = ("the records don't differ",)
-#: Entries that one of them is compared with at most, the newest before it: 2,000 records are read in 60 ms.
+#: The maximum number of earlier entries that one is compared with, newest first: 2,000 records are read in 60 ms.
 _COMPARED = 2000
 
 
 class Compiled(NamedTuple):
-    """A compile that is remembered: its entry, and which variant of the program it was.
+    """An earlier compile: its entry, and the variant of the program.
 
     Attributes
     ----------
     digest, variant : str
     by : str
-        JSON: ``{"at": seconds since the epoch, "host", "pid", "command"}``; empty where that isn't known.
+        JSON: ``{"at": seconds since the epoch, "host", "pid", "command"}``; empty if unknown.
     """
 
     digest: str
@@ -63,14 +60,14 @@ class Compiled(NamedTuple):
 
     @property
     def line(self) -> str:
-        """As it lies in its file."""
+        """The compile as a line of its file."""
         return f"{self.digest} {self.variant} {self.by}".rstrip()
 
 
 def note(cache: Any, about: CompileRecord, digest: str, *, made_here: bool = True) -> None:
-    """Remember the entry ``digest`` as the latest compile of a program.
+    """Note the entry ``digest`` as the latest compile of a program.
 
-    Who compiled it is remembered if this process did. A copy that travels doesn't say who made it.
+    If this process has compiled it, that is noted as well. Copies don't say who compiled them.
     """
     name, compiled = _name(about), Compiled(digest, _variant(about), _made_here() if made_here else "")
     path = _path(cache, name)
@@ -81,13 +78,13 @@ def note(cache: Any, about: CompileRecord, digest: str, *, made_here: bool = Tru
         if len(kept) > _NAMES:
             kept.pop(next(iter(kept)))
         return
-    with contextlib.suppress(OSError):  # disposable: a later miss has less to be compared with
+    with contextlib.suppress(OSError):  # disposable: a later miss has one compile less to compare with
         _append(cache, path, compiled)
 
 
 def _append(cache: Any, path: str, compiled: Compiled) -> None:
     size = lines.append(cache, path, compiled.line)
-    if not size and path.endswith("0"):  # one in sixteen new names looks at them all
+    if not size and path.endswith("0"):  # one in sixteen new names checks them all
         _forget_oldest(os.path.dirname(path))
     if size > _LARGEST:
         lines.rewrite(cache, path, [one.line for one in reversed(_read(path)[:_KEPT])])
@@ -100,14 +97,14 @@ def _made_here() -> str:
 
 
 class Makers:
-    """Who compiled what lies in a cache; each program name's file is read once."""
+    """Who compiled the entries of a cache. Each program name's file is read once."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
         self._by: dict[str, dict[str, str]] = {}
 
     def of(self, entry: Any) -> dict[str, Any] | None:
-        """Who compiled an entry: ``{"at", "host", "pid", "command"}``; None where that isn't known, as of an import."""
+        """Who compiled an entry: ``{"at", "host", "pid", "command"}``; None if unknown, as for an imported one."""
         import json
 
         name = _name(entry.about)
@@ -132,9 +129,9 @@ def _forget_oldest(folder: str) -> None:
 
 
 def latest(cache: Any, name: str) -> list[Compiled]:
-    """The latest compiles of the program of a name, newest first; folders before the name don't count.
+    """The latest compiles of the programs with a name, newest first. Folders in the name are ignored.
 
-    Those of this cache come before those of its layers that are only read.
+    Those of this cache come before those of its read-only layers.
     """
     own, file = _path(cache, name), _file(name)
     found = list(derived(cache, "latest").get(os.path.basename(name), ())) if own is None else _read(own)
@@ -167,7 +164,7 @@ def _name(about: CompileRecord) -> str:
 
 
 def _variant(about: CompileRecord) -> str:
-    """Names what a person would call the same program: a kernel's parameters, or a source's options and instances."""
+    """Identify a variant as users see it: by a kernel's parameters, or a source's options and instances."""
     if (kernel := about.rendered) is not None:
         asked: tuple[Any, ...] = (kernel.name, kernel.module, sorted(kernel.parameters.items()))
     else:
@@ -181,18 +178,18 @@ def _options(about: CompileRecord) -> list[str]:
 
 
 def reasons(cache: Any, about: CompileRecord, digest: str | None, *, headers: bool = True) -> tuple[str, ...]:
-    """Why a program wasn't served by an earlier compile.
+    """Why a program wasn't a hit.
 
     Parameters
     ----------
     cache : store
-        Ours.
+        One of our stores.
     about : CompileRecord
         The compile that was needed.
     digest : str or None
-        Its entry's digest, where that is known.
+        Its entry's digest, if known.
     headers : bool
-        Whether it is known which headers were read; else they aren't compared.
+        Whether the headers that were read are known; if not, they aren't compared.
 
     Returns
     -------
@@ -212,12 +209,12 @@ def reasons(cache: Any, about: CompileRecord, digest: str | None, *, headers: bo
 
 
 def is_new(reasons: tuple[str, ...]) -> bool:
-    """Whether, by these reasons, the program was never compiled before, or for other architectures alone."""
+    """Whether the reasons say that the program was never compiled before, or only for other architectures."""
     return reasons == FIRST or any(reason.startswith("option arch ") for reason in reasons)
 
 
 def without_headers(about: CompileRecord) -> CompileRecord:
-    """A compile as it would be, had the program read nothing and no path had reached its output."""
+    """The compile as it would be if the program had read no headers and no path had reached its output."""
     from cuda_progcache.keys.explain import OF_HEADERS
 
     components = [part for part in about.components if part[0] not in OF_HEADERS]
@@ -225,15 +222,15 @@ def without_headers(about: CompileRecord) -> CompileRecord:
 
 
 def _records(cache: Any, compiles: Iterable[Compiled]) -> Iterator[CompileRecord]:
-    """Those that are still there."""
+    """The records of those that are still there."""
     for one in compiles:
-        with contextlib.suppress(KeyError, OSError):  # gone since
+        with contextlib.suppress(KeyError, OSError):  # removed meanwhile
             if is_compiled(entry := cache.info(one.digest)):
                 yield entry.about
 
 
 def _is_whole(cache: Any, digest: str) -> bool:
-    """Whether an entry can be served; a damaged one stays where a cache is only read."""
+    """Whether an entry is intact; a damaged one may stay in a read-only cache."""
     try:
         entry = cache.info(digest)
         return entry.path is None or checksum(entry.path.read_bytes()) == entry.checksum
@@ -242,10 +239,10 @@ def _is_whole(cache: Any, digest: str) -> bool:
 
 
 def nearest(about: CompileRecord, others: Iterable[CompileRecord]) -> CompileRecord | None:
-    """The compile that another one is best compared with.
+    """The best compile to compare another one with.
 
     The same variant comes first (kernel, parameters, architecture and target, or name and options); then the same
-    options; then the one with the fewest differences to tell, and with the fewest components unlike.
+    options; then the one with the fewest differences to report, and with the fewest differing components.
 
     Parameters
     ----------
@@ -263,7 +260,7 @@ def nearest(about: CompileRecord, others: Iterable[CompileRecord]) -> CompileRec
 
 
 def differences(new: CompileRecord, old: CompileRecord) -> list[str]:
-    """What differs between two compiles, a sentence each; a template or parameter stands for its source."""
+    """The differences between two compiles, as sentences. Templates and parameters stand for the source."""
     from cuda_progcache.keys.explain import differing
 
     mine, theirs = dict(new.headers), dict(old.headers)
@@ -276,7 +273,7 @@ def differences(new: CompileRecord, old: CompileRecord) -> list[str]:
 
 
 def _rendered_otherwise(new: CompileRecord, old: CompileRecord) -> list[str]:
-    """Why the source of a library's kernel differs: its parameters, its templates."""
+    """Why the source of a library kernel differs: parameters or templates."""
     mine, theirs = new.rendered, old.rendered
     if mine is None or theirs is None:
         return []
@@ -296,17 +293,17 @@ def _rendered_otherwise(new: CompileRecord, old: CompileRecord) -> list[str]:
 
 
 def is_compiled(entry: Any) -> bool:
-    """Whether an entry's record says what it was compiled from; one that was put there by hand has none."""
+    """Whether an entry's record says what it was compiled from; an entry that was added by hand doesn't have this."""
     return bool(entry.about.is_compile)
 
 
 def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
-    """Why an entry was compiled: its record against the nearest of the last few thousand before it.
+    """Why an entry was compiled, by comparing its record with the nearest of the last few thousand before it.
 
     Raises
     ------
     KeyError
-        If there is no such entry, or it is no program's (put there by hand).
+        If there is no such entry, or it wasn't compiled (but added by hand).
     """
     info = cache.info(digest)
     if not is_compiled(info):
@@ -319,14 +316,14 @@ def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
 
 
 def _same_before(cache: Any, about: CompileRecord, digest: str) -> CompileRecord | None:
-    """The compile of the same variant before an entry's, by the order of the file: a clock may have been wrong."""
+    """The previous compile of the same variant, by the order in the file, since a clock may have been wrong."""
     known, variant = latest(cache, _name(about)), _variant(about)
     at = next((n for n, one in enumerate(known) if one.digest == digest), len(known))
     return nearest(about, _records(cache, [one for one in known[at + 1 :] if one.variant == variant][:_SAME]))
 
 
 def _akin(cache: Any, info: Any) -> list[CompileRecord]:
-    """Records of the same kernel among the last few thousand before it; else of the same templates, as when renamed."""
+    """Earlier compiles of the same kernel, of the last few thousand; else of the same templates, after a renaming."""
     name, templates = _known_as(info.about), _templates(info.about)
     older = cache.first(
         _COMPARED,
@@ -340,7 +337,7 @@ def _akin(cache: Any, info: Any) -> list[CompileRecord]:
 
 
 def _known_as(about: CompileRecord) -> str:
-    """What people know a program by, in whatever folder its source lies."""
+    """The name by which users know a program, without its folder."""
     return _name(about) if about.kernel is None else about.kernel.name
 
 

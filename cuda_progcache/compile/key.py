@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key of a program, for callers that compile by themselves."""
+"""The key of a program, for callers that run the compiler themselves."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def program_key(
 ) -> ProgramKey:
     """The key of a compile, with all its components.
 
-    Where the source reads headers that no compile in this process has been seen to read, NVRTC's front end runs once
-    to learn which (a syntax check: no code is generated). Where the texts mention paths (``__FILE__``, ``assert``), the
-    whole program is compiled, since a path is in the key if it is in the output.
+    If the source's headers aren't known from an earlier compile in this process, NVRTC's front end runs once to find
+    them (a syntax check: no code is generated). If the source or a header uses paths (``__FILE__``, ``assert``), the
+    whole program is compiled, because a path is in the key if it is in the output.
 
     Parameters
     ----------
@@ -94,8 +94,8 @@ def make_program_cache_key(
 ) -> bytes:
     """The cache key of a compile.
 
-    Takes what ``cuda.core.utils.make_program_cache_key`` takes, and beyond it every input whose content can be seen:
-    headers and include paths, ``pre_include``, libdevice, a ``name`` with a directory.
+    It accepts everything that ``cuda.core.utils.make_program_cache_key`` does, and also inputs whose content can be
+    read: headers and include paths, ``pre_include``, libdevice, a ``name`` with a directory.
 
     Parameters
     ----------
@@ -120,9 +120,9 @@ def make_program_cache_key(
     Raises
     ------
     ValueError
-        For pairs of types that no compiler makes, for options that write files while compiling (``create_pch``,
-        ``time``, ``fdevice_time_trace``), for precompiled headers without ``extra_digest``, for ``__TIME__`` and its
-        like in the source or a header, and for a source the compiler refuses.
+        For pairs of types that no compiler supports, for options that write files while compiling (``create_pch``,
+        ``time``, ``fdevice_time_trace``), for precompiled headers without ``extra_digest``, for ``__TIME__`` and the
+        like in the source or a header, and for a source that the compiler refuses.
     TypeError
         For arguments of the wrong type.
     """
@@ -131,7 +131,7 @@ def make_program_cache_key(
 
 
 def _learn_headers(base: BaseKey) -> HeaderSet:
-    """What the program reads: NVRTC's front end tells. Whether paths reach the output, only a whole compile shows."""
+    """Find the program's headers with NVRTC's front end or, if paths may reach the output, by a whole compile."""
     from cuda_progcache.compile.compilers import compile_cpp
     from cuda_progcache.compile.output import CompilerRefusal
     from cuda_progcache.keys.include_text import PRINTED

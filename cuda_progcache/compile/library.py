@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A compiler's shared library, called through :mod:`ctypes`.
 
-Bindings of our own, since they load exactly the file that is in the key, serve every version of it alike, and are
-imported in 15 ms, where ``cuda.bindings`` takes ten times that. A compiler process imports this and little else.
+These are our own bindings because they load exactly the file that is in the key, work with every version of it, and are
+imported in 15 ms; ``cuda.bindings`` takes ten times as long. A compiler process imports little else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RefusedError(Exception):
-    """A compiler's status and log, verbatim, and what it had told of the headers by then."""
+    """A compiler's status and log, verbatim, and its header trace up to the error."""
 
     def __init__(self, status: str, log: str = "") -> None:
         super().__init__(status, log)
@@ -35,10 +35,10 @@ class Library:
     Parameters
     ----------
     path : str
-        Of the file; its symbols stay its own (``RTLD_LOCAL``).
+        The library's path. Its symbols aren't made global (``RTLD_LOCAL``).
     beside : sequence of str
-        Paths of libraries that it will look for by name. They are loaded first, so that it finds these: NVRTC 13.0's
-        wheel, for one, has no search path in which its builtins would be.
+        Paths of libraries that it loads by name. They are loaded first, so that it finds exactly these: NVRTC in the
+        13.0 wheel, for example, has no search path that contains its builtins.
 
     Raises
     ------
@@ -55,11 +55,11 @@ class Library:
             raise UnusableError(f"{path} can't be loaded: {error}") from error
 
     def status_name(self, status: int) -> str:
-        """What the library's header file calls a status."""
+        """The name of a status in the library's header file."""
         return f"status {status}"
 
     def find(self, *names: str) -> Any:
-        """The function of the first of these names that the library has; None if it has none of them."""
+        """The first function of these names that the library has; None if it has none of them."""
         for name in names:
             try:
                 return self._library[name]
@@ -68,7 +68,7 @@ class Library:
         return None
 
     def function(self, *names: str) -> Any:
-        """As :meth:`find`; raises UnusableError where there is none."""
+        """As :meth:`find`; raises UnusableError if there is none."""
         found = self.find(*names)
         if found is None:
             raise UnusableError(f"{self.path} is too old: it has no {names[0]}")
@@ -81,7 +81,7 @@ class Library:
             raise RefusedError(self.status_name(status))
 
     def read(self, size: str, content: str, handle: Any) -> bytes:
-        """What a pair of functions gives: one tells the size, the other fills a buffer of it."""
+        """Read data with a pair of functions: one returns the size, the other fills a buffer of that size."""
         length = ctypes.c_size_t()
         self.call(size, handle, ctypes.byref(length))
         buffer = ctypes.create_string_buffer(max(length.value, 1))
@@ -93,7 +93,7 @@ class Library:
 def _loaded(path: str) -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(path)
-    except OSError:  # who looks for it may do without, or says itself what is missing
+    except OSError:  # the library may not need it, or reports what is missing itself
         return None
 
 
@@ -103,5 +103,5 @@ def strings(values: Sequence[bytes]) -> Any:
 
 
 def text(log: bytes) -> str:
-    """A log, without the NULs that end it."""
+    """A log, without trailing NULs."""
     return log.rstrip(b"\0").decode("utf-8", "backslashreplace")

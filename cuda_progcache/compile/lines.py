@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files of text beside a cache's entries, to which processes append a line each; all of them disposable."""
+"""Small text files in a cache's directory to which processes append lines. All of them are disposable."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, 
 
 
 def append(cache: Any, path: str, line: str) -> int:
-    """Append a line to a file below a cache's root, made where it isn't there yet.
+    """Append a line to a file below a cache's root; create the file if necessary.
 
     Returns
     -------
     int
-        The file's size; 0 where this is its first line.
+        The file's size before; 0 if this is its first line.
 
     Raises
     ------
@@ -33,19 +33,19 @@ def append(cache: Any, path: str, line: str) -> int:
     except FileNotFoundError:
         write_beside(cache.path, path, data)
         return 0
-    except PermissionError:  # another user's file in a shared directory: it can be replaced
+    except PermissionError:  # another user's file in a shared directory: replace it
         before = read(path)
         rewrite(cache, path, [*before, line])
         return len(data) * (len(before) + 1)
     try:
-        os.write(descriptor, data)  # one call: lines of other processes come before or after it
+        os.write(descriptor, data)  # one call, so that lines of other processes come before or after it
         return os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
 
 
 def read(path: str) -> list[str]:
-    """The lines of a file, the oldest first; none where it isn't there or can't be read."""
+    """The lines of a file, the oldest first; none if it is missing or can't be read."""
     try:
         content, _ = files.read_regular(path)
     except OSError:
@@ -54,5 +54,5 @@ def read(path: str) -> list[str]:
 
 
 def rewrite(cache: Any, path: str, lines: list[str]) -> None:
-    """Replace a file by these lines (OSError where that can't be done)."""
+    """Replace a file's contents by these lines (OSError if that fails)."""
     write_beside(cache.path, path, "".join(f"{line}\n" for line in lines).encode())

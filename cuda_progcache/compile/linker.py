@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``link`` and ``Linker``: what ``cuda.core.Linker`` does, with a cache."""
+"""``link`` and ``Linker``: the functions of ``cuda.core.Linker``, with a cache."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def link(
         In link order: ``CompiledProgram``, ``cuda.core.ObjectCode`` (one that names a file is read), or
         ``(bytes, target_type)`` pairs.
     options : LinkerOptions or mapping, optional
-        Ours or ``cuda.core``'s, or a mapping of its fields. Where any input is LTO-IR, ``link_time_optimization`` is
-        switched on unless it is set.
+        Ours or ``cuda.core``'s, or a mapping of its fields. If any input is LTO-IR, ``link_time_optimization`` is
+        enabled unless it is set.
     target_type : {"cubin", "ptx"}
         In any case.
     cache : ProgramCacheResource, optional
@@ -54,7 +54,7 @@ def link(
     TypeError
         For an input that isn't a binary, for options or a cache of the wrong type.
     OptionError
-        For an empty list, or a target nvJitLink doesn't make.
+        For an empty list, or a target that nvJitLink doesn't support.
     ArchError
         As :meth:`Program.compile`.
     """
@@ -79,7 +79,7 @@ def _input(item: Any, index: int) -> LinkInput:
         return LinkInput(item.name, item.target_type, item.data, item.digest)
     is_pair = isinstance(item, tuple) and len(item) == 2 and not isinstance(item[0], str)
     code, kind = item if is_pair else (getattr(item, field, None) for field in ("code", "code_type"))
-    if isinstance(code, str) and isinstance(kind, str):  # an ObjectCode that is a file
+    if isinstance(code, str) and isinstance(kind, str):  # an ObjectCode backed by a file
         with open(code, "rb") as file:
             code = file.read()
     if not isinstance(code, bytes | bytearray | memoryview) or not isinstance(kind, str):
@@ -111,7 +111,7 @@ class Linker:
 
     Notes
     -----
-    Making one loads nothing: nvJitLink is called when something is really linked.
+    Creating one loads nothing: nvJitLink is called only when something must be linked.
     """
 
     def __init__(self, *object_codes: Any, options: Any = None) -> None:
@@ -146,7 +146,7 @@ class Linker:
         CompileError
             If the linker refuses; :meth:`get_error_log` has its log then.
         OptionError
-            For a target nvJitLink doesn't make.
+            For a target that nvJitLink doesn't support.
         ArchError
             As :meth:`Program.compile`.
         ClosedProgramError
@@ -163,11 +163,11 @@ class Linker:
         return made.to_object_code()
 
     def get_error_log(self) -> str:
-        """The log of the latest link, where the linker refused."""
+        """The log of the latest link, if the linker refused it."""
         return self._logs["error"]
 
     def get_info_log(self) -> str:
-        """The log of the latest link, where it succeeded; on a hit, that of the link that made the entry."""
+        """The log of the latest link, if it succeeded; on a hit, the log of the link that made the entry."""
         return self._logs["info"]
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class Linker:
 
     @property
     def handle(self) -> Any:
-        """A handle of the linker library for these inputs, made on demand by ``cuda.core``."""
+        """A handle of the linker library for these inputs; ``cuda.core`` creates it on demand."""
         if self._peer is None:
             from cuda.core import Linker as Peer
             from cuda.core import LinkerOptions as PeerOptions
@@ -194,12 +194,12 @@ class Linker:
             codes = [c.to_object_code() if isinstance(c, CompiledProgram) else c for c in self._object_codes]
             self._peer = Peer(*codes, options=PeerOptions(**fields))
             if self._closed:
-                self._peer.close()  # its handle is null then
+                self._peer.close()  # then its handle is null
         return self._peer.handle
 
     @classmethod
     def which_backend(cls) -> Any:
-        """The linker library that ``cuda.core`` would take: ``"nvJitLink"`` or ``"driver"``."""
+        """The linker library that ``cuda.core`` would use: ``"nvJitLink"`` or ``"driver"``."""
         from cuda.core import Linker as Peer
 
         return Peer.which_backend()

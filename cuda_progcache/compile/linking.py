@@ -19,7 +19,7 @@ from cuda_progcache.errors import CompileError, OptionError
 from cuda_progcache.keys import options as opt
 from cuda_progcache.keys import toolchain
 from cuda_progcache.keys.flags import facts
-from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet
+from cuda_progcache.keys.headers import NO_HEADERS, HeaderSet, Holds, holds
 from cuda_progcache.keys.inputs import CompileInputs, unkeyed_files
 from cuda_progcache.keys.schema import SCHEMA, Component, ProgramKey, base_key, digest, refuse_side_effects
 
@@ -36,19 +36,19 @@ NOTHING_TO_LINK = "there is nothing to link. At least one ObjectCode object must
 
 @dataclass(frozen=True)
 class LinkInput:
-    """One input of a link: bytes, or a compile that is done only if the link isn't in the cache.
+    """An input of a link: bytes, or a compile that is done only if the link isn't in the cache.
 
     Attributes
     ----------
     name, target_type : str
     data : bytes or None
     digest : str or None
-        Of the entry that ready bytes came from.
+        The digest of the entry that the bytes came from.
     compile : CompileInputs or None
     kernel : callable or None
-        Gives what :func:`~cuda_progcache.compile.pipeline.obtain` takes for the compile's record.
+        Returns the ``kernel`` argument of :func:`~cuda_progcache.compile.pipeline.obtain`, for the compile's record.
     lookup : callable or None
-        As there.
+        The ``lookup`` argument of the same function.
     """
 
     name: str
@@ -61,7 +61,7 @@ class LinkInput:
 
 
 class LinkStep(NamedTuple):
-    """A link apart from its inputs: its name, target, architecture and flags."""
+    """A link without its inputs: its name, target, architecture and flags."""
 
     name: str
     target_type: str
@@ -70,7 +70,7 @@ class LinkStep(NamedTuple):
 
     @property
     def code_type(self) -> str:
-        """``"link"``, where a compile has the type of its source."""
+        """``"link"``, in place of a compile's source type."""
         return "link"
 
     @property
@@ -93,10 +93,10 @@ def obtain_linked(
     kernel: Mapping[str, Any] | None = None,
     policy: MissPolicy = PLAIN,
 ) -> CompiledProgram:
-    """Link with nvJitLink, through the cache: the link is keyed by what goes into it.
+    """Link with nvJitLink, through the cache. A link is keyed by its inputs.
 
-    An input that is itself a compile is keyed by *its* inputs. LTO-IR holds the working directory it was made in, but
-    none of it reaches the linked binary, so the linked entry is shared between directories where the LTO-IR isn't.
+    An input that is itself a compile is keyed by *its* inputs. LTO-IR contains the working directory of its compile,
+    which doesn't reach the linked binary. So the linked entry is shared between directories even if the LTO-IR isn't.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def obtain_linked(
         With ``arch``.
     target_type : {"cubin", "ptx"}
     cache, kernel, policy
-        As in :func:`obtain`; a link's own refusal is not remembered.
+        As in :func:`obtain`. Failures of the link itself aren't kept.
 
     Returns
     -------
@@ -142,14 +142,14 @@ def obtain_linked(
         else obtain(item.compile, given, kernel=item.kernel and item.kernel(), lookup=item.lookup, policy=policy)
         for item in inputs
     ]
-    if mode == "frozen":  # each of its parts is there
+    if mode == "frozen":  # all its parts are in the cache
         from cuda_progcache.compile.frozen import no_link
 
         raise no_link(own, cache, kernel)
     reasons = [own.unrepeatable] if cache is not None else []
     reason = next(filter(None, [*reasons, *(part.reason for part in parts if part is not None)]), None)
     key = _link_key(own, inputs, cache) if cache is not None and reason is None else None
-    spared = sum(part.about.seconds for part in parts if part is not None)  # by a hit, beside the link
+    spared = sum(part.about.seconds for part in parts if part is not None)  # saved by a hit, in addition to the link
     if key is None:
         from cuda_progcache.compile.miss import tell_compiled
 
@@ -176,7 +176,7 @@ def obtain_linked(
 
 
 def _judge_paths(inputs: Iterable[LinkInput], cache: Any, output: bytes, target_type: str) -> None:
-    """Remember, with the headers of each compile, which of its paths are in what was linked from it."""
+    """Store, with the headers of each compile, which of its paths are in the linked output."""
     from cuda_progcache.keys.paths import reaching
 
     for item in inputs:
@@ -192,13 +192,15 @@ def _judge_paths(inputs: Iterable[LinkInput], cache: Any, output: bytes, target_
 
 
 def _linked(item: LinkInput, part: CompiledProgram | None) -> dict[str, Any]:
-    """An input as the link's record lists it: its entry's digest, if it has one, and the SHA-256 of its bytes."""
+    """An input in the link's record: its entry's digest, if it has one, and the SHA-256 of its bytes."""
     data, entry = (item.data or b"", item.digest) if part is None else (part.data, part.digest)
     content = sha256(data).hexdigest()
     return {"name": item.name, "target_type": item.target_type, "digest": entry, "sha256": content}
 
 
-def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> CompiledProgram | None:
+def look_up_linked(
+    inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any, holds: Holds = holds
+) -> CompiledProgram | None:
     """Look a link up in the cache, without compiling or linking; None is a miss."""
     if (mode := modes.of(cache)) != "rw":
         from cuda_progcache.store.in_mode import in_mode
@@ -206,22 +208,24 @@ def look_up_linked(inputs: Sequence[LinkInput], options: Any, target_type: str, 
         cache = in_mode(cache, mode)
         if cache is None:
             return None
-    return _look_up(_link_step(inputs, options, target_type), inputs, cache)
+    return _look_up(_link_step(inputs, options, target_type), inputs, cache, holds)
 
 
-def linked_digest_here(inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any) -> bytes | None:
-    """The key of a link, as far as it is known on this machine what its compiles read."""
+def linked_digest_here(
+    inputs: Sequence[LinkInput], options: Any, target_type: str, cache: Any, holds: Holds = holds
+) -> bytes | None:
+    """The key of a link, if this machine knows which headers its compiles read."""
     own = _link_step(inputs, options, target_type)
-    key = _link_key(own, inputs, cache, headers_here) if own.unrepeatable is None else None
+    key = _link_key(own, inputs, cache, holds, headers_here) if own.unrepeatable is None else None
     return None if key is None else key.digest
 
 
-def _look_up(own: LinkStep, inputs: Sequence[LinkInput], cache: Any) -> CompiledProgram | None:
+def _look_up(own: LinkStep, inputs: Sequence[LinkInput], cache: Any, holds: Holds = holds) -> CompiledProgram | None:
     if own.unrepeatable is not None:
         return None
 
-    def look(again: bool = False) -> CompiledProgram | None:  # noqa: FBT001, FBT002 - as it is called
-        key = _link_key(own, inputs, cache)
+    def look(again: bool = False) -> CompiledProgram | None:  # noqa: FBT001, FBT002 - the callback's signature
+        key = _link_key(own, inputs, cache, holds)
         return None if key is None else load(key, own, cache, again=again)
 
     try:
@@ -245,9 +249,10 @@ def _link_key(
     own: LinkStep,
     inputs: Iterable[LinkInput],
     cache: Any,
-    headers_of: Callable[[BaseKey, Any], HeaderSet | None] = known_headers,
+    holds: Holds = holds,
+    headers_of: Callable[[BaseKey, Any, Holds], HeaderSet | None] = known_headers,
 ) -> ProgramKey | None:
-    """The key of a link; None while what one of its compiles reads isn't known."""
+    """The key of a link; None while the headers of one of its compiles aren't known."""
     tools = toolchain.toolchain("ptx")
     used: dict[str, toolchain.ToolFile] = {tool.name: tool for tool in tools}
     headers: dict[str, Any] = {}
@@ -263,7 +268,7 @@ def _link_key(
             components.append(Component("input", item.data or b""))
             continue
         base = base_key(item.compile)
-        known = headers_of(base, cache) if item.compile.reads_headers else NO_HEADERS
+        known = headers_of(base, cache, holds) if item.compile.reads_headers else NO_HEADERS
         if known is None:
             return None
         key = base.with_headers(known, output=own.target_type)
@@ -276,7 +281,7 @@ def _link_key(
 
 
 def unknown_arch(options: Any) -> CompileError:
-    """The error for linker options whose architecture isn't one."""
+    """The error for linker options with an invalid architecture."""
     from cuda_progcache.compile.diagnostics import compile_error
     from cuda_progcache.compile.output import CompilerRefusal
 
@@ -300,11 +305,11 @@ def _link(own: LinkStep, inputs: Sequence[LinkInput], parts: Sequence[CompiledPr
     ]
     clock = time.perf_counter()
     try:
-        if not knows_arch(own.arch):  # nvJitLink of some versions ends the whole process over one
+        if not knows_arch(own.arch):  # some versions of nvJitLink end the whole process on an unknown one
             raise CompilerRefusal("UNSUPPORTED_ARCH", "")
         output = link(ready, flags=own.flags, target_type=own.target_type)
     except CompilerRefusal as refusal:
         raise compile_error(
             refusal, name=own.name, code_type="link", target_type=own.target_type, flags=own.flags
-        ) from None  # the refusal is in it, whole
+        ) from None  # it contains the whole refusal
     return output, time.perf_counter() - clock

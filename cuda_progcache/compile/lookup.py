@@ -12,7 +12,7 @@ from cuda_progcache import events
 from cuda_progcache._util.running import running
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.compile.manifests import headers_alike, headers_here, known_headers, remember_headers
-from cuda_progcache.keys.headers import NO_HEADERS
+from cuda_progcache.keys.headers import NO_HEADERS, Holds, holds
 from cuda_progcache.keys.inputs import CompileInputs
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from cuda_progcache.store.base import Entry
 
 
-def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgram | None:
+def look_up(base: BaseKey, cache: Any, *, again: bool = False, holds: Holds = holds) -> CompiledProgram | None:
     """Look a program up in the cache. None is a miss; it is counted unless ``again`` is set."""
     inputs = base.inputs
-    headers = known_headers(base, cache) if inputs.reads_headers else NO_HEADERS
+    headers = known_headers(base, cache, holds) if inputs.reads_headers else NO_HEADERS
     key = base.with_headers(headers) if headers is not None else None
     if not is_ours(type(cache)):  # type: ignore[arg-type]  # a class is hashable, whatever mypy thinks
         return None if key is None else load(key, inputs, cache)
@@ -47,9 +47,9 @@ def look_up(base: BaseKey, cache: Any, *, again: bool = False) -> CompiledProgra
     return None
 
 
-def digest_here(base: BaseKey, cache: Any) -> bytes | None:
+def digest_here(base: BaseKey, cache: Any, holds: Holds = holds) -> bytes | None:
     """The key of a program, as far as it is known on this machine what the program reads."""
-    headers = headers_here(base, cache) if base.inputs.reads_headers else NO_HEADERS
+    headers = headers_here(base, cache, holds) if base.inputs.reads_headers else NO_HEADERS
     return None if headers is None else base.with_headers(headers).digest
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Header manifests: what compiles of the same source, options and compiler read before.
+"""Header manifests: the headers that earlier compiles of the same source, options and compiler have read.
 
-They lie in this process's memory, and under ``manifests/`` of a cache that is on disk. They are disposable: without
-them the next lookup is a miss.
+They are kept in this process's memory, and under ``manifests/`` of a cache on disk. They are disposable: without them
+the next lookup is a miss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from cuda_progcache._util.fields import replace
 from cuda_progcache._util.locks import ForkSafeLock
 from cuda_progcache.keys import toolchain
-from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, read_file, with_stamps
+from cuda_progcache.keys.headers import HeaderManifest, HeaderSet, Holds, holds, read_file, with_stamps
 from cuda_progcache.store.derived import manifest_path, write_beside
 
 TYPE_CHECKING = False
@@ -29,59 +29,59 @@ if TYPE_CHECKING:
 _manifests: OrderedDict[tuple[str | None, str], HeaderManifest] = OrderedDict()
 _manifests_lock = ForkSafeLock()
 _MAX_MANIFESTS = 512
-#: Manifests of a shard (one of 256) that are left alone, and how many more are looked at when one is written.
+#: The number of manifests in a shard (one of 256) below which none is checked, and how many are checked per write.
 _FEW, _LOOKED_AT = 64, 4
 
 
 def _manifest_path(cache: object, manifest_id: str) -> str | None:
     root = getattr(cache, "directory", None)
     if root is None:
-        root = getattr(cache, "path", None)  # a store that isn't ours
+        root = getattr(cache, "path", None)  # for a store that isn't ours
     return manifest_path(root, manifest_id) if root is not None else None
 
 
-def known_headers(base: BaseKey, cache: object) -> HeaderSet | None:
-    """The header set of an earlier compile that still matches what is on disk; None if there is none."""
-    found = headers_here(base, cache)
+def known_headers(base: BaseKey, cache: object, holds: Holds = holds) -> HeaderSet | None:
+    """The header set of an earlier compile that still matches the files; None if there is none."""
+    found = headers_here(base, cache, holds)
     if found is None and (content := _beyond(base.manifest_id, cache)) is not None:
-        return _take(base, content, cache)
+        found = _take(base, content, cache, holds)
+    if found is None and (path := _manifest_path(cache, base.manifest_id)) is not None:
+        _recall_include_source(path)  # the program will be compiled
     return found
 
 
-def fetch_manifests(bases: Iterable[BaseKey], cache: Any) -> None:
-    """Have the manifests here that these lack and that lie beyond this machine, asked for together."""
-    missing = {base.manifest_id: base for base in bases if headers_here(base, cache) is None}
+def fetch_manifests(bases: Iterable[BaseKey], cache: Any, holds: Holds = holds) -> None:
+    """Fetch the manifests that are missing here from other machines, in as few requests as possible."""
+    missing = {base.manifest_id: base for base in bases if headers_here(base, cache, holds) is None}
     for manifest_id, content in cache.find_manifests(missing).items():
-        _take(missing[manifest_id], content, cache)
+        _take(missing[manifest_id], content, cache, holds)
 
 
-def headers_here(base: BaseKey, cache: object) -> HeaderSet | None:
-    """:func:`known_headers`, of what lies on this machine."""
+def headers_here(base: BaseKey, cache: object, holds: Holds = holds) -> HeaderSet | None:
+    """:func:`known_headers`, only from this machine."""
     path = _manifest_path(cache, base.manifest_id)
     slot = (path, base.manifest_id)
     search, recheck_after = base.search, base.inputs.header_policy.recheck_after
     manifest = _in_memory(slot)
-    if manifest is not None and (found := manifest.match(search, recheck_after)) is not None:
+    if manifest is not None and (found := manifest.match(search, recheck_after, holds)) is not None:
         return found
     if path is not None:
-        manifest = HeaderManifest.read(path)  # another process may know better
+        manifest = HeaderManifest.read(path)  # another process may have updated it
         _keep_manifest(slot, manifest)
-        if (found := manifest.match(search)) is not None:
+        if (found := manifest.match(search, look=holds)) is not None:
             return found
     for layer in _layers(cache, base.manifest_id, path):
-        if (found := HeaderManifest.read(layer).match(search)) is not None:
+        if (found := HeaderManifest.read(layer).match(search, look=holds)) is not None:
             _keep_manifest(slot, HeaderManifest(path, [found, *(manifest.sets if manifest is not None else ())]))
             return found
-    if path is not None:
-        _recall_include_source(path)
     return None
 
 
-def _take(base: BaseKey, content: bytes, cache: object) -> HeaderSet | None:
-    """The header set that still matches, of a manifest that lay beyond this machine; it is kept here then."""
+def _take(base: BaseKey, content: bytes, cache: object, holds: Holds) -> HeaderSet | None:
+    """The header set that still matches, from another machine's manifest; if there is one, it is kept here."""
     from cuda_progcache.keys.elsewhere import from_elsewhere
 
-    found = from_elsewhere(content).match(base.search)
+    found = from_elsewhere(content).match(base.search, look=holds)
     if found is not None:
         found = with_stamps(found, base.search)
         _remember(base.manifest_id, found, cache)
@@ -89,14 +89,14 @@ def _take(base: BaseKey, content: bytes, cache: object) -> HeaderSet | None:
 
 
 def _beyond(manifest_id: str, cache: object) -> bytes | None:
-    """A manifest as a store beyond this machine has it."""
-    find = getattr(cache, "find_manifest", None)  # a store of cuda.core's has none
+    """A manifest from another machine."""
+    find = getattr(cache, "find_manifest", None)  # stores of cuda.core don't have it
     content: bytes | None = find(manifest_id) if find is not None else None
     return content
 
 
 def headers_before(base: BaseKey, cache: object) -> HeaderSet | None:
-    """The header set of the latest compile of this source with these options; whether it holds isn't asked."""
+    """The header set of the latest compile of this source with these options, whether or not it still matches."""
     path = _manifest_path(cache, base.manifest_id)
     for file in [path, *_layers(cache, base.manifest_id, path)]:
         if sets := HeaderManifest.read(file).sets:
@@ -107,7 +107,7 @@ def headers_before(base: BaseKey, cache: object) -> HeaderSet | None:
 def headers_alike(base: BaseKey, cache: object) -> Iterator[HeaderSet]:
     """Header sets of earlier compiles from which this one differs only in comments and white space.
 
-    That goes for the source as well as for each header. A set gives the key of the earlier compile.
+    This applies to the source and to each header. A set gives the key of the earlier compile.
     """
     if base.shows_text:
         return
@@ -153,7 +153,7 @@ def _include_source_path(manifest: str) -> str:
 
 
 def _recall_include_source(manifest: str) -> None:
-    """Take from the cache's directory how this NVRTC tells what it includes: trying it takes as long as a compile."""
+    """Read from the cache how this NVRTC reports headers, because trying it takes as long as a compile."""
     from cuda_progcache.compile import compilers
     from cuda_progcache.keys.includes import NOTHING, TIME_TRACE, TRACE
 
@@ -182,7 +182,7 @@ def _keep_manifest(slot: tuple[str | None, str], manifest: HeaderManifest) -> No
 
 
 def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: str = "") -> None:
-    """Keep a compile's header set for later lookups of the entry, in this process and in the cache's directory."""
+    """Store a compile's header set for later lookups of the entry, in this process and in the cache's directory."""
     known = replace(headers, entry=entry)
     path = _remember(base.manifest_id, known, cache)
     if path is not None:
@@ -191,15 +191,15 @@ def remember_headers(base: BaseKey, headers: HeaderSet, cache: object, entry: st
 
 
 def _send(manifest_id: str, headers: HeaderSet, cache: object) -> None:
-    """Add a set to the manifest that lies beyond this machine, where the cache reaches there."""
-    if getattr(cache, "reaches_beyond", False):  # a store of cuda.core's doesn't
+    """Add a set to the manifest on other machines, if the cache has tiers."""
+    if getattr(cache, "reaches_beyond", False):  # stores of cuda.core don't
         from cuda_progcache.keys.elsewhere import for_elsewhere
 
         cache.keep_manifest(manifest_id, for_elsewhere(headers))  # type: ignore[attr-defined]
 
 
 def remember_alike(base: BaseKey, headers: HeaderSet, cache: object, entry: str) -> bool:
-    """Keep it for programs that differ only in comments and white space; False if those could show in the output."""
+    """Store it for programs that differ only in comments and white space; False if those may affect the output."""
     from cuda_progcache.keys.include_text import asks_for_columns
     from cuda_progcache.keys.includes import plain_texts
 
@@ -215,7 +215,7 @@ def remember_alike(base: BaseKey, headers: HeaderSet, cache: object, entry: str)
 
 
 def _remember(manifest_id: str, headers: HeaderSet, cache: object) -> str | None:
-    """Put a set in front of a manifest; the path of its file, if it has one."""
+    """Add a set at the front of a manifest; return the path of its file, if it has one."""
     path = _manifest_path(cache, manifest_id)
     slot = (path, manifest_id)
     if path is not None:
@@ -232,13 +232,12 @@ def _remember(manifest_id: str, headers: HeaderSet, cache: object) -> str | None
 
 
 def _trim(shard: str) -> None:
-    """Remove some manifests whose entries are gone: the cache evicts entries, and nothing else removes these.
+    """Remove some manifests whose entries are gone, since evicting an entry doesn't remove them.
 
-    A few are looked at for each one that is written, once there are many: so those of evicted entries stay fewer than
-    a third of the others.
+    Once there are many, a few are checked for each one that is written. So those of evicted entries stay fewer than a
+    third of the others.
     """
-    import random
-
+    from cuda_progcache._util.chance import chance
     from cuda_progcache._util.liveness import LITTER_AGE
 
     try:
@@ -246,13 +245,13 @@ def _trim(shard: str) -> None:
             names = [item.name for item in found]
         if len(names) <= _FEW:
             return
-        for name in random.sample(names, _LOOKED_AT):  # no secret: any will do
+        for name in chance.sample(names, _LOOKED_AT):
             path = os.path.join(shard, name)
-            young = time.time() - os.lstat(path).st_mtime < LITTER_AGE  # its entry may just be on its way
+            young = time.time() - os.lstat(path).st_mtime < LITTER_AGE  # its entry may not be published yet
             if not young and not any(_entry_is_there(shard, known.entry) for known in HeaderManifest.read(path).sets):
                 os.unlink(path)
     except OSError:
-        return  # another process was faster, or the directory is in trouble: the entry's own write tells of that
+        return  # another process was faster, or the directory is in trouble, which the entry's write reports
 
 
 def _entry_is_there(shard: str, digest: str) -> bool:
@@ -261,6 +260,6 @@ def _entry_is_there(shard: str, digest: str) -> bool:
 
 
 def _write(cache: object, path: str, content: bytes) -> None:
-    """Write a disposable file: without it, the next process compiles once more."""
-    with contextlib.suppress(OSError):  # the entry's own write warns if the cache is in trouble
+    """Write a disposable file. Without it, the next process compiles once more."""
+    with contextlib.suppress(OSError):  # the entry's write warns if the cache is in trouble
         write_beside(cache.path, path, content)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A miss: compile, find out what was read, publish bytes and record.
+"""A miss: compile, determine the headers that were read, publish bytes and record.
 
-Apart from :mod:`~cuda_progcache.compile.pipeline`, since a hit needs none of it.
+This is separate from :mod:`~cuda_progcache.compile.pipeline` because a hit needs none of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Output:
-    """Run the compiler that these inputs are for; raises CompilerRefusal."""
+    """Run the compiler for these inputs; raises CompilerRefusal."""
     name = inputs.compiler_name
     if inputs.code_type == "c++":
         from cuda_progcache.compile.compilers import compile_cpp
@@ -61,7 +61,7 @@ def _run(inputs: CompileInputs, seed: str, more_flags: Sequence[str] = ()) -> Ou
         from cuda_progcache.compile.compilers import link
         from cuda_progcache.compile.output import LinkerInput
 
-        if not knows_arch(inputs.arch):  # nvJitLink of some versions ends the whole process over one
+        if not knows_arch(inputs.arch):  # some versions of nvJitLink end the whole process on an unknown one
             raise CompilerRefusal("UNSUPPORTED_ARCH", "")
         return link([LinkerInput(inputs.code, "ptx", name)], flags=inputs.flags, target_type=inputs.target_type)
     from cuda_progcache.compile.compilers import compile_nvvm
@@ -86,7 +86,7 @@ def _error(inputs: CompileInputs, refusal: CompilerRefusal, lookup: LineLookup |
 def compile_and_publish(
     base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None, lookup: LineLookup | None, policy: MissPolicy
 ) -> CompiledProgram:
-    """Compile a program that the cache doesn't have, and store it if that can be done."""
+    """Compile a program that the cache doesn't have, and store it if possible."""
     inputs = base.inputs
     if policy.keep_failures:
         _raise_known_failure(base, cache, lookup, policy.keep_failures)
@@ -114,7 +114,7 @@ def compile_and_publish(
     if named := in_log(base, output.trace, output.log):
         record["log_files"] = named
     if reason is None:
-        # An export takes the manifests along: without them the key can't be found again.
+        # Exports include the manifests: without them the key can't be found again.
         entry = entry_digest(key.digest)
         if inputs.reads_headers:
             remember_headers(base, headers, cache, entry)
@@ -130,7 +130,7 @@ def _seed(base: BaseKey) -> str:
 
 
 def _compile(base: BaseKey, policy: MissPolicy, before: Folders) -> tuple[Output, HeaderSet]:
-    """Compile; return the output and the headers it read, with those of their paths that reached it."""
+    """Compile; return the output, and the headers that were read, with those of their paths that are in the output."""
     output, headers = _compile_and_read(base, policy, before)
     reached = reaching(base, headers, output.trace, output.data, base.inputs.target_type)
     return output, replace(headers, paths=reached) if reached else headers
@@ -180,7 +180,7 @@ def _tell_refused(inputs: CompileInputs, why: str) -> None:
 
 
 def tell_compiled(label: Label, seconds: float) -> None:
-    """Tell of a compile whose program goes to no cache."""
+    """Report a compile without a cache."""
     if events.wanted("compile"):
         events.emit(events.Event("compile", label.name, label.target_type, label.arch, seconds=seconds))
 
@@ -190,7 +190,7 @@ def compile_uncached(inputs: CompileInputs, lookup: LineLookup | None) -> Compil
     clock = time.perf_counter()
     try:
         try:
-            base = base_key(inputs)  # as with a cache: the bytes must be the same
+            base = base_key(inputs)  # as with a cache, since the bytes must be the same
             if inputs.header_policy.hermetic:
                 output, _ = _compile_and_read(base, PLAIN, folders_of(base))
             else:
@@ -221,7 +221,7 @@ def make_record(
     duration: float,
     kernel: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The provenance of a compile, as JSON: no absolute path but what is a component of the key."""
+    """The provenance of a compile, as JSON. It has no absolute paths, except components of the key."""
     from datetime import UTC, datetime
 
     is_part = kernel is not None and "module" in kernel
@@ -252,11 +252,11 @@ def _usage(cubin: bytes) -> dict[str, dict[str, int | None]] | None:
     try:
         return resource_record(cubin)
     except InspectError:
-        return None  # a cubin of a later format: what it uses isn't known, and it is no worse for that
+        return None  # a cubin of a newer format: its resource usage isn't known, but it can be used
 
 
 def _why(cache: Any, about: CompileRecord, digest: str, reason: str | None) -> tuple[str, ...]:
-    """Why it was missed."""
+    """Why it was a miss."""
     if reason is not None:
         return (f"it is never kept: {reason}",)
     if not isinstance(cache, ProgramCacheResource):
@@ -275,7 +275,7 @@ def publish(
 ) -> CompiledProgram:
     """Store the output, unless there is a ``reason`` not to. The caller gets the bytes either way.
 
-    ``seconds`` is the time that the compiler ran; by default, all that a hit spares.
+    ``seconds`` is the time that the compiler ran; by default, all the time that a hit saves.
     """
     ours = isinstance(cache, ProgramCacheResource)
     digest, made = entry_digest(key.digest), CompileRecord(record)
@@ -286,7 +286,7 @@ def publish(
         else:
             try:
                 cache[key.digest] = output.data
-            except OSError as error:  # a foreign store in trouble costs the entry, not the compile
+            except OSError as error:  # trouble in a foreign store loses the entry, but not the compile
                 reason = f"the cache couldn't store it: {error}"
                 unkept.note(cache, made, digest, reason)
     else:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nvJitLink's functions: PTX, LTO-IR and cubins, one or several, to one cubin (or PTX). No GPU, no driver.
+"""nvJitLink's functions: they link PTX, LTO-IR and cubins to one cubin (or PTX). No GPU or driver is needed.
 
-:mod:`~cuda_progcache.compile.compilers` decides in which process.
+:mod:`~cuda_progcache.compile.compilers` decides in which process they are called.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ KINDS = {"cubin": 1, "ptx": 2, "ltoir": 3, "fatbin": 4, "object": 5, "library": 
 
 
 class NvJitLink(Library):
-    """One file of nvJitLink."""
+    """A library file of nvJitLink."""
 
     def status_name(self, status: int) -> str:  # noqa: D102 - the base's
         return f"{_STATUSES[status] if status < len(_STATUSES) else 'ERROR'} ({status})"
 
     def function(self, *names: str) -> Any:
-        """By its name, or as 12.0 to 12.2 call it: those have ``__nvJitLinkCreate_12_0`` and the like alone."""
+        """By its name, or by the name in 12.0 to 12.2, which only have ``__nvJitLinkCreate_12_0`` and the like."""
         versioned = [f"__{name}_12_{minor}" for name in names for minor in range(10)]
         return super().function(*names, *versioned)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVRTC's functions: CUDA C++ to PTX, cubin or LTO-IR, with what it tells of the headers it opened.
+"""NVRTC's functions: they compile CUDA C++ to PTX, cubin or LTO-IR, and report the headers that were opened.
 
-Needs neither a GPU nor a driver. Each call makes its own NVRTC program; the compile runs without the GIL.
-:mod:`~cuda_progcache.compile.compilers` decides in which process.
+No GPU or driver is needed. Each call creates its own NVRTC program; the compile runs without the GIL.
+:mod:`~cuda_progcache.compile.compilers` decides in which process they are called.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-#: How an NVRTC can be made to tell which headers it opens.
+#: The ways in which an NVRTC can report the headers that it opens.
 TRACE, TIME_TRACE = "trace", "time-trace"
 
 # nvrtc.h, nvrtcResult
@@ -53,13 +53,13 @@ _GETTERS = {"ptx": "PTX", "cubin": "CUBIN", "ltoir": "LTOIR"}
 
 
 class Nvrtc(Library):
-    """One file of NVRTC."""
+    """A library file of NVRTC."""
 
     def status_name(self, status: int) -> str:  # noqa: D102 - the base's
         return _STATUSES[status] if status < len(_STATUSES) else f"NVRTC_ERROR {status}"
 
     def version(self) -> tuple[int, int]:
-        """Its version number, which several builds have."""
+        """Its version number, which several builds may share."""
         numbers = ctypes.c_int(), ctypes.c_int()
         self.call("nvrtcVersion", ctypes.byref(numbers[0]), ctypes.byref(numbers[1]))
         return numbers[0].value, numbers[1].value
@@ -73,7 +73,7 @@ class Nvrtc(Library):
         return sorted(found)
 
     def reserve_pch_heap(self, size: int) -> bool:
-        """Set aside so many bytes of address space for precompiled headers; False where it makes none (before 12.8)."""
+        """Reserve address space for precompiled headers, in bytes; False if they aren't supported (before 12.8)."""
         reserve = self.find("nvrtcSetPCHHeapSize")
         return reserve is not None and not reserve(ctypes.c_size_t(size))
 
@@ -103,17 +103,17 @@ class Nvrtc(Library):
         name_expressions : sequence of bytes
             Templates to instantiate.
         headers : mapping of bytes to bytes, optional
-            Headers from memory, by the name that an ``#include`` gives; they come before those on disk.
+            Headers in memory, by their name in the ``#include``; they take precedence over those on disk.
         tell : {"trace", "time-trace"}, optional
-            How to have it tell which headers it opens.
+            How it is to report the headers that it opens.
         front_end_only : bool
-            The flags say so, and there is no output.
+            Whether the flags stop after the front end, so that there is no output.
 
         Returns
         -------
         dict
             ``data``; ``log``; ``symbols``, mangled names in the order of ``name_expressions``; ``pch_status``;
-            ``told``, the file that it wrote about headers, or None.
+            ``told``, the header trace, or None.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class Nvrtc(Library):
         target_type: str,
         name_expressions: Sequence[bytes],
         headers: Mapping[bytes, bytes] | None,
-        front_end_only: bool,  # noqa: FBT001 - compile's, handed on
+        front_end_only: bool,  # noqa: FBT001 - compile's arguments
     ) -> dict[str, Any]:
         headers = headers or {}
         program = ctypes.c_void_p()
@@ -200,9 +200,9 @@ class Nvrtc(Library):
 
 
 class _Place:
-    """Where NVRTC writes what it tells: no name that somebody could guess, and take or link elsewhere beforehand.
+    """The file to which NVRTC writes its header trace. Its name can't be guessed, so nobody can create it beforehand.
 
-    Where there is no such place (the time trace wants a directory, and none can be written to), it isn't told to.
+    If no such file can be made (the time trace needs a writable directory), NVRTC isn't asked for a trace.
     """
 
     def __init__(self, tell: str) -> None:
@@ -211,7 +211,7 @@ class _Place:
         self._descriptor: int | None = None
         self._folder: Any = None
         if tell == TRACE and hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
-            self._descriptor = os.memfd_create("progcache-trace")  # goes with the process, however that ends
+            self._descriptor = os.memfd_create("progcache-trace")  # removed with the process, however that ends
             path = f"/proc/self/fd/{self._descriptor}"
         else:
             import tempfile

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libNVVM's functions: NVVM IR (text or bitcode) to PTX or LTO-IR. No GPU, no driver.
+"""libNVVM's functions: they compile NVVM IR (text or bitcode) to PTX or LTO-IR. No GPU or driver is needed.
 
-:mod:`~cuda_progcache.compile.compilers` decides in which process.
+:mod:`~cuda_progcache.compile.compilers` decides in which process they are called.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STATUSES = (
 
 
 class Nvvm(Library):
-    """One file of libNVVM."""
+    """A library file of libNVVM."""
 
     def status_name(self, status: int) -> str:  # noqa: D102 - the base's
         return f"{_STATUSES[status] if status < len(_STATUSES) else 'ERROR'} ({status})"
@@ -50,7 +50,7 @@ class Nvvm(Library):
         flags : sequence of str
             libNVVM's flags; ``-gen-lto`` among them gives LTO-IR instead of PTX.
         libdevice : str, optional
-            Path of libdevice's bitcode, of which only what is used is taken in.
+            Path of libdevice's bitcode; only the used functions are linked in.
 
         Returns
         -------

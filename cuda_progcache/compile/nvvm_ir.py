@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVVM IR, text or bitcode: its modules, and the kernels that a link of its LTO-IR would drop."""
+"""NVVM IR, text or bitcode: a program's modules, and the kernels that a link of its LTO-IR would drop."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _USED = re.compile(r"^@llvm\.(?:compiler\.)?used *=(.*)$", re.MULTILINE)
 def kernels_without_use(*modules: bytes) -> tuple[str, ...]:
     """Kernels of textual NVVM IR that a link of its LTO-IR would drop.
 
-    nvJitLink keeps the kernels of C++, but of libNVVM's LTO-IR only what is used: by other code, or by being named in
-    ``@llvm.used`` (or ``@llvm.compiler.used``).
+    nvJitLink keeps all kernels of C++. In libNVVM's LTO-IR it keeps only kernels that are used by other code, or named
+    in ``@llvm.used`` (or ``@llvm.compiler.used``).
 
     Parameters
     ----------
     *modules : bytes
-        All modules of a program. Where one is bitcode, nothing is known.
+        All modules of a program. If one is bitcode, the result is empty.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def kernels_without_use(*modules: bytes) -> tuple[str, ...]:
         Names, in order.
     """
     if any(map(_is_bitcode, modules)):
-        return ()  # the list of what is used may be in it
+        return ()  # it may contain the list of used kernels
     text = "\n".join(module.decode("utf-8", "replace") for module in modules)
     used = {name for kept in _USED.findall(text) for name in re.findall(_SYMBOL, kept)}
     kernels = {name: None for pattern in _KERNELS for name in pattern.findall(text)}
@@ -46,13 +46,13 @@ def kernels_without_use(*modules: bytes) -> tuple[str, ...]:
 
 
 def extra_modules(inputs: CompileInputs) -> list[tuple[str, bytes]]:
-    """Name and source of a program's modules beside its own."""
+    """Name and source of a program's extra modules."""
     extra = inputs.options.extra_sources or ()
     return [(n, s.encode() if isinstance(s, str) else bytes(s)) for n, s in extra]
 
 
 def warn_of_dropped_kernels(inputs: CompileInputs) -> None:
-    """Warn of kernels of a program in NVVM IR that a link of its LTO-IR would drop."""
+    """Warn about kernels of an NVVM IR program that a link of its LTO-IR would drop."""
     if names := kernels_without_use(inputs.code, *(module for _, module in extra_modules(inputs))):
         warn(
             f"{inputs.name}: a link of this LTO-IR will drop {', '.join(names)}: nvJitLink keeps kernels of NVVM IR "

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cuda_progcache.keys.includes import Trace
 
     class Label(Protocol):
-        """What records, events and :class:`CompiledProgram` say of a compile or a link."""
+        """The description of a compile or a link in records, events and :class:`CompiledProgram`."""
 
         @property
         def name(self) -> str:
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
         @property
         def code_type(self) -> str:
-            """What it was made of; ``"link"`` of a link."""
+            """The type of its source; ``"link"`` for a link."""
 
         @property
         def target_type(self) -> str:
-            """What it is: cubin, PTX or LTO-IR."""
+            """The type of its output: cubin, PTX or LTO-IR."""
 
         @property
         def arch(self) -> str:
-            """What it is for."""
+            """The architecture of its output."""
 
         @property
         def name_expressions(self) -> tuple[str | bytes, ...]:
-            """What was asked to be instantiated."""
+            """The requested template instances."""
 
 
 class Output(NamedTuple):
-    """What a compiler made.
+    """A compiler's output.
 
     Attributes
     ----------
     data : bytes
-        The binary; empty where only the front end ran.
+        The binary; empty if only the front end ran.
     log : str
         Warnings and remarks, verbatim.
     symbols : mapping
         Name expression to mangled name.
     trace : list of (int, str) or None
-        The headers that were opened; None where the compiler doesn't tell.
+        The headers that were opened; None if the compiler doesn't report them.
     pch_status : str or None
-        ``"created"``, ``"not_attempted"`` or ``"failed"``; None where no precompiled header was asked for.
+        ``"created"``, ``"not_attempted"`` or ``"failed"``; None if no precompiled header was requested.
     unkept : str or None
-        Why this may not be the work of this compiler and these options alone, so that it can't be kept.
+        Why this can't be kept: other options or libraries may have affected it.
     """
 
     data: bytes
@@ -66,7 +66,7 @@ class Output(NamedTuple):
 
 
 class LinkerInput(NamedTuple):
-    """One thing to link: its bytes, what they are, and the name that diagnostics use."""
+    """An input of a linker: its bytes, their type, and the name for diagnostics."""
 
     data: bytes
     target_type: str

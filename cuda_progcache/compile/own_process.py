@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compilers in processes of their own: what else happens in the caller's process can't reach what they make.
+"""Compilers in separate processes, so that nothing in the caller's process can affect their output.
 
-NVRTC and nvJitLink don't forget some of the options that they are given (:mod:`cuda_progcache.keys.lasting`), and a
-process may have another NVRTC mapped, or have had one compile who knows what for somebody else. So no compile runs in
-the caller's process. A compiler process loads exactly the library that is in the key, is given no variable that isn't,
-and serves jobs with the same lasting options alone. It takes less time to start (20 ms for Python, 30 ms for NVRTC)
-than importing ``cuda.bindings`` into the caller's (160 ms); a compiler that crashes costs one job; front ends that
-would wait for each other within a process run side by side; and a fork of the caller never meets a compile.
+Some options of NVRTC and nvJitLink affect later compiles in the same process (:mod:`cuda_progcache.keys.lasting`), and
+the caller's process may have loaded another NVRTC, or used it for other compiles. So no compile runs in the caller's
+process. A compiler process loads exactly the library that is in the key, gets no variables except those in the key and
+:data:`NEEDED`, and only serves jobs with the same lasting options. It starts faster (20 ms for Python, 30 ms for NVRTC)
+than ``cuda.bindings`` can be imported by the caller (160 ms). A compiler crash costs one job, front ends that would
+wait for each other within a process run in parallel, and a fork of the caller never happens during a compile.
 
-There are at most as many as CPUs. Each ends with the caller, and when it has had nothing to do for a while.
+There are at most as many processes as CPUs. Each ends with the caller, or after being idle for a while.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _SERVE = (
     "import sys; sys.path.append(sys.argv[1]); "
     "from cuda_progcache.compile.compiler_process import main; main(float(sys.argv[2]))"
 )
-#: Variables that the loader, the C library and temporary files need. The compilers get these, those that are in the
-#: key, and no others: what isn't known to reach an output can't.
+#: Variables that the loader, the C library and temporary files need. The compilers get these and those in the key, and
+#: no others, so that an unknown variable can't affect an output.
 NEEDED = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LD_LIBRARY_PATH", "PATH", "TEMP", "TMP", "TMPDIR")
 
 
@@ -49,7 +49,7 @@ def environment(variables: Iterable[str] | None = None) -> dict[str, str]:
     Parameters
     ----------
     variables : iterable of str, optional
-        ``NAME=value`` of those that reach what compilers make; None: as they are set now.
+        ``NAME=value`` of the variables that affect outputs; None: those of the current environment.
     """
     found = {name: os.environ[name] for name in NEEDED if name in os.environ}
     for variable in toolchain.environment() if variables is None else variables:
@@ -62,7 +62,7 @@ class NoProcessError(Exception):
 
 
 class Kind(NamedTuple):
-    """What a compiler process was given before: a job of another kind could tell."""
+    """What a compiler process was started with, and its lasting options; jobs of another kind need another process."""
 
     lasting: frozenset[str]
     variables: tuple[str, ...]
@@ -70,24 +70,24 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, lasting: frozenset[str]) -> Kind:
-        """Of a job with these lasting options, now."""
+        """The kind of a job with these lasting options, in the current environment."""
         return cls(lasting, toolchain.environment(), (os.geteuid(), os.getegid()))
 
 
 class _Process:
-    """A compiler process, as its caller has it."""
+    """A compiler process, on its caller's side."""
 
     def __init__(self, executable: str, kind: Kind) -> None:
         self.kind = kind
-        #: Path of each library that it has loaded, and what was in its files then.
+        #: Path of each library that it has loaded, and the build of its files at that time.
         self.builds: dict[str, str] = {}
         self._greeted = False
         self._popen = subprocess.Popen(
-            # -I -S: neither variables nor site-packages, nor a json.py in the working directory, bring it modules.
+            # -I -S: no modules from variables, site-packages or the working directory.
             [executable, "-I", "-S", "-c", _SERVE, _root(), str(PATIENCE)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            bufsize=0,  # a forked child may close what nothing is buffered for
+            bufsize=0,  # unbuffered, so that a forked child can close it safely
             env=environment(kind.variables),
             cwd=os.sep,
         )
@@ -97,14 +97,14 @@ class _Process:
         return self._popen.pid
 
     def greet(self) -> None:
-        """Hear that it is there; raises EOFError or OSError where it isn't, or is something else."""
+        """Read its greeting; EOFError or OSError if it didn't start, or is something else."""
         if not self._greeted:
             if self._receive(1 << 10) != GREETING:
                 raise EOFError("it is another Python, or none")
             self._greeted = True
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Have it do a job; raises EOFError or OSError where it is gone."""
+        """Send it a job and return the answer; EOFError or OSError if it is gone."""
         self.greet()
         assert self._popen.stdin is not None  # noqa: S101 - for mypy
         send(self._popen.stdin.fileno(), job)
@@ -119,7 +119,7 @@ class _Process:
             raise EOFError(f"it gives no answer of ours: {error}") from error
 
     def end(self) -> str:
-        """End it at once; says how it ended, if it had before."""
+        """Kill it; if it had ended already, return how."""
         status = self._popen.poll()
         self._popen.kill()
         self._close()
@@ -129,13 +129,13 @@ class _Process:
         return f"signal {-status}" if status < 0 else f"status {status}"
 
     def died(self) -> str:
-        """Wait for one whose pipe is closed; says how it ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):  # else it closed its pipe, and lives: it ends now
+        """Wait for a process that has closed its pipe; return how it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):  # if it still runs with a closed pipe, it is killed now
             self._popen.wait(10)
         return self.end()
 
     def forget(self) -> None:
-        """In a forked child: it is the parent's."""
+        """Forget it in a forked child, since it belongs to the parent."""
         self._popen.returncode = 0
         self._close()
 
@@ -146,14 +146,14 @@ class _Process:
 
 
 class _Seat:
-    """One of the places of the pool: a process that works, or the right to start one."""
+    """A slot of the pool: a running process, or the right to start one."""
 
     def __init__(self) -> None:
         self.process: _Process | None = None
 
 
 class _Pool:
-    """The compiler processes of this process."""
+    """The pool of this process's compiler processes."""
 
     def __init__(self) -> None:
         self.taken: set[_Seat] = set()
@@ -162,7 +162,7 @@ class _Pool:
         forks.in_child(self.reset)
 
     def reset(self) -> None:
-        """Start anew, in a forked child: those processes answer the parent."""
+        """Start with an empty pool in a forked child: the processes belong to the parent."""
         for process in [*self.idle, *(seat.process for seat in list(self.taken))]:
             if process is not None:
                 process.forget()
@@ -172,13 +172,13 @@ class _Pool:
         self.limit = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def sit(self, seat: _Seat, kind: Kind, path: str, build: str, *, fresh: bool) -> None:
-        """Wait for a seat, with an idle process that fits unless a ``fresh`` one is wanted."""
+        """Wait for a slot, and take an idle process that fits, unless a ``fresh`` one is wanted."""
         with self.changed:
             while True:
                 fitting = [p for p in self.idle if p.kind == kind and p.builds.get(path, build) == build]
                 if fitting and not fresh:
                     self.taken.add(seat)
-                    seat.process = fitting[-1]  # the latest: the others may come to their end
+                    seat.process = fitting[-1]  # the latest, so that the others can end
                     self.idle.remove(seat.process)
                     return
                 while self.idle and len(self.taken) + len(self.idle) >= self.limit:
@@ -189,7 +189,7 @@ class _Pool:
                 self.changed.wait()
 
     def stand_up(self, seat: _Seat, *, keep: bool) -> None:
-        """Give a seat back; its process is kept for later, or ends."""
+        """Release a slot; its process is kept for later, or ended."""
         with self.changed:
             self.taken.discard(seat)
             if keep and seat.process is not None:
@@ -200,7 +200,7 @@ class _Pool:
             seat.process.end()
 
     def end_all(self) -> None:
-        """End all that are idle."""
+        """End all idle processes."""
         with self.changed:
             processes, self.idle = self.idle, []
         for process in processes:
@@ -214,22 +214,22 @@ atexit.register(_pool.end_all)
 def ask(
     job: dict[str, Any], *, kind: Kind, build: str, about: str, holds: Callable[[], bool], alone: bool = False
 ) -> dict[str, Any]:
-    """Have a compiler process do a job.
+    """Let a compiler process do a job.
 
     Parameters
     ----------
     job : dict
-        As :func:`cuda_progcache.compile.compiler_process.perform` takes it.
+        The argument of :func:`cuda_progcache.compile.compiler_process.perform`.
     kind : Kind
-        Which processes may do it.
+        The kind of process that the job needs.
     build : str
-        What is in the files of the job's library, by :func:`cuda_progcache.keys.toolchain.build`.
+        The build of the job's library, from :func:`cuda_progcache.keys.toolchain.build`.
     about : str
         What is compiled, for messages.
     holds : callable
-        Whether the library's files are still those.
+        Returns whether the library's files are unchanged.
     alone : bool
-        The process does this job only.
+        Whether to use a process for this job only.
 
     Returns
     -------
@@ -241,11 +241,11 @@ def ask(
     NoProcessError
         If no process can be started here.
     ToolchainError
-        If the process died, and a new one too.
+        If the process died, and a second one as well.
     """
     path = job["library"]
     job = job | {"cwd": _cwd(), "pwd": os.environ.get("PWD")}
-    for last in (False, True):  # one that was idle may have died since, and a crash may have been chance
+    for last in (False, True):  # an idle process may have died meanwhile, and a crash may be accidental
         seat, keep = _Seat(), False
         try:
             _pool.sit(seat, kind, path, build, fresh=alone or last)
@@ -253,7 +253,7 @@ def ask(
                 seat.process = _start(kind)
             answer = seat.process.ask(job)
             seat.process.builds[path] = build
-            keep = not alone and holds()  # else which files it has loaded isn't known
+            keep = not alone and holds()  # otherwise it isn't known which files it has loaded
             return answer
         except (EOFError, OSError) as error:
             cause = seat.process.died() if seat.process is not None else str(error)
@@ -262,13 +262,13 @@ def ask(
                     f"the process that compiled {about} died ({cause}), and so did a second one: the compiler crashed, "
                     f"or memory ran out"
                 ) from error
-        finally:  # at an interrupt, too: its answer would be taken for the next one's
+        finally:  # also at an interrupt: its answer would be taken for that of the next job
             _pool.stand_up(seat, keep=keep)
     raise AssertionError
 
 
 _interpreter: list[str] = []
-"""The Python that has served, once one has."""
+"""The Python executable that has worked, once one has."""
 
 
 def _start(kind: Kind) -> _Process:
@@ -300,4 +300,4 @@ def _cwd() -> str:
     try:
         return os.getcwd()
     except OSError:
-        return os.sep  # it is gone, and nothing that is given relative to it can be found
+        return os.sep  # it is gone: paths relative to it can't be found anyway

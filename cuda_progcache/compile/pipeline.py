@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From inputs to a binary, through a cache: look up, else compile and publish.
+"""From inputs to a binary, through a cache: look it up, or compile and publish it.
 
-:func:`obtain` is the one way in, for :class:`~cuda_progcache.compile.program.Program`
-and for the service alike:
+:func:`obtain` is the single entry point, for :class:`~cuda_progcache.compile.program.Program` and for the service:
 
-1. normalize the inputs, key everything but the headers (``keys.schema``);
-2. find the header set that holds now in the manifest of that key; with it the key is known;
+1. normalize the inputs, and key everything except the headers (``keys.schema``);
+2. find the header set that currently matches in the manifest of that key, which completes the key;
 3. load the entry: a hit needs no compiler library;
-4. else (:mod:`~cuda_progcache.compile.miss`) compile, with the include trace on; key what was really read; publish
-   bytes and record; remember the header set. The caller gets the bytes in hand.
+4. on a miss (:mod:`~cuda_progcache.compile.miss`), compile with the include trace; key the headers that were actually
+   read; publish bytes and record; store the header set. The caller gets the compiled bytes.
 
-Trouble with the cache is never trouble for the caller: what can't be keyed is
-compiled and not stored, and :attr:`CompiledProgram.reason` says why.
+Trouble with the cache never affects the caller: a program that can't be keyed is compiled and not stored, and
+:attr:`CompiledProgram.reason` says why.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from cuda_progcache._util import modes
 from cuda_progcache.compile.lookup import check_cache, fleet, leases_dir, look_up
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ToolchainError, UncacheableError
+from cuda_progcache.keys.headers import Holds, holds
 from cuda_progcache.keys.schema import base_key
 from cuda_progcache.keys.toolchain import NotInstalledError
 
@@ -42,20 +42,20 @@ def obtain(
     lookup: LineLookup | None = None,
     policy: MissPolicy = PLAIN,
 ) -> CompiledProgram:
-    """Get a compile's output: from the cache, or compiled now and published there.
+    """Get a compile's output: from the cache, or by compiling and publishing it.
 
     Parameters
     ----------
     inputs : CompileInputs
         From :func:`cuda_progcache.keys.inputs.normalize`.
     cache : ProgramCacheResource, optional
-        Ours or ``cuda.core``'s: those hold bytes alone, so a program with name expressions can't go there. None: just
-        compile.
+        One of our stores, or ``cuda.core``'s. The latter hold only bytes, so a program with name expressions can't be
+        stored there. None: just compile.
     kernel : mapping, optional
-        For the record: the library kernel (``name``), its ``parameters`` and ``templates``; with a ``module``, this is
-        a part of it that goes into a link.
+        For the record: the library kernel (``name``), its ``parameters`` and ``templates``; with a ``module``, this
+        compile is a part of a linked kernel.
     lookup : callable, optional
-        From a source line to the template's, for diagnostics.
+        Maps a source line to the template's, for diagnostics.
     policy : MissPolicy
         How a miss is compiled.
 
@@ -66,7 +66,7 @@ def obtain(
     Raises
     ------
     CompileError
-        If the compiler refuses the program, or is known to.
+        If the compiler refuses the program, now or in a kept failure.
     UncacheableError
         (a ``ValueError``) with a cache, for options that a hit couldn't honour.
     ToolchainError
@@ -131,10 +131,10 @@ def obtain(
     )
 
 
-def find(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
+def find(inputs: CompileInputs, cache: Any, holds: Holds = holds) -> CompiledProgram | None:
     """Look a program up in the cache, without compiling; None is a miss.
 
-    Where the compiler isn't installed, those that made what is in the cache stand in for it.
+    If the compiler isn't installed, the lookup uses the identities of the compilers that made the cache's entries.
     """
     if (mode := modes.of(cache)) != "rw":
         from cuda_progcache.store.in_mode import in_mode
@@ -143,8 +143,8 @@ def find(inputs: CompileInputs, cache: Any) -> CompiledProgram | None:
         if cache is None:
             return None
     try:
-        return look_up(base_key(inputs), cache)
+        return look_up(base_key(inputs), cache, holds=holds)
     except NotInstalledError:
         from cuda_progcache.compile.toolchains import without_compiler
 
-        return without_compiler(cache, lambda again: look_up(base_key(inputs), cache, again=again))
+        return without_compiler(cache, lambda again: look_up(base_key(inputs), cache, again=again, holds=holds))

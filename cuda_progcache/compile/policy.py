@@ -17,9 +17,9 @@ class MissPolicy:
     Attributes
     ----------
     precompiled : PrecompiledHeaders or None
-        Of the batch that this process works on.
+        The precompiled headers of the batch that this process works on.
     keep_failures : float
-        Seconds for which a refusal of the compiler is remembered; 0: not at all.
+        Seconds for which a failed compile is kept; 0: not at all.
     """
 
     precompiled: PrecompiledHeaders | None = None

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Precompiled headers, for a batch of compiles that begin with the same includes.
 
-Reading CCCL takes NVRTC's front end more than a second; a precompiled header (PCH) of it is loaded in half a second,
-and what is compiled behind it comes out the same, bit for bit. But NVRTC never looks at the headers again, a PCH serves
-the process alone that made it, and it takes some 300 MB of memory and as much on disk. So it is made for a batch only,
-by a process that ends with the batch (:mod:`cuda_progcache.service.worker`), and each use is checked:
+NVRTC's front end needs more than a second to read CCCL. A precompiled header (PCH) of it loads in half a second, and
+the output is the same, bit for bit. But NVRTC never checks the headers again, a PCH only works in the process that made
+it, and it takes some 300 MB of memory and as much on disk. So it is made only for a batch, by a process that ends with
+the batch (:mod:`cuda_progcache.service.worker`), and each use is checked:
 
-* before: every header in it has the content that it had, and nothing shadows one of them, as for a hit;
-* after: NVRTC did take it, and left no word about it in the log.
+* before: every header in it has the same content, and no other file shadows one of them, as for a hit;
+* after: NVRTC has used it, and the log doesn't mention it.
 
-In any other case, and for every refusal, the program is compiled plainly, so that outputs, logs and keys never tell
-whether there was a PCH.
+In any other case, and if the compiler refuses the program, it is compiled without a PCH. So outputs, logs and keys are
+the same with and without PCHs.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
     from cuda_progcache.keys.inputs import CompileInputs
     from cuda_progcache.keys.schema import BaseKey
 
-#: Bytes of address space that NVRTC sets aside for a PCH; cub and thrust take some 300 MB, the default is 256 MB.
+#: Bytes of address space that NVRTC reserves for a PCH; cub and thrust need some 300 MB, and the default is 256 MB.
 HEAP = 1 << 30
-#: PCHs that are kept at a time; each is a file of its size.
+#: The number of PCHs kept at a time; each is a large file.
 _KEPT = 2
 
 _BLANK = re.compile(rb"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.DOTALL)
 _DIRECTIVE = re.compile(rb"[ \t]*#[ \t]*(include|define|undef|pragma)\b[^\n]*")
 _INCLUDED = re.compile(rb"[ \t]*#[ \t]*include[ \t]*(?:<([^>\n]+)>|\"([^\"\n]+)\")")
-# What already is about PCHs, reads a header that isn't in the source, makes no output, or is compiled elsewhere.
+# Options that use PCHs themselves, read headers that aren't in the source, make no output, or compile elsewhere.
 _UNFIT = {"pch", "create-pch", "use-pch", "pch-dir", PRE_INCLUDE, "fdevice-syntax-only"}
 
 
 def shared_prefix(inputs: CompileInputs) -> bytes | None:
-    """The directives that a source begins with, if all the headers it reads are included there.
+    """The directives at the start of a source, if all its headers are included there.
 
-    Comments and blank lines are left out: they don't matter to NVRTC's PCHs.
+    Comments and blank lines are left out, because they don't matter to NVRTC's PCHs.
 
     Returns
     -------
     bytes or None
-        None where a PCH can't be used for it.
+        None if a PCH can't be used for it.
     """
     if inputs.code_type != "c++" or not inputs.facts.names.isdisjoint(_UNFIT):
         return None
@@ -75,7 +75,7 @@ def shared_prefix(inputs: CompileInputs) -> bytes | None:
         directives.append(found[0].split(b"//")[0].strip() if found[1] != b"include" else found[0].strip())
         at = found.end()
     rest = code[at:]
-    # A directive that isn't understood here still counts for NVRTC; a probe for a header is about this source alone.
+    # NVRTC may follow a directive that isn't understood here; a probe for a header concerns only this source.
     if rest.startswith((b"#", b"%:", b"??=")) or may_include(rest) or b"__has_include" in whole_words(code):
         return None
     prefix = b"\n".join(directives)
@@ -83,7 +83,7 @@ def shared_prefix(inputs: CompileInputs) -> bytes | None:
 
 
 def prefix_id(inputs: CompileInputs, cwd: str) -> str | None:
-    """Names what a PCH could serve: equal for compiles with the same includes, flags and search path."""
+    """Identifies the compiles that can share a PCH: equal for the same includes, flags and search path."""
     prefix = shared_prefix(inputs)
     if prefix is None:
         return None
@@ -93,18 +93,18 @@ def prefix_id(inputs: CompileInputs, cwd: str) -> str | None:
 
 
 def reaches_many_headers(inputs: CompileInputs, search: SearchPath, many: int = 32) -> bool:
-    """Whether a source includes, directly and indirectly, at least so many headers.
+    """Whether a source includes at least ``many`` headers, directly or indirectly.
 
-    That tells front ends of a second (CCCL, cooperative groups: more than a hundred headers) from those of some
-    milliseconds (cuda_fp16.h, mma.h: five). Only the text is looked at; conditions don't count.
+    This distinguishes front ends that take a second (CCCL, cooperative groups: more than a hundred headers) from those
+    that take milliseconds (cuda_fp16.h, mma.h: five). Only the text is examined; conditions are ignored.
 
     Parameters
     ----------
     inputs : CompileInputs
     search : SearchPath
-        Of the compile.
+        The search path of the compile.
     many : int
-        How many are many; no more are read.
+        The threshold; no more headers are read.
     """
     if not inputs.reads_headers:
         return False
@@ -128,7 +128,7 @@ def reaches_many_headers(inputs: CompileInputs, search: SearchPath, many: int = 
                 with open(path, "rb") as file:
                     waiting.append((os.path.dirname(path), file.read()))
             except OSError:
-                continue  # the compiler will say so
+                continue  # the compiler will report it
     return False
 
 
@@ -144,14 +144,14 @@ class _Precompiled:
 
 
 class PrecompiledHeaders:
-    """The PCHs of a batch of compiles in this process, made when the first compile of a prefix comes.
+    """The PCHs of a batch of compiles in this process; each is made at the first compile of its prefix.
 
-    For one thread. The files have no names: they go with the process, however it ends.
+    Use it from one thread. The files have no names, so they are removed with the process, however it ends.
 
     Parameters
     ----------
     scratch : str, optional
-        Where a PCH lies while it is being made; None: the system's directory for temporary files.
+        The directory in which PCHs are made; None: the system's directory for temporary files.
     """
 
     def __init__(self, scratch: str | None = None) -> None:
@@ -159,7 +159,7 @@ class PrecompiledHeaders:
         self._kept: OrderedDict[str, _Precompiled] = OrderedDict()
         self._hopeless: set[str] = set()
         self.made = self.used = 0
-        """How many PCHs were made, and how many compiles one has served."""
+        """How many PCHs were made, and how many compiles have used one."""
 
     def compile(self, base: BaseKey, compile_: Callable[[Sequence[str]], Output]) -> tuple[Output, HeaderSet] | None:
         """Compile with a PCH.
@@ -167,14 +167,14 @@ class PrecompiledHeaders:
         Parameters
         ----------
         base : BaseKey
-            Of the program.
+            The key of the program.
         compile_ : callable
-            Takes more flags for NVRTC, and compiles.
+            Takes further flags for NVRTC, and compiles.
 
         Returns
         -------
         (Output, HeaderSet) or None
-            What a plain compile would give, and what it would have read. None: compile it plainly.
+            The output of a plain compile, and the headers it would have read. None: compile it without a PCH.
         """
         prefix = prefix_id(base.inputs, base.cwd)
         if prefix is None or prefix in self._hopeless:
@@ -186,25 +186,25 @@ class PrecompiledHeaders:
             self._kept.move_to_end(prefix)
             return self._use(prefix, known, base, compile_)
         except CompilerRefusal as refusal:
-            if known is not None and "precompiled header" in refusal.log:  # it can't be read any more
+            if known is not None and "precompiled header" in refusal.log:  # it can't be read anymore
                 self._drop(prefix)
                 self._hopeless.add(prefix)
-            return None  # the plain compile says it without a word about PCHs
+            return None  # the plain compile reports it without mentioning PCHs
 
     def _make(
         self, prefix: str, base: BaseKey, compile_: Callable[[Sequence[str]], Output]
     ) -> tuple[Output, HeaderSet] | None:
         from cuda_progcache.compile.compilers import include_source, reserve_pch_heap
 
-        self._hopeless.add(prefix)  # until it has succeeded: to try with each compile would double its cost
-        # By the trace it shows whether a PCH was taken: without, nothing does.
+        self._hopeless.add(prefix)  # until this has succeeded: an attempt with each compile would double its cost
+        # Only the trace shows whether a PCH was used.
         if include_source() != TRACE or not os.path.isdir("/proc/self/fd") or not reserve_pch_heap(HEAP):
             return None
         before = folders_of(base)
         with tempfile.TemporaryDirectory(prefix="progcache-pch-", dir=self._scratch) as folder:
             path = os.path.join(folder, "headers.pch")
             output = compile_((f"--create-pch={path}", "--pch-messages=false"))
-            # A log may be about the headers, and would be missing from the next compile's.
+            # A log may be about the headers, and would be missing in the next compile.
             if output.pch_status != "created" or output.trace is None or output.log:
                 return None
             headers = headers_read(base, output.trace, before)
@@ -225,18 +225,18 @@ class PrecompiledHeaders:
             self._drop(prefix)
             return None
         output = compile_((f"--use-pch={known.path}", "--pch-messages=false"))
-        if output.trace is not None:  # it lists NVRTC's own prologue: the headers were read, the PCH was not taken
+        if output.trace is not None:  # it lists NVRTC's own prologue: the headers were read, and the PCH wasn't used
             self._drop(prefix)
             self._hopeless.add(prefix)
             return None
         self.used += 1
-        # Nothing but the headers of the prefix can have been read: a source that includes more has no prefix here.
+        # Only the headers of the prefix can have been read: a source with further includes has no prefix here.
         return output._replace(trace=known.trace), known.headers
 
     def _drop(self, prefix: str) -> None:
         os.close(self._kept.pop(prefix).descriptor)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for prefix in list(self._kept):
             self._drop(prefix)

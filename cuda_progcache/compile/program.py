@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Program``: what ``cuda.core.Program`` does, with a cache that takes everything."""
+"""``Program``: the functions of ``cuda.core.Program``, with a cache that accepts every program."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         """Anything with ``write(str)``."""
 
         def write(self, text: str, /) -> object:
-            """Take text."""
+            """Write text."""
 
 
 _BACKENDS = {"c++": "NVRTC", "ptx": "nvJitLink", "nvvm": "NVVM"}
@@ -43,7 +43,7 @@ class Program:
     options : ProgramOptions or mapping, optional
         Ours or ``cuda.core``'s, or a mapping of its fields.
     header_policy : HeaderPolicy
-        How much is done to be sure of headers.
+        How strictly headers are checked.
 
     Raises
     ------
@@ -56,7 +56,7 @@ class Program:
 
     Notes
     -----
-    Making one loads nothing: the compiler's own program is made when something is really compiled, anew each time.
+    Creating one loads nothing. The compiler's own program object is created for each actual compile.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Program:
         target_type : {"ptx", "cubin", "ltoir"}
             In any case.
         name_expressions : iterable of str or bytes, optional
-            Template instances to make; ``ObjectCode.get_kernel`` finds them by these names, on a hit too.
+            Template instances to make; ``ObjectCode.get_kernel`` finds them by these names, also on a hit.
         logs : object with ``write``, optional
-            Gets the compiler's log; on a hit, the log of the compile that made the entry.
+            Receives the compiler's log; on a hit, the log of the compile that made the entry.
         cache : ProgramCacheResource, optional
             One of our stores, or ``cuda.core``'s.
 
@@ -114,18 +114,18 @@ class Program:
         Warns
         -----
         RuntimeWarning
-            If there is a CUDA driver, and it is too old to load the PTX that was asked for; on a hit, too.
+            If there is a CUDA driver that is too old to load the requested PTX; also on a hit.
 
         Raises
         ------
         CompileError
             If the compiler refuses the program.
         ValueError
-            For a target this code type doesn't compile to; with ``cache``, for options that write a file
-            (``create_pch``, ``time``, ``fdevice_time_trace``), which a hit would leave out.
+            For a target that this code type doesn't compile to; with ``cache``, for options that write a file
+            (``create_pch``, ``time``, ``fdevice_time_trace``), which a hit wouldn't write.
         ArchError
-            If no architecture was given and there is no device to ask, or the compiler doesn't know it; and for a
-            virtual one (``compute_90``) where a cubin is asked for.
+            If no architecture was given and there is no device; if the compiler doesn't know it; or for a virtual one
+            (``compute_90``) if a cubin is requested.
         """
         return self.compiled(target_type, name_expressions, logs, cache=cache).to_object_code()
 
@@ -157,7 +157,7 @@ class Program:
         done = obtain(inputs, cache)
         if recording.wanted():
             recording.note(done, inputs)
-        self._pch_status = None if done.hit else done.about.pch_status  # such programs can't be cached
+        self._pch_status = None if done.hit else done.about.pch_status  # programs with a status can't be cached
         if logs is not None and done.log:
             logs.write(done.log)
         if done.target_type == "ptx":
@@ -187,15 +187,15 @@ class Program:
 
     @property
     def pch_status(self) -> str | None:
-        """What became of the precompiled header in the latest compile, a ``cuda.core.typing.PCHStatusType``.
+        """The status of the precompiled header in the latest compile, a ``cuda.core.typing.PCHStatusType``.
 
-        None if there was no compile, or none was asked for.
+        None if there was no compile, or no precompiled header was requested.
         """
         return None if self._pch_status is None else _member("PCHStatusType", self._pch_status)
 
     @property
     def handle(self) -> Any:
-        """A handle of the compiler library for this source, made on demand by ``cuda.core``."""
+        """A handle of the compiler library for this source; ``cuda.core`` creates it on demand."""
         if self._peer is None:
             from cuda.core import Program as Peer
             from cuda.core import ProgramOptions as PeerOptions
@@ -206,7 +206,7 @@ class Program:
                 raise OptionError("a handle is cuda.core's program, and that takes no extra_flags")
             self._peer = Peer(self._code, self._code_type, PeerOptions(**fields))
             if self._closed:
-                self._peer.close()  # its handle is null then
+                self._peer.close()  # then its handle is null
         return self._peer.handle
 
     def __repr__(self) -> str:
@@ -214,7 +214,7 @@ class Program:
 
 
 def _member(enumeration: str, value: str) -> str:
-    """The member of an enumeration of texts in ``cuda.core.typing``; the text itself where that has none such."""
+    """The member of a string enumeration in ``cuda.core.typing``; the string itself if there is no such member."""
     try:
         from cuda.core import typing as names
 

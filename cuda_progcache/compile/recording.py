@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run used: a line for each program, in a file to which any number of processes append.
+"""Recording the programs of a run: one line each, in a file to which any number of processes append.
 
 ``CUDA_PROGCACHE_RECORD=run.json`` records a whole run, :class:`record` a part of one. Each line is a JSON object:
 
 ============================ =======================================================================================
 ``format``                   1
 ``name``                     the program's name
-``kernel``, ``parameters``   of a library's kernel; else null
+``kernel``, ``parameters``   for a library kernel; else null
 ``code_type``                ``c++``, ``ptx``, ``nvvm`` or ``link``
 ``target``, ``arch``         ``cubin``, ``ptx`` or ``ltoir``; ``sm_90`` or the like
-``flags``                    what the compiler got, without include directories
+``flags``                    the compiler's flags, without include directories
 ``name_expressions``         template instances
 ``fields``                   of a program from source: the fields of its ``ProgramOptions`` that aren't their defaults;
                              null where they can't be written down
@@ -24,9 +24,9 @@
 ``reason``                   why it wasn't kept
 ============================ =======================================================================================
 
-A line is appended by one ``write``, so that it is there when its process is killed, and one that was cut short damages
-no other. A process writes each program once. In ``fields``, the directories of CUDA's and CCCL's headers are ``@cuda``
-and ``@cccl``, which are elsewhere in another environment.
+Each line is appended by one ``write``, so that it survives if its process is killed, and a truncated line damages no
+other. A process writes each program once. In ``fields``, the directories of CUDA's and CCCL's headers are written as
+``@cuda`` and ``@cccl``, since they differ between environments.
 """
 
 from __future__ import annotations
@@ -48,33 +48,33 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 VARIABLE = "CUDA_PROGCACHE_RECORD"
-#: Header directories that have a name of their own.
+#: Header directories that are recorded by a symbolic name.
 ROOTS = ("cuda", "cccl")
 
-# As in _util.modes: to say that a variable isn't set, os.environ takes 1 us, and this 30 ns.
+# As in _util.modes: for a variable that isn't set, os.environ takes 1 us, and this 30 ns.
 _variables: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
 _raw: str | bytes = VARIABLE if os.name == "nt" else VARIABLE.encode()
 
 _lock = threading.Lock()
 _open: list[record] = []
-#: The recording that the variable asked for, and its text then.
+#: The value of the variable, and the recording that it has started.
 _asked: tuple[str, record | None] = ("", None)
 
 
 class record:  # noqa: N801 - used as a function
-    """Record every program that this process compiles, or takes from a cache, while the block is open.
+    """Record every program that this process compiles or gets from a cache while the block is open.
 
     Parameters
     ----------
     path : str or os.PathLike, optional
-        The file that is appended to; made if it isn't there. None: they are noted in memory alone.
+        The file to append to; created if missing. None: programs are only recorded in memory.
 
     Attributes
     ----------
     path : str or None
         Absolute.
     programs : list of dict
-        What this process has noted, a line each.
+        The lines that this process has recorded.
 
     Raises
     ------
@@ -102,7 +102,7 @@ class record:  # noqa: N801 - used as a function
             _open[:] = [other for other in _open if other is not self]
 
     def take(self, line: Mapping[str, Any], source: bytes | None) -> None:
-        """Note a program, unless it was noted before (OSError: it can't be written)."""
+        """Record a program, unless it was recorded before (OSError if it can't be written)."""
         import json
 
         told = dict(line)
@@ -118,7 +118,7 @@ class record:  # noqa: N801 - used as a function
                     told["source"] = {"sha256": digest, **_text(source)}
             self.programs.append(told)
         if self.path is not None:
-            # The line break before it: a line of another process may have been cut short.
+            # The leading line break separates it from another process's truncated line.
             self._append(b"\n" + json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
 
     def _append(self, data: bytes) -> None:
@@ -132,12 +132,12 @@ class record:  # noqa: N801 - used as a function
 
 
 def wanted() -> bool:
-    """Whether anything is recorded: asked at each use of a program."""
+    """Whether a recording is active; checked at each use of a program."""
     return bool(_open) or _raw in _variables
 
 
 def note(done: CompiledProgram, inputs: CompileInputs) -> None:
-    """Note the use of a program that was compiled from source."""
+    """Record the use of a program that was compiled from source."""
     line = _line(
         done,
         code_type=inputs.code_type,
@@ -150,17 +150,17 @@ def note(done: CompiledProgram, inputs: CompileInputs) -> None:
 
 
 def note_kernel(done: CompiledProgram, kernel: Mapping[str, Any], compiles: Sequence[CompileInputs]) -> None:
-    """Note the use of a library's kernel; see :func:`kernel_line`."""
+    """Record the use of a library kernel; see :func:`kernel_line`."""
     _take(kernel_line(done, kernel, compiles), None)
 
 
 def note_link(done: CompiledProgram, flags: Sequence[str]) -> None:
-    """Note the use of a program that was linked from binaries."""
+    """Record the use of a program that was linked from binaries."""
     _take(_line(done, code_type="link", flags=flags), None)
 
 
 def kernel_line(done: CompiledProgram, kernel: Mapping[str, Any], compiles: Sequence[CompileInputs]) -> dict[str, Any]:
-    """The line of a library's kernel.
+    """The line for a library kernel.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def kernel_line(done: CompiledProgram, kernel: Mapping[str, Any], compiles: Sequ
     kernel : mapping
         Its ``name`` and ``parameters``.
     compiles : sequence of CompileInputs
-        What it is compiled from; several of a kernel that is linked.
+        The inputs of its compiles; several for a linked kernel.
     """
     return _line(
         done,
@@ -222,7 +222,7 @@ def _take(line: Mapping[str, Any], source: bytes | None) -> None:
 
 
 def _by_variable() -> tuple[record, ...]:
-    """The recording that the environment asks for."""
+    """The recording requested by the environment."""
     global _asked  # noqa: PLW0603 - read at each use, as modes are
     if _raw not in _variables:
         return ()
@@ -256,14 +256,14 @@ def _text(source: bytes) -> dict[str, str]:
 
 
 def _without_folders(flags: Sequence[str]) -> list[str]:
-    """Flags but for the include directories, which are elsewhere on another machine."""
+    """Flags without include directories, which differ between machines."""
     from cuda_progcache.keys.flags import INCLUDE_PATH, without
 
     return without(list(flags), INCLUDE_PATH)
 
 
 def _fields(options: Any) -> dict[str, Any] | None:
-    """The fields of options that aren't their defaults, as JSON can hold them; None where it can't."""
+    """The fields of options that aren't their defaults, as JSON values; None if JSON can't represent them."""
     from cuda_progcache.keys.options import ProgramOptions
 
     plain = vars(ProgramOptions())
@@ -286,7 +286,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _named(folder: str) -> str:
-    """A header directory by its name, where it has one; below the working directory, relative to that."""
+    """A header directory by its symbolic name, if it has one; below the working directory, as a relative path."""
     from cuda_progcache.errors import ToolchainError
     from cuda_progcache.keys.toolchain import header_root
 
@@ -302,23 +302,23 @@ def _named(folder: str) -> str:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The programs that a recording holds, each once.
+    """Read a recording: its programs, each once.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A file that runs were recorded in.
+        A file in which runs were recorded.
 
     Returns
     -------
     list of dict
-        The lines, in order of their first appearance; of programs from source with ``source["text"]`` or
-        ``["base64"]``. ``outcome`` is ``compiled`` where any process compiled it.
+        The lines, in order of their first appearance; for programs from source, with ``source["text"]`` or
+        ``["base64"]``. ``outcome`` is ``compiled`` if any process has compiled the program.
 
     Raises
     ------
     RecordingError
-        It is no recording, or of a later format.
+        It isn't a recording, or has a later format.
     OSError
         It can't be read.
     """
@@ -333,7 +333,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for raw in filter(None, text.split("\n")):
         try:
             line = json.loads(raw)
-        except ValueError:  # cut short by a kill or a full disk
+        except ValueError:  # truncated by a kill or a full disk
             continue
         if not isinstance(line, dict) or "sha256" not in line:
             continue

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """One compile per program, however many threads and processes ask for it at once.
 
-Threads of a process share a flight: the first compiles, the others get what it
-got, an error too. Processes share leases: a file per flight under ``leases/``
-of the cache, made with ``O_EXCL``, which names its holder (machine, boot,
-process, start time) and is touched while the holder works. No lock of the file
-system is used, so it works on NFS.
+Threads of a process share a flight, which is one compile: the first thread compiles, and the others get its result or
+its error. Processes share leases: a lease is a file per flight under ``leases/`` of the cache, created with ``O_EXCL``,
+that names its holder (machine, boot, process, start time) and is touched while the holder works. No file lock is used,
+so this works on NFS.
 
-A thread never waits for itself: where a subscriber, within its own event, asks
-for what its thread is compiling, it compiles at once. And nobody waits in vain:
-a waiter looks every 10 ms; within 2 s of the holder's death it takes over (seen
-by its start time, or across machines by a lease that is no longer touched), and
-compiles beside it when the holder is alive but stands still, when the lease
-went without a result, or after :data:`LONGEST_WAIT`.
+A thread never waits for itself: if an event's subscriber requests the program that its own thread is compiling, it
+compiles at once. No wait is endless: a waiter checks every 10 ms. It takes over within 2 s of the holder's death, which
+it detects by the holder's start time or, across machines, by a lease that is no longer touched. It compiles in parallel
+if the holder is alive but suspended, if the lease ended without a result, or after :data:`LONGEST_WAIT`.
 
-Hosts share leases, too, where a cache has a tier that keeps them
-(:mod:`cuda_progcache.store.tiers.leases`): then the one process of a host that
-would compile asks there.
+Hosts share leases as well, if the cache has a tier that keeps them (:mod:`cuda_progcache.store.tiers.leases`): the one
+process of a host that would compile then asks there.
 """
 
 from __future__ import annotations
@@ -38,31 +34,31 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     Fleet = Callable[[Callable[[], Any], Callable[[], Any], float], Any]
 
-#: Seconds between looks of a waiter.
+#: Seconds between a waiter's checks.
 POLL = 0.01
 #: Seconds between a holder's touches of its leases.
 HEARTBEAT = 0.5
-#: Seconds without a touch, by the waiter's own clock, after which a holder stands still (stopped, or its machine gone).
+#: Seconds without a touch, by the waiter's clock, after which a holder counts as suspended or its machine as gone.
 STANDSTILL = 3 * HEARTBEAT
-#: Seconds after which a waiter compiles itself, whatever the holder does.
+#: Seconds after which a waiter compiles itself, even if the holder is still working.
 LONGEST_WAIT = 300.0
 
 
 class _Flight:
-    """A compile that is under way in this process."""
+    """A compile in progress in this process."""
 
     def __init__(self) -> None:
         self.landed = threading.Event()
         self.result: object = None
         self.error: Exception | None = None
-        #: Who leads it.
+        #: The thread that compiles.
         self.thread = threading.get_ident()
-        #: Its thread was interrupted (KeyboardInterrupt, SystemExit, ...) and gave nothing: a waiter takes its place.
+        #: Its thread was interrupted (KeyboardInterrupt, SystemExit, ...) without a result: a waiter compiles instead.
         self.interrupted = False
 
 
 class _Process:
-    """What is under way in this process; a forked child starts anew, since the parent's flights land in the parent."""
+    """The flights of this process. A forked child starts without any, since the parent's end in the parent."""
 
     def __init__(self) -> None:
         self.reset()
@@ -71,20 +67,20 @@ class _Process:
     def reset(self) -> None:
         self.lock = threading.Lock()
         self.flights: dict[tuple[str | None, str], _Flight] = {}
-        #: What each waiting thread waits for.
+        #: The flight that each waiting thread waits for.
         self.waits: dict[int, _Flight] = {}
         self.leases: set[str] = set()
         self.heart: threading.Thread | None = None
 
     def leads(self) -> bool:
-        """Whether this thread has a flight under way that other processes may wait for; the lock is held."""
+        """Whether this thread leads a flight that other processes may wait for. The lock is held."""
         me = threading.get_ident()
         return any(flight.thread == me for (directory, _), flight in self.flights.items() if directory is not None)
 
     def would_wait_for_itself(self, flight: _Flight) -> bool:
-        """Whether a flight can't land while this thread waits for it; the lock is held.
+        """Whether a flight can't end while this thread waits for it. The lock is held.
 
-        Its leader may be this thread (a subscriber that compiles within its own event), or wait for one that is.
+        Its leader may be this thread (a subscriber that compiles within an event), or wait for a flight of this thread.
         """
         me, waited = threading.get_ident(), flight
         while waited.thread != me:
@@ -102,32 +98,32 @@ def fly(
     flight: str, directory: str | None, compile_: Callable[[], T], look_up: Callable[[], T | None], *,
     longest_wait: float = LONGEST_WAIT, fleet: Fleet | None = None,
 ) -> T:  # fmt: skip
-    """Compile, unless someone else is at it: then wait for them and take what they made.
+    """Compile, unless another thread or process is compiling the same: then wait for its result.
 
     Parameters
     ----------
     flight : str
-        Names what is compiled, file-name safe; equal only where the outcome is.
+        Identifies the compile by a string that is safe as a file name; equal only if the outcome is.
     directory : str or None
-        Where the leases lie that processes share; None: threads of this process alone.
+        The directory of the leases that processes share; None: only for threads of this process.
     compile_ : callable
-        Does it.
+        Compiles.
     look_up : callable
-        What is in the cache by now; None if it isn't there.
+        Returns the cache's entry by now; None if there is none.
     longest_wait : float
         Seconds after which a waiter compiles itself, whatever the holder does.
     fleet : callable, optional
-        Called by the one that would compile, with ``compile_``, ``look_up`` and ``longest_wait``: does the same among
-        hosts.
+        Called by the thread that would compile, with ``compile_``, ``look_up`` and ``longest_wait``; coordinates hosts
+        in the same way.
 
     Returns
     -------
-    What ``compile_`` returned, here or in another thread, or what ``look_up`` found.
+    The result of ``compile_``, in this or another thread, or of ``look_up``.
 
     Raises
     ------
-    Whatever ``compile_`` raised, here or in another thread. What interrupts a thread (KeyboardInterrupt, SystemExit,
-    any BaseException that is no Exception) is its own: one of those that waited for it compiles instead.
+    Whatever ``compile_`` raised, in this or another thread. An interrupt (KeyboardInterrupt, SystemExit, any
+    BaseException that isn't an Exception) only affects its own thread: one of the waiting threads compiles instead.
     """
     slot = (directory, flight)
     deadline = time.monotonic() + longest_wait
@@ -158,7 +154,8 @@ def fly(
                 return found if found is not None else current.result  # type: ignore[return-value]
         if mine is None:
             return compile_()
-        # A thread that leads another flight doesn't wait for other processes: one of them may wait for that.
+        # A thread that leads another flight doesn't wait for other processes, since one of them may wait for that
+        # flight.
         wait = 0.0 if nested else longest_wait
         first: Callable[[], T] = compile_ if fleet is None else partial(fleet, compile_, look_up, wait)
         result = _lead(flight, directory, compile_, first, look_up, wait)
@@ -170,7 +167,7 @@ def fly(
             mine.interrupted = mine.error is None
         raise
     finally:
-        if mine is not None:  # an interrupt may come at any line: nobody must wait for a flight that is over
+        if mine is not None:  # an interrupt may come at any line, and nobody may wait for a flight that is over
             with _here.lock:
                 if _here.flights.get(slot) is mine:
                     del _here.flights[slot]
@@ -185,7 +182,7 @@ def _lead(
     look_up: Callable[[], T | None],
     longest_wait: float,
 ) -> T:
-    """Lead a flight of this process: ``first`` is what the one of this host's processes does that leads it there."""
+    """Lead a flight in this process; call ``first`` if this process also leads it on this host."""
     if directory is None:
         return first()
     path = os.path.join(directory, flight)
@@ -193,26 +190,26 @@ def _lead(
     while True:
         ours = _take(path)
         if ours is None:
-            return first()  # no leases can be made here (read-only, full): a compile too many, and nothing worse
+            return first()  # no leases can be made here (read-only, full), which at worst costs another compile
         if not ours:
             ours = _wait(path, deadline)
             if ours is None:
                 return compile_()
         try:
-            found = look_up()  # someone may have landed between our look and our lease
+            found = look_up()  # another process may have finished between our lookup and our lease
             if found is not None:
                 return found
             if ours:
                 return first()
             if not os.path.lexists(path):
-                return compile_()  # its compile failed, or could not be kept: waiting would only queue
+                return compile_()  # its compile failed, or couldn't be kept: waiting again would only queue
         finally:
             if ours:
                 _release(path)
 
 
 def _take(path: str) -> bool | None:
-    """Take the lease: True if it is ours now, False if another has it, None if leases can't be made here."""
+    """Take the lease: True if it is ours now, False if another process has it, None if leases can't be made here."""
     try:
         write_beside(os.path.dirname(os.path.dirname(path)), path, str(current_owner()).encode(), new=True)
     except FileExistsError:
@@ -224,12 +221,12 @@ def _take(path: str) -> bool | None:
 
 
 def _take_over(path: str, dead: files.Identity) -> bool | None:
-    """Take a dead holder's lease: True if it is ours now, False if another has it or is at it, None if nobody can.
+    """Take a dead holder's lease: True if it is ours now, False if another process takes it, None if nobody can.
 
-    The lease is replaced in one step. Were it removed and taken anew, a waiter that looks in between would take it for
-    released, and one that found the holder dead a moment ago would remove its successor's.
+    The lease is replaced atomically. If it were removed and created again, a waiter that checks in between would think
+    that it was released, and one that has just found the holder dead would remove its successor's lease.
     """
-    claim = f"{path}.after-{dead[0]:x}-{dead[2]:x}"  # one name for all who saw this one dead
+    claim = f"{path}.after-{dead[0]:x}-{dead[2]:x}"  # the same name for all that found this holder dead
     try:
         write_beside(os.path.dirname(os.path.dirname(path)), claim, str(current_owner()).encode(), new=True)
     except FileExistsError:
@@ -249,7 +246,7 @@ def _take_over(path: str, dead: files.Identity) -> bool | None:
 
 
 def _keep_alive(path: str) -> None:
-    """Touch a lease from now on."""
+    """Keep touching a lease from now on."""
     with _here.lock:
         _here.leases.add(path)
     _start_heart()
@@ -262,9 +259,9 @@ def _release(path: str) -> None:
 
 
 def _wait(path: str, deadline: float) -> bool | None:
-    """Wait for a lease: False when it was released, True when its holder died and it is ours.
+    """Wait for a lease: False if it was released, True if its holder died and it is ours.
 
-    None when it is better to compile beside its holder.
+    None if it is better to compile in parallel with its holder.
     """
     touched: int | None = None
     seen_at = time.monotonic()
@@ -275,7 +272,7 @@ def _wait(path: str, deadline: float) -> bool | None:
         if now - read_at >= HEARTBEAT / 2:
             read_at = now
             try:
-                data, status = files.read_regular(path)  # opened, since a bare stat may be NFS's memory, seconds old
+                data, status = files.read_regular(path)  # opened: a plain stat may be NFS's cache, seconds old
             except OSError:
                 return False
             if status.st_mtime_ns != touched:
@@ -289,7 +286,7 @@ def _wait(path: str, deadline: float) -> bool | None:
                 if ours is not False:
                     return ours
                 if lost == dead and stands_still:
-                    return None  # who was quicker died over it
+                    return None  # the process that was quicker has died as well
                 if lost != dead:
                     lost, seen_at = dead, now
             elif stands_still:
@@ -321,4 +318,4 @@ def _beat() -> None:
             try:
                 os.utime(path)
             except OSError:
-                continue  # released this moment, or the tree is gone: the waiters see that too
+                continue  # just released, or the tree is gone, which the waiters notice as well

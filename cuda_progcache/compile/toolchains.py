@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which compilers a cache was made for: with that, a machine that has none can read it.
+"""The identities of the compilers that made a cache's entries, so that a machine without compilers can use it.
 
-A key has the identity of the compiler's files in it. Where no compiler is
-installed, those that made what is in the cache stand in for it: a host that
-only runs programs needs none. They lie as small files under ``toolchains/``
-beside the entries, are found in layers as well, and can be had again from the
-entries' own records, which is how they come with a bundle.
-``CUDA_PROGCACHE_TOOLCHAIN`` names such a file, or a cache's directory, to be
-asked first.
+A key contains the identity of the compiler's files. If no compiler is installed, lookups use the identities of those
+that made the cache's entries, so a host that only runs programs needs no compiler. The identities are kept as small
+files under ``toolchains/`` in a cache, are also found in layers, and can be recovered from the entries' records, for
+instance after a bundle was imported. ``CUDA_PROGCACHE_TOOLCHAIN`` names such a file, or a cache's directory, to try
+first.
 """
 
 from __future__ import annotations
@@ -30,20 +28,20 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 Tools = tuple[tuple[str, str], ...]
-"""Name and identity of a compiler's files, as they are in a key."""
+"""Name and identity of each of a compiler's files, as in a key."""
 
 Slot = tuple[str, bool]
-"""As :func:`cuda_progcache.keys.toolchain.toolchain` is asked: a code type, and whether with libdevice."""
+"""The arguments of :func:`cuda_progcache.keys.toolchain.toolchain`: a code type, and whether with libdevice."""
 
-#: By the name of its first file, what a toolchain compiles.
+#: The code type that a toolchain compiles, by the name of its first file.
 _CODE_TYPES = {"nvrtc": "c++", "nvJitLink": "ptx", "driver": "ptx", "nvvm": "nvvm"}
-#: Toolchains per slot, and lookups, that are tried at most.
+#: The maximum number of toolchains to try per slot, and of lookups.
 _MOST, _TRIES = 8, 32
 _SETTING = "CUDA_PROGCACHE_TOOLCHAIN"
 
 
 def note(cache: Any, tools: Iterable[ToolFile]) -> None:
-    """Remember what made an entry of this cache, where that isn't known yet."""
+    """Store the identity of the compiler that made an entry of this cache, unless it is known."""
     root = getattr(cache, "directory", None)
     if root is None:
         return
@@ -54,12 +52,12 @@ def note(cache: Any, tools: Iterable[ToolFile]) -> None:
             continue
         from cuda_progcache.store.derived import write_beside
 
-        with contextlib.suppress(OSError):  # disposable: the entries' records say it, too
+        with contextlib.suppress(OSError):  # disposable: the entries' records have it as well
             write_beside(root, path, content)
 
 
 def _parted(tools: Iterable[tuple[str, str]]) -> list[Tools]:
-    """The toolchains among the files of a record: a link has those of its inputs beside its own."""
+    """The toolchains among the files of a record: a link's record also has those of its inputs."""
     found: list[list[tuple[str, str]]] = []
     for name, identity in tools:
         if name in _CODE_TYPES:
@@ -71,7 +69,7 @@ def _parted(tools: Iterable[tuple[str, str]]) -> list[Tools]:
 
 @functools.lru_cache(maxsize=16)
 def _file_of(tools: Tools) -> tuple[str, bytes]:
-    """Name and content of the file that remembers a toolchain."""
+    """Name and content of a toolchain's file."""
     import json
 
     content = json.dumps({"format": 1, "tools": tools}, indent=1).encode()
@@ -100,7 +98,7 @@ def _in_folder(folder: str) -> Iterator[Tools]:
 
 
 def made_for(cache: Any) -> dict[Slot, list[tuple[ToolFile, ...]]]:
-    """The toolchains that made what is in a cache, the latest first, by what they are asked for."""
+    """The toolchains that made a cache's entries, by slot, the latest first."""
     named = os.environ.get(_SETTING)
     found: dict[Slot, dict[tuple[ToolFile, ...], None]] = {}
 
@@ -120,14 +118,14 @@ def made_for(cache: Any) -> dict[Slot, list[tuple[ToolFile, ...]]]:
 
 
 def _of_records(cache: Any) -> list[Tools]:
-    """What the records of a cache say; kept beside it, since to read them all takes its time."""
+    """The toolchains in the records of a cache; stored in it, because reading all records takes long."""
     entries = getattr(cache, "entries", None)
     if entries is None:
-        return []  # a store of cuda.core's, which can't be listed
+        return []  # a store of cuda.core, which can't be listed
     try:
         recorded = {tuple((tool.name, tool.digest) for tool in entry.about.toolchain) for entry in entries()}
     except NotImplementedError:
-        return []  # one of ours that can't, either
+        return []  # one of ours that can't be listed either
     except OSError as error:
         from cuda_progcache._util.warning import warn
 
@@ -140,7 +138,7 @@ def _of_records(cache: Any) -> list[Tools]:
 
 
 class _StandIns(dict[Slot, tuple[ToolFile, ...]]):
-    """Toolchains to try, and which of them a lookup asked for."""
+    """The toolchains to try, and the slots that a lookup has asked for."""
 
     def __init__(self, tools: Mapping[Slot, tuple[ToolFile, ...]]) -> None:
         super().__init__(tools)
@@ -152,17 +150,17 @@ class _StandIns(dict[Slot, tuple[ToolFile, ...]]):
 
 
 def without_compiler(cache: Any, look: Callable[[bool], T | None]) -> T | None:
-    """Do a lookup on a machine without the compiler: with each toolchain that the cache was made for.
+    """Do a lookup on a machine without the compiler, with each toolchain that made the cache's entries.
 
     Parameters
     ----------
     cache : store
     look : callable
-        Does it; None is a miss. Told whether it looks again, which isn't to be counted.
+        Does a lookup and returns None on a miss. Its argument says whether this is a repetition, which isn't counted.
 
     Returns
     -------
-    What ``look`` found; None where that is nothing.
+    The first result of ``look``; None if there is none.
     """
     known = made_for(cache)
     latest = _StandIns({slot: tools[0] for slot, tools in known.items()})
@@ -177,5 +175,5 @@ def without_compiler(cache: Any, look: Callable[[bool], T | None]) -> T | None:
             with standing_in({**latest, **dict(zip(asked, chosen, strict=True))}):
                 found = look(True)
     except NotInstalledError:
-        return None  # it takes a compiler that made nothing here
+        return None  # it needs a compiler that made no entry here
     return found

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that are compiled and not kept, since a hit could differ from a fresh compile: none of them silently.
+"""Programs that are compiled but not kept, because a hit could differ from a fresh compile. None is skipped silently.
 
-Each is counted by its kind of reason (``stats().unkeyed``), told by a warning that says how to mend it, once per
-program and process, and listed beside the entries, for ``list --unkept`` and ``explain``.
+Each is counted by its kind of reason (``stats().unkeyed``), reported by a warning that says how to fix it, once per
+program and process, and listed in the cache's directory, for ``list --unkept`` and ``explain``.
 """
 
 from __future__ import annotations
@@ -28,51 +28,51 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.compile_record import CompileRecord
 
-#: Kind of reason: the phrases by which its sentences are known (they have names of files in them, too), and how to mend
-#: it. The first that fits counts.
+#: Kind of reason: a pattern that recognizes its sentences (which also contain file names), and how to fix it. The first
+#: match counts.
 KINDS: dict[str, tuple[str, str]] = {
     "store": (
         r"^the cache couldn't store it",
-        "Mend what the store says, or use one of cuda_progcache's, which tell more.",
+        "Fix what the store reports, or use one of cuda_progcache's stores, which report more.",
     ),
     "working_directory": (
         r"^the working directory ",
-        "Compile in a directory that is there, and stays the same.",
+        "Compile in a directory that exists, and don't change it during the compile.",
     ),
     "changed": (
         r" (?:was modified|was changed|were replaced|appeared) while | changed again and again ",
-        "It is kept by the next compile during which nothing moves.",
+        "The next compile keeps it, if no file changes meanwhile.",
     ),
     "unreadable": (
         r" can't be read after the compile$|the trace can't tell$| can't be told from another ",
-        "See that headers lie where they can be read, in folders and under names without blanks before them.",
+        "Make the headers readable, and avoid folders and names that begin with blanks.",
     ),
     "untold_headers": (
         r" doesn't tell which headers ",
-        "Compile with another NVRTC, one that tells which headers it reads, or without includes.",
+        "Compile with an NVRTC that reports the headers it reads, or without includes.",
     ),
     "time_macro": (
         r"(?: uses| paste) __(?:DATE|TIME|TIMESTAMP)__",
-        "Take the macro out, or define one of your own with define_macro, whose value is in the key.",
+        "Remove the macro, or define one of your own with define_macro; its value is in the key.",
     ),
     "undecided_header": (
         r"__has_include| tests for|gives the header's name|another macro|on to a macro| may paste ",
-        "Write the header's name where it is tested for, in place of the macro.",
+        "Write the header's name in the test instead of the macro.",
     ),
     "hermetic": (
         r" hermetically: ",
-        "Compile with a header policy that isn't hermetic, if that is good enough.",
+        "Compile with a header policy that isn't hermetic, if that is acceptable.",
     ),
     "option": (
         r"^(?:an |the )?option|precompiled header|--pch",
         "Compile without that option, or without a cache.",
     ),
-    "other": ("", "The reason is all that is known."),
+    "other": ("", "Nothing more is known about this reason."),
 }
 
-#: Programs listed per cache; bytes of the file from which it is cut down to them.
+#: The number of programs listed per cache, and the file size in bytes from which it is cut down to these.
 _KEPT, _LARGEST = 256, 131_072
-#: Programs that this process has warned of.
+#: Programs that this process has warned about.
 _told: set[tuple[str, str, str, str]] = set()
 _MOST_TOLD = 4096
 
@@ -83,10 +83,10 @@ class Unkept(NamedTuple):
     Attributes
     ----------
     digest : str
-        Of the entry that it would have been.
+        The digest of the entry that it would have had.
     name, code_type, target_type, arch : str
     kind : str
-        Of :data:`KINDS`.
+        One of :data:`KINDS`.
     reason : str
         A sentence.
     when : float
@@ -104,26 +104,26 @@ class Unkept(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """How to mend it."""
+        """How to fix it."""
         return KINDS[self.kind][1] if self.kind in KINDS else KINDS["other"][1]
 
 
 def kind_of(reason: str) -> str:
-    """Which kind of reason a sentence is."""
+    """The kind of a reason."""
     return next(kind for kind, (words, _) in KINDS.items() if re.search(words, reason))
 
 
 def note(cache: Any, about: CompileRecord, digest: str, reason: str) -> None:
-    """Count, list and tell a program that was compiled and isn't kept.
+    """Count, list and warn about a program that was compiled and isn't kept.
 
     Parameters
     ----------
     cache : store
-        Ours or another.
+        One of our stores, or another.
     about : CompileRecord
         The compile.
     digest : str
-        Of the entry that it would have been.
+        The digest of the entry that it would have had.
     reason : str
     """
     made = (about.name, about.code_type, about.target_type, about.arch)
@@ -154,7 +154,7 @@ def _list(cache: Any, one: Unkept) -> None:
 
 
 def forget(cache: Any, digest: str) -> None:
-    """Take a program off the list: it is kept now."""
+    """Remove a program from the list, since it is kept now."""
     path = _path(cache)
     if path is None:
         derived(cache, "unkept").pop(digest, None)
@@ -168,20 +168,20 @@ def forget(cache: Any, digest: str) -> None:
 
 
 def listed(cache: Any) -> list[Unkept]:
-    """The programs of a cache that weren't kept, each once, the latest first."""
+    """The programs that weren't kept in a cache, each once, the latest first."""
     path = _path(cache)
     if path is None:
         return list(reversed(derived(cache, "unkept").values()))
     found: dict[str, Unkept] = {}
     for line in reversed(lines.read(path)):
-        with contextlib.suppress(ValueError, TypeError):  # cut short by a crash
+        with contextlib.suppress(ValueError, TypeError):  # truncated by a crash
             one = Unkept(*json.loads(line))
             found.setdefault(one.digest, one)
     return list(found.values())
 
 
 def by_kind(unkept: Iterable[Unkept]) -> dict[str, int]:
-    """How many programs of each kind, the most frequent first."""
+    """The number of programs of each kind, the most frequent first."""
     return dict(Counter(one.kind for one in unkept).most_common())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call of ``cuda.core.Program.compile``, and what is told of it (:mod:`~cuda_progcache.compile.cuda_core`)."""
+"""A call of ``cuda.core.Program.compile``, and its events (:mod:`~cuda_progcache.compile.cuda_core`)."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
     from cuda_progcache.keys.inputs import CompileInputs
 
-#: Why it was missed, where our own key of the program can't be made.
+#: The reason for a miss if our own key of the program can't be computed.
 UNKNOWN = ("cuda.core's key of it isn't there, and says no more",)
 
 
 class WatchedCall:
-    """One call: what it asks of its cache, and what becomes of it.
+    """One call: its use of the cache, and its outcome.
 
     Parameters
     ----------
     compile_ : callable
-        Does it: cuda.core's method.
+        cuda.core's method.
     made_of : tuple
-        The arguments that the program was made with, positional and by name.
+        The positional and keyword arguments with which the program was made.
     args, kwargs
-        Those of the call.
+        The arguments of the call.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class WatchedCall:
         self._target = str(args[0] if args else kwargs.get("target_type")).lower()
         self._args, self._kwargs = args, kwargs
         cache = kwargs.get("cache")
-        #: Whether there is a cache that is looked into.
+        #: Whether there is a cache that is used for lookups.
         self._cached = cache is not None and not (isinstance(cache, ProgramCacheResource) and modes.of(cache) == "off")
         self._clock = time.perf_counter()
         self._digest: str | None = None
@@ -68,18 +68,18 @@ class WatchedCall:
         self._reasons: tuple[str, ...] = UNKNOWN
         self._stored: bool | None = None
         self._error: type[Exception] | None = None
-        #: What cuda.core has compiled in this call, on its way to the caller.
+        #: The output that cuda.core has compiled in this call, until it is returned.
         self._made: list[Any] = []
 
     def run(self) -> Any:
-        """Do the call.
+        """Make the call.
 
-        What is returned is in no variable here: a frame that can raise holds no ObjectCode, whose repr deadlocks
+        The result isn't stored in a variable: a frame that can raise must hold no ObjectCode, whose repr deadlocks
         without a driver.
         """
         cache: Any = self._kwargs.get("cache")
         if not self._cached or not (isinstance(cache, ProgramCacheResource) or is_theirs(cache)):
-            return self._call()  # no cache, or nothing that cuda.core takes for one
+            return self._call()  # no cache, or nothing that cuda.core accepts as one
         if not isinstance(cache, ProgramCacheResource):
             return self._call(cache=_Watched(cache, self))
         try:
@@ -98,10 +98,10 @@ class WatchedCall:
             try:
                 raise done
             finally:
-                del done  # an error that leads to itself is freed by the collector alone
+                del done  # otherwise the error would refer to itself, and only the garbage collector would free it
         if self._made:
             return self._made.pop()
-        self._hit = self._stored is None  # another thread or process has compiled it meanwhile
+        self._hit = self._stored is None  # compiled meanwhile by another thread or process
         return self._call(cache=_Given(done))
 
     def _call(self, **more: Any) -> Any:
@@ -110,20 +110,20 @@ class WatchedCall:
         return self._compile(*self._args, **self._kwargs | more)
 
     def _compiled(self, cache: Any, key: Any) -> bytes | Exception:
-        """Compile and store; the bytes, or the error."""
+        """Compile and store; return the bytes, or the error."""
         compiled = _Taking()
         self._clock = time.perf_counter()
         try:
             self._made.append(self._call(cache=compiled))
             self.store(cache, key, compiled.held)
-        except Exception as error:  # noqa: BLE001 - raised by who asked
+        except Exception as error:  # noqa: BLE001 - raised by the caller
             return error
         return compiled.data
 
-    # What the cache is asked
+    # Use of the cache
 
     def look_up(self, cache: Any, key: Any) -> bytes | None:
-        """What the cache has; the clock of a compile runs from here."""
+        """Look the program up; the compile's time is measured from here."""
         self._digest = entry_digest(key)
         try:
             data: bytes | None = cache.get(key)
@@ -143,7 +143,7 @@ class WatchedCall:
             self._reasons = history.reasons(cache, CompileRecord(record), self._digest)
 
     def store(self, cache: Any, key: Any, held: list[Any]) -> None:
-        """Store what was compiled, which is taken out of ``held``; with a record where the cache takes one."""
+        """Store the output, which is removed from ``held``, with a record if the cache accepts one."""
         self._seconds = time.perf_counter() - self._clock
         self._stored = False
         record = self._record(key) if _takes_records(cache) else None
@@ -155,11 +155,11 @@ class WatchedCall:
         if self._stored:
             history.note(cache, CompileRecord(record), str(self._digest))
 
-    # What it is
+    # The program
 
     @kept_property
     def _inputs(self) -> CompileInputs | None:
-        """What our own compile would be given; None where it would refuse that."""
+        """The inputs of the same compile by this package; None if it would refuse them."""
         try:
             return normalize(
                 code=self._code,
@@ -171,14 +171,14 @@ class WatchedCall:
             return None
 
     def _record(self, key: Any) -> dict[str, Any] | None:
-        """The record of the program, with the components of our own key of it; None where that can't be made."""
+        """The record of the program, with the components of our own key; None if that can't be computed."""
         from datetime import UTC, datetime
 
         inputs = self._inputs
         if inputs is None:
             return None
         try:
-            ours = base_key(inputs).with_headers(NO_HEADERS)  # cuda.core keeps nothing that reads headers
+            ours = base_key(inputs).with_headers(NO_HEADERS)  # cuda.core doesn't cache programs with headers
         except (ProgCacheError, OSError):
             return None
         return {
@@ -203,27 +203,27 @@ class WatchedCall:
         name, arch = (str(getattr(self._options, field, None) or "") for field in ("name", "arch"))
         return name or DEFAULT_NAME, self._target, arch
 
-    # What is told
+    # Events
 
     def failed(self, error: Exception) -> None:
         """Note that the call raised.
 
-        Neither it nor the program is kept: the error's traceback leads back here, and cuda.core 1.2.2 fails over a
-        ``Program`` that the collector frees.
+        Neither the error nor the program is stored: the error's traceback refers to this object, and cuda.core 1.2.2
+        fails if the garbage collector frees a ``Program``.
         """
         self._compile = None
         self._made.clear()
         self._error = type(error)
 
     def tell(self) -> None:
-        """Emit the events of what happened."""
+        """Emit the events of this call."""
         about = self._about()
         if self._hit:
             events.emit(events.Event("hit", *about, self._digest, seconds=self._seconds))
         elif self._error is not None and issubclass(self._error, FrozenMissError):
             events.emit(events.Event("miss", *about, self._digest, self._reasons))
         elif self._error is not None and self._stored is None:
-            # A wrong argument is refused before any compiler is asked, and one that goes with no cache, before a look.
+            # Invalid arguments are refused before a compiler is called, and uncacheable ones before a lookup.
             if not issubclass(self._error, (ValueError, TypeError)) and (self._hit is False or not self._cached):
                 events.emit(events.Event("refused", *about, None, (self._error.__name__,)))
         elif self._stored is not None:
@@ -237,13 +237,13 @@ class WatchedCall:
 
 
 def _again(cache: Any, key: Any) -> bytes | None:
-    """What the cache has by now; its miss has been counted."""
+    """Look again without counting another miss."""
     entry = cache.load_again(key)
     return None if entry is None else bytes(entry.data)
 
 
 class _MissedError(Exception):
-    """A cache doesn't have what it was asked for: ends a call before anything is compiled."""
+    """A lookup missed; ends a call before anything is compiled."""
 
     def __init__(self, key: Any) -> None:
         super().__init__(key)
@@ -251,7 +251,7 @@ class _MissedError(Exception):
 
 
 class _Cache(ProgramCacheResource):
-    """A stand-in for a cache during one call, which looks up, then maybe stores."""
+    """A stand-in for a cache during one call, which does a lookup and may then store."""
 
     def __getitem__(self, key: Any) -> bytes:
         data: bytes | None = self.get(key)
@@ -273,7 +273,7 @@ class _Cache(ProgramCacheResource):
 
 
 class _Watched(_Cache):
-    """Hands on to a cache, and notes it."""
+    """Forwards to a cache, and notes what happens."""
 
     def __init__(self, cache: Any, call: WatchedCall) -> None:
         self._cache = cache
@@ -290,7 +290,7 @@ class _Watched(_Cache):
 
 
 class _Asked(_Watched):
-    """Gives what a cache has; a miss ends the call."""
+    """Returns the cache's entry; a miss ends the call."""
 
     def get(self, key: Any, default: Any = None) -> Any:
         data = super().get(key, default)
@@ -300,7 +300,7 @@ class _Asked(_Watched):
 
 
 class _Taking(_Cache):
-    """Has nothing, and takes what was compiled."""
+    """Always misses, and receives the output."""
 
     def __init__(self) -> None:
         self.held: list[Any] = []
@@ -316,7 +316,7 @@ class _Taking(_Cache):
 
 
 class _Given(_Cache):
-    """Has these bytes."""
+    """Always returns the given bytes."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -336,4 +336,4 @@ def _seconds_spared(cache: Any, digest: str) -> float:
     try:
         return float(cache.info(digest).about.seconds)
     except (KeyError, OSError, NotImplementedError):
-        return 0.0  # removed since, in trouble, or a store that can't list: the hit stands, its time unknown
+        return 0.0  # removed meanwhile, in trouble, or a store that can't list: still a hit, but its time is unknown

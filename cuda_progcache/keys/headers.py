@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cuda_progcache._util.digest import sha256
 from cuda_progcache._util.fields import NamedTuple, dataclass, field, replace
@@ -296,6 +296,10 @@ class SearchPath:
         return [place for _, place in found] or [("A", 0, absolute)]
 
 
+Holds = Callable[[HeaderSet, SearchPath], bool]
+"""Tells whether a compile now would read what a set says: :func:`holds`, or one of :func:`looking_once`."""
+
+
 # --- files by content ----------------------------------------------------------------------------------------------
 
 _digests: dict[str, tuple[Stamp, str]] = {}
@@ -469,6 +473,23 @@ def holds(headers: HeaderSet, search: SearchPath) -> bool:
     return True
 
 
+def looking_once() -> Holds:
+    """Make a :func:`holds` that looks at each file once, for a call that asks for many programs.
+
+    It sees no edit after its first look, so no two calls may share it.
+    """
+    known: dict[tuple[object, ...], bool] = {}
+
+    def holds_once(headers: HeaderSet, search: SearchPath) -> bool:
+        files = (headers.headers, headers.absent, headers.perhaps, headers.present, headers.links)
+        asked = (files, headers.paths, headers.linked_paths, search)
+        if asked not in known:
+            known[asked] = holds(headers, search)
+        return known[asked]
+
+    return holds_once
+
+
 def as_now(headers: HeaderSet, search: SearchPath) -> HeaderSet:
     """The same headers with the digests that they have now; without those that are gone."""
     try:
@@ -508,15 +529,16 @@ class HeaderManifest:
         content = read_file(path) if path is not None else None
         return cls(path, () if content is None else sets_in(content))
 
-    def match(self, search: SearchPath, recheck_after: float = 0.0) -> HeaderSet | None:
+    def match(self, search: SearchPath, recheck_after: float = 0.0, look: Holds = holds) -> HeaderSet | None:
         """The newest header set that holds now, if any; or that held less than ``recheck_after`` seconds ago."""
         now = time.monotonic()
         if recheck_after and self._checked is not None:
             headers, where, when = self._checked
             if now - when < recheck_after and where == search:
                 return headers
-        found = next((s for s in self.sets if holds(s, search)), None)
-        self._checked = None if found is None else (found, search, now)
+        found = next((s for s in self.sets if look(s, search)), None)
+        if look is holds:  # else it may have been seen a while ago
+            self._checked = None if found is None else (found, search, now)
         return found
 
     def add(self, headers: HeaderSet) -> bytes:

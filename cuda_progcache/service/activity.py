@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What programs did in a run: hits, misses by reason, compiles, the time they took and the time that was spared.
+r"""What programs did in a run: hits, misses by reason, compiles, the time they took and the time that hits saved.
 
 An :class:`Activity` listens to the events of its process, those of any cache and of none::
 
@@ -237,7 +237,7 @@ class Activity:
         if done:
             times.append(f"compiled {plural(len(done), 'program')} in {seconds(self.compile_seconds)}")
         if self.avoided:
-            times.append(f"hits spared {seconds(self.avoided)} of compiling")
+            times.append(f"hits saved {seconds(self.avoided)} of compiling")
         lines += ["; ".join(times)] if times else []
         reasons = self.misses.most_common(_LISTED[0])
         lines += [f"missed: {number} × {reason}" for reason, number in reasons]

@@ -17,33 +17,15 @@ from cuda_progcache._util.scratch import ScratchFolder
 from cuda_progcache._util.who import who
 from cuda_progcache.errors import WorkerDiedError
 from cuda_progcache.service.plan import Load, Plan
+from cuda_progcache.service.wanted import Job
 from cuda_progcache.service.worker import Worker, told_of, trouble
 
 if TYPE_CHECKING:
     from cuda_progcache.service.cached_compiler import CachedCompiler
-    from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.manifest import KernelLibrary
-    from cuda_progcache.service.wanted import SourceUnit, Wanted
 
 Answer = Mapping[str, Any]
 """``{"seconds"}`` and either ``{"error"}`` or ``{"hit", "size", "digest", "reason", "duration"}``."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One program that isn't there yet.
-
-    Attributes
-    ----------
-    index : int
-        Its place in the report.
-    wanted : Wanted
-    unit : KernelUnit or SourceUnit
-    """
-
-    index: int
-    wanted: Wanted
-    unit: KernelUnit | SourceUnit
 
 
 @dataclass(frozen=True)

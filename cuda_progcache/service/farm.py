@@ -28,13 +28,14 @@ from cuda_progcache._util.running import asked_by
 from cuda_progcache._util.warning import warn
 from cuda_progcache._util.who import who
 from cuda_progcache.errors import ProgCacheError, ProgCacheWarning, ToolchainError, WorkerDiedError
-from cuda_progcache.service.batch import Answer, Batch, Job, compile_batch, loads, relay
+from cuda_progcache.service.batch import Answer, Batch, compile_batch, loads, relay
 from cuda_progcache.service.plan import WORTH_PRECOMPILING, Load
 from cuda_progcache.service.worker import Worker, trouble
 
 if TYPE_CHECKING:
     from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.manifest import KernelLibrary
+    from cuda_progcache.service.wanted import Job
     from cuda_progcache.store.base import ProgramCacheResource
 
 #: Programs that a worker is given at once, at most: behind the same headers, and light ones.

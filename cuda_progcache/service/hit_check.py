@@ -8,7 +8,6 @@ event (``mismatch``) and as a warning.
 
 from __future__ import annotations
 
-import random
 import threading
 import warnings
 from collections import deque
@@ -16,6 +15,7 @@ from collections.abc import Callable
 
 from cuda_progcache import events
 from cuda_progcache._util import forks
+from cuda_progcache._util.chance import chance
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache.errors import ProgCacheError, ProgCacheWarning
 
@@ -69,7 +69,7 @@ class HitCheck:
         self.cache = cache
         self.rate = rate
         # Where it starts is left to chance: short processes that each see a few hits draw their share as well.
-        self._owed = random.random()  # noqa: S311
+        self._owed = chance.random()
         self._reset()
         forks.in_child(self._reset)
 

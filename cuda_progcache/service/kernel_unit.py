@@ -14,7 +14,7 @@ from cuda_progcache.compile.lookup import digest_here
 from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.errors import ArchError, ManifestError
-from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy
+from cuda_progcache.keys.headers import CHECK_EACH_TIME, HeaderPolicy, Holds, holds
 from cuda_progcache.keys.inputs import CompileInputs, normalize
 from cuda_progcache.keys.options import LinkerOptions, ProgramOptions
 from cuda_progcache.keys.schema import base_key
@@ -133,17 +133,17 @@ class KernelUnit:
             'is it extern "C" __global__, and spelled so?'
         )
 
-    def digest_here(self, cache: Any) -> bytes | None:
+    def digest_here(self, cache: Any, holds: Holds = holds) -> bytes | None:
         """Its key, as far as it is known on this machine what its compiles read (ToolchainError)."""
         if self.inputs is not None:
-            return digest_here(base_key(self.inputs), cache)
-        return linked_digest_here(self.link_inputs, self._link_options(), self.target_type, cache)
+            return digest_here(base_key(self.inputs), cache, holds)
+        return linked_digest_here(self.link_inputs, self._link_options(), self.target_type, cache, holds)
 
-    def look_up(self, cache: Any) -> CompiledProgram | None:
+    def look_up(self, cache: Any, holds: Holds = holds) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled. Loads no compiler library."""
         if self.inputs is not None:
-            return find(self.inputs, cache)
-        return look_up_linked(self.link_inputs, self._link_options(), self.target_type, cache)
+            return find(self.inputs, cache, holds)
+        return look_up_linked(self.link_inputs, self._link_options(), self.target_type, cache, holds)
 
     def _link_options(self) -> LinkerOptions:
         lto = any(item.target_type == "ltoir" for item in self.link_inputs)

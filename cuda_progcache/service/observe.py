@@ -30,7 +30,7 @@ _OF_TIERS = (
     ("misses", "misses", "look-ups that found none"),
     ("errors", "errors", "calls that failed"),
     ("timeouts", "timeouts", "calls that ran out of time"),
-    ("skipped", "skipped", "calls that were spared while the tier was out of use"),
+    ("skipped", "skipped", "calls that weren't made while the tier was out of use"),
     ("corrupt", "corrupt", "objects that weren't what was asked for"),
     ("untrusted", "untrusted", "objects that nobody who is trusted had signed"),
     ("stored", "stored", "objects written"),
@@ -49,7 +49,7 @@ def to_prometheus(registry: CollectorRegistry | None = None) -> Callable[[], Non
     ================================== ======================== =====================================================
     ``progcache_events_total``         kind, target, arch       what :class:`~cuda_progcache.Event` tells, by its kind
     ``progcache_compile_seconds``      target, arch             what compiles took (a histogram)
-    ``progcache_saved_seconds_total``  target, arch             what the compiles took that hits spared
+    ``progcache_saved_seconds_total``  target, arch             compile time that hits saved, in seconds
     ``progcache_tier_..._total``       tier                     of each tier in use: hits, misses, errors, timeouts,
                                                                 skipped, corrupt, untrusted, stored, dropped,
                                                                 read_bytes, written_bytes, call_seconds
@@ -81,7 +81,7 @@ def to_prometheus(registry: CollectorRegistry | None = None) -> Callable[[], Non
     about = ("target", "arch")
     events = Counter("progcache_events", "What program caches did, by kind.", ("kind", *about), registry=place)
     compiles = Histogram("progcache_compile_seconds", "What compiles took.", about, buckets=_SECONDS, registry=place)
-    saved = Counter("progcache_saved_seconds", "What the compiles took that hits spared.", about, registry=place)
+    saved = Counter("progcache_saved_seconds", "Compile time that hits saved, in seconds.", about, registry=place)
     tiers = _Tiers()
     place.register(tiers)
 

@@ -16,16 +16,14 @@ from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile.arch import known_arch
 from cuda_progcache.errors import ArchError, KernelNotFoundError, ModeError
 from cuda_progcache.provenance.steps import PrewarmRun
-from cuda_progcache.service.batch import Answer, Batch, Job, compile_batch
-from cuda_progcache.service.farm import compile_on, workers_of
-from cuda_progcache.service.wanted import Units, Wanted, of_manifest
-from cuda_progcache.service.worker import trouble
+from cuda_progcache.service.wanted import Job, Units, Wanted, of_manifest
 from cuda_progcache.store.base import EntryInfo
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from cuda_progcache.service.batch import Answer
     from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.kernel_unit import KernelUnit
     from cuda_progcache.service.lock import Lock
@@ -56,7 +54,7 @@ class PrewarmItem:
     seconds : float
         Wall time it took now.
     saved : float
-        Seconds of compiling that a hit spared.
+        Seconds of compiling that a hit saved.
     size : int
         Bytes of the binary.
     digest : str or None
@@ -150,14 +148,17 @@ class PrewarmReport:
 
     @property
     def saved_seconds(self) -> float:
-        """Time of compiling that the hits spared."""
+        """Compile time that the hits saved."""
         return sum(item.saved for item in self.items)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON: the counts and sums above, and every item."""
-        names = ("ok", "call", "archs", "jobs", "seconds", *_COUNTED, "bytes", "compile_seconds", "saved_seconds")
-        told = {name: getattr(self, name) for name in names}
-        return {**told, "archs": list(self.archs), "items": [json_value(asdict(item)) for item in self.items]}
+        told = {"ok": self.ok, "call": self.call, "archs": list(self.archs), **self._figures()}
+        return {**told, "items": [json_value(asdict(item)) for item in self.items]}
+
+    def _figures(self) -> dict[str, float]:
+        names = ("jobs", "seconds", *_COUNTED, "bytes", "compile_seconds", "saved_seconds")
+        return {name: getattr(self, name) for name in names}
 
 
 def prewarm(
@@ -180,7 +181,7 @@ def prewarm(
     """
     since, started = time.time(), time.perf_counter()
     if jobs is None:
-        jobs = (os.cpu_count() or 1) if executor is None else workers_of(executor)
+        jobs = _jobs_of(executor)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     total = len(wanted)
@@ -208,20 +209,35 @@ def prewarm(
             frozen = compiler.frozen()
             for job in missing:
                 finished(job.index, _of(job.wanted, "missing", reasons=frozen.reasons(job.unit)))
-        elif missing and executor is not None:
-            compile_on(executor, Batch(compiler, library, missing, jobs, began, ended))
         elif missing:
-            compile_batch(Batch(compiler, library, missing, min(jobs, len(missing)), began, ended))
+            # Imported when something is compiled: a prewarm that finds all there does without.
+            from cuda_progcache.service.batch import Batch, compile_batch
+
+            if executor is not None:
+                from cuda_progcache.service.farm import compile_on
+
+                compile_on(executor, Batch(compiler, library, missing, jobs, began, ended))
+            else:
+                compile_batch(Batch(compiler, library, missing, min(jobs, len(missing)), began, ended))
     seconds = time.perf_counter() - started
     steps = None if dry_run or compiler.mode != "rw" else compiler.steps
     key = None if steps is None else str(run.key)
     report = PrewarmReport(tuple(items[i] for i in range(total)), tuple(dict.fromkeys(archs)), seconds, jobs, key)
     if steps is not None:
-        left_out = {"items", "archs", "call", "missing"}
-        told = {name: value for name, value in report.to_dict().items() if name not in left_out}
+        told = {"ok": report.ok, **report._figures()}
+        del told["missing"]
         if not run.record(steps, told, [item.digest for item in report.items if item.digest], since):
             report = replace(report, call=None)
     return report
+
+
+def _jobs_of(executor: Executor | None) -> int:
+    """How many programs are compiled at once where nobody says."""
+    if executor is None:
+        return os.cpu_count() or 1
+    from cuda_progcache.service.farm import workers_of
+
+    return workers_of(executor)
 
 
 def _refuse_to_lose(compiler: CachedCompiler, missing: int, total: int) -> None:
@@ -288,6 +304,8 @@ def _look_up(
         try:
             found, unit = units.look_up(one, known.pop(index, None))
         except Exception as error:  # noqa: BLE001 - one program's trouble isn't the others'
+            from cuda_progcache.service.worker import trouble
+
             status = "skipped" if units.rules_out(one) else "failed"
             finished(index, _of(one, status, error=trouble(error)))
             continue

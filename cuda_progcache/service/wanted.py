@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache.compile.lookup import digest_here
@@ -14,6 +15,7 @@ from cuda_progcache.compile.pipeline import find, obtain
 from cuda_progcache.compile.policy import PLAIN, MissPolicy
 from cuda_progcache.compile.recording import ROOTS
 from cuda_progcache.errors import LockError, ProgCacheError
+from cuda_progcache.keys.headers import Holds, holds, looking_once
 from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.options import ProgramOptions
 from cuda_progcache.keys.schema import base_key
@@ -131,17 +133,34 @@ class SourceUnit:
         """Take it from the cache, or compile and publish it."""
         return obtain(self.inputs, cache, policy=policy)
 
-    def digest_here(self, cache: Any) -> bytes | None:
+    def digest_here(self, cache: Any, holds: Holds = holds) -> bytes | None:
         """As that of :class:`~.kernel_unit.KernelUnit`."""
-        return digest_here(base_key(self.inputs), cache)
+        return digest_here(base_key(self.inputs), cache, holds)
 
-    def look_up(self, cache: Any) -> CompiledProgram | None:
+    def look_up(self, cache: Any, holds: Holds = holds) -> CompiledProgram | None:
         """Take it from the cache; None if it would have to be compiled."""
-        return find(self.inputs, cache)
+        return find(self.inputs, cache, holds)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program that isn't there yet.
+
+    Attributes
+    ----------
+    index : int
+        Its place in the report.
+    wanted : Wanted
+    unit : KernelUnit or SourceUnit
+    """
+
+    index: int
+    wanted: Wanted
+    unit: KernelUnit | SourceUnit
 
 
 class Units:
-    """Makes units of what is wanted; a kernel's variant is rendered once for all architectures.
+    """Makes units of what is wanted, for one call; a kernel's variant is rendered once for all architectures.
 
     Parameters
     ----------
@@ -154,6 +173,7 @@ class Units:
         self._compiler = compiler
         self._library = library
         self._known: tuple[tuple[str, str], RenderedKernel | Exception] | None = None
+        self._holds: Holds = holds
 
     def unit(self, wanted: Wanted) -> KernelUnit | SourceUnit:
         """The unit of a program.
@@ -184,8 +204,10 @@ class Units:
     def fetch(self, units: Iterable[KernelUnit | SourceUnit]) -> None:
         """Fetch what the tiers have of these, together rather than one by one.
 
-        What can't be keyed is left out: its own look-up tells why.
+        Their headers are looked at now; :meth:`look_up` doesn't look again. What can't be keyed is left out: its own
+        look-up tells why.
         """
+        self._holds = looking_once()
         cache = self._compiler.cache
         units = list(units)
         bases = []
@@ -193,11 +215,11 @@ class Units:
             with contextlib.suppress(ProgCacheError, ValueError):
                 if inputs.reads_headers:
                     bases.append(base_key(inputs))
-        fetch_manifests(bases, cache)
+        fetch_manifests(bases, cache, self._holds)
         keys = []
         for unit in units:
             with contextlib.suppress(ProgCacheError, ValueError):
-                if (key := unit.digest_here(cache)) is not None:
+                if (key := unit.digest_here(cache, self._holds)) is not None:
                     keys.append(key)
         cache.fetch(keys)
 
@@ -212,7 +234,7 @@ class Units:
             except KeyError:
                 raise LockError(f"it is not in the cache, and {wanted.unmakeable}") from None
         unit = unit or self.unit(wanted)
-        return unit.look_up(cache), unit
+        return unit.look_up(cache, self._holds), unit
 
     def rules_out(self, wanted: Wanted) -> bool:
         """Whether a kernel's manifest rules out the architecture."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where programs live: :class:`FileStreamProgramCache` on disk, :class:`InMemoryProgramCache` in this process.
 
-:class:`ReadOnlyProgramCache` looks at another store, :class:`ProgramCacheStack` puts several behind each other.
+:class:`ReadOnlyProgramCache` is a read-only view of another store; :class:`ProgramCacheStack` combines several.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cuda_progcache.store.stats import StoreStats as StoreStats
     from cuda_progcache.store.stats import Totals as Totals
 
-# Each is imported when it is first used: a hit in a new process needs one kind of store, and not the stack's breaker.
+# Each is imported on first use: a hit in a new process needs one kind of store and nothing else.
 _HOME = {
     "Entry": "base",
     "EntryInfo": "base",

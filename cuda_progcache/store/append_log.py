@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small file that any number of processes append to, and that stays small: what the ledger and the counters stand on.
+"""A small file that any number of processes append to, and that stays small. The ledger and the counters use it.
 
 The file is a header and lines of one size::
 
-    magic:8 lineage:8 generation:u64         another file lies there, another header
-    kind:u8 ref:u64 payload check:u32        little endian; check: CRC-32 of what stands before it in the line
+    magic:8 lineage:8 generation:u64         every new file has a new header
+    kind:u8 ref:u64 payload check:u32        little-endian; check: CRC-32 of the preceding bytes of the line
 
 A line is written with one append, and each process reads what the others appended since it last looked. When the file
-is longer than :data:`LONG`, one process claims it (a line of kind 0), writes lines that say the same to a new file and
-renames that into place, the next generation; then it closes the old one (a line of kind 0 again) and hands on what was
-appended to it meanwhile. Who appends looks afterwards whether the file is still the one in place. If not, it waits for
-the old one to be closed, and appends again unless that was after its line. A line may come twice, with the same ref.
+is longer than :data:`LONG`, one process claims it (a line of kind 0), writes a summary of it to a new file, the next
+generation, and renames that into place. Then it closes the old file (again by a line of kind 0), and copies to the new
+one the lines that were appended meanwhile. After appending, a process checks whether the file is still in place. If
+not, it waits for the old one to be closed, and appends again if its line came after that. A line may be in a file
+twice, with the same ref.
 
-A line is lost where the process that rewrites the file is killed between the renaming and the handing on, or where the
-file system doesn't append in one step (some network file systems). Damage shows by the checks.
+A line is lost if the process that rewrites the file is killed between the rename and the copying, or if the file system
+doesn't append atomically (some network file systems). The checksums show damage.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.root import Root
 
-#: Written anew when it is longer than this, in bytes: reading it from the start then takes 2 ms.
+#: A file longer than this, in bytes, is rewritten. Reading one of this length from the start takes 2 ms.
 LONG = 32 * 1024
-#: A claim that has not been made good for so many seconds is taken for a dead process's.
+#: Seconds after which a claim without a new file is taken for a dead process's.
 GIVE_UP_AFTER = 5.0
-#: Seconds between looks for the closing line of a file that was just replaced.
+#: Seconds between checks for the closing line of a file that was just replaced.
 _PAUSES = (0.0, 0.001, 0.004, 0.016, 0.064, 0.256)
 CLAIM = 0
-#: In the place of a claim's ref: the file is closed.
+#: The ref of the line that closes a file.
 _CLOSED = (1 << 64) - 1
 
 _NONCE = 16
 _GENERATION = struct.Struct("<Q")
-#: How many generations on a file is that was begun anew.
+#: The number of generations between two files of different lineage.
 BEGUN_ANEW = -1
 _FRAME = struct.Struct("<BQ")
 _CHECK = struct.Struct("<I")
@@ -61,11 +62,11 @@ Line = tuple[int, ...]
 
 
 class DamagedLogError(Exception):
-    """Not such a file, or no longer one."""
+    """The file isn't an append log, or is damaged."""
 
 
 def new_ref() -> int:
-    """A number that names a line, or an operation, among all processes."""
+    """A random number that identifies a line, or an operation, across processes."""
     return int.from_bytes(os.urandom(8), "little") | 1
 
 
@@ -74,14 +75,14 @@ def _generation(header: bytes) -> int:
 
 
 def _generations(one: bytes, other: bytes) -> int:
-    """How many generations the file of the one header is before that of the other; :data:`BEGUN_ANEW`: no telling."""
+    """The number of generations from the first header's file to the second's; :data:`BEGUN_ANEW` if not comparable."""
     if one[: -_GENERATION.size] != other[: -_GENERATION.size]:
         return BEGUN_ANEW
     return (_generation(other) - _generation(one)) % (1 << 64)
 
 
 class AppendLog(abc.ABC):
-    """The file, and what this process has made of it; its meaning is in the subclass.
+    """The file, and the state that this process has read from it. Subclasses give the lines their meaning.
 
     Parameters
     ----------
@@ -101,71 +102,71 @@ class AppendLog(abc.ABC):
         self._whole: Line = (CLAIM, 0, *self.PAYLOAD.unpack(bytes(self.PAYLOAD.size)))
         self._forget(b"")
 
-    # What a subclass gives
+    # What a subclass provides
 
     @abc.abstractmethod
     def forget(self) -> None:
-        """Nothing is known: another file lies there."""
+        """Forget everything that was read: another file is in place."""
 
     @abc.abstractmethod
     def take(self, line: Line, at: int) -> None:
-        """Take in a line that lies at that offset; under the lock."""
+        """Process the line at that offset. The lock is held."""
 
     @abc.abstractmethod
     def summary(self) -> list[Line]:
-        """Lines that say what is known; under the lock."""
+        """Lines that represent the current state. The lock is held."""
 
     def late(self, line: Line) -> Line:
-        """What to write into the new file of a line that came after the summary."""
+        """The line to write to the new file for one that was appended after the summary."""
         return line
 
     def too_late(self, line: Line, generations: int) -> Line | None:  # noqa: ARG002 - a subclass may ask
-        """The same where a file lies there by now that is so many generations on; ``None``: nothing."""
+        """As :meth:`late`, if the file now in place is that many generations newer; ``None`` to write nothing."""
         return self.late(line)
 
     def damaged(self) -> None:
-        """Bytes of the file are no lines. Here: it is worth nothing any more."""
+        """Handle bytes that aren't valid lines; by default the whole file counts as damaged."""
         raise DamagedLogError
 
-    # What it does for the subclass
+    # What it provides to the subclass
 
     @property
     def position(self) -> tuple[bytes, int]:
-        """Which file was read last, and how far."""
+        """The header of the file that was read last, and the offset up to which it was read."""
         return self._header, self._offset
 
     @property
     def is_whole(self) -> bool:
-        """Whether what was appended to the file before this one has been handed on, as far as it was read."""
+        """Whether the late lines of the previous file have been copied here, as far as this one was read."""
         ref, since = self._claim
         return ref != 0 or since == -GIVE_UP_AFTER
 
     def exists(self) -> bool:
-        """Whether somebody keeps one."""
+        """Whether the file exists."""
         return os.access(self._path, os.F_OK)
 
     def discard(self) -> None:
-        """Begin anew: nothing is known, to no process."""
+        """Remove the file and forget its contents, for all processes."""
         unlink_quietly(self._path)
         with self._lock:
             self._forget(b"")
 
     def exchange(self, lines: Callable[[bytes], Iterable[Line]], *, read: bool = True, make: bool = True) -> bool:
-        """Append lines, and take in what others have appended.
+        """Append lines, and read what others have appended.
 
         Parameters
         ----------
         lines : callable
-            Given the header of the file, those to append.
+            Returns the lines to append, given the file's header.
         read : bool
-            Whether to take in others' lines.
+            Whether to read others' lines.
         make : bool
-            Whether to make the file where there is none.
+            Whether to create the file if there is none.
 
         Returns
         -------
         bool
-            ``False``: the file can't be had.
+            ``False`` if the file can't be opened or created.
         """
         said = False
         for _ in range(6):
@@ -186,12 +187,12 @@ class AppendLog(abc.ABC):
         return said
 
     def encode(self, line: Line) -> bytes:
-        """A line as it stands in the file."""
+        """A line as bytes of the file."""
         body = _FRAME.pack(line[0], line[1]) + self.PAYLOAD.pack(*line[2:])
         return body + _CHECK.pack(zlib.crc32(body))
 
     def take_alone(self, lines: Iterable[Line]) -> None:
-        """Take in lines that could not be appended; the file, when it is back, is read from the start."""
+        """Process lines that couldn't be appended. When the file is back, it is read from the start."""
         with self._lock:
             self._header = b""
             for line in lines:
@@ -207,14 +208,14 @@ class AppendLog(abc.ABC):
         self.forget()
 
     def _begin(self) -> None:
-        """Make the file, unless another process does; what was removed with the one before, we don't know."""
+        """Create the file, unless another process does. Lines that went with a removed file are lost."""
         self._root.place(self._path, self._new_header() + self.encode(self._whole), new=True)
 
     def _new_header(self) -> bytes:
         return self.MAGIC + os.urandom(_NONCE)
 
     def _append_and_read(self, lines: Callable[[bytes], Iterable[Line]], *, read: bool) -> tuple[bool, bool]:
-        """Append to the file and take in what is new in it; whether each was done, as it may be replaced meanwhile."""
+        """Append to the file and read what is new; return whether each was done, as the file may be replaced."""
         try:
             fd = os.open(self._path, _FLAGS)
         except FileNotFoundError:
@@ -229,23 +230,23 @@ class AppendLog(abc.ABC):
             appended = b"".join(map(self.encode, lines(header)))
             if appended:
                 if os.write(fd, appended) != len(appended):
-                    raise DamagedLogError  # a disk that is just full has taken a part
-                if not self._is(status):  # rewritten: what we appended may have come too late to be handed on
+                    raise DamagedLogError  # the disk is full, and only a part was written
+                if not self._is(status):  # rewritten: our lines may have come too late to be copied
                     return self._is_handed_on(fd, appended), False
             if (read or status.st_size > LONG) and not self._read(fd, status, header):
                 return True, False
             if status.st_size > LONG and self._claim[1] < time.monotonic() - GIVE_UP_AFTER:
-                with contextlib.suppress(OSError):  # in some seconds another one tries
+                with contextlib.suppress(OSError):  # another process tries again in a few seconds
                     self._rewrite(fd, status, header)
         finally:
             os.close(fd)
         return True, True
 
     def _is_handed_on(self, fd: int, appended: bytes) -> bool:
-        """Whether who has replaced the file answers for what we appended to it.
+        """Whether the process that replaced the file copies what we appended to it.
 
-        The file is closed right after it is replaced. Until then that isn't known: the lines may be in the summary
-        already, and would count twice if they came into a later file, which no longer has their refs.
+        The file is closed right after it is replaced, and the answer isn't known before that. The lines may be in the
+        summary already; they would count twice if they were added to a later file, which no longer has their refs.
         """
         closing = self._closing()
         for pause in _PAUSES:
@@ -256,7 +257,7 @@ class AppendLog(abc.ABC):
         return False
 
     def _closing(self) -> bytes:
-        """The line after which nothing is handed on."""
+        """The line that closes a file: nothing after it is copied."""
         return self.encode((CLAIM, _CLOSED, *self._whole[2:]))
 
     def _is(self, status: os.stat_result) -> bool:
@@ -266,7 +267,7 @@ class AppendLog(abc.ABC):
             return False
 
     def _read(self, fd: int, status: os.stat_result, header: bytes) -> bool:
-        """Take in what is new in the open file; ``False``: it was replaced, and what is known may be newer."""
+        """Read what is new in the open file; ``False`` if it was replaced, since the state may then be newer."""
         with self._lock:
             if header != self._header:
                 if not self._is(status):
@@ -275,13 +276,13 @@ class AppendLog(abc.ABC):
             start = self._offset
         tail = read_on(fd, start)
         with self._lock:
-            if header == self._header:  # another thread may have read a part of it meanwhile
+            if header == self._header:  # another thread may have read part of it meanwhile
                 self._take(tail[self._offset - start :])
         return True
 
     def _take(self, tail: bytes) -> None:
         at = 0
-        while len(tail) - at >= self._size:  # what was cut short shows at the next line
+        while len(tail) - at >= self._size:  # a truncated line is noticed at the next one
             line = self._decode(tail, at)
             if line is None:
                 self.damaged()
@@ -295,21 +296,21 @@ class AppendLog(abc.ABC):
         self._offset += at
 
     def _claimed(self, ref: int) -> None:
-        if not ref:  # the file is whole: what came while it was written anew has been handed on
+        if not ref:  # complete: the lines that came during the rewrite have been copied
             self._claim = (0, -GIVE_UP_AFTER)
         elif self._claim[1] < time.monotonic() - GIVE_UP_AFTER:
             self._claim = (ref, time.monotonic())
 
     def _rewrite(self, fd: int, status: os.stat_result, header: bytes) -> None:
-        """Replace the open file by a summary of it, and hand on what is appended to it meanwhile."""
-        if WINDOWS:  # nobody can replace what is open there: it grows until it is too long, and is begun anew
+        """Replace the open file by a summary of it, and copy what is appended to it meanwhile."""
+        if WINDOWS:  # an open file can't be replaced there: it grows until it is too long, and is recreated
             return
         mine = new_ref()
         os.write(fd, self.encode((CLAIM, mine, *self._whole[2:])))
         self._read(fd, status, header)
         with self._lock:
             if header != self._header or self._claim[0] != mine:
-                return  # another one does it, or has done it
+                return  # another process does it, or has done it
             seen = self._offset
             lines = b"".join(map(self.encode, self.summary()))
         if not self._is(status):
@@ -328,7 +329,7 @@ class AppendLog(abc.ABC):
         self.exchange(hand_on)
 
     def _lines(self, tail: bytes) -> list[Line]:
-        """The whole lines in a part of a file, but for claims."""
+        """The complete lines in a part of a file, except claims."""
         found: list[Line] = []
         for at in range(0, len(tail) - self._size + 1, self._size):
             line = self._decode(tail, at)
@@ -343,7 +344,7 @@ class AppendLog(abc.ABC):
         return (*_FRAME.unpack_from(body), *self.PAYLOAD.unpack_from(body, _FRAME.size))
 
     def _clear_way(self) -> bool:
-        """Move away what isn't a file and can't be opened as one; whether that was the trouble and is done."""
+        """Move aside whatever lies there that isn't a regular file; return whether something was moved."""
         try:
             status = os.lstat(self._path)
         except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes into a store's directory, for who watches it: only shards that have changed are looked at again."""
+"""New entries in a store's directory, for ``watch``. Only shards that have changed are listed again."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 class Arrivals:
-    """The entries that have come since the last look; the first is made by the constructor.
+    """Reports the entries that were added since the last look. The constructor takes the first look.
 
     Parameters
     ----------
     root : Root
-        The store's directory, which need not be there yet.
+        The store's directory; it may not exist yet.
     """
 
     def __init__(self, root: Root) -> None:
         self._root = root
         self._known: dict[str, frozenset[str]] = {}
-        self._changed: dict[str, int] = {}  # when the shards did that have been looked at since
+        self._changed: dict[str, int] = {}  # modification times of the shards, when they were last listed
         self.look()
 
     def look(self) -> list[str]:
-        """The digests of the entries that have come, those of one shard in any order. What went and came back counts.
+        """The digests of new entries, in any order within a shard. An entry that was removed and stored again counts.
 
         Raises
         ------

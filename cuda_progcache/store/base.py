@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every store is: a bytes mapping with a record beside each entry.
+"""The base class of stores: a mapping of bytes to bytes, with a record for each entry.
 
 cuda.core and our stores
 ------------------------
-``cuda.core.Program.compile(cache=...)`` wants ``isinstance(cache, cuda.core.utils.ProgramCacheResource)``, while we
-must not import cuda.core (0.3 s). If it is loaded when one of our stores is made, the store registers with its ABC.
-If it is imported later, the ``isinstance`` check itself is the moment: ``ABCMeta.__instancecheck__`` first asks the
-instance for ``__class__``, and :class:`ProgramCacheResource` has a property there that registers, if need be, and
-answers with the true type. This needs no import hook and no private name of cuda.core: just the public
-``cuda.core.utils.ProgramCacheResource``, looked up in ``sys.modules``.
+``cuda.core.Program.compile(cache=...)`` requires ``isinstance(cache, cuda.core.utils.ProgramCacheResource)``, but we
+must not import cuda.core, which takes 0.3 s. If it is loaded when one of our stores is made, the store registers with
+its ABC. If it is imported later, the ``isinstance`` check itself triggers the registration:
+``ABCMeta.__instancecheck__`` first reads the instance's ``__class__``, which in :class:`ProgramCacheResource` is a
+property that registers if necessary and returns the true type. This needs no import hook and no private name of
+cuda.core, only the public ``cuda.core.utils.ProgramCacheResource``, looked up in ``sys.modules``.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ if TYPE_CHECKING:
     Value: TypeAlias = bytes | bytearray | memoryview | ObjectCode
     T = TypeVar("T")
 
-#: Bytes of a record that the size cap doesn't count (its fixed fields); a long log or header list it does.
+#: Bytes of each record that the size cap doesn't count: its fixed fields. A long log or header list counts.
 RECORD_ALLOWANCE = 512
-#: Keys up to so many bytes may be held in memory as they are; longer ones by their digest.
+#: Keys of up to this many bytes may be held in memory as they are; longer ones are replaced by their digest.
 SHORT_KEY = 128
 
 
 class Entry:
-    """What a verified read gives: a pair, ``data, record = entry``.
+    """The result of a verified read; it unpacks as a pair, ``data, record = entry``.
 
     Parameters
     ----------
     data : bytes
         The compiled binary.
     record : Mapping or callable
-        What was published with it, or what reads that when it is asked for: mostly nobody does, and a long one takes
-        longer to parse than all else of a lookup.
+        The record that was published with it, or a function that reads it on demand. Most callers don't need it, and
+        parsing a long one takes longer than the rest of a lookup.
     record_json : bytes, optional
-        The same as it is stored, where that is at hand.
+        The record as it is stored, if available.
 
     Attributes
     ----------
     data : bytes
     record : Mapping
-        Just as it was published, of any shape; empty for a plain ``cache[key] = value``; the caller's own, to alter as
-        it likes.
+        The record exactly as it was published, of any shape; empty for a plain ``cache[key] = value``. The caller owns
+        it and may change it.
     about : CompileRecord
-        What the record says of a compile.
+        What the record says about a compile.
     """
 
     __slots__ = ("_json", "_record", "data")
@@ -84,7 +84,7 @@ class Entry:
 
     @property
     def record_json(self) -> bytes:
-        """What was published with it, as it is stored."""
+        """The record as it is stored."""
         if self._json is None:
             from cuda_progcache.store.records import encode_record
 
@@ -93,7 +93,7 @@ class Entry:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What was published with it."""
+        """The record that was published with the entry."""
         record = self._record
         if callable(record):
             record = self._record = record()
@@ -132,16 +132,16 @@ class EntryInfo(NamedTuple):
     size : int
         Bytes of the entry, without its record.
     created, last_used : float
-        Seconds since the epoch; ``last_used`` is exact to a few minutes where a store persists it, and is kept up by
-        stores with a size cap alone.
+        Seconds since the epoch. ``last_used`` is accurate to a few minutes where a store persists it, and is only
+        updated by stores with a size cap.
     checksum : str
         32 hex digits, XXH3-128 of the entry's bytes as they were published.
     path : Path or None
         The file that holds the bytes; ``None`` in a store without files.
     record : Mapping
-        What was published with it, just as it was: of any shape.
+        The record exactly as it was published, of any shape.
     about : CompileRecord
-        What the record says of a compile.
+        What the record says about a compile.
     """
 
     digest: str
@@ -159,12 +159,12 @@ class EntryInfo(NamedTuple):
 
 
 def _about(record: Mapping[str, Any]) -> CompileRecord:
-    from cuda_progcache.store.compile_record import CompileRecord  # which a hit mostly does without
+    from cuda_progcache.store.compile_record import CompileRecord  # a hit rarely needs it
 
     return CompileRecord(record)
 
 
-#: What orders entries; the largest come first.
+#: The sort keys of listings; the largest values come first.
 ORDERS: dict[str, Callable[[EntryInfo], float]] = {
     "used": lambda entry: entry.last_used,
     "created": lambda entry: entry.created,
@@ -173,12 +173,12 @@ ORDERS: dict[str, Callable[[EntryInfo], float]] = {
 
 
 def key_bytes(key: object) -> bytes:
-    """A key as bytes: ``str`` is encoded as UTF-8, so ``"k"`` and ``b"k"`` are one key.
+    """A key as bytes: ``str`` is encoded as UTF-8, so ``"k"`` and ``b"k"`` are the same key.
 
     Raises
     ------
     TypeError
-        Neither bytes nor str.
+        The key is neither bytes nor str.
     """
     if isinstance(key, (bytes, bytearray)):
         return bytes(key)
@@ -195,12 +195,12 @@ def entry_digest(key: Key) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _short_digest(key: bytes) -> str:
-    """Remembered, since one lookup asks several times."""
+    """The digest of a short key, cached because one lookup asks for it several times."""
     return sha256(key).hexdigest()
 
 
 def frozen_miss(where: str, key: Key) -> Exception:
-    """The error of a lookup by key alone, in a frozen store that holds nothing under it."""
+    """The error for a lookup by key in a frozen store that has no entry for it."""
     from cuda_progcache.errors import FrozenMissError
 
     return FrozenMissError(
@@ -211,14 +211,14 @@ def frozen_miss(where: str, key: Key) -> Exception:
 
 
 def program_bytes(value: object) -> bytes:
-    """The binary to store: bytes-like as it is, of an ``ObjectCode`` its code (read from disk if it is path-backed).
+    """The binary to store: bytes-like values as they are, an ``ObjectCode``'s code (read from disk if path-backed).
 
     Raises
     ------
     FileNotFoundError
         The file of a path-backed ``ObjectCode`` is gone.
     TypeError
-        Neither bytes-like nor an ``ObjectCode``.
+        The value is neither bytes-like nor an ``ObjectCode``.
     """
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
@@ -240,7 +240,7 @@ def program_bytes(value: object) -> bytes:
 
 
 def check_size_cap(max_size_bytes: int | None) -> None:
-    """Refuse a size cap that could hold nothing.
+    """Reject a size cap that isn't positive.
 
     Raises
     ------
@@ -252,7 +252,7 @@ def check_size_cap(max_size_bytes: int | None) -> None:
 
 
 def charged_size(data_size: int, record_size: int) -> int:
-    """Bytes that an entry takes of a size cap: its own, and its record's beyond the fixed fields."""
+    """Bytes that an entry counts towards a size cap: its own, and those of its record beyond the fixed fields."""
     return data_size + max(0, record_size - RECORD_ALLOWANCE)
 
 
@@ -269,8 +269,9 @@ def register_with_cuda_core() -> bool:
 
     Notes
     -----
-    Called by itself whenever one of our stores is made or type-checked; cuda.core is never imported by it. Call it by
-    hand only before an ``issubclass`` on our classes, if cuda.core was imported after our last store was made.
+    This happens automatically whenever one of our stores is made or type-checked, and never imports cuda.core. Call it
+    yourself only before an ``issubclass`` check on our classes, if cuda.core was imported after our last store was
+    made.
     """
     theirs = getattr(sys.modules.get("cuda.core.utils"), "ProgramCacheResource", None)
     if theirs is None:
@@ -282,23 +283,23 @@ def register_with_cuda_core() -> bool:
 
 
 class ProgramCacheResource(abc.ABC):
-    """A store of compiled programs: a bytes mapping, with a record beside each entry.
+    """A store of compiled programs: a mapping of bytes to bytes, with a record for each entry.
 
-    The same shape as ``cuda.core.utils.ProgramCacheResource``, for which our stores pass ``isinstance`` (see
-    this module's docstring), so that ``cuda.core.Program(...).compile("cubin", cache=store)`` works. A store of your
-    own needs the five abstract methods; :meth:`load` and :meth:`publish` carry records only where they are overridden.
+    It has the interface of ``cuda.core.utils.ProgramCacheResource``, and our stores pass ``isinstance`` for it (see
+    this module's docstring), so ``cuda.core.Program(...).compile("cubin", cache=store)`` works. A store of your own
+    needs the five abstract methods; records are kept only if you override :meth:`load` and :meth:`publish` as well.
 
-    ``key in store`` and iteration over it raise :class:`TypeError`: between the check and the read another process may
-    remove the entry. ``get`` answers both questions at once.
+    ``key in store`` and iteration raise :class:`TypeError`: another process may remove the entry between the check and
+    the read. Use ``get``, which does both at once.
     """
 
-    #: The mode that it was given (:mod:`cuda_progcache._util.modes`); None: that of the environment.
+    #: The mode that it was given (:mod:`cuda_progcache._util.modes`); None: the environment's.
     mode: str | None = None
-    #: The leases of the hosts that share it, where it is a tier that keeps some (``store.tiers.leases``).
+    #: The leases of the hosts that share it, if it is a tier that keeps leases (``store.tiers.leases``).
     fleet: FleetLeases | None = None
-    #: Whether it lies beyond this machine: it is asked for keys, and not for what it holds in all.
+    #: Whether it is on another machine. Such a store is asked for single keys, and not listed.
     is_remote: bool = False
-    #: Of a store that leaves what it stands on alone while that is out of order.
+    #: The circuit breaker of a store whose service may be out of order.
     breaker: CircuitBreaker | None = None
 
     def __new__(cls, *_args: object, **_kwargs: object) -> Self:
@@ -308,7 +309,7 @@ class ProgramCacheResource(abc.ABC):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[Self]:
-        """The type, as ever; asking for it registers with cuda.core, if it is loaded."""
+        """The type; reading it registers with cuda.core, if that is loaded."""
         register_with_cuda_core()
         return type(self)
 
@@ -318,7 +319,7 @@ class ProgramCacheResource(abc.ABC):
 
     @abc.abstractmethod
     def __setitem__(self, key: Key, value: Value) -> None:
-        """Store ``value`` with an empty record; :class:`~cuda_progcache.errors.StoreError` if that can't be done."""
+        """Store ``value`` with an empty record; :class:`~cuda_progcache.errors.StoreError` if that fails."""
 
     @abc.abstractmethod
     def __delitem__(self, key: Key) -> None:
@@ -333,7 +334,7 @@ class ProgramCacheResource(abc.ABC):
         """Remove every entry."""
 
     def __bool__(self) -> bool:
-        # An empty store is still a store: ``if cache`` means "was one given", and a len() may scan a directory.
+        # An empty store is still a store: ``if cache`` asks whether one was given, and len() may scan a directory.
         return True
 
     def __contains__(self, key: object) -> bool:
@@ -356,26 +357,26 @@ class ProgramCacheResource(abc.ABC):
             return default
 
     def update(self, items: Mapping[Key, Value] | Iterable[tuple[Key, Value]], /) -> None:
-        """``self[key] = value`` for each pair; what was written before an error stays."""
+        """Do ``self[key] = value`` for each pair; what was written before an error stays."""
         for key, value in items.items() if isinstance(items, Mapping) else items:
             self[key] = value
 
     def _assign(self, key: Key, value: Value) -> bool:
-        """``self[key] = value``, and whether that was stored; for stores that may refuse or drop it without raising."""
+        """Do ``self[key] = value``, and return whether it was stored. For stores that may drop it without raising."""
         self[key] = value
         return True
 
     def load(self, key: Key) -> Entry | None:
-        """The entry with its record; ``None`` on a miss, and any trouble in the cache is one."""
+        """The entry with its record; ``None`` on a miss. Any trouble in the cache is a miss."""
         data = self.get(key)
         return None if data is None else Entry(data, {})
 
     def load_again(self, key: Key) -> Entry | None:
-        """:meth:`load` for a caller whose miss has just been counted: that it still misses isn't counted once more."""
+        """:meth:`load` for a caller whose miss has just been counted: another miss isn't counted again."""
         return self.load(key)
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:  # noqa: ARG002
-        """Store an entry with its record; what the compile path uses, for which a cache must never be in the way.
+        """Store an entry with its record, without raising on trouble; the compile path uses this.
 
         Parameters
         ----------
@@ -389,8 +390,8 @@ class ProgramCacheResource(abc.ABC):
         Returns
         -------
         bool
-            ``False``: it was dropped, for trouble in the cache (disk full, permission...) or for its size. The first
-            time a store warns, and it counts all.
+            ``False`` if it was dropped because of trouble in the cache (disk full, no permission) or because of its
+            size. The store counts every drop, and warns about the first.
         """
         try:
             self[key] = data
@@ -399,63 +400,60 @@ class ProgramCacheResource(abc.ABC):
         return True
 
     def copy(self, key: Key, entry: Entry) -> bool:
-        """:meth:`publish` what another store has, too: it can be had again, and need not outlast a crash."""
+        """:meth:`publish` a copy of another store's entry, which need not survive a crash: it can be copied again."""
         return self.publish(key, entry.data, entry.record)
 
     def load_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Entry]]:
-        """Those of the entries that are there, with their keys; a store that can asks for them together."""
+        """Load many entries: those that exist, with their keys. A store that can fetches them together."""
         for key in keys:
             entry = self.load(key)
             if entry is not None:
                 yield key, entry
 
     def fetch(self, keys: Iterable[bytes]) -> int:  # noqa: ARG002
-        """Have what lies beyond this machine of these programs here; the number of those that came.
-
-        A store on this machine has what it has.
-        """
+        """Fetch these programs from other machines, and return how many came. A local store fetches nothing."""
         return 0
 
     def has_published(self) -> bool:
-        """Wait until what was published since this was last asked lies where others find it; False: not all does."""
+        """Wait until everything published since the last call is where others can find it; ``False`` if some isn't."""
         return True
 
     @property
     def demands_signatures(self) -> bool:
-        """Whether it gives only what one of the listed keys has signed."""
+        """Whether it only returns entries that one of its configured keys has signed."""
         return False
 
     @property
     def reaches_beyond(self) -> bool:
-        """Whether it, or a store behind it, lies beyond this machine."""
+        """Whether it, or a store behind it, is on another machine."""
         return self.is_remote
 
     def find_manifest(self, name: str) -> bytes | None:
-        """A header manifest that lies beyond this machine; ``None`` where there is none, or the store is here."""
+        """A header manifest from another machine; ``None`` if there is none, or if the store is local."""
         return self.find_manifests([name]).get(name)
 
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:  # noqa: ARG002
-        """Those of the header manifests that lie beyond this machine, by name, asked for together."""
+        """Header manifests from other machines, by name, fetched together; missing ones are left out."""
         return {}
 
     def keep_manifest(self, name: str, content: bytes) -> None:  # noqa: B027
-        """Add the sets of a header manifest to those that lie beyond this machine, where the store does."""
+        """Add the sets of a header manifest to those on the other machine; a local store does nothing."""
 
     def entries(self) -> Iterator[EntryInfo]:
-        """Every entry that has a record, in no particular order; entries that come or go meanwhile may be missing."""
+        """Every entry that has a record, in no particular order; those added or removed meanwhile may be missing."""
         raise NotImplementedError(f"{type(self).__name__} can't list its entries")
 
     def first(
         self, count: int, *, by: str = "used", matches: Callable[[EntryInfo], bool] = lambda _: True
     ) -> list[EntryInfo]:
-        """The entries that come first in an order; a store on disk reads no more records than that takes.
+        """The first entries in an order. A store on disk reads no more records than necessary.
 
         Parameters
         ----------
         count : int
-            How many at most.
+            The maximum number.
         by : {"used", "created", "size"}
-            The last used, the last created or the largest first.
+            The most recently used, the most recently created or the largest first.
         matches : callable
             Only entries for which it is true.
 
@@ -507,7 +505,7 @@ class ProgramCacheResource(abc.ABC):
         return [entry.digest for entry in self.entries() if entry.digest.startswith(prefix)]
 
     def _sizes(self) -> Iterable[tuple[str, int, int]]:
-        """Digest, size and record's size of every entry, cheaper than :meth:`entries` where a store can."""
+        """Digest, size and record size of every entry; in many stores cheaper than :meth:`entries`."""
         import json
 
         return ((entry.digest, entry.size, len(json.dumps(entry.record))) for entry in self.entries())
@@ -517,38 +515,38 @@ class ProgramCacheResource(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} can't remove by digest")
 
     def quarantine(self, digest: str) -> None:
-        """Put an entry that proved wrong where it is no hit; :class:`KeyError` if there is none of that digest.
+        """Move an entry that proved wrong to where it is never a hit; :class:`KeyError` if there is no such entry.
 
         A store without a quarantine removes it.
         """
         self.remove(digest)
 
     def count_unkeyed(self, kind: str) -> None:
-        """Count a program that was compiled and can't be kept, by the kind of reason (``stats().unkeyed``).
+        """Count a program that was compiled but can't be kept, by the kind of reason (``stats().unkeyed``).
 
-        A store without counters doesn't.
+        A store without counters ignores this.
         """
         counters = getattr(self, "_counters", None)
         if counters is not None:
             counters.count_unkeyed(kind)
 
     def stats(self) -> StoreStats:
-        """What the store holds, and what it has counted."""
+        """The store's contents in numbers, and its counters."""
         raise NotImplementedError(f"{type(self).__name__} keeps no statistics")
 
     @property
     def directory(self) -> str | None:
-        """Its root directory as a string, which spares importing :mod:`pathlib`; ``None`` where there is none."""
+        """The root directory as a string, so that :mod:`pathlib` isn't imported; ``None`` if there is none."""
         path = getattr(self, "path", None)
         return None if path is None else os.fspath(path)
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """Directories under it, from which what is derived (header manifests) may be read, the fastest first."""
+        """The directories of its levels, from which derived data (header manifests) may be read; the fastest first."""
         return ()
 
     def close(self) -> None:  # noqa: B027
-        """Write down what was counted, where that is kept; the store can be used afterwards."""
+        """Save the counters, if the store keeps any. The store can be used afterwards."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A circuit breaker: what keeps failing is left alone for a while, then tried again by one caller."""
+"""A circuit breaker: a service that keeps failing is left alone for a while, then tried again by one caller."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from cuda_progcache._util.locks import ForkSafeLock
 
 
 class CircuitBreaker:
-    """Decides whether a thing that may be out of order is to be called.
+    """Decides whether a service that may be out of order is to be called.
 
-    Closed, it lets every call through. After ``threshold`` failures in a row it opens, and after one that ran out of
-    time at once: no call for ``rest`` seconds. Then it is half-open: one call is let through, and its outcome closes it
-    or opens it again, for twice as long as before. A call that never reports back is given up after another rest.
+    When closed, it lets every call through. It opens after ``threshold`` failures in a row, or at once after a
+    time-out, and then lets no call through for ``rest`` seconds. After that it is half-open: it lets one call through,
+    whose outcome closes it, or opens it again for twice as long as before. A call that never reports its outcome is
+    given up after another rest.
 
     Parameters
     ----------
@@ -25,10 +26,10 @@ class CircuitBreaker:
     rest : float
         Seconds that it stays open the first time.
     longest_rest : float
-        Seconds that it stays open at most.
+        The maximum of seconds that it stays open.
     patience : float, optional
-        Seconds after which a call that was let through by :meth:`allows` keeps others from joining it in its wait.
-        Default: never.
+        If a call that :meth:`allows` let through has been waiting for this many seconds, no others are let through.
+        Default: no limit.
     clock : callable
         Seconds, monotonic.
     """
@@ -53,10 +54,10 @@ class CircuitBreaker:
         self._clock = clock
         self._lock = ForkSafeLock()
         self._failures = 0
-        self._rest = rest  # the next one
-        self._resting_until = 0.0  # by the clock: no call before
-        self._under_way: dict[int, float] = {}  # since when, by thread
-        self._tries = 0  # the thread that was let through while it was half-open
+        self._rest = rest  # the next rest
+        self._resting_until = 0.0  # no call before this time
+        self._under_way: dict[int, float] = {}  # start of the call, by thread
+        self._tries = 0  # the thread that was let through in the half-open state
         forks.in_child(self.forget_threads)
 
     @property
@@ -67,7 +68,7 @@ class CircuitBreaker:
         return "open" if self._clock() < self._resting_until else "half-open"
 
     def allows(self) -> bool:
-        """Whether to call now; whoever does reports from that thread, by :meth:`succeeded` or :meth:`failed`."""
+        """Whether to call now. If so, report the outcome from the same thread: :meth:`succeeded` or :meth:`failed`."""
         if self._failures < self._threshold and self._patience is None:
             return True
         with self._lock:
@@ -81,7 +82,7 @@ class CircuitBreaker:
             return True
 
     def _joins(self, now: float, patience: float) -> bool:
-        """Whether nobody has been waiting for long; then this one is under way, too."""
+        """Whether no call has been waiting for long; if so, count this one as under way."""
         under_way = self._under_way
         if any(now - since > patience for since in under_way.values()):
             return False
@@ -89,7 +90,7 @@ class CircuitBreaker:
         return True
 
     def succeeded(self) -> None:
-        """A call did what it should."""
+        """Report that a call succeeded."""
         if self._failures or self._under_way:
             with self._lock:
                 self._failures = 0
@@ -97,7 +98,7 @@ class CircuitBreaker:
                 self._under_way.pop(threading.get_ident(), None)
 
     def failed(self, *, timed_out: bool = False) -> None:
-        """A call raised, or took too long."""
+        """Report that a call raised an error or took too long."""
         with self._lock:
             me = threading.get_ident()
             self._under_way.pop(me, None)
@@ -105,10 +106,10 @@ class CircuitBreaker:
                 self._failures = self._threshold if timed_out else self._failures + 1
                 if self._failures >= self._threshold:
                     self._resting_until = self._clock() + self._rest
-            elif self._tries == me:  # else it was under way when others found out
+            elif self._tries == me:  # otherwise it was already under way when the breaker opened
                 self._rest = min(2 * self._rest, self._longest_rest)
                 self._resting_until = self._clock() + self._rest
 
     def forget_threads(self) -> None:
-        """Nobody is under way, as in a forked child, which has none of the threads that were waiting."""
+        """Forget the calls under way: a forked child has none of the threads that made them."""
         self._under_way.clear()

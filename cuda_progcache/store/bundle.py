@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles: a cache, or a part of one, as one file.
+"""Bundles: a cache, or part of one, as one file.
 
 A bundle is an uncompressed tar archive (POSIX ustar) that any ``tar`` lists and unpacks, in this order::
 
@@ -9,8 +9,8 @@ A bundle is an uncompressed tar archive (POSIX ustar) that any ``tar`` lists and
     bundle.json             {"format": 1, "files": {name: {"size", "sha256"}}}: every file before it;
                             in a tier's signed pack also "signature", over those files
 
-Owners, modes and times are fixed, so that the same entries give the same bytes. ``bundle.json`` comes last: an archive
-that was cut short has none. What is read from a bundle is taken by digest and verified; its names are never paths.
+Owners, modes and times are fixed, so that the same entries give the same bytes. ``bundle.json`` comes last, so a
+truncated archive has none. Files are read from a bundle by digest, and verified; their names are never used as paths.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ImportReport(_Imported):
     refused : int
         Entries larger than the size cap.
     differing : int
-        Of those that were here already: with other bytes than in the bundle. They stay as they are.
+        How many of those already here have bytes other than the bundle's. They are left unchanged.
     """
 
     differing: int = 0
@@ -98,7 +98,7 @@ def export(
 ) -> ExportReport:
     """Write a bundle; see :meth:`FileStreamProgramCache.export`."""
     folder = os.path.dirname(os.path.abspath(path))
-    # Not after the bundle, whose name may be as long as a name can be.
+    # Not named after the bundle, whose name may have the maximum length.
     staged = os.path.join(folder, f".bundle.{current_owner()}-{next(_serial)}")
     try:
         with os.fdopen(os.open(staged, CREATE_FLAGS, 0o666), "wb") as file:
@@ -135,7 +135,7 @@ def _write(
                 continue
             seen = None if info is None else look(root, digest, quietly=True)
             if seen is None or seen.version is None or seen.data is None:
-                damaged += lstat(root.entry_path(digest)) is not None  # else it was removed just now
+                damaged += lstat(root.entry_path(digest)) is not None  # otherwise it has just been removed
                 continue
             yield digest, seen.data, seen.version
 
@@ -148,7 +148,7 @@ def write(
     manifests: Callable[[Collection[str]], Iterable[tuple[str, bytes]]],
     seal: Callable[[bytes], Mapping[str, Any]] = lambda _: {},
 ) -> int:
-    """Write programs as a bundle; the number of them.
+    """Write programs as a bundle, and return their number.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def write(
     manifests : callable
         Names and contents of the header manifests that lead to these digests.
     seal : callable
-        More fields for the index, of the JSON that lists the files.
+        Returns further fields for the index, given the JSON that lists the files.
     """
     import tarfile
 
@@ -215,7 +215,7 @@ class Bundle:
     files : bytes
         The JSON that lists its files, as it was sealed.
     seal : mapping
-        What its index has beside it.
+        The index's other fields.
     """
 
     def __init__(self, path: str, tar: tarfile.TarFile) -> None:
@@ -230,7 +230,7 @@ class Bundle:
             raise self.refuse("its entries and records don't match")
 
     def refuse(self, why: str) -> BundleError:
-        """The error that says why not."""
+        """The error to raise, with the reason."""
         return BundleError(f"{self._path} can't be used as a bundle: {why}")
 
     def _take_members(self) -> None:
@@ -240,7 +240,7 @@ class Bundle:
             name = member.name
             if name != _INDEX and not _NAME.fullmatch(name):
                 raise self.refuse(f"it contains {name!r}, which is not a path of a cache file")
-            # By the raw type: links, devices, FIFOs, directories and sparse files have no business here.
+            # By the raw type: links, devices, FIFOs, directories and sparse files aren't allowed.
             if member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or member.pax_headers:
                 raise self.refuse(f"{name} isn't a regular file (was it repacked by another tool?)")
             if name in self._members:
@@ -323,9 +323,9 @@ def opened(path: str) -> Iterator[Bundle]:
     Raises
     ------
     BundleError
-        It is none.
+        The file isn't a valid bundle.
     OSError
-        It can't be read.
+        The file can't be read.
     """
     with open(path, "rb") as file, opened_file(file, path) as bundle:
         yield bundle
@@ -333,7 +333,7 @@ def opened(path: str) -> Iterator[Bundle]:
 
 @contextlib.contextmanager
 def opened_file(file: IO[bytes], name: str) -> Iterator[Bundle]:
-    """As :func:`opened`, of a file that is open; ``name`` is what messages call it."""
+    """As :func:`opened`, for an open file; ``name`` is used in messages."""
     import tarfile
 
     try:
@@ -351,7 +351,7 @@ def import_bundle(
     Parameters
     ----------
     put : callable
-        Stores digest, bytes, record (JSON) and time of publication; False where the size cap forbids it.
+        Stores digest, bytes, record (JSON) and time of publication; returns False if the size cap doesn't allow it.
     """
     with opened(path) as bundle:
         wanted = []
@@ -361,7 +361,7 @@ def import_bundle(
             if _fits(about, archs):
                 wanted.append(digest)
         manifests = list(bundle.manifests())
-        # All is well: from here on it is written.
+        # The whole bundle is valid: write it.
         imported = size = present = refused = differing = 0
         for digest in wanted:
             version, _ = bundle.version(digest)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What programs a store holds, by shard, in a file of its own: nobody reads a hundred thousand records for a sum.
+"""Sums over the programs of a store, kept in a file so that statistics don't read every record.
 
-``<root>/census`` has, for each shard, the times at which its two directories changed last, and the sums over its
-entries then. A file that comes, goes or is replaced changes its directory's time, so a shard whose times are the same
-is not read again. The file is disposable, and made anew where it is missing or damaged.
+``<root>/census`` has, for each shard, the modification times of its two directories, and the sums over its entries at
+that time. Adding, removing or replacing a file changes its directory's time, so a shard whose times are the same is not
+read again. The file is disposable; it is recreated if it is missing or damaged.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _FORMAT = 1
 
 
 class Census(NamedTuple):
-    """Sums over the entries that have a record which fits.
+    """Sums over the entries that have a matching record.
 
     Attributes
     ----------
     entries, bytes : int
-        How many, and their sizes.
+        Their number, and the sum of their sizes.
     seconds : float
-        What compiling them took.
+        The time that compiling them took.
     targets, archs : Counter
-        How many of each kind of binary, and for each architecture, as their records say.
+        The number of each kind of binary, and for each architecture, according to their records.
     """
 
     entries: int
@@ -60,7 +60,7 @@ _NONE = Census(0, 0, 0.0, Counter(), Counter())
 
 
 def take(root: Root) -> Census:
-    """Sum up what lies there; reads the shards that have changed since the last time.
+    """Take a census of a directory; reads only the shards that have changed since the last one.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def take(root: Root) -> Census:
             shards[shard] = counted
         total = total.plus(found)
     if shards != known and not root.read_only:
-        with contextlib.suppress(OSError):  # one that is only read is read each time
+        with contextlib.suppress(OSError):  # a read-only directory is read each time
             encoded = json.dumps({"format": _FORMAT, "shards": shards}, separators=(",", ":")).encode()
             root.place(os.path.join(root.path, NAME), encoded)
     return total
@@ -104,7 +104,7 @@ def _read(root: Root) -> dict[str, Any]:
 
 
 def _stamp(root: Root, shard: str) -> list[int] | None:
-    """When the shard's directories changed; ``None``: so lately that another change needn't show."""
+    """When the shard's directories changed; ``None`` if so recently that a further change might not show."""
     stamp: list[int] = []
     now = time.time_ns()
     for tree in (root.entries, root.records):

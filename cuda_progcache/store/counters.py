@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters that outlive the process: what the store objects of all processes on one directory have counted.
+"""Counters that outlive the process: the sums over all store objects, in all processes, on one directory.
 
-A lookup counts in memory. What was counted since is appended to ``<root>/counters.log`` (an
-:class:`~cuda_progcache.store.append_log.AppendLog`) at ``close()``, when a store object goes, at exit and every
-:data:`INTERVAL` of use, one line each; a lookup counts its hit or miss in one step, so that what is there adds up.
-Each line has a number of its own, and counts once however often it is there. It also has the hour in which it was
-written: hours are kept apart for two days, days for two months, and what is older is one sum.
+A lookup counts in memory. New counts are appended to ``<root>/counters.log`` (an
+:class:`~cuda_progcache.store.append_log.AppendLog`), one line each time, at ``close()``, when a store object is
+collected, at exit, and every :data:`INTERVAL` seconds of use. A lookup counts its hit or miss in one step, so the
+numbers always add up. Each line has a unique number, and is counted once even if the file has it twice. It also has the
+hour in which it was written: hours are kept apart for two days, days for two months, and older counts are one sum.
 
-Lost are the counts of a process that is killed, or ends by ``os._exit``, since its last line.
+If a process is killed, or ends by ``os._exit``, the counts since its last line are lost.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ if TYPE_CHECKING:
     from cuda_progcache.store.root import Root
 
     class Countable(Protocol):
-        """What counts: the counters of a store, or what a tier did."""
+        """A source of counts: the counters of a store or of a tier."""
 
         def unwritten(self) -> Any:
-            """What was counted since it was last written down."""
+            """The counts that aren't written down yet."""
 
         def take_unwritten(self) -> Any:
-            """The same, for who writes it down."""
+            """Return the same, and mark them as written down."""
 
         def give_back(self, counted: Any, /) -> None:
-            """It could not be written down."""
+            """Take counts back that couldn't be written down."""
 
 
-#: Seconds of use after which the counters are written down, too.
+#: Seconds of use after which the counters are written down.
 INTERVAL = 5.0
-#: A store looks at the clock for that at hits whose number has none of these bits: one in sixteen.
+#: A store checks the clock for that on hits whose number has none of these bits set: one in sixteen.
 LOOK = 15
-#: Seconds for which a reader waits for lines that are being handed on.
+#: Seconds for which a reader waits for lines that are being copied to a new file.
 _MOMENT = 0.1
 
 _COUNTED, _SEEN = 1, 2
-_FIELDS = 12  # of a line: the counters, room for those to come, and the hour
+_FIELDS = 12  # of a line: the counters, room for future ones, and the hour
 _HOUR = 3600
-#: Hours that are kept apart, and hours for which days are.
+#: The number of hours for which hours are kept apart, and that for which days are.
 _HOURS, _DAYS = 48, 24 * 60
-#: Sums that are kept at most, whatever the clocks of the writers say.
+#: The maximum number of sums, whatever the writers' clocks say.
 _SPANS = 128
 
 
 def _span(hour: int, now: int) -> int:
-    """The hour in which the span begins that this hour is counted in; 0: what is older than all of them."""
+    """The first hour of the span that an hour is counted in; 0 if it is older than all spans."""
     if hour > now - _HOURS:
         return hour
     day = hour - hour % 24
@@ -71,13 +71,13 @@ class _Log(AppendLog):
 
     NAME = "counters.log"
     MAGIC = b"cpcount\x01"
-    TOTALS: Any = Totals  # what a line counts
+    TOTALS: Any = Totals  # the type of a line's counts
     PAYLOAD = struct.Struct(f"<{_FIELDS}q")
 
     def forget(self) -> None:
-        self._sums: dict[int, list[int]] = {}  # by the hour since the epoch
+        self._sums: dict[int, list[int]] = {}  # by hours since the epoch
         self._own: list[int] = []  # refs of the lines of this file
-        self._refs: set[int] = set()  # those, and the refs of lines that are in its sum
+        self._refs: set[int] = set()  # these, and the refs of lines that its summary includes
 
     def take(self, line: Line, at: int) -> None:  # noqa: ARG002 - where it lies is no matter
         kind, ref, *counts = line
@@ -109,22 +109,22 @@ class _Log(AppendLog):
         return [*[(_COUNTED, new_ref(), *counts, hour) for hour, counts in self._spans().items()], *seen]
 
     def too_late(self, line: Line, generations: int) -> Line | None:
-        """As it was, as long as the file knows what the one before it has counted."""
+        """The line itself, as long as the file knows which lines the one before it has counted."""
         return line if generations <= 1 else None
 
     def damaged(self) -> None:
-        """What is no line counts nothing; those behind it do."""
+        """Skip the damaged bytes; the lines after them still count."""
 
     def add(self, counted: tuple[int, ...]) -> bool:
-        """Write counts down; whether that could be done."""
+        """Write counts down; return whether that succeeded."""
         line: Line = (_COUNTED, new_ref(), *counted, *[0] * (_FIELDS - 1 - len(counted)), _this_hour())
         return self.exchange(lambda _: [line], read=False)
 
     def spans(self) -> dict[int, Any]:
-        """What is written down, by the hour since the epoch in which its span begins.
+        """The counts in the file, by the first hour of each span, in hours since the epoch.
 
-        Where the file has just been written anew, the process that did so is given a moment to hand on the last lines;
-        if it was killed, they are lost.
+        If the file has just been rewritten, this waits briefly for the process that did so to copy the last lines. If
+        that process was killed, they are lost.
         """
         latest = time.monotonic() + _MOMENT
         while self.exchange(lambda _: (), make=False) and not self.is_whole and time.monotonic() < latest:
@@ -138,7 +138,7 @@ def _this_hour() -> int:
 
 
 class Tally:
-    """What one store object counts, on its way to the file.
+    """Writes the counts of one store object to the file.
 
     Parameters
     ----------
@@ -158,20 +158,20 @@ class Tally:
         _write_at_end_of_worker()
 
     def write_if_due(self) -> None:
-        """Write the counters down, if that is long ago."""
+        """Write the counters down if the last time was long ago."""
         if time.monotonic() >= self._due:
             self.write()
 
     def write(self) -> None:
-        """Write down what was counted. Where that can't be done, it is counted in memory, and tried again later."""
+        """Write the counts down. If that fails, they are kept in memory and tried again later."""
         self._due = time.monotonic() + INTERVAL
         counted = self._counters.take_unwritten()
         if any(counted) and not self._file().add(counted):
             self._counters.give_back(counted)
-            self._due = time.monotonic() + 12 * INTERVAL  # read-only, full or gone
+            self._due = time.monotonic() + 12 * INTERVAL  # the directory is read-only, full or gone
 
     def over_time(self) -> tuple[Span, ...]:
-        """What every process has written down, and what the store objects of this one have yet to."""
+        """What every process has written down, and what the store objects of this process haven't yet."""
         beside = [tally for tally in _all_living() if tally is not self and tally._is_beside(self)]
         for tally in (self, *beside):
             tally.write()
@@ -181,8 +181,8 @@ class Tally:
         return _in_order(spans)
 
     def _is_beside(self, other: Tally) -> bool:
-        """Whether both count the same on one directory, by whatever names."""
-        if type(other) is not type(self):  # what a tier did there
+        """Whether both count the same things for the same directory, whatever its path is called."""
+        if type(other) is not type(self):  # the tally of a tier
             return False
         try:
             return os.path.samefile(self._root.path, other._root.path)
@@ -196,7 +196,7 @@ class Tally:
 
 
 def persisted(root: Root, more: Totals = NOTHING) -> tuple[Span, ...]:
-    """What the processes on a directory have written down, and what one has counted that writes nothing."""
+    """What the processes on a directory have written down, and the counts of one that writes nothing."""
     spans = _Log(root).spans()
     _add(spans, more)
     return _in_order(spans)
@@ -215,7 +215,7 @@ def _in_order(spans: dict[int, Totals]) -> tuple[Span, ...]:
 # The ends of processes
 
 _living: weakref.WeakSet[Tally] = weakref.WeakSet()
-#: A set that another thread adds to can't be looked through.
+#: Held while the set is changed or copied: it can't be iterated over while another thread adds to it.
 _adding = ForkSafeLock()
 _finalizers: list[object] = []
 
@@ -231,11 +231,11 @@ def _write_all() -> None:
 
 
 def _start_anew() -> None:
-    """In a forked child, where the counters start at zero: its end is another one."""
+    """Register again in a forked child, where the counters start at zero and exit handlers are lost."""
     _finalizers.clear()
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
-        # Its children end by os._exit, after its own finalizers, which it forgets as they start.
+        # Its children end by os._exit after running its finalizers, and it clears those when a child starts.
         util.register_after_fork(_start_anew, lambda _: _write_at_end_of_worker())
 
 

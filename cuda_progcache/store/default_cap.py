@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-#: Bytes that the default store may take, unless told.
+#: The size cap of the default store, in bytes, if none is configured.
 DEFAULT_MAX_SIZE = 5 * 10**9
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -17,7 +17,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     ValueError
-        It isn't a size.
+        The text isn't a size.
     """
     written = text.strip().lower()
     number = written.rstrip("kmgtib ")
@@ -28,7 +28,7 @@ def parse_size(text: str) -> int:
 
 
 def default_max_size() -> int | None:
-    """``CUDA_PROGCACHE_MAX_SIZE``, else 5 GB; ``None`` for no cap. The environment is read now.
+    """The default store's size cap: ``CUDA_PROGCACHE_MAX_SIZE``, or 5 GB; ``None`` for no cap. Read on each call.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other rooms derive from compiles, and keep beside the entries: header manifests, histories, failures, steps.
+"""Data that other packages derive from compiles and keep with the entries, such as header manifests.
 
-It is disposable: without it, a program is found or explained less well, and compiled once more at worst. A store with a
-directory has it in subdirectories there, as open to others as its entries are; one without has it in memory.
+It is disposable: if it is lost, programs are explained less well, and at worst compiled once more. A store with a
+directory keeps it in subdirectories there, with the permissions of its entries; one without keeps it in memory.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from typing import Any
 
-#: The directories, below a store's root. They are cleared with the entries.
+#: The subdirectories of a store's root. They are cleared with the entries.
 DIRECTORIES = ("failures", "latest", "manifests", "steps", "toolchains", "unkept")
-#: A header manifest keeps a few header sets; more than this is no manifest of ours.
+#: The largest number of header sets in a manifest. Ours have only a few.
 _MOST_SETS = 64
 
 _kept: weakref.WeakKeyDictionary[object, dict[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
 
 
 def derived(cache: object, what: str) -> dict[str, Any]:
-    """What is derived, of a store that has no directory.
+    """The derived data of a store that has no directory.
 
     Parameters
     ----------
     cache : store
     what : str
-        Names it.
+        The name of the data.
 
     Returns
     -------
@@ -63,12 +63,12 @@ def write_beside(root: str | os.PathLike[str], path: str, content: bytes, *, new
     content : bytes
         All of it.
     new : bool
-        Write it in place, if nothing lies there; else it is replaced in one step.
+        Write it only if there is no such file. Otherwise, the file is replaced atomically.
 
     Raises
     ------
     FileExistsError
-        ``new``, and something does.
+        ``new``, and the file exists.
     OSError
         It can't be written.
     """
@@ -100,26 +100,26 @@ def _make_directories(root: str, directory: str, sharing: Sharing) -> None:
 
 
 def clear_derived(root: str, *, names: Iterable[str] = DIRECTORIES) -> None:
-    """Remove it from a store's root; what is written meanwhile stays (OSError: it can't be removed)."""
+    """Remove derived data from a store's root (OSError if that fails). What is written meanwhile stays."""
     for name in names:
         for folder, _, files in os.walk(os.path.join(root, name), topdown=False):
             for file in files:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(folder, file))
-            with contextlib.suppress(OSError):  # not empty: a writer has just come
+            with contextlib.suppress(OSError):  # not empty: something was just written
                 os.rmdir(folder)
 
 
-# Header manifests travel with the entries that are found by them: {"format": n, "sets": [...]}, newest first.
+# A header manifest, {"format": n, "sets": [...]} with the newest set first, travels with the entries it leads to.
 
 
 def manifest_path(root: str | os.PathLike[str], manifest: str) -> str:
-    """Where a header manifest lies."""
+    """The path of a header manifest."""
     return os.path.join(root, "manifests", manifest[:2], manifest[2:])
 
 
 def manifest_sets(content: bytes) -> tuple[Any, list[Any]] | None:
-    """The format and the header sets of a manifest; ``None`` if it is none."""
+    """The format and the header sets of a manifest; ``None`` if it isn't a valid one."""
     import json
 
     try:
@@ -131,7 +131,7 @@ def manifest_sets(content: bytes) -> tuple[Any, list[Any]] | None:
 
 
 def _leads_to(one: Any, digests: Collection[str]) -> bool:
-    """Whether a header set of a manifest, which may be anybody's JSON, leads to one of these entries."""
+    """Whether a header set leads to one of these entries. It may be any JSON value."""
     entry = one.get("entry") if isinstance(one, dict) else None
     return isinstance(entry, str) and entry in digests
 
@@ -139,7 +139,7 @@ def _leads_to(one: Any, digests: Collection[str]) -> bool:
 def leading_to(content: bytes, digests: Collection[str] | None) -> bytes | None:
     """Cut a manifest to the sets that lead to these entries, without stamps of files; ``None`` if nothing is left.
 
-    Where there is nothing to leave out, the very bytes are returned: they may be signed.
+    If there is nothing to cut, the same bytes are returned, since they may be signed.
     """
     known = manifest_sets(content)
     if known is None:
@@ -155,7 +155,7 @@ def leading_to(content: bytes, digests: Collection[str] | None) -> bytes | None:
 
 
 def _unstamped(one: Any) -> Any:
-    """A header set without the stamps of its files, which say nothing on another machine."""
+    """A header set without the stamps of its files, which mean nothing on another machine."""
     return {name: value for name, value in one.items() if name != "stamps"} if isinstance(one, dict) else one
 
 
@@ -174,9 +174,9 @@ def read_manifest(root: str, manifest: str, *, largest: int = LARGE) -> bytes | 
 
 
 def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """The manifests by which entries are found, as :func:`leading_to` cuts them.
+    """The manifests that lead to these entries, cut as by :func:`leading_to`.
 
-    An entry may have several: two programs that differ in the spelling of an include path have one output.
+    An entry may have several: two programs that differ only in the spelling of an include path have the same output.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def manifests_leading_to(root: str, digests: Collection[str]) -> Iterator[tuple[
 
 
 def manifests_in(root: str) -> Iterator[str]:
-    """The header manifests there, in order of name."""
+    """The names of the header manifests in a store's root, sorted."""
     directory = os.path.join(root, "manifests")
     for shard in _names(directory):
         for rest in _names(os.path.join(directory, shard)):
@@ -213,9 +213,9 @@ def _names(directory: str) -> list[str]:
 
 
 def merged_manifest(first: bytes, then: bytes) -> bytes | None:
-    """The header sets of two manifests, those of the first in front; ``None`` if they don't go together.
+    """Merge two manifests, with the sets of the first in front; ``None`` if their formats differ or one is invalid.
 
-    Sets that differ in the stamps of files are one set.
+    Sets that differ only in the stamps of files count as equal.
     """
     ours, theirs = manifest_sets(first), manifest_sets(then)
     if ours is None or theirs is None or ours[0] != theirs[0]:
@@ -226,12 +226,12 @@ def merged_manifest(first: bytes, then: bytes) -> bytes | None:
 
 
 def merge_manifest(root: str, manifest: str, content: bytes) -> None:
-    """Add the header sets of a manifest to those that are known here."""
+    """Add the header sets of a manifest to those of a store's root."""
     path = manifest_path(root, manifest)
     here = read_manifest(root, manifest)
     if here is not None:
         content = merged_manifest(here, content) or content
         if content == here:
             return
-    with contextlib.suppress(OSError):  # without it, the first compile of a program here writes it anew
+    with contextlib.suppress(OSError):  # then the first compile of a program here writes it again
         write_beside(root, path, content)

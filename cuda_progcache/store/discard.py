@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removal of programs from a store's directory, and from the account of what lies there."""
+"""Removal of programs from a store's directory and from its size account."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cuda_progcache.store.disk_store import DiskStore
 
-#: Seconds before each try to remove an entry that lies in its place again, or still.
+#: Seconds before each attempt to remove an entry that is still, or again, in its place.
 _PAUSES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02)
 
 
 def discard(store: DiskStore, digest: str, *, keep: bool) -> bool:
-    """Take an entry away; return whether there was one.
+    """Remove an entry; return whether there was one.
 
     Parameters
     ----------
     store : DiskStore
     digest : str
     keep : bool
-        Move it to the quarantine.
+        Move it to the quarantine instead of deleting it.
 
     Raises
     ------
     OSError
-        The directory can't be written, or another process holds the entry.
+        The directory can't be written, or another process has the entry open.
     """
     path = store._root.entry_path(digest)
     entry = None
@@ -46,8 +46,8 @@ def discard(store: DiskStore, digest: str, *, keep: bool) -> bool:
                 return not stat.S_ISDIR(entry.st_mode)
             there = judge.lstat(path)
             if there is not None and identity(there) != identity(entry):
-                return True  # a writer has replaced it, and then it is gone
-        # It lies there again, or may soon: another remover has put it back, or the whole tree is being removed.
+                return True  # a writer has replaced it: the old entry is gone
+        # It is there again, or may be soon: another remover has put it back, or the whole tree is being removed.
         if not removal.is_there(store._root, digest):
             return False
     if entry is None:
@@ -56,7 +56,7 @@ def discard(store: DiskStore, digest: str, *, keep: bool) -> bool:
 
 
 def _discard_seen(store: DiskStore, digest: str, entry: os.stat_result, *, keep: bool) -> bool:
-    """Take this very entry away; return whether it was there."""
+    """Remove exactly this file as the entry; return whether it was there."""
     with store._cap.operation(digest) if store._accounted() else nullcontext() as operation:
         charged = pairs.charged(entry, judge.lstat(store._root.record_path(digest)))
         keep = keep or stat.S_ISDIR(entry.st_mode)
@@ -70,7 +70,7 @@ def _discard_seen(store: DiskStore, digest: str, entry: os.stat_result, *, keep:
 
 
 def clear(store: DiskStore, *, pinned: bool) -> None:
-    """Take everything away, or what isn't pinned; see :meth:`DiskStore.clear`."""
+    """Remove all entries, or those that aren't pinned; see :meth:`DiskStore.clear`."""
     root = store._root
     try:
         spared = frozenset() if pinned else store.pins()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading, writing and listing a directory of compiled programs; what its owner does beyond, see ``file_stream``."""
+"""Reading, writing and listing a directory of compiled programs. ``file_stream`` adds maintenance and tiers."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ if TYPE_CHECKING:
     from cuda_progcache.store.size_cap import SizeCap
     from cuda_progcache.store.stats import Span, StoreStats, Totals
 
-#: Verified files remembered per store object; half a kilobyte each, their keys included.
+#: The number of verified files that a store object remembers; half a kilobyte each, including their keys.
 _REMEMBERED = 65_536
-#: What opening a path meets where the path is wrong, and no disk is in trouble.
+#: Errors of opening that mean a wrong path rather than trouble with the disk.
 _WRONG_PATH = (errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 
 
 class DiskStore(ProgramCacheResource):
     """The directory as a store: lookups, writes, removals, listings and counters.
 
-    :class:`~cuda_progcache.store.FileStreamProgramCache`, which is the one to use, makes it, and has its options.
+    Use its subclass :class:`~cuda_progcache.store.FileStreamProgramCache`, which documents the options.
     """
 
     _ROOT = Root
@@ -67,16 +67,16 @@ class DiskStore(ProgramCacheResource):
     _durability: str
     _strict: bool
     _said_shared: bool
-    _alone = True  # what isn't here is nowhere else, either
+    _alone = True  # there are no levels behind it
 
     def _begin(self, *, default: bool) -> None:
-        """Open the directory, unless it is the default one: that was opened to see whether it will do."""
+        """Open the directory, except the default one, which was opened already to see whether it is usable."""
         root = self._root
         self._counters = Counters()
         self._lock = self._counters.lock
         self._last_use = LastUse()
         self._cap_: SizeCap | None = None
-        self._verified: dict[str, tuple[Signature, str]] = {}  # digest: file that was checked, its checksum
+        self._verified: dict[str, tuple[Signature, str]] = {}  # digest: signature of the verified file, its checksum
         self._recent = RecentRecords()
         self._writes_uses = True
         self._warned = False
@@ -101,7 +101,7 @@ class DiskStore(ProgramCacheResource):
 
     @property
     def _cap(self) -> SizeCap:
-        """The account of what lies there; a lookup needs none."""
+        """The size account of the directory, made on first use: lookups don't need it."""
         if self._cap_ is None:
             from cuda_progcache.store.size_cap import SizeCap
 
@@ -121,7 +121,7 @@ class DiskStore(ProgramCacheResource):
         return self._root.path
 
     def _path_for_key(self, key: Key) -> Path:
-        # What scripts written for cuda.core's store call to hand an entry to cuobjdump.
+        # Scripts written for cuda.core's store call this to get an entry's path for cuobjdump.
         return self.path.joinpath("entries", (digest := entry_digest(key))[:2], digest[2:])
 
     @property
@@ -131,7 +131,7 @@ class DiskStore(ProgramCacheResource):
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What another process has to pass to the constructor to share this cache; None while it is kept in memory."""
+        """The constructor arguments for another process to share this cache; None while it is kept in memory."""
         told = {
             "path": self._root.path,
             "max_size_bytes": self._max_size_bytes,
@@ -166,7 +166,7 @@ class DiskStore(ProgramCacheResource):
         return data
 
     def _get(self, key: Key) -> bytes | None:
-        # The path of a warm hit: open, fstat, read, close; no more than that. And of a miss: one question.
+        # The path of a warm hit is open, fstat, read, close and nothing else; that of a miss is one system call.
         digest = entry_digest(key)
         path = f"{self._root.entries}{digest[:2]}{os.sep}{digest[2:]}"
         remembered = self._verified.get(digest)
@@ -185,7 +185,7 @@ class DiskStore(ProgramCacheResource):
         return None if found is None else found.data
 
     def _read_again(self, digest: str, path: str, verified: Signature) -> bytes | None:
-        """The bytes of the file that was verified; ``None`` if another one lies there, or none."""
+        """The bytes of the file that was verified; ``None`` if it was replaced or is gone."""
         try:
             fd = os.open(path, READ_FLAGS)
             try:
@@ -201,7 +201,7 @@ class DiskStore(ProgramCacheResource):
             finally:
                 os.close(fd)
         except OSError:
-            return None  # gone or in trouble: the long way says which, and counts it
+            return None  # gone or in trouble: the slow path finds out which, and counts it
 
     def load(self, key: Key) -> Entry | None:
         """Return the entry with its record, both verified; ``None`` on a miss. Any problem with the cache is a miss."""
@@ -227,7 +227,7 @@ class DiskStore(ProgramCacheResource):
         return entry
 
     def _examine(self, digest: str, key: Key = b"", *, with_record: bool) -> Entry | None:  # noqa: ARG002
-        """Look an entry up and verify it against its record; counts the lookup. ``key`` is for those that look on."""
+        """Look an entry up, verify it against its record, and count the lookup. Subclasses may use ``key``."""
         try:
             seen = judge.look(self._root, digest, known=lambda st: self._known_checksum(digest, st))
         except OSError as exc:
@@ -265,10 +265,10 @@ class DiskStore(ProgramCacheResource):
                 finally:
                     os.close(fd)
             except OSError:
-                return  # removed since, or in trouble: the bytes are read already
+                return  # removed meanwhile, or in trouble: the bytes are already read
 
     def _note_use(self, digest: str, st: os.stat_result) -> bool:
-        """Note that an entry of this status is read now; whether that is to be written down, too."""
+        """Note that an entry of this status is read now; return whether to write that to the disk as well."""
         now = time.time_ns()
         self._last_use.note(digest, now)
         return self._writes_uses and use_is_due(st.st_atime_ns, st.st_mtime_ns, now)
@@ -280,7 +280,7 @@ class DiskStore(ProgramCacheResource):
                 fd if os.utime in os.supports_fd else self._root.entry_path(digest), ns=(now, min(st.st_mtime_ns, now))
             )
         except OSError:
-            # Read-only, or another user's file: from here on the order of use is this process's and the kernel's.
+            # Read-only, or another user's file: from now on only this process and the kernel record the order of use.
             self._writes_uses = False
             return
         remembered = self._verified.get(digest)
@@ -296,7 +296,7 @@ class DiskStore(ProgramCacheResource):
             self._tally.write_if_due()
 
     def _damaged(self, digest: str, entry: os.stat_result, record: os.stat_result | None) -> None:
-        """Move what is damaged to the quarantine, and tell the account."""
+        """Move a damaged entry to the quarantine, and update the size account."""
         from cuda_progcache.store import removal
 
         self._counters.count("corrupt")
@@ -306,7 +306,7 @@ class DiskStore(ProgramCacheResource):
                 self._cap.unannounced([(digest, -1, -charged)])
                 self._cap.damaged()
         except OSError:
-            self._counters.count("failed")  # read-only, say: it stays, and is a miss
+            self._counters.count("failed")  # for instance read-only: the entry stays, and is a miss
 
     # Writes
 
@@ -345,7 +345,7 @@ class DiskStore(ProgramCacheResource):
             return False
 
     def _dropped(self, digest: str, exc: OSError, *, strict: bool) -> None:
-        """Count a write that could not be done; say so, or raise."""
+        """Count a write that failed; warn, or raise."""
         self._counters.count("dropped")
         error = self._error("store a program in the cache", exc, self._root.entry_path(digest))
         if strict and not is_sharing_violation(exc):
@@ -353,7 +353,7 @@ class DiskStore(ProgramCacheResource):
         self._warn_once(f"{error}; compiled programs are used but not kept", level=4)
 
     def _failed(self, what: str, exc: OSError, path: str) -> None:
-        """Count a removal that could not be done; say so, or raise."""
+        """Count a removal that failed; warn, or raise."""
         self._counters.count("failed")
         error = self._error(what, exc, path)
         if self._strict:
@@ -363,7 +363,7 @@ class DiskStore(ProgramCacheResource):
     def _error(self, what: str, exc: OSError, path: str | None = None) -> StoreError:
         if isinstance(exc, StoreError):
             return exc
-        # Raised by Python code without a number (a wrapped os, a test): it stays the error that callers catch.
+        # Raised by Python code without a number (a wrapped os, a test): keep the kind that callers catch.
         number = errno.EACCES if exc.errno is None and isinstance(exc, PermissionError) else exc.errno
         return StoreError(number, f"can't {what}: {exc.strerror or exc}", exc.filename or path or self._root.path)
 
@@ -391,12 +391,12 @@ class DiskStore(ProgramCacheResource):
         charged = charged_size(len(data), len(record_json))
         if cap is not None and charged > cap:
             self._counters.count("refused")
-            self._discard(digest)  # a later read must not give the value before
+            self._discard(digest)  # a later read must not return the old value
             return False
         version = Version.of(data, record_json, time.time() if created is None else created)
         if cap is None and not self._accounted():
             pairs.publish(self._root, digest, data, version, durability=durability)
-            if self._accounted():  # somebody has begun an account meanwhile
+            if self._accounted():  # another process has begun an account meanwhile
                 self._cap.unannounced([(digest, 0, 0)])
             return True
         with self._cap.operation(digest, charged) as operation:
@@ -407,7 +407,7 @@ class DiskStore(ProgramCacheResource):
         return True
 
     def _accounted(self) -> bool:
-        """Whether somebody keeps an account of this directory."""
+        """Whether any process keeps a size account of this directory."""
         return self._max_size_bytes is not None or os.access(f"{self._root.path}{os.sep}ledger", os.F_OK)
 
     def __delitem__(self, key: Key) -> None:
@@ -427,21 +427,20 @@ class DiskStore(ProgramCacheResource):
             self._failed("remove a program", exc, self._root.entry_path(digest))
 
     def _discard(self, digest: str, *, keep: bool = False) -> bool:
-        """Take an entry away; return whether there was one."""
+        """Remove an entry; return whether there was one."""
         from cuda_progcache.store import discard
 
         return discard.discard(self, digest, keep=keep)
 
     def clear(self, *, pinned: bool = True) -> None:
-        """Remove every entry, record and quarantined file, and what was derived from compiles.
+        """Remove every entry, record and quarantined file, and the data derived from compiles.
 
-        What is published meanwhile stays.
+        Entries that are published meanwhile stay.
 
         Parameters
         ----------
         pinned : bool
-            Remove pinned entries, and their pins, too: an emptied cache is empty. ``False`` spares them, and the header
-            manifests by which they are found.
+            Also remove pinned entries and their pins. ``False`` keeps them, and the header manifests that lead to them.
 
         Raises
         ------
@@ -453,17 +452,17 @@ class DiskStore(ProgramCacheResource):
         discard.clear(self, pinned=pinned)
 
     def close(self) -> None:
-        """Write down what was counted; the store can be used afterwards."""
+        """Save the counters. The store can be used afterwards."""
         if self._tally is not None:
             self._tally.write()
 
-    # What there is
+    # Contents
 
     def __len__(self) -> int:
         return sum(pairs.count(self._root, shard) for shard in self._root.shards())
 
     def entries(self) -> Iterator[EntryInfo]:
-        """Iterate over all entries whose record fits their size; bytes are not verified, and no lookup is counted."""
+        """Iterate over all entries whose record matches their size. Bytes aren't verified, and no lookup is counted."""
         for shard in self._root.shards():
             for info in map(self._info, pairs.digests(self._root, shard)):
                 if info is not None:
@@ -480,11 +479,11 @@ class DiskStore(ProgramCacheResource):
         return pairs.info(self._root, digest, self._last_use.get(digest, 0) / 1e9)
 
     def all_time(self) -> Totals:
-        """What every process that used this directory has counted; see :attr:`StoreStats.all_time`."""
+        """The counts of every process that has used this directory; see :attr:`StoreStats.all_time`."""
         return total(self.over_time())
 
     def over_time(self) -> tuple[Span, ...]:
-        """The same, by the hour or day in which it was written down, in order of time."""
+        """The same by the hour or day in which they were written down, in chronological order."""
         return persisted(self._root, self._counters.totals()) if self._tally is None else self._tally.over_time()
 
     def _digests(self, prefix: str) -> Iterable[str]:
@@ -509,7 +508,7 @@ class DiskStore(ProgramCacheResource):
         unlink_quietly(self._root.pinned + digest)
 
     def _asked(self, what: str, do: Callable[[], T], path: str | None = None) -> T:
-        """Return what ``do`` returns; an error of the disk becomes a StoreError."""
+        """Call ``do`` and return its result; turn an error of the disk into a StoreError."""
         try:
             return do()
         except OSError as exc:

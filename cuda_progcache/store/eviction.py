@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which entries have to go when a store is over its size cap. Decisions only: size_cap looks and unlinks.
+"""Decides which entries to evict when a store is over its size cap. No I/O here: size_cap lists and unlinks.
 
-Why all of a small store is looked at, and a sample of a large one
-------------------------------------------------------------------
-Puts of 1 kB at the cap, ``durability="none"``, on a 2-core machine with ext4 (5,000 puts; other work ran beside)::
+Why a small store is scanned as a whole, and a large one by samples
+-------------------------------------------------------------------
+Puts of 1 kB at the cap, ``durability="none"``, on a 2-core machine with ext4 (5,000 puts, under other load)::
 
                        all, down to 90 % of the cap          a sample of 2048, an eighth of it goes
     entries            looks/put    mean    slowest put      looks/put    mean    p99      slowest put
@@ -12,15 +12,15 @@ Puts of 1 kB at the cap, ``durability="none"``, on a 2-core machine with ext4 (5
     100,000            21          0.9 ms     3.3 s          12          0.8 ms   10 ms    0.21 s
     1,000,000           -            -         30 s          10          0.6 ms    5 ms    0.21 s
 
-A look at an entry (two files' status) takes 12 to 25 µs, its removal 0.1 ms and more. So a low-water mark alone makes
-the mean cost of a put independent of the number of entries, but one put in 10,000 stands still for seconds: it looks at
-all and removes a tenth. A sample bounds that put, too, and what goes is nearly what would have gone: the oldest eighth
-of 2048 entries chosen at random by their digests lies within the oldest 15 % of all. A shard is the least that can be
-listed: from 524,288 entries on, a pass looks at one (3,900 of 1,000,000). Up to 4096 entries the pass over all costs
-no more than that, and evicts in the exact order of use.
+Looking at an entry (the status of two files) takes 12 to 25 µs, removing it 0.1 ms or more. A low-water mark alone
+makes the mean cost of a put independent of the number of entries, but one put in 10,000 takes seconds, since it looks
+at all entries and removes a tenth. A sample bounds that put as well, and evicts nearly the same entries: the oldest
+eighth of 2048 entries, chosen at random by their digests, lies within the oldest 15 % of all. The smallest unit that
+can be listed is a shard: from 524,288 entries on, a pass looks at one (3,900 of 1,000,000). With up to 4096 entries, a
+pass over all of them costs no more than that, and evicts in the exact order of use.
 
-The other ways: to look at all at each put, as ``cuda.core`` does, takes 10 ms, 0.1 s and 1.6 s a put at 1,000, 10,000
-and 100,000 entries. An index in the order of use would have to be written at each read, by all processes.
+Alternatives: looking at all entries on each put, as ``cuda.core`` does, takes 10 ms, 0.1 s and 1.6 s per put at 1,000,
+10,000 and 100,000 entries. An index in the order of use would have to be written on each read, by all processes.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cuda_progcache._util.files import Identity
 
-#: Up to this many entries a scan costs less than what a low-water mark would throw away: evict just to the cap.
+#: Up to this many entries, a scan is cheaper than the programs that a low-water mark would evict: evict to the cap.
 SMALL_STORE = 64
-#: Above that, evict to this share of the cap, so that one scan pays for the puts that fill the rest.
+#: Above that, evict down to this share of the cap, so that many puts share the cost of one scan.
 LOW_WATER = 0.9
 #: Up to this many entries a pass looks at all of them.
 EXACT_STORE = 4096
-#: Above that it looks at about so many, in shards chosen at random.
+#: Above that it looks at about this many, in shards chosen at random.
 SAMPLE = 2048
-#: Of a sample, one part in so many goes.
+#: One in this many entries of a sample is evicted.
 SAMPLE_SHARE = 8
 #: A last use is written down again when the one on disk is older than this, in nanoseconds (5 minutes).
 USE_RESOLUTION_NS = 300 * 10**9
-#: Last uses remembered in a process; 170 bytes each, their keys included.
+#: The number of last uses that a process remembers; 170 bytes each, including their keys.
 REMEMBERED = 131_072
 
 
 class LastUse(dict[str, int]):
-    """When this process last read or wrote an entry: digest to nanoseconds since the epoch, of the latest uses.
+    """The latest uses of entries by this process: digest to nanoseconds since the epoch.
 
-    Exact, while on the disk it is to minutes; their order stays where the clock is set back.
+    They are exact, while those on the disk are accurate to minutes. Their order survives a clock that is set back.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class LastUse(dict[str, int]):
         self.latest = 0
 
     def note(self, digest: str, now: int) -> None:
-        """An entry is used now."""
+        """Note that an entry is used now."""
         self.latest = self[digest] = max(now, self.latest + 1)
         if len(self) > REMEMBERED:
             oldest = sorted(self.items(), key=lambda item: item[1])[: REMEMBERED // 2]
@@ -74,13 +74,13 @@ class Candidate(NamedTuple):
     Attributes
     ----------
     digest : str
-        Which.
+        The entry's name.
     charged : int
-        Bytes it takes of the cap.
+        Bytes that it counts towards the cap.
     last_used : int
         Nanoseconds since the epoch.
     seen : (int, int, int)
-        Inode, size and mtime (ns): evict this file and no successor of it.
+        Inode, size and mtime (ns): evict this file, not one that has replaced it.
     """
 
     digest: str
@@ -95,19 +95,19 @@ class Candidate(NamedTuple):
 
 
 def excess(size: int, entries: int, cap: int) -> int:
-    """Bytes that have to go: none while ``size`` is within the cap, else what is above the low-water mark."""
+    """Bytes to evict: none while ``size`` is within the cap, else those above the low-water mark."""
     if size <= cap:
         return 0
     return size - (int(cap * LOW_WATER) if entries > SMALL_STORE else cap)
 
 
 def shards_to_look_at(entries: int, shards: int) -> int:
-    """How many of ``shards`` a pass looks at in a store of so many entries."""
+    """The number of shards that a pass looks at in a store of this many entries."""
     return shards if entries <= EXACT_STORE else max(1, SAMPLE * shards // entries)
 
 
 def passes_at_most(size: int, cap: int) -> int:
-    """How many passes one put may run: one, and one more for each 2 % that the store is above its cap."""
+    """The number of passes that one put may run: one, plus one for each 2 % that the store is above its cap."""
     return 1 + max(0, size - cap) * 50 // cap
 
 
@@ -117,11 +117,11 @@ def choose_victims(candidates: Iterable[Candidate], *, excess: int, at_most: int
     Parameters
     ----------
     candidates : iterable of Candidate
-        Those that may go.
+        Those that may be evicted.
     excess : int
         Bytes to free.
     at_most : int or None
-        How many may go.
+        The maximum number to evict.
     now : int
         Nanoseconds since the epoch. Later time stamps (another machine's clock) count as ``now``.
 
@@ -141,7 +141,7 @@ def choose_victims(candidates: Iterable[Candidate], *, excess: int, at_most: int
 
 
 def use_is_due(last_used: int, written: int, now: int) -> bool:
-    """Whether a read is worth writing down: the first after a write, or the last one on disk is older than minutes.
+    """Whether to write a read to the disk: it is the first after a write, or the last one on disk is minutes old.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in for the default store where its directory can't be made or written."""
+"""The replacement for the default store if its directory can't be made or written."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 class KeptInMemory(FileStreamProgramCache):
-    """A store object that forwards to memory, and to what can be read in the directory."""
+    """Keeps programs in memory, and reads those that the directory has."""
 
     _instead: ProgramCacheResource
 
     def __new__(cls) -> Self:
-        """Blank: :meth:`instead_of` makes one."""
+        """Make a blank object, for :meth:`instead_of`."""
         return object.__new__(cls)
 
     def __init__(self, *_: object, **__: object) -> None:
-        """As it was made: Python calls this with the arguments of the store that was asked for."""
+        """Do nothing: Python calls this with the arguments meant for the default store."""
 
     @classmethod
     def instead_of(
@@ -42,9 +42,9 @@ class KeptInMemory(FileStreamProgramCache):
         Parameters
         ----------
         path : str
-            The directory; empty: none is known.
+            The directory; empty if none is known.
         trouble : OSError
-            What is the matter with it.
+            What is wrong with it.
         shared, max_size_bytes, tiers
             As for :class:`FileStreamProgramCache`.
         """
@@ -80,7 +80,7 @@ class KeptInMemory(FileStreamProgramCache):
 
     @property
     def _stack(self) -> ProgramCacheStack | None:
-        """What is kept in memory, and what lies behind it; None where that is all."""
+        """The stack of the memory and the levels behind it; None if there are none."""
         from cuda_progcache.store.stack import ProgramCacheStack
 
         return self._instead if isinstance(self._instead, ProgramCacheStack) else None
@@ -92,7 +92,7 @@ class KeptInMemory(FileStreamProgramCache):
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """The directory, and those of the layers that packages bring."""
+        """The directory, and those of the layers of installed packages."""
         return tuple(dict.fromkeys((*super().roots, *self._instead.roots)))
 
     def clear(self, *, pinned: bool = True) -> None:  # noqa: ARG002 - nothing is pinned in memory

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled programs in a directory: raw binaries, a sidecar record beside each."""
+"""Compiled programs in a directory: raw binaries, each with a sidecar record."""
 
 from __future__ import annotations
 
@@ -34,74 +34,74 @@ if TYPE_CHECKING:
     from cuda_progcache.store.verification import Verification
 
 DURABILITIES = ("fsync", "full", "none")
-#: In the place of tiers: those that are configured.
+#: The value of ``tiers`` that means the configured ones.
 _CONFIGURED = "configured"
 
 
 class FileStreamProgramCache(DiskStore):
     """A persistent store that any number of processes share.
 
-    Each entry is the compiled binary, verbatim, in ``entries/<2>/<62 hex digits of SHA-256(key)>``: cuobjdump, nvdisasm
-    and cuda-gdb open it as it lies. Its record, with the checksum of the entry, lies under the same name in
-    ``records/``.
+    Each entry is the compiled binary, verbatim, in ``entries/<2>/<62 hex digits of SHA-256(key)>``; cuobjdump, nvdisasm
+    and cuda-gdb open it directly. Its record, with the checksum of the entry, has the same name in ``records/``.
 
-    A lookup gives bytes that were published under this key, or it is a miss. Entries that are cut short, altered,
-    swapped, or no regular file are moved to ``quarantine/`` and healed by the next write; each file is checked against
-    its checksum once per process and change. An entry without a record is a miss and stays where it is.
+    A lookup returns bytes that were published under this key, or it is a miss. Entries that are truncated, altered,
+    swapped, or not regular files are moved to ``quarantine/``, and the next write replaces them. Each file is checked
+    against its checksum once per process and change. An entry without a record is a miss, and is left in place.
 
-    Trouble with the disk never raises where a compile may pass: a lookup is a miss, and what can't be written or
-    removed is counted (``dropped``, ``failed``), with one warning. ``strict`` raises instead. What the owner of a cache
-    asks for (:meth:`verify`, :meth:`prune`, :meth:`pin`, :meth:`export` and so on) says if it can't be done.
+    During a compile, trouble with the disk never raises an error: a lookup is a miss, and failed writes and removals
+    are counted (``dropped``, ``failed``), with one warning. ``strict`` raises instead. Maintenance (:meth:`verify`,
+    :meth:`prune`, :meth:`pin`, :meth:`export` and so on) always raises if it fails.
 
     Parameters
     ----------
     path : str or os.PathLike, optional
-        The directory; made if missing, with mode 0700. Default: ``CUDA_PROGCACHE_DIR`` or the user's cache directory +
-        ``cuda-progcache``. If the default can't be made or written, there is one warning and programs are kept in
-        memory, before those that can be read there. What the default doesn't hold is looked for in the layers that
-        installed packages bring (:mod:`~cuda_progcache.store.layers`).
+        The directory; created with mode 0700 if missing. Default: ``CUDA_PROGCACHE_DIR``, or ``cuda-progcache`` in the
+        user's cache directory. If the default can't be created or written, there is one warning, and new programs are
+        kept in memory; those in the directory are still read. Programs that the default directory lacks are looked up
+        in the layers of installed packages (:mod:`~cuda_progcache.store.layers`).
     max_size_bytes : int, optional
         Soft cap on the bytes of entries, staging files, quarantine and long records (beyond 512 bytes each). When a
-        write passes it, the least recently used entries are evicted; in a store of more than 64 entries down to 90 % of
-        the cap, of more than 4096 entries from a sample of them (:mod:`~cuda_progcache.store.size_cap`). A value larger
-        than the cap is refused and counted, and evicts nothing. Processes share one account of what lies there.
-        Default: for a ``path``, no cap; else ``CUDA_PROGCACHE_MAX_SIZE`` (``20GB``; ``0``: no cap), or 5 GB.
+        write exceeds it, the least recently used entries are evicted; with more than 64 entries, down to 90 % of the
+        cap; with more than 4096, from a sample of them (:mod:`~cuda_progcache.store.size_cap`). A value larger than the
+        cap is refused and counted, and evicts nothing. Processes share one account of the size. Default: no cap if a
+        ``path`` is given, else ``CUDA_PROGCACHE_MAX_SIZE`` (such as ``20GB``; ``0`` for no cap), or 5 GB.
     durability : {"fsync", "full", "none"}
-        ``"fsync"``: an entry's bytes are on the disk before its name is. ``"full"``: the record and the names, too,
-        when a write returns. ``"none"``: as the system likes; what a crash tears, the checksum catches.
+        ``"fsync"``: an entry's bytes are on the disk before its name is. ``"full"``: when a write returns, the record
+        and the names are on the disk as well. ``"none"``: the system decides; the checksum detects what a crash
+        damages.
     shared : bool
-        Other users write here, too: permissions follow the umask. A directory that is group-writable, or setgid, is
-        shared by its group without this being said. Any other root that belongs to another user, and one that everyone
-        can write to, is refused (:mod:`~cuda_progcache.store.sharing`).
+        Other users write here as well: permissions follow the umask. A directory that is group-writable or setgid is
+        shared by its group even without this option. Without it, any other root is refused if it belongs to another
+        user or if everyone can write to it (:mod:`~cuda_progcache.store.sharing`).
     strict : bool
         The mapping (``cache[key] = value``, ``del``, ``update``) and ``clear`` raise
-        :class:`~cuda_progcache.errors.StoreError` where the disk is in trouble.
+        :class:`~cuda_progcache.errors.StoreError` if the disk is in trouble.
     mode : {"rw", "ro", "off", "frozen"}, optional
-        How it is used (:mod:`cuda_progcache._util.modes`); None: as ``CUDA_PROGCACHE`` says when it is made. In every
-        mode but ``rw`` nothing is made or written in the directory: what is put is dropped, and ``clear``, ``prune``
+        How it is used (:mod:`cuda_progcache._util.modes`). None: as ``CUDA_PROGCACHE`` says at construction. In every
+        mode except ``rw``, nothing is created or written in the directory: writes are dropped, and ``clear``, ``prune``
         and the like raise :class:`~cuda_progcache.errors.ReadOnlyError`.
     tiers : sequence of str, mapping or TierSettings, or "configured", optional
-        Stores beyond this machine (:func:`~cuda_progcache.store.tiers.settings.parse_tier`), the fastest first. What
-        isn't in the directory is looked for there and kept here, and what is written here is sent there. None: of the
-        default directory, those that are configured (:mod:`~cuda_progcache.store.tiers.configuration`); of a ``path``,
-        none; ``"configured"``: those that are configured, for a ``path``, too. They are opened when something isn't
-        here.
+        Stores on other machines (:func:`~cuda_progcache.store.tiers.settings.parse_tier`), the fastest first. Programs
+        that the directory lacks are looked up there and kept here, and those written here are sent there. None: the
+        configured tiers (:mod:`~cuda_progcache.store.tiers.configuration`) for the default directory, and none for a
+        ``path``. ``"configured"``: the configured tiers, also for a ``path``. Tiers are opened on the first miss or
+        write.
 
     Raises
     ------
     ConfigError
-        ``tiers`` has one that can't be used as it is written.
+        One of ``tiers`` has invalid settings.
     UnsafeRootError
-        The root isn't ours alone and ``shared`` wasn't said.
+        Other users own or can write to the root, and ``shared`` wasn't given.
     StoreError
-        ``path`` was given and is no place for a directory; with ``strict``, it can't be made for any reason.
+        ``path`` was given and can't be a directory; with ``strict``, also if it can't be created for another reason.
     ValueError
-        ``max_size_bytes``, ``durability`` or ``CUDA_PROGCACHE_MAX_SIZE`` makes no sense.
+        ``max_size_bytes``, ``durability`` or ``CUDA_PROGCACHE_MAX_SIZE`` is invalid.
     """
 
     def __new__(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> Self:
-        """Make a store on the directory, in its mode; on memory, where there is no default directory to be had."""
-        # The options stand in __init__ alone; but a wrong one is refused here, before a directory is made.
+        """Make a store on the directory, in its mode; in memory if the default directory can't be used."""
+        # Only __init__ lists the options, but an unknown one is refused here, before a directory is made.
         known = FileStreamProgramCache.__init__.__kwdefaults__ or {}
         if unknown := options.keys() - known.keys():
             raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {min(unknown)!r}")
@@ -159,7 +159,7 @@ class FileStreamProgramCache(DiskStore):
         self._begin(default=path is None)
         self._stand_before(layers=path is None, tiers=tiers)
 
-    # What lies behind it: the layers that packages bring, and tiers
+    # The levels behind it: layers of installed packages, and tiers
 
     _has_layers = False
     _told_tiers: Any = ()
@@ -167,7 +167,7 @@ class FileStreamProgramCache(DiskStore):
     _tier_tallies: tuple[Tally, ...] = ()
 
     def _stand_before(self, *, layers: bool, tiers: Any) -> None:
-        """Say what lies behind the directory."""
+        """Set the levels behind the directory."""
         self._has_layers = layers
         if tiers is None:
             self._told_tiers = _CONFIGURED if layers else ()
@@ -180,12 +180,12 @@ class FileStreamProgramCache(DiskStore):
         self._alone = not layers and not self._told_tiers
 
     def _stand_as(self, other: FileStreamProgramCache) -> None:
-        """Have behind it what another store has."""
+        """Use the levels behind another store."""
         self._stand_before(layers=other._has_layers, tiers=other._told_tiers)
 
     @property
     def tiers(self) -> tuple[TierSettings, ...]:
-        """The tiers behind it, the fastest first (ConfigError: those that are configured can't be used)."""
+        """The tiers behind it, the fastest first (ConfigError if the configured ones are invalid)."""
         if self._told_tiers == _CONFIGURED:
             from cuda_progcache.store.tiers.configuration import configured
 
@@ -195,7 +195,7 @@ class FileStreamProgramCache(DiskStore):
 
     @property
     def _stack(self) -> ProgramCacheStack | None:
-        """The directory and its tiers, for what isn't here and for writes; None where there are no tiers."""
+        """The stack of the directory and its tiers, for misses and writes; None if there are no tiers."""
         if self._alone or not (tiers := self.tiers):
             return None
         if self._known_stack is None or self._known_stack[0] != tiers:
@@ -248,34 +248,34 @@ class FileStreamProgramCache(DiskStore):
         return None if stack is None else stack.load(key)
 
     @property
-    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a class attribute in the base class
         """The leases of the hosts that publish to one of its tiers."""
         stack = self._stack
         return None if stack is None else stack.fleet
 
     @property
     def reaches_beyond(self) -> bool:
-        """Whether a tier behind it lies beyond this machine."""
+        """Whether a tier behind it is on another machine."""
         stack = self._stack
         return stack is not None and stack.reaches_beyond
 
     def fetch(self, keys: Iterable[bytes]) -> int:
-        """Have what the tiers hold of these programs here; the number of those that came."""
+        """Fetch these programs from the tiers; return how many came."""
         stack = self._stack
         return 0 if stack is None else stack.fetch(keys)
 
     def has_published(self) -> bool:
-        """Whether one of the tiers that take writes took all that was published."""
+        """Whether at least one writable tier has stored everything that was published."""
         stack = self._stack
         return stack is None or stack.has_published()
 
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
-        """Those of the header manifests that lie beyond this machine, by name."""
+        """Header manifests from other machines, by name; missing ones are left out."""
         stack = self._stack
         return {} if stack is None else stack.find_manifests(names)
 
     def keep_manifest(self, name: str, content: bytes) -> None:
-        """Add the sets of a header manifest to those that lie beyond this machine."""
+        """Add the sets of a header manifest to those of the tiers."""
         stack = self._stack
         if stack is not None:
             stack.keep_manifest(name, content)
@@ -305,7 +305,7 @@ class FileStreamProgramCache(DiskStore):
     def quarantine(self, digest: str) -> None:
         """Move an entry that proved wrong, and its record, to the quarantine, and count it as corrupt.
 
-        Tiers have none: from those that take writes it is removed.
+        Tiers have no quarantine: the entry is removed from the writable ones.
         """
         stack = self._stack
         if stack is None:
@@ -314,15 +314,15 @@ class FileStreamProgramCache(DiskStore):
             stack.quarantine(digest)
 
     def stats(self) -> StoreStats:
-        """What the directory holds, what this store object has counted, and what its tiers did (``levels``)."""
+        """The directory's contents in numbers, this store object's counters, and those of its tiers (``levels``)."""
         told = super().stats()
         stack = None if self._known_stack is None else self._known_stack[1]
         return told if stack is None else told._replace(levels=stack.stats().levels[1:])
 
     def close(self) -> None:
-        """Write the counters and send what is queued for the tiers; the store stays usable.
+        """Save the counters, and send what is queued for the tiers. The store can be used afterwards.
 
-        A tier that is out of use isn't waited for: its writes are tried again by their thread.
+        This doesn't wait for a tier that is out of order: its thread tries the writes again.
         """
         super().close()
         stack = None if self._known_stack is None else self._known_stack[1]
@@ -332,18 +332,18 @@ class FileStreamProgramCache(DiskStore):
         for tally in self._tier_tallies:
             tally.write()
 
-    # What its owner does with it
+    # Maintenance
 
     def first(
         self, count: int, *, by: str = "used", matches: Callable[[EntryInfo], bool] = lambda _: True
     ) -> list[EntryInfo]:
-        """The entries that come first in an order; see :meth:`ProgramCacheResource.first`."""
+        """The first entries in an order; see :meth:`ProgramCacheResource.first`."""
         from cuda_progcache.store import maintenance
 
         return maintenance.first(self._root, count, by, matches, self._info, self._last_use)
 
     def census(self) -> Census:
-        """What programs it holds, summed up; only what has changed since the last time is read.
+        """Sums over the programs that it holds. Only what has changed since the last census is read.
 
         Raises
         ------
@@ -355,7 +355,7 @@ class FileStreamProgramCache(DiskStore):
         return self._asked("sum up the cache", lambda: census.take(self._root))
 
     def arrivals(self) -> Arrivals:
-        """Begin to look for entries that come from now on."""
+        """Start watching for entries that are added from now on."""
         from cuda_progcache.store.arrivals import Arrivals
 
         return Arrivals(self._root)
@@ -373,7 +373,7 @@ class FileStreamProgramCache(DiskStore):
             self._cap.damaged()
 
     def pin(self, key_or_digest: Key) -> str:
-        """Keep an entry: eviction and :meth:`prune` spare it. Replacing it keeps it pinned, removing it doesn't.
+        """Keep an entry from eviction and :meth:`prune`. It stays pinned if it is replaced, but not if it is removed.
 
         Parameters
         ----------
@@ -397,7 +397,7 @@ class FileStreamProgramCache(DiskStore):
         return self._asked("pin a program", lambda: maintenance.pin(self._root, key_or_digest))
 
     def unpin(self, key_or_digest: Key) -> str:
-        """Let an entry be evicted again; takes and gives what :meth:`pin` does.
+        """Let an entry be evicted again. Arguments and result are those of :meth:`pin`.
 
         Raises
         ------
@@ -414,7 +414,8 @@ class FileStreamProgramCache(DiskStore):
         Parameters
         ----------
         repair : bool
-            Move what is damaged, foreign or without a record to the quarantine, and remove what writers have left.
+            Move files that are damaged, foreign or without a record to the quarantine, and remove what killed writers
+            left.
 
         Raises
         ------
@@ -436,12 +437,12 @@ class FileStreamProgramCache(DiskStore):
         Parameters
         ----------
         max_size_bytes : int, optional
-            Until the cache is no larger than this; 0 removes all that isn't pinned.
+            Remove entries until the cache is no larger than this; 0 removes everything that isn't pinned.
         older_than : float, optional
-            Those not used for so many seconds. A store without a size cap doesn't write last uses down: there it is
-            the age of what was published, where the file system keeps no access times.
+            Remove entries that weren't used for this many seconds. A store without a size cap doesn't record last uses:
+            if the file system keeps no access times either, the time since publication counts.
         dry_run : bool
-            Remove nothing; report what would go.
+            Remove nothing; report what would be removed.
 
         Raises
         ------
@@ -462,14 +463,14 @@ class FileStreamProgramCache(DiskStore):
         )
 
     def adopt(self, path: str | os.PathLike[str], key: Key, record: Mapping[str, Any] | None = None) -> EntryInfo:
-        """Take in a binary that was made elsewhere; it is a hit under ``key`` from now on.
+        """Add a binary that was made elsewhere; from now on it is a hit for ``key``.
 
         Parameters
         ----------
         path : str or os.PathLike
-            The binary; it may also be an entry of this cache that lies there without its record.
+            The binary. It may be an entry of this cache that has lost its record.
         key : bytes or str
-            Its key. Whether the binary is what the key says is yours to know: it will be run in its place.
+            Its key. You vouch that the binary belongs to this key: it will be used as that program.
         record : Mapping, optional
             A JSON object about it.
 
@@ -503,14 +504,14 @@ class FileStreamProgramCache(DiskStore):
         path : str or os.PathLike
             The bundle; replaced, in one step, if it is there.
         archs : iterable of str, optional
-            Only programs compiled for these, as in their record (``"sm_90"``).
+            Only programs compiled for these architectures, as recorded (``"sm_90"``).
         filter : callable, optional
             Only entries for which it is true.
 
         Raises
         ------
         StoreError
-            The bundle can't be written, or the cache not be read.
+            The bundle can't be written, or the cache can't be read.
         """
         from cuda_progcache.store.bundle import export
 
@@ -520,10 +521,10 @@ class FileStreamProgramCache(DiskStore):
         )
 
     def import_(self, path: str | os.PathLike[str], *, archs: Iterable[str] | None = None) -> ImportReport:
-        """Add a bundle's entries; those that are here already stay as they are.
+        """Add a bundle's entries; those that are already here stay unchanged.
 
-        All of the bundle is checked before the first entry is written, and no name in it is used as a path. The
-        checksums show damage, and not who made it: import what you would run.
+        The whole bundle is checked before the first entry is written, and no name in it is used as a path. The
+        checksums detect damage, but don't say who made the bundle: import only what you would run.
 
         Parameters
         ----------
@@ -535,9 +536,9 @@ class FileStreamProgramCache(DiskStore):
         Raises
         ------
         BundleError
-            It is truncated, altered or no bundle; nothing was imported.
+            The file is truncated, altered or not a bundle; nothing was imported.
         StoreError
-            An entry can't be written. Those before it are here, whole; import again to go on.
+            An entry can't be written. Those before it have been imported; import again to continue.
         OSError
             The bundle can't be read.
         """

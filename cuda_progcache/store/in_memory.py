@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 class _Held(NamedTuple):
     data: bytes
-    record_json: bytes  # JSON, so that nobody can alter a record in the store, and all stores give the same back
+    record_json: bytes  # JSON, so that callers can't alter a stored record, and all stores return the same
     digest: str
     charged: int
     created: float
@@ -50,8 +50,8 @@ class InMemoryProgramCache(ProgramCacheResource):
     Parameters
     ----------
     max_size_bytes : int, optional
-        Cap on the bytes of entries (and of what their records take beyond 512 bytes each); the least recently used ones
-        are evicted. ``None``: no limit. A value larger than the cap is refused, counted, and evicts nothing.
+        Cap on the bytes of entries, and of their records beyond 512 bytes each; the least recently used entries are
+        evicted. ``None``: no limit. A value larger than the cap is refused and counted, and evicts nothing.
 
     Raises
     ------
@@ -111,7 +111,7 @@ class InMemoryProgramCache(ProgramCacheResource):
         return self._put(_name(key), program_bytes(value), b"{}")
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
-        """Store an entry with its record; ``False`` where it is larger than the cap."""
+        """Store an entry with its record; ``False`` if it is larger than the cap."""
         return self._put(_name(key), program_bytes(data), encode_record(record))
 
     def _put(self, key: bytes | str, data: bytes, record_json: bytes) -> bool:
@@ -120,7 +120,7 @@ class InMemoryProgramCache(ProgramCacheResource):
         cap = self._max_size_bytes
         held = _Held(data, record_json, key if isinstance(key, str) else entry_digest(key), charged, now, [now])
         with self._lock:
-            self._discard(key)  # also where the new value is refused: a later read must not give the old one
+            self._discard(key)  # even if the new value is refused: a later read must not return the old one
             if cap is not None and charged > cap:
                 self._counters.refused += 1
                 return False
@@ -164,7 +164,7 @@ class InMemoryProgramCache(ProgramCacheResource):
         return len(self._entries)
 
     def clear(self) -> None:
-        """Remove every entry, and what was derived from compiles."""
+        """Remove every entry, and the data derived from compiles."""
         forget_derived(self)
         with self._lock:
             self._entries.clear()
@@ -172,7 +172,7 @@ class InMemoryProgramCache(ProgramCacheResource):
             self._total_bytes = 0
 
     def entries(self) -> Iterator[EntryInfo]:
-        """Every entry there is when the iteration starts, least recently used first."""
+        """Every entry that exists when the iteration starts, least recently used first."""
         with self._lock:
             held = list(self._entries.values())
         return map(_info, held)
@@ -195,7 +195,7 @@ class InMemoryProgramCache(ProgramCacheResource):
             return [(held.digest, len(held.data), len(held.record_json)) for held in self._entries.values()]
 
     def stats(self) -> StoreStats:
-        """What the store holds, and what it has counted."""
+        """The store's contents in numbers, and its counters."""
         with self._lock:
             held = list(self._entries.values())
             return self._counters.stats(
@@ -206,7 +206,7 @@ class InMemoryProgramCache(ProgramCacheResource):
 
 
 def _name(key: object) -> bytes | str:
-    """What a key is held by: itself; its digest, a str, where it is long."""
+    """The dictionary key for a cache key: the key itself or, if that is long, its digest (a str)."""
     name = key_bytes(key)
     return name if len(name) <= SHORT_KEY else entry_digest(name)
 

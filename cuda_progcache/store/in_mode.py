@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores in another mode than ``rw`` (:mod:`cuda_progcache._util.modes`): nothing is written anywhere.
+"""Stores in modes other than ``rw`` (:mod:`cuda_progcache._util.modes`), which write nothing anywhere.
 
-A store on a directory is one of these when it is made (``FileStreamProgramCache(mode="ro")``, ``CUDA_PROGCACHE``); what
-a compile is handed is brought into its mode by :func:`in_mode`, whatever kind of store it is.
+A store on a directory is made as one of these (``FileStreamProgramCache(mode="ro")``, ``CUDA_PROGCACHE``). Any other
+store that is passed to a compile is converted by :func:`in_mode`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class _Root(ReadRoot):
-    """A directory that is looked at, and may not be there: then it holds nothing."""
+    """A read-only directory that may be missing; if so, it counts as empty."""
 
     def open(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -47,13 +47,13 @@ class _Root(ReadRoot):
 
 
 class _ReadOnly(FileStreamProgramCache):
-    """Reads what lies in a directory; drops what it is given, and refuses what would change the directory."""
+    """Reads a directory; drops writes, and refuses maintenance that would change the directory."""
 
     _ROOT = _Root
     mode: str = "ro"
 
     def __new__(cls, path: str | os.PathLike[str] | None = None, *, shared: bool = False, **_: Any) -> Self:
-        """Make a store on the directory, or where none is known, on one that can't be there."""
+        """Make a store on the directory; if none is known, on a path that can't exist."""
         made = object.__new__(cls)
         try:
             where = default_root() if path is None else os.path.abspath(os.fspath(path))
@@ -71,17 +71,17 @@ class _ReadOnly(FileStreamProgramCache):
         tiers: Any = None,
         **how: Any,
     ) -> None:
-        super().__init__(self._root.path, **how)  # no cap: no bumped use
+        super().__init__(self._root.path, **how)  # no cap, so last uses aren't written
         self._told_cap = max_size_bytes
         self._stand_before(layers=path is None, tiers=tiers)
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What another process has to pass to the constructor."""
+        """The constructor arguments for another process."""
         told = super().settings
         return None if told is None else {**told, "max_size_bytes": self._told_cap}
 
-    # What a compile does passes by
+    # Writes by a compile are dropped
 
     def __setitem__(self, key: Key, value: Value) -> None:
         self._assign(key, value)
@@ -98,7 +98,7 @@ class _ReadOnly(FileStreamProgramCache):
     def keep_manifest(self, name: str, content: bytes) -> None:
         """Keep nothing."""
 
-    # What its owner asks for is refused
+    # Maintenance is refused
 
     def _refuse(self, what: str) -> NoReturn:
         raise ReadOnlyError(
@@ -129,7 +129,7 @@ class _ReadOnly(FileStreamProgramCache):
         self._refuse("unpin a program")
 
     def verify(self, *, repair: bool = False) -> Any:
-        """As ever; with ``repair``, raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
+        """Verify as in mode ``rw``; with ``repair``, raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
         if repair:
             self._refuse("repair the cache")
         return super().verify()
@@ -137,7 +137,7 @@ class _ReadOnly(FileStreamProgramCache):
     def prune(
         self, *, max_size_bytes: int | None = None, older_than: float | None = None, dry_run: bool = False
     ) -> Any:
-        """As ever with ``dry_run``; else raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
+        """With ``dry_run``, report as in mode ``rw``; else raise :class:`~cuda_progcache.errors.ReadOnlyError`."""
         if not dry_run:
             self._refuse("prune the cache")
         return super().prune(max_size_bytes=max_size_bytes, older_than=older_than, dry_run=True)
@@ -152,13 +152,13 @@ class _ReadOnly(FileStreamProgramCache):
 
 
 class _Off(_ReadOnly):
-    """Holds nothing, and looks at nothing."""
+    """Holds nothing, and reads nothing."""
 
     mode = "off"
 
     class _ROOT(_Root):
         def open(self) -> None:
-            """Look at nothing."""
+            """Don't touch the directory."""
 
     def get(self, key: Key, default: Any = None) -> Any:
         """``default``."""
@@ -212,10 +212,10 @@ class _Off(_ReadOnly):
 
     @property
     def _stack(self) -> None:
-        """None: there is nothing behind it, either."""
+        """None: there are no levels behind it."""
 
     def stats(self) -> StoreStats:
-        """All zero."""
+        """Statistics that are all zero."""
         counted: Any = dict.fromkeys(_COUNTED, 0)
         return StoreStats(**counted)
 
@@ -229,7 +229,7 @@ class _Off(_ReadOnly):
 
 
 class _Frozen(_ReadOnly):
-    """Reads what lies in a directory; what doesn't is an error."""
+    """Reads a directory; a miss is an error."""
 
     mode = "frozen"
 
@@ -247,16 +247,16 @@ _CLASSES: Mapping[str, type[_ReadOnly]] = {"ro": _ReadOnly, "off": _Off, "frozen
 
 
 def blank(mode: str, path: str | os.PathLike[str] | None, *, shared: bool) -> FileStreamProgramCache:
-    """What ``FileStreamProgramCache.__new__`` makes in another mode than ``rw``."""
+    """The object that ``FileStreamProgramCache.__new__`` makes in modes other than ``rw``."""
     return _CLASSES[mode](path, shared=shared)
 
 
 class FrozenProgramCache(ReadOnlyProgramCache):
-    """What another store holds; what it doesn't hold is an error, and nothing is compiled.
+    """A read-only view of another store in which a miss is an error, so that nothing is compiled.
 
-    It works wherever a cache goes, under ``cuda.core.Program.compile(cache=)``, too. There the key is all that is known
-    of a program; under :class:`cuda_progcache.Program` and the service the error says what differs from the nearest
-    program that is there, and which command would mend it.
+    It can be used wherever a cache can, including ``cuda.core.Program.compile(cache=)``. There only the key of a
+    missing program is known. With :class:`cuda_progcache.Program` and the service, the error says what differs from the
+    nearest program in the store, and which command adds the missing one.
 
     Parameters
     ----------
@@ -275,14 +275,14 @@ class FrozenProgramCache(ReadOnlyProgramCache):
 
 
 def found_in(cache: ProgramCacheResource, key: Key, data: bytes | None) -> bytes:
-    """What a frozen store was asked for (FrozenMissError: it isn't there)."""
+    """The data of a lookup in a frozen store (FrozenMissError if there is none)."""
     if data is not None:
         return data
     raise frozen_miss(getattr(cache, "name", None) or getattr(cache, "directory", None) or repr(cache), key)
 
 
 def in_mode(cache: Any, mode: str) -> ReadOnlyProgramCache | None:
-    """A cache as a compile may use it in a mode other than ``rw``.
+    """The view of a cache that a compile uses in a mode other than ``rw``.
 
     Parameters
     ----------
@@ -293,15 +293,15 @@ def in_mode(cache: Any, mode: str) -> ReadOnlyProgramCache | None:
     Returns
     -------
     ReadOnlyProgramCache or None
-        Without a path, so that nothing is derived beside its entries; its lookups give None on a miss, in mode
-        ``frozen`` too. None where nothing is to be looked up.
+        It has no path, so that no derived data is written next to its entries. Its lookups return None on a miss, also
+        in mode ``frozen``. None if nothing is to be looked up.
     """
     if cache is None or mode == "off":
         return None
     inner = cache._inner if isinstance(cache, ReadOnlyProgramCache) else cache
     if isinstance(inner, _Frozen):
         return _looked_at(inner)
-    if isinstance(inner, ProgramCacheStack):  # a level would take copies of what the next one has
+    if isinstance(inner, ProgramCacheStack):  # a level would otherwise keep copies of the next one's entries
         return ReadOnlyProgramCache(ProgramCacheStack([_level(level, mode) for level in inner.levels]))
     if not isinstance(inner, ProgramCacheResource):
         inner = _Theirs(inner)
@@ -309,12 +309,12 @@ def in_mode(cache: Any, mode: str) -> ReadOnlyProgramCache | None:
 
 
 def given_mode(cache: ProgramCacheResource, mode: str) -> ProgramCacheResource:
-    """A store that is used in a mode from now on, wherever it is handed to.
+    """A view of a store that is always used in the given mode.
 
     Parameters
     ----------
     cache : store
-        Stays as it is.
+        It isn't changed.
     mode : {"rw", "ro", "off", "frozen"}
     """
     if mode == "rw":
@@ -327,7 +327,7 @@ def given_mode(cache: ProgramCacheResource, mode: str) -> ProgramCacheResource:
 
 
 def looked_at(cache: Any, mode: str) -> ReadOnlyProgramCache:
-    """As :func:`in_mode`; an empty store where nothing is to be looked up."""
+    """As :func:`in_mode`, but an empty store if nothing is to be looked up."""
     return in_mode(cache, mode) or ReadOnlyProgramCache(FileStreamProgramCache(mode="off"))
 
 
@@ -336,7 +336,7 @@ def _level(level: ProgramCacheResource, mode: str) -> ProgramCacheResource:
 
 
 def _looked_at(cache: FileStreamProgramCache) -> ReadOnlyProgramCache:
-    """The same directory, with misses that are None; kept, with what it has verified, as long as the store."""
+    """A view of the same directory whose misses are None. It is kept with the store, as are its verified checksums."""
     kept: ReadOnlyProgramCache | None = cache.__dict__.get("_looked_at")
     if kept is None:
         store = _ReadOnly(cache.directory, shared=cache._said_shared)
@@ -347,7 +347,7 @@ def _looked_at(cache: FileStreamProgramCache) -> ReadOnlyProgramCache:
 
 
 class _Theirs(ProgramCacheResource):
-    """A store of cuda.core's kind, read."""
+    """A read-only adapter for a store of cuda.core."""
 
     def __init__(self, theirs: Any) -> None:
         self._theirs = theirs
@@ -359,13 +359,13 @@ class _Theirs(ProgramCacheResource):
         return data
 
     def __setitem__(self, key: Key, value: Value) -> None:
-        """Drop it."""
+        """Drop the value."""
 
     def __delitem__(self, key: Key) -> None:
-        """Leave it."""
+        """Do nothing."""
 
     def __len__(self) -> int:
         return len(self._theirs)
 
     def clear(self) -> None:
-        """Leave all."""
+        """Do nothing."""

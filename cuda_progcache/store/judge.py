@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an entry and its record fit: one verdict, for lookups, listings, verify, export and import.
+"""Whether an entry and its record match: one verdict for lookups, listings, verify, export and import.
 
-:func:`judge` decides from bytes alone. :func:`look` reads them, and looks again at what doesn't fit: two writers of one
-key, each between its two renames, look like damage until the slower one goes on.
+:func:`judge` decides from the bytes alone. :func:`look` reads them, and reads again if they don't match: while two
+writers of one key are each between their two renames, the pair looks damaged.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.root import Root
 
-#: Seconds before each look at a pair that doesn't fit; from the third on while a file is young (in seconds) alone.
+#: Seconds before each look at a pair that doesn't match; from the third on, only if a file is younger than the limit.
 LOOKS = (0.0, 0.0, 0.001, 0.004, 0.015, 0.030, 0.050)
 YOUNG = 2.0
-#: A file that came in the last so many seconds may be half of what a writer is about, if one is at work: on a machine
-#: that is busy it stands between its two renames for longer than anybody waits.
+#: A file younger than this many seconds may be half of a pair that a writer is still publishing: on a busy machine, a
+#: writer may stay between its two renames for longer than a reader waits.
 MAY_BE_HALF_DONE = 60.0
 
-#: What can be wrong. The first two are damage; the others are left by a crash, or by hand.
+#: What can be wrong. The first two are damage; a crash or a user can cause the others.
 CORRUPT, DAMAGED_RECORD, NO_RECORD, NO_ENTRY, NOTHING = "corrupt", "damaged-record", "no-record", "no-entry", "nothing"
 DAMAGE = frozenset({CORRUPT, DAMAGED_RECORD})
 
@@ -43,9 +43,9 @@ def judge(
     digest : str
         The entry's name.
     data, record : bytes or None
-        What lies there; ``None``: something that is no file, or none that can be so large.
+        The contents of the files; ``None`` for something that isn't a regular file, or is too large.
     checksum_of_data : str, optional
-        Of ``data``, where it is known.
+        The checksum of ``data``, if known.
     """
     if data is None:
         return CORRUPT
@@ -62,16 +62,16 @@ def judge(
 
 
 class Look(NamedTuple):
-    """What was seen of a pair.
+    """What was found of an entry and its record.
 
     Attributes
     ----------
     verdict : Version or str
-        Who vouches for the entry, or what is wrong.
+        The version that vouches for the entry, or what is wrong.
     data : bytes or None
-        The entry's.
+        The entry's bytes.
     entry, record : os.stat_result or None
-        The files; ``None``: not there.
+        The status of the files; ``None`` if missing.
     """
 
     verdict: Version | str
@@ -81,7 +81,7 @@ class Look(NamedTuple):
 
     @property
     def version(self) -> Version | None:
-        """Who vouches for the entry, if anybody does."""
+        """The version that vouches for the entry; ``None`` if there is none."""
         return None if isinstance(self.verdict, str) else self.verdict
 
 
@@ -94,29 +94,29 @@ def look(
     patient_with: frozenset[str] = DAMAGE,
     despite_writers: bool = False,
 ) -> Look:
-    """Read a pair and judge it, more than once where it doesn't fit.
+    """Read a pair and judge it, repeatedly if it doesn't match.
 
     Parameters
     ----------
     quietly : bool
-        Nobody uses the entry: its time of access stays.
+        Leave the access time alone: this isn't a use of the entry.
     known : callable
-        The checksum of the file with that status, where it is known.
+        Returns the checksum of the file with that status, if known.
     patient_with : frozenset of str
-        The verdicts that are looked at again.
+        The verdicts after which to look again.
     despite_writers : bool
-        Say what is wrong even where it may be what a writer has half done.
+        Report what is wrong even if a writer may be in the middle of publishing.
 
     Raises
     ------
     OSError
-        A file is there and can't be read.
+        A file exists and can't be read.
     """
     before: object = None
     seen = Look(NOTHING, None, None, None)
     same = False
     for pause in LOOKS:
-        seen = seen._replace(data=None)  # not held while it is read again
+        seen = seen._replace(data=None)  # freed before it is read again
         if pause:
             time.sleep(pause)
         seen = _look(root, digest, quietly, known)
@@ -128,7 +128,7 @@ def look(
             break
     if same and (despite_writers or not (_is_young(seen, MAY_BE_HALF_DONE) and root.has_staged())):
         return seen
-    return seen._replace(verdict=NOTHING)  # or replaced faster than it can be looked at
+    return seen._replace(verdict=NOTHING)  # or replaced faster than it can be read
 
 
 def _is_young(seen: Look, seconds: float) -> bool:
@@ -153,7 +153,7 @@ def _look(root: Root, digest: str, quietly: bool, known: Callable[[os.stat_resul
         return Look(CORRUPT if data is None and entry.st_size <= LARGE else NO_RECORD, data, entry, None)
     if data is None and stat.S_ISREG(entry.st_mode) and _vouched(raw, digest, entry.st_size):
         try:
-            data, entry = read_regular(entry_path, largest=None, quietly=quietly)  # a large one, as its record says
+            data, entry = read_regular(entry_path, largest=None, quietly=quietly)  # large, according to its record
         except OSError as exc:
             if not is_missing(exc):
                 raise
@@ -169,13 +169,13 @@ def _vouched(raw: bytes | None, digest: str, size: int) -> bool:
 
 
 def glance(root: Root, digest: str) -> tuple[Version, os.stat_result] | None:
-    """An entry by its size and record, its bytes unread; ``None`` if there is none that fits."""
+    """An entry judged by its size and record, without reading its bytes; ``None`` if none matches."""
     entry = lstat(root.entry_path(digest))
     if entry is None or not stat.S_ISREG(entry.st_mode):
         return None
     try:
         fitting = [version for version in versions(root, digest) if version.length == entry.st_size]
-        if len(fitting) > 1:  # replaced with other bytes of the same length: which of them lie here?
+        if len(fitting) > 1:  # replaced by other bytes of the same length: the bytes must tell which version this is
             seen = look(root, digest, quietly=True)
             return None if seen.version is None or seen.entry is None else (seen.version, seen.entry)
         for version in fitting:
@@ -187,7 +187,7 @@ def glance(root: Root, digest: str) -> tuple[Version, os.stat_result] | None:
 
 
 def versions(root: Root, digest: str) -> list[Version]:
-    """What the record on disk vouches for, newest first; nothing if it is missing or damaged."""
+    """The versions that the record on disk vouches for, newest first; none if it is missing or damaged."""
     try:
         raw, _ = read_regular(root.record_path(digest))
         return [] if raw is None else decode(raw, digest)
@@ -196,7 +196,7 @@ def versions(root: Root, digest: str) -> list[Version]:
 
 
 def lstat(path: str) -> os.stat_result | None:
-    """``os.lstat``, ``None`` where nothing is."""
+    """``os.lstat``; ``None`` if there is no such file."""
     try:
         return os.lstat(path)
     except OSError as exc:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read-only layers that installed packages bring: caches in their files, found with no configuration.
+"""Read-only layers in installed packages: caches among a package's files, found without configuration.
 
 A package declares one by an entry point of the group ``cuda_progcache.layers``, whose value is the dotted path of a
 directory in it::
@@ -7,12 +7,12 @@ directory in it::
     [cuda_progcache.layers]
     my-kernels-sm90 = my_kernels_sm90.layer
 
-That is ``my_kernels_sm90/layer`` beside the package's metadata, with ``entries``, ``records`` and ``manifests`` in it
-(``cuda-progcache export --wheel`` makes such a package). The default cache looks there for what it doesn't have itself;
-a hit in the cache looks at none. The metadata are read here, since ``importlib.metadata`` takes longer to import than
-all of a hit, and nothing of the package is imported.
+This is ``my_kernels_sm90/layer`` next to the package's metadata, with ``entries``, ``records`` and ``manifests`` in it
+(``cuda-progcache export --wheel`` makes such a package). The default cache looks up in the layers what it doesn't have
+itself; a hit in the cache doesn't touch them. This module reads the metadata itself, since importing
+``importlib.metadata`` takes longer than a whole hit. Nothing of the package is imported.
 
-A layer is as trusted as the packages beside it: whoever can write there chooses what runs in this process anyway.
+A layer is trusted like the installed packages: whoever can write there chooses what runs in this process anyway.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SECTION = f"[{GROUP}]"
 
 
 def directories() -> tuple[str, ...]:
-    """The layers of the packages on ``sys.path``, in its order."""
+    """The layers of the packages on ``sys.path``, in that order."""
     return tuple(store.directory for store in _stores(tuple(sys.path)))
 
 
@@ -44,7 +44,7 @@ def look(digest: str, *, with_record: bool) -> Entry | None:
 
 
 def info(digest: str) -> EntryInfo | None:
-    """One entry of a layer; None: no layer has it."""
+    """One entry of a layer; None if no layer has it."""
     for store in _stores(tuple(sys.path)):
         if (found := store._info(digest)) is not None:
             return found
@@ -53,7 +53,7 @@ def info(digest: str) -> EntryInfo | None:
 
 @functools.lru_cache(maxsize=4)
 def _stores(path: tuple[str, ...]) -> tuple[FileStreamProgramCache, ...]:
-    """Looked for once a process, and again where ``sys.path`` is another."""
+    """The stores on the layers; searched for once per process, and again if ``sys.path`` has changed."""
     found = list(dict.fromkeys(layer for folder in path for layer in _declared(folder or os.curdir)))
     if not found:
         return ()
@@ -95,7 +95,7 @@ def _layers(folder: str, entry_points: str) -> list[str]:
 
 
 def _place(folder: str, dotted: str) -> str | None:
-    """The directory that a dotted path names; of a package that is installed elsewhere (editable), by its finder."""
+    """The directory that a dotted path names; for an editable install, the import system is asked where it is."""
     package, _, rest = dotted.partition(".")
     tail = rest.split(".") if rest else []
     layer = os.path.join(os.path.abspath(folder), package, *tail)

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much lies in a store, by shard, in one file that every process with a size cap adds to.
+"""The size account of a store, by shard, in one file that every process with a size cap appends to.
 
 ``<root>/ledger`` is an :class:`~cuda_progcache.store.append_log.AppendLog` of 26-byte lines, each about a shard (the
 first byte of a digest)::
 
     kind:u8 ref:u64 shard:u8 entries:i32 bytes:i64 check:u32
 
-    BEGIN   an operation begins to move files of that shard, and may add so many bytes; ref names the operation
-    END     it has moved so many entries and bytes
-    COUNT   a scan found so many; ref: how far its process had read this file when it began to look, 0 if not this file
-    DOUBT   something has moved that was not announced; entries and bytes are a guess of how much
+    BEGIN   an operation begins to change files of that shard, and may add this many bytes; ref identifies it
+    END     the operation has added this many entries and bytes (negative: removed)
+    COUNT   a scan found this many; ref: how far its process had read this file when the scan began; 0: another file
+    DOUBT   an unannounced change; entries and bytes are an estimate
 
-A put costs two opens and writes and a read however many entries there are.
+A put costs two opens, two writes and a read, however many entries there are.
 
-The order of the lines says whether a number can be trusted. A count is exact if no operation on its shard was open
-when its scan began, and none began or ended before its line: who appends the last END of all can therefore make every
-shard exact, and the store's size is then known to the byte. A number that may be wrong is in doubt until an exact
-count: two operations on one shard at a time (of the same key, perhaps), a writer that was killed, a line that got lost.
-Until an operation ends, or is given up after some seconds, the bytes that it may add count as there.
+The order of the lines says whether a number can be trusted. A count is exact if no operation on its shard was open when
+its scan began, and none began or ended before its line. So the process that appends the last END can make every shard
+exact, and the store's size is then known to the byte. A shard is in doubt until an exact count if its number may be
+wrong: two operations overlapped (perhaps on the same key), a writer was killed, or a line was lost. Until an operation
+ends, or is given up after some seconds, the bytes that it may add are counted.
 
-Nothing depends on it being right. It is a copy of what a scan would find: where it is missing or damaged it is begun
-anew with no shard known, and counts by the way (see :mod:`~cuda_progcache.store.size_cap`) find what came by hand.
+Nothing depends on the account being right. It is a copy of what a scan would find: if it is missing or damaged, it is
+recreated with every shard unknown, and occasional counts (see :mod:`~cuda_progcache.store.size_cap`) find files that
+were added or removed by hand.
 """
 
 from __future__ import annotations
@@ -43,23 +44,23 @@ _BEGIN, _END, _COUNT, _DOUBT = 1, 2, 3, 4
 
 
 class Mark(NamedTuple):
-    """How far a process had read a ledger, and which one it was."""
+    """The ledger file that a process has read, and how far."""
 
     header: bytes
     offset: int
 
 
 class _Operation(NamedTuple):
-    """One that has begun and not ended."""
+    """An operation that has begun and not ended."""
 
     size: int
-    seen: float  # time.monotonic(), when this process read of it
+    seen: float  # time.monotonic() when this process read its BEGIN line
 
 
 class Ledger(AppendLog):
     """The account of one store's shards, as this process knows it.
 
-    A write to it never raises :class:`OSError`: where the file can't be had, the account is this process's alone.
+    Writing to it never raises :class:`OSError`: if the file can't be used, the account covers only this process.
 
     Parameters
     ----------
@@ -77,37 +78,37 @@ class Ledger(AppendLog):
         super().__init__(root)
 
     def forget(self) -> None:
-        """Know nothing."""
+        """Forget everything."""
         self._entries = [0] * SHARDS
         self._sizes = [0] * SHARDS
         self._counted = [False] * SHARDS
         self._doubted: set[int] = set()
         self._open = [0] * SHARDS  # operations
-        self._moved = [0] * SHARDS  # where the last line of an operation lies
+        self._moved = [0] * SHARDS  # the offset of the last line of an operation
         self._seen = {which: operation.seen for which, operation in self._operations.items()}
         self._operations = {}
-        self._ended: set[tuple[int, int]] = set()  # a line that was handed on may have been appended again
+        self._ended: set[tuple[int, int]] = set()  # a line that was copied may also have been appended again
         self._given_up: set[tuple[int, int]] = set()
         self._known = self._total_entries = self._total_size = self._announced = 0
 
-    # What it says
+    # Reading the account
 
     @property
     def entries(self) -> int:
-        """Entries in the store; while shards are uncounted, as many more as there would be if all were alike."""
+        """The number of entries; uncounted shards are estimated from the counted ones."""
         return max(0, self._total_entries) * SHARDS // max(1, self._known)
 
     @property
     def size(self) -> int:
-        """Bytes charged to the cap, and those on their way; uncounted shards are guessed as in :attr:`entries`.
+        """Bytes charged to the cap, including announced ones; uncounted shards are estimated as in :attr:`entries`.
 
-        A digest is as good as random: 8 shards of 400 entries tell the whole to a few percent.
+        Digests are as good as random: 8 shards of 400 entries give the total to a few percent.
         """
         return max(0, self._total_size) * SHARDS // max(1, self._known) + self._announced
 
     @property
     def announced(self) -> int:
-        """The bytes of :attr:`size` that are on their way."""
+        """The bytes of :attr:`size` that operations have announced and may add."""
         return self._announced
 
     @property
@@ -117,7 +118,7 @@ class Ledger(AppendLog):
 
     @property
     def doubts(self) -> int:
-        """How many shards are in doubt."""
+        """The number of shards in doubt."""
         return len(self._doubted)
 
     def uncounted(self) -> list[int]:
@@ -125,7 +126,7 @@ class Ledger(AppendLog):
         return [shard for shard in range(SHARDS) if not self._counted[shard]]
 
     def doubtful(self) -> list[int]:
-        """The shards in doubt that a count can make sure of: where nothing moves, or what did is taken for dead."""
+        """The shards in doubt that a count can settle: no operation is open there, or those open count as dead."""
         with self._lock:
             given_up = time.monotonic() - GIVE_UP_AFTER if self._operations else 0.0
             for (ref, shard), operation in list(self._operations.items()):
@@ -136,41 +137,41 @@ class Ledger(AppendLog):
             return sorted(shard for shard in self._doubted if not self._open[shard])
 
     def is_empty(self, shard: int) -> bool:
-        """Whether that shard was counted and holds nothing."""
+        """Whether the shard was counted and found empty."""
         return self._counted[shard] and not (self._entries[shard] or self._sizes[shard] or shard in self._doubted)
 
-    # What it is told
+    # Updating the account
 
     def begin(self, shards: Iterable[int], size: int = 0) -> int:
-        """Announce an operation on the files of some shards, before any of them moves.
+        """Announce an operation on the files of some shards, before it changes any.
 
         Parameters
         ----------
         shards : iterable of int
-            Those that it touches.
+            The shards that it changes.
         size : int
             Bytes that it may add to each.
 
         Returns
         -------
         int
-            What names it, for :meth:`end`.
+            The operation's ref, for :meth:`end`.
         """
         ref = new_ref()
         self._tell([(_BEGIN, ref, shard, 0, size) for shard in shards], read=False)
         return ref
 
     def end(self, ref: int, changes: Iterable[tuple[int, int, int]], *, sure: bool = True) -> None:
-        """Tell what an operation has done, of every shard that it was announced for; takes in others' lines, too.
+        """Record what an operation has done in each shard that it was announced for; also read others' lines.
 
         Parameters
         ----------
         ref : int
-            Which.
+            The operation's ref.
         changes : iterable of (int, int, int)
-            Shard, and entries and bytes more than before, negative for what went.
+            Shard, and the entries and bytes added; negative if removed.
         sure : bool
-            ``False`` if it failed on the way: the shards are then in doubt.
+            ``False`` if it failed midway: the shards are then in doubt.
         """
         told = list(changes)
         lines: list[Line] = [(_END, ref, *change) for change in told]
@@ -179,17 +180,17 @@ class Ledger(AppendLog):
         self._tell(lines)
 
     def doubt(self, changes: Iterable[tuple[int, int, int]]) -> None:
-        """Something moved unannounced, about so much: ``(shard, entries, bytes)``. Takes in others' lines, too."""
+        """Record unannounced changes, as estimates ``(shard, entries, bytes)``; also read others' lines."""
         self._tell([(_DOUBT, 0, *change) for change in changes])
 
     def mark(self) -> Mark:
-        """Take in others' lines and note where that was; a scan begins with it."""
+        """Read others' lines and return the position; a scan begins with this."""
         self._tell([])
         with self._lock:
             return Mark(*self.position)
 
     def count(self, counts: Iterable[tuple[int, int, int]], since: Mark) -> None:
-        """Shards were counted: ``(shard, entries, bytes)``. Takes in others' lines, too."""
+        """Record counts of shards, ``(shard, entries, bytes)``; also read others' lines."""
         told = [count for count in counts if not self._agrees(*count)]
 
         def lines(header: bytes) -> list[Line]:
@@ -203,7 +204,7 @@ class Ledger(AppendLog):
         return known and (self._entries[shard], self._sizes[shard]) == (entries, size)
 
     def _tell(self, lines: list[Line] | Callable[[bytes], list[Line]], *, read: bool = True) -> None:
-        """Append lines; where that can't be done (read-only, another user's, a full disk) they are ours alone."""
+        """Append lines. If that fails (read-only, another user's file, a full disk), only this process knows them."""
         unsaid: tuple[int, ...] = ()
 
         def with_unsaid(header: bytes) -> list[Line]:
@@ -218,13 +219,13 @@ class Ledger(AppendLog):
         alone = lines(b"") if callable(lines) else lines
         self._unsaid.update(line[2] for line in alone)
         self.take_alone(alone)
-        self._ended.clear()  # nobody hands these on
+        self._ended.clear()  # nobody copies these
         self._given_up.clear()
 
     # The log
 
     def take(self, line: Line, at: int) -> None:
-        """Take in what somebody has told."""
+        """Process a line."""
         kind, ref, shard, entries, size = line
         if kind == _COUNT:
             self._take_count(shard, entries, size, ref)
@@ -239,11 +240,11 @@ class Ledger(AppendLog):
             if (ref, shard) in self._ended:
                 return
             self._ended.add((ref, shard))
-            if not self._close(ref, shard):  # its announcement got lost, or comes later
+            if not self._close(ref, shard):  # its announcement was lost, or comes later
                 self._doubted.add(shard)
                 if (ref, shard) in self._given_up:  # and counted, perhaps
                     return
-        if self._counted[shard]:  # else its count will contain it
+        if self._counted[shard]:  # otherwise its count will contain it
             self._add(shard, entries, size)
 
     def summary(self) -> list[Line]:
@@ -256,17 +257,17 @@ class Ledger(AppendLog):
         ]
 
     def late(self, line: Line) -> Line:
-        """The same; a count's place in the other file means nothing."""
+        """The same line, without a count's position, which means nothing in another file."""
         return (_COUNT, 0, *line[2:]) if line[0] == _COUNT else line
 
     def too_late(self, line: Line, generations: int) -> Line:  # noqa: ARG002 - a doubt never hurts
-        """Something has moved there."""
+        """A doubt about the line's shard: something has changed there."""
         return (_DOUBT, 0, line[2], 0, 0)
 
     def _take_count(self, shard: int, entries: int, size: int, ref: int) -> None:
         exact = ref > self._moved[shard] and not self._open[shard]
         if self._counted[shard] and not exact and shard not in self._doubted:
-            return  # what is known is better
+            return  # the known number is better
         self._known += not self._counted[shard]
         self._counted[shard] = True
         (self._doubted.discard if exact else self._doubted.add)(shard)

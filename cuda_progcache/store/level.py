@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A level of a stack: a store that may fail and is then left alone, how it is written, and the order of writes."""
+"""A level of a stack: a store with its write policy and circuit breakers, and the locks that order writes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Ts = TypeVarTuple("Ts")
 
 
 class Trouble:
-    """In place of an answer: the level raised, or its breaker is open."""
+    """The result of a call that failed: the level raised an error, or its breaker is open."""
 
 
 TROUBLE: Final = Trouble()
 
 
 class Level:
-    """A store with its policy, its breakers and what the stack has counted about it.
+    """A store with its policy, its breakers and the stack's counters for it.
 
-    Reads and writes have a breaker each: a full disk can be read. A level that can't be read is not written, either.
-    A store with a breaker of its own is asked always, and sees to the rest itself.
+    Reads and writes have separate breakers, since a full disk can still be read. A level that can't be read isn't
+    written either. A store with a breaker of its own is always called, and decides for itself.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Level:
         own = store.breaker
         self.is_remote = store.is_remote
         self.is_disk = store.directory is not None
-        self.above: Sequence[Level] = ()  # the faster ones that take writes
+        self.above: Sequence[Level] = ()  # the faster writable levels
         self.minds_itself = own is not None
         self.reads, self.writes = (breaker(), breaker()) if own is None else (own, own)
         self._lock = ForkSafeLock()
@@ -71,19 +71,19 @@ class Level:
 
     @property
     def name(self) -> str:
-        """Its class, and where it lies."""
+        """Its class, and its location."""
         where = getattr(self.store, "path", None) or getattr(self.store, "name", None)
         return type(self.store).__name__ + (f" at {where}" if where else "")
 
     def write(self, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None = None) -> R | Trouble:
-        """:meth:`ask` for what changes the level."""
+        """Call a method that changes the level; see :meth:`ask`."""
         if self.reads.state != "closed" and not self.minds_itself:
             self.count("skipped")
             return TROUBLE
         return self._ask(self.writes, operation, *args, answer=answer)
 
     def ask(self, operation: Callable[[*Ts], R], *args: *Ts, answer: type[Exception] | None = None) -> R | Trouble:
-        """What a call of the level answers, unless it is out of order.
+        """Call a method of the level, unless the level is out of order, and return its result.
 
         Parameters
         ----------
@@ -92,7 +92,7 @@ class Level:
         *args
             Its arguments.
         answer : type of exception, optional
-            One that is an answer, and raised: the KeyError of a removal.
+            An exception that isn't a failure, and is raised on: for instance the KeyError of a removal.
         """
         return self._ask(self.reads, operation, *args, answer=answer)
 
@@ -107,22 +107,22 @@ class Level:
         started = self._clock() if self._timeout is not None else 0.0
         try:
             value = operation(*args)
-        except NotImplementedError as exc:  # a plain store that can't list, say: told where no level answers
+        except NotImplementedError as exc:  # for instance a plain store that can't list; reported if no level answers
             breaker.succeeded()
             self.error = exc
             return TROUBLE
-        except Exception as exc:  # a level may be anyone's code, and none may fail a lookup
+        except Exception as exc:  # a level may be anyone's code, and must not fail a lookup
             if answer is not None and isinstance(exc, answer):
                 breaker.succeeded()
                 raise
             self._failed(breaker, exc, timed_out=isinstance(exc, TimeoutError))
             return TROUBLE
         except BaseException:
-            breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
+            breaker.failed()  # interrupted: the outcome is unknown, but the breaker must not wait for it
             raise
         if self._timeout is not None and self._clock() - started > self._timeout:
             late = TimeoutError(errno.ETIMEDOUT, f"took longer than {self._timeout} s", self.name)
-            self._failed(breaker, late, timed_out=False)  # it was of use
+            self._failed(breaker, late, timed_out=False)  # the answer is still used
         else:
             breaker.succeeded()
         return value
@@ -138,7 +138,7 @@ class Level:
             return TROUBLE
 
     def peek(self, operation: Callable[[], R]) -> R | Trouble:
-        """What a look at the level says; nothing is tried while it is out of order, and nothing learnt about that."""
+        """Read from the level without affecting its breakers; skipped while it is out of order."""
         if self.reads.state != "closed":
             return TROUBLE
         try:
@@ -165,15 +165,15 @@ class Level:
             self._counts[name] += 1
 
     def digests(self, prefix: str) -> list[str]:
-        """Of all its entries with this prefix."""
+        """The digests of all its entries with this prefix."""
         return list(self.store._digests(prefix))
 
     def sizes(self) -> list[tuple[str, int, int]]:
-        """Digest, size and record's size of all its entries."""
+        """Digest, size and record size of all its entries."""
         return list(self.store._sizes())
 
     def stats(self) -> LevelStats:
-        """What the stack has counted about it."""
+        """The stack's counters for this level."""
         with self._lock:
             return LevelStats(name=self.name, policy=self.policy, state=self.state, **self._counts)
 
@@ -183,7 +183,7 @@ class Level:
         return max(self.reads.state, self.writes.state, key=("closed", "half-open", "open").index)
 
     def close(self) -> None:
-        """Close the store, in whatever state it is."""
+        """Close the store, whatever its state."""
         try:
             self.store.close()
         except Exception as exc:  # noqa: BLE001 - as above
@@ -192,41 +192,41 @@ class Level:
 
 
 def publish_to(store: ProgramCacheResource, name: bytes, data: bytes, record: Mapping[str, Any]) -> bool:
-    """Write an entry to a store, by the method of its class that raises in trouble; False: it wasn't taken."""
+    """Write an entry to a store, with the method of its class that raises on trouble; False if it was refused."""
     if type(store).publish is not ProgramCacheResource.publish:
         return store.publish(name, data, record)
     return assign_to(store, name, data)
 
 
 def copy_to(store: ProgramCacheResource, name: bytes, entry: Entry) -> bool:
-    """Copy an entry of another store to a store; False: it wasn't taken."""
+    """Copy another store's entry to a store; False if it was refused."""
     kind = type(store)
     owner = next(cls for cls in kind.__mro__ if "copy" in vars(cls) or "publish" in vars(cls))
     if "copy" in vars(owner) and owner is not ProgramCacheResource:
         return store.copy(name, entry)
-    return publish_to(store, name, entry.data, entry.record)  # of a class that knows nothing of copies
+    return publish_to(store, name, entry.data, entry.record)  # a class without a copy method of its own
 
 
 def assign_to(store: ProgramCacheResource, name: bytes, data: bytes) -> bool:
-    """Write bytes without a record to a store; False: they weren't taken."""
+    """Write bytes without a record to a store; False if they were refused."""
     owner = next(cls for cls in type(store).__mro__ if "__setitem__" in vars(cls))
     if "_assign" in vars(owner):
         return store._assign(name, data)
-    store[name] = data  # of a class that knows nothing of _assign
+    store[name] = data  # a class without an _assign of its own
     return True
 
 
 class Stripes:
-    """Locks that order the writes of a key; held while levels write, so a forked child gets new ones."""
+    """Locks that order the writes of each key. They are held while levels write, so a forked child gets new ones."""
 
     def __init__(self) -> None:
         self.renew()
         forks.in_child(self.renew)
 
     def renew(self) -> None:
-        """Make them anew: nobody holds one."""
+        """Replace all locks by new ones."""
         self.locks = [threading.Lock() for _ in range(64)]
 
     def of(self, digest: str) -> threading.Lock:
-        """The lock of an entry, and of others."""
+        """The lock for an entry; entries share locks."""
         return self.locks[int(digest[:2], 16) % len(self.locks)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pins, and pruning: what the owner of a cache directory keeps and lets go."""
+"""Pinning and pruning of a cache directory."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from cuda_progcache.store.size_cap import SizeCap
 
 
-#: Seconds by which a file's time stamp may lie before the clock that its writer read: it comes from the last tick.
+#: Seconds by which a file's time stamp may be behind its writer's clock: time stamps come from the last clock tick.
 _SLACK = 1.0
-#: Seconds that a pin waits for an entry that another process has moved aside, and may put back.
+#: Seconds that a pin waits for an entry that another process has moved aside and may put back.
 _MOMENT = 1.0
 
 
@@ -36,11 +36,11 @@ class PruneReport(NamedTuple):
     Attributes
     ----------
     removed, bytes : int
-        Entries that went, or would go, and their bytes, without their records: as ``stats`` counts them.
+        Entries that were removed, or would be, and their bytes without records, as in ``stats``.
     left, left_bytes : int
-        Entries that stay, and theirs.
+        Entries that stay, and their bytes.
     pinned : int
-        Of those that stayed: spared because they are pinned.
+        How many of those stay only because they are pinned.
     """
 
     removed: int
@@ -65,8 +65,8 @@ def pin(root: Root, key_or_digest: Key) -> str:
             root.mkdir(root.pinned.rstrip(os.sep))
             continue
         break
-    # Now, and not before: what is there once it is pinned, nobody takes who asks for pins after having moved it aside.
-    # Who moved it aside before, and puts it back for the pin, takes a moment.
+    # Checked after pinning: an entry that is in place now is safe, since removers ask for pins after moving it aside.
+    # A remover that moved it aside before, and puts it back because of the pin, takes a moment.
     latest = time.monotonic() + _MOMENT
     while removal.is_there(root, digest):
         if os.path.lexists(root.entry_path(digest)):
@@ -79,7 +79,7 @@ def pin(root: Root, key_or_digest: Key) -> str:
 
 
 def unpin(root: Root, key_or_digest: Key) -> str:
-    """Let an entry go; see :meth:`~cuda_progcache.store.FileStreamProgramCache.unpin`."""
+    """Unpin an entry; see :meth:`~cuda_progcache.store.FileStreamProgramCache.unpin`."""
     digest = _named(key_or_digest)
     try:
         unlink(root.pinned + digest)
@@ -91,7 +91,7 @@ def unpin(root: Root, key_or_digest: Key) -> str:
 def prune(
     root: Root, cap: SizeCap, max_size_bytes: int | None, older_than: float | None, *, dry_run: bool
 ) -> PruneReport:
-    """Remove the least recently used; see :meth:`~cuda_progcache.store.FileStreamProgramCache.prune`."""
+    """Remove the least recently used entries; see :meth:`~cuda_progcache.store.FileStreamProgramCache.prune`."""
     pins = root.pins()
     found = [item for shard in root.shards() for item in pairs.survey(root, shard, cap.last_use).candidates]
     victims = _victims(found, pins, max_size_bytes, older_than, time.time_ns())
@@ -114,11 +114,12 @@ def first(
     info: Callable[[str], EntryInfo | None],
     last_use: Mapping[str, int],
 ) -> list[EntryInfo]:
-    """The entries that come first in an order; see :meth:`~cuda_progcache.store.ProgramCacheResource.first`.
+    """The first entries in an order; see :meth:`~cuda_progcache.store.ProgramCacheResource.first`.
 
-    A file's status bounds what its record can say: it was created when it was written, or before (imported, copied with
-    its times). So records are read in the order of their bounds, until no other can come before those that were read.
-    When the directory of a shard changed last bounds them all: the shards that changed before aren't looked at.
+    A file's status bounds what its record can say: the entry was created when the file was written, or earlier (if it
+    was imported, or copied with its times). So records are read in the order of their bounds, until no other entry can
+    come before those that were read. The time of a shard directory's last change bounds all its entries, so shards that
+    changed earlier are skipped.
     """
     bounds: dict[str, Callable[[pairs.Glimpse], float]] = {
         "used": lambda seen: max(seen.used, last_use.get(seen.digest, 0) / 1e9),
@@ -127,12 +128,12 @@ def first(
     }
     bound, order = bounds[by], ORDERS[by]
     found: list[EntryInfo] = []
-    ahead: list[float] = []  # a heap: what the best so far are ordered by, the least of them first
+    ahead: list[float] = []  # a heap of the sort keys of the best entries so far, smallest first
 
     def done(at_most: float) -> bool:
         return len(ahead) >= count and (not ahead or at_most <= ahead[0])
 
-    by_change = by == "created" and not WINDOWS  # there a directory's ctime is when it was made
+    by_change = by == "created" and not WINDOWS  # on Windows, a directory's ctime is its creation time
     groups = _by_change(root) if by_change else [(root.shards(), math.inf)]
     for seen in _in_order(root, groups, bound, done):
         entry = info(seen.digest)
@@ -148,10 +149,10 @@ def _in_order(
     bound: Callable[[pairs.Glimpse], float],
     done: Callable[[float], bool],
 ) -> Iterator[pairs.Glimpse]:
-    """The entries of groups of shards, the highest bound first, until none that is left can matter.
+    """The entries of groups of shards, the highest bound first, until no remaining entry can matter.
 
-    Each group has a bound of its own, and comes after those with a higher one. ``done`` says of a bound that nothing
-    within it matters any more.
+    Each group has a bound of its own, and comes after those with a higher one. ``done`` tells whether entries within a
+    bound no longer matter.
     """
     waiting: list[tuple[float, pairs.Glimpse]] = []  # a heap
     for shards, at_most in [*groups, ([], -math.inf)]:
@@ -167,9 +168,9 @@ def _in_order(
 
 
 def _by_change(root: Root) -> list[tuple[list[str], float]]:
-    """Each shard, the one that changed last first, and when nothing in it was created later.
+    """Each shard, with the time after which nothing in it was created; the last changed first.
 
-    By the time that nobody can set: who copies a cache over another may set the directory's other one back.
+    This uses ctime, which can't be set: copying a cache over another may set a directory's mtime back.
     """
     changed = [([shard], judge.lstat(root.entries + shard)) for shard in root.shards()]
     bounds = [(shards, 0.0 if status is None else status.st_ctime + _SLACK) for shards, status in changed]

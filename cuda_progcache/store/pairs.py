@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An entry and its record on disk: two files that are published together, and listed.
+"""Publishing and listing pairs of files: an entry and its record.
 
 The record is put in place first (it vouches for what it replaces, see :mod:`~cuda_progcache.store.records`), the
 entry second. A crash between the two leaves a record without its entry, a miss; or the old entry, still vouched for.
@@ -30,25 +30,25 @@ from cuda_progcache.store.judge import glance, lstat, versions
 from cuda_progcache.store.records import FRAME_SIZE, Version, encode, replacing
 from cuda_progcache.store.root import WRITE_TRIES, Root
 
-#: Where it can be had, no: a dangling link is something, and not an entry.
+#: Don't follow links where that is supported: a dangling link exists, but isn't an entry.
 _FOLLOW = os.access not in os.supports_follow_symlinks
 _ASKS_EFFECTIVE = os.access in os.supports_effective_ids
 
 
 def exists(path: str) -> bool:
-    """Whether anything lies at ``path``; where nothing does, in a third of the time of a failed call's exception."""
-    if _ASKS_EFFECTIVE and os.getuid() != os.geteuid():  # a set-uid program: not what its caller may see
+    """Whether anything exists at ``path``. If not, this takes a third of the time of an exception from ``lstat``."""
+    if _ASKS_EFFECTIVE and os.getuid() != os.geteuid():  # set-uid: access() would check the caller's rights
         return os.path.lexists(path)
     return os.access(path, os.F_OK, follow_symlinks=_FOLLOW)
 
 
 def publish(root: Root, digest: str, data: bytes, version: Version, *, durability: str) -> int:
-    """Write an entry and its record; when this returns, a reader finds them or what replaced them.
+    """Write an entry and its record. When this returns, readers find them, or what has replaced them.
 
     Parameters
     ----------
     version : Version
-        That of ``data``.
+        The version of ``data``.
     durability : {"fsync", "full", "none"}
         See :class:`~cuda_progcache.store.FileStreamProgramCache`.
 
@@ -80,14 +80,14 @@ def publish(root: Root, digest: str, data: bytes, version: Version, *, durabilit
 
 
 def _publish(root: Root, digest: str, data: bytes, version: Version, durability: str) -> int | None:
-    """One try of :func:`publish`; ``None``: another writer or a removal came between, and it has to be done again."""
+    """One attempt of :func:`publish`; ``None`` if another writer or a removal interfered: try again."""
     staged = root.stage_path()
     try:
-        # The slow step first: the two names then change right after each other.
+        # The slow step comes first, so that the two renames follow closely on each other.
         entry = write_new(staged, data, mode=root.file_mode, sync=durability != "none", at_least=root.sure_bits)
         try:
             record = _publish_record(root, digest, version, sync=durability == "full")
-        except FileNotFoundError:  # the first entry of a shard: rarer than asking at each write would be
+        except FileNotFoundError:  # the first entry of a shard; checking before each write would cost more
             root.make_shard(digest)
             record = _publish_record(root, digest, version, sync=durability == "full")
         replace(staged, root.entry_path(digest))
@@ -102,15 +102,15 @@ def _publish(root: Root, digest: str, data: bytes, version: Version, durability:
 
 
 def _publish_record(root: Root, digest: str, version: Version, *, sync: bool) -> os.stat_result:
-    """Write the record that vouches for ``version`` and what it replaces; returns the status of the file."""
+    """Write the record that vouches for ``version`` and for what it replaces; return the file's status."""
     path, mode, sure = root.record_path(digest), root.file_mode, root.sure_bits
 
     def remove(_: str) -> None:
         from cuda_progcache.store.removal import take_record
 
-        take_record(root, digest)  # not by its name: another writer's may lie there by now
+        take_record(root, digest)  # checked by identity: another writer's may be there by now
 
-    # A new key: nobody reads a record without an entry beside it, so it may be written in place.
+    # A new key: a record without an entry isn't read, so it may be written in place.
     with contextlib.suppress(FileExistsError):
         encoded = encode(digest, [version])
         return write_new(path, encoded, mode=mode, sync=sync, at_least=sure, on_failure=remove)
@@ -119,10 +119,10 @@ def _publish_record(root: Root, digest: str, version: Version, *, sync: bool) ->
 
 
 def _stands(root: Root, digest: str, version: Version, entry: os.stat_result, record: os.stat_result) -> bool:
-    """Whether a record vouches for the entry just renamed, or another entry lies there by now.
+    """Whether a record vouches for the entry that was just renamed, or another entry has replaced it.
 
     Each record that is put in place is followed by its entry. So a writer whose record was replaced by one that doesn't
-    know of it writes both again: a record alone would hide what a third writer has published meanwhile.
+    include its version writes both again: the record alone would hide what a third writer has published meanwhile.
     """
     there = lstat(root.record_path(digest))
     if there is not None and identity(there) == identity(record):
@@ -134,7 +134,7 @@ def _stands(root: Root, digest: str, version: Version, entry: os.stat_result, re
 
 
 def charged_on_disk(root: Root, digest: str) -> int | None:
-    """Bytes that an entry takes of the size cap; ``None`` if there is no entry."""
+    """Bytes that an entry counts towards the size cap; ``None`` if there is no entry."""
     path = root.entry_path(digest)
     if not exists(path):
         return None
@@ -143,18 +143,18 @@ def charged_on_disk(root: Root, digest: str) -> int | None:
 
 
 def charged(entry: os.stat_result, record: os.stat_result | None) -> int:
-    """Bytes that files of this status take of the size cap."""
+    """Bytes that files of this status count towards the size cap."""
     return charged_size(entry.st_size, 0 if record is None else record.st_size - FRAME_SIZE)
 
 
 def count(root: Root, shard: str) -> int:
-    """How many entries of a shard have a record."""
+    """The number of entries of a shard that have a record."""
     records = root.names(root.records, shard)
     return sum(item.name in records for item in root.files(root.entries, shard))
 
 
 def info(root: Root, digest: str, last_use: float) -> EntryInfo | None:
-    """What is told of an entry whose record fits its size; ``None`` if there is none.
+    """The description of an entry whose record matches its size; ``None`` if there is none.
 
     Parameters
     ----------

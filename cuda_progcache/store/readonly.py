@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store that only reads: a directory in a container image, a mount, someone else's cache."""
+"""A read-only store: a directory in a container image, a mount, someone else's cache."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def look_into(path: str | os.PathLike[str]) -> FileStreamProgramCache:
-    """Open a directory to see what it holds, whoever owns it; nothing is written there.
+    """Open a directory to list what it holds, whoever owns it; nothing is written there.
 
-    For commands that show: what others may have put there is not to be run.
+    This is for commands that display. Don't run what others may have put there.
 
     Raises
     ------
@@ -38,20 +38,20 @@ def look_into(path: str | os.PathLike[str]) -> FileStreamProgramCache:
 class ReadOnlyProgramCache(ProgramCacheResource):
     """A read-only view of another store.
 
-    Reads leave no trace in a directory: no last use is bumped, nothing damaged is quarantined (it is a miss), no
-    counters are written. Writes raise :class:`~cuda_progcache.errors.ReadOnlyError`, but for :meth:`publish`, which the
-    compile path calls: it answers ``False``, and the program is compiled and not kept. In a
-    :class:`~cuda_progcache.store.ProgramCacheStack` writes pass it by.
+    Reads leave no trace in a directory: last uses aren't updated, damaged entries aren't quarantined (they are misses),
+    and no counters are written. Writes raise :class:`~cuda_progcache.errors.ReadOnlyError`, except :meth:`publish`,
+    which the compile path calls: it returns ``False``, and the program is compiled but not kept. A
+    :class:`~cuda_progcache.store.ProgramCacheStack` doesn't write to it.
 
-    In mode ``off`` a directory isn't read, and in mode ``frozen`` what it doesn't hold is an error, as for
+    In mode ``off`` a directory isn't read, and in mode ``frozen`` a miss is an error, as for
     :class:`~cuda_progcache.store.FileStreamProgramCache`.
 
     Parameters
     ----------
     inner : ProgramCacheResource or path
-        The store, which stays as writable as it was; or the directory of one, which must be there.
+        The store, which itself stays writable; or the directory of one, which must exist.
     shared : bool
-        Of a directory given by its path: others write to it, or own it, and may choose what runs on your GPU.
+        For a path: accept a directory that others own or can write to, and so choose what runs on your GPU.
 
     Raises
     ------
@@ -60,13 +60,15 @@ class ReadOnlyProgramCache(ProgramCacheResource):
     UnsafeRootError
         Others own the directory or can write to it; see :mod:`~cuda_progcache.store.sharing`.
     TypeError
-        Neither a store nor a path.
+        ``inner`` is neither a store nor a path.
     """
 
     def __init__(self, inner: ProgramCacheResource | str | os.PathLike[str], *, shared: bool = False) -> None:
         if isinstance(inner, (str, os.PathLike)):
-            follows = self.mode is None and modes.current() in {"off", "frozen"}
-            inner = (FileStreamProgramCache if follows else Reader)(inner, shared=shared)
+            mode = modes.current() if self.mode is None else "rw"
+            if mode != "off":
+                reader = Reader(inner, shared=shared)  # raises if the directory doesn't exist, in any mode
+            inner = FileStreamProgramCache(inner, shared=shared) if mode in {"off", "frozen"} else reader
         elif isinstance(inner, ReadOnlyProgramCache):
             inner = inner._inner
         elif type(inner) is FileStreamProgramCache:
@@ -84,13 +86,13 @@ class ReadOnlyProgramCache(ProgramCacheResource):
 
     @property
     def name(self) -> str:
-        """What it reads: the directory or the service, else the store's class."""
+        """The directory or the service that it reads, or the store's class."""
         inner = self._inner
         return str(getattr(inner, "path", None) or getattr(inner, "name", None) or type(inner).__name__)
 
     @property
     def is_remote(self) -> bool:  # type: ignore[override]
-        """Whether the store it reads lies beyond this machine."""
+        """Whether the store it reads is on another machine."""
         return self._inner.is_remote
 
     @property
@@ -100,17 +102,17 @@ class ReadOnlyProgramCache(ProgramCacheResource):
 
     @property
     def reaches_beyond(self) -> bool:
-        """Whether the store it reads, or one behind that, lies beyond this machine."""
+        """Whether the store it reads, or one behind that, is on another machine."""
         return self._inner.reaches_beyond
 
     @property
     def breaker(self) -> CircuitBreaker | None:  # type: ignore[override]
-        """That of the store it reads."""
+        """The circuit breaker of the store it reads."""
         return self._inner.breaker
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """Those of the store it reads. There is no ``path``: that is where things may be written."""
+        """The directories of the store it reads. There is no ``path``, which would mean a writable directory."""
         return self._inner.roots
 
     # Reads
@@ -127,7 +129,7 @@ class ReadOnlyProgramCache(ProgramCacheResource):
         return self._inner.load_again(key)
 
     def load_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Entry]]:
-        """Those of the entries that are there, with their keys."""
+        """Load many entries: those that exist, with their keys."""
         return self._inner.load_many(keys)
 
     def fetch(self, keys: Iterable[bytes]) -> int:
@@ -152,7 +154,7 @@ class ReadOnlyProgramCache(ProgramCacheResource):
     def first(
         self, count: int, *, by: str = "used", matches: Callable[[EntryInfo], bool] = lambda _: True
     ) -> list[EntryInfo]:
-        """The entries that come first in an order; see :meth:`ProgramCacheResource.first`."""
+        """The first entries in an order; see :meth:`ProgramCacheResource.first`."""
         return self._inner.first(count, by=by, matches=matches)
 
     def _digests(self, prefix: str) -> Iterable[str]:
@@ -162,7 +164,7 @@ class ReadOnlyProgramCache(ProgramCacheResource):
         return self._inner._sizes()
 
     def stats(self) -> StoreStats:
-        """What the store holds, and what was counted through this object."""
+        """The store's contents in numbers, and the counters of this object."""
         return self._inner.stats()
 
     def close(self) -> None:
@@ -178,7 +180,7 @@ class ReadOnlyProgramCache(ProgramCacheResource):
 
     def __setitem__(self, key: Key, value: Value) -> None:
         key_bytes(key)
-        if modes.current() != "off":  # cuda.core puts what it had to compile, since there was nothing to be looked up
+        if modes.current() != "off":  # in mode off, cuda.core stores what it had to compile, since every lookup misses
             self._refuse("store a program")
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:  # noqa: ARG002

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records that this process has read and verified, so that a warm lookup need not read and check the sidecar again."""
+"""Records that this process has read and verified, so that a warm lookup needn't read and check them again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.records import Version
 
-#: Records kept per store object, and the size up to which one is, in bytes.
+#: The number of records kept per store object, and the size in bytes up to which one is kept.
 _KEPT, _LONG = 4096, 65_536
 
 
 class VerifiedRecord:
-    """A record whose checksum was right; each call gives a copy, which its caller may alter.
+    """A record with a verified checksum. Each call returns a copy, which the caller may change.
 
-    Parsed when it is first asked for. From then on it is kept marshalled, which a copy takes a third of the time of; it
-    never leaves the process.
+    It is parsed on first use and then kept marshalled, since unmarshalling takes a third of the time of parsing. The
+    marshalled form never leaves the process.
     """
 
     __slots__ = ("_kept",)
@@ -48,11 +48,11 @@ class RecentRecords:
     """Verified records by digest."""
 
     def __init__(self) -> None:
-        # With the sidecar's signature, and the checksum of the version whose record it is.
+        # Each with the sidecar's signature, and the checksum of the version that the record belongs to.
         self._kept: dict[str, tuple[Signature, str, VerifiedRecord]] = {}
 
     def keep(self, digest: str, sidecar: os.stat_result, version: Version) -> VerifiedRecord:
-        """Remember a version's record, if its sidecar is old enough for a change to show, and the record isn't huge."""
+        """Keep a version's record, if its sidecar is old enough that a change would show, and it isn't huge."""
         record = VerifiedRecord(version.record_json)
         if is_settled(sidecar, time.time_ns()) and len(version.record_json) <= _LONG:
             if len(self._kept) >= _KEPT:
@@ -74,5 +74,5 @@ class RecentRecords:
         return kept[2]
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all records."""
         self._kept.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sidecar file: what belongs to an entry, and how to see that the two belong together.
+"""The sidecar file: an entry's record, and how to check that the two belong together.
 
 A sidecar is one JSON object, laid out in lines so that a plain ``get`` parses a few numbers and not a compile log::
 
@@ -9,13 +9,13 @@ A sidecar is one JSON object, laid out in lines so that a plain ``get`` parses a
     ...the versions before...
     ]}
 
-``digest`` is the key's (so a sidecar under another name is seen), ``length`` and ``checksum`` (XXH3-128) are the
+``digest`` is that of the key, so that a misplaced sidecar is noticed; ``length`` and ``checksum`` (XXH3-128) are the
 entry's, ``record_length`` and ``record_checksum`` those of the record's line.
 
-Why versions: an entry and its sidecar are two files, and only one file at a time can be replaced. The sidecar goes
-first and names the binaries that may lie beside it: the new one, and those it replaces. So a reader finds, at any
-moment and after a crash at any moment, a pair that fits. As a rule there is one version; a second one appears only
-when a key is written again with different bytes.
+Why versions: an entry and its sidecar are two files, and only one file at a time can be replaced. The sidecar is
+replaced first, and names the binaries that may be there: the new one, and those it replaces. So a reader finds a
+matching pair at any time, even after a crash at any time. Usually there is one version; a second one appears only when
+a key is written again with different bytes.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 FORMAT = 1
-#: About what the sidecar's own fields take, in bytes.
+#: The approximate size of the sidecar's own fields, in bytes.
 FRAME_SIZE = 280
-#: The version published, and two that it may replace: as many as three writers can race for one key.
+#: The published version, and two that it may replace: enough for three writers racing for one key.
 MAX_VERSIONS = 3
 
 
 class DamagedRecordError(ValueError):
-    """Not a sidecar of this entry. Never leaves the store: a lookup that meets it is a miss."""
+    """A file isn't a valid sidecar of its entry. Internal to the store: such a lookup is a miss."""
 
 
 def checksum(data: bytes) -> str:
@@ -55,14 +55,14 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
     Raises
     ------
     TypeError, ValueError
-        It is no JSON object (NaN and infinities included).
+        It isn't a JSON object, or contains NaN or infinities.
     """
     if not isinstance(record, Mapping):
         raise TypeError(f"a record must be a JSON object (a mapping), got {type(record).__name__}")
     try:
         import json
 
-        # ASCII: a log may hold lone surrogates (file names that aren't UTF-8), which UTF-8 couldn't carry.
+        # ASCII: a log may have lone surrogates (from file names that aren't UTF-8), which UTF-8 can't encode.
         write = functools.partial(json.dumps, allow_nan=False, separators=(",", ":"))
         return on_own_stack(write, dict(record)).encode("ascii")
     except (TypeError, ValueError) as exc:
@@ -98,25 +98,25 @@ class Version(NamedTuple):
         return cls(len(data), checksum(data), created, checksum(record_json), record_json)
 
     def check(self) -> None:
-        """See that the caller's record is what was written (DamagedRecordError if it isn't)."""
+        """Check that the caller's record is as it was written (DamagedRecordError if not)."""
         if checksum(self.record_json) != self.record_checksum:
             raise DamagedRecordError("the record doesn't have its checksum")
         if self.record_json not in _OBJECTS:
             parse(self.record_json)
 
     def record(self) -> dict[str, Any]:
-        """The caller's record (DamagedRecordError if it isn't what was written)."""
+        """The caller's record (DamagedRecordError if it isn't as it was written)."""
         if checksum(self.record_json) != self.record_checksum:
             raise DamagedRecordError("the record doesn't have its checksum")
         return parse(self.record_json)
 
 
-#: Records that need no parsing to be seen as JSON objects: that of a plain ``cache[key] = value``.
+#: Records known to be JSON objects without parsing: that of a plain ``cache[key] = value``.
 _OBJECTS = frozenset({b"{}"})
 
 
 def parse(record_json: bytes) -> dict[str, Any]:
-    """A record of its JSON (DamagedRecordError if that is no JSON object)."""
+    """Parse a record (DamagedRecordError if it isn't a JSON object)."""
     try:
         record = on_own_stack(loads, record_json)
     except ValueError as exc:
@@ -149,7 +149,7 @@ def decode(raw: bytes, digest: str) -> list[Version]:
     Raises
     ------
     DamagedRecordError
-        Cut short, altered, of another format or of another entry.
+        The file is truncated, altered, of another format or of another entry.
     """
     lines = raw.split(b"\n")
     if lines[0] != _first_line(digest):
@@ -168,21 +168,21 @@ def decode(raw: bytes, digest: str) -> list[Version]:
 
 
 def _decode_head(line: bytes, body: bytes) -> Version:
-    """A version from its two lines (ValueError where the first isn't as it was written).
+    """Parse a version from its two lines (ValueError if the first isn't as it was written).
 
-    By hand: the one line has six fields in one order, and importing :mod:`json` takes longer than all else of a lookup
-    in a new process.
+    This is done without :mod:`json`, whose import takes longer than the rest of a lookup in a new process. The line has
+    six fields in a fixed order.
     """
     length, digest, created, record_length, record_digest, _ = [
         field.partition(":")[2] for field in line.decode("ascii").split(",")
     ]
     published = int(created) if created.isdigit() else float(created)
     version = Version(int(length), digest[1:-1], published, record_digest[1:-1], body[: int(record_length)])
-    if _head(version) != line:  # else the names and types are right, and it can be written again as it is
+    if _head(version) != line:  # if equal, the names and types are right, and it can be rewritten unchanged
         raise DamagedRecordError("not as it was written")
     return version
 
 
 def replacing(new: Version, present: Sequence[Version]) -> list[Version]:
-    """The versions of a sidecar that publishes ``new`` where ``present`` may lie."""
+    """The versions of a sidecar that publishes ``new`` in place of the ``present`` ones."""
     return [new, *(old for old in present if old.checksum != new.checksum)][:MAX_VERSIONS]

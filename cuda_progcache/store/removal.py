@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever takes files away from a store: del, clear, eviction, prune, quarantine and repair.
+"""Every removal of files from a store: del, clear, eviction, prune, quarantine and repair.
 
-Between a look at a file and its removal another process may put a new one there. So nothing is unlinked in place: it is
-renamed into ``removed/``, looked at *there*, where nobody replaces it, and put back if it is not what was to go.
-A record goes after its entry, and only if there is no entry by now, neither in its place nor moved aside by somebody
-who may put it back. A writer looks afterwards whether its record lies beside its entry, and else writes both again
-(:func:`cuda_progcache.store.pairs.publish`); who puts an entry back looks whether a record vouches for it, and else
-takes it away after all. So no write that returned is lost, and no entry stays without a record that vouches for it.
+Between the check of a file and its removal, another process may put a new one in its place. So nothing is unlinked in
+place: a file is renamed into ``removed/``, checked *there*, where nobody replaces it, and put back if it isn't the one
+to remove. A record is removed after its entry, and only if there is no entry by then, neither in place nor moved aside
+by a process that may put it back. After publishing, a writer checks that its record and entry are both there, and
+otherwise writes them again (:func:`cuda_progcache.store.pairs.publish`). A process that puts an entry back checks that
+a record vouches for it, and otherwise removes it after all. So no completed write is lost, and no entry stays without a
+record that vouches for it.
 
-What a process has moved aside when it is killed is put back by the next one that looks (:func:`reclaim`), if it is
-whole and nothing else lies there.
+If a process is killed, the next one that opens the store puts back what it had moved aside (:func:`reclaim`), if that
+is intact and nothing has replaced it.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-#: Damaged files kept for a look at them; the oldest go first.
+#: The number of damaged files kept for inspection; the oldest are removed first.
 QUARANTINE_KEEP = 16
-#: Of a store's size cap, what they may take.
+#: The quarantine's share of a store's size cap is one in this many.
 QUARANTINE_SHARE = 16
 _ENTRY, _RECORD = "e", "r"
 
 _serial = itertools.count()
-#: What threads of this process have moved aside and not yet dealt with; what else bears our name was left by trouble.
+#: What threads of this process have moved aside and are working on; other files with our name were left by errors.
 _under_way: set[str] = set()
 
 
@@ -51,22 +52,22 @@ def take_away(
     keep_record: bool = True,
     unless_pinned: bool = False,
 ) -> bool:
-    """Remove an entry and its record, if the entry is still the one that was looked at.
+    """Remove an entry and its record, if the entry is still the file that was checked.
 
     Parameters
     ----------
     seen : Identity
-        Of the entry, or of what lies in its place.
+        The identity of the entry, or of whatever is in its place.
     keep, keep_record : bool
         Move it to the quarantine, with its record.
     unless_pinned : bool
-        Leave it if it is pinned; asked when it has been moved aside, so that a pin that returned before holds.
+        Keep it if it is pinned. This is checked after it was moved aside, so every pin completed before that holds.
 
     Returns
     -------
     bool
-        Whether it went by our hand. ``False``: another one lies there by now, or none, or it is pinned; or it is held
-        open (Windows).
+        Whether this call removed it. ``False`` if it was replaced or removed by others, is pinned, or is open in
+        another process (Windows).
 
     Raises
     ------
@@ -98,7 +99,7 @@ def _settle(
     keep_record: bool,
     unless_pinned: bool,
 ) -> bool:
-    """Look at an entry that was moved aside, and do away with it or put it back."""
+    """Check an entry that was moved aside, and remove it or put it back."""
     stays = True
     unvouched = DAMAGE
     try:
@@ -109,7 +110,7 @@ def _settle(
     except FileNotFoundError:
         return False  # the whole tree is being removed
     finally:
-        if stays:  # also where nobody can say what it is
+        if stays:  # also if its identity can't be determined
             _put_back_entry(root, digest, aside, unvouched)
     if stays:
         return False
@@ -121,7 +122,7 @@ def _settle(
 
 
 def take_record(root: Root, digest: str, *, keep: bool = False) -> bool:
-    """Remove the record of an entry that isn't there; whether it went.
+    """Remove the record of a missing entry; return whether it was removed.
 
     Raises
     ------
@@ -139,7 +140,7 @@ def take_record(root: Root, digest: str, *, keep: bool = False) -> bool:
         raise
     try:
         if is_there(root, digest):
-            _put_back(root, digest, aside, path)  # that entry's, or its writer writes both again
+            _put_back(root, digest, aside, path)  # it is the entry's record; if not, its writer writes both again
             return False
         _dispose(root, aside, digest, keep=keep)
     finally:
@@ -148,8 +149,9 @@ def take_record(root: Root, digest: str, *, keep: bool = False) -> bool:
 
 
 def is_there(root: Root, digest: str) -> bool:
-    """Whether the entry lies in its place, or somebody has moved it aside and may put it back."""
-    # Put back, it is in both places for a moment, never in none: who looks at one, the other and the one, finds it.
+    """Whether the entry is in place, or was moved aside by a process that may put it back."""
+    # While it is put back, it is in both places, never in neither. So checking one, the other and the first again finds
+    # it.
     path = root.entry_path(digest)
     return os.path.lexists(path) or _is_aside(root, _ENTRY + digest) or os.path.lexists(path)
 
@@ -161,12 +163,12 @@ def _is_aside(root: Root, about: str) -> bool:
 
 
 def set_aside(root: Root, path: str, seen: Identity) -> bool:
-    """Move what is no part of any pair into the quarantine, if it is still what was ``seen``.
+    """Move a file that belongs to no pair into the quarantine, if it is still the file that was ``seen``.
 
     Returns
     -------
     bool
-        ``False``: something else lies there by now, or the directory can't be written.
+        ``False`` if something else is there by now, or the directory can't be written.
     """
     try:
         if root.read_only or identity(os.lstat(path)) != seen:
@@ -205,9 +207,9 @@ def _move_aside(root: Root, path: str, about: str) -> str:
 
 
 def _put_back_entry(root: Root, digest: str, aside: str, unvouched: frozenset[str]) -> None:
-    """Put an entry back, and take it away after all if no record vouches for it (one of these verdicts).
+    """Put an entry back, and remove it after all if no record vouches for it (one of these verdicts).
 
-    It was replaced then while it was aside, and that entry removed, or its writer is on the way.
+    In that case it was replaced while it was aside, and the new entry is removed already or not in place yet.
     """
     if not _put_back(root, digest, aside, root.entry_path(digest)):
         return
@@ -218,13 +220,13 @@ def _put_back_entry(root: Root, digest: str, aside: str, unvouched: frozenset[st
         if seen.verdict not in unvouched or entry is None:
             return
         if _is_aside(root, _RECORD + digest):
-            return  # who has moved its record sees that it is there; or its writer does, that its record went
+            return  # whoever moved its record sees that the entry is there, or its writer sees that the record is gone
     if entry is not None:
         take_away(root, digest, identity(entry))
 
 
 def _put_back(root: Root, digest: str, aside: str, path: str) -> bool:
-    """Put something back where it was. ``False`` if another one lies there by now; then ours is removed."""
+    """Put a file back where it was. ``False`` if another one is there by now; then ours is removed."""
     for attempt in range(2):
         try:
             files.move_new(aside, path)
@@ -234,7 +236,7 @@ def _put_back(root: Root, digest: str, aside: str, path: str) -> bool:
             if attempt:
                 break
             with contextlib.suppress(OSError):
-                root.make_shard(digest)  # it was empty, and somebody has removed it
+                root.make_shard(digest)  # another process has removed the empty shard
         else:
             return True
     _discard(aside)
@@ -242,7 +244,7 @@ def _put_back(root: Root, digest: str, aside: str, path: str) -> bool:
 
 
 def _dispose(root: Root, aside: str, name: str, *, keep: bool) -> bool:
-    """Do away with what was moved aside; ``False``: another process has it open (Windows)."""
+    """Remove or quarantine what was moved aside; ``False`` if another process has it open (Windows)."""
     if keep:
         target = f"{root.quarantine}{name}-{os.getpid()}-{next(_serial)}"
         for _ in range(2):
@@ -257,7 +259,7 @@ def _dispose(root: Root, aside: str, name: str, *, keep: bool) -> bool:
                 trim_quarantine(root, keep=QUARANTINE_KEEP)
                 return True
     try:
-        files.unlink(aside)  # also where no quarantine can be had: gone is safe, too
+        files.unlink(aside)  # also if there is no quarantine: removing it is safe, too
     except OSError as exc:
         if is_sharing_violation(exc):
             return False
@@ -266,20 +268,20 @@ def _dispose(root: Root, aside: str, name: str, *, keep: bool) -> bool:
 
 
 def _discard(path: str) -> None:
-    """Remove a file or a tree of ours; what can't be removed is left for later."""
+    """Remove a file or a tree of ours; leave for later what can't be removed."""
     if not files.unlink_quietly(path):
         remove_tree(path)
 
 
 def trim_quarantine(root: Root, *, keep: int = 0, at_most: int | None = None) -> int:
-    """Remove all but the youngest things in the quarantine.
+    """Remove all but the newest files in the quarantine.
 
     Parameters
     ----------
     keep : int
-        How many may stay.
+        The number of files to keep.
     at_most : int, optional
-        How many bytes they may have.
+        The bytes that they may have in all.
 
     Returns
     -------
@@ -292,8 +294,8 @@ def trim_quarantine(root: Root, *, keep: int = 0, at_most: int | None = None) ->
             with contextlib.suppress(FileNotFoundError):
                 found.append((item.stat(follow_symlinks=False), item.path))
     except OSError:
-        return 0  # closed to us, or in trouble: the next one trims it
-    found.sort(key=lambda one: -one[0].st_ctime_ns)  # when it was moved there
+        return 0  # not readable: a later process trims it
+    found.sort(key=lambda one: -one[0].st_ctime_ns)  # the time when it was moved there
     left = 0
     for number, (status, path) in enumerate(found):
         size = status.st_size if stat.S_ISREG(status.st_mode) else 0
@@ -305,13 +307,13 @@ def trim_quarantine(root: Root, *, keep: int = 0, at_most: int | None = None) ->
 
 
 def make_way(root: Root, digest: str) -> None:
-    """Make everything again that a write of ``digest`` needs, and move what blocks it to the quarantine.
+    """Recreate the directories that a write of ``digest`` needs, and move what blocks it to the quarantine.
 
-    For a write that ran into a ``rm -rf``, a ``clear()`` or a directory where a file should be.
+    For a write that met a concurrent ``rm -rf`` or ``clear()``, or a directory where a file should be.
     """
     shard = digest[:2]
     for directory in (root.staging, root.entries, root.records, root.entries + shard, root.records + shard):
-        # A link to a directory is someone's choice of another place; one that leads nowhere is in the way.
+        # A link to a directory is a user's choice of location; a dangling link is in the way.
         _clear_way(root, directory.rstrip(os.sep), blocks=lambda path, _: not os.path.isdir(path))
     root.rebuild(digest)
     for path in (root.entry_path(digest), root.record_path(digest)):
@@ -324,22 +326,22 @@ def _clear_way(root: Root, path: str, *, blocks: Callable[[str, os.stat_result],
     except OSError:
         return  # nothing there
     if blocks(path, status):
-        if path == root.staging.rstrip(os.sep):  # nothing can be moved aside without it
+        if path == root.staging.rstrip(os.sep):  # needed for moving anything aside
             os.unlink(path)
         else:
             set_aside(root, path, identity(status))
 
 
-# What dead processes have left
+# What dead processes left behind
 
 
 def reclaim(root: Root) -> int:
-    """Put back or remove what dead processes have left.
+    """Put back or remove what dead processes left behind.
 
     Returns
     -------
     int
-        Bytes of the files of live ones.
+        Bytes of the files of live processes.
     """
     if root.read_only:
         return 0
@@ -347,7 +349,7 @@ def reclaim(root: Root) -> int:
     for path, status, dead in left_behind(root):
         about = path.rpartition(".")[2]
         if not dead:
-            live += status.st_size if status.st_nlink == 1 else 0  # else it lies in its place as well
+            live += status.st_size if status.st_nlink == 1 else 0  # otherwise it is in its place as well
         elif is_digest(about[1:]) and about[:1] in {_ENTRY, _RECORD}:
             with contextlib.suppress(OSError):  # another user's
                 _restore(root, about[1:], path, entry=about[0] == _ENTRY)
@@ -359,18 +361,18 @@ def reclaim(root: Root) -> int:
 
 
 def left_behind(root: Root, *, leases: bool = True) -> Iterator[tuple[str, os.stat_result, bool]]:
-    """What is staged, what is being removed, and leases: path, status, and whether its process is gone."""
+    """Staged files, files being removed, and leases: path, status, and whether the process is gone."""
     for directory in (root.staging, root.removed):
         try:
             items = scan(directory)
         except PermissionError:
-            continue  # another user's cache, that we may only read
+            continue  # another user's cache, which we may only read
         for item in items:
             owner = item.name.partition(".")[0].rpartition("-")[0]
             try:
                 status = item.stat(follow_symlinks=False)
             except OSError:
-                continue  # its writer renamed it just now
+                continue  # its writer has just renamed it
             ours = directory is root.removed and owner == str(current_owner())
             dead = item.path not in _under_way if ours else is_left_behind(owner, status)
             yield item.path, status, dead
@@ -379,12 +381,12 @@ def left_behind(root: Root, *, leases: bool = True) -> Iterator[tuple[str, os.st
 
 
 def at_work(root: Root) -> set[str]:
-    """What living processes have staged or moved aside just now."""
+    """The files that live processes have currently staged or moved aside."""
     return {path for path, _, dead in left_behind(root, leases=False) if not dead}
 
 
 def _leases(root: Root) -> Iterator[tuple[str, os.stat_result, bool]]:
-    """Those of compiles under way: each names its holder."""
+    """The leases of compiles under way; each names its holder."""
     with contextlib.suppress(OSError):
         for item in scan(os.path.join(root.path, "leases")):
             with contextlib.suppress(OSError):
@@ -393,7 +395,7 @@ def _leases(root: Root) -> Iterator[tuple[str, os.stat_result, bool]]:
 
 
 def _restore(root: Root, digest: str, aside: str, *, entry: bool) -> None:
-    """Put back what a process had moved aside when it was killed, unless it was to go, or there is another."""
+    """Put back what a process had moved aside when it was killed, unless it was to be removed, or was replaced."""
     if entry:
         if not os.path.lexists(root.entry_path(digest)) and os.path.lexists(root.record_path(digest)):
             _put_back_entry(root, digest, aside, DAMAGE | {NO_RECORD})
@@ -402,11 +404,11 @@ def _restore(root: Root, digest: str, aside: str, *, entry: bool) -> None:
     _discard(aside)
 
 
-# All of it
+# Clearing the store
 
 
 def clear(root: Root, *, spared: frozenset[str] = frozenset()) -> None:
-    """Remove the entries and records, sparing these digests, and what is published meanwhile.
+    """Remove the entries and records, except these digests and what is published meanwhile.
 
     Raises
     ------
@@ -431,12 +433,12 @@ def clear(root: Root, *, spared: frozenset[str] = frozenset()) -> None:
 
     for_each(looked, take)
     for tree, shard in itertools.product((root.entries, root.records), shards):
-        with contextlib.suppress(OSError):  # not empty: a writer has just published there
+        with contextlib.suppress(OSError):  # not empty: something was just published there
             os.rmdir(tree + shard)
 
 
 def _look_at_shard(root: Root, shard: str) -> Iterator[tuple[str, str, os.stat_result | None]]:
-    """What lies in a shard: path, digest, and the status of entries and of what doesn't belong there."""
+    """The files of a shard: path, digest, and the status of entries and of foreign files."""
     entries = root.names(root.entries, shard)
     for name in entries:
         path = root.entries + shard + os.sep + name
@@ -447,9 +449,9 @@ def _look_at_shard(root: Root, shard: str) -> Iterator[tuple[str, str, os.stat_r
 
 
 def _clear_at_once(root: Root) -> bool:
-    """Rename both trees, make empty ones in their place, remove the old; ``False`` where that can't be done."""
+    """Replace both trees by empty ones, and remove the old ones; ``False`` if they can't be renamed."""
     asides = []
-    # Records first: an entry that comes between has its record written again by its writer, and goes or stays with it.
+    # Records first: if an entry is published in between, its writer writes the record again, and both stay or go.
     for tree in (root.records.rstrip(os.sep), root.entries.rstrip(os.sep)):
         try:
             if not stat.S_ISDIR(os.lstat(tree).st_mode):
@@ -475,7 +477,7 @@ def _remove_aside(aside: str) -> bool:
 
 
 def remove_tree(path: str) -> bool:
-    """Remove a directory and all in it, in parallel where that helps; whether it is gone."""
+    """Remove a directory and everything in it, in parallel if that helps; return whether it is gone."""
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             return False
@@ -493,7 +495,7 @@ def remove_tree(path: str) -> bool:
 
 
 def foreign(root: Root) -> Iterable[tuple[str, Identity]]:
-    """What lies in ``entries`` and ``records`` and bears no name of a shard, or in a shard and none of a file."""
+    """Files in ``entries`` and ``records`` whose names aren't those of shards, or of files in a shard."""
     for tree in (root.entries, root.records):
         for shard in sorted(root.names(tree, "")):
             status = lstat(tree + shard)

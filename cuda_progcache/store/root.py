@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory under a store: where it is, its tree, its staging area, and what its names are."""
+"""The directory of a store: its location, its tree, its staging area, and its file names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Tries of a write, or an opening, whose directories are removed under it (``rm -rf`` or ``clear()`` beside it).
+#: Attempts of a write, or of opening, whose directories are removed by a concurrent ``rm -rf`` or ``clear()``.
 WRITE_TRIES = 40
 
 _TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
@@ -48,14 +48,16 @@ def _owner_name(_pid: int) -> str:
 
 
 def default_root() -> str:
-    """``CUDA_PROGCACHE_DIR``, else the user's cache directory + ``cuda-progcache``; the environment is read now.
+    """The default directory: ``CUDA_PROGCACHE_DIR``, or ``cuda-progcache`` in the user's cache directory.
+
+    The environment is read on each call.
 
     Raises
     ------
     OSError
-        No home directory is known of this user.
+        The user's home directory isn't known.
     ModeError
-        The variable names a mode, as ``off``, where a directory belongs.
+        The variable is set to a mode, such as ``off``, instead of a directory.
     """
     chosen = os.environ.get("CUDA_PROGCACHE_DIR")
     if chosen:
@@ -76,14 +78,14 @@ class Root:
     path : str
         Absolute.
     shared : bool
-        Other users write here, too; see :mod:`~cuda_progcache.store.sharing`.
+        Other users write here as well; see :mod:`~cuda_progcache.store.sharing`.
 
     Attributes
     ----------
     read_only : bool
         Whether nothing may be written under it, not even a time stamp.
     said_shared : bool
-        What ``shared`` was.
+        The ``shared`` argument.
     """
 
     read_only = False
@@ -95,38 +97,38 @@ class Root:
         self.entries = os.path.join(path, "entries") + os.sep
         self.records = os.path.join(path, "records") + os.sep
         self.staging = os.path.join(path, "tmp") + os.sep
-        # What is being removed. Not in tmp/: there, in a shared root, nobody may remove another user's files.
+        # Files that are being removed. Not in tmp/, where users of a shared root can't remove each other's files.
         self.removed = os.path.join(path, "removed") + os.sep
         self.quarantine = os.path.join(path, "quarantine") + os.sep
         self.pinned = os.path.join(path, "pins") + os.sep
-        self._durable: dict[str, Signature] = {}  # directories whose names are on the disk, as they were then
+        self._durable: dict[str, Signature] = {}  # directories that were synced, with their signature at that time
 
     def entry_path(self, digest: str) -> str:
-        """Where the binary lies."""
+        """The path of an entry's binary."""
         return f"{self.entries}{digest[:2]}{os.sep}{digest[2:]}"
 
     def record_path(self, digest: str) -> str:
-        """Where its record lies."""
+        """The path of an entry's record."""
         return f"{self.records}{digest[:2]}{os.sep}{digest[2:]}"
 
-    # Making the tree
+    # Creating the tree
 
     def open(self) -> None:
-        """Make the tree, or what is missing of it, and check it. A tree that can only be read is fine.
+        """Create what is missing of the tree, and check it. A read-only tree is accepted.
 
         Raises
         ------
         UnsafeRootError
             See :meth:`check`.
         OSError
-            There is no such directory and it can't be made.
+            The directory doesn't exist and can't be created.
         """
         for attempt in range(WRITE_TRIES):
             try:
                 self._make_root()
                 self.check()
                 break
-            except FileNotFoundError:  # removed again (`rm -rf` beside it)
+            except FileNotFoundError:  # removed again by a concurrent `rm -rf`
                 if attempt == WRITE_TRIES - 1:
                     raise
         try:
@@ -135,10 +137,10 @@ class Root:
                 self.mkdir(directory)
             write_new(self.path + os.sep + "CACHEDIR.TAG", _TAG, mode=0o666 if self.shared else 0o644, sync=False)
         except OSError:
-            return  # the tag is there; or all is read-only: lookups don't mind, and a write will say what is the matter
+            return  # the tag exists, or the tree is read-only: lookups still work, and a write reports the error
 
     def check(self) -> None:
-        """Find out who shares the root, and refuse one where others decide what runs on the GPU.
+        """Determine who shares the root, and refuse one where others choose what runs on the GPU.
 
         Raises
         ------
@@ -149,7 +151,7 @@ class Root:
 
     @property
     def shared(self) -> bool:
-        """Whether others write here, too: as was said, or as the directory was marked when it was last checked."""
+        """Whether others write here, by the ``shared`` argument or by the directory's permissions."""
         return self._sharing.shared
 
     @property
@@ -159,7 +161,7 @@ class Root:
 
     @property
     def sure_bits(self) -> int:
-        """Those that the umask doesn't take away."""
+        """Permission bits that are set whatever the umask."""
         return self._sharing.sure_bits
 
     def writable(self) -> bool:
@@ -167,23 +169,23 @@ class Root:
         return os.access(self.staging, os.W_OK | os.X_OK)
 
     def make_shard(self, digest: str) -> None:
-        """Make the two directories that hold ``digest``, unless they are there."""
+        """Create the two directories that hold ``digest``, if missing."""
         shard = digest[:2]
         self.mkdir(self.entries + shard)
         self.mkdir(self.records + shard)
 
     def make_durable(self, digest: str) -> None:
-        """Sync the names in the two directories that hold ``digest``, and theirs if these may be new."""
+        """Sync the two directories that hold ``digest``, and their parents if they may be new."""
         shard = digest[:2]
         sync_directory(self.records + shard)
         sync_directory(self.entries + shard)
         for parent in (self.records, self.entries, self.path):
             self._sync_if_new(parent)
-        with contextlib.suppress(OSError):  # may be closed to us
+        with contextlib.suppress(OSError):  # may not be readable
             self._sync_if_new(os.path.dirname(self.path))
 
     def _sync_if_new(self, directory: str) -> None:
-        """Sync a directory unless it is as it was when this store last did: another process may make its names anew."""
+        """Sync a directory, unless it is unchanged from when this store last did: others may recreate its names."""
         before = os.stat(directory)
         if self._durable.get(directory) != signature(before):
             sync_directory(directory)
@@ -191,7 +193,7 @@ class Root:
                 self._durable[directory] = signature(before)
 
     def rebuild(self, digest: str) -> None:
-        """Make everything again that a write of ``digest`` needs, after a ``rm -rf`` or a ``clear()`` beside it."""
+        """Recreate the directories that a write of ``digest`` needs, after a concurrent ``rm -rf`` or ``clear()``."""
         self._make_root()
         self.check()
         self._make_staging()
@@ -207,31 +209,31 @@ class Root:
             if not stat.S_ISDIR(os.stat(self.path).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "the cache root is not a directory", self.path) from None
         else:
-            # Removed under us: as it was, for those who shared it.
+            # Removed by others: recreate it with the same sharing.
             lost = self._sharing.root
             self._sharing.open_to_group(self.path, 0 if lost is None else stat.S_IMODE(lost.st_mode) & ~stat.S_IRWXG)
 
     def _make_staging(self) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.staging, self._sharing.directory_mode)
-            # Sticky where it is shared: nobody can swap a file that another user is about to publish.
+            # Sticky if shared, so that nobody can swap a file that another user is about to publish.
             self._sharing.open_to_group(self.staging, stat.S_ISVTX if self.shared else 0)
 
     def mkdir(self, path: str) -> None:
-        """Make a directory of the tree, open to those who share it, unless it is there."""
+        """Create a directory of the tree, open to those who share it, if missing."""
         if self._sharing.root is None:
-            # FileNotFoundError: made, and removed again at once by another's clear().
+            # FileNotFoundError: it was created, and at once removed by another process's clear().
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, self._sharing.directory_mode)
                 with contextlib.suppress(FileNotFoundError):
                     self._sharing.open_to_group(path)
         elif not os.path.lexists(path):
-            # Under a name of ours first: another user's write must not meet it before it is open to that user.
+            # Under a name of ours first, so that another user's write doesn't find it before that user may write to it.
             staged = self.stage_path()
             os.mkdir(staged, self._sharing.directory_mode)
             try:
                 self._sharing.open_to_group(staged)
-                os.rename(staged, path)  # onto another's that is still empty, too
+                os.rename(staged, path)  # also onto another process's, while that is empty
             except OSError:
                 os.rmdir(staged)
                 if not os.path.lexists(path):
@@ -240,16 +242,16 @@ class Root:
     # Staging
 
     def stage_path(self) -> str:
-        """A new name in the staging area that says whose it is."""
+        """A new name in the staging area that identifies this process."""
         return f"{self.staging}{_owner_name(os.getpid())}-{next(_serial)}"
 
     def place(self, path: str, data: bytes, *, new: bool = False) -> None:
-        """Put a file of accounts in place, in one step; all who share the root can append to it.
+        """Put a log file in place atomically; all who share the root can append to it.
 
         Parameters
         ----------
         new : bool
-            Leave what lies there, if something does.
+            Leave an existing file alone.
 
         Raises
         ------
@@ -261,25 +263,25 @@ class Root:
             put_in_place(path, data, staged=self.stage_path(), mode=bits, at_least=bits, new=new)
 
     def aside_path(self) -> str:
-        """A new name for what is being removed, that says by whom."""
+        """A new name for a file that is being removed; it identifies this process."""
         return f"{self.removed}{_owner_name(os.getpid())}-{next(_serial)}"
 
     def has_litter(self) -> bool:
-        """Whether there may be something that dead processes have left."""
+        """Whether there may be files that dead processes left behind."""
         return self.has_staged() or _holds_something(self.removed)
 
     def has_staged(self) -> bool:
-        """Whether a writer is at work, or was when it died."""
+        """Whether there are staged files, of a live or a dead writer."""
         return _holds_something(self.staging)
 
     # Listing
 
     def is_pinned(self, digest: str) -> bool:
-        """Whether eviction spares that entry."""
+        """Whether an entry is pinned."""
         return os.path.lexists(self.pinned + digest)
 
     def pins(self) -> set[str]:
-        """The digests of the entries that eviction spares."""
+        """The digests of the pinned entries."""
         try:
             return set(os.listdir(self.pinned))
         except OSError as exc:
@@ -288,11 +290,11 @@ class Root:
             raise
 
     def shards(self) -> list[str]:
-        """The two-digit directories that there are."""
+        """The names of the existing shards: two hex digits."""
         return sorted(filter(is_shard, self.names(self.entries, "") | self.names(self.records, "")))
 
     def files(self, tree: str, shard: str) -> Iterator[os.DirEntry[str]]:
-        """The regular files of one shard of ``entries`` or ``records``; of another user's closed one, none."""
+        """The regular files of one shard of ``entries`` or ``records``; none if another user has closed it."""
         try:
             items = scan(tree + shard)
         except PermissionError:
@@ -300,7 +302,7 @@ class Root:
         yield from (item for item in items if len(item.name) == 62 and item.is_file(follow_symlinks=False))
 
     def names(self, tree: str, shard: str) -> set[str]:
-        """What lies in one shard of ``entries`` or ``records``, files or not."""
+        """All names in one shard of ``entries`` or ``records``, files or not."""
         try:
             return set(os.listdir(tree + shard))
         except OSError as exc:
@@ -322,7 +324,7 @@ def is_shard(name: str) -> bool:
 
 
 def scan(path: str) -> list[os.DirEntry[str]]:
-    """What lies in a directory; nothing where there is none."""
+    """The contents of a directory; empty if there is none."""
     try:
         with os.scandir(path) as items:
             return list(items)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who shares a store's root, and whether that can be trusted.
 
-Whoever can write to a root chooses what runs on the GPU of all who read there. So a root is private unless its caller
-says ``shared=True``, or the directory itself says that a group shares it: it is group-writable, or it is setgid and the
-group may enter it. Then directories made in it take its group and the group's permissions, whatever the umask; entries
-follow the umask, but that the group may always read them; and the accounts that processes keep together are as open as
-the root is. Such a root may belong to another user if its group is one of ours: who put us there trusts us with each
-other.
+Whoever can write to a root chooses what runs on the GPU of everyone who reads there. So a root is private unless the
+caller passes ``shared=True``, or the directory's permissions share it with a group: it is group-writable, or it is
+setgid and the group may enter it. Directories created in a shared root get its group and the group's permissions,
+whatever the umask; entries follow the umask, except that the group can always read them; and the log files that
+processes append to are as open as the root. Such a root may belong to another user if its group is one of ours: whoever
+put us into that group trusts its members with each other's files.
 
-A root that everyone can write to is shared with everyone if it is setgid, as somebody has marked it then, and else
-refused: sticky, as ``/tmp`` is, only keeps files from being removed.
+A root that everyone can write to is shared with everyone if it is setgid, which marks it as intended, and refused
+otherwise. The sticky bit, as on ``/tmp``, isn't enough: it only keeps files from being removed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class Sharing(NamedTuple):
-    """How the files and directories of a root are open to others.
+    """The permissions of a root's files and directories.
 
     Attributes
     ----------
     shared : bool
-        Others write here, too: permissions follow the umask.
+        Others write here as well: permissions follow the umask.
     root : os.stat_result or None
-        The root's status, where its directories are to belong to its group.
+        The root's status, if its directories are to belong to its group.
     account_bits : int
         Permission bits of the files that all who share the root append to.
     """
@@ -46,15 +46,15 @@ class Sharing(NamedTuple):
 
     @classmethod
     def of(cls, path: str, *, shared: bool) -> Self:
-        """That of the root at ``path``, opened with ``shared``.
+        """The sharing of the root at ``path``, opened with ``shared``.
 
         Raises
         ------
         UnsafeRootError
-            ``shared`` wasn't said, and another user (not root, nor one who shares it with us) owns the root, or
+            ``shared`` wasn't given, and another user (not root, nor one who shares it with us) owns the root, or
             everyone can write to it and it isn't setgid.
         OSError
-            It is no directory, or gone.
+            It isn't a directory, or is gone.
         """
         if not hasattr(os, "geteuid"):
             return cls(shared)
@@ -87,7 +87,7 @@ class Sharing(NamedTuple):
 
     @classmethod
     def below(cls, root: str | os.PathLike[str]) -> Self:
-        """That of a store's entries, for what is kept beside them."""
+        """The sharing of a store's entries, for derived data in the same root."""
         try:
             status = os.stat(os.path.join(root, "entries"))
         except OSError:
@@ -120,9 +120,9 @@ class Sharing(NamedTuple):
         """
         status = os.stat(directory)
         before = stat.S_IMODE(status.st_mode)
-        mode = before | stat.S_IRWXU  # whatever the umask: a root that its owner can't enter is no root
+        mode = before | stat.S_IRWXU  # whatever the umask: the owner must be able to use the root
         if self.root is not None:
-            with contextlib.suppress(PermissionError):  # not in that group: then no other group is let in
+            with contextlib.suppress(PermissionError):  # we aren't in that group: then no other group is let in
                 if status.st_gid != self.root.st_gid:
                     os.chown(directory, -1, self.root.st_gid)
                 others = stat.S_IRWXO if self.root.st_mode & stat.S_IWOTH else 0

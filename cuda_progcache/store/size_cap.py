@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store's size cap: what a write does to the account, and the eviction that it may have to run.
+"""A store's size cap: how writes update the account, and the eviction that they may have to run.
 
-A write announces itself in the account that all processes share (:mod:`~cuda_progcache.store.ledger`), tells when it is
-done and, where the store is then above the cap, runs an eviction pass; which entries go is decided, and its figures are
-given, in :mod:`~cuda_progcache.store.eviction`. Opening looks at nothing. What the account doesn't know yet is counted
-by the puts, some shards each, and until then guessed from the shards that are known.
+A write announces itself in the account that all processes share (:mod:`~cuda_progcache.store.ledger`) and reports when
+it is done. If the store is then above its cap, it runs an eviction pass; :mod:`~cuda_progcache.store.eviction` decides
+which entries to evict, and gives the figures. Opening a store scans nothing. Shards that the account doesn't know yet
+are counted by the puts, a few each, and estimated from the known shards until then.
 
-In a store that a pass looks at whole, each put counts again the shards that are in doubt since others wrote beside it.
-So whoever is the last to write knows the size to the byte, and leaves the store within its cap. In a larger one the
-doubts are a few entries in thousands: they are kept free as a margin, and counted one by one. Each pass counts the
-shards that it looks at, and one put in a while counts a shard without being asked, so that the account follows the
-directory whatever is done to it by hand.
+In a store small enough for a pass over all entries, each put recounts the shards that concurrent writers have put in
+doubt. So the last writer knows the size to the byte, and leaves the store within its cap. In a larger store, the doubts
+are a few entries in thousands: a margin is kept free for them, and they are counted one by one. Each pass counts the
+shards that it scans, and from time to time a put counts a shard anyway, so that the account follows manual changes to
+the directory.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from cuda_progcache.store.root import Root
     from cuda_progcache.store.stats import Counters
 
-#: Entries that one put counts, at most, where shards are uncounted, or one shard: 5 ms.
+#: Entries that one put counts at most while shards are uncounted, but at least one shard: 5 ms.
 COUNT_SLICE = 512
-#: One put in so many entries of a shard counts a shard again: the account heals, at a cost that knows no size.
+#: One put in this many entries of a shard recounts a shard, so that the account heals at a cost independent of size.
 AUDIT_LOOKS = 4
-#: Entries evicted, or looked at, before the other processes are told; they evict, too, until they know.
+#: Entries evicted or scanned before this is written to the account. Until then, other processes evict as well.
 TELL_EVERY = 64
-#: Puts between two looks at the staging files of other writers, alive or dead.
+#: Puts between two scans of the staging files of other writers, live or dead.
 LOOK_AT_STAGING_EVERY = 64
 
 
@@ -61,7 +61,7 @@ class SizeCap:
     root : Root
         The directory.
     cap : int or None
-        Bytes allowed. ``None``: no limit; writes are entered in the account only where other store objects keep one.
+        Bytes allowed. ``None``: no limit, and writes are accounted only if other store objects keep an account.
     counters : Counters
         Evictions are counted there.
     last_use : LastUse
@@ -75,26 +75,26 @@ class SizeCap:
         self._root = root
         self._counters = counters
         self._warned: set[str] = set()
-        self._enforcing = 0  # the process that does
+        self._enforcing = 0  # the process that runs a pass
         self._written_meanwhile = False
         self._puts = 0
-        self._staged = 0  # bytes of staging files when they were last looked at
-        self._rest = 0  # puts to let pass before a pass is tried again that would find nothing to evict
+        self._staged = 0  # bytes of staging files at the last scan
+        self._rest = 0  # puts to skip before the next pass, after one that found nothing to evict
 
     def operation(self, digest: str, size: int = 0) -> Operation:
-        """Announce that an entry will come, change or go.
+        """Announce that an entry will be added, changed or removed.
 
         Parameters
         ----------
         digest : str
-            Which entry.
+            The entry's name.
         size : int
-            Bytes that may come.
+            Bytes that may be added.
         """
         return Operation(self.ledger, int(digest[:2], 16), size)
 
     def wrote(self, digest: str) -> None:
-        """An entry was published. Evicts where that is too much."""
+        """Account for a published entry, and evict if the store is above its cap."""
         if self.cap is None:
             return
         self.last_use.note(digest, time.time_ns())
@@ -103,7 +103,7 @@ class SizeCap:
                 # By process: a child forked in the middle of a pass isn't in one.
                 self._written_meanwhile = self._enforcing == os.getpid()
                 if self._written_meanwhile:
-                    return  # the other thread looks again
+                    return  # the other thread checks again
                 self._enforcing = os.getpid()
             try:
                 self._enforce(self.cap, digest)
@@ -118,7 +118,7 @@ class SizeCap:
                 return
 
     def unannounced(self, changes: Iterable[tuple[str, int, int]]) -> None:
-        """Entries came or went: digest, and entries and bytes more than before."""
+        """Account for unannounced changes: digest, and the entries and bytes added."""
         shards: dict[int, tuple[int, int]] = {}
         for digest, entries, size in changes:
             if entries < 0:
@@ -129,12 +129,12 @@ class SizeCap:
             self.ledger.doubt((shard, *change) for shard, change in shards.items())
 
     def damaged(self) -> None:
-        """Something went to the quarantine, which has a share of the cap."""
+        """Account for a file that was moved to the quarantine, which has a share of the cap."""
         if self.cap is not None:
             self._look_at_staging(self.cap)
 
     def cleared(self) -> None:
-        """Everything was removed, or nobody knows how much of it."""
+        """Discard the account: everything was removed, or an unknown part of it."""
         self.last_use.clear()
         self.ledger.discard()
 
@@ -168,7 +168,7 @@ class SizeCap:
         self._staged = removal.reclaim(self._root) + quarantined
 
     def _make_sure(self) -> None:
-        """Count what is in doubt, in a store small enough for it."""
+        """Count the shards in doubt, if the store is small enough."""
         if self._looked_at_whole and self.ledger.complete and (doubtful := self.ledger.doubtful()):
             self._count(doubtful)
 
@@ -178,7 +178,7 @@ class SizeCap:
 
     @property
     def _size(self) -> int:
-        """Bytes charged, at most."""
+        """An upper bound of the bytes charged."""
         size = self.ledger.size + self._unannounced
         if self._looked_at_whole or not self.ledger.doubts:
             return size
@@ -186,11 +186,11 @@ class SizeCap:
 
     @property
     def _unannounced(self) -> int:
-        """Bytes in no account: in the quarantine, and in staging files of no operation, or another program's."""
+        """Bytes not in the account: in the quarantine, and in staging files without an operation."""
         return max(0, self._staged - self.ledger.announced)
 
     def _audit_is_due(self, digest: str) -> bool:
-        # A digest is as good as dice.
+        # A digest serves as a random number.
         entries = max(AUDIT_LOOKS * 16, self.ledger.entries // SHARDS)
         return int(digest[6:14], 16) * entries < AUDIT_LOOKS << 32
 
@@ -215,7 +215,7 @@ class SizeCap:
             found += present
             counts.append((shard, len(present), sum(candidate.charged for candidate in present)))
             untold += len(present)
-            if untold >= TELL_EVERY:  # soon: what another process does between scan and line leaves a doubt
+            if untold >= TELL_EVERY:  # soon: a change by others since the scan causes a doubt
                 self.ledger.count(counts, since)
                 counts, untold = [], 0
                 since = self.ledger.mark()
@@ -223,7 +223,7 @@ class SizeCap:
         return found
 
     def _shards_with_entries(self) -> list[int]:
-        """Those with a directory; the others are entered as empty."""
+        """The shards that have a directory; the others are recorded as empty."""
         since = self.ledger.mark()
         present = {int(shard, 16) for shard in self._root.shards()}
         self.ledger.count(
@@ -235,11 +235,11 @@ class SizeCap:
     # Eviction
 
     def _evict(self, cap: int) -> bool:
-        """Run a pass; ``False``: it has looked at everything, and nothing has to go, whatever the account says."""
+        """Run a pass; ``False`` if it scanned everything and nothing has to be evicted, whatever the account says."""
         looked_at = shards_to_look_at(self.ledger.entries, SHARDS)
         exact = looked_at == SHARDS
         candidates = self._count(self._shards_with_entries() if exact else sorted(_some_shards(looked_at)))
-        # Where all was looked at, no account is needed: on a full disk it may be a guess from one shard.
+        # If everything was scanned, the account isn't used: on a full disk, it may be an estimate from one shard.
         on_its_way = self.ledger.announced + self._unannounced
         size = on_its_way + sum(candidate.charged for candidate in candidates) if exact else self._size
         to_free = excess(size, len(candidates) if exact else self.ledger.entries, cap)
@@ -255,18 +255,18 @@ class SizeCap:
         return True
 
     def remove(self, victims: list[Candidate], *, evicted: bool = False) -> list[Candidate]:
-        """Take entries away that are still as they were seen, and not pinned; gives those that went.
+        """Remove entries that are unchanged and not pinned; return those that were removed.
 
         Parameters
         ----------
         victims : list of Candidate
         evicted : bool
-            Whether that is an eviction, to be counted and told as such.
+            Whether to count and report this as an eviction.
 
         Raises
         ------
         OSError
-            The directory can't be written. What went is accounted.
+            The directory can't be written. What was removed before is accounted for.
         """
         gone: list[Candidate] = []
         for start in range(0, len(victims), TELL_EVERY):
@@ -318,7 +318,7 @@ class SizeCap:
 
 
 class Operation:
-    """Something that is being done to one entry, from its announcement to its end: a context.
+    """A context manager for a change of one entry, from its announcement to its end.
 
     Parameters
     ----------
@@ -327,7 +327,7 @@ class Operation:
     shard : int
         The entry's.
     size : int
-        Bytes that may come.
+        Bytes that may be added.
     """
 
     __slots__ = ("_change", "_ledger", "_ref", "_shard")
@@ -339,7 +339,7 @@ class Operation:
         self._ref = ledger.begin([shard], size)
 
     def done(self, entries: int, size: int) -> None:
-        """So many entries and bytes more than before, negative for what went."""
+        """Report the entries and bytes added; negative if removed."""
         self._change = entries, size
 
     def __enter__(self) -> Self:

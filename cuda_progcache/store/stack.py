@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores behind each other: memory before disk, disk before a layer of an image or a remote store."""
+"""A stack of stores: for instance memory, then disk, then a layer of an image or a remote store."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.leases import FleetLeases
     from cuda_progcache.store.tiers.write_back import WriteBack
 
-#: Whether puts, removals and copies of what was found in a slower level go to a level.
+#: Whether a level takes writes: puts, removals, and copies from slower levels.
 WRITE_POLICIES = ("through", "skip")
 _READ_ONLY = "read-only"
-#: Keys whose last write is remembered, so that a slow lookup doesn't copy what it found over a later write.
+#: The number of keys whose last write is remembered, so that a slow lookup doesn't overwrite a later write.
 _REMEMBERED = 4096
-#: Seconds after which what came from afar is copied to a disk: a burst of look-ups is over by then.
+#: Seconds after which a remote entry is copied to a disk: a burst of lookups is over by then.
 _CALM = 0.02
-#: Seconds that closing waits for copies on their way to a disk.
+#: Seconds that closing waits for pending copies to a disk.
 _CLOSING = 2.0
 
 
 class ProgramCacheStack(ProgramCacheResource):
-    """Several stores as one: a lookup asks the fastest first, and what a slower one has is copied into the faster.
+    """Several stores as one: a lookup asks the fastest first, and copies what a slower one has to the faster ones.
 
-    A level beyond this machine (``is_remote``) is asked for keys alone: listings, sizes and :meth:`clear` are of the
-    levels on it.
+    A level on another machine (``is_remote``) is only asked for single keys: listings, sizes and :meth:`clear` cover
+    the local levels.
 
-    A level that raises is skipped, counted and warned about once; after a few failures in a row it is left alone for a
-    while, for reads or for writes. A lookup never fails for a level. A write goes to every level that takes writes, and
-    is done when one of them has it; where none has (it takes none, refuses the size, or its disk is in trouble), it is
-    skipped, and ``publish`` says ``False``; only where a level raised, the mapping raises, too. The mapping
-    holds what any level holds; where two disagree, the faster one is right.
+    A level that raises an error is skipped and counted, with one warning. After a few failures in a row it is left
+    alone for a while, for reads or for writes. A failing level never fails a lookup. A write goes to every writable
+    level, and succeeds if one of them has stored it. If none has (it is read-only, refuses the size, or its disk is in
+    trouble), the write is dropped and ``publish`` returns ``False``; the mapping raises only if a level raised. The
+    mapping contains what any level contains; where two disagree, the faster one counts.
 
-    An entry that a read-only level holds can't be removed: ``del`` removes it from the levels that take writes, and it
-    can still be read.
+    An entry in a read-only level can't be removed: ``del`` removes it from the writable levels, and it can still be
+    read.
 
     Parameters
     ----------
@@ -72,23 +72,23 @@ class ProgramCacheStack(ProgramCacheResource):
         Fastest first; closed with the stack.
     write_policy : str or sequence of str, optional
         ``"through"`` (puts, removals and copies go to the level) or ``"skip"`` (none do), for each level or for all.
-        Default: through, wherever writes can be. A :class:`ReadOnlyProgramCache` is always skipped.
+        Default: ``"through"`` for writable levels. A :class:`ReadOnlyProgramCache` is always skipped.
     failures : int
         Failures in a row after which a level is left alone.
     rest : float
         Seconds before it is tried again, by one caller.
     timeout : float, optional
-        Seconds; a call of a level that takes longer counts as a failure, though its answer is used. The stack can't cut
-        a call short: give a remote level a time limit of its own, whose error it raises.
+        Seconds. A call of a level that takes longer counts as a failure, though its answer is used. The stack can't
+        interrupt a call: give a remote level a time limit of its own.
     clock : callable
         Seconds, monotonic.
 
     Raises
     ------
     TypeError
-        A level is no store of this package's kind.
+        A level isn't a store of this package's kind.
     ValueError
-        No levels, a level twice, a stack inside the stack, or a write policy that makes no sense.
+        No levels, the same level twice, a stack inside the stack, or an invalid write policy.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ProgramCacheStack(ProgramCacheResource):
             level.above = [faster for faster in self._levels[:number] if faster.writable]
         self._clock = clock
         self._has_copied = False
-        self._sought: dict[str, None] = {}  # digests of what was missed
+        self._sought: dict[str, None] = {}  # digests of recent misses
         self._demands_signatures = any(store.demands_signatures for store in stores)
         self._here = tuple(level for level in self._levels if not level.is_remote)
         self._counters = Counters()
@@ -119,7 +119,7 @@ class ProgramCacheStack(ProgramCacheResource):
         self._stripes = Stripes()
         self._writes = 0  # numbers the writes
         self._touched: OrderedDict[str, int] = OrderedDict()  # digest: number of its last write
-        self._forgotten = 0  # the last write that is no longer in there
+        self._forgotten = 0  # number of the last write that was dropped from it
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {', '.join(level.name for level in self._levels)}>"
@@ -131,13 +131,13 @@ class ProgramCacheStack(ProgramCacheResource):
 
     @property
     def path(self) -> Path | None:
-        """The directory of the first level on disk that takes writes; there the compile path keeps what is derived."""
+        """The directory of the first writable level on disk, where the compile path keeps derived data."""
         paths = (getattr(level.store, "path", None) for level in self._levels if level.writable)
         return next((path for path in paths if path is not None), None)
 
     @property
-    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
-        """The leases of the first level that takes writes and keeps some."""
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a class attribute in the base class
+        """The leases of the first writable level that keeps leases."""
         return next((level.store.fleet for level in self._levels if level.writable and level.store.fleet), None)
 
     @property
@@ -148,17 +148,17 @@ class ProgramCacheStack(ProgramCacheResource):
     def _leads(self, level: Level) -> bool:
         """Whether a level's header manifests are used.
 
-        A manifest decides which key a program has, and so which of the programs that others signed is run. Where one
-        level demands signatures, manifests of another that demands none could lead to a stale program of the first.
+        A manifest decides which key a program has, and so which signed program is run. If one level demands signatures,
+        manifests of a level that doesn't could lead to a stale program of the first.
         """
         is_own = not level.is_remote and not isinstance(level.store, ReadOnlyProgramCache)
         return is_own or level.store.demands_signatures or not self._demands_signatures
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What another process has to open to add to this stack: its directory's settings.
+        """The settings of its directory, with which another process can add to this stack.
 
-        ``None`` where that would leave a level without what is compiled there: more than one outlives the process.
+        ``None`` if that would leave another level without the new programs: more than one level outlives the process.
         """
         lasting = [
             level.store
@@ -181,7 +181,7 @@ class ProgramCacheStack(ProgramCacheResource):
         before = self._writes
         first = self._levels[0]
         try:
-            # Which is cheaper than load, and nothing is to be copied.
+            # Cheaper than load; and from the first level, nothing needs to be copied.
             data = first.ask(first.store.get, name, answer=FrozenMissError)
         except FrozenMissError:
             data = None
@@ -196,7 +196,7 @@ class ProgramCacheStack(ProgramCacheResource):
         return default if found is None else found.data
 
     def _is_frozen(self) -> bool:
-        """Whether a miss is an error to those who use it as a mapping, as cuda.core does."""
+        """Whether a miss is an error in the mapping interface, which cuda.core uses."""
         return modes.current() == "frozen" or any(level.store.mode == "frozen" for level in self._levels)
 
     def __getitem__(self, key: Key) -> bytes:
@@ -206,7 +206,7 @@ class ProgramCacheStack(ProgramCacheResource):
         return data
 
     def load(self, key: Key) -> Entry | None:
-        """The entry with its record, and any trouble in a level is a miss there; ``None`` on a miss in all."""
+        """The entry with its record; ``None`` if every level misses. Trouble in a level is a miss there."""
         name = key_bytes(key)
         return self._look(self._levels, name, self._writes)
 
@@ -244,10 +244,11 @@ class ProgramCacheStack(ProgramCacheResource):
             self._counters.hits += 1
 
     def _copy_up(self, name: bytes, entry: Entry, source: Level, before: int) -> None:
-        """Put what a level had into those above it; what came from afar goes to a disk later, on another thread."""
+        """Copy an entry to the levels above its source; a remote one is copied to a disk later, on another thread."""
         if source.is_remote:
-            # At once, what this process has missed before: it may hold a lease that others of this host wait for, to
-            # look on the disk. And the first one, which imports what others need: no thread may (see Engine.prepare).
+            # At once if this process has missed it before: it may hold a lease, and others on this host look on the
+            # disk when that ends. Also the first copy, since it imports modules, which a thread must not (see
+            # Engine.prepare).
             digest = entry_digest(name)
             at_once = self._sought.pop(digest, 0) is None or not self._has_copied
             self._has_copied = True
@@ -261,7 +262,7 @@ class ProgramCacheStack(ProgramCacheResource):
             self._copy(name, entry, source.above, before)
 
     def _copy(self, name: bytes, entry: Entry, targets: Sequence[Level], before: int, *, wait: bool = False) -> int:
-        """Copy to some levels, unless another thread does or did, or wrote the key; the number of the last write."""
+        """Copy to some levels, unless another thread has copied or written the key; return the last write's number."""
         if not targets:
             return before
         digest = entry_digest(name)
@@ -281,17 +282,17 @@ class ProgramCacheStack(ProgramCacheResource):
 
     @kept_property
     def _copies(self) -> WriteBack[_Copy]:
-        """What came from afar, on its way to a disk."""
+        """The queue of remote entries to be copied to a disk."""
         from cuda_progcache.store.tiers.write_back import WriteBack
 
         def write(batch: Mapping[str, _Copy]) -> None:
             for copy in batch.values():
                 self._copy(*copy[:4], wait=True)
 
-        return WriteBack(write, lambda _: None, delay=_CALM)  # what is lost can be had again
+        return WriteBack(write, lambda _: None, delay=_CALM)  # a lost copy can be fetched again
 
     def _on_its_way(self, name: bytes) -> Entry | None:
-        """What came from afar and isn't on a disk yet, unless it was written or removed since."""
+        """A remote entry that isn't on a disk yet, unless it was written or removed since."""
         digest = entry_digest(name)
         copy = self._copies.find(digest)
         if copy is None or self._touched.get(digest, self._forgotten) > copy.before:
@@ -299,7 +300,7 @@ class ProgramCacheStack(ProgramCacheResource):
         return copy.entry
 
     def flush(self, seconds: float = 10.0) -> bool:
-        """Wait until what is on its way to a level is there, or given up; False where that takes longer."""
+        """Wait until pending copies are written or given up; False if that takes longer."""
         until = self._clock() + seconds
         done = not self.reaches_beyond or self._copies.flush(seconds)
         for level in self._levels:
@@ -307,15 +308,15 @@ class ProgramCacheStack(ProgramCacheResource):
                 done &= flush(max(until - self._clock(), 0.0))
         return done
 
-    # What lies beyond this machine
+    # Levels on other machines
 
     @property
     def reaches_beyond(self) -> bool:
-        """Whether a level lies beyond this machine."""
+        """Whether a level is on another machine."""
         return len(self._here) < len(self._levels)
 
     def fetch(self, keys: Iterable[bytes]) -> int:
-        """Copy these programs from the levels beyond this machine to those on it, which lack them, asked together."""
+        """Copy these programs from remote levels to the local ones, in as few requests as possible."""
         missing, before, came = dict.fromkeys(keys), self._writes, 0
         for level in self._levels:
             if not level.is_remote:
@@ -332,14 +333,14 @@ class ProgramCacheStack(ProgramCacheResource):
         return came
 
     def has_published(self) -> bool:
-        """Whether a level beyond this machine took all that was published; see the base class."""
+        """Whether a remote level has stored everything that was published; see the base class."""
         beyond = [level.store for level in self._levels if level.store.is_remote and level.writable]
-        return not beyond or any([store.has_published() for store in beyond])  # noqa: C419 - each is asked
+        return not beyond or any([store.has_published() for store in beyond])  # noqa: C419 - all are asked
 
     def find_manifests(self, names: Iterable[str]) -> Mapping[str, bytes]:
-        """Those of the header manifests that lie beyond this machine; the fastest level's that has it.
+        """Header manifests from remote levels, each from the fastest level that has it.
 
-        Once one level demands signatures, those of levels that don't are left out.
+        If a level demands signatures, those of levels that don't are left out.
         """
         found: dict[str, bytes] = {}
         for level in self._levels:
@@ -351,7 +352,7 @@ class ProgramCacheStack(ProgramCacheResource):
         return found
 
     def keep_manifest(self, name: str, content: bytes) -> None:
-        """Add the sets of a header manifest to those that lie beyond this machine."""
+        """Add the sets of a header manifest to those of the remote levels."""
         for level in self._levels:
             if level.is_remote and level.writable:
                 level.write(level.store.keep_manifest, name, content)
@@ -382,10 +383,10 @@ class ProgramCacheStack(ProgramCacheResource):
                 raise self._none_did("store a program", trouble)
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
-        """Store an entry with its record in every level that takes writes; ``True`` if one of them has it."""
+        """Store an entry with its record in every writable level; ``True`` if one of them has stored it."""
         name, payload = key_bytes(key), program_bytes(data)
         del data  # as above
-        encode_record(record)  # what is no JSON object is the caller's error, and not a level's trouble
+        encode_record(record)  # a record that isn't a JSON object is the caller's error, not trouble in a level
         return self._put(name, lambda store: publish_to(store, name, payload, record))
 
     def _put(self, name: bytes, put: Callable[[ProgramCacheResource], bool]) -> bool:
@@ -414,13 +415,13 @@ class ProgramCacheStack(ProgramCacheResource):
         self._remove(entry_digest(name), key, lambda store: store.__delitem__(name))
 
     def remove(self, digest: str) -> None:
-        """Remove the entry of that digest from the levels that take writes; :class:`KeyError` if no level has it."""
+        """Remove the entry of that digest from the writable levels; :class:`KeyError` if no level has it."""
         if not is_digest(digest):
             raise KeyError(digest)
         self._remove(digest, digest, lambda store: store.remove(digest))
 
     def quarantine(self, digest: str) -> None:
-        """Put an entry that proved wrong out of the way in the levels that take writes; see :meth:`remove`."""
+        """Quarantine an entry that proved wrong in the writable levels; see :meth:`remove`."""
         if not is_digest(digest):
             raise KeyError(digest)
         self._remove(digest, digest, lambda store: store.quarantine(digest))
@@ -428,7 +429,7 @@ class ProgramCacheStack(ProgramCacheResource):
     def _remove(self, digest: str, asked: object, remove: Callable[[ProgramCacheResource], None]) -> None:
         removed, trouble = False, []
         with held(), self._stripes.of(digest):
-            for level in reversed(self._levels):  # so that a level never has what the ones below have lost
+            for level in reversed(self._levels):  # so that a level never has an entry that those below have lost
                 if level.writable:
                     try:
                         done = level.write(remove, level.store, answer=KeyError)
@@ -458,7 +459,7 @@ class ProgramCacheStack(ProgramCacheResource):
             return False
 
     def clear(self) -> None:
-        """Remove every entry from the levels on this machine that take writes; what others hold can still be read."""
+        """Remove every entry from the writable local levels; entries in other levels can still be read."""
         forget_derived(self)
         with ExitStack() as taken:
             for lock in self._stripes.locks:
@@ -472,7 +473,7 @@ class ProgramCacheStack(ProgramCacheResource):
         if trouble:
             raise self._none_did("clear the program cache", trouble)
 
-    # What there is
+    # Contents
 
     def __len__(self) -> int:
         return len(set(self._digests("")))
@@ -486,7 +487,7 @@ class ProgramCacheStack(ProgramCacheResource):
         return found
 
     def entries(self) -> Iterator[EntryInfo]:
-        """Every entry once, as the fastest level that holds it has it."""
+        """Every entry once, from the fastest level that has it."""
         seen: set[str] = set()
         for level in self._here:
             found = level.ask(level.store.entries)
@@ -510,9 +511,9 @@ class ProgramCacheStack(ProgramCacheResource):
         raise KeyError(digest)
 
     def stats(self) -> StoreStats:
-        """What the levels hold together, the stack's lookups and writes, and each level's share in ``levels``.
+        """The contents of all levels in numbers, the stack's lookups and writes, and each level's share in ``levels``.
 
-        Damage, evictions, dropped writes and failures are sums over the levels on this machine.
+        Damage, evictions, dropped writes and failures are sums over the local levels.
         """
         sizes: dict[str, tuple[int, int]] = {}
         sums = dict.fromkeys(("corrupt", "evicted", "dropped", "refused", "read_errors", "failed"), 0)
@@ -533,7 +534,7 @@ class ProgramCacheStack(ProgramCacheResource):
         return own._replace(levels=tuple(level.stats() for level in self._levels))._replace(**sums)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Close every level, once what is on its way to a disk is there."""
+        """Close every level, after waiting for pending copies to a disk."""
         if self.reaches_beyond:
             self._copies.flush(_CLOSING)
         for level in self._levels:
@@ -541,9 +542,9 @@ class ProgramCacheStack(ProgramCacheResource):
 
 
 class _Copy(NamedTuple):
-    """A program on its way to some levels, if no later write than ``before`` came between.
+    """A pending copy to some levels, made unless the key was written after ``before``.
 
-    ``owners`` are held until it is there: a level may know its directory's store only as long as somebody uses it.
+    ``owners`` are kept alive until it is done, because a level may hold only a weak reference to its directory's store.
     """
 
     name: bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stores count, and how they tell."""
+"""Counters and statistics of stores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cuda_progcache._util.locks import ForkSafeLock
 
 
 class Totals(NamedTuple):
-    """What was counted; the fields are those of :class:`StoreStats`."""
+    """Counts; the fields are those of :class:`StoreStats`."""
 
     hits: int = 0
     misses: int = 0
@@ -38,12 +38,12 @@ NOTHING = Totals()
 
 
 class Span(NamedTuple):
-    """What was counted in an hour, of the last two days, or in a day, before.
+    """The counts of one hour (of the last two days) or of one day (before).
 
     Attributes
     ----------
     start : float
-        Seconds since the epoch; 0.0: all that was counted before the days that are kept apart.
+        Seconds since the epoch; 0.0 for everything before the days that are kept apart.
     counted : Totals
     """
 
@@ -57,26 +57,26 @@ def total(spans: Iterable[Span]) -> Totals:
 
 
 class LevelStats(NamedTuple):
-    """One level of a :class:`~cuda_progcache.store.ProgramCacheStack`, as the stack has seen it.
+    """The stack's counters for one level of a :class:`~cuda_progcache.store.ProgramCacheStack`.
 
     Attributes
     ----------
     name : str
-        Class of the level, and its directory where it has one.
+        Class of the level, and its directory if it has one.
     policy : {"through", "skip", "read-only"}
         Whether writes go there.
     hits, misses : int
-        Lookups that reached it, and got an answer.
+        Lookups that reached it, and their results.
     stored : int
-        Writes that it took.
+        Writes that it stored.
     store_failed : int
-        Writes that it dropped or raised at.
+        Writes that it dropped, or raised on.
     backfilled, backfill_failed : int
-        Entries found in a slower level and copied here; copies that it didn't take.
+        Entries that were found in a slower level and copied here; copies that failed.
     errors : int
-        Calls at which it raised, or that took longer than the stack's ``timeout``.
+        Calls that raised, or that took longer than the stack's ``timeout``.
     skipped : int
-        Calls it was spared while its breaker was open.
+        Calls that weren't made because its breaker was open.
     state : {"closed", "open", "half-open"}
         Its circuit breaker: in use; out of use for a while; being tried again.
     """
@@ -104,7 +104,7 @@ class StoreStats(NamedTuple):
     hits, misses : int
         Lookups; they add up to all lookups.
     corrupt : int
-        Damaged entries or records that a lookup met (each such lookup is a miss, too).
+        Damaged entries or records found by lookups; each such lookup is also a miss.
     evicted : int
         Entries removed to keep the size cap.
     dropped : int
@@ -114,17 +114,17 @@ class StoreStats(NamedTuple):
     read_errors : int
         Lookups that failed for another reason than absence or damage (permission, I/O error, stale handle).
     stored : int
-        Writes that were done.
+        Writes that succeeded.
     failed : int
         Removals, clears and eviction passes that trouble in the cache prevented; not kept in ``all_time``.
     unkeyed : int
-        Programs that were compiled and not kept, since a hit could differ from a fresh compile.
+        Programs that were compiled but not kept, because a hit could differ from a fresh compile.
     unkeyed_by : Mapping of str to int
         The same by kind of reason (:data:`cuda_progcache.compile.unkept.KINDS`).
     all_time : Totals or None
-        The same counters over every process that used this directory: what they have written down, and what this
-        process has yet to. Written at ``close()``, at exit and every few seconds of use; a process that is killed
-        loses what it counted since. ``None`` in a store that doesn't outlive its process.
+        The same counters over all processes that have used this directory, including those of this process that aren't
+        written down yet. They are written at ``close()``, at exit and every few seconds of use; a process that is
+        killed loses the counts since then. ``None`` in a store that doesn't outlive its process.
     levels : tuple of LevelStats
         The levels of a stack, fastest first.
     """
@@ -148,14 +148,14 @@ class StoreStats(NamedTuple):
 
 
 class Counters:
-    """Counters of one store object; read and written under ``lock``. A forked child's start at zero."""
+    """Counters of one store object, read and written under ``lock``. In a forked child they start at zero."""
 
     __slots__ = ("__weakref__", "_written", "failed", "lock", "unkeyed_by", *Totals._fields)
 
     def __init__(self) -> None:
         self.lock = ForkSafeLock()
         self.reset()
-        forks.in_child(self.reset)  # what the parent has counted, the parent tells
+        forks.in_child(self.reset)  # the parent reports its own counts
 
     def reset(self) -> None:
         """Start at zero."""
@@ -176,7 +176,7 @@ class Counters:
             self.unkeyed_by[kind] = self.unkeyed_by.get(kind, 0) + 1
 
     def totals(self) -> Totals:
-        """All of them at one moment."""
+        """A consistent copy of all counters."""
         with self.lock:
             return Totals(
                 self.hits, self.misses, self.corrupt, self.evicted, self.dropped, self.refused, self.read_errors,
@@ -184,23 +184,23 @@ class Counters:
             )  # fmt: skip
 
     def unwritten(self) -> Totals:
-        """What was counted since it was last written down."""
+        """The counts that aren't written down yet."""
         with self.lock:
             return self.totals().minus(self._written)
 
     def take_unwritten(self) -> Totals:
-        """The same, for who writes it down: the next one gets what is counted from here on."""
+        """Return the same, and mark them as written down."""
         with self.lock:
             counted, self._written = self.unwritten(), self.totals()
             return counted
 
     def give_back(self, counted: Totals) -> None:
-        """It could not be written down."""
+        """Take counts back that couldn't be written down."""
         with self.lock:
             self._written = self._written.minus(counted)
 
     def stats(self, *, entries: int, size: int, record_size: int, all_time: Totals | None = None) -> StoreStats:
-        """The counters, next to what the store holds."""
+        """The counters, with the store's contents in numbers."""
         with self.lock:
             counted, by_kind = self.totals(), dict(self.unkeyed_by)
         return StoreStats(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at everything in a cache directory: what is whole, what isn't, and what to do about it."""
+"""Verification of everything in a cache directory: what is intact, what isn't, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from cuda_progcache.store.judge import CORRUPT, DAMAGED_RECORD, NO_ENTRY, NO_REC
 if TYPE_CHECKING:
     from cuda_progcache.store.root import Root
 
-#: What can be wrong, and what helps.
+#: What can be wrong, and what to do.
 ADVICE = {
-    "corrupt": "not the bytes that were published; repair moves it to the quarantine, the next compile heals it",
+    "corrupt": "not the bytes that were published; repair moves it to the quarantine, and the next compile replaces it",
     "damaged-record": "the entry can't be verified without it; repair moves both to the quarantine",
     "no-record": "never a hit: left by a crash, or put there by hand; adopt it under its key, or repair moves it away",
     "no-entry": "a record alone, left by a crash; repair removes it",
-    "unreadable": "the system refuses to read it (permission, a disk in trouble); it is a miss, and stays",
-    "foreign": "nothing that this cache puts there; repair moves it to the quarantine",
+    "unreadable": "the system can't read it (no permission, a failing disk); it is a miss, and stays in place",
+    "foreign": "not a file of this cache; repair moves it to the quarantine",
     "stale-staging": "left behind by a process that is gone; repair removes it, or puts back what it had moved",
 }
 
-#: Seconds for which writers that are at work are given time to finish.
+#: Seconds that active writers are given to finish.
 _PATIENCE = 10.0
 _WRONG = frozenset({CORRUPT, DAMAGED_RECORD, NO_RECORD, NO_ENTRY})
 
@@ -62,16 +62,16 @@ class Finding(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """What :meth:`FileStreamProgramCache.verify` saw.
+    """The result of :meth:`FileStreamProgramCache.verify`.
 
     Attributes
     ----------
     ok : int
-        Entries whose every byte is as it was published.
+        The number of entries whose bytes are all as published.
     bytes : int
-        Bytes of these.
+        The sum of their sizes.
     findings : tuple of Finding
-        The rest, in order of their paths.
+        Everything that is wrong, sorted by path.
     """
 
     ok: int
@@ -80,19 +80,19 @@ class Verification(NamedTuple):
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is wrong (any more, after a repair)."""
+        """Whether nothing is wrong, or is still wrong after a repair."""
         return all(finding.repaired for finding in self.findings)
 
 
 def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -> Verification:
-    """Look at every file under ``entries``, ``records``, ``tmp`` and ``leases``.
+    """Check every file under ``entries``, ``records``, ``tmp`` and ``leases``.
 
     Parameters
     ----------
     repair : bool
-        Move and remove what is wrong.
+        Move or remove what is wrong.
     removed : callable
-        Told digest and charged bytes of each entry that a repair moves away.
+        Called with the digest and charged bytes of each entry that a repair moves away.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def verify(root: Root, *, repair: bool, removed: Callable[[str, int], object]) -
 
 
 def _look(root: Root, digest: str) -> Look:
-    """Look at a pair; what doesn't fit, again when all have finished who were at work then."""
+    """Check a pair; if it doesn't match, check again once all writers active at that time have finished."""
     latest, before = time.monotonic() + _PATIENCE, None
     while True:
         seen = look(root, digest, quietly=True, patient_with=_WRONG, despite_writers=True)
@@ -159,7 +159,7 @@ def _repair(root: Root, digest: str, seen: Look, removed: Callable[[str, int], o
 
 
 def _digests(root: Root) -> Iterator[str]:
-    """Of all that bears the name of an entry or a record, whatever it is."""
+    """The digests of everything that is named like an entry or a record, whatever it is."""
     for shard in root.shards():
         names = root.names(root.entries, shard) | root.names(root.records, shard)
         yield from (shard + name for name in sorted(names) if is_digest(shard + name))

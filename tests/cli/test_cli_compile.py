@@ -50,7 +50,7 @@ def test_the_second_compile_is_a_hit(cli, cli_json, saxpy):
     assert second["digest"] == first["digest"]
     text = cli("compile", saxpy, "--arch", "sm_90").stdout
     assert text.startswith("hit ")
-    assert "which spared" in text
+    assert "which saved" in text
     assert re.search(rf"next +.* show {first['digest'][:12]}\n", text)
 
 

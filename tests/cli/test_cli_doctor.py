@@ -74,6 +74,11 @@ def test_what_is_not_needed_is_no_problem(cli_json, monkeypatch, tmp_path):
 
 def test_config_shows_values(cli, cli_json, monkeypatch):
     monkeypatch.setenv("CUDA_PROGCACHE_MAX_SIZE", "7GB")
+    monkeypatch.setenv("CUDA_PROGCACHE_TIERS", "redis://ci:${NOT_SET_ANYWHERE}@127.0.0.1:1")
+    assert "password variable NOT_SET_ANYWHERE (not set)" in cli("config").stdout
+    monkeypatch.setenv("NOT_SET_ANYWHERE", "x")
+    assert cli("config").stdout.endswith("password variable NOT_SET_ANYWHERE\n")
+    monkeypatch.delenv("CUDA_PROGCACHE_TIERS")
     listed = {one["name"]: one for one in cli_json("config")["settings"]}
     assert listed["CUDA_PROGCACHE_MAX_SIZE"]["value"] == "7GB"
     assert listed["CUDA_PROGCACHE_RECORD"]["value"] is None

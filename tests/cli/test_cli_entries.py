@@ -297,6 +297,7 @@ def test_clear_asks(cli, cli_json, kept, root):
     assert "Remove 3 entries" in cli("clear", stdin="n\n", code=130).stdout
     assert cli_json("stats")["entries"] == 3
     assert "needs --yes" in cli("clear", "--json", code=2).stderr
+    assert "give --yes" in cli("clear", stdin="", code=2).stderr
     assert "removed 3 entries (5.1 kB)" in cli("clear", stdin="y\n").stdout
     assert cli_json("stats")["entries"] == 0
     assert not [path for path in (root / "entries").rglob("*") if path.is_file()]

@@ -21,7 +21,7 @@ def test_nothing_is_kept_and_it_compiles(mode, cli_json, root):
 def test_frozen_compiles_nothing_and_the_error_names_the_command(cli, cli_json, root):
     error = cli("--mode", "frozen", *KERNEL, code=1).stderr
     assert "the cache is frozen" in error
-    assert "To mend it: CUDA_PROGCACHE=rw cuda-progcache compile --kernel axpby" in error
+    assert "To fix it: CUDA_PROGCACHE=rw cuda-progcache compile --kernel axpby" in error
     assert not root.exists()
     assert cli_json(*KERNEL)["hit"] is False
     assert cli_json("--mode", "frozen", *KERNEL)["hit"] is True

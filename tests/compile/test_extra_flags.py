@@ -253,7 +253,7 @@ def one_cache(tmp_path_factory):
         yield store
 
 
-@settings(max_examples=18, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=18, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_random_options_compile_as_with_cuda_core(one_cache, data):
     """Some as fields, some as flags, in words of one or two: the bytes are those of cuda.core, when hit as well."""

@@ -127,7 +127,7 @@ def test_all_processes_add_up(cache):
 def test_what_is_kept_later_is_off_the_list(monkeypatch, project, compiled, cache):
     with (
         monkeypatch.context() as patch,
-        pytest.warns(ProgCacheWarning, match="next compile during which nothing moves"),
+        pytest.warns(ProgCacheWarning, match="next compile keeps it, if no file changes meanwhile"),
     ):
         source = edits_a_header_meanwhile(patch, project)
         compiled(source, name="k.cu")

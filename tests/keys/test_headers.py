@@ -11,7 +11,7 @@ import pytest
 
 from cuda_progcache.errors import OptionError
 from cuda_progcache.keys import headers
-from cuda_progcache.keys.headers import HeaderManifest, HeaderPolicy, HeaderSet, SearchPath, holds
+from cuda_progcache.keys.headers import Header, HeaderManifest, HeaderPolicy, HeaderSet, SearchPath, holds, looking_once
 from cuda_progcache.keys.include_text import FOLDED, NO_PATH, PRINTED
 from cuda_progcache.keys.includes import header_set, parse_trace
 
@@ -250,6 +250,53 @@ def test_manifest_keeps_several_sets_and_finds_the_one_that_holds(tree, tmp_path
         assert HeaderManifest.read(str(file)).match(tree.search) == expected
     tree("one/a.h", "d")
     assert HeaderManifest.read(str(file)).match(tree.search) is None
+
+
+def test_a_look_sees_no_edit_and_the_next_one_does(tree):
+    tree("one/a.h", "a")
+    found = read_set(tree, [(0, "one/a.h")])
+    look = looking_once()
+    assert look(found, tree.search)
+    tree("one/a.h", "b")
+    assert look(found, tree.search)
+    assert not looking_once()(found, tree.search)
+
+
+def test_what_a_look_saw_earlier_is_not_taken_for_seen_just_now(tree):
+    tree("one/a.h", "a")
+    found, look = read_set(tree, [(0, "one/a.h")]), looking_once()
+    manifest = HeaderManifest(None, [found])
+    assert look(found, tree.search)
+    tree("one/a.h", "b")
+    assert manifest.match(tree.search, look=look) is found
+    assert manifest.match(tree.search, recheck_after=3600) is None
+
+
+#: What the second set has otherwise than the first, and whether that is another question.
+SETS = [
+    ({"headers": (Header(("I", 0, "a.h"), "1" * 64),)}, True),
+    ({"absent": (("I", 0, "b.h"),)}, True),
+    ({"perhaps": ((("I", 1, "a.h"), 0),)}, True),
+    ({"present": (("I", 0, "a.h"),)}, True),
+    ({"links": ((0, 0),)}, True),
+    ({"paths": (("I", 1),)}, True),
+    ({"linked_paths": (("I", 1),)}, True),
+    ({"probes": ("<a.h> in k.cu: there",)}, False),
+    ({"stamps": (None,), "entry": "1" * 64, "source": "s", "plain": ("1" * 64,), "stands_for": "1" * 64}, False),
+]
+
+
+@pytest.mark.parametrize(("differs", "asks"), SETS)
+def test_a_look_asks_once_for_equal_files_and_again_for_others(tree, monkeypatch, differs, asks):
+    asked = []
+    monkeypatch.setattr(headers, "holds", lambda *given: asked.append(given) or len(asked) == 2)
+    one = HeaderSet(headers=(Header(("I", 0, "a.h"), "0" * 64),))
+    look = looking_once()
+    assert [look(one, tree.search), look(HeaderSet.from_json(one.to_json()), tree.search)] == [False, False]
+    assert look(headers.replace(one, **differs), tree.search) is asks
+    assert len(asked) == 1 + asks
+    look(one, SearchPath.of(["one"], "k.cu", str(tree.root)))
+    assert len(asked) == 2 + asks
 
 
 @pytest.fixture

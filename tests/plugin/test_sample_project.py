@@ -126,7 +126,7 @@ def test_the_next_run_compiles_nothing_in_another_checkout(runs):
     assert "30 passed" in text
     assert (report["hits"], report["misses"], report["compiles"], report["mode"]) == (29, 0, [], "frozen")
     assert "(100% hits)" in text
-    assert "hits spared " in text
+    assert "hits saved " in text
     assert report["avoided_seconds"] > 0
 
 

@@ -134,6 +134,14 @@ def test_a_report_or_record_that_cannot_be_written(pytester, in_process):
     assert "what is used can't be recorded in " in run.text
 
 
+def test_a_record_of_nothing_is_named(pytester, in_process):
+    """What cuda.core compiles itself isn't recorded; without a word, the lockfile's command would find no file."""
+    pytester.makepyfile(WITH_CUDA_CORE)
+    assert "run.json wasn't written" in in_process("--progcache-record=run.json", passed=1).text
+    pytester.makepyfile(COMPILE)
+    assert "wasn't written" not in in_process("--progcache-record=run.json", passed=3).text
+
+
 @pytest.mark.parametrize(
     ("line", "outcome"),
     [("error", "passed"), ("error::RuntimeWarning", "passed"), ("error::cuda_progcache.ProgCacheWarning", "failed")],

@@ -178,7 +178,7 @@ def test_the_error_says_why(source, tmp_path, wrap):
         with pytest.raises(FrozenMissError) as caught:
             compile_(frozen, **changed)
         assert any(cause in reason for reason in caught.value.reasons), (cause, caught.value.reasons)
-        assert str(caught.value).endswith(f"To mend it: {caught.value.command}")
+        assert str(caught.value).endswith(f"To fix it: {caught.value.command}")
     header.write_text("#define VALUE 2 // edited\n")
     with pytest.raises(FrozenMissError, match=r"header value\.h changed \(1 of 1 headers differ\)") as caught:
         compile_(frozen)
@@ -205,7 +205,7 @@ def test_the_command_mends_it(own, tmp_path):
     with pytest.raises(FrozenMissError) as caught:
         service.kernel("axpby", arch="sm_90", dtype="float32")
     assert caught.value.command.startswith("CUDA_PROGCACHE=rw cuda-progcache compile --kernel axpby")
-    assert str(caught.value).endswith(f"To mend it: {caught.value.command}")
+    assert str(caught.value).endswith(f"To fix it: {caught.value.command}")
     command = caught.value.command.replace("cuda-progcache", f"{sys.executable} -m cuda_progcache", 1)
     subprocess.run(command, shell=True, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert service.kernel("axpby", arch="sm_90", dtype="float32").hit

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -187,6 +188,16 @@ def test_a_tier_that_cannot_be_opened_is_left_out(tmp_path, headers):
         with pytest.warns(ProgCacheWarning, match="no-layer"):
             compiled(cache, headers)
         assert compiled(cache, headers).hit
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro", "frozen"])
+def test_a_layer_that_is_missing_is_named_in_every_mode(mode, tmp_path, headers, monkeypatch):
+    """A frozen host whose layer isn't mounted must not only say that it lacks a program."""
+    monkeypatch.setenv("CUDA_PROGCACHE", mode)
+    outcome = pytest.raises(FrozenMissError) if mode == "frozen" else contextlib.nullcontext()
+    cache = FileStreamProgramCache(tmp_path / "cache", tiers=[f"file://{tmp_path}/no-layer"])
+    with pytest.warns(ProgCacheWarning, match="no-layer isn't used: can't open"), outcome:
+        compiled(cache, headers, PLAIN)
 
 
 @pytest.fixture

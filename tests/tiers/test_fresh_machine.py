@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from cuda_progcache import CompileService
+from cuda_progcache.keys import headers
+
 #: Compiles three programs, with the headers of each folder, before a tier; prints what happened to each.
 MACHINE = """
 import sys
@@ -51,3 +54,42 @@ def test_another_header_is_another_program_and_a_comment_is_none(redis_url, pyth
     commented = MACHINE.replace("*a = 1;", "/* one */ *a = 1;").replace("*a = VALUE", "*a  =  VALUE")
     third = python(commented, redis_url, tmp_path / "third", here, there)
     assert [line.split()[0] for line in third.splitlines()] == ["hit"] * 6
+
+
+LIBRARY = """
+format = 1
+[kernels.set]
+template = "set.cu.j2"
+entry_points = ["set"]
+"""
+
+
+def test_a_prewarm_looks_once_at_each_header_set_and_what_its_callers_compile_does_so_again(
+    redis_url, tmp_path, monkeypatch
+):
+    library, made = project(tmp_path / "library"), project(tmp_path / "headers")
+    (library / "manifest.toml").write_text(LIBRARY)
+    (library / "set.cu.j2").write_text('#include "value.h"\nextern "C" __global__ void set(int *a) { *a = VALUE; }\n')
+    archs = ["sm_80", "sm_90"]
+
+    def machine(name):
+        return CompileService(tmp_path / name, library=library, include_path=[made], tiers=[redis_url])
+
+    def edit(item, done, total):
+        if done == 1:
+            (made / "value.h").write_text("#define VALUE 2\n")
+        after.append(second.kernel("set", arch=item.arch))
+
+    first, second, third = map(machine, ("first", "second", "third"))
+    before, after = first.prewarm(archs=archs), []
+    first.cache.close()  # its programs are in the tier now
+    assert (before.compiled, second.prewarm(archs=archs, on_progress=edit).hits) == (2, 2)
+    assert [program.hit for program in after] == [False, False], "a program from before the edit was served after it"
+    assert [item.digest for item in second.prewarm(archs=archs).items] == [program.digest for program in after]
+    second.cache.close()
+    (made / "value.h").write_text("#define VALUE 1\n")
+    asked, holds = [], headers.holds
+    monkeypatch.setattr(headers, "holds", lambda *given: asked.append(given) or holds(*given))
+    assert [item.digest for item in third.prewarm(archs=archs).items] == [item.digest for item in before.items]
+    assert len(asked) == 2, "the manifests have two sets each, which are the same for both architectures"
+    third.cache.close()

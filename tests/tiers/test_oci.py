@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -133,6 +134,12 @@ def test_an_image_is_pulled_once_and_found_there_ever_after(registry, opened, fi
     assert opened(f":tag@{digest}").load(KEY).data == b"binary"
     assert len(registry.asked) == asked, "an image that is named by its digest is asked for at no registry"
     assert again.publish(KEY, b"x", {}) is False
+
+
+def test_trouble_says_what_to_do(registry, opened):
+    for how, said in (({}, "no such image (404)"), ({"tls": "yes"}, "tls=no")):
+        with pytest.warns(ProgCacheWarning, match=re.escape(said)):
+            assert opened(":never-pushed", **how).load(KEY) is None
 
 
 def test_an_index_of_one_image_is_that_image(registry, opened, filled):

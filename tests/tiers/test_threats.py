@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cuda_progcache import FileStreamProgramCache, Program, ProgramCacheStack, ProgramOptions
+from cuda_progcache import FileStreamProgramCache, Program, ProgramCacheStack, ProgramOptions, subscribe
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.keys.elsewhere import for_elsewhere
 from cuda_progcache.keys.headers import HeaderSet
@@ -329,25 +329,46 @@ def test_hostile_json_is_a_miss(anyone, reader, attacker, record_json):
 
 
 junk = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from((10**400, -(10**400)))
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
     max_leaves=4,
 )
 FIELDS = ("symbol_mapping", "log", "log_files", "headers", "duration", "name", "components", "resource_usage")
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(record=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, junk)))
-def test_a_record_of_the_wrong_shape_fails_no_compile(anyone, attacker, compiled_once, record):
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    record=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, junk)),
+    named=st.sampled_from((True, True, True, False)),
+)
+def test_a_record_of_the_wrong_shape_fails_no_compile(anyone, attacker, compiled_once, heard, record, named):
     """Where anyone is trusted, a record may have any shape. The bytes are used, or it is a miss."""
-    digest, data = compiled_once
+    digest, data, symbol = compiled_once.digest, compiled_once.data, compiled_once.symbol_mapping["t<int>"]
+    if named:
+        record = record | {"symbol_mapping": {"t<int>": symbol.decode()}}
     attacker.set(f"pc1:{{{digest}}}:e", pack(digest, data, Version.of(data, encode_record(record), 0)))
     anyone.forget_misses()
+    heard.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = typed().compiled("cubin", ("t<int>",), cache=FromTier(anyone))
+        assert isinstance(made.log, str)
     assert made.data == data
-    assert made.symbol_mapping["t<int>"]
+    assert made.symbol_mapping["t<int>"] == symbol
+    assert [event.kind for event in heard if event.kind in {"hit", "compile"}] == ["hit" if named else "compile"]
+
+
+@pytest.fixture
+def heard():
+    events = []
+    end = subscribe(events.append)
+    yield events
+    end()
 
 
 def typed():
@@ -358,8 +379,7 @@ def typed():
 def compiled_once():
     from cuda_progcache import InMemoryProgramCache
 
-    made = typed().compiled("cubin", ("t<int>",), cache=InMemoryProgramCache())
-    return made.digest, made.data
+    return typed().compiled("cubin", ("t<int>",), cache=InMemoryProgramCache())
 
 
 class FromTier(ProgramCacheStack):
@@ -369,7 +389,7 @@ class FromTier(ProgramCacheStack):
         super().__init__((tier,), write_policy="skip")
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(answer=st.binary(max_size=300) | st.binary(max_size=40).map(lambda rest: b"CPCO\x01\0\0\0" + rest))
 def test_whatever_a_lying_server_answers_is_a_miss(anyone, attacker, answer):
     attacker.set(place(KEY), answer)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 import time
 from types import SimpleNamespace
 
@@ -140,6 +142,8 @@ def test_sides_that_cannot_be_read_or_written(redis_url, tmp_path):
         sync("here", f"{redis_url}&mode=ro")
     with pytest.raises(ReadOnlyError):
         sync("here", f"file://{tmp_path}/layer")
+    with pytest.raises(ReadOnlyError, match="export --oci"):
+        sync("here", "oci://127.0.0.1:1/team/kernels:v1")
     with pytest.raises(StoreError):
         sync("nowhere", "there")
     with pytest.raises(StoreError):
@@ -198,6 +202,15 @@ def test_gc_asks(redis_url, run):
     run("gc", redis_url, "--older-than", "1d", "--json", code=2)
     assert "0 programs" in run("gc", redis_url, "--older-than", "1d")
     run("gc", redis_url, "--older-than", "soon", code=2)
+
+
+def test_gc_says_that_nobody_can_answer_where_it_is_run_by_cron(redis_url, run, tmp_path, monkeypatch):
+    fill(tmp_path / "here", 1)
+    sync(tmp_path / "here", redis_url)
+    monkeypatch.setattr(upkeep, "time", SimpleNamespace(time=lambda: time.time() + 3 * 86400))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert "give --yes" in run("gc", redis_url, "--older-than", "1d", code=2)
+    assert "removed 1 program" in run("gc", redis_url, "--older-than", "1d", "--yes")
 
 
 def test_tiers_tells_what_all_processes_have_counted(redis_url, tmp_path, run, monkeypatch, compiled):

@@ -7,12 +7,12 @@ processes, keep it together. Values go with the calls, as soon as no other call 
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cuda_progcache._util.chance import chance
 from cuda_progcache.memo.caches.base import BaseCache
 from cuda_progcache.memo.caches.cache import Cache
 from cuda_progcache.memo.storage.locking import locks_of
@@ -44,7 +44,7 @@ class SizeLimitedMixin(BaseCache):
 
     def _pick_eviction_target(self, keys: list[str]) -> str:
         """Which of these calls goes; at random here, to be overridden."""
-        return random.choice(keys)  # noqa: S311 - nothing secret about it
+        return chance.choice(keys)
 
     def save(self, call: Call | PreparedCall | DigestedCall) -> Digest:
         """File a call, and evict others until there are ``max_size``."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores beyond this machine: Redis, HTTP servers, object stores and OCI registries, as levels of a stack.
+"""Stores on other machines: Redis, HTTP servers, object stores and OCI registries, as levels of a stack.
 
-:func:`open_tier` makes one of its settings. Neither that nor a local hit imports a client or opens a connection.
+:func:`open_tier` opens a tier from its settings. Neither that nor a local hit imports a client or opens a connection.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def open_tier(settings: TierSettings) -> ProgramCacheResource:
     Returns
     -------
     ProgramCacheResource
-        One that only reads, for mode ``ro``.
+        A read-only one for mode ``ro``.
 
     Raises
     ------
     StoreError
-        There is no such directory (``file:``).
+        The directory doesn't exist (``file:``).
     """
     from cuda_progcache.store.readonly import ReadOnlyProgramCache
 

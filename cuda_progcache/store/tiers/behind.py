@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiers behind a directory: opened when something isn't on the disk, and shared by all stores of a process.
+"""The tiers behind a directory: opened on the first miss or write, and shared by all stores of a process.
 
-Shared, so that a service that is out of order costs the process its deadline once, however many stores it makes.
+They are shared so that a service that is out of order costs a process its deadline once, however many stores it makes.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ def _store(settings: TierSettings) -> ProgramCacheResource | None:
     if settings not in _opened:
         made: ProgramCacheResource | None = None
         try:
-            made = open_tier(settings)  # which makes locks, and holds none of ours
+            made = open_tier(settings)  # creates locks, and is called without holding ours
         except StoreError as exc:
             from cuda_progcache._util.warning import warn
 
-            warn(f"the tier {settings.url} isn't used ({reason(exc)})", ProgCacheWarning)
+            warn(f"the tier {settings.url} isn't used: {reason(exc)}", ProgCacheWarning)
         with _opening:
             _opened.setdefault(settings, made)
     return _opened[settings]
 
 
 def in_use() -> list[TierStats]:
-    """What each tier that was opened here has cost and given; asks no service."""
+    """The statistics of each tier that this process has opened; no service is asked."""
     return [remote.tier() for one in list(_opened.values()) if (remote := remote_in(one)) is not None]
 
 
 def stack(store: FileStreamProgramCache, tiers: tuple[TierSettings, ...], *, writes: bool) -> ProgramCacheStack | None:
-    """A directory's store and the tiers behind it; None where there are none.
+    """The stack of a directory's store and the tiers behind it; None if there are no tiers.
 
     Parameters
     ----------
     store : FileStreamProgramCache
-        Which has just missed, or is about to be written.
+        It has just missed, or is about to be written.
     tiers : tuple of TierSettings
     writes : bool
-        Whether anything is written, there or here.
+        Whether anything is written, to the directory or the tiers.
     """
     found = stores(tiers)
     if not found:
@@ -77,7 +77,7 @@ def stack(store: FileStreamProgramCache, tiers: tuple[TierSettings, ...], *, wri
 
 
 def tallies(store: FileStreamProgramCache, root: Root, tiers: tuple[TierSettings, ...]) -> tuple[TierTally, ...]:
-    """What the tiers count, on its way to files in the store's directory, written at the store's end at the latest."""
+    """Tallies that write the tiers' counts to files in the store's directory, at the latest when the store ends."""
     remotes = [remote for one in stores(tiers) if (remote := remote_in(one)) is not None]
     found = [(TierTally(root, remote), remote) for remote in remotes]
     for tally, remote in found:
@@ -86,16 +86,16 @@ def tallies(store: FileStreamProgramCache, root: Root, tiers: tuple[TierSettings
 
 
 def _write_down(tally: TierTally, remote: RemoteProgramCache) -> None:
-    """Write down what a tier has counted: now, and once what is on its way there has come to an end."""
+    """Write down a tier's counts now, and again once its queued writes are done."""
     tally.write()
     remote.then(tally.write)
 
 
 class _Here(ProgramCacheResource):
-    """The directory as a level of the stack that stands behind it: it has missed, and takes copies and writes."""
+    """The directory as a level of its own stack. Lookups there have already missed; it takes copies and writes."""
 
     def __init__(self, store: FileStreamProgramCache) -> None:
-        self._known = weakref.ref(store)  # which holds the stack
+        self._known = weakref.ref(store)  # a weak reference, since the store holds the stack
 
     @property
     def _store(self) -> FileStreamProgramCache:
@@ -120,7 +120,7 @@ class _Here(ProgramCacheResource):
         return (self._store.path,)
 
     def load(self, key: Key) -> Entry | None:  # noqa: ARG002
-        """None: it was asked before."""
+        """None: the directory was asked before."""
         return None
 
     load_again = load
@@ -132,37 +132,37 @@ class _Here(ProgramCacheResource):
         self.publish(key, value, {})
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
-        """Write to the directory alone."""
+        """Write to the directory only."""
         return DiskStore.publish(self._store, key, data, record)
 
     def copy(self, key: Key, entry: Entry) -> bool:
-        """Copy to the directory alone."""
+        """Copy to the directory only."""
         return DiskStore.copy(self._store, key, entry)
 
     @property
     def owner(self) -> FileStreamProgramCache:
-        """The store, for what has to hold it."""
+        """The store, for callers that must keep it alive."""
         return self._store
 
     def __delitem__(self, key: Key) -> None:
         DiskStore.__delitem__(self._store, key)
 
     def remove(self, digest: str) -> None:
-        """Remove from the directory alone."""
+        """Remove from the directory only."""
         self._store._delete_here(digest)
 
     def quarantine(self, digest: str) -> None:
-        """Put aside what is in the directory."""
+        """Quarantine in the directory only."""
         self._store._quarantine_here(digest)
 
     def clear(self) -> None:
-        """Leave that to the store."""
+        """Do nothing: the store clears its directory itself."""
 
     def __len__(self) -> int:
         return 0
 
     def entries(self) -> Iterator[EntryInfo]:
-        """None: the store tells of its own."""
+        """No entries: the store lists its own."""
         return iter(())
 
     def info(self, digest: str) -> EntryInfo:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of an engine: each ends in time, none is made while the service is out of order, trouble is reported once."""
+"""Calls to an engine: each has a deadline, none is made while the service is down, and trouble is reported once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-#: Answers in a row that weren't what was asked for, after which a service is left alone.
+#: After this many wrong answers in a row, a service is left alone.
 _MOST_RUBBISH = 3
 
 
@@ -38,23 +38,23 @@ class Calls:
     ----------
     engine : Engine
     probe : callable
-        Calls the service with :meth:`attempt` to see whether it works again. It runs on another thread.
+        Calls the service with :meth:`attempt` to find out whether it works again. It runs on another thread.
     in_trouble : callable
         Called after each call that failed.
     patience : float
-        Seconds. While a look-up has been waiting for longer than this, others fail at once.
+        Seconds. While a lookup has been waiting for longer than this, others fail at once.
 
     Attributes
     ----------
     breaker : CircuitBreaker
     made, errors, timeouts, skipped : int
-        Calls that were answered; that failed; those of them that ran out of time; and that weren't made.
+        Calls that were answered; that failed; that failed by time-out; and that weren't made.
     seconds : float
-        The time that the answered calls took in all.
+        The total time of the answered calls.
     error : str
         The latest trouble.
     late : bool
-        Whether that was a call that ran out of time.
+        Whether the latest trouble was a time-out.
     """
 
     def __init__(
@@ -66,36 +66,36 @@ class Calls:
         self.breaker = CircuitBreaker(patience=patience)
         self._lock = ForkSafeLock()
         self._is_prepared = self._is_lacking = False
-        self._pid: int | None = None  # of the first process that used the engine
+        self._pid: int | None = None  # the first process that used the engine
         self._untold: list[str] = []
-        self._told: set[str] = set()  # kinds of trouble
+        self._told: set[str] = set()  # kinds of trouble that were reported
         self.reset()
         forks.in_child(self.reset)
 
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
         self.made = self.errors = self.timeouts = self.skipped = 0
-        self._rubbish = 0  # answers in a row
+        self._rubbish = 0  # wrong answers in a row
         self.seconds = 0.0
         self.error = ""
         self.late = False
 
     def make(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        """Call a method of the engine, for writes, listings and many objects: these may take long in good order.
+        """Call a method of the engine for writes, listings or many objects, which may take long even if all is well.
 
         Parameters
         ----------
         seconds : float
-            The time that it may take in all.
+            The time limit of the whole call.
         operation : callable
-            Takes ``until`` beside these arguments.
+            Takes these arguments and ``until``.
 
         Raises
         ------
         OutOfUseError
             The call wasn't made.
         TooLargeError
-            The object is larger than it may be. The service answered.
+            The object is larger than the limit. This isn't trouble with the service.
         OSError
             The call failed.
         """
@@ -103,14 +103,14 @@ class Calls:
         return self.attempt(seconds, operation, *args, **named)
 
     def look_up(self, seconds: float, operation: Callable[..., R], *args: Any, **named: Any) -> R:
-        """As :meth:`make`, for one object. While another look-up has been waiting for long, the call isn't made."""
+        """As :meth:`make`, for one object. While another lookup has been waiting for long, the call isn't made."""
         self._admit()
         if not self.breaker.allows():
             raise self._spared()
         return self.attempt(seconds, operation, *args, **named)
 
     def _admit(self) -> None:
-        """Let a call through, or raise why not."""
+        """Let a call through, or raise an error with the reason."""
         if not self.is_usable():
             raise OutOfUseError(errno.ENOTSUP, "can't be used in this process", self._engine.name)
         state = self.breaker.state
@@ -142,11 +142,11 @@ class Calls:
         except OSError as exc:
             self._failed(exc)
             raise
-        except Exception as exc:  # a client's own, which an engine should have translated
+        except Exception as exc:  # a client's own error, which the engine should have translated
             self._failed(exc)
             raise StoreError(errno.EIO, reason(exc), self._engine.name) from exc
         except BaseException:
-            self.breaker.failed()  # interrupted: nobody knows, but the breaker must not wait for an outcome
+            self.breaker.failed()  # interrupted: the outcome is unknown, but the breaker must not wait for it
             raise
         self._answered(started)
         return value
@@ -158,7 +158,7 @@ class Calls:
             self.seconds += time.monotonic() - started
 
     def judge(self, *, is_sound: bool) -> None:
-        """Note whether an answer was sound; a service that often sends something else, as a proxy may, is down."""
+        """Note whether an answer was valid. A service that keeps sending wrong ones, as a proxy may, counts as down."""
         self._rubbish = 0 if is_sound else self._rubbish + 1
         if self._rubbish >= _MOST_RUBBISH:
             self._rubbish = 0
@@ -178,14 +178,14 @@ class Calls:
             self.late = late
             self.error = said
         self._in_trouble()
-        self.note("late" if late else "trouble", f"failed ({said}); programs are compiled without it")
+        self.note("late" if late else "trouble", f"failed ({said}); it isn't used for now")
 
     def _try_again(self) -> None:
         if self.breaker.allows():
             try:
                 self._probe()
             except OSError:
-                return  # as it was
+                return  # still out of order
 
     def is_usable(self) -> bool:
         """Whether the engine can be used in this process."""
@@ -197,7 +197,7 @@ class Calls:
             return False  # the user has been told
         self.note(
             "fork",
-            "was used before this process was forked and can't be used in the child; programs are compiled without it",
+            "was used before this process was forked and can't be used in the child, which goes on without it",
         )
         return False
 
@@ -217,11 +217,11 @@ class Calls:
                 self._engine.prepare()
             except NotInstalledError as exc:
                 self._is_lacking = True
-                self.breaker.failed(timed_out=True)  # for those who ask it about the service
+                self.breaker.failed(timed_out=True)  # for callers that check the breaker
                 with self._lock:
                     self.errors += 1
                     self.error = reason(exc)
-                self.note("lacking", f"isn't used ({reason(exc)})")
+                self.note("lacking", f"isn't used: {reason(exc)}")
                 raise
             except OSError as exc:
                 self._failed(exc)
@@ -230,11 +230,11 @@ class Calls:
 
     @property
     def is_its_own(self) -> bool:
-        """Whether no other process has the engine's connections."""
+        """Whether no other process shares the engine's connections."""
         return self._pid in {None, os.getpid()}
 
     def note(self, kind: str, said: str) -> None:
-        """Keep a warning for the next caller, one per kind of trouble: the thread that met it may have no caller."""
+        """Keep a warning, one per kind of trouble, for the next caller: a background thread can't warn anybody."""
         with self._lock:
             if kind not in self._told:
                 self._told.add(kind)

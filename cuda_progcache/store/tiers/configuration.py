@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tiers lie behind the default cache, and where that is written.
+"""The configuration of tiers.
 
-The first of these that says anything counts, alone:
+The first of these that is set is used; they are not combined:
 
-1. what code asks for: ``CompileService(tiers=[...])``, ``FileStreamProgramCache(tiers=[...])``;
+1. an argument: ``CompileService(tiers=[...])``, ``FileStreamProgramCache(tiers=[...])``;
 2. ``CUDA_PROGCACHE_TIERS``: URLs with spaces between them, the fastest first; ``off`` for none;
 3. ``tiers`` in ``cuda_progcache.toml``, or under ``[tool.cuda_progcache]`` in ``pyproject.toml``: in the current
    directory, else in the nearest above it that has either.
 
-A tier in a file is a URL, or a table with a ``url`` and options. Relative paths are relative to the file. A file is
-passed over, with a warning, if everyone can write to it, or if it belongs neither to this user, to root nor to whom the
-current directory belongs to (root reads its own alone): it chooses whose programs run here. Files are read once per
-process and directory.
+A tier in a file is a URL, or a table with a ``url`` and options. Relative paths are relative to the file. A file
+chooses whose programs run here, so it is ignored, with a warning, if everyone can write to it, or if its owner is
+neither the user, nor root, nor the owner of the current directory (root reads only its own files). Files are read once
+per process and directory.
 
-None of this is looked at before a program isn't on the disk, and where nothing is configured, nothing is imported.
+None of this is read before a program is missing on the disk, and if nothing is configured, nothing is imported.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.tiers.settings import TierSettings
 
-    #: What code may give for a tier.
+    #: The types that code can pass as a tier.
     Tier: TypeAlias = str | Mapping[str, Any] | TierSettings
 
 VARIABLE = "CUDA_PROGCACHE_TIERS"
 FILE, PROJECT = "cuda_progcache.toml", "pyproject.toml"
-#: What a file may set. All else is set by variables, which a hit can look at without reading a file.
+#: The keys of a file. Everything else is set by variables, which a hit can check without reading a file.
 _KEYS = ("tiers",)
 _ELSEWHERE = {"mode": "CUDA_PROGCACHE", "dir": "CUDA_PROGCACHE_DIR", "max_size": "CUDA_PROGCACHE_MAX_SIZE"}
 
 
 class Configured(NamedTuple):
-    """What is configured.
+    """The configured tiers.
 
     Attributes
     ----------
     tiers : tuple of TierSettings
         The fastest first.
     source : str
-        The variable, or the file; empty where nothing is.
+        The variable or the file; empty if nothing is configured.
     """
 
     tiers: tuple[TierSettings, ...]
@@ -62,7 +62,7 @@ def configured() -> Configured:
     Raises
     ------
     ConfigError
-        One of them can't be used as it is written; the message says where it is, and has nothing of a secret.
+        One of them is invalid. The message says where it is, and contains no secrets.
     """
     told = os.environ.get(VARIABLE, "").strip()
     if told.lower() == "off":
@@ -85,12 +85,12 @@ def _configured(told: str, folder: str) -> Configured:
 
 
 def given(tiers: str | Iterable[Tier], where: str = "tiers", folder: str | None = None) -> tuple[TierSettings, ...]:
-    """Read what names tiers: a text of URLs with spaces between them, or URLs, tables and settings one by one.
+    """Parse tiers: a string of URLs separated by spaces, or an iterable of URLs, tables and settings.
 
     Raises
     ------
     ConfigError
-        One is wrong, or is named twice.
+        One is invalid, or is listed twice.
     """
     from cuda_progcache.errors import ConfigError
     from cuda_progcache.store.tiers.settings import TierSettings, parse_tier
@@ -106,7 +106,7 @@ def given(tiers: str | Iterable[Tier], where: str = "tiers", folder: str | None 
 
 
 def _files(folder: str) -> Iterator[tuple[str, bytes]]:
-    """The files that may configure something, the nearest first, with what is in them."""
+    """The files that may have a configuration, the nearest first, with their contents."""
     here = folder
     while folder:
         for name in (FILE, PROJECT):
@@ -119,14 +119,14 @@ def _files(folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _content(path: str, here: str) -> bytes | None:
-    """What is in a file; None where there is none, or one that isn't trusted.
+    """The contents of a file; None if it doesn't exist or isn't trusted.
 
-    The open file is judged, so that one that takes its place meanwhile isn't read.
+    The check is made on the open file, so that one that replaces it meanwhile isn't read.
     """
     from cuda_progcache.errors import ConfigError
 
     try:
-        # A pipe in its place keeps nobody waiting.
+        # O_NONBLOCK: a pipe with that name must not block.
         opened = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -134,7 +134,7 @@ def _content(path: str, here: str) -> bytes | None:
         try:
             trusted = _is_trusted(path, os.stat(path), here)
         except OSError:
-            return None  # gone since, or out of reach
+            return None  # removed meanwhile, or not accessible
         if not trusted:
             return None
         raise ConfigError(f"can't read {path}: {exc.strerror}") from exc
@@ -153,14 +153,14 @@ def _is_trusted(path: str, status: os.stat_result, here: str) -> bool:
     if not hasattr(os, "geteuid"):
         return True
     owners = {0, os.geteuid()}
-    if os.geteuid() != 0:  # root goes into directories of users that it doesn't take orders from
+    if os.geteuid() != 0:  # root also works in directories of users whose settings it must not follow
         try:
             owners.add(os.stat(here).st_uid)
         except OSError:
-            return False  # gone since
+            return False  # removed meanwhile
     if status.st_uid in owners and not status.st_mode & stat.S_IWOTH:
         return True
-    if os.path.basename(path) == FILE:  # others' pyproject.toml is mostly about something else
+    if os.path.basename(path) == FILE:  # no warning for a pyproject.toml, which usually has other purposes
         from cuda_progcache._util.warning import warn
         from cuda_progcache.errors import ProgCacheWarning
 
@@ -170,7 +170,7 @@ def _is_trusted(path: str, status: os.stat_result, here: str) -> bool:
 
 
 def _table(path: str, content: bytes) -> Mapping[str, Any] | None:
-    """What a file says to this package; None: nothing."""
+    """The section of a file that is for this package; None if there is none."""
     from cuda_progcache.errors import ConfigError
 
     project = os.path.basename(path) == PROJECT
@@ -182,7 +182,7 @@ def _table(path: str, content: bytes) -> Mapping[str, Any] | None:
     trouble = ""
     try:
         found = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:  # which hold the text
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:  # whose messages quote the text
         _, at, place = str(exc).rpartition("(at ")
         trouble = f" (at {place}" if at else ""
     if found is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections to one server, kept for the next request."""
+"""A pool of connections to one server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cuda_progcache.store.tiers.timed_sockets import is_readable
 if TYPE_CHECKING:
 
     class Connection(Protocol):
-        """What is kept."""
+        """A connection that the pool can keep."""
 
         sock: Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="Connection")
 R = TypeVar("R")
 
-#: Seconds that a connection is kept unused; load balancers forget one after a minute or more, and tell nobody.
+#: Seconds that an unused connection is kept. Load balancers silently drop one after a minute or more.
 IDLE = 30.0
 
 
@@ -36,21 +36,21 @@ class HungUpError(StoreError):
 
 
 class Connections(Generic[C]):
-    """The connections to a server that no request uses at present. A forked child opens its own.
+    """The currently unused connections to a server. A forked child opens its own.
 
     Parameters
     ----------
     connect : callable
-        Opens one, by the end of the thread's request.
+        Opens a connection within the time limit of the thread's request.
     most : int
-        How many are kept; more are opened where more threads ask, and closed afterwards.
+        The number of connections to keep; if more threads need one, more are opened, and closed afterwards.
     """
 
     def __init__(self, connect: Callable[[], C], most: int) -> None:
         self._connect = connect
         self._most = most
         self._lock = ForkSafeLock()
-        self._kept: list[tuple[float, C]] = []  # since when
+        self._kept: list[tuple[float, C]] = []  # with the time since which each is unused
         self._pid = os.getpid()
         weakref.finalize(self, _close, self._kept).atexit = False
 
@@ -62,7 +62,7 @@ class Connections(Generic[C]):
         Parameters
         ----------
         call : callable
-            Takes a connection, and reads all that it asks for. Its result is returned.
+            Takes a connection, and must read the whole answer. Its result is returned.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class Connections(Generic[C]):
             try:
                 return self._used(kept, call)
             except HungUpError:
-                self.close()  # those that are as old
+                self.close()  # the others are as old
         return self._used(self._connect(), call)
 
     def _used(self, connection: C, call: Callable[[C], R]) -> R:
@@ -94,8 +94,8 @@ class Connections(Generic[C]):
         if self._pid != os.getpid():
             with self._lock:
                 if self._pid != os.getpid():
-                    self.close()  # a socket that is used by parent and child gives each the other's answers
-                    self._pid = os.getpid()  # last: other threads go by it
+                    self.close()  # on a socket shared by parent and child, each would get the other's answers
+                    self._pid = os.getpid()  # last, since other threads check it
         while self._kept:
             try:
                 since, connection = self._kept.pop()
@@ -107,7 +107,7 @@ class Connections(Generic[C]):
         return None
 
     def close(self) -> None:
-        """Close those that are kept; the next request opens one."""
+        """Close the kept connections; the next request opens a new one."""
         _close(self._kept)
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that end in time, whatever they wait for: they are made on a thread that the caller can leave behind.
+"""Calls with a deadline, whatever they wait for: each runs on a thread that the caller can abandon.
 
-What no client library bounds (a dead resolver, a server that sends a byte a second) holds a thread of this module, and
-not its caller. There are at most :data:`MOST` of them in a process; while all are stuck, a call fails at once.
+Client libraries don't bound every wait (a dead resolver, a server that sends a byte a second). Such a wait blocks a
+thread of this module instead of the caller. There are at most :data:`MOST` of them in a process; while all are stuck, a
+call fails at once.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from cuda_progcache.errors import StoreError
 
 R = TypeVar("R")
 
-#: Threads of a process, for all its tiers.
+#: The maximum number of threads in a process, for all its tiers.
 MOST = 8
 
 
 class _Job:
-    """A call, and what came of it."""
+    """A call and its outcome."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
@@ -38,7 +39,7 @@ class _Job:
     def run(self) -> None:
         try:
             self.value = self._call()
-        except BaseException as exc:  # noqa: BLE001 - it is the caller's
+        except BaseException as exc:  # noqa: BLE001 - raised in the caller
             self.error = exc
         self._done.release()
 
@@ -59,7 +60,7 @@ class _Threads:
         self.started = self.stuck = 0
 
     def inbox(self, until: float) -> queue.SimpleQueue[_Job]:
-        """Where to put a job for a thread that has none."""
+        """The queue of an idle thread."""
         try:
             return self.idle.get_nowait()
         except queue.Empty:
@@ -81,7 +82,7 @@ class _Threads:
         thread = threading.Thread(target=self._work, args=(inbox, self.idle), name="progcache-tier", daemon=True)
         try:
             thread.start()
-        except RuntimeError as exc:  # the interpreter is ending, or there can be no more threads
+        except RuntimeError as exc:  # the interpreter is shutting down, or the thread limit is reached
             with self.lock:
                 self.started -= 1
             raise StoreError(errno.EAGAIN, f"can't start a thread to call a tier: {exc}") from exc
@@ -97,7 +98,7 @@ class _Threads:
             idle.put(inbox)
 
     def leave(self, job: _Job) -> bool:
-        """Leave a job behind; False where it has just ended."""
+        """Abandon a job; False if it has just ended."""
         with self.lock:
             if job.wait(0.0):
                 return False
@@ -110,28 +111,28 @@ _threads = _Threads()
 
 
 def within(until: float, call: Callable[[], R]) -> R:
-    """What a call returns or raises, if it does so in time.
+    """Make a call with a deadline, and return its result.
 
     Parameters
     ----------
     until : float
-        The end of the caller's patience, as :func:`time.monotonic` counts.
+        The deadline, on the clock of :func:`time.monotonic`.
     call : callable
-        If it takes longer, it goes on by itself, and its outcome is dropped.
+        If it takes longer, it continues on its thread, and its outcome is ignored.
 
     Raises
     ------
     TimeoutError
-        It took longer, or all threads are busy with calls that were left behind.
+        It took longer, or all threads are blocked by abandoned calls.
     StoreError
-        There can be no more threads.
+        A thread can't be started.
     """
     job = _Job(call)
     try:
         inbox = _threads.inbox(until)
     except StoreError:
         if threading.current_thread().daemon:
-            return call()  # at the end of the process, which waits for no daemon
+            return call()  # directly at the end of the process, which doesn't wait for daemon threads
         raise
     inbox.put(job)
     if not job.wait(until - time.monotonic()) and _threads.leave(job):
@@ -140,13 +141,13 @@ def within(until: float, call: Callable[[], R]) -> R:
         try:
             raise job.error
         finally:
-            del job  # in whose error this frame now is
+            del job  # whose error refers to this frame
     value: R = job.value
     return value
 
 
 def aside(call: Callable[[], object]) -> bool:
-    """Make a call whose outcome nobody waits for; False where no thread is free for it."""
+    """Start a call without waiting for its outcome; False if no thread is free."""
     try:
         _threads.inbox(0.0).put(_Job(call))
     except OSError:

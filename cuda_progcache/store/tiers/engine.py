@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface to a tier's service, which keeps named objects."""
+"""The interface to a tier's service, which stores named objects."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import NamedTuple
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache.errors import StoreError
 
-#: Objects of one call for many, and their bytes where these are sent.
+#: The maximum number of objects in a batch call, and of bytes in a batch that is sent.
 _OBJECTS, _BYTES = 100, 8 << 20
-#: Bytes of the objects of one call for many, after which no more are asked for.
+#: After receiving this many bytes, a batch call requests no more objects.
 BATCH_BYTES = 256 << 20
-#: Requests at once to a service without a call for many: at 5 ms to the server a thousand objects take 0.3 s.
+#: Concurrent requests to a service without batch calls: with a latency of 5 ms, a thousand objects take 0.3 s.
 MANY = 32
 
 
 def reason(exc: Exception) -> str:
-    """What went wrong, without the tier's name, which the message around it has."""
+    """What went wrong, without the tier's name, which the surrounding message has."""
     return exc.strerror if isinstance(exc, OSError) and exc.strerror else f"{type(exc).__name__}: {exc}"
 
 
 class Listed(NamedTuple):
-    """An object as a listing tells of it.
+    """An object in a listing.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Listed(NamedTuple):
     size : int
         Bytes.
     modified : float
-        When it was last written, in seconds since the epoch; 0.0 where the service doesn't say.
+        When it was last written, in seconds since the epoch; 0.0 if the service doesn't report it.
     """
 
     name: str
@@ -43,34 +43,34 @@ class Listed(NamedTuple):
 
 
 class NotInstalledError(StoreError):
-    """The client library of a service isn't installed, which no later call changes."""
+    """The client library of a service isn't installed, so no later call can succeed either."""
 
 
 class TooLargeError(StoreError):
-    """An object is said to be larger than it may be; none of it was read."""
+    """An object is announced as larger than the limit; none of it was read."""
 
 
 class Engine(abc.ABC):
-    """Gets, puts and lists the objects of one service; knows nothing of programs, and trusts nothing it is sent.
+    """Gets, puts and lists the objects of one service. It knows nothing about programs, and trusts no answer.
 
-    An engine makes one attempt, without retries, and never falls back on its client's defaults for time. Trouble is an
-    ``OSError``: :class:`TimeoutError` where time ran out, :class:`~cuda_progcache.errors.StoreError` for all else, with
-    a message without secrets and the tier's name as its ``filename``. An object that isn't there is no trouble.
+    An engine makes one attempt without retries, and never relies on its client's default time limits. Trouble is an
+    ``OSError``: :class:`TimeoutError` for a time-out, :class:`~cuda_progcache.errors.StoreError` for everything else,
+    with a message without secrets and the tier's name as its ``filename``. A missing object isn't trouble.
 
-    Threads share an engine. A client or connection that can't be used in a forked child is opened anew there, or, where
-    even that can't be, the engine says so by :attr:`survives_fork`.
+    Threads share an engine. A client or connection that can't be used in a forked child is reopened there; if that is
+    impossible, :attr:`survives_fork` is false.
 
     Attributes
     ----------
     name : str
         The tier's URL without user, password and query.
     keeps_time : bool
-        Whether each call ends by its ``until`` whatever the server does. Calls of the others are made on a thread that
-        the caller leaves behind.
+        Whether each call ends by its ``until``, whatever the server does. Other engines are called on a thread that the
+        caller can abandon.
     survives_fork : bool
         Whether it can be used in a child of a process that has used it.
     threads : int
-        On which many objects are asked for, or written.
+        The number of threads that request or write many objects.
     """
 
     name: str
@@ -79,10 +79,17 @@ class Engine(abc.ABC):
     threads: int = 1
 
     def prepare(self) -> None:  # noqa: B027
-        """Load all that a call needs (:class:`NotInstalledError`: that can't be had).
+        """Import and load all that calls need, before their time limits start.
 
-        Calls are made on threads of ours, too, which must import nothing: a process that is about to end can't any
-        more, and a child that is forked while a thread imports a module waits for that module for ever.
+        Raises
+        ------
+        NotInstalledError
+            The client library isn't installed.
+
+        Notes
+        -----
+        Calls may run on our threads, which must not import anything: a process that is shutting down can't import any
+        more, and a child that is forked while a thread imports a module waits for that module forever.
         """
 
     @abc.abstractmethod
@@ -94,19 +101,19 @@ class Engine(abc.ABC):
         name : str
             Below the tier's prefix: ``v1/programs/ab/cdef...``.
         limit : int
-            Bytes that it may have (:class:`TooLargeError`, before its body is read: it is larger).
+            The maximum size in bytes (:class:`TooLargeError`, before the body is read, if it is larger).
         until : float
-            The end of the caller's patience, as :func:`time.monotonic` counts.
+            The deadline, on the clock of :func:`time.monotonic`.
         """
 
     def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes | None]:
-        """Several objects; an engine with a call for many overrides this.
+        """Get several objects. An engine with a batch call overrides this.
 
         Returns
         -------
         mapping
-            ``None`` for one that isn't there, or is too large. Names are left out once :data:`BATCH_BYTES` have come;
-            at least one is always answered.
+            ``None`` for an object that is missing or too large. Once :data:`BATCH_BYTES` have been received, the
+            remaining names are left out; there is always at least one.
         """
         found: dict[str, bytes | None] = {}
         sizes: list[int] = []
@@ -126,31 +133,30 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def put(self, name: str, data: bytes, *, until: float) -> None:
-        """Write an object, whole or not at all as far as the service can; the last write wins."""
+        """Write an object, atomically if the service can; the last write wins."""
 
     def put_many(self, objects: Mapping[str, bytes], *, until: float) -> None:
-        """Write several objects; an engine with a call for many overrides this."""
+        """Write several objects. An engine with a batch call overrides this."""
         for_each(objects.items(), lambda pair: self.put(*pair, until=until), self.threads)
 
     @abc.abstractmethod
     def delete(self, names: Iterable[str], *, until: float) -> None:
-        """Remove objects; those that aren't there are skipped."""
+        """Remove objects; missing ones are skipped."""
 
     @abc.abstractmethod
     def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
-        """The objects whose names begin so; reads none of them.
+        """List the objects whose names start with a prefix, without reading them.
 
         Parameters
         ----------
         prefix : str
-            What their names begin with.
         until : float
-            The end of the caller's patience with the whole listing; no page of it may take longer than a write.
+            The deadline of the whole listing; no page of it may take longer than a write.
 
         Raises
         ------
         TimeoutError
-            It doesn't end in time.
+            It took too long.
         StoreError
             The service can't list.
         """
@@ -163,20 +169,20 @@ class Engine(abc.ABC):
 def each_of(
     names: Iterable[str], ask: Callable[[Sequence[str]], Mapping[str, bytes | None]], where: str
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Get many objects, in as many calls as the engine wants: each name with its object, ``None`` where there is none.
+    """Get many objects, in as many calls as necessary: each name with its object, or ``None`` if there is none.
 
     Parameters
     ----------
     names : iterable of str
     ask : callable
-        Makes a call of :meth:`Engine.get_many`, which may leave some for the next.
+        Calls :meth:`Engine.get_many`, which may leave out some names.
     where : str
         The tier's name.
 
     Raises
     ------
     StoreError
-        A call left all of them.
+        A call left out all names.
     """
     waiting = list(names)
     while waiting:
@@ -195,7 +201,7 @@ def batches(names: Iterable[str], size: Callable[[str], int]) -> Iterator[list[s
     ----------
     names : iterable of str
     size : callable
-        Gives the bytes that an object adds to a call.
+        Returns the bytes that an object adds to a call.
     """
     batch: list[str] = []
     total = 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A tier's objects: their names, and the one format of programs and header manifests.
 
-``v1/programs/`` and ``v1/manifests/`` have an object for each digest, its sidecar and its bytes in one; ``packs/`` has
+``v1/programs/`` and ``v1/manifests/`` have one object for each digest, with its sidecar and its bytes; ``packs/`` has
 bundles.
 
 ::
@@ -11,8 +11,8 @@ bundles.
     sidecar              as on disk (:mod:`cuda_progcache.store.records`), with one version
     data                 the entry, or the manifest
 
-The reader trusts no transport: the lengths have to add up, the sidecar has to be of the name that was asked for, and
-the bytes have to have its checksum.
+The reader doesn't trust the transport: the lengths must add up, the sidecar must belong to the requested name, and the
+bytes must have the sidecar's checksum.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from cuda_progcache.store.judge import judge
 from cuda_progcache.store.records import Version, encode
 
 PROGRAMS, MANIFESTS, PACKS = "v1/programs/", "v1/manifests/", "packs/"
-#: Bytes of a header manifest's object, at most.
+#: The maximum size of a header manifest's object, in bytes.
 MOST_OF_MANIFEST = 4 << 20
 _MAGIC = b"CPCO\x01\0\0\0"
 _HEAD = struct.Struct("<8sII")
 
 
 class DamagedObjectError(ValueError):
-    """Not the object that was asked for. It is caught where objects are read: a look-up that meets it is a miss."""
+    """The data isn't the requested object. It is caught where objects are read: such a lookup is a miss."""
 
 
 def object_name(tree: str, digest: str) -> str:
-    """Name the object of a program or header manifest."""
+    """The name of the object of a program or header manifest."""
     return f"{tree}{digest[:2]}/{digest[2:]}"
 
 
@@ -44,7 +44,7 @@ def digest_in(name: str) -> str:
 
 
 def most_bytes(name: str, limit: int) -> int:
-    """Bytes that an object of this name, or in this tree, may have on a tier with this limit."""
+    """The maximum size of an object of this name, or in this tree, on a tier with this limit."""
     return min(limit, MOST_OF_MANIFEST) if name.startswith(MANIFESTS) else limit
 
 
@@ -54,7 +54,7 @@ def pack(digest: str, data: bytes, version: Version) -> bytes:
     Parameters
     ----------
     digest : str
-        The name that it is asked for by, 64 hex digits.
+        The requested name, 64 hex digits.
     data : bytes
     version : Version
         Vouches for ``data``.
@@ -69,7 +69,7 @@ def unpack(digest: str, packed: bytes) -> tuple[bytes, Version]:
     Raises
     ------
     DamagedObjectError
-        It is cut short, altered, of another name, or something else altogether.
+        It is truncated, altered, of another name, or something else altogether.
     """
     if len(packed) < _HEAD.size:
         raise DamagedObjectError(f"it has {len(packed)} bytes, fewer than a header")

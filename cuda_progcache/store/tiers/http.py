@@ -55,6 +55,10 @@ class HttpEngine(Engine):
             headers=lambda: authorization(settings.credentials),
         )
 
+    def prepare(self) -> None:
+        """See :meth:`Engine.prepare`."""
+        self._client.prepare()
+
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name; ``None`` where the server says 404 or 410."""
         answer = self._client.exchange("GET", f"{self._path}/{quote(name)}", until=until, limit=limit)

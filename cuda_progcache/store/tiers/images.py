@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images that a user's processes have pulled, each unpacked once into a cache directory.
+"""The images that a user's processes have pulled; each is unpacked once into a cache directory.
 
 ::
 
@@ -7,13 +7,13 @@
         sha256-<the image's digest>/            a cache directory
             .in-use                             locked (shared) by each process that has it open
 
-A mark's mtime says when the image was last opened.
+The mtime of ``.in-use`` is the time when the image was last opened.
 
-A layer may contain plain files under the names of a cache directory. If it has any other member (a link, a device, a
-path that leads elsewhere), none of it is used. It is read, checked and written piece by piece.
+A layer may only contain plain files with the names of a cache directory. If it has any other member (a link, a device,
+a path that leads elsewhere), the whole layer is refused. It is read, checked and written piece by piece.
 
-After an image is unpacked, the others are removed that no process has opened for :data:`KEPT_FOR` seconds, unless one
-still has them open. Where there are no such locks (Windows, some network file systems), they stay.
+After an image is unpacked, other images are removed if no process has opened them for :data:`KEPT_FOR` seconds or still
+has them open. Without such locks (on Windows, on some network file systems), they stay.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from cuda_progcache.errors import StoreError
 if sys.platform != "win32":
     import fcntl
 
-#: Seconds after which an image that no process has opened is removed, and a directory that a killed one left behind.
+#: Seconds after which an unused image is removed, and a directory that a killed process left behind.
 KEPT_FOR, _ABANDONED = 30 * 86400.0, 86400.0
-#: Bytes that a layer may have unpacked, and files in it.
+#: The maximum of unpacked bytes in a layer, and of files.
 _UNPACKED, _FILES = 4 << 30, 1_000_000
-#: Bytes that are read and unpacked at once.
+#: Bytes that are read and unpacked at a time.
 _PIECE = 1 << 16
-#: Bytes of the archive before, between and behind its files: tarfile keeps them in memory.
+#: The maximum of bytes before, between and after an archive's files, which tarfile keeps in memory.
 _HEADERS = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
 #: The folders of a cache directory, and its tag.
@@ -54,14 +54,14 @@ _IMAGE = re.compile(r"sha256-[0-9a-f]{64}")
 
 
 class Image:
-    """An unpacked image. While it is open, nobody removes it; a forked child holds it open, too.
+    """An unpacked image. It isn't removed while it is open; a forked child keeps it open as well.
 
     Parameters
     ----------
     path : str
-        Of the cache directory.
+        The cache directory.
     lock : int or None
-        The descriptor that holds the lock; None: it can't be had.
+        The descriptor that holds the lock; None if locks aren't available.
     """
 
     def __init__(self, path: str, lock: int | None) -> None:
@@ -80,12 +80,12 @@ class Images:
     Parameters
     ----------
     name : str
-        Of the tier that asks, for its errors.
+        The tier's name, for error messages.
 
     Raises
     ------
     StoreError
-        There can be no directory for them.
+        The directory for images can't be used.
     """
 
     def __init__(self, name: str) -> None:
@@ -111,12 +111,12 @@ class Images:
                 if os.path.samestat(os.fstat(lock), os.stat(mark)):
                     return Image(path, lock)
         except OSError:
-            pass  # it has just been removed
+            pass  # just removed
         os.close(lock)
         return None
 
     def scratch(self) -> IO[bytes]:
-        """Make a file for a layer, on the disk that it will be unpacked on; it goes when it is closed."""
+        """Make a temporary file for a layer, on the disk on which it will be unpacked."""
         try:
             return tempfile.TemporaryFile(dir=self._root)
         except OSError as exc:
@@ -129,12 +129,12 @@ class Images:
     # Unpacking
 
     def unpack(self, digest: str, layer: IO[bytes]) -> Image:
-        """Unpack and open the image of that digest, and remove those that nobody uses any more.
+        """Unpack and open the image of that digest, and remove images that are no longer used.
 
         Raises
         ------
         StoreError
-            The layer has something that doesn't belong in it, or there is no room for it.
+            The layer has a member that doesn't belong there, or the disk is full.
         """
         try:
             self._unpack(layer, os.path.join(self._root, digest.replace(":", "-")))
@@ -167,13 +167,13 @@ class Images:
             try:
                 os.rename(staged, path)
             except OSError:
-                if not os.path.isdir(path):  # else another process has just done the same
+                if not os.path.isdir(path):  # otherwise another process has just done the same
                     raise
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
     def _files(self, layer: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
-        """Names and contents of a layer's files, in the order of the archive; each content is to be read at once."""
+        """Names and contents of a layer's files, in archive order. Each must be read before the next is requested."""
         plain = _Plain(layer)
         with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as tar:
             for count, member in enumerate(_members(tar, plain)):
@@ -196,12 +196,12 @@ class Images:
     # Removal
 
     def _prune(self) -> None:
-        """Remove the images that no process has opened for long and none has open, and what killed processes left."""
+        """Remove images that were last opened long ago and aren't open now, and what killed processes left behind."""
         now = time.time()
         try:
             found = sorted(os.listdir(self._root))
         except OSError:
-            return  # the next one tries again
+            return  # the next call tries again
         for name in found:
             path = os.path.join(self._root, name)
             try:
@@ -233,7 +233,7 @@ def _last_opened(path: str) -> float:
 
 
 def _locked(fd: int, *, shared: bool) -> bool:
-    """Lock a file, unless another's lock forbids it; where there are no locks, it counts as shared by others."""
+    """Try to lock a file. On a file system without locks, it counts as locked by others in shared mode."""
     if sys.platform == "win32":
         return shared
     try:
@@ -246,23 +246,23 @@ def _locked(fd: int, *, shared: bool) -> bool:
 
 
 def _members(tar: tarfile.TarFile, plain: _Plain) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive, one by one; none is kept, and the reader is told how much of each may be read."""
+    """The members of an archive, one at a time, without keeping them; sets how much of each may be read."""
     while True:
         plain.allow(_HEADERS)
         member = tar.next()
         if member is None:
             return
-        tar.members.clear()  # type: ignore[attr-defined]  # one for each file, else
+        tar.members.clear()  # type: ignore[attr-defined]  # otherwise there would be one for each file
         plain.allow(member.size + _HEADERS)
         yield member
 
 
 class _ImplausibleError(Exception):
-    """A layer is larger than it can be."""
+    """A layer unpacks to an implausible size."""
 
 
 class _Plain:
-    """The archive in a layer, without its compression; read forward, as far as it may go.
+    """The uncompressed archive in a layer, read sequentially and within limits.
 
     Parameters
     ----------
@@ -276,16 +276,16 @@ class _Plain:
         layer.seek(0)
         self._inflate = zlib.decompressobj(wbits=31) if layer.read(2) == b"\x1f\x8b" else None
         layer.seek(0)
-        # The contents of cubins shrink to a third, and their padding to a thousandth: what shrinks further is a bomb.
+        # Cubins compress to about a third, and their padding to a thousandth. What compresses better is a bomb.
         self._left = min(_UNPACKED, 100 * size + (16 << 20))
         self._allowed = _HEADERS
 
     def allow(self, size: int) -> None:
-        """Have no more than so many bytes be read until this is called again."""
+        """Set how many bytes may be read until the next call."""
         self._allowed = size
 
     def read(self, size: int = _PIECE) -> bytes:
-        """Up to so many bytes; none at the end."""
+        """Read up to ``size`` bytes; returns none at the end."""
         piece = self._layer.read(size) if self._inflate is None else self._inflated(self._inflate, size)
         self._left -= len(piece)
         self._allowed -= len(piece)
@@ -306,13 +306,13 @@ class _Plain:
         return b""
 
     def finish(self) -> None:
-        """Read what is left behind the archive's end, which is padding."""
+        """Read the rest after the end of the archive, which is padding."""
         self.allow(_HEADERS)
         while self.read(_PIECE):
             pass
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a cache directory has files called so."""
+    """Whether a cache directory has files with such a name."""
     first, *rest = name.split("/")
     return name == _TAG or (first in _FOLDERS and 0 < len(rest) <= 4 and all(map(_NAME.fullmatch, rest)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache directory as a read-only tier: what lies in it is verified as a tier's objects are."""
+"""A cache directory as a read-only tier. Its contents are verified like a tier's objects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LayerEngine(Engine):
     Parameters
     ----------
     settings : TierSettings
-        Of a ``file`` URL.
+        The settings of a ``file`` URL.
     """
 
     def __init__(self, settings: TierSettings) -> None:
@@ -33,13 +33,13 @@ class LayerEngine(Engine):
         self._settings = settings
         self._layer: FileStreamProgramCache | None = None
 
-    def layer(self, until: float) -> FileStreamProgramCache:  # noqa: ARG002 - others have to get it first
+    def layer(self, until: float) -> FileStreamProgramCache:  # noqa: ARG002 - a subclass fetches it first
         """The directory.
 
         Raises
         ------
         StoreError
-            There is none.
+            The directory doesn't exist.
         """
         if self._layer is None:
             from cuda_progcache.store.reader import Reader
@@ -48,7 +48,7 @@ class LayerEngine(Engine):
         return self._layer
 
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
-        """The object of that name, made of the files there."""
+        """The object of that name, made from the files in the directory."""
         digest = digest_in(name)
         if name.startswith(PROGRAMS):
             return self._program(digest, limit, until)
@@ -73,7 +73,7 @@ class LayerEngine(Engine):
         return None if content is None else pack(name, content, Version.of(content, b"{}", 0))
 
     def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
-        """The programs and header manifests there."""
+        """List the programs and header manifests."""
         layer = self.layer(until)
         if not prefix.startswith(MANIFESTS):
             for entry in layer.entries():
@@ -87,7 +87,7 @@ class LayerEngine(Engine):
             try:
                 status = os.stat(manifest_path(layer.path, digest))
             except FileNotFoundError:
-                continue  # gone since
+                continue  # removed meanwhile
             yield Listed(name, status.st_size, status.st_mtime)
 
     def put(self, name: str, data: bytes, *, until: float) -> NoReturn:  # noqa: ARG002
@@ -99,4 +99,4 @@ class LayerEngine(Engine):
         raise StoreError(errno.EROFS, "a layer is read-only", self.name)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""

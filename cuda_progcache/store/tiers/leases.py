@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One compile per program in a fleet of hosts: leases that a Redis server keeps, above each host's own.
+"""One compile per program in a fleet of hosts: leases kept by a Redis server, in addition to each host's own.
 
-A lease is a key ``pc1:{flight}:l`` that expires unless its holder renews it, every third of its life. One script looks
-whether the flight is over, and else takes the lease if it is free; its token has the server's time in it, since a
-counter would begin anew where it is evicted. At the end the holder, once what it compiled has reached the tier, leaves
-word (``pc1:{flight}:o``, for a few seconds), removes the lease if it is still its own, and tells those who wait. They
-listen, and ask again every 100 ms, so that a lost message costs that.
+A flight is one compile of a program that several hosts may want. Its lease is a key ``pc1:{flight}:l`` that expires
+unless its holder renews it, every third of its life. One script checks whether the flight is over, and otherwise takes
+the lease if it is free. Its token contains the server's time, since a counter would restart if it were evicted. Once
+the compiled program has reached the tier, the holder writes an end mark (``pc1:{flight}:o``, kept for a few seconds),
+removes the lease if it still owns it, and notifies the waiting processes. These listen, and also ask every 100 ms, so
+a lost message costs no more than that.
 
-Nothing depends on a lease for being right: all that equal flights share is a reason to look into the cache again. One
-that is lost (evicted, expired under a process that stood still, gone with its server) costs a second compile. A server
-in trouble is given :data:`PATIENCE` once, or one deadline; after that each host compiles for itself, one process for
-all by its own leases, and a thread looks after the server until it is back.
+Correctness doesn't depend on leases: the end of a flight is only a reason to look into the cache again. A lost lease
+(evicted, expired while its process was suspended, lost with its server) costs a second compile. A server in trouble is
+waited for once, for :data:`PATIENCE` or one deadline. After that each host compiles for itself, one process at a time
+by its own leases, and a thread checks whether the server is back.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util import forks
+from cuda_progcache._util.chance import chance
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache._util.warning import warn
 from cuda_progcache.errors import ProgCacheWarning, StoreError
@@ -36,23 +37,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds that a lease lives without being renewed; so long others wait for a holder that died.
+#: Seconds after which a lease expires unless it is renewed. Others wait this long for a holder that died.
 LIFE = 4.0
-#: Seconds between a waiter's questions, where it is told nothing.
+#: Seconds between a waiter's requests if it isn't notified.
 POLL = 0.1
-#: Seconds after the first of several failures in a row for which the server is tried again by those who need it.
+#: Seconds after the first of several failures in a row during which callers try the server again.
 PATIENCE = 1.0
-#: Seconds between looks at a server that is out of order: at first, and at most; each rest is so much longer than the
-#: last that one lasts a tenth of the time that the server has been away.
+#: Seconds between checks of a server that is out of order, at first and at most. Each rest is longer by this factor, so
+#: that it lasts a tenth of the time that the server has been away.
 FIRST_REST, LONGEST_REST, LONGER = 0.1, 30.0, 1.1
-#: What a server says at once in its trouble: nobody listens there, or it refuses (it reads its files yet, say).
+#: Errors that a server in trouble returns at once: nothing listens there, or it refuses (it may still be loading).
 _AT_ONCE = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EIO})
-#: Seconds that the word of a flight's end is kept: for those who looked into the cache before, and ask now.
+#: Seconds that a flight's end mark is kept, for processes that looked into the cache before the end and ask after it.
 REMEMBERED = 10.0
-#: Bytes that a value of an answer may have.
+#: The maximum size of a value in an answer, in bytes.
 _LARGEST = 1 << 16
 
-#: KEYS: lease, word. ARGV: life (ms), who asks, the word that the asker knows.
+#: KEYS: lease, end mark. ARGV: life (ms), who asks, the end mark that the asker knows.
 _LOOK_OR_LEASE = """
 local over = redis.call('GET', KEYS[2])
 if over and over ~= ARGV[3] then return {'over', over} end
@@ -61,14 +62,14 @@ local token = now[1] .. '.' .. now[2] .. '.' .. ARGV[2]
 if redis.call('SET', KEYS[1], token, 'NX', 'PX', ARGV[1]) then return {'leased', token} end
 return {'held', ''}
 """
-#: KEYS: lease, word. ARGV: life (ms), token. A lease that the server has lost is taken anew.
+#: KEYS: lease, end mark. ARGV: life (ms), token. A lease that the server has lost is taken again.
 _RENEW = """
 local holder = redis.call('GET', KEYS[1])
 if (holder and holder ~= ARGV[2]) or redis.call('GET', KEYS[2]) == ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1])
 return 1
 """
-#: KEYS: lease, word. ARGV: token, how long the word is kept (ms), channel.
+#: KEYS: lease, end mark. ARGV: token, how long the end mark is kept (ms), channel.
 _END = """
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
@@ -84,19 +85,19 @@ class FleetLeases:
     settings : TierSettings
         The Redis that keeps them.
     landed : callable, optional
-        Calls what it is handed once all that this process has published so far has reached the tier, or can't; by
-        default at once.
+        Calls its argument once everything that this process has published so far has reached the tier, or was given up.
+        Default: at once.
     news : callable, optional
-        Called when others may have published what was missed here.
+        Called when other hosts may have published programs that were missed here.
     ill, well : callable, optional
-        Called when the server is found to be in trouble, and when it works again after some.
+        Called when the server gets into trouble, and when it works again.
     life : float, optional
-        Seconds that a lease lives; default: :data:`LIFE`.
+        Seconds after which a lease expires; default: :data:`LIFE`.
 
     Attributes
     ----------
     down : bool
-        Whether the server is out of order, and isn't waited for.
+        Whether the server is out of order, so that nothing waits for it.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class FleetLeases:
         return f"<{type(self).__name__} at {self.name}>"
 
     def reset(self) -> None:
-        """Begin anew, as a forked child does: the leases that its parent holds are the parent's to renew and to end."""
+        """Start without leases, as a forked child must: its parent renews and ends those that it holds."""
         self._lock = threading.Lock()
         self._client: RedisClient | None = None
         self._held: dict[str, str] = {}
@@ -138,29 +139,30 @@ class FleetLeases:
 
     @property
     def costs_nothing(self) -> bool:
-        """Whether asking the server costs no wait: it works, or refuses at once."""
+        """Whether asking the server doesn't wait: it works, or refuses at once."""
         return not self.down or self._refuses
 
     def lead(self, flight: str, compile_: Callable[[], T], look_up: Callable[[], T | None], longest_wait: float) -> T:
-        """Compile, unless another host is at it: then wait for it and take what it made.
+        """Compile, unless another host is compiling the same program: then wait for its result.
 
         Parameters
         ----------
         flight : str
-            The same on every host for what is likely the same program; what differs after all costs a look.
+            A name that is equal on all hosts for programs that are probably the same. If they differ, this costs a
+            lookup.
         compile_, look_up, longest_wait
-            As :func:`cuda_progcache.compile.single_flight.fly` has them.
+            As for :func:`cuda_progcache.compile.single_flight.fly`.
 
         Returns
         -------
-        What ``compile_`` returned, or what ``look_up`` found.
+        The result of ``compile_``, or of ``look_up``.
         """
         self._tell()
         failures, suspected = self._failures, self._suspected
         said, word = self._look(flight)
-        if said == "leased" and (suspected or failures != self._failures):  # the look before this may have failed
+        if said == "leased" and (suspected or failures != self._failures):  # the previous lookup may have failed
             return self._look_again_and(flight, word, compile_, look_up)
-        if said == "over":  # after we had looked
+        if said == "over":  # it ended after our lookup
             self._news()
             if (found := look_up()) is not None:
                 return found
@@ -172,14 +174,14 @@ class FleetLeases:
             self._news()
             if (found := look_up()) is not None:
                 return found
-        if said == "trouble":  # once the server is back, a renewal tells the others
+        if said == "trouble":  # once the server is back, the renewal informs the others
             word = f"{time.time()}.{current_owner()}"
-        elif said != "leased":  # its compile failed or can't be kept, or went on for too long
+        elif said != "leased":  # the other compile failed, can't be kept, or took too long
             return compile_()
         return self._holding(flight, word, compile_)
 
     def _look_again_and(self, flight: str, token: str, compile_: Callable[[], T], look_up: Callable[[], T | None]) -> T:
-        """With a lease of ours: what others have published since we looked, or what is compiled now."""
+        """Holding the lease, look again for what others have published since, or compile."""
 
         def look() -> T:
             self._news()
@@ -197,7 +199,7 @@ class FleetLeases:
     # The server
 
     def _run(self, script: str, keys: tuple[str, ...], *args: str | int, sound: Callable[[Any], bool]) -> Any:
-        """The answer of a script; ``None`` if the server is in trouble, or its answer isn't sound."""
+        """Run a script; ``None`` if the server is in trouble, or its answer is invalid."""
         while self.costs_nothing:
             began = time.monotonic()
             try:
@@ -215,8 +217,9 @@ class FleetLeases:
         return None
 
     def _ask(self, *command: str | int) -> Any:
-        """The answer to a command, by the deadline (OSError: there is none)."""
-        client = self._redis()  # imported before the clock runs
+        """Send a command and return the answer (OSError if there is none within the deadline)."""
+        client = self._redis()  # imported before the time limit starts
+        client.prepare()
         return client.ask(self._deadline(), _LARGEST, command, most_items=2)[0]
 
     def _deadline(self) -> float:
@@ -231,7 +234,7 @@ class FleetLeases:
             return self._client
 
     def _bears(self, error: OSError, began: float) -> bool:
-        """Whether to ask a server in trouble again; else nobody does until the thread has found it well."""
+        """Whether to try a server in trouble again. If not, no caller does until the thread has found that it works."""
         with self._lock:
             now = time.monotonic()
             self._failures += 1
@@ -251,22 +254,22 @@ class FleetLeases:
         return False
 
     def suspect(self) -> None:
-        """Start checking the server in the thread: calls to it as a tier have failed."""
+        """Start checking the server in the thread, since calls to it as a tier have failed."""
         with self._lock:
             self._suspected = True
             self._wake.set()
         self._start_heart()
 
     def _clear(self) -> None:
-        """The server works again."""
+        """Note that the server works again."""
         with self._lock:
             self._rest, self._failing_since = FIRST_REST, None
             self._suspected = self.down = self._refuses = False
-            self._wake.set()  # so that what is held is renewed
+            self._wake.set()  # so that held leases are renewed
         self._well()
 
     def _tell(self) -> None:
-        """Warn of trouble, once, whoever found it: by a caller, since a thread has nobody to warn."""
+        """Warn about trouble once, whoever found it. Callers do this, since a background thread can't warn anybody."""
         why, self._untold = self._untold, ""
         if why:
             warn(
@@ -276,13 +279,13 @@ class FleetLeases:
             )
 
     def _look(self, flight: str, known: str = "") -> tuple[str, str]:
-        """Take the lease if it is free: ``"leased"`` and its token, ``"held"``, ``"over"`` and the word, or trouble."""
+        """Take the lease if free: ``"leased"`` and a token, ``"held"``, ``"over"`` and its mark, or ``"trouble"``."""
         life = int(self._life * 1000)
         answer = self._run(_LOOK_OR_LEASE, _keys(flight), life, str(current_owner()), known, sound=_is_pair)
         return ("trouble", "") if answer is None else (answer[0].decode(), answer[1].decode())
 
     def _wait(self, flight: str, deadline: float) -> tuple[str, str]:
-        """Wait for the end of another's flight, or for its lease; ``"held"`` where that takes too long."""
+        """Wait for the end of another host's flight, or for its lease; ``"held"`` if that takes too long."""
         said, word = "held", ""
         with self._listening(_channel(flight)) as listen:
             while said == "held" and (left := deadline - time.monotonic()) > 0:
@@ -293,7 +296,7 @@ class FleetLeases:
 
     @contextmanager
     def _listening(self, channel: str) -> Iterator[Callable[[float], object]]:
-        """Subscribe; what is yielded waits for a message, or for so many seconds."""
+        """Subscribe; yields a function that waits for a message, for the given number of seconds at most."""
         with ExitStack() as stack:
             began = time.monotonic()
             try:
@@ -302,11 +305,11 @@ class FleetLeases:
                 self._bears(error, began)
                 yield time.sleep
             except OSError:
-                yield time.sleep  # the poll goes on, and finds what trouble there is
+                yield time.sleep  # the polling continues, and finds out about any trouble
             else:
                 yield _Listener(wait).listen
 
-    # What is held
+    # Held leases
 
     def _hold(self, flight: str, token: str) -> None:
         with self._lock:
@@ -314,7 +317,7 @@ class FleetLeases:
         self._start_heart()
 
     def _over(self, flight: str, token: str) -> None:
-        """End a flight of ours when what it made has reached the tier; until then its lease is renewed."""
+        """End a flight of ours once its program has reached the tier; until then its lease is renewed."""
         process = os.getpid()
 
         def end() -> None:
@@ -329,7 +332,7 @@ class FleetLeases:
             self._landed(end)
 
     def _end(self, flight: str, token: str) -> None:
-        """Give word that a flight is over. In trouble its lease runs out instead."""
+        """Write the end mark of a flight. If that fails, its lease expires instead."""
         self._run(_END, _keys(flight), token, int(REMEMBERED * 1000), _channel(flight), sound=_is_number)
 
     def _start_heart(self) -> None:
@@ -338,11 +341,11 @@ class FleetLeases:
                 self._heart = threading.Thread(target=self._beat, name="cuda_progcache-fleet", daemon=True)
                 try:
                     self._heart.start()
-                except RuntimeError:  # no more threads, or the end of the process: the leases run out
+                except RuntimeError:  # no more threads, or the process is ending: the leases expire
                     self._heart = None
 
     def _beat(self) -> None:
-        """Renew what is held, and look after a server that is out of order; ends when there is neither for a while."""
+        """Renew held leases, and check a server that is out of order; ends when there has been neither for a while."""
         idle = 0
         while idle < 3:
             self._wake.wait(self._life / 3)
@@ -360,14 +363,14 @@ class FleetLeases:
 
     def _renew(self, flight: str, token: str) -> None:
         mine = self._run(_RENEW, _keys(flight), int(self._life * 1000), token, sound=_is_number)
-        if mine == 0:  # another host took it, since this process had stood still
+        if mine == 0:  # another host took it while this process was suspended
             with self._lock:
                 if self._held.get(flight) == token:
                     del self._held[flight]
 
     def _well_again(self) -> bool:
-        """Ask a server that is in trouble, after a rest that gets longer each time."""
-        time.sleep(self._rest * random.uniform(0.8, 1.2))  # noqa: S311 - so that a fleet doesn't come all at once
+        """Check a server that is in trouble, after a rest that gets longer each time."""
+        time.sleep(self._rest * chance.uniform(0.8, 1.2))  # so that a fleet's hosts don't ask all at once
         try:
             is_well = self._ask("PING") == b"PONG"
         except OSError:
@@ -387,7 +390,7 @@ class FleetLeases:
 
 
 def _keys(flight: str) -> tuple[str, str]:
-    """The names of a lease and of the word of its end; in a cluster both lie on one server."""
+    """The keys of a lease and of its end mark; in a cluster both are on the same server."""
     return f"pc1:{{{flight}}}:l", f"pc1:{{{flight}}}:o"
 
 
@@ -396,13 +399,13 @@ def _channel(flight: str) -> str:
 
 
 class _Listener:
-    """Waits for messages; after trouble, for their time alone: the poll goes on without them."""
+    """Waits for messages; after trouble it only sleeps, and the polling continues without messages."""
 
     def __init__(self, wait: Callable[[float], object]) -> None:
         self._wait = wait
 
     def listen(self, seconds: float) -> None:
-        """Wait for a message, or for so many seconds."""
+        """Wait for a message, for ``seconds`` at most."""
         end = time.monotonic() + seconds
         try:
             self._wait(seconds)
@@ -416,7 +419,7 @@ def _is_number(answer: Any) -> bool:
 
 
 def _is_pair(answer: Any) -> bool:
-    """Whether it is two words."""
+    """Whether an answer is a list of two strings."""
     return (
         isinstance(answer, list)
         and len(answer) == 2

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image in an OCI registry as a tier that is only read: the layer that ``cuda-progcache export --oci`` makes.
+"""An image in an OCI registry as a read-only tier: the layer that ``cuda-progcache export --oci`` makes.
 
-The layer is pulled when something is first looked for, and unpacked once into the user's cache directory, under the
-digest of the image's manifest (:mod:`~cuda_progcache.store.tiers.images`); each process after that reads it there. An
-image that the URL names by its digest (``oci://registry/name@sha256:...``) is asked for at no registry once it lies
-there.
+The layer is pulled on the first lookup, and unpacked once into the user's cache directory, under the digest of the
+image's manifest (:mod:`~cuda_progcache.store.tiers.images`); later processes read it there. Once an image that the URL
+names by its digest (``oci://registry/name@sha256:...``) is unpacked, no registry is contacted for it.
 
-Of the registry's answers only digests are believed: a manifest that the URL names by one has that digest, and the
-layer the one that the manifest has. Sizes are checked before anything is read.
+Nothing but digests is trusted: a manifest that the URL names by its digest must have that digest, and the layer must
+have the digest in the manifest. Sizes are checked before anything is read.
 
 Sources: OCI Distribution 1.1 (pull), OCI Image 1.1 (manifest, index, layer), Docker's token authentication.
 """
@@ -43,11 +42,11 @@ _MANIFESTS = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-#: Bytes that a manifest, and a layer as it is sent, may have.
+#: The maximum size of a manifest, and of a layer as it is sent, in bytes.
 _MANIFEST, _LAYER = 4 << 20, 1 << 30
-#: Seconds that a pull may take in all; it goes on when the look-up that asked for it has given up.
+#: The maximum of seconds for a pull. It continues after the lookup that started it has given up.
 _PULL = 600.0
-#: Redirects that are followed to a layer, which registries keep elsewhere.
+#: The maximum number of redirects to a layer, which registries may keep on another server.
 _HOPS = 3
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -58,7 +57,7 @@ class OciEngine(LayerEngine):
     Parameters
     ----------
     settings : TierSettings
-        Of an ``oci`` URL.
+        The settings of an ``oci`` URL.
     """
 
     def __init__(self, settings: TierSettings) -> None:
@@ -75,10 +74,10 @@ class OciEngine(LayerEngine):
         """Make a new lock. A forked child has none of the threads that may hold its parent's."""
         self._lock = threading.Lock()
 
-    # Getting it
+    # Pulling
 
     def layer(self, until: float) -> FileStreamProgramCache:
-        """The layer, unpacked; one thread of the process gets it, and those that can't wait for it say so."""
+        """The unpacked layer. One thread of the process pulls it; others wait for it (TimeoutError after ``until``)."""
         if self._layer is not None:
             return self._layer
         if not self._lock.acquire(timeout=max(until - time.monotonic(), 0.0)):
@@ -87,7 +86,7 @@ class OciEngine(LayerEngine):
             if self._layer is None:
                 try:
                     self._image = self._pulled()
-                except TooLargeError as exc:  # an answer of the registry's is; nothing is known of the object
+                except TooLargeError as exc:  # the registry's answer is too large; that says nothing about the object
                     raise StoreError(exc.errno, exc.strerror, self.name) from exc
                 self._layer = Reader(self._image.path)
             return self._layer
@@ -125,7 +124,7 @@ class OciEngine(LayerEngine):
         )
 
     def close(self) -> None:
-        """Stop using the image, so that it can be removed. A pull that is under way isn't waited for."""
+        """Stop using the image, so that it can be removed. This doesn't wait for a pull that is under way."""
         if not self._lock.acquire(blocking=False):
             return
         try:
@@ -185,7 +184,7 @@ class _Registry:
         raise StoreError(errno.EPROTO, "the index must list exactly one image", self._name)
 
     def blob(self, digest: str, size: int, file: IO[bytes]) -> None:
-        """Write a blob, of that digest, to a file."""
+        """Write the blob of that digest to a file."""
         hashed = hashlib.sha256()
 
         def take(piece: bytes) -> None:
@@ -215,7 +214,7 @@ class _Registry:
             if parts.scheme not in {"http", "https"} or (self._settings.tls and parts.scheme != "https"):
                 raise StoreError(errno.EPROTO, "the registry redirects to something other than HTTPS", self._name)
             client = self._to(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
-            # Where the layers are kept, which is another's: nobody says there who asks.
+            # Another party's server keeps the layers: it isn't sent the credentials.
             target = url.partition(parts.netloc)[2] or "/"
             answer = client.exchange("GET", target, until=self._until, limit=limit, into=into)
             client.close()
@@ -224,15 +223,19 @@ class _Registry:
         return answer
 
     def _refused(self, status: int) -> StoreError:
-        code = errno.EACCES if status in {401, 403} else errno.EIO
-        return StoreError(code, f"the registry answered {status}", self._name)
+        if status in {401, 403}:
+            why = f"the registry answered {status}: check the tier's user and password"
+            return StoreError(errno.EACCES, why, self._name)
+        if status == 404:
+            return StoreError(errno.ENOENT, "the registry has no such image (404): check its name and tag", self._name)
+        return StoreError(errno.EIO, f"the registry answered {status}", self._name)
 
     def _get(self, target: str, limit: int, headers: Mapping[str, str], into: Callable[[bytes], None] | None) -> Answer:
         headers = {**headers, **self._entrance}
         return self._client.exchange("GET", target, until=self._until, limit=limit, headers=headers, into=into)
 
     def _enter(self, challenge: str) -> dict[str, str]:
-        """What lets us in, by what a registry's 401 asks for: name and password, or a token that these get."""
+        """The headers that a registry's 401 asks for: name and password, or a token obtained with these."""
         basic = authorization(self._settings.credentials)
         if self._settings.credentials.token is not None:
             return basic

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine that is made when it is first used, since its module may import a client library."""
+"""An engine that is created on first use, since its module may import a client library."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 """Packs: a lockfile's programs as one object of a tier, for a machine that has none of them.
 
 ``packs/<the lockfile's digest>.tar`` is a bundle (:mod:`cuda_progcache.store.bundle`) of the programs and of the header
-manifests that lead to them. It is checked as any bundle is, and no more is taken of it than the lockfile's programs.
-Of a tier that is trusted for its signers, each record has to be signed as that of an object is; so has the list of the
-pack's files, for the manifests' sake, which have no records.
+manifests that lead to them. It is checked like any bundle, and only the lockfile's programs are imported from it. On a
+tier with ``trust=signed``, each record must be signed like that of an object, and so must the list of the pack's files,
+because manifests have no records.
 
-Whatever is wrong with a pack is a miss: the programs are asked for one by one.
+If anything is wrong with a pack, it counts as a miss: the programs are requested one by one.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.engine import Listed
     from cuda_progcache.store.tiers.remote import RemoteProgramCache
 
-#: Bytes of a pack.
+#: The maximum size of a pack, in bytes.
 MAX_BYTES = 256 << 20
-#: A pack is asked for where so many of its programs are missing, and no less than this part of them.
+#: A pack is requested if at least this many of its programs are missing, and at least this share of them.
 _SEVERAL, _PART = 2, 0.25
 
 
 def pack_name(lock: str) -> str:
-    """The name of a lockfile's pack, by the lockfile's digest."""
+    """The name of a lockfile's pack, from the lockfile's digest."""
     return f"{PACKS}{lock}.tar"
 
 
 def packs_on(tier: TierSide) -> Iterator[tuple[str, Listed]]:
-    """The lockfiles' digests and the listings of all packs; reads none of them."""
+    """List all packs, with the digests of their lockfiles, without reading them."""
     for one in tier.objects(PACKS):
         digest = one.name.removeprefix(PACKS).removesuffix(".tar")
         if is_digest(digest) and one.name == pack_name(digest):
@@ -61,7 +61,7 @@ class _NotWholeError(Exception):
 
 
 def write_pack(source: Side, tier: TierSide, lock: str, digests: Collection[str]) -> int:
-    """Write a lockfile's pack; the number of its programs, 0 where the source hasn't them all, whole.
+    """Write a lockfile's pack, and return the number of its programs; 0 if the source doesn't have all of them intact.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def write_pack(source: Side, tier: TierSide, lock: str, digests: Collection[str]
     lock : str
         The lockfile's digest.
     digests : collection of str
-        Of its programs.
+        The digests of its programs.
 
     Raises
     ------
@@ -112,23 +112,23 @@ def write_pack(source: Side, tier: TierSide, lock: str, digests: Collection[str]
 
 
 class _Pack(NamedTuple):
-    """What is used of a pack: programs (digest, entry, version) and header manifests (name, content)."""
+    """The used parts of a pack: programs (digest, entry, version) and header manifests (name, content)."""
 
     programs: list[tuple[str, bytes, Version]]
     manifests: list[tuple[str, bytes]]
 
 
 def fetch_pack(cache: object, lock: Callable[[], str], digests: Collection[str]) -> int:
-    """Fetch a lockfile's pack where many of its programs are missing; return how many came.
+    """Fetch a lockfile's pack if many of its programs are missing; return how many were added.
 
     Parameters
     ----------
     cache : store
-        With a directory, and tiers behind it.
+        A store with a directory and tiers.
     lock : callable
-        Gives the lockfile's digest.
+        Returns the lockfile's digest.
     digests : collection of str
-        Of its programs.
+        The digests of its programs.
     """
     stack = cache if isinstance(cache, ProgramCacheStack) else getattr(cache, "_stack", None)
     if stack is None:
@@ -154,7 +154,7 @@ def fetch_pack(cache: object, lock: Callable[[], str], digests: Collection[str])
 
 
 def _load(remote: RemoteProgramCache, name: str, wanted: Collection[str]) -> _Pack:
-    """Read from a tier's pack the programs that are wanted; whatever is wrong is a miss."""
+    """Read the wanted programs from a tier's pack; if anything is wrong, that is a miss."""
     pack = _Pack([], [])
     packed = remote._objects.fetch(name, limit=MAX_BYTES)
     if packed is None:
@@ -173,7 +173,7 @@ def _load(remote: RemoteProgramCache, name: str, wanted: Collection[str]) -> _Pa
 
 
 def _verified(remote: RemoteProgramCache, name: str, bundle: Bundle, wanted: Collection[str]) -> _Pack:
-    """What is sound and trusted (BundleError: it is damaged, or of another lockfile)."""
+    """The trusted programs and manifests (BundleError if the pack is damaged, or belongs to another lockfile)."""
     asked = [digest for digest in bundle.digests if digest in wanted]
     if not asked:
         raise bundle.refuse("it has nothing of this lockfile")

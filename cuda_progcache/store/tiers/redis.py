@@ -2,7 +2,7 @@
 """Redis and Valkey as a tier.
 
 Keys: ``pc1:{<digest>}:e`` holds a program's object, ``pc1:{<digest>}:m`` a header manifest's, and ``pc1:<name>`` any
-other object. The braces put what belongs to one program into one slot of a cluster.
+other object. The braces put all keys of one program into the same slot of a cluster.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.redis_client import RedisConnection
     from cuda_progcache.store.tiers.settings import TierSettings
 
-#: Bytes of a page of keys, of which each has some 75.
+#: The maximum size of a page of keys, in bytes; a key has about 75.
 _PAGE = 16 << 20
-#: What the keys of a tree end with.
+#: The suffix of the keys of each tree.
 _TREES = {PROGRAMS: "e", MANIFESTS: "m"}
 
 
@@ -42,12 +42,16 @@ class RedisEngine(Engine):
         self._settings = settings
         self._client = RedisClient(settings)
 
+    def prepare(self) -> None:
+        """See :meth:`Engine.prepare`."""
+        self._client.prepare()
+
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """See :meth:`Engine.get`."""
         return _value(self._client.ask(until, limit, ("GET", _key(name)))[0], self.name)
 
     def get_many(self, names: Sequence[str], *, limit: int, until: float) -> Mapping[str, bytes | None]:
-        """See :meth:`Engine.get_many`; in one round trip, up to an object that is too large."""
+        """See :meth:`Engine.get_many`. It takes one round trip, and stops at an object that is too large."""
         found: dict[str, bytes | None] = {}
 
         def use(connection: RedisConnection) -> None:
@@ -58,7 +62,7 @@ class RedisEngine(Engine):
                     found[name] = data = _value(connection.answer(), self.name)
                 except TooLargeError:
                     found[name] = None
-                    connection.close()  # the rest of the answers is behind it
+                    connection.close()  # the remaining answers come after the one that is too large
                     return
                 except RefusedError:
                     connection.close()
@@ -77,7 +81,7 @@ class RedisEngine(Engine):
         self.put_many({name: data}, until=until)
 
     def put_many(self, objects: Mapping[str, bytes], *, until: float) -> None:
-        """See :meth:`Engine.put_many`; in one round trip."""
+        """See :meth:`Engine.put_many`. It takes one round trip."""
         if objects:
             answers = self._client.ask(until, SHORT, *[("SET", _key(name), data) for name, data in objects.items()])
             if any(answer != b"OK" for answer in answers):
@@ -92,8 +96,8 @@ class RedisEngine(Engine):
     def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """See :meth:`Engine.list`.
 
-        Redis knows when a key was last used, not when it was written. The last use is given, unless the server's
-        eviction policy doesn't track it. The size is what the value takes in memory. Neither question counts as a use.
+        Redis knows when a key was last used, not when it was written. The last use is returned, unless the server's
+        eviction policy doesn't track it. The size is that of the value in memory. Neither request counts as a use.
         """
         cursor = b"0"
         while True:
@@ -120,7 +124,7 @@ class RedisEngine(Engine):
             if isinstance(size, RefusedError):
                 size.filename = self.name
                 raise size
-            if isinstance(size, int):  # else it is gone
+            if isinstance(size, int):  # otherwise it is gone
                 yield Listed(name, size, now - idle if isinstance(idle, int) else 0.0)
 
     def close(self) -> None:
@@ -129,7 +133,7 @@ class RedisEngine(Engine):
 
 
 def _page(answer: Any, tier: str) -> tuple[bytes, Sequence[bytes]]:
-    """What SCAN is answered with: where the next page begins, and the keys of this one."""
+    """Parse the answer to SCAN: the cursor of the next page, and the keys of this one."""
     if isinstance(answer, list) and len(answer) == 2 and isinstance(answer[0], bytes) and isinstance(answer[1], list):
         cursor, keys = answer
         if all(isinstance(key, bytes) for key in keys):
@@ -138,7 +142,7 @@ def _page(answer: Any, tier: str) -> tuple[bytes, Sequence[bytes]]:
 
 
 def _value(answer: Any, tier: str) -> bytes | None:
-    """What GET is answered with."""
+    """Check the answer to GET."""
     if isinstance(answer, Exception):
         raise answer
     if answer is not None and not isinstance(answer, bytes):
@@ -164,7 +168,7 @@ def _name(key: bytes) -> str | None:
 
 
 def _pattern(prefix: str) -> str:
-    """A pattern of the keys of objects whose names begin so; other keys may match it, too."""
+    """A pattern for the keys of objects whose names start with a prefix; other keys may match as well."""
     for tree, suffix in _TREES.items():
         if prefix.startswith(tree):
             return f"pc1:{{{prefix[len(tree) :].replace('/', '')}*}}:{suffix}"

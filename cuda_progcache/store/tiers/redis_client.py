@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of Redis and Valkey whose requests end in time.
+"""A client of Redis and Valkey whose requests have deadlines.
 
 It speaks version 2 of the protocol (RESP), https://redis.io/docs/latest/develop/reference/protocol-spec: a request is a
-list of strings, an answer is a number, a string, a list or an error. Sockets know when the request has to end
-(:mod:`cuda_progcache.store.tiers.timed_sockets`), and a value or list is refused by its announced length. After trouble
-of any kind a connection is closed: its next answer would be another's.
+list of strings, an answer is a number, a string, a list or an error. Sockets know the request's deadline
+(:mod:`cuda_progcache.store.tiers.timed_sockets`), and a value or list that is too long is refused by its announced
+length. After any trouble, a connection is closed: its next answer would belong to another request.
 
-Existing clients bound neither the time nor the size of an answer, and importing redis-py takes longer than fetching 180
-programs.
+Existing clients limit neither the total time nor the size of an answer, and importing redis-py takes longer than
+fetching 180 programs.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-#: What an honest server doesn't exceed: bytes of a line or of a value that isn't an object, items of a list, and the
-#: depth of nested lists.
+#: Limits that a correct server doesn't exceed: bytes of a line, or of a value that isn't an object; items of a list;
+#: and the depth of nested lists.
 SHORT, MOST_ITEMS, _DEEPEST = 1 << 16, 100_000, 4
 #: Connections that are kept for the next call.
 _KEPT = 8
-#: Bytes that are asked of a socket at once.
+#: Bytes that are requested from a socket at a time.
 _READ, _LARGE_READ = 1 << 16, 1 << 20
-#: Bytes of the server's error that a message quotes.
+#: The maximum of bytes of a server's error that a message quotes.
 _TOLD = 200
 
 
 class RefusedError(StoreError):
-    """The server answered with an error, after which the connection is as good as before."""
+    """The server answered with an error; the connection can still be used."""
 
 
 class RedisConnection:
@@ -52,16 +52,16 @@ class RedisConnection:
     Parameters
     ----------
     opened : socket
-        A timed one.
+        A socket with deadlines.
 
     Attributes
     ----------
     sock : socket or None
         None once it is closed.
     limit : int
-        Bytes that the values of an answer may have.
+        The maximum of bytes in an answer's values.
     most_items : int
-        Items that its lists may have.
+        The maximum number of items in its lists.
     """
 
     def __init__(self, opened: socket.socket) -> None:
@@ -79,7 +79,7 @@ class RedisConnection:
             closing.close()
 
     def send(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
-        """Send commands together, all by the end of the request."""
+        """Send commands together, within the request's deadline."""
         pieces: list[bytes] = []
         for command in commands:
             pieces.append(b"*%d\r\n" % len(command))
@@ -93,12 +93,12 @@ class RedisConnection:
             raise self._hung_up() from exc
 
     def close_if_ahead(self) -> None:
-        """Close it if it holds bytes that nobody asked for: the next request would take them for its answer."""
+        """Close it if it has unread bytes that no request asked for: the next one would take them for its answer."""
         if self._buffer:
             self.close()
 
     def has_answer(self, seconds: float) -> bool:
-        """Whether an answer begins within so many seconds."""
+        """Whether an answer starts within ``seconds``."""
         return bool(self._buffer) or is_readable(self._open, seconds)
 
     def answer(self) -> Any:
@@ -144,7 +144,7 @@ class RedisConnection:
         return line
 
     def _take(self, length: int) -> None:
-        """Count bytes of the answer that are about to be read (TooLargeError: they exceed the limit)."""
+        """Count bytes of the answer before they are read (TooLargeError if they exceed the limit)."""
         if length > self._bytes_left:
             size = self.limit - self._bytes_left + length
             raise TooLargeError(errno.EFBIG, f"the value has {size} bytes, more than the limit of {self.limit}")
@@ -203,7 +203,7 @@ class RedisClient:
     Parameters
     ----------
     settings : TierSettings
-        Of a ``redis`` or ``rediss`` URL.
+        The settings of a ``redis`` or ``rediss`` URL.
     """
 
     def __init__(self, settings: TierSettings) -> None:
@@ -211,6 +211,11 @@ class RedisClient:
         self._settings = settings
         self._tls = Tls(settings.ca_file) if settings.scheme == "rediss" else None
         self._connections = Connections(self._connect, _KEPT)
+
+    def prepare(self) -> None:
+        """Make what a connection needs, before the time of a request runs."""
+        if self._tls is not None:
+            self._tls.prepare()
 
     def _connect(self) -> RedisConnection:
         settings = self._settings
@@ -236,14 +241,14 @@ class RedisClient:
             _told(connection, commands)
 
     def use(self, until: float, limit: int, use: Callable[[RedisConnection], R], most_items: int = 0) -> R:
-        """Do something with a connection.
+        """Call a function with a connection.
 
         Parameters
         ----------
         until : float
-            When it has to have ended, as :func:`time.monotonic` counts.
+            The deadline, on the clock of :func:`time.monotonic`.
         limit, most_items : int
-            Bytes that each answer may have, and items that its lists may.
+            The maximum of bytes in each answer, and of items in its lists.
         use : callable
             Takes the connection, which is kept afterwards unless it was closed. Its result is returned.
 
@@ -254,9 +259,9 @@ class RedisClient:
         TooLargeError
             An answer is larger than ``limit``.
         RefusedError
-            The server answered with an error, the last of its answers.
+            The server's last answer was an error.
         StoreError
-            There is no connection, or the answer can't be understood.
+            There is no connection, or the answer can't be parsed.
         """
         hurry(until)
 
@@ -265,7 +270,7 @@ class RedisClient:
             try:
                 return use(connection)
             except RefusedError as exc:
-                return exc  # raised, it would close the connection
+                return exc  # returned, since raising it would close the connection
             finally:
                 connection.close_if_ahead()
 
@@ -276,18 +281,18 @@ class RedisClient:
             return used
 
     def ask(self, until: float, limit: int, *commands: Sequence[str | bytes | int], most_items: int = 0) -> list[Any]:
-        """The answers to commands that are sent together; see :meth:`use`."""
+        """Send commands together, and return the answers; see :meth:`use`."""
         return self.use(until, limit, lambda connection: _told(connection, commands), most_items)
 
     @contextmanager
     def listening(self, channel: str, until: float) -> Iterator[Callable[[float], bool]]:
-        """Subscribe to a channel, by a deadline; for as long as the context lasts, on a connection of its own.
+        """Subscribe to a channel within a deadline, on a separate connection that is open while the context lasts.
 
         Yields
         ------
         callable
-            Waits for a message: so many seconds for its beginning, and as long again for its end. Returns whether one
-            came (OSError: the connection has failed, and none will come).
+            Waits for a message: the given seconds for its start, and as long again for its end. Returns whether one
+            came (OSError if the connection has failed, so that none will come).
         """
         with self._errors():
             hurry(until)
@@ -306,7 +311,7 @@ class RedisClient:
                     try:
                         _message(connection)
                     except BaseException:
-                        connection.close()  # what comes next would be taken for a message
+                        connection.close()  # further bytes would be taken for a message
                         raise
                 return True
 
@@ -316,7 +321,7 @@ class RedisClient:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Raise the errors of an engine, with the tier's name, in place of the system's."""
+        """Translate the system's errors into those of an engine, with the tier's name."""
         try:
             yield
         except StoreError as exc:
@@ -328,14 +333,14 @@ class RedisClient:
             raise StoreError(exc.errno or errno.EIO, exc.strerror or str(exc), self.name) from exc
 
     def close(self) -> None:
-        """Close the connections that are kept; the next request opens one."""
+        """Close the kept connections; the next request opens a new one."""
         self._connections.close()
 
 
 def _told(connection: RedisConnection, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
-    """The answers to commands that are sent together (RefusedError: one of them)."""
+    """Send commands together, and return the answers (RefusedError if one is an error)."""
     connection.send(commands)
-    answers = [connection.answer() for _ in commands]  # all, before the first error is raised
+    answers = [connection.answer() for _ in commands]  # read all of them before the first error is raised
     for answer in answers:
         if isinstance(answer, RefusedError):
             raise answer

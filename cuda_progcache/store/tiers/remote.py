@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program store on a service beyond this machine."""
+"""A program store on a remote service."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.leases import FleetLeases
     from cuda_progcache.store.tiers.signing import Doubt, Sign
 
-#: The object that a probe asks for: no program has this digest.
+#: The object that a probe requests: no program has this digest.
 _NOTHING = object_name(PROGRAMS, 64 * "0")
-#: The settings of a service without a URL: all defaults.
+#: The default settings, for a service without a URL.
 _PLAIN = TierSettings("")
 
 
 class RemoteProgramCache(ProgramCacheResource):
-    """Programs, and the header manifests that they are found by, on a service beyond this machine.
+    """Programs, and the header manifests that lead to them, on a remote service.
 
-    A service that is down costs its callers one deadline in all, and never an error: trouble is a miss, counted, and
-    warned about once per kind. Objects are verified as files are, and so are their signatures where the tier demands
-    them. Writes are queued, and sent by a thread, if need be once the service works again; look-ups find what is
-    queued.
+    A service that is down costs its callers one deadline in all, and never causes an error: trouble is a miss, is
+    counted, and is warned about once per kind. Objects are verified like files, and so are their signatures if the tier
+    requires them. Writes are queued, and sent by a thread; if the service is down, once it works again. Lookups also
+    find what is queued.
 
     Parameters
     ----------
     engine : Engine
         The service.
     settings : TierSettings, optional
-        Its times and sizes. Default: those of a URL without options.
+        Its time and size limits. Default: those of a URL without options.
     verifier, signer, voucher : callable, optional
         See :class:`~cuda_progcache.store.tiers.signing.Trust`.
 
@@ -93,7 +93,7 @@ class RemoteProgramCache(ProgramCacheResource):
     def reset(self) -> None:
         """Count from zero, as a forked child does."""
         self._objects.reset()
-        self._unsent = 0  # dropped, refused or put off, when has_published() was last asked
+        self._unsent = 0  # dropped, refused or postponed writes at the last has_published()
 
     @property
     def name(self) -> str:
@@ -105,17 +105,17 @@ class RemoteProgramCache(ProgramCacheResource):
 
     @property
     def demands_signatures(self) -> bool:
-        """Whether it gives only what one of the listed keys has signed."""
+        """Whether it only returns entries that one of its configured keys has signed."""
         return self.trust.verifier is not None
 
     @property
-    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a plain store has none, which is a class's matter
-        """The leases of those who publish there, on the Redis that the settings name for them, or on this one."""
+    def fleet(self) -> FleetLeases | None:  # type: ignore[override]  # a class attribute in the base class
+        """The leases of the hosts that publish here, on the Redis named by ``lease_url``, or on this one."""
         kept = self._settings.lease or (self._settings if self._settings.scheme in {"redis", "rediss"} else None)
         if kept is None or self._settings.mode != "rw":
             return None
         shared: dict[str, Any] = {}
-        if kept is self._settings:  # what is found out about one holds for the other
+        if kept is self._settings:  # both uses share one server's state
             if self.breaker.state != "closed" and not self._is_worth_asking():
                 return None
             shared = {"ill": self._ill, "well": self._well_again}
@@ -126,26 +126,26 @@ class RemoteProgramCache(ProgramCacheResource):
         return self._fleet
 
     def _is_worth_asking(self) -> bool:
-        """Whether a service that is out of use may be back, and costs nothing else: one that is being restarted."""
+        """Whether to ask a service although it is out of use, since it fails at once: it may be restarting."""
         return self._fleet is not None and self._fleet.costs_nothing and not self._calls.late
 
     def _ill(self) -> None:
-        """Stop using the service: its leases lie on it, and it is in trouble."""
+        """Stop using the service, because its leases have found it in trouble."""
         self.breaker.failed(timed_out=True)
 
     def _well_again(self) -> None:
-        """Use the service again: its leases lie on it, and it answers."""
+        """Use the service again, because it has answered its leases."""
         if self.breaker.state != "closed":
             self.breaker.succeeded()
         self._objects.writes.again()
 
     def _in_trouble(self) -> None:
-        """Tell the leases that lie on the service, once it is out of use."""
+        """Inform the leases on the same service once it is out of use."""
         if self._fleet is not None and self._settings.lease is None and self.breaker.state == "open":
             self._fleet.suspect()
 
     def _probe(self) -> None:
-        """Ask for an object that isn't there; once that is answered, write what was put off."""
+        """Request a missing object; once that is answered, send the postponed writes."""
         self._calls.attempt(self._settings.timeout, self._get_nothing)
         self._objects.writes.again()
 
@@ -153,7 +153,7 @@ class RemoteProgramCache(ProgramCacheResource):
         if self.engine.get(_NOTHING, limit=self._settings.max_bytes, until=until) is not None:
             raise StoreError(errno.EPROTO, "the server sends something other than what was asked for", self.name)
 
-    # Look-ups
+    # Lookups
 
     def __getitem__(self, key: Key) -> bytes:
         found = self._look(key_bytes(key))
@@ -183,13 +183,13 @@ class RemoteProgramCache(ProgramCacheResource):
         return found
 
     def forget_misses(self) -> None:
-        """Forget which objects weren't there a moment ago, so that they are asked for again."""
+        """Forget recent misses, so that those objects are requested again."""
         self._objects.misses.clear()
 
     # Header manifests
 
     def find_manifest(self, name: str) -> bytes | None:
-        """A header manifest; ``None`` where there is none."""
+        """A header manifest; ``None`` if there is none."""
         found = self._objects.find(MANIFESTS, name)
         self._calls.tell()
         return None if found is None else found[0]
@@ -201,14 +201,14 @@ class RemoteProgramCache(ProgramCacheResource):
         return found
 
     def keep_manifest(self, name: str, content: bytes) -> None:
-        """Queue a header manifest, whose sets are added to those that the service has."""
+        """Queue a header manifest; its sets are added to those of the service."""
         waiting = self._objects.waiting(MANIFESTS, name)
         if waiting is not None:
             content = merged_manifest(content, waiting[0]) or content
         self._objects.put(MANIFESTS, name, content, {})
 
     def load_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, Entry]]:
-        """Those of the entries that are there, by key, asked for together."""
+        """Load many entries in as few requests as possible: those that exist, with their keys."""
         asked = {entry_digest(key): key for key in keys}
         found = 0
         for digest, data, version in self._objects.find_many(PROGRAMS, asked):
@@ -229,7 +229,7 @@ class RemoteProgramCache(ProgramCacheResource):
         return self.publish(key, value, {})
 
     def publish(self, key: Key, data: Value, record: Mapping[str, Any]) -> bool:
-        """Queue an entry with its record; ``False`` where it is too large, or queueing it has no room or use."""
+        """Queue an entry with its record; ``False`` if it is too large, or the queue is full or unusable."""
         digest, payload = entry_digest(key_bytes(key)), program_bytes(data)
         del data  # as above
         done = self._objects.put(PROGRAMS, digest, payload, record)
@@ -237,7 +237,7 @@ class RemoteProgramCache(ProgramCacheResource):
         return done
 
     def copy(self, key: Key, entry: Entry) -> bool:
-        """Queue a copy of what another store holds; ``False`` where it would be signed here, and nobody vouches for it.
+        """Queue a copy of another store's entry; ``False`` if it would be signed here and nobody vouches for it.
 
         See :meth:`may_sign` and :meth:`publish`.
         """
@@ -247,10 +247,10 @@ class RemoteProgramCache(ProgramCacheResource):
         return self.publish(key, entry.data, entry.record)
 
     def may_sign(self, digest: str, data: bytes, record: Mapping[str, Any]) -> bool:
-        """Whether an entry that others made may be published here.
+        """Whether an entry made by others may be published here.
 
-        Where it would be signed, only if one of the tier's keys has signed it: else anybody's programs and header sets
-        would get this publisher's signature.
+        If entries are signed here, only those that one of the tier's keys has signed may be. Otherwise anybody's
+        programs and header sets would get this publisher's signature.
         """
         return self.trust.why_not_sign(digest, data, record) is None
 
@@ -270,14 +270,14 @@ class RemoteProgramCache(ProgramCacheResource):
             raise KeyError(digest)
 
     def clear(self) -> None:
-        """Remove every program, manifest and pack: those of all who use the tier."""
+        """Remove every program, manifest and pack, of all users of the tier."""
         self._objects.clear((PROGRAMS, MANIFESTS, PACKS))
         self._calls.tell()
 
-    # What there is
+    # Contents
 
     def _listed(self, prefix: str = "") -> list[tuple[str, int]]:
-        """Digest and size of every program with such a digest; none where the service can't list."""
+        """Digest and size of every program whose digest starts with a prefix; none if the service can't list."""
         self._objects.writes.flush(self._settings.write_timeout)
         shard = f"{PROGRAMS}{prefix[:2]}/" if len(prefix) >= 2 else PROGRAMS
         try:
@@ -297,12 +297,12 @@ class RemoteProgramCache(ProgramCacheResource):
         return [(digest, size, 0) for digest, size in self._listed()]
 
     def entries(self) -> Iterator[EntryInfo]:
-        """Every entry; all of them are read for that."""
+        """Every entry; this reads all of them."""
         for digest, data, version in self._objects.find_many(PROGRAMS, self._digests("")):
             yield _info(digest, data, version)
 
     def info(self, digest: str) -> EntryInfo:
-        """One entry, which is read for that; :class:`KeyError` if there is none of that digest."""
+        """One entry, which is read completely; :class:`KeyError` if there is none of that digest."""
         found = self._objects.find(PROGRAMS, digest) if is_digest(digest) else None
         self._calls.tell()
         if found is None:
@@ -310,12 +310,12 @@ class RemoteProgramCache(ProgramCacheResource):
         return _info(digest, *found)
 
     def stats(self) -> StoreStats:
-        """What was counted, and what the service lists; ``bytes`` are those of its objects, with their records."""
+        """The counters, and the service's contents in numbers; ``bytes`` includes the records."""
         sizes = self._listed()
         return self._counters.stats(entries=len(sizes), size=sum(size for _, size in sizes), record_size=0)
 
     def tier(self) -> TierStats:
-        """What it has cost and given in this process; the service isn't asked."""
+        """The tier's statistics in this process; the service isn't asked."""
         counted, calls = self._counters.totals()._asdict(), self._calls
         return TierStats(
             name=self.name,
@@ -329,24 +329,24 @@ class RemoteProgramCache(ProgramCacheResource):
         )
 
     def flush(self, seconds: float | None = None) -> bool:
-        """Wait until what is queued is sent, dropped or put off; 2 seconds if not told. False where it takes longer."""
+        """Wait, by default for 2 seconds, until queued writes are sent, dropped or postponed; False if they aren't."""
         done = self._objects.writes.flush(write_back.AT_EXIT if seconds is None else seconds)
         self._calls.tell()
         return done
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call something once all that is queued by now is sent, dropped or put off; from any thread."""
+        """Call a function, on any thread, once everything now queued is sent, dropped or postponed."""
         self._objects.writes.then(call)
 
     def has_published(self) -> bool:
-        """Whether all that was published since this was last asked has been sent, which is waited for."""
+        """Wait for the queue, and return whether everything published since the last call has been sent."""
         sent = self.flush(2 * self._settings.write_timeout)
         counted = self._counters.totals()
         before, self._unsent = self._unsent, counted.dropped + counted.refused + self._objects.writes.delayed
         return sent and self._unsent == before
 
     def close(self) -> None:
-        """Send what is queued, for 2 seconds at most, and close the connections; the store can be used afterwards."""
+        """Send queued writes, for 2 seconds at most, and close the connections. The store can be used afterwards."""
         self.flush()
         if self._fleet is not None:
             self._fleet.close()
@@ -355,7 +355,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
 
 def remote_in(store: object) -> RemoteProgramCache | None:
-    """The remote store that a store is, or that it is a read-only view of; ``None`` where it is neither."""
+    """The store itself if it is remote, or the remote store that it is a read-only view of; ``None`` otherwise."""
     inner = store._inner if isinstance(store, ReadOnlyProgramCache) else store
     return inner if isinstance(inner, RemoteProgramCache) else None
 

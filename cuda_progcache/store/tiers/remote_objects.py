@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects of a service as a store uses them: verified when they are read, and written by a thread."""
+"""The objects of a service, as a store uses them: verified on reading, and written by a thread."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
     from cuda_progcache.store.tiers.signing import Doubt, Trust
 
-#: Seconds for a listing.
+#: The time limit of a listing, in seconds.
 _LISTING = 60.0
-#: What a header manifest's content leaves of its object's bytes to record and signature.
+#: Bytes of a header manifest's object that are reserved for its record and signature.
 _ROOM = 1 << 14
-#: Bytes that a signature takes in a record, at most.
+#: The maximum size of a signature in a record, in bytes.
 _SIGNATURE = 2048
-#: Seconds for which a miss is remembered, and how many are.
+#: Seconds for which a miss is remembered, and how many are remembered.
 _MISSED_FOR, _MOST_MISSED = 2.0, 4096
 
 
 class RecentMisses:
-    """Names of objects that weren't there, each remembered for a moment."""
+    """Names of missing objects, each remembered for a moment."""
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
@@ -61,7 +61,7 @@ class RecentMisses:
                 self._until.popitem(last=False)
 
     def forget(self, name: str) -> None:
-        """Forget a name, which has been written."""
+        """Forget a name, since it has been written."""
         with self._lock:
             self._until.pop(name, None)
 
@@ -74,19 +74,19 @@ class RecentMisses:
 class RemoteObjects:
     """Finds and writes the programs and header manifests of a service.
 
-    Whatever is wrong with an object is a miss, counted, and noted for the next caller. Writes are queued, and look-ups
-    find what is queued.
+    If anything is wrong with an object, that is a miss, which is counted, and reported by the next caller. Writes are
+    queued, and lookups also find what is queued.
 
     Parameters
     ----------
     engine : Engine
     calls : Calls
-        Its calls.
+        The calls to the engine.
     settings : TierSettings
-        Its times and sizes.
+        Its time and size limits.
     trust : Trust
     counters : Counters
-        Of the store.
+        The store's counters.
     """
 
     def __init__(self, engine: Engine, calls: Calls, settings: TierSettings, trust: Trust, counters: Counters) -> None:
@@ -105,7 +105,7 @@ class RemoteObjects:
         self._counts = {"untrusted": 0, "bytes_in": 0, "bytes_out": 0}
 
     def count(self, name: str, by: int = 1) -> None:
-        """Add to a counter that only tiers have."""
+        """Add to one of the counters that only tiers have."""
         with self._lock:
             self._counts[name] += by
 
@@ -117,7 +117,7 @@ class RemoteObjects:
     def _limit(self, name: str) -> int:
         return most_bytes(name, self._settings.max_bytes)
 
-    # Look-ups
+    # Lookups
 
     def waiting(self, tree: str, digest: str) -> tuple[bytes, Version] | None:
         """A queued entry or manifest; ``None`` if there is none."""
@@ -125,7 +125,7 @@ class RemoteObjects:
         return None if packed is None else unpack(digest, packed)
 
     def find(self, tree: str, digest: str) -> tuple[bytes, Version] | None:
-        """An entry or manifest, verified; ``None`` on a miss, and whatever is wrong is one."""
+        """A verified entry or manifest; ``None`` on a miss. Anything wrong is a miss."""
         found = self.waiting(tree, digest)
         if found is not None:
             return found
@@ -136,7 +136,7 @@ class RemoteObjects:
         return None if packed is None else self._verified(name, packed, self._trust.verifier_of(tree))
 
     def fetch(self, name: str, *, limit: int) -> bytes | None:
-        """A large object as it was sent, not verified; ``None`` on a miss, and whatever is wrong is one."""
+        """A large object as it was sent, unverified; ``None`` on a miss. Anything wrong is a miss."""
         return self._fetch(self._calls.make, self._settings.write_timeout, name, limit)
 
     def _fetch(self, call: Callable[..., bytes | None], seconds: float, name: str, limit: int) -> bytes | None:
@@ -160,7 +160,7 @@ class RemoteObjects:
         return packed
 
     def find_many(self, tree: str, digests: Iterable[str]) -> Iterator[tuple[str, bytes, Version]]:
-        """Those of the entries or manifests that are there, with their digests; see :meth:`find`."""
+        """Find many entries or manifests: those that exist, with their digests; see :meth:`find`."""
         names = []
         for digest in digests:
             found = self.waiting(tree, digest)
@@ -185,7 +185,7 @@ class RemoteObjects:
             self._counters.count("read_errors")
 
     def _get_many(self, tree: str, names: Iterable[str], seconds: float) -> Iterator[tuple[str, bytes | None]]:
-        """Each name with its object, in calls for many of so many seconds (OSError: one failed)."""
+        """Each name with its object, from batch calls with this time limit (OSError if one fails)."""
         limit = self._limit(tree)
         return each_of(
             names, lambda some: self._calls.make(seconds, self._engine.get_many, some, limit=limit), self._engine.name
@@ -208,7 +208,7 @@ class RemoteObjects:
         return data, version
 
     def reject(self, kind: str, said: str) -> None:
-        """Count an answer that isn't what was asked for, and have the next caller told of it."""
+        """Count a wrong answer, and keep a warning for the next caller."""
         self._counters.count("corrupt")
         self._calls.judge(is_sound=False)
         self._calls.note(kind, said)
@@ -216,7 +216,7 @@ class RemoteObjects:
     # Writes
 
     def put(self, tree: str, digest: str, data: bytes, record: Mapping[str, Any]) -> bool:
-        """Queue an entry or manifest; ``False`` where it is too large, or queueing it has no room or use."""
+        """Queue an entry or manifest; ``False`` if it is too large, or the queue is full or unusable."""
         name = object_name(tree, digest)
         packed = pack(digest, data, Version.of(data, encode_record(record), time.time()))
         if len(packed) + (0 if self._trust.signer is None else _SIGNATURE) > self._limit(name):
@@ -231,7 +231,7 @@ class RemoteObjects:
         self._counters.count("dropped", count)
 
     def _send(self, objects: Mapping[str, bytes]) -> None:
-        """Write objects, on the thread that does so."""
+        """Write objects; runs on the queue's thread."""
         objects = self._signed(self._with_theirs(objects))
         self._calls.make(self._settings.write_timeout, self._engine.put_many, objects)
         for name in objects:
@@ -240,15 +240,15 @@ class RemoteObjects:
         self.count("bytes_out", sum(map(len, objects.values())))
 
     def _with_theirs(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """The objects, manifests with the sets that others have added.
+        """The objects; manifests are merged with the sets that others have added.
 
-        Two that add to one at the same moment lose a set, and with it a compile.
+        If two processes add to one manifest at the same time, a set is lost, which costs a compile.
         """
         manifests = [name for name in objects if name.startswith(MANIFESTS)]
         if not manifests:
             return objects
         merged = dict(objects)
-        # Who signs vouches for all of it.
+        # The signer vouches for all sets.
         signs = self._trust.signer is not None
         verifier = self._trust.why_not_sign if signs else self._trust.verifier_of(MANIFESTS)
         for name, packed in self._get_many(MANIFESTS, manifests, self._settings.write_timeout):
@@ -262,7 +262,7 @@ class RemoteObjects:
         return merged
 
     def _signed(self, objects: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """The objects with signatures in their records, where this tier's publishers sign."""
+        """The objects, with signatures in their records if this tier's publishers sign."""
         if self._trust.signer is None:
             return objects
         made = {}
@@ -278,23 +278,23 @@ class RemoteObjects:
         return made
 
     def remove(self, tree: str, digest: str) -> bool:
-        """Remove an entry or manifest; ``False`` where there was none, nor one queued."""
+        """Remove an entry or manifest, also from the queue; ``False`` if there was none."""
         name = object_name(tree, digest)
         found = self.writes.find(name) is not None
         self.writes.forget([name])
         self.writes.flush(self._settings.write_timeout)  # it may be under way
-        self.writes.forget([name])  # and was put off
+        self.writes.forget([name])  # and may have been postponed
         try:
             if self._is_there(name):
                 found = True
                 self._calls.make(self._settings.timeout, self._engine.delete, [name])
         except OSError:
             self._counters.count("failed")
-            return True  # nobody knows
+            return True  # unknown
         return found
 
     def _is_there(self, name: str) -> bool:
-        """Whether the service has an object of that name, of whatever size."""
+        """Whether the service has an object of that name, of any size."""
         limit = self._settings.max_bytes
         try:
             return self._calls.make(self._settings.timeout, self._engine.get, name, limit=limit) is not None
@@ -302,7 +302,7 @@ class RemoteObjects:
             return True
 
     def clear(self, trees: Iterable[str]) -> None:
-        """Remove all objects of these trees, and all that is queued."""
+        """Remove all objects of these trees, and all queued writes."""
         self.writes.forget()
         self.writes.flush(self._settings.write_timeout)
         self.writes.forget()
@@ -315,7 +315,7 @@ class RemoteObjects:
             self._counters.count("failed")
 
     def list(self, prefix: str) -> list[Listed]:
-        """The objects whose names begin so (OSError: the service can't list, or is in trouble)."""
+        """The objects whose names start with a prefix (OSError if the service can't list, or is in trouble)."""
 
         def listed(*, until: float) -> list[Listed]:
             return [*self._engine.list(prefix, until=until)]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tier's settings: where it lies, how it is used and trusted, and how long it may take.
+"""A tier's settings: its location, how it is used and trusted, and its time limits.
 
-``redis://cache.example:6379/0?mode=ro&timeout=1`` or, in a file, a table of the same options. Who may enter is held in
-:class:`Secret` objects, which nothing shows: a URL is cleaned of user, password and query when it is read, and no
-message repeats a text that couldn't be read.
+They are written as ``redis://cache.example:6379/0?mode=ro&timeout=1`` or, in a file, as a table of the same options.
+Credentials are held in :class:`Secret` objects, which nothing displays. User, password and query are removed from a URL
+when it is parsed, and no message repeats a text that couldn't be parsed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from cuda_progcache.store.default_cap import parse_size
 _SERVERS = {"redis": "redis", "rediss": "redis", "http": "http", "https": "http", "s3": "object store"}
 _SERVERS |= {"gs": "object store", "az": "object store", "oci": "registry", "file": "directory"}
 SCHEMES = tuple(_SERVERS)
-#: Schemes that nothing is ever written to.
+#: Schemes that are always read-only.
 _ONLY_READ = ("oci", "file")
 _EVERYWHERE = ("mode", "trust", "keys", "max_bytes")
 _TIMES = ("connect_timeout", "timeout", "write_timeout")
 _ENTRANCE = ("user", "password", "password_file", "token", "token_file")
-#: What can be set, by the kind of service.
+#: The options of each kind of service.
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "redis": (*_EVERYWHERE, *_TIMES, *_ENTRANCE[:3], "ca_file", "sign_key", "lease_url"),
     "http": (*_EVERYWHERE, *_TIMES, *_ENTRANCE, "ca_file", "sign_key", "lease_url"),
@@ -47,15 +47,15 @@ _HEX_KEY = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Secret:
-    """A text that only the client that needs it gets to see.
+    """A secret text, revealed only to the client that needs it.
 
-    Neither ``repr`` nor ``str`` shows it, and a pickle has no more than where it comes from.
+    Neither ``repr`` nor ``str`` shows it, and a pickle only contains its origin.
 
     Parameters
     ----------
     kind : {"given", "environment", "file", "withheld"}
-        What ``text`` is: the secret itself; the name of the variable, or the path of the file, that has it; or nothing,
-        of one that was given in another process.
+        What ``text`` is: the secret itself; the name of the variable, or the path of the file, that contains it; or
+        empty, for one that was given in another process.
     text : str
     """
 
@@ -67,14 +67,16 @@ class Secret:
 
     @classmethod
     def parse(cls, text: str) -> Secret:
-        """Of ``${NAME}``, what the variable has when it is asked for; of any other text, that."""
+        """Parse ``${NAME}``, whose variable is read when the secret is needed; any other text is the secret itself."""
         variable = _VARIABLE.fullmatch(text)
         return cls("environment", variable[1]) if variable else cls("given", text)
 
     @property
     def origin(self) -> str:
-        """Where it comes from."""
-        return {"environment": f"variable {self._text}", "file": f"file {self._text}"}.get(self._kind, self._kind)
+        """Where it comes from; for a variable that isn't set, also that."""
+        if self._kind == "environment":
+            return f"variable {self._text}" + ("" if self._text in os.environ else " (not set)")
+        return f"file {self._text}" if self._kind == "file" else self._kind
 
     def reveal(self) -> str:
         """The text itself.
@@ -97,7 +99,7 @@ class Secret:
             except OSError as exc:
                 raise StoreError(exc.errno, f"can't read a tier's secret from {self._text} ({exc.strerror})") from exc
             except UnicodeDecodeError:
-                pass  # whose message has the bytes
+                pass  # its message would contain the bytes
             raise StoreError(errno.EINVAL, f"can't read a tier's secret from {self._text} (it is not UTF-8)")
         raise StoreError(
             errno.EINVAL,
@@ -106,11 +108,11 @@ class Secret:
         )
 
     def for_child(self) -> tuple[str, str]:
-        """What makes it again in a child, for a pipe that nobody else reads."""
+        """The arguments that recreate it in a child, including the secret: only for a private pipe."""
         try:
             return "given", self.reveal()
         except StoreError:
-            return self._kind, self._text  # the child fails over it as this process would
+            return self._kind, self._text  # the child fails on it as this process would
 
     def __repr__(self) -> str:
         return f"<secret: {self.origin}>"
@@ -134,16 +136,16 @@ class Secret:
 
 
 class Credentials(NamedTuple):
-    """Who asks.
+    """The credentials of a tier.
 
     Attributes
     ----------
     user : Secret or None
-        A name; of S3 the access key's id, of Azure the account.
+        The user name; for S3 the access key's ID, for Azure the account.
     password : Secret or None
-        Of S3 the secret access key, of Azure the account's key, of Google the service account's JSON text.
+        The password; for S3 the secret access key, for Azure the account's key, for Google the service account's JSON.
     token : Secret or None
-        A bearer token; of S3 the session token.
+        A bearer token; for S3 the session token.
     """
 
     user: Secret | None = None
@@ -162,25 +164,25 @@ class TierSettings:
     mode : {"rw", "ro"}
         Whether programs are published there.
     trust : {"anyone", "signed"}
-        Whose programs are used: those of anyone who can write there, or those that one of ``keys`` has signed.
+        Which programs are used: those of anyone who can write there, or only those that one of ``keys`` has signed.
     keys : tuple of str
         Public keys: paths of PEM files, or 64 hex digits (Ed25519).
     connect_timeout, timeout, write_timeout : float
-        Seconds: for a connection, for a look-up in all, for a put in all.
+        Time limits in seconds: for connecting, for a whole lookup, for a whole write.
     max_bytes : int
-        Of one object; a larger one isn't read, and isn't written.
+        The maximum size of an object; a larger one is neither read nor written.
     lease : TierSettings or None
-        The Redis in which a fleet's leases lie, where that is another one.
+        The Redis that keeps a fleet's leases, if it is another one.
     sign_key : str or None
-        The path of the private key (PEM) with which what is published is signed.
+        The path of the private key (PEM) that signs what is published.
     ca_file : str or None
-        The path of the certificates (PEM) by which the server is known; None: the system's.
+        The path of the trusted CA certificates (PEM); None: the system's.
     endpoint, region : str or None
-        Of an object store.
+        The location of an object store.
     tls : bool
-        Of a registry: whether it speaks HTTPS.
+        Whether a registry uses HTTPS.
     credentials : Credentials
-        Not shown.
+        Never displayed.
     """
 
     url: str
@@ -212,32 +214,32 @@ class TierSettings:
 
     @property
     def host(self) -> str:
-        """The host; of an object store, the bucket. Empty for a directory."""
+        """The host; for an object store, the bucket; empty for a directory."""
         return urlsplit(self.url).hostname or ""
 
     @property
     def port(self) -> int | None:
-        """The port, where one is given."""
+        """The port, if given."""
         return urlsplit(self.url).port
 
     @property
     def path(self) -> str:
-        """What follows the host, without the slashes at its ends: a prefix; of a directory, its absolute path."""
+        """The prefix after the host, without slashes at its ends; for a directory, its absolute path."""
         path = urlsplit(self.url).path
         return unquote(path) if self.scheme == "file" else path.strip("/")
 
     @property
     def pinned(self) -> bool:
-        """Whether the URL has the digest of all that lies there, so that nobody can have put anything else there."""
+        """Whether the URL contains the digest of all its contents, so that nobody can replace them."""
         return self.scheme == "oci" and "@" in self.path
 
     @property
     def lease_url(self) -> str | None:
-        """Where a fleet's leases lie, where that is another Redis."""
+        """The URL of the Redis that keeps a fleet's leases, if it is another one."""
         return None if self.lease is None else self.lease.url
 
     def shown(self) -> dict[str, Any]:
-        """Every option for people and JSON; of secrets, where they come from."""
+        """All options, for display and JSON; for secrets, only their origin."""
         told = {name: getattr(self, name) for name in ("url", *_EVERYWHERE, *_TIMES)}
         told["keys"] = list(self.keys)
         for name in ("lease_url", "sign_key", "ca_file", "endpoint", "region"):
@@ -251,7 +253,7 @@ class TierSettings:
         return told
 
     def for_child(self) -> dict[str, Any]:
-        """What makes it again in a child process (:meth:`of_parent`), with its secrets: for a pipe alone."""
+        """The values that recreate it in a child (:meth:`of_parent`), including secrets: only for a private pipe."""
         told = {name: getattr(self, name) for name in _PLAIN}
         told["lease"] = None if self.lease is None else self.lease.for_child()
         told["credentials"] = [None if secret is None else secret.for_child() for secret in self.credentials]
@@ -259,7 +261,7 @@ class TierSettings:
 
     @classmethod
     def of_parent(cls, told: Mapping[str, Any]) -> TierSettings:
-        """From what :meth:`for_child` gave, or its JSON."""
+        """Recreate settings from the result of :meth:`for_child`, or its JSON."""
         made = dict(told)
         made["keys"] = tuple(made["keys"])
         made["lease"] = None if made["lease"] is None else cls.of_parent(made["lease"])
@@ -271,17 +273,17 @@ _PLAIN = ("url", *_EVERYWHERE, *_TIMES, "sign_key", "ca_file", "endpoint", "regi
 
 
 def parse_tier(given: str | Mapping[str, Any], *, where: str = "", folder: str | None = None) -> TierSettings:
-    """Read a tier's URL, or a table with its ``url`` and options.
+    """Parse a tier's URL, or a table with its ``url`` and options.
 
     Parameters
     ----------
     given : str or mapping
-        ``https://host/prefix?mode=ro``; a password, also ``${NAME}`` of a variable that has it, stands before the host
-        or among the options.
+        For instance ``https://host/prefix?mode=ro``. A password, or ``${NAME}`` for a variable that contains it, is
+        written before the host or among the options.
     where : str
-        What it was read from, for messages.
+        Where the text is from, for messages.
     folder : str, optional
-        What relative paths are relative to; None: the current directory.
+        The directory that relative paths are relative to; None: the current directory.
 
     Returns
     -------
@@ -290,8 +292,8 @@ def parse_tier(given: str | Mapping[str, Any], *, where: str = "", folder: str |
     Raises
     ------
     ConfigError
-        It is no URL, its scheme is unknown, or an option is unknown or has a value that it can't have. The message has
-        nothing of what may be a secret.
+        It isn't a URL, its scheme is unknown, or an option is unknown or has an invalid value. The message doesn't
+        contain anything that may be a secret.
     """
     reader = _Reader(where or "a tier", os.path.abspath(folder or os.curdir))
     if isinstance(given, str):
@@ -304,7 +306,7 @@ def parse_tier(given: str | Mapping[str, Any], *, where: str = "", folder: str |
 
 
 class _Reader:
-    """Reads one tier; refuses without repeating what may be a secret."""
+    """Parses one tier. Its error messages repeat nothing that may be a secret."""
 
     def __init__(self, where: str, folder: str) -> None:
         self.where = where
@@ -326,7 +328,7 @@ class _Reader:
         return self.made(url, scheme, options | entrance)
 
     def options(self, scheme: str, rest: str, table: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of the URL and of the table, by name."""
+        """The options from the URL and the table, by name."""
         address, _, query = rest.partition("?")
         if "#" in rest:
             raise self.refuse("contains '#', which must be written as %23")
@@ -354,7 +356,7 @@ class _Reader:
         raise self.refuse(f"has the unknown option {name!r}{did_you_mean(name, allowed)}")
 
     def address(self, scheme: str, rest: str) -> tuple[str, dict[str, Any]]:
-        """The clean URL, and user and password as options."""
+        """The URL without credentials, and user and password as options."""
         if scheme == "file":
             return self.directory(rest), {}
         port: int | None = None
@@ -362,7 +364,7 @@ class _Reader:
             parts = urlsplit(f"{scheme}:{rest}")
             port, host = parts.port, parts.hostname or ""
         except ValueError:
-            host = ""  # its message has the text
+            host = ""  # the exception's message would contain the text
         if not rest.startswith("//") or not _HOST.fullmatch(host) or port == 0:
             raise self.refuse(f"has no valid host; write {scheme}://host{_SHAPES[_SERVERS[scheme]]}")
         path = parts.path.rstrip("/")
@@ -391,7 +393,7 @@ class _Reader:
         return f"file://{quote(os.path.normpath(os.path.join(self.folder, unquote(path))))}"
 
     def made(self, url: str, scheme: str, options: dict[str, Any]) -> TierSettings:
-        """Check each value, and that they go together."""
+        """Check each value, and that they are consistent."""
         read_only = scheme in _ONLY_READ
         values: dict[str, Any] = {"mode": "ro" if read_only else "rw"}
         secrets: dict[str, Secret] = {}
@@ -482,5 +484,5 @@ class _Reader:
         return tuple(key.lower() if _HEX_KEY.fullmatch(key) else self.local(key) for key in listed)
 
 
-#: What follows a host.
+#: The form of what follows the host, for messages.
 _SHAPES = {"redis": ":6379/0", "http": "/prefix", "object store": "/prefix", "registry": "/name:tag", "directory": ""}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory or a tier as something to copy from and to: its programs and header manifests, by name.
+"""A directory or a tier as a source or target of copies: its programs and header manifests, by name.
 
-A tier is used through its engine alone; its write queue, breaker and memory of misses are for compiles. Trouble is an
-error here, after a few tries.
+A tier is used directly through its engine; its write queue, breaker and memory of misses are only for compiles. Trouble
+is an error here, after a few attempts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from cuda_progcache._util.chance import chance
 from cuda_progcache._util.digest import is_digest
 from cuda_progcache.errors import ReadOnlyError, StoreError
 from cuda_progcache.store.derived import (
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from cuda_progcache.store.tiers.signing import Trust
 
 R = TypeVar("R")
-#: How often a call is tried, and the pause before it is tried again, in seconds; each one is twice as long.
+#: The number of attempts of a call, and the first pause between them, in seconds; each further one is twice as long.
 _TRIES, _PAUSE = 4, 0.2
-#: Trouble that another try doesn't mend.
+#: Errors after which another attempt is pointless.
 _LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EINVAL, errno.EFBIG})
-#: Seconds for a listing, of which each page has those of a write: some millions of objects.
+#: The time limit of a listing, in seconds: some millions of objects. Each page has the time limit of a write.
 _LISTING = 600.0
 
 
@@ -82,25 +82,25 @@ class Side(Protocol):
         """Its path, or its URL without secrets."""
 
     def sizes(self, tree: str) -> dict[str, int]:
-        """Digest and size of all programs or manifests (StoreError: it can't list)."""
+        """Digest and size of all programs or manifests (StoreError if it can't list)."""
 
     def read(self, tree: str, digests: Sequence[str]) -> Iterator[Item | str]:
-        """Read those that are there; an item that can't be used is given as its digest."""
+        """Read those that exist; an unusable item is yielded as its digest."""
 
     def write(self, tree: str, items: Sequence[Item]) -> int:
-        """Write them; return how many were kept (StoreError: it takes no writes)."""
+        """Write items; return how many were stored (StoreError if it is read-only)."""
 
     def close(self) -> None:
         """Close what is open."""
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is a tier's URL, and not a path."""
+    """Whether a place is a tier's URL rather than a path."""
     return "://" in place or place.startswith("file:")
 
 
 def settings_of(url: str) -> TierSettings:
-    """The settings of a URL; those of the configured tier with that URL, where the URL has no options of its own."""
+    """The settings of a URL. A URL without options stands for the configured tier with that URL, if there is one."""
     settings = parse_tier(url, where="the tier")
     if settings == TierSettings(settings.url, mode=settings.mode):
         return next((one for one in configured().tiers if one.url == settings.url), settings)
@@ -115,12 +115,12 @@ def side(place: str | os.PathLike[str], *, writes: bool) -> Side:
     place : str or path
         A path, or a tier's URL.
     writes : bool
-        Whether it is written to: a directory is made then.
+        Whether it is written to; a missing directory is then created.
 
     Raises
     ------
     ConfigError
-        It is a URL of no tier.
+        It isn't a tier's URL.
     StoreError
         It can't be opened or written.
     """
@@ -135,7 +135,10 @@ def side_of(settings: TierSettings, *, writes: bool = False) -> Side:
             raise ReadOnlyError(errno.EROFS, "a layer is read-only; to write there, give its path", settings.path)
         return _Directory(settings.path, writes=False)
     if writes and settings.mode == "ro":
-        raise ReadOnlyError(errno.EROFS, "this tier is read-only (mode=ro)", settings.url)
+        why = "an image is read-only; to make one, run cuda-progcache export --oci DIR, and push it to the registry"
+        raise ReadOnlyError(
+            errno.EROFS, why if settings.scheme == "oci" else "this tier is read-only (mode=ro)", settings.url
+        )
     return TierSide(settings)
 
 
@@ -178,7 +181,7 @@ class _Directory:
 
 
 class NotMade:
-    """A directory that a dry run doesn't make. It is empty."""
+    """A missing directory in a dry run, which doesn't create it. It is empty."""
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -192,15 +195,15 @@ class NotMade:
         return iter(())
 
     def write(self, tree: str, items: Sequence[Item]) -> int:  # noqa: ARG002
-        """Keep none."""
+        """Store nothing."""
         return 0
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 class TierSide:
-    """A tier, by its engine.
+    """A tier, used through its engine.
 
     Parameters
     ----------
@@ -222,11 +225,11 @@ class TierSide:
 
     @property
     def trust(self) -> Trust:
-        """Whose objects the tier gives, and in whose name they are written there."""
+        """Whose objects are trusted, and in whose name they are written."""
         return self._remote.trust
 
     def call(self, seconds: float, operation: Callable[..., R], *args: Any, tries: int = _TRIES, **named: Any) -> R:
-        """Call the engine, a few times if need be (OSError: the last one failed, too)."""
+        """Call the engine, with a few attempts if necessary (OSError if the last one fails)."""
         pause = _PAUSE
         while True:
             until = time.monotonic() + seconds
@@ -240,18 +243,18 @@ class TierSide:
                     if isinstance(exc, TimeoutError):
                         raise StoreError(errno.ETIMEDOUT, exc.strerror or str(exc), self.name) from exc
                     raise
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            time.sleep(pause * chance.uniform(0.5, 1.5))
             pause *= 2
 
     def objects(self, prefix: str) -> Iterator[Listed]:
-        """The listing of all objects whose names begin so (StoreError: it can't list, or takes too long)."""
+        """List all objects whose names start with a prefix (StoreError if it can't list, or takes too long)."""
         try:
             yield from self.engine.list(prefix, until=time.monotonic() + _LISTING)
         except TimeoutError as exc:
             raise StoreError(errno.ETIMEDOUT, f"the listing {exc.strerror or exc}", self.name) from exc
 
     def listed(self, tree: str) -> Iterator[tuple[str, Listed]]:
-        """Digest and listing of all programs or manifests; reads none of them."""
+        """List all programs or manifests, with their digests, without reading them."""
         for one in self.objects(tree):
             digest = digest_in(one.name)
             if is_digest(digest):
@@ -295,7 +298,7 @@ class TierSide:
         return most_bytes(tree, self._settings.max_bytes)
 
     def _with_theirs(self, items: Sequence[Item]) -> list[Item]:
-        """Manifests with the sets that the tier's have."""
+        """The manifests, merged with those of the tier."""
         theirs = {
             one.digest: one
             for one in self.read(MANIFESTS, [item.digest for item in items])
@@ -307,7 +310,7 @@ class TierSide:
             if there is None:
                 merged.append(item)
                 continue
-            # What nothing is added to keeps its bytes and its record, and with it its signature.
+            # A manifest to which nothing is added keeps its bytes and its record, and so its signature.
             content = merged_manifest(item.data, there.data) or item.data
             if content == item.data:
                 gains = SIGNATURE in item.record and SIGNATURE not in there.record
@@ -326,7 +329,7 @@ class TierSide:
         self.call(self._settings.write_timeout, self.engine.delete, names)
 
     def asked(self) -> float:
-        """Seconds that the look-up of a missing object takes (OSError: it failed)."""
+        """Seconds that the lookup of a missing object takes (OSError if it fails)."""
         started = time.perf_counter()
         self.call(self._settings.timeout, self._remote._get_nothing, tries=1)
         return time.perf_counter() - started
@@ -337,15 +340,15 @@ class TierSide:
 
 
 def manifests_of(source: Side, digests: Collection[str] | None) -> Iterator[list[Item]]:
-    """The manifests of a side as they travel, in groups; none where it can't list.
+    """The manifests of a side, as they are copied, in groups; none if it can't list.
 
-    Without them, a program with headers is compiled once more before they are known.
+    Without them, the target compiles each program with headers once more.
 
     Parameters
     ----------
     source : Side
     digests : collection of str or None
-        Only what leads to these programs.
+        Only manifests that lead to these programs.
     """
     try:
         names = sorted(source.sizes(MANIFESTS))

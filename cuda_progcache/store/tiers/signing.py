@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who vouches for what a tier holds: signed statements in the records of programs and header manifests.
+"""Signatures of a tier's objects: signed statements in the records of programs and header manifests.
 
 A statement is an in-toto Statement whose subject has the object's name (for a program, the digest of its key) and the
-SHA-256 of its bytes; its predicate has the SHA-256 of the record, without the signature. So a signed object can't be
-altered, nor stand under another name, nor have another record. It lies, as a DSSE envelope, in the record's field
-``signature``, and travels with the program.
+SHA-256 of its bytes; its predicate has the SHA-256 of the record without the signature. So a signed object can't be
+altered, renamed, or given another record. The statement is stored as a DSSE envelope in the record's field
+``signature``, and is copied with the program.
 
-A key says what the program was made of, and the version of the way in which keys are made; so an object of another
-version has another name, and nothing is asked for by that.
+A key covers the program's inputs and the version of the key schema. So an object of another schema has another name,
+which is never requested.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from cuda_progcache.store.tiers.envelope import MANIFESTS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # it has no __all__
+    from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # the module has no __all__
 
-#: The record's field that has the envelope.
+#: The record's field that contains the envelope.
 SIGNATURE = "signature"
 PREDICATE_TYPE = "pkg:pypi/cuda-progcache#object/v1"
 
 
-#: Takes an object's digest, bytes and record; says why it isn't trusted, or ``None``: it is.
+#: Takes an object's digest, bytes and record; returns why it isn't trusted, or ``None`` if it is.
 Doubt = Callable[[str, bytes, Mapping[str, Any]], str | None]
 #: Takes an object's digest, bytes and record; returns the record to write.
 Sign = Callable[[str, bytes, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def statement(name: str, data: bytes, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What is signed of an object.
+    """The statement to sign for an object.
 
     Parameters
     ----------
     name : str
-        By which it is asked for.
+        The object's name.
     data : bytes
     record : mapping
-        As it comes out of its JSON; its signature is left out.
+        As parsed from its JSON; a signature in it is left out.
     """
     rest = {field: value for field, value in record.items() if field != SIGNATURE}
     written = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
@@ -65,7 +65,7 @@ class Signer:
     Parameters
     ----------
     path : str
-        Of the private key: Ed25519, PEM, unencrypted. It is read when the first object is signed.
+        The path of the private key: Ed25519, PEM, unencrypted. It is read when the first object is signed.
     """
 
     def __init__(self, path: str) -> None:
@@ -73,12 +73,12 @@ class Signer:
         self._signer: CryptoSigner | None = None
 
     def __call__(self, name: str, data: bytes, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The record with a signature, its own in the place of any other.
+        """The record with this signer's signature, which replaces any other.
 
         Raises
         ------
         StoreError
-            The key can't be used. Nothing is published unsigned in its stead.
+            The key can't be used. The object must not be published unsigned instead.
         """
         if self._signer is None:
             self._signer = self._opened()
@@ -87,7 +87,7 @@ class Signer:
 
     @property
     def public(self) -> str:
-        """The public key, as 64 hex digits (StoreError: the key can't be used)."""
+        """The public key, as 64 hex digits (StoreError if the key can't be used)."""
         if self._signer is None:
             self._signer = self._opened()
         return str(self._signer.public_key.keyval["public"])
@@ -112,10 +112,10 @@ class Verifier:
     Parameters
     ----------
     keys : sequence of str
-        Public keys, each 64 hex digits or the path of a PEM file; read when the first object is looked at. Nothing is
-        trusted while one of them can't be read.
+        Public keys, each 64 hex digits or the path of a PEM file. They are read when the first object is verified. If
+        one of them can't be read, nothing is trusted.
     own : Signer, optional
-        Whose key is one of them.
+        A signer whose key is trusted as well.
     """
 
     def __init__(self, keys: Sequence[str], own: Signer | None = None) -> None:
@@ -124,7 +124,7 @@ class Verifier:
         self._keys: tuple[Ed25519PublicKey, ...] = ()
 
     def __call__(self, name: str, data: bytes, record: Mapping[str, Any]) -> str | None:
-        """Say why an object isn't trusted; ``None`` if the owner of one of the keys has signed it under this name."""
+        """Why an object isn't trusted; ``None`` if the owner of one of the keys has signed it under this name."""
         envelope = record.get(SIGNATURE)
         if envelope is None:
             return "it isn't signed"
@@ -144,7 +144,7 @@ class Verifier:
 
 
 def _difference(signed: Any, found: Mapping[str, Any]) -> str:
-    """Say which part of an object isn't as it was signed."""
+    """Which part of an object differs from what was signed."""
     if not isinstance(signed, dict) or signed.get("predicateType") != PREDICATE_TYPE:
         return "its signature is for a different kind of statement"
     try:
@@ -159,18 +159,18 @@ def _difference(signed: Any, found: Mapping[str, Any]) -> str:
 
 
 class Trust(NamedTuple):
-    """Whose objects a tier gives, and in whose name they are written there.
+    """Whose objects are trusted on a tier, and in whose name they are written.
 
     Attributes
     ----------
     verifier : callable or None
-        A :data:`Doubt`: verifies what is used. None: objects of anyone are.
+        A :data:`Doubt` that verifies objects before they are used. None: anyone's objects are used.
     signer : callable or None
-        A :data:`Sign`: signs what is written. None: it is written as it is.
+        A :data:`Sign` that signs objects before they are written. None: they are written unsigned.
     voucher : callable or None
-        A :data:`Doubt`: tells which objects of others the signer may sign. None: none of them.
+        A :data:`Doubt` that decides which objects of others the signer may sign. None: none of them.
     pinned : bool
-        Whether the tier's URL has the digest of all that lies there.
+        Whether the tier's URL contains the digest of all its contents.
     """
 
     verifier: Doubt | None = None
@@ -179,20 +179,20 @@ class Trust(NamedTuple):
     pinned: bool = False
 
     def verifier_of(self, tree: str) -> Doubt | None:
-        """The verifier of the objects in a tree; None: they are used as they are.
+        """The verifier of the objects in a tree; None if they are used unverified.
 
-        Header manifests in an image aren't signed; where the URL has the image's digest, that covers them.
+        Header manifests in an image aren't signed. If the URL contains the image's digest, that covers them.
         """
         return None if tree == MANIFESTS and self.pinned else self.verifier
 
     def why_not_sign(self, name: str, data: bytes, record: Mapping[str, Any]) -> str | None:
-        """Say why an object of others can't be written here; ``None`` if it can, or nothing is signed."""
+        """Why an object of others can't be written here; ``None`` if it can, or if nothing is signed."""
         if self.signer is None:
             return None
         return "nobody vouches for what others publish" if self.voucher is None else self.voucher(name, data, record)
 
     def version(self, digest: str, data: bytes, record: Mapping[str, Any], created: float) -> Version:
-        """Make the version that vouches for an entry there: its record, signed where the tier's publishers sign.
+        """The version that vouches for an entry on the tier, with its record, signed if the tier's publishers sign.
 
         Raises
         ------

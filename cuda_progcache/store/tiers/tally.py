@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tier has cost and given: in this process, and in all that use a directory, in a file there for each tier.
+"""Statistics of a tier: for this process, and for all processes on a directory, in one file there for each tier.
 
 The file is that of :mod:`~cuda_progcache.store.counters` under another name: ``tier-<16 hex digits>.log``, from the
 SHA-256 of the tier's URL.
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
 
 class TierStats(NamedTuple):
-    """What a tier has cost and given in this process.
+    """Statistics of a tier in this process.
 
     Attributes
     ----------
     name : str
         Its URL without secrets.
     state : {"closed", "open", "half-open"}
-        Of its circuit breaker: in use; out of use for a while; about to be tried again.
+        The state of its circuit breaker: in use; out of use for a while; about to be tried again.
     hits, misses : int
-        Look-ups of programs; those that it was spared are misses.
+        Lookups of programs; those that weren't made while it was out of use count as misses.
     corrupt, untrusted : int
-        Objects that weren't what was asked for, and those that nobody who is trusted has signed.
+        Objects other than those requested, and objects without a trusted signature.
     errors, timeouts : int
-        Calls that failed, and those of them that ran out of time.
+        Calls that failed, and how many of those were time-outs.
     skipped : int
-        Calls that it was spared while it was out of use.
+        Calls that weren't made while it was out of use.
     stored, dropped, waiting : int
-        Objects written, given up, and on their way.
+        Objects written, dropped, and still queued.
     bytes_in, bytes_out : int
-        Of objects.
+        Bytes of objects read and written.
     calls : int
         Calls that it answered.
     seconds : float
-        That these took in all.
+        The total time of these calls.
     error : str
-        The latest, without secrets; empty where there was none.
+        The latest error, without secrets; empty if there was none.
     """
 
     name: str
@@ -71,18 +71,18 @@ class TierStats(NamedTuple):
 
 
 class _Tier(Protocol):
-    """The store on a tier, as far as its counts go."""
+    """The part of a tier's store that counts."""
 
     @property
     def name(self) -> str:
         """Its URL without secrets."""
 
     def tier(self) -> TierStats:
-        """What it has cost and given."""
+        """Its statistics."""
 
 
 class TierTotals(NamedTuple):
-    """What was counted; the fields are those of :class:`TierStats`."""
+    """Counts; the fields are those of :class:`TierStats`."""
 
     hits: int = 0
     misses: int = 0
@@ -114,9 +114,9 @@ class _Log(counters._Log):
 
 
 class TierTally(Tally):
-    """What a tier's store counts in this process, on its way to the file of a directory.
+    """Writes the counts of a tier's store in this process to a directory's file.
 
-    A tier may lie behind several directories: what it counts is written down once, by the first that does.
+    If several directories share a tier, each count is written only once, by the first tally that writes.
     """
 
     def __init__(self, root: Root, remote: _Tier) -> None:
@@ -150,12 +150,12 @@ class _Counters:
 
 
 def counted(root: Root, url: str) -> TierTotals:
-    """What the processes on a directory have written down of a tier."""
+    """The counts for a tier that the processes on a directory have written down."""
     return functools.reduce(TierTotals.plus, _Log(root, url).spans().values(), TierTotals())
 
 
-#: What of a tier's counts is in a file.
+#: The counts of each tier that are already written down.
 _written: weakref.WeakKeyDictionary[_Tier, TierTotals] = weakref.WeakKeyDictionary()
 _lock = ForkSafeLock()
 
-forks.in_child(_written.clear)  # where the counts start at zero
+forks.in_child(_written.clear)  # in a child the counts start at zero

@@ -125,6 +125,11 @@ class HttpClient:
         self._known: Mapping[str, str] | None = None  # the headers, once they have been asked for
         self._connections = Connections(self._connect, _KEPT)
 
+    def prepare(self) -> None:
+        """Make what a connection needs, before the time of a request runs."""
+        if self._tls is not None:
+            self._tls.prepare()
+
     def _connect(self) -> HTTPConnection:
         host, is_tls = self._parts.hostname or "", self._tls is not None
         port = self._parts.port or (443 if is_tls else 80)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets whose waits end when the request of their thread has to, whatever the server does.
+"""Sockets whose waits end at the deadline of their thread's request, whatever the server does.
 
-A socket's own time-out bounds each wait, and not their sum: a server that sends a byte a second holds a client for
-ever. These know the end of the request (:func:`hurry`), and each wait is bounded by what is left until then. Only the
-look-up of a host's name needs a thread, since the system's call for it takes no time-out.
+A socket's own time-out bounds each wait, but not their sum: a server that sends a byte a second can block a client
+forever. These sockets know the request's deadline (:func:`hurry`), and each wait is limited to the time left. Only
+looking up a host name needs a thread, since the system call for it has no time-out.
 """
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401 - socket.getaddrinfo imports it, in a thread
+import contextlib
+import encodings.idna  # noqa: F401 - socket.getaddrinfo would import it in a thread
 import errno
 import select
 import socket
@@ -23,12 +24,12 @@ from cuda_progcache.store.tiers.deadline import within
 
 #: Seconds by which a wait may overrun.
 _CLOSE_ENOUGH = 0.02
-#: Where the system has it: ``select`` takes no descriptor above 1023, which a process with many files open has.
+#: Used if available: ``select`` doesn't accept descriptors above 1023, which a process with many open files may have.
 _poll = getattr(select, "poll", None)
 
 
 class _Patience(threading.local):
-    """When the request that this thread makes has to end."""
+    """The deadline of this thread's request."""
 
     until = 0.0
 
@@ -37,12 +38,12 @@ _patience = _Patience()
 
 
 def hurry(until: float) -> None:
-    """Set the time by which this thread's next requests have to end, as :func:`time.monotonic` counts."""
+    """Set the deadline of this thread's next requests, on the clock of :func:`time.monotonic`."""
     _patience.until = until
 
 
 def left() -> float:
-    """Seconds that this thread's request may still take (TimeoutError: none are left)."""
+    """Seconds that this thread's request may still take (TimeoutError if none are left)."""
     seconds = _patience.until - time.monotonic()
     if seconds <= 0:
         raise TimeoutError(errno.ETIMEDOUT, "took too long")
@@ -50,9 +51,9 @@ def left() -> float:
 
 
 def _bound(waiting: socket.socket) -> None:
-    """Bound a socket's waits by what is left of the thread's request.
+    """Limit a socket's waits to the time left for the thread's request.
 
-    That takes a system call, which is skipped where the socket's time-out is close enough.
+    This takes a system call, which is skipped if the socket's time-out is close enough.
     """
     seconds, set_to = left(), waiting.gettimeout()
     if set_to is None or not seconds <= set_to <= seconds + _CLOSE_ENOUGH:
@@ -60,7 +61,7 @@ def _bound(waiting: socket.socket) -> None:
 
 
 class _Timed(socket.socket):
-    """What is the same with and without TLS."""
+    """The common part of sockets with and without TLS."""
 
     def recv(self, *args: Any, **kwargs: Any) -> bytes:
         _bound(self)
@@ -79,7 +80,7 @@ class TimedSocket(_Timed):
     """A socket without TLS."""
 
     def sendall(self, *args: Any, **kwargs: Any) -> None:
-        """Send all of it by the end of the request."""
+        """Send all data within the request's deadline."""
         _bound(self)
         super().sendall(*args, **kwargs)
 
@@ -112,21 +113,29 @@ class Tls:
                 self._context = context
             return self._context
 
+    def prepare(self) -> None:
+        """Make the context before a request's time runs; where it can't be made, a connection says why."""
+        with contextlib.suppress(OSError):
+            _ = self.context
+
 
 def connect(host: str, port: int, seconds: float, tls: Tls | None = None) -> socket.socket:
-    """A connection to one of a host's addresses, within so many seconds for all of them.
+    """Connect to one of a host's addresses, within ``seconds`` for all of them.
 
     Raises
     ------
     OSError
-        None of them took it; TimeoutError: in time.
+        None of them accepted the connection; TimeoutError if none did in time.
     """
-    context = None if tls is None else tls.context  # before the waits are bounded
+    context = None if tls is None else tls.context  # loaded before the time limit starts
     opened = _connected(host, port, seconds)
     try:
         return opened if context is None else context.wrap_socket(opened, server_hostname=host)
-    except BaseException:
+    except BaseException as exc:
         opened.close()
+        if isinstance(exc, ssl.SSLError) and exc.reason == "WRONG_VERSION_NUMBER":
+            why = "the server doesn't speak TLS: without it, use http://, redis:// or, with oci://, tls=no"
+            raise StoreError(errno.EPROTO, why) from exc
         raise
 
 
@@ -142,7 +151,7 @@ def _connected(host: str, port: int, seconds: float) -> TimedSocket:
                 raise TimeoutError(errno.ETIMEDOUT, "took too long to connect")
             made.settimeout(share)
             made.connect(address)
-            made.settimeout(left())  # for the handshake of TLS
+            made.settimeout(left())  # for the TLS handshake
         except BaseException as exc:
             made.close()
             if number + 1 == len(addresses) or not isinstance(exc, OSError):
@@ -160,7 +169,7 @@ def _addresses(host: str, port: int, until: float) -> list[Any]:
 
 
 def is_readable(sock: socket.socket, seconds: float = 0.0) -> bool:
-    """Whether bytes, or the end of the connection, can be read within so many seconds; of a closed one: yes."""
+    """Whether bytes, or the end of the connection, can be read within ``seconds``; true for a closed socket."""
     try:
         if isinstance(sock, ssl.SSLSocket) and sock.pending():
             return True

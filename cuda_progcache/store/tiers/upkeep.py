@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maintenance of tiers: copy between them and directories, remove what is old, measure how they are."""
+"""Maintenance of tiers: copying between them and directories, removing old programs, and checking their health."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from cuda_progcache.store.tiers.sides import (
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
 
-#: Told how many programs are done, and of how many, and the bytes that were copied.
+#: Called with the number of programs done, their total, and the bytes copied.
 Progress = Callable[[int, int, int], None]
 
 
 class SyncReport(NamedTuple):
-    """What a :func:`sync` did.
+    """The result of a :func:`sync`.
 
     Attributes
     ----------
     copied, bytes : int
-        Programs that were copied, or would be, and the size of their data (of objects that weren't read: as listed).
+        Programs that were copied, or would be, and the size of their data (as listed, for objects that weren't read).
     there : int
-        Those that the target had.
+        Programs that the target already had.
     missing : int
-        Of those asked for, those that the source hasn't.
+        Requested programs that the source doesn't have.
     unusable : int
-        Damaged, or signed by nobody who is trusted: left out.
+        Programs left out because they are damaged or have no trusted signature.
     refused : int
-        Too large for the target.
+        Programs that are too large for the target.
     manifests : int
         Header manifests that were copied, or merged with the target's.
     packed : int
-        Programs of the pack that was written; 0: none was.
+        The number of programs in the pack that was written; 0 if none was.
     """
 
     copied: int
@@ -70,21 +70,21 @@ def sync(
     dry_run: bool = False,
     on_progress: Progress | None = None,
 ) -> SyncReport:
-    """Copy the programs, and the header manifests that lead to them, that the target lacks.
+    """Copy the programs that the target lacks, and the header manifests that lead to them.
 
-    If it is interrupted, what was copied stays, and the next run continues. Nothing is removed.
+    If this is interrupted, what was copied stays, and the next run continues. Nothing is removed.
 
     Parameters
     ----------
     source, target : str or path
         A directory, or a tier's URL.
     digests : collection of str, optional
-        Only these programs, as those of a lockfile. They are needed where the source can't list.
+        Only these programs, for instance those of a lockfile. Required if the source can't list.
     pack : str, optional
-        The lockfile's digest: write its programs in one piece as well, for those who have none of them. It is written
-        where the source has them all.
+        The lockfile's digest: also write its programs as one object, for machines that have none of them. It is only
+        written if the source has all of them.
     dry_run : bool
-        Only look.
+        Don't copy; report what would be copied.
     on_progress : callable, optional
         Called after each group of programs.
 
@@ -93,7 +93,7 @@ def sync(
     StoreError
         One side can't be reached, read or written, or the source can't list; the pack would be too large.
     ConfigError
-        A URL is none.
+        A URL is invalid.
     """
     if pack is not None and (digests is None or not is_url(os.fspath(target))):
         raise ValueError("a pack is made of a lockfile's programs, and lies on a tier")
@@ -135,7 +135,7 @@ class _Sync:
         return SyncReport(self.copied, self.size, len(there), missing + unread, self.unusable, self.refused, manifests)
 
     def _sizes(self) -> dict[str, int]:
-        """Digests and sizes of what is asked for and may be in the source."""
+        """Digests and sizes of the requested programs that may be in the source."""
         try:
             found = self.source.sizes(PROGRAMS)
         except OSError as exc:
@@ -147,7 +147,7 @@ class _Sync:
         return found if self.asked is None else {one: size for one, size in found.items() if one in self.asked}
 
     def _there(self, sizes: Iterable[str]) -> set[str]:
-        """Those that the target has; of one that can't list, those that it gives."""
+        """The programs that the target has; if it can't list, they are requested one by one."""
         try:
             return set(self.target.sizes(PROGRAMS)).intersection(sizes)
         except OSError:
@@ -157,7 +157,7 @@ class _Sync:
             return found
 
     def _copy(self, batch: Sequence[str]) -> int:
-        """Copy programs; the number of those that the source had."""
+        """Copy programs; return how many of them the source had."""
         read = list(self.source.read(PROGRAMS, batch))
         items = [one for one in read if isinstance(one, Item)]
         self.unusable += len(read) - len(items)
@@ -173,22 +173,22 @@ class _Sync:
 
 
 class Collected(NamedTuple):
-    """What :func:`collect` found, and removed.
+    """The result of :func:`collect`.
 
     Attributes
     ----------
     removed, bytes : int
-        Programs that were removed, or would be, and what they took there.
+        Programs that were removed, or would be, and their size on the tier.
     kept : int
         Programs that stay.
     pinned : int
-        Those of them that are old, and were to be kept.
+        How many of those are old, but are kept because of ``keep``.
     undated : int
-        Those of them of which the service doesn't say when they were written.
+        How many of those have no known age, because the service doesn't report it.
     manifests : int
         Header manifests that were removed, or would be.
     packs : int
-        Packs that were, or would be; ``bytes`` has theirs, too.
+        Packs that were removed, or would be; ``bytes`` includes them.
     """
 
     removed: int
@@ -209,30 +209,30 @@ def collect(
     dry_run: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
-    """Remove the programs that were written long ago (of Redis: used), and the header manifests and packs that were.
+    """Remove programs, header manifests and packs that were written long ago (on Redis: last used).
 
-    It lists, and reads no object. Where some programs are to be kept, so are all header manifests: which of them lead
-    there would have to be read.
+    The tier is listed; no object is read. If some programs are to be kept, all header manifests are kept as well, since
+    finding out which of them lead to these programs would mean reading them.
 
     Parameters
     ----------
     tier : str
         Its URL.
     older_than : float
-        Seconds.
+        The minimum age in seconds.
     keep : collection of str
-        Digests of programs that stay, whatever their age.
+        Digests of programs to keep, whatever their age.
     keep_packs : collection of str
-        Digests of lockfiles whose packs stay.
+        Digests of lockfiles whose packs are kept.
     dry_run : bool
-        Remove nothing.
+        Remove nothing; report what would be removed.
     on_progress : callable, optional
-        Called with how many objects are removed, and of how many.
+        Called with the number of objects removed, and their total.
 
     Raises
     ------
     StoreError
-        It can't be listed or written.
+        The tier can't be listed or written.
     """
     if older_than < 0:
         raise ValueError(f"older_than must be a number of seconds, 0 or more, not {older_than}")
@@ -284,7 +284,7 @@ def _collect(
 
 
 class Health(NamedTuple):
-    """How a tier is.
+    """The health of a tier.
 
     Attributes
     ----------
@@ -292,11 +292,11 @@ class Health(NamedTuple):
     ok : bool
         Whether it answers.
     trouble : str
-        Why it doesn't; empty where it does.
+        Why it doesn't; empty if it does.
     latency : float or None
-        Seconds that the fastest of three look-ups took.
+        Seconds that the fastest of three lookups took.
     objects, bytes : int or None
-        What it lists; None where that wasn't asked for, or can't be.
+        The number and size of its programs; None if they weren't requested or can't be listed.
     """
 
     url: str
@@ -310,13 +310,13 @@ class Health(NamedTuple):
 
 
 def health(settings: TierSettings, *, count: bool = False) -> Health:
-    """Measure a tier with three look-ups that miss, and optionally list its contents.
+    """Measure a tier with three lookups that miss, and optionally list its contents.
 
     Parameters
     ----------
     settings : TierSettings
     count : bool
-        Whether to list what is there, which may take long.
+        Whether to list its contents, which may take long.
     """
     told = (settings.url, settings.mode, settings.trust)
     try:
@@ -330,7 +330,7 @@ def health(settings: TierSettings, *, count: bool = False) -> Health:
 
 
 def _measured(opened: Side, *, count: bool) -> tuple[float, int | None, int | None]:
-    """Seconds that a look-up takes, and the number and bytes of the programs; of a directory, a listing takes them."""
+    """Seconds that a lookup takes, and the number and bytes of the programs. For a directory, a listing is timed."""
     if isinstance(opened, TierSide):
         latency = min(opened.asked() for _ in range(3))
         try:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes off the caller's path: a bounded queue, and the one daemon thread that empties it.
+"""Writes in the background: a bounded queue, and one daemon thread that empties it.
 
-A tier has one for what is written there, and a stack before tiers one for what it copies from there to its disk. What
-is queued can be found in it. A write that can't be done is tried again, with pauses that differ from process to
-process. Then it is dropped and counted, or, while the service is out of use, put off until that works again. At the end
-of the process the threads are given :data:`AT_EXIT` seconds; a forked child starts with an empty queue, since its
-parent does what was in it.
+Each tier has a queue for its writes, and a stack with tiers has one for copies from the tiers to its disk. Queued items
+can be looked up. A write that fails is tried again, with pauses that differ between processes. Then it is dropped and
+counted or, while the service is out of use, postponed until that works again. At the end of the process, the threads
+get :data:`AT_EXIT` seconds. A forked child starts with an empty queue, since its parent does the queued writes.
 """
 
 from __future__ import annotations
@@ -25,35 +24,35 @@ from cuda_progcache.store.tiers.engine import batches
 
 T = TypeVar("T")
 
-#: Items and bytes that may wait; beyond that, writes are dropped.
+#: The maximum of queued items and bytes; beyond that, writes are dropped.
 MOST_ITEMS, MOST_BYTES = 4096, 256 << 20
-#: Bytes that may be put off, and how often in a row what was put off may fail again.
+#: The maximum of postponed bytes, and how often in a row postponed writes may fail again.
 MOST_PUT_OFF, MOST_VAIN = 32 << 20, 3
-#: How often a batch is tried, and the pause before it is tried again, in seconds; each one is twice as long.
+#: The number of attempts of a batch, and the first pause between them, in seconds; each further one is twice as long.
 _TRIES, _PAUSE = 3, 0.25
 #: Seconds that the end of a process waits for the writes.
 AT_EXIT = 2.0
 
 
 class WriteBack(Generic[T]):
-    """Writes on their way.
+    """A queue of writes.
 
     Parameters
     ----------
     write : callable
-        Does a batch, by name; raises OSError where that can't be done now.
+        Writes a batch, a mapping by name; raises OSError if that isn't possible now.
     dropped : callable
-        Told how many are dropped, from any thread.
+        Called with the number of dropped writes, on any thread.
     puts_off : callable, optional
-        Whether to keep what can't be written now, for :meth:`again`; by default never.
+        Whether to keep failed writes for :meth:`again`; by default they aren't kept.
     delay : float
-        Seconds that the thread lets pass before it begins, unless somebody waits for it. Without a delay it would
-        compete for the interpreter with a caller that asks for many programs in a row.
+        Seconds that the thread waits before it begins, unless a caller is waiting for it. Without a delay it would
+        compete for the interpreter with a caller that requests many programs in a row.
 
     Attributes
     ----------
     delayed : int
-        How many have been put off in all, whatever became of them.
+        How many writes have been postponed in all, whatever became of them.
     """
 
     def __init__(
@@ -74,13 +73,14 @@ class WriteBack(Generic[T]):
         _all.add(self)
 
     def renew(self) -> None:
-        """Start with nothing to do, and no thread, as in a forked child: its parent does what waits there."""
-        self._waiting: dict[str, tuple[T, int]] = {}  # with their sizes
+        """Start with an empty queue and no thread, as in a forked child, whose parent does the queued writes."""
+        self._waiting: dict[str, tuple[T, int]] = {}  # items with their sizes
         self._under_way: Mapping[str, tuple[T, int]] = {}
-        self._later: dict[str, tuple[T, int]] = {}  # put off
+        self._later: dict[str, tuple[T, int]] = {}  # postponed
+
         self.delayed = 0
-        self._turns = 0  # how often the service was found to work again
-        self._vain = 0  # and something was done again, since a write was done
+        self._turns = 0  # how often the service started to work again
+        self._vain = 0  # how often postponed writes were tried again since the last success
         self._calls: list[Callable[[], object]] = []
         self._due: list[Callable[[], object]] = []
         self._bytes = 0
@@ -88,17 +88,17 @@ class WriteBack(Generic[T]):
         self._more = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
-        self._hurry = threading.Event()  # somebody waits
+        self._hurry = threading.Event()  # a caller is waiting
         self._ending = threading.Event()
 
     def put(self, name: str, item: T, size: int) -> bool:
-        """Queue a write, in the place of one that waits under its name; False if there is no room (that one stays)."""
+        """Queue a write, replacing one of the same name; False if there is no room (the old one then stays)."""
         with self._lock:
             before = self._waiting.get(name, (None, 0))[1]
             count = len(self._waiting) - (name in self._waiting)
             fits = count < MOST_ITEMS and self._bytes - before + size <= MOST_BYTES
             if fits:
-                self._waiting.pop(name, None)  # it goes to the end
+                self._waiting.pop(name, None)  # the new one goes to the end
                 self._waiting[name] = (item, size)
                 self._later.pop(name, None)
                 self._bytes += size - before
@@ -114,13 +114,13 @@ class WriteBack(Generic[T]):
         return True
 
     def _at_work(self) -> bool:
-        """Start the thread if there is none; ``False``, with all that waits dropped, where it can't be started."""
+        """Start the thread if there is none. If it can't be started, drop the queue and return ``False``."""
         with self._lock:
             start, self._has_thread = not self._has_thread, True
         if start:
             try:
                 threading.Thread(target=self._work, name="progcache-write-back", daemon=True).start()
-            except RuntimeError:  # the interpreter is ending, or there can be no more threads
+            except RuntimeError:  # the interpreter is shutting down, or the thread limit is reached
                 with self._lock:
                     self._has_thread = False
                     count = len(self._waiting)
@@ -133,7 +133,7 @@ class WriteBack(Generic[T]):
         return True
 
     def find(self, name: str) -> T | None:
-        """What is on its way under a name."""
+        """The queued item of a name."""
         found = self._waiting.get(name) or self._under_way.get(name) or self._later.get(name)
         return None if found is None else found[0]
 
@@ -141,7 +141,7 @@ class WriteBack(Generic[T]):
         return bool(self._waiting or self._under_way or self._calls or self._due)
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call something once all that is queued by now is sent or given up: on the thread, or at once."""
+        """Call a function once everything now queued is written or dropped: on the thread, or at once."""
         with self._lock:
             busy = self._is_busy()
             if busy:
@@ -153,11 +153,11 @@ class WriteBack(Generic[T]):
 
     @property
     def count(self) -> int:
-        """How many are on their way, or put off."""
+        """The number of queued and postponed writes."""
         return len(self._waiting) + len(self._under_way) + len(self._later)
 
     def forget(self, names: Iterable[str] | None = None) -> None:
-        """Take writes off the queue: those of these names, or all of them."""
+        """Remove writes from the queue: those of these names, or all."""
         with self._lock:
             for name in [*self._waiting, *self._later] if names is None else names:
                 self._bytes -= self._waiting.pop(name, (None, 0))[1]
@@ -166,18 +166,18 @@ class WriteBack(Generic[T]):
                 self._idle.set()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all is done, dropped or put off; False where that takes longer."""
+        """Wait until everything is written, dropped or postponed; False if that takes longer."""
         if not self._idle.is_set():
             self._hurry.set()
         return self._idle.wait(seconds)
 
     def again(self) -> None:
-        """Do what was put off."""
+        """Queue the postponed writes again."""
         with self._lock:
-            self._turns += 1  # for what is being given up this moment
+            self._turns += 1  # for a batch that is being given up right now
             if not self._later:
                 return
-            # What waits is newer.
+            # Queued items are newer.
             self._bytes += sum(size for name, (_, size) in self._later.items() if name not in self._waiting)
             self._waiting = self._later | self._waiting
             self._later = {}
@@ -186,7 +186,7 @@ class WriteBack(Generic[T]):
         self._more.set()
 
     def end(self, until: float) -> None:
-        """Do what can be done by then; a batch that fails isn't tried again."""
+        """Write what can be written until then; a batch that fails isn't tried again."""
         self._ending.set()
         self.flush(max(until - time.monotonic(), 0.0))
         if count := self.count:
@@ -195,7 +195,7 @@ class WriteBack(Generic[T]):
     # The thread
 
     def _work(self) -> None:
-        more, idle = self._more, self._idle  # of this process; a forked child has its own
+        more, idle = self._more, self._idle  # those of this process; a forked child has its own
         while True:
             more.wait()
             more.clear()
@@ -209,7 +209,7 @@ class WriteBack(Generic[T]):
                 for call in self._due:
                     try:
                         call()
-                    except Exception:  # noqa: BLE001, S112 - whoever asked for it; the thread must live
+                    except Exception:  # noqa: BLE001, S112 - a caller's function failed; the thread must survive
                         continue
                 with self._lock:
                     self._due = []
@@ -242,7 +242,7 @@ class WriteBack(Generic[T]):
             except OSError:
                 keep = self._puts_off()
                 continue
-            except Exception:  # noqa: BLE001 - a warning that is an error here: the thread must live, and it is counted
+            except Exception:  # noqa: BLE001 - such as a warning raised as an error; counted, and the thread survives
                 break
             self.again()
             self._vain = 0
@@ -250,11 +250,11 @@ class WriteBack(Generic[T]):
         dropped = self._put_off(batch) if keep and self._vain < MOST_VAIN else len(batch)
         if dropped:
             self._dropped(dropped)
-        if turns != self._turns:  # it works again since
+        if turns != self._turns:  # the service works again since then
             self.again()
 
     def _put_off(self, batch: Mapping[str, tuple[T, int]]) -> int:
-        """Keep a batch, as far as there is room, and nothing newer waits; for how many there is none."""
+        """Postpone a batch, except items with newer ones queued; return how many there is no room for."""
         dropped = 0
         with self._lock:
             room = MOST_PUT_OFF - sum(size for _, size in self._later.values())
@@ -279,7 +279,7 @@ def _end_all() -> None:
 
 
 def _write_at_end_of_worker() -> None:
-    """Have a worker of :mod:`multiprocessing`, which ends by ``os._exit``, end its writes, too."""
+    """Make a worker of :mod:`multiprocessing`, which ends by ``os._exit``, also finish its writes."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None and not _finalizers:
         _finalizers.append(util.Finalize(None, _end_all, exitpriority=0))
