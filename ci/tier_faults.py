@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tier in trouble costs: ``python -m ci.tier_faults [--tier redis|http|s3] [--trouble PART] [--markdown FILE]``.
+"""What a tier in trouble costs: ``python -m ci.tier_faults [--tier NAME] [--trouble PART] [--markdown FILE]``.
 
 For each tier and each trouble of :mod:`ci.servers.troubles` a program store of a memory level and the tier is asked for
 programs that aren't there: once, a thousand times more, by eight threads at once, and to keep one. A tier may cost at
 most its deadline once, then nothing, and never an error or a wrong byte.
+
+Then each call of each client gets an answer of a terabyte, in a process of its own, which must not end by it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -41,6 +44,43 @@ RESOLVER = "a dead resolver"
 PROGRAM = bytes(range(256)) * 80
 #: Seconds that connecting, a look-up and a write may take.
 TIMES = (0.5, 2.0, 10.0)
+#: Tiers on each client of HTTP, and the variables that have a tier of S3 be one of obstore's.
+CLIENTS: dict[str, tuple[str, dict[str, str]]] = {
+    "http": ("http://127.0.0.1:{port}/prefix?", {}),
+    "s3": ("s3://someone:something@bucket/prefix?endpoint=http://127.0.0.1:{port}&", {}),
+    "s3, obstore": (
+        "s3://someone:something@bucket/prefix?endpoint=http://127.0.0.1:{port}&",
+        {"AWS_SKIP_SIGNATURE": "false"},
+    ),
+    "gs": ("gs://bucket/prefix?endpoint=http://127.0.0.1:{port}&token=some-token&", {}),
+    "az": ("az://account:a2V5@bucket/prefix?endpoint=http://127.0.0.1:{port}&", {}),
+}
+TERABYTES = ("a terabyte, it says", "an error of a terabyte")
+_CALL = """
+import sys, time
+from cuda_progcache.errors import StoreError
+from cuda_progcache.store.tiers.on_demand import EngineOnDemand
+from cuda_progcache.store.tiers.settings import parse_tier
+
+engine, until = EngineOnDemand(parse_tier(sys.argv[1])), time.monotonic() + 60
+calls = {
+    "get": lambda: engine.get("v1/x", limit=1000, until=until),
+    "put": lambda: engine.put("v1/x", b"data", until=until),
+    "delete": lambda: engine.delete(["v1/x"], until=until),
+    "list": lambda: list(engine.list("v1/", until=until)),
+}
+for call in sys.argv[2:]:
+    try:
+        calls[call]()
+    except StoreError as exc:
+        print(f"{call}: {exc.strerror}")
+    except TimeoutError as exc:
+        print(f"{call}: {exc.strerror}")
+    else:
+        print(f"{call}: done")
+engine.close()
+"""
+CALLS = ("get", "put", "delete", "list")
 
 
 class Outcome(NamedTuple):
@@ -143,6 +183,31 @@ def try_trouble(
     return Outcome(tier, trouble, first, more, together, kept, len(found_), tuple(raised), requests, said, state)
 
 
+def try_terabyte(client: str, trouble: str, calls: Sequence[str] = CALLS) -> tuple[int, str]:
+    """Have calls answered with a terabyte, in a process; its exit status, and what it says of each.
+
+    Parameters
+    ----------
+    client : str
+        One of :data:`CLIENTS`.
+    trouble : str
+        One of :data:`TERABYTES`.
+    calls : sequence of str
+        Of :data:`CALLS`.
+    """
+    url, variables = CLIENTS[client]
+    with FaultyServer("http", trouble, PROGRAM) as server:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _CALL, url.format(port=server.port) + "connect_timeout=30&timeout=30", *calls],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    return done.returncode, done.stdout or done.stderr
+
+
 def _opened(settings: TierSettings) -> tuple[ProgramCacheStack, RemoteProgramCache]:
     remote = RemoteProgramCache(EngineOnDemand(settings), settings)
     return ProgramCacheStack([InMemoryProgramCache(), remote]), remote
@@ -213,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
                 again = [sys.executable, "-m", "ci.tier_faults", *(sys.argv[1:] if arguments is None else arguments)]
                 return subprocess.run(again, env=environment, check=False).returncode
         outcomes = []
-        for tier in options.tier or TIERS:
+        for tier in [tier for tier in TIERS if not options.tier or tier in options.tier]:
             kinds = troubles(TIERS[tier]) + ((RESOLVER,) if "LD_PRELOAD" in os.environ else ())
             for trouble in kinds:
                 if options.trouble is None or options.trouble in trouble:
@@ -224,8 +289,21 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         told = [outcome._asdict() for outcome in outcomes]
         Path(options.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    worse = [outcome for outcome in outcomes if not is_kept(outcome)]
+    worse: list[object] = [outcome for outcome in outcomes if not is_kept(outcome)]
     print(f"{len(outcomes) - len(worse)} of {len(outcomes)} within the promise")
+    tried = [
+        case
+        for case in itertools.product(CLIENTS, TERABYTES, CALLS)
+        if not options.tier or case[0].partition(",")[0] in options.tier
+        if options.trouble is None or options.trouble in case[1]
+    ]
+    ended = []
+    for client, trouble, call in tried:
+        status, said = try_terabyte(client, trouble, [call])
+        print(f"{client:12}{trouble:24}{f'ended with status {status}' if status else said.strip()[:110]}", flush=True)
+        ended += [(client, trouble, call, status)] if status else []
+    print(f"{len(tried) - len(ended)} of {len(tried)} processes bore an answer of a terabyte")
+    worse += ended
     for outcome in worse:
         print(f"not: {outcome}")
     return 1 if worse else 0
@@ -268,7 +346,7 @@ def _print(outcome: Outcome) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ci.tier_faults", description="What a tier in trouble costs.")
-    parser.add_argument("--tier", action="append", choices=TIERS, help="repeatable; default: all")
+    parser.add_argument("--tier", action="append", choices=[*TIERS, "gs", "az"], help="repeatable; default: all")
     parser.add_argument("--trouble", metavar="PART", help="only troubles whose name has this")
     parser.add_argument("--markdown", metavar="FILE", help="write a table of them there")
     parser.add_argument("--json", metavar="FILE", help="write the outcomes there, too")

@@ -41,9 +41,9 @@ def _key(number: int) -> bytes:
     return number.to_bytes(32, "little")
 
 
-def _bare(url: str, store: Any) -> Callable[[], object]:
+def _bare(url: str) -> Callable[[], object]:
     """A get by the client alone, over a connection that it keeps, of the object that lies under key 0."""
-    from urllib.parse import urlsplit
+    from urllib.parse import parse_qsl, urlsplit
 
     from cuda_progcache.store.base import entry_digest
 
@@ -62,9 +62,14 @@ def _bare(url: str, store: Any) -> Callable[[], object]:
         pool = urllib3.HTTPConnectionPool("127.0.0.1", parts.port)
         return lambda: pool.request("GET", f"{parts.path}/{name}", retries=False).data
     import obstore
+    from obstore.store import S3Store
 
-    client_of_ours = store.engine.engine._store(store.engine.engine._settings.timeout)
-    return lambda: obstore.get(client_of_ours, name).bytes()
+    options = dict(parse_qsl(parts.query))
+    config: Any = {"access_key_id": parts.username, "secret_access_key": parts.password, **options}
+    bucket = S3Store(
+        parts.netloc.rpartition("@")[2], prefix=parts.path, config=config, client_options={"allow_http": True}
+    )
+    return lambda: obstore.get(bucket, name).bytes()
 
 
 @contextmanager
@@ -80,7 +85,7 @@ def _filled(server: Server, directory: Path, programs: int) -> Iterator[tuple[An
         for number in range(programs):
             assert tier.publish(_key(number), PROGRAM, RECORD)
         assert tier.flush(600)
-        bare: Callable[[], Any] = _bare(served.writer, tier)
+        bare: Callable[[], Any] = _bare(served.writer)
         assert bytes(bare())[-len(PROGRAM) :] == PROGRAM
         yield tier, bare
         tier.close()

@@ -124,6 +124,7 @@ def _too_long(protocol: Protocol, asked: Asked, body: bytes) -> Script:
 
 def _terabyte(protocol: Protocol, asked: Asked, body: bytes) -> Script:
     yield protocol.head(asked, TERABYTE) + body
+    yield Act("drip", b"more")  # some clients make room for all of it by the second piece
     yield WAIT
 
 
@@ -154,6 +155,12 @@ def _status(status: str, more: str = "", body: bytes = HTML) -> Trouble:
         yield http_head(asked, len(body), status, told) + body
 
     return script
+
+
+def _terabyte_of_an_error(_: Protocol, asked: Asked, __: bytes) -> Script:
+    yield http_head(asked, TERABYTE, "500 Internal Server Error") + HTML
+    yield Act("drip", b"more")
+    yield WAIT
 
 
 def _continues(_: Protocol, __: Asked, ___: bytes) -> Script:
@@ -274,6 +281,7 @@ TROUBLES: dict[str, dict[str, Trouble]] = {
         "a chunk of a googol": _chunks(100 * b"9" + b"\r\n", 0x10000 * b"x"),
         "endless trailers": _chunks(b"2\r\nab\r\n0\r\n", b"X: y\r\n"),
         "early hints before another's object": _early_hints,
+        "an error of a terabyte": _terabyte_of_an_error,
         "101": _status("101 Switching Protocols", body=b""),
         "404, and closed without a word": _gone_and_closed,
     },

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def start_module(module: str, env: Mapping[str, str] | None = None, **given: Any) -> subprocess.Popen[Any]:
-    """Run a module of this package in a new process, with pipes for its input and its output.
+    """Run a module of this package in a new process, with pipes for its input and its output unless others are given.
 
     Parameters
     ----------
@@ -20,18 +20,14 @@ def start_module(module: str, env: Mapping[str, str] | None = None, **given: Any
     env : mapping, optional
         Its environment; None: this process's.
     **given
-        For ``subprocess.Popen``.
+        For ``subprocess.Popen``: ``stdin`` and ``stdout`` in place of pipes, too.
     """
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        # -P: else a json.py in the working directory would be imported in place of Python's own.
-        [next(interpreters(), sys.executable), "-P", "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**(os.environ if env is None else env), "PYTHONPATH": path},
-        **given,
-    )
+    # -P: else a json.py in the working directory would be imported in place of Python's own.
+    command = [next(interpreters(), sys.executable), "-P", "-m", module]
+    environment = {**(os.environ if env is None else env), "PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment, **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **given})
 
 
 def interpreters() -> Iterator[str]:

@@ -22,15 +22,19 @@ def on_own_stack(function: Callable[[Any], T], argument: Any) -> T:
     ValueError
         It recurses too deeply even so.
     RecursionError
-        The caller's stack has no room to start a thread, so that nothing is known.
+        No thread can be started, so that nothing is known.
     """
     try:
         return function(argument)
-    except RecursionError:
-        from concurrent.futures import ThreadPoolExecutor
+    except RecursionError as far_up:
+        try:
+            from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(1) as alone:
+            alone = ThreadPoolExecutor(1)
             done = alone.submit(function, argument)  # takes more frames than to wait for it
+        except RuntimeError:  # no room for it, no more threads, or the interpreter is shutting down
+            raise far_up from None
+        with alone:
             try:
                 return done.result()
             except RecursionError:

@@ -19,7 +19,7 @@ from cuda_progcache._util.digest import is_digest, sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.who import who
 from cuda_progcache.compile import lines
-from cuda_progcache.store.derived import derived
+from cuda_progcache.store.derived import derived, forget_oldest
 from cuda_progcache.store.records import checksum
 
 TYPE_CHECKING = False
@@ -75,8 +75,7 @@ def note(cache: Any, about: CompileRecord, digest: str, *, made_here: bool = Tru
         kept = derived(cache, "latest")
         others = [known for known in kept.get(name, ()) if known.digest != digest]
         kept[name] = [compiled, *others][:_KEPT]
-        if len(kept) > _NAMES:
-            kept.pop(next(iter(kept)))
+        forget_oldest(kept, _NAMES)
         return
     with contextlib.suppress(OSError):  # disposable: a later miss has one compile less to compare with
         _append(cache, path, compiled)

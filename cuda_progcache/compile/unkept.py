@@ -20,7 +20,7 @@ from cuda_progcache._util.warning import warn
 from cuda_progcache.compile import lines
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.store.base import ProgramCacheResource
-from cuda_progcache.store.derived import derived
+from cuda_progcache.store.derived import derived, forget_oldest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ def _list(cache: Any, one: Unkept) -> None:
         kept = derived(cache, "unkept")
         kept.pop(one.digest, None)
         kept[one.digest] = one
-        if len(kept) > _KEPT:
-            kept.pop(next(iter(kept)))
+        forget_oldest(kept, _KEPT)
         return
     if lines.append(cache, path, json.dumps(one)) > _LARGEST:
         lines.rewrite(cache, path, [json.dumps(known) for known in reversed(listed(cache)[:_KEPT])])

@@ -32,13 +32,7 @@ ANSWERED = {
     "a terabyte, it says",
     "a length below zero",
 }
-CASES = [
-    (tier, trouble)
-    for tier, protocol in tier_faults.TIERS.items()
-    for trouble in troubles(protocol)
-    # obstore may use a connection just when it's being closed, and makes no request anew.
-    if (tier, trouble) != ("s3", "404, and closed without a word")
-]
+CASES = [(tier, trouble) for tier, protocol in tier_faults.TIERS.items() for trouble in troubles(protocol)]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +43,7 @@ def certificates(tmp_path_factory):
 
 @pytest.mark.parametrize(("tier", "trouble"), CASES, ids=lambda value: value.replace(" ", "-"))
 def test_costs_its_deadline_once_and_never_an_error(tier, trouble, certificates):
-    if tier == "s3":
-        pytest.importorskip("obstore")
-    stalls = trouble in STALLS and (tier, trouble) != ("s3", "endless trailers")  # obstore takes no chunks
+    stalls = trouble in STALLS
     # What is answered gets all the time that a busy machine may take.
     times = (0.2, 0.3, 0.3) if stalls else (30.0, 30.0, 30.0)
     outcome = tier_faults.try_trouble(tier, trouble, certificates, times, LOOK_UPS, 3)
@@ -65,9 +57,7 @@ def test_costs_its_deadline_once_and_never_an_error(tier, trouble, certificates)
         return
     assert outcome.said, "trouble that nobody is told of"
     assert outcome.state == "open"
-    # obstore follows a redirect ten times.
-    hops = 11 if tier == "s3" and trouble.startswith("a redirect") else 1
-    assert outcome.requests <= (1 if stalls else 3 * hops)
+    assert outcome.requests <= (1 if stalls else 3)
 
 
 def test_what_sends_rubbish_is_not_taken_for_well_again():
@@ -98,18 +88,17 @@ def test_a_dead_resolver_holds_nobody(python, tmp_path):
     except Unavailable as exc:
         pytest.skip(str(exc))
     script = """
-        import importlib.util, json, sys
+        import json, sys
         from ci import tier_faults
         from pathlib import Path
 
         told = {}
         for tier in tier_faults.TIERS:
-            if tier != "s3" or importlib.util.find_spec("obstore") is not None:
-                outcome = tier_faults.try_trouble(tier, tier_faults.RESOLVER, Path("."), (0.2, 0.3, 0.3), 20, 3)
-                told[tier] = outcome._asdict()
+            outcome = tier_faults.try_trouble(tier, tier_faults.RESOLVER, Path("."), (0.2, 0.3, 0.3), 20, 3)
+            told[tier] = outcome._asdict()
         print(json.dumps(told))
     """
     told = json.loads(python(textwrap.dedent(script), **environment))
-    assert {"redis", "http"} <= told.keys()
+    assert told.keys() == tier_faults.TIERS.keys()
     for outcome in told.values():
         assert (outcome["raised"], outcome["wrong"], outcome["state"]) == ([], 0, "open")

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from cuda_progcache._util.parallel import for_each
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.engine import MANY, Engine, Listed
-from cuda_progcache.store.tiers.timed_http import HttpClient, authorization
+from cuda_progcache.store.tiers.timed_http import Answer, HttpClient, authorization
 
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _ABSENT = (404, 410)
 _DONE = (200, 201, 202, 204)
 _REFUSED = {401: errno.EACCES, 403: errno.EACCES, 405: errno.EROFS, 413: errno.EFBIG, 507: errno.ENOSPC}
-#: What the listing of one directory may have: some hundred thousand names.
-_LISTING = 64 << 20
+#: Bytes that a listing may have: some hundred thousand names.
+LISTING = 64 << 20
 #: Folders that an object may lie in, one in the other: ``v1/programs/ab/``.
 _DEEPEST = 3
 
@@ -39,16 +39,20 @@ class HttpEngine(Engine):
     ----------
     settings : TierSettings
         Of an ``http`` or ``https`` URL.
+    client : HttpClient, optional
+        Where something else is asked than the URL's server.
+    path : str
+        The path of all objects at ``client``, quoted.
     """
 
     keeps_time = True
     threads = MANY
 
-    def __init__(self, settings: TierSettings) -> None:
+    def __init__(self, settings: TierSettings, client: HttpClient | None = None, path: str = "") -> None:
         self.name = settings.url
-        self._path = quote(f"/{settings.path}".rstrip("/"), safe="/%")
-        self._patience = settings.write_timeout
-        self._client = HttpClient(
+        self._settings = settings
+        self._path = path if client else quote(f"/{settings.path}".rstrip("/"), safe="/%")
+        self._client = client or HttpClient(
             settings.url,
             connect_timeout=settings.connect_timeout,
             ca_file=settings.ca_file,
@@ -59,29 +63,35 @@ class HttpEngine(Engine):
         """See :meth:`Engine.prepare`."""
         self._client.prepare()
 
+    def _exchange(
+        self, method: str, name: str, *, until: float, limit: int | None = None, body: bytes | None = None
+    ) -> Answer:
+        """Make a request for an object, or for a directory."""
+        return self._client.exchange(method, f"{self._path}/{quote(name)}", until=until, limit=limit, body=body)
+
     def get(self, name: str, *, limit: int, until: float) -> bytes | None:
         """The object of that name; ``None`` where the server says 404 or 410."""
-        answer = self._client.exchange("GET", f"{self._path}/{quote(name)}", until=until, limit=limit)
+        answer = self._exchange("GET", name, until=until, limit=limit)
         if answer.status == 200:
             return answer.data
         if answer.status not in _ABSENT:
-            self._refuse(f"GET of {name}", answer.status)
+            self._refuse(f"GET of {name}", answer)
         return None
 
     def put(self, name: str, data: bytes, *, until: float) -> None:
         """Write an object by PUT."""
-        answer = self._client.exchange("PUT", f"{self._path}/{quote(name)}", until=until, body=data)
+        answer = self._exchange("PUT", name, until=until, body=data)
         if answer.status not in _DONE:
-            self._refuse(f"PUT of {name}", answer.status)
+            self._refuse(f"PUT of {name}", answer)
 
     def delete(self, names: Iterable[str], *, until: float) -> None:
         """Remove objects by DELETE, on several threads."""
         for_each(names, lambda name: self._delete(name, until), self.threads)
 
     def _delete(self, name: str, until: float) -> None:
-        answer = self._client.exchange("DELETE", f"{self._path}/{quote(name)}", until=until)
+        answer = self._exchange("DELETE", name, until=until)
         if answer.status not in _DONE + _ABSENT:
-            self._refuse(f"DELETE of {name}", answer.status)
+            self._refuse(f"DELETE of {name}", answer)
 
     def list(self, prefix: str, *, until: float) -> Iterator[Listed]:
         """The objects whose names begin so, from the server's listings of its directories."""
@@ -100,12 +110,12 @@ class HttpEngine(Engine):
 
     def _entries(self, folder: str, until: float) -> Sequence[Mapping[str, Any]]:
         """What nginx's listing has of a directory: name, type, size, and time in GMT."""
-        until = min(until, time.monotonic() + self._patience)
-        answer = self._client.exchange("GET", f"{self._path}/{quote(folder)}", until=until, limit=_LISTING)
+        until = min(until, time.monotonic() + self._settings.write_timeout)
+        answer = self._exchange("GET", folder, until=until, limit=LISTING)
         if answer.status in _ABSENT:
             return ()
         if answer.status != 200:
-            self._refuse(f"GET of the listing of {folder or '/'}", answer.status)
+            self._refuse(f"GET of the listing of {folder or '/'}", answer)
         try:
             entries = json.loads(answer.data)
         except (ValueError, RecursionError):
@@ -118,8 +128,9 @@ class HttpEngine(Engine):
             self.name,
         )
 
-    def _refuse(self, what: str, status: int) -> NoReturn:
-        raise StoreError(_REFUSED.get(status, errno.EIO), f"the server answered {status} to {what}", self.name)
+    def _refuse(self, what: str, answer: Answer) -> NoReturn:
+        code = _REFUSED.get(answer.status, errno.EIO)
+        raise StoreError(code, f"the server answered {answer.status} to {what}", self.name)
 
     def close(self) -> None:
         """Close the connections."""

@@ -13,13 +13,13 @@ from cuda_progcache.store.tiers.engine import Engine, Listed, NotInstalledError
 if TYPE_CHECKING:
     from cuda_progcache.store.tiers.settings import TierSettings
 
-#: The module and the class of a scheme's engine.
+#: The module of a scheme's engine, and what makes it there.
 _ENGINES = {
     "redis": ("redis", "RedisEngine"),
     "rediss": ("redis", "RedisEngine"),
     "http": ("http", "HttpEngine"),
     "https": ("http", "HttpEngine"),
-    "s3": ("objects", "ObjectEngine"),
+    "s3": ("s3", "s3_engine"),
     "gs": ("objects", "ObjectEngine"),
     "az": ("objects", "ObjectEngine"),
     "oci": ("oci", "OciEngine"),
@@ -53,13 +53,13 @@ class EngineOnDemand(Engine):
             home, name = _ENGINES[self._settings.scheme]
             try:
                 module = importlib.import_module(f"cuda_progcache.store.tiers.{home}")
+                made: Engine = getattr(module, name)(self._settings)
             except ImportError as exc:
                 raise NotInstalledError(
                     errno.ENOTSUP,
                     f"needs a package that isn't installed ({exc}): pip install 'cuda-progcache[s3]'",
                     self.name,
                 ) from exc
-            made: Engine = getattr(module, name)(self._settings)
             self._made = made
         return self._made
 

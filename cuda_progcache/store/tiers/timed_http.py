@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP requests that end in time, whatever the server does, on the standard library's client.
+"""HTTP requests that end in time, whatever the server does, on the standard library's reader of answers.
 
-That client bounds each wait, but not their sum, which the sockets do here
-(:mod:`cuda_progcache.store.tiers.timed_sockets`). It tells the length of an answer before its body is read, follows no
-redirect, uses no proxy and retries nothing, which is all that a tier needs.
+Their time is bounded by the sockets (:mod:`cuda_progcache.store.tiers.timed_sockets`). That reader tells the length of
+an answer before its body is read. Heads are written and read here, since the library's e-mail parser takes longer for
+one than all the rest. No redirect is followed, no proxy used and nothing retried, which is all that a tier needs.
+
+Source: RFC 9112, "HTTP/1.1".
 """
 
 from __future__ import annotations
 
 import errno
 import io
+import re
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse, parse_headers
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from http.client import HTTPException, HTTPResponse
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from cuda_progcache.errors import StoreError
@@ -23,16 +26,47 @@ from cuda_progcache.store.tiers.engine import TooLargeError
 from cuda_progcache.store.tiers.timed_sockets import Tls, connect, hurry, left
 
 if TYPE_CHECKING:
-    from http.client import HTTPMessage
+    from socket import socket
 
     from cuda_progcache.store.tiers.settings import Credentials
 
 #: Connections to a server that are kept open.
 _KEPT = 32
-#: What an answer of no interest may have for its connection to be worth keeping.
+#: What an answer without an object may have to be read, so that its connection can be kept.
 _READ_AWAY = 64 << 10
 #: Bytes of a body that is taken piece by piece.
 _PIECE = 1 << 18
+
+
+#: Lines of a head, and bytes of one.
+_MOST_LINES, _LONGEST = 100, 1 << 16
+#: Bytes that are asked of the system at once: a program, mostly.
+_BUFFER = 1 << 15
+#: What would end a line, or a part of one.
+_UNFIT_TARGET = re.compile(r"[^!-~]")
+_UNFIT_VALUE = re.compile(r"[^\t -~\x80-\xff]")
+
+
+class Headers(dict[str, str]):
+    """The headers of an answer, by name in any case; of several with one name, the first."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, without white space at its ends."""
+        return super().get(name.lower(), default)
+
+    @classmethod
+    def read(cls, lines: IO[bytes]) -> Headers:
+        """Read those of a head, up to the empty line (HTTPException: there are too many, or one isn't a header)."""
+        found = cls()
+        for _ in range(_MOST_LINES):
+            line = lines.readline(_LONGEST)
+            if line in {b"\r\n", b"\n"}:
+                return found
+            name, colon, value = line.decode("latin-1").partition(":")
+            if not colon or not line.endswith(b"\n") or name.strip() != name:
+                raise HTTPException("a line of its head isn't a header")
+            found.setdefault(name.lower(), value.strip())
+        raise HTTPException(f"its head has more than {_MOST_LINES} lines")
 
 
 class Answer(NamedTuple):
@@ -42,14 +76,13 @@ class Answer(NamedTuple):
     ----------
     status : int
         The status code.
-    headers : HTTPMessage
-        By name, in any case.
+    headers : Headers
     data : bytes
-        The body of an answer with status 200, where it is wanted; else empty.
+        The body of an answer with status 200, where it is wanted; of any other, what has at most 64 KiB.
     """
 
     status: int
-    headers: HTTPMessage
+    headers: Headers
     data: bytes
 
 
@@ -67,19 +100,35 @@ class _Lines(io.BufferedReader):
 
 
 class _Response(HTTPResponse):
-    """An answer as the standard library reads it, with three of its gaps closed."""
+    """An answer as the standard library reads it, but for the head, and with three of its gaps closed."""
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self.fp: Any = _Lines(self.fp.detach())
+    def __init__(self, sock: socket, method: str) -> None:
+        super().__init__(sock, method=method)
+        self.fp: Any = _Lines(self.fp.detach(), _BUFFER)
 
-    def _read_status(self) -> tuple[str, int, str]:
-        """The status of the answer itself, after any interim ones (RFC 9110, section 15.2)."""
-        told: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
-        while 100 <= told[1] < 200 and told[1] != 101:
-            parse_headers(self.fp)
-            told = super()._read_status()  # type: ignore[misc]
-        return told
+    def begin(self) -> None:
+        """Read the head of the answer itself, after any interim ones (RFC 9110, section 15.2)."""
+        version, status, headers = self._read_head()
+        while 100 <= status < 200 and status != 101:
+            version, status, headers = self._read_head()
+        self.status = status
+        self.version = 10 if version == "HTTP/1.0" else 11
+        self.head = headers
+        self.headers: Any = headers
+        self.chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
+        self.chunk_left = None
+        length = headers.get("Content-Length", "")
+        self.length = int(length) if not self.chunked and length.isascii() and length.isdecimal() else None
+        if status < 200 or status in {204, 304}:
+            self.length = 0
+        is_open_ended = self.length is None and not self.chunked
+        self.will_close = is_open_ended or bool(self._check_close())  # type: ignore[attr-defined]
+
+    def _read_head(self) -> tuple[str, int, Headers]:
+        version, status, _ = self._read_status()  # type: ignore[attr-defined]
+        if not version.startswith("HTTP/1."):
+            raise HTTPException(f"its version is {version[:20]!r}")
+        return version, status, Headers.read(self.fp)
 
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]
@@ -88,8 +137,62 @@ class _Response(HTTPResponse):
         return size
 
 
-class _Connection(HTTPConnection):
-    response_class = _Response
+class _Connection:
+    """A connection, for one request at a time.
+
+    Parameters
+    ----------
+    sock : socket
+    host : str
+        For the ``Host`` header.
+    """
+
+    def __init__(self, sock: socket, host: str) -> None:
+        self.sock: socket | None = sock
+        self._host = host
+
+    def ask(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> _Response:
+        """Send a request; the answer as far as its head. A connection that the server ends with it is closed."""
+        if self.sock is None:
+            raise HTTPException("its connection is closed")
+        if _UNFIT_TARGET.search(target):
+            raise HTTPException("the target of a request isn't quoted")
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {self._host}", "Accept-Encoding: identity"]
+        for name, value in headers.items():
+            if _UNFIT_VALUE.search(value):
+                raise HTTPException(f"the value of the header {name} can't be sent")
+            lines.append(f"{name}: {value}")
+        if body is not None:
+            lines.append(f"Content-Length: {len(body)}")
+        try:
+            self._send("\r\n".join([*lines, "", ""]).encode("latin-1"), body)
+        except (BrokenPipeError, ConnectionResetError):
+            if body is None:
+                raise
+            # The server wants no more of the body, and may have said why.
+        response = _Response(self.sock, method)
+        try:
+            response.begin()
+        except BaseException:
+            response.close()
+            raise
+        if response.will_close:
+            self.close()  # the response has the socket until it is read
+        return response
+
+    def _send(self, head: bytes, body: bytes | None) -> None:
+        assert self.sock is not None  # noqa: S101 - for mypy
+        if body is None or len(body) <= _BUFFER:
+            self.sock.sendall(head + (body or b""))
+        else:
+            self.sock.sendall(head)
+            self.sock.sendall(body)
+
+    def close(self) -> None:
+        """Close it."""
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
 
 
 class HttpClient:
@@ -101,28 +204,45 @@ class HttpClient:
     ----------
     url : str
         Scheme, host, port and a path, without secrets.
+    name : str, optional
+        What errors call it; None: the URL.
     connect_timeout : float
         Seconds.
     ca_file : str, optional
         The trusted certificates (PEM); None: the system's.
     headers : callable, optional
         Returns the headers of every request, except ``User-Agent``; called again after an answer of 401.
+    dial : callable, optional
+        Opens a connection, by the end of the thread's request; None: one to the URL's host and port.
+
+    Attributes
+    ----------
+    host : str
+        As it is sent in the ``Host`` header.
     """
 
     def __init__(
         self,
         url: str,
         *,
+        name: str | None = None,
         connect_timeout: float,
         ca_file: str | None = None,
         headers: Callable[[], Mapping[str, str]] = dict,
+        dial: Callable[[], socket] | None = None,
     ) -> None:
-        self.name = url
-        self._parts = urlsplit(url)
+        self.name = name or url
+        parts = urlsplit(url)
+        usual = 443 if parts.scheme == "https" else 80
+        self._address = parts.hostname or "", parts.port or usual
+        host, port = self._address
+        named = f"[{host}]" if ":" in host else host
+        self.host = named if port == usual else f"{named}:{port}"
         self._connect_timeout = connect_timeout
-        self._tls = Tls(ca_file) if self._parts.scheme == "https" else None
+        self._tls = Tls(ca_file) if parts.scheme == "https" else None
         self._headers = headers
         self._known: Mapping[str, str] | None = None  # the headers, once they have been asked for
+        self._dial = dial
         self._connections = Connections(self._connect, _KEPT)
 
     def prepare(self) -> None:
@@ -130,15 +250,9 @@ class HttpClient:
         if self._tls is not None:
             self._tls.prepare()
 
-    def _connect(self) -> HTTPConnection:
-        host, is_tls = self._parts.hostname or "", self._tls is not None
-        port = self._parts.port or (443 if is_tls else 80)
-        made = _Connection(host, port)
-        if is_tls:
-            made.default_port = 443  # which the Host header leaves out
-        made.sock = connect(host, port, self._connect_timeout, self._tls)
-        made.auto_open = 0
-        return made
+    def _connect(self) -> _Connection:
+        sock = self._dial() if self._dial else connect(*self._address, self._connect_timeout, self._tls)
+        return _Connection(sock, self.host)
 
     def exchange(
         self,
@@ -160,7 +274,7 @@ class HttpClient:
         until : float
             When it has to have ended, as :func:`time.monotonic` counts.
         limit : int, optional
-            Bytes that the answer's body may have; of a larger one nothing is read. None: the body is of no interest.
+            Bytes that an object may have; of a larger one nothing is read. None: no object is asked for.
         body : bytes, optional
             What is sent.
         headers : mapping, optional
@@ -183,13 +297,13 @@ class HttpClient:
             known = self._known = {"User-Agent": "cuda-progcache", **self._headers()}
         sent = {**known, **headers} if headers else known
 
-        def call(connection: HTTPConnection) -> Answer:
+        def call(connection: _Connection) -> Answer:
             with _ask(connection, method, target, body, sent) as response:
                 data = _read(response, limit, into)
                 is_whole = response.isclosed() and response.status >= 200
             if not is_whole:  # what is left of it would be taken for the next answer
                 connection.close()
-            return Answer(response.status, response.headers, data)
+            return Answer(response.status, response.head, data)
 
         try:
             left()
@@ -215,17 +329,10 @@ class HttpClient:
 
 
 def _ask(
-    connection: HTTPConnection, method: str, target: str, body: bytes | None, headers: Mapping[str, str]
-) -> HTTPResponse:
-    """Send a request; the answer as far as its headers."""
+    connection: _Connection, method: str, target: str, body: bytes | None, headers: Mapping[str, str]
+) -> _Response:
     try:
-        try:
-            connection.request(method, target, body, headers)
-        except (BrokenPipeError, ConnectionResetError):
-            if body is None:
-                raise
-            # The server wants no more of the body, and may have said why.
-        return connection.getresponse()
+        return connection.ask(method, target, body, headers)
     except ConnectionError as exc:
         code, why = _reason(exc)
         raise HungUpError(code, f"can't be reached ({why})") from exc
@@ -235,9 +342,7 @@ def _read(response: HTTPResponse, limit: int | None, into: Callable[[bytes], Non
     """The body of an answer, if it is wanted; piece by piece where something takes it."""
     length = response.length  # None: it ends with the connection, or comes in chunks
     if response.status != 200 or limit is None:
-        if length is not None and length <= _READ_AWAY:
-            response.read(length)
-        return b""
+        return _read_away(response)
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise StoreError(errno.EPROTO, f"the response has an encoding that wasn't requested ({encoding[:40]!r})")
@@ -257,6 +362,17 @@ def _read(response: HTTPResponse, limit: int | None, into: Callable[[bytes], Non
     if length is not None and size != length:
         raise StoreError(errno.EPROTO, f"the response has {size} bytes instead of {length}")
     return data
+
+
+def _read_away(response: HTTPResponse) -> bytes:
+    """What a server says beside its status; empty where that is long, or ends with the connection."""
+    length = response.length
+    if length is None and not response.chunked:
+        return b""
+    if length is not None and length > _READ_AWAY:
+        return b""
+    data = response.read(_READ_AWAY + 1 if length is None else length)
+    return data if len(data) <= _READ_AWAY else b""
 
 
 def authorization(credentials: Credentials) -> dict[str, str]:
