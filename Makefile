@@ -23,7 +23,7 @@ VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info
 endif
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint docs bench servers clean distclean environment
+.PHONY: help demo test lint docs bench servers bytecode clean distclean environment
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -42,7 +42,8 @@ demo: environment
 # Processes: two per CPU, since many tests wait; the tests of a file stay together, and share what its
 # fixtures make; in the order of the folders, since files of few long tests would else come last, and alone.
 test: export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
-test: servers lint docs
+test: environment
+	@$(MAKE) -j2 --output-sync=target servers lint docs bytecode
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: environment
@@ -51,6 +52,12 @@ lint: environment
 	@$(BIN)/mypy --no-error-summary
 	@said=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$said"; exit 1; }
 	@echo 'lint: ruff, mypy --strict and import-linter found nothing'
+
+# Once for all: each worker would rewrite the assertions of every test, and each process of a test compile the
+# package, the more so where PYTHONDONTWRITEBYTECODE is set. What can't be collected, the run of the tests says.
+bytecode: environment
+	@$(BIN)/python -m compileall -q cuda_progcache ci
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --collect-only -qq > /dev/null 2>&1 || true
 
 servers:
 	@ci/servers/install.sh

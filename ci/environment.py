@@ -112,10 +112,13 @@ def _install(directory: Path, project: dict[str, object]) -> None:
     _say(f"Installing cuda_progcache and its requirements into {directory.name} (once; later runs need no network)")
     build_system = project["build-system"]
     requires = build_system["requires"] if isinstance(build_system, dict) else []
-    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    python = str(directory / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     # The build backend goes in first and the build isn't isolated: an environment that has it all installs offline.
     _run([*pip, *requires, "editables"])
     _run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[dev]"])
+    # pip compiles on one CPU, and this on all. Like pip, it passes over the files that aren't for this Python.
+    subprocess.run([python, "-m", "compileall", "-qq", "-j", "0", str(directory / "lib")], check=False)
 
 
 def _run(command: list[str]) -> None:

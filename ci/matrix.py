@@ -16,6 +16,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,13 +54,17 @@ HEADERS = {
 }
 
 
-#: What pip says where no registry answers, or it has no wheel of that name for this machine. A release that is only
-#: missing among others is a mistake in RELEASES.
-_UNREACHABLE = ("(from versions: none)", "ConnectionPool", "HTTP error ")
+#: What pip says where no registry answers.
+_UNREACHABLE = ("ConnectionPool", "HTTP error ")
+#: And of a package of which it gets no wheel at all.
+_UNKNOWN = re.compile(r"requirement ([\w.-]+)\S* \(from versions: none\)")
 
 
 class UnavailableError(Exception):
-    """An environment can't be made: no registry answers, or it hasn't got the wheels."""
+    """An environment can't be made: no registry answers, or it hasn't got NVIDIA's wheels for this machine.
+
+    A package, or a release, that is only missing among others is a mistake in the tables above (RuntimeError).
+    """
 
 
 def environment(release: str) -> Path:
@@ -107,8 +112,25 @@ def _install(where: Sequence[str], requirements: Sequence[str], *more: str) -> N
     command = [*pip, "--no-deps" if more else "--prefer-binary", "--retries=1", "--timeout=20", *more, *requirements]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:
-        error = UnavailableError if any(words in done.stderr for words in _UNREACHABLE) else RuntimeError
+        error = UnavailableError if _is_out_of_reach(done.stderr) else RuntimeError
         raise error(f"pip can't install {', '.join(requirements)}: {done.stderr.strip()[-500:]}")
+
+
+def _is_out_of_reach(said: str) -> bool:
+    """Whether a failed installation is for want of a registry with NVIDIA's wheels, and not the tables' mistake."""
+    if any(words in said for words in _UNREACHABLE):
+        return True
+    unknown = _UNKNOWN.search(said)
+    if unknown is None:
+        return False
+    others = {name.partition("==")[0] for names in RELEASES.values() for name in names} - {unknown[1]}
+    return not any(_is_known(name) for name in sorted(others))
+
+
+def _is_known(name: str) -> bool:
+    """Whether a registry has a wheel of that package for this machine."""
+    command = [sys.executable, "-m", "pip", "index", "versions", "--quiet", "--retries=1", "--timeout=20", name]
+    return not subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL).returncode
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class StandIn:
             data = program(key)
             self._cache.publish(name, data, {"key": key})
             self._log.add("end", key, self._host)
-            self._tier._objects.writes.then(lambda: self._log.add("landed", key, self._host))
+            self._tier.then(lambda: self._log.add("landed", key, self._host))
             return data
 
         def look_up() -> bytes | None:

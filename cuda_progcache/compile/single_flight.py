@@ -300,8 +300,11 @@ def _wait(path: str, deadline: float) -> bool | None:
 def _start_heart() -> None:
     with _here.lock:
         if _here.heart is None or not _here.heart.is_alive():
-            _here.heart = threading.Thread(target=_beat, name="cuda_progcache-leases", daemon=True)
-            _here.heart.start()
+            try:
+                _here.heart = threading.Thread(target=_beat, name="cuda_progcache-leases", daemon=True)
+                _here.heart.start()
+            except RuntimeError:  # there can be no more threads: who waits will compile beside us
+                _here.heart = None
 
 
 def _beat() -> None:

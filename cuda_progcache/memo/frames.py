@@ -54,7 +54,8 @@ def frames_here() -> list[Frame]:
 #: Of Python's stack, what the engine takes between a call and its body at least: so much deeper may the body go, and no
 #: more, so that a recursion without end still ends. The shortest way is that of a function that calls itself.
 OVERHEAD = 8
-SHORTEST_OVERHEAD = 2
+#: Up to Python 3.11, the call of a wrapper counts twice: as a frame, and as a call from C.
+SHORTEST_OVERHEAD = 2 if sys.version_info < (3, 12) else 1
 _room = threading.Lock()
 
 

@@ -41,7 +41,7 @@ class HitCheckStats(NamedTuple):
     inconclusive : int
         A header or the compiler changed meanwhile, the compile failed, or two fresh compiles differ.
     passed_over : int
-        Drawn while too many were waiting.
+        Drawn while too many were waiting, or where there could be no thread to check it.
     """
 
     confirmed: int = 0
@@ -114,8 +114,13 @@ class HitCheck:
             self._waiting.append((hit, compile_again, look_again))
             if self._thread is None:
                 # No daemon: that would be abandoned in the middle of a check, and a wrong entry would stay.
-                self._thread = threading.Thread(target=self._work, name="cuda_progcache-hit-check", daemon=False)
-                self._thread.start()
+                try:
+                    self._thread = threading.Thread(target=self._work, name="cuda_progcache-hit-check", daemon=False)
+                    self._thread.start()
+                except RuntimeError:  # there can be no more threads: the hit is used all the same
+                    self._thread = None
+                    self._waiting.clear()
+                    self._count("passed_over")
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all that was drawn is checked; False if that takes longer than ``timeout`` seconds."""

@@ -46,6 +46,13 @@ def derived(cache: object, what: str) -> dict[str, Any]:
     return _kept.setdefault(cache, {}).setdefault(what, {})
 
 
+def forget_oldest(kept: dict[str, Any], most: int) -> None:
+    """Forget the oldest of what is derived, but for so many; other threads may do the same meanwhile."""
+    if len(kept) > most:
+        for name in list(kept)[:-most]:
+            kept.pop(name, None)
+
+
 def forget_derived(cache: object) -> None:
     """Forget all of it, as ``clear()`` has to."""
     _kept.pop(cache, None)

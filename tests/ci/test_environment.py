@@ -95,6 +95,12 @@ def test_a_failed_installation_is_an_error_and_is_tried_again(environment, monke
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    # The pip of this environment, since ensurepip takes ten seconds: an environment half installed, tried again.
+    directory = environment.ROOT / ".venv"
+    venv.create(directory, with_pip=False, symlinks=True)
+    pip = Path(importlib.util.find_spec("pip").origin).parent
+    (packages,) = directory.glob("lib/python*/site-packages")
+    (packages / "pip").symlink_to(pip)
     for _ in range(2):
         with pytest.raises(SystemExit) as stop:
             environment.main([".venv"])

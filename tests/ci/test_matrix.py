@@ -40,16 +40,28 @@ def test_trouble_is_seen(place, made, served, edited, trouble):
 
 
 @pytest.mark.parametrize(
-    ("wheels", "error"), [([], matrix.UnavailableError), (["nvidia_cuda_nvrtc-1.0-py3-none-any.whl"], RuntimeError)]
+    ("wheel", "error"), [("jinja2-3.1", matrix.UnavailableError), ("nvidia_nvjitlink-13.0.1", RuntimeError)]
 )
-def test_without_a_registry_it_says_so(tmp_path, monkeypatch, wheels, error):
-    """One that has other releases alone is there: then the table of releases is wrong, and nothing is skipped."""
+def test_without_a_registry_it_says_so(tmp_path, monkeypatch, wheel, error):
+    """One that has others of NVIDIA's is there: then the table of releases is wrong, and nothing is skipped."""
+    monkeypatch.setattr(matrix, "RELEASES", {"13.0": matrix.RELEASES["13.0"][:2]})
     monkeypatch.setattr(matrix, "ROOT", tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    for wheel in wheels:
-        (tmp_path / wheel).touch()
+    (tmp_path / f"{wheel}-py3-none-any.whl").touch()
     with pytest.raises(error, match="pip can't install nvidia-cuda-nvrtc") as raised:
         matrix.environment("13.0")
     assert raised.type is error
     assert not (tmp_path / ".venv-nvrtc-13.0" / "progcache-matrix.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("ERROR: No matching distribution found for nvidia-cuda-nvrtc==13.0.* (from versions: 1.0)", False),
+        ("ERROR: HTTP error 503 while getting nvidia-cuda-nvrtc", True),
+        ("WARNING: Retrying after connection broken by 'HTTPSConnectionPool(...)' (from versions: none)", True),
+    ],
+)
+def test_only_what_no_registry_answers_is_out_of_reach(said, reason):
+    assert matrix._is_out_of_reach(said) is reason

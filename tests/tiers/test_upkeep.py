@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -150,6 +151,57 @@ def test_sides_that_cannot_be_read_or_written(redis_url, tmp_path):
         sync("redis://127.0.0.1:1?connect_timeout=0.1", "there")
     with pytest.raises(StoreError, match="prune"):
         collect(f"file://{tmp_path}/here", older_than=1)
+
+
+def test_what_another_try_may_mend_is_tried_again_and_nothing_else(redis_url, monkeypatch):
+    monkeypatch.setattr(sides, "_PAUSE", 0.0)
+    side = sides.side(redis_url, writes=True)
+    for error, tries, told in (
+        (OSError(errno.EIO, "no"), 4, errno.EIO),
+        (OSError(errno.EACCES, "no"), 1, errno.EACCES),
+        (TimeoutError("no"), 4, errno.ETIMEDOUT),
+    ):
+        asked = []
+
+        def fail(*, until, error=error, asked=asked):
+            asked.append(until)
+            raise error
+
+        with pytest.raises(OSError, match="no") as raised:
+            side.call(60, fail)
+        assert (raised.value.errno, len(asked)) == (told, tries)
+    side.close()
+
+
+def test_what_a_command_opens_it_closes(redis_url, tmp_path, monkeypatch):
+    fill(tmp_path / "here", 1)
+    closed, close = [], sides.TierSide.close
+    monkeypatch.setattr(sides.TierSide, "close", lambda side: closed.append(side.name) or close(side))
+    tier = parse_tier(redis_url)
+    sync(tmp_path / "here", redis_url)
+    collect(redis_url, older_than=0)
+    upkeep.health(tier)
+    assert closed == [tier.url] * 3
+    monkeypatch.setattr(upkeep, "batches", None)  # so that each fails midway
+    for command in (
+        lambda: sync(redis_url, tmp_path / "there"),
+        lambda: collect(redis_url, older_than=0, dry_run=False),
+    ):
+        with pytest.raises(TypeError):
+            command()
+    assert closed == [tier.url] * 5
+
+
+def test_a_damaged_manifest_of_the_target_is_replaced(redis_url, tmp_path, compiled):
+    sync(tmp_path / "here", redis_url)
+    side = sides.side(redis_url, writes=True)
+    names = {digest: object_name(MANIFESTS, digest) for digest in side.sizes(MANIFESTS)}
+    for name in names.values():
+        side.put(name, b"damaged")
+    assert sync(tmp_path / "here", redis_url).manifests == len(names) > 0
+    sync(redis_url, tmp_path / "there")
+    assert compiled(tmp_path / "there").hit
+    side.close()
 
 
 def test_commands_know_a_configured_tier_by_its_url(redis_url, tmp_path, run, monkeypatch):

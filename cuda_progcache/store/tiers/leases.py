@@ -138,8 +138,8 @@ class FleetLeases:
         self._rest = FIRST_REST
 
     @property
-    def costs_nothing(self) -> bool:
-        """Whether asking the server doesn't wait: it works, or refuses at once."""
+    def answers_at_once(self) -> bool:
+        """Whether the server answers without a wait: it works, or refuses connections."""
         return not self.down or self._refuses
 
     def lead(self, flight: str, compile_: Callable[[], T], look_up: Callable[[], T | None], longest_wait: float) -> T:
@@ -200,7 +200,7 @@ class FleetLeases:
 
     def _run(self, script: str, keys: tuple[str, ...], *args: str | int, sound: Callable[[Any], bool]) -> Any:
         """Run a script; ``None`` if the server is in trouble, or its answer is invalid."""
-        while self.costs_nothing:
+        while self.answers_at_once:
             began = time.monotonic()
             try:
                 answer = self._ask("EVAL", script, len(keys), *keys, *args)

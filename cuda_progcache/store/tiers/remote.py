@@ -127,7 +127,7 @@ class RemoteProgramCache(ProgramCacheResource):
 
     def _is_worth_asking(self) -> bool:
         """Whether to ask a service although it is out of use, since it fails at once: it may be restarting."""
-        return self._fleet is not None and self._fleet.costs_nothing and not self._calls.late
+        return self._fleet is not None and self._fleet.answers_at_once and not self._calls.late
 
     def _ill(self) -> None:
         """Stop using the service, because its leases have found it in trouble."""
