@@ -100,7 +100,7 @@ def _show(changed: Any, added: Any, gone: Any, limit: int) -> None:
 
 
 def _json(one: Held) -> dict[str, Any]:
-    found = {name: value for name, value in one._asdict().items() if name != "record"}
+    found = {name: value for name, value in one._asdict().items() if name != "about"}
     if one.made_by is not None and isinstance(one.made_by["at"], float):
         found["made_by"] = {**one.made_by, "at": iso(one.made_by["at"])}
     return found

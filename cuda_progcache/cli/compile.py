@@ -295,8 +295,8 @@ def _tell(
     target: str | None,
 ) -> None:
     """Report what was done: JSON on stdout, or lines (on stderr when stdout carries the binary)."""
-    record = program.record
-    duration = record.get("duration")
+    about = program.about
+    duration = about.duration
     path = _entry_path(session, program.digest)
     symbols = {_text(expression): _text(symbol) for expression, symbol in program.symbol_mapping.items()}
     if session.json:
@@ -304,7 +304,7 @@ def _tell(
             {
                 "name": program.name,
                 "kernel": kernel,
-                "code_type": record.get("code_type", code_type),
+                "code_type": about.code_type or code_type,
                 "target_type": program.target_type,
                 "arch": program.arch,
                 "hit": program.hit,
@@ -342,7 +342,7 @@ def _tell(
         lines.append(f"  next    {session.command('show')} {program.digest[:12]}")
     for line in lines:
         output.line(line, err=aside)
-    if not record.get("resource_usage", True) and program.target_type == "cubin":
+    if about.resource_usage == {} and program.target_type == "cubin":
         output.note_line(
             "there is no kernel in it: declare kernels __global__, and name the instances of a template with "
             "--name-expression, such as 'scale<float>' (in a manifest, with name_expressions)"

@@ -83,7 +83,6 @@ def _by_digest(ctx: click.Context, typed: str) -> Iterator[CompletionItem]:
 
 
 def _by_name(ctx: click.Context, typed: str) -> Iterator[CompletionItem]:
-    from cuda_progcache.compile.record import program_name
     from cuda_progcache.service.described import all_described
 
     cache = _cache(ctx)
@@ -91,7 +90,7 @@ def _by_name(ctx: click.Context, typed: str) -> Iterator[CompletionItem]:
         return
     end, seen = time.monotonic() + _MOMENT, set()
     for entry in all_described(cache.entries()):
-        name = program_name(entry.record)
+        name = entry.about.title
         if name not in seen and name.startswith(typed) and name.isprintable():
             seen.add(name)
             yield CompletionItem(name)
@@ -101,11 +100,9 @@ def _by_name(ctx: click.Context, typed: str) -> Iterator[CompletionItem]:
 
 def _told(entry: EntryInfo) -> str:
     from cuda_progcache.cli.output import one_line
-    from cuda_progcache.compile.record import program_name, variant_text
 
-    record = entry.record
-    words = (program_name(record), variant_text(record), record.get("target_type"), record.get("arch"))
-    return one_line(" ".join(str(word) for word in words if word))
+    about = entry.about
+    return one_line(" ".join(filter(None, (about.title, about.variant, about.target_type, about.arch))))
 
 
 def _cache(ctx: click.Context) -> Any:

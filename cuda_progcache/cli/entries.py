@@ -16,7 +16,6 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.app import NoEntryError
 from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.compile.record import names_of, options_of, program_name, variant_text
 from cuda_progcache.service.described import all_described, described
 from cuda_progcache.service.selection import Selection, fits
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.compile_record import CompileRecord
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 
@@ -36,21 +36,20 @@ def entry_json(entry: EntryInfo, made_by: Mapping[str, Any] | None = None) -> di
     made_by : mapping, optional
         Who compiled it (:class:`cuda_progcache.compile.history.Makers`).
     """
-    record = entry.record
-    kernel = record.get("kernel") or {}
+    about = entry.about
     return {
         "digest": entry.digest,
-        "name": program_name(record),
-        "kernel": kernel.get("name"),
-        "parameters": kernel.get("parameters"),
-        "names": names_of(record),
-        "options": options_of(record),
-        "variant": variant_text(record),
-        "code_type": record.get("code_type"),
-        "target_type": record.get("target_type"),
-        "arch": record.get("arch"),
+        "name": about.title,
+        "kernel": None if about.kernel is None else about.kernel.name,
+        "parameters": None if about.kernel is None else about.kernel.parameters,
+        "names": about.name_expressions,
+        "options": about.options,
+        "variant": about.variant,
+        "code_type": about.code_type or None,
+        "target_type": about.target_type or None,
+        "arch": about.arch or None,
         "size": entry.size,
-        "seconds": record.get("duration"),
+        "seconds": about.duration,
         "created": iso(entry.created),
         "last_used": iso(entry.last_used),
         "made_by": None if made_by is None else {**made_by, "at": iso(made_by["at"])},
@@ -96,7 +95,7 @@ def show_command(session: Session, key: str, *, headers: bool, components: bool,
         click.echo(str(entry.path))
         return
     cache = session.existing_cache(looking=True)
-    by = Makers(cache).of(entry.record, entry.digest)
+    by = Makers(cache).of(entry)
     if session.json:
         usage = resource_usage(entry)
         found = usage if isinstance(usage, dict) else None
@@ -144,8 +143,9 @@ def find_entry(session: Session, key: str, *, newest: bool = False, looking: boo
     seen: dict[str, None] = {}
 
     def meant(entry: EntryInfo) -> bool:
-        seen[program_name(entry.record)] = None
-        return selection.includes(entry.record)
+        about = entry.about
+        seen[about.title] = None
+        return selection.includes(about)
 
     fitting = [] if cache is None else [entry for entry in all_described(cache.entries()) if meant(entry)]
     if not fitting:
@@ -193,7 +193,7 @@ def note_nothing(session: Session, cache: FileStreamProgramCache | None, name: s
     if not cache:
         output.note_line(f"the cache at {session.root()} is empty")
         return
-    there = {program_name(entry.record) for entry in all_described(cache.entries())} if name else set()
+    there = {entry.about.title for entry in all_described(cache.entries())} if name else set()
     near = None if name is None or any(fits(one, name) for one in there) else nearest(name, there)
     output.note_line("no program matches" + (f"; did you mean {near!r}?" if near else ""))
 
@@ -202,63 +202,60 @@ def _describe(
     session: Session, entry: EntryInfo, made_by: Mapping[str, Any] | None, *, headers: bool, components: bool
 ) -> None:
     """Print an entry's provenance for people."""
-    record, now = entry.record, time.time()
-    about = output.fields()
-    kernel = record.get("kernel") or {}
-    about.add_row("program", output.text(program_name(record), "bold"))
-    if kernel:
-        about.add_row("parameters", output.text(parameters_text(kernel.get("parameters") or {})))
-        templates = [f"{t['name']} ({_digest(t['digest'])})" for t in kernel.get("templates") or ()]
-        about.add_row("templates", output.text("\n".join(templates) or "-"))
-    target = f"{record.get('target_type') or '-'} for {record.get('arch') or '-'}"
-    if record.get("components"):
-        about.add_row("compiled", f"{record.get('code_type', '-')} to {target}")
+    about, now = entry.about, time.time()
+    told = output.fields()
+    told.add_row("program", output.text(about.title, "bold"))
+    if about.kernel is not None:
+        told.add_row("parameters", parameters_text(about.kernel.parameters))
+        templates = [f"{name} ({_digest(digest)})" for name, digest in about.kernel.templates]
+        told.add_row("templates", "\n".join(templates) or "-")
+    target = f"{about.target_type or '-'} for {about.arch or '-'}"
+    if about.is_compile:
+        told.add_row("compiled", f"{about.code_type or '-'} to {target}")
     else:
-        about.add_row("binary", target)
-        about.add_row("", "put here without a record, as cuda.core does: what it was compiled from isn't known")
-    if record.get("duration") is not None:
-        about.add_row("", f"in {output.seconds(record['duration'])}, {output.ago(now - entry.created)}")
+        told.add_row("binary", target)
+        told.add_row("", "put here without a record, as cuda.core does: what it was compiled from isn't known")
+    if about.duration is not None:
+        told.add_row("", f"in {output.seconds(about.duration)}, {output.ago(now - entry.created)}")
     if made_by:
-        about.add_row("compiled by", output.text(output.made_by(made_by)))
-    about.add_row("last used", output.ago(now - entry.last_used))
-    about.add_row("size", f"{output.size(entry.size)} ({entry.size:,} bytes)")
-    about.add_row("digest", entry.digest)
-    if record.get("key"):
-        about.add_row("key", str(record["key"]))
-    about.add_row("checksum", str(entry.checksum))
-    about.add_row("entry", output.text(str(entry.path)))
-    for expression, symbol in (record.get("symbol_mapping") or {}).items():
-        about.add_row("symbol", output.text(f"{expression} -> {symbol}"))
-    if record.get("components"):
-        _describe_inputs(about, record, headers=headers, components=components)
+        told.add_row("compiled by", output.made_by(made_by))
+    told.add_row("last used", output.ago(now - entry.last_used))
+    told.add_row("size", f"{output.size(entry.size)} ({entry.size:,} bytes)")
+    told.add_row("digest", entry.digest)
+    if about.key:
+        told.add_row("key", about.key)
+    told.add_row("checksum", entry.checksum)
+    told.add_row("entry", str(entry.path))
+    for expression, symbol in about.symbol_mapping.items():
+        told.add_row("symbol", f"{expression} -> {symbol}")
+    if about.is_compile:
+        _describe_inputs(told, about, headers=headers, components=components)
     usage = resource_usage(entry)
     if isinstance(usage, str):
-        about.add_row("resources", output.text(usage))
-    output.show(about)
+        told.add_row("resources", usage)
+    output.show(told)
     if isinstance(usage, dict):
-        asked = {symbol: name for name, symbol in (record.get("symbol_mapping") or {}).items()}
+        asked = about.expressions
         output.show(output.text(""), _resources({asked.get(symbol, symbol): each for symbol, each in usage.items()}))
-    if str(record.get("log") or "").strip():
+    if about.log.strip():
         output.line(click.style("\ncompiler log", bold=True))
-        output.line(output.printable(str(record["log"]).rstrip()))
+        output.line(output.printable(about.log.rstrip()))
     output.line("\n" + _how_to_open(session, entry))
 
 
-def _describe_inputs(about: Table, record: Mapping[str, Any], *, headers: bool, components: bool) -> None:
+def _describe_inputs(told: Table, about: CompileRecord, *, headers: bool, components: bool) -> None:
     """Add what a program was compiled with: compiler, headers, key."""
     from cuda_progcache.keys.explain import shown
 
-    for part in record.get("toolchain") or ():
-        version = f"{part['version']} " if part.get("version") else ""
-        about.add_row("toolchain", output.text(f"{part['name']} {version}({_digest(part['digest'])})"))
-    read = record.get("headers") or ()
-    about.add_row("headers", f"{len(read):,} read" + ("" if headers or not read else "; --headers lists them"))
-    for header in read if headers else ():
-        about.add_row("", output.text(f"{_digest(header['digest'])}  {header['name']}"))
-    parts = record["components"]
-    about.add_row("key made of", f"{len(parts)} fields" + ("" if components else "; --components lists them"))
+    for name, digest, version in about.toolchain:
+        told.add_row("toolchain", f"{name} {version}{' ' if version else ''}({_digest(digest)})")
+    read, parts = about.headers, about.components
+    told.add_row("headers", f"{len(read):,} read" + ("" if headers or not read else "; --headers lists them"))
+    for name, digest in read if headers else ():
+        told.add_row("", f"{_digest(digest)}  {name}")
+    told.add_row("key made of", f"{len(parts)} fields" + ("" if components else "; --components lists them"))
     for label, value in parts if components else ():
-        about.add_row("", output.text(f"{label} = {_short(shown(label, value))}"))
+        told.add_row("", f"{label} = {_short(shown(label, value))}")
 
 
 def resource_usage(entry: EntryInfo) -> dict[str, dict[str, Any]] | str | None:
@@ -273,8 +270,8 @@ def resource_usage(entry: EntryInfo) -> dict[str, dict[str, Any]] | str | None:
     """
     from cuda_progcache.errors import InspectError
 
-    kept = entry.record.get("resource_usage") or None
-    if entry.record.get("target_type") != "cubin" or entry.path is None:
+    kept = entry.about.resource_usage or None
+    if entry.about.target_type != "cubin" or entry.path is None:
         return kept
     from cuda_progcache.inspect import resource_record
 
@@ -294,9 +291,9 @@ def _short(value: object, limit: int = 160) -> str:
     return written if len(written) <= limit else f"{written[:limit]}… ({len(written):,} characters)"
 
 
-def _digest(identity: object) -> str:
+def _digest(identity: str) -> str:
     """Shorten a digest for reading; its kind, as in ``build-id:``, stays."""
-    return ":".join(part[:12] for part in str(identity).split(":"))
+    return ":".join(part[:12] for part in identity.split(":"))
 
 
 def _resources(usage: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -315,7 +312,7 @@ _ALWAYS = ("registers", "spill_store_bytes", "spill_load_bytes", "stack_bytes", 
 
 
 def _how_to_open(session: Session, entry: EntryInfo) -> str:
-    target, prefix = entry.record.get("target_type"), entry.digest[:12]
+    target, prefix = entry.about.target_type, entry.digest[:12]
     if target == "ptx":
         return f"open it: less $({session.command('show')} --path {prefix})"
     if target == "ltoir":

@@ -12,7 +12,6 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.entries import entry_json, find_entry
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.compile.record import program_name, variant_text
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.unkept import Unkept
@@ -66,15 +65,15 @@ def explain_command(session: Session, key: str | None, *, last: bool) -> None:
         raise NoEntryError(
             f"{entry.digest[:12]} has no record to compare: it was put into the cache by cuda.core, or by hand"
         ) from None
-    who = Makers(cache).of(entry.record, entry.digest)
+    who = Makers(cache).of(entry)
     if session.json:
         output.emit({**entry_json(entry, who), "reasons": reasons})
         return
-    record = entry.record
-    told = " ".join(filter(None, [program_name(record), variant_text(record)]))
-    about = output.one_line(f"{told} ({record.get('target_type')}, {record.get('arch')})")
-    took = "" if record.get("duration") is None else f" in {output.seconds(record['duration'])}"
-    output.line(f"{entry.digest[:12]} {about} was compiled{took}:")
+    about = entry.about
+    told = " ".join(filter(None, [about.title, about.variant]))
+    program = output.one_line(f"{told} ({about.target_type or '-'}, {about.arch or '-'})")
+    took = "" if about.duration is None else f" in {output.seconds(about.duration)}"
+    output.line(f"{entry.digest[:12]} {program} was compiled{took}:")
     for reason in reasons:
         output.line(f"  {output.one_line(reason)}")
     if who:

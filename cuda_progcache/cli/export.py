@@ -16,7 +16,6 @@ from cuda_progcache.cli.completion import names
 from cuda_progcache.cli.maintenance import arch_option, parse_time
 from cuda_progcache.cli.proof import lock_option
 from cuda_progcache.cli.session import OutputFile, Session, common_options, include_option, library_at, library_option
-from cuda_progcache.compile.record import program_name
 from cuda_progcache.service.selection import fits
 
 if TYPE_CHECKING:
@@ -153,15 +152,11 @@ def _of_names(entries: Sequence[EntryInfo], patterns: Sequence[str]) -> list[Ent
     from cuda_progcache._util.suggest import did_you_mean
     from cuda_progcache.cli.app import NoEntryError
 
-    names = {program_name(entry.record) for entry in entries}
+    names = {entry.about.title for entry in entries}
     for pattern in patterns:
         if not any(fits(name, pattern) for name in names):
             raise NoEntryError(f"no program is called {pattern!r}{did_you_mean(pattern, names, listing='there are')}")
-    return [
-        entry
-        for entry in entries
-        if not patterns or any(fits(program_name(entry.record), pattern) for pattern in patterns)
-    ]
+    return [entry for entry in entries if not patterns or any(fits(entry.about.title, pattern) for pattern in patterns)]
 
 
 def _of_archs(entries: Sequence[EntryInfo], archs: Sequence[str]) -> list[EntryInfo]:
@@ -169,8 +164,8 @@ def _of_archs(entries: Sequence[EntryInfo], archs: Sequence[str]) -> list[EntryI
     from cuda_progcache._util.suggest import did_you_mean
     from cuda_progcache.cli.app import NoEntryError
 
-    there = {str(entry.record.get("arch") or "") for entry in entries} - {""}
+    there = {entry.about.arch for entry in entries} - {""}
     for arch in archs:
         if arch not in there:
             raise NoEntryError(f"no program that fits is for {arch}{did_you_mean(arch, there, listing='there are')}")
-    return [entry for entry in entries if not archs or entry.record.get("arch") in archs]
+    return [entry for entry in entries if not archs or entry.about.arch in archs]

@@ -20,7 +20,6 @@ from cuda_progcache.cli.session import (
     manifest_option,
     parse_parameters,
 )
-from cuda_progcache.compile.record import program_name, variant_text
 from cuda_progcache.service.described import all_described, described
 from cuda_progcache.service.selection import Selection, fits
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from cuda_progcache.inspect import Cliff, Instruction, Occupancy, Resources, Source
     from cuda_progcache.service.comparison import KernelUse, ProgramDiff
     from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.compile_record import CompileRecord
 
 #: Suffixes of sources: a program in the cache has such a name, and the file itself has no machine code.
 _SOURCES = frozenset(suffix for suffix, code_type in SUFFIXES.items() if code_type != "ptx")
@@ -80,13 +80,13 @@ def resources_command(
         else [
             one
             for one in all_described(cache.entries())
-            if one.record.get("target_type") == "cubin" and chosen.includes(one.record)
+            if one.about.target_type == "cubin" and chosen.includes(one.about)
         ]
     )
-    entries.sort(key=lambda one: (program_name(one.record), _parameters(one), str(one.record.get("arch"))))
+    entries.sort(key=lambda one: (one.about.title, _parameters(one), one.about.arch))
 
     def unreadable(entry: EntryInfo, error: Exception) -> None:
-        output.warning_line(f"{entry.digest[:12]} ({program_name(entry.record)}) is passed over: {error}")
+        output.warning_line(f"{entry.digest[:12]} ({entry.about.title}) is passed over: {error}")
 
     found = kernel_uses(entries, block_size, dynamic_shared, unreadable)
     if session.json:
@@ -98,16 +98,17 @@ def resources_command(
 
 
 def _parameters(entry: EntryInfo) -> str:
-    kernel = entry.record.get("kernel")
-    return parameters_text(kernel.get("parameters") or {}) if kernel else ""
+    kernel = entry.about.kernel
+    return "" if kernel is None else parameters_text(kernel.parameters)
 
 
 def _use_json(one: KernelUse) -> dict[str, Any]:
+    about = one.entry.about
     return {
         "digest": one.entry.digest,
-        "program": program_name(one.entry.record),
-        "parameters": (one.entry.record.get("kernel") or {}).get("parameters"),
-        "arch": one.entry.record.get("arch"),
+        "program": about.title,
+        "parameters": None if about.kernel is None else about.kernel.parameters,
+        "arch": about.arch or None,
         "kernel": one.kernel,
         "resources": one.resources._asdict(),
         "occupancy": None if one.occupancy is None else _occupancy_json(one.occupancy),
@@ -129,14 +130,14 @@ def _uses(found: Sequence[KernelUse]) -> Any:
     )
     before: tuple[str, str] | None = None
     for one in found:
-        used, runs = one.resources, one.occupancy
-        name = program_name(one.entry.record)
+        used, runs, about = one.resources, one.occupancy, one.entry.about
+        name = about.title
         shown = name if one.kernel in {name, name.removesuffix(".cu")} else f"{name}: {one.kernel}"
         now = (shown, _parameters(one.entry))
         repeated, before = now == before, now
         made.add_row(
             *(output.text("" if repeated else part) for part in now),
-            str(one.entry.record.get("arch") or "-"),
+            about.arch or "-",
             str(used.registers),
             spills_text(used),
             output.size(used.shared_bytes) if used.shared_bytes else "0",
@@ -200,8 +201,8 @@ def sass_command(
     """
     from cuda_progcache.inspect import instructions, live_peak, mix
 
-    data, record = program_at(session, program, manifest, lines=source)
-    asked = {symbol: name for name, symbol in ((record or {}).get("symbol_mapping") or {}).items()}
+    data, about = program_at(session, program, manifest, lines=source)
+    asked = {} if about is None else about.expressions
     found = {
         asked.get(name, name): code
         for name, code in instructions(data).items()
@@ -262,8 +263,8 @@ def _source_line(texts: dict[str, list[str]], folder: Path, place: Source) -> st
 
 def program_at(
     session: Session, program: str, manifest: Path | None = None, *, lines: bool = False
-) -> tuple[bytes, Mapping[str, Any] | None]:
-    """Give the binary, and the record if there is one, of a file, a kernel of the library, or an entry of the cache.
+) -> tuple[bytes, CompileRecord | None]:
+    """Give the binary, and what is recorded of it, of a file, a kernel of the library, or an entry of the cache.
 
     A kernel is compiled if the cache hasn't got it, with ``lines`` such that its machine code names template lines.
 
@@ -282,13 +283,13 @@ def program_at(
     asked = of_library(program)
     if asked is None:
         entry = find_entry(session, program, looking=True)
-        return binary_of(entry), entry.record
+        return binary_of(entry), entry.about
     library = library_at(manifest, lines=lines)
     pairs = tuple(f"{name}={value}" for name, value in asked.parameters)
     values = parse_parameters(library, asked.name, pairs)
     arch = asked.arch or with_arch(ProgramOptions()).arch
     done = session.service(library).kernel(asked.name, arch=arch, **values)
-    return done.data, done.record
+    return done.data, done.about
 
 
 def of_library(program: str) -> Selection | None:
@@ -344,15 +345,14 @@ def top_command(session: Session, by: str, limit: int) -> None:
 
     orders: dict[str, Any] = {
         "largest": lambda entry: entry.size,
-        "costliest": lambda entry: entry.record.get("duration") or 0.0,
+        "costliest": lambda entry: entry.about.seconds,
         "newest": lambda entry: entry.created,
         "unused": lambda entry: -max(entry.last_used, entry.created),
     }
     cache = session.existing_cache(looking=True)
     found = [] if cache is None else [described(one) for one in heapq.nlargest(limit, cache.entries(), key=orders[by])]
     if session.json:
-        listed = [{**entry_json(one), "seconds": one.record.get("duration")} for one in found]
-        output.emit({"root": session.root(), "by": by, "entries": listed})
+        output.emit({"root": session.root(), "by": by, "entries": [entry_json(one) for one in found]})
         return
     if not found:
         note_nothing(session, cache)
@@ -361,15 +361,15 @@ def top_command(session: Session, by: str, limit: int) -> None:
     made = output.table(("digest", "name", "variant", "target", "arch", *numbers), right=numbers, title=_TOPS[by])
     now = time.time()
     for entry in found:
-        duration = entry.record.get("duration")
+        about = entry.about
         made.add_row(
             entry.digest[:12],
-            output.text(program_name(entry.record)),
-            output.text(variant_text(entry.record)),
-            str(entry.record.get("target_type", "-")),
-            str(entry.record.get("arch") or "-"),
+            about.title,
+            about.variant,
+            about.target_type or "-",
+            about.arch or "-",
             output.size(entry.size),
-            "-" if duration is None else output.seconds(duration),
+            "-" if about.duration is None else output.seconds(about.duration),
             output.age(now - entry.created),
             output.age(now - entry.last_used),
         )

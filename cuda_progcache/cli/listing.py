@@ -15,7 +15,6 @@ from cuda_progcache.cli import output
 from cuda_progcache.cli.completion import archs, names
 from cuda_progcache.cli.entries import entry_json, iso, note_nothing
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.compile.record import program_name, variant_text
 from cuda_progcache.service.described import all_described, described
 from cuda_progcache.service.selection import Selection, fits
 
@@ -27,9 +26,9 @@ _SORTS: dict[str, Callable[[EntryInfo], Any]] = {
     "used": lambda entry: -entry.last_used,
     "created": lambda entry: -entry.created,
     "age": lambda entry: -entry.created,
-    "cost": lambda entry: -float(entry.record.get("duration") or 0.0),
+    "cost": lambda entry: -entry.about.seconds,
     "size": lambda entry: -entry.size,
-    "name": lambda entry: (program_name(entry.record), variant_text(entry.record), str(entry.record.get("arch"))),
+    "name": lambda entry: ((about := entry.about).title, about.variant, about.arch),
 }
 #: Orders in which the store gives the first few without reading everything.
 _FIRST = {"used": "used", "age": "created", "created": "created", "size": "size"}
@@ -43,14 +42,14 @@ class _Filter(NamedTuple):
     since: float | None
 
     def includes(self, entry: EntryInfo) -> bool:
-        record = entry.record
+        about = entry.about
         if self.since is not None and entry.created < self.since:
             return False
-        if self.arch is not None and record.get("arch") != self.arch:
+        if self.arch is not None and about.arch != self.arch:
             return False
-        if self.target is not None and record.get("target_type") != self.target:
+        if self.target is not None and about.target_type != self.target:
             return False
-        return self.kernel is None or self.kernel.includes(record)
+        return self.kernel is None or self.kernel.includes(about)
 
 
 def parse_since(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
@@ -135,7 +134,7 @@ def list_command(
     shown = [] if cache is None else _chosen(cache, wanted, sort=sort, reverse=reverse, limit=limit)
     if session.json:
         makers = Makers(cache)
-        entries = [entry_json(entry, makers.of(entry.record, entry.digest)) for entry in shown]
+        entries = [entry_json(entry, makers.of(entry)) for entry in shown]
         output.emit({"root": session.root(), "entries": entries})
         return
     if quiet:
@@ -148,17 +147,16 @@ def list_command(
     now = time.time()
     rows = []
     for entry in shown:
-        record = entry.record
-        seconds = record.get("duration")
+        about = entry.about
         rows.append(
             (
                 entry.digest[:digits],
-                program_name(record),
-                variant_text(record),
-                str(record.get("target_type", "-")),
-                str(record.get("arch") or "-"),
+                about.title,
+                about.variant,
+                about.target_type or "-",
+                about.arch or "-",
                 output.size(entry.size),
-                "-" if seconds is None else output.seconds(float(seconds)),
+                "-" if about.duration is None else output.seconds(about.duration),
                 output.age(now - entry.created),
                 output.age(now - entry.last_used),
             )

@@ -15,7 +15,6 @@ from cuda_progcache.cli.app import ExitCode
 from cuda_progcache.cli.completion import programs
 from cuda_progcache.cli.entries import find_entry
 from cuda_progcache.cli.session import Session, archs_option, common_options
-from cuda_progcache.compile.record import program_name
 from cuda_progcache.store.default_cap import parse_size as in_bytes
 
 if TYPE_CHECKING:
@@ -209,8 +208,8 @@ def _pin_json(cache: FileStreamProgramCache | None, digest: str) -> dict[str, An
         return {"digest": digest, "name": None, "arch": None, "size": None}
     return {
         "digest": digest,
-        "name": program_name(entry.record),
-        "arch": entry.record.get("arch"),
+        "name": entry.about.title,
+        "arch": entry.about.arch or None,
         "size": entry.size,
     }
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from cuda_progcache._util.amounts import plural as plural  # noqa: PLC0414 - the
 from cuda_progcache._util.amounts import seconds as seconds  # noqa: PLC0414
 from cuda_progcache._util.amounts import size as size  # noqa: PLC0414
 from cuda_progcache._util.json_values import json_value
+from cuda_progcache._util.own_stack import on_own_stack
 from cuda_progcache._util.printable import one_line as one_line  # noqa: PLC0414
 from cuda_progcache._util.printable import printable as printable  # noqa: PLC0414
 
@@ -65,9 +67,11 @@ def json_line(data: Mapping[str, Any]) -> str:
 
 
 def json_text(data: Mapping[str, Any]) -> str:
-    """What ``--json`` prints."""
+    """What ``--json`` prints: in lines, unless a record that is printed nests too deeply for that."""
     try:
         return json.dumps(data, indent=2, default=_plain, allow_nan=False)
+    except RecursionError:
+        return on_own_stack(functools.partial(json.dumps, default=_plain, allow_nan=False), data)
     except ValueError:
         return json.dumps(json_value(data), indent=2, default=_plain)
 
@@ -163,10 +167,9 @@ def table(columns: Sequence[str], *, right: Iterable[str] = (), title: str | Non
         A line above it.
     """
     from rich import box
-    from rich.table import Table
 
     plain = not sys.stdout.isatty()
-    made = Table(
+    made = _table_class()(
         title=title,
         title_justify="left",
         title_style="bold",
@@ -181,6 +184,19 @@ def table(columns: Sequence[str], *, right: Iterable[str] = (), title: str | Non
             column, justify="right" if column in numbers else "left", no_wrap=column in numbers or column == "digest"
         )
     return made
+
+
+@functools.cache
+def _table_class() -> type[Table]:
+    from rich.table import Table
+
+    class PlainTable(Table):
+        """A table that prints its cells as they are: brackets in them are no markup, and controls are escaped."""
+
+        def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+            super().add_row(*(text(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+    return PlainTable
 
 
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Iterable[str] = ()) -> None:
@@ -225,9 +241,7 @@ def _width(cell: str) -> int:
 
 def fields() -> Table:
     """Make a two-column table of names and values, without lines."""
-    from rich.table import Table
-
-    made = Table.grid(padding=(0, 2, 0, 0))
+    made = _table_class().grid(padding=(0, 2, 0, 0))
     made.add_column(style="cyan", no_wrap=True)
     made.add_column(overflow="fold")
     return made

@@ -234,8 +234,8 @@ def _show_affected(file: Path, found: Sequence[Affected]) -> None:
     digits = output.prefix_length(hit.key for hit in found)
     made = output.table(("digest", "name", "target", "arch", "as", "named", "content"))
     for hit in found:
-        record = {"target_type": "call"} if hit.entry is None else hit.entry.record
-        target, arch = str(record.get("target_type", "-")), str(record.get("arch") or "-")
+        about = None if hit.entry is None else hit.entry.about
+        target, arch = ("call", "-") if about is None else (about.target_type or "-", about.arch or "-")
         content = "as it is" if hit.current else output.text("another", "yellow")
         key, name, named = hit.key[:digits], output.text(hit.label), output.text(hit.name)
         made.add_row(key, name, target, arch, hit.kind, named, content)

@@ -16,7 +16,6 @@ from cuda_progcache.cli.app import Terminated
 from cuda_progcache.cli.entries import entry_json, iso
 from cuda_progcache.cli.maintenance import parse_time
 from cuda_progcache.cli.session import Session, common_options
-from cuda_progcache.compile.record import program_name, variant_text
 
 if TYPE_CHECKING:
     from cuda_progcache.compile.unkept import Unkept
@@ -98,18 +97,17 @@ def _tell(session: Session, seen: Seen) -> None:
 
 
 def _tell_stored(session: Session, one: Stored) -> None:
-    entry, record = one.entry, one.entry.record
+    entry, about = one.entry, one.entry.about
     if session.json:
-        about = {**entry_json(entry, one.made_by), "reasons": one.reasons}
-        output.write(output.json_line({"at": iso(entry.created), "event": "stored", **about}))
+        fields = {**entry_json(entry, one.made_by), "reasons": one.reasons}
+        output.write(output.json_line({"at": iso(entry.created), "event": "stored", **fields}))
         return
-    told = " ".join(filter(None, [program_name(record), variant_text(record)]))
-    about_it = f"{entry.digest[:12]} {told} ({record.get('target_type') or '-'}, {record.get('arch') or '-'})"
-    took = record.get("duration")
+    told = " ".join(filter(None, [about.title, about.variant]))
+    about_it = f"{entry.digest[:12]} {told} ({about.target_type or '-'}, {about.arch or '-'})"
     if one.made_by is None:
         _line(entry.created, "stored", f"{about_it}, {output.size(entry.size)}")
         return
-    in_time = "" if took is None else f" in {output.seconds(float(took))}"
+    in_time = "" if about.duration is None else f" in {output.seconds(about.duration)}"
     by = f" by process {one.made_by['pid']} on {one.made_by['host']}"
     _line(entry.created, "compiled", f"{about_it}{in_time}{by}: {'; '.join(one.reasons)}")
 

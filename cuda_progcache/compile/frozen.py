@@ -20,6 +20,7 @@ from cuda_progcache.keys.headers import NO_HEADERS, as_now
 from cuda_progcache.keys.schema import base_key
 from cuda_progcache.keys.tool_versions import as_recorded
 from cuda_progcache.store.base import entry_digest
+from cuda_progcache.store.compile_record import CompileRecord
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
             """The architecture of its output."""
 
 
-_SHADOWED = "a file that would be read is gone, or another one lies before it"
+_SHADOWED = "a file that would be read is gone, or another file shadows it"
 
 
 def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:
@@ -61,15 +62,18 @@ def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> Froze
     before = headers_before(base, cache) if inputs.reads_headers else NO_HEADERS
     now = NO_HEADERS if before is None else as_now(before, base.search) if before.headers else before
     key = base.with_headers(now)
-    record = _would_be(inputs, kernel) | {
-        "components": key.printable(),
-        "headers": [{"name": header.name, "digest": header.digest} for header in now.headers],
-        "toolchain": as_recorded(base.toolchain),
-    }
+    about = CompileRecord(
+        _would_be(inputs, kernel)
+        | {
+            "components": key.printable(),
+            "headers": [{"name": header.name, "digest": header.digest} for header in now.headers],
+            "toolchain": as_recorded(base.toolchain),
+        }
+    )
     if before is None:
-        record = dict(history.without_headers(record) or record)
+        about = history.without_headers(about)
     digest = entry_digest(key.digest) if before is not None and now.headers == before.headers else None
-    reasons = history.reasons(cache, record, digest, headers=before is not None)
+    reasons = history.reasons(cache, about, digest, headers=before is not None)
     if reasons == history.ALIKE:
         reasons = (_SHADOWED,)
     return _error(inputs, cache, kernel, reasons)

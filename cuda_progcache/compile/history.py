@@ -12,20 +12,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 
 from cuda_progcache._util import files
 from cuda_progcache._util.digest import is_digest, sha256
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.who import who
 from cuda_progcache.compile import lines
-from cuda_progcache.compile.record import components, rendered_kernel
 from cuda_progcache.store.derived import derived, forget_oldest
 from cuda_progcache.store.records import checksum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from cuda_progcache.store.compile_record import CompileRecord
 
 #: The number of compiles to compare with: of the same variant, or else of the same name.
 _SAME, _OTHERS = 4, 16
@@ -63,12 +64,12 @@ class Compiled(NamedTuple):
         return f"{self.digest} {self.variant} {self.by}".rstrip()
 
 
-def note(cache: Any, record: Mapping[str, Any], digest: str, *, made_here: bool = True) -> None:
-    """Note the entry ``digest`` as the latest compile of the program of ``record``.
+def note(cache: Any, about: CompileRecord, digest: str, *, made_here: bool = True) -> None:
+    """Note the entry ``digest`` as the latest compile of a program.
 
     If this process has compiled it, that is noted as well. Copies don't say who compiled them.
     """
-    name, compiled = _name(record), Compiled(digest, _variant(record), _made_here() if made_here else "")
+    name, compiled = _name(about), Compiled(digest, _variant(about), _made_here() if made_here else "")
     path = _path(cache, name)
     if path is None:
         kept = derived(cache, "latest")
@@ -101,17 +102,17 @@ class Makers:
         self._cache = cache
         self._by: dict[str, dict[str, str]] = {}
 
-    def of(self, record: Mapping[str, Any], digest: str) -> dict[str, Any] | None:
+    def of(self, entry: Any) -> dict[str, Any] | None:
         """Who compiled an entry: ``{"at", "host", "pid", "command"}``; None if unknown, as for an imported one."""
         import json
 
-        if not record.get("name"):
+        name = _name(entry.about)
+        if not name:
             return None
-        name = _name(record)
         if name not in self._by:
             self._by[name] = {one.digest: one.by for one in latest(self._cache, name)}
         try:
-            found = json.loads(self._by[name].get(digest, ""))
+            found = json.loads(self._by[name].get(entry.digest, ""))
             who = {"host": str(found["host"]), "pid": int(found["pid"]), "command": str(found["command"])}
             return {"at": float(found["at"]), **who}
         except (ValueError, KeyError, TypeError):
@@ -157,34 +158,33 @@ def _file(name: str) -> str:
     return sha256(os.fsencode(os.path.basename(name))).hexdigest()[:32]
 
 
-def _name(record: Mapping[str, Any]) -> str:
-    return os.path.basename(str(record["name"]))
+def _name(about: CompileRecord) -> str:
+    return os.path.basename(about.name)
 
 
-def _variant(record: Mapping[str, Any]) -> str:
+def _variant(about: CompileRecord) -> str:
     """Identify a variant as users see it: by a kernel's parameters, or a source's options and instances."""
-    kernel = rendered_kernel(record)
-    if kernel:
-        asked = (kernel.get("name"), kernel.get("module"), sorted((kernel.get("parameters") or {}).items()))
+    if (kernel := about.rendered) is not None:
+        asked: tuple[Any, ...] = (kernel.name, kernel.module, sorted(kernel.parameters.items()))
     else:
-        asked = (_name(record), _options(record), sorted(components(record, "name_expression")))
-    made = (asked, record.get("code_type"), record.get("target_type"), record.get("arch"))
+        asked = (_name(about), _options(about), sorted(about.labelled("name_expression")))
+    made = (asked, about.code_type, about.target_type, about.arch)
     return sha256(repr(made).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _options(record: Mapping[str, Any]) -> list[str]:
-    return sorted(components(record, "option"))
+def _options(about: CompileRecord) -> list[str]:
+    return sorted(about.labelled("option"))
 
 
-def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, headers: bool = True) -> tuple[str, ...]:
-    """Why the program of ``record`` wasn't a hit.
+def reasons(cache: Any, about: CompileRecord, digest: str | None, *, headers: bool = True) -> tuple[str, ...]:
+    """Why a program wasn't a hit.
 
     Parameters
     ----------
     cache : store
         One of our stores.
-    record : mapping
-        The record of the compile that was needed.
+    about : CompileRecord
+        The compile that was needed.
     digest : str or None
         Its entry's digest, if known.
     headers : bool
@@ -195,34 +195,37 @@ def reasons(cache: Any, record: Mapping[str, Any], digest: str | None, *, header
     tuple of str
         A sentence per difference from the nearest earlier compile of that name (:func:`nearest`).
     """
-    known, variant = latest(cache, _name(record)), _variant(record)
+    known, variant = latest(cache, _name(about)), _variant(about)
     if any(one.digest == digest for one in known):
         return (_THERE if _is_whole(cache, str(digest)) else _GONE,)
     same = [one for one in known if one.variant == variant][:_SAME]
     for candidates in (same, known[:_OTHERS]):
-        records = (_record(cache, one.digest) for one in candidates)
-        found = nearest(record, records if headers else map(without_headers, records))
+        records = _records(cache, candidates)
+        found = nearest(about, records if headers else map(without_headers, records))
         if found is not None:
-            return tuple(differences(record, found)) or ALIKE
+            return tuple(differences(about, found)) or ALIKE
     return FIRST
 
 
-def without_headers(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The record as it would be if the program had read no headers and no path had reached its output."""
+def is_new(reasons: tuple[str, ...]) -> bool:
+    """Whether the reasons say that the program was never compiled before, or only for other architectures."""
+    return reasons == FIRST or any(reason.startswith("option arch ") for reason in reasons)
+
+
+def without_headers(about: CompileRecord) -> CompileRecord:
+    """The compile as it would be if the program had read no headers and no path had reached its output."""
     from cuda_progcache.keys.explain import OF_HEADERS
 
-    if record is None:
-        return None
-    components = [part for part in record["components"] if part[0] not in OF_HEADERS]
-    return {**record, "components": components, "headers": []}
+    components = [part for part in about.components if part[0] not in OF_HEADERS]
+    return about.replaced(components=components, headers=[])
 
 
-def _record(cache: Any, digest: str) -> Mapping[str, Any] | None:
-    try:
-        record: Mapping[str, Any] = cache.info(digest).record
-    except (KeyError, OSError):
-        return None  # removed meanwhile
-    return record if record.get("components") else None
+def _records(cache: Any, compiles: Iterable[Compiled]) -> Iterator[CompileRecord]:
+    """The records of those that are still there."""
+    for one in compiles:
+        with contextlib.suppress(KeyError, OSError):  # removed meanwhile
+            if is_compiled(entry := cache.info(one.digest)):
+                yield entry.about
 
 
 def _is_whole(cache: Any, digest: str) -> bool:
@@ -234,7 +237,7 @@ def _is_whole(cache: Any, digest: str) -> bool:
         return False
 
 
-def nearest(record: Mapping[str, Any], others: Iterable[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+def nearest(about: CompileRecord, others: Iterable[CompileRecord]) -> CompileRecord | None:
     """The best compile to compare another one with.
 
     The same variant comes first (kernel, parameters, architecture and target, or name and options); then the same
@@ -242,31 +245,25 @@ def nearest(record: Mapping[str, Any], others: Iterable[Mapping[str, Any] | None
 
     Parameters
     ----------
-    record : mapping
-    others : iterable of mapping or None
-        Newest first, which decides between equals; None is skipped.
+    about : CompileRecord
+    others : iterable of CompileRecord
+        Newest first, which decides between equals.
     """
-    mine, variant, options = _components(record), _variant(record), _options(record)
+    mine, variant, options = set(about.components), _variant(about), _options(about)
 
-    def distance(other: Mapping[str, Any]) -> tuple[bool, bool, int, int]:
-        told = len(differences(record, other))
-        return (_variant(other) != variant, _options(other) != options, told, len(mine ^ _components(other)))
+    def distance(other: CompileRecord) -> tuple[bool, bool, int, int]:
+        told = len(differences(about, other))
+        return (_variant(other) != variant, _options(other) != options, told, len(mine ^ set(other.components)))
 
-    return min((other for other in others if other is not None), key=distance, default=None)
-
-
-def _components(record: Mapping[str, Any]) -> set[tuple[str, ...]]:
-    return {tuple(part) for part in record["components"]}
+    return min(others, key=distance, default=None)
 
 
-def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
-    """The differences between two records' compiles, as sentences. Templates and parameters stand for the source."""
+def differences(new: CompileRecord, old: CompileRecord) -> list[str]:
+    """The differences between two compiles, as sentences. Templates and parameters stand for the source."""
     from cuda_progcache.keys.explain import differing
-    from cuda_progcache.keys.tool_versions import versions
 
-    mine, theirs = ({h["name"]: h["digest"] for h in r.get("headers") or ()} for r in (new, old))
-    known = versions(old) | versions(new)
-    found = list(differing(new["components"], old["components"], mine, theirs, known))
+    mine, theirs = dict(new.headers), dict(old.headers)
+    found = list(differing(new.components, old.components, mine, theirs, old.versions | new.versions))
     rendered = _rendered_otherwise(new, old)
     if rendered and any(label == "code" for label, _ in found):
         found = [(label, sentence) for label, sentence in found if label not in {"code", "name_expression"}]
@@ -274,18 +271,18 @@ def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     return [sentence for _, sentence in found]
 
 
-def _rendered_otherwise(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+def _rendered_otherwise(new: CompileRecord, old: CompileRecord) -> list[str]:
     """Why the source of a library kernel differs: parameters or templates."""
-    mine, theirs = (rendered_kernel(record) for record in (new, old))
-    if not mine or not theirs:
+    mine, theirs = new.rendered, old.rendered
+    if mine is None or theirs is None:
         return []
-    now, before = (kernel.get("parameters") or {} for kernel in (mine, theirs))
+    now, before = mine.parameters, theirs.parameters
     found = [
         f"parameter {name} {before.get(name, 'unset')} → {now.get(name, 'unset')}"
         for name in dict.fromkeys([*before, *now])
         if before.get(name) != now.get(name)
     ]
-    now, before = ({t["name"]: t["digest"] for t in kernel.get("templates") or ()} for kernel in (mine, theirs))
+    now, before = dict(mine.templates), dict(theirs.templates)
     for name in dict.fromkeys([*before, *now]):
         if name not in before or name not in now:
             found.append(f"template {name} {'is used now' if name in now else 'is no longer used'}")
@@ -296,7 +293,7 @@ def _rendered_otherwise(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[
 
 def is_compiled(entry: Any) -> bool:
     """Whether an entry's record says what it was compiled from; an entry that was added by hand doesn't have this."""
-    return bool(entry.record.get("components"))
+    return bool(entry.about.is_compile)
 
 
 def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
@@ -308,42 +305,40 @@ def explain_entry(cache: Any, digest: str) -> tuple[str, ...]:
         If there is no such entry, or it wasn't compiled (but added by hand).
     """
     info = cache.info(digest)
-    record = info.record
     if not is_compiled(info):
         raise KeyError(digest)
-    found = _same_before(cache, record, digest) or nearest(record, _akin(cache, info))
+    about = info.about
+    found = _same_before(cache, about, digest) or nearest(about, _akin(cache, info))
     if found is None:
         return FIRST
-    return tuple(differences(record, found)) or ("it was compiled again: its entry was evicted, removed or damaged",)
+    return tuple(differences(about, found)) or ("it was compiled again: its entry was evicted, removed or damaged",)
 
 
-def _same_before(cache: Any, record: Mapping[str, Any], digest: str) -> Mapping[str, Any] | None:
+def _same_before(cache: Any, about: CompileRecord, digest: str) -> CompileRecord | None:
     """The previous compile of the same variant, by the order in the file, since a clock may have been wrong."""
-    known = latest(cache, _name(record))
+    known, variant = latest(cache, _name(about)), _variant(about)
     at = next((n for n, one in enumerate(known) if one.digest == digest), len(known))
-    same = [one for one in known[at + 1 :] if one.variant == _variant(record)][:_SAME]
-    return nearest(record, (_record(cache, one.digest) for one in same))
+    return nearest(about, _records(cache, [one for one in known[at + 1 :] if one.variant == variant][:_SAME]))
 
 
-def _akin(cache: Any, info: Any) -> list[Mapping[str, Any]]:
-    """Earlier records of the same kernel, of the last few thousand; else of the same templates, after a renaming."""
-    record = info.record
+def _akin(cache: Any, info: Any) -> list[CompileRecord]:
+    """Earlier compiles of the same kernel, of the last few thousand; else of the same templates, after a renaming."""
+    name, templates = _known_as(info.about), _templates(info.about)
     older = cache.first(
         _COMPARED,
         by="created",
         matches=lambda other: other.created < info.created and other.digest != info.digest and is_compiled(other),
     )
-    templates = _templates(record)
-    return [o.record for o in older if _kernel(o.record) == _kernel(record)] or [
-        o.record for o in older if templates and _templates(o.record) == templates
+    made = [one.about for one in older]
+    return [one for one in made if _known_as(one) == name] or [
+        one for one in made if templates and _templates(one) == templates
     ]
 
 
-def _kernel(record: Mapping[str, Any]) -> str:
-    """The name by which users know a program."""
-    kernel = record.get("kernel") or {}
-    return str(kernel.get("name") or _name(record))
+def _known_as(about: CompileRecord) -> str:
+    """The name by which users know a program, without its folder."""
+    return _name(about) if about.kernel is None else about.kernel.name
 
 
-def _templates(record: Mapping[str, Any]) -> set[str]:
-    return {t["name"] for t in (record.get("kernel") or {}).get("templates") or ()}
+def _templates(about: CompileRecord) -> set[str]:
+    return set() if about.kernel is None else {template.name for template in about.kernel.templates}

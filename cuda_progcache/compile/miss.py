@@ -30,6 +30,7 @@ from cuda_progcache.keys.paths import in_log, reaching
 from cuda_progcache.keys.schema import BaseKey, ProgramKey, base_key
 from cuda_progcache.keys.tool_versions import as_recorded
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest
+from cuda_progcache.store.compile_record import CompileRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, s
         refusal, age = known
         _tell_refused(base.inputs, f"remembered for {age:.0f} s")
         error = _error(base.inputs, refusal, lookup)
-        error.add_note(f"remembered: the compiler said so {age:.0f} s ago, and nothing that it read has changed since")
+        error.add_note(f"remembered from a compile {age:.0f} s ago; nothing that it read has changed since")
         raise error
 
 
@@ -254,13 +255,13 @@ def _usage(cubin: bytes) -> dict[str, dict[str, int | None]] | None:
         return None  # a cubin of a newer format: its resource usage isn't known, but it can be used
 
 
-def _why(cache: Any, record: Mapping[str, Any], digest: str, reason: str | None) -> tuple[str, ...]:
+def _why(cache: Any, about: CompileRecord, digest: str, reason: str | None) -> tuple[str, ...]:
     """Why it was a miss."""
     if reason is not None:
         return (f"it is never kept: {reason}",)
     if not isinstance(cache, ProgramCacheResource):
-        return ("its key isn't there, and that cache keeps nothing to compare it with",)
-    return history.reasons(cache, record, digest)
+        return ("no entry has its key, and this cache keeps no records to compare it with",)
+    return history.reasons(cache, about, digest)
 
 
 def publish(
@@ -277,8 +278,8 @@ def publish(
     ``seconds`` is the time that the compiler ran; by default, all the time that a hit saves.
     """
     ours = isinstance(cache, ProgramCacheResource)
-    digest = entry_digest(key.digest)
-    why = _why(cache, record, digest, reason) if events.wanted("miss") else ()
+    digest, made = entry_digest(key.digest), CompileRecord(record)
+    why = _why(cache, made, digest, reason) if events.wanted("miss") else ()
     if reason is None:
         if ours:
             reason = None if cache.publish(key.digest, output.data, record) else modes.why_dropped(cache)
@@ -287,19 +288,19 @@ def publish(
                 cache[key.digest] = output.data
             except OSError as error:  # trouble in a foreign store loses the entry, but not the compile
                 reason = f"the cache couldn't store it: {error}"
-                unkept.note(cache, record, digest, reason)
+                unkept.note(cache, made, digest, reason)
     else:
-        unkept.note(cache, record, digest, reason)
+        unkept.note(cache, made, digest, reason)
     stored = reason is None
     if stored and ours:
         unkept.forget(cache, digest)
-        history.note(cache, record, digest)
+        history.note(cache, made, digest)
         toolchains.note(cache, key.toolchain)
         note_child(digest)
     if events.wanted("miss"):
         about = (label.name, label.target_type, label.arch)
         events.emit(events.Event("miss", *about, digest, why))
-        events.emit(events.Event("compile", *about, digest, seconds=record["duration"] if seconds is None else seconds))
+        events.emit(events.Event("compile", *about, digest, seconds=made.seconds if seconds is None else seconds))
         kept = events.Event("store", *about, digest) if stored else events.Event("drop", *about, None, (reason or "",))
         events.emit(kept)
     return CompiledProgram(

@@ -157,7 +157,7 @@ class Program:
         done = obtain(inputs, cache)
         if recording.wanted():
             recording.note(done, inputs)
-        self._pch_status = None if done.hit else done.record.get("pch_status")  # programs with a status can't be cached
+        self._pch_status = None if done.hit else done.about.pch_status  # programs with a status can't be cached
         if logs is not None and done.log:
             logs.write(done.log)
         if done.target_type == "ptx":

@@ -190,8 +190,8 @@ def _line(
     fields: Mapping[str, Any] | None = None,
     sources: Sequence[bytes] = (),
 ) -> dict[str, Any]:
-    made = done.record
-    headers = sorted((header["name"], header["digest"]) for header in made.get("headers") or ())
+    made = done.about
+    headers = sorted((header.name, header.digest) for header in made.headers)
     return {
         "format": FORMAT,
         "name": done.name,
@@ -207,7 +207,7 @@ def _line(
         "key": done.digest,
         "sha256": sha256(done.data).hexdigest(),
         "headers": sha256(repr(headers).encode()).hexdigest() if headers else None,
-        "toolchain": [dict(tool) for tool in made.get("toolchain") or ()],
+        "toolchain": [{field: told for field, told in tool._asdict().items() if told} for tool in made.toolchain],
         "outcome": "hit" if done.hit else "compiled",
         "reason": done.reason or (None if done.digest else "no cache was given"),
     }

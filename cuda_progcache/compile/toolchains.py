@@ -123,7 +123,7 @@ def _of_records(cache: Any) -> list[Tools]:
     if entries is None:
         return []  # a store of cuda.core, which can't be listed
     try:
-        recorded = {_tools_in(entry.record) for entry in entries()}
+        recorded = {tuple((tool.name, tool.digest) for tool in entry.about.toolchain) for entry in entries()}
     except NotImplementedError:
         return []  # one of ours that can't be listed either
     except OSError as error:
@@ -135,14 +135,6 @@ def _of_records(cache: Any) -> list[Tools]:
     for tools in recorded:
         note(cache, (ToolFile(name, "", identity) for name, identity in tools))
     return [one for tools in recorded for one in _parted(tools)]
-
-
-def _tools_in(record: Mapping[str, Any]) -> Tools:
-    """The compiler's files in a record; none if the record is malformed."""
-    try:
-        return tuple((str(tool["name"]), str(tool["digest"])) for tool in record.get("toolchain") or ())
-    except (KeyError, TypeError):
-        return ()
 
 
 class _StandIns(dict[Slot, tuple[ToolFile, ...]]):

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.warning import warn
@@ -25,6 +25,8 @@ from cuda_progcache.store.derived import derived, forget_oldest
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from cuda_progcache.store.compile_record import CompileRecord
 
 #: Kind of reason: a pattern that recognizes its sentences (which also contain file names), and how to fix it. The first
 #: match counts.
@@ -111,23 +113,21 @@ def kind_of(reason: str) -> str:
     return next(kind for kind, (words, _) in KINDS.items() if re.search(words, reason))
 
 
-def note(cache: Any, record: Mapping[str, Any], digest: str, reason: str) -> None:
+def note(cache: Any, about: CompileRecord, digest: str, reason: str) -> None:
     """Count, list and warn about a program that was compiled and isn't kept.
 
     Parameters
     ----------
     cache : store
         One of our stores, or another.
-    record : mapping
-        The record of the compile.
+    about : CompileRecord
+        The compile.
     digest : str
         The digest of the entry that it would have had.
     reason : str
     """
-    name, code_type, target_type, arch = (
-        str(record.get(field) or "") for field in ("name", "code_type", "target_type", "arch")
-    )
-    one = Unkept(digest, name, code_type, target_type, arch, kind_of(reason), reason, time.time())
+    made = (about.name, about.code_type, about.target_type, about.arch)
+    one = Unkept(digest, *made, kind_of(reason), reason, time.time())
     if isinstance(cache, ProgramCacheResource):
         cache.count_unkeyed(one.kind)
         with contextlib.suppress(OSError):  # disposable

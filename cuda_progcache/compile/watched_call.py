@@ -19,6 +19,7 @@ from cuda_progcache.keys.inputs import normalize
 from cuda_progcache.keys.options import DEFAULT_NAME, ProgramOptions, as_options
 from cuda_progcache.keys.schema import base_key
 from cuda_progcache.store.base import ProgramCacheResource, entry_digest, key_bytes, program_bytes
+from cuda_progcache.store.compile_record import CompileRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from cuda_progcache.keys.inputs import CompileInputs
 
 #: The reason for a miss if our own key of the program can't be computed.
-UNKNOWN = ("cuda.core's key of it isn't there, and says no more",)
+UNKNOWN = ("no entry has cuda.core's key for it, which doesn't say more",)
 
 
 class WatchedCall:
@@ -139,7 +140,7 @@ class WatchedCall:
 
     def _missed(self, cache: Any, key: Any) -> None:
         if _takes_records(cache) and (record := self._record(key)) is not None:
-            self._reasons = history.reasons(cache, record, self._digest)
+            self._reasons = history.reasons(cache, CompileRecord(record), self._digest)
 
     def store(self, cache: Any, key: Any, held: list[Any]) -> None:
         """Store the output, which is removed from ``held``, with a record if the cache accepts one."""
@@ -152,7 +153,7 @@ class WatchedCall:
             return
         self._stored = cache.publish(key, held.pop(), record)
         if self._stored:
-            history.note(cache, record, str(self._digest))
+            history.note(cache, CompileRecord(record), str(self._digest))
 
     # The program
 

@@ -71,10 +71,7 @@ def differing(
         mine, theirs = ([value for name, value in parts if name == label] for parts in (new, old))
         if mine == theirs:
             continue
-        prefix, plain = "", label
-        if label.startswith("input "):  # of a link: "input 0 code"
-            _, index, plain = label.split(" ", 2)
-            prefix = f"input {index}: "
+        prefix, plain = of_input(label)
         told = only_one if plain in _PATHS and not (mine and theirs) else found
         if plain.startswith("tool "):
             sentences: Iterable[str] = _tool(plain.removeprefix("tool "), mine, theirs, versions)
@@ -82,6 +79,13 @@ def differing(
             sentences = _differences(plain, mine, theirs, new_headers, old_headers)
         told += [(plain, prefix + sentence) for sentence in sentences]
     return found or only_one
+
+
+def of_input(label: str) -> tuple[str, str]:
+    """A component's label taken apart: of a link's input, as ``"input 0 code"``, what names the input, and the rest."""
+    input_, _, rest = label.partition(" ")
+    index, blank, plain = rest.partition(" ")
+    return (f"input {index}: ", plain) if input_ == "input" and blank else ("", label)
 
 
 def _differences(

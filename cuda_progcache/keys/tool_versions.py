@@ -11,12 +11,10 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from cuda_progcache.keys.toolchain import ToolFile
 
 _IN_NAME = re.compile(r"\.so\.(\d+(?:\.\d+)+)$")
@@ -69,15 +67,6 @@ def as_recorded(tools: Iterable[ToolFile]) -> list[dict[str, str]]:
         version = version_of(tool.path) if tool.path else None
         found.append({"name": tool.name, "digest": tool.identity} | ({"version": version} if version else {}))
     return found
-
-
-def versions(record: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """The versions that a record's toolchain has, by name and identity of the file."""
-    return {
-        (str(tool["name"]), str(tool["digest"])): str(tool["version"])
-        for tool in record.get("toolchain") or ()
-        if tool.get("version")
-    }
 
 
 def difference(now: list[str], before: list[str]) -> str:

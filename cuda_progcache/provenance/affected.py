@@ -6,11 +6,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import file_digest
 from typing import TYPE_CHECKING, NamedTuple
 
-from cuda_progcache.compile.record import program_name
 from cuda_progcache.keys import toolchain
 from cuda_progcache.memo.files import shared
 from cuda_progcache.provenance.nodes import Part, parts_of
@@ -18,11 +17,10 @@ from cuda_progcache.provenance.step_records import Steps
 from cuda_progcache.provenance.steps import kind_of, links_of, rendering_of
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from cuda_progcache.memo.caches import BaseCache
     from cuda_progcache.memo.call import DigestedCall, LazyCall
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
+    from cuda_progcache.store.compile_record import CompileRecord
 
 
 class Affected(NamedTuple):
@@ -111,16 +109,16 @@ def _look_at_programs(
     """Find the programs whose records name a file, and note which programs they were linked from."""
     digests = _digests(full)
     for entry in entries:
-        label = program_name(entry.record)
+        about = entry.about
         matches = [
-            Affected(entry.digest, label, kind, name, digest is not None and digest in digests, entry)
-            for kind, name, digest in _named_files(entry.record)
+            Affected(entry.digest, about.title, kind, name, digest is not None and digest in digests, entry)
+            for kind, name, digest in _named_files(about)
             if _is_tail(name, full) or (kind == "tool" and (_is_tool(name, full) or digest in digests))
         ]
         if matches:
             found[entry.digest] = max(matches, key=lambda match: match.current)
-        for child in links_of(entry.record).get("children", ()):
-            users.setdefault(child, []).append(Affected(entry.digest, label, "input", "", False, entry))
+        for child in links_of(about).get("children", ()):
+            users.setdefault(child, []).append(Affected(entry.digest, about.title, "input", "", False, entry))
 
 
 def _look_at_call(
@@ -136,10 +134,10 @@ def _look_at_call(
             found[key] = Affected(key, call.name, "file", name, current)
 
 
-def _named_files(record: Mapping[str, Any]) -> Iterator[Part]:
+def _named_files(about: CompileRecord) -> Iterator[Part]:
     """The files that a record names; a source that was rendered is none, nor is what was linked."""
-    rendered = rendering_of(record) is not None
-    return (part for part in parts_of(record) if part.kind != "source" or (record.get("name") and not rendered))
+    rendered = rendering_of(about) is not None
+    return (part for part in parts_of(about) if part.kind != "source" or (about.name and not rendered))
 
 
 def _digests(path: str) -> set[str]:

@@ -15,13 +15,12 @@ from __future__ import annotations
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from hashlib import file_digest
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache._util import dsse
 from cuda_progcache._util.dot import digraph
-from cuda_progcache.compile.record import components, program_name, rendered_kernel
 from cuda_progcache.errors import ProgCacheError, ToolchainError
 from cuda_progcache.keys import toolchain
 from cuda_progcache.provenance.nodes import Part, content_digest, parts_of, times
@@ -29,6 +28,7 @@ from cuda_progcache.provenance.nodes import Part, content_digest, parts_of, time
 if TYPE_CHECKING:
     from cuda_progcache.provenance.graph import Graph, Node
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
+    from cuda_progcache.store.compile_record import CompileRecord
 
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 #: What the names in a PROV document are relative to; a package URL, since that is what identifies us.
@@ -141,33 +141,32 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
     """
     from cuda_progcache import __version__
 
-    record = entry.record
+    about = entry.about
     subject = content_digest(entry)
     if subject is None:
         raise ProgCacheError(f"the bytes of {entry.digest[:12]} can't be read, so there is nothing to attest")
-    if not record.get("components"):
+    if not about.is_compile:
         raise ProgCacheError(f"{entry.digest[:12]} was put there by hand; how it was made is unknown")
     external = {
-        **{name: record.get(name) for name in ("name", "code_type", "target_type", "arch")},
-        "options": components(record, "option"),
-        "name_expressions": sorted(record.get("symbol_mapping") or {}),
+        **{name: getattr(about, name) or None for name in ("name", "code_type", "target_type", "arch")},
+        "options": about.labelled("option"),
+        "name_expressions": sorted(about.symbol_mapping),
     }
-    kernel = rendered_kernel(record)
-    if kernel:
-        external["kernel"] = {"name": kernel.get("name"), "parameters": dict(kernel.get("parameters") or {})}
-    clock = times(record)
-    metadata = {"invocationId": record.get("key"), "startedOn": clock.get("started"), "finishedOn": clock.get("ended")}
-    name = f"{program_name(record)}.{record.get('arch')}.{record.get('target_type')}"
+    if (kernel := about.rendered) is not None:
+        external["kernel"] = {"name": kernel.name, "parameters": dict(kernel.parameters)}
+    clock = times(about)
+    metadata = {"invocationId": about.key, "startedOn": clock.get("started"), "finishedOn": clock.get("ended")}
+    name = f"{about.title}.{about.arch or '-'}.{about.target_type or '-'}"
     return {
         "_type": dsse.STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": subject}}],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
-                "buildType": f"{NAMESPACE}{'link' if record.get('code_type') == 'link' else 'compile'}/v1",
+                "buildType": f"{NAMESPACE}{'link' if about.code_type == 'link' else 'compile'}/v1",
                 "externalParameters": external,
                 "internalParameters": {"entry": entry.digest},
-                "resolvedDependencies": list(_dependencies(cache, record)),
+                "resolvedDependencies": list(_dependencies(cache, about)),
             },
             "runDetails": {
                 "builder": {"id": NAMESPACE.rstrip("#"), "version": {"cuda-progcache": __version__}},
@@ -177,29 +176,29 @@ def to_slsa(cache: ProgramCacheResource, entry: EntryInfo) -> dict[str, Any]:
     }
 
 
-def _dependencies(cache: ProgramCacheResource, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _dependencies(cache: ProgramCacheResource, about: CompileRecord) -> Iterator[dict[str, Any]]:
     """What a program was made of, each thing once; of a linked one also what its parts were made of."""
     told: set[Part] = set()
-    pending = [record]
+    pending = [about]
     seen: set[str] = set()
     while pending:
         made = pending.pop(0)
         parts = []
-        for linked in made.get("inputs") or ():
-            entry = _entry(cache, linked.get("digest"))
-            content = linked.get("sha256") or (entry and content_digest(entry))
-            parts.append(Part("linked binary", f"{linked.get('name')}.{linked.get('target_type')}", content))
+        for linked in made.inputs:
+            entry = _entry(cache, linked.digest)
+            content = linked.sha256 or (entry and content_digest(entry))
+            parts.append(Part("linked binary", f"{linked.name}.{linked.target_type}", content))
             if entry is not None and entry.digest not in seen:
                 seen.add(entry.digest)
-                pending.append(entry.record)
+                pending.append(entry.about)
         parts += [part for part in parts_of(made) if part.digest]
         yield from (_resource(part) for part in dict.fromkeys(parts) if part not in told)
         told.update(parts)
 
 
-def _entry(cache: ProgramCacheResource, digest: object) -> EntryInfo | None:
+def _entry(cache: ProgramCacheResource, digest: str | None) -> EntryInfo | None:
     try:
-        return None if digest is None else cache.info(str(digest))
+        return None if digest is None else cache.info(digest)
     except KeyError:
         return None  # evicted since
 

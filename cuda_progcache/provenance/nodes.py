@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import file_digest, sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cuda_progcache.compile.record import components, program_name, rendered_kernel
 from cuda_progcache.provenance.graph import Node
 from cuda_progcache.provenance.steps import kind_of
+from cuda_progcache.store.compile_record import Caller
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import DigestedCall
     from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.compile_record import CompileRecord
 
 _LONGEST = 60  # characters of an argument that are shown
 
@@ -27,41 +29,37 @@ class Part(NamedTuple):
     digest: str | None
 
 
-def parts_of(record: Mapping[str, Any]) -> Iterator[Part]:
+def parts_of(about: CompileRecord) -> Iterator[Part]:
     """The files that a program was made of: ``source``, ``template``, ``header`` and ``tool``."""
-    if record.get("code_type") != "link":
-        yield Part("source", str(record.get("name") or "source"), source_digest(record))
-    for kind, files in (
-        ("template", rendered_kernel(record).get("templates")),
-        ("header", record.get("headers")),
-        ("tool", record.get("toolchain")),
-    ):
-        yield from (Part(kind, str(file["name"]), str(file["digest"])) for file in files or ())
+    if about.code_type != "link":
+        yield Part("source", about.name or "source", source_digest(about))
+    templates = () if about.rendered is None else about.rendered.templates
+    for kind, files in (("template", templates), ("header", about.headers), ("tool", about.toolchain)):
+        yield from (Part(kind, file.name, file.digest) for file in files)
 
 
 def binary_node(entry: EntryInfo) -> Node:
     """A program."""
-    record = entry.record
-    target, arch = record.get("target_type"), record.get("arch")
-    label = f"{program_name(record)} ({target}, {arch})"
-    about = {"entry": entry.digest, "target_type": target, "arch": arch, "size": entry.size}
-    return Node.of("binary", entry.digest, label, content_digest(entry), **about)
+    about = entry.about
+    label = f"{about.title} ({about.target_type or '-'}, {about.arch or '-'})"
+    detail = {"entry": entry.digest, "target_type": about.target_type or None, "arch": about.arch or None}
+    return Node.of("binary", entry.digest, label, content_digest(entry), **detail, size=entry.size)
 
 
 def making_node(entry: EntryInfo) -> Node:
     """The ``compile`` or ``link`` that made a program."""
-    record = entry.record
-    kind = "link" if record.get("code_type") == "link" else "compile"
-    tool = next((part["name"] for part in record.get("toolchain") or ()), "?")
+    about = entry.about
+    kind = "link" if about.code_type == "link" else "compile"
+    tool = about.toolchain[0].name if about.toolchain else "?"
     return Node.of(
         kind,
         entry.digest,
         f"{kind} with {tool}",
-        key=record.get("key"),
-        options=components(record, "option"),
-        name_expressions=sorted(record.get("symbol_mapping") or {}),
-        duration=record.get("duration"),
-        **times(record),
+        key=about.key or None,
+        options=about.labelled("option"),
+        name_expressions=sorted(about.symbol_mapping),
+        duration=about.duration,
+        **times(about),
     )
 
 
@@ -94,21 +92,18 @@ def content_digest(entry: EntryInfo) -> str | None:
         return None
 
 
-def source_digest(record: Mapping[str, Any]) -> str | None:
+def source_digest(about: CompileRecord) -> str | None:
     """SHA-256 (hex) of the source that a program was compiled from; None where its record doesn't say."""
-    for code in components(record, "code"):
+    for code in about.labelled("code"):
         _, found, digest = code.rpartition("sha256:")
-        return digest if found else sha256(code.encode(), usedforsecurity=False).hexdigest()
+        return digest if found else sha256(os.fsencode(code), usedforsecurity=False).hexdigest()
     return None
 
 
-def times(record: Mapping[str, Any]) -> dict[str, str]:
+def times(about: CompileRecord) -> dict[str, str]:
     """When a compile started and ended, RFC 3339 in UTC; empty where its record doesn't say."""
-    try:
-        ended = datetime.fromisoformat(str(record.get("created"))).timestamp()
-    except ValueError:
-        return {}
-    return {"started": _utc(ended - float(record.get("duration") or 0.0)), "ended": _utc(ended)}
+    ended = about.created
+    return {} if ended is None else {"started": _utc(ended - about.seconds), "ended": _utc(ended)}
 
 
 def times_of_call(call: DigestedCall) -> dict[str, Any]:
@@ -125,10 +120,10 @@ def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def callers(call: DigestedCall) -> list[dict[str, str]]:
+def callers(call: DigestedCall) -> list[Caller]:
     """The parents of a call, with the names that its record has of them."""
     names = call.metadata.get("asked_by") or {}
-    return [{"key": key, "name": names.get(key, "")} for key in call.links("parents")]
+    return [Caller(key, names.get(key, "")) for key in call.links("parents")]
 
 
 def abridged(value: object) -> str:

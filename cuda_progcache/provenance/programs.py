@@ -23,9 +23,8 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128_hexdigest
@@ -41,6 +40,7 @@ from cuda_progcache.memo.storage.tree import FileTree, Signature
 from cuda_progcache.memo.tagged_json import SaveError
 from cuda_progcache.provenance.step_records import Steps
 from cuda_progcache.provenance.steps import inlined, kind_of, links_of
+from cuda_progcache.store.compile_record import CompileRecord
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.call import LazyCall
@@ -135,7 +135,7 @@ class ProgramValueStorage(_Programs, ValueStorage):
             if data is None or xxh3_128_hexdigest(data) != info.checksum:
                 raise KeyError(key)
             return data
-        entry = self.store.load(_program_key(info.record)) if info.record.get("key") else None
+        entry = self.store.load(_program_key(info.about)) if info.about.key else None
         if entry is None:
             raise KeyError(key)
         return entry.data
@@ -180,11 +180,12 @@ class ProgramCallStorage(_Programs, CallStorage):
         key = call.to_lookup_key()
         data = self.values.take(call.result) if call.result is not None else None
         record = call.metadata.get("record") or {}
+        about = CompileRecord(record)
         if not record and (kind_of(call) or call.result in call.inline):
             return self.steps.save(call)
-        if data is None or not record.get("key"):
+        if data is None or not about.key:
             raise SaveError(f"{call.name}: a program store keeps only programs and small results")
-        program = _program_key(record)
+        program = _program_key(about)
         if hashlib.sha256(program, usedforsecurity=False).hexdigest() != key:
             raise SaveError(f"{call.name}: the record belongs to another program")
         if not self.store.publish(program, data, record):
@@ -253,54 +254,44 @@ class ProgramCallStorage(_Programs, CallStorage):
 
 def call_that_made(info: EntryInfo) -> DigestedCall:
     """The call that made an entry."""
-    record = info.record
-    arguments: dict[str, Any] = {name: record[name] for name in _FIXED if record.get(name) is not None}
-    components = record.get("components") or ()
-    if components:
-        arguments["options"] = tuple(value for label, value in components if label == "option")
-    code = [value for label, value in components if label == "code" or label.endswith(" code")]
+    about = info.about
+    arguments: dict[str, Any] = {name: value for name in _FIXED if (value := getattr(about, name))}
+    if about.is_compile:
+        arguments["options"] = tuple(about.labelled("option"))
+    code = [value for label, value in about.components if label == "code" or label.endswith(" code")]
     if code:
         arguments["code"] = code[0] if len(code) == 1 else tuple(code)
-    inputs = record.get("inputs")
-    if inputs:
-        arguments["inputs"] = tuple(part.get("digest") or part.get("sha256") for part in inputs)
-    if record.get("part_of"):
-        arguments["part_of"] = record["part_of"].get("name")
-    kernel = record.get("kernel") or {}
-    if kernel:
-        arguments["kernel"] = kernel.get("name")
-        for name, value in (kernel.get("parameters") or {}).items():
+    if about.inputs:
+        arguments["inputs"] = tuple(part.digest or part.sha256 for part in about.inputs)
+    if about.part_of is not None:
+        arguments["part_of"] = about.part_of.name
+    if about.kernel is not None:
+        arguments["kernel"] = about.kernel.name
+        for name, value in about.kernel.parameters.items():
             arguments[name if name not in arguments else f"parameter_{name}"] = value
-    duration = float(record.get("duration") or 0.0)
-    stop = _seconds(record.get("created"), info.created)
-    around = links_of(record)
+    duration, stop = about.seconds, _seconds(about.created, info.created)
+    around = links_of(about)
     metadata: dict[str, dict[str, Any]] = {
         "runtime": {"status": "done", "timestart": stop - duration, "timestop": stop, "duration": duration},
         **({"links": around} if around else {}),
         "entry": {"size": info.size, "checksum": info.checksum},
-        "record": dict(record),
+        "record": dict(info.record),
     }
     digests, inline = inlined(arguments)
     key = Digest(info.digest)
-    return DigestedCall(
-        str(record.get("name", "")), digests, key, metadata, "cuda_progcache.compile", key=key, inline=inline
-    )
+    return DigestedCall(about.name, digests, key, metadata, "cuda_progcache.compile", key=key, inline=inline)
 
 
-def _seconds(written: Any, default: float) -> float:
+def _seconds(made: float | None, default: float) -> float:
     """When a record says that it was made; whole seconds there, so what the store says where that fits."""
-    try:
-        made = datetime.fromisoformat(str(written)).timestamp()
-    except ValueError:
-        return default
-    return default if made <= default < made + 1 else made
+    return default if made is None or made <= default < made + 1 else made
 
 
-def _program_key(record: Mapping[str, Any]) -> bytes:
+def _program_key(about: CompileRecord) -> bytes:
     try:
-        return bytes.fromhex(str(record["key"]))
+        return bytes.fromhex(about.key)
     except ValueError:
-        raise SaveError(f"the record of {record.get('name')!r} has no hexadecimal key") from None
+        raise SaveError(f"the record of {about.name!r} has no hexadecimal key") from None
 
 
 def _names(path: str) -> list[str]:

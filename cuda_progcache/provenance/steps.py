@@ -30,13 +30,13 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_progcache._util.running import asked_by, note_child, run
-from cuda_progcache.compile.record import rendered_kernel
 from cuda_progcache.memo.call import Call, DigestedCall
 from cuda_progcache.memo.digest import Digest, Indigestible, digest
 from cuda_progcache.memo.tagged_json import SaveError, encode_json
 
 if TYPE_CHECKING:
     from cuda_progcache.provenance.step_records import Steps
+    from cuda_progcache.store.compile_record import CompileRecord, Kernel
 
 R = TypeVar("R")
 
@@ -55,17 +55,13 @@ def kind_of(call: Any) -> str | None:
     return call.name if (call.name, call.module) in KINDS else None
 
 
-def render_arguments(kernel: Mapping[str, Any]) -> dict[str, Any]:
+def render_arguments(kernel: Kernel) -> dict[str, Any]:
     """Arguments of a rendering, from what the record of its compile has as ``kernel`` or ``part_of``."""
-    found = {
-        "template": kernel.get("name"),
-        "parameters": dict(kernel.get("parameters") or {}),
-        "files": {part["name"]: part["digest"] for part in kernel.get("templates") or ()},
-    }
-    return found | ({"module": kernel["module"]} if "module" in kernel else {})
+    found = {"template": kernel.name, "parameters": dict(kernel.parameters), "files": dict(kernel.templates)}
+    return found if kernel.module is None else {**found, "module": kernel.module}
 
 
-def render_key(kernel: Mapping[str, Any]) -> Digest:
+def render_key(kernel: Kernel) -> Digest:
     """The key of a rendering, from what the record of its compile has of it."""
     return _key(RENDER, render_arguments(kernel))
 
@@ -74,19 +70,17 @@ def _key(kind: tuple[str, str], arguments: dict[str, Any]) -> Digest:
     return Call(kind[0], arguments, module=kind[1]).to_lookup_key()
 
 
-def rendering_of(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def rendering_of(about: CompileRecord) -> Kernel | None:
     """What the record of a compile has of the rendering of its source; None: it wasn't rendered, or is a link."""
-    if record.get("code_type") == "link":
-        return None  # its parts were rendered
-    return rendered_kernel(record) or None
+    return None if about.code_type == "link" else about.rendered  # of a link, the parts were rendered
 
 
-def links_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
+def links_of(about: CompileRecord) -> dict[str, list[str]]:
     """Parents and children of the call that made a program, from its record; without those there are none of."""
-    rendering = rendering_of(record)
+    rendering = rendering_of(about)
     parents = [] if rendering is None else [str(render_key(rendering))]
-    parents += [str(part["key"]) for part in record.get("parents") or ()]
-    children = [str(part["digest"]) for part in record.get("inputs") or () if part.get("digest")]
+    parents += [caller.key for caller in about.parents]
+    children = [part.digest for part in about.inputs if part.digest]
     return {name: keys for name, keys in (("parents", parents), ("children", children)) if keys}
 
 
@@ -135,9 +129,7 @@ def _text_facts(text: str) -> dict[str, Any]:
     return {"sha256": sha256(content, usedforsecurity=False).hexdigest(), "bytes": len(content)}
 
 
-def record_rendering(
-    steps: Steps, kernel: Mapping[str, Any], template: str, source: str, started: float, seconds: float
-) -> None:
+def record_rendering(steps: Steps, kernel: Kernel, template: str, source: str, started: float, seconds: float) -> None:
     """Record that a template file was rendered, unless it is there, with the SHA-256 of the source that it gave.
 
     ``kernel`` is what the record of the compile has of it.

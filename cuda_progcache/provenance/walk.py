@@ -14,7 +14,7 @@ What is recorded elsewhere, or was evicted, is in the graph as a node of the kin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cuda_progcache.errors import AmbiguousDigestError
@@ -29,11 +29,13 @@ from cuda_progcache.provenance.nodes import (
     times_of_call,
 )
 from cuda_progcache.provenance.steps import PREWARM, RESOURCE_USAGE, SASS, kind_of, render_key, rendering_of
+from cuda_progcache.store.compile_record import File, Kernel
 
 if TYPE_CHECKING:
     from cuda_progcache.memo.caches import BaseCache
     from cuda_progcache.memo.call import DigestedCall
     from cuda_progcache.store.base import EntryInfo, ProgramCacheResource
+    from cuda_progcache.store.compile_record import Caller, CompileRecord
 
 
 def walk(
@@ -107,11 +109,11 @@ class _Walk:
         self._add_made_of(full, self.graph.root)
         return self.graph
 
-    def entry(self, key: object) -> EntryInfo | None:
+    def entry(self, key: str | None) -> EntryInfo | None:
         if self.store is None or key is None:
             return None
         try:
-            return self.store.info(str(key))
+            return self.store.info(key)
         except KeyError:
             return None
 
@@ -141,43 +143,41 @@ class _Walk:
     # Programs
 
     def _add_program(self, entry: EntryInfo) -> str:
-        graph, record = self.graph, entry.record
+        graph, about = self.graph, entry.about
         known = self._known(entry.digest)
         if known is not None:
             return known
         binary = graph.add(binary_node(entry))
-        if not record.get("components"):
+        if not about.is_compile:
             return binary  # put there by hand: nothing is known of how it was made
         step = graph.link(binary, making_node(entry), "made by")
-        if record.get("code_type") == "link":
-            self._add_inputs(record, step)
-            if record.get("kernel"):
-                self._add_render_of_parts(record, step)
-        rendering = rendering_of(record)
-        for kind, name, digest in parts_of(record):
+        if about.code_type == "link":
+            self._add_inputs(about, step)
+            if about.kernel is not None:
+                self._add_render_of_parts(about.kernel, step)
+        rendering = rendering_of(about)
+        for kind, name, digest in parts_of(about):
             if kind == "source":
                 source = graph.link(step, Node.of(kind, digest or entry.digest, name, digest), "used")
                 if rendering is not None:
                     graph.link(source, self._add_render(rendering), "made by")
             elif kind != "template":  # of which the rendering was made
                 graph.link(step, Node.of(kind, f"{name}:{digest}", name, digest), "used")
-        self._add_callers(step, record.get("parents") or ())
+        self._add_callers(step, about.parents)
         return binary
 
-    def _add_inputs(self, record: Mapping[str, Any], step: str) -> None:
-        for index, part in enumerate(record.get("inputs") or ()):
-            digest, content, target = part.get("digest"), part.get("sha256"), part.get("target_type")
+    def _add_inputs(self, about: CompileRecord, step: str) -> None:
+        for index, (name, target, digest, content) in enumerate(about.inputs):
             entry = self.entry(digest)
             if entry is not None:
                 self.graph.link(step, self._add_program(entry), "used")
                 continue
-            label = f"{part.get('name')} ({target})"
-            where = str(digest or content or f"{step}:{index}")
             # Its entry's digest is the key's, not the content's: that went with the entry, where it isn't recorded.
-            about = {"entry": digest, "target_type": target, "gone": digest is not None}
-            self.graph.link(step, Node.of("input", where, label, content, **about), "used")
+            detail = {"entry": digest, "target_type": target, "gone": digest is not None}
+            where = digest or content or f"{step}:{index}"
+            self.graph.link(step, Node.of("input", where, f"{name} ({target})", content, **detail), "used")
 
-    def _add_render_of_parts(self, record: Mapping[str, Any], step: str) -> None:
+    def _add_render_of_parts(self, kernel: Kernel, step: str) -> None:
         """Of a linked kernel whose parts are gone, or don't say what they were rendered from: the link knows it."""
         graph = self.graph
         made = [each for part in graph.targets(step, "used") for each in graph.targets(part.id, "made by")]
@@ -185,11 +185,11 @@ class _Walk:
         unknown = [source for source in sources if not graph.targets(source)]
         if sources and not unknown:
             return
-        render = self._add_render(record["kernel"])
+        render = self._add_render(kernel)
         for source in unknown or [step]:
             graph.link(source, render, "made by" if unknown else "called by")
 
-    def _add_render(self, rendering: Mapping[str, Any]) -> str:
+    def _add_render(self, rendering: Kernel) -> str:
         """Add a rendering from what its compile has of it, and from its own record, if that is there."""
         key = render_key(rendering)
         if f"render:{key}" in self.graph.nodes:
@@ -197,17 +197,16 @@ class _Walk:
         call = self.call(key)
         about: dict[str, Any] = {
             "key": key,
-            "kernel": rendering.get("name"),
-            "module": rendering.get("module"),
-            "parameters": dict(rendering.get("parameters") or {}),
+            "kernel": rendering.name,
+            "module": rendering.module,
+            "parameters": dict(rendering.parameters),
             "recorded": call is not None,
         }
         if call is not None:
             known = call.metadata.get("render") or {}
             about |= times_of_call(call) | {name: known.get(name) for name in ("template", "lines", "bytes")}
-        step = self.graph.add(Node.of("render", key, f"render {rendering.get('name')}", **about))
-        for part in rendering.get("templates") or ():
-            name, digest = str(part["name"]), str(part["digest"])
+        step = self.graph.add(Node.of("render", key, f"render {rendering.name}", **about))
+        for name, digest in rendering.templates:
             self.graph.link(step, Node.of("template", f"{name}:{digest}", name, digest), "used")
         if call is not None:
             self._add_callers(step, callers(call))
@@ -217,13 +216,11 @@ class _Walk:
 
     def _add_rendered(self, call: DigestedCall) -> str:
         arguments = call.recorded_arguments()
-        files = [{"name": name, "digest": digest} for name, digest in (arguments.get("files") or {}).items()]
-        rendering = {"name": arguments["template"], "parameters": arguments.get("parameters"), "templates": files}
-        if "module" in arguments:
-            rendering["module"] = arguments["module"]
+        files = tuple(File(*file) for file in (arguments.get("files") or {}).items())
+        module, parameters = arguments.get("module"), arguments.get("parameters") or {}
+        rendering = Kernel(arguments["template"], module, parameters, files)
         digest = (call.metadata.get("render") or {}).get("sha256")
-        name = str(rendering.get("module") or rendering["name"])
-        source = self.graph.add(Node.of("source", str(digest), name, digest))
+        source = self.graph.add(Node.of("source", str(digest), module or rendering.name, digest))
         self.graph.link(source, self._add_render(rendering), "made by")
         return source
 
@@ -242,7 +239,7 @@ class _Walk:
             else:
                 used = binary_node(entry) if prewarm and not whole else self._add_program(entry)
                 self.graph.link(step, used, "used")
-        self._add_callers(step, [caller for caller in callers(call) if caller["key"] not in programs])
+        self._add_callers(step, [caller for caller in callers(call) if caller.key not in programs])
         return step
 
     def _add_memoized(self, call: DigestedCall) -> str:
@@ -283,18 +280,17 @@ class _Walk:
 
     # Who asked, and what was made of it
 
-    def _add_callers(self, step: str, asking: Iterable[Mapping[str, Any]]) -> None:
+    def _add_callers(self, step: str, asking: Iterable[Caller]) -> None:
         graph = self.graph
-        for caller in asking:
-            key = str(caller["key"])
+        for key, name in asking:
             known = self._known(key)
             call = None if known is not None else self.call(key)
             if known is not None:
                 if known not in self._asking:
                     graph.link(step, known, "called by")
             elif call is None:
-                label = str(caller.get("name") or f"call {key[:12]}")
-                graph.link(step, Node.of("gone", key, label, key=key, gone=True), "called by")
+                gone = Node.of("gone", key, name or f"call {key[:12]}", key=key, gone=True)
+                graph.link(step, gone, "called by")
             else:
                 self._add_callers(graph.link(step, call_node(call), "called by"), callers(call))
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cuda_progcache._util.printable import one_line, printable
-from cuda_progcache.compile.record import program_name
 
 if TYPE_CHECKING:
     from cuda_progcache.service.comparison import KernelUse
     from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.compile_record import CompileRecord
     from cuda_progcache.store.file_stream import FileStreamProgramCache
     from cuda_progcache.store.stats import Span, Totals
 
@@ -252,12 +252,12 @@ def collect(cache: FileStreamProgramCache, cap: int | None = None) -> Report:
     for one in kernel_uses(entries, on_error=lambda entry, _: failed.append(entry)):
         used[one.entry.digest].append(_kernel(one))
     programs = []
-    earlier: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    earlier: dict[str, list[CompileRecord]] = defaultdict(list)
     for entry in entries:
-        name = program_name(entry.record)
-        why, reasons = _why(entry.record, earlier[name])
-        programs.append(_program(entry, name, why, reasons, used.get(entry.digest, ())))
-        earlier[name] = [*earlier[name][1 - _COMPARED :], entry.record]
+        about = entry.about
+        why, reasons = _why(about, earlier[about.title])
+        programs.append(_program(entry, about, why, reasons, used.get(entry.digest, ())))
+        earlier[about.title] = [*earlier[about.title][1 - _COMPARED :], about]
     held, spans = cache.stats(), cache.over_time()
     return Report(
         root=visible(str(cache.path)),
@@ -313,29 +313,27 @@ def _kernel(one: KernelUse) -> Kernel:
 
 
 def _program(
-    entry: EntryInfo, name: str, why: Sequence[str], reasons: Sequence[str], kernels: Sequence[Kernel]
+    entry: EntryInfo, about: CompileRecord, why: Sequence[str], reasons: Sequence[str], kernels: Sequence[Kernel]
 ) -> Program:
-    record = entry.record
-    kernel = record.get("kernel") or {}
-    duration = record.get("duration")
+    parameters = {} if about.kernel is None else about.kernel.parameters
     return Program(
         digest=entry.digest,
-        name=shortened(visible(name), 200),
-        parameters=shortened(visible(" ".join(f"{k}={v}" for k, v in (kernel.get("parameters") or {}).items())), 400),
-        target=visible(record.get("target_type") or "-"),
-        arch=visible(record.get("arch") or "-"),
+        name=shortened(visible(about.title), 200),
+        parameters=shortened(visible(" ".join(f"{name}={value}" for name, value in parameters.items())), 400),
+        target=visible(about.target_type or "-"),
+        arch=visible(about.arch or "-"),
         size=entry.size,
         created=entry.created,
         last_used=entry.last_used,
-        seconds=float(duration) if isinstance(duration, (int, float)) else None,
+        seconds=about.duration,
         why=tuple(why),
         reasons=tuple(shortened(visible(one)) for one in reasons),
         kernels=tuple(kernels),
-        components=_pairs((part[0], part[1]) for part in record.get("components") or ()),
-        headers=_pairs((part["name"], part["digest"]) for part in record.get("headers") or ()),
-        toolchain=_pairs((part["name"], part["digest"]) for part in record.get("toolchain") or ()),
-        symbols=_pairs((record.get("symbol_mapping") or {}).items()),
-        log=shortened(visible(record.get("log") or "", lines=True)),
+        components=_pairs(about.components),
+        headers=_pairs(about.headers),
+        toolchain=_pairs((tool.name, tool.digest) for tool in about.toolchain),
+        symbols=_pairs(about.symbol_mapping.items()),
+        log=shortened(visible(about.log, lines=True)),
     )
 
 
@@ -343,23 +341,23 @@ def _pairs(found: Iterable[tuple[object, object]]) -> tuple[tuple[str, str], ...
     return tuple((visible(left), shortened(visible(right))) for left, right in found)
 
 
-def _why(record: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _why(about: CompileRecord, earlier: Sequence[CompileRecord]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What had changed since the nearest earlier compile: in a few words, and in sentences."""
     from cuda_progcache.compile.history import differences, nearest
     from cuda_progcache.keys.explain import differing
 
-    if not record.get("components"):
+    if not about.is_compile:
         return (), ()  # put there by hand
-    found = nearest(record, [one for one in reversed(earlier) if one.get("components")])
+    found = nearest(about, [one for one in reversed(earlier) if one.is_compile])
     if found is None:
         return (FIRST,), ("first compile of this program",)
-    sentences = differences(record, found)
+    sentences = differences(about, found)
     if not sentences:
         return (AGAIN,), ("it was compiled again: its entry was evicted, removed or damaged",)
     words: dict[str, None] = {}
     rendered = [one.partition(" ")[0] for one in sentences if one.startswith(("parameter ", "template "))]
     words.update(dict.fromkeys(f"{one}s" for one in rendered))
-    for label, sentence in differing(record["components"], found["components"], {}, {}):
+    for label, sentence in differing(about.components, found.components, {}, {}):
         if rendered and label in {"code", "name_expression"}:
             continue
         words["architecture" if sentence.startswith("option arch ") else _word(label)] = None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.inspect import Instruction
     from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.compile_record import CompileRecord
     from cuda_progcache.store.file_stream import FileStreamProgramCache
 
 #: Instructions of a kernel, and lines of PTX or of a source, that are shown.
@@ -62,15 +63,15 @@ def _listing(cache: FileStreamProgramCache, entry: EntryInfo, library: Path | No
     from cuda_progcache.service.comparison import binary_of
 
     found: dict[str, Any] = {"kernels": {}, "sources": {}, "ptx": None, "notes": [], "provenance": None}
-    target = entry.record.get("target_type")
+    about = entry.about
     try:
         data = binary_of(entry)
         if data.startswith(b"\x7fELF"):
-            _add_machine_code(found, data, entry.record, library)
-        elif target == "ptx":
+            _add_machine_code(found, data, about, library)
+        elif about.target_type == "ptx":
             found["ptx"] = _cut(found, "PTX", data.rstrip(b"\0").decode("utf-8", "replace").splitlines())
         else:
-            found["notes"].append(f"An entry of the kind {target or 'unknown'} can't be listed.")
+            found["notes"].append(f"An entry of the kind {visible(about.target_type or 'unknown')} can't be listed.")
     except InspectError as error:
         found["notes"].append(visible(error))
     if found["ptx"] is None:
@@ -79,10 +80,10 @@ def _listing(cache: FileStreamProgramCache, entry: EntryInfo, library: Path | No
     return found
 
 
-def _add_machine_code(found: dict[str, Any], data: bytes, record: Mapping[str, Any], library: Path | None) -> None:
+def _add_machine_code(found: dict[str, Any], data: bytes, about: CompileRecord, library: Path | None) -> None:
     from cuda_progcache.inspect import instructions, normalised
 
-    asked = {symbol: name for name, symbol in (record.get("symbol_mapping") or {}).items()}
+    asked = about.expressions
     files: dict[str, None] = {}
     for symbol, code in instructions(data).items():
         files.update(dict.fromkeys(one.source.file for one in code if one.source is not None))
@@ -93,7 +94,7 @@ def _add_machine_code(found: dict[str, Any], data: bytes, record: Mapping[str, A
         found["kernels"][visible(asked.get(symbol, symbol))] = {"code": listed, "lines": lines}
     if not files:
         found["notes"].append("No line information is in it, so no source is linked: compile with lineinfo.")
-    templates = {one["name"]: one["digest"] for one in (record.get("kernel") or {}).get("templates") or ()}
+    templates = {} if about.kernel is None else dict(about.kernel.templates)
     absent = []
     for file in files:
         source = _source(Path(file).name, templates, library)

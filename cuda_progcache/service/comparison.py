@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cuda_progcache._util.fields import NamedTuple
@@ -11,10 +11,9 @@ from cuda_progcache.errors import InspectError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from cuda_progcache.inspect import BinaryDiff, Occupancy, Resources
     from cuda_progcache.store.base import EntryInfo
+    from cuda_progcache.store.compile_record import CompileRecord
 
 #: Threads of a block where neither the caller nor the kernel says.
 _BLOCK_SIZE = 256
@@ -63,7 +62,8 @@ def kernel_uses(
 
     found = []
     for entry in entries:
-        if entry.record.get("target_type", "cubin") != "cubin" or entry.path is None:
+        about = entry.about
+        if (about.target_type or "cubin") != "cubin" or entry.path is None:
             continue
         try:
             data = entry.path.read_bytes()
@@ -72,7 +72,7 @@ def kernel_uses(
             if on_error is not None:
                 on_error(entry, error)
             continue
-        names = {symbol: name for name, symbol in (entry.record.get("symbol_mapping") or {}).items()}
+        names = about.expressions
         for symbol, resources in used.items():
             threads = block_size or resources.max_threads or _BLOCK_SIZE
             try:
@@ -99,14 +99,14 @@ class ProgramDiff(NamedTuple):
 
 
 def compare(
-    before: tuple[bytes, Mapping[str, Any] | None], after: tuple[bytes, Mapping[str, Any] | None], context: int = 3
+    before: tuple[bytes, CompileRecord | None], after: tuple[bytes, CompileRecord | None], context: int = 3
 ) -> ProgramDiff:
     """What differs between two programs.
 
     Parameters
     ----------
     before, after : tuple
-        The binary, and the record of its compile; None: there is no record, as of a file.
+        The binary, and what is recorded of its compile; None: nothing is, as of a file.
     context : int
         Equal lines around each difference of the machine code.
 
@@ -118,7 +118,7 @@ def compare(
     from cuda_progcache.compile.history import differences
     from cuda_progcache.inspect import diff
 
-    known = [record for _, record in (before, after) if record and record.get("components")]
+    known = [about for _, about in (before, after) if about is not None and about.is_compile]
     reasons = tuple(differences(known[1], known[0])) if len(known) == 2 else ()
     return ProgramDiff(reasons, diff(before[0], after[0], context))
 

@@ -24,7 +24,8 @@ def described(entry: EntryInfo) -> EntryInfo:
 
     The name is that of its kernels.
     """
-    if entry.record.get("target_type") or entry.record.get("name") or entry.path is None:
+    about = entry.about
+    if about.target_type or about.name or entry.path is None:
         return entry
     try:
         told = _told(entry.path.read_bytes())

@@ -69,8 +69,7 @@ def needed(proof: Proof, cache: FileStreamProgramCache) -> frozenset[str]:
     for program in proof.programs:
         if program.digest is not None:
             found.add(program.digest)
-            inputs = cache.info(program.digest).record.get("inputs") or ()
-            found |= {part["digest"] for part in inputs if part.get("digest")}
+            found |= {part.digest for part in cache.info(program.digest).about.inputs if part.digest}
     return frozenset(found)
 
 
@@ -87,12 +86,10 @@ def cache_directory(
         with FileStreamProgramCache(root, durability="none", mode="rw") as copy:
             report = copy.import_(bundle)
             for digest in sorted(copy.digests()):
-                record = copy.info(digest).record
-                if not record.get("components"):
-                    continue  # put there by hand
-                history.note(copy, record, digest, made_here=False)
-                tools = record.get("toolchain") or ()
-                toolchains.note(copy, (ToolFile(str(t["name"]), "", str(t["digest"])) for t in tools))
+                about = copy.info(digest).about
+                if about.is_compile:  # and not put there by hand
+                    history.note(copy, about, digest, made_here=False)
+                    toolchains.note(copy, (ToolFile(tool.name, "", tool.digest) for tool in about.toolchain))
         os.unlink(bundle)
         yield root, Exported(root, report.imported, report.bytes)
 

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cuda_progcache.compile.record import program_name
 from cuda_progcache.errors import ArchError, ToolchainError
 from cuda_progcache.keys.arch import Arch
+from cuda_progcache.keys.explain import of_input
 from cuda_progcache.keys.headers import Header, HeaderManifest, HeaderSet, SearchPath, file_digest, read_file
 from cuda_progcache.keys.inputs import debug_sources_dir
 from cuda_progcache.keys.schema import SCHEMA
 from cuda_progcache.keys.toolchain import environment, header_root, toolchain
+from cuda_progcache.store.compile_record import CompileRecord
 
 _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
 
@@ -166,10 +167,10 @@ def check(
         It can't be read.
     """
     host = this_host(archs, include_path)
-    return tuple(check_record(digest, record, host, sets) for digest, record, sets in _records(os.fspath(path)))
+    return tuple(_checked(digest, about, host, sets) for digest, about, sets in _records(os.fspath(path)))
 
 
-def _records(path: str) -> Iterator[tuple[str, Mapping[str, Any], list[HeaderSet]]]:
+def _records(path: str) -> Iterator[tuple[str, CompileRecord, list[HeaderSet]]]:
     """Digest, record and remembered header sets of every entry."""
     if os.path.isdir(path):
         from cuda_progcache.store.derived import manifest_path
@@ -177,17 +178,17 @@ def _records(path: str) -> Iterator[tuple[str, Mapping[str, Any], list[HeaderSet
 
         with ReadOnlyProgramCache(path) as cache:
             for entry in sorted(cache.entries(), key=lambda entry: entry.digest):
-                name = str(entry.record.get("manifest") or "")
-                content = read_file(manifest_path(path, name)) if name else None
-                yield entry.digest, entry.record, _sets(content)
+                about = entry.about
+                content = read_file(manifest_path(path, about.manifest)) if about.manifest else None
+                yield entry.digest, about, _sets(content)
         return
     from cuda_progcache.store.bundle import opened
 
     with opened(path) as bundle:
         manifests = dict(bundle.manifests())
         for digest in bundle.digests:
-            record = bundle.version(digest)[1]
-            yield digest, record, _sets(manifests.get(str(record.get("manifest"))))
+            about = bundle.version(digest)[1]
+            yield digest, about, _sets(manifests.get(about.manifest))
 
 
 def _sets(manifest: bytes | None) -> list[HeaderSet]:
@@ -212,18 +213,21 @@ def check_record(
     header_sets : sequence of HeaderSet
         What the cache remembers of the headers of this program and of others like it.
     """
-    name = program_name(record)
-    target, arch = str(record.get("target_type") or ""), str(record.get("arch") or "")
-    if not record.get("components"):
-        return EntryCheck(digest, name, target, arch, None, ("it has no record of how it was compiled",))
+    return _checked(digest, CompileRecord(record), host, header_sets)
+
+
+def _checked(digest: str, about: CompileRecord, host: Host, header_sets: Sequence[HeaderSet]) -> EntryCheck:
+    target, arch = about.target_type, about.arch
+    if not about.is_compile:
+        return EntryCheck(digest, about.title, target, arch, None, ("it has no record of how it was compiled",))
     against = []
     if host.archs and not any(runs_on(arch, target, device) for device in host.archs):
         against.append(f"{target} for {arch} doesn't run on {' or '.join(host.archs)}")
-    against += _components_against(record, host)
-    changed, unknown = _headers_against(digest, record, host, header_sets)
+    against += _components_against(about, host)
+    changed, unknown = _headers_against(digest, about, host, header_sets)
     against += changed
     usable = False if against else None if unknown else True
-    return EntryCheck(digest, name, target, arch, usable, tuple(dict.fromkeys([*against, *unknown])))
+    return EntryCheck(digest, about.title, target, arch, usable, tuple(dict.fromkeys([*against, *unknown])))
 
 
 #: Labels of paths in a key, and what is at them. They are there because they are in what was compiled.
@@ -237,12 +241,12 @@ _PATHS = {
 }
 
 
-def _components_against(record: Mapping[str, Any], host: Host) -> list[str]:
+def _components_against(about: CompileRecord, host: Host) -> list[str]:
     """Components of the key, but for the headers, that the same program wouldn't have here."""
     found = []
     variables = set()
-    for full_label, value in record["components"]:
-        label = full_label.split(" ", 2)[2] if full_label.startswith("input ") else full_label  # of a link
+    for full_label, value in about.components:
+        _, label = of_input(full_label)
         if label == "schema":
             if value != host.schema:
                 found.append(f"its key is of schema {value}, and this version makes schema {host.schema}")
@@ -286,15 +290,15 @@ def _short(*identities: str) -> str:
 
 
 def _headers_against(
-    digest: str, record: Mapping[str, Any], host: Host, header_sets: Sequence[HeaderSet]
+    digest: str, about: CompileRecord, host: Host, header_sets: Sequence[HeaderSet]
 ) -> tuple[list[str], list[str]]:
     """What speaks against the headers that there are here, and what can't be told."""
-    if not record.get("headers"):
+    if not about.headers:
         return [], []
     own = [one for one in header_sets if one.entry == digest] or list(header_sets)
     if not own:
-        return _by_name(record, host)
-    searches = [(one, _search_path(one, record, host)) for one in own]
+        return _by_name(about, host)
+    searches = [(one, _search_path(one, about, host)) for one in own]
     if any(HeaderManifest(None, [one]).match(search) is not None for one, (search, _) in searches):
         return [], []
     one, (search, missing) = searches[0]
@@ -306,13 +310,13 @@ def _headers_against(
     return ["another file would be read in place of one of its headers"], []
 
 
-def _search_path(headers: HeaderSet, record: Mapping[str, Any], host: Host) -> tuple[SearchPath, list[str]]:
+def _search_path(headers: HeaderSet, about: CompileRecord, host: Host) -> tuple[SearchPath, list[str]]:
     """Where a compile here would look, as far as that can be guessed; and the headers that are nowhere."""
     places = [header.place for header in headers.headers]
     count = 1 + max(
         (index for root, index, _ in [*places, *headers.absent, *headers.present] if root == "I"), default=-1
     )
-    keyed = [v.split(" ", 1)[-1] for label, v in record["components"] if label.rpartition(" ")[2] == "include_path"]
+    keyed = [v.split(" ", 1)[-1] for label, v in about.components if label.rpartition(" ")[2] == "include_path"]
     folders = [*host.include_path, *(os.path.join(host.cwd, folder) for folder in keyed)]
     chosen, missing = [], []
     for n in range(count):
@@ -321,7 +325,7 @@ def _search_path(headers: HeaderSet, record: Mapping[str, Any], host: Host) -> t
         if wanted and not any(_fit(best, wanted)):
             missing += [header.name for header in wanted]
         chosen.append(best if wanted else os.path.join(os.devnull, "unknown"))
-    source = os.path.dirname(str(record.get("name") or ""))
+    source = os.path.dirname(about.name)
     search = SearchPath(tuple(chosen), os.path.join(host.cwd, source).rstrip("/"), host.cwd)
     for header in headers.headers:
         path = search.absolute(header.place)
@@ -336,17 +340,17 @@ def _fit(folder: str, wanted: Sequence[Header]) -> tuple[int, int]:
     return sum(here == there for here, there in digests), sum(here is not None for here, _ in digests)
 
 
-def _by_name(record: Mapping[str, Any], host: Host) -> tuple[list[str], list[str]]:
+def _by_name(about: CompileRecord, host: Host) -> tuple[list[str], list[str]]:
     """Judge headers by the names and digests that a record has, where nothing says in which directory each was."""
     folders = [host.cwd, *host.include_path]
     changed, missing = [], []
-    for header in record["headers"]:
-        found = {file_digest(os.path.join(folder, header["name"])) for folder in folders} - {None}
+    for name, digest in about.headers:
+        found = {file_digest(os.path.join(folder, name)) for folder in folders} - {None}
         if not found:
-            missing.append(header["name"])
-        elif header["digest"] not in found:
-            changed.append(header["name"])
-    against = [_differing(changed, len(record["headers"]))] if changed else []
+            missing.append(name)
+        elif digest not in found:
+            changed.append(name)
+    against = [_differing(changed, len(about.headers))] if changed else []
     return against, [_unknown(missing)] if missing else []
 
 

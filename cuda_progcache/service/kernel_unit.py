@@ -105,11 +105,13 @@ class KernelUnit:
     def record_rendering(self, steps: Steps) -> None:
         """Record that its source was rendered, of several modules each, beside the programs compiled from it."""
         from cuda_progcache.provenance.steps import record_rendering
+        from cuda_progcache.store.compile_record import Kernel
 
         rendered = self.rendered
         for module in rendered.modules:
             kernel = self._kernel(rendered.template_digests) if self.inputs is not None else self._part(module)
-            record_rendering(steps, kernel, module.template, module.source, rendered.started, rendered.seconds)
+            if (told := Kernel.of(kernel)) is not None:
+                record_rendering(steps, told, module.template, module.source, rendered.started, rendered.seconds)
 
     @property
     def compiles(self) -> tuple[CompileInputs, ...]:

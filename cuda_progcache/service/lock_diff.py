@@ -99,7 +99,7 @@ def _changed(before: Locked | None, after: Locked | None, cache: Any, context: i
     if old is None or new is None:
         alike = before.sha256 and before.sha256 == after.sha256
         return Change(after.title(), "key" if alike else "unknown", None, old, new, () if alike else missing)
-    found = compare((binary_of(old), old.record), (binary_of(new), new.record), context)
+    found = compare((binary_of(old), old.about), (binary_of(new), new.about), context)
     status = "key" if found.binary.equal else "bytes" if found.binary.same_code else "code"
     return Change(after.title(), status, found, old, new)
 

@@ -314,8 +314,8 @@ def _look_up(
         elif found is not None:
             seconds = time.perf_counter() - started
             size = found.size if isinstance(found, EntryInfo) else len(found.data)
-            spared = float(found.record.get("duration") or 0.0)
-            finished(index, _of(one, "hit", seconds=seconds, saved=spared, size=size, digest=found.digest))
+            saved = found.about.seconds
+            finished(index, _of(one, "hit", seconds=seconds, saved=saved, size=size, digest=found.digest))
     return missing
 
 

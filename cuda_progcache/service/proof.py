@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util.json_values import json_value
 from cuda_progcache.compile import recording
-from cuda_progcache.compile.history import FIRST
-from cuda_progcache.compile.record import program_name
+from cuda_progcache.compile.history import is_new
 from cuda_progcache.errors import FrozenMissError, LockError
 from cuda_progcache.service.kernel_unit import KernelUnit
 from cuda_progcache.service.lock import Lock, Locked
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from cuda_progcache.service.cached_compiler import CachedCompiler
     from cuda_progcache.service.manifest import KernelLibrary
     from cuda_progcache.service.wanted import SourceUnit
+    from cuda_progcache.store.compile_record import CompileRecord
 
 
 class Proved(NamedTuple):
@@ -33,8 +33,9 @@ class Proved(NamedTuple):
     kernel, arch, target : str
     parameters : mapping
     status : {"hit", "missing", "stale", "failed", "skipped"}
-        Missing: there is nothing like it. Stale: there is another one, from which it differs; or the one that is
-        there isn't the locked one. Failed: it can't be asked for. Skipped: its kernel needs a later architecture.
+        Missing: there is nothing like it for its architecture. Stale: there is another one, from which it differs; or
+        the one that is there isn't the locked one. Failed: it can't be asked for. Skipped: its kernel needs a later
+        architecture.
     reasons : tuple of str
         Why, in the words of a frozen run.
     command : str
@@ -113,40 +114,42 @@ def prove(compiler: CachedCompiler, library: KernelLibrary, asked: Lock | Sequen
     proved = []
     used: set[str | None] = set()
     for wanted, locked in pairs:
-        found, record = _prove_one(frozen, units, wanted, locked)
+        found, about = _prove_one(frozen, units, wanted, locked)
         if found.command.startswith("CUDA_PROGCACHE=rw ") and options:
             found = found._replace(command=f"{found.command} {options}")
         proved.append(found)
         used.add(found.digest)
-        used |= {part.get("digest") for part in record.get("inputs") or ()}
+        used |= set() if about is None else {part.digest for part in about.inputs}
     return Proof(tuple(proved), tuple(_unused(compiler.cache, used)))
 
 
 def _prove_one(
     frozen: CachedCompiler, units: Units, wanted: Wanted, locked: Locked | None
-) -> tuple[Proved, Mapping[str, Any]]:
-    """What was found, and the record of what is there."""
+) -> tuple[Proved, CompileRecord | None]:
+    """What was found, and what the record of what is there says."""
     title = locked or Locked(wanted.kernel, wanted.variant, "", wanted.arch, wanted.target)
     about = Proved(title.title(), wanted.kernel, wanted.arch, wanted.target, wanted.variant, "hit")
     try:
         if wanted.unmakeable:
             there, _ = units.look_up(wanted)
-            return about._replace(digest=wanted.key), {} if there is None else there.record
+            return about._replace(digest=wanted.key), None if there is None else there.about
         if units.rules_out(wanted):
-            return about._replace(status="skipped", reasons=("the kernel needs a later architecture",)), {}
+            return about._replace(status="skipped", reasons=("the kernel needs a later architecture",)), None
         unit = units.unit(wanted)
         done = frozen.compile_kernel(unit)
     except FrozenMissError as miss:
-        status = "missing" if miss.reasons == FIRST else "stale"
-        return about._replace(status=status, reasons=miss.reasons, command=miss.command), {}
+        status = "missing" if is_new(miss.reasons) else "stale"
+        return about._replace(status=status, reasons=miss.reasons, command=miss.command), None
     except LockError as error:
-        return about._replace(status="missing", reasons=(str(error),), command="run it once with CUDA_PROGCACHE=rw"), {}
+        return about._replace(
+            status="missing", reasons=(str(error),), command="run it once with CUDA_PROGCACHE=rw"
+        ), None
     except Exception as error:  # noqa: BLE001 - one program's trouble isn't the others'
-        return about._replace(status="failed", reasons=(trouble(error),)), {}
+        return about._replace(status="failed", reasons=(trouble(error),)), None
     if locked is not None and locked.key and done.digest != locked.key:
         reasons = _differing(locked, done, unit)
-        return about._replace(status="stale", reasons=reasons, command="lock again", digest=done.digest), done.record
-    return about._replace(digest=done.digest), done.record
+        return about._replace(status="stale", reasons=reasons, command="lock again", digest=done.digest), done.about
+    return about._replace(digest=done.digest), done.about
 
 
 def _differing(locked: Locked, done: CompiledProgram, unit: KernelUnit | SourceUnit) -> tuple[str, ...]:
@@ -172,11 +175,5 @@ def _unused(cache: Any, used: set[str | None]) -> Iterable[Unused]:
             entry = cache.info(digest)
         except (KeyError, OSError):
             continue  # removed meanwhile
-        record = entry.record
-        yield Unused(
-            digest,
-            program_name(record),
-            str(record.get("arch") or ""),
-            str(record.get("target_type") or ""),
-            entry.size,
-        )
+        about = entry.about
+        yield Unused(digest, about.title, about.arch, about.target_type, entry.size)

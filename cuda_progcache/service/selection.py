@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cuda_progcache.compile.record import program_name
+if TYPE_CHECKING:
+    from cuda_progcache.store.compile_record import CompileRecord
 
 _PARAMETERS = re.compile(r"\?(?=[A-Za-z_]\w*=)")
 _ARCH = re.compile(r"@((?:sm|compute)_\w+)$")
@@ -67,13 +67,13 @@ class Selection(NamedTuple):
             parameters.append((key, value))
         return cls(name, tuple(parameters), arch)
 
-    def includes(self, record: Mapping[str, Any]) -> bool:
+    def includes(self, about: CompileRecord) -> bool:
         """Whether the program of a record is meant."""
-        if self.arch is not None and record.get("arch") != self.arch:
+        if self.arch is not None and about.arch != self.arch:
             return False
-        if not (fits(program_name(record), self.name) or fits(str(record.get("name") or ""), self.name)):
+        if not (fits(about.title, self.name) or fits(about.name, self.name)):
             return False
-        has = (record.get("kernel") or {}).get("parameters") or {}
+        has = {} if about.kernel is None else about.kernel.parameters
         return all(name in has and _same(has[name], value) for name, value in self.parameters)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache.compile.history import differences
-from cuda_progcache.compile.record import program_name, variant_text
 from cuda_progcache.errors import BundleError
+
+if TYPE_CHECKING:
+    from cuda_progcache.store.compile_record import CompileRecord
 
 
 class Held(NamedTuple):
@@ -29,8 +31,8 @@ class Held(NamedTuple):
         What its compile took.
     made_by : mapping or None
         Who compiled it (:func:`~cuda_progcache.compile.history.made_by`).
-    record : mapping
-        Empty where only a list is known.
+    about : CompileRecord or None
+        What its record says; None where only a list is known.
     """
 
     digest: str
@@ -40,7 +42,7 @@ class Held(NamedTuple):
     arch: str
     seconds: float
     made_by: Mapping[str, Any] | None
-    record: Mapping[str, Any]
+    about: CompileRecord | None
 
 
 class Changed(NamedTuple):
@@ -152,9 +154,9 @@ def _place(one: Held) -> tuple[str, ...]:
 
 
 def _reasons(new: Held, old: Held) -> tuple[str, ...]:
-    if not (new.record and old.record):
+    if new.about is None or old.about is None:
         return ("the key differs (a list doesn't say why: compare the caches)",)
-    return tuple(differences(new.record, old.record)) or ("the records don't differ",)
+    return tuple(differences(new.about, old.about)) or ("the records don't differ",)
 
 
 def held(path: str | os.PathLike[str]) -> Iterator[Held]:
@@ -172,9 +174,9 @@ def held(path: str | os.PathLike[str]) -> Iterator[Held]:
 
     with opened(path) as bundle:
         for digest in bundle.digests:
-            record = bundle.version(digest)[1]
-            if record.get("components"):
-                yield _held(digest, record, None)
+            about = bundle.version(digest)[1]
+            if about.is_compile:
+                yield _held(digest, about, None)
 
 
 def _of_cache(path: str) -> Iterator[Held]:
@@ -184,21 +186,12 @@ def _of_cache(path: str) -> Iterator[Held]:
     with look_into(path) as cache:
         makers = Makers(cache)
         for entry in cache.entries():
-            if entry.record.get("components"):
-                yield _held(entry.digest, entry.record, makers.of(entry.record, entry.digest))
+            if (about := entry.about).is_compile:
+                yield _held(entry.digest, about, makers.of(entry))
 
 
-def _held(digest: str, record: Mapping[str, Any], made_by: Mapping[str, Any] | None) -> Held:
-    return Held(
-        digest,
-        program_name(record),
-        variant_text(record),
-        str(record.get("target_type") or ""),
-        str(record.get("arch") or ""),
-        float(record.get("duration") or 0.0),
-        made_by,
-        record,
-    )
+def _held(digest: str, about: CompileRecord, made_by: Mapping[str, Any] | None) -> Held:
+    return Held(digest, about.title, about.variant, about.target_type, about.arch, about.seconds, made_by, about)
 
 
 def _of_list(path: str) -> Iterator[Held]:
@@ -210,7 +203,7 @@ def _of_list(path: str) -> Iterator[Held]:
                 str(one[field]) for field in ("digest", "name", "variant", "target_type", "arch")
             )
             seconds = float(one["seconds"] or 0.0)
-            yield Held(digest, name, variant, target_type, arch, seconds, one["made_by"], {})
+            yield Held(digest, name, variant, target_type, arch, seconds, one["made_by"], None)
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{path} isn't the output of `cuda-progcache list --json`, nor a cache's directory or a bundle "

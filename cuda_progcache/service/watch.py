@@ -99,7 +99,7 @@ class Watch:
             entry = self._cache.info(digest)
         except KeyError:
             return None  # gone already
-        made_by = makers.of(entry.record, digest)
+        made_by = makers.of(entry)
         try:
             reasons = explain_entry(self._cache, digest) if made_by else ()
         except KeyError:

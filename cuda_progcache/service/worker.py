@@ -133,9 +133,9 @@ def trouble(error: Exception) -> str:
 
 def told_of(done: CompiledProgram) -> dict[str, Any]:
     """What is told of a job's program."""
-    duration = done.record.get("duration")
     return {
-        "hit": done.hit, "size": len(done.data), "digest": done.digest, "reason": done.reason, "duration": duration,
+        "hit": done.hit, "size": len(done.data), "digest": done.digest, "reason": done.reason,
+        "duration": done.about.duration,
     }  # fmt: skip
 
 

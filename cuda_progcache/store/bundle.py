@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from cuda_progcache._util.files import CREATE_FLAGS, replace, unlink_quietly
 from cuda_progcache._util.liveness import current_owner
 from cuda_progcache.errors import BundleError
+from cuda_progcache.store.compile_record import CompileRecord
 from cuda_progcache.store.derived import leading_to, manifest_sets, manifests_leading_to, merge_manifest
 from cuda_progcache.store.judge import judge, look, lstat
 from cuda_progcache.store.records import DamagedRecordError, Version, decode, encode
@@ -128,7 +129,7 @@ def _write(
                 info = cache.info(digest)
             except KeyError:
                 info = None
-            if info is not None and not _fits(info.record, archs):
+            if info is not None and not _fits(info.about, archs):
                 continue
             if info is not None and wanted is not None and not wanted(info):
                 continue
@@ -179,8 +180,8 @@ def _canonical(files: Any) -> bytes:
     return json.dumps(files, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def _fits(record: Any, archs: frozenset[str] | None) -> bool:
-    return archs is None or record.get("arch") in archs
+def _fits(about: CompileRecord, archs: frozenset[str] | None) -> bool:
+    return archs is None or about.arch in archs
 
 
 def _member(tree: str, digest: str) -> str:
@@ -287,17 +288,17 @@ class Bundle:
             raise self.refuse(f"{name} doesn't have the checksum that {_INDEX} gives")
         return data
 
-    def version(self, digest: str) -> tuple[Version, dict[str, Any]]:
-        """An entry's version and record."""
+    def version(self, digest: str) -> tuple[Version, CompileRecord]:
+        """An entry's version, and what its record says."""
         try:
             (version,) = decode(self._file("records", digest), digest)
-            record = dict(version.record())
+            about = CompileRecord(version.record())
             version = version._replace(created=min(float(version.created), time.time()))
         except (DamagedRecordError, ValueError, TypeError, RecursionError) as exc:
             if isinstance(exc, BundleError):
                 raise
             raise self.refuse(f"the record of {digest} is damaged ({exc})") from exc
-        return version, record
+        return version, about
 
     def entry(self, digest: str, version: Version) -> bytes:
         """An entry's bytes."""
@@ -355,9 +356,9 @@ def import_bundle(
     with opened(path) as bundle:
         wanted = []
         for digest in bundle.digests:
-            version, record = bundle.version(digest)
+            version, about = bundle.version(digest)
             bundle.entry(digest, version)
-            if _fits(record, archs):
+            if _fits(about, archs):
                 wanted.append(digest)
         manifests = list(bundle.manifests())
         # The whole bundle is valid: write it.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cuda_progcache._util.files import is_settled, read_regular
 from cuda_progcache.store import judge, pairs
+from cuda_progcache.store.compile_record import CompileRecord
 
 if TYPE_CHECKING:
     from cuda_progcache.store.root import Root
@@ -124,10 +125,9 @@ def _count(root: Root, shard: str) -> Census:
         if seen is None:
             continue
         version, status = seen
-        record = version.record()
+        about = CompileRecord(version.record())
         entries, size = entries + 1, size + status.st_size
-        duration = record.get("duration")
-        seconds += duration if isinstance(duration, (int, float)) else 0.0
-        targets[str(record.get("target_type") or "unknown")] += 1
-        archs[str(record.get("arch") or "unknown")] += 1
+        seconds += about.seconds
+        targets[about.target_type or "unknown"] += 1
+        archs[about.arch or "unknown"] += 1
     return Census(entries, size, seconds, targets, archs)

@@ -9,10 +9,11 @@ depth; an item of a list that isn't like the others is left out.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
+from cuda_progcache._util.digest import is_digest
 from cuda_progcache._util.fields import NamedTuple
+from cuda_progcache._util.lazy import kept_property
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Seconds of the longest compile that is believed (30 years); JSON has numbers that no clock can hold.
 _LONGEST = 1e9
+#: The end of the year 9999, beyond which no date can be written.
+_LATEST = 253_402_300_000.0
 #: Beyond this no count is believed, and no JSON value is looked into deeper than so many levels.
 _MOST, _DEEPEST = 1 << 63, 32
 
@@ -58,6 +61,19 @@ class Kernel(NamedTuple):
     parameters: Mapping[str, Any]
     templates: tuple[File, ...]
 
+    @classmethod
+    def of(cls, value: object) -> Kernel | None:
+        """Read the JSON object that a record has of it; None where it has none."""
+        found = _object(value)
+        if not (name := _text(found.get("name"))):
+            return None
+        parameters = {
+            parameter: given
+            for parameter, given in _object(found.get("parameters")).items()
+            if _is_text(parameter) and _is_shallow(given, _DEEPEST)
+        }
+        return cls(name, _text(found.get("module")) or None, parameters, _files(found.get("templates")))
+
 
 class Linked(NamedTuple):
     """What a program was linked from: its entry's digest, and the SHA-256 of its bytes; None where that isn't known."""
@@ -92,6 +108,10 @@ class CompileRecord:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._record!r})"
 
+    def replaced(self, **fields: Any) -> CompileRecord:
+        """The same with other values of some fields."""
+        return CompileRecord({**self._record, **fields})
+
     @property
     def name(self) -> str:
         """The program's name, as it was given."""
@@ -124,13 +144,25 @@ class CompileRecord:
 
     @property
     def manifest(self) -> str:
-        """The name of the header manifest that leads to it."""
-        return self._text("manifest")
+        """The name of the header manifest that leads to it, a digest; a file is called so."""
+        name = self._text("manifest")
+        return name if is_digest(name) else ""
 
     @property
-    def created(self) -> str:
-        """When it was compiled, ISO 8601."""
-        return self._text("created")
+    def pch_status(self) -> str | None:
+        """What became of a precompiled header; None where none was asked for."""
+        return self._text("pch_status") or None
+
+    @property
+    def created(self) -> float | None:
+        """When it was compiled, seconds since the epoch, to a second; None where that isn't known."""
+        from datetime import datetime
+
+        try:
+            moment = datetime.fromisoformat(self._text("created")).timestamp()
+        except (ValueError, OverflowError, OSError):
+            return None
+        return moment if 0 <= moment < _LATEST else None
 
     def _text(self, field: str) -> str:
         return _text(self._record.get(field))
@@ -148,7 +180,7 @@ class CompileRecord:
         """What the compile took; 0 where that isn't known."""
         return self.duration or 0.0
 
-    @functools.cached_property
+    @kept_property
     def symbol_mapping(self) -> dict[str, str]:
         """Name expression to mangled name."""
         return {
@@ -157,17 +189,27 @@ class CompileRecord:
             if _is_text(name) and _is_text(symbol)
         }
 
-    @functools.cached_property
+    @property
+    def expressions(self) -> dict[str, str]:
+        """Mangled name to name expression."""
+        return {symbol: name for name, symbol in self.symbol_mapping.items()}
+
+    @kept_property
     def components(self) -> tuple[tuple[str, str], ...]:
         """What its key was made of, label and value; empty: how it was compiled isn't known."""
         return tuple(_pairs(self._record.get("components")))
 
-    @functools.cached_property
+    @property
+    def is_compile(self) -> bool:
+        """Whether it says how the program was compiled; what was put there by hand doesn't."""
+        return any(True for _ in _pairs(self._record.get("components")))
+
+    @kept_property
     def headers(self) -> tuple[File, ...]:
         """The headers that were read."""
         return _files(self._record.get("headers"))
 
-    @functools.cached_property
+    @kept_property
     def toolchain(self) -> tuple[Tool, ...]:
         """The compiler's files."""
         return tuple(
@@ -175,7 +217,12 @@ class CompileRecord:
             for part in _objects(self._record.get("toolchain"), "name", "digest")
         )
 
-    @functools.cached_property
+    @property
+    def versions(self) -> dict[tuple[str, str], str]:
+        """The versions of the compiler's files, by name and identity, where they are known."""
+        return {(tool.name, tool.digest): tool.version for tool in self.toolchain if tool.version}
+
+    @kept_property
     def log_files(self) -> tuple[tuple[str, tuple[str, int, str]], ...]:
         """The files that the log names, each with root, index and the rest of its path."""
         found = []
@@ -185,22 +232,22 @@ class CompileRecord:
                     found.append((path, (root, index, rest)))
         return tuple(found)
 
-    @functools.cached_property
+    @kept_property
     def kernel(self) -> Kernel | None:
         """The library kernel that the program is."""
-        return _kernel(self._record.get("kernel"))
+        return Kernel.of(self._record.get("kernel"))
 
-    @functools.cached_property
+    @kept_property
     def part_of(self) -> Kernel | None:
         """The library kernel that the program is a module of."""
-        return _kernel(self._record.get("part_of"))
+        return Kernel.of(self._record.get("part_of"))
 
     @property
     def rendered(self) -> Kernel | None:
         """The library kernel that the program is, or is a module of."""
         return self.kernel or self.part_of
 
-    @functools.cached_property
+    @kept_property
     def inputs(self) -> tuple[Linked, ...]:
         """What it was linked from."""
         return tuple(
@@ -213,20 +260,25 @@ class CompileRecord:
             for part in _objects(self._record.get("inputs"))
         )
 
-    @functools.cached_property
+    @kept_property
     def parents(self) -> tuple[Caller, ...]:
         """The calls that asked for it."""
         return tuple(
             Caller(part["key"], _text(part.get("name"))) for part in _objects(self._record.get("parents"), "key")
         )
 
-    @functools.cached_property
-    def resource_usage(self) -> dict[str, dict[str, int | None]]:
-        """What each kernel uses: figure to number, None where it isn't known."""
+    @kept_property
+    def resource_usage(self) -> dict[str, dict[str, int | None]] | None:
+        """What each kernel uses: figure to number, None where it isn't known; None where no kernel's use is."""
+        kernels = self._record.get("resource_usage")
+        if not isinstance(kernels, Mapping):
+            return None
         return {
-            name: {figure: number for figure, number in used.items() if _is_text(figure) and _is_count(number)}
-            for name, used in _object(self._record.get("resource_usage")).items()
-            if _is_text(name) and isinstance(used, Mapping)
+            kernel: {
+                figure: number for figure, number in _object(used).items() if _is_text(figure) and _is_count(number)
+            }
+            for kernel, used in kernels.items()
+            if _is_text(kernel)
         }
 
     # As people know it
@@ -302,18 +354,6 @@ def _pairs(value: Any) -> Iterable[tuple[str, str]]:
 
 def _files(value: Any) -> tuple[File, ...]:
     return tuple(File(one["name"], one["digest"]) for one in _objects(value, "name", "digest"))
-
-
-def _kernel(value: Any) -> Kernel | None:
-    found = _object(value)
-    if not (name := _text(found.get("name"))):
-        return None
-    parameters = {
-        parameter: given
-        for parameter, given in _object(found.get("parameters")).items()
-        if _is_text(parameter) and _is_shallow(given, _DEEPEST)
-    }
-    return Kernel(name, _text(found.get("module")) or None, parameters, _files(found.get("templates")))
 
 
 def _is_shallow(value: object, levels: int) -> bool:

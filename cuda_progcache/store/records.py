@@ -20,12 +20,14 @@ a key is written again with different bytes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from xxhash import xxh3_128_hexdigest
 
 from cuda_progcache._util.fields import NamedTuple
 from cuda_progcache._util.json_text import loads
+from cuda_progcache._util.own_stack import on_own_stack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
         import json
 
         # ASCII: a log may have lone surrogates (from file names that aren't UTF-8), which UTF-8 can't encode.
-        return json.dumps(dict(record), allow_nan=False, separators=(",", ":")).encode("ascii")
+        write = functools.partial(json.dumps, allow_nan=False, separators=(",", ":"))
+        return on_own_stack(write, dict(record)).encode("ascii")
     except (TypeError, ValueError) as exc:
         raise type(exc)(f"a record must be a JSON object: {exc}") from exc
 
@@ -115,8 +118,8 @@ _OBJECTS = frozenset({b"{}"})
 def parse(record_json: bytes) -> dict[str, Any]:
     """Parse a record (DamagedRecordError if it isn't a JSON object)."""
     try:
-        record = loads(record_json)
-    except (ValueError, RecursionError) as exc:
+        record = on_own_stack(loads, record_json)
+    except ValueError as exc:
         raise DamagedRecordError(f"the record is no JSON: {exc}") from exc
     if not isinstance(record, dict):
         raise DamagedRecordError("the record is no JSON object")

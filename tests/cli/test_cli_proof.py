@@ -45,6 +45,17 @@ def test_locked_prewarmed_and_proved(cli, cli_json, library, root, tmp_path):
     assert proof["counts"] == {"hit": 2, "missing": 0, "stale": 1, "failed": 0, "skipped": 0, "unused": 1}
 
 
+def test_what_is_there_for_another_architecture_alone_is_missing(cli, cli_json, library, tmp_path):
+    manifest = ("--manifest", library, "--kernel", "fill")
+    cli("prewarm", *manifest, "--arch", "sm_80")
+    proof = cli_json("check", *manifest, "--arch", "sm_80", "--arch", "sm_90", code=1)
+    assert [(one["arch"], one["status"]) for one in proof["programs"]] == [("sm_80", "hit"), ("sm_90", "missing")]
+    assert proof["programs"][1]["reasons"] == ["option arch sm_80 → sm_90"]
+    (library / "fill.cu.j2").write_text((library / "fill.cu.j2").read_text() + "__device__ int edited;\n")
+    proof = cli_json("check", *manifest, "--arch", "sm_80", code=1)
+    assert [one["status"] for one in proof["programs"]] == ["stale"]
+
+
 def test_what_nothing_needs_hides_nothing_else(cli, library, tmp_path):
     """A few rows, and their number, in a cache of many programs."""
     manifest = ("--manifest", library)

@@ -24,6 +24,7 @@ from cuda_progcache import (
 )
 from cuda_progcache.compile import history, manifests
 from cuda_progcache.errors import CompileError
+from cuda_progcache.store.compile_record import CompileRecord
 
 SOURCE = 'extern "C" __global__ void k(int *a) { *a = 1; }'
 
@@ -247,7 +248,7 @@ def test_a_spared_program_is_still_found(project, cache):
 
 
 def a_record(name="k.cu", **fields):
-    return {"name": name, "components": [], **fields}
+    return CompileRecord({"name": name, "components": [], **fields})
 
 
 @pytest.mark.parametrize("kind", ["disk", "memory"])
@@ -263,7 +264,8 @@ def test_the_history_does_not_grow_for_ever(cache, kind):
 def test_processes_that_compile_at_once_lose_none_of_each_others_lines(cache):
     code = "import sys\nfrom cuda_progcache import FileStreamProgramCache\nfrom cuda_progcache.compile import history\n"
     code += "cache = FileStreamProgramCache(sys.argv[1])\nsys.stdin.readline()\n"
-    code += "for n in range(50): history.note(cache, {'name': 'k.cu'}, f'{int(sys.argv[2]) + n:064x}')\n"
+    code += "from cuda_progcache.store.compile_record import CompileRecord\nabout = CompileRecord({'name': 'k.cu'})\n"
+    code += "for n in range(50): history.note(cache, about, f'{int(sys.argv[2]) + n:064x}')\n"
     running = [
         subprocess.Popen([sys.executable, "-c", code, str(cache.path), str(k * 50)], stdin=subprocess.PIPE)
         for k in range(4)

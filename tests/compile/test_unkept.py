@@ -14,6 +14,7 @@ from cuda_progcache import FileStreamProgramCache, InMemoryProgramCache, Program
 from cuda_progcache.compile import history, unkept
 from cuda_progcache.errors import ProgCacheWarning
 from cuda_progcache.keys.headers import HeaderPolicy
+from cuda_progcache.store.compile_record import CompileRecord
 
 KERNEL = 'extern "C" __global__ void k(int *a) { *a = 1; }\n'
 
@@ -180,7 +181,7 @@ def test_the_list_has_a_bound_and_outlives_damage(cache, monkeypatch):
     monkeypatch.setattr(unkept, "warn", lambda *_: None)
     record = {"name": "k.cu", "code_type": "c++", "target_type": "cubin", "arch": "sm_80"}
     for n in range(500):
-        unkept.note(cache, record, f"{n:064x}", "the source uses __TIME__")
+        unkept.note(cache, CompileRecord(record), f"{n:064x}", "the source uses __TIME__")
     listed = unkept.listed(cache)
     assert [one.digest for one in listed[:256]] == [f"{n:064x}" for n in range(499, 243, -1)]
     assert os.path.getsize(cache.path / "unkept" / "programs") < 200_000
@@ -252,5 +253,7 @@ def test_threads_forget_the_oldest_at_once(monkeypatch, room, most):
     record = {"name": "a", "components": []}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        room.note(InMemoryProgramCache(), record, "d" * 64, *(["it may differ"] if room is unkept else []))
+        room.note(
+            InMemoryProgramCache(), CompileRecord(record), "d" * 64, *(["it may differ"] if room is unkept else [])
+        )
     assert len(kept) == 2

@@ -26,6 +26,7 @@ from cuda_progcache import (
 from cuda_progcache._util.running import asked_by, here, note_child, run, running
 from cuda_progcache.provenance import step_records as storage
 from cuda_progcache.provenance import steps
+from cuda_progcache.store.compile_record import CompileRecord
 
 SOURCE = 'extern "C" __global__ void {}(int *a) {{ *a = {}; }}'
 
@@ -341,6 +342,7 @@ def test_what_cant_be_recorded_costs_no_compile(files, monkeypatch):
 def test_a_record_of_before_has_the_same_parent(files):
     done = files.kernel("add", arch="sm_80")
     record = dict(files.cache.info(done.digest).record)
-    assert steps.render_key(record["kernel"]) == calls(files, "render")[0].to_lookup_key()
-    assert steps.links_of({"kernel": record["kernel"]})["parents"] == [calls(files, "render")[0].to_lookup_key()]
-    assert steps.links_of({"name": "k"}) == {}
+    about = CompileRecord({"kernel": record["kernel"]})
+    assert steps.render_key(about.kernel) == calls(files, "render")[0].to_lookup_key()
+    assert steps.links_of(about)["parents"] == [calls(files, "render")[0].to_lookup_key()]
+    assert steps.links_of(CompileRecord({"name": "k"})) == {}

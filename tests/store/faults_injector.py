@@ -50,7 +50,7 @@ class Injector:
         self._fails, self._make, self._after, self._traces = fails, make, after, trace
 
     def disarm(self) -> None:
-        """Fail nothing more."""
+        """Fail nothing more, and note nothing more: `calls` stays as it is."""
         self._make = None
 
     def _note(self, call: str) -> None:
@@ -75,12 +75,15 @@ class Injector:
 
         @functools.wraps(real)
         def faulty(*args: object, **kwargs: object) -> object:
+            if self._make is None and name not in {"open", "close"}:  # whose descriptors are known, armed or not
+                return real(*args, **kwargs)
             path = self._ours(args)
             if path is None:
                 return real(*args, **kwargs)
             number = len(self.calls)
             rest = path.removeprefix(self._root).strip("/").split("/")[0]
-            self._note(f"{name} {rest}")
+            if self._make is not None:
+                self._note(f"{name} {rest}")
             fails = self._make is not None and self._fails(number)
             if fails and name != "close" and not (self._after and name in CHANGES):
                 raise self._make(path)
@@ -100,9 +103,9 @@ class Injector:
 
         def faulty(path: str, *args: object, **kwargs: object) -> bool:
             number = len(self.calls)
-            if self._ours((path,)) is not None:
+            if self._make is not None and self._ours((path,)) is not None:
                 self._note("access")
-                if self._make is not None and self._fails(number):
+                if self._fails(number):
                     return False
             return real(path, *args, **kwargs)
 

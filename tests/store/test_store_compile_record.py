@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import json
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cuda_progcache
 from cuda_progcache import InMemoryProgramCache
 from cuda_progcache.compile.compiled import CompiledProgram
 from cuda_progcache.store.compile_record import Caller, CompileRecord, File, Kernel, Linked, Tool
@@ -86,7 +90,7 @@ hints = functools.cache(lambda of: get_type_hints(of, SCOPE))
 def hint(name):
     """What a property of a record is annotated with."""
     made = inspect.getattr_static(CompileRecord, name)
-    return hints(made.fget if isinstance(made, property) else made.func)["return"]
+    return hints(made.fget if isinstance(made, property) else made._make)["return"]
 
 
 def check(record):
@@ -95,7 +99,7 @@ def check(record):
     found = properties(about)
     for name, value in found.items():
         assert has_type(value, hint(name)), (name, value)
-    json.dumps({**found, "text": repr(found)}, allow_nan=False)
+    json.dumps({name: value for name, value in found.items() if name != "versions"}, allow_nan=False)
     repr(found).encode("utf-8", "surrogateescape")
     assert 0 <= about.seconds < 1e10
     return found
@@ -104,10 +108,14 @@ def check(record):
 def test_a_record_as_a_compile_writes_it_is_read_whole():
     about = CompileRecord(WHOLE)
     found = check(WHOLE)
-    same = ("name", "code_type", "target_type", "arch", "key", "log", "symbol_mapping", "duration", "created")
+    same = ("name", "code_type", "target_type", "arch", "key", "log", "symbol_mapping", "duration")
     assert {name: found[name] for name in (*same, "manifest", "resource_usage")} == {
         name: WHOLE[name] for name in (*same, "manifest", "resource_usage")
     }
+    assert about.created == datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
+    assert about.expressions == {"_Z1f": "f<int>"}
+    assert about.versions == {("nvrtc", "build-id:1"): "13.5"}
+    assert about.is_compile
     assert about.components == tuple(map(tuple, WHOLE["components"]))
     assert about.headers == (File("a.h", "12"),)
     assert about.toolchain == (Tool("nvrtc", "build-id:1", "13.5"), Tool("builtins", "2", ""))
@@ -148,6 +156,7 @@ def test_junk_anywhere_in_a_good_record_is_left_out(data):
     place[at] = data.draw(junk)
     found, whole = check(record), properties(CompileRecord(WHOLE))
     derived = {"title", "variant", "rendered", "seconds", "options", "name_expressions"}
+    derived |= {"expressions", "is_compile", "versions"}
     assert {name for name in found if found[name] != whole[name]} <= {field, *derived}
 
 
@@ -175,3 +184,67 @@ def test_a_store_gives_a_record_back_as_it_was_published(record):
     assert properties(entry.about) == properties(next(cache.entries()).about) == properties(CompileRecord(record))
     made = CompiledProgram(b"data", "cubin", "k", "sm_90", record=lambda: entry.record, hit=True)
     assert (made.log, made.record) == (entry.about.log, record)
+
+
+def packages():
+    """The package's modules, by path, as syntax."""
+    root = Path(cuda_progcache.__file__).parent
+    return {path.relative_to(root).as_posix(): ast.parse(path.read_text("utf-8")) for path in root.rglob("*.py")}
+
+
+def is_record(node):
+    """Whether an expression is a raw record: ``record``, ``x.record``, ``x.record()``."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    return isinstance(node, ast.Name | ast.Attribute) and "record" in {
+        getattr(node, "id", ""),
+        getattr(node, "attr", ""),
+    }
+
+
+def fields_read(tree):
+    """Where a field is read off a raw record: ``record["name"]``, ``record.get("name")``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            of, field = node.value, node.slice
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "get"
+            and node.args
+        ):
+            of, field = node.func.value, node.args[0]
+        else:
+            continue
+        if is_record(of) and isinstance(field, ast.Constant) and isinstance(field.value, str):
+            yield node.lineno
+
+
+def records_taken(tree):
+    """Where somebody takes the raw record of something, ``x.record``."""
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        # Not a method of one's own, nor the module of recordings'.
+        others = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in {"self", "recording"}
+        if others and node.attr == "record" and id(node) not in called:
+            yield node.lineno
+
+
+#: Who takes a record as it was published, apart from the stores: to give it on whole.
+WHOLE_RECORDS = {
+    "cli/entries.py",  # show --json prints it
+    "compile/lookup.py",  # with the log as this caller spells it
+    "provenance/programs.py",  # a call that is transferred into another store takes it along
+    "service/described.py",  # with what the binary says
+}
+
+
+def test_nothing_else_reads_fields_off_a_record():
+    """Whoever wants one takes ``about``, where each has its type; the contract of stores reads back what it wrote."""
+    code = "a = x.record['name']; b = record.get('name'); c = v.record().get('name'); record['name'] = entry.record"
+    assert len(list(fields_read(ast.parse(code)))) == 3
+    assert len(list(records_taken(ast.parse(code)))) == 2
+    modules = packages()
+    assert {path for path, tree in modules.items() if list(fields_read(tree))} == {"testing/contract.py"}
+    taken = {path for path, tree in modules.items() if list(records_taken(tree))}
+    assert {path for path in taken if path.partition("/")[0] not in {"store", "testing"}} == WHOLE_RECORDS

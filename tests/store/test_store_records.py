@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cuda_progcache import FileStreamProgramCache
 from cuda_progcache.store.records import (
     MAX_VERSIONS,
     DamagedRecordError,
@@ -130,3 +132,31 @@ def test_what_a_new_version_replaces():
 
 def test_checksum_is_xxh3_128():
     assert checksum(b"") == "99aa06d3014798d86001c324468d497f"
+
+
+def called_from(depth, function):
+    """Call a function from so many frames up."""
+    return called_from(depth - 1, function) if depth else function()
+
+
+@pytest.mark.parametrize("levels", [3, 600, 900])
+def test_no_entry_is_damaged_since_its_reader_is_far_up_the_stack(tmp_path, levels):
+    """JSON is parsed recursively; near the end of the stack the reader has the RecursionError, not the entry."""
+    record = json.loads("{" + '"a":{' * levels + "}" * levels + "}")
+    with FileStreamProgramCache(tmp_path / "cache") as cache:
+        assert cache.publish(b"k", b"data", record)
+        for depth in (0, 300, 600, 800, *range(870, 1000)):
+            with contextlib.suppress(RecursionError):
+                assert called_from(depth, lambda: cache.load(b"k").record["a"]) is not None
+        assert cache.load(b"k").record == record
+        assert [entry.record for entry in cache.entries()] == [record]
+
+
+def test_what_nests_too_deeply_to_be_written_is_no_record(tmp_path):
+    deep = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    with FileStreamProgramCache(tmp_path / "cache") as cache, pytest.raises(ValueError, match="nested too deeply"):
+        cache.publish(b"k", b"data", deep)
+    while deep:
+        deep = deep.popitem()[1]  # freeing it recurses, too

@@ -266,7 +266,7 @@ def test_no_record_has_a_secret_of_a_command_line(monkeypatch, tmp_path, word):
     monkeypatch.setattr(sys, "orig_argv", ["python", "serve.py", word, "--port", "80"])
     made = CompileService(tmp_path).compile('extern "C" __global__ void f() {}', options={"arch": "sm_80"})
     cache = FileStreamProgramCache(tmp_path)
-    assert "serve.py" in str(history.Makers(cache).of(cache.info(made.digest).record, made.digest))
+    assert "serve.py" in str(history.Makers(cache).of(cache.info(made.digest)))
     for folder, _, names in os.walk(tmp_path):
         for name in names:
             with open(os.path.join(folder, name), "rb") as file:

@@ -181,7 +181,8 @@ def _verified(remote: RemoteProgramCache, name: str, bundle: Bundle, wanted: Col
     programs = []
     why = None
     for digest in asked:
-        version, record = bundle.version(digest)
+        version, _ = bundle.version(digest)
+        record = version.record()
         data = bundle.entry(digest, version)
         doubt = None if verifier is None else verifier(digest, data, record)
         if doubt is None:
