@@ -82,7 +82,7 @@ def about_arch(arch: str) -> str:
     supported = _supported()
     number = arch.lower().removeprefix("sm").removeprefix("compute").removeprefix("_")
     if f"sm_{number}" in supported and arch == f"sm_{number}":
-        return f"the compiler doesn't take the architecture {arch!r} here"
+        return f"the compiler here doesn't support the architecture {arch!r}"
     hint = did_you_mean(f"sm_{number}", supported, listing="it compiles for")
     known = "" if "compiles for" in hint else f" It compiles for {', '.join(supported)}."
     return f"this NVRTC doesn't know the architecture {arch!r}{hint}{known}"

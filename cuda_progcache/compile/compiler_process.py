@@ -97,7 +97,7 @@ def receive(descriptor: int, limit: int = 1 << 62) -> Any:
     """Read a message of ``limit`` bytes at most from a pipe; EOFError if it was closed or sends something else."""
     size = int.from_bytes(_read(descriptor, 8), "big")
     if size > limit:
-        raise EOFError("what it sends is no message")
+        raise EOFError("it sent something other than a message")
     return marshal.loads(_read(descriptor, size))  # noqa: S302 - from our own process
 
 

@@ -302,7 +302,7 @@ def _run(
             )
         except own_process.NoProcessError as error:
             answer = perform(job)
-            unkept = f"it was compiled beside whatever else this process does: no compiler process starts ({error})"
+            unkept = f"it was compiled in this process, because no compiler process can be started ({error})"
     if "refused" in answer:
         status, log, told = answer["refused"]
         raise CompilerRefusal(status, log, trace(told))

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
             """The architecture of its output."""
 
 
-_SHADOWED = "a file that would be read is gone, or another one lies before it"
+_SHADOWED = "a file that would be read is gone, or another file shadows it"
 
 
 def missed(base: BaseKey, cache: Any, kernel: Mapping[str, Any] | None) -> FrozenMissError:

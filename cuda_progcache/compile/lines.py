@@ -21,7 +21,7 @@ def append(cache: Any, path: str, line: str) -> int:
     Returns
     -------
     int
-        The file's size before; 0 if this is its first line.
+        The file's size after the append; 0 if this is its first line.
 
     Raises
     ------

@@ -161,7 +161,7 @@ def _raise_known_failure(base: BaseKey, cache: Any, lookup: LineLookup | None, s
         refusal, age = known
         _tell_refused(base.inputs, f"remembered for {age:.0f} s")
         error = _error(base.inputs, refusal, lookup)
-        error.add_note(f"remembered: the compiler said so {age:.0f} s ago, and nothing that it read has changed since")
+        error.add_note(f"remembered from a compile {age:.0f} s ago; nothing that it read has changed since")
         raise error
 
 
@@ -260,7 +260,7 @@ def _why(cache: Any, about: CompileRecord, digest: str, reason: str | None) -> t
     if reason is not None:
         return (f"it is never kept: {reason}",)
     if not isinstance(cache, ProgramCacheResource):
-        return ("its key isn't there, and that cache keeps nothing to compare it with",)
+        return ("no entry has its key, and this cache keeps no records to compare it with",)
     return history.reasons(cache, about, digest)
 
 

@@ -100,7 +100,7 @@ class _Process:
         """Read its greeting; EOFError or OSError if it didn't start, or is something else."""
         if not self._greeted:
             if self._receive(1 << 10) != GREETING:
-                raise EOFError("it is another Python, or none")
+                raise EOFError("it isn't a compiler process of this Python")
             self._greeted = True
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class _Process:
         try:
             return receive(self._popen.stdout.fileno(), limit)
         except (ValueError, TypeError, OverflowError, MemoryError) as error:
-            raise EOFError(f"it gives no answer of ours: {error}") from error
+            raise EOFError(f"its answer can't be read: {error}") from error
 
     def end(self) -> str:
         """Kill it; if it had ended already, return how."""

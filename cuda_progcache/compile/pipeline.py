@@ -110,7 +110,7 @@ def obtain(
         ) from missing
     if inputs.name_expressions and not ours:
         raise UncacheableError(
-            f"{type(cache).__name__} holds bytes alone, so the symbol mapping of name_expressions would be lost on a "
+            f"{type(cache).__name__} stores only bytes, so the symbol mapping of name_expressions would be lost on a "
             f"hit; use one of cuda_progcache's stores"
         )
     if (found := look_up(base, cache)) is not None:

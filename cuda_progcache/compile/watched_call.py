@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cuda_progcache.keys.inputs import CompileInputs
 
 #: The reason for a miss if our own key of the program can't be computed.
-UNKNOWN = ("cuda.core's key of it isn't there, and says no more",)
+UNKNOWN = ("no entry has cuda.core's key for it, which doesn't say more",)
 
 
 class WatchedCall:

@@ -71,11 +71,10 @@ class KeptInMemory(FileStreamProgramCache):
 
             made._instead = ProgramCacheStack((memory, *behind))
         if readable:
-            told = (
-                f"{path} can't be written ({reason}): what lies there is used, "
-                "and what is compiled now is kept in memory only"
-            )
-        warnings.warn(f"{told}; set CUDA_PROGCACHE_DIR to a directory of yours", ProgCacheWarning, stacklevel=3)
+            told = f"{path} can't be written ({reason}): programs in it are used, and new ones are kept in memory only"
+        warnings.warn(
+            f"{told}; set CUDA_PROGCACHE_DIR to a directory that you can write to", ProgCacheWarning, stacklevel=3
+        )
         return made
 
     @property

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cuda_progcache.store.root import Root
 
-#: Seconds before each look at a pair that doesn't match; from the third on, only if a file is younger than the limit.
+#: Seconds before each look at a pair that doesn't match; from the third on, only while a file is young or changing.
 LOOKS = (0.0, 0.0, 0.001, 0.004, 0.015, 0.030, 0.050)
 YOUNG = 2.0
 #: A file younger than this many seconds may be half of a pair that a writer is still publishing: on a busy machine, a

@@ -116,6 +116,6 @@ def _warn(folder: str, line: str) -> None:
     from cuda_progcache.errors import ProgCacheWarning
 
     warn(
-        f"the layer {line!r} of a package in {folder} isn't used: no cache directory lies there",
+        f"the layer {line!r} of a package in {folder} isn't used: it isn't a cache directory",
         ProgCacheWarning,
     )

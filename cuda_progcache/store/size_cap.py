@@ -94,7 +94,7 @@ class SizeCap:
         return Operation(self.ledger, int(digest[:2], 16), size)
 
     def wrote(self, digest: str) -> None:
-        """Account for a published entry, and evict if the store is above its cap."""
+        """Evict, after an entry was published, if the store is above its cap."""
         if self.cap is None:
             return
         self.last_use.note(digest, time.time_ns())

@@ -461,7 +461,7 @@ def test_where_no_process_can_be_started(project):
     """
     kept, worked, *reasons = run(code).splitlines()
     assert (kept, worked) == ("0", "True")
-    assert all("no compiler process starts (there is no Python to start" in reason for reason in reasons)
+    assert all("no compiler process can be started (there is no Python to start" in reason for reason in reasons)
 
 
 def test_a_sandbox_without_processes(cache, compiled, monkeypatch):
@@ -470,7 +470,7 @@ def test_a_sandbox_without_processes(cache, compiled, monkeypatch):
 
     monkeypatch.setattr(own_process.subprocess, "Popen", forbidden)
     made_ = compiled()
-    assert "no compiler process starts" in made_.reason
+    assert "no compiler process can be started" in made_.reason
     assert "Operation not permitted" in made_.reason
     assert len(cache) == 0
     monkeypatch.undo()

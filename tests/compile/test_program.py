@@ -199,7 +199,7 @@ def test_works_with_cuda_cores_program(cache, compiled):
 def test_works_with_a_store_of_cuda_cores(compiled):
     peer = PeerMemory()
     assert [compiled(store=peer).hit for _ in range(2)] == [False, True]
-    with pytest.raises(UncacheableError, match="InMemoryProgramCache holds bytes alone"):
+    with pytest.raises(UncacheableError, match="InMemoryProgramCache stores only bytes"):
         compiled(TEMPLATE, names=("k<int>",), store=peer)
 
 

@@ -40,6 +40,11 @@ def test_prometheus_counts(tmp_path, monkeypatch):
     took = value("progcache_compile_seconds_sum", **ABOUT)
     assert took > 0
     assert value("progcache_saved_seconds_total", **ABOUT) == pytest.approx(2 * took)
+    # Only a hit saves time, and one of a program whose compile wasn't timed has none to tell.
+    for kind, arch, seconds in (("hit", "sm_90", 0.0), ("miss", "sm_100", 1.0)):
+        events.emit(events.Event(kind, "k", "cubin", arch, "", seconds=seconds))
+        assert value("progcache_events_total", kind=kind, target="cubin", arch=arch) == 1
+        assert value("progcache_saved_seconds_total", target="cubin", arch=arch) is None
     tier = "redis://127.0.0.1:1"
     assert value("progcache_tier_errors_total", tier=tier) >= 1
     assert value("progcache_tier_hits_total", tier=tier) == 0

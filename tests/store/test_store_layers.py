@@ -52,7 +52,7 @@ def test_one_that_is_not_there_is_told_of(value, site, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path / "own"))
     site("three", text=f"[{layers.GROUP}]\nx = {value}\n")
     good = site("four")
-    with pytest.warns(ProgCacheWarning, match="isn't used: no cache directory"):
+    with pytest.warns(ProgCacheWarning, match="isn't used: it isn't a cache directory"):
         assert FileStreamProgramCache().get(b"key") == b"fourkey"
     assert layers.directories() == (str(good),)
 

@@ -350,3 +350,19 @@ def test_what_is_sent_after_a_stores_end_is_counted(redis_url, tmp_path):
     assert tier.flush(60)
     counted = tally.counted(Root(str(tmp_path), shared=False), tier.name)
     assert (counted.stored, counted.bytes_out) == (1, tier.tier().bytes_out)
+
+
+def test_counts_that_cannot_be_written_down_are_written_later(tier, tmp_path):
+    with FileStreamProgramCache(tmp_path, tiers=()) as cache:
+        assert cache.publish(b"k", b"v", {})
+    root = Root(str(tmp_path), shared=False)
+    written = tally.TierTally(root, tier)
+    assert tier.get(b"a key") is None
+    written._log.add = lambda counted: False  # as on a full disk
+    written.write()
+    del written._log.add
+    assert tally.counted(root, tier.name) == tally.TierTotals()
+    for _ in range(2):
+        written.write()
+        counted = tally.counted(root, tier.name)
+        assert (counted.hits, counted.misses, counted.calls) == (0, 1, 1)

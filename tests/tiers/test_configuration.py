@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+from types import SimpleNamespace
 
 import pytest
 
@@ -161,6 +162,14 @@ def test_a_strangers_file_is_passed_over(project, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     configuration._configured.cache_clear()
     assert urls() == ["redis://h"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no owners")
+def test_nothing_is_trusted_where_the_current_directory_is_gone(project, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    own = SimpleNamespace(st_uid=1234, st_mode=0o644)
+    assert configuration._is_trusted("cuda_progcache.toml", own, str(project))
+    assert not configuration._is_trusted("cuda_progcache.toml", own, str(project / "gone"))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")

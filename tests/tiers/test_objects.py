@@ -193,6 +193,20 @@ def test_where_the_bucket_is_is_told(monkeypatch):
         engine.close()
 
 
+def test_a_reader_without_the_right_to_list_is_told_what_lacks(monkeypatch):
+    """Amazon answers such a reader with 403 where others get 404."""
+    body = b"<Error><Code>AccessDenied</Code></Error>"
+    head = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n" % len(body)
+    monkeypatch.setitem(TROUBLES["http"], "denied", lambda *_: [head + body])
+    with FaultyServer("http", "denied") as server:
+        engine = S3Engine(parse_tier(f"{KEYED}?endpoint=http://127.0.0.1:{server.port}&{PATIENCE}"))
+        with pytest.raises(StoreError, match=r"403 to GET of .* \(AccessDenied\); .* needs s3:ListBucket"):
+            engine.get(NAME, limit=LIMIT, until=later())
+        with pytest.raises(StoreError, match=r"403 to PUT of .* \(AccessDenied\):"):
+            engine.put(NAME, b"data", until=later())
+        engine.close()
+
+
 def test_without_obstore_a_bucket_is_read_and_not_listed(s3_server, monkeypatch):
     monkeypatch.setattr(objects.importlib.util, "find_spec", lambda _: None)
     engine = EngineOnDemand(parse_tier(f"{s3_server}&{PATIENCE}"))

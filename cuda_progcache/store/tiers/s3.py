@@ -172,7 +172,11 @@ class S3Engine(HttpEngine):
         code, home = _code(answer), answer.headers.get("x-amz-bucket-region", "")
         if re.fullmatch(r"[a-z0-9-]{1,40}", home) and home != region(self._settings):
             what += f"; its bucket is in the region {home}"
-        super()._refuse(f"{what} ({code})" if code else what, answer)
+        if code:
+            what += f" ({code})"
+        if code == "AccessDenied" and what.startswith("GET"):  # which it also says of an object that isn't there
+            what += "; to be told what isn't there, a reader needs s3:ListBucket besides s3:GetObject"
+        super()._refuse(what, answer)
 
 
 def _code(answer: Answer) -> str:

@@ -96,7 +96,7 @@ def sync(
         A URL is invalid.
     """
     if pack is not None and (digests is None or not is_url(os.fspath(target))):
-        raise ValueError("a pack is made of a lockfile's programs, and lies on a tier")
+        raise ValueError("a pack needs the digests of a lockfile's programs, and a tier as the target")
     origin = side(source, writes=False)
     unmade = dry_run and not is_url(os.fspath(target)) and not os.path.isdir(target)
     goal = NotMade(os.fspath(target)) if unmade else side(target, writes=not dry_run)

@@ -77,7 +77,6 @@ class WriteBack(Generic[T]):
         self._waiting: dict[str, tuple[T, int]] = {}  # items with their sizes
         self._under_way: Mapping[str, tuple[T, int]] = {}
         self._later: dict[str, tuple[T, int]] = {}  # postponed
-
         self.delayed = 0
         self._turns = 0  # how often the service started to work again
         self._vain = 0  # how often postponed writes were tried again since the last success
