@@ -65,9 +65,9 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
         return None
     symbols: dict[str | bytes, bytes] = {}
     if label.name_expressions:
-        mangled = entry.about.symbol_mapping
+        about = entry.about
         for expression in label.name_expressions:
-            symbol = mangled.get(expression_text(expression))
+            symbol = about.symbol(expression_text(expression))
             if symbol is None:
                 return None  # stored by hand, or by someone who makes up records: bytes alone can't serve these
             symbols[expression] = symbol.encode("utf-8", "surrogateescape")
@@ -75,8 +75,8 @@ def load(key: ProgramKey, label: Label, cache: Any, *, again: bool = False) -> C
     if (around := running.get()) is not None:
         around.children[digest] = None
     if events.wanted("hit"):
-        about = (label.name, label.target_type, label.arch, digest)
-        events.emit(events.Event("hit", *about, seconds=entry.about.seconds))
+        told = (label.name, label.target_type, label.arch, digest)
+        events.emit(events.Event("hit", *told, seconds=entry.about.seconds))
     return CompiledProgram(
         entry.data,
         label.target_type,

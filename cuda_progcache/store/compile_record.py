@@ -189,6 +189,11 @@ class CompileRecord:
             if _is_text(name) and _is_text(symbol)
         }
 
+    def symbol(self, expression: str) -> str | None:
+        """The mangled name of one name expression; None where the record doesn't have it."""
+        found = _object(self._record.get("symbol_mapping")).get(expression)
+        return found if _is_text(found) else None
+
     @property
     def expressions(self) -> dict[str, str]:
         """Mangled name to name expression."""
@@ -336,7 +341,7 @@ def _list(value: Any) -> Iterable[Any]:
 
 
 def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return value if type(value) is dict or isinstance(value, Mapping) else {}
 
 
 def _objects(value: Any, *texts: str) -> Iterable[Mapping[str, Any]]:

@@ -101,6 +101,7 @@ def check(record):
         assert has_type(value, hint(name)), (name, value)
     json.dumps({name: value for name, value in found.items() if name != "versions"}, allow_nan=False)
     repr(found).encode("utf-8", "surrogateescape")
+    assert {name: about.symbol(name) for name in about.symbol_mapping} == about.symbol_mapping
     assert 0 <= about.seconds < 1e10
     return found
 
@@ -114,6 +115,7 @@ def test_a_record_as_a_compile_writes_it_is_read_whole():
     }
     assert about.created == datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
     assert about.expressions == {"_Z1f": "f<int>"}
+    assert (about.symbol("f<int>"), about.symbol("g")) == ("_Z1f", None)
     assert about.versions == {("nvrtc", "build-id:1"): "13.5"}
     assert about.is_compile
     assert about.components == tuple(map(tuple, WHOLE["components"]))
