@@ -341,7 +341,9 @@ junk = st.recursive(
 FIELDS = ("symbol_mapping", "log", "log_files", "headers", "duration", "name", "components", "resource_usage")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     record=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, junk)),
     named=st.sampled_from((True, True, True, False)),
