@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a record says of a compile: each field of its own type, or absent.
+"""The fields of a compile in an entry's record: each has its own type, or counts as absent.
 
 A store keeps any JSON object beside an entry and gives it back as it was published: by this release or another, by
 hand, or by anyone who may write to a shared tier. :class:`CompileRecord` reads the fields of a compile off such an
-object, and nothing else does: what a field may hold is decided here. A value of another type counts as absent, at any
-depth; an item of a list that isn't like the others is left out.
+object, and nothing else does, so this module alone decides what a field may hold. A value of another type counts as
+absent, at any depth. A list item of another shape is left out.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-#: Seconds of the longest compile that is believed (30 years); JSON has numbers that no clock can hold.
+#: The longest compile time that counts as valid, in seconds (30 years).
 _LONGEST = 1e9
 #: The end of the year 9999, beyond which no date can be written.
 _LATEST = 253_402_300_000.0
-#: Beyond this no count is believed, and no JSON value is looked into deeper than so many levels.
+#: Counts are below this, and JSON values are nested at most this many levels deep.
 _MOST, _DEEPEST = 1 << 63, 32
 
 
 class File(NamedTuple):
-    """A file that was read: a header, or a template."""
+    """A header or template that was read."""
 
     name: str
     digest: str
@@ -44,13 +44,13 @@ class Tool(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What a library rendered a program's source from.
+    """The library kernel that a program's source was rendered from.
 
     Attributes
     ----------
     name : str
     module : str or None
-        Which of the modules of a linked kernel; None: it is the kernel itself.
+        The module of a linked kernel; None for the kernel itself.
     parameters : mapping
         Any JSON values.
     templates : tuple of File
@@ -63,7 +63,7 @@ class Kernel(NamedTuple):
 
     @classmethod
     def of(cls, value: object) -> Kernel | None:
-        """Read the JSON object that a record has of it; None where it has none."""
+        """Read it from its JSON object in a record; None if the record has none."""
         found = _object(value)
         if not (name := _text(found.get("name"))):
             return None
@@ -76,7 +76,7 @@ class Kernel(NamedTuple):
 
 
 class Linked(NamedTuple):
-    """What a program was linked from: its entry's digest, and the SHA-256 of its bytes; None where that isn't known."""
+    """An input of a link. Its entry's digest and the SHA-256 of its bytes are None if they aren't known."""
 
     name: str
     target_type: str
@@ -85,7 +85,7 @@ class Linked(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """A call that asked for a program; its name is empty where that isn't known."""
+    """A call that requested a program. Its name is empty if it isn't known."""
 
     key: str
     name: str
@@ -94,7 +94,7 @@ class Caller(NamedTuple):
 class CompileRecord:
     """The fields of a compile's record.
 
-    Texts are empty where a field is absent, and lists and mappings are.
+    An absent text, list or mapping is empty.
 
     Parameters
     ----------
@@ -119,17 +119,17 @@ class CompileRecord:
 
     @property
     def code_type(self) -> str:
-        """What it was made of: ``"c++"``, ``"ptx"``, ``"nvvm"``, or ``"link"``."""
+        """The kind of its source: ``"c++"``, ``"ptx"``, ``"nvvm"``, or ``"link"``."""
         return self._text("code_type")
 
     @property
     def target_type(self) -> str:
-        """What it is: ``"cubin"``, ``"ptx"`` or ``"ltoir"``."""
+        """The kind of its binary: ``"cubin"``, ``"ptx"`` or ``"ltoir"``."""
         return self._text("target_type")
 
     @property
     def arch(self) -> str:
-        """What it is for."""
+        """The architecture, such as ``"sm_90"``."""
         return self._text("arch")
 
     @property
@@ -139,23 +139,23 @@ class CompileRecord:
 
     @property
     def log(self) -> str:
-        """What the compiler said."""
+        """The compiler's log."""
         return self._text("log")
 
     @property
     def manifest(self) -> str:
-        """The name of the header manifest that leads to it, a digest; a file is called so."""
+        """The name of its header manifest, a digest, which is also the manifest's file name."""
         name = self._text("manifest")
         return name if is_digest(name) else ""
 
     @property
     def pch_status(self) -> str | None:
-        """What became of a precompiled header; None where none was asked for."""
+        """The outcome of its precompiled header; None if none was requested."""
         return self._text("pch_status") or None
 
     @property
     def created(self) -> float | None:
-        """When it was compiled, seconds since the epoch, to a second; None where that isn't known."""
+        """When it was compiled, in whole seconds since the epoch; None if it isn't known."""
         from datetime import datetime
 
         try:
@@ -169,7 +169,7 @@ class CompileRecord:
 
     @property
     def duration(self) -> float | None:
-        """What the compile took, in seconds; None where that isn't known."""
+        """The time of the compile in seconds; None if it isn't known."""
         value = self._record.get("duration")
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LONGEST:
             return float(value)
@@ -177,7 +177,7 @@ class CompileRecord:
 
     @property
     def seconds(self) -> float:
-        """What the compile took; 0 where that isn't known."""
+        """The time of the compile in seconds; 0 if it isn't known."""
         return self.duration or 0.0
 
     @kept_property
@@ -201,12 +201,12 @@ class CompileRecord:
 
     @kept_property
     def components(self) -> tuple[tuple[str, str], ...]:
-        """What its key was made of, label and value; empty: how it was compiled isn't known."""
+        """Label and value of each component of its key; empty if it isn't known how it was compiled."""
         return tuple(_pairs(self._record.get("components")))
 
     @property
     def is_compile(self) -> bool:
-        """Whether it says how the program was compiled; what was put there by hand doesn't."""
+        """Whether it says how the program was compiled. An entry stored by hand doesn't."""
         return any(True for _ in _pairs(self._record.get("components")))
 
     @kept_property
@@ -229,7 +229,7 @@ class CompileRecord:
 
     @kept_property
     def log_files(self) -> tuple[tuple[str, tuple[str, int, str]], ...]:
-        """The files that the log names, each with root, index and the rest of its path."""
+        """Each file that the log names, with the root, index and rest of its path."""
         found = []
         for one in _list(self._record.get("log_files")):
             match one:
@@ -254,7 +254,7 @@ class CompileRecord:
 
     @kept_property
     def inputs(self) -> tuple[Linked, ...]:
-        """What it was linked from."""
+        """The inputs that it was linked from."""
         return tuple(
             Linked(
                 _text(part.get("name")),
@@ -267,14 +267,14 @@ class CompileRecord:
 
     @kept_property
     def parents(self) -> tuple[Caller, ...]:
-        """The calls that asked for it."""
+        """The calls that requested it."""
         return tuple(
             Caller(part["key"], _text(part.get("name"))) for part in _objects(self._record.get("parents"), "key")
         )
 
     @kept_property
     def resource_usage(self) -> dict[str, dict[str, int | None]] | None:
-        """What each kernel uses: figure to number, None where it isn't known; None where no kernel's use is."""
+        """The resources of each kernel: figure to number, None if it isn't known. None if no kernel's are known."""
         kernels = self._record.get("resource_usage")
         if not isinstance(kernels, Mapping):
             return None
@@ -286,16 +286,16 @@ class CompileRecord:
             if _is_text(kernel)
         }
 
-    # As people know it
+    # For people to read
 
     @property
     def title(self) -> str:
-        """What people know the program by: the library kernel's name, else its own; ``"-"`` where it has none."""
+        """The name to show for the program: the library kernel's, else its own; ``"-"`` if it has none."""
         return (self.kernel and self.kernel.name) or self.name or "-"
 
     @property
     def variant(self) -> str:
-        """What tells it from others of its name: parameters of a kernel; else name expressions and options."""
+        """What distinguishes programs with one title: kernel parameters, else name expressions and options."""
         if (kernel := self.rendered) is not None:
             words = [f"{name}={value}" for name, value in kernel.parameters.items()]
             return " ".join([*words, *([] if kernel.module is None else [f"module={kernel.module}"])])
@@ -317,7 +317,7 @@ class CompileRecord:
 
 
 def _is_text(value: object) -> bool:
-    """Whether a value is text, or what a file's name may be; JSON also has halves of characters."""
+    """Whether a value is text, or a file name that isn't UTF-8. Other lone surrogates, which JSON allows, are not."""
     if not isinstance(value, str):
         return False
     if not value.isascii():
@@ -345,7 +345,7 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 
 def _objects(value: Any, *texts: str) -> Iterable[Mapping[str, Any]]:
-    """The objects of a list that have these texts."""
+    """The objects of a list that have a text in each of these fields."""
     return (one for one in _list(value) if isinstance(one, Mapping) and all(_text(one.get(name)) for name in texts))
 
 

@@ -550,32 +550,6 @@ assert len(tier) == 50 * 6, len(tier)
     python(script, redis_url)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_client_that_cannot_be_forked_is_left_alone_in_a_child(python):
-    script = """
-import os, sys, warnings
-sys.path.insert(0, sys.argv[1])
-from shelf import CUBIN, Shelf
-from cuda_progcache.store.tiers.remote import RemoteProgramCache
-shelf = Shelf()
-shelf.survives_fork = False
-tier = RemoteProgramCache(shelf)
-tier.publish(b"k", CUBIN, {})
-assert tier.flush(60)
-pid = os.fork()
-if pid == 0:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        calls = len(shelf.calls)
-        found = [tier.load(b"k"), tier.publish(b"k", CUBIN, {}), tier.find_manifest("0" * 64)]
-        fine = found == [None, False, None] and len(shelf.calls) == calls and len(caught) == 1
-        os._exit(0 if fine and "child" in str(caught[0].message) else 1)
-assert os.waitpid(pid, 0)[1] == 0
-assert tier.load(b"k") == (CUBIN, {})
-"""
-    python(script, os.path.dirname(__file__))
-
-
 # Stacks
 
 

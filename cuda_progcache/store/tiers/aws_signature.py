@@ -37,30 +37,30 @@ class AwsSigner:
         self._key = ("", b"")  # of one day
 
     def headers(self, method: str, path: str, body: bytes | None) -> dict[str, str]:
-        """The headers of a request, beside ``Host``.
+        """The headers that sign a request, in addition to ``Host``.
 
         Parameters
         ----------
         method : str
         path : str
-            Quoted as S3 wants it: all but letters, digits and ``/-_.~``. There is no query.
+            Percent-encoded as S3 requires: all but letters, digits and ``/-_.~``. It has no query.
         body : bytes or None
         """
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         content = hashlib.sha256(body).hexdigest() if body else _EMPTY
-        told = {"x-amz-content-sha256": content, "x-amz-date": stamp}
+        signed = {"x-amz-content-sha256": content, "x-amz-date": stamp}
         if self._token is not None:
-            told["x-amz-security-token"] = self._token
-        names = ";".join(["host", *told])
-        lines = "".join(f"{name}:{value}\n" for name, value in told.items())
+            signed["x-amz-security-token"] = self._token
+        names = ";".join(["host", *signed])
+        lines = "".join(f"{name}:{value}\n" for name, value in signed.items())
         asked = f"{method}\n{path}\n\nhost:{self._host}\n{lines}\n{names}\n{content}"
         scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(asked.encode()).hexdigest()}"
         signature = _hmac(self._day_key(stamp[:8]), text).hex()
-        told["Authorization"] = (
+        signed["Authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={self._key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
         )
-        return told
+        return signed
 
     def _day_key(self, day: str) -> bytes:
         known, key = self._key

@@ -188,18 +188,11 @@ class Calls:
                 return  # still out of order
 
     def is_usable(self) -> bool:
-        """Whether the engine can be used in this process."""
-        if not self._is_lacking and (self._pid in {None, os.getpid()} or self._engine.survives_fork):
-            return True
-        with self._lock:
-            self.skipped += 1
-        if self._is_lacking:
-            return False  # the user has been told
-        self.note(
-            "fork",
-            "was used before this process was forked and can't be used in the child, which goes on without it",
-        )
-        return False
+        """Whether the engine can be used: what it needs is installed, as far as is known."""
+        if self._is_lacking:  # the user has been told
+            with self._lock:
+                self.skipped += 1
+        return not self._is_lacking
 
     def is_ready(self) -> bool:
         """Whether calls can be made later, by another thread."""

@@ -57,8 +57,8 @@ class Engine(abc.ABC):
     ``OSError``: :class:`TimeoutError` for a time-out, :class:`~cuda_progcache.errors.StoreError` for everything else,
     with a message without secrets and the tier's name as its ``filename``. A missing object isn't trouble.
 
-    Threads share an engine. A client or connection that can't be used in a forked child is reopened there; if that is
-    impossible, :attr:`survives_fork` is false.
+    Threads share an engine, and so do a process and its forked children: what a child can't use, such as the parent's
+    connections, the engine opens anew there.
 
     Attributes
     ----------
@@ -67,15 +67,12 @@ class Engine(abc.ABC):
     keeps_time : bool
         Whether each call ends by its ``until``, whatever the server does. Other engines are called on a thread that the
         caller can abandon.
-    survives_fork : bool
-        Whether it can be used in a child of a process that has used it.
     threads : int
         The number of threads that request or write many objects.
     """
 
     name: str
     keeps_time: bool = False
-    survives_fork: bool = True
     threads: int = 1
 
     def prepare(self) -> None:  # noqa: B027

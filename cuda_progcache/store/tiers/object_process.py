@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that runs obstore: ``python -m cuda_progcache.store.tiers.object_process``, started by a tier.
 
-Its standard input is a socket. A line of JSON comes first, the tier's settings; then connections, as descriptors
-(SCM_RIGHTS), on each of which it answers HTTP: GET, PUT and DELETE of objects, and GET of ``/?prefix`` for a listing.
-Trouble is an answer with status 502, and a number and words as JSON; ``{what}`` among them is what was asked for.
+Its standard input is a socket. The tier sends its settings as a line of JSON, and then connections as descriptors
+(SCM_RIGHTS). The process answers HTTP on each of them: GET, PUT and DELETE of objects, and GET of ``/?prefix`` for a
+listing. It reports trouble with status 502 and, as JSON, an error number and a message, in which ``{what}`` stands for
+the request.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class _Bucket:
 
     def check_writable(self) -> None:
         if self._is_anonymous and self._settings.scheme == "gs":
-            # For a write obstore asks the metadata service even so.
+            # Before a write, obstore would ask the metadata service all the same.
             raise StoreError(errno.EACCES, "can't write without credentials")
 
     def _opened(self, seconds: float) -> Any:
@@ -99,7 +100,7 @@ class _Bucket:
 
 
 class _Request:
-    """A request, as far as its head, and the stream that its answer goes to."""
+    """A request whose head has been read, and the stream for its answer."""
 
     def __init__(self, stream: IO[bytes], line: bytes, bucket: _Bucket) -> None:
         self._stream = stream
@@ -111,7 +112,7 @@ class _Request:
         self.is_last = False
 
     def answer(self) -> None:
-        """Do what it asks for, and say what came of it."""
+        """Carry the request out, and send the answer."""
         body = self._stream.read(int(self._headers.get("Content-Length", 0)))
         try:
             store = self._bucket.store(float(self._headers.get("X-Seconds")))
@@ -139,12 +140,10 @@ class _Request:
 
     def _get(self, store: Any) -> None:
         found = obstore.get(store, self._name)
-        start, end = (
-            found.range
-        )  # of the object, all of which was asked for; its metadata would take a while to be made
+        start, end = found.range  # the whole object's; its metadata would take longer to make
         size = end - start
-        if size > int(self._headers.get("X-Limit")):  # obstore would make room for it
-            self._head(200, size)  # which says enough
+        if size > int(self._headers.get("X-Limit")):  # obstore would allocate that much
+            self._head(200, size)  # the client reads no further
             self.is_last = True
             return
         data = found.bytes().to_bytes()
@@ -173,23 +172,23 @@ class _Request:
 
 
 def _reason(exc: BaseException) -> tuple[int, str]:
-    """A number and a few words: obstore's messages go on for pages, and quote what the server sent."""
-    told = str(exc)
-    if isinstance(exc, TimeoutError) or "TimedOut" in told:
+    """An error number and a short message: obstore's own are pages long, and quote what the server sent."""
+    message = str(exc)
+    if isinstance(exc, TimeoutError) or "TimedOut" in message:
         return errno.ETIMEDOUT, "took too long"
-    status, system = _STATUS.search(told), _SYSTEM.search(told)
+    status, system = _STATUS.search(message), _SYSTEM.search(message)
     if status is not None:
         code = errno.EACCES if status[1] in {"401", "403"} else errno.EIO
         return code, f"the server answered {status[1]} to {{what}}"
     if system is not None:
         return int(system[1]), f"can't be reached ({system[2]})"
-    words = "its certificate isn't trusted" if "InvalidCertificate" in told else _first_words(told)
+    words = "its certificate isn't trusted" if "InvalidCertificate" in message else _first_words(message)
     return errno.EIO, f"the request failed ({words or type(exc).__name__})"
 
 
-def _first_words(told: str) -> str:
+def _first_words(message: str) -> str:
     """The reason from obstore's message, without the URL, which has Azure's secrets."""
-    line = re.sub(r"https?://\S+", "", told.partition("\n")[0])
+    line = re.sub(r"https?://\S+", "", message.partition("\n")[0])
     return one_line(re.sub(r"^Generic \w+ error: |Error performing .*? - ", "", line))[:150]
 
 
@@ -234,7 +233,7 @@ def _serve(connection: socket.socket, bucket: _Bucket) -> None:
                 if request.is_last:
                     return
     except OSError:
-        return  # the other end has gone
+        return  # the other end is closed
 
 
 def main() -> None:

@@ -97,8 +97,8 @@ class ObjectEngine(HttpEngine):
             raise StoreError(errno.EIO, "the process that runs obstore ended meanwhile", self.name) from None
 
     def _refuse(self, what: str, answer: Answer) -> NoReturn:
-        if answer.status == 404:  # to a put
-            raise StoreError(errno.ENOENT, f"the server answered 404 to {what}: does the bucket exist?", self.name)
+        if answer.status == 404:
+            raise no_bucket(what, self.name)
         code, why = json.loads(answer.data)
         if code == errno.ETIMEDOUT:
             raise TimeoutError(code, why, self.name)
@@ -108,6 +108,11 @@ class ObjectEngine(HttpEngine):
         """Close the connections, and end the process."""
         super().close()
         self._process.end()
+
+
+def no_bucket(what: str, name: str) -> StoreError:
+    """The error for a write that a server answers with 404."""
+    return StoreError(errno.ENOENT, f"the server answered 404 to {what}: does the bucket exist?", name)
 
 
 class _Process:

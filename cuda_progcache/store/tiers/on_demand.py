@@ -68,11 +68,6 @@ class EngineOnDemand(Engine):
         """As the engine."""
         return self.engine.keeps_time
 
-    @property
-    def survives_fork(self) -> bool:  # type: ignore[override]
-        """As the engine; True until it is made."""
-        return self._made is None or self._made.survives_fork
-
     def prepare(self) -> None:
         """Make the engine."""
         self.engine.prepare()

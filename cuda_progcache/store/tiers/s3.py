@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S3, and what speaks its protocol, as a tier that our own HTTP client asks.
+"""S3, and servers that speak its protocol, as tiers over our own HTTP client.
 
-That takes an access key, or a bucket that everybody reads. What needs more is left to obstore
-(:mod:`cuda_progcache.store.tiers.objects`): a role of the machine, a proxy, encryption with a key of the customer's.
+It serves tiers with an access key and public buckets. obstore (:mod:`cuda_progcache.store.tiers.objects`) serves those
+that need more: an instance's role, a proxy, or encryption with the customer's key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 from cuda_progcache.errors import StoreError
 from cuda_progcache.store.tiers.aws_signature import AwsSigner
 from cuda_progcache.store.tiers.http import HttpEngine
-from cuda_progcache.store.tiers.objects import ObjectEngine
+from cuda_progcache.store.tiers.objects import ObjectEngine, no_bucket
 from cuda_progcache.store.tiers.timed_http import HttpClient
 
 if TYPE_CHECKING:
@@ -167,8 +167,8 @@ class S3Engine(HttpEngine):
             listing.close()
 
     def _refuse(self, what: str, answer: Answer) -> NoReturn:
-        if answer.status == 404:  # to a put
-            raise StoreError(errno.ENOENT, f"the server answered 404 to {what}: does the bucket exist?", self.name)
+        if answer.status == 404:
+            raise no_bucket(what, self.name)
         code, home = _code(answer), answer.headers.get("x-amz-bucket-region", "")
         if re.fullmatch(r"[a-z0-9-]{1,40}", home) and home != region(self._settings):
             what += f"; its bucket is in the region {home}"
