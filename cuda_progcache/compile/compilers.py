@@ -35,7 +35,7 @@ _archs: dict[str, list[int]] = {}
 #: Libraries that this process has loaded: the path of each, and the identity of its files at that time.
 _loaded: dict[str, tuple[toolchain.ToolFile, ...]] = {}
 
-#: Whether this process is a farm worker, which is started with the variables in the key and ends with its batch. It
+#: Whether this process is a worker, which is started with the variables in the key and ends with its batch. It
 #: runs compiles that leave no state in itself, and so can use the precompiled headers that it makes.
 compiles_itself = False
 
