@@ -24,6 +24,8 @@ def _session_cache_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_PROGCACHE_DIR", str(tmp_path_factory.mktemp("session-progcache")))
         patch.setenv("CUDA_PROGCACHE_TEMPLATES", str(tmp_path_factory.getbasetemp() / "compiled-templates"))
+        # At its end, pytest removes what earlier runs left; one inside a test would do so for minutes.
+        patch.setenv("PYTEST_DEBUG_TEMPROOT", str(tmp_path_factory.getbasetemp()))
         yield
 
 

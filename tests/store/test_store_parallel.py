@@ -24,7 +24,8 @@ def slow(seconds=0.001):
     return action, done, threads
 
 
-def test_quick_calls_stay_in_this_thread():
+def test_quick_calls_stay_in_this_thread(monkeypatch):
+    monkeypatch.setattr(parallel, "_SLOW", 60)  # seconds: however long another process keeps the core
     threads = set()
     for_each(range(200), lambda _: threads.add(threading.current_thread()))
     assert threads == {threading.current_thread()}
