@@ -132,7 +132,7 @@ def _addresses(host: str, port: int, until: float) -> list[Any]:
     except socket.gaierror:
         return within(until, lambda: socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
     except UnicodeError as exc:
-        raise StoreError(errno.EADDRNOTAVAIL, f"{ascii(host)} can't be a host name ({exc})") from exc
+        raise StoreError(errno.EADDRNOTAVAIL, f"{host!a} can't be a host name ({exc})") from exc
 
 
 def is_readable(sock: socket.socket, seconds: float = 0.0) -> bool:
