@@ -295,10 +295,10 @@ _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a class statement, or by 
 
 
 def digest_loosely(value: Any) -> tuple[Digest, bool]:
-    """Return a value's digest, and whether the value has a part that doesn't count.
+    """Return a value's digest, and whether distinguishable values may share it.
 
-    The second is True if the value contains a dict of several items, whose order doesn't count, or an object that
-    defines its digest itself.
+    The second is True if the value contains a dict of several items (their order doesn't count), code, a
+    :class:`Digest`, or an object with a digest function of its own.
     """
     _met.loose = False
     found = digest(value)
