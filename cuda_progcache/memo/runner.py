@@ -468,13 +468,13 @@ class Runner:
         if changed:
             return "changed", (
                 f"a result of {self._named[0]} is used but not kept: the run changed {', '.join(changed)}, which "
-                f"counts; if that is no input, say so: state={tuple(changed)!r}"
+                f"counts; if it isn't an input, declare it: state={tuple(changed)!r}"
             )
         moved = [item.path for item in watched.values() if state_of(item) != item.digest]
         if moved:
             return "modified", (
                 f"{self._named[0]}: {', '.join(moved)} was modified while it ran; the result isn't saved, since it may "
-                "come from either content"
+                "be based on the old content or the new"
             )
         return None
 
