@@ -82,7 +82,7 @@ def read(path: str) -> Entry:
     if data is None:
         raise RefusedError("it is not a regular file")
     if not (is_private(status) and is_private(os.stat(os.path.dirname(path) or "."))):
-        raise UntrustedError("others can write it or its directory, so unpickling may run what they wrote (chmod go-w)")
+        raise UntrustedError("others can write it or its directory, and unpickling may run their code; run chmod go-w")
     call, length = _record_of(data)
     file = io.BytesIO(memoryview(data)[:length])
     try:
@@ -151,7 +151,7 @@ class _Entries(StorageBackend):
 
     def put(self, value: Any, key: Digest) -> Digest:  # noqa: ARG002 - the backend's signature
         """Refuse to store a value alone, since an entry is a value with its call."""
-        raise SaveError(f"an entry of {self.directory} is a result with its call")
+        raise SaveError(f"can't store a value in {self.directory} without its call")
 
     def list(self) -> Iterable[Digest]:
         """Return the keys of the entries that have a record."""

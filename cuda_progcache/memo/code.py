@@ -127,7 +127,7 @@ def _walked(walker: _Walker, value: Any) -> bytes:
         raise Indigestible(value, f"can't digest what {_named(value)} refers to: it is nested too deeply") from None
     except RuntimeError as error:  # a dict or set that another thread changes
         raise Indigestible(
-            value, f"can't digest what {_named(value)} refers to: it changed meanwhile ({error})"
+            value, f"can't digest what {_named(value)} refers to: it changed in the meantime ({error})"
         ) from None
 
 

@@ -172,7 +172,7 @@ def is_there(path: str) -> bool:
 
 
 def _looks_like_path(text: str) -> bool:
-    if len(text) > _LONGEST_PATH or not text.isprintable() or not text.strip("./"):  # a separator, a full stop
+    if len(text) > _LONGEST_PATH or not text.isprintable() or not text.strip("./"):  # only separators and dots
         return False
     parted = os.sep in text or (os.altsep is not None and os.altsep in text)
     return (parted or text.startswith(".")) and is_there(text)

@@ -185,7 +185,7 @@ class Index:
             self.close()
         connection = sqlite3.connect(where, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
-            # No write-ahead log: its shared memory is mapped, and a file cut short under a mapping kills the process.
+            # No write-ahead log: its shared memory is a mapped file, and truncating a mapped file kills the process.
             connection.execute("PRAGMA mmap_size = 0")
             connection.execute("PRAGMA journal_mode = TRUNCATE")
             connection.execute("PRAGMA synchronous = OFF")  # a database that a power cut damages is rebuilt

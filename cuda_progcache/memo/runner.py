@@ -456,7 +456,7 @@ class Runner:
             if isinstance(error.__context__, RecursionError):  # the stack had no room left to digest the result
                 self.counters["dropped"] += 1
                 return
-            self._trouble("dropped", f"a result of {self._named[0]} is used but not kept: {error}")
+            self._trouble("dropped", f"a result of {self._named[0]} is returned but not kept: {error}")
 
     def _why_not(self, key: Key, watched: Mapping[str, Watched]) -> tuple[str, str] | None:
         """Return why a result can't be stored, as the counter to raise and a message; None if it can."""
@@ -467,7 +467,7 @@ class Runner:
                 changed += found.changed()
         if changed:
             return "changed", (
-                f"a result of {self._named[0]} is used but not kept: the run changed {', '.join(changed)}, which "
+                f"a result of {self._named[0]} is returned but not kept: the run changed {', '.join(changed)}, which "
                 f"counts; if it isn't an input, declare it: state={tuple(changed)!r}"
             )
         moved = [item.path for item in watched.values() if state_of(item) != item.digest]

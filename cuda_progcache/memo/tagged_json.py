@@ -83,7 +83,7 @@ def plain(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
         return _tagged("numpy", base64.b64encode(to_npy(numpy.asarray(value))).decode("ascii"))
-    raise SaveError(f"the safe codec can't store a {kind_of(value)}; use codec='pickle' where only you can write")
+    raise SaveError(f"the safe codec can't store a {kind_of(value)}; use codec='pickle' if only you can write there")
 
 
 def _scalar_key(key: str) -> str:

@@ -164,7 +164,7 @@ class KeyManagement(Shrinking):
 
 
 def shortest_prefix(key: str, known: Sequence[str]) -> Digest:
-    """Return the shortest prefix of ``key`` that no other of the sorted ``known`` keys has; KeyError if it is unknown."""
+    """Return the shortest prefix of ``key`` that no other of the sorted ``known`` keys has; KeyError if unknown."""
     place = bisect.bisect_left(known, key)
     if place == len(known) or known[place] != key:
         raise KeyError(key)

@@ -33,7 +33,7 @@ from cuda_progcache.memo.tagged_json import (
 #: Codecs whose decoding never runs code from the data.
 SAFE = frozenset({"bytes", "json", "npy"})
 
-# Containers that were taken apart.
+# Tagged JSON for containers that were taken apart.
 WRITERS[DigestedIterable] = lambda value: (f"taken {type(value.items).__name__}", plain(list(value.items)))
 WRITERS[DigestedDict] = lambda value: ("taken dict", plain([list(pair) for pair in value.items.items()]))
 READERS["taken list"] = lambda content: DigestedIterable(each(content))

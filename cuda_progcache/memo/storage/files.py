@@ -165,8 +165,8 @@ class FileValueStorage(PerKeyLocks, DestructuringMixin, ValueMixin, FileBackend)
         if not self._may_read(key, codec, payload, head.get("signature")):
             if not self.counters["refused"] and self.codec == "pickle" and self.secret is None:
                 warn(
-                    f"pickled values in {self.root} are ignored: others can write there, and unpickling may run what "
-                    "they wrote (chmod go-w, or set a secret)", RuntimeWarning,
+                    f"pickled values in {self.root} are ignored: others can write there, and unpickling may run their "
+                    "code; run chmod go-w, or set a secret", RuntimeWarning,
                 )  # fmt: skip
             self.counters["refused"] += 1
             raise KeyError(key)
