@@ -143,7 +143,7 @@ def _look(root: Root, digest: str, stuck: set[str]) -> Look:
                 stuck |= at_work
                 break
             time.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, 0.1)
 
 
 def _finding(root: Root, digest: str, seen: Look, kind: str, repaired: bool) -> Finding:  # noqa: FBT001

@@ -224,7 +224,7 @@ def test_a_writer_that_stands_still_is_waited_for_once(cache, monkeypatch):
     for name in "abc":
         entry(cache, name).write_bytes(b"damaged")
     assert [kind for kind, _ in kinds(cache.verify())] == ["corrupt"] * 3
-    assert verification._PATIENCE < clock.now < 2.1 * verification._PATIENCE
+    assert verification._PATIENCE < clock.now < 1.1 * verification._PATIENCE
 
 
 def test_beside_writers_everything_is_whole(cache):
