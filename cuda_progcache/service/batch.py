@@ -157,7 +157,7 @@ class _WorkerPool:
     def start(self) -> Worker:
         with self._lock:
             if self._closed:
-                raise WorkerDiedError("the batch was given up")
+                raise WorkerDiedError("the batch was cancelled")
             worker = Worker(self._setup)
             self._workers.append(worker)
             return worker

@@ -315,7 +315,7 @@ class CompileService:
         on_start: Callable[[PrewarmItem, int, int], None] | None = None,
         executor: Executor | None = None,
     ) -> PrewarmReport:
-        """Compile, in parallel, the variants that a library lists for some architectures, or the programs of a lockfile.
+        """Compile the variants of a library for some architectures, or the programs of a lockfile, in parallel.
 
         Programs that are in the cache already are hits, so an interrupted prewarm can be continued. Light programs are
         compiled in threads. If several programs include many headers (cub, thrust, cooperative groups), worker

@@ -131,15 +131,15 @@ def _tried(name: str, code_type: str, source: str, arch: str, wheel: str, *, nee
     except ProgCacheError as error:
         if needed:
             return Finding("compilers", name, "not installed", str(error), f"pip install {wheel}")
-        use = {"ptx": "links", "nvvm": "NVVM IR"}[code_type]
-        return Finding("compilers", name, f"not installed; only {use} would need it", "", f"pip install {wheel}")
+        use = {"ptx": "linking", "nvvm": "NVVM IR"}[code_type]
+        return Finding("compilers", name, f"not installed; only needed for {use}", "", f"pip install {wheel}")
     about = f"{tools[0].path} (build {tools[0].identity.split(':')[1][:12]})"
     try:
         options = ProgramOptions(arch=arch, name="doctor")
         made = Program(source, code_type, options).compile("cubin" if code_type == "ptx" else "ptx")
     except ProgCacheError as error:
         first = str(error).splitlines()[0]
-        return Finding("compilers", name, about, f"it doesn't work: {first}", f"reinstall {wheel}")
+        return Finding("compilers", name, about, f"doesn't work: {first}", f"reinstall {wheel}")
     version = _VERSION.search(bytes(made.code))
     return Finding("compilers", name, f"{version[1].decode()}  {about}" if version else about)
 
@@ -173,7 +173,7 @@ def _driver() -> Finding:
 
     version = driver_version()
     if version is None:
-        return Finding("driver", "CUDA driver", "none: programs are compiled here, and run elsewhere")
+        return Finding("driver", "CUDA driver", "none: this machine can compile programs but not run them")
     return Finding("driver", "CUDA driver", f"CUDA {version // 1000}.{version % 1000 // 10}")
 
 
@@ -221,8 +221,8 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
         "cache",
         "free space",
         f"{free / 1e9:,.1f} GB at {above}",
-        "compiles soon won't be kept" if scarce else "",
-        "free some, or set CUDA_PROGCACHE_DIR to another disk" if scarce else "",
+        "almost full: soon, compiled programs can't be stored" if scarce else "",
+        "free some space, or set CUDA_PROGCACHE_DIR to a directory on another disk" if scarce else "",
     )
     yield _checked("cache", "size cap", lambda: _cap_text(default_max_size()), "give a size such as 5GB, or 0 for none")
     elsewhere = "set CUDA_PROGCACHE_DIR to a directory that this user can write to"
@@ -231,8 +231,8 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
         return
     if above != root:
         may = os.access(above, os.W_OK | os.X_OK)
-        problem = "" if may else f"it can't be made: this user can't write to {above}"
-        yield Finding("cache", "directory", f"{root}, not there yet", problem, "" if may else elsewhere)
+        problem = "" if may else f"it can't be created: this user can't write to {above}"
+        yield Finding("cache", "directory", f"{root}, doesn't exist yet", problem, "" if may else elsewhere)
         return
     writable = os.access(root, os.W_OK | os.X_OK)
     try:
@@ -240,14 +240,14 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Iterator[Finding]:
         with FileStreamProgramCache(root, strict=True) as cache:
             stats = cache.stats()
     except (StoreError, OSError, ValueError) as error:
-        yield Finding("cache", "directory", root, str(error), f"mend that, or {elsewhere}")
+        yield Finding("cache", "directory", root, str(error), f"fix that, or {elsewhere}")
         return
     yield Finding(
         "cache",
         "directory",
         f"{root}: {plural(stats.entries, 'entry')}, {size(stats.bytes)}",
-        "" if writable or not wanted else "it can only be read: what is compiled isn't kept",
-        "" if writable or not wanted else "let this user write there, or say so: CUDA_PROGCACHE=ro",
+        "" if writable or not wanted else "this user can't write to it: compiled programs aren't stored",
+        "" if writable or not wanted else "make it writable for this user, or set CUDA_PROGCACHE=ro",
     )
 
 
