@@ -163,7 +163,7 @@ def test_work_that_was_lost_is_done_by_another(service):
 def test_a_worker_that_would_make_other_keys_compiles_nothing(service, monkeypatch):
     setup = farm._setup(service._compiler, service.library)
     (answer,) = farm.work({**setup, "tools": {**setup["tools"], "nvrtc": "another"}}, [{"kernel": "fill"}])
-    assert "nvrtc of the worker on" in answer["error"]
+    assert "nvrtc differs on the worker" in answer["error"]
     (answer,) = farm.work({**setup, "library": {**setup["library"], "path": "/not/there"}}, [{"kernel": "fill"}])
     assert "no kernel library at /not/there" in answer["error"]
 
