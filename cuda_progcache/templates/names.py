@@ -14,7 +14,7 @@ from _collections_abc import MutableMapping as _MutableMapping  # loaded by ever
 from cuda_progcache.templates.objects import Namespace
 from cuda_progcache.templates.undefined import is_undefined
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any

@@ -9,7 +9,7 @@ from __future__ import annotations
 from cuda_progcache.templates.context import EvalContext, as_markup, is_eval_context
 from cuda_progcache.templates.undefined import missing, passes_for
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any

@@ -16,7 +16,7 @@ from cuda_progcache.templates.context import Context, TemplateModule
 from cuda_progcache.templates.runtime import NAMES, Block, CodeInfo, extra_globals, namespace, new_context
 from cuda_progcache.templates.undefined import StrictUndefined, is_undefined, passes_for
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping
     from types import CodeType

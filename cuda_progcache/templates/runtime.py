@@ -37,7 +37,7 @@ from cuda_progcache.templates.context import STOPPED, BlockReference, Context, T
 from cuda_progcache.templates.objects import LookAhead, LoopContext, Macro, Namespace
 from cuda_progcache.templates.undefined import Undefined, missing, public_missing
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, MutableMapping
     from types import CodeType

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # importing typing would take longer than all else that a cached kernel needs
+TYPE_CHECKING = False  # importing typing would take longer than everything else that a cached kernel needs
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, NoReturn
