@@ -188,7 +188,7 @@ class KernelEnvironment:
         environment = self._templates()
         source = "{% set _result = (" + expression + ") %}"
         if not isinstance(environment, PlainEnvironment) or not environment.has_string(source):
-            self.jinja().compile_expression(expression)  # its errors are about the expression, not the template around it
+            self.jinja().compile_expression(expression)  # its errors are about the expression alone
         template: Any = environment.from_string(source)
 
         def evaluate(values: Mapping[str, Any]) -> Any:
