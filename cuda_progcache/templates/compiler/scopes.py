@@ -201,7 +201,7 @@ class Scope:
         return scope
 
     def exports(self) -> dict[str, str]:
-        """Return the names set in this scope and the enclosing ones, with their locals; an included template sees them."""
+        """Return the names set in this scope and the enclosing ones, with their locals, for included templates."""
         names: dict[str, str] = {}
         scope: Scope | None = self
         while scope is not None:
