@@ -398,7 +398,7 @@ def _make_private(directory: str) -> None:
         _make_directories(directory)
         status = os.stat(directory)
     except OSError as error:
-        message = f"can't make the directory for compiled templates: {error.strerror}"
+        message = f"can't create the directory for compiled templates: {error.strerror}"
         raise _store_error(directory, error.errno, message) from error
     if not stat.S_ISDIR(status.st_mode):
         raise _store_error(directory, errno.ENOTDIR, "compiled templates need a directory, but this is not one")

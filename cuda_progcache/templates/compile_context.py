@@ -284,7 +284,7 @@ class _Described:
             return _name(kind)  # one of Jinja2's extensions or ours
         state = getattr(value, "__dict__", None)
         if "__dataclass_fields__" in vars(kind) or (state is not None and callable(value)) or _is_extension(kind):
-            kept = {k: v for k, v in (state or {}).items() if k != "environment"}  # an extension has one
+            kept = {k: v for k, v in (state or {}).items() if k != "environment"}  # of an extension
             return self._type(kind) + self.of(kept)
         raise UnknownContentError(f"a {kind.__qualname__}")
 

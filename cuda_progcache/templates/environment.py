@@ -128,7 +128,7 @@ class KernelEnvironment:
         Raises
         ------
         TemplateError
-            If the template is missing or wrong, a name is undefined, a ``{% require %}`` fails, or an expression
+            If the template is missing or invalid, a name is undefined, a ``{% require %}`` fails, or an expression
             raises.
         """
         return KernelTemplate(self, template_name, None).render(**params)

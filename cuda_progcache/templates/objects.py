@@ -56,7 +56,7 @@ class Macro:
         self._default_autoescape = default_autoescape
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the macro's text for the arguments; Jinja2 passes an eval context as the first one."""
+        """Return the macro's text for the arguments; Jinja2 passes an eval context before them."""
         if args and is_eval_context(args[0]):
             return self.called(args[1:], kwargs, args[0].autoescape)
         return self.called(args, kwargs, self._default_autoescape)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Inheritance(Macros):
     """The code generator for statements that combine templates.
 
-    The context has the blocks of the render: for each name a list, which starts with the block of the outermost child.
+    The context has the blocks of the render: for each name a list, starting with the block of the rendered template.
     ``{% extends %}`` appends the parent's blocks. After the child's body, the parent's body is rendered in the same
     context.
 

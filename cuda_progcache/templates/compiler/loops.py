@@ -12,7 +12,7 @@ from cuda_progcache.templates.compiler.scopes import SIZING, Loop
 from cuda_progcache.templates.compiler.statements import Statements
 
 _OFTEN = 2
-"""The number of reads from which a target gets another local, with its text or for a dict."""
+"""The minimum number of reads for which a target gets another local, with its text or for a dict."""
 
 
 class Loops(Statements):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cuda_progcache.templates.compiler.scopes import FunctionState
 
 _LONGEST_RUN = 48
-"""The most parts of an f-string; each is on the interpreter's stack until the last one is computed."""
+"""The maximum number of parts of an f-string; the interpreter's stack holds all parts until the last is computed."""
 
 
 class Output(Expressions):
