@@ -149,6 +149,6 @@ def _spill(code: bytes, offset: int, kernel: str, functions: list[Symbol]) -> Sp
     opcode, width = low & 0xFFF, high >> 9 & 7
     memory = _STORES.get(opcode) or _LOADS.get(opcode)
     if memory is None or width not in _WIDTHS:
-        raise ValueError(f"{kernel}: the instruction {low:#x} at {offset:#x} is marked as a spill, but is no load or store")
+        raise ValueError(f"instruction {low:#x} at {offset:#x} of {kernel} is marked as a spill but no load or store")
     within = next((one.name for one in functions if one.start <= offset < one.start + one.size), kernel)
     return Spill(within.removeprefix(f"${kernel}$"), offset, opcode in _STORES, _WIDTHS[width], memory)
