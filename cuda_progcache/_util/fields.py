@@ -169,7 +169,7 @@ class _Declaration:
         return self._twin
 
     def methods(self) -> dict[str, Any]:
-        """Return ``__init__``, ``__repr__``, ``__eq__`` and ``__hash__``, and the setters that protect a frozen class."""
+        """Return ``__init__``, ``__repr__``, ``__eq__`` and ``__hash__``, and what makes an instance frozen."""
         shown = [name for name in self.names if self._special.get(name, _PLAIN).shown]
         compared = [name for name in self.names if self._special.get(name, _PLAIN).compared]
 

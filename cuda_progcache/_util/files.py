@@ -53,7 +53,7 @@ def identity(st: os.stat_result) -> Identity:
 
 
 def signature(st: os.stat_result) -> Signature:
-    """Return inode, size, mtime and ctime (ns); while they don't change, neither does a file that :func:`is_settled`."""
+    """Return inode, size, mtime and ctime (ns); while they are the same, so is a file that :func:`is_settled`."""
     return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
 
