@@ -104,8 +104,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Determine the options, and subscribe to events."""
     config.addinivalue_line(
         "markers",
-        "no_compile: the test fails if cuda_progcache or cuda.core compiles a program while the test or a fixture of "
-        "function scope runs, in any thread of its process",
+        "no_compile: the test fails if a program is compiled, by cuda_progcache or cuda.core, while the test or one of "
+        "its function-scoped fixtures runs, in any thread of its process",
     )
     for option in _OPTIONS:
         _settle(config, option)

@@ -212,8 +212,8 @@ def occupancy(used: Resources, arch: str | int, block_size: int, dynamic_shared_
     """
     if block_size < 1 or dynamic_shared_bytes < 0:
         raise InspectError(
-            f"block_size must be at least 1 and dynamic_shared_bytes at least 0, not {block_size} and "
-            f"{dynamic_shared_bytes}"
+            f"block_size must be at least 1 and dynamic_shared_bytes at least 0, not block_size = {block_size}, "
+            f"dynamic_shared_bytes = {dynamic_shared_bytes}"
         )
     has = multiprocessor(arch)
     block_warps = -(-block_size // _WARP)

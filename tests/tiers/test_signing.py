@@ -179,7 +179,7 @@ def test_keys_that_cannot_be_used(tmp_path, ours, signed):
     curve = Pair(tmp_path, "curve", ec.generate_private_key(ec.SECP256R1()))
     junk = tmp_path / "junk.pem"
     junk.write_text("no key")
-    for key, why in ((str(curve.public), "no Ed25519 key"), (str(junk), "no public key"), (str(tmp_path / "x"), "x")):
+    for key, why in ((str(curve.public), "isn't an Ed25519 key"), (str(junk), "isn't a public key"), (str(tmp_path / "x"), "x")):
         said = Verifier([ours.hex, key])(NAME, DATA, signed)
         assert "can't be used" in said, "one bad key in a list is a mistake to be told, not to be guessed around"
         assert why in said
