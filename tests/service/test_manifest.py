@@ -645,4 +645,6 @@ def test_a_check_tells_what_is_likely_a_mistake_in_a_template(tmp_path):
                                       "{% for i in [n] %}{% set a = i %}{% endfor %}{{ a }}")  # fmt: skip
     (tmp_path / "manifest.toml").write_text(ENTRY.format(name="good"))
     (problem,) = KernelLibrary(tmp_path).check()
-    assert problem.startswith("k: k.cu.j2:3: what the loop's body sets as 'a' is lost after each iteration")
+    assert problem.startswith(
+        "k: k.cu.j2:3: the value that the loop's body assigns to 'a' is lost after each iteration"
+    )
