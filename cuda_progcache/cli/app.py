@@ -55,7 +55,7 @@ With --json, stdout carries one JSON object and nothing else. If the command fai
 is {"error": {"type", "message", "exit_code", "log"}}. The --help of each command describes its object.
 
 \b
-Shell completion for bash (for zsh and fish: zsh_source, fish_source):
+Completion in bash (in zsh: zsh_source, in fish: fish_source):
     eval "$(_CUDA_PROGCACHE_COMPLETE=bash_source cuda-progcache)"
 """
 

@@ -95,7 +95,7 @@ def test_times(span, value):
 )  # fmt: skip
 def test_prune_to_what(cli, kept, arguments):
     cli("prune", *arguments, code=2)
-    assert "3 entries whole" in cli("verify").stdout
+    assert "3 entries intact" in cli("verify").stdout
 
 
 # pin

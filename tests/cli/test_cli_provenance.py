@@ -100,7 +100,7 @@ def test_affected(cli, cli_json, compiled, kernel, library, tmp_path):
     assert (hit["digest"], hit["as"], hit["named"], hit["current"]) == (compiled, "header", "scale.h", True)
     header.write_text("#define SCALE 4\n")
     told = cli("affected", header)
-    assert "another" in told.stdout
+    assert "different" in told.stdout
     assert "invalidates 0 programs; 1 used different content under this name" in told.stderr
 
 
@@ -170,7 +170,7 @@ def test_a_directory_of_memoized_calls_alone(cli, calls, tmp_path):
     for folder, name in (("memo", "registers"), ("kept", "load")):
         before = sorted(path for path in (tmp_path / folder).rglob("*") if "sqlite" not in path.name)
         told = cli("provenance", calls[name][:8], "--cache-dir", tmp_path / folder).stdout
-        assert told.startswith("result of") and "(record missing: removed, or in another directory)" in told
+        assert told.startswith("result of") and "(record missing" in told
         assert sorted(path for path in (tmp_path / folder).rglob("*") if "sqlite" not in path.name) == before
     assert "no program or call has a digest that starts with" in cli(
         "provenance", calls["load"][:8], "--cache-dir", tmp_path / "memo", code=5
