@@ -25,7 +25,7 @@ def test_all_is_well(cli, cli_json, root):
     assert listed["ok"] and not any(one["problem"] for one in listed["findings"])
     assert re.match(r"\d+\.\d+\.\d+  /.*libnvrtc.*\(build [0-9a-f]+\)", found(listed, "nvrtc")["value"])
     assert "sm_90" in found(listed, "architectures")["value"]
-    assert found(listed, "directory")["value"] == f"{root}, not there yet"
+    assert found(listed, "directory")["value"] == f"{root}, doesn't exist yet"
     assert found(listed, "mode")["value"] == "rw"
     assert not root.exists()  # looking makes nothing
     with FileStreamProgramCache() as cache:

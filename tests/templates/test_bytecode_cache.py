@@ -398,7 +398,7 @@ def test_what_is_no_directory_or_can_not_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="this is not one"):
         BytecodeCache(tmp_path / "file")
-    with pytest.raises(StoreError, match="can't make the directory"):
+    with pytest.raises(StoreError, match="can't create the directory"):
         BytecodeCache(tmp_path / "file" / "below")
 
 
