@@ -191,7 +191,7 @@ def _joined(own: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     given = {field: value for field, value in own.items() if value}
     for field in given.keys() & fields.keys():
         if not isinstance(given[field], list):
-            raise click.BadParameter(f"also set by --{field}: use one of them", param_hint=f"-O {field}")
+            raise click.BadParameter(f"given twice, here and with --{field}", param_hint=f"-O {field}")
         given[field] += fields[field]
     return fields | given
 
