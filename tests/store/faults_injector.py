@@ -45,7 +45,7 @@ class Injector:
     def arm(
         self, fails: Callable[[int], bool], make: Callable[[str], OSError], *, after: bool = False, trace: bool = False
     ) -> None:
-        """Fail the calls whose number (from 0) ``fails`` accepts, with ``make(path)``; ``after`` fails them once done."""
+        """Fail the calls whose number (from 0) ``fails`` accepts, with ``make(path)``; with ``after``, after the call."""
         self.calls, self.places = [], []
         self._fails, self._make, self._after, self._traces = fails, make, after, trace
 
