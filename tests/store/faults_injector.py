@@ -45,7 +45,10 @@ class Injector:
     def arm(
         self, fails: Callable[[int], bool], make: Callable[[str], OSError], *, after: bool = False, trace: bool = False
     ) -> None:
-        """Fail the calls whose number (from 0) ``fails`` accepts, with ``make(path)``; with ``after``, after the call."""
+        """Fail the calls whose number (from 0) ``fails`` accepts.
+
+        They raise ``make(path)`` instead of making the call; with ``after``, after making it.
+        """
         self.calls, self.places = [], []
         self._fails, self._make, self._after, self._traces = fails, make, after, trace
 
