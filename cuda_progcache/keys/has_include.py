@@ -77,7 +77,7 @@ _NOTHING = Mentions()
 
 
 def mentions(code: bytes, name: bytes) -> Mentions:
-    """Return the occurrences of a name in a text, except in comments, strings, ``#if 0`` and tests of its definition."""
+    """Return the uses of a name in a text, outside of comments, strings, ``#if 0``, ``#ifdef`` and ``defined``."""
     if name not in whole_words(code):
         return _NOTHING
     bodies: dict[Macro, None] = {}

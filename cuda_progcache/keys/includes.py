@@ -351,7 +351,7 @@ class _Collector:
         return anchor is not None and self._kind((root, index, anchor)) == _FILE
 
     def _probe(self) -> frozenset[bytes]:
-        """Add the paths that ``__has_include`` tests check, and return the macros through which tests may be written."""
+        """Add the paths that ``__has_include`` tests check; return the macros through which tests may be written."""
         probes = has_include.probes([text for text, _ in self._texts])
         for index, reason in probes.undecided:
             self.note_problem(f"{self._texts[index][0].where} {reason}")
