@@ -90,10 +90,10 @@ class CompileInputs(NamedTuple):
         if self.code_type != "c++":
             return None
         if said.precompiled and self.extra_digest is None:
-            return f"the option {', '.join(said.precompiled)} hides which headers a precompiled header was made of"
+            return f"the option {', '.join(said.precompiled)} hides which headers a precompiled header was made from"
         macro = self.source.time_macro or said.time_macro
         if macro:
-            return f"the source uses {macro}, whose value is another at each compile"
+            return f"the source uses {macro}, whose value differs at each compile"
         if unclear := [folder for folder in self.include_dirs if folder.startswith(" ") or "\n" in folder]:
             return f"the include directory {unclear[0]!r} can't be told from another in the compiler's list of headers"
         if said.probes:

@@ -143,7 +143,7 @@ def relocated(log: str, files: Sequence[Sequence[Any]], spelled: Callable[[Root]
     """
     now = {}
     for path, (root, index, rest) in files:
-        with contextlib.suppress(IndexError):  # an unknown folder, in a forged record: the path stays
+        with contextlib.suppress(IndexError):  # a root that this compile doesn't have: the path stays
             now[path] = spelled((root, index)) + rest
     if all(path == new for path, new in now.items()):
         return log

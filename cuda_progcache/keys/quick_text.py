@@ -107,7 +107,7 @@ def mentions_file(code: bytes) -> bool:
 
 
 def time_macro(code: str | bytes) -> str | None:
-    """Return the date or time macro in a text (from :func:`whole_words`); it makes the output differ at each compile."""
+    """Return the date or time macro in a text (from :func:`whole_words`), which makes each compile's output differ."""
     # Search for letters first: that is a memchr. A search for eight characters takes as long as the text's SHA-256.
     if isinstance(code, str):
         if "T" not in code or "E" not in code:

@@ -68,7 +68,7 @@ def without_nvjitlink(monkeypatch, tmp_path):
     def missing(name):
         if name == "nvJitLink":
             raise ToolchainError(
-                "the compiler library nvJitLink was not found: `pip install nvidia-nvjitlink` brings it"
+                "the compiler library nvJitLink was not found: install it with `pip install nvidia-nvjitlink`"
             )
         return original(name)
 
