@@ -263,9 +263,7 @@ def linker() -> str:
         locate("nvJitLink")
     except ToolchainError as error:
         if _driver() is None:
-            raise NotInstalledError(
-                f"{error}; there is no CUDA driver either, whose linker could link PTX"
-            ) from error
+            raise NotInstalledError(f"{error}; there is no CUDA driver either, whose linker could link PTX") from error
         return "driver"
     return "nvJitLink"
 
