@@ -174,7 +174,7 @@ class CompileService:
             For invalid inputs, before any compile.
         """
         if (code is None) == (source is None):
-            raise TypeError("compile() needs the source, given once, as code")
+            raise TypeError("compile() needs the source exactly once, as code")
         inputs = normalize(
             code=source if code is None else code,
             code_type=code_type,
