@@ -122,7 +122,7 @@ def test_a_signal_ends_it_at_once_and_keeps_what_is_done(number, word, code, lib
     last = rest.rstrip().splitlines()[-1]
     kept = re.fullmatch(
         rf"cuda-progcache: error: {word}; (\d+) programs? compiled so far are kept in (.*), "
-        r"and the same command goes on from there",
+        r"and the same command continues from there",
         last,
     )
     assert kept[2] == str(root)
@@ -208,7 +208,7 @@ def test_the_demo_twice(root):
     assert second.stderr == ""
     text = second.stdout
     assert f"100% hits: {programs} programs from the cache in" in text
-    assert re.search(r"that saved [\d.]+ (s|min .*) of compile time", text)
+    assert re.search(r"which saved [\d.]+ (s|min .*) of compile time", text)
     assert str(root / "entries") in text
     assert "make demo" not in text  # there is nothing to gain by a third run
     prefix = re.search(r" show ([0-9a-f]{8,64})$", text, re.MULTILINE)[1]
@@ -249,4 +249,4 @@ def test_the_demo_on_a_terminal_shows_progress(library, root):
     assert "3/3" in shown
     assert "sm_90" in shown
     assert "next:" in shown
-    assert "once more" in shown
+    assert "run it again" in shown
