@@ -28,13 +28,13 @@ class Hang(BaseException):
 
 @pytest.fixture
 def watchdog():
-    """Ends a test that hangs (in open() of a FIFO, say) with :class:`Hang`; calling it gives another 120 seconds."""
+    """Ends a test that hangs (in open() of a FIFO, say) with :class:`Hang`; calling it gives another 5 minutes."""
 
     def bark(*_):
         raise Hang
 
     def feed():
-        signal.setitimer(signal.ITIMER_REAL, 120)
+        signal.setitimer(signal.ITIMER_REAL, 300)
 
     before = signal.signal(signal.SIGALRM, bark)
     feed()

@@ -206,7 +206,8 @@ def test_a_writer_between_its_two_renames_is_given_time(cache, monkeypatch):
     assert torn == set()
 
 
-def test_beside_writers_everything_is_whole(cache):
+def test_beside_writers_everything_is_whole(cache, monkeypatch):
+    monkeypatch.setattr("cuda_progcache.store.verification._PATIENCE", 600.0)  # a writer may be kept from its core
     stop = threading.Event()
 
     def write(which):
